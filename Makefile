@@ -1,0 +1,42 @@
+# Every target sets itself up: no step before it.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format protos clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed  ## Start a server, call it with real images, print what came back
+	$(BIN)/python examples/demo.py
+
+serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
+	$(BIN)/python examples/serve.py
+
+test: $(VENV)/installed  ## Run all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed  ## Lint, types, stub drift, proto lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/python protos/generate.py --descriptor-set .cache/protos.binpb
+	$(BIN)/buf lint .cache/protos.binpb --config buf.yaml
+
+format: $(VENV)/installed  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(VENV)/installed  ## Regenerate the stubs from the protos
+	$(BIN)/python protos/generate.py
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) .cache build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Python SDK of the ResNet50 model server."""

@@ -1,0 +1,118 @@
+"""Regenerate the Python stubs from the protos, or check that they are current.
+
+    python protos/generate.py            regenerate
+    python protos/generate.py --check    exit 1 if the committed stubs differ from what would be made
+    python protos/generate.py --descriptor-set FILE    write what `buf lint` reads
+
+The toolchain is the oldest supported one, in an environment of its own: stubs made by a newer
+protoc refuse older protobuf runtimes, and client apps are often held at an older one
+(docs/adr/0001-oldest-toolchain-for-stubs.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+TOOLCHAIN = (
+    "grpcio-tools==1.72.1",
+    "protobuf==6.30.2",
+    "googleapis-common-protos==1.70.0",
+    "mypy-protobuf==3.6.0",
+    "setuptools<81",  # grpcio-tools 1.72 imports pkg_resources
+)
+ROOT = Path(__file__).resolve().parent
+PROTOS = sorted((ROOT / "resnet50" / "v1").glob("*.proto"))
+CACHE = ROOT.parent / ".cache" / "protoc"
+
+
+def toolchain() -> Path:
+    """Return the interpreter of the toolchain's environment, made on first use."""
+    key = hashlib.sha256("\n".join((*TOOLCHAIN, sys.version)).encode()).hexdigest()[:12]
+    home = CACHE / key
+    python = home / "bin" / "python"
+    finished = home / "installed"
+    if not finished.exists():
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *TOOLCHAIN], check=True)
+        finished.touch()
+    return python
+
+
+def protoc(*arguments: str) -> None:
+    """Run the toolchain's protoc over all protos."""
+    python = toolchain()
+    purelib = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    plugin = f"{python.parent}/protoc-gen-mypy"
+    subprocess.run(
+        [
+            python,
+            "-m",
+            "grpc_tools.protoc",
+            f"-I{ROOT}",
+            f"-I{purelib}",
+            f"--plugin=protoc-gen-mypy={plugin}",
+            f"--plugin=protoc-gen-mypy_grpc={plugin}_grpc",
+            *arguments,
+            *(str(path.relative_to(ROOT)) for path in PROTOS),
+        ],
+        check=True,
+    )
+
+
+def generate(out: Path) -> None:
+    """Write the stubs of all protos below `out`."""
+    protoc(
+        f"--python_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet:{out}",
+    )
+
+
+def stubs(root: Path) -> dict[str, bytes]:
+    """Return the stubs below `root`: path relative to it, and content."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*_pb2*.py*"))
+        if path.suffix in (".py", ".pyi")
+    }
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--descriptor-set", metavar="FILE", help="write the descriptor set only")
+    options = parser.parse_args()
+    if options.descriptor_set:
+        out = Path(options.descriptor_set).resolve()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={out}")
+        return 0
+    if not options.check:
+        generate(ROOT)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        generate(Path(scratch))
+        fresh, committed = stubs(Path(scratch)), stubs(ROOT)
+    stale = sorted(
+        name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name)
+    )
+    for name in stale:
+        print(f"protos/{name} is not what its proto generates: run `make protos`", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

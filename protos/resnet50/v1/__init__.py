@@ -1,0 +1,1 @@
+"""Contract `resnet50.v1`: see the .proto files beside this one."""

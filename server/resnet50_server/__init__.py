@@ -1,0 +1,1 @@
+"""gRPC model server for torchvision ResNet50 weights."""
