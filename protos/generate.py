@@ -1,8 +1,8 @@
 """Regenerate the Python stubs from the protos, or check that they are current.
 
     python protos/generate.py            regenerate
-    python protos/generate.py --check    exit 1 if the committed stubs differ from what would be made
-    python protos/generate.py --descriptor-set FILE    write what `buf lint` reads
+    python protos/generate.py --check    exit 1 if the committed stubs are not what would be made
+    python protos/generate.py --descriptor-set FILE   write what `buf lint` reads
 
 The toolchain is the oldest supported one, in an environment of its own: stubs made by a newer
 protoc refuse older protobuf runtimes, and client apps are often held at an older one

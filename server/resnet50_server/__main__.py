@@ -1,0 +1,80 @@
+"""The command `resnet50-server`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+
+USAGE = """\
+resnet50-server serve [OPTIONS]          serve variants over gRPC; `serve --help` lists the options
+resnet50-server variants list            the variants that torchvision publishes
+resnet50-server variants show NAME       one of them, or NAME=DIRECTORY, in full
+resnet50-server variants download NAME…  fetch weights, with their hash checked
+resnet50-server variants verify          check the hashes of the files that are here
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; default: the process's own.
+
+    Returns:
+        The exit status: 0, 1 (could not do it) or 2 (asked for wrongly).
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["serve"]:
+        return _serve(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="resnet50-server",
+        description=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|variants")
+    commands.add_parser("serve")
+    variants = commands.add_parser("variants")
+    from .variants import command
+
+    command.add_arguments(variants)
+    options = parser.parse_args(arguments)
+    return command.run(options)
+
+
+def _serve(arguments: list[str]) -> int:
+    from pydantic import ValidationError
+    from pydantic_settings import CliSettingsSource, SettingsError
+
+    from .settings import Settings, unknown_environment
+
+    source = CliSettingsSource[object](
+        Settings,
+        cli_prog_name="resnet50-server serve",
+        cli_parse_args=arguments,
+    )
+    if unknown := unknown_environment():
+        print(f"resnet50-server: environment: nothing is called {unknown[0]}", file=sys.stderr)
+        return 2
+    try:
+        settings = Settings(_cli_settings_source=source)  # type: ignore[call-arg]
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            where = ".".join(map(str, problem["loc"])) or "settings"
+            print(f"resnet50-server: {where}: {problem['msg']}", file=sys.stderr)
+        return 2
+    except (SettingsError, ValueError) as error:
+        print(f"resnet50-server: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    from .app import serve
+
+    return asyncio.run(serve(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The server process: put the parts together, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from resnet50.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    variant_pb2,
+    variant_pb2_grpc,
+)
+
+from .admission import Admission
+from .decode import ImageLimits
+from .errors import WeightsError
+from .held import Devices, HeldVariants, hold
+from .servicers.inference import InferenceServicer
+from .servicers.variant import VariantServicer
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    variant_pb2.DESCRIPTOR.services_by_name["VariantService"].full_name,
+)
+# Room for a message's other fields beside an image of the largest size.
+MESSAGE_OVERHEAD_BYTES = 64 * 1024
+# A connection may have this many calls open; more wait in the client.
+MAX_CONCURRENT_STREAMS = 1000
+
+
+class Server:
+    """A model server in this process; `start`, then `stop`, on one event loop.
+
+    Args:
+        settings: How to serve.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._admission = Admission(settings.max_requests, settings.max_request_bytes)
+        self._health = health.aio.HealthServicer()
+        self._grpc: grpc.aio.Server | None = None
+        self.broken = asyncio.Event()
+        self._devices = Devices(settings, self._on_broken)
+        threads = settings.decode_threads or os.cpu_count() or 1
+        # Decoding is parallel over images; within one, torch's threads would only get in the way.
+        self._decode_pool = ThreadPoolExecutor(
+            threads, "decode", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        self.addresses: list[str] = []
+
+    async def start(self) -> None:
+        """Listen at once, load and warm up, then become healthy.
+
+        Raises:
+            WeightsError: A variant cannot be served.
+            OSError: An address cannot be listened on.
+        """
+        settings = self._settings
+        self._grpc = grpc.aio.server(options=_options(settings))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        held = [await hold(spec, settings, self._devices) for spec in settings.variants]
+        variants = HeldVariants(held, settings.default_variant)
+        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(variants, self._admission, self._decode_pool, limits), self._grpc
+        )
+        variant_pb2_grpc.add_VariantServiceServicer_to_server(VariantServicer(variants), self._grpc)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+        )
+        self.addresses = [_listen(self._grpc, address) for address in settings.listen]
+        await self._grpc.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Answer what was accepted, within `drain_timeout_s`; refuse what comes; then stop."""
+        self._admission.draining = True
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._grpc is not None:
+            await self._grpc.stop(self._settings.drain_timeout_s)
+        await self._devices.close()
+        self._decode_pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
+
+    def _on_broken(self, error: BaseException) -> None:
+        self.broken.set()
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_image_bytes + MESSAGE_OVERHEAD_BYTES),
+        ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+        # Two servers on one port would share its calls by chance; let the second fail instead.
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _listen(server: grpc.aio.Server, address: str) -> str:
+    """Bind an address; return it with the port that was chosen."""
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"listen: cannot listen on {address}: in use, or not ours") from error
+    if address.startswith("unix:"):
+        return address
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; return the process's exit status.
+
+    Returns:
+        0 after a drain, 1 if the server could not start, 70 if its scheduler broke.
+    """
+    server = Server(settings)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    starting = asyncio.create_task(server.start())
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            return 0
+        try:
+            await starting
+        except (WeightsError, OSError) as error:
+            print(f"resnet50-server: {error}", file=sys.stderr)
+            return 1
+        for address in server.addresses:
+            print(f"listening on {address}", flush=True)
+        broken = asyncio.create_task(server.broken.wait())
+        await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
+        log.info("stopping: %s", "the engine broke" if broken.done() else "asked to")
+        status = 70 if broken.done() else 0
+        broken.cancel()
+        return status
+    finally:
+        stopped.cancel()
+        await server.stop()

@@ -1,0 +1,390 @@
+"""Dynamic batching: decoded images in, results out, batches formed when the engine is free.
+
+Lives wholly on the event loop, so it needs no locks; it knows nothing of gRPC or torch. One
+`Scheduler` serves one device and holds one queue per variant. It is work-conserving: when the
+engine is free it takes what waits, earliest deadline first, up to `max_batch_size`. A request that
+is cancelled or whose deadline cannot be met leaves its queue and costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engine.protocol import BatchOutput, Engine
+from .errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
+from .latency import LatencyModel
+
+log = logging.getLogger(__name__)
+
+# A request without a deadline is ordered as if it had this one, so that it is never starved by
+# requests that have one.
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """How batches form.
+
+    Attributes:
+        max_batch_size: Images in one batch, at most.
+        max_queue_delay_ms: How long a free engine waits for a batch to fill; 0 takes what is there.
+        max_queue_size: Images that may wait per variant; one more is refused.
+    """
+
+    max_batch_size: int = 32
+    max_queue_delay_ms: float = 0.0
+    max_queue_size: int = 512
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the engine made of one image.
+
+    Attributes:
+        indices: int64 [k], categories by falling probability; k is what was asked for.
+        probabilities: float32 [k].
+        embedding: float32 [D], or None if not asked for.
+        queue_s: From submission to the start of the batch, in seconds.
+        compute_s: The batch on the engine, in seconds.
+        batch_size: How many images shared the batch.
+    """
+
+    indices: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    embedding: NDArray[np.float32] | None
+    queue_s: float
+    compute_s: float
+    batch_size: int
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """One image in a queue, until its future is done."""
+
+    image: NDArray[np.uint8] | None
+    top_k: int
+    with_embedding: bool
+    deadline: float | None
+    arrived: float
+    future: asyncio.Future[Result]
+
+
+@dataclass(eq=False)
+class VariantQueue:
+    """The images that wait for one variant's engine, ordered by deadline.
+
+    Made by `Scheduler.add`. A request that gave up stays in the heap as an empty shell until it
+    comes to the top or shells outnumber the living; it counts and weighs nothing.
+    """
+
+    name: str
+    engine: Engine
+    latency: LatencyModel = field(default_factory=LatencyModel)
+    _heap: list[tuple[float, int, _Waiting]] = field(default_factory=list)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _live: int = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    def push(self, waiting: _Waiting) -> None:
+        """Add an image; it is released by itself as soon as its future is done."""
+        due = waiting.arrived + PATIENCE_S if waiting.deadline is None else waiting.deadline
+        heapq.heappush(self._heap, (due, next(self._numbers), waiting))
+        self._live += 1
+        waiting.future.add_done_callback(lambda _: self._release(waiting))
+
+    def _release(self, waiting: _Waiting) -> None:
+        """Forget an image whose caller gave up while it waited."""
+        if waiting.image is None:
+            return
+        waiting.image = None
+        self._live -= 1
+        if len(self._heap) > 64 and len(self._heap) > 2 * self._live:
+            self._heap = [entry for entry in self._heap if entry[2].image is not None]
+            heapq.heapify(self._heap)
+
+    def due(self) -> float | None:
+        """Return the earliest deadline that waits, in loop time; None if nothing does."""
+        while self._heap and self._heap[0][2].image is None:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def oldest(self) -> float:
+        """Return when the longest-waiting image arrived, in loop time."""
+        return min(entry[2].arrived for entry in self._heap if entry[2].image is not None)
+
+    def take(self, limit: int, now: float) -> list[tuple[_Waiting, NDArray[np.uint8]]]:
+        """Take up to `limit` images, earliest deadline first; fail those that come too late."""
+        taken: list[tuple[_Waiting, NDArray[np.uint8]]] = []
+        while len(taken) < limit and self.due() is not None:
+            _, _, waiting = heapq.heappop(self._heap)
+            image, waiting.image = waiting.image, None
+            self._live -= 1
+            assert image is not None  # `due` removed the shells
+            if waiting.deadline is not None:
+                needed_s = self.latency.estimate_s(1, limit)
+                if now + needed_s > waiting.deadline:
+                    waiting.future.set_exception(_too_late(waiting.deadline - now, needed_s))
+                    continue
+            taken.append((waiting, image))
+        return taken
+
+
+class Scheduler:
+    """Feeds one device from the queues of its variants, a batch at a time.
+
+    Args:
+        policy: How batches form.
+        executor: Where engines run; one thread, so that a device has one owner.
+        on_broken: Called once with the error if the scheduling loop itself dies; the server then
+            cannot answer any more and must say so.
+    """
+
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        executor: Executor,
+        on_broken: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.policy = policy
+        self._executor = executor
+        self._on_broken = on_broken
+        self._queues: dict[str, VariantQueue] = {}
+        self._arrival = asyncio.Event()
+        self._busy: VariantQueue | None = None
+        self._busy_size = 0
+        self._busy_since = 0.0
+        self._running: set[asyncio.Future[Result]] = set()
+        self._closing: BaseException | None = None
+        self._loop_task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to form batches, on the running loop."""
+        self._loop_task = asyncio.get_running_loop().create_task(
+            self._run(), name="batch-scheduler"
+        )
+        self._loop_task.add_done_callback(self._on_stopped)
+
+    def add(self, name: str, engine: Engine) -> VariantQueue:
+        """Give a variant its queue."""
+        queue = VariantQueue(name, engine)
+        self._queues[name] = queue
+        return queue
+
+    @property
+    def depth(self) -> int:
+        """Images that wait, over all variants."""
+        return sum(len(queue) for queue in self._queues.values())
+
+    def submit(
+        self,
+        queue: VariantQueue,
+        image: NDArray[np.uint8],
+        *,
+        top_k: int,
+        with_embedding: bool,
+        deadline: float | None = None,
+    ) -> Awaitable[Result]:
+        """Queue one decoded image; cancelling what is returned takes it out again.
+
+        Args:
+            queue: The variant's queue.
+            image: uint8 [3, crop, crop], RGB.
+            top_k: How many categories to return; 0 for none.
+            with_embedding: Whether the embedding is wanted.
+            deadline: When the answer must be there, in the loop's time; None for no limit.
+
+        Raises:
+            QueueFull: `max_queue_size` images wait already.
+            DeadlineUnreachable: What waits and runs ahead takes longer than there is time.
+            ShuttingDown: The scheduler has been closed.
+            EngineFailed: (from the returned awaitable) the batch failed.
+        """
+        if self._closing is not None:
+            raise ShuttingDown("the server is shutting down; call another one") from self._closing
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if len(queue) >= self.policy.max_queue_size:
+            raise QueueFull(
+                f"variant {queue.name}: max_queue_size ({self.policy.max_queue_size}) images wait",
+                max(0.01, self._wait_s(queue, now)),
+            )
+        if deadline is not None:
+            # Earliest deadline first: only what is due before this request runs ahead of it, which
+            # is at least the running batch. Counting more would refuse what can be served.
+            needed_s = self._remaining_s(now) + queue.latency.estimate_s(
+                1, self.policy.max_batch_size
+            )
+            if now + needed_s > deadline:
+                raise _too_late(deadline - now, needed_s)
+        future: asyncio.Future[Result] = loop.create_future()
+        queue.push(_Waiting(image, top_k, with_embedding, deadline, now, future))
+        self._arrival.set()
+        return future
+
+    async def drain(self) -> None:
+        """Return when nothing waits and nothing runs."""
+        while pending := self._pending():
+            await asyncio.wait(pending)
+
+    async def close(self) -> None:
+        """Stop; whatever still waits is answered with `ShuttingDown`."""
+        self._closing = self._closing or ShuttingDown("closed")
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait([self._loop_task])
+        self._fail_all(ShuttingDown("the server stopped before it came to this request"))
+
+    def _pending(self) -> set[asyncio.Future[Result]]:
+        waiting = {
+            entry[2].future
+            for queue in self._queues.values()
+            for entry in queue._heap
+            if not entry[2].future.done()
+        }
+        return waiting | {future for future in self._running if not future.done()}
+
+    def _fail_all(self, error: Exception) -> None:
+        for future in self._pending():
+            future.set_exception(error)
+
+    def _remaining_s(self, now: float) -> float:
+        """Return how long the running batch will still take, in seconds."""
+        if self._busy is None:
+            return 0.0
+        expected = self._busy.latency.estimate_s(self._busy_size, self.policy.max_batch_size)
+        return max(0.0, self._busy_since + expected - now)
+
+    def _wait_s(self, queue: VariantQueue, now: float) -> float:
+        """Return how long the queue takes to empty, in seconds."""
+        return self._remaining_s(now) + queue.latency.estimate_s(
+            len(queue), self.policy.max_batch_size
+        )
+
+    async def _run(self) -> None:
+        while True:
+            queue = await self._next_queue()
+            batch = queue.take(self.policy.max_batch_size, asyncio.get_running_loop().time())
+            if batch:
+                await self._compute(queue, batch)
+
+    async def _next_queue(self) -> VariantQueue:
+        """Wait until a batch should start; return its queue: the one with the earliest deadline."""
+        loop = asyncio.get_running_loop()
+        delay_s = self.policy.max_queue_delay_ms / 1000.0
+        while True:
+            self._arrival.clear()
+            candidates = [
+                (due, queue) for queue in self._queues.values() if (due := queue.due()) is not None
+            ]
+            if not candidates:
+                await self._arrival.wait()
+                continue
+            if delay_s <= 0.0:
+                return min(candidates, key=lambda candidate: candidate[0])[1]
+            now = loop.time()
+            starts = []
+            for due, queue in candidates:
+                # A batch is held back to fill, but never past its first deadline.
+                latest = due - queue.latency.estimate_s(len(queue), self.policy.max_batch_size)
+                full = len(queue) >= self.policy.max_batch_size
+                start = now if full else min(queue.oldest() + delay_s, latest)
+                starts.append((start, due, queue))
+            start, _, queue = min(starts, key=lambda candidate: candidate[:2])
+            if start <= now:
+                return queue
+            timer = loop.call_at(start, self._arrival.set)
+            try:
+                await self._arrival.wait()
+            finally:
+                timer.cancel()
+
+    async def _compute(
+        self, queue: VariantQueue, batch: list[tuple[_Waiting, NDArray[np.uint8]]]
+    ) -> None:
+        """Run one batch; whatever happens, each of its futures is done afterwards."""
+        loop = asyncio.get_running_loop()
+        entries = [waiting for waiting, _ in batch]
+        images = [image for _, image in batch]
+        top_k = max(waiting.top_k for waiting in entries)
+        with_embeddings = any(waiting.with_embedding for waiting in entries)
+        self._busy, self._busy_size, self._busy_since = queue, len(batch), loop.time()
+        self._running = {waiting.future for waiting in entries}
+        started = self._busy_since
+        try:
+            output = await loop.run_in_executor(
+                self._executor, queue.engine.run, images, top_k, with_embeddings
+            )
+            compute_s = loop.time() - started
+            queue.latency.observe(len(batch), compute_s)
+            for position, waiting in enumerate(entries):
+                if not waiting.future.done():
+                    waiting.future.set_result(
+                        _result(output, position, waiting, started, compute_s, len(batch))
+                    )
+        except Exception as error:
+            log.exception("a batch of %d failed on variant %s", len(batch), queue.name)
+            for waiting in entries:
+                if not waiting.future.done():
+                    failure = EngineFailed("the engine failed on this batch")
+                    failure.__cause__ = error
+                    waiting.future.set_exception(failure)
+        finally:
+            self._busy = None
+            self._running = set()
+            for waiting in entries:  # only on cancellation, by `close`
+                if not waiting.future.done():
+                    waiting.future.set_exception(
+                        ShuttingDown("the server stopped while it computed this request")
+                    )
+
+    def _on_stopped(self, task: asyncio.Task[None]) -> None:
+        """Leave nobody hanging if the loop dies of a fault of ours."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        assert error is not None  # the loop never returns
+        log.critical("the batch scheduler died", exc_info=error)
+        self._closing = error
+        self._fail_all(EngineFailed("the batch scheduler died"))
+        if self._on_broken is not None:
+            self._on_broken(error)
+
+
+def _result(
+    output: BatchOutput,
+    position: int,
+    waiting: _Waiting,
+    started: float,
+    compute_s: float,
+    batch_size: int,
+) -> Result:
+    embedding = None
+    if waiting.with_embedding:
+        assert output.embeddings is not None  # asked for by this request
+        embedding = output.embeddings[position]
+    return Result(
+        indices=output.indices[position, : waiting.top_k],
+        probabilities=output.probabilities[position, : waiting.top_k],
+        embedding=embedding,
+        queue_s=started - waiting.arrived,
+        compute_s=compute_s,
+        batch_size=batch_size,
+    )
+
+
+def _too_late(left_s: float, needed_s: float) -> DeadlineUnreachable:
+    return DeadlineUnreachable(
+        f"the deadline is {max(0.0, left_s) * 1e3:.1f} ms away and the answer needs about"
+        f" {needed_s * 1e3:.1f} ms; nothing was computed: allow more time or call another server"
+    )

@@ -1,0 +1,1 @@
+"""Engines: what turns a batch of decoded images into probabilities and embeddings."""

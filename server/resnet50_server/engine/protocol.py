@@ -1,0 +1,47 @@
+"""The seam between batching and computing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class BatchOutput:
+    """What an engine makes of a batch of N images.
+
+    Attributes:
+        indices: int64 [N, k], categories by falling probability; k = 0 if none was asked for.
+        probabilities: float32 [N, k], softmax over all categories.
+        embeddings: float32 [N, D], output of the global average pool; None if not asked for.
+    """
+
+    indices: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    embeddings: NDArray[np.float32] | None
+
+
+class Engine(Protocol):
+    """One variant, ready to compute on one device.
+
+    `run` blocks and is only ever called from the scheduler's one engine thread.
+    """
+
+    def run(
+        self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
+    ) -> BatchOutput:
+        """Compute a batch.
+
+        Args:
+            images: N arrays uint8 [3, crop, crop], RGB.
+            top_k: How many categories to return for each image; 0 for none.
+            with_embeddings: Whether embeddings are wanted.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device's memory; no `run` follows."""
+        ...

@@ -1,0 +1,66 @@
+"""Engines without weights: they isolate the cost of serving, and rehearse a device's dynamics."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .protocol import BatchOutput
+
+EMBEDDING_DIMENSION = 2048
+
+
+class NullEngine:
+    """Answers at once, always the same: category i has a probability that falls with i.
+
+    What is measured with it is the cost of everything but the network.
+
+    Args:
+        categories: How many categories the variant has.
+    """
+
+    def __init__(self, categories: int) -> None:
+        logits = -np.arange(categories, dtype=np.float64)
+        self._probabilities = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
+        self._indices = np.arange(categories, dtype=np.int64)
+
+    def run(
+        self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
+    ) -> BatchOutput:
+        """Return the constant answer for each image; see `Engine.run`."""
+        count = len(images)
+        embeddings = None
+        if with_embeddings:
+            embeddings = np.ones((count, EMBEDDING_DIMENSION), dtype=np.float32)
+        return BatchOutput(
+            indices=np.broadcast_to(self._indices[:top_k], (count, top_k)),
+            probabilities=np.broadcast_to(self._probabilities[:top_k], (count, top_k)),
+            embeddings=embeddings,
+        )
+
+    def close(self) -> None:
+        """Hold nothing, free nothing."""
+
+
+class TimedEngine(NullEngine):
+    """The null engine with a GPU's dynamics: asleep, without the GIL, for α + β·b a batch.
+
+    Args:
+        categories: How many categories the variant has.
+        alpha_ms: Cost of a batch, in milliseconds.
+        beta_ms: Cost of an image, in milliseconds.
+    """
+
+    def __init__(self, categories: int, alpha_ms: float, beta_ms: float) -> None:
+        super().__init__(categories)
+        self._alpha_s = alpha_ms / 1000.0
+        self._beta_s = beta_ms / 1000.0
+
+    def run(
+        self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
+    ) -> BatchOutput:
+        """Sleep α + β·b, then answer as the null engine; see `Engine.run`."""
+        time.sleep(self._alpha_s + self._beta_s * len(images))
+        return super().run(images, top_k, with_embeddings)

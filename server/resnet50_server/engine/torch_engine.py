@@ -1,0 +1,70 @@
+"""The engine that runs the network in PyTorch, on the CPU or on CUDA."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..transform import Transform
+from ..variants.network import Network
+from .protocol import BatchOutput
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TorchEngine:
+    """Normalise, forward, softmax, top-k, in eager PyTorch with channels_last memory.
+
+    Args:
+        network: In eval mode, on the CPU; moved to the device.
+        transform: The variant's, for its mean and standard deviation.
+        device: Where to compute, e.g. `torch.device("cuda:0")`.
+        precision: "fp32", "fp16" or "bf16"; "int8" for networks that are quantized already.
+    """
+
+    def __init__(
+        self, network: Network, transform: Transform, device: torch.device, precision: str
+    ) -> None:
+        self._device = device
+        self._dtype = DTYPES.get(precision, torch.float32)
+        if network.quantized:
+            self._network = network
+        else:
+            self._network = network.to(device=device, dtype=self._dtype)
+            self._network = self._network.to(memory_format=torch.channels_last)
+        self._scale, self._shift = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+            for values in _affine(transform)
+        )
+
+    @torch.inference_mode()
+    def run(
+        self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
+    ) -> BatchOutput:
+        """Compute a batch; see `Engine.run`."""
+        batch = torch.from_numpy(np.stack(images)).to(self._device)
+        pixels = torch.addcmul(self._shift, batch.to(torch.float32), self._scale)
+        pixels = pixels.to(dtype=self._dtype, memory_format=torch.channels_last)
+        embeddings, logits = self._network(pixels)
+        count = len(images)
+        indices = np.empty((count, 0), dtype=np.int64)
+        probabilities = np.empty((count, 0), dtype=np.float32)
+        if top_k:
+            top = torch.softmax(logits.float(), dim=1).topk(top_k, dim=1)
+            indices, probabilities = top.indices.cpu().numpy(), top.values.cpu().numpy()
+        vectors = embeddings.float().cpu().numpy() if with_embeddings else None
+        return BatchOutput(indices, probabilities, vectors)
+
+    def close(self) -> None:
+        """Give the weights' memory back."""
+        del self._network
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _affine(transform: Transform) -> tuple[list[float], list[float]]:
+    """Return scale, shift with pixel·scale + shift = (pixel/255 - mean)/std, per channel."""
+    scale = [1.0 / (255.0 * std) for std in transform.std]
+    shift = [-mean / std for mean, std in zip(transform.mean, transform.std, strict=True)]
+    return scale, shift

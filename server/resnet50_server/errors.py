@@ -1,0 +1,96 @@
+"""What the server refuses, and why.
+
+Data flow, and which error belongs to which arrow:
+
+    RPC → validate     InvalidRequest, InvalidImage, VariantNotFound
+        → admission    Overloaded, ShuttingDown
+        → decode       InvalidImage
+        → queue        QueueFull, DeadlineUnreachable
+        → engine       EngineFailed
+
+    ServingError
+    ├── InvalidRequest        INVALID_ARGUMENT     a field is wrong; names it
+    │   └── InvalidImage      INVALID_ARGUMENT     the image is
+    ├── VariantNotFound       NOT_FOUND            no such variant is loaded
+    ├── Overloaded            RESOURCE_EXHAUSTED   too many requests or bytes inside the server
+    │   └── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
+    ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
+    ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
+    └── EngineFailed          INTERNAL             the engine raised; the reason is in the log
+
+`status.py` holds the one table from here to gRPC codes. Errors of starting up, which no caller ever
+sees, are `WeightsError` (variants) and pydantic's own (settings).
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """A request that is not answered. The message is for the caller: field, limit, what to do."""
+
+
+class InvalidRequest(ServingError):
+    """A field of the request is wrong.
+
+    Args:
+        field: Path of the field in the request message, e.g. `options.top_k`.
+        reason: What is wrong with it, what is allowed, and what to do.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class InvalidImage(InvalidRequest):
+    """The image cannot be read, or passes a limit."""
+
+
+class VariantNotFound(ServingError):
+    """No variant of that name is loaded.
+
+    Args:
+        field: Path of the field that names it, e.g. `options.variant`.
+        name: What was asked for.
+        loaded: Names of the variants that are.
+    """
+
+    def __init__(self, field: str, name: str, loaded: list[str]) -> None:
+        super().__init__(f"{field}: no variant {name!r} is loaded; loaded: {', '.join(loaded)}")
+        self.field = field
+        self.name = name
+        self.loaded = loaded
+
+
+class Overloaded(ServingError):
+    """The server holds as much as it may.
+
+    Args:
+        reason: Which limit was reached.
+        retry_after_s: When there may be room, in seconds from now.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(f"{reason}; retry in {retry_after_s:.3f} s")
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Overloaded):
+    """The variant's queue is full."""
+
+
+class DeadlineUnreachable(ServingError):
+    """The request's deadline has passed, or comes before the engine could answer."""
+
+
+class ShuttingDown(ServingError):
+    """The server is draining and takes no more requests."""
+
+
+class EngineFailed(ServingError):
+    """The engine raised on the batch that held the request; the cause is chained."""
+
+
+class WeightsError(Exception):
+    """Weights cannot be had or are not what they should be: which file, why, and what to do."""

@@ -1,0 +1,269 @@
+"""The variants that the server holds: loaded, ready to answer, found by name."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .batcher import BatchPolicy, Scheduler, VariantQueue
+from .engine.protocol import Engine
+from .engine.synthetic import NullEngine, TimedEngine
+from .engine.torch_engine import TorchEngine
+from .errors import VariantNotFound, WeightsError
+from .settings import Settings
+from .variants.definition import Definition, define, plain
+from .variants.files import weights_directory
+from .variants.network import load_network
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenEngine:
+    """An engine with its weights, and how it came about.
+
+    Attributes:
+        engine: Ready to run.
+        kind: "torch", "null" or "timed".
+        digest: SHA-256 of its weights, 64 hex digits.
+        parameter_count: How many parameters it has; 0 for engines without a network.
+        device: "cpu" or "cuda:N".
+        precision: "fp32", "fp16", "bf16" or "int8".
+        trained: False for random weights and for engines without a network.
+    """
+
+    engine: Engine
+    kind: str
+    digest: str
+    parameter_count: int
+    device: str
+    precision: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class HeldVariant:
+    """One variant that answers requests.
+
+    Attributes:
+        definition: What it is.
+        opened: Its engine.
+        queue: Where its images wait.
+        scheduler: What feeds its device.
+    """
+
+    definition: Definition
+    opened: OpenEngine
+    queue: VariantQueue
+    scheduler: Scheduler
+
+    @property
+    def space(self) -> str:
+        """The vector space of its embeddings; see `Embedding.space` in the contract."""
+        return f"{self.definition.name}@{self.opened.digest[:12]}"
+
+
+class HeldVariants:
+    """All variants of a server, by name and alias; the first given is the default.
+
+    Args:
+        held: In the order of the settings.
+        default: Name or alias of the default; None for the first.
+
+    Raises:
+        WeightsError: Two have one name, or the default is not among them.
+    """
+
+    def __init__(self, held: list[HeldVariant], default: str | None) -> None:
+        self._by_name: dict[str, HeldVariant] = {}
+        for variant in held:
+            for name in (variant.definition.name, *variant.definition.aliases):
+                if name in self._by_name:
+                    raise WeightsError(f"variants: {name} is given twice")
+                self._by_name[name] = variant
+        self.default = held[0]
+        if default is not None:
+            try:
+                self.default = self.find(default)
+            except VariantNotFound as error:
+                raise WeightsError(
+                    f"default_variant: {default!r} is not among --variants:"
+                    f" {', '.join(error.loaded)}"
+                ) from error
+        others = [variant for variant in held if variant is not self.default]
+        self.all = [self.default, *others]
+
+    def find(self, name: str, field: str = "options.variant") -> HeldVariant:
+        """Return the variant of that name or alias; the default one for "".
+
+        Args:
+            name: What the request says.
+            field: Where it says so.
+
+        Raises:
+            VariantNotFound: There is none.
+        """
+        if not name:
+            return self.default
+        held = self._by_name.get(plain(name))
+        if held is None:
+            raise VariantNotFound(field, name, sorted(self._by_name))
+        return held
+
+
+class Devices:
+    """One engine thread and one scheduler per device, made when a variant needs them.
+
+    Args:
+        settings: For the batch policy and thread counts.
+        on_broken: See `Scheduler`.
+    """
+
+    def __init__(self, settings: Settings, on_broken: Callable[[BaseException], None]) -> None:
+        self._settings = settings
+        self._on_broken = on_broken
+        self._schedulers: dict[str, Scheduler] = {}
+        self._executors: dict[str, ThreadPoolExecutor] = {}
+
+    def get(self, device: str) -> tuple[Scheduler, Executor]:
+        """Return a device's scheduler and engine thread."""
+        if device not in self._schedulers:
+            settings = self._settings
+            threads = settings.engine_threads or torch.get_num_threads()
+            executor = ThreadPoolExecutor(
+                1, f"engine-{device}", initializer=torch.set_num_threads, initargs=(threads,)
+            )
+            policy = BatchPolicy(
+                settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
+            )
+            scheduler = Scheduler(policy, executor, self._on_broken)
+            scheduler.start()
+            self._executors[device], self._schedulers[device] = executor, scheduler
+        return self._schedulers[device], self._executors[device]
+
+    async def drain(self) -> None:
+        """Return when no device has work."""
+        for scheduler in self._schedulers.values():
+            await scheduler.drain()
+
+    async def close(self) -> None:
+        """Stop schedulers, then engine threads."""
+        for scheduler in self._schedulers.values():
+            await scheduler.close()
+        for executor in self._executors.values():
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def place(definition: Definition, settings: Settings) -> tuple[str, str]:
+    """Choose a variant's device and precision.
+
+    Returns:
+        Device ("cpu", "cuda:0") and precision ("fp32", "fp16", "bf16", "int8").
+
+    Raises:
+        WeightsError: The settings ask for what cannot be.
+    """
+    if definition.quantized:
+        return "cpu", "int8"  # fbgemm kernels exist for the CPU only
+    device = settings.device
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda"):
+        index = int(device.partition(":")[2] or 0)
+        device = f"cuda:{index}"
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise WeightsError(
+                f"device: {device} was asked for, but torch {torch.__version__} sees"
+                f" {torch.cuda.device_count()} CUDA devices; use --device cpu or auto"
+            )
+    if settings.precision == "int8":
+        raise WeightsError(
+            f"precision: int8 needs weights that are int8 already (IMAGENET1K_FBGEMM_V1, _V2);"
+            f" {definition.name} has float weights: use auto, fp32, fp16 or bf16"
+        )
+    if settings.precision != "auto":
+        return device, settings.precision
+    return device, "fp32" if device == "cpu" else "fp16"
+
+
+def open_engine(definition: Definition, settings: Settings) -> OpenEngine:
+    """Build a variant's engine; blocks while weights are read, so not for the event loop.
+
+    Raises:
+        WeightsError: The weights cannot be had, or the settings ask for what cannot be.
+    """
+    if settings.engine in ("null", "timed"):
+        count = len(definition.categories)
+        engine: Engine = (
+            NullEngine(count)
+            if settings.engine == "null"
+            else TimedEngine(count, settings.timed_alpha_ms, settings.timed_beta_ms)
+        )
+        digest = hashlib.sha256(f"{settings.engine}:{definition.name}".encode()).hexdigest()
+        return OpenEngine(engine, settings.engine, digest, 0, "cpu", "fp32", trained=False)
+    device, precision = place(definition, settings)
+    network, digest, parameters = load_network(
+        definition, weights_directory(settings.weights_dir), settings.download
+    )
+    return OpenEngine(
+        TorchEngine(network, definition.transform, torch.device(device), precision),
+        "torch",
+        digest,
+        parameters,
+        device,
+        precision,
+        trained=definition.seed is None,
+    )
+
+
+def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> None:
+    """Run an engine at batch 1 and at the largest batch; blocks, on the engine thread.
+
+    Raises:
+        WeightsError: The network's answer is not finite.
+    """
+    crop = definition.transform.crop
+    image = np.full((3, crop, crop), 128, dtype=np.uint8)
+    for size in (1, max_batch_size):
+        output = engine.run([image] * size, 1, True)
+        assert output.embeddings is not None  # asked for
+        if not (np.isfinite(output.probabilities).all() and np.isfinite(output.embeddings).all()):
+            raise WeightsError(
+                f"{definition.name}: a grey image gives numbers that are not finite; the weights"
+                " are broken, or --precision is too low for them"
+            )
+
+
+async def hold(spec: str, settings: Settings, devices: Devices) -> HeldVariant:
+    """Load and warm up one variant without blocking the event loop.
+
+    Args:
+        spec: A value of `--variants`.
+        settings: Where and how to run it.
+        devices: Gives it its scheduler.
+
+    Raises:
+        WeightsError: It cannot be served; says why.
+    """
+    definition = define(spec)
+    opened = await asyncio.to_thread(open_engine, definition, settings)
+    scheduler, executor = devices.get(opened.device)
+    await asyncio.get_running_loop().run_in_executor(
+        executor, warm_up, opened.engine, definition, settings.max_batch_size
+    )
+    log.info(
+        "variant %s is ready: %s on %s in %s, weights %s",
+        definition.name,
+        opened.kind,
+        opened.device,
+        opened.precision,
+        opened.digest[:12],
+    )
+    return HeldVariant(definition, opened, scheduler.add(definition.name, opened.engine), scheduler)

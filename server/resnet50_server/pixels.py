@@ -1,0 +1,143 @@
+"""Raw pixels of a request, as an RGB tensor. Lengths and strides are checked first."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnet50.v1 import image_pb2
+
+from .errors import InvalidImage
+
+_CHANNELS = {
+    image_pb2.PIXEL_FORMAT_RGB: 3,
+    image_pb2.PIXEL_FORMAT_BGR: 3,
+    image_pb2.PIXEL_FORMAT_RGBA: 4,
+    image_pb2.PIXEL_FORMAT_GRAY: 1,
+}
+_PLANAR = (image_pb2.PIXEL_FORMAT_NV12, image_pb2.PIXEL_FORMAT_I420)
+MAX_SIDE = 65535
+
+# ITU-R BT.601, limited range: R, G, B from Y-16, U-128, V-128.
+_YUV_TO_RGB = np.array(
+    [
+        [255 / 219, 0.0, 1.402 * 255 / 224],
+        [255 / 219, -0.344136 * 255 / 224, -0.714136 * 255 / 224],
+        [255 / 219, 1.772 * 255 / 224, 0.0],
+    ],
+    dtype=np.float32,
+)
+
+
+def check_raw(raw: image_pb2.RawImage, max_pixels: int) -> None:
+    """Refuse a raw image whose numbers do not add up; reads no pixel.
+
+    Raises:
+        InvalidImage: Names the field, what it is and what it must be.
+    """
+    name = "image.raw"
+    for side in ("width", "height"):
+        value = getattr(raw, side)
+        if not 1 <= value <= MAX_SIDE:
+            raise InvalidImage(f"{name}.{side}", f"is {value}, must be 1 to {MAX_SIDE} pixels")
+    if raw.pixel_format not in _CHANNELS and raw.pixel_format not in _PLANAR:
+        known = ", ".join(list(image_pb2.PixelFormat.keys())[1:])
+        raise InvalidImage(
+            f"{name}.pixel_format", f"is {_format_name(raw)}, must be one of {known}"
+        )
+    if raw.width * raw.height > max_pixels:
+        raise InvalidImage(
+            f"{name}.width x height",
+            f"is {raw.width * raw.height} pixels, the limit (max_image_pixels) is {max_pixels}",
+        )
+    if raw.pixel_format in _PLANAR and (raw.width % 2 or raw.height % 2):
+        raise InvalidImage(
+            f"{name}.width",
+            f"{raw.width} x {raw.height}: both sides must be even for {_format_name(raw)}",
+        )
+    row = raw.width * _CHANNELS.get(raw.pixel_format, 1)
+    if raw.row_stride_bytes and raw.row_stride_bytes < row:
+        raise InvalidImage(
+            f"{name}.row_stride_bytes",
+            f"is {raw.row_stride_bytes}, a row of {raw.width} pixels in {_format_name(raw)} has"
+            f" {row} bytes; 0 means packed rows",
+        )
+    full, least = _lengths(raw)
+    if not least <= len(raw.pixels) <= full:
+        wanted = str(full) if full == least else f"{least} to {full}"
+        raise InvalidImage(
+            f"{name}.pixels",
+            f"has {len(raw.pixels)} bytes, {raw.width} x {raw.height} in {_format_name(raw)} with"
+            f" rows of {raw.row_stride_bytes or row} bytes needs {wanted}",
+        )
+
+
+def raw_to_rgb(raw: image_pb2.RawImage) -> Tensor:
+    """Return a checked raw image as uint8 [3, height, width]."""
+    height, width = raw.height, raw.width
+    stride = raw.row_stride_bytes or width * _CHANNELS.get(raw.pixel_format, 1)
+    content = np.frombuffer(raw.pixels, dtype=np.uint8)
+    if raw.pixel_format in _PLANAR:
+        return _yuv_to_rgb(raw, content, stride)
+    channels = _CHANNELS[raw.pixel_format]
+    rows = _rows(content, height, stride, width * channels).reshape(height, width, channels)
+    if raw.pixel_format == image_pb2.PIXEL_FORMAT_BGR:
+        rows = rows[:, :, ::-1]
+    elif raw.pixel_format == image_pb2.PIXEL_FORMAT_GRAY:
+        rows = np.broadcast_to(rows, (height, width, 3))
+    return torch.from_numpy(np.ascontiguousarray(rows[:, :, :3].transpose(2, 0, 1)))
+
+
+def _format_name(raw: image_pb2.RawImage) -> str:
+    known = image_pb2.PixelFormat.values()
+    value = raw.pixel_format
+    return image_pb2.PixelFormat.Name(value) if value in known else str(value)
+
+
+def _planes(raw: image_pb2.RawImage) -> list[tuple[int, int, int]]:
+    """Return (rows, stride, bytes of a row that count) of each plane."""
+    height, width = raw.height, raw.width
+    if raw.pixel_format not in _PLANAR:
+        row = width * _CHANNELS[raw.pixel_format]
+        return [(height, raw.row_stride_bytes or row, row)]
+    stride = raw.row_stride_bytes or width
+    luma = (height, stride, width)
+    if raw.pixel_format == image_pb2.PIXEL_FORMAT_NV12:
+        return [luma, (height // 2, stride, width)]
+    half = (stride + 1) // 2
+    return [luma, (height // 2, half, width // 2), (height // 2, half, width // 2)]
+
+
+def _lengths(raw: image_pb2.RawImage) -> tuple[int, int]:
+    """Return the length of all planes with and without the padding after the last row."""
+    planes = _planes(raw)
+    full = sum(rows * stride for rows, stride, _ in planes)
+    _, stride, used = planes[-1]
+    return full, full - (stride - used)
+
+
+def _rows(content: NDArray[np.uint8], rows: int, stride: int, used: int) -> NDArray[np.uint8]:
+    """View `rows` rows of `used` bytes that lie `stride` bytes apart: uint8 [rows, used]."""
+    return np.lib.stride_tricks.as_strided(
+        content, shape=(rows, used), strides=(stride, 1), writeable=False
+    )
+
+
+def _yuv_to_rgb(raw: image_pb2.RawImage, content: NDArray[np.uint8], stride: int) -> Tensor:
+    planes, offset = [], 0
+    for rows, plane_stride, used in _planes(raw):
+        planes.append(_rows(content[offset:], rows, plane_stride, used))
+        offset += rows * plane_stride
+    luma = planes[0].astype(np.float32) - 16.0
+    if raw.pixel_format == image_pb2.PIXEL_FORMAT_NV12:
+        u, v = planes[1][:, 0::2], planes[1][:, 1::2]
+    else:
+        u, v = planes[1], planes[2]
+    # Chroma has a quarter of the samples: weigh it there, then repeat it over 2 x 2 pixels.
+    chroma = np.stack([u, v]).astype(np.float32) - 128.0
+    offsets = np.einsum("cp,phw->chw", _YUV_TO_RGB[:, 1:], chroma)
+    offsets = offsets.repeat(2, axis=1).repeat(2, axis=2)
+    rgb = luma[None] * _YUV_TO_RGB[0, 0] + offsets
+    return torch.from_numpy(np.rint(rgb).clip(0, 255).astype(np.uint8))

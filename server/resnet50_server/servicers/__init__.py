@@ -1,0 +1,1 @@
+"""The RPCs: where gRPC meets the rest."""

@@ -1,0 +1,187 @@
+"""Everything that can be set, declared once: flag, environment name, file key, default and help."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliImplicitFlag,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+ENV_PREFIX = "RESNET50_"
+
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+EngineKind = Literal["auto", "torch", "null", "timed"]
+
+
+class Settings(BaseSettings):
+    """Settings of `resnet50-server serve`; flags beat environment, environment beats the file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        frozen=True,
+    )
+
+    listen: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            description="Where to listen: host:port, host:0 (a free port, printed) or unix:PATH;"
+            " repeat for several.",
+        ),
+    ] = ["127.0.0.1:50051"]
+    variants: Annotated[
+        list[str],
+        Field(
+            description="A variant to serve: one of torchvision's names, NAME=DIRECTORY or"
+            " NAME=random:SEED; repeat for several. At least one.",
+        ),
+    ] = []
+    default_variant: Annotated[
+        str | None,
+        Field(description="Answers requests that name no variant; default: the first one."),
+    ] = None
+    device: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+            description="Where to compute: auto (CUDA if there is one), cpu, or cuda:N.",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        Precision,
+        Field(
+            description="Arithmetic of float weights: auto is fp16 on CUDA and fp32 on the CPU."
+            " int8 is for torchvision's int8 weights, which always run so.",
+        ),
+    ] = "auto"
+    engine: Annotated[
+        EngineKind,
+        Field(
+            description="What computes: auto (torch), torch, null (constant answer, no weights) or"
+            " timed (null, asleep for alpha + beta x batch).",
+        ),
+    ] = "auto"
+    timed_alpha_ms: Annotated[
+        float, Field(ge=0, description="Timed engine: cost of a batch, in milliseconds.")
+    ] = 2.1
+    timed_beta_ms: Annotated[
+        float, Field(ge=0, description="Timed engine: cost of an image, in milliseconds.")
+    ] = 0.147
+    max_batch_size: Annotated[
+        int, Field(ge=1, le=1024, description="Images in one batch, at most.")
+    ] = 32
+    max_queue_delay_ms: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10_000,
+            description="How long a free engine waits for a batch to fill, in milliseconds.",
+        ),
+    ] = 0.0
+    max_queue_size: Annotated[
+        int, Field(ge=1, description="Images that may wait per variant; one more is refused.")
+    ] = 512
+    max_requests: Annotated[
+        int, Field(ge=1, description="Requests inside the server at once; one more is refused.")
+    ] = 1024
+    max_request_bytes: Annotated[
+        int, Field(ge=1, description="Bytes of requests inside the server at once.")
+    ] = 512 * 2**20
+    max_image_bytes: Annotated[
+        int, Field(ge=1, description="Length of one encoded image, in bytes.")
+    ] = 16 * 2**20
+    max_image_pixels: Annotated[
+        int, Field(ge=1, description="Width x height of one image, in pixels.")
+    ] = 50_000_000
+    decode_threads: Annotated[
+        int | None, Field(ge=1, description="Threads that decode; default: one per core.")
+    ] = None
+    engine_threads: Annotated[
+        int | None,
+        Field(ge=1, description="Threads of one forward pass on the CPU; default: one per core."),
+    ] = None
+    weights_dir: Annotated[
+        Path | None,
+        Field(description="Where torchvision's files lie; default: torch.hub's (TORCH_HOME)."),
+    ] = None
+    download: Annotated[
+        CliImplicitFlag[bool], Field(description="Whether missing official weights are fetched.")
+    ] = True
+    drain_timeout_s: Annotated[
+        float,
+        Field(ge=0, description="After SIGTERM: seconds for accepted requests to be answered."),
+    ] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="How much is logged.")
+    ] = "info"
+    config: Annotated[
+        Path | None, Field(description="A TOML file with these settings, named with underscores.")
+    ] = None
+
+    @field_validator("listen")
+    @classmethod
+    def _addresses(cls, addresses: list[str]) -> list[str]:
+        for address in addresses:
+            if address.startswith("unix:") and len(address) > len("unix:"):
+                continue
+            host, colon, port = address.rpartition(":")
+            if not (colon and host and port.isdecimal() and int(port) <= 65535):
+                raise ValueError(f"{address!r} is neither host:port nor unix:PATH")
+        return addresses
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Settings:
+        if not self.variants:
+            raise ValueError(
+                "no variants: name at least one, such as --variants IMAGENET1K_V2,"
+                " --variants mine=DIRECTORY or --variants untrained=random:0"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the file that `--config` names below flags and environment."""
+        return init_settings, env_settings, _ConfigFile(settings_cls)
+
+
+class _ConfigFile(PydanticBaseSettingsSource):
+    """The TOML file, read when the sources above it have said which."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Unused: the file is read whole."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        if path is None:
+            return {}
+        if not Path(path).is_file():
+            raise ValueError(f"config: {path} is not a file")
+        return TomlConfigSettingsSource(self.settings_cls, Path(path))()
+
+
+def unknown_environment() -> list[str]:
+    """Return environment names with our prefix that set nothing: misspelt ones, most likely."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    # Read by the client's command line.
+    known |= {ENV_PREFIX + "SERVER"}
+    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)

@@ -1,0 +1,78 @@
+"""From our errors to gRPC: code, message and google.rpc details."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from .errors import (
+    DeadlineUnreachable,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    ServingError,
+    ShuttingDown,
+    VariantNotFound,
+)
+
+DETAILS_KEY = "grpc-status-details-bin"
+REQUEST_ID_KEY = "x-request-id"
+DOMAIN = "resnet50-serving"
+
+# The one table; a subclass has its parent's code unless it stands here itself.
+CODES: dict[type[ServingError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    VariantNotFound: grpc.StatusCode.NOT_FOUND,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineUnreachable: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    EngineFailed: grpc.StatusCode.INTERNAL,
+}
+
+
+def code_of(error: Exception) -> grpc.StatusCode:
+    """Return the code of any exception; what is not ours is INTERNAL."""
+    for kind in type(error).__mro__:
+        if kind in CODES:
+            return CODES[kind]
+    return grpc.StatusCode.INTERNAL
+
+
+def to_status(error: Exception, request_id: str) -> status_pb2.Status:
+    """Return what the caller is told.
+
+    Args:
+        error: What stopped the request. An internal fault's own text stays in the log.
+        request_id: Connects the reply with the log.
+    """
+    code = code_of(error)
+    message = str(error)
+    if code is grpc.StatusCode.INTERNAL:
+        message = f"internal error; the server's log has the reason under request id {request_id}"
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in (*_details(error), error_details_pb2.RequestInfo(request_id=request_id)):
+        status.details.add().Pack(detail)
+    return status
+
+
+def _details(error: Exception) -> list[Message]:
+    if isinstance(error, InvalidRequest):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.reason
+        )
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+    if isinstance(error, Overloaded):
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        return [error_details_pb2.RetryInfo(retry_delay=delay)]
+    if isinstance(error, VariantNotFound):
+        return [
+            error_details_pb2.ErrorInfo(
+                reason="VARIANT_NOT_FOUND",
+                domain=DOMAIN,
+                metadata={"loaded": ", ".join(error.loaded)},
+            )
+        ]
+    return []

@@ -1,0 +1,121 @@
+"""`resnet50-server variants`: what torchvision publishes, and what of it is here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import WeightsError
+from .definition import Definition, define, official_definitions
+from .files import fetch, official_path, sha256, verify_official, weights_directory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands on `parser`."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    for name, text in (
+        ("list", "the variants that torchvision publishes"),
+        ("show", "one variant in full"),
+        ("download", "fetch weights, with their hash checked"),
+        ("verify", "check the hashes of the files that are here"),
+    ):
+        action = actions.add_parser(name, help=text, description=text)
+        action.add_argument(
+            "--weights-dir", type=Path, help="where the files lie; default: torch.hub's folder"
+        )
+        if name == "show":
+            action.add_argument("name", metavar="NAME")
+        if name == "download":
+            action.add_argument("names", metavar="NAME", nargs="+")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out what the command line asked for; return the exit status."""
+    directory = weights_directory(options.weights_dir)
+    console = Console(soft_wrap=True)
+    try:
+        if options.action == "list":
+            return _list(directory, console)
+        if options.action == "show":
+            return _show(define(options.name), directory, console)
+        if options.action == "verify":
+            return _verify(directory, console)
+        for definition in [define(name) for name in options.names]:
+            if definition.official is None:
+                raise WeightsError(f"{definition.name} is not torchvision's: nothing to download")
+            path = official_path(definition, directory)
+            if not path.exists():
+                fetch(definition, directory)
+            verify_official(definition, path)
+            console.print(f"{definition.name}: {path}", highlight=False)
+        return 0
+    except WeightsError as error:
+        print(f"resnet50-server: {error}", file=sys.stderr)
+        return 1
+
+
+def _condition(definition: Definition, directory: Path) -> str:
+    """Say whether the variant's file is here, and is what was published."""
+    path = official_path(definition, directory)
+    if not path.exists():
+        return "not here"
+    try:
+        verify_official(definition, path)
+    except WeightsError:
+        return "WRONG HASH"
+    return "here, hash right"
+
+
+def _list(directory: Path, console: Console) -> int:
+    table = Table(title=f"torchvision's ResNet50 variants; files in {directory}")
+    for heading in ("name", "acc@1", "acc@5", "resize", "crop", "size", "parameters", "file"):
+        table.add_column(heading, no_wrap=True)
+    for definition in official_definitions().values():
+        published, meta = definition.published, definition.official.meta
+        assert published is not None  # torchvision publishes it for all four
+        alias = f" ({', '.join(definition.aliases)})" if definition.aliases else ""
+        table.add_row(
+            definition.name + alias,
+            f"{published.acc_at_1:.3f}",
+            f"{published.acc_at_5:.3f}",
+            str(definition.transform.resize),
+            str(definition.transform.crop),
+            f"{meta['_file_size']:.1f} MB",
+            f"{meta['num_params']:,}",
+            _condition(definition, directory),
+        )
+    console.print(table)
+    return 0
+
+
+def _show(definition: Definition, directory: Path, console: Console) -> int:
+    rows = {
+        "name": ", ".join((definition.name, *definition.aliases)),
+        "description": definition.description,
+        "categories": f"{len(definition.categories)}: {', '.join(definition.categories[:3])}, …",
+        "transform": str(definition.transform),
+        "published": str(definition.published) if definition.published else "nothing",
+    }
+    if definition.official is not None:
+        rows["url"] = definition.official.url
+        rows["file"] = str(official_path(definition, directory))
+        rows["condition"] = _condition(definition, directory)
+        rows["parameters"] = f"{definition.official.meta['num_params']:,}"
+    for key, value in rows.items():
+        console.print(f"{key:12} {value}", highlight=False, markup=False)
+    return 0
+
+
+def _verify(directory: Path, console: Console) -> int:
+    wrong = 0
+    for definition in official_definitions().values():
+        condition = _condition(definition, directory)
+        wrong += condition == "WRONG HASH"
+        path = official_path(definition, directory)
+        digest = f" sha256 {sha256(path)}" if path.exists() else ""
+        console.print(f"{definition.name}: {condition}: {path}{digest}", highlight=False)
+    return 1 if wrong else 0

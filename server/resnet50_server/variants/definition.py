@@ -1,0 +1,198 @@
+"""What a variant is, before any weights are read. Official facts come from torchvision's enums."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torchvision.models import ResNet50_Weights
+from torchvision.models.quantization import ResNet50_QuantizedWeights
+
+from ..errors import WeightsError
+from ..transform import Interpolation, Transform
+
+EMBEDDING_DIMENSION = 2048
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ENUM_PREFIXES = ("ResNet50_Weights.", "ResNet50_QuantizedWeights.")
+CHECKPOINT_NAMES = ("weights.safetensors", "weights.pth")
+
+
+@dataclass(frozen=True)
+class PublishedAccuracy:
+    """Accuracy as published, in percent."""
+
+    dataset: str
+    acc_at_1: float
+    acc_at_5: float | None = None
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One variant: its name and everything that belongs to its weights but the weights.
+
+    Attributes:
+        name: What requests call it.
+        transform: Its preprocessing.
+        categories: Its categories' names, by index.
+        description: What it is, in a sentence or two.
+        official: torchvision's enum member; None for custom and random variants.
+        directory: Where a custom variant lies; None for others.
+        seed: The seed of a random variant; None for others.
+        aliases: Other names it answers to.
+        published: Accuracy as published, if it is.
+    """
+
+    name: str
+    transform: Transform
+    categories: tuple[str, ...] = field(repr=False)
+    description: str
+    official: Any = None
+    directory: Path | None = None
+    seed: int | None = None
+    aliases: tuple[str, ...] = ()
+    published: PublishedAccuracy | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights are torchvision's int8 ones, which run on the CPU only."""
+        return isinstance(self.official, ResNet50_QuantizedWeights)
+
+
+def plain(name: str) -> str:
+    """Return a variant's name without the enum class that Python code spells before it."""
+    for prefix in _ENUM_PREFIXES:
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def official_definitions() -> dict[str, Definition]:
+    """Return torchvision's variants by name, float ones first."""
+    definitions: dict[str, Definition] = {}
+    for weights in (*ResNet50_Weights, *ResNet50_QuantizedWeights):
+        dataset, metrics = next(iter(weights.meta["_metrics"].items()))
+        aliases = ("DEFAULT",) if weights is ResNet50_Weights.DEFAULT else ()
+        definitions[weights.name] = Definition(
+            name=weights.name,
+            aliases=aliases,
+            transform=Transform.of(weights.transforms()),
+            categories=tuple(weights.meta["categories"]),
+            description=_prose(weights.meta["_docs"]),
+            official=weights,
+            published=PublishedAccuracy(dataset, metrics["acc@1"], metrics["acc@5"]),
+        )
+    return definitions
+
+
+def define(spec: str) -> Definition:
+    """Read one `--variants` value: an official name, `NAME=DIR` or `NAME=random:SEED`.
+
+    Raises:
+        WeightsError: It is none of these, or the directory's description is wrong.
+    """
+    name, has_source, source = spec.partition("=")
+    if not has_source:
+        official = official_definitions()
+        default = next(one for one in official.values() if one.aliases).name
+        found = official.get(default if plain(name) == "DEFAULT" else plain(name))
+        if found is None:
+            raise WeightsError(
+                f"variants: {name!r} is not one of torchvision's ({', '.join(official)}, DEFAULT);"
+                " a variant of your own is given as NAME=DIRECTORY, an untrained one as"
+                " NAME=random:SEED"
+            )
+        return found
+    if not _NAME.fullmatch(name):
+        raise WeightsError(
+            f"variants: name {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
+        )
+    if name == "DEFAULT" or name in official_definitions():
+        raise WeightsError(f"variants: {name} is torchvision's name; choose another for {source}")
+    if source.startswith("random:"):
+        return _random(name, source)
+    return _custom(name, Path(source))
+
+
+def _random(name: str, source: str) -> Definition:
+    seed = source.removeprefix("random:")
+    if not seed.isdecimal() or int(seed) >= 2**63:
+        raise WeightsError(f"variants: {name}={source}: the seed must be a whole number from 0")
+    model = ResNet50_Weights.DEFAULT
+    return Definition(
+        name=name,
+        transform=Transform.of(model.transforms()),
+        categories=tuple(model.meta["categories"]),
+        description=f"Untrained: weights drawn at random with seed {seed}. Answers mean nothing.",
+        seed=int(seed),
+    )
+
+
+class _TransformFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation = "bilinear"
+
+
+class _AccuracyFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    dataset: str
+    acc_at_1: float = Field(ge=0, le=100)
+    acc_at_5: float | None = Field(default=None, ge=0, le=100)
+
+
+class _VariantFile(BaseModel):
+    """`variant.json` of a custom variant."""
+
+    model_config = ConfigDict(extra="forbid")
+    categories: tuple[str, ...] = Field(min_length=1)
+    transform: _TransformFile
+    description: str = ""
+    published_accuracy: _AccuracyFile | None = None
+
+    @field_validator("categories")
+    @classmethod
+    def _named(cls, categories: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(label.strip() for label in categories):
+            raise ValueError("a category has no name")
+        return categories
+
+
+def _custom(name: str, directory: Path) -> Definition:
+    path = directory / "variant.json"
+    try:
+        file = _VariantFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(
+            f"variants: {name}={directory}: cannot read {path}: {error.strerror}; a custom variant"
+            f" is a directory with variant.json and {' or '.join(CHECKPOINT_NAMES)}"
+        ) from error
+    except ValidationError as error:
+        reasons = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        )
+        raise WeightsError(f"variants: {name}: {path}: {reasons}") from error
+    transform = Transform(**file.transform.model_dump())
+    if problems := transform.problems():
+        raise WeightsError(f"variants: {name}: {path}: transform: {'; '.join(problems)}")
+    accuracy = file.published_accuracy
+    return Definition(
+        name=name,
+        transform=transform,
+        categories=file.categories,
+        description=file.description,
+        directory=directory,
+        published=PublishedAccuracy(**accuracy.model_dump()) if accuracy else None,
+    )
+
+
+def _prose(documentation: str) -> str:
+    """Return torchvision's reStructuredText as one plain line."""
+    text = re.sub(r"`([^`<]+?)\s*<[^>]+>`_+", r"\1", " ".join(documentation.split()))
+    return text.replace("`", "")

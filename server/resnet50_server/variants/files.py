@@ -1,0 +1,189 @@
+"""Weights files: where they lie, whether they are whole, and how they get there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from .definition import CHECKPOINT_NAMES, Definition
+
+StateDict = dict[str, Any]
+
+# A network that does not answer should not hold a start-up for minutes; torch.hub has no limit.
+CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A variant's weights, read and checked.
+
+    Attributes:
+        state: The state dict; on the CPU.
+        digest: SHA-256 of the file, 64 hex digits.
+    """
+
+    state: StateDict
+    digest: str
+
+
+def weights_directory(configured: Path | None) -> Path:
+    """Return where official weights lie: the configured folder, or torch.hub's (`TORCH_HOME`)."""
+    return configured if configured is not None else Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def official_path(definition: Definition, directory: Path) -> Path:
+    """Return where an official variant's file lies, whether it is there or not."""
+    return directory / Path(urlparse(definition.official.url).path).name
+
+
+def published_hash(definition: Definition) -> str:
+    """Return the first digits of the file's SHA-256, which torchvision puts into its name."""
+    match = re.search(r"[-_]([0-9a-f]{8,})\.", definition.official.url)
+    if match is None:
+        raise WeightsError(f"{definition.name}: no hash in {definition.official.url}")
+    return match[1]
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_official(definition: Definition, directory: Path, download: bool) -> Weights:
+    """Read an official variant's weights, fetching them first where that is allowed and needed.
+
+    Args:
+        definition: The variant.
+        directory: Where its file lies or goes.
+        download: Whether the network may be used.
+
+    Raises:
+        WeightsError: The file is not to be had, or is not what torchvision published.
+    """
+    path = official_path(definition, directory)
+    if not path.exists():
+        fetch(definition, directory, download)
+    digest = verify_official(definition, path)
+    return Weights(_read_pickle(path, definition.name), digest)
+
+
+def verify_official(definition: Definition, path: Path) -> str:
+    """Return the file's SHA-256 if it is what torchvision published.
+
+    Raises:
+        WeightsError: It is not.
+    """
+    digest, expected = sha256(path), published_hash(definition)
+    if not digest.startswith(expected):
+        raise WeightsError(
+            f"{definition.name}: {path} is not what torchvision published: its SHA-256 begins with"
+            f" {digest[: len(expected)]}, not {expected}; probably a broken download: delete it and"
+            f" run `resnet50-server variants download {definition.name}`"
+        )
+    return digest
+
+
+def fetch(definition: Definition, directory: Path, download: bool = True) -> None:
+    """Download an official variant's file with torchvision's own loader, hash check and progress.
+
+    Raises:
+        WeightsError: It cannot be had; the message says which file, from where, where to put it,
+            and how to start without it.
+    """
+    path, url = official_path(definition, directory), definition.official.url
+    reason = "downloads are off (--no-download)"
+    if download:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with _connect_timeout():
+                torch.hub.load_state_dict_from_url(
+                    url,
+                    model_dir=str(directory),
+                    progress=True,
+                    check_hash=True,
+                    weights_only=True,
+                )
+            return
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+    raise WeightsError(
+        f"{definition.name}: no weights at {path}, and {url} cannot be downloaded ({reason})."
+        f" Put that file there (or into a folder named by --weights-dir), or serve another variant:"
+        " --variants NAME=DIRECTORY for your own, --variants untrained=random:0 for an untrained"
+        " network. Weights are never replaced by random ones"
+    )
+
+
+def read_custom(definition: Definition) -> Weights:
+    """Read a custom variant's checkpoint.
+
+    Raises:
+        WeightsError: There is none, or it is not a plain state dict.
+    """
+    assert definition.directory is not None
+    for name in CHECKPOINT_NAMES:
+        path = definition.directory / name
+        if path.exists():
+            state = (
+                _read_safetensors(path, definition.name)
+                if path.suffix == ".safetensors"
+                else _read_pickle(path, definition.name)
+            )
+            return Weights(state, sha256(path))
+    raise WeightsError(
+        f"{definition.name}: {definition.directory} holds neither {' nor '.join(CHECKPOINT_NAMES)}"
+    )
+
+
+def _read_safetensors(path: Path, name: str) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict[str, Tensor](load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{name}: {path} is not a safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path, name: str) -> StateDict:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a bad or unsafe file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{name}: {path} was refused: it is broken, or a pickle that could run code ({reason});"
+            " save the model's state_dict() alone, best as weights.safetensors"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise WeightsError(f"{name}: {path} holds a {type(state).__name__}, not a state dict")
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), dict):
+            raise WeightsError(
+                f"{name}: {path} holds a training checkpoint; save its {wrapper!r} entry alone"
+            )
+    return dict(state)
+
+
+@contextlib.contextmanager
+def _connect_timeout() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
