@@ -25,12 +25,14 @@ from .errors import InvalidImage
 from .pixels import check_raw, raw_to_rgb
 from .transform import Transform
 
-# The formats of the contract, and MPO: what Pillow calls a JPEG with a second picture in it.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# The formats of the contract. Pillow's JPEG reader also gives "MPO", a JPEG with more pictures.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 FIELD = "image.encoded"
 
 # Pixels are limited here, from the header and before decoding; Pillow's own guard would only warn.
 Image.MAX_IMAGE_PIXELS = None
+# Without it Pillow knows only the formats that it has met, and `formats=` raises on the others.
+Image.init()
 
 
 @dataclass(frozen=True)

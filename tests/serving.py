@@ -1,0 +1,99 @@
+"""Real servers: in this process on port 0, or as a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import grpc
+from PIL import Image
+
+from resnet50_server.app import Server
+from resnet50_server.settings import Settings
+
+
+@contextlib.asynccontextmanager
+async def serving(**settings) -> AsyncIterator[Server]:
+    """Run a server in this event loop; by default the null engine behind one variant."""
+    defaults = {
+        "listen": ["127.0.0.1:0"],
+        "variants": ["IMAGENET1K_V2"],
+        "engine": "null",
+        "drain_timeout_s": 5.0,
+    }
+    server = Server(Settings(**defaults | settings))
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+        yield channel
+
+
+class ServerProcess:
+    """`resnet50-server serve` as a process; `address` is known once it is ready."""
+
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "resnet50_server", "serve"),
+                *("--listen", "127.0.0.1:0"),
+                *arguments,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | (environment or {}),
+        )
+
+    def wait_until_listening(self) -> str:
+        line = self.process.stdout.readline()
+        assert line.startswith("listening on "), line + self.process.stderr.read()
+        return line.removeprefix("listening on ").strip()
+
+    def terminate(self) -> tuple[int, str]:
+        """Send SIGTERM; return the exit status and what was written to stderr."""
+        self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
+
+@contextlib.contextmanager
+def server_processes() -> Iterator[Callable[..., ServerProcess]]:
+    """Start server processes that do not outlive the block."""
+    started: list[ServerProcess] = []
+
+    def start(*arguments: str, **options) -> ServerProcess:
+        started.append(ServerProcess(*arguments, **options))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            one.process.kill()
+            one.process.communicate()
+
+
+def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
+    """Make a picture whose channels differ and which has no symmetry."""
+    red = Image.linear_gradient("L").resize((width, height))
+    green = red.transpose(Image.Transpose.ROTATE_90).resize((width, height))
+    blue = Image.radial_gradient("L").resize((width, height))
+    return Image.merge("RGB", (red, green, blue)).convert(mode)

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+
+import numpy as np
+import pytest
+import virtual_time
+
+from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.engine.protocol import BatchOutput
+from resnet50_server.errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
+
+IMAGE = np.zeros((3, 4, 4), dtype=np.uint8)
+
+
+def image(number: int) -> np.ndarray:
+    return np.full((3, 4, 4), number, dtype=np.uint8)
+
+
+class FakeEngine:
+    """Answers each image with its own first pixel; lasts `alpha + beta * n` virtual seconds."""
+
+    def __init__(self, alpha: float = 1.0, beta: float = 0.0) -> None:
+        self.alpha, self.beta = alpha, beta
+        self.batches: list[list[int]] = []
+        self.error: BaseException | None = None
+
+    def run(self, images, top_k, with_embeddings) -> BatchOutput:
+        numbers = [int(pixels[0, 0, 0]) for pixels in images]
+        self.batches.append(numbers)
+        if self.error is not None:
+            raise self.error
+        indices = np.array([[number] * top_k for number in numbers], dtype=np.int64)
+        probabilities = np.full((len(numbers), top_k), 0.5, dtype=np.float32)
+        embeddings = np.array([[number] for number in numbers], dtype=np.float32)
+        return BatchOutput(indices, probabilities, embeddings if with_embeddings else None)
+
+    def close(self) -> None:
+        pass
+
+
+class VirtualExecutor(concurrent.futures.Executor):
+    """Runs an engine's batch at once and delivers it after the batch's virtual duration."""
+
+    def submit(self, function, /, images, top_k, with_embeddings):
+        engine = function.__self__
+        delivered: concurrent.futures.Future = concurrent.futures.Future()
+        duration = engine.alpha + engine.beta * len(images)
+        try:
+            output = function(images, top_k, with_embeddings)
+        except Exception as error:
+            deliver, what = delivered.set_exception, error
+        else:
+            deliver, what = delivered.set_result, output
+        asyncio.get_running_loop().call_later(
+            duration, lambda: delivered.cancelled() or deliver(what)
+        )
+        return delivered
+
+
+class Bench:
+    def __init__(self, policy: BatchPolicy | None = None, **engine: float) -> None:
+        self.scheduler = Scheduler(policy or BatchPolicy(), VirtualExecutor(), self.on_broken)
+        self.engine = FakeEngine(**engine)
+        self.queue = self.scheduler.add("v", self.engine)
+        self.broken: list[BaseException] = []
+        self.scheduler.start()
+
+    def on_broken(self, error: BaseException) -> None:
+        self.broken.append(error)
+
+    def submit(self, number: int, *, within: float | None = None, queue=None, **options):
+        deadline = None if within is None else asyncio.get_running_loop().time() + within
+        options = {"top_k": 1, "with_embedding": False} | options
+        return self.scheduler.submit(
+            self.queue if queue is None else queue, image(number), deadline=deadline, **options
+        )
+
+
+def in_virtual_time(test):
+    def run() -> None:
+        virtual_time.run(test())
+
+    run.__name__ = test.__name__
+    return run
+
+
+@in_virtual_time
+async def test_lone_request_starts_at_once():
+    bench = Bench()
+    result = await bench.submit(7)
+    assert result.indices.tolist() == [7]
+    assert (result.queue_s, result.batch_size) == (0.0, 1)
+    assert result.compute_s == pytest.approx(1.0)
+
+
+@in_virtual_time
+async def test_what_arrives_while_the_engine_is_busy_shares_the_next_batch():
+    bench = Bench()
+    first = bench.submit(0)
+    await asyncio.sleep(0.5)
+    others = [bench.submit(number) for number in range(1, 6)]
+    results = await asyncio.gather(first, *others)
+    assert bench.engine.batches == [[0], [1, 2, 3, 4, 5]]
+    assert [result.indices[0] for result in results] == [0, 1, 2, 3, 4, 5]
+    assert results[3].queue_s == pytest.approx(0.5)
+
+
+@in_virtual_time
+async def test_no_batch_exceeds_max_batch_size():
+    bench = Bench(BatchPolicy(max_batch_size=4))
+    await asyncio.gather(*(bench.submit(number) for number in range(10)))
+    assert [len(batch) for batch in bench.engine.batches] == [4, 4, 2]
+
+
+@in_virtual_time
+async def test_earliest_deadline_goes_first():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    first = bench.submit(0)
+    await asyncio.sleep(0.1)
+    late = bench.submit(1, within=9.0)
+    soon = bench.submit(2, within=5.0)
+    await asyncio.gather(first, late, soon)
+    assert bench.engine.batches == [[0], [2], [1]]
+
+
+@in_virtual_time
+async def test_request_without_deadline_is_not_starved_by_those_with_one():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    patient = bench.submit(99)
+    answered_at = None
+
+    async def press() -> None:
+        for number in range(60):
+            if answered_at is None:
+                bench.submit(number, within=8.0)
+            await asyncio.sleep(0.9)
+
+    bench.submit(0)
+    pressing = asyncio.create_task(press())
+    await patient
+    answered_at = asyncio.get_running_loop().time()
+    assert answered_at < 20.0
+    await pressing
+
+
+@in_virtual_time
+async def test_full_queue_is_refused_at_once():
+    bench = Bench(BatchPolicy(max_batch_size=1, max_queue_size=2))
+    running = bench.submit(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting = [bench.submit(1), bench.submit(2)]
+    with pytest.raises(QueueFull, match=r"max_queue_size \(2\)") as refused:
+        bench.submit(3)
+    assert refused.value.retry_after_s > 0
+    await asyncio.gather(running, *waiting)
+
+
+@in_virtual_time
+async def test_cancelled_request_leaves_the_queue_and_costs_nothing():
+    bench = Bench(BatchPolicy(max_queue_size=2))
+    running = bench.submit(0)
+    await asyncio.sleep(0.1)
+    gone, kept = bench.submit(1), bench.submit(2)
+    gone.cancel()
+    await asyncio.sleep(0)
+    assert len(bench.queue) == 1
+    replacement = bench.submit(3)
+    await asyncio.gather(running, kept, replacement)
+    assert bench.engine.batches == [[0], [2, 3]]
+
+
+@in_virtual_time
+async def test_request_cancelled_while_it_is_computed_does_not_disturb_its_batch():
+    bench = Bench()
+    gone, kept = bench.submit(1), bench.submit(2)
+    await asyncio.sleep(0.5)
+    gone.cancel()
+    assert (await kept).indices.tolist() == [2]
+    assert (await bench.submit(3)).indices.tolist() == [3]
+
+
+@in_virtual_time
+async def test_unreachable_deadline_is_refused_at_once():
+    bench = Bench()
+    await bench.submit(0)
+    with pytest.raises(DeadlineUnreachable, match="nothing was computed"):
+        bench.submit(1, within=0.5)
+    assert bench.engine.batches == [[0]]
+
+
+@in_virtual_time
+async def test_request_that_became_hopeless_while_waiting_is_shed_before_the_batch():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    await bench.submit(0)
+    running = bench.submit(1)
+    await asyncio.sleep(0.1)
+    ahead = bench.submit(2, within=2.5)
+    hopeless = bench.submit(3, within=2.6)
+    await asyncio.gather(running, ahead)
+    with pytest.raises(DeadlineUnreachable):
+        await hopeless
+    assert [3] not in bench.engine.batches
+
+
+@in_virtual_time
+async def test_failing_batch_fails_its_own_requests_and_the_loop_lives_on():
+    bench = Bench()
+    bench.engine.error = RuntimeError("device lost")
+    outcomes = await asyncio.gather(bench.submit(1), bench.submit(2), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [EngineFailed, EngineFailed]
+    assert isinstance(outcomes[0].__cause__, RuntimeError)
+    bench.engine.error = None
+    assert (await bench.submit(3)).indices.tolist() == [3]
+    assert bench.broken == []
+
+
+@in_virtual_time
+async def test_death_of_the_loop_fails_everybody_and_is_reported():
+    bench = Bench()
+    first = bench.submit(1)
+
+    def broken_take(limit, now):
+        raise AssertionError("bug in the batcher")
+
+    bench.queue.take = broken_take
+    with pytest.raises(EngineFailed):
+        await first
+    assert isinstance(bench.broken[0], AssertionError)
+    with pytest.raises(ShuttingDown):
+        bench.submit(2)
+
+
+@in_virtual_time
+async def test_queue_delay_fills_a_batch_and_ends_on_time():
+    bench = Bench(BatchPolicy(max_batch_size=8, max_queue_delay_ms=200))
+    first = bench.submit(0)
+    await asyncio.sleep(0.1)
+    second = bench.submit(1)
+    results = await asyncio.gather(first, second)
+    assert bench.engine.batches == [[0, 1]]
+    assert results[0].queue_s == pytest.approx(0.2)
+
+
+@in_virtual_time
+async def test_queue_delay_ends_as_soon_as_the_batch_is_full():
+    bench = Bench(BatchPolicy(max_batch_size=2, max_queue_delay_ms=5000))
+    results = await asyncio.gather(bench.submit(0), bench.submit(1))
+    assert results[0].queue_s == pytest.approx(0.0)
+
+
+@in_virtual_time
+async def test_mixed_classify_and_embed_share_a_batch_and_each_gets_what_it_asked():
+    bench = Bench()
+    classify, embed = (
+        bench.submit(1, top_k=3),
+        bench.submit(2, top_k=0, with_embedding=True),
+    )
+    one, two = await asyncio.gather(classify, embed)
+    assert bench.engine.batches == [[1, 2]]
+    assert (one.indices.tolist(), one.embedding) == ([1, 1, 1], None)
+    assert (two.indices.tolist(), two.embedding.tolist()) == ([], [2.0])
+
+
+@in_virtual_time
+async def test_variants_share_the_engine_thread_but_not_batches():
+    bench = Bench()
+    other_engine = FakeEngine()
+    other = bench.scheduler.add("other", other_engine)
+    await asyncio.gather(
+        bench.submit(1), bench.submit(2, queue=other), bench.submit(3), bench.submit(4, queue=other)
+    )
+    assert bench.engine.batches == [[1, 3]]
+    assert other_engine.batches == [[2, 4]]
+
+
+@in_virtual_time
+async def test_drain_returns_when_everything_accepted_is_answered():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    accepted = [bench.submit(number) for number in range(3)]
+    await bench.scheduler.drain()
+    assert all(future.done() for future in accepted)
+
+
+@in_virtual_time
+async def test_close_answers_what_still_waits():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    accepted = [bench.submit(number) for number in range(3)]
+    await asyncio.sleep(0.5)
+    await bench.scheduler.close()
+    outcomes = await asyncio.gather(*accepted, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {ShuttingDown}
+    with pytest.raises(ShuttingDown):
+        bench.submit(4)
+
+
+@in_virtual_time
+async def test_many_cancellations_do_not_grow_the_queue():
+    bench = Bench()
+    running = bench.submit(0)
+    await asyncio.sleep(0.1)
+    for number in range(5000):
+        bench.submit(number % 250).cancel()
+        await asyncio.sleep(0)
+    assert len(bench.queue) == 0
+    assert len(bench.queue._heap) < 200
+    await running
