@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
-from PIL import Image
 
 from resnet50_server.app import Server
 from resnet50_server.settings import Settings
@@ -83,17 +81,3 @@ def server_processes() -> Iterator[Callable[..., ServerProcess]]:
         for one in started:
             one.process.kill()
             one.process.communicate()
-
-
-def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
-    """Make a picture whose channels differ and which has no symmetry."""
-    red = Image.linear_gradient("L").resize((width, height))
-    green = red.transpose(Image.Transpose.ROTATE_90).resize((width, height))
-    blue = Image.radial_gradient("L").resize((width, height))
-    return Image.merge("RGB", (red, green, blue)).convert(mode)

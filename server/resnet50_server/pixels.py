@@ -19,6 +19,7 @@ _CHANNELS = {
 }
 _PLANAR = (image_pb2.PIXEL_FORMAT_NV12, image_pb2.PIXEL_FORMAT_I420)
 MAX_SIDE = 65535
+_STRIP_ROWS = 32  # even, as chroma rows are shared by two
 
 # ITU-R BT.601, limited range: R, G, B from Y-16, U-128, V-128.
 _YUV_TO_RGB = np.array(
@@ -77,17 +78,18 @@ def check_raw(raw: image_pb2.RawImage, max_pixels: int) -> None:
 def raw_to_rgb(raw: image_pb2.RawImage) -> Tensor:
     """Return a checked raw image as uint8 [3, height, width]."""
     height, width = raw.height, raw.width
-    stride = raw.row_stride_bytes or width * _CHANNELS.get(raw.pixel_format, 1)
     content = np.frombuffer(raw.pixels, dtype=np.uint8)
     if raw.pixel_format in _PLANAR:
-        return _yuv_to_rgb(raw, content, stride)
+        return _yuv_to_rgb(raw, content)
     channels = _CHANNELS[raw.pixel_format]
+    stride = raw.row_stride_bytes or width * channels
     rows = _rows(content, height, stride, width * channels).reshape(height, width, channels)
     if raw.pixel_format == image_pb2.PIXEL_FORMAT_BGR:
         rows = rows[:, :, ::-1]
     elif raw.pixel_format == image_pb2.PIXEL_FORMAT_GRAY:
         rows = np.broadcast_to(rows, (height, width, 3))
-    return torch.from_numpy(np.ascontiguousarray(rows[:, :, :3].transpose(2, 0, 1)))
+    # A copy, since torch refuses memory that it may not write to.
+    return torch.from_numpy(np.array(rows[:, :, :3], order="C")).permute(2, 0, 1)
 
 
 def _format_name(raw: image_pb2.RawImage) -> str:
@@ -125,19 +127,23 @@ def _rows(content: NDArray[np.uint8], rows: int, stride: int, used: int) -> NDAr
     )
 
 
-def _yuv_to_rgb(raw: image_pb2.RawImage, content: NDArray[np.uint8], stride: int) -> Tensor:
+def _yuv_to_rgb(raw: image_pb2.RawImage, content: NDArray[np.uint8]) -> Tensor:
     planes, offset = [], 0
     for rows, plane_stride, used in _planes(raw):
         planes.append(_rows(content[offset:], rows, plane_stride, used))
         offset += rows * plane_stride
-    luma = planes[0].astype(np.float32) - 16.0
+    luma = planes[0]
     if raw.pixel_format == image_pb2.PIXEL_FORMAT_NV12:
         u, v = planes[1][:, 0::2], planes[1][:, 1::2]
     else:
         u, v = planes[1], planes[2]
-    # Chroma has a quarter of the samples: weigh it there, then repeat it over 2 x 2 pixels.
-    chroma = np.stack([u, v]).astype(np.float32) - 128.0
-    offsets = np.einsum("cp,phw->chw", _YUV_TO_RGB[:, 1:], chroma)
-    offsets = offsets.repeat(2, axis=1).repeat(2, axis=2)
-    rgb = luma[None] * _YUV_TO_RGB[0, 0] + offsets
-    return torch.from_numpy(np.rint(rgb).clip(0, 255).astype(np.uint8))
+    rgb = np.empty((raw.height, raw.width, 3), dtype=np.uint8)
+    # In strips, so that the float intermediates stay in the cache and never weigh much.
+    for top in range(0, raw.height, _STRIP_ROWS):
+        strip, half = slice(top, top + _STRIP_ROWS), slice(top // 2, (top + _STRIP_ROWS) // 2)
+        # Chroma has a quarter of the samples: weigh it there, then repeat it over 2 x 2 pixels.
+        chroma = np.stack([u[half], v[half]], axis=-1).astype(np.float32) - 128.0
+        weighed = (chroma @ _YUV_TO_RGB[:, 1:].T).repeat(2, axis=0).repeat(2, axis=1)
+        weighed += ((luma[strip].astype(np.float32) - 16.0) * _YUV_TO_RGB[0, 0])[..., None]
+        rgb[strip] = np.rint(weighed, out=weighed).clip(0, 255)
+    return torch.from_numpy(rgb).permute(2, 0, 1)

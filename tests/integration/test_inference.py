@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import connected, encode, picture, server_processes, serving
+from pictures import encode, picture
+from serving import connected, server_processes, serving
 
 from resnet50.v1 import (
     image_pb2,
