@@ -124,20 +124,41 @@ class VariantQueue:
         return min(entry[2].arrived for entry in self._heap if entry[2].image is not None)
 
     def take(self, limit: int, now: float) -> list[tuple[_Waiting, NDArray[np.uint8]]]:
-        """Take up to `limit` images, earliest deadline first; fail those that come too late."""
-        taken: list[tuple[_Waiting, NDArray[np.uint8]]] = []
-        while len(taken) < limit and self.due() is not None:
-            _, _, waiting = heapq.heappop(self._heap)
-            image, waiting.image = waiting.image, None
-            self._live -= 1
-            assert image is not None  # `due` removed the shells
-            if waiting.deadline is not None:
-                needed_s = self.latency.estimate_s(1, limit)
-                if now + needed_s > waiting.deadline:
-                    waiting.future.set_exception(_too_late(waiting.deadline - now, needed_s))
-                    continue
-            taken.append((waiting, image))
-        return taken
+        """Take the next batch, earliest deadline first; fail those that would come too late.
+
+        A batch lasts longer the more it holds, so its first deadline bounds it. While everything
+        that waits fits into one batch, the batch is closed early to meet that deadline. When more
+        waits than that, the device is behind, and small batches would put it further behind: then
+        the request that a full batch would make late is given up (docs/adr/0004-deadlines.md).
+        """
+        batch: list[tuple[float, int, _Waiting]] = []
+        while True:
+            while len(batch) < limit and self.due() is not None:
+                batch.append(heapq.heappop(self._heap))
+            first = next((entry for entry in batch if entry[2].deadline is not None), None)
+            if first is None or first[2].deadline is None:
+                break
+            left_s = first[2].deadline - now
+            needed_s = self.latency.estimate_s(len(batch), limit)
+            if needed_s <= left_s:
+                break
+            fitting = self.latency.images_within(left_s)
+            if fitting >= 1 and self._live == len(batch):
+                for entry in batch[fitting:]:
+                    heapq.heappush(self._heap, entry)
+                batch = batch[:fitting]
+                break
+            batch.remove(first)
+            self._remove(first[2])
+            first[2].future.set_exception(_too_late(left_s, needed_s))
+        return [(waiting, self._remove(waiting)) for _, _, waiting in batch]
+
+    def _remove(self, waiting: _Waiting) -> NDArray[np.uint8]:
+        """Give up the place of an image that has left the heap; return the image."""
+        image, waiting.image = waiting.image, None
+        self._live -= 1
+        assert image is not None  # shells never leave the heap as anything but shells
+        return image
 
 
 class Scheduler:

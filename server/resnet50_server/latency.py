@@ -47,3 +47,10 @@ class LatencyModel:
             return 0.0
         alpha, beta = self.coefficients
         return alpha * math.ceil(images / max_batch_size) + beta * images
+
+    def images_within(self, duration_s: float) -> int:
+        """Return how many images one batch can hold to last at most `duration_s`; at most 2**31."""
+        alpha, beta = self.coefficients
+        if duration_s < alpha:
+            return 0
+        return 2**31 if beta == 0.0 else min(2**31, int((duration_s - alpha) / beta))

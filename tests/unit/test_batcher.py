@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import random
 
 import numpy as np
 import pytest
@@ -203,6 +204,67 @@ async def test_request_that_became_hopeless_while_waiting_is_shed_before_the_bat
     with pytest.raises(DeadlineUnreachable):
         await hopeless
     assert [3] not in bench.engine.batches
+
+
+async def learned(policy: BatchPolicy, **engine: float) -> Bench:
+    """Make a bench whose batcher already knows how long batches of 1 and of 2 take."""
+    bench = Bench(policy, **engine)
+    await bench.submit(0)
+    await asyncio.gather(bench.submit(0), bench.submit(0))
+    bench.engine.batches.clear()
+    return bench
+
+
+@in_virtual_time
+async def test_batch_is_closed_early_to_meet_its_first_deadline():
+    bench = await learned(BatchPolicy(max_batch_size=8), alpha=0.0, beta=1.0)
+    running = bench.submit(1)
+    await asyncio.sleep(0.1)
+    others = [bench.submit(number) for number in (3, 4, 5)]
+    urgent = bench.submit(2, within=3.0)
+    await asyncio.gather(running, urgent, *others)
+    assert bench.engine.batches == [[1], [2, 3], [4, 5]]
+
+
+@in_virtual_time
+async def test_device_that_is_behind_gives_up_late_requests_instead_of_running_small_batches():
+    bench = await learned(BatchPolicy(max_batch_size=2), alpha=0.0, beta=1.0)
+    running = bench.submit(1)
+    await asyncio.sleep(0.1)
+    urgent = bench.submit(2, within=2.0)
+    others = [bench.submit(number) for number in (3, 4)]
+    with pytest.raises(DeadlineUnreachable):
+        await urgent
+    await asyncio.gather(running, *others)
+    assert bench.engine.batches == [[1], [3, 4]]
+
+
+@in_virtual_time
+async def test_overload_leaves_most_deadlines_met():
+    """1.3 times a V100's capacity with deadlines around 30 ms (docs/adr/0004-deadlines.md)."""
+    alpha, beta, size = 0.0021, 0.000147, 64
+    bench = Bench(BatchPolicy(max_batch_size=size), alpha=alpha, beta=beta)
+    rate = 1.3 * size / (alpha + beta * size)
+    draw = random.Random(0)
+    met = []
+
+    async def call(number: int) -> None:
+        loop = asyncio.get_running_loop()
+        within = 0.030 * draw.uniform(0.5, 1.5)
+        deadline = loop.time() + within
+        try:
+            await bench.submit(number % 250, within=within)
+        except DeadlineUnreachable:
+            met.append(False)
+        else:
+            met.append(loop.time() <= deadline + 1e-9)
+
+    calls = []
+    for number in range(6000):
+        calls.append(asyncio.create_task(call(number)))
+        await asyncio.sleep(draw.expovariate(rate))
+    await asyncio.gather(*calls)
+    assert sum(met) / len(met) > 0.70  # at best 1 / 1.3 = 0.77
 
 
 @in_virtual_time

@@ -43,3 +43,11 @@ def test_estimate_counts_whole_batches():
     model.observe(1, 0.003)
     model.observe(2, 0.004)
     assert model.estimate_s(5, 2) == pytest.approx(3 * 0.002 + 5 * 0.001)
+
+
+def test_images_within_a_time_is_the_inverse_of_the_estimate():
+    model = LatencyModel()
+    assert model.images_within(0.001) > 1000  # nothing is known: nothing is ruled out
+    model.observe(1, 0.003)
+    model.observe(2, 0.004)
+    assert [model.images_within(seconds) for seconds in (0.001, 0.0031, 0.0045)] == [0, 1, 2]
