@@ -29,6 +29,7 @@ from .held import Devices, HeldVariants, hold
 from .servicers.inference import InferenceServicer
 from .servicers.variant import VariantServicer
 from .settings import Settings
+from .variants.definition import define
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,6 @@ SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     variant_pb2.DESCRIPTOR.services_by_name["VariantService"].full_name,
 )
-# Room for a message's other fields beside an image of the largest size.
-MESSAGE_OVERHEAD_BYTES = 64 * 1024
 # A connection may have this many calls open; more wait in the client.
 MAX_CONCURRENT_STREAMS = 1000
 
@@ -64,28 +63,31 @@ class Server:
         self.addresses: list[str] = []
 
     async def start(self) -> None:
-        """Listen at once, load and warm up, then become healthy.
+        """Listen at once, not yet healthy; load and warm up; then become healthy.
 
         Raises:
             WeightsError: A variant cannot be served.
             OSError: An address cannot be listened on.
         """
         settings = self._settings
-        self._grpc = grpc.aio.server(options=_options(settings))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        held = [await hold(spec, settings, self._devices) for spec in settings.variants]
-        variants = HeldVariants(held, settings.default_variant)
+        definitions = [define(spec) for spec in settings.variants]
+        variants = HeldVariants(definitions, settings.default_variant)
+        self._grpc = server = grpc.aio.server(options=_options(settings))
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(variants, self._admission, self._decode_pool, limits), self._grpc
+            InferenceServicer(variants, self._admission, self._decode_pool, limits), server
         )
-        variant_pb2_grpc.add_VariantServiceServicer_to_server(VariantServicer(variants), self._grpc)
+        variant_pb2_grpc.add_VariantServiceServicer_to_server(VariantServicer(variants), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        self.addresses = [_listen(self._grpc, address) for address in settings.listen]
-        await self._grpc.start()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.addresses = [_listen(server, address) for address in settings.listen]
+        await server.start()
+        log.info("listening on %s; loading the variants", ", ".join(self.addresses))
+        for definition in definitions:
+            variants.add(await hold(definition, settings, self._devices))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self) -> None:
@@ -107,7 +109,7 @@ class Server:
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", settings.max_image_bytes + MESSAGE_OVERHEAD_BYTES),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
         # Two servers on one port would share its calls by chance; let the second fail instead.
         ("grpc.so_reuseport", 0),

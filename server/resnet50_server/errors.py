@@ -2,7 +2,7 @@
 
 Data flow, and which error belongs to which arrow:
 
-    RPC → validate     InvalidRequest, InvalidImage, VariantNotFound
+    RPC → validate     InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
         → admission    Overloaded, ShuttingDown
         → decode       InvalidImage
         → queue        QueueFull, DeadlineUnreachable
@@ -11,7 +11,8 @@ Data flow, and which error belongs to which arrow:
     ServingError
     ├── InvalidRequest        INVALID_ARGUMENT     a field is wrong; names it
     │   └── InvalidImage      INVALID_ARGUMENT     the image is
-    ├── VariantNotFound       NOT_FOUND            no such variant is loaded
+    ├── VariantNotFound       NOT_FOUND            no such variant is served
+    ├── VariantLoading        UNAVAILABLE          not loaded yet; another server may answer
     ├── Overloaded            RESOURCE_EXHAUSTED   too many requests or bytes inside the server
     │   └── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
     ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
@@ -48,19 +49,24 @@ class InvalidImage(InvalidRequest):
 
 
 class VariantNotFound(ServingError):
-    """No variant of that name is loaded.
+    """No variant of that name is served.
 
     Args:
         field: Path of the field that names it, e.g. `options.variant`.
         name: What was asked for.
-        loaded: Names of the variants that are.
+        served: Names and aliases of the variants that are.
     """
 
-    def __init__(self, field: str, name: str, loaded: list[str]) -> None:
-        super().__init__(f"{field}: no variant {name!r} is loaded; loaded: {', '.join(loaded)}")
+    def __init__(self, field: str, name: str, served: list[str]) -> None:
+        # A name may be as long as a message; the reply repeats only what helps.
+        shown = repr(name[:64]) + ("…" if len(name) > 64 else "")
+        super().__init__(f"{field}: no variant {shown} is served here; served: {', '.join(served)}")
         self.field = field
-        self.name = name
-        self.loaded = loaded
+        self.served = served
+
+
+class VariantLoading(ServingError):
+    """The variant is not loaded yet; the server has just started."""
 
 
 class Overloaded(ServingError):

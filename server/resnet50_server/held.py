@@ -16,9 +16,9 @@ from .batcher import BatchPolicy, Scheduler, VariantQueue
 from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
-from .errors import VariantNotFound, WeightsError
+from .errors import VariantLoading, VariantNotFound, WeightsError
 from .settings import Settings
-from .variants.definition import Definition, define, plain
+from .variants.definition import Definition, plain
 from .variants.files import weights_directory
 from .variants.network import load_network
 
@@ -71,37 +71,45 @@ class HeldVariant:
 
 
 class HeldVariants:
-    """All variants of a server, by name and alias; the first given is the default.
+    """All variants that a server was told to serve; those that are loaded answer.
 
     Args:
-        held: In the order of the settings.
+        definitions: In the order of the settings.
         default: Name or alias of the default; None for the first.
 
     Raises:
         WeightsError: Two have one name, or the default is not among them.
     """
 
-    def __init__(self, held: list[HeldVariant], default: str | None) -> None:
-        self._by_name: dict[str, HeldVariant] = {}
-        for variant in held:
-            for name in (variant.definition.name, *variant.definition.aliases):
+    def __init__(self, definitions: list[Definition], default: str | None) -> None:
+        self._held: dict[str, HeldVariant] = {}
+        self._by_name: dict[str, Definition] = {}
+        for definition in definitions:
+            for name in (definition.name, *definition.aliases):
                 if name in self._by_name:
                     raise WeightsError(f"variants: {name} is given twice")
-                self._by_name[name] = variant
-        self.default = held[0]
+                self._by_name[name] = definition
+        self.default = definitions[0]
         if default is not None:
-            try:
-                self.default = self.find(default)
-            except VariantNotFound as error:
+            if plain(default) not in self._by_name:
                 raise WeightsError(
                     f"default_variant: {default!r} is not among --variants:"
-                    f" {', '.join(error.loaded)}"
-                ) from error
-        others = [variant for variant in held if variant is not self.default]
-        self.all = [self.default, *others]
+                    f" {', '.join(sorted(self._by_name))}"
+                )
+            self.default = self._by_name[plain(default)]
+        others = [definition for definition in definitions if definition is not self.default]
+        self.definitions = [self.default, *others]
 
-    def find(self, name: str, field: str = "options.variant") -> HeldVariant:
-        """Return the variant of that name or alias; the default one for "".
+    def add(self, variant: HeldVariant) -> None:
+        """Let a loaded variant answer."""
+        self._held[variant.definition.name] = variant
+
+    def loaded(self, definition: Definition) -> HeldVariant | None:
+        """Return a variant if it is loaded."""
+        return self._held.get(definition.name)
+
+    def define(self, name: str, field: str) -> Definition:
+        """Return the definition of that name or alias, loaded or not; the default one for "".
 
         Args:
             name: What the request says.
@@ -110,11 +118,25 @@ class HeldVariants:
         Raises:
             VariantNotFound: There is none.
         """
-        if not name:
-            return self.default
-        held = self._by_name.get(plain(name))
-        if held is None:
+        definition = self._by_name.get(plain(name)) if name else self.default
+        if definition is None:
             raise VariantNotFound(field, name, sorted(self._by_name))
+        return definition
+
+    def find(self, name: str, field: str = "options.variant") -> HeldVariant:
+        """Return the variant of that name or alias, ready to answer; as `define` otherwise.
+
+        Raises:
+            VariantNotFound: There is none.
+            VariantLoading: It is not loaded yet.
+        """
+        definition = self.define(name, field)
+        held = self.loaded(definition)
+        if held is None:
+            raise VariantLoading(
+                f"variant {definition.name} is still being loaded; wait until the server's health"
+                " is SERVING, or call another one"
+            )
         return held
 
 
@@ -241,18 +263,17 @@ def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> None
             )
 
 
-async def hold(spec: str, settings: Settings, devices: Devices) -> HeldVariant:
+async def hold(definition: Definition, settings: Settings, devices: Devices) -> HeldVariant:
     """Load and warm up one variant without blocking the event loop.
 
     Args:
-        spec: A value of `--variants`.
+        definition: Which one.
         settings: Where and how to run it.
         devices: Gives it its scheduler.
 
     Raises:
         WeightsError: It cannot be served; says why.
     """
-    definition = define(spec)
     opened = await asyncio.to_thread(open_engine, definition, settings)
     scheduler, executor = devices.get(opened.device)
     await asyncio.get_running_loop().run_in_executor(

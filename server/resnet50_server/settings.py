@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliImplicitFlag,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -17,12 +18,20 @@ from pydantic_settings import (
 
 ENV_PREFIX = "RESNET50_"
 
+# Room for a message's other fields beside an image of the largest size.
+MESSAGE_OVERHEAD_BYTES = 64 * 1024
+
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 EngineKind = Literal["auto", "torch", "null", "timed"]
 
 
 class Settings(BaseSettings):
-    """Settings of `resnet50-server serve`; flags beat environment, environment beats the file."""
+    """Serve variants over gRPC until SIGTERM, then answer what was accepted and stop.
+
+    Each option is also an environment name (--max-batch-size: RESNET50_MAX_BATCH_SIZE; lists are
+    separated by commas) and a key of the TOML file that --config names (max_batch_size). Flags beat
+    the environment, the environment beats the file.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -35,6 +44,7 @@ class Settings(BaseSettings):
 
     listen: Annotated[
         list[str],
+        NoDecode,
         Field(
             min_length=1,
             description="Where to listen: host:port, host:0 (a free port, printed) or unix:PATH;"
@@ -43,6 +53,7 @@ class Settings(BaseSettings):
     ] = ["127.0.0.1:50051"]
     variants: Annotated[
         list[str],
+        NoDecode,
         Field(
             description="A variant to serve: one of torchvision's names, NAME=DIRECTORY or"
             " NAME=random:SEED; repeat for several. At least one.",
@@ -99,6 +110,15 @@ class Settings(BaseSettings):
     max_request_bytes: Annotated[
         int, Field(ge=1, description="Bytes of requests inside the server at once.")
     ] = 512 * 2**20
+    max_message_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            lt=2**31,
+            description="Length of one gRPC message, in bytes; bounds raw images. The default holds"
+            " a 4K frame in RGBA.",
+        ),
+    ] = 64 * 2**20
     max_image_bytes: Annotated[
         int, Field(ge=1, description="Length of one encoded image, in bytes.")
     ] = 16 * 2**20
@@ -130,6 +150,14 @@ class Settings(BaseSettings):
         Path | None, Field(description="A TOML file with these settings, named with underscores.")
     ] = None
 
+    @field_validator("listen", "variants", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Split the commas of an environment value."""
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
     @field_validator("listen")
     @classmethod
     def _addresses(cls, addresses: list[str]) -> list[str]:
@@ -147,6 +175,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 "no variants: name at least one, such as --variants IMAGENET1K_V2,"
                 " --variants mine=DIRECTORY or --variants untrained=random:0"
+            )
+        if self.max_image_bytes + MESSAGE_OVERHEAD_BYTES > self.max_message_bytes:
+            raise ValueError(
+                f"max_message_bytes: {self.max_message_bytes} does not hold an image of"
+                f" max_image_bytes ({self.max_image_bytes}); allow at least"
+                f" {self.max_image_bytes + MESSAGE_OVERHEAD_BYTES}"
             )
         return self
 

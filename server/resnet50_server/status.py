@@ -14,6 +14,7 @@ from .errors import (
     Overloaded,
     ServingError,
     ShuttingDown,
+    VariantLoading,
     VariantNotFound,
 )
 
@@ -25,6 +26,7 @@ DOMAIN = "resnet50-serving"
 CODES: dict[type[ServingError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     VariantNotFound: grpc.StatusCode.NOT_FOUND,
+    VariantLoading: grpc.StatusCode.UNAVAILABLE,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineUnreachable: grpc.StatusCode.DEADLINE_EXCEEDED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
@@ -72,7 +74,7 @@ def _details(error: Exception) -> list[Message]:
             error_details_pb2.ErrorInfo(
                 reason="VARIANT_NOT_FOUND",
                 domain=DOMAIN,
-                metadata={"loaded": ", ".join(error.loaded)},
+                metadata={"field": error.field, "served": ", ".join(error.served)},
             )
         ]
     return []

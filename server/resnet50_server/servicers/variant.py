@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 
-from ..held import HeldVariant, HeldVariants
-from ..variants.definition import EMBEDDING_DIMENSION
+from ..held import HeldVariants
+from ..variants.definition import EMBEDDING_DIMENSION, Definition
 from .boundary import Context, answering, unimplemented
 
 
@@ -25,7 +25,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
     ) -> variant_pb2.ListVariantsResponse:
         """List all, without their categories; see the contract."""
         return variant_pb2.ListVariantsResponse(
-            variants=[self._describe(held) for held in self._variants.all]
+            variants=[self._describe(definition) for definition in self._variants.definitions]
         )
 
     @answering
@@ -33,9 +33,9 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         self, request: variant_pb2.GetVariantRequest, context: Context
     ) -> variant_pb2.GetVariantResponse:
         """Show one, with its categories; see the contract."""
-        held = self._variants.find(request.name, field="name")
-        variant = self._describe(held)
-        variant.categories.extend(held.definition.categories)
+        definition = self._variants.define(request.name, field="name")
+        variant = self._describe(definition)
+        variant.categories.extend(definition.categories)
         return variant_pb2.GetVariantResponse(variant=variant)
 
     async def LoadVariant(  # noqa: D102  the contract documents it
@@ -48,26 +48,30 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
     ) -> variant_pb2.UnloadVariantResponse:
         await unimplemented(context, "UnloadVariant")
 
-    def _describe(self, held: HeldVariant) -> variant_pb2.Variant:
-        definition, opened = held.definition, held.opened
-        accuracy = definition.published
-        return variant_pb2.Variant(
+    def _describe(self, definition: Definition) -> variant_pb2.Variant:
+        variant = variant_pb2.Variant(
             name=definition.name,
             aliases=definition.aliases,
-            state=variant_pb2.VARIANT_STATE_READY,
-            server_default=held is self._variants.default,
-            trained=opened.trained,
-            digest=opened.digest,
-            parameter_count=opened.parameter_count,
+            state=variant_pb2.VARIANT_STATE_LOADING,
+            server_default=definition is self._variants.default,
             embedding_dimension=EMBEDDING_DIMENSION,
-            embedding_space=held.space,
             category_count=len(definition.categories),
             transform=variant_pb2.Transform(**vars(definition.transform)),
-            published_accuracy=variant_pb2.PublishedAccuracy(**vars(accuracy))
-            if accuracy
-            else None,
-            precision=opened.precision,
-            device=opened.device,
-            engine=opened.kind,
             description=definition.description,
         )
+        if definition.published is not None:
+            variant.published_accuracy.CopyFrom(
+                variant_pb2.PublishedAccuracy(**vars(definition.published))
+            )
+        held = self._variants.loaded(definition)
+        if held is not None:
+            opened = held.opened
+            variant.state = variant_pb2.VARIANT_STATE_READY
+            variant.trained = opened.trained
+            variant.digest = opened.digest
+            variant.parameter_count = opened.parameter_count
+            variant.embedding_space = held.space
+            variant.precision = opened.precision
+            variant.device = opened.device
+            variant.engine = opened.kind
+        return variant

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -62,33 +63,36 @@ def _condition(definition: Definition, directory: Path) -> str:
     """Say whether the variant's file is here, and is what was published."""
     path = official_path(definition, directory)
     if not path.exists():
-        return "not here"
+        return "missing"
     try:
         verify_official(definition, path)
     except WeightsError:
-        return "WRONG HASH"
-    return "here, hash right"
+        return "BAD HASH"
+    return "verified"
 
 
 def _list(directory: Path, console: Console) -> int:
-    table = Table(title=f"torchvision's ResNet50 variants; files in {directory}")
-    for heading in ("name", "acc@1", "acc@5", "resize", "crop", "size", "parameters", "file"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in ("name", "acc@1", "acc@5", "transform", "size", "params", "file"):
         table.add_column(heading, no_wrap=True)
     for definition in official_definitions().values():
         published, meta = definition.published, definition.official.meta
         assert published is not None  # torchvision publishes it for all four
-        alias = f" ({', '.join(definition.aliases)})" if definition.aliases else ""
         table.add_row(
-            definition.name + alias,
+            definition.name,
             f"{published.acc_at_1:.3f}",
             f"{published.acc_at_5:.3f}",
-            str(definition.transform.resize),
-            str(definition.transform.crop),
-            f"{meta['_file_size']:.1f} MB",
-            f"{meta['num_params']:,}",
+            f"{definition.transform.resize} → {definition.transform.crop}",
+            f"{meta['_file_size']:.0f} MB",
+            f"{meta['num_params'] / 1e6:.1f} M",
             _condition(definition, directory),
         )
     console.print(table)
+    console.print(
+        f"DEFAULT is {define('DEFAULT').name}. acc: percent on ImageNet-1K, as published."
+        f" transform: resize → crop, pixels. Files in {directory}",
+        highlight=False,
+    )
     return 0
 
 
@@ -114,7 +118,7 @@ def _verify(directory: Path, console: Console) -> int:
     wrong = 0
     for definition in official_definitions().values():
         condition = _condition(definition, directory)
-        wrong += condition == "WRONG HASH"
+        wrong += condition == "BAD HASH"
         path = official_path(definition, directory)
         digest = f" sha256 {sha256(path)}" if path.exists() else ""
         console.print(f"{definition.name}: {condition}: {path}{digest}", highlight=False)
