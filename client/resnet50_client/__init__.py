@@ -1,1 +1,70 @@
-"""Python SDK of the ResNet50 model server."""
+"""Client of the ResNet50 model server.
+
+    from resnet50_client import Client
+
+    with Client("localhost:50051") as client:
+        print(client.classify("cat.jpg").top.label)
+
+`AsyncClient` has the same methods for asyncio.
+"""
+
+from .aio import AsyncClient
+from .client import Client
+from .connection import RetryPolicy
+from .errors import (
+    CallCancelledError,
+    DataLossError,
+    DeadlineExceededError,
+    InvalidImageError,
+    InvalidRequestError,
+    OverloadedError,
+    PermissionDeniedError,
+    Resnet50Error,
+    ServerError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+    VariantNotFoundError,
+)
+from .images import ImageInput
+from .results import (
+    Category,
+    Classification,
+    Embedding,
+    PublishedAccuracy,
+    Timing,
+    Transform,
+    Variant,
+    VariantRef,
+)
+
+__all__ = [
+    # Clients
+    "AsyncClient",
+    "Client",
+    "ImageInput",
+    "RetryPolicy",
+    # Results
+    "Category",
+    "Classification",
+    "Embedding",
+    "PublishedAccuracy",
+    "Timing",
+    "Transform",
+    "Variant",
+    "VariantRef",
+    # Errors
+    "CallCancelledError",
+    "DataLossError",
+    "DeadlineExceededError",
+    "InvalidImageError",
+    "InvalidRequestError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "Resnet50Error",
+    "ServerError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "VariantNotFoundError",
+]

@@ -1,0 +1,262 @@
+"""The asyncio client. `client.py` holds its blocking twin; a test keeps the two alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from resnet50.v1 import variant_pb2
+
+from . import messages
+from .connection import (
+    DEFAULT_SERVER,
+    DEFAULT_TIMEOUT_S,
+    HEALTH_POLL_S,
+    Connection,
+    RetryPolicy,
+    channel_options,
+    target,
+)
+from .errors import DeadlineExceededError, UnavailableError, error_of
+from .images import ImageInput, lies_in_memory
+from .results import Classification, Embedding, Variant
+from .stubs import Stubs
+
+Request = TypeVar("Request")
+
+
+class AsyncClient:
+    """Calls a ResNet50 server, or several equal ones in turn.
+
+    May be used by many tasks at once, all on the event loop of its first call.
+
+    Args:
+        server: "host:port" (all addresses behind the name are used, in turn), "unix:PATH", or a
+            list of "host:port" to balance over.
+        timeout_s: How long a call may take, in seconds, retries included; `math.inf` for no limit.
+        retry: When a failed call is made again.
+
+    Raises:
+        ValueError: An argument is wrong.
+        OSError: (from the first call) A host name of a list cannot be looked up.
+    """
+
+    def __init__(
+        self,
+        server: str | Sequence[str] = DEFAULT_SERVER,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self._connection = Connection.to(server, timeout_s, retry)
+        # A channel belongs to the loop that runs when it is made, so the first call makes it.
+        self._stubs: Stubs | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def classify(
+        self,
+        image: ImageInput,
+        *,
+        variant: str = "",
+        top_k: int = 0,
+        min_probability: float | None = None,
+        include_embedding: bool = False,
+        pixel_format: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Classification:
+        """Say what an image shows.
+
+        Args:
+            image: A path, bytes, a binary file, a PIL image, a numpy array or a torch tensor; see
+                `ImageInput`.
+            variant: Which weights answer, e.g. "IMAGENET1K_V2"; "" for the server's default.
+            top_k: How many categories come back; 0 for 5, or all of a variant that has fewer.
+            min_probability: Leave out categories below it, 0 to 1.
+            include_embedding: Also return the image's vector; it costs no second forward pass.
+            pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
+            timeout_s: In seconds; None for the client's default, `math.inf` for no limit.
+
+        Raises:
+            InvalidImageError: The image cannot be read, or is over a limit.
+            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+            OSError: The image's file cannot be read.
+        """
+        request = await _build(
+            messages.classify_request,
+            image,
+            variant,
+            top_k,
+            min_probability,
+            include_embedding,
+            pixel_format,
+        )
+        stubs = await self._open()
+        return messages.classification(
+            await self._call(stubs.inference.Classify, request, timeout_s)
+        )
+
+    async def embed(
+        self,
+        image: ImageInput,
+        *,
+        variant: str = "",
+        l2_normalize: bool = False,
+        dtype: str = "float32",
+        pixel_format: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Embedding:
+        """Return an image's vector.
+
+        Args:
+            image: As for `classify`.
+            variant: As for `classify`.
+            l2_normalize: Scale the vector to length 1, so that a dot product is the cosine.
+            dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            pixel_format: As for `classify`.
+            timeout_s: As for `classify`.
+
+        Raises:
+            InvalidImageError: The image cannot be read, or is over a limit.
+            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+            OSError: The image's file cannot be read.
+        """
+        request = await _build(
+            messages.embed_request, image, variant, l2_normalize, dtype, pixel_format
+        )
+        stubs = await self._open()
+        return messages.embedding(await self._call(stubs.inference.Embed, request, timeout_s))
+
+    async def variants(self, *, timeout_s: float | None = None) -> list[Variant]:
+        """Return all variants of the server, its default first, without their categories.
+
+        Args:
+            timeout_s: As for `classify`.
+
+        Raises:
+            Resnet50Error: See `resnet50_client.errors`.
+        """
+        request = variant_pb2.ListVariantsRequest()
+        stubs = await self._open()
+        reply = await self._call(stubs.variants.ListVariants, request, timeout_s)
+        return [messages.variant(one) for one in reply.variants]
+
+    async def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
+        """Return one variant, with its categories.
+
+        Args:
+            name: Its name or alias; "" for the server's default.
+            timeout_s: As for `classify`.
+
+        Raises:
+            VariantNotFoundError: The server does not serve it.
+            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+        """
+        request = variant_pb2.GetVariantRequest(name=name)
+        stubs = await self._open()
+        reply = await self._call(stubs.variants.GetVariant, request, timeout_s)
+        return messages.variant(reply.variant)
+
+    async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+        """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
+
+        Args:
+            service: Its full name, e.g. "resnet50.v1.InferenceService"; "" for the whole server.
+            timeout_s: As for `classify`.
+
+        Raises:
+            Resnet50Error: See `resnet50_client.errors`.
+        """
+        stubs = await self._open()
+        status: str = await self._call(stubs.check, service, timeout_s)
+        return status
+
+    async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+        """Return as soon as a server has loaded its variants and takes requests.
+
+        Args:
+            timeout_s: How long to wait, in seconds.
+
+        Raises:
+            DeadlineExceededError: None was ready in time; says what was seen last.
+            Resnet50Error: Another of its kinds, if the server cannot be asked for its health.
+        """
+        attempts = self._connection.attempts(timeout_s)
+        stubs = await self._open()
+        seen = "no connection"
+        while True:
+            try:
+                seen = await self._call(stubs.check, "", attempts.left_s(), wait_for_ready=True)
+            except UnavailableError as error:
+                seen = error.message
+            except DeadlineExceededError as error:
+                raise self._connection.not_ready(timeout_s, seen) from error
+            if seen == "SERVING":
+                return
+            await asyncio.sleep(HEALTH_POLL_S)
+
+    async def close(self) -> None:
+        """Close the connection; calls that are under way end with CallCancelledError."""
+        self._closed = True
+        if self._stubs is not None:
+            await self._stubs.channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._connection)!r})"
+
+    async def _open(self) -> Stubs:
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed; make a new one")
+        if self._stubs is None:
+            # Looking up a list of names blocks.
+            where = await asyncio.to_thread(target, self._connection.addresses)
+        if self._stubs is None:  # no other task was faster
+            options = channel_options(self._connection.retry)
+            self._stubs, self._loop = Stubs(grpc.aio.insecure_channel(where, options)), loop
+        if self._loop is not loop:
+            raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
+        return self._stubs
+
+    async def _call(
+        self,
+        method: Callable[..., Any],
+        request: object,
+        timeout_s: float | None,
+        wait_for_ready: bool | None = None,
+    ) -> Any:
+        """Make one call, again after overload if the policy says so; failures become ours."""
+        attempts = self._connection.attempts(timeout_s)
+        while True:
+            try:
+                return await method(
+                    request, timeout=attempts.grpc_timeout(), wait_for_ready=wait_for_ready
+                )
+            except grpc.RpcError as failure:
+                error = error_of(failure, str(self._connection))
+                pause_s = attempts.pause_s(error)
+                if pause_s is None:
+                    raise error from failure
+            await asyncio.sleep(pause_s)
+
+
+async def _build(request: Callable[..., Request], image: ImageInput, *arguments: object) -> Request:
+    """Build a request, in a thread if the image has to be read from somewhere first."""
+    if lies_in_memory(image):
+        return request(image, *arguments)
+    return await asyncio.to_thread(request, image, *arguments)

@@ -1,0 +1,237 @@
+"""How a client reaches its servers: addresses, balancing, retries, deadlines."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from .errors import DeadlineExceededError, OverloadedError, Resnet50Error
+
+DISTRIBUTION = "resnet50-serving"
+DEFAULT_SERVER = "localhost:50051"
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_PORT = 50051
+HEALTH_POLL_S = 0.1
+
+
+# What may be made again without changing anything: all but loading and unloading.
+REPEATABLE = [
+    {"service": "resnet50.v1.InferenceService"},
+    {"service": "resnet50.v1.VariantService", "method": "ListVariants"},
+    {"service": "resnet50.v1.VariantService", "method": "GetVariant"},
+    {"service": "grpc.health.v1.Health"},
+]
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When a failed call is made again, by itself and within its deadline.
+
+    An image's answer is the same whenever it is computed, so repeating a call is safe.
+
+    Attributes:
+        attempts: How often a call is made in all while no server can be reached (UNAVAILABLE),
+            each time at the next address; 1 to 5, gRPC's own limit. 1 means no retry.
+        initial_backoff_s: About how long the first pause is; each one is twice the one before.
+        max_backoff_s: How long a pause is at most.
+        overload_attempts: How often a call is made in all while servers are full
+            (RESOURCE_EXHAUSTED), each time after the pause that the server asks for. 1, the
+            default, means no retry: sending more to a full server is for callers to decide.
+    """
+
+    attempts: int = 4
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 2.0
+    overload_attempts: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.attempts <= 5:
+            raise ValueError(f"attempts: is {self.attempts}, must be 1 to 5")
+        if self.overload_attempts < 1:
+            raise ValueError(f"overload_attempts: is {self.overload_attempts}, must be 1 or more")
+        if not 0 < self.initial_backoff_s <= self.max_backoff_s:
+            raise ValueError("initial_backoff_s must be above 0 and at most max_backoff_s")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What a client was told about its servers.
+
+    Attributes:
+        addresses: Of one server, or of several equal ones.
+        timeout_s: Deadline of calls that name none.
+        retry: When a failed call is made again.
+    """
+
+    addresses: tuple[str, ...]
+    timeout_s: float
+    retry: RetryPolicy
+
+    @classmethod
+    def to(
+        cls, server: str | Sequence[str], timeout_s: float, retry: RetryPolicy | None
+    ) -> Connection:
+        """Check a client's arguments.
+
+        Raises:
+            ValueError: One is wrong.
+        """
+        connection = cls(_addresses(server), timeout_s, retry or RetryPolicy())
+        connection.attempts(None)
+        return connection
+
+    def attempts(self, timeout_s: float | None) -> Attempts:
+        """Start the clock of one call; `timeout_s` None means the client's default."""
+        return Attempts(self.retry, self.timeout_s if timeout_s is None else timeout_s)
+
+    def not_ready(self, timeout_s: float, seen: str) -> DeadlineExceededError:
+        """Say that no server became ready, and what was seen of it last."""
+        return DeadlineExceededError(
+            f"{self} was not ready within {timeout_s:g} s; seen last: {seen}. Is it running there,"
+            " and has it loaded its variants?",
+            code="DEADLINE_EXCEEDED",
+        )
+
+    def __str__(self) -> str:
+        return ", ".join(self.addresses)
+
+
+def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
+    """Return a channel's options: round robin, retries, keepalive."""
+    config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if retry.attempts > 1:
+        config["methodConfig"] = [
+            {
+                "name": REPEATABLE,
+                "retryPolicy": {
+                    "maxAttempts": retry.attempts,
+                    "initialBackoff": f"{retry.initial_backoff_s:.3f}s",
+                    "maxBackoff": f"{retry.max_backoff_s:.3f}s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.service_config_disable_resolution", 1),  # no TXT look-ups for another one
+        ("grpc.enable_retries", int(retry.attempts > 1)),
+        # A call is kept for its retry only up to this length; gRPC's default of 256 KiB would
+        # silently leave most photographs without one.
+        ("grpc.per_rpc_retry_buffer_size", 128 * 2**20),
+        ("grpc.max_send_message_length", -1),  # the server's limit decides, and says so
+        ("grpc.primary_user_agent", f"{DISTRIBUTION}/{version(DISTRIBUTION)}"),
+        # A server that restarts is found again soon.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # A peer that vanished without a word is noticed, also between calls.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _addresses(server: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses of the `server` argument.
+
+    Raises:
+        ValueError: There is none, or one is empty.
+    """
+    given = (server,) if isinstance(server, str) else tuple(server)
+    if not given or not all(isinstance(one, str) and one.strip() for one in given):
+        raise ValueError(
+            f"server: {server!r} is not an address such as 'localhost:50051' or 'unix:/run/r.sock',"
+            " nor a list of addresses"
+        )
+    if len(given) > 1 and any("://" in one or one.startswith("unix:") for one in given):
+        raise ValueError(
+            f"server: {list(given)} mixes kinds; a list holds host:port addresses only"
+        )
+    return given
+
+
+def target(addresses: Sequence[str]) -> str:
+    """Return the gRPC target of one or several addresses; looks host names up if there are several.
+
+    One name is left to gRPC, which looks it up again and again and balances over all it finds.
+    gRPC has no target for several names, so those of a list are looked up once.
+
+    Raises:
+        OSError: A name of a list cannot be looked up.
+        ValueError: An address of a list is not host:port, or the list has no common IP version.
+    """
+    if len(addresses) == 1:
+        (address,) = addresses
+        if "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+            return address
+        return f"dns:///{address}"
+    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    for address in addresses:
+        host, port = _split(address)
+        for family, *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            if family in found:
+                ip = str(where[0])
+                found[family].append(
+                    f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}"
+                )
+    # A target holds one version; take the one that reaches most of the list.
+    v4, v6 = found[socket.AF_INET], found[socket.AF_INET6]
+    if len(v4) >= len(addresses) or len(v4) >= len(v6):
+        return "ipv4:" + ",".join(dict.fromkeys(v4))
+    return "ipv6:" + ",".join(dict.fromkeys(v6))
+
+
+def _split(address: str) -> tuple[str, int]:
+    """Return host and port of "host", "host:port", "1.2.3.4:port" or "[::1]:port"."""
+    try:
+        return str(ipaddress.ip_address(address.strip("[]"))), DEFAULT_PORT
+    except ValueError:
+        pass
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return address, DEFAULT_PORT
+    if not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"server: {address!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+class Attempts:
+    """The deadline of one call, and whether it is made again on overload.
+
+    Args:
+        retry: The client's policy.
+        timeout_s: For all attempts together; `math.inf` for no deadline.
+
+    Raises:
+        ValueError: `timeout_s` is not above 0.
+    """
+
+    def __init__(self, retry: RetryPolicy, timeout_s: float) -> None:
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s: is {timeout_s}, must be above 0 (math.inf for no limit)")
+        self._left = retry.overload_attempts
+        self._deadline = time.monotonic() + timeout_s
+
+    def left_s(self) -> float:
+        """Return the time that is left, in seconds; a little even when there is none."""
+        return max(1e-3, self._deadline - time.monotonic())
+
+    def grpc_timeout(self) -> float | None:
+        """Return the same as gRPC takes it: None for no deadline."""
+        left_s = self.left_s()
+        return None if math.isinf(left_s) else left_s
+
+    def pause_s(self, error: Resnet50Error) -> float | None:
+        """Return how long to wait before the next attempt; None if there is none to make."""
+        self._left -= 1
+        if not isinstance(error, OverloadedError) or error.retry_after_s is None or not self._left:
+            return None
+        if time.monotonic() + error.retry_after_s >= self._deadline:
+            return None
+        return error.retry_after_s

@@ -1,0 +1,204 @@
+"""What a call can raise. Nothing of gRPC leaks; the gRPC error is the exception's `__cause__`.
+
+Resnet50Error
+├── InvalidRequestError      (also ValueError)     an argument is wrong; do not retry
+│   └── InvalidImageError                          the image is: broken, too large, ...
+├── VariantNotFoundError     (also LookupError)    the server does not serve that variant
+├── OverloadedError                                the server is full; retry later
+├── DeadlineExceededError    (also TimeoutError)   no answer in time
+├── UnavailableError                               no server answers, or it is starting, stopping
+├── UnauthenticatedError                           credentials are missing or wrong
+├── PermissionDeniedError                          credentials do not allow it
+├── DataLossError                                  bytes were damaged on the way
+├── UnimplementedError                             the server does not know this call
+├── CallCancelledError                             the call was cancelled on the way
+└── ServerError                                    a fault of the server; its log has the reason
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, cast
+
+import grpc
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_REQUEST_ID_KEY = "x-request-id"
+# gRPC's own refusal of a message that is longer than the receiver allows.
+_TOO_LONG = re.compile(r"message larger than max \((\d+) vs\.? (\d+)\)")
+
+
+class Resnet50Error(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        message: What went wrong and what to do, as the server said it.
+        code: The gRPC status code's name, e.g. "INVALID_ARGUMENT"; "" if no call was made.
+        request_id: Finds the request in the server's log; None if no server was reached.
+    """
+
+    def __init__(self, message: str, *, code: str = "", request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.request_id = request_id
+
+
+class InvalidRequestError(Resnet50Error, ValueError):
+    """An argument is wrong: unknown value, out of range, or not what the server expects.
+
+    Attributes:
+        field: Path of the field in the request, e.g. "options.top_k"; "" if unknown.
+    """
+
+    def __init__(self, message: str, *, field: str = "", **common: Any) -> None:
+        super().__init__(message, **common)
+        self.field = field
+
+
+class InvalidImageError(InvalidRequestError):
+    """The image is not readable, is broken, or is over a limit of the server."""
+
+
+class VariantNotFoundError(Resnet50Error, LookupError):
+    """The server does not serve a variant of that name.
+
+    Attributes:
+        served: Names and aliases that it does serve.
+    """
+
+    def __init__(self, message: str, *, served: tuple[str, ...] = (), **common: Any) -> None:
+        super().__init__(message, **common)
+        self.served = served
+
+
+class OverloadedError(Resnet50Error):
+    """The server holds as many requests as it may, and refused this one at once.
+
+    Attributes:
+        retry_after_s: When the server expects to have room, in seconds; None if it did not say.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **common: Any) -> None:
+        super().__init__(message, **common)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceededError(Resnet50Error, TimeoutError):
+    """No answer came within `timeout_s`, or the server saw that none could."""
+
+
+class UnavailableError(Resnet50Error):
+    """No server could be reached, or it is starting or stopping; retries have been made."""
+
+
+class UnauthenticatedError(Resnet50Error):
+    """The server wants credentials, and got none or wrong ones."""
+
+
+class PermissionDeniedError(Resnet50Error):
+    """The credentials are known but do not allow this call."""
+
+
+class DataLossError(Resnet50Error):
+    """What arrived is not what was sent."""
+
+
+class UnimplementedError(Resnet50Error):
+    """The server does not know this call: an older release, or another kind of server."""
+
+
+class CallCancelledError(Resnet50Error):
+    """The call was cancelled, e.g. because its client was closed meanwhile."""
+
+
+class ServerError(Resnet50Error):
+    """A fault of the server. Its log has the reason under `request_id`."""
+
+
+# Every status code that is not OK; a test walks grpc.StatusCode.
+ERRORS: dict[grpc.StatusCode, type[Resnet50Error]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequestError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: VariantNotFoundError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+    grpc.StatusCode.DATA_LOSS: DataLossError,
+    grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
+    grpc.StatusCode.CANCELLED: CallCancelledError,
+    grpc.StatusCode.INTERNAL: ServerError,
+    grpc.StatusCode.UNKNOWN: ServerError,
+    grpc.StatusCode.ABORTED: ServerError,
+    grpc.StatusCode.ALREADY_EXISTS: ServerError,
+}
+
+
+def error_of(failure: grpc.RpcError, server: str) -> Resnet50Error:
+    """Return what a failed call is called here.
+
+    Args:
+        failure: Of a blocking or an asyncio call; both have code, details and trailing metadata.
+        server: Where the call went, for messages that would not say it.
+    """
+    code: grpc.StatusCode = failure.code()
+    message: str = failure.details() or code.name
+    metadata = dict(cast("Iterable[tuple[str, Any]]", failure.trailing_metadata() or ()))
+    common: dict[str, Any] = {
+        "code": code.name,
+        "request_id": metadata.get(_REQUEST_ID_KEY),
+    }
+    details = _details(metadata.get(_DETAILS_KEY))
+    kind = ERRORS.get(code, ServerError)
+    if kind is InvalidRequestError:
+        violations = details["BadRequest"].field_violations if "BadRequest" in details else ()
+        field = violations[0].field if violations else ""
+        if field.partition(".")[0] == "image":
+            return InvalidImageError(message, field=field, **common)
+        return InvalidRequestError(message, field=field, **common)
+    if kind is VariantNotFoundError:
+        served = details["ErrorInfo"].metadata.get("served", "") if "ErrorInfo" in details else ""
+        names = tuple(name for name in served.split(", ") if name)
+        return VariantNotFoundError(message, served=names, **common)
+    if kind is OverloadedError:
+        if too_long := _TOO_LONG.search(message):
+            return InvalidImageError(
+                f"image: the request has {too_long[1]} bytes, the server's limit"
+                f" (max_message_bytes) is {too_long[2]}; send a smaller or a compressed image",
+                field="image",
+                **common,
+            )
+        after_s = None
+        if "RetryInfo" in details:
+            after_s = details["RetryInfo"].retry_delay.ToTimedelta().total_seconds()
+        return OverloadedError(message, retry_after_s=after_s, **common)
+    if message == "Deadline Exceeded":  # gRPC's own words
+        message = "no answer within timeout_s; allow more time, or look at the server's load"
+    if kind in (UnavailableError, DeadlineExceededError):
+        message = f"{server}: {message}"
+    return kind(message, **common)
+
+
+def _details(packed: bytes | None) -> dict[str, Any]:
+    """Return the google.rpc details of a status by message name, those that are read here."""
+    if packed is None:
+        return {}
+    # Needed for failures only, so not paid for when the package is imported.
+    from google.protobuf.message import DecodeError
+    from google.rpc import error_details_pb2, status_pb2
+
+    known = {"BadRequest", "RetryInfo", "ErrorInfo"}
+    found: dict[str, Any] = {}
+    try:
+        for detail in status_pb2.Status.FromString(packed).details:
+            name = detail.TypeName().rpartition(".")[2]
+            if name in known:
+                found[name] = getattr(error_details_pb2, name).FromString(detail.value)
+    except DecodeError:
+        # A proxy's own details: the code and the message still say what happened.
+        return found
+    return found

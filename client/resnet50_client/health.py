@@ -1,0 +1,48 @@
+"""The standard health service's two messages, without a dependency or a place in the shared pool.
+
+grpcio-health-checking pins protobuf's major version, and other packages put the same file into
+protobuf's one process-wide pool; a pool of our own meets neither (docs/adr/0005).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+CHECK = "/grpc.health.v1.Health/Check"
+# grpc.health.v1.HealthCheckResponse.ServingStatus
+STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+
+
+@functools.cache
+def _messages() -> tuple[Any, Any]:
+    """Return the classes of HealthCheckRequest and HealthCheckResponse."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="grpc/health/v1/health.proto", package="grpc.health.v1", syntax="proto3"
+    )
+    request = file.message_type.add(name="HealthCheckRequest")
+    request.field.add(name="service", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+    response = file.message_type.add(name="HealthCheckResponse")
+    # An enum on the wire is an int32.
+    response.field.add(name="status", number=1, type=field.TYPE_INT32, label=field.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    request_class, response_class = (
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"grpc.health.v1.{name}"))
+        for name in ("HealthCheckRequest", "HealthCheckResponse")
+    )
+    return request_class, response_class
+
+
+def check_request(service: str) -> bytes:
+    """Return the serialised request of a check."""
+    content: bytes = _messages()[0](service=service).SerializeToString()
+    return content
+
+
+def status_of(reply: bytes) -> str:
+    """Return the status in a serialised reply: "SERVING", "NOT_SERVING", ..."""
+    return STATUSES.get(_messages()[1].FromString(reply).status, "UNKNOWN")

@@ -1,0 +1,188 @@
+"""From whatever holds a picture to the contract's `Image`, without importing PIL or torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet50.v1 import image_pb2
+
+from .errors import InvalidImageError
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+ImageInput: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PIL.Image.Image"
+    " | NDArray[np.uint8] | torch.Tensor"
+)
+"""What `classify` and `embed` take as an image:
+
+* a path (`str` or `os.PathLike`) to an image file;
+* an image file's content: `bytes`, `bytearray`, `memoryview`, or a binary file object;
+* a `PIL.Image.Image`; its EXIF orientation is applied, as it is for files;
+* a numpy array, uint8 [height, width, 3] RGB, [height, width, 4] RGBA or [height, width] grey;
+  `pixel_format` names other layouts, e.g. "BGR" for OpenCV, "NV12" or "I420" for camera frames of
+  [height * 3 / 2, width];
+* a torch tensor, uint8 [3, height, width] RGB or [1, height, width] grey, on any device.
+"""
+
+# What an array's last axis says if `pixel_format` does not; and what formats ask of it.
+_CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
+_FORMAT_OF_CHANNELS = {3: "RGB", 4: "RGBA", 1: "GRAY"}
+_PLANAR = ("NV12", "I420")
+
+
+def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Image:
+    """Return the image as the contract carries it; files travel as they are, arrays as raw pixels.
+
+    Args:
+        image: See `ImageInput`.
+        pixel_format: For arrays only: "RGB", "BGR", "RGBA", "GRAY", "NV12" or "I420".
+
+    Raises:
+        TypeError: It is of no type that is known here.
+        InvalidImageError: Its shape or dtype is not one of those above.
+        OSError: The file cannot be read.
+    """
+    array = _array(image)
+    if array is not None:
+        return image_pb2.Image(raw=_raw(array, pixel_format))
+    if pixel_format is not None:
+        raise InvalidImageError(
+            f"pixel_format: {pixel_format!r} goes with an array only; a file says itself what it"
+            " holds",
+            field="image",
+        )
+    return image_pb2.Image(encoded=_encoded(image))
+
+
+def lies_in_memory(image: ImageInput) -> bool:
+    """Return whether `to_image` has nothing to read from a file."""
+    return isinstance(image, (bytes, bytearray, memoryview, np.ndarray))
+
+
+def _encoded(image: Any) -> bytes:
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, (str, os.PathLike)):
+        return Path(image).read_bytes()
+    if callable(getattr(image, "read", None)):
+        content = image.read()
+        if isinstance(content, bytes):
+            return content
+        raise TypeError(
+            f"image: the file gives {type(content).__name__}, not bytes: open it with mode 'rb'"
+        )
+    raise TypeError(
+        f"image: {type(image).__name__} is not a path, bytes, a binary file, a PIL image, a numpy"
+        " array or a torch tensor"
+    )
+
+
+def _array(image: Any) -> NDArray[Any] | None:
+    """Return what holds pixels as an array; None for what holds a file."""
+    if isinstance(image, np.ndarray):
+        return image
+    # Whoever passes a PIL image or a tensor has imported the module; nobody else pays for it.
+    pil = sys.modules.get("PIL.Image")
+    if pil is not None and isinstance(image, pil.Image):
+        return _pil_array(image)
+    torch_module = sys.modules.get("torch")
+    if torch_module is not None and isinstance(image, torch_module.Tensor):
+        return _tensor_array(image)
+    return None
+
+
+def _pil_array(image: PIL.Image.Image) -> NDArray[np.uint8]:
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        # convert() clips 16-bit pixels instead of scaling them.
+        deep: NDArray[np.uint16] = np.asarray(upright)
+        scaled: NDArray[np.uint8] = np.rint(deep.astype(np.float32) / 257.0).astype(np.uint8)
+        return scaled
+    if upright.mode in ("I", "F"):
+        raise InvalidImageError(
+            f"image: a PIL image of mode {upright.mode} does not say which value is white; convert"
+            " it to RGB, L or I;16",
+            field="image",
+        )
+    if upright.mode not in ("RGB", "RGBA", "L"):
+        if "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        upright = upright.convert("RGB")
+    return np.asarray(upright)
+
+
+def _tensor_array(tensor: torch.Tensor) -> NDArray[Any]:
+    if tensor.ndim == 3 and tensor.shape[0] in (1, 3):
+        array: NDArray[Any] = tensor.detach().permute(1, 2, 0).cpu().numpy()
+        return array
+    raise InvalidImageError(
+        f"image: a tensor of shape {list(tensor.shape)} is not [3, height, width] or"
+        " [1, height, width]; send one image at a time",
+        field="image",
+    )
+
+
+def _raw(array: NDArray[Any], pixel_format: str | None) -> image_pb2.RawImage:
+    def refuse(reason: str) -> InvalidImageError:
+        return InvalidImageError(
+            f"image: an array of shape {list(array.shape)} and dtype {array.dtype} {reason}",
+            field="image.raw",
+        )
+
+    if array.dtype != np.uint8:
+        raise refuse(
+            "does not hold 8-bit pixels; convert it to uint8, 0 to 255, and leave resizing and"
+            " normalising to the server"
+        )
+    if array.ndim == 2 and pixel_format in _PLANAR:
+        return _planar(array, pixel_format, refuse)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.size == 0:
+        raise refuse("is not one image; send one at a time, as [height, width, channels]")
+    channels = array.shape[2]
+    name = pixel_format or _FORMAT_OF_CHANNELS.get(channels)
+    if name is None:
+        raise refuse(
+            "has its channels neither last nor 1, 3 or 4 of them; transpose it to [height, width,"
+            " channels]"
+        )
+    if _CHANNELS.get(name) != channels:
+        known = ", ".join([*_CHANNELS, *_PLANAR])
+        raise refuse(
+            f"does not fit pixel_format {name!r}"
+            + (f" with its {_CHANNELS[name]} channels" if name in _CHANNELS else f" ({known})")
+        )
+    return image_pb2.RawImage(
+        width=array.shape[1],
+        height=array.shape[0],
+        pixel_format=image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{name}"),
+        pixels=array.tobytes(),
+    )
+
+
+def _planar(
+    array: NDArray[np.uint8], name: str | None, refuse: Callable[[str], InvalidImageError]
+) -> image_pb2.RawImage:
+    """Take [height * 3 / 2, width]: a plane of luma above the chroma planes, as OpenCV has it."""
+    rows, width = array.shape
+    if rows % 3 or width % 2 or array.size == 0:
+        raise refuse(f"is not {name} of [height * 3 / 2, width] with even sides")
+    return image_pb2.RawImage(
+        width=width,
+        height=rows // 3 * 2,
+        pixel_format=image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{name}"),
+        pixels=array.tobytes(),
+    )

@@ -1,0 +1,170 @@
+"""Requests out of arguments, results out of replies: everything about a call but its I/O."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from resnet50.v1 import inference_pb2, result_pb2, variant_pb2
+
+from .errors import InvalidRequestError, ServerError
+from .images import ImageInput, to_image
+from .results import (
+    Category,
+    Classification,
+    Embedding,
+    PublishedAccuracy,
+    Timing,
+    Transform,
+    Variant,
+    VariantRef,
+)
+
+_TYPES = {
+    "float32": result_pb2.EMBEDDING_TYPE_FLOAT32,
+    "float16": result_pb2.EMBEDDING_TYPE_FLOAT16,
+}
+_DTYPES: dict[result_pb2.EmbeddingType.ValueType, np.dtype[np.floating]] = {
+    result_pb2.EMBEDDING_TYPE_FLOAT32: np.dtype("<f4"),
+    result_pb2.EMBEDDING_TYPE_FLOAT16: np.dtype("<f2"),
+}
+
+
+def classify_request(
+    image: ImageInput,
+    variant: str,
+    top_k: int,
+    min_probability: float | None,
+    include_embedding: bool,
+    pixel_format: str | None,
+) -> inference_pb2.ClassifyRequest:
+    """Build the request of `classify`."""
+    if top_k < 0 or top_k > 2**32 - 1:
+        raise InvalidRequestError(
+            f"options.top_k: is {top_k}, must be 1 or more, or 0 for the server's default",
+            field="options.top_k",
+        )
+    return inference_pb2.ClassifyRequest(
+        options=inference_pb2.ClassifyOptions(
+            variant=variant,
+            top_k=top_k,
+            min_probability=min_probability,
+            include_embedding=include_embedding,
+        ),
+        image=to_image(image, pixel_format),
+    )
+
+
+def embed_request(
+    image: ImageInput, variant: str, l2_normalize: bool, dtype: str, pixel_format: str | None
+) -> inference_pb2.EmbedRequest:
+    """Build the request of `embed`."""
+    if dtype not in _TYPES:
+        raise InvalidRequestError(
+            f"options.type: dtype is {dtype!r}, must be one of {', '.join(_TYPES)}",
+            field="options.type",
+        )
+    return inference_pb2.EmbedRequest(
+        options=inference_pb2.EmbedOptions(
+            variant=variant, l2_normalize=l2_normalize, type=_TYPES[dtype]
+        ),
+        image=to_image(image, pixel_format),
+    )
+
+
+def classification(reply: inference_pb2.ClassifyResponse) -> Classification:
+    """Read the reply of `classify`."""
+    variant, timing = _variant_ref(reply.variant), _timing(reply.timing)
+    found = reply.classification
+    return Classification(
+        categories=tuple(
+            Category(category.index, category.label, category.probability)
+            for category in found.categories
+        ),
+        embedding=_embedding(found.embedding, variant, timing)
+        if found.HasField("embedding")
+        else None,
+        variant=variant,
+        timing=timing,
+    )
+
+
+def embedding(reply: inference_pb2.EmbedResponse) -> Embedding:
+    """Read the reply of `embed`.
+
+    Raises:
+        ServerError: The server sent a vector in a way that this release does not know.
+    """
+    return _embedding(reply.embedding, _variant_ref(reply.variant), _timing(reply.timing))
+
+
+def variant(message: variant_pb2.Variant) -> Variant:
+    """Read one variant."""
+    accuracy = message.published_accuracy
+    return Variant(
+        name=message.name,
+        aliases=tuple(message.aliases),
+        state=_state_name(message.state),
+        server_default=message.server_default,
+        trained=message.trained,
+        digest=message.digest,
+        parameter_count=message.parameter_count,
+        embedding_dimension=message.embedding_dimension,
+        embedding_space=message.embedding_space,
+        category_count=message.category_count,
+        categories=tuple(message.categories),
+        transform=Transform(
+            resize=message.transform.resize,
+            crop=message.transform.crop,
+            mean=tuple(message.transform.mean),
+            std=tuple(message.transform.std),
+            interpolation=message.transform.interpolation,
+        ),
+        published_accuracy=PublishedAccuracy(
+            accuracy.dataset,
+            accuracy.acc_at_1,
+            accuracy.acc_at_5 if accuracy.HasField("acc_at_5") else None,
+        )
+        if message.HasField("published_accuracy")
+        else None,
+        precision=message.precision,
+        device=message.device,
+        engine=message.engine,
+        description=message.description,
+    )
+
+
+def _state_name(state: variant_pb2.VariantState.ValueType) -> str:
+    known = variant_pb2.VariantState.values()
+    if state not in known:
+        return f"unknown ({state})"  # of a newer server
+    return variant_pb2.VariantState.Name(state).removeprefix("VARIANT_STATE_").lower()
+
+
+def _variant_ref(message: result_pb2.VariantRef) -> VariantRef:
+    return VariantRef(message.name, message.digest)
+
+
+def _timing(message: result_pb2.Timing) -> Timing:
+    return Timing(
+        decode_ms=message.decode_us / 1e3,
+        queue_ms=message.queue_us / 1e3,
+        compute_ms=message.compute_us / 1e3,
+        total_ms=message.total_us / 1e3,
+        batch_size=message.batch_size,
+    )
+
+
+def _embedding(message: result_pb2.Embedding, variant: VariantRef, timing: Timing) -> Embedding:
+    dtype = _DTYPES.get(message.type)
+    if dtype is None or len(message.values) != dtype.itemsize * message.dimension:
+        raise ServerError(
+            f"the server sent an embedding of type {message.type}, {message.dimension} numbers in"
+            f" {len(message.values)} bytes, which this release of the SDK cannot read; update it"
+        )
+    return Embedding(
+        vector=np.frombuffer(message.values, dtype=dtype),
+        space=message.space,
+        l2_normalized=message.l2_normalized,
+        variant=variant,
+        timing=timing,
+    )

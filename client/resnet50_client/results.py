@@ -1,0 +1,231 @@
+"""What calls return: plain immutable values, without protobuf or gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time went inside the server.
+
+    Attributes:
+        decode_ms: From bytes to the network's input, the wait for a decode thread included.
+        queue_ms: From there to the start of the batch.
+        compute_ms: The batch on the engine.
+        total_ms: From the request's arrival to its answer; the network is not in it.
+        batch_size: How many requests shared the batch.
+    """
+
+    decode_ms: float
+    queue_ms: float
+    compute_ms: float
+    total_ms: float
+    batch_size: int
+
+    def __repr__(self) -> str:
+        return (
+            f"Timing(total {self.total_ms:.1f} ms: decode {self.decode_ms:.1f}, queue"
+            f" {self.queue_ms:.1f}, compute {self.compute_ms:.1f}; batch of {self.batch_size})"
+        )
+
+
+@dataclass(frozen=True)
+class VariantRef:
+    """The weights that gave an answer.
+
+    Attributes:
+        name: The variant's own name, never an alias.
+        digest: SHA-256 of the weights, 64 hex digits.
+    """
+
+    name: str
+    digest: str
+
+    def __repr__(self) -> str:
+        return f"{self.name}@{self.digest[:12]}"
+
+
+@dataclass(frozen=True)
+class Category:
+    """One category with its probability.
+
+    Attributes:
+        index: Position in the variant's list of categories.
+        label: Its name, e.g. "Irish terrier".
+        probability: Softmax over all of the variant's categories, 0 to 1.
+    """
+
+    index: int
+    label: str
+    probability: float
+
+    def __repr__(self) -> str:
+        return f"{self.label} {self.probability:.1%}"
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """One image as a vector.
+
+    Attributes:
+        vector: float32 [2048], or float16 if that was asked for. `numpy.asarray(embedding)` gives
+            it too. Read-only.
+        space: Names variant and weights; only vectors of one space may be compared.
+        l2_normalized: Whether the vector has length 1.
+        variant: The weights that gave it.
+        timing: Where the time went.
+    """
+
+    vector: NDArray[np.floating]
+    space: str
+    l2_normalized: bool
+    variant: VariantRef
+    timing: Timing
+
+    def cosine(self, other: Embedding) -> float:
+        """Return the cosine similarity with another embedding, -1 to 1.
+
+        Raises:
+            ValueError: The two lie in different spaces, so the number would mean nothing.
+        """
+        if self.space != other.space:
+            raise ValueError(
+                f"these vectors are of different weights and cannot be compared: {self.space}"
+                f" and {other.space}; embed both images with one variant"
+            )
+        a, b = self.vector.astype(np.float64), other.vector.astype(np.float64)
+        length = float(np.linalg.norm(a) * np.linalg.norm(b))
+        return float(a @ b) / length if length else 0.0
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.floating]:
+        return np.array(self.vector, dtype=dtype, copy=copy)  # type: ignore[call-overload,no-any-return]
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+    def __repr__(self) -> str:
+        start = ", ".join(f"{value:.3f}" for value in self.vector[:3])
+        unit = ", unit length" if self.l2_normalized else ""
+        kind = f"{self.vector.dtype} [{len(self.vector)}]"
+        return f"Embedding([{start}, …] {kind}{unit}, space {self.space}, {self.timing!r})"
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What an image shows. Iterates over its categories, most probable first.
+
+    Attributes:
+        categories: As many as `top_k` and `min_probability` left.
+        embedding: The image's vector, if `include_embedding` was set.
+        variant: The weights that answered.
+        timing: Where the time went.
+    """
+
+    categories: tuple[Category, ...]
+    embedding: Embedding | None
+    variant: VariantRef
+    timing: Timing
+
+    @property
+    def top(self) -> Category:
+        """The most probable category.
+
+        Raises:
+            IndexError: `min_probability` left none.
+        """
+        if not self.categories:
+            raise IndexError("no category reached min_probability")
+        return self.categories[0]
+
+    def __iter__(self) -> Iterator[Category]:
+        return iter(self.categories)
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.categories[:5])) or "nothing"
+        more = f", … {len(self.categories)} in all" if len(self.categories) > 5 else ""
+        return f"Classification({shown}{more}; {self.variant!r}, {self.timing!r})"
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A variant's preprocessing; the server applies it.
+
+    Attributes:
+        resize: Length of the shorter side after resizing, in pixels.
+        crop: Side of the central square that the network sees, in pixels.
+        mean: Subtracted from red, green and blue after scaling to 0..1.
+        std: Divides red, green and blue after that.
+        interpolation: "bilinear", "bicubic" or "nearest".
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+@dataclass(frozen=True)
+class PublishedAccuracy:
+    """Accuracy on a data set, as published, in percent.
+
+    Attributes:
+        dataset: E.g. "ImageNet-1K".
+        acc_at_1: Share of images whose first category is right.
+        acc_at_5: Share of images whose first five categories hold the right one; None if unknown.
+    """
+
+    dataset: str
+    acc_at_1: float
+    acc_at_5: float | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One set of ResNet50 weights that the server serves.
+
+    Attributes:
+        name: What requests call it.
+        aliases: Other names it answers to, e.g. "DEFAULT".
+        state: "loading", "ready", "draining" or "failed".
+        server_default: Whether it answers requests that name no variant.
+        trained: False for weights drawn at random, whose answers mean nothing.
+        digest: SHA-256 of the weights, 64 hex digits; "" while loading.
+        parameter_count: How many parameters it has.
+        embedding_dimension: Length of its embeddings.
+        embedding_space: As `Embedding.space`.
+        category_count: How many categories it tells apart.
+        categories: Their names by index; empty in `variants()`, filled in `variant(name)`.
+        transform: Its preprocessing.
+        published_accuracy: If any is published.
+        precision: "fp32", "fp16", "bf16" or "int8".
+        device: "cpu" or "cuda:0".
+        engine: What runs it: "torch", "null", "timed".
+        description: What it is, in a sentence or two.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    state: str
+    server_default: bool
+    trained: bool
+    digest: str
+    parameter_count: int
+    embedding_dimension: int
+    embedding_space: str
+    category_count: int
+    categories: tuple[str, ...] = field(repr=False)
+    transform: Transform = field(repr=False)
+    published_accuracy: PublishedAccuracy | None = field(repr=False)
+    precision: str
+    device: str
+    engine: str
+    description: str = field(repr=False)

@@ -1,0 +1,29 @@
+"""The remote methods of one channel, blocking or asyncio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resnet50.v1 import inference_pb2_grpc, variant_pb2_grpc
+
+from . import health
+
+
+class Stubs:
+    """What can be called over a channel.
+
+    Args:
+        channel: A `grpc.Channel` or a `grpc.aio.Channel`; the methods are of its kind.
+
+    Attributes:
+        channel: The same.
+        inference: Methods of InferenceService.
+        variants: Methods of VariantService.
+        check: Health's Check: a service's name in, its status as text out.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.variants = variant_pb2_grpc.VariantServiceStub(channel)
+        self.check = channel.unary_unary(health.CHECK, health.check_request, health.status_of)
