@@ -109,7 +109,8 @@ def define(spec: str) -> Definition:
         raise WeightsError(
             f"variants: name {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
         )
-    if name == "DEFAULT" or name in official_definitions():
+    # Requests strip the enum's name, so that a variant of such a name would not be found.
+    if plain(name) != name or name == "DEFAULT" or name in official_definitions():
         raise WeightsError(f"variants: {name} is torchvision's name; choose another for {source}")
     if source.startswith("random:"):
         return _random(name, source)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from .definition import CHECKPOINT_NAMES, Definition
+
+log = logging.getLogger(__name__)
 
 StateDict = dict[str, Any]
 
@@ -99,7 +103,7 @@ def verify_official(definition: Definition, path: Path) -> str:
 
 
 def fetch(definition: Definition, directory: Path, download: bool = True) -> None:
-    """Download an official variant's file with torchvision's own loader, hash check and progress.
+    """Download an official variant's file with torch.hub, hash check and progress.
 
     Raises:
         WeightsError: It cannot be had; the message says which file, from where, where to put it,
@@ -110,16 +114,13 @@ def fetch(definition: Definition, directory: Path, download: bool = True) -> Non
     if download:
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            log.info("%s: downloading %s", definition.name, url)
             with _connect_timeout():
-                torch.hub.load_state_dict_from_url(
-                    url,
-                    model_dir=str(directory),
-                    progress=True,
-                    check_hash=True,
-                    weights_only=True,
-                )
+                # Not load_state_dict_from_url: it checks no hash where the name has "_" before it,
+                # as IMAGENET1K_FBGEMM_V1's has, and it writes to stdout.
+                torch.hub.download_url_to_file(url, str(path), published_hash(definition))
             return
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, HTTPException, RuntimeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
     raise WeightsError(
         f"{definition.name}: no weights at {path}, and {url} cannot be downloaded ({reason})."
@@ -176,7 +177,8 @@ def _read_pickle(path: Path, name: str) -> StateDict:
             raise WeightsError(
                 f"{name}: {path} holds a training checkpoint; save its {wrapper!r} entry alone"
             )
-    return dict(state)
+    # As it is, not a copy: an int8 state dict carries versions that loading depends on.
+    return state
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
         self.quantized = isinstance(model, quantization.QuantizableResNet)
+        self.eval()  # what was put in place of BatchNorm, and this module itself
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute embeddings and logits.

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from resnet50_server.errors import (
+    DeadlineUnreachable,
+    EngineFailed,
+    InvalidImage,
+    InvalidRequest,
+    Overloaded,
+    QueueFull,
+    ServingError,
+    ShuttingDown,
+    VariantLoading,
+    VariantNotFound,
+)
+from resnet50_server.status import CODES, code_of, to_status
+
+# One of each, and what its caller is told.
+TOLD = [
+    (InvalidRequest("options.top_k", "is 0"), "INVALID_ARGUMENT", {"BadRequest"}),
+    (InvalidImage("image.encoded", "is empty"), "INVALID_ARGUMENT", {"BadRequest"}),
+    (VariantNotFound("options.variant", "cats", ["dogs"]), "NOT_FOUND", {"ErrorInfo"}),
+    (VariantLoading("wait"), "UNAVAILABLE", set()),
+    (Overloaded("full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
+    (QueueFull("full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
+    (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),
+    (ShuttingDown("draining"), "UNAVAILABLE", set()),
+    (EngineFailed("secret"), "INTERNAL", set()),
+    (ZeroDivisionError("secret"), "INTERNAL", set()),
+]
+
+
+def subclasses(kind: type) -> Iterator[type]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from subclasses(one)
+
+
+def details(status: status_pb2.Status) -> dict[str, object]:
+    found = {}
+    for packed in status.details:
+        name = packed.TypeName().removeprefix("google.rpc.")
+        found[name] = getattr(error_details_pb2, name)()
+        assert packed.Unpack(found[name])
+    return found
+
+
+def test_every_serving_error_has_a_code_of_its_own_or_of_its_parent():
+    kinds = set(subclasses(ServingError))
+    assert kinds == {type(error) for error, _, _ in TOLD} - {ZeroDivisionError}
+    for kind in kinds:
+        assert any(parent in CODES for parent in kind.__mro__), kind
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kinds"), TOLD, ids=[type(error).__name__ for error, _, _ in TOLD]
+)
+def test_error_becomes_its_code_with_details(error, code, kinds):
+    status = to_status(error, "request-1")
+    assert code_of(error).name == code
+    assert status.code == getattr(grpc.StatusCode, code).value[0]
+    found = details(status)
+    assert found.keys() == kinds | {"RequestInfo"}
+    assert found["RequestInfo"].request_id == "request-1"
+    if code != "INTERNAL":
+        assert status.message == str(error)
+
+
+def test_bad_request_names_the_field_and_the_reason():
+    (violation,) = details(to_status(InvalidImage("image.raw.width", "is 0"), "x"))[
+        "BadRequest"
+    ].field_violations
+    assert (violation.field, violation.description) == ("image.raw.width", "is 0")
+
+
+@pytest.mark.parametrize("kind", [Overloaded, QueueFull])
+def test_overload_says_when_to_come_back(kind):
+    status = to_status(kind("full", 1.25), "x")
+    assert details(status)["RetryInfo"].retry_delay.ToNanoseconds() == 1_250_000_000
+    assert "1.250 s" in status.message
+
+
+def test_unknown_variant_is_told_which_are_served():
+    info = details(to_status(VariantNotFound("name", "cats", ["a", "b"]), "x"))["ErrorInfo"]
+    assert (info.reason, info.domain) == ("VARIANT_NOT_FOUND", "resnet50-serving")
+    assert dict(info.metadata) == {"field": "name", "served": "a, b"}
+
+
+def test_long_name_of_an_unknown_variant_is_not_sent_back_whole():
+    assert len(to_status(VariantNotFound("name", "x" * 10_000, ["a"]), "x").message) < 200
+
+
+@pytest.mark.parametrize("error", [EngineFailed("secret"), KeyError("secret"), OSError("secret")])
+def test_internal_fault_has_a_fixed_text_and_its_own_does_not_leak(error):
+    status = to_status(error, "request-1")
+    assert status.message == (
+        "internal error; the server's log has the reason under request id request-1"
+    )
+    assert b"secret" not in status.SerializeToString()
