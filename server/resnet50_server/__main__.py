@@ -49,20 +49,23 @@ def _serve(arguments: list[str]) -> int:
 
     from .settings import Settings, unknown_environment
 
-    source = CliSettingsSource[object](
-        Settings,
-        cli_prog_name="resnet50-server serve",
-        cli_parse_args=arguments,
-    )
     if unknown := unknown_environment():
         print(f"resnet50-server: environment: nothing is called {unknown[0]}", file=sys.stderr)
         return 2
     try:
+        source = CliSettingsSource[object](
+            Settings,
+            cli_prog_name="resnet50-server serve",
+            cli_parse_args=arguments,
+            cli_exit_on_error=False,
+        )
         settings = Settings(_cli_settings_source=source)  # type: ignore[call-arg]
     except ValidationError as error:
         for problem in error.errors(include_url=False):
-            where = ".".join(map(str, problem["loc"])) or "settings"
-            print(f"resnet50-server: {where}: {problem['msg']}", file=sys.stderr)
+            # Our own validators name the settings themselves where they compare several.
+            reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
+            where = "".join(f"{part}: " for part in problem["loc"])
+            print(f"resnet50-server: {where}{reason}", file=sys.stderr)
         return 2
     except (SettingsError, ValueError) as error:
         print(f"resnet50-server: {error}", file=sys.stderr)

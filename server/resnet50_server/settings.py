@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     def _coherent(self) -> Settings:
         if not self.variants:
             raise ValueError(
-                "no variants: name at least one, such as --variants IMAGENET1K_V2,"
+                "variants: name at least one, such as --variants IMAGENET1K_V2,"
                 " --variants mine=DIRECTORY or --variants untrained=random:0"
             )
         if self.max_image_bytes + MESSAGE_OVERHEAD_BYTES > self.max_message_bytes:
@@ -210,7 +210,10 @@ class _ConfigFile(PydanticBaseSettingsSource):
             return {}
         if not Path(path).is_file():
             raise ValueError(f"config: {path} is not a file")
-        return TomlConfigSettingsSource(self.settings_cls, Path(path))()
+        try:
+            return TomlConfigSettingsSource(self.settings_cls, Path(path))()
+        except (OSError, ValueError) as error:  # TOML's and Unicode's errors are ValueErrors
+            raise ValueError(f"config: {path}: {error}") from error
 
 
 def unknown_environment() -> list[str]:
@@ -218,4 +221,9 @@ def unknown_environment() -> list[str]:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     # Read by the client's command line.
     known |= {ENV_PREFIX + "SERVER"}
-    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+    # Names are read in any case, so that is how they are judged.
+    return sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+    )
