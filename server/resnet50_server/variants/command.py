@@ -97,10 +97,12 @@ def _list(directory: Path, console: Console) -> int:
 
 
 def _show(definition: Definition, directory: Path, console: Console) -> int:
+    categories = definition.categories
+    more = ", …" if len(categories) > 3 else ""
     rows = {
         "name": ", ".join((definition.name, *definition.aliases)),
         "description": definition.description,
-        "categories": f"{len(definition.categories)}: {', '.join(definition.categories[:3])}, …",
+        "categories": f"{len(categories)}: {', '.join(categories[:3])}{more}",
         "transform": str(definition.transform),
         "published": str(definition.published) if definition.published else "nothing",
     }
