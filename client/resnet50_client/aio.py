@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from .connection import (
     channel_options,
     target,
 )
-from .errors import DeadlineExceededError, UnavailableError, error_of
+from .errors import CallCancelledError, DeadlineExceededError, UnavailableError, error_of
 from .images import ImageInput, lies_in_memory
 from .results import Classification, Embedding, Variant
 from .stubs import Stubs
@@ -188,16 +189,17 @@ class AsyncClient:
         attempts = self._connection.attempts(timeout_s)
         stubs = await self._open()
         seen = "no connection"
-        while True:
+        while not attempts.over():
             try:
                 seen = await self._call(stubs.check, "", attempts.left_s(), wait_for_ready=True)
             except UnavailableError as error:
                 seen = error.message
-            except DeadlineExceededError as error:
-                raise self._connection.not_ready(timeout_s, seen) from error
+            except DeadlineExceededError:
+                break
             if seen == "SERVING":
                 return
             await asyncio.sleep(HEALTH_POLL_S)
+        raise self._connection.not_ready(timeout_s, seen)
 
     async def close(self) -> None:
         """Close the connection; calls that are under way end with CallCancelledError."""
@@ -247,12 +249,24 @@ class AsyncClient:
                 return await method(
                     request, timeout=attempts.grpc_timeout(), wait_for_ready=wait_for_ready
                 )
+            except asyncio.CancelledError as cancelled:
+                # gRPC says the same when the channel is closed as when the task is cancelled.
+                if self._closed and not _is_cancelled(asyncio.current_task()):
+                    raise CallCancelledError(
+                        f"{self!r} was closed during the call", code="CANCELLED"
+                    ) from cancelled
+                raise
             except grpc.RpcError as failure:
                 error = error_of(failure, str(self._connection))
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
             await asyncio.sleep(pause_s)
+
+
+def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:
+    # Python 3.10 cannot tell; there, closing the client wins.
+    return task is not None and sys.version_info >= (3, 11) and task.cancelling() > 0
 
 
 async def _build(request: Callable[..., Request], image: ImageInput, *arguments: object) -> Request:

@@ -175,16 +175,17 @@ class Client:
         """
         attempts = self._connection.attempts(timeout_s)
         seen = "no connection"
-        while True:
+        while not attempts.over():
             try:
                 seen = self._call(self._stubs.check, "", attempts.left_s(), wait_for_ready=True)
             except UnavailableError as error:
                 seen = error.message
-            except DeadlineExceededError as error:
-                raise self._connection.not_ready(timeout_s, seen) from error
+            except DeadlineExceededError:
+                break
             if seen == "SERVING":
                 return
             time.sleep(HEALTH_POLL_S)
+        raise self._connection.not_ready(timeout_s, seen)
 
     def close(self) -> None:
         """Close the connection; calls that are under way end with CallCancelledError."""

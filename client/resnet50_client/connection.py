@@ -222,6 +222,10 @@ class Attempts:
         """Return the time that is left, in seconds; a little even when there is none."""
         return max(1e-3, self._deadline - time.monotonic())
 
+    def over(self) -> bool:
+        """Return whether no time is left."""
+        return time.monotonic() >= self._deadline
+
     def grpc_timeout(self) -> float | None:
         """Return the same as gRPC takes it: None for no deadline."""
         left_s = self.left_s()

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import math
+import socket
+
+import pytest
+
+from resnet50_client import OverloadedError, RetryPolicy, UnavailableError
+from resnet50_client import connection as connection_module
+from resnet50_client.connection import Attempts, Connection, channel_options, target
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (["server:50051"], "dns:///server:50051"),
+        (["127.0.0.1:1"], "dns:///127.0.0.1:1"),
+        (["unix:/run/r.sock"], "unix:/run/r.sock"),
+        (["dns:///a:1"], "dns:///a:1"),
+        (["127.0.0.1:1", "127.0.0.1:2"], "ipv4:127.0.0.1:1,127.0.0.1:2"),
+        (["127.0.0.1:1", "127.0.0.1:1"], "ipv4:127.0.0.1:1"),
+        (["[::1]:1", "[::1]:2"], "ipv6:[::1]:1,[::1]:2"),
+        (["127.0.0.1", "127.0.0.2:9"], "ipv4:127.0.0.1:50051,127.0.0.2:9"),
+    ],
+)
+def test_addresses_become_one_target(addresses, expected):
+    assert target(addresses) == expected
+
+
+def test_names_of_a_list_are_looked_up(monkeypatch):
+    hosts = {"a": ["10.0.0.1", "10.0.0.2"], "b": ["10.0.0.3"]}
+
+    def look_up(host, port, **_):
+        return [(socket.AF_INET, 0, 0, "", (ip, port)) for ip in hosts[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert target(["a:1", "b:2"]) == "ipv4:10.0.0.1:1,10.0.0.2:1,10.0.0.3:2"
+
+
+@pytest.mark.parametrize(
+    "server", ["", [], ["a:1", ""], ["a:1", "unix:/x"], ["dns:///a:1", "b:1"], [5]]
+)
+def test_what_is_no_address_is_refused(server):
+    with pytest.raises(ValueError, match=r"^server: "):
+        Connection.to(server, 1.0, None)
+
+
+def test_port_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="'a:http' is not host:port"):
+        target(["a:http", "b:1"])
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, math.nan])
+def test_timeout_must_be_above_zero(timeout_s):
+    with pytest.raises(ValueError, match="timeout_s"):
+        Connection.to("a:1", timeout_s, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attempts": 0},
+        {"attempts": 6},
+        {"overload_attempts": 0},
+        {"initial_backoff_s": 0.0},
+        {"initial_backoff_s": 3.0, "max_backoff_s": 2.0},
+    ],
+    ids=str,
+)
+def test_retry_policy_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="|".join(wrong)):
+        RetryPolicy(**wrong)
+
+
+def test_only_unavailable_is_retried_by_the_channel_and_only_what_is_safe():
+    config = json.loads(dict(channel_options(RetryPolicy()))["grpc.service_config"])
+    (method,) = config["methodConfig"]
+    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert {"service": "resnet50.v1.InferenceService"} in method["name"]
+    for name in method["name"]:
+        assert name != {"service": "resnet50.v1.VariantService"}
+        assert name.get("method") not in ("LoadVariant", "UnloadVariant")
+
+
+def test_one_attempt_means_no_retry():
+    options = dict(channel_options(RetryPolicy(attempts=1)))
+    assert "methodConfig" not in json.loads(options["grpc.service_config"])
+    assert options["grpc.enable_retries"] == 0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(connection_module, "time", clock)
+    return clock
+
+
+FULL = OverloadedError("full", retry_after_s=0.5)
+
+
+def test_overload_is_not_retried_unless_asked(clock):
+    assert Attempts(RetryPolicy(), 10.0).pause_s(FULL) is None
+
+
+def test_overload_is_retried_as_often_as_asked_after_the_servers_pause(clock):
+    attempts = Attempts(RetryPolicy(overload_attempts=3), 10.0)
+    assert [attempts.pause_s(FULL) for _ in range(3)] == [0.5, 0.5, None]
+
+
+def test_overload_is_not_retried_past_the_deadline(clock):
+    attempts = Attempts(RetryPolicy(overload_attempts=9), 0.8)
+    assert attempts.pause_s(FULL) == 0.5
+    clock.now += 0.5
+    assert attempts.pause_s(FULL) is None
+    assert attempts.grpc_timeout() == pytest.approx(0.3)
+
+
+def test_overload_without_the_servers_word_and_other_errors_are_not_retried(clock):
+    policy = RetryPolicy(overload_attempts=9)
+    assert Attempts(policy, 10.0).pause_s(OverloadedError("full")) is None
+    assert Attempts(policy, 10.0).pause_s(UnavailableError("gone")) is None
+
+
+def test_infinite_timeout_is_no_deadline(clock):
+    assert Attempts(RetryPolicy(), math.inf).grpc_timeout() is None
