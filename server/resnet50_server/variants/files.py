@@ -7,12 +7,15 @@ import hashlib
 import logging
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor
@@ -25,7 +28,9 @@ log = logging.getLogger(__name__)
 StateDict = dict[str, Any]
 
 # A network that does not answer should not hold a start-up for minutes; torch.hub has no limit.
-CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0
+# Once it answers: how long a download may stand still.
+STALL_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ def fetch(definition: Definition, directory: Path, download: bool = True) -> Non
         try:
             directory.mkdir(parents=True, exist_ok=True)
             log.info("%s: downloading %s", definition.name, url)
-            with _connect_timeout():
+            _require_answer(url)
+            with _stall_timeout():
                 # Not load_state_dict_from_url: it checks no hash where the name has "_" before it,
                 # as IMAGENET1K_FBGEMM_V1's has, and it writes to stdout.
                 torch.hub.download_url_to_file(url, str(path), published_hash(definition))
@@ -181,10 +187,35 @@ def _read_pickle(path: Path, name: str) -> StateDict:
     return state
 
 
+def _require_answer(url: str) -> None:
+    """Raise `OSError` unless something answers for `url` within `ANSWER_TIMEOUT_S`.
+
+    It asks in a thread, since no time limit can be set on looking a name up.
+    """
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(url, method="HEAD"), timeout=ANSWER_TIMEOUT_S):
+                pass
+        except HTTPError:
+            pass  # an answer; what it means, the download will tell
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=ask, name="weights-answer", daemon=True)
+    thread.start()
+    thread.join(ANSWER_TIMEOUT_S)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {ANSWER_TIMEOUT_S:g} s")
+    if failures:
+        raise failures[0]
+
+
 @contextlib.contextmanager
-def _connect_timeout() -> Iterator[None]:
+def _stall_timeout() -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
+    socket.setdefaulttimeout(STALL_TIMEOUT_S)
     try:
         yield
     finally:

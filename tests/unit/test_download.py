@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import closing
+
+import pytest
+from torchvision.models import ResNet50_Weights
+
+from resnet50_server.errors import WeightsError
+from resnet50_server.variants import files
+from resnet50_server.variants.definition import define
+
+V2 = ResNet50_Weights.IMAGENET1K_V2
+
+
+def test_network_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
+    """A peer takes the connection and says nothing, as a broken proxy does."""
+    monkeypatch.setattr(files, "ANSWER_TIMEOUT_S", 0.2)
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setattr(V2.value, "url", f"http://127.0.0.1:{port}/resnet50-11ad3fa6.pth")
+        with pytest.raises(WeightsError, match=r"no answer within 0\.2 s|timed out") as refused:
+            files.fetch(define("IMAGENET1K_V2"), tmp_path)
+    assert "random:0" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_name_look_up_that_hangs_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "ANSWER_TIMEOUT_S", 0.2)
+    released = threading.Event()
+    monkeypatch.setattr(files, "urlopen", lambda *_, **__: released.wait(30))
+    try:
+        with pytest.raises(WeightsError, match=r"no answer within 0\.2 s"):
+            files.fetch(define("IMAGENET1K_V2"), tmp_path)
+    finally:
+        released.set()
