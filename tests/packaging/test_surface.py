@@ -1,0 +1,142 @@
+"""What the packages promise: their names, that the two clients are alike, who imports whom."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import resnet50_client
+from resnet50_client import AsyncClient, Client, errors
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = ROOT / "server" / "resnet50_server"
+CLIENT = ROOT / "client" / "resnet50_client"
+
+
+def test_exports_are_these_and_only_these():
+    assert sorted(resnet50_client.__all__) == [
+        "AsyncClient",
+        "CallCancelledError",
+        "Category",
+        "Classification",
+        "Client",
+        "DataLossError",
+        "DeadlineExceededError",
+        "Embedding",
+        "ImageInput",
+        "InvalidImageError",
+        "InvalidRequestError",
+        "OverloadedError",
+        "PermissionDeniedError",
+        "PublishedAccuracy",
+        "Resnet50Error",
+        "RetryPolicy",
+        "ServerError",
+        "Timing",
+        "Transform",
+        "UnauthenticatedError",
+        "UnavailableError",
+        "UnimplementedError",
+        "Variant",
+        "VariantNotFoundError",
+        "VariantRef",
+    ]
+    for name in resnet50_client.__all__:
+        assert getattr(resnet50_client, name).__doc__ or name == "ImageInput", name
+
+
+def test_every_error_is_exported_and_stands_in_the_tree():
+    tree = errors.__doc__
+    defined = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.Resnet50Error)
+    ]
+    assert len(defined) == 13
+    for name in defined:
+        assert name in resnet50_client.__all__
+        assert name in tree
+
+
+def public(kind: type) -> dict[str, object]:
+    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+
+
+def test_both_clients_have_the_same_methods():
+    assert public(Client).keys() == public(AsyncClient).keys()
+    assert inspect.signature(Client) == inspect.signature(AsyncClient)
+
+
+@pytest.mark.parametrize("name", public(Client))
+def test_methods_of_both_clients_are_alike(name):
+    blocking, asynchronous = getattr(Client, name), getattr(AsyncClient, name)
+    assert inspect.signature(blocking) == inspect.signature(asynchronous)
+    assert inspect.getdoc(blocking) == inspect.getdoc(asynchronous)
+    assert inspect.iscoroutinefunction(asynchronous)
+
+
+def imports(path: Path, package: Path) -> set[str]:
+    """Return the modules that a file imports, relative ones spelled from their root package."""
+    found = set()
+    parts = [package.name, *path.relative_to(package).with_suffix("").parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(parts[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def importers(package: Path, *names: str) -> set[str]:
+    """Return the files of a package that import one of `names` or something below it."""
+    return {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if any(
+            module == name or module.startswith(name + ".")
+            for module in imports(path, package)
+            for name in names
+        )
+    }
+
+
+def test_server_and_client_never_import_each_other():
+    assert importers(SERVER, "resnet50_client") == set()
+    assert importers(CLIENT, "resnet50_server") == set()
+
+
+def test_grpc_is_at_the_servers_edge_only():
+    assert importers(SERVER, "grpc", "grpc_health", "grpc_reflection") == {
+        "app.py",
+        "servicers/boundary.py",
+        "status.py",
+    }
+
+
+def test_the_batcher_knows_neither_grpc_nor_torch_nor_variants():
+    seen = imports(SERVER / "batcher.py", SERVER)
+    ours = {module for module in seen if module.startswith("resnet50")}
+    assert {module.split(".")[1] for module in ours} == {"engine", "errors", "latency"}
+    assert not any(module.split(".")[0] in ("grpc", "torch", "torchvision") for module in seen)
+
+
+def test_servicers_are_put_together_by_the_app_only():
+    users = importers(SERVER, "resnet50_server.servicers")
+    assert {path for path in users if not path.startswith("servicers/")} == {"app.py"}
+
+
+def test_importing_the_sdk_loads_nothing_heavy():
+    script = (
+        "import sys, resnet50_client;"
+        "print([name for name in ('torch', 'torchvision', 'PIL', 'typer', 'rich', 'pydantic')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
