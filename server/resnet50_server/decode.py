@@ -189,13 +189,16 @@ def _decode_jpeg(encoded: bytes, opened: Image.Image) -> NDArray[np.uint8]:
 def _decode_pillow(opened: Image.Image) -> NDArray[np.uint8]:
     """Return uint8 [height, width, 3]."""
     opened.load()
-    image = ImageOps.exif_transpose(opened)
+    ImageOps.exif_transpose(opened, in_place=True)
+    image = opened
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips deeper pixels to 8 bits instead of scaling them.
         image = Image.fromarray(_to_8_bit(np.asarray(image), image.mode, opened.format))
     elif image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image)
 
 
 def _to_8_bit(pixels: NDArray[np.generic], mode: str, file_format: str | None) -> NDArray[np.uint8]:

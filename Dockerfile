@@ -1,0 +1,36 @@
+# syntax=docker/dockerfile:1
+# torch's Linux wheels bring the CUDA libraries along, so a plain Python image serves on a GPU too:
+#   docker build -t resnet50-serving .
+#   docker run --gpus all -p 50051:50051 -v resnet50-weights:/weights \
+#     -e RESNET50_VARIANTS=IMAGENET1K_V2 resnet50-serving
+FROM python:3.12-slim AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY protos protos
+COPY server server
+COPY client client
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM python:3.12-slim
+# Its own user: the server needs no rights but to read weights and to listen on a high port.
+RUN useradd --system --uid 10001 --create-home resnet50 \
+    && install --directory --owner resnet50 /weights
+COPY --from=build /wheels /wheels
+RUN wheel="$(ls /wheels/*.whl)" \
+    && pip install --no-cache-dir "${wheel}[server,cli]" \
+    && rm -r /wheels
+ENV TORCH_HOME=/weights \
+    RESNET50_LISTEN=0.0.0.0:50051 \
+    RESNET50_SERVER=127.0.0.1:50051 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER resnet50
+VOLUME /weights
+EXPOSE 50051
+# Loading and warming up takes its time; until then the server says NOT_SERVING.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["resnet50", "health"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["resnet50-server"]
+# Which weights are served is for RESNET50_VARIANTS to say; without it the server explains and exits.
+CMD ["serve"]
