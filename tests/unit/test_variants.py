@@ -339,13 +339,14 @@ def test_random_variant_is_determined_by_its_seed_and_says_that_it_is_untrained(
 
 
 @pytest.mark.parametrize("member", [V1, V2, INT8_V1, INT8_V2], ids=lambda member: member.name)
-def test_missing_official_file_is_downloaded(monkeypatch, tmp_path, member):
+def test_missing_official_file_is_downloaded(monkeypatch, tmp_path, member, capsys):
     published = weights.publish(monkeypatch, member, weights.hollow(1000), tmp_path / "there")
     here = tmp_path / "not yet" / "here"
     state = read_official(define(member.name), here, download=True)
     assert [path.name for path in here.iterdir()] == [published.name]
     assert state.digest == sha256(published)
     assert state.state.keys() == weights.hollow().keys()
+    assert capsys.readouterr().out == ""  # stdout is for scripts that wait for `listening on`
 
 
 @pytest.mark.parametrize("member", [V1, V2, INT8_V1, INT8_V2], ids=lambda member: member.name)

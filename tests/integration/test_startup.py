@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+import weights
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pictures import encode, picture
+from serving import connected, server_processes, serving
+
+import resnet50_server.app
+import resnet50_server.held
+import resnet50_server.servicers.inference
+from resnet50.v1 import (
+    image_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    variant_pb2,
+    variant_pb2_grpc,
+)
+from resnet50_server.app import SERVICES, Server, serve
+from resnet50_server.batcher import VariantQueue
+from resnet50_server.engine.synthetic import NullEngine
+from resnet50_server.settings import Settings
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
+PNG = encode(picture())
+
+
+def classify(channel: grpc.aio.Channel, variant: str = "", **call):
+    request = inference_pb2.ClassifyRequest(
+        options=inference_pb2.ClassifyOptions(variant=variant),
+        image=image_pb2.Image(encoded=PNG),
+    )
+    return inference_pb2_grpc.InferenceServiceStub(channel).Classify(request, **call)
+
+
+async def health(channel: grpc.aio.Channel) -> set[int]:
+    """Return the health of everything that has one."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    replies = [
+        await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        for service in ("", *SERVICES)
+    ]
+    return {reply.status for reply in replies}
+
+
+async def listed(channel: grpc.aio.Channel) -> dict[str, variant_pb2.Variant]:
+    stub = variant_pb2_grpc.VariantServiceStub(channel)
+    reply = await stub.ListVariants(variant_pb2.ListVariantsRequest())
+    return {variant.name: variant for variant in reply.variants}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give way to the server until it has come so far; fails if it never does."""
+
+    async def reached() -> None:
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(reached(), timeout=60)
+
+
+class GatedEngine(NullEngine):
+    """Computes nothing while its gate is closed; knows its batches."""
+
+    def __init__(self, categories: int) -> None:
+        super().__init__(categories)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+
+    def run(self, images, top_k, with_embeddings):
+        self.batches.append(len(images))
+        assert self.gate.wait(60)
+        return super().run(images, top_k, with_embeddings)
+
+
+@contextlib.asynccontextmanager
+async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEngine]]:
+    """Run a server whose engine is warm and whose gate is closed."""
+    engine = GatedEngine(1000)
+    monkeypatch.setattr(resnet50_server.held, "NullEngine", lambda categories: engine)
+    async with serving(**settings) as server:
+        engine.batches.clear()
+        engine.gate.clear()
+        try:
+            yield server, engine
+        finally:
+            engine.gate.set()
+
+
+def waiting(server: Server) -> int:
+    return server._devices.get("cpu")[0].depth
+
+
+# While weights load
+
+
+async def test_server_that_loads_listens_says_so_and_becomes_healthy_when_done(monkeypatch):
+    hold = resnet50_server.app.hold
+    arrived, gates = asyncio.Queue(), {"IMAGENET1K_V1": asyncio.Event(), "x": asyncio.Event()}
+
+    async def gated_hold(definition, settings, devices):
+        await arrived.put(definition.name)
+        await gates[definition.name].wait()
+        return await hold(definition, settings, devices)
+
+    monkeypatch.setattr(resnet50_server.app, "hold", gated_hold)
+    server = Server(
+        Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V1", "x=random:0"], engine="null")
+    )
+    starting = asyncio.create_task(server.start())
+    try:
+        assert await arrived.get() == "IMAGENET1K_V1"
+        async with connected(server) as channel:
+            assert await health(channel) == {NOT_SERVING}
+            states = {name: variant.state for name, variant in (await listed(channel)).items()}
+            assert set(states.values()) == {variant_pb2.VARIANT_STATE_LOADING}
+            for name in ("IMAGENET1K_V1", "x"):
+                with pytest.raises(grpc.RpcError) as refused:
+                    await classify(channel, name)
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert f"variant {name} is still being loaded" in refused.value.details()
+
+            gates["IMAGENET1K_V1"].set()
+            assert await arrived.get() == "x"
+            states = {name: variant.state for name, variant in (await listed(channel)).items()}
+            assert states == {
+                "IMAGENET1K_V1": variant_pb2.VARIANT_STATE_READY,
+                "x": variant_pb2.VARIANT_STATE_LOADING,
+            }
+            assert (await classify(channel)).variant.name == "IMAGENET1K_V1"
+            assert await health(channel) == {NOT_SERVING}
+
+            gates["x"].set()
+            await starting
+            assert await health(channel) == {SERVING}
+            assert (await listed(channel))["x"].state == variant_pb2.VARIANT_STATE_READY
+            assert (await classify(channel, "x")).variant.name == "x"
+    finally:
+        starting.cancel()
+        await server.stop()
+
+
+async def test_random_variant_is_served_as_untrained():
+    async with (
+        serving(variants=["x=random:0"], engine="torch", device="cpu", max_batch_size=1) as server,
+        connected(server) as channel,
+    ):
+        variant = (await listed(channel))["x"]
+    assert not variant.trained
+    assert "Untrained" in variant.description
+    assert (variant.engine, variant.device, variant.precision) == ("torch", "cpu", "fp32")
+    assert variant.parameter_count == 25_557_032
+    assert variant.embedding_space == f"x@{variant.digest[:12]}"
+
+
+# What cannot be served
+
+
+def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
+    unfit = weights.custom_variant(tmp_path / "unfit", weights.hollow(7))
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    with taken, server_processes() as start:
+        failing = {
+            "'IMAGENET1K_V9' is not one of torchvision's": start("--variants", "IMAGENET1K_V9"),
+            "fc has 7 classes": start("--variants", f"mine={unfit}", "--device", "cpu"),
+            f"cannot listen on 127.0.0.1:{port}": start(
+                *("--listen", f"127.0.0.1:{port}"),
+                *("--variants", "IMAGENET1K_V2", "--engine", "null"),
+            ),
+        }
+        for reason, process in failing.items():
+            output, errors = process.process.communicate(timeout=120)
+            assert process.process.returncode == 1, errors
+            assert output == ""
+            (message,) = [line for line in errors.splitlines() if "resnet50-server:" in line]
+            assert reason in message
+            assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"variants": ["a=random:0", "a=random:1"]}, "variants: a is given twice"),
+        ({"default_variant": "b"}, "default_variant: 'b' is not among"),
+        ({"precision": "int8"}, "precision: int8 needs weights that are int8 already"),
+        ({"device": "cuda:99"}, "device: cuda:99 was asked for"),
+        ({"listen": ["unix:/no/such/directory/socket"]}, "listen: cannot listen on unix:/no/such"),
+    ],
+    ids=str,
+)
+async def test_server_that_cannot_start_says_why_and_returns_one(capsys, settings, reason):
+    defaults = {"listen": ["127.0.0.1:0"], "variants": ["a=random:0"], "engine": "torch"}
+    assert await serve(Settings(**defaults | settings)) == 1
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("resnet50-server: ")
+    assert reason in errors
+    assert errors.count("\n") == 1
+
+
+async def test_weights_whose_answers_are_not_finite_are_refused(capsys, tmp_path):
+    # Each number of the checkpoint is finite, but their product through fifty layers is not.
+    directory = weights.custom_variant(tmp_path / "mine", weights.hollow())
+    settings = Settings(
+        listen=["127.0.0.1:0"], variants=[f"mine={directory}"], device="cpu", max_batch_size=1
+    )
+    assert await serve(settings) == 1
+    assert "mine: a grey image gives numbers that are not finite" in capsys.readouterr().err
+
+
+# Where it listens
+
+
+async def test_server_answers_on_each_of_its_addresses_unix_socket_included(tmp_path):
+    address = f"unix:{tmp_path}/s"
+    async with serving(listen=["127.0.0.1:0", address]) as server:
+        assert server.addresses[0].startswith("127.0.0.1:")
+        assert not server.addresses[0].endswith(":0")
+        assert server.addresses[1] == address
+        for target in server.addresses:
+            async with grpc.aio.insecure_channel(target) as channel:
+                assert (await classify(channel)).timing.batch_size == 1
+
+
+# Callers that leave, callers that are late
+
+
+async def test_caller_that_cancels_costs_the_engine_nothing_and_disturbs_nobody(monkeypatch):
+    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
+        running = classify(channel)
+        await until(lambda: engine.batches == [1])
+        leaving, staying = classify(channel), classify(channel)
+        await until(lambda: waiting(server) == 2)
+        leaving.cancel()
+        await until(lambda: waiting(server) == 1)
+        engine.gate.set()
+        assert (await running).timing.batch_size == 1
+        assert (await staying).timing.batch_size == 1
+        assert engine.batches == [1, 1]
+        assert (server._admission.requests, server._admission.bytes) == (0, 0)
+
+
+async def test_caller_that_cancels_while_its_batch_runs_does_not_disturb_the_others(monkeypatch):
+    async with (
+        gated(monkeypatch, max_queue_delay_ms=10_000, max_batch_size=2) as (server, engine),
+        connected(server) as channel,
+    ):
+        leaving, staying = classify(channel), classify(channel)
+        await until(lambda: engine.batches == [2])
+        leaving.cancel()
+        await until(lambda: server._admission.requests == 1)
+        engine.gate.set()
+        assert (await staying).timing.batch_size == 2
+        again = await asyncio.gather(classify(channel), classify(channel))
+        assert [reply.timing.batch_size for reply in again] == [2, 2]
+
+
+async def test_call_whose_deadline_passes_in_the_queue_costs_the_engine_nothing(monkeypatch):
+    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
+        running = classify(channel)
+        await until(lambda: engine.batches == [1])
+        late = classify(channel, timeout=1.5)
+        await until(lambda: waiting(server) == 1)
+        assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: waiting(server) == 0 and server._admission.requests == 1)
+        engine.gate.set()
+        await running
+        await classify(channel)
+        assert engine.batches == [1, 1]
+
+
+class ObservedDecode:
+    """The real decode, which waits for its gate; knows which threads came."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.gate = threading.Event()
+        self.threads: list[threading.Thread] = []
+        self.left = 0
+        self._decode = resnet50_server.servicers.inference.decode
+        monkeypatch.setattr(resnet50_server.servicers.inference, "decode", self)
+
+    def __call__(self, *arguments):
+        self.threads.append(threading.current_thread())
+        assert self.gate.wait(20)
+        self.left += 1
+        return self._decode(*arguments)
+
+
+async def test_call_whose_deadline_passes_while_it_is_decoded_costs_the_engine_nothing(monkeypatch):
+    decode = ObservedDecode(monkeypatch)
+    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
+        late = classify(channel, timeout=1.5)
+        await until(lambda: len(decode.threads) == 1)
+        assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: server._admission.requests == 0)
+        decode.gate.set()
+        engine.gate.set()
+        await classify(channel)
+        assert engine.batches == [1]
+
+
+async def test_decoding_leaves_the_event_loop_free(monkeypatch):
+    decode = ObservedDecode(monkeypatch)
+    async with serving(decode_threads=2) as server, connected(server) as channel:
+        calls = [classify(channel) for _ in range(2)]
+        await until(lambda: len(decode.threads) == 2)  # both at once
+        assert await health(channel) == {SERVING}
+        assert decode.left == 0
+        decode.gate.set()
+        for call in calls:
+            await call
+    assert threading.main_thread() not in decode.threads
+    assert len(set(decode.threads)) == 2
+
+
+# A fault of ours
+
+
+async def test_server_whose_scheduler_breaks_answers_and_exits_for_its_supervisor(
+    monkeypatch, tmp_path
+):
+    def broken(queue: VariantQueue, limit: int, now: float) -> None:
+        raise RuntimeError("secret")
+
+    address = f"unix:{tmp_path}/s"
+    running = asyncio.create_task(
+        serve(Settings(listen=[address], variants=["IMAGENET1K_V2"], engine="null"))
+    )
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), wait_for_ready=True
+        )
+        while (await watch.read()).status != SERVING:
+            pass
+        monkeypatch.setattr(VariantQueue, "take", broken)
+        call = classify(channel)
+        assert await call.code() is grpc.StatusCode.INTERNAL
+        assert "secret" not in await call.details()
+        assert (await watch.read()).status == NOT_SERVING
+        watch.cancel()
+    assert await running == 70
