@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from serving import server_processes
 
-from resnet50_client import AsyncClient
+from resnet50_client import AsyncClient, Classification
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -28,21 +28,23 @@ def test_served_digits_are_recognised_through_the_sdk(digits, tmp_path):
     built = digits.build(tmp_path / "digits", choice="random")
     data = digits.digits()
 
-    async def served(address: str) -> tuple[list[str], float]:
+    async def served(address: str) -> tuple[list[Classification], float]:
         async with AsyncClient(address) as client:
             await client.wait_until_ready()
             held_out = data.held_out
             results = await asyncio.gather(*(client.classify(image, top_k=1) for image in held_out))
             variant = await client.variant("digits")
-        return [result.top.label for result in results], variant.published_accuracy.acc_at_1
+        return results, variant.published_accuracy.acc_at_1
 
     with server_processes() as start:
         address = start("--variants", f"digits={tmp_path / 'digits'}").wait_until_listening()
-        labels, published = asyncio.run(served(address))
+        results, published = asyncio.run(served(address))
+    labels = [result.top.label for result in results]
     right = sum(
         label == digits.CATEGORIES[digit]
         for label, digit in zip(labels, data.held_out_labels, strict=True)
     )
     assert right / len(labels) >= 0.94
+    assert max(result.timing.batch_size for result in results) > 1
     assert right / len(labels) == pytest.approx(built, abs=0.005)
     assert published == pytest.approx(100 * built, abs=0.01)

@@ -19,6 +19,7 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
+from resnet50_server.engine.synthetic import NullEngine
 
 PNG = encode(picture())
 
@@ -114,13 +115,75 @@ async def test_bad_request_is_refused_with_field_and_limit(request_, code, field
         assert (await stub.Classify(classify_request())).timing.batch_size == 1
 
 
+async def test_bad_input_never_reaches_the_engine(monkeypatch):
+    async with serving(max_image_bytes=60_000) as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        runs = []
+        run = NullEngine.run
+        monkeypatch.setattr(
+            NullEngine, "run", lambda *arguments: runs.append(arguments) or run(*arguments)
+        )
+        raw = image_pb2.RawImage(width=8, height=8, pixel_format=99, pixels=bytes(192))
+        bad = [
+            classify_request(b""),
+            classify_request(b"not an image"),
+            classify_request(PNG[:200]),
+            classify_request(bytes(60_001)),
+            classify_request(top_k=1001),
+            classify_request(variant="cats"),
+            inference_pb2.ClassifyRequest(image=image_pb2.Image(raw=raw)),
+            inference_pb2.ClassifyRequest(),
+        ]
+        good = [classify_request() for _ in range(8)]
+        pairs = [request for pair in zip(bad, good, strict=True) for request in pair]
+        outcomes = await asyncio.gather(*map(stub.Classify, pairs), return_exceptions=True)
+    assert [isinstance(one, grpc.RpcError) for one in outcomes] == [True, False] * 8
+    assert sum(len(images) for _, images, *_ in runs) == 8
+
+
+async def test_raw_pixels_are_classified_and_unknown_enum_values_refused():
+    raw = image_pb2.RawImage(
+        width=8, height=8, pixel_format=image_pb2.PIXEL_FORMAT_NV12, pixels=bytes(96)
+    )
+    async with serving() as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        reply = await stub.Classify(inference_pb2.ClassifyRequest(image=image_pb2.Image(raw=raw)))
+        assert len(reply.classification.categories) == 5
+        raw.pixel_format = 99
+        with pytest.raises(grpc.RpcError, match="must be one of PIXEL_FORMAT_RGB"):
+            await stub.Classify(inference_pb2.ClassifyRequest(image=image_pb2.Image(raw=raw)))
+        with pytest.raises(grpc.RpcError, match=r"options\.type: is 99"):
+            await stub.Embed(
+                inference_pb2.EmbedRequest(
+                    options=inference_pb2.EmbedOptions(type=99),
+                    image=image_pb2.Image(encoded=PNG),
+                )
+            )
+
+
+async def test_compressed_message_is_held_to_the_limit_of_its_content():
+    """200 KB of the same byte travel as some hundred bytes."""
+    async with serving(max_image_bytes=1000, max_message_bytes=100_000) as server:
+        options = [("grpc.default_compression_algorithm", 2)]  # gzip
+        async with grpc.aio.insecure_channel(server.addresses[0], options=options) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as refused:
+                await stub.Classify(classify_request(bytes(200_000)))
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            small = await stub.Classify(classify_request(encode(picture(8, 8))))
+            assert len(small.classification.categories) == 5
+
+
 async def test_two_hundred_concurrent_calls_share_batches():
     async with (
         serving(engine="timed", timed_alpha_ms=20, timed_beta_ms=0.1) as server,
         connected(server) as channel,
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        replies = await asyncio.gather(*(stub.Classify(classify_request()) for _ in range(200)))
+        replies = await asyncio.gather(
+            *(stub.Classify(classify_request(top_k=1 + number)) for number in range(200))
+        )
+    assert [len(reply.classification.categories) for reply in replies] == list(range(1, 201))
     assert max(reply.timing.batch_size for reply in replies) > 1
     assert all(reply.timing.batch_size <= 32 for reply in replies)
 
