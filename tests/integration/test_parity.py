@@ -216,6 +216,7 @@ async def test_mixed_batches_of_several_variants_are_answered_as_by_torchvision(
         assert top.probability == pytest.approx(variant.probabilities[1].max().item(), abs=1e-4)
         assert_embedding(vector(two.classification.embedding), variant.embeddings[1])
         assert_embedding(vector(three.embedding), variant.embeddings[2])
+        assert four.embedding.type == result_pb2.EMBEDDING_TYPE_FLOAT16
         assert_embedding(
             vector(four.embedding), torch.nn.functional.normalize(variant.embeddings[3], dim=0)
         )
