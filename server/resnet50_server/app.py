@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -147,10 +146,11 @@ async def serve(settings: Settings) -> int:
     try:
         await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            return 0
+            # Nothing has been accepted yet, and a thread that reads a file or downloads one cannot
+            # be cancelled: whoever stops the process should not have to wait for it.
+            log.info("stopping: asked to, while loading")
+            logging.shutdown()
+            os._exit(0)
         try:
             await starting
         except (WeightsError, OSError) as error:

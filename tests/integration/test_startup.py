@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.server
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 
@@ -349,3 +352,51 @@ async def test_server_whose_scheduler_breaks_answers_and_exits_for_its_superviso
         assert (await watch.read()).status == NOT_SERVING
         watch.cancel()
     assert await running == 70
+
+
+class StallingDownload(http.server.BaseHTTPRequestHandler):
+    """Promises a file and never sends it."""
+
+    asked = threading.Event()
+    released = threading.Event()
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.asked.set()
+        self.released.wait(60)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
+    script = (
+        "import sys; from torchvision.models import ResNet50_Weights as weights;"
+        " from resnet50_server.__main__ import main;"
+        " weights.IMAGENET1K_V2.value.url = sys.argv[1]; sys.exit(main(sys.argv[2:]))"
+    )
+    arguments = ["serve", "--listen", "127.0.0.1:0", "--variants", "IMAGENET1K_V2"]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StallingDownload) as peer:
+        threading.Thread(target=peer.serve_forever).start()
+        url = f"http://127.0.0.1:{peer.server_port}/resnet50-11ad3fa6.pth"
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, url, *arguments, "--weights-dir", str(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert StallingDownload.asked.wait(60)
+            process.terminate()
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+            process.communicate()
+            StallingDownload.released.set()
+            peer.shutdown()
+    assert process.returncode == 0, errors
+    assert "while loading" in errors

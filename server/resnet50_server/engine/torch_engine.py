@@ -28,6 +28,9 @@ class TorchEngine:
     ) -> None:
         self._device = device
         self._dtype = DTYPES.get(precision, torch.float32)
+        if precision == "fp32" and device.type == "cuda":
+            # cuDNN would otherwise round to TF32's 10 bits; whoever wants that asks for fp16.
+            torch.backends.cudnn.allow_tf32 = False
         if network.quantized:
             self._network = network
         else:
