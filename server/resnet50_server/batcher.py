@@ -2,17 +2,16 @@
 
 Lives wholly on the event loop, so it needs no locks; it knows nothing of gRPC or torch. One
 `Scheduler` serves one device and holds one queue per variant. It is work-conserving: when the
-engine is free it takes what waits, earliest deadline first, up to `max_batch_size`. A request that
-is cancelled or whose deadline cannot be met leaves its queue and costs nothing.
+engine is free it takes what waits, earliest deadline first and fair between streams, up to
+`max_batch_size`. A request that is cancelled or whose deadline cannot be met leaves its queue and
+costs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -21,13 +20,10 @@ from numpy.typing import NDArray
 
 from .engine.protocol import BatchOutput, Engine
 from .errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
+from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
 
 log = logging.getLogger(__name__)
-
-# A request without a deadline is ordered as if it had this one, so that it is never starved by
-# requests that have one.
-PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Result:
 class _Waiting:
     """One image in a queue, until its future is done."""
 
-    image: NDArray[np.uint8] | None
+    image: NDArray[np.uint8]
     top_k: int
     with_embedding: bool
     deadline: float | None
@@ -80,85 +76,64 @@ class _Waiting:
 
 @dataclass(eq=False)
 class VariantQueue:
-    """The images that wait for one variant's engine, ordered by deadline.
-
-    Made by `Scheduler.add`. A request that gave up stays in the heap as an empty shell until it
-    comes to the top or shells outnumber the living; it counts and weighs nothing.
-    """
+    """The images that wait for one variant's engine; made by `Scheduler.add`."""
 
     name: str
     engine: Engine
     latency: LatencyModel = field(default_factory=LatencyModel)
-    _heap: list[tuple[float, int, _Waiting]] = field(default_factory=list)
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
-    _live: int = 0
+    waiting: FairQueue[_Waiting] = field(default_factory=FairQueue)
 
-    def __len__(self) -> int:
-        return self._live
+    def push(self, waiting: _Waiting, flow: Hashable | None) -> None:
+        """Add an image; it leaves by itself if its caller gives up."""
+        entry = self.waiting.push(waiting, waiting.arrived, deadline=waiting.deadline, flow=flow)
 
-    def push(self, waiting: _Waiting) -> None:
-        """Add an image; it is released by itself as soon as its future is done."""
-        due = waiting.arrived + PATIENCE_S if waiting.deadline is None else waiting.deadline
-        heapq.heappush(self._heap, (due, next(self._numbers), waiting))
-        self._live += 1
-        waiting.future.add_done_callback(lambda _: self._release(waiting))
+        def leave(future: asyncio.Future[Result]) -> None:
+            if future.cancelled() and not entry.taken:
+                self.waiting.remove(entry, future.get_loop().time())
 
-    def _release(self, waiting: _Waiting) -> None:
-        """Forget an image whose caller gave up while it waited."""
-        if waiting.image is None:
-            return
-        waiting.image = None
-        self._live -= 1
-        if len(self._heap) > 64 and len(self._heap) > 2 * self._live:
-            self._heap = [entry for entry in self._heap if entry[2].image is not None]
-            heapq.heapify(self._heap)
+        waiting.future.add_done_callback(leave)
 
     def due(self) -> float | None:
-        """Return the earliest deadline that waits, in loop time; None if nothing does."""
-        while self._heap and self._heap[0][2].image is None:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        """Return when the first of those that wait is due, in loop time; None if nothing waits."""
+        entry = self.waiting.peek()
+        return None if entry is None else entry.due
 
     def oldest(self) -> float:
         """Return when the longest-waiting image arrived, in loop time."""
-        return min(entry[2].arrived for entry in self._heap if entry[2].image is not None)
+        return min(entry.item.arrived for entry in self.waiting)
 
-    def take(self, limit: int, now: float) -> list[tuple[_Waiting, NDArray[np.uint8]]]:
-        """Take the next batch, earliest deadline first; fail those that would come too late.
+    def take(self, limit: int, now: float) -> list[_Waiting]:
+        """Take the next batch, what is due first; fail what would come too late.
 
         A batch lasts longer the more it holds, so its first deadline bounds it. While everything
         that waits fits into one batch, the batch is closed early to meet that deadline. When more
         waits than that, the device is behind, and small batches would put it further behind: then
         the request that a full batch would make late is given up (docs/adr/0004-deadlines.md).
         """
-        batch: list[tuple[float, int, _Waiting]] = []
+        batch: list[Entry[_Waiting]] = []
         while True:
-            while len(batch) < limit and self.due() is not None:
-                batch.append(heapq.heappop(self._heap))
-            first = next((entry for entry in batch if entry[2].deadline is not None), None)
-            if first is None or first[2].deadline is None:
+            while len(batch) < limit and (entry := self.waiting.pop(now)) is not None:
+                batch.append(entry)
+            first = min(
+                (entry for entry in batch if entry.item.deadline is not None),
+                key=lambda entry: entry.item.deadline or 0.0,
+                default=None,
+            )
+            if first is None or first.item.deadline is None:
                 break
-            left_s = first[2].deadline - now
+            left_s = first.item.deadline - now
             needed_s = self.latency.estimate_s(len(batch), limit)
             if needed_s <= left_s:
                 break
             fitting = self.latency.images_within(left_s)
-            if fitting >= 1 and self._live == len(batch):
+            if fitting >= 1 and not self.waiting:
                 for entry in batch[fitting:]:
-                    heapq.heappush(self._heap, entry)
+                    self.waiting.put_back(entry)
                 batch = batch[:fitting]
                 break
             batch.remove(first)
-            self._remove(first[2])
-            first[2].future.set_exception(_too_late(left_s, needed_s))
-        return [(waiting, self._remove(waiting)) for _, _, waiting in batch]
-
-    def _remove(self, waiting: _Waiting) -> NDArray[np.uint8]:
-        """Give up the place of an image that has left the heap; return the image."""
-        image, waiting.image = waiting.image, None
-        self._live -= 1
-        assert image is not None  # shells never leave the heap as anything but shells
-        return image
+            first.item.future.set_exception(_too_late(left_s, needed_s))
+        return [entry.item for entry in batch]
 
 
 class Scheduler:
@@ -205,7 +180,7 @@ class Scheduler:
     @property
     def depth(self) -> int:
         """Images that wait, over all variants."""
-        return sum(len(queue) for queue in self._queues.values())
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
     def submit(
         self,
@@ -215,6 +190,7 @@ class Scheduler:
         top_k: int,
         with_embedding: bool,
         deadline: float | None = None,
+        flow: Hashable | None = None,
     ) -> Awaitable[Result]:
         """Queue one decoded image; cancelling what is returned takes it out again.
 
@@ -224,6 +200,8 @@ class Scheduler:
             top_k: How many categories to return; 0 for none.
             with_embedding: Whether the embedding is wanted.
             deadline: When the answer must be there, in the loop's time; None for no limit.
+            flow: What the image belongs to if it is one of many, such as a stream; however many of
+                a flow wait, they delay nobody else by more than one.
 
         Raises:
             QueueFull: `max_queue_size` images wait already.
@@ -235,7 +213,7 @@ class Scheduler:
             raise ShuttingDown("the server is shutting down; call another one") from self._closing
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if len(queue) >= self.policy.max_queue_size:
+        if len(queue.waiting) >= self.policy.max_queue_size:
             raise QueueFull(
                 f"variant {queue.name}: max_queue_size ({self.policy.max_queue_size}) images wait",
                 max(0.01, self._wait_s(queue, now)),
@@ -249,7 +227,7 @@ class Scheduler:
             if now + needed_s > deadline:
                 raise _too_late(deadline - now, needed_s)
         future: asyncio.Future[Result] = loop.create_future()
-        queue.push(_Waiting(image, top_k, with_embedding, deadline, now, future))
+        queue.push(_Waiting(image, top_k, with_embedding, deadline, now, future), flow)
         self._arrival.set()
         return future
 
@@ -268,10 +246,10 @@ class Scheduler:
 
     def _pending(self) -> set[asyncio.Future[Result]]:
         waiting = {
-            entry[2].future
+            entry.item.future
             for queue in self._queues.values()
-            for entry in queue._heap
-            if not entry[2].future.done()
+            for entry in queue.waiting
+            if not entry.item.future.done()
         }
         return waiting | {future for future in self._running if not future.done()}
 
@@ -289,7 +267,7 @@ class Scheduler:
     def _wait_s(self, queue: VariantQueue, now: float) -> float:
         """Return how long the queue takes to empty, in seconds."""
         return self._remaining_s(now) + queue.latency.estimate_s(
-            len(queue), self.policy.max_batch_size
+            len(queue.waiting), self.policy.max_batch_size
         )
 
     async def _run(self) -> None:
@@ -317,8 +295,10 @@ class Scheduler:
             starts = []
             for due, queue in candidates:
                 # A batch is held back to fill, but never past its first deadline.
-                latest = due - queue.latency.estimate_s(len(queue), self.policy.max_batch_size)
-                full = len(queue) >= self.policy.max_batch_size
+                latest = due - queue.latency.estimate_s(
+                    len(queue.waiting), self.policy.max_batch_size
+                )
+                full = len(queue.waiting) >= self.policy.max_batch_size
                 start = now if full else min(queue.oldest() + delay_s, latest)
                 starts.append((start, due, queue))
             start, _, queue = min(starts, key=lambda candidate: candidate[:2])
@@ -330,16 +310,13 @@ class Scheduler:
             finally:
                 timer.cancel()
 
-    async def _compute(
-        self, queue: VariantQueue, batch: list[tuple[_Waiting, NDArray[np.uint8]]]
-    ) -> None:
+    async def _compute(self, queue: VariantQueue, entries: list[_Waiting]) -> None:
         """Run one batch; whatever happens, each of its futures is done afterwards."""
         loop = asyncio.get_running_loop()
-        entries = [waiting for waiting, _ in batch]
-        images = [image for _, image in batch]
+        images = [waiting.image for waiting in entries]
         top_k = max(waiting.top_k for waiting in entries)
         with_embeddings = any(waiting.with_embedding for waiting in entries)
-        self._busy, self._busy_size, self._busy_since = queue, len(batch), loop.time()
+        self._busy, self._busy_size, self._busy_since = queue, len(entries), loop.time()
         self._running = {waiting.future for waiting in entries}
         started = self._busy_since
         try:
@@ -347,14 +324,14 @@ class Scheduler:
                 self._executor, queue.engine.run, images, top_k, with_embeddings
             )
             compute_s = loop.time() - started
-            queue.latency.observe(len(batch), compute_s)
+            queue.latency.observe(len(entries), compute_s)
             for position, waiting in enumerate(entries):
                 if not waiting.future.done():
                     waiting.future.set_result(
-                        _result(output, position, waiting, started, compute_s, len(batch))
+                        _result(output, position, waiting, started, compute_s, len(entries))
                     )
         except Exception as error:
-            log.exception("a batch of %d failed on variant %s", len(batch), queue.name)
+            log.exception("a batch of %d failed on variant %s", len(entries), queue.name)
             for waiting in entries:
                 if not waiting.future.done():
                     failure = EngineFailed("the engine failed on this batch")

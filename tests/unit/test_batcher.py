@@ -167,7 +167,7 @@ async def test_cancelled_request_leaves_the_queue_and_costs_nothing():
     gone, kept = bench.submit(1), bench.submit(2)
     gone.cancel()
     await asyncio.sleep(0)
-    assert len(bench.queue) == 1
+    assert len(bench.queue.waiting) == 1
     replacement = bench.submit(3)
     await asyncio.gather(running, kept, replacement)
     assert bench.engine.batches == [[0], [2, 3]]
@@ -338,6 +338,66 @@ async def test_variants_share_the_engine_thread_but_not_batches():
     assert other_engine.batches == [[2, 4]]
 
 
+async def saturate(bench: Bench, flow: str, window: int, answered: dict[str, int]) -> None:
+    """Keep `window` images of a flow waiting for ever, as a stream at full speed does."""
+
+    async def one() -> None:
+        while True:
+            await bench.submit(0, flow=flow)
+            answered[flow] = answered.get(flow, 0) + 1
+
+    await asyncio.gather(*(one() for _ in range(window)))
+
+
+@in_virtual_time
+async def test_flows_share_the_device_equally_however_much_each_has_waiting():
+    bench = Bench(BatchPolicy(max_batch_size=8))
+    answered: dict[str, int] = {}
+    windows = {f"flow {number}": 4 * (1 + number) for number in range(10)}
+    tasks = [
+        asyncio.create_task(saturate(bench, flow, window, answered))
+        for flow, window in windows.items()
+    ]
+    await asyncio.sleep(500)
+    for task in tasks:
+        task.cancel()
+    shares = [answered[flow] / sum(answered.values()) for flow in windows]
+    assert 0.09 < min(shares) <= max(shares) < 0.11
+
+
+@in_virtual_time
+async def test_lone_request_waits_for_one_image_of_each_flow_at_most():
+    bench = Bench(BatchPolicy(max_batch_size=16))
+    tasks = [asyncio.create_task(saturate(bench, f"flow {number}", 32, {})) for number in range(10)]
+    for _ in range(50):
+        await asyncio.sleep(1.7)
+        result = await bench.submit(1)
+        # The batch that runs, then the one that takes it along.
+        assert result.queue_s <= 1.0 + 1e-9
+    for task in tasks:
+        task.cancel()
+
+
+@in_virtual_time
+async def test_images_of_a_flow_keep_their_order():
+    bench = Bench(BatchPolicy(max_batch_size=2))
+    await asyncio.gather(*(bench.submit(number, flow="a") for number in range(7)))
+    assert [number for batch in bench.engine.batches for number in batch] == list(range(7))
+
+
+@in_virtual_time
+async def test_cancelled_images_of_a_flow_do_not_hold_up_the_rest():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    running = bench.submit(0)
+    await asyncio.sleep(0.1)
+    images = [bench.submit(number, flow="a") for number in range(1, 6)]
+    for gone in (0, 1, 3):  # the one in line, the next one, one in the middle
+        images[gone].cancel()
+    await asyncio.gather(running, images[2], images[4])
+    assert bench.engine.batches == [[0], [3], [5]]
+    assert len(bench.queue.waiting) == 0
+
+
 @in_virtual_time
 async def test_drain_returns_when_everything_accepted_is_answered():
     bench = Bench(BatchPolicy(max_batch_size=1))
@@ -366,6 +426,6 @@ async def test_many_cancellations_do_not_grow_the_queue():
     for number in range(5000):
         bench.submit(number % 250).cancel()
         await asyncio.sleep(0)
-    assert len(bench.queue) == 0
-    assert len(bench.queue._heap) < 200
+    assert len(bench.queue.waiting) == 0
+    assert len(bench.queue.waiting._heap) < 200
     await running
