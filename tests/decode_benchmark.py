@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torchvision.models import ResNet50_Weights
 
-from resnet50.v1 import image_pb2
 from resnet50_server import decode
 from resnet50_server.transform import Transform
 
@@ -19,7 +18,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transform = Transform.of(ResNet50_Weights.DEFAULT.transforms())
     files = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
-    images = [image_pb2.Image(encoded=file) for file in files if file[:2] == b"\xff\xd8"]
+    images = [file for file in files if file[:2] == b"\xff\xd8"]
     fast = decode._decode_jpeg
 
     def pillow(encoded, opened):

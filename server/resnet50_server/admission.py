@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from types import TracebackType
 
 from .errors import Overloaded, ShuttingDown
 
@@ -16,7 +15,10 @@ class Admission:
 
     Args:
         max_requests: Requests inside at once.
-        max_bytes: Sum of their message lengths.
+        max_bytes: Sum of their images' lengths.
+
+    Attributes:
+        draining: Set once no more requests are taken.
     """
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
@@ -26,9 +28,8 @@ class Admission:
         self.bytes = 0
         self.draining = False
 
-    @contextlib.contextmanager
-    def admit(self, length: int) -> Iterator[None]:
-        """Hold a place for one request while the block runs.
+    def admit(self, length: int) -> Place:
+        """Take a place for one request; leaving the `with` block gives it back.
 
         Args:
             length: The request's bytes.
@@ -44,15 +45,52 @@ class Admission:
                 f"max_requests ({self.max_requests}) requests are inside the server",
                 RETRY_AFTER_S,
             )
-        if self.bytes + length > self.max_bytes and self.requests:
+        place = Place(self)
+        place.grow(length)
+        self.requests += 1
+        return place
+
+
+class Place:
+    """A request's place inside the server.
+
+    Args:
+        admission: Where the place is.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._bytes = 0
+
+    def grow(self, length: int) -> None:
+        """Take room for more bytes.
+
+        Raises:
+            Overloaded: There is none; names the limit.
+        """
+        admission = self._admission
+        # One request alone may be larger than the limit: refusing it for ever would help nobody.
+        others = admission.bytes - self._bytes
+        if others and admission.bytes + length > admission.max_bytes:
             raise Overloaded(
-                f"max_request_bytes ({self.max_bytes}) of requests are inside the server",
+                f"max_request_bytes ({admission.max_bytes}) of requests are inside the server",
                 RETRY_AFTER_S,
             )
-        self.requests += 1
-        self.bytes += length
-        try:
-            yield
-        finally:
-            self.requests -= 1
-            self.bytes -= length
+        admission.bytes += length
+        self._bytes += length
+
+    def leave(self) -> None:
+        """Give the place back; once."""
+        self._admission.requests -= 1
+        self._admission.bytes -= self._bytes
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave()

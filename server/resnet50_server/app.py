@@ -7,10 +7,8 @@ import logging
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -23,9 +21,11 @@ from resnet50.v1 import (
 
 from .admission import Admission
 from .decode import ImageLimits
+from .decode_pool import DecodePool
 from .errors import WeightsError
 from .held import Devices, HeldVariants, hold
-from .servicers.inference import InferenceServicer
+from .pipeline import Pipeline
+from .servicers.inference import InferenceServicer, Patience
 from .servicers.variant import VariantServicer
 from .settings import Settings
 from .variants.definition import define
@@ -54,11 +54,8 @@ class Server:
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
         self._devices = Devices(settings, self._on_broken)
-        threads = settings.decode_threads or os.cpu_count() or 1
-        # Decoding is parallel over images; within one, torch's threads would only get in the way.
-        self._decode_pool = ThreadPoolExecutor(
-            threads, "decode", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._decode_pool = DecodePool(settings.decode_threads or os.cpu_count() or 1)
+        self._inference: InferenceServicer | None = None
         self.addresses: list[str] = []
 
     async def start(self) -> None:
@@ -73,9 +70,9 @@ class Server:
         variants = HeldVariants(definitions, settings.default_variant)
         self._grpc = server = grpc.aio.server(options=_options(settings))
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(variants, self._admission, self._decode_pool, limits), server
-        )
+        pipeline = Pipeline(self._admission, self._decode_pool, limits)
+        self._inference = InferenceServicer(variants, pipeline, _patience(settings))
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
         variant_pb2_grpc.add_VariantServiceServicer_to_server(VariantServicer(variants), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
@@ -91,12 +88,13 @@ class Server:
 
     async def stop(self) -> None:
         """Answer what was accepted, within `drain_timeout_s`; refuse what comes; then stop."""
-        self._admission.draining = True
+        if self._inference is not None:
+            self._inference.drain()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._grpc is not None:
             await self._grpc.stop(self._settings.drain_timeout_s)
         await self._devices.close()
-        self._decode_pool.shutdown(wait=True, cancel_futures=True)
+        self._decode_pool.close()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *SERVICES):
@@ -117,6 +115,16 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(
+        upload_idle_timeout_s=settings.upload_idle_timeout_s,
+        stream_idle_timeout_s=settings.stream_idle_timeout_s,
+        max_frames_in_flight=settings.max_frames_in_flight,
+        # One batch on the device, one that fills meanwhile.
+        frames_in_flight=2 * settings.max_batch_size,
+    )
 
 
 def _listen(server: grpc.aio.Server, address: str) -> str:

@@ -12,6 +12,7 @@ import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -24,11 +25,22 @@ from torch.nn import functional
 from resnet50.v1 import image_pb2
 
 from .errors import InvalidImage
-from .pixels import check_raw, raw_to_rgb
+from .pixels import RawPixels, raw_to_rgb, take_raw
 from .transform import Transform
 
 # The formats of the contract. Pillow's JPEG reader also gives "MPO", a JPEG with more pictures.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# How their files begin: where, and with which bytes.
+MAGIC = (
+    (0, b"\xff\xd8\xff"),
+    (0, b"\x89PNG\r\n\x1a\n"),
+    (8, b"WEBP"),
+    (0, b"BM"),
+    (0, b"GIF8"),
+    (0, b"II*\0"),
+    (0, b"MM\0*"),
+)
+HEADER_BYTES = 12
 FIELD = "image.encoded"
 
 # What turns stored [height, width, 3] pixels upright, by EXIF orientation; 1 is upright already.
@@ -57,36 +69,78 @@ class ImageLimits:
         max_pixels: Width x height of any image.
     """
 
-    max_bytes: int = 16 * 2**20
+    max_bytes: int = 32 * 2**20
     max_pixels: int = 50_000_000
 
 
-def check_image(image: image_pb2.Image, limits: ImageLimits) -> None:
-    """Refuse what can be refused without decoding: missing, empty, too long, wrong raw numbers.
+Source: TypeAlias = bytes | RawPixels
+"""An image as it came: a complete file, or raw pixels."""
+
+
+def source_of(image: image_pb2.Image, limits: ImageLimits) -> Source:
+    """Take an image out of its message; refuse what can be refused without decoding.
 
     Raises:
-        InvalidImage: Names the field and the limit.
+        InvalidImage: It is missing, empty, too long, or its raw numbers do not add up; names the
+            field and the limit.
     """
-    source = image.WhichOneof("source")
-    if source is None:
+    kind = image.WhichOneof("source")
+    if kind is None:
         raise InvalidImage("image", "is empty; set image.encoded or image.raw")
-    if source == "raw":
-        check_raw(image.raw, limits.max_pixels)
-    elif not image.encoded:
+    if kind == "raw":
+        return take_raw(image.raw, limits.max_pixels)
+    encoded: bytes = image.encoded  # a copy each time, so taken once
+    if not encoded:
         raise InvalidImage(FIELD, "has 0 bytes; send a complete image file")
-    elif len(image.encoded) > limits.max_bytes:
-        raise InvalidImage(
-            FIELD,
-            f"has {len(image.encoded)} bytes, the limit (max_image_bytes) is {limits.max_bytes};"
-            " send a smaller or more compressed image",
-        )
+    if len(encoded) > limits.max_bytes:
+        raise InvalidImage(FIELD, too_long(len(encoded), limits))
+    return encoded
 
 
-def decode(image: image_pb2.Image, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
-    """Decode, resize and crop one image that `check_image` has passed.
+def too_long(length: int, limits: ImageLimits) -> str:
+    """Say that an encoded image of `length` bytes is over the limit."""
+    return (
+        f"has {length} bytes, the limit (max_image_bytes) is {limits.max_bytes};"
+        " send a smaller or more compressed image"
+    )
+
+
+def length_of(source: Source) -> int:
+    """Return how many bytes an image has as it came."""
+    return len(source) if isinstance(source, bytes) else len(source.pixels)
+
+
+def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> bool:
+    """Look at the first bytes of an image that is still arriving.
 
     Args:
-        image: Encoded or raw.
+        start: As much as is there.
+        transform: The variant's.
+        limits: For the pixels that the header declares.
+
+    Returns:
+        Whether the header was read; if not, more of the image is needed.
+
+    Raises:
+        InvalidImage: It is no image, or declares too many pixels.
+    """
+    if not any(start[at : at + len(magic)] == magic[: len(start) - at] for at, magic in MAGIC):
+        raise InvalidImage(FIELD, _not_readable(start))
+    try:
+        with Image.open(io.BytesIO(start), formats=FORMATS) as opened:
+            _check_declared(opened, transform, limits)
+            return True
+    except InvalidImage:
+        raise
+    except Exception:  # decoders raise many kinds for what is cut off
+        return False
+
+
+def decode(source: Source, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
+    """Decode, resize and crop one image that `source_of` has passed.
+
+    Args:
+        source: A complete file, or raw pixels.
         transform: The variant's; its normalisation is left to the engine.
         limits: For the pixels that an encoded image's header declares, and for those that a very
             long image would have once its shorter side is resized.
@@ -97,11 +151,11 @@ def decode(image: image_pb2.Image, transform: Transform, limits: ImageLimits) ->
     Raises:
         InvalidImage: It is not an image, is broken, or has too many pixels.
     """
-    if image.WhichOneof("source") == "raw":
-        _check_resized("image.raw", image.raw.height, image.raw.width, transform, limits)
-        pixels = raw_to_rgb(image.raw)
+    if isinstance(source, bytes):
+        pixels = _decode_encoded(source, transform, limits)
     else:
-        pixels = _decode_encoded(image.encoded, transform, limits)
+        _check_resized("image.raw", source.height, source.width, transform, limits)
+        pixels = raw_to_rgb(source)
     return resize_and_crop(pixels, transform).numpy()
 
 
@@ -139,14 +193,7 @@ def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -
     """Return an encoded image as uint8 [3, height, width], upright."""
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
-            width, height = opened.size
-            if width * height > limits.max_pixels:
-                raise InvalidImage(
-                    FIELD,
-                    f"declares {width} x {height} = {width * height} pixels, the limit"
-                    f" (max_image_pixels) is {limits.max_pixels}; send a smaller image",
-                )
-            _check_resized(FIELD, height, width, transform, limits)
+            _check_declared(opened, transform, limits)
             if opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L"):
                 pixels = _decode_jpeg(encoded, opened)
             else:
@@ -157,6 +204,18 @@ def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -
         raise
     except Exception as error:  # decoders raise many kinds for broken files, struct.error included
         raise InvalidImage(FIELD, _reason(encoded, error)) from error
+
+
+def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimits) -> None:
+    """Refuse a file whose header declares too many pixels."""
+    width, height = opened.size
+    if width * height > limits.max_pixels:
+        raise InvalidImage(
+            FIELD,
+            f"declares {width} x {height} = {width * height} pixels, the limit (max_image_pixels)"
+            f" is {limits.max_pixels}; send a smaller image",
+        )
+    _check_resized(FIELD, height, width, transform, limits)
 
 
 def _check_resized(
@@ -221,12 +280,15 @@ def _to_8_bit(pixels: NDArray[np.generic], mode: str, file_format: str | None) -
 def _reason(encoded: bytes, error: Exception) -> str:
     """Say what is wrong with a file that no decoder takes."""
     if isinstance(error, UnidentifiedImageError):
-        known = "JPEG, PNG, WebP, BMP, GIF or TIFF"
-        return (
-            f"{len(encoded)} bytes beginning with {encoded[:8].hex(' ')} are not a readable"
-            f" {known} file; send the whole file, in one of these formats"
-        )
+        return _not_readable(encoded)
     detail = " ".join(str(error).split())[:200]
     if isinstance(error, struct.error):
         detail = "its header ends too early"
     return f"is truncated or broken: {detail}; send the whole file"
+
+
+def _not_readable(encoded: bytes) -> str:
+    return (
+        f"{len(encoded)} bytes beginning with {encoded[:8].hex(' ')} are not a readable JPEG, PNG,"
+        " WebP, BMP, GIF or TIFF file; send the whole file, in one of these formats"
+    )

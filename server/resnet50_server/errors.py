@@ -2,7 +2,8 @@
 
 Data flow, and which error belongs to which arrow:
 
-    RPC → validate     InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
+    RPC → receive      InvalidRequest, InvalidImage, DataLoss, Stalled
+        → validate     InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
         → admission    Overloaded, ShuttingDown
         → decode       InvalidImage
         → queue        QueueFull, DeadlineUnreachable
@@ -15,8 +16,10 @@ Data flow, and which error belongs to which arrow:
     ├── VariantLoading        UNAVAILABLE          not loaded yet; another server may answer
     ├── Overloaded            RESOURCE_EXHAUSTED   too many requests or bytes inside the server
     │   └── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
+    ├── DataLoss              DATA_LOSS            what arrived is not what was sent
     ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
     ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
+    ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent for too long
     └── EngineFailed          INTERNAL             the engine raised; the reason is in the log
 
 `status.py` holds the one table from here to gRPC codes. Errors of starting up, which no caller ever
@@ -84,6 +87,14 @@ class Overloaded(ServingError):
 
 class QueueFull(Overloaded):
     """The variant's queue is full."""
+
+
+class DataLoss(ServingError):
+    """What arrived is not what was sent."""
+
+
+class Stalled(ServingError):
+    """The sender of an upload or a stream has been silent for too long."""
 
 
 class DeadlineUnreachable(ServingError):

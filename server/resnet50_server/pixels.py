@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,12 +34,43 @@ _YUV_TO_RGB = np.array(
 )
 
 
-def check_raw(raw: image_pb2.RawImage, max_pixels: int) -> None:
-    """Refuse a raw image whose numbers do not add up; reads no pixel.
+@dataclass(frozen=True)
+class RawPixels:
+    """A `RawImage` out of its message, whose `pixels` would be copied at every look.
+
+    Attributes:
+        width: In pixels.
+        height: In pixels.
+        pixel_format: A `PixelFormat`.
+        row_stride_bytes: From the start of one row to that of the next; 0 for packed rows.
+        pixels: The planes, one after the other.
+    """
+
+    width: int
+    height: int
+    pixel_format: image_pb2.PixelFormat.ValueType
+    row_stride_bytes: int
+    pixels: bytes
+
+
+def take_raw(message: image_pb2.RawImage, max_pixels: int) -> RawPixels:
+    """Take a raw image out of its message; refuse numbers that do not add up.
 
     Raises:
         InvalidImage: Names the field, what it is and what it must be.
     """
+    raw = RawPixels(
+        message.width,
+        message.height,
+        message.pixel_format,
+        message.row_stride_bytes,
+        message.pixels,
+    )
+    _check(raw, max_pixels)
+    return raw
+
+
+def _check(raw: RawPixels, max_pixels: int) -> None:
     name = "image.raw"
     for side in ("width", "height"):
         value = getattr(raw, side)
@@ -75,7 +108,7 @@ def check_raw(raw: image_pb2.RawImage, max_pixels: int) -> None:
         )
 
 
-def raw_to_rgb(raw: image_pb2.RawImage) -> Tensor:
+def raw_to_rgb(raw: RawPixels) -> Tensor:
     """Return a checked raw image as uint8 [3, height, width]."""
     height, width = raw.height, raw.width
     content = np.frombuffer(raw.pixels, dtype=np.uint8)
@@ -92,13 +125,13 @@ def raw_to_rgb(raw: image_pb2.RawImage) -> Tensor:
     return torch.from_numpy(np.array(rows[:, :, :3], order="C")).permute(2, 0, 1)
 
 
-def _format_name(raw: image_pb2.RawImage) -> str:
+def _format_name(raw: RawPixels) -> str:
     known = image_pb2.PixelFormat.values()
     value = raw.pixel_format
     return image_pb2.PixelFormat.Name(value) if value in known else str(value)
 
 
-def _planes(raw: image_pb2.RawImage) -> list[tuple[int, int, int]]:
+def _planes(raw: RawPixels) -> list[tuple[int, int, int]]:
     """Return (rows, stride, bytes of a row that count) of each plane."""
     height, width = raw.height, raw.width
     if raw.pixel_format not in _PLANAR:
@@ -112,7 +145,7 @@ def _planes(raw: image_pb2.RawImage) -> list[tuple[int, int, int]]:
     return [luma, (height // 2, half, width // 2), (height // 2, half, width // 2)]
 
 
-def _lengths(raw: image_pb2.RawImage) -> tuple[int, int]:
+def _lengths(raw: RawPixels) -> tuple[int, int]:
     """Return the length of all planes with and without the padding after the last row."""
     planes = _planes(raw)
     full = sum(rows * stride for rows, stride, _ in planes)
@@ -127,7 +160,7 @@ def _rows(content: NDArray[np.uint8], rows: int, stride: int, used: int) -> NDAr
     )
 
 
-def _yuv_to_rgb(raw: image_pb2.RawImage, content: NDArray[np.uint8]) -> Tensor:
+def _yuv_to_rgb(raw: RawPixels, content: NDArray[np.uint8]) -> Tensor:
     planes, offset = [], 0
     for rows, plane_stride, used in _planes(raw):
         planes.append(_rows(content[offset:], rows, plane_stride, used))

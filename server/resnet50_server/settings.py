@@ -121,10 +121,20 @@ class Settings(BaseSettings):
     ] = 64 * 2**20
     max_image_bytes: Annotated[
         int, Field(ge=1, description="Length of one encoded image, in bytes.")
-    ] = 16 * 2**20
+    ] = 32 * 2**20
     max_image_pixels: Annotated[
         int, Field(ge=1, description="Width x height of one image, in pixels.")
     ] = 50_000_000
+    max_frames_in_flight: Annotated[
+        int, Field(ge=1, le=4096, description="Frames of one stream inside the server at once.")
+    ] = 64
+    upload_idle_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds that an upload may pause before it is cut.")
+    ] = 30.0
+    stream_idle_timeout_s: Annotated[
+        float,
+        Field(ge=0, description="Seconds that a stream may be silent before it is ended; 0: any."),
+    ] = 0.0
     decode_threads: Annotated[
         int | None, Field(ge=1, description="Threads that decode; default: one per core.")
     ] = None

@@ -8,12 +8,14 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from .errors import (
+    DataLoss,
     DeadlineUnreachable,
     EngineFailed,
     InvalidRequest,
     Overloaded,
     ServingError,
     ShuttingDown,
+    Stalled,
     VariantLoading,
     VariantNotFound,
 )
@@ -28,7 +30,9 @@ CODES: dict[type[ServingError], grpc.StatusCode] = {
     VariantNotFound: grpc.StatusCode.NOT_FOUND,
     VariantLoading: grpc.StatusCode.UNAVAILABLE,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DataLoss: grpc.StatusCode.DATA_LOSS,
     DeadlineUnreachable: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Stalled: grpc.StatusCode.DEADLINE_EXCEEDED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     EngineFailed: grpc.StatusCode.INTERNAL,
 }

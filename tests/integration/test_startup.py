@@ -18,7 +18,7 @@ from serving import connected, server_processes, serving
 
 import resnet50_server.app
 import resnet50_server.held
-import resnet50_server.servicers.inference
+import resnet50_server.pipeline
 from resnet50.v1 import (
     image_pb2,
     inference_pb2,
@@ -289,8 +289,8 @@ class ObservedDecode:
         self.gate = threading.Event()
         self.threads: list[threading.Thread] = []
         self.left = 0
-        self._decode = resnet50_server.servicers.inference.decode
-        monkeypatch.setattr(resnet50_server.servicers.inference, "decode", self)
+        self._decode = resnet50_server.pipeline.decode
+        monkeypatch.setattr(resnet50_server.pipeline, "decode", self)
 
     def __call__(self, *arguments):
         self.threads.append(threading.current_thread())

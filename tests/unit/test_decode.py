@@ -15,7 +15,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from resnet50.v1 import image_pb2
-from resnet50_server.decode import ImageLimits, check_image, decode
+from resnet50_server.decode import ImageLimits, decode, source_of
 from resnet50_server.errors import InvalidImage
 from resnet50_server.transform import Transform
 
@@ -25,9 +25,7 @@ SIZES = [(640, 480), (480, 640), (500, 375), (233, 231), (224, 224), (100, 300),
 
 
 def decoded(encoded: bytes, transform: Transform = SQUARE) -> np.ndarray:
-    image = image_pb2.Image(encoded=encoded)
-    check_image(image, LIMITS)
-    return decode(image, transform, LIMITS)
+    return decode(source_of(image_pb2.Image(encoded=encoded), LIMITS), transform, LIMITS)
 
 
 def reference(encoded: bytes, weights: ResNet50_Weights) -> torch.Tensor:
@@ -231,9 +229,9 @@ def test_long_thin_image_is_refused_before_it_is_blown_up():
 
 def test_encoded_length_is_limited():
     with pytest.raises(InvalidImage, match="max_image_bytes"):
-        check_image(image_pb2.Image(encoded=bytes(101)), ImageLimits(max_bytes=100))
+        source_of(image_pb2.Image(encoded=bytes(101)), ImageLimits(max_bytes=100))
 
 
 def test_empty_image_names_its_two_sources():
     with pytest.raises(InvalidImage, match=r"image\.encoded or image\.raw"):
-        check_image(image_pb2.Image(), LIMITS)
+        source_of(image_pb2.Image(), LIMITS)

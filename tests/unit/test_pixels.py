@@ -5,9 +5,9 @@ import pytest
 from pictures import photo_like
 
 from resnet50.v1 import image_pb2
-from resnet50_server.decode import ImageLimits, check_image
+from resnet50_server.decode import ImageLimits, source_of
 from resnet50_server.errors import InvalidImage
-from resnet50_server.pixels import raw_to_rgb
+from resnet50_server.pixels import raw_to_rgb, take_raw
 
 LIMITS = ImageLimits()
 RGB = np.asarray(photo_like(32, 24))
@@ -24,8 +24,7 @@ def raw(pixels: bytes, format: str, width=32, height=24, stride=0) -> image_pb2.
 
 
 def shown(image: image_pb2.RawImage) -> np.ndarray:
-    check_image(image_pb2.Image(raw=image), LIMITS)
-    return raw_to_rgb(image).numpy().transpose(1, 2, 0)
+    return raw_to_rgb(take_raw(image, LIMITS.max_pixels)).numpy().transpose(1, 2, 0)
 
 
 def padded(plane: np.ndarray, stride: int) -> bytes:
@@ -109,7 +108,7 @@ def test_i420_is_bt601_video_range(stride):
 )
 def test_numbers_that_do_not_add_up_are_refused(image, field, text):
     with pytest.raises(InvalidImage, match=text) as refused:
-        check_image(image_pb2.Image(raw=image), LIMITS)
+        source_of(image_pb2.Image(raw=image), LIMITS)
     assert refused.value.field == field
 
 

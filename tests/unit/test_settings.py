@@ -97,7 +97,7 @@ def test_address_is_accepted(served, address):
         ([*VARIANT, "--device", "tpu"], ["device", "cuda"]),
         ([*VARIANT, "--precision", "fp8"], ["precision", "bf16"]),
         ([*VARIANT, "--engine", "magic"], ["engine", "torch"]),
-        ([*VARIANT, "--max-message-bytes", "9999"], ["max_message_bytes", "9999", "16842752"]),
+        ([*VARIANT, "--max-message-bytes", "9999"], ["max_message_bytes", "9999", "33619968"]),
         ([*VARIANT, "--max-image-bytes", "99999999"], ["max_message_bytes", "99999999"]),
         ([*VARIANT, "--config", "/no/such.toml"], ["config", "/no/such.toml"]),
         ([*VARIANT, "--max-batchsize", "3"], ["--max-batchsize"]),

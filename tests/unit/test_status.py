@@ -7,6 +7,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from resnet50_server.errors import (
+    DataLoss,
     DeadlineUnreachable,
     EngineFailed,
     InvalidImage,
@@ -15,6 +16,7 @@ from resnet50_server.errors import (
     QueueFull,
     ServingError,
     ShuttingDown,
+    Stalled,
     VariantLoading,
     VariantNotFound,
 )
@@ -28,6 +30,8 @@ TOLD = [
     (VariantLoading("wait"), "UNAVAILABLE", set()),
     (Overloaded("full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
     (QueueFull("full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
+    (DataLoss("damaged"), "DATA_LOSS", set()),
+    (Stalled("silent"), "DEADLINE_EXCEEDED", set()),
     (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),
     (ShuttingDown("draining"), "UNAVAILABLE", set()),
     (EngineFailed("secret"), "INTERNAL", set()),

@@ -67,7 +67,7 @@ class Image(google.protobuf.message.Message):
     RAW_FIELD_NUMBER: builtins.int
     encoded: builtins.bytes
     """A complete image file: JPEG, PNG, WebP, BMP, GIF or TIFF (the first frame of the last two).
-    1 byte to the server's `max_image_bytes` (default 16 MiB). EXIF orientation is applied.
+    1 byte to the server's `max_image_bytes` (default 32 MiB). EXIF orientation is applied.
     """
     @property
     def raw(self) -> global___RawImage:

@@ -7,7 +7,9 @@ Errors of every RPC, with google.rpc details in the trailing metadata:
   INVALID_ARGUMENT    the request is wrong; BadRequest names the field and the limit. Do not retry.
   NOT_FOUND           no such variant is loaded; ErrorInfo lists those that are.
   RESOURCE_EXHAUSTED  the server is full; RetryInfo says when to come back.
-  DEADLINE_EXCEEDED   the deadline has passed, or cannot be met; nothing was computed.
+  DEADLINE_EXCEEDED   the deadline has passed, or cannot be met; nothing was computed. Or the
+                      sender of an upload or a stream was silent for too long.
+  DATA_LOSS           an upload arrived damaged; send it again.
   UNAVAILABLE         the server is starting or draining; another server may answer.
   INTERNAL            a fault of the server; RequestInfo carries the id that is in its log.
 """
@@ -40,7 +42,9 @@ class _DeliveryEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     DELIVERY_ORDERED: _Delivery.ValueType  # 1
     """Every frame is answered, in order; a sender that is too fast is held back."""
     DELIVERY_LATEST: _Delivery.ValueType  # 2
-    """A newer frame replaces the one that waits, which is answered with `dropped`."""
+    """A newer frame replaces the one that waits, which is answered with `dropped`. Answers come as
+    soon as they are known. The last frame before the end of the requests is always computed.
+    """
 
 class Delivery(_Delivery, metaclass=_DeliveryEnumTypeWrapper):
     """What happens to frames that arrive faster than they are answered."""
@@ -50,7 +54,9 @@ DELIVERY_UNSPECIFIED: Delivery.ValueType  # 0
 DELIVERY_ORDERED: Delivery.ValueType  # 1
 """Every frame is answered, in order; a sender that is too fast is held back."""
 DELIVERY_LATEST: Delivery.ValueType  # 2
-"""A newer frame replaces the one that waits, which is answered with `dropped`."""
+"""A newer frame replaces the one that waits, which is answered with `dropped`. Answers come as
+soon as they are known. The last frame before the end of the requests is always computed.
+"""
 global___Delivery = Delivery
 
 @typing.final
@@ -356,8 +362,9 @@ class ClassifyStreamConfig(google.protobuf.message.Message):
     delivery: global___Delivery.ValueType
     """What happens when frames come too fast. Default DELIVERY_ORDERED."""
     max_in_flight: builtins.int
-    """Frames of this stream inside the server at once, 1 to the server's limit. 0 (the default):
-    the server's choice.
+    """Frames of this stream inside the server at once; more than the server's limit
+    (`max_frames_in_flight`, default 64) counts as the limit. 0 (the default): two of the server's
+    batches for DELIVERY_ORDERED, 1 for DELIVERY_LATEST, where each further one makes answers older.
     """
     @property
     def options(self) -> global___ClassifyOptions:
@@ -387,8 +394,9 @@ class EmbedStreamConfig(google.protobuf.message.Message):
     delivery: global___Delivery.ValueType
     """What happens when frames come too fast. Default DELIVERY_ORDERED."""
     max_in_flight: builtins.int
-    """Frames of this stream inside the server at once, 1 to the server's limit. 0 (the default):
-    the server's choice.
+    """Frames of this stream inside the server at once; more than the server's limit
+    (`max_frames_in_flight`, default 64) counts as the limit. 0 (the default): two of the server's
+    batches for DELIVERY_ORDERED, 1 for DELIVERY_LATEST, where each further one makes answers older.
     """
     @property
     def options(self) -> global___EmbedOptions:
@@ -415,7 +423,7 @@ class Frame(google.protobuf.message.Message):
     FRAME_ID_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     frame_id: builtins.int
-    """The sender's number for the frame; comes back with its answer. Unique within the stream."""
+    """The sender's number for the frame; comes back with its answer. Above that of the frame before."""
     @property
     def image(self) -> resnet50.v1.image_pb2.Image:
         """The image. Required."""

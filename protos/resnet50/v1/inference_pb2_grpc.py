@@ -86,16 +86,16 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyUpload(self, request_iterator, context):
-        """Classifies one large encoded image that arrives in chunks: options first, then chunks.
-        Answers UNIMPLEMENTED in this release.
+        """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
+        end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
+        many pixels. A pause longer than `upload_idle_timeout_s` (default 30 s) is DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedUpload(self, request_iterator, context):
-        """Embeds one large encoded image that arrives in chunks: options first, then chunks.
-        Answers UNIMPLEMENTED in this release.
+        """Embeds one large encoded image that arrives in chunks; as ClassifyUpload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,15 +103,16 @@ class InferenceServiceServicer(object):
 
     def ClassifyStream(self, request_iterator, context):
         """Classifies frames: config first, then frames. A bad frame is answered in place and the stream
-        goes on. Answers UNIMPLEMENTED in this release.
+        goes on; what breaks the order of messages ends it with INVALID_ARGUMENT. After the last frame,
+        ending the requests drains the stream and ends it with OK. A server that shuts down answers the
+        frames it has and ends the stream with UNAVAILABLE; the message says which was the last one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedStream(self, request_iterator, context):
-        """Embeds frames: config first, then frames. A bad frame is answered in place and the stream
-        goes on. Answers UNIMPLEMENTED in this release.
+        """Embeds frames; as ClassifyStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,7 +7,9 @@ Errors of every RPC, with google.rpc details in the trailing metadata:
   INVALID_ARGUMENT    the request is wrong; BadRequest names the field and the limit. Do not retry.
   NOT_FOUND           no such variant is loaded; ErrorInfo lists those that are.
   RESOURCE_EXHAUSTED  the server is full; RetryInfo says when to come back.
-  DEADLINE_EXCEEDED   the deadline has passed, or cannot be met; nothing was computed.
+  DEADLINE_EXCEEDED   the deadline has passed, or cannot be met; nothing was computed. Or the
+                      sender of an upload or a stream was silent for too long.
+  DATA_LOSS           an upload arrived damaged; send it again.
   UNAVAILABLE         the server is starting or draining; another server may answer.
   INTERNAL            a fault of the server; RequestInfo carries the id that is in its log.
 """
@@ -46,33 +48,32 @@ class InferenceServiceStub:
         resnet50.v1.inference_pb2.ClassifyUploadRequest,
         resnet50.v1.inference_pb2.ClassifyResponse,
     ]
-    """Classifies one large encoded image that arrives in chunks: options first, then chunks.
-    Answers UNIMPLEMENTED in this release.
+    """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
+    end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
+    many pixels. A pause longer than `upload_idle_timeout_s` (default 30 s) is DEADLINE_EXCEEDED.
     """
 
     EmbedUpload: grpc.StreamUnaryMultiCallable[
         resnet50.v1.inference_pb2.EmbedUploadRequest,
         resnet50.v1.inference_pb2.EmbedResponse,
     ]
-    """Embeds one large encoded image that arrives in chunks: options first, then chunks.
-    Answers UNIMPLEMENTED in this release.
-    """
+    """Embeds one large encoded image that arrives in chunks; as ClassifyUpload."""
 
     ClassifyStream: grpc.StreamStreamMultiCallable[
         resnet50.v1.inference_pb2.ClassifyStreamRequest,
         resnet50.v1.inference_pb2.ClassifyStreamResponse,
     ]
     """Classifies frames: config first, then frames. A bad frame is answered in place and the stream
-    goes on. Answers UNIMPLEMENTED in this release.
+    goes on; what breaks the order of messages ends it with INVALID_ARGUMENT. After the last frame,
+    ending the requests drains the stream and ends it with OK. A server that shuts down answers the
+    frames it has and ends the stream with UNAVAILABLE; the message says which was the last one.
     """
 
     EmbedStream: grpc.StreamStreamMultiCallable[
         resnet50.v1.inference_pb2.EmbedStreamRequest,
         resnet50.v1.inference_pb2.EmbedStreamResponse,
     ]
-    """Embeds frames: config first, then frames. A bad frame is answered in place and the stream
-    goes on. Answers UNIMPLEMENTED in this release.
-    """
+    """Embeds frames; as ClassifyStream."""
 
 class InferenceServiceAsyncStub:
     """Answers what an image shows, or its embedding."""
@@ -93,33 +94,32 @@ class InferenceServiceAsyncStub:
         resnet50.v1.inference_pb2.ClassifyUploadRequest,
         resnet50.v1.inference_pb2.ClassifyResponse,
     ]
-    """Classifies one large encoded image that arrives in chunks: options first, then chunks.
-    Answers UNIMPLEMENTED in this release.
+    """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
+    end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
+    many pixels. A pause longer than `upload_idle_timeout_s` (default 30 s) is DEADLINE_EXCEEDED.
     """
 
     EmbedUpload: grpc.aio.StreamUnaryMultiCallable[
         resnet50.v1.inference_pb2.EmbedUploadRequest,
         resnet50.v1.inference_pb2.EmbedResponse,
     ]
-    """Embeds one large encoded image that arrives in chunks: options first, then chunks.
-    Answers UNIMPLEMENTED in this release.
-    """
+    """Embeds one large encoded image that arrives in chunks; as ClassifyUpload."""
 
     ClassifyStream: grpc.aio.StreamStreamMultiCallable[
         resnet50.v1.inference_pb2.ClassifyStreamRequest,
         resnet50.v1.inference_pb2.ClassifyStreamResponse,
     ]
     """Classifies frames: config first, then frames. A bad frame is answered in place and the stream
-    goes on. Answers UNIMPLEMENTED in this release.
+    goes on; what breaks the order of messages ends it with INVALID_ARGUMENT. After the last frame,
+    ending the requests drains the stream and ends it with OK. A server that shuts down answers the
+    frames it has and ends the stream with UNAVAILABLE; the message says which was the last one.
     """
 
     EmbedStream: grpc.aio.StreamStreamMultiCallable[
         resnet50.v1.inference_pb2.EmbedStreamRequest,
         resnet50.v1.inference_pb2.EmbedStreamResponse,
     ]
-    """Embeds frames: config first, then frames. A bad frame is answered in place and the stream
-    goes on. Answers UNIMPLEMENTED in this release.
-    """
+    """Embeds frames; as ClassifyStream."""
 
 class InferenceServiceServicer(metaclass=abc.ABCMeta):
     """Answers what an image shows, or its embedding."""
@@ -146,8 +146,9 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[resnet50.v1.inference_pb2.ClassifyUploadRequest],
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.inference_pb2.ClassifyResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.ClassifyResponse]]:
-        """Classifies one large encoded image that arrives in chunks: options first, then chunks.
-        Answers UNIMPLEMENTED in this release.
+        """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
+        end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
+        many pixels. A pause longer than `upload_idle_timeout_s` (default 30 s) is DEADLINE_EXCEEDED.
         """
 
     @abc.abstractmethod
@@ -156,9 +157,7 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[resnet50.v1.inference_pb2.EmbedUploadRequest],
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.inference_pb2.EmbedResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.EmbedResponse]]:
-        """Embeds one large encoded image that arrives in chunks: options first, then chunks.
-        Answers UNIMPLEMENTED in this release.
-        """
+        """Embeds one large encoded image that arrives in chunks; as ClassifyUpload."""
 
     @abc.abstractmethod
     def ClassifyStream(
@@ -167,7 +166,9 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[resnet50.v1.inference_pb2.ClassifyStreamResponse], collections.abc.AsyncIterator[resnet50.v1.inference_pb2.ClassifyStreamResponse]]:
         """Classifies frames: config first, then frames. A bad frame is answered in place and the stream
-        goes on. Answers UNIMPLEMENTED in this release.
+        goes on; what breaks the order of messages ends it with INVALID_ARGUMENT. After the last frame,
+        ending the requests drains the stream and ends it with OK. A server that shuts down answers the
+        frames it has and ends the stream with UNAVAILABLE; the message says which was the last one.
         """
 
     @abc.abstractmethod
@@ -176,8 +177,6 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[resnet50.v1.inference_pb2.EmbedStreamRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[resnet50.v1.inference_pb2.EmbedStreamResponse], collections.abc.AsyncIterator[resnet50.v1.inference_pb2.EmbedStreamResponse]]:
-        """Embeds frames: config first, then frames. A bad frame is answered in place and the stream
-        goes on. Answers UNIMPLEMENTED in this release.
-        """
+        """Embeds frames; as ClassifyStream."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

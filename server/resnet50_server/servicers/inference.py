@@ -1,25 +1,42 @@
-"""Classify and embed: validate → admission → decode → batch → reply."""
+"""Classify and embed: single images, uploads in chunks, streams of frames."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import Executor
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 
-from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
+from ..decode import source_of
+from ..errors import ShuttingDown
+from ..held import HeldVariants
+from ..pipeline import Answer, Pipeline
+from .boundary import Context, answering, streaming
+from .questions import ClassifyQuestion, EmbedQuestion, Question, reference, timing
+from .stream import FrameStream, Messages, Part, Reply
+from .upload import Part as UploadPart
+from .upload import Upload
 
-from ..admission import Admission
-from ..batcher import Result
-from ..decode import ImageLimits, check_image, decode
-from ..errors import DeadlineUnreachable, InvalidRequest
-from ..held import HeldVariant, HeldVariants
-from .boundary import Context, answering, unimplemented
 
-DEFAULT_TOP_K = 5
+@dataclass(frozen=True)
+class Patience:
+    """How much one caller may keep waiting or inside.
+
+    Attributes:
+        upload_idle_timeout_s: Silence within an upload, in seconds.
+        stream_idle_timeout_s: Silence within a stream, in seconds; 0 for ever.
+        max_frames_in_flight: Frames of one stream inside at once.
+        frames_in_flight: The same for an ordered stream that does not say.
+    """
+
+    upload_idle_timeout_s: float
+    stream_idle_timeout_s: float
+    max_frames_in_flight: int
+    frames_in_flight: int
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -27,22 +44,21 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     Args:
         variants: Those that can answer.
-        admission: How much may be inside.
-        decode_pool: Threads that decode.
-        limits: What an image may weigh.
+        pipeline: Computes images.
+        patience: With uploads and streams.
     """
 
-    def __init__(
-        self,
-        variants: HeldVariants,
-        admission: Admission,
-        decode_pool: Executor,
-        limits: ImageLimits,
-    ) -> None:
+    def __init__(self, variants: HeldVariants, pipeline: Pipeline, patience: Patience) -> None:
         self._variants = variants
-        self._admission = admission
-        self._decode_pool = decode_pool
-        self._limits = limits
+        self._pipeline = pipeline
+        self._patience = patience
+        self._streams: set[Messages] = set()
+
+    def drain(self) -> None:
+        """Take no more images; streams end once the frames that are inside have been answered."""
+        self._pipeline.admission.draining = True
+        for messages in self._streams:
+            messages.stop(ShuttingDown("the server is shutting down; call another one"))
 
     @answering
     async def Classify(
@@ -50,29 +66,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.ClassifyResponse:
         """Classify one image; see the contract."""
         started = time.perf_counter()
-        options = request.options
-        variant = self._variants.find(options.variant)
-        top_k = _top_k(options.top_k, variant)
-        min_probability = _min_probability(options)
-        result, timing = await self._infer(
-            variant, request.image, context, started, top_k, options.include_embedding
-        )
-        labels = variant.definition.categories
-        categories = [
-            result_pb2.Category(index=index, label=labels[index], probability=probability)
-            for index, probability in zip(
-                result.indices.tolist(), result.probabilities.tolist(), strict=True
-            )
-            if probability >= min_probability
-        ]
-        classification = result_pb2.Classification(categories=categories)
-        if result.embedding is not None:
-            classification.embedding.CopyFrom(
-                _embedding(result, variant, inference_pb2.EmbedOptions())
-            )
-        return inference_pb2.ClassifyResponse(
-            classification=classification, variant=_reference(variant), timing=timing
-        )
+        question = ClassifyQuestion(request.options, self._variants)
+        answer = await self._answer(request.image, question, context)
+        return _classify_response(question, answer, started)
 
     @answering
     async def Embed(
@@ -80,119 +76,119 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.EmbedResponse:
         """Embed one image; see the contract."""
         started = time.perf_counter()
-        variant = self._variants.find(request.options.variant)
-        if request.options.type not in result_pb2.EmbeddingType.values():
-            raise InvalidRequest(
-                "options.type",
-                f"is {request.options.type}, must be one of"
-                f" {', '.join(result_pb2.EmbeddingType.keys())}",
-            )
-        result, timing = await self._infer(variant, request.image, context, started, 0, True)
-        return inference_pb2.EmbedResponse(
-            embedding=_embedding(result, variant, request.options),
-            variant=_reference(variant),
-            timing=timing,
-        )
+        question = EmbedQuestion(request.options, self._variants)
+        answer = await self._answer(request.image, question, context)
+        return _embed_response(question, answer, started)
 
-    async def ClassifyUpload(  # noqa: D102  the contract documents it
+    @answering
+    async def ClassifyUpload(
         self, request_iterator: AsyncIterator[inference_pb2.ClassifyUploadRequest], context: Context
     ) -> inference_pb2.ClassifyResponse:
-        await unimplemented(context, "ClassifyUpload")
+        """Classify one image that arrives in chunks; see the contract."""
+        started = time.perf_counter()
+        upload = self._upload(request_iterator)
+        options: inference_pb2.ClassifyUploadOptions = await upload.options()
+        question = ClassifyQuestion(options.options, self._variants)
+        return _classify_response(
+            question, await self._answer_upload(upload, question, context), started
+        )
 
-    async def EmbedUpload(  # noqa: D102  the contract documents it
+    @answering
+    async def EmbedUpload(
         self, request_iterator: AsyncIterator[inference_pb2.EmbedUploadRequest], context: Context
     ) -> inference_pb2.EmbedResponse:
-        await unimplemented(context, "EmbedUpload")
+        """Embed one image that arrives in chunks; see the contract."""
+        started = time.perf_counter()
+        upload = self._upload(request_iterator)
+        options: inference_pb2.EmbedUploadOptions = await upload.options()
+        question = EmbedQuestion(options.options, self._variants)
+        return _embed_response(
+            question, await self._answer_upload(upload, question, context), started
+        )
 
-    async def ClassifyStream(  # noqa: D102  the contract documents it
+    @streaming
+    def ClassifyStream(
         self, request_iterator: AsyncIterator[inference_pb2.ClassifyStreamRequest], context: Context
-    ) -> AsyncIterator[inference_pb2.ClassifyStreamResponse]:
-        await unimplemented(context, "ClassifyStream")
-        yield  # makes it a generator, as a streaming method must be
+    ) -> AsyncGenerator[inference_pb2.ClassifyStreamResponse, None]:
+        """Classify frames; see the contract."""
+        reply = inference_pb2.ClassifyStreamResponse
+        return self._stream(request_iterator, context, ClassifyQuestion, reply, "classification")
 
-    async def EmbedStream(  # noqa: D102  the contract documents it
+    @streaming
+    def EmbedStream(
         self, request_iterator: AsyncIterator[inference_pb2.EmbedStreamRequest], context: Context
-    ) -> AsyncIterator[inference_pb2.EmbedStreamResponse]:
-        await unimplemented(context, "EmbedStream")
-        yield  # makes it a generator, as a streaming method must be
+    ) -> AsyncGenerator[inference_pb2.EmbedStreamResponse, None]:
+        """Embed frames; see the contract."""
+        reply = inference_pb2.EmbedStreamResponse
+        return self._stream(request_iterator, context, EmbedQuestion, reply, "embedding")
 
-    async def _infer(
+    async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> Answer:
+        source = source_of(image, self._pipeline.limits)
+        return await self._pipeline.answer(source, question.job(_deadline(context)))
+
+    def _upload(self, parts: AsyncIterator[UploadPart]) -> Upload:
+        return Upload(parts, self._pipeline, self._patience.upload_idle_timeout_s)
+
+    async def _answer_upload(self, upload: Upload, question: Question, context: Context) -> Answer:
+        with self._pipeline.admission.admit(0) as place:
+            image = await upload.image(question.variant.definition.transform, place)
+            return await self._pipeline.compute(image, question.job(_deadline(context)))
+
+    async def _stream(
         self,
-        variant: HeldVariant,
-        image: image_pb2.Image,
+        parts: AsyncIterator[Part],
         context: Context,
-        started: float,
-        top_k: int,
-        with_embedding: bool,
-    ) -> tuple[Result, result_pb2.Timing]:
-        """Take one image through admission, decoding and its batch."""
-        check_image(image, self._limits)
-        loop = asyncio.get_running_loop()
-        remaining_s = context.time_remaining()
-        # gRPC reports a call without a deadline as None, or as a time beyond any calendar.
-        deadline = None if remaining_s is None or remaining_s > 1e8 else loop.time() + remaining_s
-        with self._admission.admit(image.ByteSize()):
-            pixels = await loop.run_in_executor(
-                self._decode_pool, decode, image, variant.definition.transform, self._limits
+        question_of: Callable[[Any, HeldVariants], Question],
+        reply: Callable[..., Reply],
+        outcome: str,
+    ) -> AsyncGenerator[Reply, None]:
+        if self._pipeline.admission.draining:
+            raise ShuttingDown("the server is shutting down; call another one")
+        messages = Messages(parts, self._patience.stream_idle_timeout_s)
+        self._streams.add(messages)
+        try:
+            config = await messages.config()
+            question = question_of(config.options, self._variants)
+            stream = FrameStream(messages, self._pipeline, reply, outcome)
+            replies = stream.replies(
+                config,
+                question,
+                question.job(_deadline(context), flow=messages),
+                self._patience.max_frames_in_flight,
+                self._patience.frames_in_flight,
             )
-            decoded = time.perf_counter()
-            if deadline is not None and loop.time() >= deadline:
-                raise DeadlineUnreachable("the deadline passed while the image was decoded")
-            result = await variant.scheduler.submit(
-                variant.queue,
-                pixels,
-                top_k=top_k,
-                with_embedding=with_embedding,
-                deadline=deadline,
-            )
-        timing = result_pb2.Timing(
-            decode_us=int((decoded - started) * 1e6),
-            queue_us=int(result.queue_s * 1e6),
-            compute_us=int(result.compute_s * 1e6),
-            total_us=int((time.perf_counter() - started) * 1e6),
-            batch_size=result.batch_size,
-        )
-        return result, timing
+            async with aclosing(replies):
+                async for one in replies:
+                    yield one
+        finally:
+            self._streams.discard(messages)
+            messages.close()
 
 
-def _top_k(asked: int, variant: HeldVariant) -> int:
-    count = len(variant.definition.categories)
-    if asked > count:
-        raise InvalidRequest(
-            "options.top_k",
-            f"is {asked}, variant {variant.definition.name} has {count} categories; ask for"
-            f" 1 to {count}, or 0 for the default",
-        )
-    return asked or min(DEFAULT_TOP_K, count)
+def _deadline(context: Context) -> float | None:
+    """Return a call's deadline in loop time; None if it has none."""
+    remaining_s = context.time_remaining()
+    # gRPC reports a call without a deadline as None, or as a time beyond any calendar.
+    if remaining_s is None or remaining_s > 1e8:
+        return None
+    return asyncio.get_running_loop().time() + remaining_s
 
 
-def _min_probability(options: inference_pb2.ClassifyOptions) -> float:
-    if not options.HasField("min_probability"):
-        return -math.inf
-    if not 0.0 <= options.min_probability <= 1.0:
-        raise InvalidRequest(
-            "options.min_probability", f"is {options.min_probability}, must be 0 to 1"
-        )
-    return options.min_probability
+def _classify_response(
+    question: ClassifyQuestion, answer: Answer, started: float
+) -> inference_pb2.ClassifyResponse:
+    return inference_pb2.ClassifyResponse(
+        classification=question.answer(answer.result),
+        variant=reference(question.variant),
+        timing=timing(answer, started),
+    )
 
 
-def _reference(variant: HeldVariant) -> result_pb2.VariantRef:
-    return result_pb2.VariantRef(name=variant.definition.name, digest=variant.opened.digest)
-
-
-def _embedding(
-    result: Result, variant: HeldVariant, options: inference_pb2.EmbedOptions
-) -> result_pb2.Embedding:
-    assert result.embedding is not None  # asked for by the caller
-    vector = result.embedding
-    if options.l2_normalize:
-        # A vector of zeros stays one: it has no direction to keep.
-        vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-    half = options.type == result_pb2.EMBEDDING_TYPE_FLOAT16
-    return result_pb2.Embedding(
-        values=vector.astype("<f2" if half else "<f4").tobytes(),
-        type=result_pb2.EMBEDDING_TYPE_FLOAT16 if half else result_pb2.EMBEDDING_TYPE_FLOAT32,
-        dimension=len(vector),
-        space=variant.space,
-        l2_normalized=options.l2_normalize,
+def _embed_response(
+    question: EmbedQuestion, answer: Answer, started: float
+) -> inference_pb2.EmbedResponse:
+    return inference_pb2.EmbedResponse(
+        embedding=question.answer(answer.result),
+        variant=reference(question.variant),
+        timing=timing(answer, started),
     )

@@ -1,0 +1,155 @@
+"""Streams of frames: read them, answer them, and hold back whoever sends too fast.
+
+Both deliveries are generators of answers over a generator of frames. Reading goes on in a task of
+its own, and never further ahead of the answers that the caller has taken than a fixed number; the
+rest waits in the sender, held back by HTTP/2 flow control.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+Frame = TypeVar("Frame")
+Reply = TypeVar("Reply")
+
+# Answers of a LATEST stream that the caller has not taken yet; then reading stops.
+MAX_UNSENT = 64
+
+
+async def answer_in_order(
+    frames: AsyncIterator[Frame],
+    start: Callable[[Frame], Awaitable[asyncio.Future[Reply]]],
+    window: int,
+) -> AsyncGenerator[Reply, None]:
+    """Answer every frame, in order.
+
+    Args:
+        frames: As they arrive; read on only while fewer than `window` are unanswered.
+        start: Begins to compute a frame, once there is room for it; what it returns does not fail.
+        window: How many frames may be inside at once.
+
+    Raises:
+        Exception: Whatever `frames` raised, after all earlier frames have been answered.
+    """
+    slots = asyncio.Semaphore(window)
+    answers: asyncio.Queue[asyncio.Future[Reply] | None] = asyncio.Queue()
+
+    async def read() -> None:
+        try:
+            async for frame in frames:
+                await slots.acquire()
+                answers.put_nowait(await start(frame))
+        finally:
+            answers.put_nowait(None)
+
+    try:
+        async with _running(read()) as reading:
+            while (future := await answers.get()) is not None:
+                yield await future
+                slots.release()
+            await reading
+    finally:
+        while not answers.empty():
+            if (left := answers.get_nowait()) is not None:
+                left.cancel()
+
+
+async def answer_latest(
+    frames: AsyncIterator[Frame],
+    start: Callable[[Frame], Awaitable[asyncio.Future[Reply]]],
+    drop: Callable[[Frame, Frame], Reply],
+    window: int,
+) -> AsyncGenerator[Reply, None]:
+    """Answer the newest frame whenever one of `window` places is free, and drop what it replaces.
+
+    Args:
+        frames: As they arrive.
+        start: Begins to compute a frame, once there is room for it; what it returns does not fail.
+        drop: Makes the answer of a dropped frame, from it and the one that replaced it.
+        window: How many frames are computed at once.
+
+    Raises:
+        Exception: Whatever `frames` raised, after the frames before have been answered.
+    """
+    unsent = asyncio.Semaphore(MAX_UNSENT)
+    answers: asyncio.Queue[Reply | None] = asyncio.Queue()
+    newest: _Newest[Frame] = _Newest()
+
+    async def send(reply: Reply) -> None:
+        await unsent.acquire()
+        answers.put_nowait(reply)
+
+    async def read() -> None:
+        try:
+            async for frame in frames:
+                replaced = newest.put(frame)
+                if replaced is not None:
+                    await send(drop(replaced, frame))
+        finally:
+            newest.close()
+
+    async def compute() -> None:
+        while (frame := await newest.get()) is not None:
+            await send(await (await start(frame)))
+
+    async def work() -> None:
+        parts = (read(), *(compute() for _ in range(window)))
+        tasks = [asyncio.create_task(part) for part in parts]
+        try:
+            await asyncio.wait(tasks)
+            for task in tasks:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            answers.put_nowait(None)
+
+    async with _running(work()) as working:
+        while (reply := await answers.get()) is not None:
+            yield reply
+            unsent.release()
+        await working
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Run `work` beside the block, and not longer."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _Newest(Generic[Frame]):
+    """A place for one frame; a newer one takes it."""
+
+    def __init__(self) -> None:
+        self._frame: Frame | None = None
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def put(self, frame: Frame) -> Frame | None:
+        """Put a frame there; return the one that it replaces."""
+        replaced, self._frame = self._frame, frame
+        self._changed.set()
+        return replaced
+
+    def close(self) -> None:
+        """Say that no frame follows."""
+        self._closed = True
+        self._changed.set()
+
+    async def get(self) -> Frame | None:
+        """Wait for a frame and take it; None if none follows."""
+        while self._frame is None:
+            if self._closed:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        frame, self._frame = self._frame, None
+        return frame

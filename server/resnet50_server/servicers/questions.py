@@ -1,0 +1,153 @@
+"""What a request wants to know of an image, checked; and the engine's result as its answer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable
+from typing import TypeAlias
+
+import numpy as np
+
+from resnet50.v1 import inference_pb2, result_pb2
+
+from ..batcher import Result
+from ..errors import InvalidRequest
+from ..held import HeldVariant, HeldVariants
+from ..pipeline import Answer, Job
+
+DEFAULT_TOP_K = 5
+
+
+class ClassifyQuestion:
+    """Which categories?
+
+    Args:
+        options: Of the request.
+        variants: Those that can answer.
+
+    Attributes:
+        variant: The weights that will.
+
+    Raises:
+        ServingError: An option is wrong, or the variant is not to be had.
+    """
+
+    def __init__(self, options: inference_pb2.ClassifyOptions, variants: HeldVariants) -> None:
+        self.variant = variants.find(options.variant)
+        self._top_k = _top_k(options.top_k, self.variant)
+        self._with_embedding = options.include_embedding
+        self._min_probability = _min_probability(options)
+
+    def job(self, deadline: float | None, flow: Hashable | None = None) -> Job:
+        """Return what is to be done with an image; see `Job`."""
+        return Job(self.variant, self._top_k, self._with_embedding, deadline, flow)
+
+    def answer(self, result: Result) -> result_pb2.Classification:
+        """Return what the image shows."""
+        labels = self.variant.definition.categories
+        classification = result_pb2.Classification(
+            categories=[
+                result_pb2.Category(index=index, label=labels[index], probability=probability)
+                for index, probability in zip(
+                    result.indices.tolist(), result.probabilities.tolist(), strict=True
+                )
+                if probability >= self._min_probability
+            ]
+        )
+        if result.embedding is not None:
+            classification.embedding.CopyFrom(
+                _embedding(result, self.variant, inference_pb2.EmbedOptions())
+            )
+        return classification
+
+
+class EmbedQuestion:
+    """Which vector?
+
+    Args:
+        options: Of the request.
+        variants: Those that can answer.
+
+    Attributes:
+        variant: The weights that will.
+
+    Raises:
+        ServingError: An option is wrong, or the variant is not to be had.
+    """
+
+    def __init__(self, options: inference_pb2.EmbedOptions, variants: HeldVariants) -> None:
+        self.variant = variants.find(options.variant)
+        if options.type not in result_pb2.EmbeddingType.values():
+            raise InvalidRequest(
+                "options.type",
+                f"is {options.type}, must be one of {', '.join(result_pb2.EmbeddingType.keys())}",
+            )
+        self._options = options
+
+    def job(self, deadline: float | None, flow: Hashable | None = None) -> Job:
+        """Return what is to be done with an image; see `Job`."""
+        return Job(self.variant, 0, True, deadline, flow)
+
+    def answer(self, result: Result) -> result_pb2.Embedding:
+        """Return the image's vector."""
+        return _embedding(result, self.variant, self._options)
+
+
+Question: TypeAlias = ClassifyQuestion | EmbedQuestion
+
+
+def reference(variant: HeldVariant) -> result_pb2.VariantRef:
+    """Return which weights answered."""
+    return result_pb2.VariantRef(name=variant.definition.name, digest=variant.opened.digest)
+
+
+def timing(answer: Answer, started: float) -> result_pb2.Timing:
+    """Return where the time went since `started`, on the clock of `time.perf_counter`."""
+    result = answer.result
+    return result_pb2.Timing(
+        decode_us=int(answer.decode_s * 1e6),
+        queue_us=int(result.queue_s * 1e6),
+        compute_us=int(result.compute_s * 1e6),
+        total_us=int((time.perf_counter() - started) * 1e6),
+        batch_size=result.batch_size,
+    )
+
+
+def _top_k(asked: int, variant: HeldVariant) -> int:
+    count = len(variant.definition.categories)
+    if asked > count:
+        raise InvalidRequest(
+            "options.top_k",
+            f"is {asked}, variant {variant.definition.name} has {count} categories; ask for"
+            f" 1 to {count}, or 0 for the default",
+        )
+    return asked or min(DEFAULT_TOP_K, count)
+
+
+def _min_probability(options: inference_pb2.ClassifyOptions) -> float:
+    if not options.HasField("min_probability"):
+        return -math.inf
+    if not 0.0 <= options.min_probability <= 1.0:
+        raise InvalidRequest(
+            "options.min_probability", f"is {options.min_probability}, must be 0 to 1"
+        )
+    return options.min_probability
+
+
+def _embedding(
+    result: Result, variant: HeldVariant, options: inference_pb2.EmbedOptions
+) -> result_pb2.Embedding:
+    assert result.embedding is not None  # asked for by the caller
+    vector = result.embedding
+    if options.l2_normalize:
+        # A vector of zeros stays one: it has no direction to keep.
+        vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+    half = options.type == result_pb2.EMBEDDING_TYPE_FLOAT16
+    return result_pb2.Embedding(
+        values=vector.astype("<f2" if half else "<f4").tobytes(),
+        type=result_pb2.EMBEDDING_TYPE_FLOAT16 if half else result_pb2.EMBEDDING_TYPE_FLOAT32,
+        dimension=len(vector),
+        space=variant.space,
+        l2_normalized=options.l2_normalize,
+    )

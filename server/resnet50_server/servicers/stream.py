@@ -1,0 +1,247 @@
+"""One stream: its config, its frames, and their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from resnet50.v1 import inference_pb2, result_pb2
+
+from ..decode import source_of
+from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
+from ..pipeline import Job, Pipeline
+from ..status import to_status
+from .boundary import REQUEST_ID
+from .frames import answer_in_order, answer_latest
+from .questions import Question, reference, timing
+
+log = logging.getLogger(__name__)
+
+Part: TypeAlias = inference_pb2.ClassifyStreamRequest | inference_pb2.EmbedStreamRequest
+Config: TypeAlias = inference_pb2.ClassifyStreamConfig | inference_pb2.EmbedStreamConfig
+
+
+class _Numbered(Protocol):
+    """The answer to a frame, of either kind."""
+
+    frame_id: int
+
+
+Reply = TypeVar("Reply", bound=_Numbered)
+
+# LATEST wants the freshest answer: one frame inside at a time, unless the caller asks for more.
+LATEST_WINDOW = 1
+
+
+class Messages:
+    """The messages of one stream, in their order: config once, then frames.
+
+    Args:
+        parts: As they arrive.
+        idle_timeout_s: How long the sender may be silent, in seconds; 0 for ever.
+    """
+
+    def __init__(self, parts: AsyncIterator[Part], idle_timeout_s: float) -> None:
+        self._parts = parts
+        self._idle_timeout_s = idle_timeout_s
+        self._reading: asyncio.Task[Any] | None = None
+        self._stopped: ServingError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._silent_since = 0.0
+
+    async def config(self) -> Config:
+        """Return what the first message must hold.
+
+        Raises:
+            InvalidRequest: It holds something else, or there is none.
+            ServingError: Why reading was stopped.
+        """
+        part = await self._next()
+        if part is None or part.WhichOneof("part") != "config":
+            raise InvalidRequest(
+                "config", "is missing: the first message of a stream holds its config"
+            )
+        config: Config = part.config
+        return config
+
+    async def frames(self) -> AsyncIterator[inference_pb2.Frame]:
+        """Give the frames that follow.
+
+        Raises:
+            InvalidRequest: A message holds no frame, or a frame's id is not above the one before.
+            ServingError: Why reading was stopped.
+        """
+        last = -1
+        while (part := await self._next()) is not None:
+            if part.WhichOneof("part") != "frame":
+                raise InvalidRequest(
+                    "config" if part.HasField("config") else "frame",
+                    "after the first message, a stream holds frames only",
+                )
+            frame = part.frame
+            if frame.frame_id <= last:
+                raise InvalidRequest(
+                    "frame.frame_id",
+                    f"is {frame.frame_id} after {last}; each frame's id must be above the one"
+                    " before",
+                )
+            last = frame.frame_id
+            yield frame
+
+    def stop(self, reason: ServingError) -> None:
+        """Read no more; whoever waits for the next message gets `reason`."""
+        self._stopped = reason
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def close(self) -> None:
+        """Let go of the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _next(self) -> Part | None:
+        """Return the next message; None after the last."""
+        if self._stopped is not None:
+            raise self._stopped
+        self._reading = asyncio.current_task()
+        self._watch()
+        try:
+            return await anext(self._parts, None)
+        except asyncio.CancelledError:
+            if self._stopped is not None:
+                raise self._stopped from None
+            raise
+        finally:
+            self._reading = None
+
+    def _watch(self) -> None:
+        """Start to count the sender's silence; one timer a stream, whatever its frame rate."""
+        loop = asyncio.get_running_loop()
+        self._silent_since = loop.time()
+        if self._idle_timeout_s and self._timer is None:
+            self._timer = loop.call_later(self._idle_timeout_s, self._check_silence)
+
+    def _check_silence(self) -> None:
+        loop = asyncio.get_running_loop()
+        left_s = self._silent_since + self._idle_timeout_s - loop.time()
+        if self._reading is None:  # it is the server that is busy
+            left_s = self._idle_timeout_s
+        if left_s <= 0:
+            self.stop(
+                Stalled(
+                    f"no frame came for {self._idle_timeout_s:g} s (stream_idle_timeout_s); open a"
+                    " new stream when there are frames"
+                )
+            )
+        else:
+            self._timer = loop.call_later(left_s, self._check_silence)
+
+
+class FrameStream(Generic[Reply]):
+    """Answers the frames of one stream.
+
+    Args:
+        messages: What the caller sends.
+        pipeline: Computes.
+        reply: Makes the message that answers a frame, from its fields.
+        outcome: The field of it that holds a frame's answer.
+    """
+
+    def __init__(
+        self,
+        messages: Messages,
+        pipeline: Pipeline,
+        reply: Callable[..., Reply],
+        outcome: str,
+    ) -> None:
+        self._messages = messages
+        self._pipeline = pipeline
+        self._reply = reply
+        self._outcome = outcome
+
+    async def replies(
+        self, config: Config, question: Question, job: Job, max_window: int, default_window: int
+    ) -> AsyncGenerator[Reply, None]:
+        """Give the answers as the config's delivery wants them.
+
+        Args:
+            config: The first message's.
+            question: What the caller wants to know of each frame.
+            job: The same for the pipeline.
+            max_window: Frames inside at once, at most.
+            default_window: The same for an ORDERED stream that does not say.
+
+        Raises:
+            ServingError: What the caller sent breaks the contract, or reading was stopped.
+        """
+        delivery = config.delivery or inference_pb2.DELIVERY_ORDERED
+        if delivery not in inference_pb2.Delivery.values():
+            raise InvalidRequest(
+                "config.delivery",
+                f"is {delivery}, must be one of {', '.join(inference_pb2.Delivery.keys()[1:])}",
+            )
+        frames = self._messages.frames()
+
+        async def start(frame: inference_pb2.Frame) -> asyncio.Future[Reply]:
+            return await self._start(frame, question, job)
+
+        if delivery == inference_pb2.DELIVERY_ORDERED:
+            window = min(config.max_in_flight or default_window, max_window)
+            answers = answer_in_order(frames, start, window)
+        else:
+            window = min(config.max_in_flight or LATEST_WINDOW, max_window)
+            answers = answer_latest(frames, start, self._drop, window)
+        answered = "no frame was answered"
+        try:
+            async with aclosing(answers):
+                async for reply in answers:
+                    yield reply
+                    answered = f"frame {reply.frame_id} was the last one answered"
+        except ShuttingDown as error:
+            raise ShuttingDown(
+                f"the server is shutting down; {answered}: send those after it to another server"
+            ) from error
+
+    async def _start(
+        self, frame: inference_pb2.Frame, question: Question, job: Job
+    ) -> asyncio.Future[Reply]:
+        """Begin to compute a frame as soon as there is room for it."""
+        started = time.perf_counter()
+        try:
+            source = source_of(frame.image, self._pipeline.limits)
+            place = await self._pipeline.admit(source, job)
+        except ServingError as error:
+            refused: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            refused.set_result(self._error(frame.frame_id, error))
+            return refused
+        frame_id = frame.frame_id
+
+        async def compute() -> Reply:
+            try:
+                answer = await self._pipeline.compute(source, job)
+                outcome = {self._outcome: question.answer(answer.result)}
+                return self._reply(
+                    frame_id=frame_id,
+                    variant=reference(question.variant),
+                    timing=timing(answer, started),
+                    **outcome,
+                )
+            except Exception as error:
+                return self._error(frame_id, error)
+
+        task = asyncio.create_task(compute())
+        task.add_done_callback(lambda _: place.leave())
+        return task
+
+    def _error(self, frame_id: int, error: Exception) -> Reply:
+        if not isinstance(error, ServingError):
+            log.exception("frame %d of stream %s failed", frame_id, REQUEST_ID.get())
+        return self._reply(frame_id=frame_id, error=to_status(error, REQUEST_ID.get()))
+
+    def _drop(self, frame: inference_pb2.Frame, newer: inference_pb2.Frame) -> Reply:
+        dropped = result_pb2.Dropped(replaced_by_frame_id=newer.frame_id)
+        return self._reply(frame_id=frame.frame_id, dropped=dropped)
