@@ -26,6 +26,7 @@ from .errors import (
     UnimplementedError,
     VariantNotFoundError,
 )
+from .frames import FrameAnswer
 from .images import ImageInput
 from .results import (
     Category,
@@ -48,6 +49,7 @@ __all__ = [
     "Category",
     "Classification",
     "Embedding",
+    "FrameAnswer",
     "PublishedAccuracy",
     "Timing",
     "Transform",

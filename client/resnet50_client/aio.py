@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ import grpc
 from resnet50.v1 import variant_pb2
 
 from . import messages
+from .async_stream import AsyncStream
 from .connection import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT_S,
@@ -23,11 +26,13 @@ from .connection import (
     target,
 )
 from .errors import CallCancelledError, DeadlineExceededError, UnavailableError, error_of
+from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput, lies_in_memory
 from .results import Classification, Embedding, Variant
 from .stubs import Stubs
 
 Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
 class AsyncClient:
@@ -96,10 +101,8 @@ class AsyncClient:
             include_embedding,
             pixel_format,
         )
-        stubs = await self._open()
-        return messages.classification(
-            await self._call(stubs.inference.Classify, request, timeout_s)
-        )
+        call = messages.classify_call((await self._open()).inference, request)
+        return messages.classification(await self._call(call, timeout_s))
 
     async def embed(
         self,
@@ -129,8 +132,159 @@ class AsyncClient:
         request = await _build(
             messages.embed_request, image, variant, l2_normalize, dtype, pixel_format
         )
-        stubs = await self._open()
-        return messages.embedding(await self._call(stubs.inference.Embed, request, timeout_s))
+        call = messages.embed_call((await self._open()).inference, request)
+        return messages.embedding(await self._call(call, timeout_s))
+
+    def classify_stream(
+        self,
+        frames: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        delivery: Delivery = "ordered",
+        variant: str = "",
+        top_k: int = 0,
+        min_probability: float | None = None,
+        include_embedding: bool = False,
+        pixel_format: str | None = None,
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+    ) -> AsyncGenerator[FrameAnswer[Classification], None]:
+        """Say what frames show, over one stream: each frame is answered once.
+
+        Frames are read one at a time, and only while fewer than `window` are unanswered. A frame
+        that is bad is answered with its error, and the stream goes on. If the server goes away, the
+        unanswered frames are sent again to the next one that can be reached. Closing the iterator
+        cancels the stream.
+
+        Args:
+            frames: Images as for `classify`, e.g. of a camera; may be endless.
+            delivery: "ordered": every frame is computed, answers come in order, the source is held
+                back if it is too fast. "latest": a newer frame takes the place of one that waits,
+                which is answered as dropped; answers come as soon as they are known.
+            variant: As for `classify`.
+            top_k: As for `classify`.
+            min_probability: As for `classify`.
+            include_embedding: As for `classify`.
+            pixel_format: As for `classify`.
+            window: How many frames may be on their way; the server has a limit of its own.
+            resume_s: How long no server may be reached, in seconds; None for the client's
+                `timeout_s`, 0 to give up at once.
+
+        Raises:
+            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+        """
+        kind = messages.classify_stream(
+            delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
+        )
+        return self._stream(kind, frames, window, resume_s)
+
+    def embed_stream(
+        self,
+        frames: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        delivery: Delivery = "ordered",
+        variant: str = "",
+        l2_normalize: bool = False,
+        dtype: str = "float32",
+        pixel_format: str | None = None,
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+    ) -> AsyncGenerator[FrameAnswer[Embedding], None]:
+        """Return the vectors of frames, over one stream; otherwise as `classify_stream`.
+
+        Args:
+            frames: Images as for `classify`; may be endless.
+            delivery: As for `classify_stream`.
+            variant: As for `classify`.
+            l2_normalize: As for `embed`.
+            dtype: As for `embed`.
+            pixel_format: As for `classify`.
+            window: As for `classify_stream`.
+            resume_s: As for `classify_stream`.
+
+        Raises:
+            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+        """
+        kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
+        return self._stream(kind, frames, window, resume_s)
+
+    def classify_many(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        variant: str = "",
+        top_k: int = 0,
+        min_probability: float | None = None,
+        include_embedding: bool = False,
+        pixel_format: str | None = None,
+        errors: Errors = "return",
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+    ) -> AsyncGenerator[Classification | Exception, None]:
+        """Say what many images show: the results in the images' order, over one stream.
+
+        Args:
+            images: As for `classify`; read one at a time, so there may be any number.
+            variant: As for `classify`.
+            top_k: As for `classify`.
+            min_probability: As for `classify`.
+            include_embedding: As for `classify`.
+            pixel_format: As for `classify`.
+            errors: "return" gives an image's error in its result's place; "raise" raises it.
+            window: As for `classify_stream`.
+            resume_s: As for `classify_stream`.
+
+        Raises:
+            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+        """
+        answers = self.classify_stream(
+            images,
+            variant=variant,
+            top_k=top_k,
+            min_probability=min_probability,
+            include_embedding=include_embedding,
+            pixel_format=pixel_format,
+            window=window,
+            resume_s=resume_s,
+        )
+        return _in_place(answers, errors)
+
+    def embed_many(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        variant: str = "",
+        l2_normalize: bool = False,
+        dtype: str = "float32",
+        pixel_format: str | None = None,
+        errors: Errors = "return",
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+    ) -> AsyncGenerator[Embedding | Exception, None]:
+        """Return the vectors of many images in the images' order, over one stream.
+
+        Args:
+            images: As for `classify`; read one at a time, so there may be any number.
+            variant: As for `classify`.
+            l2_normalize: As for `embed`.
+            dtype: As for `embed`.
+            pixel_format: As for `classify`.
+            errors: As for `classify_many`.
+            window: As for `classify_stream`.
+            resume_s: As for `classify_stream`.
+
+        Raises:
+            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+        """
+        answers = self.embed_stream(
+            images,
+            variant=variant,
+            l2_normalize=l2_normalize,
+            dtype=dtype,
+            pixel_format=pixel_format,
+            window=window,
+            resume_s=resume_s,
+        )
+        return _in_place(answers, errors)
 
     async def variants(self, *, timeout_s: float | None = None) -> list[Variant]:
         """Return all variants of the server, its default first, without their categories.
@@ -143,7 +297,7 @@ class AsyncClient:
         """
         request = variant_pb2.ListVariantsRequest()
         stubs = await self._open()
-        reply = await self._call(stubs.variants.ListVariants, request, timeout_s)
+        reply = await self._call(partial(stubs.variants.ListVariants, request), timeout_s)
         return [messages.variant(one) for one in reply.variants]
 
     async def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
@@ -159,7 +313,7 @@ class AsyncClient:
         """
         request = variant_pb2.GetVariantRequest(name=name)
         stubs = await self._open()
-        reply = await self._call(stubs.variants.GetVariant, request, timeout_s)
+        reply = await self._call(partial(stubs.variants.GetVariant, request), timeout_s)
         return messages.variant(reply.variant)
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
@@ -173,7 +327,7 @@ class AsyncClient:
             Resnet50Error: See `resnet50_client.errors`.
         """
         stubs = await self._open()
-        status: str = await self._call(stubs.check, service, timeout_s)
+        status: str = await self._call(partial(stubs.check, service), timeout_s)
         return status
 
     async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
@@ -191,7 +345,8 @@ class AsyncClient:
         seen = "no connection"
         while not attempts.over():
             try:
-                seen = await self._call(stubs.check, "", attempts.left_s(), wait_for_ready=True)
+                check = partial(stubs.check, "", wait_for_ready=True)
+                seen = await self._call(check, attempts.left_s())
             except UnavailableError as error:
                 seen = error.message
             except DeadlineExceededError:
@@ -235,20 +390,12 @@ class AsyncClient:
             raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
         return self._stubs
 
-    async def _call(
-        self,
-        method: Callable[..., Any],
-        request: object,
-        timeout_s: float | None,
-        wait_for_ready: bool | None = None,
-    ) -> Any:
+    async def _call(self, call: Callable[..., Any], timeout_s: float | None) -> Any:
         """Make one call, again after overload if the policy says so; failures become ours."""
         attempts = self._connection.attempts(timeout_s)
         while True:
             try:
-                return await method(
-                    request, timeout=attempts.grpc_timeout(), wait_for_ready=wait_for_ready
-                )
+                return await call(timeout=attempts.grpc_timeout())
             except asyncio.CancelledError as cancelled:
                 # gRPC says the same when the channel is closed as when the task is cancelled.
                 if self._closed and not _is_cancelled(asyncio.current_task()):
@@ -262,6 +409,28 @@ class AsyncClient:
                 if pause_s is None:
                     raise error from failure
             await asyncio.sleep(pause_s)
+
+    async def _stream(
+        self,
+        kind: StreamKind[Result],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        window: int,
+        resume_s: float | None,
+    ) -> AsyncGenerator[FrameAnswer[Result], None]:
+        stubs = await self._open()
+        stream = AsyncStream(stubs, self._connection, kind, images, window, resume_s)
+        async with aclosing(stream.answers()) as answers:
+            async for answer in answers:
+                yield answer
+
+
+async def _in_place(
+    answers: AsyncGenerator[FrameAnswer[Result], None], errors: Errors
+) -> AsyncGenerator[Result | Exception, None]:
+    """Give results, and errors in the place of those that failed."""
+    async with aclosing(answers):
+        async for answer in answers:
+            yield answer.outcome(errors)
 
 
 def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from resnet50.v1 import variant_pb2
 
 from . import messages
+from .blocking_stream import BlockingStream
 from .connection import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT_S,
@@ -22,9 +25,12 @@ from .connection import (
     target,
 )
 from .errors import DeadlineExceededError, UnavailableError, error_of
+from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput
 from .results import Classification, Embedding, Variant
 from .stubs import Stubs
+
+Result = TypeVar("Result")
 
 
 class Client:
@@ -89,9 +95,8 @@ class Client:
         request = messages.classify_request(
             image, variant, top_k, min_probability, include_embedding, pixel_format
         )
-        return messages.classification(
-            self._call(self._stubs.inference.Classify, request, timeout_s)
-        )
+        call = messages.classify_call(self._stubs.inference, request)
+        return messages.classification(self._call(call, timeout_s))
 
     def embed(
         self,
@@ -119,7 +124,159 @@ class Client:
             OSError: The image's file cannot be read.
         """
         request = messages.embed_request(image, variant, l2_normalize, dtype, pixel_format)
-        return messages.embedding(self._call(self._stubs.inference.Embed, request, timeout_s))
+        call = messages.embed_call(self._stubs.inference, request)
+        return messages.embedding(self._call(call, timeout_s))
+
+    def classify_stream(
+        self,
+        frames: Iterable[ImageInput],
+        *,
+        delivery: Delivery = "ordered",
+        variant: str = "",
+        top_k: int = 0,
+        min_probability: float | None = None,
+        include_embedding: bool = False,
+        pixel_format: str | None = None,
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+    ) -> Generator[FrameAnswer[Classification], None, None]:
+        """Say what frames show, over one stream: each frame is answered once.
+
+        Frames are read one at a time, and only while fewer than `window` are unanswered. A frame
+        that is bad is answered with its error, and the stream goes on. If the server goes away, the
+        unanswered frames are sent again to the next one that can be reached. Closing the iterator
+        cancels the stream.
+
+        Args:
+            frames: Images as for `classify`, e.g. of a camera; may be endless.
+            delivery: "ordered": every frame is computed, answers come in order, the source is held
+                back if it is too fast. "latest": a newer frame takes the place of one that waits,
+                which is answered as dropped; answers come as soon as they are known.
+            variant: As for `classify`.
+            top_k: As for `classify`.
+            min_probability: As for `classify`.
+            include_embedding: As for `classify`.
+            pixel_format: As for `classify`.
+            window: How many frames may be on their way; the server has a limit of its own.
+            resume_s: How long no server may be reached, in seconds; None for the client's
+                `timeout_s`, 0 to give up at once.
+
+        Raises:
+            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+        """
+        kind = messages.classify_stream(
+            delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
+        )
+        return self._stream(kind, frames, window, resume_s)
+
+    def embed_stream(
+        self,
+        frames: Iterable[ImageInput],
+        *,
+        delivery: Delivery = "ordered",
+        variant: str = "",
+        l2_normalize: bool = False,
+        dtype: str = "float32",
+        pixel_format: str | None = None,
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+    ) -> Generator[FrameAnswer[Embedding], None, None]:
+        """Return the vectors of frames, over one stream; otherwise as `classify_stream`.
+
+        Args:
+            frames: Images as for `classify`; may be endless.
+            delivery: As for `classify_stream`.
+            variant: As for `classify`.
+            l2_normalize: As for `embed`.
+            dtype: As for `embed`.
+            pixel_format: As for `classify`.
+            window: As for `classify_stream`.
+            resume_s: As for `classify_stream`.
+
+        Raises:
+            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+        """
+        kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
+        return self._stream(kind, frames, window, resume_s)
+
+    def classify_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        variant: str = "",
+        top_k: int = 0,
+        min_probability: float | None = None,
+        include_embedding: bool = False,
+        pixel_format: str | None = None,
+        errors: Errors = "return",
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+    ) -> Generator[Classification | Exception, None, None]:
+        """Say what many images show: the results in the images' order, over one stream.
+
+        Args:
+            images: As for `classify`; read one at a time, so there may be any number.
+            variant: As for `classify`.
+            top_k: As for `classify`.
+            min_probability: As for `classify`.
+            include_embedding: As for `classify`.
+            pixel_format: As for `classify`.
+            errors: "return" gives an image's error in its result's place; "raise" raises it.
+            window: As for `classify_stream`.
+            resume_s: As for `classify_stream`.
+
+        Raises:
+            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+        """
+        answers = self.classify_stream(
+            images,
+            variant=variant,
+            top_k=top_k,
+            min_probability=min_probability,
+            include_embedding=include_embedding,
+            pixel_format=pixel_format,
+            window=window,
+            resume_s=resume_s,
+        )
+        return _in_place(answers, errors)
+
+    def embed_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        variant: str = "",
+        l2_normalize: bool = False,
+        dtype: str = "float32",
+        pixel_format: str | None = None,
+        errors: Errors = "return",
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+    ) -> Generator[Embedding | Exception, None, None]:
+        """Return the vectors of many images in the images' order, over one stream.
+
+        Args:
+            images: As for `classify`; read one at a time, so there may be any number.
+            variant: As for `classify`.
+            l2_normalize: As for `embed`.
+            dtype: As for `embed`.
+            pixel_format: As for `classify`.
+            errors: As for `classify_many`.
+            window: As for `classify_stream`.
+            resume_s: As for `classify_stream`.
+
+        Raises:
+            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+        """
+        answers = self.embed_stream(
+            images,
+            variant=variant,
+            l2_normalize=l2_normalize,
+            dtype=dtype,
+            pixel_format=pixel_format,
+            window=window,
+            resume_s=resume_s,
+        )
+        return _in_place(answers, errors)
 
     def variants(self, *, timeout_s: float | None = None) -> list[Variant]:
         """Return all variants of the server, its default first, without their categories.
@@ -131,7 +288,7 @@ class Client:
             Resnet50Error: See `resnet50_client.errors`.
         """
         request = variant_pb2.ListVariantsRequest()
-        reply = self._call(self._stubs.variants.ListVariants, request, timeout_s)
+        reply = self._call(partial(self._stubs.variants.ListVariants, request), timeout_s)
         return [messages.variant(one) for one in reply.variants]
 
     def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
@@ -146,9 +303,8 @@ class Client:
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
         """
         request = variant_pb2.GetVariantRequest(name=name)
-        return messages.variant(
-            self._call(self._stubs.variants.GetVariant, request, timeout_s).variant
-        )
+        reply = self._call(partial(self._stubs.variants.GetVariant, request), timeout_s)
+        return messages.variant(reply.variant)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
@@ -160,7 +316,7 @@ class Client:
         Raises:
             Resnet50Error: See `resnet50_client.errors`.
         """
-        status: str = self._call(self._stubs.check, service, timeout_s)
+        status: str = self._call(partial(self._stubs.check, service), timeout_s)
         return status
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
@@ -177,7 +333,8 @@ class Client:
         seen = "no connection"
         while not attempts.over():
             try:
-                seen = self._call(self._stubs.check, "", attempts.left_s(), wait_for_ready=True)
+                check = partial(self._stubs.check, "", wait_for_ready=True)
+                seen = self._call(check, attempts.left_s())
             except UnavailableError as error:
                 seen = error.message
             except DeadlineExceededError:
@@ -206,25 +363,40 @@ class Client:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._connection)!r})"
 
-    def _call(
-        self,
-        method: Callable[..., Any],
-        request: object,
-        timeout_s: float | None,
-        wait_for_ready: bool | None = None,
-    ) -> Any:
+    def _call(self, call: Callable[..., Any], timeout_s: float | None) -> Any:
         """Make one call, again after overload if the policy says so; failures become ours."""
-        if self._closed:
-            raise RuntimeError(f"{self!r} is closed; make a new one")
+        self._check_open()
         attempts = self._connection.attempts(timeout_s)
         while True:
             try:
-                return method(
-                    request, timeout=attempts.grpc_timeout(), wait_for_ready=wait_for_ready
-                )
+                return call(timeout=attempts.grpc_timeout())
             except grpc.RpcError as failure:
                 error = error_of(failure, str(self._connection))
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
             time.sleep(pause_s)
+
+    def _stream(
+        self,
+        kind: StreamKind[Result],
+        images: Iterable[ImageInput],
+        window: int,
+        resume_s: float | None,
+    ) -> Generator[FrameAnswer[Result], None, None]:
+        self._check_open()
+        stream = BlockingStream(self._stubs, self._connection, kind, images, window, resume_s)
+        return stream.answers()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed; make a new one")
+
+
+def _in_place(
+    answers: Generator[FrameAnswer[Result], None, None], errors: Errors
+) -> Generator[Result | Exception, None, None]:
+    """Give results, and errors in the place of those that failed."""
+    with closing(answers):
+        for answer in answers:
+            yield answer.outcome(errors)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+import random
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from .errors import DeadlineExceededError, OverloadedError, Resnet50Error
+from .errors import DeadlineExceededError, OverloadedError, Resnet50Error, UnavailableError
 
 DISTRIBUTION = "resnet50-serving"
 DEFAULT_SERVER = "localhost:50051"
@@ -20,9 +21,13 @@ DEFAULT_PORT = 50051
 HEALTH_POLL_S = 0.1
 
 
-# What may be made again without changing anything: all but loading and unloading.
+# What gRPC may make again by itself: neither loading and unloading, which change something, nor
+# streams, whose answers it would have to undo; those are resumed frame by frame.
 REPEATABLE = [
-    {"service": "resnet50.v1.InferenceService"},
+    {"service": "resnet50.v1.InferenceService", "method": "Classify"},
+    {"service": "resnet50.v1.InferenceService", "method": "Embed"},
+    {"service": "resnet50.v1.InferenceService", "method": "ClassifyUpload"},
+    {"service": "resnet50.v1.InferenceService", "method": "EmbedUpload"},
     {"service": "resnet50.v1.VariantService", "method": "ListVariants"},
     {"service": "resnet50.v1.VariantService", "method": "GetVariant"},
     {"service": "grpc.health.v1.Health"},
@@ -239,3 +244,36 @@ class Attempts:
         if time.monotonic() + error.retry_after_s >= self._deadline:
             return None
         return error.retry_after_s
+
+
+class Resumption:
+    """Whether a broken stream is opened again, and after which pause.
+
+    Args:
+        connection: The client's; its retry policy gives the pauses.
+        resume_s: How long no server may be reached, in seconds; None for the client's `timeout_s`,
+            0 for not at all.
+    """
+
+    def __init__(self, connection: Connection, resume_s: float | None) -> None:
+        self._resume_s = connection.timeout_s if resume_s is None else resume_s
+        self._retry = connection.retry
+        self._failing_since: float | None = None
+        self._pause_s = 0.0
+
+    def progress(self) -> None:
+        """Say that an answer came."""
+        self._failing_since = None
+
+    def pause_s(self, error: Resnet50Error) -> float | None:
+        """Return how long to wait before the stream is opened again; None if it is not."""
+        if not isinstance(error, UnavailableError):
+            return None
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since, self._pause_s = now, self._retry.initial_backoff_s
+        if now - self._failing_since >= self._resume_s:
+            return None
+        pause_s = self._pause_s * random.uniform(0.8, 1.2)  # not all streams of a server at once
+        self._pause_s = min(2 * self._pause_s, self._retry.max_backoff_s)
+        return pause_s

@@ -22,9 +22,12 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 # gRPC's own refusal of a message that is longer than the receiver allows.
 _TOO_LONG = re.compile(r"message larger than max \((\d+) vs\.? (\d+)\)")
 
@@ -148,11 +151,27 @@ def error_of(failure: grpc.RpcError, server: str) -> Resnet50Error:
     code: grpc.StatusCode = failure.code()
     message: str = failure.details() or code.name
     metadata = dict(cast("Iterable[tuple[str, Any]]", failure.trailing_metadata() or ()))
-    common: dict[str, Any] = {
-        "code": code.name,
-        "request_id": metadata.get(_REQUEST_ID_KEY),
-    }
+    if message == "Deadline Exceeded":  # gRPC's own words
+        message = "no answer within timeout_s; allow more time, or look at the server's load"
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        message = f"{server}: {message}"
     details = _details(metadata.get(_DETAILS_KEY))
+    return _error(code, message, metadata.get(_REQUEST_ID_KEY), details)
+
+
+def error_of_status(status: status_pb2.Status) -> Resnet50Error:
+    """Return what the failure of one frame of a stream is called here."""
+    details = _details(status.SerializeToString())
+    request_id = details["RequestInfo"].request_id if "RequestInfo" in details else None
+    return _error(
+        _CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, request_id, details
+    )
+
+
+def _error(
+    code: grpc.StatusCode, message: str, request_id: str | None, details: dict[str, Any]
+) -> Resnet50Error:
+    common: dict[str, Any] = {"code": code.name, "request_id": request_id}
     kind = ERRORS.get(code, ServerError)
     if kind is InvalidRequestError:
         violations = details["BadRequest"].field_violations if "BadRequest" in details else ()
@@ -176,10 +195,6 @@ def error_of(failure: grpc.RpcError, server: str) -> Resnet50Error:
         if "RetryInfo" in details:
             after_s = details["RetryInfo"].retry_delay.ToTimedelta().total_seconds()
         return OverloadedError(message, retry_after_s=after_s, **common)
-    if message == "Deadline Exceeded":  # gRPC's own words
-        message = "no answer within timeout_s; allow more time, or look at the server's load"
-    if kind in (UnavailableError, DeadlineExceededError):
-        message = f"{server}: {message}"
     return kind(message, **common)
 
 
@@ -187,11 +202,7 @@ def _details(packed: bytes | None) -> dict[str, Any]:
     """Return the google.rpc details of a status by message name, those that are read here."""
     if packed is None:
         return {}
-    # Needed for failures only, so not paid for when the package is imported.
-    from google.protobuf.message import DecodeError
-    from google.rpc import error_details_pb2, status_pb2
-
-    known = {"BadRequest", "RetryInfo", "ErrorInfo"}
+    known = {"BadRequest", "RetryInfo", "ErrorInfo", "RequestInfo"}
     found: dict[str, Any] = {}
     try:
         for detail in status_pb2.Status.FromString(packed).details:

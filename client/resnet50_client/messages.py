@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 
-from resnet50.v1 import inference_pb2, result_pb2, variant_pb2
+from resnet50.v1 import image_pb2, inference_pb2, result_pb2, variant_pb2
 
 from .errors import InvalidRequestError, ServerError
+from .frames import DELIVERIES, Delivery, StreamKind
 from .images import ImageInput, to_image
 from .results import (
     Category,
@@ -18,6 +24,10 @@ from .results import (
     Variant,
     VariantRef,
 )
+
+# gRPC's default limit of a message; proxies keep to it too. Larger files travel in chunks.
+UPLOAD_ABOVE_BYTES = 4 * 2**20 - 64 * 1024
+CHUNK_BYTES = 256 * 1024
 
 _TYPES = {
     "float32": result_pb2.EMBEDDING_TYPE_FLOAT32,
@@ -38,18 +48,8 @@ def classify_request(
     pixel_format: str | None,
 ) -> inference_pb2.ClassifyRequest:
     """Build the request of `classify`."""
-    if top_k < 0 or top_k > 2**32 - 1:
-        raise InvalidRequestError(
-            f"options.top_k: is {top_k}, must be 1 or more, or 0 for the server's default",
-            field="options.top_k",
-        )
     return inference_pb2.ClassifyRequest(
-        options=inference_pb2.ClassifyOptions(
-            variant=variant,
-            top_k=top_k,
-            min_probability=min_probability,
-            include_embedding=include_embedding,
-        ),
+        options=_classify_options(variant, top_k, min_probability, include_embedding),
         image=to_image(image, pixel_format),
     )
 
@@ -58,21 +58,132 @@ def embed_request(
     image: ImageInput, variant: str, l2_normalize: bool, dtype: str, pixel_format: str | None
 ) -> inference_pb2.EmbedRequest:
     """Build the request of `embed`."""
+    return inference_pb2.EmbedRequest(
+        options=_embed_options(variant, l2_normalize, dtype), image=to_image(image, pixel_format)
+    )
+
+
+def _classify_options(
+    variant: str, top_k: int, min_probability: float | None, include_embedding: bool
+) -> inference_pb2.ClassifyOptions:
+    if top_k < 0 or top_k > 2**32 - 1:
+        raise InvalidRequestError(
+            f"options.top_k: is {top_k}, must be 1 or more, or 0 for the server's default",
+            field="options.top_k",
+        )
+    return inference_pb2.ClassifyOptions(
+        variant=variant,
+        top_k=top_k,
+        min_probability=min_probability,
+        include_embedding=include_embedding,
+    )
+
+
+def _embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb2.EmbedOptions:
     if dtype not in _TYPES:
         raise InvalidRequestError(
             f"options.type: dtype is {dtype!r}, must be one of {', '.join(_TYPES)}",
             field="options.type",
         )
-    return inference_pb2.EmbedRequest(
-        options=inference_pb2.EmbedOptions(
-            variant=variant, l2_normalize=l2_normalize, type=_TYPES[dtype]
-        ),
-        image=to_image(image, pixel_format),
+    return inference_pb2.EmbedOptions(
+        variant=variant, l2_normalize=l2_normalize, type=_TYPES[dtype]
     )
 
 
-def classification(reply: inference_pb2.ClassifyResponse) -> Classification:
-    """Read the reply of `classify`."""
+def classify_call(stub: Any, request: inference_pb2.ClassifyRequest) -> Callable[..., Any]:
+    """Return how to make the call: by upload if the image is large."""
+    if not _is_large(request.image):
+        return functools.partial(stub.Classify, request)
+    options = inference_pb2.ClassifyUploadOptions(options=request.options)
+    return _upload(stub.ClassifyUpload, inference_pb2.ClassifyUploadRequest, options, request.image)
+
+
+def embed_call(stub: Any, request: inference_pb2.EmbedRequest) -> Callable[..., Any]:
+    """Return how to make the call: by upload if the image is large."""
+    if not _is_large(request.image):
+        return functools.partial(stub.Embed, request)
+    options = inference_pb2.EmbedUploadOptions(options=request.options)
+    return _upload(stub.EmbedUpload, inference_pb2.EmbedUploadRequest, options, request.image)
+
+
+def _is_large(image: image_pb2.Image) -> bool:
+    return image.HasField("encoded") and image.ByteSize() > UPLOAD_ABOVE_BYTES
+
+
+def _upload(
+    method: Callable[..., Any], part: Callable[..., Any], options: Any, image: image_pb2.Image
+) -> Callable[..., Any]:
+    content = image.encoded
+    options.sha256 = hashlib.sha256(content).digest()
+
+    def parts() -> Iterator[Any]:
+        yield part(options=options)
+        for at in range(0, len(content), CHUNK_BYTES):
+            yield part(chunk=content[at : at + CHUNK_BYTES])
+
+    def call(**how: Any) -> Any:
+        return method(parts(), **how)  # anew for each attempt
+
+    return call
+
+
+def classify_stream(
+    delivery: Delivery,
+    variant: str,
+    top_k: int,
+    min_probability: float | None,
+    include_embedding: bool,
+    pixel_format: str | None,
+    window: int,
+) -> StreamKind[Classification]:
+    """Describe a stream of `classify_stream`."""
+    config = inference_pb2.ClassifyStreamConfig(
+        options=_classify_options(variant, top_k, min_probability, include_embedding),
+        delivery=_delivery(delivery),
+        max_in_flight=window if delivery == "ordered" else 0,
+    )
+    return StreamKind(
+        "ClassifyStream",
+        inference_pb2.ClassifyStreamRequest,
+        config,
+        classification,
+        delivery,
+        pixel_format,
+    )
+
+
+def embed_stream(
+    delivery: Delivery,
+    variant: str,
+    l2_normalize: bool,
+    dtype: str,
+    pixel_format: str | None,
+    window: int,
+) -> StreamKind[Embedding]:
+    """Describe a stream of `embed_stream`."""
+    config = inference_pb2.EmbedStreamConfig(
+        options=_embed_options(variant, l2_normalize, dtype),
+        delivery=_delivery(delivery),
+        max_in_flight=window if delivery == "ordered" else 0,
+    )
+    return StreamKind(
+        "EmbedStream", inference_pb2.EmbedStreamRequest, config, embedding, delivery, pixel_format
+    )
+
+
+def _delivery(name: str) -> inference_pb2.Delivery.ValueType:
+    if name not in DELIVERIES:
+        raise InvalidRequestError(
+            f"config.delivery: is {name!r}, must be one of {', '.join(DELIVERIES)}",
+            field="config.delivery",
+        )
+    return DELIVERIES[name]
+
+
+def classification(
+    reply: inference_pb2.ClassifyResponse | inference_pb2.ClassifyStreamResponse,
+) -> Classification:
+    """Read the reply of `classify`, or of a frame."""
     variant, timing = _variant_ref(reply.variant), _timing(reply.timing)
     found = reply.classification
     return Classification(
@@ -88,8 +199,10 @@ def classification(reply: inference_pb2.ClassifyResponse) -> Classification:
     )
 
 
-def embedding(reply: inference_pb2.EmbedResponse) -> Embedding:
-    """Read the reply of `embed`.
+def embedding(
+    reply: inference_pb2.EmbedResponse | inference_pb2.EmbedStreamResponse,
+) -> Embedding:
+    """Read the reply of `embed`, or of a frame.
 
     Raises:
         ServerError: The server sent a vector in a way that this release does not know.

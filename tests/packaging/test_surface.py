@@ -28,6 +28,7 @@ def test_exports_are_these_and_only_these():
         "DataLossError",
         "DeadlineExceededError",
         "Embedding",
+        "FrameAnswer",
         "ImageInput",
         "InvalidImageError",
         "InvalidRequestError",
@@ -72,12 +73,33 @@ def test_both_clients_have_the_same_methods():
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
 
 
+def parameters(method: object) -> list[tuple[str, str, object, str]]:
+    """Return names, kinds, defaults and types; asyncio also takes iterables of its own kind."""
+    return [
+        (
+            one.name,
+            one.kind.name,
+            one.default,
+            one.annotation
+            if one.annotation is one.empty
+            else one.annotation.removesuffix(" | AsyncIterable[ImageInput]"),
+        )
+        for one in inspect.signature(method).parameters.values()
+    ]
+
+
 @pytest.mark.parametrize("name", public(Client))
 def test_methods_of_both_clients_are_alike(name):
     blocking, asynchronous = getattr(Client, name), getattr(AsyncClient, name)
-    assert inspect.signature(blocking) == inspect.signature(asynchronous)
+    assert parameters(blocking) == parameters(asynchronous)
     assert inspect.getdoc(blocking) == inspect.getdoc(asynchronous)
-    assert inspect.iscoroutinefunction(asynchronous)
+    returned = inspect.signature(blocking).return_annotation
+    if "Generator" in returned:
+        item = returned.removeprefix("Generator[").removesuffix(", None, None]")
+        assert inspect.signature(asynchronous).return_annotation == f"AsyncGenerator[{item}, None]"
+    else:
+        assert inspect.iscoroutinefunction(asynchronous)
+        assert inspect.signature(asynchronous).return_annotation == returned
 
 
 def imports(path: Path, package: Path) -> set[str]:
@@ -123,7 +145,12 @@ def test_grpc_is_at_the_servers_edge_only():
 def test_the_batcher_knows_neither_grpc_nor_torch_nor_variants():
     seen = imports(SERVER / "batcher.py", SERVER)
     ours = {module for module in seen if module.startswith("resnet50")}
-    assert {module.split(".")[1] for module in ours} == {"engine", "errors", "latency"}
+    assert {module.split(".")[1] for module in ours} == {
+        "engine",
+        "errors",
+        "fair_queue",
+        "latency",
+    }
     assert not any(module.split(".")[0] in ("grpc", "torch", "torchvision") for module in seen)
 
 

@@ -1,0 +1,151 @@
+"""A stream of the asyncio client: one task sends frames, the caller's takes answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from .connection import Connection, Resumption
+from .errors import error_of
+from .frames import FrameAnswer, StreamKind, Unanswered
+from .images import ImageInput, lies_in_memory
+from .stubs import Stubs
+
+Result = TypeVar("Result")
+_END = object()
+
+
+class AsyncStream(Generic[Result]):
+    """Sends frames while it gives answers, and goes on at another server when one goes away.
+
+    Args:
+        stubs: The client's.
+        connection: The client's.
+        kind: What the stream asks for.
+        images: Read one at a time while fewer than `window` are unanswered; an iterable that may
+            block is read in a thread.
+        window: How many frames may wait for their answers.
+        resume_s: How long no server may be reached, in seconds.
+    """
+
+    def __init__(
+        self,
+        stubs: Stubs,
+        connection: Connection,
+        kind: StreamKind[Result],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        window: int,
+        resume_s: float | None,
+    ) -> None:
+        self._open = getattr(stubs.inference, kind.method)
+        self._connection = connection
+        self._kind = kind
+        self._next_image = _source(images)
+        self._resumption = Resumption(connection, resume_s)
+        self._unanswered: Unanswered[Result] = Unanswered(kind, window)
+        self._changed = asyncio.Event()
+        self._attempt = 0  # only the attempt of this number may send
+        self._reading: asyncio.Task[None] | None = None
+        self._exhausted = False
+        self._failure: BaseException | None = None
+
+    async def answers(self) -> AsyncGenerator[FrameAnswer[Result], None]:
+        """Give the answers; closing the generator cancels the call."""
+        call = None
+        try:
+            while True:
+                self._attempt += 1
+                for answer in self._unanswered.restart():
+                    yield answer
+                call = self._open(self._requests(self._attempt))
+                try:
+                    async for reply in call:
+                        self._resumption.progress()
+                        answer = self._unanswered.answer(reply)
+                        self._changed.set()
+                        yield answer
+                except grpc.RpcError as failure:
+                    error = error_of(failure, str(self._connection))
+                    pause_s = self._resumption.pause_s(error)
+                    if pause_s is None:
+                        raise error from failure
+                    await asyncio.sleep(pause_s)
+                    continue
+                if self._failure is not None:
+                    raise self._failure
+                return
+        finally:
+            if call is not None:
+                call.cancel()
+            if self._reading is not None:
+                self._reading.cancel()
+                await asyncio.wait([self._reading])
+
+    async def _requests(self, attempt: int) -> AsyncIterator[Any]:
+        """Give one attempt's requests; runs in gRPC's task."""
+        yield self._kind.request(config=self._kind.config)
+        while self._attempt == attempt:
+            request = self._unanswered.next_request()
+            if request is not None:
+                yield request
+            elif self._exhausted:
+                return
+            elif not self._unanswered.has_room:
+                self._changed.clear()
+                await self._changed.wait()
+            else:
+                # A task of its own: what an attempt that ends was reading is not lost.
+                if self._reading is None:
+                    self._reading = asyncio.create_task(self._read_image())
+                await asyncio.wait([self._reading])
+
+    async def _read_image(self) -> None:
+        """Take one image from the caller."""
+        try:
+            image = await self._next_image()
+            if image is _END:
+                self._exhausted = True
+            elif lies_in_memory(image):
+                self._unanswered.add(self._unanswered.read(image))
+            else:
+                self._unanswered.add(await asyncio.to_thread(self._unanswered.read, image))
+        except Exception as error:  # the caller's own; raised where the answers are taken
+            self._exhausted, self._failure = True, error
+        finally:
+            self._reading = None
+
+
+def _source(
+    images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+) -> Callable[[], Awaitable[Any]]:
+    """Return what gives the next image; `_END` after the last."""
+    if isinstance(images, AsyncIterable):
+        following = aiter(images)
+
+        async def next_awaited() -> Any:
+            return await anext(following, _END)
+
+        return next_awaited
+    iterator = iter(images)
+    if isinstance(images, Sequence):
+
+        async def next_at_hand() -> Any:
+            return next(iterator, _END)
+
+        return next_at_hand
+
+    async def next_in_thread() -> Any:
+        return await asyncio.to_thread(next, iterator, _END)
+
+    return next_in_thread
