@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from resnet50_client import AsyncClient, Client
@@ -32,3 +34,21 @@ class Caller:
 
 
 KINDS = [Client, AsyncClient]
+
+
+_END = object()
+
+
+async def items(caller: Caller, name: str, *arguments: Any, **options: Any) -> AsyncGenerator:
+    """Give what a streaming method gives, one item at a time; closing it closes that."""
+    generator = getattr(caller.client, name)(*arguments, **options)
+    if isinstance(caller.client, AsyncClient):
+        async with aclosing(generator):
+            async for item in generator:
+                yield item
+        return
+    try:
+        while (item := await asyncio.to_thread(next, generator, _END)) is not _END:
+            yield item
+    finally:
+        await asyncio.to_thread(generator.close)

@@ -15,6 +15,7 @@ import grpc
 from resnet50.v1 import variant_pb2
 
 from . import messages
+from .aio_status import keep_status
 from .async_stream import AsyncStream
 from .connection import (
     DEFAULT_SERVER,
@@ -395,7 +396,7 @@ class AsyncClient:
         attempts = self._connection.attempts(timeout_s)
         while True:
             try:
-                return await call(timeout=attempts.grpc_timeout())
+                return await keep_status(call(timeout=attempts.grpc_timeout()))
             except asyncio.CancelledError as cancelled:
                 # gRPC says the same when the channel is closed as when the task is cancelled.
                 if self._closed and not _is_cancelled(asyncio.current_task()):

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from .aio_status import keep_status
 from .connection import Connection, Resumption
 from .errors import error_of
 from .frames import FrameAnswer, StreamKind, Unanswered
@@ -68,7 +69,7 @@ class AsyncStream(Generic[Result]):
                 self._attempt += 1
                 for answer in self._unanswered.restart():
                     yield answer
-                call = self._open(self._requests(self._attempt))
+                call = keep_status(self._open(self._requests(self._attempt)))
                 try:
                     async for reply in call:
                         self._resumption.progress()

@@ -1,0 +1,42 @@
+"""A repair of grpc.aio: a server's status survives a write that came too late for it.
+
+When a server ends a call while the client is still sending, as it does when it refuses an upload
+after its first chunk or shuts down, grpc.aio puts "INTERNAL: Internal error from Core" in the place
+of the status that the server gave (grpc/grpc#36066, open as of grpcio 1.85). The blocking API does
+not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+Call = TypeVar("Call")
+
+# The status follows the failed write at once, unless the call broke without one.
+STATUS_GRACE_S = 5.0
+
+
+def keep_status(call: Call) -> Call:
+    """Make a grpc.aio call report the status that its server gave; return it."""
+    inner = getattr(call, "_cython_call", None)
+    if inner is not None:
+        call._cython_call = _PatientCall(inner)  # type: ignore[attr-defined]
+    return call
+
+
+class _PatientCall:
+    """Stands for grpc.aio's inner call, and waits before it invents a status."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def set_internal_error(self, reason: str) -> None:
+        asyncio.get_running_loop().call_later(STATUS_GRACE_S, self._set_internal_error, reason)
+
+    def _set_internal_error(self, reason: str) -> None:
+        if not self._call.done():
+            self._call.set_internal_error(reason)
