@@ -26,7 +26,13 @@ from .connection import (
     channel_options,
     target,
 )
-from .errors import CallCancelledError, DeadlineExceededError, UnavailableError, error_of
+from .errors import (
+    CallCancelledError,
+    DeadlineExceededError,
+    UnavailableError,
+    VariantNotFoundError,
+    error_of,
+)
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput, lies_in_memory
 from .results import Classification, Embedding, Variant
@@ -328,7 +334,10 @@ class AsyncClient:
             Resnet50Error: See `resnet50_client.errors`.
         """
         stubs = await self._open()
-        status: str = await self._call(partial(stubs.check, service), timeout_s)
+        try:
+            status: str = await self._call(partial(stubs.check, service), timeout_s)
+        except VariantNotFoundError:  # NOT_FOUND, which is about a service here
+            return "SERVICE_UNKNOWN"
         return status
 
     async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
@@ -384,6 +393,8 @@ class AsyncClient:
         if self._stubs is None:
             # Looking up a list of names blocks.
             where = await asyncio.to_thread(target, self._connection.addresses)
+            if self._closed:
+                raise self._closed_meanwhile()
         if self._stubs is None:  # no other task was faster
             options = channel_options(self._connection.retry)
             self._stubs, self._loop = Stubs(grpc.aio.insecure_channel(where, options)), loop
@@ -400,16 +411,23 @@ class AsyncClient:
             except asyncio.CancelledError as cancelled:
                 # gRPC says the same when the channel is closed as when the task is cancelled.
                 if self._closed and not _is_cancelled(asyncio.current_task()):
-                    raise CallCancelledError(
-                        f"{self!r} was closed during the call", code="CANCELLED"
-                    ) from cancelled
+                    raise self._closed_meanwhile() from cancelled
                 raise
+            except grpc.aio.UsageError as misuse:  # gRPC's word for a channel that is closed
+                if not self._closed:
+                    raise
+                raise self._closed_meanwhile() from misuse
             except grpc.RpcError as failure:
                 error = error_of(failure, str(self._connection))
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
             await asyncio.sleep(pause_s)
+            if self._closed:
+                raise self._closed_meanwhile()
+
+    def _closed_meanwhile(self) -> CallCancelledError:
+        return CallCancelledError(f"{self!r} was closed during the call", code="CANCELLED")
 
     async def _stream(
         self,

@@ -24,7 +24,13 @@ from .connection import (
     channel_options,
     target,
 )
-from .errors import DeadlineExceededError, UnavailableError, error_of
+from .errors import (
+    CallCancelledError,
+    DeadlineExceededError,
+    UnavailableError,
+    VariantNotFoundError,
+    error_of,
+)
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput
 from .results import Classification, Embedding, Variant
@@ -316,7 +322,10 @@ class Client:
         Raises:
             Resnet50Error: See `resnet50_client.errors`.
         """
-        status: str = self._call(partial(self._stubs.check, service), timeout_s)
+        try:
+            status: str = self._call(partial(self._stubs.check, service), timeout_s)
+        except VariantNotFoundError:  # NOT_FOUND, which is about a service here
+            return "SERVICE_UNKNOWN"
         return status
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
@@ -375,7 +384,16 @@ class Client:
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
+            except ValueError as misuse:  # gRPC's word for a channel that is closed
+                if not self._closed:
+                    raise
+                raise self._closed_meanwhile() from misuse
             time.sleep(pause_s)
+            if self._closed:
+                raise self._closed_meanwhile()
+
+    def _closed_meanwhile(self) -> CallCancelledError:
+        return CallCancelledError(f"{self!r} was closed during the call", code="CANCELLED")
 
     def _stream(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import math
 import random
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -19,6 +19,11 @@ DEFAULT_SERVER = "localhost:50051"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_PORT = 50051
 HEALTH_POLL_S = 0.1
+# gRPC cannot count further than some centuries.
+LONGEST_S = 365 * 24 * 3600.0
+# Addresses that gRPC knows how to read.
+GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
 
 
 # What gRPC may make again by itself: neither loading and unloading, which change something, nor
@@ -109,7 +114,12 @@ class Connection:
 
 def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
     """Return a channel's options: round robin, retries, keepalive."""
-    config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    config: dict[str, object] = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        # After 500 failures more than successes retries stop: they would multiply the load of servers
+        # that come back. One server of several that dies with all its calls is no reason yet.
+        "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1.0},
+    }
     if retry.attempts > 1:
         config["methodConfig"] = [
             {
@@ -126,6 +136,8 @@ def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
     return [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.service_config_disable_resolution", 1),  # no TXT look-ups for another one
+        # http_proxy is for the web; gRPC would send even calls to localhost through it.
+        ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", int(retry.attempts > 1)),
         # A call is kept for its retry only up to this length; gRPC's default of 256 KiB would
         # silently leave most photographs without one.
@@ -154,10 +166,13 @@ def _addresses(server: str | Sequence[str]) -> tuple[str, ...]:
             f"server: {server!r} is not an address such as 'localhost:50051' or 'unix:/run/r.sock',"
             " nor a list of addresses"
         )
-    if len(given) > 1 and any("://" in one or one.startswith("unix:") for one in given):
-        raise ValueError(
-            f"server: {list(given)} mixes kinds; a list holds host:port addresses only"
-        )
+    for one in given:
+        if not one.startswith(GRPC_SCHEMES):
+            _split(one)
+        elif len(given) > 1:
+            raise ValueError(
+                f"server: {list(given)} mixes kinds; a list holds host:port addresses only"
+            )
     return given
 
 
@@ -173,9 +188,10 @@ def target(addresses: Sequence[str]) -> str:
     """
     if len(addresses) == 1:
         (address,) = addresses
-        if "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+        if address.startswith(GRPC_SCHEMES):
             return address
-        return f"dns:///{address}"
+        host, port = _split(address)
+        return f"dns:///[{host}]:{port}" if ":" in host else f"dns:///{host}:{port}"
     found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
     for address in addresses:
         host, port = _split(address)
@@ -199,10 +215,10 @@ def _split(address: str) -> tuple[str, int]:
     except ValueError:
         pass
     host, colon, port = address.rpartition(":")
-    if not colon:
+    if not colon and _HOST.fullmatch(address):
         return address, DEFAULT_PORT
-    if not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"server: {address!r} is not host:port")
+    if not (port.isdecimal() and 1 <= int(port) <= 65535 and _HOST.fullmatch(host)):
+        raise ValueError(f"server: {address!r} is not host:port, nor unix:PATH")
     return host.strip("[]"), int(port)
 
 
@@ -234,7 +250,7 @@ class Attempts:
     def grpc_timeout(self) -> float | None:
         """Return the same as gRPC takes it: None for no deadline."""
         left_s = self.left_s()
-        return None if math.isinf(left_s) else left_s
+        return None if left_s > LONGEST_S else left_s
 
     def pause_s(self, error: Resnet50Error) -> float | None:
         """Return how long to wait before the next attempt; None if there is none to make."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
+from typing import NoReturn
 
 USAGE = """\
 resnet50-server serve [OPTIONS]          serve variants over gRPC; `serve --help` lists the options
@@ -76,8 +78,26 @@ def _serve(arguments: list[str]) -> int:
     )
     from .app import serve
 
-    return asyncio.run(serve(settings))
+    # Not asyncio.run, which waits for threads.
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(serve(settings))
+    finally:
+        loop.close()
+
+
+def run() -> NoReturn:
+    """Run the command line as a process of its own.
+
+    It ends at once: a thread may be busy for long with what nobody waits for any more, and the
+    interpreter would wait for it.
+    """
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 
 import grpc
@@ -23,8 +24,9 @@ from .admission import Admission
 from .decode import ImageLimits
 from .decode_pool import DecodePool
 from .errors import WeightsError
-from .held import Devices, HeldVariants, hold
+from .held import Devices, HeldVariants, cores, hold
 from .pipeline import Pipeline
+from .servicers.boundary import add_to_server
 from .servicers.inference import InferenceServicer, Patience
 from .servicers.variant import VariantServicer
 from .settings import Settings
@@ -36,6 +38,10 @@ SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     variant_pb2.DESCRIPTOR.services_by_name["VariantService"].full_name,
 )
+# While draining: how often to look whether all images are answered, and how long their replies may
+# take to leave.
+DRAIN_POLL_S = 0.02
+LAST_REPLIES_S = 0.5
 # A connection may have this many calls open; more wait in the client.
 MAX_CONCURRENT_STREAMS = 1000
 
@@ -54,7 +60,7 @@ class Server:
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
         self._devices = Devices(settings, self._on_broken)
-        self._decode_pool = DecodePool(settings.decode_threads or os.cpu_count() or 1)
+        self._decode_pool = DecodePool(settings.decode_threads or cores())
         self._inference: InferenceServicer | None = None
         self.addresses: list[str] = []
 
@@ -72,8 +78,12 @@ class Server:
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         pipeline = Pipeline(self._admission, self._decode_pool, limits)
         self._inference = InferenceServicer(variants, pipeline, _patience(settings))
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
-        variant_pb2_grpc.add_VariantServiceServicer_to_server(VariantServicer(variants), server)
+        add_to_server(
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server, self._inference, server
+        )
+        add_to_server(
+            variant_pb2_grpc.add_VariantServiceServicer_to_server, VariantServicer(variants), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
@@ -88,11 +98,23 @@ class Server:
 
     async def stop(self) -> None:
         """Answer what was accepted, within `drain_timeout_s`; refuse what comes; then stop."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._settings.drain_timeout_s
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._inference is not None:
             self._inference.drain()
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._grpc is not None:
-            await self._grpc.stop(self._settings.drain_timeout_s)
+            # Takes no more calls, and waits for those that run; but one that watches the server's
+            # health never ends, so it is cut short once all images have been answered.
+            stopping = asyncio.create_task(self._grpc.stop(self._settings.drain_timeout_s))
+            while not stopping.done() and loop.time() < ends:
+                if self._inference is None or self._inference.idle:
+                    ends = min(ends, loop.time() + LAST_REPLIES_S)
+                    await asyncio.wait([stopping], timeout=ends - loop.time())
+                    break
+                await asyncio.wait([stopping], timeout=DRAIN_POLL_S)
+            await self._grpc.stop(0)
+            await stopping
         await self._devices.close()
         self._decode_pool.close()
 
@@ -130,12 +152,27 @@ def _patience(settings: Settings) -> Patience:
 def _listen(server: grpc.aio.Server, address: str) -> str:
     """Bind an address; return it with the port that was chosen."""
     try:
+        if address.startswith("unix:"):
+            _refuse_used_socket(address.removeprefix("unix:"))
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise OSError(f"listen: cannot listen on {address}: in use, or not ours") from error
+        raise OSError(
+            f"listen: cannot listen on {address}: another process does, or the address is not of"
+            " this machine"
+        ) from error
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _refuse_used_socket(path: str) -> None:
+    """Raise `OSError` if a server answers there: binding would take its socket away."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return  # nothing there, or what a server that died has left behind
+    raise OSError(f"listen: cannot listen on unix:{path}: another server does")
 
 
 async def serve(settings: Settings) -> int:
@@ -161,9 +198,12 @@ async def serve(settings: Settings) -> int:
             os._exit(0)
         try:
             await starting
-        except (WeightsError, OSError) as error:
-            print(f"resnet50-server: {error}", file=sys.stderr)
+        except (WeightsError, OSError, RuntimeError) as error:
+            # torch raises RuntimeError and its subclasses, such as OutOfMemoryError.
+            print(f"resnet50-server: {_text(error)}", file=sys.stderr)
             return 1
+        # Whoever asks twice does not want to wait for the drain.
+        stopped.add_done_callback(lambda _: _exit_on_signal(loop))
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
         broken = asyncio.create_task(server.broken.wait())
@@ -175,3 +215,17 @@ async def serve(settings: Settings) -> int:
     finally:
         stopped.cancel()
         await server.stop()
+
+
+def _exit_on_signal(loop: asyncio.AbstractEventLoop) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, os._exit, 128 + number)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, (WeightsError, OSError)):
+        return str(error)
+    return (
+        f"cannot load and warm up: {type(error).__name__}: {error}; if memory ran out, serve fewer"
+        " variants or a smaller --max-batch-size"
+    )

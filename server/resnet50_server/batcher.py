@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
 
 log = logging.getLogger(__name__)
+
+# One batch may fail for what is in it; so many in a row mean that the device is lost.
+MAX_FAILURES = 5
+# An idle device that was not measured for so long may have changed.
+PROBE_AFTER_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class _Waiting:
     deadline: float | None
     arrived: float
     future: asyncio.Future[Result]
+    probe: bool = False
 
 
 @dataclass(eq=False)
@@ -82,6 +89,7 @@ class VariantQueue:
     engine: Engine
     latency: LatencyModel = field(default_factory=LatencyModel)
     waiting: FairQueue[_Waiting] = field(default_factory=FairQueue)
+    measured_at: float = -math.inf
 
     def push(self, waiting: _Waiting, flow: Hashable | None) -> None:
         """Add an image; it leaves by itself if its caller gives up."""
@@ -113,13 +121,15 @@ class VariantQueue:
         batch: list[Entry[_Waiting]] = []
         while True:
             while len(batch) < limit and (entry := self.waiting.pop(now)) is not None:
-                batch.append(entry)
+                # A caller that gave up in this very turn of the loop has not left yet.
+                if not entry.item.future.done():
+                    batch.append(entry)
             first = min(
                 (entry for entry in batch if entry.item.deadline is not None),
                 key=lambda entry: entry.item.deadline or 0.0,
                 default=None,
             )
-            if first is None or first.item.deadline is None:
+            if first is None or first.item.deadline is None or first.item.probe:
                 break
             left_s = first.item.deadline - now
             needed_s = self.latency.estimate_s(len(batch), limit)
@@ -142,8 +152,8 @@ class Scheduler:
     Args:
         policy: How batches form.
         executor: Where engines run; one thread, so that a device has one owner.
-        on_broken: Called once with the error if the scheduling loop itself dies; the server then
-            cannot answer any more and must say so.
+        on_broken: Called once with the error if the device fails `MAX_FAILURES` batches in a row or
+            the scheduling loop itself dies; the server then cannot answer any more and must say so.
     """
 
     def __init__(
@@ -161,6 +171,7 @@ class Scheduler:
         self._busy_size = 0
         self._busy_since = 0.0
         self._running: set[asyncio.Future[Result]] = set()
+        self._failures = 0
         self._closing: BaseException | None = None
         self._loop_task: asyncio.Task[None] | None = None
 
@@ -176,11 +187,6 @@ class Scheduler:
         queue = VariantQueue(name, engine)
         self._queues[name] = queue
         return queue
-
-    @property
-    def depth(self) -> int:
-        """Images that wait, over all variants."""
-        return sum(len(queue.waiting) for queue in self._queues.values())
 
     def submit(
         self,
@@ -218,7 +224,15 @@ class Scheduler:
                 f"variant {queue.name}: max_queue_size ({self.policy.max_queue_size}) images wait",
                 max(0.01, self._wait_s(queue, now)),
             )
-        if deadline is not None:
+        # What was learned may be wrong by now, and where everything is refused nothing is learned:
+        # an idle device that was not measured lately takes one request, whatever is expected.
+        probe = (
+            self._busy is None
+            and not queue.waiting
+            and now - queue.measured_at > PROBE_AFTER_S
+            and (deadline is None or now < deadline)
+        )
+        if deadline is not None and not probe:
             # Earliest deadline first: only what is due before this request runs ahead of it, which
             # is at least the running batch. Counting more would refuse what can be served.
             needed_s = self._remaining_s(now) + queue.latency.estimate_s(
@@ -227,14 +241,9 @@ class Scheduler:
             if now + needed_s > deadline:
                 raise _too_late(deadline - now, needed_s)
         future: asyncio.Future[Result] = loop.create_future()
-        queue.push(_Waiting(image, top_k, with_embedding, deadline, now, future), flow)
+        queue.push(_Waiting(image, top_k, with_embedding, deadline, now, future, probe), flow)
         self._arrival.set()
         return future
-
-    async def drain(self) -> None:
-        """Return when nothing waits and nothing runs."""
-        while pending := self._pending():
-            await asyncio.wait(pending)
 
     async def close(self) -> None:
         """Stop; whatever still waits is answered with `ShuttingDown`."""
@@ -325,18 +334,27 @@ class Scheduler:
             )
             compute_s = loop.time() - started
             queue.latency.observe(len(entries), compute_s)
+            queue.measured_at, self._failures = loop.time(), 0
             for position, waiting in enumerate(entries):
-                if not waiting.future.done():
+                if waiting.future.done():
+                    continue
+                if not np.isfinite(output.probabilities[position]).all():
+                    failure = EngineFailed("the network's answer is not a number")
+                    waiting.future.set_exception(failure)
+                else:
                     waiting.future.set_result(
                         _result(output, position, waiting, started, compute_s, len(entries))
                     )
         except Exception as error:
             log.exception("a batch of %d failed on variant %s", len(entries), queue.name)
+            self._failures += 1
             for waiting in entries:
                 if not waiting.future.done():
                     failure = EngineFailed("the engine failed on this batch")
                     failure.__cause__ = error
                     waiting.future.set_exception(failure)
+            if self._failures >= MAX_FAILURES:
+                raise EngineFailed(f"{MAX_FAILURES} batches in a row failed") from error
         finally:
             self._busy = None
             self._running = set()

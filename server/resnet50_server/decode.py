@@ -41,6 +41,11 @@ MAGIC = (
     (0, b"MM\0*"),
 )
 HEADER_BYTES = 12
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
+MIN_TILE_PIXELS = 2**20
+JPEG_START_OF_SCAN = b"\xff\xda"
+# Progressive encoders write about 10.
+MAX_JPEG_SCANS = 100
 FIELD = "image.encoded"
 
 # What turns stored [height, width, 3] pixels upright, by EXIF orientation; 1 is upright already.
@@ -124,7 +129,7 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
     Raises:
         InvalidImage: It is no image, or declares too many pixels.
     """
-    if not any(start[at : at + len(magic)] == magic[: len(start) - at] for at, magic in MAGIC):
+    if not _begins_like_an_image(start):
         raise InvalidImage(FIELD, _not_readable(start))
     try:
         with Image.open(io.BytesIO(start), formats=FORMATS) as opened:
@@ -194,13 +199,15 @@ def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
             _check_declared(opened, transform, limits)
+            if opened.format in ("JPEG", "MPO"):
+                _check_scans(encoded, opened, limits)
             if opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L"):
                 pixels = _decode_jpeg(encoded, opened)
             else:
                 pixels = _decode_pillow(opened)
             # Pixels lie as [height, width, 3], which the resize reads fastest.
             return torch.from_numpy(pixels).permute(2, 0, 1)
-    except InvalidImage:
+    except (InvalidImage, MemoryError):
         raise
     except Exception as error:  # decoders raise many kinds for broken files, struct.error included
         raise InvalidImage(FIELD, _reason(encoded, error)) from error
@@ -216,6 +223,37 @@ def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimi
             f" is {limits.max_pixels}; send a smaller image",
         )
     _check_resized(FIELD, height, width, transform, limits)
+    if opened.format == "TIFF":
+        _check_tiles(opened)
+
+
+def _check_tiles(opened: Image.Image) -> None:
+    """Refuse a TIFF with tiles far larger than itself, which are decoded whole."""
+    tags = getattr(opened, "tag_v2", {})
+    tile = tags.get(TIFF_TILE_WIDTH, 0) * tags.get(TIFF_TILE_LENGTH, 0)
+    limit = max(4 * opened.size[0] * opened.size[1], MIN_TILE_PIXELS)
+    if tile > limit:
+        raise InvalidImage(
+            FIELD,
+            f"is a TIFF of {opened.size[0]} x {opened.size[1]} pixels with tiles of {tile} pixels,"
+            f" the limit is {limit}; write it with smaller tiles",
+        )
+
+
+def _check_scans(encoded: bytes, opened: Image.Image, limits: ImageLimits) -> None:
+    """Refuse a JPEG with so many scans that decoding it would take minutes.
+
+    Each scan passes over the whole image. The marker appears nowhere within compressed data.
+    """
+    scans = encoded.count(JPEG_START_OF_SCAN)
+    pixels = opened.size[0] * opened.size[1]
+    if scans > MAX_JPEG_SCANS or scans * pixels > MAX_JPEG_SCANS // 10 * limits.max_pixels:
+        raise InvalidImage(
+            FIELD,
+            f"is a JPEG of {pixels} pixels in {scans} scans; at most {MAX_JPEG_SCANS} are decoded,"
+            f" and {MAX_JPEG_SCANS // 10} times max_image_pixels in all of them; save it as a"
+            " baseline JPEG",
+        )
 
 
 def _check_resized(
@@ -279,12 +317,16 @@ def _to_8_bit(pixels: NDArray[np.generic], mode: str, file_format: str | None) -
 
 def _reason(encoded: bytes, error: Exception) -> str:
     """Say what is wrong with a file that no decoder takes."""
-    if isinstance(error, UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError) and not _begins_like_an_image(encoded):
         return _not_readable(encoded)
     detail = " ".join(str(error).split())[:200]
-    if isinstance(error, struct.error):
-        detail = "its header ends too early"
+    if isinstance(error, (struct.error, UnidentifiedImageError)):
+        detail = "its header is not complete"
     return f"is truncated or broken: {detail}; send the whole file"
+
+
+def _begins_like_an_image(start: bytes) -> bool:
+    return any(start[at : at + len(magic)] == magic for at, magic in MAGIC)
 
 
 def _not_readable(encoded: bytes) -> str:

@@ -64,11 +64,13 @@ class DecodePool:
         return result
 
     def close(self) -> None:
-        """Stop; waits for the calls that run."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Start no more calls; those that run are left to themselves."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free and (entry := self._waiting.pop(loop.time())) is not None:
+            if entry.item.future.done():  # gave up in this very turn of the loop
+                continue
             self._free -= 1
             running = loop.run_in_executor(self._executor, entry.item.call)
             running.add_done_callback(partial(self._finish, entry.item))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -140,6 +141,13 @@ class HeldVariants:
         return held
 
 
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Devices:
     """One engine thread and one scheduler per device, made when a variant needs them.
 
@@ -158,7 +166,7 @@ class Devices:
         """Return a device's scheduler and engine thread."""
         if device not in self._schedulers:
             settings = self._settings
-            threads = settings.engine_threads or torch.get_num_threads()
+            threads = settings.engine_threads or cores()
             executor = ThreadPoolExecutor(
                 1, f"engine-{device}", initializer=torch.set_num_threads, initargs=(threads,)
             )
@@ -170,17 +178,12 @@ class Devices:
             self._executors[device], self._schedulers[device] = executor, scheduler
         return self._schedulers[device], self._executors[device]
 
-    async def drain(self) -> None:
-        """Return when no device has work."""
-        for scheduler in self._schedulers.values():
-            await scheduler.drain()
-
     async def close(self) -> None:
-        """Stop schedulers, then engine threads."""
+        """Stop schedulers; a batch that runs is left to itself."""
         for scheduler in self._schedulers.values():
             await scheduler.close()
         for executor in self._executors.values():
-            executor.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def place(definition: Definition, settings: Settings) -> tuple[str, str]:

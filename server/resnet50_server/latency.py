@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+CLIP = 4.0
+# Batches until the fit is worth comparing with; the first ones are slow while memory is allocated.
+CLIP_AFTER = 8
+
 
 class LatencyModel:
     """t(b) = α + β·b seconds for a batch of b images, fitted online.
@@ -21,7 +25,13 @@ class LatencyModel:
         self._weight = self._b = self._t = self._bb = self._bt = 0.0
 
     def observe(self, batch_size: int, duration_s: float) -> None:
-        """Take in a batch of `batch_size` images that took `duration_s` seconds."""
+        """Take in a batch of `batch_size` images that took `duration_s` seconds.
+
+        A batch that took far longer than expected, because the process was stopped, say, counts as
+        `CLIP` times the expected: a device that has really become slower is learned all the same.
+        """
+        if self._weight >= CLIP_AFTER:
+            duration_s = min(duration_s, CLIP * self.estimate_s(batch_size, batch_size))
         keep = self._keep
         self._weight = keep * self._weight + 1.0
         self._b = keep * self._b + batch_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ from pydantic_settings import (
 )
 
 ENV_PREFIX = "RESNET50_"
+# What Kubernetes puts into every pod beside a Service named "resnet50".
+_SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 
 # Room for a message's other fields beside an image of the largest size.
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
@@ -39,6 +42,7 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        env_ignore_empty=True,
         frozen=True,
     )
 
@@ -108,7 +112,12 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Requests inside the server at once; one more is refused.")
     ] = 1024
     max_request_bytes: Annotated[
-        int, Field(ge=1, description="Bytes of requests inside the server at once.")
+        int,
+        Field(
+            ge=1,
+            description="Bytes of images inside the server at once; what is still arriving does not"
+            " count.",
+        ),
     ] = 512 * 2**20
     max_message_bytes: Annotated[
         int,
@@ -235,5 +244,7 @@ def unknown_environment() -> list[str]:
     return sorted(
         name
         for name in os.environ
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+        if name.upper().startswith(ENV_PREFIX)
+        and name.upper() not in known
+        and not _SERVICE_LINK.fullmatch(name)
     )

@@ -384,20 +384,49 @@ def test_async_client_belongs_to_one_loop():
         first.close()
 
 
-async def test_closed_clients_leave_no_thread_behind():
-    async with serving() as server:
-        with Client(server.addresses[0]) as client:
-            await asyncio.to_thread(client.classify, PNG)
-        before = threading.active_count()
+def test_closed_clients_leave_no_thread_behind():
+    with server_processes() as start:
+        address = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
+        with Client(address) as client:
+            client.classify(PNG)
+        before = set(threading.enumerate())
         for _ in range(5):
-            with Client(server.addresses[0]) as client:
-                await asyncio.to_thread(client.classify, PNG)
+            with Client(address) as client:
+                client.classify(PNG)
         del client
         gc.collect()
-        deadline = time.monotonic() + 10
-        while threading.active_count() > before and time.monotonic() < deadline:
+        limit = time.monotonic() + 10
+        while left := set(threading.enumerate()) - before:
+            assert time.monotonic() < limit, left
+            time.sleep(0.01)
+
+
+async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind):
+    settings = {"engine": "timed", "timed_alpha_ms": 300, "max_queue_size": 1, "max_batch_size": 1}
+    async with serving(**settings) as server:
+        policy = RetryPolicy(overload_attempts=1000)
+        client = Caller(kind, server.addresses[0], retry=policy)
+        calls = [asyncio.ensure_future(client.classify(PNG)) for _ in range(8)]
+        while server._admission.requests < 2:
             await asyncio.sleep(0.01)
-        assert threading.active_count() <= before
+        await asyncio.sleep(0.1)
+        await client.close()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    kinds = {type(outcome).__name__ for outcome in outcomes}
+    assert "CallCancelledError" in kinds
+    assert kinds <= {"CallCancelledError", "Classification"}
+
+
+async def test_health_of_an_unknown_service_is_an_answer(kind):
+    async with serving() as server, Caller(kind, server.addresses[0]) as client:
+        assert await client.health("nobody") == "SERVICE_UNKNOWN"
+
+
+async def test_proxies_of_the_web_are_not_asked(kind, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with serving() as server, Caller(kind, server.addresses[0]) as client:
+        assert len(await client.classify(PNG)) == 5
 
 
 def test_reprs_name_the_servers():

@@ -122,7 +122,7 @@ def test_health_is_for_scripts(server):
     done = resnet50("health", "--wait-s", 5, server=server)
     assert (done.returncode, done.stdout) == (0, b"SERVING\n")
     unknown = resnet50("health", "--service", "nobody", server=server)
-    assert unknown.returncode == 1
+    assert (unknown.returncode, unknown.stdout) == (3, b"SERVICE_UNKNOWN\n")
 
 
 def test_exit_statuses_tell_what_went_wrong(server, photos):

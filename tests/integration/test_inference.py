@@ -141,6 +141,28 @@ async def test_bad_input_never_reaches_the_engine(monkeypatch):
     assert sum(len(images) for _, images, *_ in runs) == 8
 
 
+@pytest.mark.parametrize("method", ["Classify", "Embed", "ClassifyUpload", "ClassifyStream"])
+async def test_malformed_message_is_an_invalid_argument(method, caplog):
+    garbage = b"\xff\xff\xff\xff\xff"
+    async with serving() as server, connected(server) as channel:
+        path = f"/resnet50.v1.InferenceService/{method}"
+        if method.endswith("Upload"):
+            call = channel.stream_unary(path)(iter([garbage]))
+        elif method.endswith("Stream"):
+            call = channel.stream_stream(path)(iter([garbage]))
+        else:
+            call = channel.unary_unary(path)(garbage)
+        with pytest.raises(grpc.RpcError) as refused:
+            if method.endswith("Stream"):
+                await call.read()
+                await call
+            await call
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "message: is not the protobuf message" in await call.details()
+        assert refused.value is not None
+    assert "Traceback" not in caplog.text
+
+
 async def test_raw_pixels_are_classified_and_unknown_enum_values_refused():
     raw = image_pb2.RawImage(
         width=8, height=8, pixel_format=image_pb2.PIXEL_FORMAT_NV12, pixels=bytes(96)

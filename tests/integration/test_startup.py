@@ -100,7 +100,8 @@ async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEng
 
 
 def waiting(server: Server) -> int:
-    return server._devices.get("cpu")[0].depth
+    scheduler, _ = server._devices.get("cpu")
+    return sum(len(queue.waiting) for queue in scheduler._queues.values())
 
 
 # While weights load

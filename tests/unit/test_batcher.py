@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import virtual_time
 
-from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.batcher import MAX_FAILURES, PROBE_AFTER_S, BatchPolicy, Scheduler
 from resnet50_server.engine.protocol import BatchOutput
 from resnet50_server.errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
 
@@ -280,6 +280,65 @@ async def test_failing_batch_fails_its_own_requests_and_the_loop_lives_on():
 
 
 @in_virtual_time
+async def test_device_that_fails_batch_after_batch_is_reported_broken():
+    bench = Bench()
+    bench.engine.error = RuntimeError("device lost")
+    for number in range(MAX_FAILURES):
+        assert bench.broken == []
+        with pytest.raises(EngineFailed):
+            await bench.submit(number)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert isinstance(bench.broken[0].__cause__, RuntimeError)
+    with pytest.raises(ShuttingDown):
+        bench.submit(9)
+
+
+@in_virtual_time
+async def test_caller_that_gives_up_in_the_turn_in_which_its_batch_forms_harms_nobody():
+    """gRPC cancels a call when its deadline passes, which is when the batcher sheds it."""
+    bench = Bench()
+    await bench.submit(0)
+    loop = asyncio.get_running_loop()
+    late, kept = bench.submit(1, within=1.5), bench.submit(2)
+    late.cancel()  # its callback runs in the next turn
+    taken = bench.queue.take(8, loop.time() + 1.0)
+    assert [waiting.image[0, 0, 0] for waiting in taken] == [2]
+    await asyncio.sleep(0)
+    assert len(bench.queue.waiting) == 0
+    kept.cancel()
+
+
+@in_virtual_time
+async def test_one_stall_does_not_make_the_server_refuse_for_ever():
+    bench = Bench(alpha=0.005)
+    for number in range(50):
+        await bench.submit(number)
+    bench.engine.alpha = 2.0  # the process was stopped, say
+    await bench.submit(50)
+    bench.engine.alpha = 0.005
+    answered = 0
+    for number in range(100):
+        try:
+            await bench.submit(number, within=0.030)
+            answered += 1
+        except DeadlineUnreachable:
+            await asyncio.sleep(0.010)
+    assert answered >= 95
+
+
+@in_virtual_time
+async def test_idle_device_takes_a_request_that_it_was_too_slow_for_long_ago():
+    bench = Bench()
+    await bench.submit(0)
+    bench.engine.alpha = 0.1
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(1, within=0.5)
+    await asyncio.sleep(PROBE_AFTER_S + 0.1)
+    assert (await bench.submit(1, within=0.5)).batch_size == 1
+
+
+@in_virtual_time
 async def test_death_of_the_loop_fails_everybody_and_is_reported():
     bench = Bench()
     first = bench.submit(1)
@@ -396,14 +455,6 @@ async def test_cancelled_images_of_a_flow_do_not_hold_up_the_rest():
     await asyncio.gather(running, images[2], images[4])
     assert bench.engine.batches == [[0], [3], [5]]
     assert len(bench.queue.waiting) == 0
-
-
-@in_virtual_time
-async def test_drain_returns_when_everything_accepted_is_answered():
-    bench = Bench(BatchPolicy(max_batch_size=1))
-    accepted = [bench.submit(number) for number in range(3)]
-    await bench.scheduler.drain()
-    assert all(future.done() for future in accepted)
 
 
 @in_virtual_time

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import PHOTOS, encode, photo_like, picture
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
@@ -235,3 +235,51 @@ def test_encoded_length_is_limited():
 def test_empty_image_names_its_two_sources():
     with pytest.raises(InvalidImage, match=r"image\.encoded or image\.raw"):
         source_of(image_pb2.Image(), LIMITS)
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is there again and again."""
+    whole = encode(photo_like(64, 64), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * (scans - whole.count(b"\xff\xda") + 1) + b"\xff\xd9"
+
+
+def test_jpeg_with_very_many_scans_is_refused_before_it_is_decoded():
+    assert decoded(progressive(20)).shape == (3, 32, 32)
+    with pytest.raises(InvalidImage, match="in 101 scans; at most 100"):
+        decoded(progressive(101))
+
+
+def test_many_scans_of_many_pixels_are_refused():
+    content = progressive(20)
+    limits = ImageLimits(max_pixels=64 * 64)
+    with pytest.raises(InvalidImage, match="in 20 scans"):
+        decode(content, SQUARE, limits)
+
+
+def test_tiff_with_tiles_far_larger_than_itself_is_refused():
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in ((256, 10), (257, 10), (258, 8), (259, 1), (262, 1), (277, 1)):
+        tags[tag] = value
+    tags[322], tags[323], tags[324], tags[325] = 60_000, 30_000, 8, 100
+    out = io.BytesIO()
+    out.write(b"II*\0\x08\0\0\0")
+    tags.save(out)
+    with pytest.raises(InvalidImage, match="with tiles of 1800000000 pixels"):
+        decoded(out.getvalue())
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "raw"])
+def test_cut_off_tiff_is_called_that(compression):
+    whole = encode(photo_like(64, 64), "TIFF", compression=compression)
+    with pytest.raises(InvalidImage, match="truncated or broken"):
+        decoded(whole[: len(whole) // 2])
+
+
+def test_missing_memory_is_not_the_images_fault(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("resnet50_server.decode._decode_pillow", fail)
+    with pytest.raises(MemoryError):
+        decoded(encode(picture()))

@@ -118,7 +118,7 @@ def test_wrong_flag_is_one_clear_line_and_no_server(served, capsys, arguments, p
         ("RESNET50_MAX_BATCH_SIZE", "many", ["max_batch_size", "integer"]),
         ("RESNET50_DOWNLOAD", "perhaps", ["download"]),
         ("RESNET50_VARIANTS", ",", ["variants"]),
-        ("RESNET50_LISTEN", "", ["listen"]),
+        ("RESNET50_LISTEN", ",", ["listen"]),
     ],
 )
 def test_wrong_environment_is_one_clear_line_and_no_server(
@@ -164,3 +164,24 @@ def test_help_names_every_setting_and_says_what_it_is_for(served, capsys):
         assert f"--{name.replace('_', '-')}" in text
         assert field.description.split(":")[0].split(" (")[0] in text
     assert served.settings == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RESNET50_SERVICE_HOST",
+        "RESNET50_SERVICE_PORT",
+        "RESNET50_SERVICE_PORT_GRPC",
+        "RESNET50_PORT",
+        "RESNET50_PORT_50051_TCP_ADDR",
+    ],
+)
+def test_what_kubernetes_adds_beside_a_service_of_our_name_is_let_be(served, monkeypatch, name):
+    monkeypatch.setenv(name, "tcp://10.0.0.1:50051")
+    assert main(["serve", *VARIANT]) == 0
+
+
+def test_empty_environment_value_sets_nothing(served, monkeypatch):
+    monkeypatch.setenv("RESNET50_MAX_BATCH_SIZE", "")
+    assert main(["serve", *VARIANT]) == 0
+    assert served.settings[-1].max_batch_size == 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import re
@@ -12,7 +13,9 @@ from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
+from ..errors import InvalidRequest
 from ..status import DETAILS_KEY, REQUEST_ID_KEY, code_of, to_status
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,67 @@ def streaming(
     return streamed
 
 
+class Malformed:
+    """Stands for a message that is not what its method takes.
+
+    Args:
+        reason: Of protobuf.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        # Whatever a method looks at first, it is refused with the same words.
+        raise InvalidRequest(
+            "message", f"is not the protobuf message that this method takes: {self._reason}"
+        )
+
+
+def add_to_server(
+    add: Callable[[Any, Any], None], servicer: object, server: grpc.aio.Server
+) -> None:
+    """Add a servicer whose methods refuse malformed messages as INVALID_ARGUMENT.
+
+    By itself, grpc.aio answers UNKNOWN and logs a traceback for each.
+
+    Args:
+        add: The stubs' `add_…_to_server`.
+        servicer: What it adds.
+        server: Where to.
+    """
+    add(servicer, _Registration(server))
+
+
+class _Registration:
+    """Takes the place of the server while the stubs register their methods."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Do nothing: the stubs also register the same methods by name."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Register methods that parse with care."""
+        careful = {
+            name: handler._replace(request_deserializer=_careful(handler.request_deserializer))
+            for name, handler in handlers.items()
+        }
+        generic = grpc.method_handlers_generic_handler(service, careful)
+        self._server.add_generic_rpc_handlers((generic,))
+
+
+def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def parse_or_refuse(content: bytes) -> Any:
+        try:
+            return parse(content)
+        except DecodeError as error:
+            return Malformed(str(error))
+
+    return parse_or_refuse
+
+
 async def unimplemented(context: Context, method: str) -> NoReturn:
     """Answer a method of the contract whose time has not come."""
     await context.abort(
@@ -91,11 +155,16 @@ async def _abort(context: Context, error: Exception, request_id: str) -> NoRetur
     if code is grpc.StatusCode.INTERNAL:
         log.error("request %s failed", request_id, exc_info=error)
     status = to_status(error, request_id)
-    await context.abort(
-        code,
-        status.message,
-        ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id)),
-    )
+    try:
+        await context.abort(
+            code,
+            status.message,
+            ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id)),
+        )
+    except grpc.aio.InternalError:
+        # The call is over, its deadline has passed most likely: there is nobody to tell.
+        log.debug("request %s ended before it could be refused: %s", request_id, status.message)
+        raise asyncio.CancelledError from error
 
 
 def _request_id(context: Context) -> str:

@@ -60,6 +60,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         for messages in self._streams:
             messages.stop(ShuttingDown("the server is shutting down; call another one"))
 
+    @property
+    def idle(self) -> bool:
+        """Whether no image and no stream is inside."""
+        return not self._pipeline.admission.requests and not self._streams
+
     @answering
     async def Classify(
         self, request: inference_pb2.ClassifyRequest, context: Context

@@ -171,7 +171,10 @@ def _read_pickle(path: Path, name: str) -> StateDict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a bad or unsafe file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's own text advises to switch the protection off.
+        reason = type(error).__name__
+        if found := re.search(r"Unsupported \w+:? *(?:GLOBAL )?([\w.]+)", str(error)):
+            reason = f"it wants {found[1]}"
         raise WeightsError(
             f"{name}: {path} was refused: it is broken, or a pickle that could run code ({reason});"
             " save the model's state_dict() alone, best as weights.safetensors"
