@@ -116,8 +116,8 @@ def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
     """Return a channel's options: round robin, retries, keepalive."""
     config: dict[str, object] = {
         "loadBalancingConfig": [{"round_robin": {}}],
-        # After 500 failures more than successes retries stop: they would multiply the load of servers
-        # that come back. One server of several that dies with all its calls is no reason yet.
+        # After 500 failures more than successes retries stop: they would multiply the load of
+        # servers that come back. One of several that dies with all its calls is no reason yet.
         "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1.0},
     }
     if retry.attempts > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from .results import (
 # gRPC's default limit of a message; proxies keep to it too. Larger files travel in chunks.
 UPLOAD_ABOVE_BYTES = 4 * 2**20 - 64 * 1024
 CHUNK_BYTES = 256 * 1024
+
+Message = TypeVar("Message")
 
 _TYPES = {
     "float32": result_pb2.EMBEDDING_TYPE_FLOAT32,
@@ -66,12 +68,13 @@ def embed_request(
 def _classify_options(
     variant: str, top_k: int, min_probability: float | None, include_embedding: bool
 ) -> inference_pb2.ClassifyOptions:
-    if top_k < 0 or top_k > 2**32 - 1:
+    if isinstance(top_k, int) and not 0 <= top_k < 2**32:
         raise InvalidRequestError(
             f"options.top_k: is {top_k}, must be 1 or more, or 0 for the server's default",
             field="options.top_k",
         )
-    return inference_pb2.ClassifyOptions(
+    return _message(
+        inference_pb2.ClassifyOptions,
         variant=variant,
         top_k=top_k,
         min_probability=min_probability,
@@ -85,9 +88,25 @@ def _embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb
             f"options.type: dtype is {dtype!r}, must be one of {', '.join(_TYPES)}",
             field="options.type",
         )
-    return inference_pb2.EmbedOptions(
-        variant=variant, l2_normalize=l2_normalize, type=_TYPES[dtype]
+    return _message(
+        inference_pb2.EmbedOptions,
+        variant=variant,
+        l2_normalize=l2_normalize,
+        type=_TYPES[dtype],
     )
+
+
+def _message(kind: Callable[..., Message], **fields: Any) -> Message:
+    """Make a message; name the option whose value is of a wrong type."""
+    for name, value in fields.items():
+        try:
+            kind(**{name: value})
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
+            raise InvalidRequestError(
+                f"options.{name}: {value!r} is not a value for it: {error}",
+                field=f"options.{name}",
+            ) from error
+    return kind(**fields)
 
 
 def classify_call(stub: Any, request: inference_pb2.ClassifyRequest) -> Callable[..., Any]:

@@ -83,8 +83,9 @@ def _check(raw: RawPixels, max_pixels: int) -> None:
         )
     if raw.width * raw.height > max_pixels:
         raise InvalidImage(
-            f"{name}.width x height",
-            f"is {raw.width * raw.height} pixels, the limit (max_image_pixels) is {max_pixels}",
+            f"{name}.width",
+            f"times height is {raw.width * raw.height} pixels, the limit (max_image_pixels) is"
+            f" {max_pixels}",
         )
     if raw.pixel_format in _PLANAR and (raw.width % 2 or raw.height % 2):
         raise InvalidImage(

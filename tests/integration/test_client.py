@@ -180,6 +180,26 @@ async def test_errors_are_ours_and_say_what_to_do(kind):
     assert isinstance(missing.value, LookupError)
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"top_k": "3"}, "top_k"),
+        ({"top_k": 2.5}, "top_k"),
+        ({"variant": 3}, "variant"),
+        ({"variant": "\ud800"}, "variant"),
+        ({"min_probability": "much"}, "min_probability"),
+    ],
+    ids=str,
+)
+async def test_option_of_a_wrong_type_is_named(kind, options, field):
+    async with Caller(kind, "127.0.0.1:1") as client:
+        with pytest.raises(
+            resnet50_client.InvalidRequestError, match=f"options.{field}: "
+        ) as wrong:
+            await client.classify(PNG, **options)
+    assert wrong.value.field == f"options.{field}"
+
+
 async def test_message_over_the_transports_limit_is_an_invalid_image(kind):
     async with (
         serving(max_image_bytes=1000, max_message_bytes=100_000) as server,

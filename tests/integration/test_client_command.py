@@ -98,6 +98,11 @@ def test_embed_leaves_out_what_failed_and_says_so(server, photos, tmp_path):
     assert np.load(out)["paths"].tolist() == [str(photos / "a.png")]
 
 
+def test_folder_without_images_is_an_error(server, tmp_path):
+    done = resnet50("classify", tmp_path, server=server)
+    assert (done.returncode, b"no image files" in done.stderr) == (1, True)
+
+
 def test_embed_refuses_an_output_that_cannot_be_before_it_starts(server, photos, tmp_path):
     for out in (tmp_path / "vectors.csv", tmp_path / "nowhere" / "vectors.npz"):
         done = resnet50("embed", photos, "--out", out, server=server)

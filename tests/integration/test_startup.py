@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
 import pytest
@@ -401,3 +402,42 @@ def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
             peer.shutdown()
     assert process.returncode == 0, errors
     assert "while loading" in errors
+
+
+async def test_caller_that_watches_the_health_does_not_hold_up_the_drain():
+    async with serving(drain_timeout_s=600) as server, connected(server) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        await asyncio.wait_for(server.stop(), 60)
+
+
+async def test_unix_socket_of_a_running_server_is_not_taken_away(tmp_path, capsys):
+    address = f"unix:{tmp_path}/r.sock"
+    async with serving(listen=[address]) as server, connected(server) as channel:
+        second = Settings(listen=[address], variants=["IMAGENET1K_V2"], engine="null")
+        assert await serve(second) == 1
+        assert "another server does" in capsys.readouterr().err
+        await classify(channel)
+
+
+def test_second_signal_ends_the_drain():
+    with server_processes() as start:
+        process = start("--variants", "IMAGENET1K_V2", "--engine", "timed")
+        address = process.wait_until_listening()
+        with grpc.insecure_channel(address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            next(watch)
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            held = stub.ClassifyUpload.future(_endless())
+            process.process.send_signal(signal.SIGTERM)
+            while "stopping: asked to" not in process.process.stderr.readline():
+                pass
+            status, _ = process.terminate()
+            held.cancel()
+    assert status == 128 + signal.SIGTERM
+
+
+def _endless() -> Iterator[inference_pb2.ClassifyUploadRequest]:
+    """Begin an upload and never go on."""
+    yield inference_pb2.ClassifyUploadRequest(options=inference_pb2.ClassifyUploadOptions())
+    threading.Event().wait(20)

@@ -26,6 +26,7 @@ class FakeEngine:
         self.alpha, self.beta = alpha, beta
         self.batches: list[list[int]] = []
         self.error: BaseException | None = None
+        self.without_answer: int | None = None
 
     def run(self, images, top_k, with_embeddings) -> BatchOutput:
         numbers = [int(pixels[0, 0, 0]) for pixels in images]
@@ -34,6 +35,7 @@ class FakeEngine:
             raise self.error
         indices = np.array([[number] * top_k for number in numbers], dtype=np.int64)
         probabilities = np.full((len(numbers), top_k), 0.5, dtype=np.float32)
+        probabilities[[number == self.without_answer for number in numbers]] = np.nan
         embeddings = np.array([[number] for number in numbers], dtype=np.float32)
         return BatchOutput(indices, probabilities, embeddings if with_embeddings else None)
 
@@ -292,6 +294,15 @@ async def test_device_that_fails_batch_after_batch_is_reported_broken():
     assert isinstance(bench.broken[0].__cause__, RuntimeError)
     with pytest.raises(ShuttingDown):
         bench.submit(9)
+
+
+@in_virtual_time
+async def test_answer_that_is_not_a_number_fails_its_request_and_not_its_neighbours():
+    bench = Bench()
+    bench.engine.without_answer = 1
+    broken, good = await asyncio.gather(bench.submit(1), bench.submit(2), return_exceptions=True)
+    assert isinstance(broken, EngineFailed)
+    assert good.indices.tolist() == [2]
 
 
 @in_virtual_time

@@ -103,7 +103,7 @@ def test_i420_is_bt601_video_range(stride):
         (raw(bytes(2304), "RGB", stride=95), "image.raw.row_stride_bytes", "has 96 bytes"),
         (raw(bytes(2000), "RGB", stride=100), "image.raw.pixels", "needs 2396 to 2400"),
         (raw(bytes(33 * 24), "NV12", width=33), "image.raw.width", "must be even"),
-        (raw(b"", "RGB", width=60_000, height=60_000), "image.raw.width x height", "max_image_pix"),
+        (raw(b"", "RGB", width=60_000, height=60_000), "image.raw.width", "max_image_pix"),
     ],
 )
 def test_numbers_that_do_not_add_up_are_refused(image, field, text):

@@ -32,12 +32,19 @@ class Answer(Generic[Result]):
 
 
 def find_images(given: Iterable[str]) -> Iterator[str]:
-    """Return paths of images: files as they are, of folders all image files below, sorted."""
+    """Return paths of images: files as they are, of folders all image files below, sorted.
+
+    Raises:
+        FileNotFoundError: A folder holds none.
+    """
     for one in given:
         path = Path(one)
         if one != STDIN and path.is_dir():
             files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            yield from map(str, sorted(files))
+            found = sorted(map(str, files))
+            if not found:
+                raise FileNotFoundError(f"{path}: no image files below this folder")
+            yield from found
         else:
             yield one
 
