@@ -27,7 +27,7 @@ from .errors import (
     VariantNotFoundError,
 )
 from .frames import FrameAnswer
-from .images import ImageInput
+from .images import ImageInput, VideoFrame
 from .results import (
     Category,
     Classification,
@@ -55,6 +55,7 @@ __all__ = [
     "Transform",
     "Variant",
     "VariantRef",
+    "VideoFrame",
     # Errors
     "CallCancelledError",
     "DataLossError",

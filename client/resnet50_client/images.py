@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -19,9 +20,27 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
+
+@dataclass(frozen=True, eq=False)
+class VideoFrame:
+    """One frame of a video, which says itself how its pixels lie.
+
+    Attributes:
+        image: uint8 pixels in `pixel_format`, or an encoded image's bytes.
+        pixel_format: As `classify` takes it, e.g. "I420"; None for encoded images and RGB.
+        time_s: When it is shown, in seconds from the start of the video.
+        number: Its position in the video, from 0, frames that were left out counted.
+    """
+
+    image: NDArray[np.uint8] | bytes
+    pixel_format: str | None
+    time_s: float
+    number: int
+
+
 ImageInput: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PIL.Image.Image"
-    " | NDArray[np.uint8] | torch.Tensor"
+    " | NDArray[np.uint8] | torch.Tensor | VideoFrame"
 )
 """What `classify` and `embed` take as an image:
 
@@ -31,6 +50,7 @@ ImageInput: TypeAlias = (
 * a numpy array, uint8 [height, width, 3] RGB, [height, width, 4] RGBA or [height, width] grey;
   `pixel_format` names other layouts, e.g. "BGR" for OpenCV, "NV12" or "I420" for camera frames of
   [height * 3 / 2, width];
+* a `VideoFrame`, as `frames_from_video` gives them;
 * a torch tensor, uint8 [3, height, width] RGB or [1, height, width] grey, on any device.
 """
 
@@ -52,6 +72,8 @@ def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Im
         InvalidImageError: Its shape or dtype is not one of those above.
         OSError: The file cannot be read.
     """
+    if isinstance(image, VideoFrame):
+        return to_image(image.image, image.pixel_format)
     array = _array(image)
     if array is not None:
         return image_pb2.Image(raw=_raw(array, pixel_format))
@@ -66,7 +88,7 @@ def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Im
 
 def lies_in_memory(image: ImageInput) -> bool:
     """Return whether `to_image` has nothing to read from a file."""
-    return isinstance(image, (bytes, bytearray, memoryview, np.ndarray))
+    return isinstance(image, (bytes, bytearray, memoryview, np.ndarray, VideoFrame))
 
 
 def _encoded(image: Any) -> bytes:

@@ -202,7 +202,7 @@ class Scheduler:
 
         Args:
             queue: The variant's queue.
-            image: uint8 [3, crop, crop], RGB.
+            image: uint8 [crop, crop, 3], RGB.
             top_k: How many categories to return; 0 for none.
             with_embedding: Whether the embedding is wanted.
             deadline: When the answer must be there, in the loop's time; None for no limit.

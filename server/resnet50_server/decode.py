@@ -1,4 +1,4 @@
-"""From a request's image to the network's input: uint8 [3, crop, crop], RGB.
+"""From a request's image to the network's input: uint8 [crop, crop, 3], RGB.
 
 Each image is decoded on its own and before batching, so a bad one fails alone. JPEGs take the fast
 path (libjpeg-turbo straight into an array: the same pixels as Pillow's in two thirds of the time,
@@ -19,7 +19,6 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 from torch.nn import functional
 
 from resnet50.v1 import image_pb2
@@ -151,7 +150,7 @@ def decode(source: Source, transform: Transform, limits: ImageLimits) -> NDArray
             long image would have once its shorter side is resized.
 
     Returns:
-        uint8 [3, crop, crop], RGB.
+        uint8 [crop, crop, 3], RGB.
 
     Raises:
         InvalidImage: It is not an image, is broken, or has too many pixels.
@@ -161,41 +160,46 @@ def decode(source: Source, transform: Transform, limits: ImageLimits) -> NDArray
     else:
         _check_resized("image.raw", source.height, source.width, transform, limits)
         pixels = raw_to_rgb(source)
-    return resize_and_crop(pixels, transform).numpy()
+    return resize_and_crop(pixels, transform)
 
 
-def resize_and_crop(pixels: Tensor, transform: Transform) -> Tensor:
+def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
     """Apply a variant's geometry.
 
+    Pixels stay as [height, width, 3], as decoders give them, torch resizes them fastest, and the
+    network's channels_last layout has them.
+
     Args:
-        pixels: uint8 [3, height, width].
+        pixels: uint8 [height, width, 3].
         transform: Which geometry.
 
     Returns:
-        uint8 [3, crop, crop], contiguous.
+        uint8 [crop, crop, 3], contiguous.
     """
-    height, width = pixels.shape[1:]
+    height, width = pixels.shape[:2]
     size = transform.resized(height, width)
     if size != (height, width):
         antialias = transform.interpolation != "nearest"
-        pixels = functional.interpolate(
-            pixels[None],
+        resized = functional.interpolate(
+            torch.from_numpy(pixels).permute(2, 0, 1)[None],
             size=list(size),
             mode=transform.interpolation,
             align_corners=False if antialias else None,
             antialias=antialias,
-        )[0]
+        )
+        pixels = resized[0].permute(1, 2, 0).numpy()
     top, left = transform.crop_origin(*size)
-    if top < 0 or left < 0:
-        below, right = transform.crop - size[0] - top, transform.crop - size[1] - left
-        pixels = functional.pad(pixels, [max(0, -left), max(0, right), max(0, -top), max(0, below)])
-        top, left = max(0, top), max(0, left)
     crop = transform.crop
-    return pixels[:, top : top + crop, left : left + crop].contiguous()
+    if top < 0 or left < 0:
+        canvas = np.zeros((max(crop, size[0]), max(crop, size[1]), 3), dtype=np.uint8)
+        at = max(0, -top), max(0, -left)
+        canvas[at[0] : at[0] + size[0], at[1] : at[1] + size[1]] = pixels
+        pixels, top, left = canvas, max(0, top), max(0, left)
+    return np.ascontiguousarray(pixels[top : top + crop, left : left + crop])
 
 
-def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -> Tensor:
-    """Return an encoded image as uint8 [3, height, width], upright."""
+def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
+    """Return an encoded image as uint8 [height, width, 3], upright."""
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
             _check_declared(opened, transform, limits)
@@ -205,8 +209,7 @@ def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -
                 pixels = _decode_jpeg(encoded, opened)
             else:
                 pixels = _decode_pillow(opened)
-            # Pixels lie as [height, width, 3], which the resize reads fastest.
-            return torch.from_numpy(pixels).permute(2, 0, 1)
+            return pixels
     except (InvalidImage, MemoryError):
         raise
     except Exception as error:  # decoders raise many kinds for broken files, struct.error included

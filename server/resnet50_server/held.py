@@ -255,7 +255,7 @@ def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> None
         WeightsError: The network's answer is not finite.
     """
     crop = definition.transform.crop
-    image = np.full((3, crop, crop), 128, dtype=np.uint8)
+    image = np.full((crop, crop, 3), 128, dtype=np.uint8)
     for size in (1, max_batch_size):
         output = engine.run([image] * size, 1, True)
         assert output.embeddings is not None  # asked for

@@ -31,17 +31,18 @@ CATEGORIES = 1000
 
 @pytest.fixture(scope="module")
 def pixels() -> list[np.ndarray]:
-    """Photos as engines get them: uint8 [3, 224, 224]."""
+    """Photos as engines get them: uint8 [224, 224, 3]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (TRANSFORM.mean, TRANSFORM.std))
     levels = ((weights.photos() * std + mean) * 255).round().to(torch.uint8)
-    return [np.ascontiguousarray(one) for one in levels.numpy()]
+    return [np.ascontiguousarray(one) for one in levels.permute(0, 2, 3, 1).numpy()]
 
 
 @pytest.fixture(scope="module")
 def reference(pixels) -> tuple[Tensor, Tensor]:
     """torchvision's probabilities and embeddings, in fp32 on the CPU."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (TRANSFORM.mean, TRANSFORM.std))
-    images = (torch.from_numpy(np.stack(pixels)).float() / 255 - mean) / std
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    images = (images.float() / 255 - mean) / std
     probabilities, embeddings = weights.run(
         weights.torchvision_model(weights.trained_like()), images
     )

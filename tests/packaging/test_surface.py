@@ -46,6 +46,7 @@ def test_exports_are_these_and_only_these():
         "Variant",
         "VariantNotFoundError",
         "VariantRef",
+        "VideoFrame",
     ]
     for name in resnet50_client.__all__:
         assert getattr(resnet50_client, name).__doc__ or name == "ImageInput", name

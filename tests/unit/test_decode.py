@@ -25,7 +25,8 @@ SIZES = [(640, 480), (480, 640), (500, 375), (233, 231), (224, 224), (100, 300),
 
 
 def decoded(encoded: bytes, transform: Transform = SQUARE) -> np.ndarray:
-    return decode(source_of(image_pb2.Image(encoded=encoded), LIMITS), transform, LIMITS)
+    source = source_of(image_pb2.Image(encoded=encoded), LIMITS)
+    return decode(source, transform, LIMITS).transpose(2, 0, 1)
 
 
 def reference(encoded: bytes, weights: ResNet50_Weights) -> torch.Tensor:

@@ -24,7 +24,7 @@ def raw(pixels: bytes, format: str, width=32, height=24, stride=0) -> image_pb2.
 
 
 def shown(image: image_pb2.RawImage) -> np.ndarray:
-    return raw_to_rgb(take_raw(image, LIMITS.max_pixels)).numpy().transpose(1, 2, 0)
+    return raw_to_rgb(take_raw(image, LIMITS.max_pixels))
 
 
 def padded(plane: np.ndarray, stride: int) -> bytes:

@@ -168,7 +168,7 @@ class Timing(google.protobuf.message.Message):
     TOTAL_US_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
     decode_us: builtins.int
-    """From bytes to the uint8 [3, crop, crop] input of the network, the wait for a decode thread included."""
+    """From bytes to the uint8 [crop, crop, 3] input of the network, the wait for a decode thread included."""
     queue_us: builtins.int
     """From the end of decoding to the start of the batch."""
     compute_us: builtins.int

@@ -36,7 +36,7 @@ class Engine(Protocol):
         """Compute a batch.
 
         Args:
-            images: N arrays uint8 [3, crop, crop], RGB.
+            images: N arrays uint8 [crop, crop, 3], RGB.
             top_k: How many categories to return for each image; 0 for none.
             with_embeddings: Whether embeddings are wanted.
         """

@@ -47,7 +47,8 @@ class TorchEngine:
     ) -> BatchOutput:
         """Compute a batch; see `Engine.run`."""
         batch = torch.from_numpy(np.stack(images)).to(self._device)
-        pixels = torch.addcmul(self._shift, batch.to(torch.float32), self._scale)
+        # [N, H, W, 3] seen as [N, 3, H, W] is what channels_last means.
+        pixels = torch.addcmul(self._shift, batch.permute(0, 3, 1, 2).float(), self._scale)
         pixels = pixels.to(dtype=self._dtype, memory_format=torch.channels_last)
         embeddings, logits = self._network(pixels)
         count = len(images)

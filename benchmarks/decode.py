@@ -1,4 +1,4 @@
-"""How long decoding takes, fast path against Pillow: python tests/decode_benchmark.py FOLDER."""
+"""How long decoding takes, fast path against Pillow: python benchmarks/decode.py FOLDER."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from resnet50_server.transform import Transform
 
 
 def main() -> None:
+    """Time both, in turn, over all JPEGs of the folder."""
     torch.set_num_threads(1)
     transform = Transform.of(ResNet50_Weights.DEFAULT.transforms())
     files = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
