@@ -1,4 +1,4 @@
-"""The README says what is true: its options are the settings, its Python runs."""
+"""The docs say what is true: its options are the settings, its Python runs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ def test_configuration_table_is_the_settings():
     assert option_rows() in README, "the table has to be:\n" + option_rows()
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.S))
-def test_python_of_the_readme_runs(block, tmp_path):
+PAGES = README + (ROOT / "docs" / "streaming.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGES, re.S))
+def test_python_of_the_docs_runs(block, tmp_path):
     for name in ("cat.jpg", "dog.jpg"):
         (tmp_path / name).write_bytes(encode(photo_like(64, 48), "JPEG"))
     with server_processes() as start:
