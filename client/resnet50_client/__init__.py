@@ -38,6 +38,7 @@ from .results import (
     Variant,
     VariantRef,
 )
+from .video import frames_from_video
 
 __all__ = [
     # Clients
@@ -45,6 +46,7 @@ __all__ = [
     "Client",
     "ImageInput",
     "RetryPolicy",
+    "frames_from_video",
     # Results
     "Category",
     "Classification",

@@ -47,6 +47,7 @@ def test_exports_are_these_and_only_these():
         "VariantNotFoundError",
         "VariantRef",
         "VideoFrame",
+        "frames_from_video",
     ]
     for name in resnet50_client.__all__:
         assert getattr(resnet50_client, name).__doc__ or name == "ImageInput", name
@@ -144,13 +145,14 @@ def test_grpc_is_at_the_servers_edge_only():
 
 
 def test_the_batcher_knows_neither_grpc_nor_torch_nor_variants():
-    seen = imports(SERVER / "batcher.py", SERVER)
+    seen = imports(SERVER / "batcher.py", SERVER) | imports(SERVER / "variant_queue.py", SERVER)
     ours = {module for module in seen if module.startswith("resnet50")}
     assert {module.split(".")[1] for module in ours} == {
         "engine",
         "errors",
         "fair_queue",
         "latency",
+        "variant_queue",
     }
     assert not any(module.split(".")[0] in ("grpc", "torch", "torchvision") for module in seen)
 
@@ -163,7 +165,7 @@ def test_servicers_are_put_together_by_the_app_only():
 def test_importing_the_sdk_loads_nothing_heavy():
     script = (
         "import sys, resnet50_client;"
-        "print([name for name in ('torch', 'torchvision', 'PIL', 'typer', 'rich', 'pydantic')"
+        "print([name for name in ('torch', 'torchvision', 'PIL', 'av', 'typer', 'rich', 'pydantic')"
         " if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
