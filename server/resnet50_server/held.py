@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .batcher import BatchPolicy, Scheduler, VariantQueue
+from .batcher import BatchPolicy, Scheduler
 from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
 from .errors import VariantLoading, VariantNotFound, WeightsError
 from .settings import Settings
+from .variant_queue import VariantQueue
 from .variants.definition import Definition, plain
 from .variants.files import weights_directory
 from .variants.network import load_network

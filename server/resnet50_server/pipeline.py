@@ -10,11 +10,11 @@ from functools import partial
 from typing import TypeVar
 
 from .admission import Admission, Place
-from .batcher import Result
 from .decode import ImageLimits, Source, decode, length_of
 from .decode_pool import DecodePool
 from .errors import DeadlineUnreachable, Overloaded
 from .held import HeldVariant
+from .variant_queue import Result
 
 Given = TypeVar("Given")
 # So often does a stream, which waits instead of being refused, ask a full server again.

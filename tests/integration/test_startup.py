@@ -28,9 +28,9 @@ from resnet50.v1 import (
     variant_pb2_grpc,
 )
 from resnet50_server.app import SERVICES, Server, serve
-from resnet50_server.batcher import VariantQueue
 from resnet50_server.engine.synthetic import NullEngine
 from resnet50_server.settings import Settings
+from resnet50_server.variant_queue import VariantQueue
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING

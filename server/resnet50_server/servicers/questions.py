@@ -11,10 +11,10 @@ import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2
 
-from ..batcher import Result
 from ..errors import InvalidRequest
 from ..held import HeldVariant, HeldVariants
 from ..pipeline import Answer, Job
+from ..variant_queue import Result
 
 DEFAULT_TOP_K = 5
 
