@@ -94,17 +94,18 @@ def hold_turned(path: Path, degrees: int) -> None:
 
 
 def moving_digits(
-    images: list[Image.Image], *, side: int = 96, each: int = 10
+    images: list[Image.Image], *, side: int = 96, each: int = 5, reach: float = 1.0
 ) -> list[Image.Image]:
-    """Return `each` pictures of every image in turn, which wanders on a small circle meanwhile."""
+    """Return `each` pictures of every image in turn, which circles at `reach` pixels meanwhile."""
     pictures = []
     for image in images:
         large = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
         for step in range(each):
             angle = 2 * np.pi * step / each
-            reach = side / 32
-            offset = round(reach * np.cos(angle)), round(reach * np.sin(angle))
-            picture = Image.new("RGB", (side, side))
-            picture.paste(large, offset)
-            pictures.append(picture)
+            shift = (1, 0, -reach * np.cos(angle), 0, 1, -reach * np.sin(angle))
+            pictures.append(
+                large.transform(
+                    large.size, Image.Transform.AFFINE, shift, Image.Resampling.BILINEAR
+                )
+            )
     return pictures
