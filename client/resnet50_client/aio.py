@@ -355,7 +355,7 @@ class AsyncClient:
         seen = "no connection"
         while not attempts.over():
             try:
-                check = partial(stubs.check, "", wait_for_ready=True)
+                check = partial(stubs.check, "")
                 seen = await self._call(check, attempts.left_s())
             except UnavailableError as error:
                 seen = error.message

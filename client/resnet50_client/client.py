@@ -342,7 +342,7 @@ class Client:
         seen = "no connection"
         while not attempts.over():
             try:
-                check = partial(self._stubs.check, "", wait_for_ready=True)
+                check = partial(self._stubs.check, "")
                 seen = self._call(check, attempts.left_s())
             except UnavailableError as error:
                 seen = error.message

@@ -231,8 +231,7 @@ class Scheduler:
             output = await loop.run_in_executor(
                 self._executor, queue.engine.run, images, top_k, with_embeddings
             )
-            compute_s = loop.time() - started
-            queue.latency.observe(len(entries), compute_s)
+            queue.latency.observe(len(entries), output.compute_s)
             queue.measured_at, self._failures = loop.time(), 0
             for position, waiting in enumerate(entries):
                 if waiting.future.done():
@@ -242,7 +241,7 @@ class Scheduler:
                     waiting.future.set_exception(failure)
                 else:
                     waiting.future.set_result(
-                        _result(output, position, waiting, started, compute_s, len(entries))
+                        _result(output, position, waiting, started, len(entries))
                     )
         except Exception as error:
             log.exception("a batch of %d failed on variant %s", len(entries), queue.name)
@@ -281,7 +280,6 @@ def _result(
     position: int,
     waiting: Waiting,
     started: float,
-    compute_s: float,
     batch_size: int,
 ) -> Result:
     embedding = None
@@ -293,6 +291,6 @@ def _result(
         probabilities=output.probabilities[position, : waiting.top_k],
         embedding=embedding,
         queue_s=started - waiting.arrived,
-        compute_s=compute_s,
+        compute_s=output.compute_s,
         batch_size=batch_size,
     )

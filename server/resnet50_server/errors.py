@@ -20,6 +20,7 @@ Data flow, and which error belongs to which arrow:
     ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
     ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
     ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent for too long
+    ├── Unimplemented         UNIMPLEMENTED        not built yet
     └── EngineFailed          INTERNAL             the engine raised; the reason is in the log
 
 `status.py` holds the one table from here to gRPC codes. Errors of starting up, which no caller ever
@@ -107,6 +108,19 @@ class ShuttingDown(ServingError):
 
 class EngineFailed(ServingError):
     """The engine raised on the batch that held the request; the cause is chained."""
+
+
+class Unimplemented(ServingError):
+    """A method of the contract whose time has not come.
+
+    Args:
+        method: Its name.
+    """
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"{method} is in the contract, but this release of the server does not answer it yet"
+        )
 
 
 class WeightsError(Exception):

@@ -16,6 +16,7 @@ from .errors import (
     ServingError,
     ShuttingDown,
     Stalled,
+    Unimplemented,
     VariantLoading,
     VariantNotFound,
 )
@@ -34,6 +35,7 @@ CODES: dict[type[ServingError], grpc.StatusCode] = {
     DeadlineUnreachable: grpc.StatusCode.DEADLINE_EXCEEDED,
     Stalled: grpc.StatusCode.DEADLINE_EXCEEDED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
     EngineFailed: grpc.StatusCode.INTERNAL,
 }
 

@@ -336,8 +336,8 @@ async def test_wait_until_ready_says_what_it_saw(kind):
         with pytest.raises(TimeoutError, match=r"not ready within 0\.3 s; seen last: NOT_SERVING"):
             await client.wait_until_ready(0.3)
     async with Caller(kind, "127.0.0.1:1") as client:
-        with pytest.raises(resnet50_client.DeadlineExceededError, match="no connection"):
-            await client.wait_until_ready(0.3)
+        with pytest.raises(resnet50_client.DeadlineExceededError, match="Connection refused"):
+            await client.wait_until_ready(2)
 
 
 async def test_closed_client_says_so(kind):

@@ -37,7 +37,10 @@ class FakeEngine:
         probabilities = np.full((len(numbers), top_k), 0.5, dtype=np.float32)
         probabilities[[number == self.without_answer for number in numbers]] = np.nan
         embeddings = np.array([[number] for number in numbers], dtype=np.float32)
-        return BatchOutput(indices, probabilities, embeddings if with_embeddings else None)
+        duration = self.alpha + self.beta * len(numbers)
+        return BatchOutput(
+            indices, probabilities, embeddings if with_embeddings else None, duration
+        )
 
     def close(self) -> None:
         pass

@@ -17,6 +17,7 @@ from resnet50_server.errors import (
     ServingError,
     ShuttingDown,
     Stalled,
+    Unimplemented,
     VariantLoading,
     VariantNotFound,
 )
@@ -34,6 +35,7 @@ TOLD = [
     (Stalled("silent"), "DEADLINE_EXCEEDED", set()),
     (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),
     (ShuttingDown("draining"), "UNAVAILABLE", set()),
+    (Unimplemented("LoadVariant"), "UNIMPLEMENTED", set()),
     (EngineFailed("secret"), "INTERNAL", set()),
     (ZeroDivisionError("secret"), "INTERNAL", set()),
 ]

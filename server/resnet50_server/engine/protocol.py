@@ -17,11 +17,14 @@ class BatchOutput:
         indices: int64 [N, k], categories by falling probability; k = 0 if none was asked for.
         probabilities: float32 [N, k], softmax over all categories.
         embeddings: float32 [N, D], output of the global average pool; None if not asked for.
+        compute_s: How long it took, in seconds, by the engine's own clock: under load the event
+            loop learns late that a batch has ended.
     """
 
     indices: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     embeddings: NDArray[np.float32] | None
+    compute_s: float
 
 
 class Engine(Protocol):

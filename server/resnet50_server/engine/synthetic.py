@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class NullEngine:
         self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
     ) -> BatchOutput:
         """Return the constant answer for each image; see `Engine.run`."""
-        count = len(images)
+        started, count = time.perf_counter(), len(images)
         embeddings = None
         if with_embeddings:
             embeddings = np.ones((count, EMBEDDING_DIMENSION), dtype=np.float32)
@@ -38,6 +39,7 @@ class NullEngine:
             indices=np.broadcast_to(self._indices[:top_k], (count, top_k)),
             probabilities=np.broadcast_to(self._probabilities[:top_k], (count, top_k)),
             embeddings=embeddings,
+            compute_s=time.perf_counter() - started,
         )
 
     def close(self) -> None:
@@ -62,5 +64,7 @@ class TimedEngine(NullEngine):
         self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
     ) -> BatchOutput:
         """Sleep α + β·b, then answer as the null engine; see `Engine.run`."""
+        started = time.perf_counter()
         time.sleep(self._alpha_s + self._beta_s * len(images))
-        return super().run(images, top_k, with_embeddings)
+        output = super().run(images, top_k, with_embeddings)
+        return replace(output, compute_s=time.perf_counter() - started)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -46,6 +48,7 @@ class TorchEngine:
         self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
     ) -> BatchOutput:
         """Compute a batch; see `Engine.run`."""
+        started = time.perf_counter()
         batch = torch.from_numpy(np.stack(images)).to(self._device)
         # [N, H, W, 3] seen as [N, 3, H, W] is what channels_last means.
         pixels = torch.addcmul(self._shift, batch.permute(0, 3, 1, 2).float(), self._scale)
@@ -58,7 +61,8 @@ class TorchEngine:
             top = torch.softmax(logits.float(), dim=1).topk(top_k, dim=1)
             indices, probabilities = top.indices.cpu().numpy(), top.values.cpu().numpy()
         vectors = embeddings.float().cpu().numpy() if with_embeddings else None
-        return BatchOutput(indices, probabilities, vectors)
+        # The copies to the CPU have waited for the device.
+        return BatchOutput(indices, probabilities, vectors, time.perf_counter() - started)
 
     def close(self) -> None:
         """Give the weights' memory back."""

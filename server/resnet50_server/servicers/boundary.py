@@ -132,14 +132,6 @@ def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return parse_or_refuse
 
 
-async def unimplemented(context: Context, method: str) -> NoReturn:
-    """Answer a method of the contract whose time has not come."""
-    await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED,
-        f"{method} is in the contract, but this release of the server does not answer it yet",
-    )
-
-
 def _enter(context: Context) -> str:
     """Give a call its id, for the log and the caller."""
     request_id = _request_id(context)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 
+from ..errors import Unimplemented
 from ..held import HeldVariants
 from ..variants.definition import EMBEDDING_DIMENSION, Definition
-from .boundary import Context, answering, unimplemented
+from .boundary import Context, answering
 
 
 class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
@@ -38,15 +39,19 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         variant.categories.extend(definition.categories)
         return variant_pb2.GetVariantResponse(variant=variant)
 
-    async def LoadVariant(  # noqa: D102  the contract documents it
+    @answering
+    async def LoadVariant(
         self, request: variant_pb2.LoadVariantRequest, context: Context
     ) -> variant_pb2.LoadVariantResponse:
-        await unimplemented(context, "LoadVariant")
+        """Refuse: not built yet."""
+        raise Unimplemented("LoadVariant")
 
-    async def UnloadVariant(  # noqa: D102  the contract documents it
+    @answering
+    async def UnloadVariant(
         self, request: variant_pb2.UnloadVariantRequest, context: Context
     ) -> variant_pb2.UnloadVariantResponse:
-        await unimplemented(context, "UnloadVariant")
+        """Refuse: not built yet."""
+        raise Unimplemented("UnloadVariant")
 
     def _describe(self, definition: Definition) -> variant_pb2.Variant:
         variant = variant_pb2.Variant(
