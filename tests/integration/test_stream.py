@@ -330,6 +330,31 @@ async def test_draining_server_answers_what_it_has_and_names_the_last_frame(monk
     assert "no frame was answered" in idle_ended.value.details()
 
 
+async def test_frame_that_waits_for_room_when_the_drain_begins_is_not_answered(monkeypatch):
+    """Whoever sent it sends it to another server; an error in its place would look final."""
+    async with serving(max_requests=2, max_batch_size=1) as server:
+        gate = Gate(monkeypatch)
+        async with connected(server) as channel:
+            call = open_stream(channel)
+            await call.write(config(max_in_flight=8))
+            for number in range(4):
+                await call.write(frame(number))
+            await gate.entered.get()
+            while server._admission.requests < 2:
+                await asyncio.sleep(0.01)
+            stopping = asyncio.create_task(server.stop())
+            while not server._admission.draining:
+                await asyncio.sleep(0.01)
+            gate.let(4)
+            replies = [await call.read() for _ in range(2)]
+            with pytest.raises(grpc.RpcError) as ended:
+                await call.read()
+            await stopping
+    assert outcomes(replies) == ["classification"] * 2
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "frame 1 was the last one answered" in ended.value.details()
+
+
 async def test_silent_stream_is_ended_if_the_server_says_so():
     async with serving(stream_idle_timeout_s=0.3) as server, connected(server) as channel:
         call = open_stream(channel)

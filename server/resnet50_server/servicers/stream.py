@@ -214,6 +214,8 @@ class FrameStream(Generic[Reply]):
         try:
             source = source_of(frame.image, self._pipeline.limits)
             place = await self._pipeline.admit(source, job)
+        except ShuttingDown:
+            raise  # ends the stream; the frame has its chance at another server
         except ServingError as error:
             refused: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
             refused.set_result(self._error(frame.frame_id, error))
