@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -15,7 +14,7 @@ import grpc
 from resnet50.v1 import variant_pb2
 
 from . import messages
-from .aio_status import keep_status
+from .aio_status import is_cancelled, keep_status
 from .async_stream import AsyncStream
 from .connection import (
     DEFAULT_SERVER,
@@ -410,7 +409,7 @@ class AsyncClient:
                 return await keep_status(call(timeout=attempts.grpc_timeout()))
             except asyncio.CancelledError as cancelled:
                 # gRPC says the same when the channel is closed as when the task is cancelled.
-                if self._closed and not _is_cancelled(asyncio.current_task()):
+                if self._closed and not is_cancelled(asyncio.current_task()):
                     raise self._closed_meanwhile() from cancelled
                 raise
             except grpc.aio.UsageError as misuse:  # gRPC's word for a channel that is closed
@@ -438,9 +437,14 @@ class AsyncClient:
     ) -> AsyncGenerator[FrameAnswer[Result], None]:
         stubs = await self._open()
         stream = AsyncStream(stubs, self._connection, kind, images, window, resume_s)
-        async with aclosing(stream.answers()) as answers:
-            async for answer in answers:
-                yield answer
+        try:
+            async with aclosing(stream.answers()) as answers:
+                async for answer in answers:
+                    yield answer
+        except asyncio.CancelledError as cancelled:
+            if self._closed and not is_cancelled(asyncio.current_task()):
+                raise self._closed_meanwhile() from cancelled
+            raise
 
 
 async def _in_place(
@@ -450,11 +454,6 @@ async def _in_place(
     async with aclosing(answers):
         async for answer in answers:
             yield answer.outcome(errors)
-
-
-def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:
-    # Python 3.10 cannot tell; there, closing the client wins.
-    return task is not None and sys.version_info >= (3, 11) and task.cancelling() > 0
 
 
 async def _build(request: Callable[..., Request], image: ImageInput, *arguments: object) -> Request:

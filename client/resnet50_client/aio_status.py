@@ -1,4 +1,4 @@
-"""A repair of grpc.aio: a server's status survives a write that came too late for it.
+"""Repairs of grpc.aio: what ended a call is told apart.
 
 When a server ends a call while the client is still sending, as it does when it refuses an upload
 after its first chunk or shuts down, grpc.aio puts "INTERNAL: Internal error from Core" in the place
@@ -9,6 +9,7 @@ not.
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any, TypeVar
 
 Call = TypeVar("Call")
@@ -23,6 +24,14 @@ def keep_status(call: Call) -> Call:
     if inner is not None:
         call._cython_call = _PatientCall(inner)  # type: ignore[attr-defined]
     return call
+
+
+def is_cancelled(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether it is the task that was cancelled, and not the call that it waits for.
+
+    grpc.aio raises the same for both. Python 3.10 cannot tell and says False.
+    """
+    return task is not None and sys.version_info >= (3, 11) and task.cancelling() > 0
 
 
 class _PatientCall:

@@ -188,6 +188,19 @@ async def test_closing_a_half_read_stream_cancels_it_and_leaves_nothing(kind):
             await asyncio.sleep(0.01)
 
 
+async def test_closing_the_client_ends_its_streams_with_our_error(kind):
+    async with serving() as server:
+        client = Caller(kind, server.addresses[0])
+
+        def endless():
+            while True:
+                yield TINY
+
+        with pytest.raises(resnet50_client.CallCancelledError):
+            async for _ in items(client, "classify_stream", endless()):
+                await client.close()
+
+
 async def test_failed_call_is_raised_as_ours(kind):
     async with Caller(kind, "127.0.0.1:1") as client:
         with pytest.raises(resnet50_client.UnavailableError, match=r"127\.0\.0\.1:1"):
