@@ -1,17 +1,17 @@
-"""Many images at once: find them, call for each, answer in order."""
+"""Many images over one stream: find them, send them, answer in order."""
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from ..aio import AsyncClient
-from ..errors import DeadlineExceededError, InvalidImageError, Resnet50Error, ServerError
+from ..errors import UnavailableError
+from ..images import ImageInput
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 STDIN = "-"
@@ -28,7 +28,7 @@ class Answer(Generic[Result]):
     """
 
     path: str
-    outcome: Result | Resnet50Error | OSError
+    outcome: Result | Exception
 
 
 def find_images(given: Iterable[str]) -> Iterator[str]:
@@ -49,37 +49,31 @@ def find_images(given: Iterable[str]) -> Iterator[str]:
             yield one
 
 
-async def answers(
-    client: AsyncClient,
-    call: Callable[[AsyncClient, Any], Awaitable[Result]],
-    paths: Iterator[str],
-    concurrency: int,
-) -> AsyncIterator[Answer[Result]]:
-    """Call for each image, `concurrency` at once, and give the answers in the images' order.
+def answers(
+    call: Callable[[Iterable[ImageInput]], Generator[Result | Exception, None, None]],
+    paths: Iterable[str],
+) -> Generator[Answer[Result], None, None]:
+    """Send images over one stream and give the answers in the images' order.
 
-    An image that cannot be read, is refused or is not answered in time fails alone.
+    An image that cannot be read or is refused fails alone.
+
+    Args:
+        call: `classify_many` or `embed_many`, all but its images given.
+        paths: Read as the stream has room.
 
     Raises:
         Resnet50Error: No other image would fare better: no server answers, or it refuses the
             request for another reason than its image.
     """
+    under_way: collections.deque[str] = collections.deque()
 
-    async def answer(path: str) -> Answer[Result]:
-        try:
-            image = sys.stdin.buffer.read() if path == STDIN else path
-            return Answer(path, await call(client, image))
-        except (InvalidImageError, DeadlineExceededError, ServerError, OSError) as error:
-            return Answer(path, error)
-
-    under_way: collections.deque[asyncio.Task[Answer[Result]]] = collections.deque()
-    try:
+    def images() -> Iterator[ImageInput]:
         for path in paths:
-            under_way.append(asyncio.create_task(answer(path)))
-            if len(under_way) >= concurrency:
-                yield await under_way.popleft()
-        while under_way:
-            yield await under_way.popleft()
-    finally:
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+            under_way.append(path)
+            yield sys.stdin.buffer if path == STDIN else path
+
+    with closing(call(images())) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, UnavailableError):
+                raise outcome  # the server's state, not the image's
+            yield Answer(under_way.popleft(), outcome)

@@ -1,0 +1,117 @@
+"""A video with what the network saw written into it."""
+
+from __future__ import annotations
+
+import io
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..images import ImageInput, VideoFrame
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+# Divides the frame times of 24, 25, 30 and 30000/1001 a second; MPEG-4 takes none above 65535.
+TICKS_PER_S = 60_000
+_PLANAR = {"I420": "yuv420p", "NV12": "nv12"}
+
+
+class Annotator:
+    """Writes frames with a caption to an MP4 file; the first one gives the size.
+
+    Args:
+        path: Where to write.
+
+    Raises:
+        ImportError: PyAV or Pillow is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import av
+        import PIL.ImageDraw
+        import PIL.ImageFont
+        import PIL.ImageOps
+
+        self._av: Any = av
+        self._pil: Any = PIL
+        self._path = path
+        self._file: Any = None
+        self._stream: Any = None
+        self._size = (0, 0)
+        self._last_tick = -1
+
+    def write(self, image: ImageInput, time_s: float, caption: str) -> None:
+        """Add a frame.
+
+        Args:
+            image: What was sent; what cannot be read becomes a black frame.
+            time_s: When it is shown, after all frames before it.
+            caption: What to write into it; "" for nothing.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        try:
+            picture = self._picture(image)
+        except (OSError, ValueError):
+            picture = self._pil.Image.new("RGB", self._size if self._stream else (320, 240))
+        if self._stream is None:
+            self._begin(picture)
+        if picture.size != self._size:
+            picture = self._pil.ImageOps.pad(picture, self._size)
+        if caption:
+            self._draw(picture, caption)
+        frame = self._av.VideoFrame.from_image(picture).reformat(format="yuv420p")
+        # A player needs rising times, whatever a camera's clock does.
+        self._last_tick = max(self._last_tick + 1, round(time_s * TICKS_PER_S))
+        frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS_PER_S)
+        self._file.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._file is None:  # there was no frame
+            return
+        with closing(self._file):
+            if self._stream is not None:
+                self._file.mux(self._stream.encode(None))
+
+    def _begin(self, picture: PIL.Image.Image) -> None:
+        try:
+            self._av.codec.Codec("libx264", "w")
+            codec, options = "libx264", {"preset": "veryfast", "crf": "20"}
+        except ValueError:  # a build of FFmpeg without it
+            codec, options = "mpeg4", {"qscale": "4"}
+        self._file = self._av.open(str(self._path), "w", format="mp4")
+        self._stream = self._file.add_stream(codec, rate=30, options=options)
+        width, height = (max(2, side // 2 * 2) for side in picture.size)
+        self._size = (width, height)
+        self._stream.width, self._stream.height = self._size
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
+
+    def _picture(self, image: Any) -> Any:
+        """Return a frame as a PIL image that may be drawn on."""
+        if isinstance(image, VideoFrame):
+            planar = _PLANAR.get(image.pixel_format or "")
+            if planar is not None:
+                return self._av.VideoFrame.from_ndarray(image.image, format=planar).to_image()
+            image = image.image
+        if isinstance(image, np.ndarray):
+            return self._pil.Image.fromarray(image).convert("RGB")
+        opened = self._pil.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        return self._pil.ImageOps.exif_transpose(opened).convert("RGB")
+
+    def _draw(self, picture: PIL.Image.Image, caption: str) -> None:
+        draw: Any = self._pil.ImageDraw.Draw(picture)
+        width, height = picture.size
+        size = max(10, height // 16)
+        font = self._pil.ImageFont.load_default
+        length = draw.textlength(caption, font=font(size))
+        if length > width - size:  # a long label in a narrow picture
+            size = max(8, int(size * (width - size) / length))
+        draw.rectangle((0, height - 2 * size, width, height), fill=(0, 0, 0))
+        draw.text((size // 2, height - size), caption, (255, 255, 255), font(size), anchor="lm")

@@ -1,0 +1,127 @@
+"""Files of vectors, written block by block: their length does not matter for memory."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .journal import SHARD_IMAGES, Journal
+
+Writer = Callable[[Path, Sequence[str], Journal], None]
+
+
+def write_npz(out: Path, paths: Sequence[str], journal: Journal) -> None:
+    """Write `paths`, `vectors` (float32 [N, D]), `variant`, `digest` and `space`.
+
+    Args:
+        out: Replaced at once, when all is written.
+        paths: Images that the journal holds, in the order that is wanted.
+        journal: Holds their vectors.
+    """
+    assert journal.space is not None
+    kind = np.dtype(f"<U{max(map(len, paths))}")
+    blocks = (np.array(block, dtype=kind) for block in _blocks(paths))
+    shape = (len(paths), journal.dimension)
+    with _replacing(out) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        _write(archive, "paths", kind, shape[:1], blocks)
+        _write(archive, "vectors", np.dtype("<f4"), shape, journal.vectors(paths))
+        for name, value in vars(journal.space).items():
+            one = np.array(value)
+            _write(archive, name, one.dtype, (), [one])
+
+
+def write_parquet(out: Path, paths: Sequence[str], journal: Journal) -> None:
+    """Write the columns `path`, `vector` (float32, fixed size), `variant` and `digest`.
+
+    Args:
+        out: As for `write_npz`.
+        paths: As for `write_npz`.
+        journal: As for `write_npz`.
+    """
+    assert journal.space is not None
+    pa, parquet = _pyarrow()
+    schema = pa.schema(
+        {
+            "path": pa.string(),
+            "vector": pa.list_(pa.float32(), journal.dimension),
+            "variant": pa.string(),
+            "digest": pa.string(),
+        }
+    )
+    with _replacing(out) as file, parquet.ParquetWriter(file, schema) as writer:
+        for block, vectors in zip(_blocks(paths), journal.vectors(paths), strict=True):
+            flat = pa.array(vectors.reshape(-1), pa.float32())
+            columns = [
+                pa.array(block, pa.string()),
+                pa.FixedSizeListArray.from_arrays(flat, journal.dimension),
+                pa.array([journal.space.variant] * len(block)),
+                pa.array([journal.space.digest] * len(block)),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def writer_for(out: Path) -> Writer:
+    """Return what writes files of a name's suffix.
+
+    Raises:
+        ValueError: Nothing does, or what it needs is not installed.
+    """
+    if out.suffix == ".npz":
+        return write_npz
+    if out.suffix == ".parquet":
+        _pyarrow()
+        return write_parquet
+    raise ValueError(f"{out} ends in neither .npz nor .parquet")
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ValueError(
+            "Parquet files need pyarrow, which is not installed: pip install pyarrow; or let the"
+            " name end in .npz"
+        ) from error
+
+
+def _blocks(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (paths[start : start + SHARD_IMAGES] for start in range(0, len(paths), SHARD_IMAGES))
+
+
+def _write(
+    archive: zipfile.ZipFile,
+    name: str,
+    kind: np.dtype[Any],
+    shape: tuple[int, ...],
+    blocks: Iterable[NDArray[Any]],
+) -> None:
+    """Write one array of a .npz in blocks along its first axis."""
+    descr = np.lib.format.dtype_to_descr(kind)
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": descr, "fortran_order": False, "shape": shape}
+        )
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype=kind).tobytes())
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[IO[bytes]]:
+    """Give a file that takes the place of `out` once it is whole."""
+    unfinished = out.with_name(out.name + ".tmp")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
