@@ -1,0 +1,183 @@
+"""What video frames cost, raw and as JPEG, and how old answers are: python benchmarks/video.py.
+
+cost    bytes a frame, and CPU a frame on both sides, constant answer, for 640 x 480 and 1920 x 1080
+age     of answered frames under delivery "latest", an engine at a third of the frame rate
+
+The client's CPU is that of a process which decodes a clip and streams it, its baseline that of
+decoding alone; the server's is that of its process. Servers are started on this machine (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import av
+from PIL import Image
+
+from resnet50_client import Client, VideoFrame, frames_from_video
+
+SIZES = ((640, 480), (1920, 1080))
+FRAMES = 120
+TURNS = 3
+FPS = 30
+BATCH_FRAMES = 3
+AGE_S = 20.0
+SERVER = [sys.executable, "-m", "resnet50_server", "serve", "--listen", "127.0.0.1:0"]
+
+
+@contextmanager
+def server(*arguments: str) -> Iterator[tuple[str, int]]:
+    """Run a server; give its address and process id."""
+    command = [*SERVER, "--variants", "IMAGENET1K_V2", "--log-level", "warning", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None  # a pipe, as asked for
+    try:
+        yield process.stdout.readline().split()[-1], process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def make_clip(path: Path, width: int, height: int, frames: int) -> None:
+    """Pan over a photograph, as MPEG-4."""
+    photo = Image.open(str(resources.files("sklearn.datasets.images") / "china.jpg"))
+    large = photo.resize((width * 5 // 4, height * 5 // 4), Image.Resampling.BICUBIC)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.bit_rate = width * height * 8
+        for number in range(frames):
+            left, top = width * number // frames // 4, height * number // frames // 4
+            picture = large.crop((left, top, left + width, top + height))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode(None))
+
+
+def decode(clip: Path) -> None:
+    """Decode and give nothing: what any way of sending pays."""
+    with av.open(clip) as container:
+        for _ in container.decode(video=0):
+            pass
+
+
+def measure_cost(folder: Path) -> None:
+    """Stream each clip both ways, in turn."""
+    for width, height in SIZES:
+        clip = folder / f"{width}x{height}.mp4"
+        make_clip(clip, width, height, FRAMES)
+        costs: dict[str, list[tuple[float, float]]] = {"raw": [], "jpeg": []}
+        sizes: dict[str, float] = {}
+        decoding = []
+        with server("--engine", "null") as (address, pid), Client(address) as client:
+            client.wait_until_ready()
+            for turn in range(TURNS + 1):
+                before = time.process_time()
+                decode(clip)
+                baseline = time.process_time() - before
+                for encoding, figures in costs.items():
+                    taken: list[int] = []
+                    before, before_server = time.process_time(), cpu_s(pid)
+                    for answer in client.classify_stream(counted(clip, encoding, taken)):
+                        if answer.error:
+                            raise answer.error
+                    ours, theirs = time.process_time() - before, cpu_s(pid) - before_server
+                    sizes[encoding] = statistics.mean(taken)
+                    if turn:  # the first warms up
+                        figures.append(((ours - baseline) / FRAMES, theirs / FRAMES))
+                if turn:
+                    decoding.append(baseline / FRAMES)
+        print(
+            f"cost  {width} x {height}: decoding {statistics.median(decoding) * 1e3:.2f} ms of"
+            f" client CPU a frame, in each case; median of {TURNS} turns of {FRAMES} frames"
+        )
+        for encoding, figures in costs.items():
+            ours, theirs = (statistics.median(one) * 1e3 for one in zip(*figures, strict=True))
+            print(
+                f"cost  {width} x {height} {encoding:4}: {sizes[encoding] / 1024:.0f} KiB a frame,"
+                f" client CPU {ours:.2f} ms (make + send), server CPU {theirs:.2f} ms"
+            )
+        pairs = list(zip(costs["raw"], costs["jpeg"], strict=True))
+        client_ratio, server_ratio = (
+            statistics.median(raw[side] / jpeg[side] for raw, jpeg in pairs) for side in (0, 1)
+        )
+        print(
+            f"cost  {width} x {height} raw / jpeg: bytes {sizes['raw'] / sizes['jpeg']:.1f}, client"
+            f" CPU {client_ratio:.2f}, server CPU {server_ratio:.2f}"
+        )
+
+
+def counted(clip: Path, encoding: str, taken: list[int]) -> Iterator[VideoFrame]:
+    """Give a clip's frames and note their sizes in bytes."""
+    for frame in frames_from_video(clip, encoding=encoding):  # type: ignore[arg-type]
+        taken.append(len(frame.image) if isinstance(frame.image, bytes) else frame.image.nbytes)
+        yield frame
+
+
+def measure_age(folder: Path) -> None:
+    """Play a clip as a camera would; an answer's age is counted from when its frame was given."""
+    clip = folder / "age.mp4"
+    make_clip(clip, 640, 480, round(AGE_S * FPS))
+    batch_s = BATCH_FRAMES / FPS
+    given: list[float] = []
+
+    def live() -> Iterator[VideoFrame]:
+        start = time.perf_counter()
+        for frame in frames_from_video(clip, encoding="jpeg"):
+            time.sleep(max(0.0, start + frame.time_s - time.perf_counter()))
+            given.append(time.perf_counter())
+            yield frame
+
+    timed = ("--engine", "timed", "--timed-alpha-ms", str(batch_s * 1e3), "--timed-beta-ms", "0")
+    with server(*timed) as (address, _), Client(address) as client:
+        client.wait_until_ready()
+        ages, dropped = [], 0
+        for answer in client.classify_stream(live(), delivery="latest"):
+            if answer.error:
+                raise answer.error
+            if answer.dropped:
+                dropped += 1
+            else:
+                ages.append(time.perf_counter() - given[answer.frame_id])
+    ages.sort()
+    figures = {"median": ages[len(ages) // 2], "p99": ages[int(0.99 * len(ages))], "max": ages[-1]}
+    print(
+        f"age   {FPS} frames/s of 640 x 480 JPEG, batches of {batch_s * 1e3:.0f} ms: {len(given)}"
+        f" given = {len(ages)} answered + {dropped} dropped"
+    )
+    print(
+        "age   of answered frames: "
+        + ", ".join(
+            f"{name} {age_s * 1e3:.0f} ms = {age_s / batch_s:.2f} batch times"
+            for name, age_s in figures.items()
+        )
+    )
+
+
+def main() -> None:
+    """Run what was asked for, or both."""
+    measures = {"cost": measure_cost, "age": measure_age}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: both")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in parser.parse_args().what or measures:
+            measures[name](Path(folder))
+
+
+if __name__ == "__main__":
+    main()
