@@ -57,7 +57,7 @@ def frames_from_video(
 
     Needs the extra `[video]`. The source is opened when the first frame is asked for, and closed
     when the generator ends or is closed. Frames come upright where the file says how it was held
-    (PyAV 14 or newer), and one at a time: nothing is read ahead. What cannot be decoded in the
+    (PyAV 14.2 or newer), and one at a time: nothing is read ahead. What cannot be decoded in the
     middle of a source is left out, with a warning in the log. Pixels count as square.
 
     Args:
@@ -68,6 +68,7 @@ def frames_from_video(
         encoding: "raw" gives uint8 pixels [height * 3 / 2, width], "I420" or "NV12" straight from
             the decoder where it gives these; BT.709, full range, more than 8 bits, other chroma and
             RGB become BT.601 limited range I420. An odd last column or row is cut off.
+            A file that names no matrix counts as BT.601.
             "jpeg" gives an image file's bytes: a fifth of "raw" or less, and less work for the
             server, which decodes large ones at reduced size, for CPU time here.
         jpeg_quality: Of encoding "jpeg", 1 to 100.
@@ -213,14 +214,19 @@ class _Reformat:
         self, frame: av.VideoFrame, pixel_format: str, full_range: bool, size: tuple[int, int]
     ) -> av.VideoFrame:
         """Return it in FFmpeg's `pixel_format`, BT.601 if that is YUV, and `size` large."""
-        ranges = self._ranges
+        ranges, source = self._ranges, _colorspace(frame)
+        from_full_range = _is_full_range(frame)
+        if from_full_range and source == _BT601:
+            # PyAV up to 16 forgets the ranges where both matrices are the same. FCC's is BT.601's
+            # within one level: 0.30, 0.59, 0.11 against 0.299, 0.587, 0.114.
+            source = "FCC"
         return self._reformatter.reformat(
             frame,
             *size,
             format=pixel_format,
-            src_colorspace=self._colorspaces[_colorspace(frame)],
+            src_colorspace=self._colorspaces[source],
             dst_colorspace=self._colorspaces[_BT601],
-            src_color_range=ranges.JPEG if _is_full_range(frame) else ranges.MPEG,
+            src_color_range=ranges.JPEG if from_full_range else ranges.MPEG,
             dst_color_range=ranges.JPEG if full_range else ranges.MPEG,
         )
 
@@ -253,9 +259,13 @@ def _raw(reformat: _Reformat, frame: av.VideoFrame) -> _Pixels:
         frame = reformat(frame, "yuv420p", full_range=False, size=size)
     planes = [np.rot90(plane, turns) for plane in _planes(frame)]
     rows, width = (side // 2 * 2 for side in planes[0].shape)
-    cut = [planes[0][:rows, :width], *(one[: rows // 2, : width // 2] for one in planes[1:])]
-    packed = np.concatenate([np.ravel(plane) for plane in cut])
-    return packed.reshape(rows * 3 // 2, width), _PIXEL_FORMATS[frame.format.name]
+    packed = np.empty((rows * 3 // 2, width), dtype=np.uint8)
+    packed[:rows] = planes[0][:rows, :width]
+    parts = np.split(packed[rows:].reshape(-1), len(planes) - 1)
+    for part, plane in zip(parts, planes[1:], strict=True):
+        chroma = plane[: rows // 2, : width // 2]
+        part.reshape(chroma.shape)[:] = chroma
+    return packed, _PIXEL_FORMATS[frame.format.name]
 
 
 def _planes(frame: av.VideoFrame) -> list[NDArray[np.uint8]]:

@@ -111,7 +111,11 @@ def test_fps_goes_by_time_where_frames_come_unevenly(tmp_path):
         ("bt709", False, "yuv420p"),
         ("bt709", False, "nv12"),
         ("bt601", True, "yuv420p"),
+        ("bt601", True, "nv12"),
         ("bt709", True, "yuv420p"),
+        ("bt709", True, "nv12"),
+        ("bt601", False, "yuv444p"),
+        ("bt601", True, "yuv444p"),
         ("bt709", False, "yuv444p"),
     ],
 )
