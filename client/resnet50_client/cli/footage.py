@@ -40,8 +40,17 @@ class Shot:
     latency_s: float = 0.0
 
 
-def shots(source: str, fps: float | None, encoding: str) -> Generator[Shot, None, None]:
+def shots(
+    source: str, fps: float | None, encoding: str, real_time: threading.Event | None
+) -> Generator[Shot, None, None]:
     """Give the frames of a video file, a camera (a number) or a folder.
+
+    Args:
+        source: Where they are.
+        fps: How many a second; None for all, of a folder `FOLDER_FPS`.
+        encoding: "raw" or "jpeg", how frames of a video are to travel.
+        real_time: Give each at its time, as a camera does, until this is set; None to give all as
+            they are asked for.
 
     Raises:
         ImportError: A video's frames need what is not installed.
@@ -51,10 +60,11 @@ def shots(source: str, fps: float | None, encoding: str) -> Generator[Shot, None
     path = Path(source)
     if path.is_dir():
         rate = fps or FOLDER_FPS
-        return (
+        found = (
             Shot(one, number, number / rate, one)
             for number, one in enumerate(find_images([source]))
         )
+        return found if real_time is None else _played(found, real_time)
     from ..video import frames_from_video
 
     camera = source.isdecimal() and not path.exists()
@@ -63,13 +73,26 @@ def shots(source: str, fps: float | None, encoding: str) -> Generator[Shot, None
         fps=fps,
         encoding="jpeg" if encoding == "jpeg" else "raw",
     )
-    return _of_video(frames)
+    found = _of_video(frames)
+    return found if real_time is None or camera else _played(found, real_time)
 
 
 def _of_video(frames: Generator[VideoFrame, None, None]) -> Generator[Shot, None, None]:
     with closing(frames):
         for frame in frames:
             yield Shot(frame, frame.number, frame.time_s, f"frame {frame.number}")
+
+
+def _played(
+    found: Generator[Shot, None, None], stop: threading.Event
+) -> Generator[Shot, None, None]:
+    with closing(found):
+        started = None
+        for shot in found:
+            if started is None:
+                started = time.monotonic() - shot.time_s
+            stop.wait(max(0.0, started + shot.time_s - time.monotonic()))
+            yield shot
 
 
 class UnderWay:

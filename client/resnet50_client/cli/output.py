@@ -54,6 +54,7 @@ def progress_bar() -> Progress:
         console=errors,
         transient=True,
         redirect_stdout=False,
+        disable=not errors.is_terminal,
     )
 
 

@@ -76,7 +76,7 @@ def stream(
         typer.Option(
             "--delivery",
             help="ordered: every frame is computed, however long it takes; latest: a newer frame"
-            " takes the place of one that waits.",
+            " takes the place of one that waits, and a file is played at its own speed.",
         ),
     ] = Delivery.ordered,
     encoding: Annotated[
@@ -85,7 +85,9 @@ def stream(
     annotate: Annotated[
         Path | None,
         typer.Option(
-            "--annotate", help="Write an .mp4 file of the frames with label and probability."
+            "--annotate",
+            help="Write an .mp4 file of the frames with label and probability; latencies then"
+            " include the drawing.",
         ),
     ] = None,
     csv_file: Annotated[
@@ -105,8 +107,10 @@ def stream(
     with errors_shown(), ExitStack() as stack:
         client = stack.enter_context(Client(server, timeout_s=timeout_s))
         client.variant(variant)
+        stop = stack.enter_context(stopping())
         try:
-            footage = shots(source, fps, encoding.value)
+            real_time = stop if delivery is Delivery.latest else None
+            footage = shots(source, fps, encoding.value, real_time)
             outputs = _Outputs(
                 Annotator(annotate) if annotate is not None else None,
                 stack.enter_context(_created(csv_file)) if csv_file is not None else None,
@@ -115,12 +119,12 @@ def stream(
         except ImportError as error:
             fail(_what_is_missing(error), WRONG_USAGE)
         stack.callback(outputs.close)
-        stop = stack.enter_context(stopping())
         under_way = UnderWay(footage, stop, concurrency if annotate else None, outputs.draw)
         tally = Tally(lambda: under_way.sent)
         stack.callback(_summarise, tally, as_json)
         stack.callback(under_way.close)
-        stack.enter_context(Live(tally, console=errors, transient=True, redirect_stdout=False))
+        if errors.is_terminal:
+            stack.enter_context(Live(tally, console=errors, transient=True, redirect_stdout=False))
         answers = client.classify_stream(
             under_way.images(),
             delivery=delivery.value,

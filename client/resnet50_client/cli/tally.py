@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
-from rich.table import Table
+from rich.text import Text
 
 # Latencies are of the newest frames: a camera's stream has no end.
 LATENCIES = 10_000
 
 
 class Tally:
-    """Counts of a stream, shown as one line; may be read from another thread.
+    """Counts of a stream, shown as two lines; may be read from another thread.
 
     Args:
         sent: Returns how many frames were sent.
@@ -62,7 +62,6 @@ class Tally:
             lines.append("labels: " + ", ".join(f"{one} {count}" for one, count in most) + more)
         return "\n".join(lines)
 
-    def __rich__(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        table.add_row(self.counts(), self.latencies(), self.caption)
-        return table
+    def __rich__(self) -> Text:
+        lines = f"{self.counts()}\n{self.latencies()}  {self.caption}"
+        return Text(lines, no_wrap=True, overflow="ellipsis")
