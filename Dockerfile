@@ -16,6 +16,7 @@ FROM python:3.12-slim
 RUN useradd --system --uid 10001 --create-home resnet50 \
     && install --directory --owner resnet50 /weights
 COPY --from=build /wheels /wheels
+# hadolint ignore=DL3013  what is installed is the wheel made above
 RUN wheel="$(ls /wheels/*.whl)" \
     && pip install --no-cache-dir "${wheel}[server,cli]" \
     && rm -r /wheels
@@ -24,7 +25,7 @@ ENV TORCH_HOME=/weights \
     RESNET50_SERVER=127.0.0.1:50051 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER resnet50
+USER 10001
 VOLUME /weights
 EXPOSE 50051
 # Loading and warming up takes its time; until then the server says NOT_SERVING.

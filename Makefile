@@ -23,13 +23,14 @@ serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
 test: $(VENV)/installed  ## Run all tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/installed  ## Lint, types, stub drift, proto lint
+check: $(VENV)/installed  ## Lint, types, stub drift, proto and Dockerfile lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python protos/generate.py --descriptor-set .cache/protos.binpb
 	$(BIN)/buf lint .cache/protos.binpb --config buf.yaml
+	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/installed  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
