@@ -16,7 +16,8 @@ FROM python:3.12-slim
 RUN useradd --system --uid 10001 --create-home resnet50 \
     && install --directory --owner resnet50 /weights
 COPY --from=build /wheels /wheels
-# hadolint ignore=DL3013  what is installed is the wheel made above
+# What is installed is the wheel made above, which names its versions.
+# hadolint ignore=DL3013
 RUN wheel="$(ls /wheels/*.whl)" \
     && pip install --no-cache-dir "${wheel}[server,cli]" \
     && rm -r /wheels

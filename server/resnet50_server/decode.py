@@ -16,15 +16,14 @@ from typing import TypeAlias
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch.nn import functional
 
 from resnet50.v1 import image_pb2
 
 from .errors import InvalidImage
 from .pixels import RawPixels, raw_to_rgb, take_raw
+from .resample import resample
 from .transform import Transform
 
 # The formats of the contract. Pillow's JPEG reader also gives "MPO", a JPEG with more pictures.
@@ -159,7 +158,8 @@ def decode(source: Source, transform: Transform, limits: ImageLimits) -> NDArray
         pixels = _decode_encoded(source, transform, limits)
     else:
         _check_resized("image.raw", source.height, source.width, transform, limits)
-        pixels = raw_to_rgb(source)
+        size = transform.resized(source.height, source.width)
+        pixels = raw_to_rgb(source, size, transform.interpolation)
     return resize_and_crop(pixels, transform)
 
 
@@ -179,15 +179,7 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
     height, width = pixels.shape[:2]
     size = transform.resized(height, width)
     if size != (height, width):
-        antialias = transform.interpolation != "nearest"
-        resized = functional.interpolate(
-            torch.from_numpy(pixels).permute(2, 0, 1)[None],
-            size=list(size),
-            mode=transform.interpolation,
-            align_corners=False if antialias else None,
-            antialias=antialias,
-        )
-        pixels = resized[0].permute(1, 2, 0).numpy()
+        pixels = resample(pixels, size, transform.interpolation)
     top, left = transform.crop_origin(*size)
     crop = transform.crop
     if top < 0 or left < 0:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from resnet50.v1 import image_pb2
 
 from .errors import InvalidImage
+from .resample import resample
+from .transform import Interpolation
 
 _CHANNELS = {
     image_pb2.PIXEL_FORMAT_RGB: 3,
@@ -113,12 +115,27 @@ def _check(raw: RawPixels, max_pixels: int) -> None:
         )
 
 
-def raw_to_rgb(raw: RawPixels) -> NDArray[np.uint8]:
-    """Return a checked raw image as uint8 [height, width, 3]."""
+def raw_to_rgb(
+    raw: RawPixels,
+    size: tuple[int, int] | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> NDArray[np.uint8]:
+    """Return a checked raw image as RGB.
+
+    Args:
+        raw: The image.
+        size: Height and width that it will be resized to, if it will. Planes of a camera format
+            are made smaller before they are converted: both are linear, so the order matters by
+            rounding only, and half the pixels of RGB are resampled and few are converted.
+        interpolation: How it will be resized.
+
+    Returns:
+        uint8 [height, width, 3], of the image's own size or, for a camera format, of `size`.
+    """
     height, width = raw.height, raw.width
     content = np.frombuffer(raw.pixels, dtype=np.uint8)
     if raw.pixel_format in _PLANAR:
-        return _yuv_to_rgb(raw, content)
+        return _yuv_to_rgb(raw, content, size, interpolation)
     channels = _CHANNELS[raw.pixel_format]
     stride = raw.row_stride_bytes or width * channels
     rows = _rows(content, height, stride, width * channels).reshape(height, width, channels)
@@ -167,23 +184,37 @@ def _rows(content: NDArray[np.uint8], rows: int, stride: int, used: int) -> NDAr
     )
 
 
-def _yuv_to_rgb(raw: RawPixels, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _yuv_to_rgb(
+    raw: RawPixels,
+    content: NDArray[np.uint8],
+    size: tuple[int, int] | None,
+    interpolation: Interpolation,
+) -> NDArray[np.uint8]:
     planes, offset = [], 0
     for rows, plane_stride, used in _planes(raw):
         planes.append(_rows(content[offset:], rows, plane_stride, used))
         offset += rows * plane_stride
     luma = planes[0]
     if raw.pixel_format == image_pb2.PIXEL_FORMAT_NV12:
-        u, v = planes[1][:, 0::2], planes[1][:, 1::2]
+        chroma = planes[1].reshape(raw.height // 2, raw.width // 2, 2)
     else:
-        u, v = planes[1], planes[2]
+        chroma = np.stack([planes[1], planes[2]], axis=-1)
+    if size is not None and size[0] < raw.height and size[1] < raw.width:
+        # Copies, since torch refuses memory that it may not write to.
+        luma = resample(np.array(luma)[:, :, None], size, interpolation)[:, :, 0]
+        return _convert(luma, resample(np.array(chroma), size, interpolation))
     rgb = np.empty((raw.height, raw.width, 3), dtype=np.uint8)
     # In strips, so that the float intermediates stay in the cache and never weigh much.
     for top in range(0, raw.height, _STRIP_ROWS):
         strip, half = slice(top, top + _STRIP_ROWS), slice(top // 2, (top + _STRIP_ROWS) // 2)
-        # Chroma has a quarter of the samples: weigh it there, then repeat it over 2 x 2 pixels.
-        chroma = np.stack([u[half], v[half]], axis=-1).astype(np.float32) - 128.0
-        weighed = (chroma @ _YUV_TO_RGB[:, 1:].T).repeat(2, axis=0).repeat(2, axis=1)
-        weighed += ((luma[strip].astype(np.float32) - 16.0) * _YUV_TO_RGB[0, 0])[..., None]
-        rgb[strip] = np.rint(weighed, out=weighed).clip(0, 255)
+        doubled = chroma[half].repeat(2, axis=0).repeat(2, axis=1)
+        rgb[strip] = _convert(luma[strip], doubled)
     return rgb
+
+
+def _convert(luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return uint8 RGB [H, W, 3] of Y [H, W] and U, V [H, W, 2]."""
+    rgb = (chroma.astype(np.float32) - 128.0) @ _YUV_TO_RGB[:, 1:].T
+    rgb += ((luma.astype(np.float32) - 16.0) * _YUV_TO_RGB[0, 0])[..., None]
+    converted: NDArray[np.uint8] = np.rint(rgb, out=rgb).clip(0, 255).astype(np.uint8)
+    return converted

@@ -8,6 +8,7 @@ from resnet50.v1 import image_pb2
 from resnet50_server.decode import ImageLimits, source_of
 from resnet50_server.errors import InvalidImage
 from resnet50_server.pixels import raw_to_rgb, take_raw
+from resnet50_server.resample import resample
 
 LIMITS = ImageLimits()
 RGB = np.asarray(photo_like(32, 24))
@@ -121,3 +122,18 @@ def test_yuv_of_a_tall_frame_is_that_of_its_parts():
     for top in range(0, 110, 2):
         part = luma[top : top + 2].tobytes() + chroma[top // 2].tobytes()
         assert (tall[top : top + 2] == shown(raw(part, "NV12", height=2))).all()
+
+
+@pytest.mark.parametrize("format", ["NV12", "I420"])
+def test_frame_made_smaller_before_it_is_converted_looks_like_one_made_smaller_after(format):
+    whole = photo_like(640, 480)
+    y, u, v = (np.asarray(plane) for plane in whole.convert("YCbCr").split())
+    # Pillow's YCbCr is of full range; what matters here is that all three planes vary.
+    u, v = (np.ascontiguousarray(plane[::2, ::2]) for plane in (u, v))
+    chroma = np.dstack([u, v]).tobytes() if format == "NV12" else u.tobytes() + v.tobytes()
+    frame = take_raw(raw(y.tobytes() + chroma, format, 640, 480), LIMITS.max_pixels)
+    before = raw_to_rgb(frame, (232, 309), "bilinear").astype(int)
+    after = resample(raw_to_rgb(frame), (232, 309), "bilinear").astype(int)
+    assert before.shape == after.shape == (232, 309, 3)
+    assert np.abs(before - after).mean() < 1.0
+    assert np.percentile(np.abs(before - after), 99) <= 4
