@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from .admission import Admission, Place
-from .decode import ImageLimits, Source, decode, length_of
+from .decode import ImageLimits, Source, decode, is_at_hand, length_of
 from .decode_pool import DecodePool
 from .errors import DeadlineUnreachable, Overloaded
 from .held import HeldVariant
@@ -93,11 +93,15 @@ class Pipeline:
     async def compute(self, source: Source, job: Job) -> Answer:
         """Compute an image that has its place in the server already; as `answer` otherwise."""
         started = time.perf_counter()
-        pixels = await self.decode_pool.run(
-            partial(decode, source, job.variant.definition.transform, self.limits),
-            deadline=job.deadline,
-            flow=job.flow,
-        )
+        transform = job.variant.definition.transform
+        if is_at_hand(source, transform):
+            pixels = decode(source, transform, self.limits)
+        else:
+            pixels = await self.decode_pool.run(
+                partial(decode, source, transform, self.limits),
+                deadline=job.deadline,
+                flow=job.flow,
+            )
         decode_s = time.perf_counter() - started
         if job.deadline is not None and asyncio.get_running_loop().time() >= job.deadline:
             raise DeadlineUnreachable("the deadline passed while the image was decoded")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from clients import KINDS, Caller, items
 from pictures import encode, photo_like
+from PIL import Image
 from serving import server_processes, serving
 
 import resnet50_client
@@ -269,6 +270,15 @@ async def test_large_file_travels_in_chunks_by_itself(kind):
         assert len(uploads) == 2
         with pytest.raises(resnet50_client.InvalidImageError, match="max_image_bytes"):
             await client.classify(large + bytes(8 * 2**20))
+
+
+async def test_twenty_megabyte_png_is_classified(kind):
+    noise = np.random.default_rng(0).integers(0, 256, (2600, 2600, 3), dtype=np.uint8)
+    large = encode(Image.fromarray(noise), compress_level=1)
+    assert len(large) > 20_000_000
+    async with serving() as server, Caller(kind, server.addresses[0]) as client:
+        result = await client.classify(large)
+    assert len(result) == 5
 
 
 def test_frame_answers_say_what_became_of_the_frame():

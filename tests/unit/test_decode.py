@@ -15,8 +15,9 @@ from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from resnet50.v1 import image_pb2
-from resnet50_server.decode import ImageLimits, decode, source_of
+from resnet50_server.decode import ImageLimits, decode, is_at_hand, source_of
 from resnet50_server.errors import InvalidImage
+from resnet50_server.pixels import RawPixels
 from resnet50_server.transform import Transform
 
 LIMITS = ImageLimits()
@@ -284,3 +285,23 @@ def test_missing_memory_is_not_the_images_fault(monkeypatch):
     monkeypatch.setattr("resnet50_server.decode._decode_pillow", fail)
     with pytest.raises(MemoryError):
         decoded(encode(picture()))
+
+
+@pytest.mark.parametrize(
+    ("format", "width", "height", "at_hand"),
+    [
+        ("RGB", 48, 32, True),
+        ("GRAY", 32, 32, True),
+        ("BGR", 32, 32, False),
+        ("NV12", 32, 32, False),
+        ("RGB", 64, 64, False),
+        ("RGB", 32, 31, False),
+    ],
+)
+def test_only_what_is_just_copied_is_decoded_without_a_thread(format, width, height, at_hand):
+    pixel_format = image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{format}")
+    assert is_at_hand(RawPixels(width, height, pixel_format, 0, b""), SQUARE) is at_hand
+
+
+def test_files_are_never_decoded_without_a_thread():
+    assert not is_at_hand(encode(picture(32, 32)), SQUARE)
