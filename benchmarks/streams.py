@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import numpy as np
+from process import cpu_s, resident_kib, server
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient
@@ -33,31 +29,6 @@ STREAMS = 10
 SECONDS = 10.0
 ALPHA_MS, BETA_MS, BATCH = 20.0, 1.0, 16
 IDLE = 1000
-
-
-@contextmanager
-def server(*arguments: str) -> Iterator[tuple[str, int]]:
-    """Run a server; give its address and process id."""
-    command = [sys.executable, "-m", "resnet50_server", "serve", "--listen", "127.0.0.1:0"]
-    command += ["--variants", "IMAGENET1K_V2", "--log-level", "warning", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process.stdout.readline().split()[-1], process.pid
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time that a process has used, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_kib(pid: int) -> int:
-    """Return the memory that a process holds, in KiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def picture(side: int) -> bytes:

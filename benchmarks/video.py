@@ -10,19 +10,16 @@ decoding alone; the server's is that of its process. Servers are started on this
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 import av
 from PIL import Image
+from process import cpu_s, server
 
 from resnet50_client import Client, VideoFrame, frames_from_video
 
@@ -32,26 +29,6 @@ TURNS = 3
 FPS = 30
 BATCH_FRAMES = 3
 AGE_S = 20.0
-SERVER = [sys.executable, "-m", "resnet50_server", "serve", "--listen", "127.0.0.1:0"]
-
-
-@contextmanager
-def server(*arguments: str) -> Iterator[tuple[str, int]]:
-    """Run a server; give its address and process id."""
-    command = [*SERVER, "--variants", "IMAGENET1K_V2", "--log-level", "warning", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None  # a pipe, as asked for
-    try:
-        yield process.stdout.readline().split()[-1], process.pid
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time that a process has used, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def make_clip(path: Path, width: int, height: int, frames: int) -> None:
