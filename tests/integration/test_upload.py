@@ -95,7 +95,8 @@ async def test_digest_is_verified():
         ([options(), Request(chunk=JPEG[:100]), options()], "options: after the first message"),
         ([options(), Request(chunk=JPEG[:100]), Request()], "chunk: after the first message"),
         ([options(), Request(chunk=JPEG[:5000])], "truncated"),
-        ([options(), Request(chunk=JPEG[:3])], "not a readable JPEG"),
+        ([options(), Request(chunk=JPEG[:3])], "its header is not complete"),
+        ([options(), Request(chunk=b"text")], "not a readable JPEG"),
         ([options(top_k=5000), Request(chunk=JPEG)], "options.top_k"),
     ],
 )
