@@ -69,8 +69,8 @@ def frames_from_video(
             the decoder where it gives these; BT.709, full range, more than 8 bits, other chroma and
             RGB become BT.601 limited range I420. An odd last column or row is cut off.
             A file that names no matrix counts as BT.601.
-            "jpeg" gives an image file's bytes: a fifth of "raw" or less, and less work for the
-            server, which decodes large ones at reduced size, for CPU time here.
+            "jpeg" gives an image file's bytes: a fifth of "raw" or less, and a little less work
+            for the server, for more CPU time here (figures in docs/streaming.md).
         jpeg_quality: Of encoding "jpeg", 1 to 100.
 
     Raises:
