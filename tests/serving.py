@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import grpc
 
 from resnet50_server.app import Server
+from resnet50_server.engine.protocol import Engine
 from resnet50_server.settings import Settings
 
 
@@ -36,6 +37,16 @@ async def serving(**settings) -> AsyncIterator[Server]:
 async def connected(server: Server) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
         yield channel
+
+
+def engines_of(server: Server) -> list[Engine]:
+    """Return a server's engines: patch these, not their class, whose other instances may still
+    compute what a stopped server has left behind."""
+    return [
+        queue.engine
+        for scheduler in server._devices._schedulers.values()
+        for queue in scheduler._queues.values()
+    ]
 
 
 class ServerProcess:

@@ -188,22 +188,22 @@ async def serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stopping.set)
     starting = asyncio.create_task(server.start())
     stopped = asyncio.create_task(stopping.wait())
+    stopped.add_done_callback(_exit_on_next_signal)
     try:
         await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            # Nothing has been accepted yet, and a thread that reads a file or downloads one cannot
-            # be cancelled: whoever stops the process should not have to wait for it.
+            # Variants that are loaded already finish what they have. The thread that still reads or
+            # downloads the next one cannot be cancelled, and is not waited for.
             log.info("stopping: asked to, while loading")
-            logging.shutdown()
-            os._exit(0)
+            starting.cancel()
+            await asyncio.wait([starting])
+            return 0
         try:
             await starting
         except (WeightsError, OSError, RuntimeError) as error:
             # torch raises RuntimeError and its subclasses, such as OutOfMemoryError.
             print(f"resnet50-server: {_text(error)}", file=sys.stderr)
             return 1
-        # Whoever asks twice does not want to wait for the drain.
-        stopped.add_done_callback(lambda _: _exit_on_signal(loop))
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
         broken = asyncio.create_task(server.broken.wait())
@@ -217,9 +217,12 @@ async def serve(settings: Settings) -> int:
         await server.stop()
 
 
-def _exit_on_signal(loop: asyncio.AbstractEventLoop) -> None:
+def _exit_on_next_signal(stopped: asyncio.Task[bool]) -> None:
+    """Once asked to stop: whoever asks again does not want to wait for the drain."""
+    if stopped.cancelled():
+        return
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, os._exit, 128 + number)
+        stopped.get_loop().add_signal_handler(number, os._exit, 128 + number)
 
 
 def _text(error: Exception) -> str:

@@ -233,10 +233,11 @@ class Scheduler:
             )
             queue.latency.observe(len(entries), output.compute_s)
             queue.measured_at, self._failures = loop.time(), 0
+            finite = _finite(output)
             for position, waiting in enumerate(entries):
                 if waiting.future.done():
                     continue
-                if not np.isfinite(output.probabilities[position]).all():
+                if not finite[position]:
                     failure = EngineFailed("the network's answer is not a number")
                     waiting.future.set_exception(failure)
                 else:
@@ -273,6 +274,14 @@ class Scheduler:
         self._fail_all(EngineFailed("the batch scheduler died"))
         if self._on_broken is not None:
             self._on_broken(error)
+
+
+def _finite(output: BatchOutput) -> NDArray[np.bool_]:
+    """Return for each image of a batch whether its answer is made of numbers: bool [N]."""
+    finite = np.asarray(np.isfinite(output.probabilities).all(axis=1))
+    if output.embeddings is not None:
+        finite = finite & np.isfinite(output.embeddings).all(axis=1)
+    return finite
 
 
 def _result(

@@ -21,6 +21,8 @@ import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient, Client, RetryPolicy
 from resnet50_client.errors import ERRORS
+from resnet50_server.batcher import Scheduler
+from resnet50_server.errors import QueueFull
 
 RGB = np.asarray(photo_like(64, 48))
 PNG = encode(Image.fromarray(RGB))
@@ -421,15 +423,24 @@ def test_closed_clients_leave_no_thread_behind():
             time.sleep(0.01)
 
 
-async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind):
+async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind, monkeypatch):
+    refused = asyncio.Event()
+    submit = Scheduler.submit
+
+    def watched(*arguments, **options):
+        try:
+            return submit(*arguments, **options)
+        except QueueFull:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(Scheduler, "submit", watched)
     settings = {"engine": "timed", "timed_alpha_ms": 300, "max_queue_size": 1, "max_batch_size": 1}
     async with serving(**settings) as server:
         policy = RetryPolicy(overload_attempts=1000)
         client = Caller(kind, server.addresses[0], retry=policy)
         calls = [asyncio.ensure_future(client.classify(PNG)) for _ in range(8)]
-        while server._admission.requests < 2:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        await refused.wait()
         await client.close()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
     kinds = {type(outcome).__name__ for outcome in outcomes}

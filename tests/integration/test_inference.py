@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pictures import encode, picture
-from serving import connected, server_processes, serving
+from serving import connected, engines_of, server_processes, serving
 
 from resnet50.v1 import (
     image_pb2,
@@ -19,7 +19,6 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_server.engine.synthetic import NullEngine
 
 PNG = encode(picture())
 
@@ -119,9 +118,10 @@ async def test_bad_input_never_reaches_the_engine(monkeypatch):
     async with serving(max_image_bytes=60_000) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         runs = []
-        run = NullEngine.run
+        (engine,) = engines_of(server)
+        run = engine.run
         monkeypatch.setattr(
-            NullEngine, "run", lambda *arguments: runs.append(arguments) or run(*arguments)
+            engine, "run", lambda *arguments: runs.append(arguments) or run(*arguments)
         )
         raw = image_pb2.RawImage(width=8, height=8, pixel_format=99, pixels=bytes(192))
         bad = [
@@ -138,7 +138,7 @@ async def test_bad_input_never_reaches_the_engine(monkeypatch):
         pairs = [request for pair in zip(bad, good, strict=True) for request in pair]
         outcomes = await asyncio.gather(*map(stub.Classify, pairs), return_exceptions=True)
     assert [isinstance(one, grpc.RpcError) for one in outcomes] == [True, False] * 8
-    assert sum(len(images) for _, images, *_ in runs) == 8
+    assert sum(len(images) for images, *_ in runs) == 8
 
 
 @pytest.mark.parametrize("method", ["Classify", "Embed", "ClassifyUpload", "ClassifyStream"])

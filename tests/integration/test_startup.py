@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import os
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import weights
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pictures import encode, picture
-from serving import connected, server_processes, serving
+from serving import connected, engines_of, server_processes, serving
 
 import resnet50_server.app
 import resnet50_server.held
@@ -379,8 +380,8 @@ class StallingDownload(http.server.BaseHTTPRequestHandler):
 def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
     script = (
         "import sys; from torchvision.models import ResNet50_Weights as weights;"
-        " from resnet50_server.__main__ import main;"
-        " weights.IMAGENET1K_V2.value.url = sys.argv[1]; sys.exit(main(sys.argv[2:]))"
+        " from resnet50_server.__main__ import run;"
+        " weights.IMAGENET1K_V2.value.url = sys.argv.pop(1); run()"
     )
     arguments = ["serve", "--listen", "127.0.0.1:0", "--variants", "IMAGENET1K_V2"]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StallingDownload) as peer:
@@ -402,6 +403,52 @@ def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
             peer.shutdown()
     assert process.returncode == 0, errors
     assert "while loading" in errors
+
+
+async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(monkeypatch):
+    """The first variant answers while the second one is still being loaded."""
+    hold, second = resnet50_server.app.hold, asyncio.Event()
+    entered, gate = asyncio.Event(), threading.Event()
+    loop, started = asyncio.get_running_loop(), []
+
+    async def slow_hold(definition, *arguments):
+        if started:
+            await second.wait()  # for ever
+        started.append(definition)
+        return await hold(definition, *arguments)
+
+    monkeypatch.setattr(resnet50_server.app, "hold", slow_hold)
+    servers, start = [], Server.start
+
+    async def watched_start(server):
+        servers.append(server)
+        await start(server)
+
+    monkeypatch.setattr(Server, "start", watched_start)
+    settings = Settings(
+        listen=["127.0.0.1:0"], variants=["IMAGENET1K_V1", "IMAGENET1K_V2"], engine="null"
+    )
+    serving_task = asyncio.create_task(serve(settings))
+    await until(lambda: started and servers[0].addresses)
+    async with grpc.aio.insecure_channel(servers[0].addresses[0]) as channel:
+        await classify(channel, "IMAGENET1K_V1", wait_for_ready=True)
+
+        (engine,) = engines_of(servers[0])
+        run = engine.run
+
+        def gated(*arguments):
+            loop.call_soon_threadsafe(entered.set)
+            gate.wait(60)
+            return run(*arguments)
+
+        monkeypatch.setattr(engine, "run", gated)
+        call = classify(channel, "IMAGENET1K_V1")
+        await entered.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: servers[0]._admission.draining)
+        gate.set()
+        assert (await call).variant.name == "IMAGENET1K_V1"
+    assert await serving_task == 0
 
 
 async def test_caller_that_watches_the_health_does_not_hold_up_the_drain():

@@ -6,10 +6,10 @@ from collections import Counter
 import grpc
 import pytest
 from pictures import encode, photo_like, picture
-from serving import connected, serving
+from serving import connected, engines_of, serving
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
-from resnet50_server.engine.synthetic import NullEngine
+from resnet50_server.app import Server
 
 PNG = encode(picture(32, 32))
 ORDERED, LATEST = inference_pb2.DELIVERY_ORDERED, inference_pb2.DELIVERY_LATEST
@@ -138,19 +138,20 @@ async def test_unknown_variant_ends_the_stream_with_not_found():
 class Gate:
     """An engine that computes a batch each time it is let."""
 
-    def __init__(self, monkeypatch) -> None:
+    def __init__(self, server: Server, monkeypatch) -> None:
         self.batches: list[int] = []
         self.loop = asyncio.get_running_loop()
         self.entered: asyncio.Queue[int] = asyncio.Queue()
         self.permits = asyncio.Queue()
-        run = NullEngine.run
+        (engine,) = engines_of(server)
+        run = engine.run
 
-        def gated(engine, images, *arguments):
+        def gated(images, *arguments):
             self.loop.call_soon_threadsafe(self.entered.put_nowait, len(images))
             asyncio.run_coroutine_threadsafe(self.permits.get(), self.loop).result()
-            return run(engine, images, *arguments)
+            return run(images, *arguments)
 
-        monkeypatch.setattr(NullEngine, "run", gated)
+        monkeypatch.setattr(engine, "run", gated)
 
     def let(self, batches: int = 1) -> None:
         for _ in range(batches):
@@ -159,7 +160,7 @@ class Gate:
 
 async def test_latest_computes_the_newest_and_says_what_it_dropped(monkeypatch):
     async with serving() as server, connected(server) as channel:
-        gate = Gate(monkeypatch)
+        gate = Gate(server, monkeypatch)
         call = open_stream(channel)
         await call.write(config(LATEST))
         await call.write(frame(0))
@@ -219,7 +220,7 @@ async def test_latest_keeps_answers_fresh_when_frames_come_three_times_too_fast(
 
 async def test_ordered_stream_holds_its_sender_back(monkeypatch):
     async with serving(max_frames_in_flight=4, max_batch_size=1) as server:
-        gate = Gate(monkeypatch)
+        gate = Gate(server, monkeypatch)
         async with connected(server) as channel:
             call = open_stream(channel)
             await call.write(config(max_in_flight=1000))
@@ -240,6 +241,8 @@ async def test_ordered_stream_holds_its_sender_back(monkeypatch):
             while written != before:
                 before = written
                 await asyncio.sleep(0.3)
+            while server._admission.requests < 4:
+                await asyncio.sleep(0.01)
             assert server._admission.requests == 4
             assert written * len(big) < 12 * 2**20 < 400 * len(big)
             gate.let(400)
@@ -284,7 +287,7 @@ async def test_caller_that_reads_no_answers_stops_being_read(delivery):
 
 async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
     async with serving(max_batch_size=1) as server:
-        gate = Gate(monkeypatch)
+        gate = Gate(server, monkeypatch)
         async with connected(server) as channel:
             call = open_stream(channel)
             await call.write(config())
@@ -306,7 +309,7 @@ async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
 
 async def test_draining_server_answers_what_it_has_and_names_the_last_frame(monkeypatch):
     async with serving(max_batch_size=1) as server:
-        gate = Gate(monkeypatch)
+        gate = Gate(server, monkeypatch)
         async with connected(server) as channel:
             call, idle = open_stream(channel), open_stream(channel)
             for one in (call, idle):
@@ -333,7 +336,7 @@ async def test_draining_server_answers_what_it_has_and_names_the_last_frame(monk
 async def test_frame_that_waits_for_room_when_the_drain_begins_is_not_answered(monkeypatch):
     """Whoever sent it sends it to another server; an error in its place would look final."""
     async with serving(max_requests=2, max_batch_size=1) as server:
-        gate = Gate(monkeypatch)
+        gate = Gate(server, monkeypatch)
         async with connected(server) as channel:
             call = open_stream(channel)
             await call.write(config(max_in_flight=8))
@@ -369,7 +372,7 @@ async def test_silent_stream_is_ended_if_the_server_says_so():
 
 async def test_stream_waits_where_a_single_call_is_refused(monkeypatch):
     async with serving(max_requests=2, max_batch_size=1) as server:
-        gate = Gate(monkeypatch)
+        gate = Gate(server, monkeypatch)
         async with connected(server) as channel:
             streaming = asyncio.create_task(
                 converse(channel, config(), *(frame(number) for number in range(6)))

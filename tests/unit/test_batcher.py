@@ -37,6 +37,7 @@ class FakeEngine:
         probabilities = np.full((len(numbers), top_k), 0.5, dtype=np.float32)
         probabilities[[number == self.without_answer for number in numbers]] = np.nan
         embeddings = np.array([[number] for number in numbers], dtype=np.float32)
+        embeddings[[number == self.without_answer for number in numbers]] = np.inf
         duration = self.alpha + self.beta * len(numbers)
         return BatchOutput(
             indices, probabilities, embeddings if with_embeddings else None, duration
@@ -306,6 +307,8 @@ async def test_answer_that_is_not_a_number_fails_its_request_and_not_its_neighbo
     broken, good = await asyncio.gather(bench.submit(1), bench.submit(2), return_exceptions=True)
     assert isinstance(broken, EngineFailed)
     assert good.indices.tolist() == [2]
+    with pytest.raises(EngineFailed, match="not a number"):
+        await bench.submit(1, top_k=0, with_embedding=True)
 
 
 @in_virtual_time
