@@ -24,37 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19resnet50/v1/variant.proto\x12\x0bresnet50.v1\"\xb5\x03\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.resnet50.v1.VariantState\x12\x16\n\x0eserver_default\x18\x04 \x01(\x08\x12\x0f\n\x07trained\x18\x05 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x17\n\x0fparameter_count\x18\x07 \x01(\x04\x12\x1b\n\x13\x65mbedding_dimension\x18\x08 \x01(\r\x12\x17\n\x0f\x65mbedding_space\x18\t \x01(\t\x12\x16\n\x0e\x63\x61tegory_count\x18\n \x01(\r\x12\x12\n\ncategories\x18\x0b \x03(\t\x12)\n\ttransform\x18\x0c \x01(\x0b\x32\x16.resnet50.v1.Transform\x12:\n\x12published_accuracy\x18\r \x01(\x0b\x32\x1e.resnet50.v1.PublishedAccuracy\x12\x11\n\tprecision\x18\x0e \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0f \x01(\t\x12\x0e\n\x06\x65ngine\x18\x10 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x11 \x01(\t\"[\n\tTransform\x12\x0e\n\x06resize\x18\x01 \x01(\r\x12\x0c\n\x04\x63rop\x18\x02 \x01(\r\x12\x0c\n\x04mean\x18\x03 \x03(\x02\x12\x0b\n\x03std\x18\x04 \x03(\x02\x12\x15\n\rinterpolation\x18\x05 \x01(\t\"Z\n\x11PublishedAccuracy\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63_at_1\x18\x02 \x01(\x02\x12\x15\n\x08\x61\x63\x63_at_5\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x0b\n\t_acc_at_5\"\x15\n\x13ListVariantsRequest\">\n\x14ListVariantsResponse\x12&\n\x08variants\x18\x01 \x03(\x0b\x32\x14.resnet50.v1.Variant\"!\n\x11GetVariantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12GetVariantResponse\x12%\n\x07variant\x18\x01 \x01(\x0b\x32\x14.resnet50.v1.Variant\"\"\n\x12LoadVariantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13LoadVariantResponse\x12%\n\x07variant\x18\x01 \x01(\x0b\x32\x14.resnet50.v1.Variant\"$\n\x14UnloadVariantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x15UnloadVariantResponse\x12%\n\x07variant\x18\x01 \x01(\x0b\x32\x14.resnet50.v1.Variant*\x97\x01\n\x0cVariantState\x12\x1d\n\x19VARIANT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VARIANT_STATE_LOADING\x10\x01\x12\x17\n\x13VARIANT_STATE_READY\x10\x02\x12\x1a\n\x16VARIANT_STATE_DRAINING\x10\x03\x12\x18\n\x14VARIANT_STATE_FAILED\x10\x04\x32\xde\x02\n\x0eVariantService\x12S\n\x0cListVariants\x12 .resnet50.v1.ListVariantsRequest\x1a!.resnet50.v1.ListVariantsResponse\x12M\n\nGetVariant\x12\x1e.resnet50.v1.GetVariantRequest\x1a\x1f.resnet50.v1.GetVariantResponse\x12P\n\x0bLoadVariant\x12\x1f.resnet50.v1.LoadVariantRequest\x1a .resnet50.v1.LoadVariantResponse\x12V\n\rUnloadVariant\x12!.resnet50.v1.UnloadVariantRequest\x1a\".resnet50.v1.UnloadVariantResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19resnet50/v1/variant.proto\x12\x0bresnet50.v1\"\x92\x04\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.resnet50.v1.VariantState\x12\x16\n\x0eserver_default\x18\x04 \x01(\x08\x12\x0f\n\x07trained\x18\x05 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x17\n\x0fparameter_count\x18\x07 \x01(\x04\x12\x1b\n\x13\x65mbedding_dimension\x18\x08 \x01(\r\x12\x17\n\x0f\x65mbedding_space\x18\t \x01(\t\x12\x16\n\x0e\x63\x61tegory_count\x18\n \x01(\r\x12\x12\n\ncategories\x18\x0b \x03(\t\x12)\n\ttransform\x18\x0c \x01(\x0b\x32\x16.resnet50.v1.Transform\x12:\n\x12published_accuracy\x18\r \x01(\x0b\x32\x1e.resnet50.v1.PublishedAccuracy\x12\x11\n\tprecision\x18\x0e \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0f \x01(\t\x12\x0e\n\x06\x65ngine\x18\x10 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x11 \x01(\t\x12*\n\x07latency\x18\x12 \x01(\x0b\x32\x19.resnet50.v1.BatchLatency\x12/\n\x0cquantization\x18\x13 \x01(\x0b\x32\x19.resnet50.v1.Quantization\"1\n\x0c\x42\x61tchLatency\x12\x10\n\x08\x61lpha_ms\x18\x01 \x01(\x01\x12\x0f\n\x07\x62\x65ta_ms\x18\x02 \x01(\x01\"v\n\x0cQuantization\x12\x1a\n\x12\x63\x61libration_images\x18\x01 \x01(\r\x12\x17\n\x0f\x63ompared_images\x18\x02 \x01(\r\x12\x17\n\x0ftop_1_agreement\x18\x03 \x01(\x02\x12\x18\n\x10\x65mbedding_cosine\x18\x04 \x01(\x02\"[\n\tTransform\x12\x0e\n\x06resize\x18\x01 \x01(\r\x12\x0c\n\x04\x63rop\x18\x02 \x01(\r\x12\x0c\n\x04mean\x18\x03 \x03(\x02\x12\x0b\n\x03std\x18\x04 \x03(\x02\x12\x15\n\rinterpolation\x18\x05 \x01(\t\"Z\n\x11PublishedAccuracy\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63_at_1\x18\x02 \x01(\x02\x12\x15\n\x08\x61\x63\x63_at_5\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x0b\n\t_acc_at_5\"\x15\n\x13ListVariantsRequest\">\n\x14ListVariantsResponse\x12&\n\x08variants\x18\x01 \x03(\x0b\x32\x14.resnet50.v1.Variant\"!\n\x11GetVariantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12GetVariantResponse\x12%\n\x07variant\x18\x01 \x01(\x0b\x32\x14.resnet50.v1.Variant\"\"\n\x12LoadVariantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13LoadVariantResponse\x12%\n\x07variant\x18\x01 \x01(\x0b\x32\x14.resnet50.v1.Variant\"$\n\x14UnloadVariantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x15UnloadVariantResponse\x12%\n\x07variant\x18\x01 \x01(\x0b\x32\x14.resnet50.v1.Variant*\x97\x01\n\x0cVariantState\x12\x1d\n\x19VARIANT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VARIANT_STATE_LOADING\x10\x01\x12\x17\n\x13VARIANT_STATE_READY\x10\x02\x12\x1a\n\x16VARIANT_STATE_DRAINING\x10\x03\x12\x18\n\x14VARIANT_STATE_FAILED\x10\x04\x32\xde\x02\n\x0eVariantService\x12S\n\x0cListVariants\x12 .resnet50.v1.ListVariantsRequest\x1a!.resnet50.v1.ListVariantsResponse\x12M\n\nGetVariant\x12\x1e.resnet50.v1.GetVariantRequest\x1a\x1f.resnet50.v1.GetVariantResponse\x12P\n\x0bLoadVariant\x12\x1f.resnet50.v1.LoadVariantRequest\x1a .resnet50.v1.LoadVariantResponse\x12V\n\rUnloadVariant\x12!.resnet50.v1.UnloadVariantRequest\x1a\".resnet50.v1.UnloadVariantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'resnet50.v1.variant_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VARIANTSTATE']._serialized_start=1051
-  _globals['_VARIANTSTATE']._serialized_end=1202
+  _globals['_VARIANTSTATE']._serialized_start=1315
+  _globals['_VARIANTSTATE']._serialized_end=1466
   _globals['_VARIANT']._serialized_start=43
-  _globals['_VARIANT']._serialized_end=480
-  _globals['_TRANSFORM']._serialized_start=482
-  _globals['_TRANSFORM']._serialized_end=573
-  _globals['_PUBLISHEDACCURACY']._serialized_start=575
-  _globals['_PUBLISHEDACCURACY']._serialized_end=665
-  _globals['_LISTVARIANTSREQUEST']._serialized_start=667
-  _globals['_LISTVARIANTSREQUEST']._serialized_end=688
-  _globals['_LISTVARIANTSRESPONSE']._serialized_start=690
-  _globals['_LISTVARIANTSRESPONSE']._serialized_end=752
-  _globals['_GETVARIANTREQUEST']._serialized_start=754
-  _globals['_GETVARIANTREQUEST']._serialized_end=787
-  _globals['_GETVARIANTRESPONSE']._serialized_start=789
-  _globals['_GETVARIANTRESPONSE']._serialized_end=848
-  _globals['_LOADVARIANTREQUEST']._serialized_start=850
-  _globals['_LOADVARIANTREQUEST']._serialized_end=884
-  _globals['_LOADVARIANTRESPONSE']._serialized_start=886
-  _globals['_LOADVARIANTRESPONSE']._serialized_end=946
-  _globals['_UNLOADVARIANTREQUEST']._serialized_start=948
-  _globals['_UNLOADVARIANTREQUEST']._serialized_end=984
-  _globals['_UNLOADVARIANTRESPONSE']._serialized_start=986
-  _globals['_UNLOADVARIANTRESPONSE']._serialized_end=1048
-  _globals['_VARIANTSERVICE']._serialized_start=1205
-  _globals['_VARIANTSERVICE']._serialized_end=1555
+  _globals['_VARIANT']._serialized_end=573
+  _globals['_BATCHLATENCY']._serialized_start=575
+  _globals['_BATCHLATENCY']._serialized_end=624
+  _globals['_QUANTIZATION']._serialized_start=626
+  _globals['_QUANTIZATION']._serialized_end=744
+  _globals['_TRANSFORM']._serialized_start=746
+  _globals['_TRANSFORM']._serialized_end=837
+  _globals['_PUBLISHEDACCURACY']._serialized_start=839
+  _globals['_PUBLISHEDACCURACY']._serialized_end=929
+  _globals['_LISTVARIANTSREQUEST']._serialized_start=931
+  _globals['_LISTVARIANTSREQUEST']._serialized_end=952
+  _globals['_LISTVARIANTSRESPONSE']._serialized_start=954
+  _globals['_LISTVARIANTSRESPONSE']._serialized_end=1016
+  _globals['_GETVARIANTREQUEST']._serialized_start=1018
+  _globals['_GETVARIANTREQUEST']._serialized_end=1051
+  _globals['_GETVARIANTRESPONSE']._serialized_start=1053
+  _globals['_GETVARIANTRESPONSE']._serialized_end=1112
+  _globals['_LOADVARIANTREQUEST']._serialized_start=1114
+  _globals['_LOADVARIANTREQUEST']._serialized_end=1148
+  _globals['_LOADVARIANTRESPONSE']._serialized_start=1150
+  _globals['_LOADVARIANTRESPONSE']._serialized_end=1210
+  _globals['_UNLOADVARIANTREQUEST']._serialized_start=1212
+  _globals['_UNLOADVARIANTREQUEST']._serialized_end=1248
+  _globals['_UNLOADVARIANTRESPONSE']._serialized_start=1250
+  _globals['_UNLOADVARIANTRESPONSE']._serialized_end=1312
+  _globals['_VARIANTSERVICE']._serialized_start=1469
+  _globals['_VARIANTSERVICE']._serialized_end=1819
 # @@protoc_insertion_point(module_scope)

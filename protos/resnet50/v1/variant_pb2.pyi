@@ -74,6 +74,8 @@ class Variant(google.protobuf.message.Message):
     DEVICE_FIELD_NUMBER: builtins.int
     ENGINE_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
+    LATENCY_FIELD_NUMBER: builtins.int
+    QUANTIZATION_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "IMAGENET1K_V2" or "digits"."""
     state: global___VariantState.ValueType
@@ -97,7 +99,7 @@ class Variant(google.protobuf.message.Message):
     device: builtins.str
     """Where it runs: "cpu" or "cuda:0"."""
     engine: builtins.str
-    """What runs it: "torch", "null" or "timed"."""
+    """What runs it: "torch", "onnxruntime", "cuda-graphs", "null" or "timed"."""
     description: builtins.str
     """What it is, in a sentence or two."""
     @property
@@ -115,6 +117,14 @@ class Variant(google.protobuf.message.Message):
     @property
     def published_accuracy(self) -> global___PublishedAccuracy:
         """Accuracy as published by whoever trained the weights; absent if none is published."""
+
+    @property
+    def latency(self) -> global___BatchLatency:
+        """How long its batches take; absent until one has run."""
+
+    @property
+    def quantization(self) -> global___Quantization:
+        """How close int8 comes to the float weights it was made from; absent unless the server made it."""
 
     def __init__(
         self,
@@ -136,11 +146,67 @@ class Variant(google.protobuf.message.Message):
         device: builtins.str = ...,
         engine: builtins.str = ...,
         description: builtins.str = ...,
+        latency: global___BatchLatency | None = ...,
+        quantization: global___Quantization | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["published_accuracy", b"published_accuracy", "transform", b"transform"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "categories", b"categories", "category_count", b"category_count", "description", b"description", "device", b"device", "digest", b"digest", "embedding_dimension", b"embedding_dimension", "embedding_space", b"embedding_space", "engine", b"engine", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "published_accuracy", b"published_accuracy", "server_default", b"server_default", "state", b"state", "trained", b"trained", "transform", b"transform"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["latency", b"latency", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "transform", b"transform"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "categories", b"categories", "category_count", b"category_count", "description", b"description", "device", b"device", "digest", b"digest", "embedding_dimension", b"embedding_dimension", "embedding_space", b"embedding_space", "engine", b"engine", "latency", b"latency", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "server_default", b"server_default", "state", b"state", "trained", b"trained", "transform", b"transform"]) -> None: ...
 
 global___Variant = Variant
+
+@typing.final
+class BatchLatency(google.protobuf.message.Message):
+    """How long a batch takes: about alpha_ms + beta_ms * b for b images, learned from those that ran."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALPHA_MS_FIELD_NUMBER: builtins.int
+    BETA_MS_FIELD_NUMBER: builtins.int
+    alpha_ms: builtins.float
+    """Cost of a batch, in milliseconds."""
+    beta_ms: builtins.float
+    """Cost of an image in it, in milliseconds."""
+    def __init__(
+        self,
+        *,
+        alpha_ms: builtins.float = ...,
+        beta_ms: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alpha_ms", b"alpha_ms", "beta_ms", b"beta_ms"]) -> None: ...
+
+global___BatchLatency = BatchLatency
+
+@typing.final
+class Quantization(google.protobuf.message.Message):
+    """Int8 made by the server from float weights, against those weights in fp32, on images that were
+    not used to calibrate it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALIBRATION_IMAGES_FIELD_NUMBER: builtins.int
+    COMPARED_IMAGES_FIELD_NUMBER: builtins.int
+    TOP_1_AGREEMENT_FIELD_NUMBER: builtins.int
+    EMBEDDING_COSINE_FIELD_NUMBER: builtins.int
+    calibration_images: builtins.int
+    """How many images set the ranges of the activations."""
+    compared_images: builtins.int
+    """How many images were compared."""
+    top_1_agreement: builtins.float
+    """Share of the compared images whose first category is the same, 0 to 1."""
+    embedding_cosine: builtins.float
+    """Mean cosine of the compared images' embeddings with their fp32 ones, -1 to 1."""
+    def __init__(
+        self,
+        *,
+        calibration_images: builtins.int = ...,
+        compared_images: builtins.int = ...,
+        top_1_agreement: builtins.float = ...,
+        embedding_cosine: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calibration_images", b"calibration_images", "compared_images", b"compared_images", "embedding_cosine", b"embedding_cosine", "top_1_agreement", b"top_1_agreement"]) -> None: ...
+
+global___Quantization = Quantization
 
 @typing.final
 class Transform(google.protobuf.message.Message):

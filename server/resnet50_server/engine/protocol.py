@@ -30,8 +30,14 @@ class BatchOutput:
 class Engine(Protocol):
     """One variant, ready to compute on one device.
 
-    `run` blocks and is only ever called from the scheduler's one engine thread.
+    `run` blocks, and is only called from the engine threads of the device's scheduler: from one at
+    a time, unless the device has several (`Devices`).
+
+    Attributes:
+        needs_pixels: Whether `run` looks at the images; where it does not, none is decoded for it.
     """
+
+    needs_pixels: bool
 
     def run(
         self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
@@ -42,6 +48,13 @@ class Engine(Protocol):
             images: N arrays uint8 [crop, crop, 3], RGB.
             top_k: How many categories to return for each image; 0 for none.
             with_embeddings: Whether embeddings are wanted.
+        """
+        ...
+
+    def padded(self, images: int) -> int:
+        """Return how many images the device really computes for a batch of `images`.
+
+        A batch takes as long as the smallest size that was prepared and holds it.
         """
         ...
 

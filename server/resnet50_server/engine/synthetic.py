@@ -22,6 +22,8 @@ class NullEngine:
         categories: How many categories the variant has.
     """
 
+    needs_pixels = False
+
     def __init__(self, categories: int) -> None:
         logits = -np.arange(categories, dtype=np.float64)
         self._probabilities = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
@@ -42,6 +44,10 @@ class NullEngine:
             compute_s=time.perf_counter() - started,
         )
 
+    def padded(self, images: int) -> int:
+        """Return `images`: nothing is padded."""
+        return images
+
     def close(self) -> None:
         """Hold nothing, free nothing."""
 
@@ -54,6 +60,9 @@ class TimedEngine(NullEngine):
         alpha_ms: Cost of a batch, in milliseconds.
         beta_ms: Cost of an image, in milliseconds.
     """
+
+    # A GPU's callers wait for decoding too.
+    needs_pixels = True
 
     def __init__(self, categories: int, alpha_ms: float, beta_ms: float) -> None:
         super().__init__(categories)

@@ -25,6 +25,8 @@ class TorchEngine:
         precision: "fp32", "fp16" or "bf16"; "int8" for networks that are quantized already.
     """
 
+    needs_pixels = True
+
     def __init__(
         self, network: Network, transform: Transform, device: torch.device, precision: str
     ) -> None:
@@ -63,6 +65,10 @@ class TorchEngine:
         vectors = embeddings.float().cpu().numpy() if with_embeddings else None
         # The copies to the CPU have waited for the device.
         return BatchOutput(indices, probabilities, vectors, time.perf_counter() - started)
+
+    def padded(self, images: int) -> int:
+        """Return `images`: eager PyTorch takes any size."""
+        return images
 
     def close(self) -> None:
         """Give the weights' memory back."""
