@@ -19,9 +19,10 @@ COPY --from=build /wheels /wheels
 # What is installed is the wheel made above, which names its versions.
 # hadolint ignore=DL3013
 RUN wheel="$(ls /wheels/*.whl)" \
-    && pip install --no-cache-dir "${wheel}[server,cli]" \
+    && pip install --no-cache-dir "${wheel}[server,cpu,cli]" \
     && rm -r /wheels
 ENV TORCH_HOME=/weights \
+    RESNET50_CACHE_DIR=/weights/graphs \
     RESNET50_LISTEN=0.0.0.0:50051 \
     RESNET50_SERVER=127.0.0.1:50051 \
     NVIDIA_VISIBLE_DEVICES=all \

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 import torch
+
+# Servers that tests start keep nothing in the user's folders, and find nothing there.
+_cache = tempfile.TemporaryDirectory(prefix="resnet50-tests-")
+os.environ["RESNET50_CACHE_DIR"] = _cache.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

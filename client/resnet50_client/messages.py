@@ -19,6 +19,7 @@ from .results import (
     Classification,
     Embedding,
     PublishedAccuracy,
+    Quantization,
     Timing,
     Transform,
     Variant,
@@ -231,7 +232,7 @@ def embedding(
 
 def variant(message: variant_pb2.Variant) -> Variant:
     """Read one variant."""
-    accuracy = message.published_accuracy
+    accuracy, quantization = message.published_accuracy, message.quantization
     return Variant(
         name=message.name,
         aliases=tuple(message.aliases),
@@ -262,6 +263,14 @@ def variant(message: variant_pb2.Variant) -> Variant:
         device=message.device,
         engine=message.engine,
         description=message.description,
+        quantization=Quantization(
+            quantization.calibration_images,
+            quantization.compared_images,
+            quantization.top_1_agreement,
+            quantization.embedding_cosine,
+        )
+        if message.HasField("quantization")
+        else None,
     )
 
 

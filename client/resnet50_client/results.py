@@ -189,6 +189,23 @@ class PublishedAccuracy:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How close int8 that the server made comes to the float weights that it was made from.
+
+    Attributes:
+        calibration_images: How many images set the ranges of the activations.
+        compared_images: How many others were compared.
+        top_1_agreement: Share of those whose first category is the same, 0 to 1.
+        embedding_cosine: Mean cosine of their embeddings with the fp32 ones, -1 to 1.
+    """
+
+    calibration_images: int
+    compared_images: int
+    top_1_agreement: float
+    embedding_cosine: float
+
+
+@dataclass(frozen=True)
 class Variant:
     """One set of ResNet50 weights that the server serves.
 
@@ -208,8 +225,9 @@ class Variant:
         published_accuracy: If any is published.
         precision: "fp32", "fp16", "bf16" or "int8".
         device: "cpu" or "cuda:0".
-        engine: What runs it: "torch", "null", "timed".
+        engine: What runs it: "torch", "onnxruntime", "openvino", "null" or "timed".
         description: What it is, in a sentence or two.
+        quantization: How close its int8 comes, where the server made it of float weights.
     """
 
     name: str
@@ -229,3 +247,4 @@ class Variant:
     device: str
     engine: str
     description: str = field(repr=False)
+    quantization: Quantization | None = field(repr=False)

@@ -11,9 +11,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import platformdirs
 import torch
 
 from .batcher import BatchPolicy, Scheduler
+from .decode import ImageLimits
+from .engine.agreement import Agreement
+from .engine.cpu import Calibration, CpuEngines, Threads
+from .engine.graph_store import GraphStore
 from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
@@ -33,12 +38,13 @@ class OpenEngine:
 
     Attributes:
         engine: Ready to run.
-        kind: "torch", "null" or "timed".
+        kind: "torch", "onnxruntime", "openvino", "null" or "timed".
         digest: SHA-256 of its weights, 64 hex digits.
         parameter_count: How many parameters it has; 0 for engines without a network.
         device: "cpu" or "cuda:N".
         precision: "fp32", "fp16", "bf16" or "int8".
         trained: False for random weights and for engines without a network.
+        quantization: How close int8 comes to the weights it was made from; None if it was not made.
     """
 
     engine: Engine
@@ -48,6 +54,7 @@ class OpenEngine:
     device: str
     precision: str
     trained: bool
+    quantization: Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,9 @@ class HeldVariant:
     @property
     def space(self) -> str:
         """The vector space of its embeddings; see `Embedding.space` in the contract."""
-        return f"{self.definition.name}@{self.opened.digest[:12]}"
+        # Vectors of int8 made here lie close to those of the weights, but not where they lie.
+        made = "-int8" if self.opened.quantization else ""
+        return f"{self.definition.name}@{self.opened.digest[:12]}{made}"
 
 
 class HeldVariants:
@@ -200,7 +209,8 @@ def place(definition: Definition, settings: Settings) -> tuple[str, str]:
         return "cpu", "int8"  # fbgemm kernels exist for the CPU only
     device = settings.device
     if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        for_gpu = settings.engine in ("auto", "torch") and settings.precision != "int8"
+        device = "cuda:0" if for_gpu and torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda"):
         index = int(device.partition(":")[2] or 0)
         device = f"cuda:{index}"
@@ -209,11 +219,16 @@ def place(definition: Definition, settings: Settings) -> tuple[str, str]:
                 f"device: {device} was asked for, but torch {torch.__version__} sees"
                 f" {torch.cuda.device_count()} CUDA devices; use --device cpu or auto"
             )
-    if settings.precision == "int8":
-        raise WeightsError(
-            f"precision: int8 needs weights that are int8 already (IMAGENET1K_FBGEMM_V1, _V2);"
-            f" {definition.name} has float weights: use auto, fp32, fp16 or bf16"
-        )
+        if settings.precision == "int8":
+            raise WeightsError(
+                f"precision: int8 of float weights is for the CPU, and device is {device}; use"
+                " --device cpu, or fp16"
+            )
+        if settings.engine not in ("auto", "torch"):
+            raise WeightsError(
+                f"engine: {settings.engine} computes on the CPU, and device is {device}; use"
+                " --device cpu, or --engine auto"
+            )
     if settings.precision != "auto":
         return device, settings.precision
     return device, "fp32" if device == "cpu" else "fp16"
@@ -238,15 +253,36 @@ def open_engine(definition: Definition, settings: Settings) -> OpenEngine:
     network, digest, parameters = load_network(
         definition, weights_directory(settings.weights_dir), settings.download
     )
+    transform, trained = definition.transform, definition.seed is None
+    if device != "cpu":
+        engine = TorchEngine(network, transform, torch.device(device), precision)
+        return OpenEngine(engine, "torch", digest, parameters, device, precision, trained)
+    directory = settings.cache_dir or platformdirs.user_cache_path("resnet50-serving")
+    try:
+        with GraphStore(directory) as store:
+            engines = _cpu_engines(store, settings)
+            opened = engines.open(network, transform, digest, precision, settings.engine)
+    except WeightsError as error:
+        raise WeightsError(f"{definition.name}: {error}") from error
     return OpenEngine(
-        TorchEngine(network, definition.transform, torch.device(device), precision),
-        "torch",
+        opened.engine,
+        opened.kind,
         digest,
         parameters,
         device,
         precision,
-        trained=definition.seed is None,
+        trained,
+        opened.quantization,
     )
+
+
+def _cpu_engines(store: GraphStore, settings: Settings) -> CpuEngines:
+    calibration = None
+    if settings.calibration_dir is not None:
+        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        calibration = Calibration(settings.calibration_dir, limits, settings.min_int8_agreement)
+    threads = Threads.divide(cores(), settings.instances, settings.engine_threads)
+    return CpuEngines(store, threads, calibration)
 
 
 def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> None:

@@ -25,7 +25,7 @@ _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
-EngineKind = Literal["auto", "torch", "null", "timed"]
+EngineKind = Literal["auto", "torch", "onnxruntime", "openvino", "null", "timed"]
 
 
 class Settings(BaseSettings):
@@ -78,14 +78,15 @@ class Settings(BaseSettings):
         Precision,
         Field(
             description="Arithmetic of float weights: auto is fp16 on CUDA and fp32 on the CPU."
-            " int8 is for torchvision's int8 weights, which always run so.",
+            " int8 needs the CPU and --calibration-dir; torchvision's int8 weights always run so.",
         ),
     ] = "auto"
     engine: Annotated[
         EngineKind,
         Field(
-            description="What computes: auto (torch), torch, null (constant answer, no weights) or"
-            " timed (null, asleep for alpha + beta x batch).",
+            description="What computes: auto (on CUDA torch; on the CPU the fastest that is as"
+            " exact), torch, onnxruntime, openvino, null (constant answer, no weights) or timed"
+            " (null, asleep for alpha + beta x batch).",
         ),
     ] = "auto"
     timed_alpha_ms: Annotated[
@@ -147,9 +148,36 @@ class Settings(BaseSettings):
     decode_threads: Annotated[
         int | None, Field(ge=1, description="Threads that decode; default: one per core.")
     ] = None
+    instances: Annotated[
+        int | None,
+        Field(ge=1, description="Batches computed at once on the CPU; default: one per 8 cores."),
+    ] = None
     engine_threads: Annotated[
         int | None,
-        Field(ge=1, description="Threads of one forward pass on the CPU; default: one per core."),
+        Field(
+            ge=1,
+            description="Threads of one batch on the CPU; default: the cores divided by instances.",
+        ),
+    ] = None
+    calibration_dir: Annotated[
+        Path | None,
+        Field(description="Images from which int8 is made of float weights (--precision int8)."),
+    ] = None
+    min_int8_agreement: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of first categories that int8 made of float weights must keep; below"
+            " it the server does not start.",
+        ),
+    ] = 0.9
+    cache_dir: Annotated[
+        Path | None,
+        Field(
+            description="Where graphs made of weights are kept; default: the user's cache folder"
+            " (XDG_CACHE_HOME)."
+        ),
     ] = None
     weights_dir: Annotated[
         Path | None,

@@ -35,6 +35,7 @@ def test_exports_are_these_and_only_these():
         "OverloadedError",
         "PermissionDeniedError",
         "PublishedAccuracy",
+        "Quantization",
         "Resnet50Error",
         "RetryPolicy",
         "ServerError",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Images: TypeAlias = list[NDArray[np.uint8]]
+"""Decoded images: uint8 [crop, crop, 3] each, RGB."""
 
 
 @dataclass(frozen=True)

@@ -79,4 +79,13 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
             variant.precision = opened.precision
             variant.device = opened.device
             variant.engine = opened.kind
+            if (quantization := opened.quantization) is not None:
+                variant.quantization.CopyFrom(
+                    variant_pb2.Quantization(
+                        calibration_images=quantization.calibration_images,
+                        compared_images=quantization.compared_images,
+                        top_1_agreement=quantization.top_1,
+                        embedding_cosine=quantization.cosine,
+                    )
+                )
         return variant

@@ -1,0 +1,70 @@
+"""The engine that runs a graph in onnxruntime, on the CPU."""
+
+from __future__ import annotations
+
+import queue
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from .protocol import BatchOutput
+from .ranking import ranked
+
+
+class OnnxRuntimeEngine:
+    """Runs a graph of `onnx_graph`; float32, or int8 where the graph is.
+
+    Args:
+        graph: The graph's file.
+        threads: Threads of one batch.
+        instances: How many batches may run at once, each on threads of its own.
+
+    Raises:
+        onnxruntime.OrtException: The file is not such a graph.
+    """
+
+    needs_pixels = True
+
+    def __init__(self, graph: Path, threads: int, instances: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Threads that spin between batches would take the cores from decoding.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._sessions: queue.SimpleQueue[onnxruntime.InferenceSession] = queue.SimpleQueue()
+        for _ in range(instances):
+            self._sessions.put(
+                onnxruntime.InferenceSession(
+                    str(graph), options, providers=["CPUExecutionProvider"]
+                )
+            )
+
+    def run(
+        self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
+    ) -> BatchOutput:
+        """Compute a batch; see `Engine.run`."""
+        started = time.perf_counter()
+        session = self._sessions.get()
+        try:
+            probabilities, embeddings = session.run(
+                ["probabilities", "embeddings"], {"images": np.stack(images)}
+            )
+        finally:
+            self._sessions.put(session)
+        return BatchOutput(
+            *ranked(probabilities, top_k),
+            embeddings if with_embeddings else None,
+            time.perf_counter() - started,
+        )
+
+    def padded(self, images: int) -> int:
+        """Return `images`: the graph takes any size."""
+        return images
+
+    def close(self) -> None:
+        """Give the weights' memory back."""
+        while not self._sessions.empty():
+            self._sessions.get_nowait()
