@@ -42,7 +42,7 @@ class TorchEngine:
             self._network = self._network.to(memory_format=torch.channels_last)
         self._scale, self._shift = (
             torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-            for values in _affine(transform)
+            for values in affine(transform)
         )
 
     @torch.inference_mode()
@@ -77,7 +77,7 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
 
-def _affine(transform: Transform) -> tuple[list[float], list[float]]:
+def affine(transform: Transform) -> tuple[list[float], list[float]]:
     """Return scale, shift with pixel·scale + shift = (pixel/255 - mean)/std, per channel."""
     scale = [1.0 / (255.0 * std) for std in transform.std]
     shift = [-mean / std for mean, std in zip(transform.mean, transform.std, strict=True)]

@@ -1,0 +1,69 @@
+"""From pixels to answers in one function of tensors, which can be compiled and captured whole."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..transform import Transform
+from ..variants.network import Network
+from .torch_engine import affine
+
+
+class Answers(NamedTuple):
+    """What the network says of N images.
+
+    Attributes:
+        indices: int64 [N, k], the first k categories by falling probability.
+        top: float32 [N, k], their probabilities.
+        embeddings: float32 [N, D].
+        probabilities: float32 [N, categories], all of them.
+    """
+
+    indices: Tensor
+    top: Tensor
+    embeddings: Tensor
+    probabilities: Tensor
+
+
+class Forward(nn.Module):
+    """Normalise, network, softmax, top-k: the same steps as `TorchEngine.run`.
+
+    L2 normalisation is not among them: whether an embedding is normalised is up to each request of
+    a batch, and what it takes (2048 multiplications) is less than another kernel.
+
+    Args:
+        network: In eval mode, on the device and in the precision that it will run in.
+        transform: The variant's, for its mean and standard deviation.
+        top_k: How many categories to sort out.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: Network, transform: Transform, top_k: int) -> None:
+        super().__init__()
+        self.network = network
+        self.top_k = top_k
+        weight: Tensor = network.model.conv1.weight
+        self._dtype = weight.dtype
+        for name, values in zip(("scale", "shift"), affine(transform), strict=True):
+            # float32 in every precision: the result is rounded once.
+            tensor = torch.tensor(values, dtype=torch.float32, device=weight.device)
+            self.register_buffer(name, tensor.view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Answers:
+        """Compute answers.
+
+        Args:
+            pixels: uint8 [N, H, W, 3], RGB.
+        """
+        # [N, H, W, 3] seen as [N, 3, H, W] is what channels_last means.
+        images = torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
+        images = images.to(dtype=self._dtype, memory_format=torch.channels_last)
+        pooled, logits = self.network(images)
+        probabilities = torch.softmax(logits.float(), dim=1)
+        top, indices = torch.topk(probabilities, self.top_k, dim=1)
+        return Answers(indices, top, pooled.float(), probabilities)
