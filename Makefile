@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format protos clean
+.PHONY: help demo serve test bench-gpu check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,10 +23,14 @@ serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
 test: $(VENV)/installed  ## Run all tests
 	$(BIN)/python -m pytest
 
+bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
+	$(BIN)/python benchmarks/gpu.py
+
 check: $(VENV)/installed  ## Lint, types, stub drift, proto and Dockerfile lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/gpu.py
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python protos/generate.py --descriptor-set .cache/protos.binpb
 	$(BIN)/buf lint .cache/protos.binpb --config buf.yaml
