@@ -184,6 +184,7 @@ def test_engine_without_graphs_launches_kernels_one_by_one(images, reference, ca
     device.capture_error = RuntimeError("operation not permitted when stream is capturing")
     one = engine(device)
     assert not one.captured
+    assert not one.compiled
     assert "cannot be captured" in caplog.text
     same(one.run(images[:3], 5, True), reference.run(images[:3], 5, True))
 

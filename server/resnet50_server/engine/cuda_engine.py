@@ -49,12 +49,12 @@ class CudaEngine:
         precision: "fp32" (no TF32), "fp16" or "bf16".
         max_batch_size: The largest batch.
         buckets: Batch sizes to prepare instead of the powers of two.
-        compile_network: Whether to compile, with inductor.
+        compile_network: Whether to compile what is captured, with inductor.
         capture: Whether to capture graphs.
 
     Attributes:
-        compiled: Whether compiling succeeded.
-        captured: Whether capturing did.
+        compiled: Whether what runs was compiled.
+        captured: Whether it was captured.
 
     Raises:
         ValueError: The network is quantized, or the precision is none of the three.
@@ -92,7 +92,9 @@ class CudaEngine:
             for size in self.buckets.sizes
         }
         self._device = device
-        self.compiled, self.captured = compile_network, capture
+        # Compiled code is called while it is captured and never again: calling it from several
+        # threads is not known to be safe.
+        self.compiled, self.captured = compile_network and capture, capture
         self._closing = threading.Lock()
         self._closed = False
         with device.building:
@@ -181,7 +183,7 @@ class CudaEngine:
             except torch.OutOfMemoryError:
                 raise  # one by one, kernels would need as much
             except RuntimeError:
-                self.captured = False
+                self.captured = self.compiled = False
                 log.warning(
                     "a batch of %d cannot be captured as a CUDA graph; kernels are launched one by"
                     " one instead, which small batches are slower for",
