@@ -32,6 +32,7 @@ from resnet50_server.variants.network import Network
 
 pytestmark = weights.ignore_torchs_plans_for_int8
 
+UINT8 = onnx.TensorProto.UINT8
 CATEGORIES = 10
 CROP = 64
 GRAPHS = ("onnxruntime", "openvino")
@@ -103,9 +104,10 @@ def test_each_int8_layer_of_a_graph_is_torchvisions_to_one_level():
         node.output[0] for node in graph.graph.node if node.op_type in ("QuantizeLinear", "MaxPool")
     ]
     for name in steps:
-        graph.graph.output.append(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None)
-        )
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(name, UINT8, None))
+    # With [1] in place of scalars, onnxruntime computes most of it in float.
+    shapes = {tuple(one.dims) for one in graph.graph.initializer if one.data_type == UINT8}
+    assert shapes == {()}
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     images = np.stack(pictures(3, 224))
     found = iter(session.run(steps, {"images": images}))
@@ -310,6 +312,8 @@ def test_int8_is_made_of_float_weights_and_compared_on_other_images(
     # The convolutions really are int8.
     graph = next(onnx.load(path).graph for path in tmp_path.glob("*-int8-*.onnx"))
     assert sum(one.data_type == onnx.TensorProto.INT8 for one in graph.initializer) >= 53
+    # ... and so is what lies between them: a Relu of its own would be float.
+    assert not [node for node in graph.node if node.op_type == "Relu"]
     images = calibration.read_images(folder, define(mine).transform, calibration.ImageLimits())
     assert len(used) == 1 and len(used[0]) == 15
     for held_out in images.held_out:

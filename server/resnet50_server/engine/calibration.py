@@ -98,7 +98,7 @@ def write_int8(graph: Path, images: Images, out: Path) -> None:
         model,
         out,
         _Reader(images),
-        op_types_to_quantize=["Conv", "Add", "MaxPool"],
+        op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool"],
         nodes_to_exclude=[normalisation],
         per_channel=True,
         # Without VNNI, two products of 8 bits overflow the 16 bits that they are added in.

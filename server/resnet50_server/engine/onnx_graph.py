@@ -56,6 +56,7 @@ class _Graph(ABC, Generic[Value]):
         self._transform = transform
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
+        self._dq = {}
 
     def write(self, model: Any) -> onnx.ModelProto:
         """Return the graph of torchvision's ResNet50 `model`."""
@@ -127,7 +128,7 @@ class _Graph(ABC, Generic[Value]):
 
     def _constant(self, values: NDArray[Any]) -> str:
         name = f"constant_{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self._constants.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
 
@@ -198,7 +199,10 @@ class _Int8Graph(_Graph[_Quantized]):
         return self._node("QuantizeLinear", x, *self._scale(like))
 
     def _dequantize(self, x: _Quantized, output: str = "") -> str:
-        return self._node("DequantizeLinear", x.name, *self._scale(x), output=output)
+        key = (x.name, output)
+        if key not in self._dq:
+            self._dq[key] = self._node("DequantizeLinear", x.name, *self._scale(x), output=output)
+        return self._dq[key]
 
     def _scale(self, x: _Quantized) -> tuple[str, str]:
         scale = self._constant(np.array(x.scale, dtype=np.float32))
