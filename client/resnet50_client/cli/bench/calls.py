@@ -86,7 +86,7 @@ class UnaryCalls:
     def __init__(
         self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
     ) -> None:
-        read = payloads.message_kind(plan, "Response").FromString  # type: ignore[attr-defined]
+        read = payloads.message_kind(plan, "Response").FromString
         path = f"/{SERVICE}/{plan.question.capitalize()}"
         self._methods: list[Any] = [
             one.unary_unary(path, response_deserializer=read) for one in channels
@@ -107,7 +107,7 @@ class UploadCalls:
     def __init__(
         self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
     ) -> None:
-        read = payloads.message_kind(plan, "Response").FromString  # type: ignore[attr-defined]
+        read = payloads.message_kind(plan, "Response").FromString
         path = f"/{SERVICE}/{plan.question.capitalize()}Upload"
         self._methods: list[Any] = [
             one.stream_unary(path, response_deserializer=read) for one in channels
@@ -147,7 +147,7 @@ class StreamCalls:
     def __init__(
         self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
     ) -> None:
-        read = payloads.message_kind(plan, "StreamResponse").FromString  # type: ignore[attr-defined]
+        read = payloads.message_kind(plan, "StreamResponse").FromString
         path = f"/{SERVICE}/{plan.question.capitalize()}Stream"
         methods: list[Any] = [
             one.stream_stream(path, response_deserializer=read) for one in channels

@@ -13,10 +13,9 @@ from ...messages import CHUNK_BYTES
 from .plan import Plan
 
 
-def message_kind(plan: Plan, suffix: str) -> Callable[..., Any]:
+def message_kind(plan: Plan, suffix: str) -> Any:
     """Return the class of a plan's messages, e.g. ClassifyUploadRequest for "UploadRequest"."""
-    kind: Callable[..., Any] = getattr(inference_pb2, plan.question.capitalize() + suffix)
-    return kind
+    return getattr(inference_pb2, plan.question.capitalize() + suffix)
 
 
 def unary(plan: Plan, images: Sequence[image_pb2.Image]) -> list[bytes]:

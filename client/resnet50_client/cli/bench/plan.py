@@ -58,8 +58,10 @@ class Load:
             return f"{self.concurrency} under way"
         if self.fps is not None:
             return f"{streams} x {self.fps:g} fps"
+        assert self.rate_per_s is not None
         share = f"{self.share:.0%}: " if self.share is not None else ""
-        return f"{share}{self.rate_per_s:.4g}/s"
+        rate = self.rate_per_s
+        return share + (f"{rate:.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
 
 
 @dataclass(frozen=True)

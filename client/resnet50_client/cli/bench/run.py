@@ -17,7 +17,7 @@ from .record import Record
 from .result import GeneratorCost, Run
 from .statistics import Summary, curve, histogram, summary
 
-TICK_S = 0.02
+TICK_S = 0.01
 # Above it, this process may be what is slow: the rest of a core is what its bursts need.
 BUSY_SHARE = 0.8
 # Of the p99 latency: a larger part than this would not be the server's.

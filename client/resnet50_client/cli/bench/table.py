@@ -1,33 +1,42 @@
-"""A benchmark as tables for a terminal."""
+"""A benchmark as tables, for a terminal and for the report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .plan import Plan
 from .result import STAGES, Bench, Run
 from .statistics import Summary
 
 NOTHING = "-"
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A table that can be shown anywhere; the first column is text, the others are figures.
+
+    Attributes:
+        headings: Of the columns.
+        rows: One a run.
+        note: What the headings do not say; "" for nothing.
+    """
+
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+
+
 def tables(bench: Bench) -> RenderableType:
     """Return what was done, latencies by load, the server's own account, and what went wrong."""
     parts: list[RenderableType] = [Text(line) for line in heading(bench)]
     if bench.runs:
-        parts += [_calls(bench.plan, bench.runs), _server(bench.plan, bench.runs)]
+        parts += [_rich(latencies(bench)), _rich(costs(bench))]
     parts += [Text(line) for line in remarks(bench)]
     return Group(*parts)
-
-
-def show(console: Console, bench: Bench) -> None:
-    """Print it."""
-    console.print(tables(bench))
 
 
 def heading(bench: Bench) -> list[str]:
@@ -40,88 +49,86 @@ def heading(bench: Bench) -> list[str]:
         f" {variant['precision']}{untrained}",
         f"load made on {machine['cpu']}, {machine['cores']} cores; {bench.date}",
     ]
-    if bench.capacity_per_s is not None:
+    if bench.capacity_per_s:
         most = max(bench.probes, key=lambda one: one.throughput_per_s)
         lines.append(
-            f"capacity {number(bench.capacity_per_s)}/s, found with"
-            f" {most.load.concurrency} under way"
+            f"capacity {number(bench.capacity_per_s)} answers/s, found with"
+            f" {most.load.concurrency} calls under way"
         )
     return lines
 
 
+def latencies(bench: Bench) -> Grid:
+    """Return rates, latencies and the share of calls that failed, by load."""
+    drops = bench.plan.delivery == "latest"
+    headings = ("load", "calls/s", "answers/s", "in time/s", "p50 ms", "p90", "p99", "p99.9", "max")
+    rows = []
+    for run in bench.runs:
+        latency = run.latency_ms
+        figures = (
+            *(run.offered_per_s, run.throughput_per_s, run.goodput_per_s),
+            *(latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max),
+        )
+        shares = (_share(sum(run.errors.values()), run.calls), _share(run.dropped, run.calls))
+        rows.append((_load(bench, run), *map(number, figures), *shares[: 1 + drops]))
+    return Grid((*headings, "failed", "dropped")[: 10 + drops], rows)
+
+
+def costs(bench: Bench) -> Grid:
+    """Return the server's own account of an answer, and what server and load generator used."""
+    named = any(run.server for run in bench.runs)
+    headings = ("load", "batch", *(f"{one} ms" for one in STAGES), "own CPU", "own lag")
+    rows = []
+    for run in bench.runs:
+        row = [_load(bench, run), number(run.mean_batch_size)]
+        row += [_pair(run.stages_ms[one]) for one in STAGES]
+        row += [f"{run.generator.cpu_share:.0%}", number(run.generator.lag_p99_ms)]
+        if named:
+            server = run.server
+            row += (
+                [
+                    number(server.cpu_ms_per_answer),
+                    f"{server.cores:.0%}",
+                    f"{server.peak_rss_mib:.0f}",
+                ]
+                if server is not None
+                else [NOTHING] * 3
+            )
+        rows.append(tuple(row))
+    note = (
+        "decode to outside: p50 / p99 of the answers; own: the load generator's CPU, of one core,"
+        " and how late it was, p99 ms"
+    )
+    if named:
+        headings += ("CPU ms", "CPU", "MiB")
+        note += "; then the server's CPU by answer and of one core, and its peak memory"
+    return Grid(headings, rows, note)
+
+
 def remarks(bench: Bench) -> list[str]:
-    """Return errors by code, dropped frames, costs and interruptions, a line each."""
+    """Return errors by code and interruptions, a line each."""
     lines = []
     for run in bench.runs:
-        name = run.load.describe(bench.plan.streams) if len(bench.runs) > 1 else ""
-        prefix = f"{name}: " if name else ""
+        prefix = f"{_load(bench, run)}: "
         if run.errors:
-            lines.append(f"{prefix}errors: " + ", ".join(f"{n} {c}" for c, n in run.errors.items()))
+            counts = ", ".join(f"{count} {code}" for code, count in run.errors.items())
+            lines.append(f"{prefix}errors: {counts}")
         if run.interrupted:
             lines.append(f"{prefix}interrupted after {run.duration_s:.1f} s")
     return lines
 
 
-def _calls(plan: Plan, runs: Iterable[Run]) -> Table:
-    table = _table(
-        "load",
-        "calls/s",
-        "answers/s",
-        "in time/s",
-        "p50 ms",
-        "p90",
-        "p99",
-        "p99.9",
-        "max",
-        "failed",
-    )
-    frames = plan.delivery == "latest"
-    if frames:
-        table.add_column("dropped", justify="right")
-    for run in runs:
-        latency = run.latency_ms
-        row = [
-            run.load.describe(plan.streams),
-            *map(number, (run.offered_per_s, run.throughput_per_s, run.goodput_per_s)),
-            *map(number, (latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max)),
-            _share(sum(run.errors.values()), run.calls),
-        ]
-        table.add_row(*row, *([_share(run.dropped, run.calls)] if frames else []))
-    return table
+def number(value: float | None) -> str:
+    """Return three significant digits, or a dash."""
+    if value is None:
+        return NOTHING
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _server(plan: Plan, runs: Iterable[Run]) -> Table:
-    runs = list(runs)
-    table = _table("load", "batch", *(f"{one} ms" for one in STAGES), "own CPU", "own lag")
-    named = any(run.server for run in runs)
-    if named:
-        for heading_ in ("server CPU", "peak RSS"):
-            table.add_column(heading_, justify="right", no_wrap=True)
-    for run in runs:
-        row = [
-            run.load.describe(plan.streams),
-            number(run.mean_batch_size),
-            *(_pair(run.stages_ms[one]) for one in STAGES),
-            f"{run.generator.cpu_share:.0%}",
-            number(run.generator.lag_p99_ms),
-        ]
-        if named and run.server is not None:
-            each = number(run.server.cpu_ms_per_answer)
-            row += [f"{each} ms, {run.server.cores:.0%}", f"{run.server.peak_rss_mib:.0f} MiB"]
-        table.add_row(*row)
-    table.caption = (
-        "decode to outside: p50 / p99 of the answers; own: CPU of the load generator, of one core, and"
-        " how late it was, p99 ms"
-    )
-    table.caption_justify = "left"
-    return table
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for position, one in enumerate(headings):
-        table.add_column(one, justify="right" if position else "left", no_wrap=True)
-    return table
+def _load(bench: Bench, run: Run) -> str:
+    return run.load.describe(bench.plan.streams)
 
 
 def _pair(one: Summary) -> str:
@@ -132,10 +139,11 @@ def _share(count: int, of: int) -> str:
     return f"{count / of:.1%}" if count else "0"
 
 
-def number(value: float | None) -> str:
-    """Return three significant digits, or a dash."""
-    if value is None:
-        return NOTHING
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _rich(grid: Grid) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for position, one in enumerate(grid.headings):
+        table.add_column(one, justify="right" if position else "left", no_wrap=True)
+    for row in grid.rows:
+        table.add_row(*row)
+    table.caption, table.caption_justify = grid.note or None, "left"
+    return table
