@@ -82,8 +82,11 @@ class Generator:
         """Make calls until the record says that it is enough, or `stop` does."""
         load = self._plan.load
         if load.concurrency is not None:
-            workers = (self._worker(one, load.concurrency) for one in range(load.concurrency))
-            running = [asyncio.create_task(one, name="bench worker") for one in workers]
+            numbers = itertools.count()
+            running = [
+                asyncio.create_task(self._worker(numbers), name="bench worker")
+                for _ in range(load.concurrency)
+            ]
             await asyncio.gather(*running)
             return
         if load.fps is not None:
@@ -109,13 +112,12 @@ class Generator:
         for one in left:
             one.cancel()
 
-    async def _worker(self, number: int, step: int) -> None:
-        """Make one call after the other: those of every `step`th number."""
+    async def _worker(self, numbers: Iterator[int]) -> None:
+        """Make one call after the other."""
         while not self._stopped.is_set() and self._record.wants(self._clock()):
             meant = self._clock()
             self._record.begin(meant)
-            code = await self._one(number, meant)
-            number += step
+            code = await self._one(next(numbers), meant)
             if code == AWAY:
                 await asyncio.sleep(PAUSE_WHILE_AWAY_S)
 
@@ -125,12 +127,14 @@ class Generator:
         for number, time_s in enumerate(times):
             meant = started + time_s
             if not self._record.wants(meant):
-                return
+                break
             # Also when it is late: answers have to be taken in meanwhile.
             await asyncio.sleep(max(0.0, meant - self._clock()))
             self._record.begin(meant)
             self._record.late(meant, self._clock() - meant)
             self._spawn(self._one(number, meant))
+        if not self._record.enough:  # answers are counted to the end
+            await asyncio.sleep(max(0.0, self._record.ends - self._clock()))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine, name="bench call")

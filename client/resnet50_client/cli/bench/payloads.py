@@ -42,7 +42,7 @@ def stream_config(plan: Plan) -> bytes:
     """Return the first request of a stream."""
     in_flight = 0  # the server's choice
     if plan.load.concurrency is not None and plan.delivery == "ordered":
-        in_flight = -(-plan.load.concurrency // plan.streams)
+        in_flight = plan.load.concurrency
     config = message_kind(plan, "StreamConfig")(
         options=_options(plan), delivery=DELIVERIES[plan.delivery], max_in_flight=in_flight
     )

@@ -53,7 +53,12 @@ class Record:
 
     def wants(self, meant: float) -> bool:
         """Return whether a call meant for that time is still wanted."""
-        return meant < self.ends and self.calls < self._requests
+        return meant < self.ends and not self.enough
+
+    @property
+    def enough(self) -> bool:
+        """Whether no further calls are wanted, whatever the time."""
+        return self.calls >= self._requests
 
     def close(self, now: float) -> None:
         """End the measured time before it is over."""

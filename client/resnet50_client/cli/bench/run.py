@@ -184,11 +184,11 @@ def _run(
         mean_batch_size=len(record.latency_ms) / batches if batches else None,
         generator=generator,
         server=tree.cost(throughput) if tree is not None else None,
-        warnings=_warnings(generator, latency_ms),
+        warnings=doubts(generator, latency_ms),
     )
 
 
-def _warnings(generator: GeneratorCost, latency_ms: Summary) -> list[str]:
+def doubts(generator: GeneratorCost, latency_ms: Summary) -> list[str]:
     """Say where the load generator may be what was measured."""
     found = []
     if generator.cpu_share > BUSY_SHARE:

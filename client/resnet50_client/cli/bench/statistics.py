@@ -74,8 +74,8 @@ def histogram(numbers: Sequence[float]) -> list[tuple[float, int]]:
 
 
 def _quantile(ordered: np.ndarray, share: float) -> float | None:
-    # A little less than 1, which 1000 * (1 - 0.999) is.
-    return _at(ordered, share) if len(ordered) * (1.0 - share) > 0.999 else None
+    # 1000 * (1 - 0.999) is 1, give or take a rounding.
+    return _at(ordered, share) if len(ordered) * (1.0 - share) > 1.0 - 1e-6 else None
 
 
 def _at(ordered: np.ndarray, share: float) -> float:

@@ -69,4 +69,4 @@ def capacity_of(found: Iterable[Run]) -> float:
 
 def loads(capacity_per_s: float, of: Iterable[float]) -> list[Load]:
     """Return open loops at shares of a capacity."""
-    return [Load(rate_per_s=capacity_per_s * share, share=share) for share in of]
+    return [Load(rate_per_s=round(capacity_per_s * share, 3), share=share) for share in of]
