@@ -275,6 +275,16 @@ async def test_frames_without_an_answer_fail_at_their_deadline():
     assert {outcome.code for outcome in outcomes} == {"DEADLINE_EXCEEDED"}
 
 
+async def test_backlog_of_an_ordered_stream_shows_in_its_latencies():
+    """40 frames take 2 s at least; the last one was meant after 1 s and waits as long again."""
+    async with serving(engine="timed", timed_alpha_ms=50, max_batch_size=1) as server:
+        work = plan(server, shape="stream", load=Load(fps=40.0), duration_s=1.0)
+        run = await measuring(work, images_of(work, 232))
+    assert run.answered == run.calls == 40
+    assert run.latency_ms.max > 900
+    assert run.stages_ms["outside"].max > 500  # most of it held back before the server
+
+
 async def test_frames_of_latest_streams_are_dropped_and_counted():
     async with serving(engine="timed", timed_alpha_ms=100) as server:
         work = plan(

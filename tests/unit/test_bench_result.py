@@ -17,7 +17,7 @@ from resnet50_client.cli.bench.report import page
 from resnet50_client.cli.bench.result import Bench, GeneratorCost
 from resnet50_client.cli.bench.run import doubts
 from resnet50_client.cli.bench.statistics import summary
-from resnet50_client.cli.bench.table import tables
+from resnet50_client.cli.bench.table import costs, latencies, stages, tables
 
 
 @pytest.mark.parametrize("bench", [a_bench(), a_bench(a_run(server=None)), a_sweep()])
@@ -85,33 +85,33 @@ def test_comparison_says_what_else_differs(changed, named):
 
 
 def text_of(bench: Bench) -> str:
-    console = Console(width=160)
+    console = Console(width=100)
     with console.capture() as capture:
         console.print(tables(bench))
     return capture.get()
 
 
-def test_table_shows_what_there_is_and_dashes_for_what_too_few_numbers_bear():
-    few = a_run(latency_ms=summary([1.0, 2.0, 3.0]), server=None)
-    (line,) = [line for line in text_of(a_bench(few)).splitlines() if "4 under way  " in line][:1]
-    assert line.split() == [
-        "4",
-        "under",
-        "way",
-        "201",
-        "200",
-        "199",
-        "2.00",
-        "-",
-        "-",
-        "-",
-        "3.00",
-        "0.5%",
-    ]
-    assert "errors: 10 UNAVAILABLE" in text_of(a_bench())
-    assert "dropped" not in text_of(a_bench())
+def test_tables_show_dashes_for_what_too_few_numbers_bear():
+    few = latencies(a_bench(a_run(latency_ms=summary([1.0, 2.0, 3.0]))))
+    shown = dict(zip(few.headings, few.rows[0], strict=True))
+    assert (shown["p50 ms"], shown["p90 ms"], shown["max ms"]) == ("2.00", "-", "3.00")
+    assert (shown["load"], shown["answers/s"], shown["failed"]) == ("4 under way", "200", "0.5%")
+
+
+@pytest.mark.parametrize("bench", [a_bench(), a_sweep(), a_bench(a_run(server=None))])
+def test_terminal_shows_every_figure_whole(bench):
+    text = text_of(bench)
+    for grid in (latencies(bench), stages(bench), costs(bench)):
+        for cell in (*grid.headings, *(cell for row in grid.rows for cell in row)):
+            assert cell in text
+    assert "errors: 10 UNAVAILABLE" in text
+
+
+def test_dropped_frames_have_a_column_where_there_can_be_any():
+    assert "dropped" not in latencies(a_bench()).headings
     plan = Plan(load=Load(fps=10.0), shape="stream", delivery="latest")
-    assert "dropped" in text_of(a_bench(plan=plan))
+    dropped = latencies(a_bench(a_run(dropped=201), plan=plan))
+    assert (dropped.headings[-1], dropped.rows[0][-1]) == ("dropped", "10.0%")
 
 
 class Resources(HTMLParser):

@@ -73,9 +73,12 @@ def bench(
         probes = list(sweeps.probes(plan, run, stop))
         capacity = sweeps.capacity_of(probes)
         for load in sweeps.loads(capacity, sweep) if capacity else ():
+            one = run(plan.under(load))
+            if stop.is_set() and not one.calls:
+                break
+            runs.append(one)
             if stop.is_set():
                 break
-            runs.append(run(plan.under(load)))
     else:
         runs.append(run(plan))
     return Bench(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import sys
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -32,8 +32,8 @@ EXIT_STATUSES = (
     " measured until then is in the output)."
 )
 LOAD, CALLS, TIME, OUTPUT = "Load (one of these)", "What is called", "How long", "Output"
-# A pipe has no width of its own, and a table that is cut would help nobody.
-PIPE_COLUMNS = 160
+# What a sweep's tables take; cut, they would help nobody. A pipe has no width of its own.
+TABLE_COLUMNS = 100
 
 
 class Shape(str, Enum):
@@ -55,7 +55,7 @@ def bench(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILES...]",
+            metavar="FILES...",
             help="Image files or folders of them, sent in turn; default: pictures that are made"
             " here, JPEGs of 500 x 375 and about 110 KB.",
         ),
@@ -68,7 +68,7 @@ def bench(
             min=1,
             rich_help_panel=LOAD,
             help="Closed loop: so many calls under way at any time. Shows what the server can do,"
-            f" not how long users wait. [default: {DEFAULT_CONCURRENCY}]",
+            f" not how long users wait. Default: {DEFAULT_CONCURRENCY}.",
         ),
     ] = None,
     rate: Annotated[
@@ -105,8 +105,8 @@ def bench(
         typer.Option(
             "--shape",
             rich_help_panel=CALLS,
-            help="A call an image, an upload in chunks, or frames on streams. [default: unary;"
-            " stream with --fps, --streams or --delivery]",
+            help="A call an image, an upload in chunks, or frames on streams; default: unary, or"
+            " stream with --fps, --streams or --delivery.",
         ),
     ] = None,
     question: Annotated[
@@ -114,7 +114,7 @@ def bench(
     ] = Question.classify,
     streams: Annotated[
         int | None,
-        typer.Option("--streams", min=1, rich_help_panel=CALLS, help="How many. [default: 1]"),
+        typer.Option("--streams", min=1, rich_help_panel=CALLS, help="How many; default: 1."),
     ] = None,
     delivery: Annotated[
         Delivery | None,
@@ -122,7 +122,7 @@ def bench(
             "--delivery",
             rich_help_panel=CALLS,
             help="Of frames. ordered: every one is computed; latest: a newer one takes the place of"
-            " one that waits, which counts as dropped. [default: ordered]",
+            " one that waits, which counts as dropped. Default: ordered.",
         ),
     ] = None,
     variant: VariantName = "",
@@ -225,6 +225,9 @@ def bench(
         _check(out, "--out", ".json")
         _check(html, "--html", ".html")
         framed = fps is not None or streams is not None or delivery is not None
+        _require("psutil", *(() if html is None else ("matplotlib",)))
+        if raw or not files:
+            _require("PIL")
         plan = Plan(
             load=_load(concurrency, rate, fps, sweep),
             servers=tuple(server),
@@ -246,12 +249,11 @@ def bench(
         steps = shares(sweep) if sweep is not None else ()
         stop = stack.enter_context(stopping())
         live = Live()
-        if errors.is_terminal:
-            screen = Screen(live, console=errors, transient=True, redirect_stdout=False)
-            with screen:
-                found = run_bench(plan, steps, stop, live.watch)
-        else:
-            found = run_bench(plan, steps, stop)
+        with ExitStack() as shown:
+            if errors.is_terminal:
+                screen = Screen(live, console=errors, transient=True, redirect_stdout=False)
+                shown.enter_context(screen)
+            found = run_bench(plan, steps, stop, live.watch)
         _report(found, out, html, as_json)
     if stop.is_set():
         raise typer.Exit(INTERRUPTED)
@@ -299,8 +301,18 @@ def _compare(one: Bench, other: Bench, as_json: bool) -> None:
 
 
 def _console() -> Console:
-    width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    return Console(width=width, highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal or console.width < TABLE_COLUMNS:
+        console.width = TABLE_COLUMNS
+    return console
+
+
+def _require(*modules: str) -> None:
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"bench needs {name}, which is not installed: pip install 'resnet50-serving[cli]'"
+            )
 
 
 def _check(file: Path | None, option: str, suffix: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run looks like while it runs: two lines on stderr."""
+"""What a run looks like while it runs: three lines on stderr."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ class Live:
         lines = (
             f"run {self._runs}: {plan.load.describe(plan.streams)}, {when}\n"
             f"{record.calls} calls, {record.under_way} under way, {len(record.latency_ms)}"
-            f" answered, {errors or 'no errors'}; latency {latency}"
+            f" answered, {errors or 'no errors'}\nlatency {latency}"
         )
         return Text(lines, no_wrap=True, overflow="ellipsis")

@@ -12,7 +12,7 @@ from string import Template
 
 from . import plots
 from .result import Bench
-from .table import Grid, costs, heading, latencies, number, remarks
+from .table import Grid, costs, heading, latencies, number, remarks, stages
 
 
 def write_html(bench: Bench, path: Path) -> None:
@@ -32,7 +32,8 @@ def page(bench: Bench) -> str:
     tables = ""
     if bench.runs:
         tables = _section("By load", _table(latencies(bench)))
-        tables += _section("Where the time goes", _table(costs(bench)))
+        tables += _section("Where the time goes", _table(stages(bench)))
+        tables += _section("What it costs", _table(costs(bench)))
         tables += "".join(f'<p class="note">{escape(line)}</p>\n' for line in remarks(bench))
     drawn = "".join(
         f"<figure><h2>{escape(title)}</h2>\n{draw(bench)}</figure>\n"
