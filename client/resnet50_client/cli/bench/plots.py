@@ -148,7 +148,9 @@ def batch_sizes(bench: Bench) -> str:
         axes.set(xlabel="images in the batch")
         axes.figure.colorbar(mesh, ax=axes, label="share of the answers, %", pad=0.02)
 
-    return _svg("batch-sizes", bars if len(runs) == 1 else cells, _height_in(len(runs)))
+    if len(runs) == 1:
+        return _svg("batch-sizes", bars)
+    return _svg("batch-sizes", cells, _height_in(len(runs)))
 
 
 def stages(bench: Bench) -> str:
@@ -231,7 +233,7 @@ def _legend_above(axes: Axes) -> None:
 
 
 def _height_in(rows: int) -> float:
-    return 3.2 if rows == 1 else 1.5 + 0.32 * rows
+    return 1.3 + 0.32 * rows
 
 
 def _shades(count: int) -> list[Any]:
