@@ -18,6 +18,8 @@ from resnet50_client.cli.bench.pictures import images_of
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.result import Bench
 from resnet50_client.cli.bench.run import measure, measuring
+from resnet50_server.app import Server
+from resnet50_server.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,37 @@ def counting(server) -> list[int]:
 
     engine.run = run
     return computed
+
+
+async def test_servers_that_still_load_are_not_measured(monkeypatch):
+    arrived, gate = asyncio.Event(), asyncio.Event()
+    hold = resnet50_server.app.hold
+
+    async def gated_hold(*arguments):
+        arrived.set()
+        await gate.wait()
+        return await hold(*arguments)
+
+    monkeypatch.setattr(resnet50_server.app, "hold", gated_hold)
+    server = Server(Settings(listen=["127.0.0.1:0"], variants=["x=random:0"], engine="null"))
+    starting = asyncio.create_task(server.start())
+    try:
+        await arrived.wait()
+        with pytest.raises(UnavailableError, match="x is loading"):
+            await asyncio.to_thread(served, plan(server))
+        gate.set()
+        await starting
+        assert (await asyncio.to_thread(served, plan(server))).name == "x"
+    finally:
+        gate.set()
+        await starting
+        await server.stop()
+
+
+async def test_servers_of_different_weights_are_not_one_load():
+    async with serving(variants=["x=random:0"]) as one, serving(variants=["x=random:1"]) as two:
+        with pytest.raises(ValueError, match="different weights"):
+            await asyncio.to_thread(served, plan(one, two))
 
 
 async def test_interruption_ends_the_load_and_reports():

@@ -86,6 +86,24 @@ def test_calls_that_the_generator_makes_late_count_from_when_they_were_meant():
     assert max(record.late_ms) > 1900  # and it is said that the generator was late
 
 
+def test_deadline_of_a_call_that_is_made_late_counts_from_when_it_was_meant():
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        loop.call_later(5, lambda: setattr(loop, "now", loop.now + 2.0))
+        left_s = []
+
+        async def call(number: int, deadline: float) -> Outcome:
+            left_s.append(deadline - loop.time())
+            return Outcome(OK, result_pb2.Timing())
+
+        await drive(load(rate=100, timeout_s=3.0), call)
+        return left_s
+
+    left_s = run(scenario())
+    assert max(left_s) == pytest.approx(3.0)
+    assert min(left_s) == pytest.approx(1.0, abs=0.1)
+
+
 def test_throughput_of_an_overloaded_server_is_what_it_answers_within_the_time():
     async def scenario():
         return await drive(load(rate=20), FakeServer(service_s=0.1))

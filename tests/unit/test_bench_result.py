@@ -148,6 +148,8 @@ def test_report_needs_nothing_from_elsewhere(bench, plots):
     assert seen.tags.count("svg") == plots
     assert not {"script", "link", "iframe", "img", "object", "embed"} & set(seen.tags)
     assert "@import" not in page(bench)
+    assert "<?xml" not in page(bench)  # nor a document type, whose address a reader might follow
+    assert page(bench).lower().count("<!doctype") == 1
 
 
 def test_report_escapes_what_comes_from_outside():

@@ -9,6 +9,7 @@ from functools import partial
 
 from ...client import Client
 from ...connection import RetryPolicy
+from ...errors import UnavailableError
 from ...results import Variant
 from . import sweep as sweeps
 from .machine import facts, machine, versions
@@ -25,13 +26,20 @@ def served(plan: Plan) -> Variant:
     """Ask every server of a plan for the variant; return what they say.
 
     Raises:
-        Resnet50Error: One does not answer, or does not serve the variant.
+        Resnet50Error: One does not answer, does not serve the variant, or is not ready to.
         ValueError: An address is wrong, or the servers do not serve the same weights.
     """
     found = []
     for address in plan.servers:
         with Client(address, timeout_s=plan.timeout_s, retry=RetryPolicy(attempts=1)) as client:
-            found.append(client.variant(plan.variant))
+            one = client.variant(plan.variant)
+        if one.state != "ready":
+            raise UnavailableError(
+                f"{address}: {one.name} is {one.state}, and would be measured while it is not"
+                f" ready; first run: resnet50 health --wait-s 600 --server {address}",
+                code="UNAVAILABLE",
+            )
+        found.append(one)
     if len({(one.name, one.digest) for one in found}) > 1:
         named = ", ".join(
             f"{address}: {one.name}@{one.digest[:12]}"
