@@ -214,7 +214,7 @@ async def test_servers_that_still_load_are_not_measured(monkeypatch):
 
 
 async def test_servers_of_different_weights_are_not_one_load():
-    async with serving(variants=["x=random:0"]) as one, serving(variants=["x=random:1"]) as two:
+    async with serving(variants=["x=random:0"]) as one, serving(variants=["y=random:0"]) as two:
         with pytest.raises(ValueError, match="different weights"):
             await asyncio.to_thread(served, plan(one, two))
 
