@@ -65,6 +65,7 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel):
         "resnet50_client/py.typed",
         "resnet50_server/py.typed",
         "resnet50_client/cli/app.py",
+        "resnet50_client/cli/bench/report.html",
         "resnet50_server/servicers/inference.py",
     ):
         assert wanted in names

@@ -1,4 +1,4 @@
-"""The commands: classify, embed, stream, variants, health. Results go to stdout, else to stderr."""
+"""The commands of `resnet50`. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from rich.table import Table
 from ..client import Client
 from ..connection import DEFAULT_SERVER, DEFAULT_TIMEOUT_S
 from ..results import Classification, Variant
+from .bench.command import EXIT_STATUSES as BENCH_EXIT_STATUSES
+from .bench.command import bench
 from .embed import embed
 from .images import Answer, answers, find_images
 from .options import (
@@ -87,6 +89,7 @@ def classify(
 
 app.command(epilog=EXIT_STATUSES)(embed)
 app.command(epilog=EXIT_STATUSES)(stream)
+app.command(epilog=BENCH_EXIT_STATUSES)(bench)
 
 
 @app.command(epilog=EXIT_STATUSES)

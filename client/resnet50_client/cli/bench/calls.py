@@ -1,0 +1,267 @@
+"""One call of each shape: bytes out, what became of it back. Nothing is ever called twice."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from resnet50.v1 import image_pb2, inference_pb2, result_pb2
+
+from ...aio_status import keep_status
+from ...connection import RetryPolicy, channel_options, target
+from . import payloads
+from .plan import Plan
+
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+OK = "OK"
+DROPPED = "DROPPED"
+LATE = grpc.StatusCode.DEADLINE_EXCEEDED.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call.
+
+    Attributes:
+        code: `OK`, `DROPPED` (a newer frame took its place) or the name of a gRPC status code.
+        timing: Where the server's time went; only with `OK`.
+    """
+
+    code: str
+    timing: result_pb2.Timing | None = None
+
+
+Call: TypeAlias = Callable[[int, float], Awaitable[Outcome]]
+"""Makes a call: its number, which chooses image and connection, and its deadline in loop time."""
+
+
+@asynccontextmanager
+async def calls_of(plan: Plan, images: Sequence[image_pb2.Image]) -> AsyncIterator[Call]:
+    """Connect to the servers of a plan and give what makes its calls.
+
+    Raises:
+        ValueError: An address is not one.
+    """
+    async with AsyncExitStack() as stack:
+        channels = []
+        for _, server in itertools.product(range(plan.channels), plan.servers):
+            channel = grpc.aio.insecure_channel(target((server,)), options=_channel_options())
+            channels.append(await stack.enter_async_context(channel))
+        if plan.shape == "stream":
+            stream = StreamCalls(plan, channels, images)
+            stack.push_async_callback(stream.close)
+            yield stream
+        elif plan.shape == "upload":
+            yield UploadCalls(plan, channels, images)
+        else:
+            yield UnaryCalls(plan, channels, images)
+
+
+def _channel_options() -> list[tuple[str, int | str]]:
+    return [
+        # A retry would hide an error, and make load that was not planned.
+        *channel_options(RetryPolicy(attempts=1)),
+        # Channels to one address would share a connection.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+class UnaryCalls:
+    """Calls Classify or Embed.
+
+    Args:
+        plan: Says which.
+        channels: Used in turn.
+        images: Sent in turn.
+    """
+
+    def __init__(
+        self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
+    ) -> None:
+        read = payloads.message_kind(plan, "Response").FromString
+        path = f"/{SERVICE}/{plan.question.capitalize()}"
+        self._methods: list[Any] = [
+            one.unary_unary(path, response_deserializer=read) for one in channels
+        ]
+        self._requests = payloads.unary(plan, images)
+        self._clock = asyncio.get_running_loop().time
+
+    async def __call__(self, number: int, deadline: float) -> Outcome:
+        """Make one call; see `Call`."""
+        method = self._methods[number % len(self._methods)]
+        request = self._requests[number % len(self._requests)]
+        return await _outcome(method(request, timeout=_left_s(deadline, self._clock())))
+
+
+class UploadCalls:
+    """Calls ClassifyUpload or EmbedUpload; as `UnaryCalls`."""
+
+    def __init__(
+        self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
+    ) -> None:
+        read = payloads.message_kind(plan, "Response").FromString
+        path = f"/{SERVICE}/{plan.question.capitalize()}Upload"
+        self._methods: list[Any] = [
+            one.stream_unary(path, response_deserializer=read) for one in channels
+        ]
+        self._uploads = payloads.uploads(plan, images)
+        self._clock = asyncio.get_running_loop().time
+
+    async def __call__(self, number: int, deadline: float) -> Outcome:
+        """Make one call; see `Call`."""
+        method = self._methods[number % len(self._methods)]
+        parts = iter(self._uploads[number % len(self._uploads)])
+        call = method(parts, timeout=_left_s(deadline, self._clock()))
+        return await _outcome(keep_status(call))
+
+
+async def _outcome(call: Awaitable[Any]) -> Outcome:
+    try:
+        reply = await call
+    except grpc.aio.AioRpcError as failure:
+        return Outcome(failure.code().name)
+    return Outcome(OK, reply.timing)
+
+
+def _left_s(deadline: float, now: float) -> float:
+    return max(1e-3, deadline - now)
+
+
+class StreamCalls:
+    """Sends frames over the streams of a plan, which stay open; a call is a frame and its answer.
+
+    Args:
+        plan: Says how many streams, and of which kind.
+        channels: Streams are spread over them.
+        images: Sent in turn.
+    """
+
+    def __init__(
+        self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
+    ) -> None:
+        read = payloads.message_kind(plan, "StreamResponse").FromString
+        path = f"/{SERVICE}/{plan.question.capitalize()}Stream"
+        methods: list[Any] = [
+            one.stream_stream(path, response_deserializer=read) for one in channels
+        ]
+        config = payloads.stream_config(plan)
+        self._streams = [
+            _Stream(methods[number % len(methods)], config) for number in range(plan.streams)
+        ]
+        self._frames = payloads.frames(plan, images)
+
+    async def __call__(self, number: int, deadline: float) -> Outcome:
+        """Send one frame and wait for its answer; see `Call`."""
+        frame = self._frames[number % len(self._frames)]
+        return await self._streams[number % len(self._streams)].frame(frame, deadline)
+
+    async def close(self) -> None:
+        """Cancel the streams."""
+        for one in self._streams:
+            await one.close()
+
+
+@dataclass(eq=False)
+class _Frame:
+    """A frame on its way; `outcome` is set by its answer, its deadline or its stream's end."""
+
+    make: Callable[[int], bytes]
+    outcome: asyncio.Future[Outcome]
+
+    def settle(self, outcome: Outcome) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class _Stream:
+    """One stream: frames queue for it here while gRPC holds the sender back.
+
+    A stream that broke fails the frames it had, and is opened anew for the next one.
+
+    Args:
+        method: The RPC.
+        config: Its first request.
+    """
+
+    def __init__(self, method: Any, config: bytes) -> None:
+        self._method = method
+        self._config = config
+        self._waiting: collections.deque[_Frame] = collections.deque()
+        self._sent: dict[int, _Frame] = {}
+        self._more = asyncio.Event()
+        self._session: asyncio.Task[None] | None = None
+
+    async def frame(self, make: Callable[[int], bytes], deadline: float) -> Outcome:
+        """Send a frame; a deadline that passes before its turn comes keeps it from being sent."""
+        loop = asyncio.get_running_loop()
+        frame = _Frame(make, loop.create_future())
+        timer = loop.call_at(deadline, frame.settle, Outcome(LATE))
+        self._waiting.append(frame)
+        self._more.set()
+        if self._session is None or self._session.done():
+            self._session = asyncio.create_task(self._serve(), name="bench stream")
+        try:
+            return await frame.outcome
+        finally:
+            timer.cancel()
+
+    async def close(self) -> None:
+        """Cancel it."""
+        if self._session is not None:
+            self._session.cancel()
+            await asyncio.wait([self._session])
+
+    async def _serve(self) -> None:
+        """Run one gRPC call until it ends; fail what it leaves unanswered."""
+        call = keep_status(self._method())
+        sender = asyncio.create_task(self._send(call), name="bench stream sender")
+        code = grpc.StatusCode.UNKNOWN.name  # ended with OK, though frames were to come
+        try:
+            async for reply in call:
+                frame = self._sent.pop(reply.frame_id, None)
+                if frame is not None:
+                    frame.settle(_frame_outcome(reply))
+        except grpc.aio.AioRpcError as failure:
+            code = failure.code().name
+        finally:
+            call.cancel()
+            sender.cancel()
+            await asyncio.wait([sender])
+            for frame in (*self._sent.values(), *self._waiting):
+                frame.settle(Outcome(code))
+            self._sent.clear()
+            self._waiting.clear()
+
+    async def _send(self, call: Any) -> None:
+        try:
+            await call.write(self._config)
+            for frame_id in itertools.count():
+                while not self._waiting:
+                    self._more.clear()
+                    await self._more.wait()
+                frame = self._waiting.popleft()
+                if not frame.outcome.done():
+                    self._sent[frame_id] = frame
+                    await call.write(frame.make(frame_id))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the call has ended; whoever reads its answers knows why
+
+
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def _frame_outcome(reply: Any) -> Outcome:
+    kind = reply.WhichOneof("outcome")
+    if kind == "dropped":
+        return Outcome(DROPPED)
+    if kind == "error":
+        return Outcome(_CODES.get(reply.error.code, grpc.StatusCode.UNKNOWN.name))
+    return Outcome(OK, reply.timing)

@@ -1,0 +1,324 @@
+"""The command `bench`: load on a server, and what became of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from contextlib import ExitStack
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live as Screen
+
+from ...connection import DEFAULT_SERVER, DEFAULT_TIMEOUT_S
+from ..options import DEFAULT_CONCURRENCY, AsJson, Server, VariantName
+from ..output import INTERRUPTED, SOME_FAILED, complain, errors, errors_shown, stopping
+from ..stream import Delivery
+from . import comparison
+from .bench import bench as run_bench
+from .live import Live
+from .plan import Load, Plan
+from .report import write_html
+from .result import Bench
+from .sweep import shares
+from .table import tables
+
+EXIT_STATUSES = (
+    "Exit status: 0 something was measured, failed calls included; 1 nothing was answered, or the"
+    " server refused the variant; 2 wrong usage; 3 no server answers; 130 interrupted (what was"
+    " measured until then is in the output)."
+)
+LOAD, CALLS, TIME, OUTPUT = "Load (one of these)", "What is called", "How long", "Output"
+# What a sweep's tables take; cut, they would help nobody. A pipe has no width of its own.
+TABLE_COLUMNS = 100
+
+
+class Shape(str, Enum):
+    """As `Plan.shape`."""
+
+    unary = "unary"
+    upload = "upload"
+    stream = "stream"
+
+
+class Question(str, Enum):
+    """As `Plan.question`."""
+
+    classify = "classify"
+    embed = "embed"
+
+
+def bench(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILES...",
+            help="Image files or folders of them, sent in turn; default: pictures that are made"
+            " here, JPEGs of 500 x 375 and about 110 KB.",
+        ),
+    ] = None,
+    server: Server = [DEFAULT_SERVER],  # noqa: B006  typer reads it, nothing changes it
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            min=1,
+            rich_help_panel=LOAD,
+            help="Closed loop: so many calls under way at any time. Shows what the server can do,"
+            f" not how long users wait. Default: {DEFAULT_CONCURRENCY}.",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            min=0.001,
+            rich_help_panel=LOAD,
+            help="Open loop: so many calls a second at random times (Poisson), whatever the server"
+            " does. Latency counts from when a call was meant to be made.",
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            "--fps",
+            min=0.001,
+            rich_help_panel=LOAD,
+            help="Cameras: each of --streams sends so many frames a second, whatever the server"
+            " does.",
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep",
+            metavar="10%..130%[xN]",
+            rich_help_panel=LOAD,
+            help="Find the capacity in a closed loop, then make N (7) open loops at shares of it.",
+        ),
+    ] = None,
+    shape: Annotated[
+        Shape | None,
+        typer.Option(
+            "--shape",
+            rich_help_panel=CALLS,
+            help="A call an image, an upload in chunks, or frames on streams; default: unary, or"
+            " stream with --fps, --streams or --delivery.",
+        ),
+    ] = None,
+    question: Annotated[
+        Question, typer.Option("--call", rich_help_panel=CALLS, help="What is asked.")
+    ] = Question.classify,
+    streams: Annotated[
+        int | None,
+        typer.Option("--streams", min=1, rich_help_panel=CALLS, help="How many; default: 1."),
+    ] = None,
+    delivery: Annotated[
+        Delivery | None,
+        typer.Option(
+            "--delivery",
+            rich_help_panel=CALLS,
+            help="Of frames. ordered: every one is computed; latest: a newer one takes the place of"
+            " one that waits, which counts as dropped. Default: ordered.",
+        ),
+    ] = None,
+    variant: VariantName = "",
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            rich_help_panel=CALLS,
+            help="Send RGB pixels of the model's size, so that nothing is decoded.",
+        ),
+    ] = False,
+    channels: Annotated[
+        int,
+        typer.Option(
+            "--channels", min=1, rich_help_panel=CALLS, help="Connections to each server."
+        ),
+    ] = 1,
+    timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--timeout-s",
+            min=0.001,
+            rich_help_panel=CALLS,
+            help="Deadline of a call in seconds, from when it was meant to be made; answers after"
+            " it are not in time.",
+        ),
+    ] = DEFAULT_TIMEOUT_S,
+    duration_s: Annotated[
+        float,
+        typer.Option(
+            "--duration-s",
+            min=0.01,
+            rich_help_panel=TIME,
+            help="How long each load is measured, in seconds.",
+        ),
+    ] = 10.0,
+    warm_up_s: Annotated[
+        float,
+        typer.Option(
+            "--warm-up-s",
+            min=0,
+            rich_help_panel=TIME,
+            help="How long it is made before that, uncounted.",
+        ),
+    ] = 2.0,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            "--requests", min=1, rich_help_panel=TIME, help="Stop after so many counted calls."
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", min=0, rich_help_panel=TIME, help="Of the arrivals and of made pictures."
+        ),
+    ] = 0,
+    server_pid: Annotated[
+        int | None,
+        typer.Option(
+            "--server-pid",
+            min=1,
+            rich_help_panel=OUTPUT,
+            help="Also read CPU and memory of this local process and of its children.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            rich_help_panel=OUTPUT,
+            help="Write all figures to a .json file, for --compare.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", rich_help_panel=OUTPUT, help="Write a report with plots to an .html file."
+        ),
+    ] = None,
+    compared: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            "--compare",
+            metavar="A.json B.json",
+            rich_help_panel=OUTPUT,
+            help="Make no load; show two files of --out side by side, with the ratios B to A.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a server: throughput, latency and where the time goes.
+
+    Calls are never repeated. Ctrl-C ends the load; what was measured is reported.
+    """
+    with errors_shown(), ExitStack() as stack:
+        if compared is not None:
+            _compare(Bench.load(compared[0]), Bench.load(compared[1]), as_json)
+            return
+        _check(out, "--out", ".json")
+        _check(html, "--html", ".html")
+        framed = fps is not None or streams is not None or delivery is not None
+        _require("psutil", *(() if html is None else ("matplotlib",)))
+        if raw or not files:
+            _require("PIL")
+        plan = Plan(
+            load=_load(concurrency, rate, fps, sweep),
+            servers=tuple(server),
+            shape=(shape or (Shape.stream if framed else Shape.unary)).value,
+            question=question.value,
+            variant=variant,
+            duration_s=duration_s,
+            warm_up_s=warm_up_s,
+            requests=requests,
+            timeout_s=timeout_s,
+            channels=channels,
+            streams=streams or 1,
+            delivery=(delivery or Delivery.ordered).value,
+            files=tuple(files or ()),
+            raw=raw,
+            seed=seed,
+            server_pid=server_pid,
+        )
+        steps = shares(sweep) if sweep is not None else ()
+        stop = stack.enter_context(stopping())
+        live = Live()
+        with ExitStack() as shown:
+            if errors.is_terminal:
+                screen = Screen(live, console=errors, transient=True, redirect_stdout=False)
+                shown.enter_context(screen)
+            found = run_bench(plan, steps, stop, live.watch)
+        _report(found, out, html, as_json)
+    if stop.is_set():
+        raise typer.Exit(INTERRUPTED)
+    if not any(run.answered for run in found.runs):
+        complain("nothing was answered")
+        raise typer.Exit(SOME_FAILED)
+
+
+def _load(
+    concurrency: int | None, rate: float | None, fps: float | None, sweep: str | None
+) -> Load:
+    """Return the load that was asked for; a sweep makes its own and gets any."""
+    given = {"--concurrency": concurrency, "--rate": rate, "--fps": fps, "--sweep": sweep}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} are different loads; name one of them")
+    if rate is None and fps is None:
+        concurrency = concurrency or DEFAULT_CONCURRENCY
+    return Load(concurrency=concurrency, rate_per_s=rate, fps=fps)
+
+
+def _report(found: Bench, out: Path | None, html: Path | None, as_json: bool) -> None:
+    for run in found.runs:
+        for warning in run.warnings:
+            complain(f"{run.load.describe(found.plan.streams)}: {warning}")
+    if as_json:
+        print(found.to_json())
+    else:
+        _console().print(tables(found))
+    if out is not None:
+        out.write_text(found.to_json() + "\n", encoding="utf-8")
+    if html is not None:
+        write_html(found, html)
+
+
+def _compare(one: Bench, other: Bench, as_json: bool) -> None:
+    rows = comparison.rows(one, other)
+    differences = comparison.differences(one, other)
+    if as_json:
+        print(json.dumps({"differences": differences, "rows": [vars(row) for row in rows]}))
+        return
+    for difference in differences:
+        complain(f"not the same: {difference}")
+    _console().print(comparison.table(rows))
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal or console.width < TABLE_COLUMNS:
+        console.width = TABLE_COLUMNS
+    return console
+
+
+def _require(*modules: str) -> None:
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"bench needs {name}, which is not installed: pip install 'resnet50-serving[cli]'"
+            )
+
+
+def _check(file: Path | None, option: str, suffix: str) -> None:
+    if file is None:
+        return
+    if file.suffix.lower() != suffix:
+        raise typer.BadParameter(f"{file} does not end in {suffix}", param_hint=option)
+    if not file.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {file.parent}", param_hint=option)

@@ -1,0 +1,97 @@
+"""The images that are sent: files, or pictures that are as hard to decode as photographs."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet50.v1 import image_pb2
+
+from ...images import to_image
+from ..images import STDIN, find_images
+from .plan import Plan
+
+# The mean image of ImageNet has this size, and 110 KB as a JPEG file.
+WIDTH, HEIGHT = 500, 375
+JPEG_QUALITY = 90
+# All images are held in memory, serialised: reading files is not what is measured.
+MOST_BYTES = 2**30
+
+
+def images_of(plan: Plan, side: int) -> list[image_pb2.Image]:
+    """Return the images of a plan, as the contract carries them.
+
+    Args:
+        plan: Says which.
+        side: Of the square that raw frames are cut to, in pixels; the length that the variant
+            resizes to, so that the server only has to copy them.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: The files are more than fit, or one is to be sent raw and is no image.
+    """
+    found: list[image_pb2.Image] = []
+    size = 0
+    for encoded in _read(plan.files) if plan.files else _generated(plan):
+        image = to_image(_pixels(encoded, side) if plan.raw else encoded)
+        size += image.ByteSize()
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"files: more than {MOST_BYTES // 2**20} MiB of images, which are held in memory;"
+                " name fewer"
+            )
+        found.append(image)
+    return found
+
+
+def _read(files: tuple[str, ...]) -> Iterator[bytes]:
+    for path in find_images(files):
+        yield sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+
+
+def _generated(plan: Plan) -> Iterator[bytes]:
+    for number in range(plan.generated):
+        yield photograph(plan.seed + number)
+
+
+def photograph(seed: int) -> bytes:
+    """Return a JPEG file with the size and the spectrum of a photograph, about 110 KB.
+
+    The amplitudes of photographs fall with the frequency f about as 1 / f (Field, 1987); decoding
+    takes as long as for a real one, which noise or a gradient would not.
+    """
+    import PIL.Image
+
+    draw = np.random.default_rng(seed)
+    rows = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
+    columns = np.fft.rfftfreq(WIDTH)[None, :] * WIDTH
+    frequency = np.hypot(rows, columns)
+    frequency[0, 0] = np.inf
+
+    def plane() -> NDArray[np.float64]:
+        real, imaginary = draw.standard_normal((2, *frequency.shape))
+        return np.fft.irfft2((real + 1j * imaginary) / frequency**1.1, (HEIGHT, WIDTH))
+
+    luma, red, green = plane(), plane(), plane()
+    pixels = np.stack([luma + 0.35 * red, luma + 0.1 * green, luma - 0.35 * red], axis=-1)
+    pixels = np.clip(np.rint(pixels / pixels.std() * 55 + 120), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
+
+
+def _pixels(encoded: bytes, side: int) -> NDArray[np.uint8]:
+    """Return an image file as uint8 [side, side, 3]."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    try:
+        picture = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(encoded))).convert("RGB")
+        return np.asarray(PIL.ImageOps.fit(picture, (side, side)))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"files: an image cannot be read to be sent raw: {error}") from error

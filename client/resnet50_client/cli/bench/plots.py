@@ -1,0 +1,277 @@
+"""The report's plots, as SVG that stands in the page itself."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .result import Bench, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH_IN = 7.6
+INK, FAINT = "#1f2933", "#d5dbe1"
+# Told apart by people who see few colours too (Okabe and Ito).
+BLUE, ORANGE, GREEN, RED, PURPLE, YELLOW = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#b3262e",
+    "#cc79a7",
+    "#e69f00",
+)
+GREY = "#8a949e"
+QUANTILES = {"p50": BLUE, "p90": GREEN, "p99": ORANGE, "p99_9": PURPLE}
+STAGE_COLOURS = {
+    "decode": YELLOW,
+    "queue": ORANGE,
+    "compute": BLUE,
+    "rest of server": GREY,
+    "outside": "#56b4e9",
+}
+ERROR_COLOURS = (RED, ORANGE, PURPLE, "#7f4f24", "#5c677d", "#333333")
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: smaller, sharp, and can be searched
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "legend.frameon": False,
+    # Names come from outside; a dollar sign in one is no formula.
+    "text.parse_math": False,
+}
+
+
+def latency_by_load(bench: Bench) -> str:
+    """Draw quantiles of latency against the calls that were made by second."""
+
+    def draw(axes: Axes) -> None:
+        for name, colour in QUANTILES.items():
+            points = [
+                (run.offered_per_s, value)
+                for run in bench.runs
+                if (value := getattr(run.latency_ms, name)) is not None
+            ]
+            if points:
+                label = name.replace("_", ".")
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, ms=4)
+        _capacity(axes, bench)
+        axes.set_yscale("log")
+        _plain(axes.yaxis)
+        axes.set(xlabel="calls made per second", ylabel="latency, ms", xlim=(0, None))
+        axes.grid(True, which="major")
+        _legend_above(axes)
+
+    return _svg("latency-by-load", draw)
+
+
+def rates_by_load(bench: Bench) -> str:
+    """Draw answers by second, all and those in time, against the calls made."""
+
+    def draw(axes: Axes) -> None:
+        offered = [run.offered_per_s for run in bench.runs]
+        axes.plot(offered, offered, color=FAINT, ls="--", label="calls")
+        figures = (("answers", BLUE, "throughput_per_s"), ("in time", GREEN, "goodput_per_s"))
+        for label, colour, name in figures:
+            rates = [getattr(run, name) for run in bench.runs]
+            axes.plot(offered, rates, "o-", color=colour, label=label, ms=4)
+        _capacity(axes, bench)
+        axes.set(
+            xlabel="calls made per second", ylabel="per second", xlim=(0, None), ylim=(0, None)
+        )
+        axes.grid(True)
+        _legend_above(axes)
+
+    return _svg("rates-by-load", draw)
+
+
+def latency_curve(bench: Bench) -> str:
+    """Draw the latency that a share of the answers did not exceed."""
+
+    def draw(axes: Axes) -> None:
+        runs = [run for run in bench.runs if run.latency_curve]
+        deepest = 2.0
+        for run, colour in zip(runs, _shades(len(runs)), strict=True):
+            xs = [-math.log10(max(1.0 - share, 1e-9)) for share, _ in run.latency_curve]
+            deepest = max(deepest, *xs)
+            label = run.load.describe(bench.plan.streams)
+            axes.plot(xs, [ms for _, ms in run.latency_curve], color=colour, lw=1.6, label=label)
+        shares = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999]
+        ticks = [share for share in shares if -math.log10(1.0 - share) <= deepest]
+        labels = [f"{share * 100:.7g}%" for share in ticks]
+        axes.set_xticks([-math.log10(1.0 - share) for share in ticks], labels)
+        axes.set_yscale("log")
+        _plain(axes.yaxis)
+        axes.set(xlabel="share of the answers", ylabel="at or below, ms", xlim=(0, deepest))
+        axes.grid(True)
+        _legend_above(axes)
+
+    return _svg("latency-curve", draw)
+
+
+def batch_sizes(bench: Bench) -> str:
+    """Draw how many answers came from batches of which size."""
+    runs = [run for run in bench.runs if run.batch_sizes]
+
+    def bars(axes: Axes) -> None:
+        (run,) = runs
+        counts = run.batch_sizes
+        shares = [100 * count / sum(counts.values()) for count in counts.values()]
+        axes.bar(list(counts), shares, color=BLUE, width=0.85)
+        _whole(axes.xaxis)
+        axes.set(xlabel="images in the batch", ylabel="share of the answers, %")
+        axes.grid(True, axis="y")
+
+    def cells(axes: Axes) -> None:
+        largest = max(max(run.batch_sizes) for run in runs)
+        shares = [
+            [
+                100 * run.batch_sizes.get(size, 0) / sum(run.batch_sizes.values())
+                for size in range(1, largest + 1)
+            ]
+            for run in runs
+        ]
+        edges = [at + 0.5 for at in range(largest + 1)], [at - 0.5 for at in range(len(runs) + 1)]
+        mesh = axes.pcolormesh(*edges, shares, cmap="Blues", vmin=0, edgecolors="white", lw=0.5)
+        _rows(axes, bench, runs)
+        _whole(axes.xaxis)
+        axes.set(xlabel="images in the batch")
+        axes.figure.colorbar(mesh, ax=axes, label="share of the answers, %", pad=0.02)
+
+    if len(runs) == 1:
+        return _svg("batch-sizes", bars)
+    return _svg("batch-sizes", cells, _height_in(len(runs)))
+
+
+def stages(bench: Bench) -> str:
+    """Draw which part of the mean latency went where."""
+    runs = [run for run in bench.runs if run.answered]
+
+    def draw(axes: Axes) -> None:
+        means = [_stage_means(run) for run in runs]
+        totals = [sum(one.values()) or 1.0 for one in means]
+        left = [0.0] * len(runs)
+        for name, colour in STAGE_COLOURS.items():
+            widths = [100 * one[name] / total for one, total in zip(means, totals, strict=True)]
+            axes.barh(range(len(runs)), widths, left=left, color=colour, label=name, height=0.7)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        for row, total in enumerate(totals):
+            axes.text(101, row, f"{total:.3g} ms", va="center")
+        _rows(axes, bench, runs)
+        axes.set(xlabel="share of the mean latency, %", xlim=(0, 100))
+        _legend_above(axes)
+
+    return _svg("stages", draw, _height_in(len(runs)))
+
+
+def fates(bench: Bench) -> str:
+    """Draw what became of the calls: in time, late, dropped, failed by code."""
+    runs = [run for run in bench.runs if run.calls]
+    codes = list(dict.fromkeys(code for run in runs for code in run.errors))
+    counts: dict[str, tuple[str, list[float]]] = {
+        "in time": (GREEN, [run.good_share * run.calls for run in runs]),
+        "too late": (YELLOW, [run.answered - run.good_share * run.calls for run in runs]),
+        "dropped": (GREY, [float(run.dropped) for run in runs]),
+    }
+    for number, code in enumerate(codes):
+        colour = ERROR_COLOURS[number % len(ERROR_COLOURS)]
+        counts[code] = (colour, [float(run.errors.get(code, 0)) for run in runs])
+
+    def draw(axes: Axes) -> None:
+        left = [0.0] * len(runs)
+        for name, (colour, numbers) in counts.items():
+            widths = [100 * n / run.calls for n, run in zip(numbers, runs, strict=True)]
+            if not any(width > 1e-6 for width in widths):
+                continue
+            axes.barh(range(len(runs)), widths, left=left, color=colour, label=name, height=0.7)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        _rows(axes, bench, runs)
+        axes.set(xlabel="share of the calls, %", xlim=(0, 100))
+        _legend_above(axes)
+
+    return _svg("fates", draw, _height_in(len(runs)))
+
+
+def _stage_means(run: Run) -> dict[str, float]:
+    mean = {name: one.mean or 0.0 for name, one in run.stages_ms.items()}
+    known = mean["decode"] + mean["queue"] + mean["compute"]
+    return {
+        "decode": mean["decode"],
+        "queue": mean["queue"],
+        "compute": mean["compute"],
+        "rest of server": max(0.0, mean["server"] - known),
+        "outside": mean["outside"],
+    }
+
+
+def _capacity(axes: Axes, bench: Bench) -> None:
+    if bench.capacity_per_s:
+        axes.axvline(bench.capacity_per_s, color=RED, lw=1, ls=":", label="capacity")
+
+
+def _rows(axes: Axes, bench: Bench, runs: Sequence[Run]) -> None:
+    labels = [run.load.describe(bench.plan.streams) for run in runs]
+    axes.set_yticks(range(len(runs)), labels)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+
+
+def _legend_above(axes: Axes) -> None:
+    """Put the legend where it hides nothing."""
+    columns = 5 if len(axes.get_legend_handles_labels()[1]) <= 5 else 4
+    axes.figure.legend(loc="outside upper left", ncols=columns, handlelength=1.2)
+
+
+def _height_in(rows: int) -> float:
+    return 1.3 + 0.32 * rows
+
+
+def _shades(count: int) -> list[Any]:
+    """Return colours from light to dark, for loads that rise."""
+    from matplotlib import colormaps
+
+    if count == 1:
+        return [BLUE]
+    shade = colormaps["viridis_r"]
+    return [shade(0.12 + 0.88 * one / (count - 1)) for one in range(count)]
+
+
+def _plain(axis: Any) -> None:
+    """Write 10 and 1000, not powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _whole(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _svg(name: str, draw: Callable[[Axes], None], height_in: float = 3.6) -> str:
+    """Return a drawing as an <svg> element without anything from elsewhere."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Elements of several drawings share a page: their names must differ.
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+        draw(figure.add_subplot())
+        file = io.StringIO()
+        nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nobody)
+    drawing = file.getvalue()
+    return drawing[drawing.index("<svg") :]

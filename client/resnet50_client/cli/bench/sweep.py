@@ -1,0 +1,72 @@
+"""Several loads after each other: shares of the capacity that a closed loop finds first."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from .plan import Load, Plan
+from .result import Run
+
+DEFAULT_STEPS = 7
+_RANGE = re.compile(r"(\d+(?:\.\d+)?)%?\.\.(\d+(?:\.\d+)?)%?(?:x(\d+))?")
+# Twice the calls under way must bring so much more; two doublings that do not end the search.
+GAIN = 1.05
+MOST_CONCURRENCY = 1024
+# A probe takes less time than a run, and stops being noise at some dozens of answers.
+PROBE_SHARE = 0.4
+
+Measure = Callable[[Plan], Run]
+
+
+def shares(text: str) -> list[float]:
+    """Read "10%..130%" or, with the number of steps, "10%..130%x7"; return rising shares.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    match = _RANGE.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise ValueError(f"sweep: {text!r} is not a range such as 10%..130% or 10%..130%x7")
+    low, high = float(match[1]) / 100, float(match[2]) / 100
+    steps = int(match[3]) if match[3] else DEFAULT_STEPS
+    if not 0 < low < high or steps < 2:
+        raise ValueError(f"sweep: {text!r} must rise from above 0%, in 2 or more steps")
+    return [round(low + (high - low) * step / (steps - 1), 6) for step in range(steps)]
+
+
+def probes(plan: Plan, measure: Measure, stop: threading.Event) -> Iterator[Run]:
+    """Give closed loops, each with twice the calls under way, until that brings nothing more.
+
+    Args:
+        plan: As for the loads that follow; each probe takes a part of its time.
+        measure: Makes one.
+        stop: Ends the search, once set.
+    """
+    plan = replace(plan, duration_s=plan.duration_s * PROBE_SHARE, server_pid=None)
+    best, without_gain = 0.0, 0
+    for doubling in itertools.count():
+        concurrency = plan.streams * 2**doubling
+        if concurrency > MOST_CONCURRENCY or without_gain == 2 or stop.is_set():
+            return
+        run = measure(plan.under(Load(concurrency=concurrency)))
+        yield run
+        without_gain = 0 if run.throughput_per_s > best * GAIN else without_gain + 1
+        best = max(best, run.throughput_per_s)
+        if not best:
+            return  # nothing is answered
+        # Server and connection are warm; only the load itself has to settle.
+        plan = replace(plan, warm_up_s=min(plan.warm_up_s, plan.duration_s / 4))
+
+
+def capacity_of(found: Iterable[Run]) -> float:
+    """Return the most answers by second that were seen; 0 if there were none."""
+    return max((run.throughput_per_s for run in found), default=0.0)
+
+
+def loads(capacity_per_s: float, of: Iterable[float]) -> list[Load]:
+    """Return open loops at shares of a capacity."""
+    return [Load(rate_per_s=round(capacity_per_s * share, 3), share=share) for share in of]
