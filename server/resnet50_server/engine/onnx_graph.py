@@ -56,7 +56,6 @@ class _Graph(ABC, Generic[Value]):
         self._transform = transform
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
-        self._dq = {}
 
     def write(self, model: Any) -> onnx.ModelProto:
         """Return the graph of torchvision's ResNet50 `model`."""
@@ -199,10 +198,7 @@ class _Int8Graph(_Graph[_Quantized]):
         return self._node("QuantizeLinear", x, *self._scale(like))
 
     def _dequantize(self, x: _Quantized, output: str = "") -> str:
-        key = (x.name, output)
-        if key not in self._dq:
-            self._dq[key] = self._node("DequantizeLinear", x.name, *self._scale(x), output=output)
-        return self._dq[key]
+        return self._node("DequantizeLinear", x.name, *self._scale(x), output=output)
 
     def _scale(self, x: _Quantized) -> tuple[str, str]:
         scale = self._constant(np.array(x.scale, dtype=np.float32))

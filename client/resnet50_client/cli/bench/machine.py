@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from importlib.metadata import version
@@ -37,7 +38,10 @@ def versions() -> dict[str, str]:
 def facts(variant: Variant) -> dict[str, Any]:
     """Return what the server says of the weights that answer, and of what runs them."""
     names = ("name", "digest", "engine", "device", "precision", "trained")
-    return {name: getattr(variant, name) for name in names}
+    made = variant.quantization
+    return {name: getattr(variant, name) for name in names} | {
+        "quantization": dataclasses.asdict(made) if made is not None else None
+    }
 
 
 def _cpu_model() -> str:

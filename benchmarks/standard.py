@@ -1,0 +1,170 @@
+"""The standard set: python benchmarks/standard.py [--quick]; `make bench` runs it.
+
+It loads servers on this machine as `resnet50 bench` would, runs the other benchmarks of this
+folder, and writes what they say into docs/benchmarks.md, between its two marks. It takes about half
+an hour; with --quick a few minutes, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from cpu import CALIBRATION_IMAGES, VARIANT
+from overhead import photo
+from process import server
+
+from resnet50_client.cli.bench.bench import bench
+from resnet50_client.cli.bench.machine import machine, versions
+from resnet50_client.cli.bench.plan import Load, Plan
+from resnet50_client.cli.bench.table import Grid, costs, latencies, stages
+
+FOLDER = Path(__file__).resolve().parent
+PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
+SHARES = (0.1, 0.5, 0.8, 0.95, 1.1, 1.3)
+# What each of the others prints, and how long it takes at most, in seconds.
+SCRIPTS = {
+    "cpu.py": ("engines", "served", "start", "memory"),
+    "overhead.py": ("unary", "stream", "serial", "decode", "lag"),
+    "batching.py": ("latency", "overload"),
+    "streams.py": ("fair", "idle"),
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that is loaded.
+
+    Attributes:
+        title: What it is.
+        flags: What it is started with, besides its variant.
+        plans: Loads that it is put under, by what they are.
+        swept: Whether it is put under rising load too.
+    """
+
+    title: str
+    flags: tuple[str, ...]
+    plans: dict[str, Plan]
+    swept: bool = False
+
+
+def servers(folder: Path, seconds: float) -> Iterator[Served]:
+    """Give what is loaded.
+
+    Args:
+        folder: For calibration images and graphs.
+        seconds: How long each load is measured.
+    """
+
+    def plan(shape: str = "unary", concurrency: int = 16, **fields: object) -> Plan:
+        load = Load(concurrency=concurrency)
+        return Plan(load=load, shape=shape, duration_s=seconds, **fields)
+
+    plans = {
+        "one caller": plan(concurrency=1),
+        "16 callers": plan(),
+        "16 callers, upload": plan("upload"),
+        "16 frames under way on one stream": plan("stream"),
+    }
+    kept = ("--cache-dir", str(folder))
+    calibration = folder / "calibration"
+    calibration.mkdir()
+    for number in range(CALIBRATION_IMAGES):
+        (calibration / f"{number}.jpg").write_bytes(photo())
+    int8 = ("--calibration-dir", str(calibration), "--min-int8-agreement", "0")
+    yield Served("fp32, the engine that `auto` chooses", kept, plans, swept=True)
+    yield Served("int8 made of float weights", (*kept, "--precision", "int8", *int8), plans, True)
+    yield Served(
+        "no engine (`--engine null`): what serving itself costs", ("--engine", "null"), plans
+    )
+
+
+def report(quick: bool) -> str:
+    """Run everything; return it as Markdown."""
+    seconds = 2.0 if quick else 10.0
+    parts = [_heading()]
+    with tempfile.TemporaryDirectory(prefix="resnet50-") as folder:
+        for served in servers(Path(folder), seconds):
+            print(served.title, file=sys.stderr)
+            parts.append(f"### {served.title}\n")
+            with server(*served.flags, variant=VARIANT) as (address, pid):
+                where = {"servers": (address,), "server_pid": pid}
+                found = {
+                    name: bench(Plan(**vars(plan) | where)) for name, plan in served.plans.items()
+                }
+                for grid in (latencies, stages, costs):
+                    parts.append(_joined({name: grid(one) for name, one in found.items()}))
+                if served.swept and not quick:
+                    plan = Plan(
+                        **where, load=Load(rate_per_s=1.0), duration_s=seconds, timeout_s=1.0
+                    )
+                    swept = bench(plan, SHARES)
+                    parts.append(
+                        "Poisson arrivals, deadline 1 s, latency from the intended time:\n"
+                    )
+                    parts += [_markdown(latencies(swept)), _markdown(stages(swept))]
+    for script, measures in SCRIPTS.items():
+        parts.append(f"### python benchmarks/{script}\n")
+        for name in measures[:1] if quick else measures:
+            print(script, name, file=sys.stderr)
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", FOLDER / script, name],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            parts.append("\n".join(f"    {line}" for line in done.stdout.splitlines()))
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _heading() -> str:
+    where, used = machine(), versions()
+    used |= {name: version(name) for name in ("torch", "torchvision", "onnxruntime", "openvino")}
+    named = ", ".join(f"{name} {number}" for name, number in used.items())
+    date = datetime.now(timezone.utc).date().isoformat()
+    return (
+        f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']};"
+        f" {named}; {date}. Load generator and server share the cores.\n"
+    )
+
+
+def _joined(grids: dict[str, Grid]) -> str:
+    """Return several grids of one row as one table."""
+    one = next(iter(grids.values()))
+    rows = [(name, *row[1:]) for name, grid in grids.items() for row in grid.rows]
+    return _markdown(Grid(one.headings, rows, one.note))
+
+
+def _markdown(grid: Grid) -> str:
+    lines = [
+        "| " + " | ".join(row) + " |"
+        for row in (grid.headings, ("---",) * len(grid.headings), *grid.rows)
+    ]
+    return "\n".join([*lines, "", *([f"({grid.note})", ""] if grid.note else [])])
+
+
+def main() -> None:
+    """Measure, and write it into the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="briefly; print instead of writing")
+    quick = parser.parse_args().quick
+    text = report(quick)
+    if quick:
+        print(text)
+        return
+    page = PAGE.read_text()
+    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
