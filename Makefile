@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test bench-gpu check format protos clean
+.PHONY: help demo serve test bench bench-gpu check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
 
 test: $(VENV)/installed  ## Run all tests
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed  ## Measure on this machine, half an hour; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/standard.py
 
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 	$(BIN)/python benchmarks/gpu.py
