@@ -10,17 +10,20 @@ costs nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Hashable
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .engine.protocol import BatchOutput, Engine
-from .errors import EngineFailed, QueueFull, ShuttingDown
-from .variant_queue import Result, VariantQueue, Waiting, too_late
+from .errors import DeadlineUnreachable, EngineFailed, QueueFull, ServingError, ShuttingDown
+from .fair_queue import due_at
+from .variant_queue import TICK_S, Result, VariantQueue, Waiting, too_late
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +48,41 @@ class BatchPolicy:
     max_queue_size: int = 512
 
 
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A batch that was handed to the device.
+
+    Attributes:
+        queue: Whose.
+        entries: Its images.
+        handed: When, in loop time.
+        free_at: When the device was, or will be, free for it.
+        ends: When it will have ended, as far as is known.
+        alone: Whether the device was free for it at once, so that its preparation shows.
+    """
+
+    queue: VariantQueue
+    entries: list[Waiting]
+    handed: float
+    free_at: float
+    ends: float
+    alone: bool
+
+
 class Scheduler:
     """Feeds one device from the queues of its variants, a batch at a time.
 
+    Made and used on a running event loop. There is no task that loops: an arrival or the end of a
+    batch calls `_form`, which hands over what can start.
+
     Args:
         policy: How batches form.
-        executor: Where engines run; one thread, so that a device has one owner.
+        executor: Where engines run; `workers` + `ahead` threads.
         on_broken: Called once with the error if the device fails `MAX_FAILURES` batches in a row or
-            the scheduling loop itself dies; the server then cannot answer any more and must say so.
+            the scheduler itself does; the server then cannot answer any more and must say so.
+        workers: How many batches compute at once.
+        ahead: How many more may be handed over before the device is free for them, so that they
+            are stacked and copied by then (docs/adr/0011-batches-in-flight.md).
     """
 
     def __init__(
@@ -60,31 +90,36 @@ class Scheduler:
         policy: BatchPolicy,
         executor: Executor,
         on_broken: Callable[[BaseException], None] | None = None,
+        workers: int = 1,
+        ahead: int = 0,
     ) -> None:
         self.policy = policy
+        self.workers = workers
+        self.ahead = ahead
+        self._loop = asyncio.get_running_loop()
         self._executor = executor
         self._on_broken = on_broken
         self._queues: dict[str, VariantQueue] = {}
-        self._arrival = asyncio.Event()
-        self._busy: VariantQueue | None = None
-        self._busy_size = 0
-        self._busy_since = 0.0
-        self._running: set[asyncio.Future[Result]] = set()
+        self._running: list[_Running] = []  # in the order in which they were handed over
+        self._woken = False
+        self._timer: asyncio.TimerHandle | None = None
         self._failures = 0
         self._closing: BaseException | None = None
-        self._loop_task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to form batches, on the running loop."""
-        self._loop_task = asyncio.get_running_loop().create_task(
-            self._run(), name="batch-scheduler"
-        )
-        self._loop_task.add_done_callback(self._on_stopped)
+    def add(
+        self, name: str, engine: Engine, warm: Iterable[tuple[int, float]] = ()
+    ) -> VariantQueue:
+        """Give a variant its queue.
 
-    def add(self, name: str, engine: Engine) -> VariantQueue:
-        """Give a variant its queue."""
-        queue = VariantQueue(name, engine)
-        self._queues[name] = queue
+        Args:
+            name: The variant's.
+            engine: What computes it.
+            warm: Sizes of batches that ran already, and how long they took, in seconds; the first
+                deadlines are judged by them.
+        """
+        queue = self._queues[name] = VariantQueue(name, engine)
+        for images, duration_s in warm:
+            queue.latency.observe(images, duration_s)
         return queue
 
     def submit(
@@ -110,14 +145,14 @@ class Scheduler:
 
         Raises:
             QueueFull: `max_queue_size` images wait already.
-            DeadlineUnreachable: What waits and runs ahead takes longer than there is time.
+            DeadlineUnreachable: What waits and runs ahead takes longer than there is time, or what
+                waits already would come too late.
             ShuttingDown: The scheduler has been closed.
             EngineFailed: (from the returned awaitable) the batch failed.
         """
         if self._closing is not None:
             raise ShuttingDown("the server is shutting down; call another one") from self._closing
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         if len(queue.waiting) >= self.policy.max_queue_size:
             raise QueueFull(
                 f"variant {queue.name}: max_queue_size ({self.policy.max_queue_size}) images wait",
@@ -126,152 +161,237 @@ class Scheduler:
         # What was learned may be wrong by now, and where everything is refused nothing is learned:
         # an idle device that was not measured lately takes one request, whatever is expected.
         probe = (
-            self._busy is None
+            not self._running
             and not queue.waiting
             and now - queue.measured_at > PROBE_AFTER_S
             and (deadline is None or now < deadline)
         )
         if deadline is not None and not probe:
-            # Earliest deadline first: only what is due before this request runs ahead of it, which
-            # is at least the running batch. Counting more would refuse what can be served.
-            needed_s = self._remaining_s(now) + queue.latency.estimate_s(
-                1, self.policy.max_batch_size
-            )
-            if now + needed_s > deadline:
-                raise too_late(deadline - now, needed_s)
-        future: asyncio.Future[Result] = loop.create_future()
+            self._check(queue, deadline, flow, now)
+        future: asyncio.Future[Result] = self._loop.create_future()
         queue.push(Waiting(image, top_k, with_embedding, deadline, now, future, probe), flow)
-        self._arrival.set()
+        if not self._woken and len(self._running) < self.workers + self.ahead:
+            # In the loop's next turn: what arrives in this one shares the batch.
+            self._woken = True
+            self._loop.call_soon(self._form)
         return future
 
     async def close(self) -> None:
-        """Stop; whatever still waits is answered with `ShuttingDown`."""
+        """Stop; what waits or is being computed is answered with `ShuttingDown`."""
         self._closing = self._closing or ShuttingDown("closed")
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.wait([self._loop_task])
-        self._fail_all(ShuttingDown("the server stopped before it came to this request"))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail(
+            self._in_batches(), ShuttingDown("the server stopped while it computed this request")
+        )
+        self._fail(
+            self._in_queues(), ShuttingDown("the server stopped before it came to this request")
+        )
 
-    def _pending(self) -> set[asyncio.Future[Result]]:
-        waiting = {
-            entry.item.future
-            for queue in self._queues.values()
-            for entry in queue.waiting
-            if not entry.item.future.done()
-        }
-        return waiting | {future for future in self._running if not future.done()}
+    def _in_batches(self) -> list[Waiting]:
+        return [waiting for running in self._running for waiting in running.entries]
 
-    def _fail_all(self, error: Exception) -> None:
-        for future in self._pending():
-            future.set_exception(error)
+    def _in_queues(self) -> list[Waiting]:
+        return [entry.item for queue in self._queues.values() for entry in queue.waiting]
 
-    def _remaining_s(self, now: float) -> float:
-        """Return how long the running batch will still take, in seconds."""
-        if self._busy is None:
-            return 0.0
-        expected = self._busy.latency.estimate_s(self._busy_size, self.policy.max_batch_size)
-        return max(0.0, self._busy_since + expected - now)
+    @staticmethod
+    def _fail(those: list[Waiting], error: ServingError, cause: Exception | None = None) -> None:
+        for waiting in those:
+            if not waiting.future.done():
+                failure = type(error)(*error.args)  # each caller's traceback is its own
+                failure.__cause__ = cause
+                waiting.future.set_exception(failure)
+
+    def _lanes(self, now: float) -> list[float]:
+        """Return when each of the device's `workers` is free for another batch; sorted."""
+        busy = sorted(max(now, running.ends) for running in self._running)[-self.workers :]
+        return [now] * (self.workers - len(busy)) + busy
+
+    def _starts(self, batches: int, work_s: float, now: float) -> float:
+        """Return when the device comes to what waits behind `batches` that take `work_s` in all."""
+        lanes = self._lanes(now)
+        if not batches:
+            return lanes[0]
+        rounds, lane = divmod(batches, self.workers)
+        return lanes[lane] + rounds * work_s / batches
+
+    def _work_s(self, queue: VariantQueue, images: int) -> float:
+        """Return how long a worker is taken by images of a variant, in seconds."""
+        limit = self.policy.max_batch_size
+        work_s = queue.latency.estimate_s(images, limit)
+        return work_s if self.ahead else work_s + queue.preparation.estimate_s(images, limit)
 
     def _wait_s(self, queue: VariantQueue, now: float) -> float:
         """Return how long the queue takes to empty, in seconds."""
-        return self._remaining_s(now) + queue.latency.estimate_s(
-            len(queue.waiting), self.policy.max_batch_size
-        )
+        work_s = self._work_s(queue, len(queue.waiting))
+        return self._starts(0, 0.0, now) - now + work_s / self.workers
 
-    async def _run(self) -> None:
-        while True:
-            queue = await self._next_queue()
-            batch = queue.take(self.policy.max_batch_size, asyncio.get_running_loop().time())
-            if batch:
-                await self._compute(queue, batch)
+    def _check(
+        self, queue: VariantQueue, deadline: float, flow: Hashable | None, now: float
+    ) -> None:
+        """Refuse what cannot be answered in time, or would make late what was accepted before.
 
-    async def _next_queue(self) -> VariantQueue:
-        """Wait until a batch should start; return its queue: the one with the earliest deadline."""
-        loop = asyncio.get_running_loop()
-        delay_s = self.policy.max_queue_delay_ms / 1000.0
-        while True:
-            self._arrival.clear()
-            candidates = [
-                (due, queue) for queue in self._queues.values() if (due := queue.due()) is not None
-            ]
-            if not candidates:
-                await self._arrival.wait()
-                continue
-            if delay_s <= 0.0:
-                return min(candidates, key=lambda candidate: candidate[0])[1]
-            now = loop.time()
-            starts = []
-            for due, queue in candidates:
-                # A batch is held back to fill, but never past its first deadline.
-                latest = due - queue.latency.estimate_s(
-                    len(queue.waiting), self.policy.max_batch_size
+        What is due earlier runs first. Once there is more than one batch, each is expected to be
+        full: those that come later fill it (docs/adr/0004-deadlines.md).
+        """
+        limit = self.policy.max_batch_size
+        due = due_at(now, deadline if flow is None else None)
+        batches, work_s = 0, 0.0
+        for other in self._queues.values():
+            # What is due before this takes along what is not, as far as its batch holds it.
+            if other is not queue and (images := other.waiting.before(due)):
+                count = -(-images // limit)
+                batches += count
+                work_s += self._work_s(other, min(count * limit, len(other.waiting)))
+        full_s = self._work_s(queue, limit)
+        before, place = divmod(position := queue.waiting.before(due), limit)
+        images = limit if before or len(queue.waiting) >= limit else place + 1
+        starts = self._starts(batches + before, work_s + before * full_s, now)
+        ends = queue.ends(images, now if self.ahead else starts, starts)
+        if ends > deadline + TICK_S:
+            raise too_late(deadline - now, ends - now)
+        # Whoever is last in a batch before which this one comes becomes the first in the next.
+        last = (before + 1) * limit - 1
+        while (entry := queue.waiting.at(last)) is not None:
+            before += 1
+            moved = entry.item.deadline
+            ends = self._starts(batches + before + 1, work_s + (before + 1) * full_s, now)
+            if moved is not None and ends > moved + TICK_S:
+                raise DeadlineUnreachable(
+                    f"{position} images are due before this one, and those behind it were accepted"
+                    " and would come too late; nothing was computed: allow more time or call"
+                    " another server"
                 )
-                full = len(queue.waiting) >= self.policy.max_batch_size
-                start = now if full else min(queue.oldest() + delay_s, latest)
-                starts.append((start, due, queue))
-            start, _, queue = min(starts, key=lambda candidate: candidate[:2])
-            if start <= now:
-                return queue
-            timer = loop.call_at(start, self._arrival.set)
-            try:
-                await self._arrival.wait()
-            finally:
-                timer.cancel()
+            last += limit
 
-    async def _compute(self, queue: VariantQueue, entries: list[Waiting]) -> None:
-        """Run one batch; whatever happens, each of its futures is done afterwards."""
-        loop = asyncio.get_running_loop()
-        images = [waiting.image for waiting in entries]
-        top_k = max(waiting.top_k for waiting in entries)
-        with_embeddings = any(waiting.with_embedding for waiting in entries)
-        self._busy, self._busy_size, self._busy_since = queue, len(entries), loop.time()
-        self._running = {waiting.future for waiting in entries}
-        started = self._busy_since
+    def _form(self) -> None:
+        """Hand over what can start."""
+        self._woken = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         try:
-            output = await loop.run_in_executor(
-                self._executor, queue.engine.run, images, top_k, with_embeddings
-            )
-            queue.latency.observe(len(entries), output.compute_s)
-            queue.measured_at, self._failures = loop.time(), 0
-            finite = _finite(output)
-            for position, waiting in enumerate(entries):
-                if waiting.future.done():
-                    continue
-                if not finite[position]:
-                    failure = EngineFailed("the network's answer is not a number")
-                    waiting.future.set_exception(failure)
-                else:
-                    waiting.future.set_result(
-                        _result(output, position, waiting, started, len(entries))
-                    )
+            while self._closing is None and self._form_one():
+                pass
         except Exception as error:
-            log.exception("a batch of %d failed on variant %s", len(entries), queue.name)
-            self._failures += 1
-            for waiting in entries:
-                if not waiting.future.done():
-                    failure = EngineFailed("the engine failed on this batch")
-                    failure.__cause__ = error
-                    waiting.future.set_exception(failure)
-            if self._failures >= MAX_FAILURES:
-                raise EngineFailed(f"{MAX_FAILURES} batches in a row failed") from error
-        finally:
-            self._busy = None
-            self._running = set()
-            for waiting in entries:  # only on cancellation, by `close`
-                if not waiting.future.done():
-                    waiting.future.set_exception(
-                        ShuttingDown("the server stopped while it computed this request")
-                    )
+            self._break(error)
 
-    def _on_stopped(self, task: asyncio.Task[None]) -> None:
-        """Leave nobody hanging if the loop dies of a fault of ours."""
-        if task.cancelled():
+    def _form_one(self) -> bool:
+        """Form one batch and hand it over; return whether there may be another."""
+        if len(self._running) >= self.workers + self.ahead:
+            return False
+        now = self._loop.time()
+        queue, start = self._next(now)
+        if queue is None:
+            return False
+        limit, free_at = self.policy.max_batch_size, self._lanes(now)[0]
+        images = len(queue.waiting)
+        if len(self._running) >= self.workers and images < limit:
+            # What comes until the device is free could join: handed over just so much ahead that
+            # the device does not wait for it.
+            start = max(start, free_at - queue.preparation.batch_s(images))
+        if start > now + TICK_S:
+            self._timer = self._loop.call_at(start, self._form)
+            return False
+        batch = queue.take(limit, now, free_at)
+        if batch:
+            self._hand_over(queue, batch, now, free_at)
+        return True
+
+    def _next(self, now: float) -> tuple[VariantQueue | None, float]:
+        """Return the queue that the next batch comes from, and how long it is held back to fill.
+
+        The one with the earliest deadline, whatever its batches take: on one device no order makes
+        the latest answer less late.
+        """
+        limit, delay_s = self.policy.max_batch_size, self.policy.max_queue_delay_ms / 1e3
+        chosen, best = None, (now, 0.0)
+        for queue in self._queues.values():
+            if (due := queue.due()) is None:
+                continue
+            start, images = now, len(queue.waiting)
+            if delay_s > 0.0 and images < limit:
+                # Held back to fill, but never past its first deadline.
+                latest = due - queue.ends(images, 0.0, 0.0)
+                start = max(now, min(queue.oldest() + delay_s, latest))
+            if chosen is None or (start, due) < best:
+                chosen, best = queue, (start, due)
+        return chosen, best[0]
+
+    def _hand_over(
+        self, queue: VariantQueue, entries: list[Waiting], now: float, free_at: float
+    ) -> None:
+        running = _Running(
+            queue,
+            entries,
+            handed=now,
+            free_at=free_at,
+            ends=queue.ends(len(entries), now, free_at),
+            alone=len(self._running) < self.workers,
+        )
+        self._running.append(running)
+        done = self._executor.submit(
+            queue.engine.run,
+            [waiting.image for waiting in entries],
+            max(waiting.top_k for waiting in entries),
+            any(waiting.with_embedding for waiting in entries),
+        )
+        done.add_done_callback(partial(self._report, running))
+
+    def _report(self, running: _Running, done: Future[BatchOutput]) -> None:
+        """Tell the event loop, from an engine thread, that a batch has ended."""
+        with contextlib.suppress(RuntimeError):  # it ended after the loop had been closed
+            self._loop.call_soon_threadsafe(self._on_ended, running, done)
+
+    def _on_ended(self, running: _Running, done: Future[BatchOutput]) -> None:
+        self._running.remove(running)
+        if self._closing is not None:
             return
-        error = task.exception()
-        assert error is not None  # the loop never returns
+        try:
+            self._settle(running, done)
+        except Exception as error:
+            # What the engine returned is as wrong as an error.
+            self._on_failed(running, error)
+        self._form()
+
+    def _settle(self, running: _Running, done: Future[BatchOutput]) -> None:
+        """Take in what a batch made, and answer its images."""
+        now, queue, size = self._loop.time(), running.queue, len(running.entries)
+        if len(self._running) >= self.workers:
+            # The device comes to the next one that was handed over ahead.
+            following = self._running[self.workers - 1]
+            following.free_at = now
+            following.ends = following.queue.ends(len(following.entries), following.handed, now)
+        output = done.result()
+        finite = _finite(output).tolist()
+        queue.latency.observe(size, output.compute_s)
+        if running.alone:
+            queue.preparation.observe(size, max(0.0, now - running.handed - output.compute_s))
+        started = max(running.handed, running.free_at)
+        for position, waiting in enumerate(running.entries):
+            if waiting.future.done():
+                continue
+            if not finite[position]:
+                waiting.future.set_exception(EngineFailed("the network's answer is not a number"))
+            else:
+                waiting.future.set_result(_result(output, position, waiting, started, size))
+        queue.measured_at, self._failures = now, 0
+
+    def _on_failed(self, running: _Running, error: Exception) -> None:
+        size, name = len(running.entries), running.queue.name
+        log.error("a batch of %d failed on variant %s", size, name, exc_info=error)
+        self._failures += 1
+        self._fail(running.entries, EngineFailed("the engine failed on this batch"), error)
+        if self._failures >= MAX_FAILURES:
+            broken = EngineFailed(f"{MAX_FAILURES} batches in a row failed")
+            broken.__cause__ = error
+            self._break(broken)
+
+    def _break(self, error: Exception) -> None:
+        """Leave nobody hanging when the device is lost, or by a fault of ours."""
         log.critical("the batch scheduler died", exc_info=error)
         self._closing = error
-        self._fail_all(EngineFailed("the batch scheduler died"))
+        self._fail(self._in_batches() + self._in_queues(), EngineFailed("the batch scheduler died"))
         if self._on_broken is not None:
             self._on_broken(error)
 
@@ -299,7 +419,7 @@ def _result(
         indices=output.indices[position, : waiting.top_k],
         probabilities=output.probabilities[position, : waiting.top_k],
         embedding=embedding,
-        queue_s=started - waiting.arrived,
+        queue_s=max(0.0, started - waiting.arrived),
         compute_s=output.compute_s,
         batch_size=batch_size,
     )

@@ -31,6 +31,9 @@ from .variants.network import load_network
 
 log = logging.getLogger(__name__)
 
+# How long the larger of the batches that warm an engine up may run, in seconds.
+WARM_UP_S = 0.4
+
 
 @dataclass(frozen=True)
 class OpenEngine:
@@ -159,7 +162,7 @@ def cores() -> int:
 
 
 class Devices:
-    """One engine thread and one scheduler per device, made when a variant needs them.
+    """One scheduler and its engine threads per device, made when a variant needs them.
 
     Args:
         settings: For the batch policy and thread counts.
@@ -173,19 +176,28 @@ class Devices:
         self._executors: dict[str, ThreadPoolExecutor] = {}
 
     def get(self, device: str) -> tuple[Scheduler, Executor]:
-        """Return a device's scheduler and engine thread."""
+        """Return a device's scheduler and engine threads."""
         if device not in self._schedulers:
             settings = self._settings
-            threads = settings.engine_threads or cores()
+            if device != "cpu":
+                # It computes one batch at a time, while the next one is stacked and copied.
+                workers, ahead, threads = 1, 1, settings.engine_threads or cores()
+            else:
+                divided = Threads.divide(cores(), settings.instances, settings.engine_threads)
+                workers, ahead, threads = divided.instances, 0, divided.each
+                if settings.engine in ("null", "timed"):
+                    workers = 1  # what they stand for is one device
             executor = ThreadPoolExecutor(
-                1, f"engine-{device}", initializer=torch.set_num_threads, initargs=(threads,)
+                workers + ahead,
+                f"engine-{device}",
+                initializer=torch.set_num_threads,
+                initargs=(threads,),
             )
             policy = BatchPolicy(
                 settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
             )
-            scheduler = Scheduler(policy, executor, self._on_broken)
-            scheduler.start()
-            self._executors[device], self._schedulers[device] = executor, scheduler
+            self._schedulers[device] = Scheduler(policy, executor, self._on_broken, workers, ahead)
+            self._executors[device] = executor
         return self._schedulers[device], self._executors[device]
 
     async def close(self) -> None:
@@ -285,15 +297,22 @@ def _cpu_engines(store: GraphStore, settings: Settings) -> CpuEngines:
     return CpuEngines(store, threads, calibration)
 
 
-def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> None:
-    """Run an engine at batch 1 and at the largest batch; blocks, on the engine thread.
+def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> list[tuple[int, float]]:
+    """Run an engine at batch 1 and at a larger batch; blocks, on an engine thread.
+
+    Each twice, for the first run allocates. The larger batch is as large as `WARM_UP_S` allows: the
+    largest there is on a GPU, a few images on a CPU, which would take seconds for a full one.
+
+    Returns:
+        Batch sizes, and how long their second runs took, in seconds.
 
     Raises:
         WeightsError: The network's answer is not finite.
     """
     crop = definition.transform.crop
     image = np.full((crop, crop, 3), 128, dtype=np.uint8)
-    for size in (1, max_batch_size):
+
+    def run(size: int) -> float:
         output = engine.run([image] * size, 1, True)
         assert output.embeddings is not None  # asked for
         if not (np.isfinite(output.probabilities).all() and np.isfinite(output.embeddings).all()):
@@ -301,6 +320,16 @@ def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> None
                 f"{definition.name}: a grey image gives numbers that are not finite; the weights"
                 " are broken, or --precision is too low for them"
             )
+        return output.compute_s
+
+    run(1)
+    measured = [(1, run(1))]
+    # An image costs at most what a batch of one does.
+    size = min(max_batch_size, int(WARM_UP_S / 2 / max(1e-6, measured[0][1])))
+    if size > 1:
+        run(size)
+        measured.append((size, run(size)))
+    return measured
 
 
 async def hold(definition: Definition, settings: Settings, devices: Devices) -> HeldVariant:
@@ -316,7 +345,7 @@ async def hold(definition: Definition, settings: Settings, devices: Devices) -> 
     """
     opened = await asyncio.to_thread(open_engine, definition, settings)
     scheduler, executor = devices.get(opened.device)
-    await asyncio.get_running_loop().run_in_executor(
+    warm = await asyncio.get_running_loop().run_in_executor(
         executor, warm_up, opened.engine, definition, settings.max_batch_size
     )
     log.info(
@@ -327,4 +356,5 @@ async def hold(definition: Definition, settings: Settings, devices: Devices) -> 
         opened.precision,
         opened.digest[:12],
     )
-    return HeldVariant(definition, opened, scheduler.add(definition.name, opened.engine), scheduler)
+    queue = scheduler.add(definition.name, opened.engine, warm)
+    return HeldVariant(definition, opened, queue, scheduler)

@@ -2,65 +2,79 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
+# One batch counts as so many times what was expected of it, at most.
 CLIP = 4.0
-# Batches until the fit is worth comparing with; the first ones are slow while memory is allocated.
-CLIP_AFTER = 8
+# Batches until what is expected is worth comparing with.
+CLIP_AFTER = 8.0
+
+
+def _unpadded(images: int) -> int:
+    return images
 
 
 class LatencyModel:
     """t(b) = α + β·b seconds for a batch of b images, fitted online.
 
-    Least squares with exponential forgetting (design §7). An estimate needs one batch; the slope
-    needs two different sizes, until then it is taken as 0, which never overestimates larger batches
-    and so never refuses what could have been served.
+    Least squares with exponential forgetting. An estimate needs one batch; the slope needs two
+    different sizes, until then it is taken as 0, which never overestimates larger batches and so
+    never refuses what could have been served.
 
     Args:
+        padded: How many images the device computes for a batch; see `Engine.padded`. The batch is
+            observed, and estimated, as one of that size.
         memory: How many batches the fit remembers, as the time constant of the forgetting.
+
+    Attributes:
+        alpha_s: Cost of a batch, in seconds; 0 before the first one.
+        beta_s: Cost of an image in it, in seconds.
     """
 
-    def __init__(self, memory: int = 200) -> None:
+    def __init__(self, padded: Callable[[int], int] = _unpadded, memory: int = 200) -> None:
+        self.alpha_s = self.beta_s = 0.0
+        self._padded = padded
         self._keep = 1.0 - 1.0 / memory
         self._weight = self._b = self._t = self._bb = self._bt = 0.0
+        self._largest = 0
 
-    def observe(self, batch_size: int, duration_s: float) -> None:
-        """Take in a batch of `batch_size` images that took `duration_s` seconds.
+    @property
+    def known(self) -> bool:
+        """Whether a batch was observed."""
+        return self._weight > 0.0
+
+    def observe(self, images: int, duration_s: float) -> None:
+        """Take in a batch of `images` images that took `duration_s` seconds.
 
         A batch that took far longer than expected, because the process was stopped, say, counts as
         `CLIP` times the expected: a device that has really become slower is learned all the same.
         """
+        size = self._padded(images)
         if self._weight >= CLIP_AFTER:
-            duration_s = min(duration_s, CLIP * self.estimate_s(batch_size, batch_size))
+            # What was never seen may take as much longer as it is larger.
+            seen = min(size, self._largest)
+            expected = (self.alpha_s + self.beta_s * seen) * (size / seen)
+            duration_s = min(duration_s, CLIP * expected)
+        self._largest = max(self._largest, size)
         keep = self._keep
-        self._weight = keep * self._weight + 1.0
-        self._b = keep * self._b + batch_size
+        self._weight = weight = keep * self._weight + 1.0
+        self._b = keep * self._b + size
         self._t = keep * self._t + duration_s
-        self._bb = keep * self._bb + batch_size * batch_size
-        self._bt = keep * self._bt + batch_size * duration_s
+        self._bb = keep * self._bb + size * size
+        self._bt = keep * self._bt + size * duration_s
+        mean_b, mean_t = self._b / weight, self._t / weight
+        spread = self._bb / weight - mean_b * mean_b
+        if spread > 1e-9 * max(1.0, mean_b * mean_b):
+            self.beta_s = max(0.0, (self._bt / weight - mean_b * mean_t) / spread)
+        # Else all sizes but one are forgotten, and the slope is what it was when they were not.
+        self.alpha_s = max(0.0, mean_t - self.beta_s * mean_b)
 
-    @property
-    def coefficients(self) -> tuple[float, float]:
-        """(α, β) in seconds and seconds per image; (0, 0) before the first batch."""
-        if self._weight == 0.0:
-            return 0.0, 0.0
-        mean_b, mean_t = self._b / self._weight, self._t / self._weight
-        spread = self._bb / self._weight - mean_b * mean_b
-        if spread <= 1e-9 * max(1.0, mean_b * mean_b):
-            return mean_t, 0.0
-        slope = max(0.0, (self._bt / self._weight - mean_b * mean_t) / spread)
-        return max(0.0, mean_t - slope * mean_b), slope
+    def batch_s(self, images: int) -> float:
+        """Return how long one batch of `images` images takes, in seconds."""
+        return self.alpha_s + self.beta_s * self._padded(images)
 
     def estimate_s(self, images: int, max_batch_size: int) -> float:
         """Return seconds to compute `images` images in batches of at most `max_batch_size`."""
-        if images <= 0:
-            return 0.0
-        alpha, beta = self.coefficients
-        return alpha * math.ceil(images / max_batch_size) + beta * images
-
-    def images_within(self, duration_s: float) -> int:
-        """Return how many images one batch can hold to last at most `duration_s`; at most 2**31."""
-        alpha, beta = self.coefficients
-        if duration_s < alpha:
-            return 0
-        return 2**31 if beta == 0.0 else min(2**31, int((duration_s - alpha) / beta))
+        full, rest = divmod(images, max_batch_size)
+        needed_s = self.batch_s(rest) if rest else 0.0
+        return needed_s + full * self.batch_s(max_batch_size) if full else needed_s

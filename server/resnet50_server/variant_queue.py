@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from bisect import bisect_right
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,13 @@ from .errors import DeadlineUnreachable
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
 
+# Timers fire, and clocks differ, by so much: a deadline is not missed by less.
+TICK_S = 1e-6
 
-@dataclass(frozen=True)
+
+@dataclass(eq=False, slots=True)
 class Result:
-    """What the engine made of one image.
+    """What the engine made of one image; not to be changed.
 
     Attributes:
         indices: int64 [k], categories by falling probability; k is what was asked for.
@@ -37,7 +41,7 @@ class Result:
     batch_size: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Waiting:
     """One image in a queue, until its future is done.
 
@@ -60,23 +64,39 @@ class Waiting:
     probe: bool = False
 
 
-@dataclass(eq=False)
 class VariantQueue:
     """The images that wait for one variant's engine; made by `Scheduler.add`.
 
-    Attributes:
+    Args:
         name: The variant's.
         engine: What computes them.
-        latency: How long its batches take.
+
+    Attributes:
+        latency: How long its batches take on the device.
+        preparation: How long they take besides: to be handed over, stacked, copied, and for the
+            event loop to learn that they have ended.
         waiting: Those that wait, in their order.
         measured_at: When a batch ended last, in loop time.
     """
 
-    name: str
-    engine: Engine
-    latency: LatencyModel = field(default_factory=LatencyModel)
-    waiting: FairQueue[Waiting] = field(default_factory=FairQueue)
-    measured_at: float = -math.inf
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name = name
+        self.engine = engine
+        self.latency = LatencyModel(engine.padded)
+        self.preparation = LatencyModel()
+        self.waiting: FairQueue[Waiting] = FairQueue()
+        self.measured_at = -math.inf
+
+    def ends(self, images: int, handed: float, free_at: float) -> float:
+        """Return when a batch will end, in loop time.
+
+        Args:
+            images: Its size.
+            handed: When it is handed over.
+            free_at: When the device is free to compute it; it is prepared meanwhile.
+        """
+        ready = handed + self.preparation.batch_s(images)
+        return max(ready, free_at) + self.latency.batch_s(images)
 
     def push(self, waiting: Waiting, flow: Hashable | None) -> None:
         """Add an image; it leaves by itself if its caller gives up."""
@@ -97,13 +117,18 @@ class VariantQueue:
         """Return when the longest-waiting image arrived, in loop time."""
         return min(entry.item.arrived for entry in self.waiting)
 
-    def take(self, limit: int, now: float) -> list[Waiting]:
+    def take(self, limit: int, now: float, free_at: float) -> list[Waiting]:
         """Take the next batch, what is due first; fail what would come too late.
 
         A batch lasts longer the more it holds, so its first deadline bounds it. While everything
         that waits fits into one batch, the batch is closed early to meet that deadline. When more
         waits than that, the device is behind, and small batches would put it further behind: then
         the request that a full batch would make late is given up (docs/adr/0004-deadlines.md).
+
+        Args:
+            limit: Images in a batch, at most.
+            now: Loop time.
+            free_at: When the device is free; see `ends`.
         """
         batch: list[Entry[Waiting]] = []
         while True:
@@ -118,18 +143,20 @@ class VariantQueue:
             )
             if first is None or first.item.deadline is None or first.item.probe:
                 break
-            left_s = first.item.deadline - now
-            needed_s = self.latency.estimate_s(len(batch), limit)
-            if needed_s <= left_s:
+            deadline = first.item.deadline + TICK_S
+            ends = self.ends(len(batch), now, free_at)
+            if ends <= deadline:
                 break
-            fitting = self.latency.images_within(left_s)
-            if fitting >= 1 and not self.waiting:
-                for entry in batch[fitting:]:
-                    self.waiting.put_back(entry)
-                batch = batch[:fitting]
-                break
+            if not self.waiting:
+                sizes = range(1, len(batch))
+                fitting = bisect_right(sizes, deadline, key=lambda n: self.ends(n, now, free_at))
+                if fitting:
+                    for entry in batch[fitting:]:
+                        self.waiting.put_back(entry)
+                    batch = batch[:fitting]
+                    break
             batch.remove(first)
-            first.item.future.set_exception(too_late(left_s, needed_s))
+            first.item.future.set_exception(too_late(deadline - now, ends - now))
         return [entry.item for entry in batch]
 
 

@@ -335,7 +335,7 @@ async def test_decoding_leaves_the_event_loop_free(monkeypatch):
 async def test_server_whose_scheduler_breaks_answers_and_exits_for_its_supervisor(
     monkeypatch, tmp_path
 ):
-    def broken(queue: VariantQueue, limit: int, now: float) -> None:
+    def broken(queue: VariantQueue, limit: int, now: float, free_at: float) -> None:
         raise RuntimeError("secret")
 
     address = f"unix:{tmp_path}/s"

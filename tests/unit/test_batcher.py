@@ -43,6 +43,9 @@ class FakeEngine:
             indices, probabilities, embeddings if with_embeddings else None, duration
         )
 
+    def padded(self, images: int) -> int:
+        return images
+
     def close(self) -> None:
         pass
 
@@ -72,7 +75,6 @@ class Bench:
         self.engine = FakeEngine(**engine)
         self.queue = self.scheduler.add("v", self.engine)
         self.broken: list[BaseException] = []
-        self.scheduler.start()
 
     def on_broken(self, error: BaseException) -> None:
         self.broken.append(error)
@@ -199,17 +201,43 @@ async def test_unreachable_deadline_is_refused_at_once():
 
 
 @in_virtual_time
-async def test_request_that_became_hopeless_while_waiting_is_shed_before_the_batch():
+async def test_request_that_would_wait_too_long_is_refused_at_once():
     bench = Bench(BatchPolicy(max_batch_size=1))
     await bench.submit(0)
     running = bench.submit(1)
     await asyncio.sleep(0.1)
     ahead = bench.submit(2, within=2.5)
-    hopeless = bench.submit(3, within=2.6)
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(3, within=2.6)
     await asyncio.gather(running, ahead)
+    assert bench.engine.batches == [[0], [1], [2]]
+
+
+@in_virtual_time
+async def test_request_that_would_make_accepted_ones_late_is_refused():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    await bench.submit(0)
+    running = bench.submit(1)
+    await asyncio.sleep(0.1)
+    accepted = [bench.submit(2, within=2.0), bench.submit(3, within=3.0)]
+    with pytest.raises(DeadlineUnreachable, match="behind it were accepted"):
+        bench.submit(4, within=2.5)
+    await asyncio.gather(running, *accepted)
+    assert bench.engine.batches == [[0], [1], [2], [3]]
+
+
+@in_virtual_time
+async def test_request_that_became_hopeless_while_waiting_is_shed_before_the_batch():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    await bench.submit(0)
+    running = bench.submit(1)
+    await asyncio.sleep(0.1)
+    hopeless = bench.submit(2, within=2.5)
+    bench.queue.latency.observe(1, 5.0)  # the device is slower than it seemed
+    await running
     with pytest.raises(DeadlineUnreachable):
         await hopeless
-    assert [3] not in bench.engine.batches
+    assert [2] not in bench.engine.batches
 
 
 async def learned(policy: BatchPolicy, **engine: float) -> Bench:
@@ -319,7 +347,7 @@ async def test_caller_that_gives_up_in_the_turn_in_which_its_batch_forms_harms_n
     loop = asyncio.get_running_loop()
     late, kept = bench.submit(1, within=1.5), bench.submit(2)
     late.cancel()  # its callback runs in the next turn
-    taken = bench.queue.take(8, loop.time() + 1.0)
+    taken = bench.queue.take(8, loop.time() + 1.0, 0.0)
     assert [waiting.image[0, 0, 0] for waiting in taken] == [2]
     await asyncio.sleep(0)
     assert len(bench.queue.waiting) == 0
@@ -360,7 +388,7 @@ async def test_death_of_the_loop_fails_everybody_and_is_reported():
     bench = Bench()
     first = bench.submit(1)
 
-    def broken_take(limit, now):
+    def broken_take(limit, now, free_at):
         raise AssertionError("bug in the batcher")
 
     bench.queue.take = broken_take
@@ -495,5 +523,5 @@ async def test_many_cancellations_do_not_grow_the_queue():
         bench.submit(number % 250).cancel()
         await asyncio.sleep(0)
     assert len(bench.queue.waiting) == 0
-    assert len(bench.queue.waiting._heap) < 200
+    assert len(bench.queue.waiting._line) < 200
     await running
