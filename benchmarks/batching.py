@@ -1,0 +1,211 @@
+"""How close the server comes to its policy: python benchmarks/batching.py [latency|overload|ahead].
+
+latency   open loop at 50% and 80% of a timed engine's capacity: p99 against the simulated policy's
+overload  1.3 times the capacity, with deadlines: answers on time, and how soon refusals come
+ahead     when to prepare a batch while another is computed (simulation only)
+
+The simulation (tests/simulation.py) gets the very arrival times that are sent. Latencies count from
+the time at which a request should be sent, so that a generator that is late does not hide anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from process import cpu_s, server
+
+from resnet50.v1 import image_pb2, inference_pb2
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from simulation import Device, poisson, quantile, simulate  # noqa: E402
+
+DEVICE = Device(alpha_s=0.021, beta_s=0.00147, limit=32)
+CHANNELS = 4
+SECONDS = 12.0
+LEAD_S = 1.0
+SEEDS = 3
+WITHIN_S = 13 * DEVICE.batch_s(1)
+CLASSIFY = "/resnet50.v1.InferenceService/Classify"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, in seconds from the time at which it should be sent.
+
+    Attributes:
+        due: That time, from the start.
+        sent: When it was sent.
+        done: When it was over.
+        code: How.
+    """
+
+    due: float
+    sent: float
+    done: float
+    code: grpc.StatusCode
+
+
+def timed() -> tuple[str, ...]:
+    """Return the options of a server that sleeps as `DEVICE` computes."""
+    return (
+        *("--engine", "timed", "--max-batch-size", str(DEVICE.limit)),
+        *("--timed-alpha-ms", str(DEVICE.alpha_s * 1e3)),
+        *("--timed-beta-ms", str(DEVICE.beta_s * 1e3)),
+    )
+
+
+def request() -> bytes:
+    """Return a request whose image costs next to nothing to decode."""
+    raw = image_pb2.RawImage(
+        width=8, height=8, pixel_format=image_pb2.PIXEL_FORMAT_GRAY, pixels=bytes(64)
+    )
+    return inference_pb2.ClassifyRequest(image=image_pb2.Image(raw=raw)).SerializeToString()
+
+
+async def send(address: str, arrivals: list[float], within_s: float | None) -> list[Call]:
+    """Send one request at each of the times; never wait for answers.
+
+    Requests are bytes already and answers stay bytes: the generator shares the machine.
+    """
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
+    methods = [channel.unary_unary(CLASSIFY) for channel in channels]
+    content, calls = request(), []
+    await asyncio.gather(*(method(content, wait_for_ready=True) for method in methods))
+    start = time.perf_counter() + 0.1
+
+    async def one(number: int, due: float) -> None:
+        sent = time.perf_counter() - start
+        timeout = None if within_s is None else due + within_s - sent
+        try:
+            await methods[number % CHANNELS](content, timeout=timeout)
+            code = grpc.StatusCode.OK
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+        calls.append(Call(due, sent - due, time.perf_counter() - start - due, code))
+
+    tasks = []
+    for number, due in enumerate(arrivals):
+        if (left := start + due - time.perf_counter()) > 0:
+            await asyncio.sleep(left)
+        tasks.append(asyncio.create_task(one(number, due)))
+    await asyncio.gather(*tasks)
+    for channel in channels:
+        await channel.close()
+    return calls
+
+
+def measure_latency() -> None:
+    """Compare the server's tail with the tail of its policy."""
+    with server(*timed()) as (address, pid):
+        for load in (0.5, 0.8):
+            ratios = []
+            for seed in range(SEEDS):
+                rate = load * DEVICE.capacity
+                arrivals = poisson(rate, int(rate * SECONDS), seed)
+                before = cpu_s(pid)
+                calls = asyncio.run(send(address, arrivals, None))
+                used = (cpu_s(pid) - before) / SECONDS
+                counted = [call for call in calls if call.due > LEAD_S]
+                expected = simulate(DEVICE, arrivals)
+                simulated = [
+                    latency
+                    for number, latency in expected.latency_s.items()
+                    if arrivals[number] > LEAD_S
+                ]
+                row = []
+                for q in (0.5, 0.99):
+                    served = quantile([call.done for call in counted], q)
+                    policy = quantile(simulated, q)
+                    row.append(f"p{100 * q:.0f} {served * 1e3:.1f} / {policy * 1e3:.1f} ms")
+                ratios.append(served / policy)
+                failed = sum(call.code is not grpc.StatusCode.OK for call in calls)
+                late = quantile([call.sent for call in counted], 0.99)
+                print(
+                    f"latency  load {load:.0%} seed {seed}: {len(calls)} calls, {failed} failed;"
+                    f" served / simulated {', '.join(row)}: {ratios[-1]:.3f}; generator late by"
+                    f" {late * 1e3:.1f} ms (p99), server CPU {used:.0%} of a core"
+                )
+            print(
+                f"latency  load {load:.0%}: p99 ÷ simulated p99, median of {SEEDS} seeds"
+                f" {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            )
+
+
+def measure_overload() -> None:
+    """Offer more than can be served; count what came in time, and how refusals came."""
+    rate = 1.3 * DEVICE.capacity
+    goodputs, prompt = [], []
+    with server(*timed()) as (address, _):
+        for seed in range(SEEDS):
+            arrivals = poisson(rate, int(rate * SECONDS), seed)
+            calls = asyncio.run(send(address, arrivals, WITHIN_S))
+            counted = [call for call in calls if call.due > LEAD_S]
+            good = [
+                call
+                for call in counted
+                if call.code is grpc.StatusCode.OK and call.done <= WITHIN_S
+            ]
+            refused = [call for call in counted if call.code is not grpc.StatusCode.OK]
+            late = len(counted) - len(good) - len(refused)
+            goodputs.append(len(good) / (arrivals[-1] - LEAD_S) / DEVICE.capacity)
+            took = [call.done - call.sent for call in refused]
+            prompt.append(sum(one <= 0.010 for one in took) / len(took))
+            passed = sum(call.done >= 0.95 * WITHIN_S for call in refused)
+            expected = simulate(DEVICE, arrivals, [WITHIN_S] * len(arrivals))
+            sim_good = sum(arrivals[n] > LEAD_S for n in expected.latency_s)
+            sim_good /= (arrivals[-1] - LEAD_S) * DEVICE.capacity
+            print(
+                f"overload seed {seed}: {len(counted)} calls; on time {len(good)}"
+                f" ({goodputs[-1]:.3f} of capacity; simulated {sim_good:.3f}), answered late"
+                f" {late}, refused {len(refused)} of which when the deadline had come {passed};"
+                f" a refusal takes p50 {quantile(took, 0.5) * 1e3:.1f} p90"
+                f" {quantile(took, 0.9) * 1e3:.1f} p99 {quantile(took, 0.99) * 1e3:.1f} ms,"
+                f" {prompt[-1]:.1%} within 10 ms; generator late by"
+                f" {quantile([call.sent for call in counted], 0.99) * 1e3:.1f} ms (p99)"
+            )
+    print(
+        f"overload 1.3: on time ÷ capacity, median of {SEEDS} seeds"
+        f" {statistics.median(goodputs):.3f}; refusals within 10 ms"
+        f" {statistics.median(prompt):.1%}"
+    )
+
+
+def compare_ahead() -> None:
+    """Simulate a GPU whose batches are stacked and copied by the host meanwhile."""
+    common = {"alpha_s": 0.0005, "beta_s": 0.000075, "limit": 128}
+    for prepare in (0.000005, 0.00002):
+        for load in (0.05, 0.5, 0.8, 0.95, 1.2):
+            row = []
+            for ahead in ("never", "full", "prepared", "always"):
+                device = Device(**common, prepare_alpha_s=1e-4, prepare_beta_s=prepare, ahead=ahead)
+                arrivals = poisson(load * device.capacity, 20000, 0)
+                played = simulate(device, arrivals)
+                p50, p99 = (quantile(played.latency_s.values(), q) * 1e3 for q in (0.5, 0.99))
+                throughput = len(arrivals) / played.end / device.capacity
+                row.append(
+                    f"{ahead} {p50:.2f} / {p99:.2f} ms"
+                    if load < 1
+                    else f"{ahead} {throughput:.1%} of capacity"
+                )
+            print(f"ahead    {prepare * 1e6:.0f} us an image, load {load:.0%}: {', '.join(row)}")
+
+
+def main() -> None:
+    """Run what was asked for, or everything."""
+    measures = {"latency": measure_latency, "overload": measure_overload, "ahead": compare_ahead}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
+    for name in parser.parse_args().what or measures:
+        measures[name]()
+
+
+if __name__ == "__main__":
+    main()
