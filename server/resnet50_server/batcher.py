@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from .engine.protocol import BatchOutput, Engine
 from .errors import DeadlineUnreachable, EngineFailed, QueueFull, ServingError, ShuttingDown
 from .fair_queue import due_at
+from .latency import Margin
 from .variant_queue import TICK_S, Result, VariantQueue, Waiting, too_late
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class Scheduler:
         self._woken = False
         self._timer: asyncio.TimerHandle | None = None
         self._failures = 0
+        self._margin = Margin()
         self._closing: BaseException | None = None
 
     def add(
@@ -247,7 +249,7 @@ class Scheduler:
         before, place = divmod(position := queue.waiting.before(due), limit)
         images = limit if before or len(queue.waiting) >= limit else place + 1
         starts = self._starts(batches + before, work_s + before * full_s, now)
-        ends = queue.ends(images, now if self.ahead else starts, starts)
+        ends = queue.ends(images, now if self.ahead else starts, starts) + self._margin.seconds
         if ends > deadline + TICK_S:
             raise too_late(deadline - now, ends - now)
         # Whoever is last in a batch before which this one comes becomes the first in the next.
@@ -376,6 +378,14 @@ class Scheduler:
             else:
                 waiting.future.set_result(_result(output, position, waiting, started, size))
         queue.measured_at, self._failures = now, 0
+        # Behind the callers' turns, which send what they were given here.
+        self._loop.call_soon(self._on_answered, running)
+
+    def _on_answered(self, running: _Running) -> None:
+        error_s = self._loop.time() - running.ends
+        if __import__("os").environ.get("DBG"): print("DBG", len(running.entries), round(error_s*1e3,2), round(self._margin.seconds*1e3,2), round(running.queue.preparation.batch_s(32)*1e3,2), running.queue.latency.alpha_s, running.queue.latency.beta_s, file=__import__("sys").stderr)
+        longest_s = running.queue.latency.batch_s(len(running.entries))
+        self._margin.observe(max(-longest_s, min(longest_s, error_s)))
 
     def _on_failed(self, running: _Running, error: Exception) -> None:
         size, name = len(running.entries), running.queue.name

@@ -78,3 +78,24 @@ class LatencyModel:
         full, rest = divmod(images, max_batch_size)
         needed_s = self.batch_s(rest) if rest else 0.0
         return needed_s + full * self.batch_s(max_batch_size) if full else needed_s
+
+
+class Margin:
+    """How much later than expected answers leave, as TCP judges its round trips (RFC 6298).
+
+    The mean of the errors and four times their mean deviation, both smoothed exponentially.
+
+    Attributes:
+        seconds: What to add to an expected time; never negative.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._mean = self._deviation = 0.0
+
+    def observe(self, error_s: float) -> None:
+        """Take in by how much an answer was later than expected, in seconds."""
+        off = error_s - self._mean
+        self._mean += off / 8
+        self._deviation += (abs(off) - self._deviation) / 4
+        self.seconds = max(0.0, self._mean + 4 * self._deviation)
