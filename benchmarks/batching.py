@@ -24,7 +24,7 @@ from process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from simulation import Device, poisson, quantile, simulate  # noqa: E402
+from simulation import Device, poisson, quantile, simulate
 
 DEVICE = Device(alpha_s=0.021, beta_s=0.00147, limit=32)
 CHANNELS = 4

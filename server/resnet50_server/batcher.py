@@ -366,6 +366,7 @@ class Scheduler:
             following.ends = following.queue.ends(len(following.entries), following.handed, now)
         output = done.result()
         finite = _finite(output).tolist()
+        foreseen = queue.latency.known
         queue.latency.observe(size, output.compute_s)
         if running.alone:
             queue.preparation.observe(size, max(0.0, now - running.handed - output.compute_s))
@@ -378,12 +379,13 @@ class Scheduler:
             else:
                 waiting.future.set_result(_result(output, position, waiting, started, size))
         queue.measured_at, self._failures = now, 0
-        # Behind the callers' turns, which send what they were given here.
-        self._loop.call_soon(self._on_answered, running)
+        if foreseen:
+            # Behind the callers' turns, which send what they were given here.
+            self._loop.call_soon(self._on_answered, running)
 
     def _on_answered(self, running: _Running) -> None:
+        """Learn how much later than expected a batch's answers leave."""
         error_s = self._loop.time() - running.ends
-        if __import__("os").environ.get("DBG"): print("DBG", len(running.entries), round(error_s*1e3,2), round(self._margin.seconds*1e3,2), round(running.queue.preparation.batch_s(32)*1e3,2), running.queue.latency.alpha_s, running.queue.latency.beta_s, file=__import__("sys").stderr)
         longest_s = running.queue.latency.batch_s(len(running.entries))
         self._margin.observe(max(-longest_s, min(longest_s, error_s)))
 

@@ -1,77 +1,24 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import random
 
-import numpy as np
 import pytest
 import virtual_time
+from virtual_device import FakeEngine, VirtualExecutor, image
 
 from resnet50_server.batcher import MAX_FAILURES, PROBE_AFTER_S, BatchPolicy, Scheduler
-from resnet50_server.engine.protocol import BatchOutput
 from resnet50_server.errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
-
-IMAGE = np.zeros((3, 4, 4), dtype=np.uint8)
-
-
-def image(number: int) -> np.ndarray:
-    return np.full((3, 4, 4), number, dtype=np.uint8)
-
-
-class FakeEngine:
-    """Answers each image with its own first pixel; lasts `alpha + beta * n` virtual seconds."""
-
-    def __init__(self, alpha: float = 1.0, beta: float = 0.0) -> None:
-        self.alpha, self.beta = alpha, beta
-        self.batches: list[list[int]] = []
-        self.error: BaseException | None = None
-        self.without_answer: int | None = None
-
-    def run(self, images, top_k, with_embeddings) -> BatchOutput:
-        numbers = [int(pixels[0, 0, 0]) for pixels in images]
-        self.batches.append(numbers)
-        if self.error is not None:
-            raise self.error
-        indices = np.array([[number] * top_k for number in numbers], dtype=np.int64)
-        probabilities = np.full((len(numbers), top_k), 0.5, dtype=np.float32)
-        probabilities[[number == self.without_answer for number in numbers]] = np.nan
-        embeddings = np.array([[number] for number in numbers], dtype=np.float32)
-        embeddings[[number == self.without_answer for number in numbers]] = np.inf
-        duration = self.alpha + self.beta * len(numbers)
-        return BatchOutput(
-            indices, probabilities, embeddings if with_embeddings else None, duration
-        )
-
-    def padded(self, images: int) -> int:
-        return images
-
-    def close(self) -> None:
-        pass
-
-
-class VirtualExecutor(concurrent.futures.Executor):
-    """Runs an engine's batch at once and delivers it after the batch's virtual duration."""
-
-    def submit(self, function, /, images, top_k, with_embeddings):
-        engine = function.__self__
-        delivered: concurrent.futures.Future = concurrent.futures.Future()
-        duration = engine.alpha + engine.beta * len(images)
-        try:
-            output = function(images, top_k, with_embeddings)
-        except Exception as error:
-            deliver, what = delivered.set_exception, error
-        else:
-            deliver, what = delivered.set_result, output
-        asyncio.get_running_loop().call_later(
-            duration, lambda: delivered.cancelled() or deliver(what)
-        )
-        return delivered
 
 
 class Bench:
-    def __init__(self, policy: BatchPolicy | None = None, **engine: float) -> None:
-        self.scheduler = Scheduler(policy or BatchPolicy(), VirtualExecutor(), self.on_broken)
+    def __init__(
+        self, policy: BatchPolicy | None = None, workers: int = 1, ahead: int = 0, **engine: float
+    ) -> None:
+        self.device = VirtualExecutor(workers)
+        self.scheduler = Scheduler(
+            policy or BatchPolicy(), self.device, self.on_broken, workers, ahead
+        )
         self.engine = FakeEngine(**engine)
         self.queue = self.scheduler.add("v", self.engine)
         self.broken: list[BaseException] = []
@@ -240,18 +187,17 @@ async def test_request_that_became_hopeless_while_waiting_is_shed_before_the_bat
     assert [2] not in bench.engine.batches
 
 
-async def learned(policy: BatchPolicy, **engine: float) -> Bench:
-    """Make a bench whose batcher already knows how long batches of 1 and of 2 take."""
+def warm(policy: BatchPolicy, **engine: float) -> Bench:
+    """Make a bench whose batcher already knows how long batches take."""
     bench = Bench(policy, **engine)
-    await bench.submit(0)
-    await asyncio.gather(bench.submit(0), bench.submit(0))
-    bench.engine.batches.clear()
+    for size in (1, 2):
+        bench.queue.latency.observe(size, bench.engine.alpha + bench.engine.beta * size)
     return bench
 
 
 @in_virtual_time
 async def test_batch_is_closed_early_to_meet_its_first_deadline():
-    bench = await learned(BatchPolicy(max_batch_size=8), alpha=0.0, beta=1.0)
+    bench = warm(BatchPolicy(max_batch_size=8), alpha=0.0, beta=1.0)
     running = bench.submit(1)
     await asyncio.sleep(0.1)
     others = [bench.submit(number) for number in (3, 4, 5)]
@@ -262,7 +208,7 @@ async def test_batch_is_closed_early_to_meet_its_first_deadline():
 
 @in_virtual_time
 async def test_device_that_is_behind_gives_up_late_requests_instead_of_running_small_batches():
-    bench = await learned(BatchPolicy(max_batch_size=2), alpha=0.0, beta=1.0)
+    bench = warm(BatchPolicy(max_batch_size=2), alpha=0.0, beta=1.0)
     running = bench.submit(1)
     await asyncio.sleep(0.1)
     urgent = bench.submit(2, within=2.0)
