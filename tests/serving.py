@@ -14,6 +14,7 @@ import grpc
 from resnet50_server.app import Server
 from resnet50_server.engine.protocol import Engine
 from resnet50_server.settings import Settings
+from resnet50_server.variant_queue import VariantQueue
 
 
 @contextlib.asynccontextmanager
@@ -39,14 +40,19 @@ async def connected(server: Server) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-def engines_of(server: Server) -> list[Engine]:
-    """Return a server's engines: patch these, not their class, whose other instances may still
-    compute what a stopped server has left behind."""
+def queues_of(server: Server) -> list[VariantQueue]:
+    """Return the queues of a server's variants."""
     return [
-        queue.engine
+        queue
         for scheduler in server._devices._schedulers.values()
         for queue in scheduler._queues.values()
     ]
+
+
+def engines_of(server: Server) -> list[Engine]:
+    """Return a server's engines: patch these, not their class, whose other instances may still
+    compute what a stopped server has left behind."""
+    return [queue.engine for queue in queues_of(server)]
 
 
 class ServerProcess:

@@ -29,6 +29,7 @@ from .errors import (
 from .frames import FrameAnswer
 from .images import ImageInput, VideoFrame
 from .results import (
+    BatchLatency,
     Category,
     Classification,
     Embedding,
@@ -49,6 +50,7 @@ __all__ = [
     "RetryPolicy",
     "frames_from_video",
     # Results
+    "BatchLatency",
     "Category",
     "Classification",
     "Embedding",

@@ -15,6 +15,7 @@ from .errors import InvalidRequestError, ServerError
 from .frames import DELIVERIES, Delivery, StreamKind
 from .images import ImageInput, to_image
 from .results import (
+    BatchLatency,
     Category,
     Classification,
     Embedding,
@@ -270,6 +271,9 @@ def variant(message: variant_pb2.Variant) -> Variant:
             quantization.embedding_cosine,
         )
         if message.HasField("quantization")
+        else None,
+        latency=BatchLatency(message.latency.alpha_ms, message.latency.beta_ms)
+        if message.HasField("latency")
         else None,
     )
 

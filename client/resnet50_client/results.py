@@ -206,6 +206,19 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class BatchLatency:
+    """How long a variant's batches take: about `alpha_ms` + `beta_ms` x b for b images.
+
+    Attributes:
+        alpha_ms: Cost of a batch, in milliseconds.
+        beta_ms: Cost of an image in it, in milliseconds.
+    """
+
+    alpha_ms: float
+    beta_ms: float
+
+
+@dataclass(frozen=True)
 class Variant:
     """One set of ResNet50 weights that the server serves.
 
@@ -228,6 +241,7 @@ class Variant:
         engine: What runs it: "torch", "onnxruntime", "openvino", "null" or "timed".
         description: What it is, in a sentence or two.
         quantization: How close its int8 comes, where the server made it of float weights.
+        latency: How long its batches take, as the server has learned; None while loading.
     """
 
     name: str
@@ -248,3 +262,4 @@ class Variant:
     engine: str
     description: str = field(repr=False)
     quantization: Quantization | None = field(repr=False)
+    latency: BatchLatency | None

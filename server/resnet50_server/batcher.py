@@ -122,6 +122,7 @@ class Scheduler:
         queue = self._queues[name] = VariantQueue(name, engine)
         for images, duration_s in warm:
             queue.latency.observe(images, duration_s)
+            queue.measured_at = self._loop.time()
         return queue
 
     def submit(

@@ -15,7 +15,7 @@ import torch
 from clients import KINDS, Caller
 from pictures import encode, photo_like
 from PIL import Image
-from serving import server_processes, serving
+from serving import queues_of, server_processes, serving
 
 import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc
@@ -148,6 +148,11 @@ async def test_variants_are_described(kind):
         listed = await client.variants()
         default = await client.variant()
         spelled = await client.variant("ResNet50_Weights.DEFAULT")
+        (learned,) = {queue.latency for queue in queues_of(server) if queue.name == default.name}
+    assert default.latency == listed[0].latency
+    assert default.latency.alpha_ms == pytest.approx(learned.alpha_s * 1e3)
+    assert default.latency.beta_ms == pytest.approx(learned.beta_s * 1e3)
+    assert default.latency.alpha_ms > 0  # learned while warming up
     assert [variant.name for variant in listed] == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
     assert (default.name, default.server_default, default.state) == ("IMAGENET1K_V1", True, "ready")
     assert (spelled.name, spelled.transform.resize) == ("IMAGENET1K_V2", 232)

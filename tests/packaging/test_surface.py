@@ -21,6 +21,7 @@ CLIENT = ROOT / "client" / "resnet50_client"
 def test_exports_are_these_and_only_these():
     assert sorted(resnet50_client.__all__) == [
         "AsyncClient",
+        "BatchLatency",
         "CallCancelledError",
         "Category",
         "Classification",

@@ -449,15 +449,160 @@ async def test_cancelled_images_of_a_flow_do_not_hold_up_the_rest():
 
 
 @in_virtual_time
-async def test_close_answers_what_still_waits():
-    bench = Bench(BatchPolicy(max_batch_size=1))
-    accepted = [bench.submit(number) for number in range(3)]
+async def test_workers_compute_at_the_same_time():
+    bench = Bench(BatchPolicy(max_batch_size=1), workers=2)
+    calls = [bench.submit(number) for number in range(4)]
+    await asyncio.gather(*calls)
+    assert bench.device.spans == [(0.0, 1.0), (0.0, 1.0), (1.0, 2.0), (1.0, 2.0)]
+
+
+@in_virtual_time
+async def test_what_waits_for_several_workers_is_refused_by_when_one_of_them_is_free():
+    bench = Bench(BatchPolicy(max_batch_size=1), workers=2)
+    await bench.submit(0)
+    running = [bench.submit(number) for number in (1, 2)]
+    await asyncio.sleep(0.1)
+    accepted = [bench.submit(number, within=2.0) for number in (3, 4)]  # 1.9 s from now
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(5, within=2.5)
+    accepted.append(bench.submit(6, within=3.0))
+    await asyncio.gather(*running, *accepted)
+
+
+@in_virtual_time
+async def test_full_batch_is_handed_over_ahead_and_a_smaller_one_just_before_it_is_needed():
+    policy = BatchPolicy(max_batch_size=3)
+    bench = Bench(policy, ahead=1, alpha=1.0, prepare_alpha=0.2)
+    await bench.submit(0)
+    assert bench.device.spans == [(pytest.approx(0.2), pytest.approx(1.2))]
+    first = bench.submit(1)
     await asyncio.sleep(0.5)
+    two = [bench.submit(number) for number in (2, 3)]
+    await asyncio.sleep(0.1)
+    assert bench.engine.batches == [[0], [1]]  # what is still to come may join
+    third = bench.submit(4)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert bench.engine.batches == [[0], [1], [2, 3, 4]]
+    fifth = bench.submit(5)
+    results = await asyncio.gather(first, *two, third, fifth)
+    assert bench.engine.batches == [[0], [1], [2, 3, 4], [5]]
+    # The device never waits for a batch to be prepared.
+    ends = [end for _, end in bench.device.spans]
+    assert [start for start, _ in bench.device.spans[2:]] == pytest.approx(ends[1:3])
+    assert [result.batch_size for result in results] == [1, 3, 3, 3, 1]
+    # Their wait includes the batch that the device computed before theirs.
+    assert results[3].queue_s == pytest.approx(0.6)
+
+
+@in_virtual_time
+async def test_no_more_batches_are_handed_over_than_may_be():
+    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    calls = [bench.submit(number) for number in range(5)]
+    await asyncio.sleep(0.5)
+    assert bench.engine.batches == [[0], [1]]
+    await asyncio.sleep(1.0)
+    assert bench.engine.batches == [[0], [1], [2]]
+    await asyncio.gather(*calls)
+
+
+@in_virtual_time
+async def test_deadline_behind_a_batch_that_was_handed_over_ahead_counts_it():
+    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    await bench.submit(0)
+    running = [bench.submit(number) for number in (1, 2)]
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(3, within=2.8)
+    running.append(bench.submit(4, within=3.0))
+    await asyncio.gather(*running)
+
+
+@in_virtual_time
+async def test_failing_batches_in_flight_fail_their_own_requests():
+    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench.engine.error = RuntimeError("device lost")
+    calls = [bench.submit(number) for number in (1, 2)]
+    await asyncio.sleep(0.5)
+    bench.engine.error = None
+    calls.append(bench.submit(3))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes[:2]] == [EngineFailed, EngineFailed]
+    assert outcomes[2].indices.tolist() == [3]
+
+
+@in_virtual_time
+async def test_variant_with_the_earliest_deadline_has_the_device_first():
+    bench = Bench()
+    slow = FakeEngine(alpha=3.0)
+    other = bench.scheduler.add("slow", slow, [(1, 3.0)])
+    bench.queue.latency.observe(1, 1.0)
+    running = bench.submit(0)
+    await asyncio.sleep(0.1)
+    patient = bench.submit(1, within=20.0)
+    urgent = bench.submit(2, queue=other, within=5.0)
+    await asyncio.gather(running, patient, urgent)
+    assert [start for start, _ in bench.device.spans] == pytest.approx([0.0, 1.0, 4.0])
+
+
+@in_virtual_time
+async def test_what_waits_of_another_variant_ahead_is_counted():
+    bench = Bench()
+    other = bench.scheduler.add("slow", FakeEngine(alpha=3.0), [(1, 3.0)])
+    bench.queue.latency.observe(1, 1.0)
+    running = bench.submit(0)
+    await asyncio.sleep(0.1)
+    urgent = bench.submit(1, queue=other, within=4.0)
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(2, within=4.5)  # behind the other variant's 3 s
+    sooner = bench.submit(3, within=3.9)  # before it, though that makes the other one late
+    outcomes = await asyncio.gather(running, urgent, sooner, return_exceptions=True)
+    assert isinstance(outcomes[1], DeadlineUnreachable)
+    assert outcomes[2].indices.tolist() == [3]
+
+
+@in_virtual_time
+async def test_answers_that_leave_late_are_allowed_for():
+    """The callers' own turns after a batch, which the batcher's estimates know nothing of."""
+    bench = warm(BatchPolicy(), alpha=1.0)
+    loop = asyncio.get_running_loop()
+
+    def slow_turn(future: asyncio.Future) -> None:
+        loop.now += 0.5
+
+    for _ in range(20):
+        call = bench.submit(0)
+        call.add_done_callback(slow_turn)
+        await call
+        await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(1, within=1.4)
+    await bench.submit(2, within=3.0)
+
+
+@in_virtual_time
+async def test_what_was_measured_while_warming_up_judges_the_first_deadline():
+    bench = Bench()
+    queue = bench.scheduler.add("warm", bench.engine, [(1, 1.0), (4, 1.0)])
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(1, queue=queue, within=0.9)
+    assert bench.engine.batches == []
+    await bench.submit(2, queue=queue, within=1.1)
+
+
+@in_virtual_time
+async def test_close_answers_what_still_waits_or_is_in_flight():
+    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    accepted = [bench.submit(number) for number in range(4)]
+    await asyncio.sleep(0.5)
+    assert len(bench.engine.batches) == 2
     await bench.scheduler.close()
     outcomes = await asyncio.gather(*accepted, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {ShuttingDown}
     with pytest.raises(ShuttingDown):
         bench.submit(4)
+    await asyncio.sleep(5.0)  # the device ends what it had; nothing follows
+    assert len(bench.engine.batches) == 2
 
 
 @in_virtual_time

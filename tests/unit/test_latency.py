@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from resnet50_server.latency import LatencyModel
+from resnet50_server.latency import CLIP, CLIP_AFTER, LatencyModel, Margin
 
 
 def test_nothing_is_known_before_the_first_batch():
@@ -17,7 +17,7 @@ def test_alpha_and_beta_are_recovered_from_noisy_batches():
     for _ in range(500):
         size = draw.randint(1, 32)
         model.observe(size, (0.0021 + 0.000147 * size) * draw.uniform(0.95, 1.05))
-    alpha, beta = model.coefficients
+    alpha, beta = model.alpha_s, model.beta_s
     assert alpha == pytest.approx(0.0021, rel=0.1)
     assert beta == pytest.approx(0.000147, rel=0.1)
 
@@ -26,7 +26,7 @@ def test_one_batch_size_gives_its_mean_and_no_slope():
     model = LatencyModel()
     for duration in (0.010, 0.012, 0.014):
         model.observe(4, duration)
-    assert model.coefficients == (pytest.approx(0.012, rel=0.01), 0.0)
+    assert (model.alpha_s, model.beta_s) == (pytest.approx(0.012, rel=0.01), 0.0)
 
 
 def test_a_slower_device_is_learned():
@@ -45,9 +45,51 @@ def test_estimate_counts_whole_batches():
     assert model.estimate_s(5, 2) == pytest.approx(3 * 0.002 + 5 * 0.001)
 
 
-def test_images_within_a_time_is_the_inverse_of_the_estimate():
-    model = LatencyModel()
-    assert model.images_within(0.001) > 1000  # nothing is known: nothing is ruled out
+def test_a_batch_counts_as_the_size_that_the_device_computes():
+    model = LatencyModel(padded=lambda images: 8 if images > 1 else 1)
     model.observe(1, 0.003)
-    model.observe(2, 0.004)
-    assert [model.images_within(seconds) for seconds in (0.001, 0.0031, 0.0045)] == [0, 1, 2]
+    model.observe(5, 0.010)  # of 8, really
+    assert model.beta_s == pytest.approx(0.001)
+    assert model.batch_s(2) == model.batch_s(8) == pytest.approx(0.010)
+    assert model.estimate_s(9, 8) == pytest.approx(0.013)
+
+
+def test_a_stall_counts_as_a_few_times_the_expected():
+    model = LatencyModel()
+    for _ in range(int(CLIP_AFTER) + 2):
+        model.observe(1, 0.010)
+    weight = model._weight
+    model.observe(1, 100.0)
+    assert model.batch_s(1) < 0.010 * (1 + CLIP / weight)
+
+
+def test_a_size_that_was_never_seen_may_take_as_much_longer_as_it_is_larger():
+    model = LatencyModel()
+    for _ in range(100):
+        model.observe(1, 0.060)
+    model.observe(32, 32 * 0.060)  # a CPU, where a batch saves nothing
+    assert model.batch_s(32) == pytest.approx(32 * 0.060, rel=0.01)
+
+
+def test_the_slope_outlives_a_long_time_at_one_size():
+    model = LatencyModel(memory=50)
+    for _ in range(10):
+        model.observe(1, 0.003)
+        model.observe(32, 0.034)
+    for _ in range(5000):
+        model.observe(32, 0.034)
+    assert model.batch_s(1) == pytest.approx(0.003, rel=0.1)
+
+
+def test_margin_covers_what_is_usual_and_shrinks_when_it_no_longer_is():
+    margin = Margin()
+    draw = random.Random(0)
+    for _ in range(100):
+        margin.observe(draw.uniform(0.000, 0.010))
+    assert 0.010 <= margin.seconds < 0.025
+    for _ in range(100):
+        margin.observe(0.001)
+    assert margin.seconds == pytest.approx(0.001, rel=0.05)
+    for _ in range(100):
+        margin.observe(-0.005)
+    assert margin.seconds == 0.0

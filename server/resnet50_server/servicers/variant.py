@@ -88,4 +88,8 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
                         embedding_cosine=quantization.cosine,
                     )
                 )
+            latency = held.queue.latency
+            if latency.known:
+                variant.latency.alpha_ms = latency.alpha_s * 1e3
+                variant.latency.beta_ms = latency.beta_s * 1e3
         return variant

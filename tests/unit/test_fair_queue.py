@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import random
+
+from resnet50_server.fair_queue import PATIENCE_S, FairQueue
+
+
+def popped(queue: FairQueue[str], now: float = 0.0) -> list[str]:
+    found = []
+    while (entry := queue.pop(now)) is not None:
+        found.append(entry.item)
+    return found
+
+
+def test_items_come_by_deadline_and_those_without_one_by_arrival():
+    queue: FairQueue[str] = FairQueue()
+    queue.push("first", 0.0)
+    queue.push("second", 0.1)
+    queue.push("urgent", 0.2, deadline=1.0)
+    queue.push("far off", 0.3, deadline=1000.0)
+    assert popped(queue) == ["urgent", "first", "second", "far off"]
+
+
+def test_what_came_first_goes_first_among_those_due_at_once():
+    queue: FairQueue[str] = FairQueue()
+    for name in "abc":
+        queue.push(name, 0.0, deadline=1.0)
+    assert popped(queue) == ["a", "b", "c"]
+
+
+def test_how_many_stand_before_a_time_counts_those_in_line():
+    queue: FairQueue[str] = FairQueue()
+    for deadline in (3.0, 1.0, 2.0):
+        queue.push("", 0.0, deadline=deadline)
+    for _ in range(4):
+        queue.push("", 0.0, flow="stream")  # one stands in line, due after PATIENCE_S
+    assert [queue.before(due) for due in (0.5, 1.0, 2.5, PATIENCE_S)] == [0, 1, 2, 4]
+    assert len(queue) == 7
+    assert queue.at(1).due == 2.0
+    assert queue.at(4) is None
+
+
+def test_put_back_items_come_before_what_arrived_later():
+    queue: FairQueue[str] = FairQueue()
+    queue.push("a", 0.0, deadline=1.0)
+    queue.push("b", 0.0, deadline=1.0)
+    taken = [queue.pop(0.0), queue.pop(0.0)]
+    queue.push("c", 0.0, deadline=1.0)
+    for entry in reversed(taken):
+        queue.put_back(entry)
+    assert popped(queue) == ["a", "b", "c"]
+
+
+def test_removed_items_leave_at_once_wherever_they_stand():
+    draw = random.Random(0)
+    queue: FairQueue[str] = FairQueue()
+    entries = [
+        queue.push(str(number), 0.0, deadline=draw.random(), flow=draw.choice((None, "a", "b")))
+        for number in range(200)
+    ]
+    draw.shuffle(entries)
+    for entry in entries[:150]:
+        queue.remove(entry, 0.0)
+    assert len(queue) == 50
+    assert sorted(popped(queue)) == sorted(entry.item for entry in entries[150:])
+    assert queue._later == {}

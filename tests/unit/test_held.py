@@ -1,0 +1,70 @@
+"""How a device is fed and an engine warmed up."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from resnet50_server.engine.protocol import BatchOutput
+from resnet50_server.held import WARM_UP_S, Devices, warm_up
+from resnet50_server.settings import Settings
+from resnet50_server.variants.definition import define
+
+
+class StatedEngine:
+    """Says that a batch took `alpha + beta * n` seconds, and twice that when the size is new."""
+
+    needs_pixels = True
+
+    def __init__(self, alpha: float, beta: float) -> None:
+        self.alpha, self.beta = alpha, beta
+        self.sizes: list[int] = []
+
+    def run(self, images, top_k, with_embeddings) -> BatchOutput:
+        count = len(images)
+        compute_s = (self.alpha + self.beta * count) * (1 if count in self.sizes else 2)
+        self.sizes.append(count)
+        indices = np.zeros((count, top_k), dtype=np.int64)
+        ones = np.ones((count, top_k), dtype=np.float32)
+        return BatchOutput(indices, ones, np.ones((count, 2048), dtype=np.float32), compute_s)
+
+    def padded(self, images: int) -> int:
+        return images
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "sizes"),
+    [
+        (0.002, 0.0001, [1, 1, 32, 32]),  # a GPU: all of it
+        (0.005, 0.095, [1, 1, 2, 2]),  # a slow CPU: as much as the slope needs
+        (0.000, 10.000, [1, 1]),
+    ],
+)
+def test_warming_up_is_as_thorough_as_the_time_for_it_allows(alpha, beta, sizes):
+    engine = StatedEngine(alpha, beta)
+    measured = warm_up(engine, define("u=random:0"), max_batch_size=32)
+    assert engine.sizes == sizes
+    assert measured == [(size, pytest.approx(alpha + beta * size)) for size in sizes[::2]]
+    larger = [size for size, _ in measured[1:]]
+    assert sum(2 * (alpha + beta * size) for size in larger) <= WARM_UP_S
+
+
+async def test_a_gpu_is_handed_one_batch_ahead_and_a_cpu_computes_as_many_as_it_has_instances():
+    devices = Devices(Settings(variants=["u=random:0"]), lambda error: None, instances=3)
+    try:
+        gpu, _ = devices.get("cuda:0")
+        assert (gpu.workers, gpu.ahead) == (1, 1)
+        cpu, executor = devices.get("cpu")
+        assert (cpu.workers, cpu.ahead) == (3, 0)
+        assert devices.get("cpu")[0] is cpu
+        # As many threads as there are batches at once: each waits until all have come.
+        together = threading.Barrier(3)
+        waiting = [executor.submit(together.wait, 30) for _ in range(3)]
+        assert sorted(one.result() for one in waiting) == [0, 1, 2]
+    finally:
+        await devices.close()
