@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http.server
 import os
 import signal
@@ -355,6 +356,18 @@ async def test_server_whose_scheduler_breaks_answers_and_exits_for_its_superviso
         assert (await watch.read()).status == NOT_SERVING
         watch.cancel()
     assert await running == 70
+
+
+async def test_garbage_is_not_looked_for_in_what_was_loaded(monkeypatch, tmp_path):
+    """It would stop the server for 0.2 s now and then (docs/adr/0011-batches-in-flight.md)."""
+    frozen = asyncio.Event()
+    monkeypatch.setattr(gc, "freeze", frozen.set)
+    running = asyncio.create_task(
+        serve(Settings(listen=[f"unix:{tmp_path}/s"], variants=["IMAGENET1K_V2"], engine="null"))
+    )
+    await frozen.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
 
 
 class StallingDownload(http.server.BaseHTTPRequestHandler):
