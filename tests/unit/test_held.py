@@ -55,7 +55,7 @@ def test_warming_up_is_as_thorough_as_the_time_for_it_allows(alpha, beta, sizes)
 
 
 async def test_a_gpu_is_handed_one_batch_ahead_and_a_cpu_computes_as_many_as_it_has_instances():
-    devices = Devices(Settings(variants=["u=random:0"]), lambda error: None, instances=3)
+    devices = Devices(Settings(variants=["u=random:0"], instances=3), lambda error: None)
     try:
         gpu, _ = devices.get("cuda:0")
         assert (gpu.workers, gpu.ahead) == (1, 1)
@@ -66,5 +66,15 @@ async def test_a_gpu_is_handed_one_batch_ahead_and_a_cpu_computes_as_many_as_it_
         together = threading.Barrier(3)
         waiting = [executor.submit(together.wait, 30) for _ in range(3)]
         assert sorted(one.result() for one in waiting) == [0, 1, 2]
+    finally:
+        await devices.close()
+
+
+async def test_an_engine_that_stands_for_one_device_computes_one_batch_at_a_time():
+    settings = Settings(variants=["u=random:0"], engine="timed", instances=3)
+    devices = Devices(settings, lambda error: None)
+    try:
+        scheduler, _ = devices.get("cpu")
+        assert (scheduler.workers, scheduler.ahead) == (1, 0)
     finally:
         await devices.close()
