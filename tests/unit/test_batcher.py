@@ -532,6 +532,31 @@ async def test_failing_batches_in_flight_fail_their_own_requests():
 
 
 @in_virtual_time
+async def test_device_that_fails_with_several_batches_in_flight_is_reported_once():
+    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench.engine.error = RuntimeError("device lost")
+    calls = [bench.submit(number) for number in range(2 * MAX_FAILURES)]
+    await asyncio.gather(*calls, return_exceptions=True)
+    await asyncio.sleep(5.0)
+    assert len(bench.broken) == 1
+
+
+@in_virtual_time
+async def test_wait_behind_a_batch_that_lasts_longer_than_expected_is_told_as_it_was():
+    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench.queue.latency.observe(1, 0.1)  # the engine takes 1 s
+    results = await asyncio.gather(bench.submit(0), bench.submit(1))
+    assert [result.queue_s for result in results] == pytest.approx([0.0, 1.0])
+
+
+@in_virtual_time
+async def test_waiting_for_the_device_is_not_taken_for_preparation():
+    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1, prepare_alpha=0.2)
+    await asyncio.gather(*(bench.submit(number) for number in range(5)))
+    assert bench.queue.preparation.batch_s(1) == pytest.approx(0.2)
+
+
+@in_virtual_time
 async def test_variant_with_the_earliest_deadline_has_the_device_first():
     bench = Bench()
     slow = FakeEngine(alpha=3.0)
