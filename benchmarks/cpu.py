@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.run import measure
 from resnet50_server.decode import ImageLimits, decode
-from resnet50_server.engine.cpu import CpuEngines, Threads
+from resnet50_server.engine.cpu import CpuEngines, Division
 from resnet50_server.engine.graph_store import GraphStore
 from resnet50_server.held import cores, open_engine
 from resnet50_server.settings import Settings
@@ -49,6 +50,22 @@ CALLERS = 16
 SECONDS = 8.0
 CALIBRATION_IMAGES = 32
 JPEG = [image_pb2.Image(encoded=photo())]
+# Loads variants from folders in nothing but PyTorch, computes once, waits for the end of stdin.
+BARE = """
+import sys
+import torch
+import torchvision
+models = []
+for folder in sys.argv[2:]:
+    model = torchvision.models.resnet50(weights=None)
+    model.load_state_dict(torch.load(folder + "/weights.pth", weights_only=True))
+    models.append(model.eval())
+with torch.inference_mode():
+    for model in models:
+        model(torch.zeros(int(sys.argv[1]), 3, 224, 224))
+print("ready", flush=True)
+sys.stdin.read()
+"""
 # (precision, engine) as they are measured alone.
 ENGINES = (
     ("fp32", "torch"),
@@ -68,14 +85,16 @@ def measure_engines(cache: Path) -> None:
     images = [decode(photo(), TRANSFORM, ImageLimits())] * 8
     opened = {}
     with GraphStore(cache) as store:
-        engines = CpuEngines(store, Threads.divide(cores(), None, None), None)
+        engines = CpuEngines(store, Division.divide(cores(), None, None), None)
         for precision, kind in ENGINES:
-            network = Network(_model(quantized=precision == "int8"))
-            if not network.quantized:
+            quantized = precision == "int8"
+            network = Network(_model(quantized))
+            if not quantized:
                 fold_batchnorm(network.model)
-            digest = "int8" if network.quantized else "float"
-            engine = engines.open(network, TRANSFORM, digest, precision, kind).engine
-            opened[f"{precision} {kind}"] = engine.run
+            name = "IMAGENET1K_FBGEMM_V2" if quantized else "IMAGENET1K_V2"
+            opened[f"{precision} {kind}"] = engines.open(
+                define(name), partial(_same, network), name, precision, kind
+            ).engine.run
     model = _model().eval()
 
     def eager(images, *_: object) -> None:
@@ -99,6 +118,10 @@ def measure_engines(cache: Path) -> None:
             f"engines  {name:24} {one:6.1f} and {eight:6.1f} images/s at batch 1 and 8;"
             f" {eight / base:.2f} times PyTorch as it comes, one by one"
         )
+
+
+def _same(network: Network) -> Network:
+    return network
 
 
 def _model(quantized: bool = False):
@@ -215,7 +238,7 @@ def pipeline(flags: list[str], decoders: int, threads: int, batch: int) -> float
 def measure_start(cache: Path) -> None:
     """Start both in turn; the first server exports the graph and chooses its engine."""
     variant = _variant(cache / "one", 0)
-    bare = [sys.executable, __file__, "--child", "bare", str(cache / "one")]
+    bare = [sys.executable, "-c", BARE, "1", str(cache / "one")]
     ours = [*SERVER, "--variants", f"one={variant}", "--cache-dir", str(cache)]
     first = _seconds_to_first_line(ours)
     pairs = [(_seconds_to_first_line(ours), _seconds_to_first_line(bare)) for _ in range(TURNS)]
@@ -232,7 +255,7 @@ def measure_memory(cache: Path) -> None:
     """Compare after both have computed batches of 8."""
     folders = [_variant(cache / name, seed) for name, seed in (("one", 0), ("two", 1))]
     bare = subprocess.Popen(
-        [sys.executable, __file__, "--child", "bare", *map(str, folders)],
+        [sys.executable, "-c", BARE, "8", *map(str, folders)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -256,20 +279,6 @@ def measure_memory(cache: Path) -> None:
     )
 
 
-def bare(*folders: str) -> None:
-    """Load variants in nothing but PyTorch, compute once, say so, wait for the end of stdin."""
-    models = []
-    for folder in folders:
-        model = resnet50(weights=None)
-        model.load_state_dict(torch.load(Path(folder) / "weights.pth", weights_only=True))
-        models.append(model.eval())
-    with torch.inference_mode():
-        for model in models:
-            model(torch.zeros(8 if len(models) > 1 else 1, 3, 224, 224))
-    print("ready", flush=True)
-    sys.stdin.read()
-
-
 def _variant(folder: Path, seed: int) -> Path:
     folder.mkdir()
     torch.manual_seed(seed)
@@ -288,7 +297,7 @@ def _seconds_to_first_line(command: list[str]) -> float:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         assert process.stdout is not None  # a pipe, as asked for
-        process.stdout.readline()
+        assert process.stdout.readline()
         taken = time.perf_counter() - started
         process.kill()
     return taken
@@ -306,11 +315,9 @@ def main() -> None:
         part, *arguments = sys.argv[2:]
         if part == "loop":
             print(loop())
-        elif part == "pipeline":
+        else:
             flags, *numbers = arguments
             print(pipeline(json.loads(flags), *map(int, numbers)))
-        else:
-            bare(*arguments)
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")

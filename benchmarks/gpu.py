@@ -49,7 +49,7 @@ from resnet50_server.engine.torch_engine import TorchEngine
 from resnet50_server.nvjpeg import NvJpegDecoder
 from resnet50_server.transform import Transform
 from resnet50_server.variants.definition import define
-from resnet50_server.variants.network import Network, load_network
+from resnet50_server.variants.network import Network, build_network, read_weights
 
 TRANSFORM = Transform.of(ResNet50_Weights.DEFAULT.transforms())
 PRECISION = "fp16"
@@ -107,7 +107,8 @@ def frames(count: int) -> list[Image]:
 
 def network(seed: int = 0) -> Network:
     """Return an untrained network, folded, on the CPU."""
-    return load_network(define(f"bench=random:{seed}"), Path(), download=False)[0]
+    definition = define(f"bench=random:{seed}")
+    return build_network(definition, read_weights(definition, Path(), download=False))
 
 
 def eager(plan: Plan) -> TorchEngine:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import platformdirs
@@ -17,7 +19,7 @@ import torch
 from .batcher import BatchPolicy, Scheduler
 from .decode import ImageLimits
 from .engine.agreement import Agreement
-from .engine.cpu import Calibration, CpuEngines, Threads
+from .engine.cpu import Calibration, CpuEngines, Division
 from .engine.graph_store import GraphStore
 from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
@@ -27,7 +29,7 @@ from .settings import Settings
 from .variant_queue import VariantQueue
 from .variants.definition import Definition, plain
 from .variants.files import weights_directory
-from .variants.network import load_network
+from .variants.network import build_network, parameter_count, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +185,7 @@ class Devices:
                 # It computes one batch at a time, while the next one is stacked and copied.
                 workers, ahead, threads = 1, 1, settings.engine_threads or cores()
             else:
-                divided = Threads.divide(cores(), settings.instances, settings.engine_threads)
+                divided = Division.divide(cores(), settings.instances, settings.engine_threads)
                 workers, ahead, threads = divided.instances, 0, divided.each
                 if settings.engine in ("null", "timed"):
                     workers = 1  # what they stand for is one device
@@ -262,29 +264,28 @@ def open_engine(definition: Definition, settings: Settings) -> OpenEngine:
         digest = hashlib.sha256(f"{settings.engine}:{definition.name}".encode()).hexdigest()
         return OpenEngine(engine, settings.engine, digest, 0, "cpu", "fp32", trained=False)
     device, precision = place(definition, settings)
-    network, digest, parameters = load_network(
-        definition, weights_directory(settings.weights_dir), settings.download
-    )
-    transform, trained = definition.transform, definition.seed is None
+    weights = read_weights(definition, weights_directory(settings.weights_dir), settings.download)
+    network = functools.cache(partial(build_network, definition, weights))
+    quantization = None
     if device != "cpu":
-        engine = TorchEngine(network, transform, torch.device(device), precision)
-        return OpenEngine(engine, "torch", digest, parameters, device, precision, trained)
-    directory = settings.cache_dir or platformdirs.user_cache_path("resnet50-serving")
-    try:
+        kind = "torch"
+        engine = TorchEngine(network(), definition.transform, torch.device(device), precision)
+    else:
+        directory = settings.cache_dir or platformdirs.user_cache_path("resnet50-serving")
         with GraphStore(directory) as store:
-            engines = _cpu_engines(store, settings)
-            opened = engines.open(network, transform, digest, precision, settings.engine)
-    except WeightsError as error:
-        raise WeightsError(f"{definition.name}: {error}") from error
+            opened = _cpu_engines(store, settings).open(
+                definition, network, weights.digest, precision, settings.engine
+            )
+        engine, kind, quantization = opened.engine, opened.kind, opened.quantization
     return OpenEngine(
-        opened.engine,
-        opened.kind,
-        digest,
-        parameters,
+        engine,
+        kind,
+        weights.digest,
+        parameter_count(definition, weights),
         device,
         precision,
-        trained,
-        opened.quantization,
+        trained=definition.seed is None,
+        quantization=quantization,
     )
 
 
@@ -293,7 +294,7 @@ def _cpu_engines(store: GraphStore, settings: Settings) -> CpuEngines:
     if settings.calibration_dir is not None:
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         calibration = Calibration(settings.calibration_dir, limits, settings.min_int8_agreement)
-    threads = Threads.divide(cores(), settings.instances, settings.engine_threads)
+    threads = Division.divide(cores(), settings.instances, settings.engine_threads)
     return CpuEngines(store, threads, calibration)
 
 

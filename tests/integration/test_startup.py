@@ -199,7 +199,10 @@ def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
     [
         ({"variants": ["a=random:0", "a=random:1"]}, "variants: a is given twice"),
         ({"default_variant": "b"}, "default_variant: 'b' is not among"),
-        ({"precision": "int8"}, "precision: int8 needs weights that are int8 already"),
+        (
+            {"precision": "int8", "engine": "torch"},
+            "engine: torch does not compute int8 of these weights",
+        ),
         ({"device": "cuda:99"}, "device: cuda:99 was asked for"),
         ({"listen": ["unix:/no/such/directory/socket"]}, "listen: cannot listen on unix:/no/such"),
     ],

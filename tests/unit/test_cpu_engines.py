@@ -20,7 +20,7 @@ from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server import held
 from resnet50_server.engine import calibration, cpu, onnx_graph
-from resnet50_server.engine.cpu import Threads
+from resnet50_server.engine.cpu import Division
 from resnet50_server.engine.graph_store import GraphStore
 from resnet50_server.engine.protocol import BatchOutput, Engine, Images
 from resnet50_server.engine.ranking import ranked
@@ -189,12 +189,24 @@ def test_a_graph_is_made_once_for_its_weights(mine, tmp_path, monkeypatch):
     before = open_variant(mine, tmp_path, engine="onnxruntime")
     expected = before.engine.run(pictures(), CATEGORIES, True)
 
-    def refuse(*_: object) -> onnx.ModelProto:
-        raise AssertionError("made again")
+    def refuse(*_: object) -> Network:
+        raise AssertionError("built again")
 
-    monkeypatch.setattr(onnx_graph, "onnx_graph", refuse)
+    monkeypatch.setattr(held, "build_network", refuse)
     again = open_variant(mine, tmp_path, engine="onnxruntime")
     assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
+
+
+def test_categories_that_do_not_fit_are_refused_even_where_a_graph_is_kept(tmp_path):
+    for count in (CATEGORIES, CATEGORIES + 1):
+        directory = weights.custom_variant(
+            tmp_path / "mine", weights.calm(3, CATEGORIES), count, transform=weights.TRANSFORM
+        )
+        spec = f"mine={directory}"
+        if count == CATEGORIES:
+            open_variant(spec, tmp_path, engine="onnxruntime")
+    with pytest.raises(WeightsError, match=r"^mine: .* fc has 10 classes, variant\.json names 11"):
+        open_variant(spec, tmp_path, engine="onnxruntime")
 
 
 def test_other_weights_and_another_transform_get_graphs_of_their_own(tmp_path):
@@ -224,7 +236,7 @@ def test_a_broken_graph_is_named_and_removed_so_that_the_next_start_works(mine, 
     open_variant(mine, tmp_path, engine=kind)
     (path,) = tmp_path.glob("*.onnx")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match=f"mine: engine: {kind} cannot read .*{path.name}"):
+    with pytest.raises(WeightsError, match=f"engine: {kind} cannot read .*{path.name}"):
         open_variant(mine, tmp_path, engine=kind)
     assert open_variant(mine, tmp_path, engine=kind).kind == kind
 
@@ -240,7 +252,7 @@ def test_a_graph_that_differs_from_pytorch_is_not_used(mine, tmp_path, monkeypat
         return graph
 
     monkeypatch.setattr(onnx_graph, "onnx_graph", wrong)
-    with pytest.raises(WeightsError, match=r"differ by .* use --engine torch"):
+    with pytest.raises(WeightsError, match=r"mine: .* differ by .* use --engine torch"):
         open_variant(mine, tmp_path, engine="openvino")
     with caplog.at_level(logging.WARNING):
         assert open_variant(mine, tmp_path).kind == "torch"
@@ -391,7 +403,7 @@ for thread in threading.enumerate():
     ],
 )
 def test_cores_are_divided(cores, instances, each, expected):
-    threads = Threads.divide(cores, instances, each)
+    threads = Division.divide(cores, instances, each)
     assert (threads.instances, threads.each) == expected
 
 

@@ -19,7 +19,11 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.held import HeldVariants
 from resnet50_server.variants.definition import define, official_definitions
 from resnet50_server.variants.files import official_path, read_official
-from resnet50_server.variants.network import load_network
+from resnet50_server.variants.network import (
+    build_network,
+    parameter_count,
+    read_weights,
+)
 
 pytestmark = weights.ignore_torchs_plans_for_int8
 
@@ -29,7 +33,10 @@ INT8_V2 = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
 
 
 def load(spec: str, directory: Path = Path("nowhere"), download: bool = False):
-    return load_network(define(spec), directory, download)
+    definition = define(spec)
+    weights = read_weights(definition, directory, download)
+    network = build_network(definition, weights)
+    return network, weights.digest, parameter_count(definition, weights)
 
 
 def sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ import torch
 
 from ..decode import ImageLimits
 from ..errors import WeightsError
-from ..transform import Transform
+from ..variants.definition import Definition
 from ..variants.network import Network
 from .agreement import Agreement, compare
 from .graph_store import GraphStore
@@ -50,23 +50,24 @@ GRAPH_RUNTIMES = {
 TOLERANCE = 1e-4
 # Batches by which engines are compared.
 TRIAL_SIZE, TRIALS = 4, 3
+_CPU = torch.device("cpu")
 INSTALL = "pip install 'resnet50-serving[cpu]'"
 
 
 @dataclass(frozen=True)
-class Threads:
+class Division:
     """How the processor's cores are divided.
 
     Attributes:
         instances: Batches that are computed at once.
-        each: Threads of each.
+        each: Division of each.
     """
 
     instances: int
     each: int
 
     @classmethod
-    def divide(cls, cores: int, instances: int | None, each: int | None) -> Threads:
+    def divide(cls, cores: int, instances: int | None, each: int | None) -> Division:
         """Return what was asked for; by default one instance for every 8 cores, all cores in use.
 
         ResNet50 at small batches gains little from more threads than that; this is a rule of thumb,
@@ -116,58 +117,60 @@ class CpuEngines:
     """
 
     def __init__(
-        self, store: GraphStore, threads: Threads, calibration: Calibration | None
+        self, store: GraphStore, threads: Division, calibration: Calibration | None
     ) -> None:
         self._store = store
         self._threads = threads
         self._calibration = calibration
 
     def open(
-        self, network: Network, transform: Transform, digest: str, precision: str, kind: str
+        self,
+        definition: Definition,
+        network: Callable[[], Network],
+        digest: str,
+        precision: str,
+        kind: str,
     ) -> CpuEngine:
         """Open a variant's engine.
 
         Args:
-            network: On the CPU, in float32 or int8; taken over.
-            transform: The variant's.
+            definition: The variant.
+            network: Returns its network, in float32 or int8; not called where a graph is at hand.
             digest: Of the weights, 64 hex digits.
             precision: "fp32", "bf16", "fp16" or "int8".
             kind: "torch", "onnxruntime", "openvino", or "auto" for the fastest.
 
         Raises:
-            WeightsError: What was asked for cannot be.
+            WeightsError: What was asked for cannot be, or the weights do not fit the variant.
         """
-        if network.quantized and kind == "auto":
+        transform = definition.transform
+        if definition.quantized and kind == "auto":
             kind = "torch"  # what was published; others round differently here and there
-        made_here = precision == "int8" and not network.quantized
+        made_here = precision == "int8" and not definition.quantized
         kinds = _kinds(precision, kind, made_here)
         openers: dict[str, Opener] = {}
         if "torch" in kinds:
-            openers["torch"] = partial(
-                TorchEngine, network, transform, torch.device("cpu"), precision
-            )
+            openers["torch"] = lambda: TorchEngine(network(), transform, _CPU, precision)
         if kinds != ["torch"]:
             try:
-                graph = self._graph(network, transform, digest)
+                graph = self._graph(definition, network, digest)
             except _Inexact as error:
                 if kind != "auto" or made_here:
                     raise
                 log.warning("%s; PyTorch computes these weights", error)
                 kinds = ["torch"]
         if made_here:
-            return self._open_int8(graph, kinds, transform, digest)
+            return self._open_int8(definition, graph, kinds)
         for one in kinds:
             if one != "torch":
                 openers[one] = partial(self._open_graph, one, graph, precision)
         return self._fastest(openers, transform.crop, precision)
 
-    def _open_int8(
-        self, fp32_graph: Path, kinds: list[str], transform: Transform, digest: str
-    ) -> CpuEngine:
+    def _open_int8(self, definition: Definition, fp32_graph: Path, kinds: list[str]) -> CpuEngine:
         """Open float weights as int8, made now or at an earlier start."""
         from .calibration import read_images, write_int8
 
-        asked = self._calibration
+        transform, asked = definition.transform, self._calibration
         if asked is None:
             raise WeightsError(
                 "precision: int8 of float weights is made from images: name a folder of them with"
@@ -175,7 +178,7 @@ class CpuEngines:
                 " IMAGENET1K_FBGEMM_V1 or _V2, which are int8 already"
             )
         images = read_images(asked.directory, transform, asked.limits)
-        known = f"{_key(digest, asdict(transform))}-int8-{images.digest[:16]}"
+        known = f"{fp32_graph.stem}-int8-{images.digest[:16]}"
         graph = self._store.path(
             f"{known}.onnx", partial(write_int8, fp32_graph, images.calibrating)
         )
@@ -191,38 +194,41 @@ class CpuEngines:
 
         found = Agreement(**self._store.remember(f"{known}-{opened.kind}.json", measure))
         text = (
-            f"int8 keeps the first category of {found.top_1:.1%} of {found.compared_images} images"
-            f" that did not calibrate it; embeddings keep a cosine of {found.cosine:.4f}"
+            f"{definition.name}: int8 keeps the first category of {found.top_1:.1%} of"
+            f" {found.compared_images} images that did not calibrate it; embeddings keep a cosine of {found.cosine:.4f}"
         )
         if found.top_1 < asked.min_agreement:
             raise WeightsError(
-                f"precision: {text}; min_int8_agreement is {asked.min_agreement:.1%}: calibrate"
+                f"{text}; min_int8_agreement is {asked.min_agreement:.1%}: calibrate"
                 " with more images, and such as will be served, or lower it, or serve another"
-                " precision"
+                " --precision"
             )
         log.info("%s", text)
         return CpuEngine(opened.engine, opened.kind, found)
 
-    def _graph(self, network: Network, transform: Transform, digest: str) -> Path:
+    def _graph(self, definition: Definition, network: Callable[[], Network], digest: str) -> Path:
         """Return a network's graph, exported now or at an earlier start.
 
         Raises:
             _Inexact: It does not compute what PyTorch does.
+            WeightsError: The weights do not fit the variant.
         """
-        import onnx
-
-        from .onnx_graph import onnx_graph
+        transform = definition.transform
 
         def export(path: Path) -> None:
-            onnx.save(onnx_graph(network, transform), path)
-            if not network.quantized:
+            import onnx
+
+            from .onnx_graph import onnx_graph
+
+            onnx.save(onnx_graph(network(), transform), path)
+            if not definition.quantized:
                 kind = _installed(GRAPH_RUNTIMES["fp32"])[0]
                 graph = _open_graph(kind, path, "fp32", self._threads)
-                _require_equal(
-                    graph, TorchEngine(network, transform, torch.device("cpu"), "fp32"), transform
-                )
+                _require_equal(definition, graph, TorchEngine(network(), transform, _CPU, "fp32"))
 
-        return self._store.path(f"{_key(digest, asdict(transform))}.onnx", export)
+        # Weights that fitted the variant's categories once do so again.
+        key = _key(digest, asdict(transform), len(definition.categories))
+        return self._store.path(f"{key}.onnx", export)
 
     def _open_graph(self, kind: str, graph: Path, precision: str) -> Engine:
         try:
@@ -296,7 +302,7 @@ def _installed(kinds: list[str] | tuple[str, ...]) -> list[str]:
     ]
 
 
-def _open_graph(kind: str, graph: Path, precision: str, threads: Threads) -> Engine:
+def _open_graph(kind: str, graph: Path, precision: str, threads: Division) -> Engine:
     if kind == "onnxruntime":
         from .onnxruntime_engine import OnnxRuntimeEngine
 
@@ -306,15 +312,15 @@ def _open_graph(kind: str, graph: Path, precision: str, threads: Threads) -> Eng
     return OpenVinoEngine(graph, precision, threads.each, threads.instances)
 
 
-def _require_equal(graph: Engine, pytorch: Engine, transform: Transform) -> None:
+def _require_equal(definition: Definition, graph: Engine, pytorch: Engine) -> None:
     """Raise `_Inexact` unless both give noise the same probabilities."""
-    images = _noise(transform.crop, 2)
+    images = _noise(definition.transform.crop, 2)
     one, two = (engine.run(images, 1, True) for engine in (graph, pytorch))
     difference = float(np.abs(one.probabilities - two.probabilities).max())
     if not difference <= TOLERANCE:
         raise _Inexact(
-            f"engine: exported, these weights give probabilities that differ by {difference:.1e}"
-            f" from PyTorch's, more than {TOLERANCE:g}; use --engine torch"
+            f"{definition.name}: exported, these weights give probabilities that differ by"
+            f" {difference:.1e} from PyTorch's, more than {TOLERANCE:g}; use --engine torch"
         )
 
 

@@ -51,36 +51,47 @@ class Network(nn.Module):
         return pooled, logits
 
 
-def load_network(
-    definition: Definition, directory: Path, download: bool
-) -> tuple[Network, str, int]:
-    """Read a variant's weights into a network in eval mode, on the CPU.
+def read_weights(definition: Definition, directory: Path, download: bool) -> Weights:
+    """Read a variant's weights, or draw them if the variant is a random one.
 
     Args:
         definition: The variant.
         directory: Where official weights lie.
         download: Whether missing official weights may be downloaded.
 
-    Returns:
-        The network, the weights' digest (64 hex digits), and the number of parameters.
-
     Raises:
-        WeightsError: The weights cannot be had or do not fit; says which and why.
+        WeightsError: The weights cannot be had; says which and why.
     """
     if definition.seed is not None:
-        return _random_network(definition)
+        return _random_weights(definition)
     if definition.official is not None:
-        weights = read_official(definition, directory, download)
-        parameters = int(definition.official.meta["num_params"])
-    else:
-        weights = read_custom(definition)
-        parameters = 0
+        return read_official(definition, directory, download)
+    return read_custom(definition)
+
+
+def build_network(definition: Definition, weights: Weights) -> Network:
+    """Build a network in eval mode, on the CPU, in float32 or int8.
+
+    Raises:
+        WeightsError: The weights do not fit; says why.
+    """
     model = _build(definition, weights)
     model.eval()
-    parameters = parameters or sum(parameter.numel() for parameter in model.parameters())
     if not definition.quantized:
         fold_batchnorm(model)
-    return Network(model), weights.digest, parameters
+    return Network(model)
+
+
+def parameter_count(definition: Definition, weights: Weights) -> int:
+    """Return how many parameters a variant's network has, of weights that fit it."""
+    if definition.official is not None:
+        return int(definition.official.meta["num_params"])
+    return sum(
+        value.numel()
+        for key, value in weights.state.items()
+        # What BatchNorm has counted is state, but no parameter.
+        if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
 
 
 def fold_batchnorm(model: ResNet) -> None:
@@ -101,7 +112,7 @@ def fold_batchnorm(model: ResNet) -> None:
                 block.downsample = fuse_conv_bn_eval(convolution, norm)
 
 
-def _random_network(definition: Definition) -> tuple[Network, str, int]:
+def _random_weights(definition: Definition) -> Weights:
     assert definition.seed is not None
     log.warning(
         "variant %s is UNTRAINED (random weights, seed %d): its answers mean nothing",
@@ -110,14 +121,11 @@ def _random_network(definition: Definition) -> tuple[Network, str, int]:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(definition.seed)
-        model = resnet50(weights=None, num_classes=len(definition.categories))
-    model.eval()
+        state = resnet50(weights=None, num_classes=len(definition.categories)).state_dict()
     digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
+    for tensor in state.values():
         digest.update(tensor.numpy().tobytes())
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    fold_batchnorm(model)
-    return Network(model), digest.hexdigest(), parameters
+    return Weights(state, digest.hexdigest())
 
 
 def _build(definition: Definition, weights: Weights) -> ResNet:
