@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from .admission import Admission, Place
-from .decode import ImageLimits, Source, decode, is_at_hand, length_of
+from .decode import ImageLimits, Source, decode, check_undecoded, is_at_hand, is_looked_at_fast, length_of
 from .decode_pool import DecodePool
 from .errors import DeadlineUnreachable, Overloaded
 from .held import HeldVariant
@@ -94,11 +94,14 @@ class Pipeline:
         """Compute an image that has its place in the server already; as `answer` otherwise."""
         started = time.perf_counter()
         transform = job.variant.definition.transform
-        if is_at_hand(source, transform):
-            pixels = decode(source, transform, self.limits)
+        look, fast = decode, is_at_hand(source, transform)
+        if not job.variant.opened.engine.needs_pixels:
+            look, fast = check_undecoded, is_looked_at_fast(source)
+        if fast:
+            pixels = look(source, transform, self.limits)
         else:
             pixels = await self.decode_pool.run(
-                partial(decode, source, transform, self.limits),
+                partial(look, source, transform, self.limits),
                 deadline=job.deadline,
                 flow=job.flow,
             )
