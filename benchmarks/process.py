@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +28,9 @@ def server(*arguments: str) -> Iterator[tuple[str, int]]:
 
 def cpu_s(pid: int) -> float:
     """Return the CPU time that a process has used, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    # The CPU-time clock of another process, of nanoseconds where /proc counts in 10 ms; its number
+    # is made as clock_getcpuclockid(3) makes it.
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def resident_kib(pid: int) -> int:

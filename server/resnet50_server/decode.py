@@ -135,9 +135,7 @@ def is_at_hand(source: Source, transform: Transform) -> bool:
     )
 
 
-def check_undecoded(
-    source: Source, transform: Transform, limits: ImageLimits
-) -> NDArray[np.uint8]:
+def check_undecoded(source: Source, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
     """Check an image that is not going to be decoded: everything that its header says.
 
     Returns:

@@ -16,7 +16,7 @@ from ..errors import ShuttingDown
 from ..held import HeldVariants
 from ..pipeline import Answer, Pipeline
 from .boundary import Context, answering, streaming
-from .questions import ClassifyQuestion, EmbedQuestion, Question, reference, timing
+from .questions import ClassifyQuestion, EmbedQuestion, Question, timing
 from .stream import FrameStream, Messages, Part, Reply
 from .upload import Part as UploadPart
 from .upload import Upload
@@ -184,7 +184,7 @@ def _classify_response(
 ) -> inference_pb2.ClassifyResponse:
     return inference_pb2.ClassifyResponse(
         classification=question.answer(answer.result),
-        variant=reference(question.variant),
+        variant=question.reference,
         timing=timing(answer, started),
     )
 
@@ -194,6 +194,6 @@ def _embed_response(
 ) -> inference_pb2.EmbedResponse:
     return inference_pb2.EmbedResponse(
         embedding=question.answer(answer.result),
-        variant=reference(question.variant),
+        variant=question.reference,
         timing=timing(answer, started),
     )

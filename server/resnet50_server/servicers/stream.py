@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from resnet50.v1 import inference_pb2, result_pb2
 
+from ..admission import Place
 from ..decode import source_of
 from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
-from ..pipeline import Job, Pipeline
+from ..pipeline import Answer, Job, Pipeline
 from ..status import to_status
 from .boundary import REQUEST_ID
-from .frames import answer_in_order, answer_latest
-from .questions import Question, reference, timing
+from .frames import Pending, answer_in_order, answer_latest
+from .questions import Question, timing
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +188,7 @@ class FrameStream(Generic[Reply]):
             )
         frames = self._messages.frames()
 
-        async def start(frame: inference_pb2.Frame) -> asyncio.Future[Reply]:
+        async def start(frame: inference_pb2.Frame) -> Pending[Reply]:
             return await self._start(frame, question, job)
 
         if delivery == inference_pb2.DELIVERY_ORDERED:
@@ -208,36 +210,39 @@ class FrameStream(Generic[Reply]):
 
     async def _start(
         self, frame: inference_pb2.Frame, question: Question, job: Job
-    ) -> asyncio.Future[Reply]:
+    ) -> Pending[Reply]:
         """Begin to compute a frame as soon as there is room for it."""
-        started = time.perf_counter()
+        started, frame_id = time.perf_counter(), frame.frame_id
+        place: Place | None = None
         try:
             source = source_of(frame.image, self._pipeline.limits)
             place = await self._pipeline.admit(source, job)
-        except ShuttingDown:
-            raise  # ends the stream; the frame has its chance at another server
-        except ServingError as error:
+            submitted = self._pipeline.submit_at_hand(source, job)
+        except Exception as error:
+            if place is not None:
+                place.leave()
+            elif isinstance(error, ShuttingDown):
+                raise  # ends the stream; the frame has its chance at another server
             refused: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            refused.set_result(self._error(frame.frame_id, error))
+            refused.set_result(self._error(frame_id, error))
             return refused
-        frame_id = frame.frame_id
+        computing: asyncio.Future[Any]
+        if submitted is not None:
+            computing, decode_s = submitted
+        else:
+            computing, decode_s = asyncio.create_task(self._pipeline.compute(source, job)), None
+        computing.add_done_callback(partial(_leave, place))
 
-        async def compute() -> Reply:
-            try:
-                answer = await self._pipeline.compute(source, job)
-                outcome = {self._outcome: question.answer(answer.result)}
-                return self._reply(
-                    frame_id=frame_id,
-                    variant=reference(question.variant),
-                    timing=timing(answer, started),
-                    **outcome,
-                )
-            except Exception as error:
-                return self._error(frame_id, error)
+        def reply(result: Any) -> Reply:
+            answer: Answer = result if decode_s is None else Answer(result, decode_s)
+            return self._reply(
+                frame_id=frame_id,
+                variant=question.reference,
+                timing=timing(answer, started),
+                **{self._outcome: question.answer(answer.result)},
+            )
 
-        task = asyncio.create_task(compute())
-        task.add_done_callback(lambda _: place.leave())
-        return task
+        return _Computed(computing, reply, partial(self._error, frame_id))
 
     def _error(self, frame_id: int, error: Exception) -> Reply:
         if not isinstance(error, ServingError):
@@ -247,3 +252,34 @@ class FrameStream(Generic[Reply]):
     def _drop(self, frame: inference_pb2.Frame, newer: inference_pb2.Frame) -> Reply:
         dropped = result_pb2.Dropped(replaced_by_frame_id=newer.frame_id)
         return self._reply(frame_id=frame.frame_id, dropped=dropped)
+
+
+class _Computed(Generic[Reply]):
+    """A frame that is being computed; its reply is made by whoever awaits it, once."""
+
+    def __init__(
+        self,
+        computing: asyncio.Future[Any],
+        reply: Callable[[Any], Reply],
+        refuse: Callable[[Exception], Reply],
+    ) -> None:
+        self._computing = computing
+        self._reply = reply
+        self._refuse = refuse
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        try:
+            return self._reply((yield from self._computing.__await__()))
+        except Exception as error:
+            return self._refuse(error)
+
+    def cancel(self) -> None:
+        """Take the frame out of whatever queue it waits in."""
+        self._computing.cancel()
+
+
+def _leave(place: Place, computed: asyncio.Future[Any]) -> None:
+    """Give a frame's place back once it is computed, whether or not its answer is ever taken."""
+    place.leave()
+    if not computed.cancelled():
+        computed.exception()  # so that asyncio does not miss whoever should have looked at it
