@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -31,8 +30,7 @@ from .variant_queue import Result
 MAX_PAUSE_S = 0.05
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What is to be done with an image.
 
     Attributes:
@@ -100,7 +98,10 @@ class Pipeline:
             ServingError: One of its kinds; see `errors`.
         """
         with self.admission.admit(length_of(source)):
-            return await self.compute(source, job)
+            submitted = self.submit_at_hand(source, job)
+            if submitted is None:
+                return await self.compute(source, job)
+            return Answer(await submitted.result, submitted.decode_s)
 
     async def admit(self, source: Source, job: Job) -> Place:
         """Take a place for an image.

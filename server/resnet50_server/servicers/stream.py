@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import aclosing
-from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+import grpc
 
 from resnet50.v1 import inference_pb2, result_pb2
 
@@ -43,12 +44,12 @@ class Messages:
     """The messages of one stream, in their order: config once, then frames.
 
     Args:
-        parts: As they arrive.
+        read: Waits for the next one; `grpc.aio.EOF` after the last.
         idle_timeout_s: How long the sender may be silent, in seconds; 0 for ever.
     """
 
-    def __init__(self, parts: AsyncIterator[Part], idle_timeout_s: float) -> None:
-        self._parts = parts
+    def __init__(self, read: Callable[[], Awaitable[Any]], idle_timeout_s: float) -> None:
+        self._read = read
         self._idle_timeout_s = idle_timeout_s
         self._reading: asyncio.Task[Any] | None = None
         self._stopped: ServingError | None = None
@@ -112,13 +113,14 @@ class Messages:
         self._reading = asyncio.current_task()
         self._watch()
         try:
-            return await anext(self._parts, None)
+            part = await self._read()
         except asyncio.CancelledError:
             if self._stopped is not None:
                 raise self._stopped from None
             raise
         finally:
             self._reading = None
+        return None if part is grpc.aio.EOF else part
 
     def _watch(self) -> None:
         """Start to count the sender's silence; one timer a stream, whatever its frame rate."""
@@ -224,27 +226,24 @@ class FrameStream(Generic[Reply]):
             elif isinstance(error, ShuttingDown):
                 raise  # ends the stream; the frame has its chance at another server
             refused: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            refused.set_result(self._error(frame_id, error))
+            refused.set_result(self.error_to(frame_id, error))
             return refused
-        computing: asyncio.Future[Any]
-        if submitted is not None:
-            computing, decode_s = submitted
-        else:
-            computing, decode_s = asyncio.create_task(self._pipeline.compute(source, job)), None
-        computing.add_done_callback(partial(_leave, place))
+        if submitted is None:
+            computing = asyncio.create_task(self._pipeline.compute(source, job))
+            return _Computed(self, frame_id, question, started, place, computing, None)
+        return _Computed(self, frame_id, question, started, place, *submitted)
 
-        def reply(result: Any) -> Reply:
-            answer: Answer = result if decode_s is None else Answer(result, decode_s)
-            return self._reply(
-                frame_id=frame_id,
-                variant=question.reference,
-                timing=timing(answer, started),
-                **{self._outcome: question.answer(answer.result)},
-            )
+    def reply_to(self, frame_id: int, question: Question, answer: Answer, started: float) -> Reply:
+        """Return the message that answers a frame which was computed."""
+        return self._reply(
+            frame_id=frame_id,
+            variant=question.reference,
+            timing=timing(answer, started),
+            **{self._outcome: question.answer(answer.result)},
+        )
 
-        return _Computed(computing, reply, partial(self._error, frame_id))
-
-    def _error(self, frame_id: int, error: Exception) -> Reply:
+    def error_to(self, frame_id: int, error: Exception) -> Reply:
+        """Return the message that answers a frame which cannot be computed."""
         if not isinstance(error, ServingError):
             log.exception("frame %d of stream %s failed", frame_id, REQUEST_ID.get())
         return self._reply(frame_id=frame_id, error=to_status(error, REQUEST_ID.get()))
@@ -255,31 +254,61 @@ class FrameStream(Generic[Reply]):
 
 
 class _Computed(Generic[Reply]):
-    """A frame that is being computed; its reply is made by whoever awaits it, once."""
+    """A frame that is being computed; its reply is made by whoever awaits it, once.
+
+    Args:
+        stream: Makes the reply.
+        frame_id: The frame's.
+        question: What the caller wants to know of it.
+        started: When it was taken, on the clock of `time.perf_counter`.
+        place: Its place in the server: given back as soon as it is computed, whether or not the
+            caller takes the answer.
+        computing: Gives an `Answer`; or a `Result`, if `decode_s` is known.
+        decode_s: As `Answer.decode_s`.
+    """
+
+    __slots__ = (
+        "_computing",
+        "_decode_s",
+        "_frame_id",
+        "_place",
+        "_question",
+        "_started",
+        "_stream",
+    )
 
     def __init__(
         self,
+        stream: FrameStream[Reply],
+        frame_id: int,
+        question: Question,
+        started: float,
+        place: Place,
         computing: asyncio.Future[Any],
-        reply: Callable[[Any], Reply],
-        refuse: Callable[[Exception], Reply],
+        decode_s: float | None,
     ) -> None:
+        self._stream = stream
+        self._frame_id = frame_id
+        self._question = question
+        self._started = started
+        self._place = place
         self._computing = computing
-        self._reply = reply
-        self._refuse = refuse
+        self._decode_s = decode_s
+        computing.add_done_callback(self._leave)
 
     def __await__(self) -> Generator[Any, None, Reply]:
         try:
-            return self._reply((yield from self._computing.__await__()))
+            result = yield from self._computing.__await__()
+            answer = result if self._decode_s is None else Answer(result, self._decode_s)
+            return self._stream.reply_to(self._frame_id, self._question, answer, self._started)
         except Exception as error:
-            return self._refuse(error)
+            return self._stream.error_to(self._frame_id, error)
 
     def cancel(self) -> None:
         """Take the frame out of whatever queue it waits in."""
         self._computing.cancel()
 
-
-def _leave(place: Place, computed: asyncio.Future[Any]) -> None:
-    """Give a frame's place back once it is computed, whether or not its answer is ever taken."""
-    place.leave()
-    if not computed.cancelled():
-        computed.exception()  # so that asyncio does not miss whoever should have looked at it
+    def _leave(self, computed: asyncio.Future[Any]) -> None:
+        self._place.leave()
+        if not computed.cancelled():
+            computed.exception()  # so that asyncio does not miss whoever should have looked at it
