@@ -16,7 +16,9 @@ SERVER = [sys.executable, "-m", "resnet50_server", "serve", "--listen", "127.0.0
 @contextmanager
 def server(*arguments: str) -> Iterator[tuple[str, int]]:
     """Run a server; give its address and process id."""
-    command = [*SERVER, "--variants", "IMAGENET1K_V2", "--log-level", "warning", *arguments]
+    if "--variants" not in arguments:
+        arguments = ("--variants", "IMAGENET1K_V2", *arguments)
+    command = [*SERVER, "--log-level", "warning", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # a pipe, as asked for
     try:

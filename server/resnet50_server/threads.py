@@ -18,6 +18,9 @@ from typing import Any, TypeAlias, TypeVar
 Result = TypeVar("Result")
 Done: TypeAlias = Callable[[Any, BaseException | None], None]
 
+# So often do idle threads look whether the process ends without having closed them.
+LOOK_S = 1.0
+
 
 class Threads:
     """Runs calls, each in the next free thread; `start` and `close` on one event loop.
@@ -34,10 +37,9 @@ class Threads:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waking = False
         self._initialize = initialize
-        # They do not hold up the end of the process: nobody waits for what they compute then.
+        # No daemons: Python would end them in the middle of a decoder's C++, which aborts.
         self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
-            for number in range(count)
+            threading.Thread(target=self._work, name=f"{name}-{number}") for number in range(count)
         ]
         for thread in self._threads:
             thread.start()
@@ -77,7 +79,7 @@ class Threads:
 
     def _work(self) -> None:
         self._initialize()
-        while (job := self._calls.get()) is not None:
+        while (job := self._next()) is not None:
             call, done = job
             try:
                 self._deliver(done, call(), None)
@@ -87,6 +89,13 @@ class Threads:
                 self._deliver(done, None, error)
             # Nothing is held on to while the thread waits.
             del job, call, done
+
+    def _next(self) -> tuple[Callable[[], Any], Done] | None:
+        """Wait for a call; None when there will be none."""
+        while threading.main_thread().is_alive():
+            with contextlib.suppress(Empty):
+                return self._calls.get(timeout=LOOK_S)
+        return None
 
     def _deliver(self, done: Done, result: Any, error: BaseException | None) -> None:
         """Hand a result to the loop, which may be awake for another one already."""
