@@ -27,7 +27,7 @@ from contextlib import contextmanager
 import grpc
 import numpy as np
 from PIL import Image
-from process import cpu_s, server
+from process import DECODING, cpu_s, server
 
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 
@@ -41,7 +41,6 @@ CALLS = 1120
 SERIAL_CALLS = 300
 DECODED = 200
 LAG_SECONDS = 20.0
-TIMED = ("--engine", "timed", "--timed-alpha-ms", "0", "--timed-beta-ms", "0")
 
 
 def photo(length: int = JPEG_BYTES) -> bytes:
@@ -235,7 +234,7 @@ async def measure_serial() -> None:
     image = image_pb2.Image(encoded=photo())
     request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
     figures: dict[str, list[float]] = {"undecoded": [], "decoded": [], "echo": []}
-    with server("--engine", "null") as null, server(*TIMED) as timed, echo_server() as bare:
+    with server("--engine", "null") as null, server(*DECODING) as timed, echo_server() as bare:
         async with (
             grpc.aio.insecure_channel(null[0]) as to_null,
             grpc.aio.insecure_channel(timed[0]) as to_timed,

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# An engine that takes no time but wants its images decoded; the null engine wants none.
+DECODING = ("--engine", "timed", "--timed-alpha-ms", "0", "--timed-beta-ms", "0")
 SERVER = [sys.executable, "-m", "resnet50_server", "serve", "--listen", "127.0.0.1:0"]
 
 

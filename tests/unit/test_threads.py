@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from resnet50_server.decode_pool import decode_threads
 from resnet50_server.threads import Threads
 
 
@@ -77,3 +78,11 @@ async def test_closed_threads_end(threads):
     for thread in threads._threads:
         await asyncio.to_thread(thread.join, 10)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("cores", "engine_on_cpu", "threads"),
+    [(1, True, 1), (2, True, 1), (16, True, 4), (1, False, 1), (16, False, 16)],
+)
+def test_decode_threads_leave_the_cores_to_a_cpu_engine(cores, engine_on_cpu, threads):
+    assert decode_threads(cores, engine_on_cpu) == threads
