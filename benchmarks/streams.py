@@ -1,6 +1,7 @@
 """What streams cost and how fair they are: python benchmarks/streams.py [cpu|fair|idle]...
 
-cpu     server CPU of a frame on a stream against a unary call, constant answer, same message
+cpu     server CPU of a frame on a stream against a unary call: same message, decoded, constant
+        answer
 fair    ten saturating streams: each one's share, and the p99 of unary calls beside them
 idle    server memory of an open stream that does nothing
 
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 
 import grpc
 import numpy as np
-from process import cpu_s, resident_kib, server
+from process import DECODING, cpu_s, resident_kib, server
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient
@@ -49,7 +50,8 @@ async def measure_cpu() -> None:
         )
         image = image_pb2.Image(raw=raw)
         unary, stream = [], []
-        with server("--engine", "null") as (address, pid):
+        # Not the null engine, for which nothing is decoded.
+        with server(*DECODING) as (address, pid):
             async with grpc.aio.insecure_channel(address) as channel:
                 stub = inference_pb2_grpc.InferenceServiceStub(channel)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import av
 from PIL import Image
-from process import cpu_s, server
+from process import DECODING, cpu_s, server
 
 from resnet50_client import Client, VideoFrame, frames_from_video
 
@@ -61,7 +61,7 @@ def measure_cost(folder: Path) -> None:
         costs: dict[str, list[tuple[float, float]]] = {"raw": [], "jpeg": []}
         sizes: dict[str, float] = {}
         decoding = []
-        with server("--engine", "null") as (address, pid), Client(address) as client:
+        with server(*DECODING) as (address, pid), Client(address) as client:
             client.wait_until_ready()
             for turn in range(TURNS + 1):
                 before = time.process_time()

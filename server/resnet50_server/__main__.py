@@ -79,11 +79,20 @@ def _serve(arguments: list[str]) -> int:
     from .app import serve
 
     # Not asyncio.run, which waits for threads.
-    loop = asyncio.new_event_loop()
+    loop = _new_event_loop()
     try:
         return loop.run_until_complete(serve(settings))
     finally:
         loop.close()
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's, which takes a fifth off gRPC's cost; it is not made for Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def run() -> NoReturn:

@@ -58,6 +58,8 @@ class Place:
         admission: Where the place is.
     """
 
+    __slots__ = ("_admission", "_bytes")
+
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._bytes = 0

@@ -28,9 +28,10 @@ from .transform import Transform
 
 # The formats of the contract. Pillow's JPEG reader also gives "MPO", a JPEG with more pictures.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+JPEG_START = b"\xff\xd8\xff"
 # How their files begin: where, and with which bytes.
 MAGIC = (
-    (0, b"\xff\xd8\xff"),
+    (0, JPEG_START),
     (0, b"\x89PNG\r\n\x1a\n"),
     (8, b"WEBP"),
     (0, b"BM"),
@@ -47,6 +48,7 @@ JPEG_START_OF_SCAN = b"\xff\xda"
 # Progressive encoders write about 10.
 MAX_JPEG_SCANS = 100
 FIELD = "image.encoded"
+NO_PIXELS: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)
 
 # What turns stored [height, width, 3] pixels upright, by EXIF orientation; 1 is upright already.
 UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
@@ -115,6 +117,11 @@ def length_of(source: Source) -> int:
     return len(source) if isinstance(source, bytes) else len(source.pixels)
 
 
+def is_looked_at_fast(source: Source) -> bool:
+    """Return whether `check_undecoded` takes less than the way into a thread and back."""
+    return not isinstance(source, bytes) or source.startswith(JPEG_START)
+
+
 def is_at_hand(source: Source, transform: Transform) -> bool:
     """Return whether an image needs no more than copying: raw, in RGB or grey, of the right size.
 
@@ -126,6 +133,36 @@ def is_at_hand(source: Source, transform: Transform) -> bool:
         and transform.resized(source.height, source.width) == (source.height, source.width)
         and source.height * source.width <= MAX_AT_HAND_PIXELS
     )
+
+
+def check_undecoded(source: Source, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
+    """Check an image that is not going to be decoded: everything that its header says.
+
+    Returns:
+        What stands for its pixels: uint8 [0, 0, 3].
+
+    Raises:
+        InvalidImage: It is not an image, its header is broken, or it declares too many pixels.
+    """
+    if not isinstance(source, bytes):
+        _check_resized("image.raw", source.height, source.width, transform, limits)
+        return NO_PIXELS
+    if source.startswith(JPEG_START):
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(source)
+        except ValueError:
+            pass  # Pillow's to judge, as in decoding
+        else:
+            _check_size(width, height, transform, limits)
+            return NO_PIXELS
+    try:
+        with Image.open(io.BytesIO(source), formats=FORMATS) as opened:
+            _check_declared(opened, transform, limits)
+    except (InvalidImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise many kinds for broken files
+        raise InvalidImage(FIELD, _reason(source, error)) from error
+    return NO_PIXELS
 
 
 def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> bool:
@@ -225,7 +262,13 @@ def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -
 
 def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimits) -> None:
     """Refuse a file whose header declares too many pixels."""
-    width, height = opened.size
+    _check_size(*opened.size, transform, limits)
+    if opened.format == "TIFF":
+        _check_tiles(opened)
+
+
+def _check_size(width: int, height: int, transform: Transform, limits: ImageLimits) -> None:
+    """Refuse an encoded image of too many pixels."""
     if width * height > limits.max_pixels:
         raise InvalidImage(
             FIELD,
@@ -233,8 +276,6 @@ def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimi
             f" is {limits.max_pixels}; send a smaller image",
         )
     _check_resized(FIELD, height, width, transform, limits)
-    if opened.format == "TIFF":
-        _check_tiles(opened)
 
 
 def _check_tiles(opened: Image.Image) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from .fair_queue import FairQueue
+from .threads import Threads
 
 Result = TypeVar("Result")
 
@@ -20,6 +20,21 @@ Result = TypeVar("Result")
 class _Job:
     call: Callable[[], Any]
     future: asyncio.Future[Any]
+
+
+def decode_threads(cores: int, engine_on_cpu: bool) -> int:
+    """Return how many threads should decode.
+
+    A GPU leaves the cores to decoding, and takes more images than they can decode: a thread for
+    each. A CPU engine works an image for at least ten times as long as its decoding takes, so one
+    thread in four keeps it fed with room to spare; more would only take cores from it in bursts
+    (docs/adr/0009-cost-of-a-request.md).
+
+    Args:
+        cores: How many this process may use.
+        engine_on_cpu: Whether all engines compute on them too.
+    """
+    return max(1, cores // 4) if engine_on_cpu else max(1, cores)
 
 
 class DecodePool:
@@ -31,9 +46,7 @@ class DecodePool:
 
     def __init__(self, threads: int) -> None:
         # Decoding is parallel over images; within one, torch's threads would only get in the way.
-        self._executor = ThreadPoolExecutor(
-            threads, "decode", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._threads = Threads(threads, "decode", partial(torch.set_num_threads, 1))
         self._free = threads
         self._waiting: FairQueue[_Job] = FairQueue()
 
@@ -65,23 +78,26 @@ class DecodePool:
 
     def close(self) -> None:
         """Start no more calls; those that run are left to themselves."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free and (entry := self._waiting.pop(loop.time())) is not None:
             if entry.item.future.done():  # gave up in this very turn of the loop
                 continue
             self._free -= 1
-            running = loop.run_in_executor(self._executor, entry.item.call)
-            running.add_done_callback(partial(self._finish, entry.item))
+            self._threads.start(entry.item.call, partial(self._finish, loop, entry.item))
 
-    def _finish(self, job: _Job, done: asyncio.Future[Any]) -> None:
+    def _finish(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        job: _Job,
+        result: Any,
+        error: BaseException | None,
+    ) -> None:
         self._free += 1
         if not job.future.done():
-            if done.cancelled():
-                job.future.cancel()
-            elif (error := done.exception()) is not None:
-                job.future.set_exception(error)
+            if error is None:
+                job.future.set_result(result)
             else:
-                job.future.set_result(done.result())
-        self._start(done.get_loop())
+                job.future.set_exception(error)
+        self._start(loop)

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .admission import Admission, Place
-from .decode import ImageLimits, Source, decode, is_at_hand, length_of
+from .decode import (
+    ImageLimits,
+    Source,
+    check_undecoded,
+    decode,
+    is_at_hand,
+    is_looked_at_fast,
+    length_of,
+)
 from .decode_pool import DecodePool
 from .errors import DeadlineUnreachable, Overloaded
 from .held import HeldVariant
 from .variant_queue import Result
 
-Given = TypeVar("Given")
 # So often does a stream, which waits instead of being refused, ask a full server again.
 MAX_PAUSE_S = 0.05
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What is to be done with an image.
 
     Attributes:
@@ -41,8 +49,7 @@ class Job:
     flow: Hashable | None = None
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A result, and how long it took to get there.
 
     Attributes:
@@ -51,6 +58,18 @@ class Answer:
     """
 
     result: Result
+    decode_s: float
+
+
+class Submitted(NamedTuple):
+    """An image that waits for its batch.
+
+    Attributes:
+        result: To come; cancelling it takes the image out.
+        decode_s: As `Answer.decode_s`.
+    """
+
+    result: asyncio.Future[Result]
     decode_s: float
 
 
@@ -69,7 +88,7 @@ class Pipeline:
         self.limits = limits
 
     async def answer(self, source: Source, job: Job) -> Answer:
-        """Compute one image.
+        """Compute one image that is not of a stream.
 
         Args:
             source: A checked image; see `source_of`.
@@ -78,8 +97,11 @@ class Pipeline:
         Raises:
             ServingError: One of its kinds; see `errors`.
         """
-        with await self.admit(source, job):
-            return await self.compute(source, job)
+        with self.admission.admit(length_of(source)):
+            submitted = self.submit_at_hand(source, job)
+            if submitted is None:
+                return await self.compute(source, job)
+            return Answer(await submitted.result, submitted.decode_s)
 
     async def admit(self, source: Source, job: Job) -> Place:
         """Take a place for an image.
@@ -88,41 +110,82 @@ class Pipeline:
             Overloaded: There is none, and the image is not of a stream.
             ShuttingDown: The server takes no more images.
         """
-        return await _when_free(partial(self.admission.admit, length_of(source)), job)
+        while True:
+            try:
+                return self.admission.admit(length_of(source))
+            except Overloaded as full:
+                await _room(full, job)
+
+    def submit_at_hand(self, source: Source, job: Job) -> Submitted | None:
+        """Submit an image within this turn of the loop, without a task of its own.
+
+        Args:
+            source: An image that has its place in the server already.
+            job: What is wanted of it.
+
+        Returns:
+            None if it has to wait for a thread or for room: `compute` does.
+
+        Raises:
+            ServingError: One of its kinds; see `errors`.
+        """
+        started = time.perf_counter()
+        pixels = self._at_hand(source, job)
+        if pixels is None:
+            return None
+        decode_s = time.perf_counter() - started
+        try:
+            return Submitted(_submit(pixels, job), decode_s)
+        except Overloaded:
+            return None
 
     async def compute(self, source: Source, job: Job) -> Answer:
         """Compute an image that has its place in the server already; as `answer` otherwise."""
         started = time.perf_counter()
-        transform = job.variant.definition.transform
-        if is_at_hand(source, transform):
-            pixels = decode(source, transform, self.limits)
-        else:
+        pixels = self._at_hand(source, job)
+        if pixels is None:
+            look = decode if job.variant.opened.engine.needs_pixels else check_undecoded
             pixels = await self.decode_pool.run(
-                partial(decode, source, transform, self.limits),
+                partial(look, source, job.variant.definition.transform, self.limits),
                 deadline=job.deadline,
                 flow=job.flow,
             )
         decode_s = time.perf_counter() - started
         if job.deadline is not None and asyncio.get_running_loop().time() >= job.deadline:
             raise DeadlineUnreachable("the deadline passed while the image was decoded")
-        submit = partial(
-            job.variant.scheduler.submit,
-            job.variant.queue,
-            pixels,
-            top_k=job.top_k,
-            with_embedding=job.with_embedding,
-            deadline=job.deadline,
-            flow=job.flow,
-        )
-        return Answer(await (await _when_free(submit, job)), decode_s)
+        while True:
+            try:
+                result = _submit(pixels, job)
+                break
+            except Overloaded as full:
+                await _room(full, job)
+        return Answer(await result, decode_s)
+
+    def _at_hand(self, source: Source, job: Job) -> NDArray[np.uint8] | None:
+        """Return the engine's input if that takes less than the way into a thread and back."""
+        transform = job.variant.definition.transform
+        if not job.variant.opened.engine.needs_pixels:
+            if is_looked_at_fast(source):
+                return check_undecoded(source, transform, self.limits)
+        elif is_at_hand(source, transform):
+            return decode(source, transform, self.limits)
+        return None
 
 
-async def _when_free(enter: Callable[[], Given], job: Job) -> Given:
-    """Return what `enter` returns; a stream's job waits for as long as the server is full."""
-    while True:
-        try:
-            return enter()
-        except Overloaded as full:
-            if job.flow is None:
-                raise
-            await asyncio.sleep(min(full.retry_after_s, MAX_PAUSE_S))
+def _submit(pixels: NDArray[np.uint8], job: Job) -> asyncio.Future[Result]:
+    submitted = job.variant.scheduler.submit(
+        job.variant.queue,
+        pixels,
+        top_k=job.top_k,
+        with_embedding=job.with_embedding,
+        deadline=job.deadline,
+        flow=job.flow,
+    )
+    return asyncio.ensure_future(submitted)
+
+
+async def _room(full: Overloaded, job: Job) -> None:
+    """Wait before asking again, as a stream does; a single request is refused."""
+    if job.flow is None:
+        raise full
+    await asyncio.sleep(min(full.retry_after_s, MAX_PAUSE_S))

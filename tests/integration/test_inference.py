@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pictures import encode, picture
-from serving import connected, engines_of, server_processes, serving
+from pictures import encode, photo_like, picture
+from serving import DECODING, connected, engines_of, server_processes, serving
 
 from resnet50.v1 import (
     image_pb2,
@@ -97,7 +97,7 @@ async def test_embed_honours_type_and_normalisation():
 )
 async def test_bad_request_is_refused_with_field_and_limit(request_, code, field, text):
     async with (
-        serving(max_image_bytes=60_000, max_image_pixels=80_000) as server,
+        serving(max_image_bytes=60_000, max_image_pixels=80_000, **DECODING) as server,
         connected(server) as channel,
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -115,7 +115,10 @@ async def test_bad_request_is_refused_with_field_and_limit(request_, code, field
 
 
 async def test_bad_input_never_reaches_the_engine(monkeypatch):
-    async with serving(max_image_bytes=60_000) as server, connected(server) as channel:
+    async with (
+        serving(max_image_bytes=60_000, **DECODING) as server,
+        connected(server) as channel,
+    ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         runs = []
         (engine,) = engines_of(server)
@@ -139,6 +142,33 @@ async def test_bad_input_never_reaches_the_engine(monkeypatch):
         outcomes = await asyncio.gather(*map(stub.Classify, pairs), return_exceptions=True)
     assert [isinstance(one, grpc.RpcError) for one in outcomes] == [True, False] * 8
     assert sum(len(images) for images, *_ in runs) == 8
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+async def test_engine_that_looks_at_no_pixels_gets_none_and_limits_hold(form, monkeypatch):
+    async with serving(max_image_pixels=80_000) as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        (engine,) = engines_of(server)
+        shapes, run = [], engine.run
+
+        def watched(images, *arguments):
+            shapes.extend(image.shape for image in images)
+            return run(images, *arguments)
+
+        monkeypatch.setattr(engine, "run", watched)
+        cut_off = encode(photo_like(200, 200), form)[:-500]
+        await stub.Classify(classify_request(cut_off))  # nobody saw that the end is missing
+        assert shapes == [(0, 0, 3)]
+        for bad, text in (
+            (encode(picture(300, 300), form), "max_image_pixels"),
+            (encode(picture(2000, 3), form), "max_image_pixels"),
+            (encode(picture(), form)[:20], "truncated or broken"),
+            (b"not an image", "readable"),
+        ):
+            with pytest.raises(grpc.RpcError, match=text) as refused:
+                await stub.Classify(classify_request(bad))
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert len(shapes) == 1
 
 
 @pytest.mark.parametrize("method", ["Classify", "Embed", "ClassifyUpload", "ClassifyStream"])

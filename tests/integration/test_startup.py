@@ -17,7 +17,7 @@ import pytest
 import weights
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pictures import encode, picture
-from serving import connected, engines_of, server_processes, serving
+from serving import DECODING, connected, engines_of, server_processes, serving
 
 import resnet50_server.app
 import resnet50_server.held
@@ -309,6 +309,7 @@ class ObservedDecode:
 async def test_call_whose_deadline_passes_while_it_is_decoded_costs_the_engine_nothing(monkeypatch):
     decode = ObservedDecode(monkeypatch)
     async with gated(monkeypatch) as (server, engine), connected(server) as channel:
+        engine.needs_pixels = True
         late = classify(channel, timeout=1.5)
         await until(lambda: len(decode.threads) == 1)
         assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -321,7 +322,7 @@ async def test_call_whose_deadline_passes_while_it_is_decoded_costs_the_engine_n
 
 async def test_decoding_leaves_the_event_loop_free(monkeypatch):
     decode = ObservedDecode(monkeypatch)
-    async with serving(decode_threads=2) as server, connected(server) as channel:
+    async with serving(decode_threads=2, **DECODING) as server, connected(server) as channel:
         calls = [classify(channel) for _ in range(2)]
         await until(lambda: len(decode.threads) == 2)  # both at once
         assert await health(channel) == {SERVING}

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 
 import grpc
 import pytest
 from pictures import encode, photo_like, picture
-from serving import connected, engines_of, serving
+from serving import DECODING, connected, engines_of, serving
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server.app import Server
+from resnet50_server.errors import DeadlineUnreachable
 
 PNG = encode(picture(32, 32))
 ORDERED, LATEST = inference_pb2.DELIVERY_ORDERED, inference_pb2.DELIVERY_LATEST
@@ -71,7 +73,7 @@ async def test_embed_stream_answers_vectors():
 
 async def test_bad_frames_are_answered_in_place_and_the_stream_goes_on():
     async with (
-        serving(max_image_bytes=60_000) as server,
+        serving(max_image_bytes=60_000, **DECODING) as server,
         connected(server) as channel,
     ):
         raw = image_pb2.Image(raw=image_pb2.RawImage(width=8, height=8, pixel_format=99))
@@ -96,6 +98,39 @@ async def test_bad_frames_are_answered_in_place_and_the_stream_goes_on():
         assert reply.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
         assert text in reply.error.message
         assert any("BadRequest" in detail.type_url for detail in reply.error.details)
+
+
+async def test_frame_that_fails_leaves_nothing_behind_though_nobody_takes_its_answer(
+    monkeypatch, caplog
+):
+    async with serving(max_batch_size=1) as server:
+        gate = Gate(server, monkeypatch)
+        async with connected(server) as channel:
+            call = open_stream(channel)
+            await call.write(config(max_in_flight=8))
+            for number in range(8):
+                await call.write(frame(number))
+            await gate.entered.get()
+            while server._admission.requests < 8:
+                await asyncio.sleep(0.01)
+            queues = [
+                queue
+                for scheduler in server._devices._schedulers.values()
+                for queue in scheduler._queues.values()
+            ]
+            waiting = [entry.item for queue in queues for entry in queue.waiting]
+            assert waiting
+            for one in waiting:
+                one.future.set_exception(DeadlineUnreachable("too late"))
+            while server._admission.requests > 8 - len(waiting):
+                await asyncio.sleep(0.01)
+            call.cancel()
+            gate.let(8)
+            while server._admission.requests or server._inference._streams:
+                await asyncio.sleep(0.01)
+    del waiting, one
+    gc.collect()
+    assert not caplog.records  # such as "Future exception was never retrieved"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pictures import encode, photo_like
 from PIL import Image
-from serving import connected, server_processes, serving
+from serving import DECODING, connected, server_processes, serving
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 
@@ -101,7 +101,7 @@ async def test_digest_is_verified():
     ],
 )
 async def test_upload_that_breaks_the_contract_is_refused(requests, text):
-    async with serving() as server, connected(server) as channel:
+    async with serving(**DECODING) as server, connected(server) as channel:
         with pytest.raises(grpc.RpcError) as refused:
             await upload(channel, *requests)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -8,34 +8,48 @@ rest waits in the sender, held back by HTTP/2 flow control.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 Frame = TypeVar("Frame")
 Reply = TypeVar("Reply")
+Given_co = TypeVar("Given_co", covariant=True)
 
 # Answers of a LATEST stream that the caller has not taken yet; then reading stops.
 MAX_UNSENT = 64
 
 
+class Pending(Protocol[Given_co]):
+    """What a frame's reply is awaited from, once."""
+
+    def __await__(self) -> Generator[Any, None, Given_co]:
+        """Wait for the reply."""
+        ...
+
+    def cancel(self) -> object:
+        """Give the frame up."""
+        ...
+
+
 async def answer_in_order(
     frames: AsyncIterator[Frame],
-    start: Callable[[Frame], Awaitable[asyncio.Future[Reply]]],
+    start: Callable[[Frame], Awaitable[Pending[Reply]]],
     window: int,
 ) -> AsyncGenerator[Reply, None]:
     """Answer every frame, in order.
 
     Args:
         frames: As they arrive; read on only while fewer than `window` are unanswered.
-        start: Begins to compute a frame, once there is room for it; what it returns does not fail.
+        start: Begins to compute a frame, once there is room for it; what it returns gives the
+            frame's reply, and does not fail.
         window: How many frames may be inside at once.
 
     Raises:
         Exception: Whatever `frames` raised, after all earlier frames have been answered.
     """
     slots = asyncio.Semaphore(window)
-    answers: asyncio.Queue[asyncio.Future[Reply] | None] = asyncio.Queue()
+    answers: asyncio.Queue[Pending[Reply] | None] = asyncio.Queue()
 
     async def read() -> None:
         try:
@@ -47,8 +61,8 @@ async def answer_in_order(
 
     try:
         async with _running(read()) as reading:
-            while (future := await answers.get()) is not None:
-                yield await future
+            while (pending := await answers.get()) is not None:
+                yield await pending
                 slots.release()
             await reading
     finally:
@@ -59,7 +73,7 @@ async def answer_in_order(
 
 async def answer_latest(
     frames: AsyncIterator[Frame],
-    start: Callable[[Frame], Awaitable[asyncio.Future[Reply]]],
+    start: Callable[[Frame], Awaitable[Pending[Reply]]],
     drop: Callable[[Frame, Frame], Reply],
     window: int,
 ) -> AsyncGenerator[Reply, None]:
@@ -67,7 +81,8 @@ async def answer_latest(
 
     Args:
         frames: As they arrive.
-        start: Begins to compute a frame, once there is room for it; what it returns does not fail.
+        start: Begins to compute a frame, once there is room for it; what it returns gives the
+            frame's reply, and does not fail.
         drop: Makes the answer of a dropped frame, from it and the one that replaced it.
         window: How many frames are computed at once.
 

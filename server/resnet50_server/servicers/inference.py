@@ -16,8 +16,8 @@ from ..errors import ShuttingDown
 from ..held import HeldVariants
 from ..pipeline import Answer, Pipeline
 from .boundary import Context, answering, streaming
-from .questions import ClassifyQuestion, EmbedQuestion, Question, reference, timing
-from .stream import FrameStream, Messages, Part, Reply
+from .questions import ClassifyQuestion, EmbedQuestion, Question, timing
+from .stream import FrameStream, Messages, Reply
 from .upload import Part as UploadPart
 from .upload import Upload
 
@@ -117,7 +117,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncGenerator[inference_pb2.ClassifyStreamResponse, None]:
         """Classify frames; see the contract."""
         reply = inference_pb2.ClassifyStreamResponse
-        return self._stream(request_iterator, context, ClassifyQuestion, reply, "classification")
+        return self._stream(context, ClassifyQuestion, reply, "classification")
 
     @streaming
     def EmbedStream(
@@ -125,7 +125,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncGenerator[inference_pb2.EmbedStreamResponse, None]:
         """Embed frames; see the contract."""
         reply = inference_pb2.EmbedStreamResponse
-        return self._stream(request_iterator, context, EmbedQuestion, reply, "embedding")
+        return self._stream(context, EmbedQuestion, reply, "embedding")
 
     async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> Answer:
         source = source_of(image, self._pipeline.limits)
@@ -141,7 +141,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _stream(
         self,
-        parts: AsyncIterator[Part],
         context: Context,
         question_of: Callable[[Any, HeldVariants], Question],
         reply: Callable[..., Reply],
@@ -149,7 +148,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncGenerator[Reply, None]:
         if self._pipeline.admission.draining:
             raise ShuttingDown("the server is shutting down; call another one")
-        messages = Messages(parts, self._patience.stream_idle_timeout_s)
+        messages = Messages(context.read, self._patience.stream_idle_timeout_s)
         self._streams.add(messages)
         try:
             config = await messages.config()
@@ -184,7 +183,7 @@ def _classify_response(
 ) -> inference_pb2.ClassifyResponse:
     return inference_pb2.ClassifyResponse(
         classification=question.answer(answer.result),
-        variant=reference(question.variant),
+        variant=question.reference,
         timing=timing(answer, started),
     )
 
@@ -194,6 +193,6 @@ def _embed_response(
 ) -> inference_pb2.EmbedResponse:
     return inference_pb2.EmbedResponse(
         embedding=question.answer(answer.result),
-        variant=reference(question.variant),
+        variant=question.reference,
         timing=timing(answer, started),
     )

@@ -28,6 +28,7 @@ class ClassifyQuestion:
 
     Attributes:
         variant: The weights that will.
+        reference: The same, for the reply.
 
     Raises:
         ServingError: An option is wrong, or the variant is not to be had.
@@ -35,6 +36,7 @@ class ClassifyQuestion:
 
     def __init__(self, options: inference_pb2.ClassifyOptions, variants: HeldVariants) -> None:
         self.variant = variants.find(options.variant)
+        self.reference = _reference(self.variant)
         self._top_k = _top_k(options.top_k, self.variant)
         self._with_embedding = options.include_embedding
         self._min_probability = _min_probability(options)
@@ -46,15 +48,13 @@ class ClassifyQuestion:
     def answer(self, result: Result) -> result_pb2.Classification:
         """Return what the image shows."""
         labels = self.variant.definition.categories
-        classification = result_pb2.Classification(
-            categories=[
-                result_pb2.Category(index=index, label=labels[index], probability=probability)
-                for index, probability in zip(
-                    result.indices.tolist(), result.probabilities.tolist(), strict=True
-                )
-                if probability >= self._min_probability
-            ]
-        )
+        classification = result_pb2.Classification()
+        add = classification.categories.add  # in place: a message made before would be copied
+        for index, probability in zip(
+            result.indices.tolist(), result.probabilities.tolist(), strict=True
+        ):
+            if probability >= self._min_probability:
+                add(index=index, label=labels[index], probability=probability)
         if result.embedding is not None:
             classification.embedding.CopyFrom(
                 _embedding(result, self.variant, inference_pb2.EmbedOptions())
@@ -71,6 +71,7 @@ class EmbedQuestion:
 
     Attributes:
         variant: The weights that will.
+        reference: The same, for the reply.
 
     Raises:
         ServingError: An option is wrong, or the variant is not to be had.
@@ -78,6 +79,7 @@ class EmbedQuestion:
 
     def __init__(self, options: inference_pb2.EmbedOptions, variants: HeldVariants) -> None:
         self.variant = variants.find(options.variant)
+        self.reference = _reference(self.variant)
         if options.type not in result_pb2.EmbeddingType.values():
             raise InvalidRequest(
                 "options.type",
@@ -97,7 +99,7 @@ class EmbedQuestion:
 Question: TypeAlias = ClassifyQuestion | EmbedQuestion
 
 
-def reference(variant: HeldVariant) -> result_pb2.VariantRef:
+def _reference(variant: HeldVariant) -> result_pb2.VariantRef:
     """Return which weights answered."""
     return result_pb2.VariantRef(name=variant.definition.name, digest=variant.opened.digest)
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+import grpc
+
 from resnet50.v1 import inference_pb2, result_pb2
 
+from ..admission import Place
 from ..decode import source_of
 from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
-from ..pipeline import Job, Pipeline
+from ..pipeline import Answer, Job, Pipeline
 from ..status import to_status
 from .boundary import REQUEST_ID
-from .frames import answer_in_order, answer_latest
-from .questions import Question, reference, timing
+from .frames import Pending, answer_in_order, answer_latest
+from .questions import Question, timing
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +44,12 @@ class Messages:
     """The messages of one stream, in their order: config once, then frames.
 
     Args:
-        parts: As they arrive.
+        read: Waits for the next one; `grpc.aio.EOF` after the last.
         idle_timeout_s: How long the sender may be silent, in seconds; 0 for ever.
     """
 
-    def __init__(self, parts: AsyncIterator[Part], idle_timeout_s: float) -> None:
-        self._parts = parts
+    def __init__(self, read: Callable[[], Awaitable[Any]], idle_timeout_s: float) -> None:
+        self._read = read
         self._idle_timeout_s = idle_timeout_s
         self._reading: asyncio.Task[Any] | None = None
         self._stopped: ServingError | None = None
@@ -110,13 +113,14 @@ class Messages:
         self._reading = asyncio.current_task()
         self._watch()
         try:
-            return await anext(self._parts, None)
+            part = await self._read()
         except asyncio.CancelledError:
             if self._stopped is not None:
                 raise self._stopped from None
             raise
         finally:
             self._reading = None
+        return None if part is grpc.aio.EOF else part
 
     def _watch(self) -> None:
         """Start to count the sender's silence; one timer a stream, whatever its frame rate."""
@@ -186,7 +190,7 @@ class FrameStream(Generic[Reply]):
             )
         frames = self._messages.frames()
 
-        async def start(frame: inference_pb2.Frame) -> asyncio.Future[Reply]:
+        async def start(frame: inference_pb2.Frame) -> Pending[Reply]:
             return await self._start(frame, question, job)
 
         if delivery == inference_pb2.DELIVERY_ORDERED:
@@ -208,38 +212,38 @@ class FrameStream(Generic[Reply]):
 
     async def _start(
         self, frame: inference_pb2.Frame, question: Question, job: Job
-    ) -> asyncio.Future[Reply]:
+    ) -> Pending[Reply]:
         """Begin to compute a frame as soon as there is room for it."""
-        started = time.perf_counter()
+        started, frame_id = time.perf_counter(), frame.frame_id
+        place: Place | None = None
         try:
             source = source_of(frame.image, self._pipeline.limits)
             place = await self._pipeline.admit(source, job)
-        except ShuttingDown:
-            raise  # ends the stream; the frame has its chance at another server
-        except ServingError as error:
+            submitted = self._pipeline.submit_at_hand(source, job)
+        except Exception as error:
+            if place is not None:
+                place.leave()
+            elif isinstance(error, ShuttingDown):
+                raise  # ends the stream; the frame has its chance at another server
             refused: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            refused.set_result(self._error(frame.frame_id, error))
+            refused.set_result(self.error_to(frame_id, error))
             return refused
-        frame_id = frame.frame_id
+        if submitted is None:
+            computing = asyncio.create_task(self._pipeline.compute(source, job))
+            return _Computed(self, frame_id, question, started, place, computing, None)
+        return _Computed(self, frame_id, question, started, place, *submitted)
 
-        async def compute() -> Reply:
-            try:
-                answer = await self._pipeline.compute(source, job)
-                outcome = {self._outcome: question.answer(answer.result)}
-                return self._reply(
-                    frame_id=frame_id,
-                    variant=reference(question.variant),
-                    timing=timing(answer, started),
-                    **outcome,
-                )
-            except Exception as error:
-                return self._error(frame_id, error)
+    def reply_to(self, frame_id: int, question: Question, answer: Answer, started: float) -> Reply:
+        """Return the message that answers a frame which was computed."""
+        return self._reply(
+            frame_id=frame_id,
+            variant=question.reference,
+            timing=timing(answer, started),
+            **{self._outcome: question.answer(answer.result)},
+        )
 
-        task = asyncio.create_task(compute())
-        task.add_done_callback(lambda _: place.leave())
-        return task
-
-    def _error(self, frame_id: int, error: Exception) -> Reply:
+    def error_to(self, frame_id: int, error: Exception) -> Reply:
+        """Return the message that answers a frame which cannot be computed."""
         if not isinstance(error, ServingError):
             log.exception("frame %d of stream %s failed", frame_id, REQUEST_ID.get())
         return self._reply(frame_id=frame_id, error=to_status(error, REQUEST_ID.get()))
@@ -247,3 +251,64 @@ class FrameStream(Generic[Reply]):
     def _drop(self, frame: inference_pb2.Frame, newer: inference_pb2.Frame) -> Reply:
         dropped = result_pb2.Dropped(replaced_by_frame_id=newer.frame_id)
         return self._reply(frame_id=frame.frame_id, dropped=dropped)
+
+
+class _Computed(Generic[Reply]):
+    """A frame that is being computed; its reply is made by whoever awaits it, once.
+
+    Args:
+        stream: Makes the reply.
+        frame_id: The frame's.
+        question: What the caller wants to know of it.
+        started: When it was taken, on the clock of `time.perf_counter`.
+        place: Its place in the server: given back as soon as it is computed, whether or not the
+            caller takes the answer.
+        computing: Gives an `Answer`; or a `Result`, if `decode_s` is known.
+        decode_s: As `Answer.decode_s`.
+    """
+
+    __slots__ = (
+        "_computing",
+        "_decode_s",
+        "_frame_id",
+        "_place",
+        "_question",
+        "_started",
+        "_stream",
+    )
+
+    def __init__(
+        self,
+        stream: FrameStream[Reply],
+        frame_id: int,
+        question: Question,
+        started: float,
+        place: Place,
+        computing: asyncio.Future[Any],
+        decode_s: float | None,
+    ) -> None:
+        self._stream = stream
+        self._frame_id = frame_id
+        self._question = question
+        self._started = started
+        self._place = place
+        self._computing = computing
+        self._decode_s = decode_s
+        computing.add_done_callback(self._leave)
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        try:
+            result = yield from self._computing.__await__()
+            answer = result if self._decode_s is None else Answer(result, self._decode_s)
+            return self._stream.reply_to(self._frame_id, self._question, answer, self._started)
+        except Exception as error:
+            return self._stream.error_to(self._frame_id, error)
+
+    def cancel(self) -> None:
+        """Take the frame out of whatever queue it waits in."""
+        self._computing.cancel()
+
+    def _leave(self, computed: asyncio.Future[Any]) -> None:
+        self._place.leave()
+        if not computed.cancelled():
+            computed.exception()  # so that asyncio does not miss whoever should have looked at it

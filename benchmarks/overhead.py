@@ -1,0 +1,355 @@
+"""What the server adds to gRPC: python benchmarks/overhead.py [unary|stream|serial|decode|lag]...
+
+unary   server CPU of a unary call, null engine, against a bare grpc.aio echo of the same messages
+stream  server CPU of a frame on a stream against a unary call, and against a bare bidi echo
+serial  p50 of one call after the other, less the engine's time, against the bare echo's
+decode  images a second of the decode pool with two threads against one
+lag     how late the server's event loop wakes while its decode threads are saturated
+
+The image is a JPEG of 110 KB that is made here. Each starts servers of its own on this machine
+(Linux). Figures are ratios within one run, medians over interleaved turns; absolute times are those
+of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+from PIL import Image
+from process import DECODING, cpu_s, server
+
+from resnet50.v1 import image_pb2, inference_pb2, result_pb2
+
+JPEG_BYTES = 110_000
+CLASSIFY = "/resnet50.v1.InferenceService/Classify"
+CLASSIFY_STREAM = "/resnet50.v1.InferenceService/ClassifyStream"
+IN_FLIGHT = 16
+STARTS = 3
+TURNS = 5
+CALLS = 1120
+SERIAL_CALLS = 300
+DECODED = 200
+LAG_SECONDS = 20.0
+
+
+def photo(length: int = JPEG_BYTES) -> bytes:
+    """Return a JPEG of 512 x 384 with detail at all scales, as close to `length` as may be."""
+    draw = np.random.default_rng(0)
+    canvas = np.zeros((384, 512, 3))
+    for octave in range(1, 9):
+        noise = draw.integers(0, 256, (2**octave, 2**octave, 3), dtype=np.uint8)
+        scaled = Image.fromarray(noise).resize((512, 384), Image.Resampling.BICUBIC)
+        canvas += np.asarray(scaled, dtype=np.float64) / octave
+    canvas = (canvas - canvas.min()) / np.ptp(canvas) * 255
+    image = Image.fromarray(np.rint(canvas).astype(np.uint8))
+    files = []
+    for quality in range(50, 100):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        files.append(buffer.getvalue())
+    return min(files, key=lambda file: abs(len(file) - length))
+
+
+def answer() -> result_pb2.Classification:
+    """Return what the null engine's answer looks like, for the echo to send."""
+    return result_pb2.Classification(
+        categories=[
+            result_pb2.Category(index=index, label="great white shark", probability=0.1)
+            for index in range(5)
+        ]
+    )
+
+
+def reply_fields() -> dict[str, object]:
+    """Return the other fields of a reply, of the size that the server's have."""
+    return {
+        "classification": answer(),
+        "variant": result_pb2.VariantRef(name="IMAGENET1K_V2", digest="0" * 64),
+        "timing": result_pb2.Timing(
+            decode_us=10, queue_us=200, compute_us=10, total_us=500, batch_size=8
+        ),
+    }
+
+
+async def echo(options: list[tuple[str, int]]) -> None:
+    """Serve the same messages as the server with no more than gRPC needs; print the address."""
+    response = inference_pb2.ClassifyResponse(**reply_fields())
+
+    async def classify(request, context):
+        return response
+
+    async def classify_stream(requests, context):
+        fields = reply_fields()
+        async for request in requests:
+            if request.WhichOneof("part") == "frame":
+                yield inference_pb2.ClassifyStreamResponse(
+                    frame_id=request.frame.frame_id, **fields
+                )
+
+    handlers = {
+        "Classify": grpc.unary_unary_rpc_method_handler(
+            classify,
+            inference_pb2.ClassifyRequest.FromString,
+            inference_pb2.ClassifyResponse.SerializeToString,
+        ),
+        "ClassifyStream": grpc.stream_stream_rpc_method_handler(
+            classify_stream,
+            inference_pb2.ClassifyStreamRequest.FromString,
+            inference_pb2.ClassifyStreamResponse.SerializeToString,
+        ),
+    }
+    bare = grpc.aio.server(options=options)
+    service = CLASSIFY.split("/")[1]
+    bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = bare.add_insecure_port("127.0.0.1:0")
+    await bare.start()
+    print(f"listening on 127.0.0.1:{port}", flush=True)
+    await bare.wait_for_termination()
+
+
+@contextmanager
+def echo_server() -> Iterator[tuple[str, int]]:
+    """Run the bare echo with the server's own gRPC options; give its address and process id."""
+    from resnet50_server.app import _options
+    from resnet50_server.settings import Settings
+
+    options = json.dumps(_options(Settings(variants=["IMAGENET1K_V2"])))
+    command = [sys.executable, __file__, "--echo", options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None  # a pipe, as asked for
+    try:
+        yield process.stdout.readline().split()[-1], process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def call_unary(channel: grpc.aio.Channel, request: bytes, calls: int) -> None:
+    """Call, `IN_FLIGHT` at a time; messages stay bytes here, so that the caller costs little."""
+    classify = channel.unary_unary(CLASSIFY)
+
+    async def work() -> None:
+        for _ in range(calls // IN_FLIGHT):
+            await classify(request)
+
+    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+
+
+async def call_stream(channel: grpc.aio.Channel, image: image_pb2.Image, frames: int) -> None:
+    """Send frames on one stream, at most `IN_FLIGHT` unanswered."""
+    window = asyncio.Semaphore(IN_FLIGHT)
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield inference_pb2.ClassifyStreamRequest(
+            config=inference_pb2.ClassifyStreamConfig(max_in_flight=IN_FLIGHT)
+        ).SerializeToString()
+        for number in range(frames):
+            await window.acquire()
+            yield inference_pb2.ClassifyStreamRequest(
+                frame=inference_pb2.Frame(frame_id=number, image=image)
+            ).SerializeToString()
+
+    answered = 0
+    async for reply in channel.stream_stream(CLASSIFY_STREAM)(requests()):
+        window.release()
+        answered += 1
+        if not answered % 100:  # a stream answers errors in place
+            parsed = inference_pb2.ClassifyStreamResponse.FromString(reply)
+            assert parsed.HasField("classification"), parsed
+    assert answered == frames
+
+
+async def cpu_of(pid: int, calls: int, work: Awaitable[None]) -> float:
+    """Return the CPU that a process used while `work` ran, in ms a call."""
+    before = cpu_s(pid)
+    await work
+    return (cpu_s(pid) - before) / calls * 1e3
+
+
+def ratio(over: list[float], under: list[float]) -> str:
+    """Say what the median of the ratios of pairs is, and their range."""
+    ratios = [one / other for one, other in zip(over, under, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+async def measure_cpu(shapes: tuple[str, ...]) -> None:
+    """Take turns between the server and the echo, so that a machine that drifts does not matter.
+
+    Both are started several times: which core their threads land on lasts as long as they live.
+    """
+    spent: dict[str, list[float]] = {}
+    for _ in range(STARTS):
+        await measure_cpu_once(shapes, spent)
+    for name, each in spent.items():
+        print(f"cpu     {name}: {statistics.median(each):.3f} ms")
+    pairs = f"{STARTS * TURNS} pairs, {STARTS} starts"
+    for shape in shapes:
+        found = ratio(spent[f"server {shape}"], spent[f"echo {shape}"])
+        print(f"{shape:7} server / bare echo: {found}, {pairs}")
+    if "stream" in shapes:
+        found = ratio(spent["server stream"], spent["server unary"])
+        print(f"stream  frame / unary call: {found}, {pairs}")
+        found = ratio(spent["echo stream"], spent["echo unary"])
+        print(f"stream  the same of the bare echo: {found}")
+
+
+async def measure_cpu_once(shapes: tuple[str, ...], spent: dict[str, list[float]]) -> None:
+    """Add `TURNS` figures of each, in ms a call."""
+    image = image_pb2.Image(encoded=photo())
+    request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
+    with server("--engine", "null") as served, echo_server() as bare:
+        async with (
+            grpc.aio.insecure_channel(served[0]) as to_server,
+            grpc.aio.insecure_channel(bare[0]) as to_echo,
+        ):
+            for turn in range(TURNS + 1):
+                for shape in shapes:
+                    for name, pid, channel in (
+                        ("server", served[1], to_server),
+                        ("echo", bare[1], to_echo),
+                    ):
+                        work = (
+                            call_unary(channel, request, CALLS)
+                            if shape == "unary"
+                            else call_stream(channel, image, CALLS)
+                        )
+                        used = await cpu_of(pid, CALLS, work)
+                        if turn:  # the first warms up
+                            spent.setdefault(f"{name} {shape}", []).append(used)
+
+
+async def measure_serial() -> None:
+    """Call one after the other: the server undecoded, the server with decoding, the echo."""
+    image = image_pb2.Image(encoded=photo())
+    request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
+    figures: dict[str, list[float]] = {"undecoded": [], "decoded": [], "echo": []}
+    with server("--engine", "null") as null, server(*DECODING) as timed, echo_server() as bare:
+        async with (
+            grpc.aio.insecure_channel(null[0]) as to_null,
+            grpc.aio.insecure_channel(timed[0]) as to_timed,
+            grpc.aio.insecure_channel(bare[0]) as to_echo,
+        ):
+            for turn in range(TURNS + 1):
+                for name, channel in zip(figures, (to_null, to_timed, to_echo), strict=True):
+                    classify = channel.unary_unary(CLASSIFY)
+                    times = []
+                    for _ in range(SERIAL_CALLS):
+                        started = time.perf_counter()
+                        reply = await classify(request)
+                        took_ms = (time.perf_counter() - started) * 1e3
+                        engine_us = inference_pb2.ClassifyResponse.FromString(
+                            reply
+                        ).timing.compute_us
+                        times.append(took_ms - (engine_us / 1e3 if name != "echo" else 0.0))
+                    if turn:
+                        figures[name].append(statistics.median(times))
+    for name, each in figures.items():
+        print(f"serial  {name}: p50 {statistics.median(each):.3f} ms")
+    for name in ("undecoded", "decoded"):
+        print(f"serial  {name} / bare echo: {ratio(figures[name], figures['echo'])}")
+
+
+async def measure_decode() -> None:
+    """Decode through the pool itself, two threads and one in turn."""
+    from functools import partial
+
+    from torchvision.models import ResNet50_Weights
+
+    from resnet50_server.decode import ImageLimits, decode
+    from resnet50_server.decode_pool import DecodePool
+    from resnet50_server.transform import Transform
+
+    transform = Transform.of(ResNet50_Weights.DEFAULT.transforms())
+    call = partial(decode, photo(), transform, ImageLimits())
+    pools = {threads: DecodePool(threads) for threads in (1, 2)}
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(TURNS + 1):
+        for threads, pool in pools.items():
+            started = time.perf_counter()
+            await asyncio.gather(*(pool.run(call) for _ in range(DECODED)))
+            if turn:
+                rates[threads].append(DECODED / (time.perf_counter() - started))
+    for threads, pool in pools.items():
+        print(f"decode  {threads} threads: {statistics.median(rates[threads]):.0f} images/s")
+        pool.close()
+    print(f"decode  2 threads / 1: {ratio(rates[2], rates[1])}")
+
+
+async def measure_lag() -> None:
+    """Watch the loop of a server in this process while another process calls it."""
+    from resnet50_server.app import Server
+    from resnet50_server.settings import Settings
+
+    running = Server(
+        Settings(
+            listen=["127.0.0.1:0"],
+            variants=["IMAGENET1K_V2"],
+            engine="timed",
+            timed_alpha_ms=0,
+            timed_beta_ms=0,
+        )
+    )
+    await running.start()
+    load = subprocess.Popen([sys.executable, __file__, "--load", running.addresses[0]])
+    loop = asyncio.get_running_loop()
+    try:
+        await asyncio.sleep(3.0)
+        ends, lags = loop.time() + LAG_SECONDS, []
+        while (now := loop.time()) < ends:
+            await asyncio.sleep(0.001)
+            lags.append((loop.time() - now - 0.001) * 1e3)
+    finally:
+        load.terminate()
+        load.wait()
+        await running.stop()
+    lags.sort()
+    p50, p99 = lags[len(lags) // 2], lags[int(0.99 * len(lags))]
+    print(f"lag     p50 {p50:.2f}, p99 {p99:.2f}, max {lags[-1]:.2f} ms; {len(lags)} looks")
+
+
+async def load(address: str) -> None:
+    """Call a server with images to decode until this process is stopped."""
+    image = image_pb2.Image(encoded=photo())
+    request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
+    async with grpc.aio.insecure_channel(address) as channel:
+        while True:
+            await call_unary(channel, request, CALLS)
+
+
+def main() -> None:
+    """Run what was asked for, or everything."""
+    measures: dict[str, Callable[[], Awaitable[None]]] = {
+        "unary": lambda: measure_cpu(("unary",)),
+        "stream": lambda: measure_cpu(("unary", "stream")),
+        "serial": measure_serial,
+        "decode": measure_decode,
+        "lag": measure_lag,
+    }
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
+    parser.add_argument("--echo", metavar="OPTIONS", help=argparse.SUPPRESS)
+    parser.add_argument("--load", metavar="ADDRESS", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.echo:
+        asyncio.run(echo([tuple(option) for option in json.loads(arguments.echo)]))
+    elif arguments.load:
+        asyncio.run(load(arguments.load))
+    else:
+        # The figures of `stream` hold those of `unary`.
+        for name in arguments.what or ("stream", "serial", "decode", "lag"):
+            asyncio.run(measures[name]())
+
+
+if __name__ == "__main__":
+    main()
