@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 
 import numpy as np
 
@@ -55,7 +54,7 @@ class FakeEngine:
         pass
 
 
-class VirtualExecutor(concurrent.futures.Executor):
+class VirtualThreads:
     """Computes a batch at once, and delivers it when a device with `workers` lanes would.
 
     Attributes:
@@ -66,19 +65,16 @@ class VirtualExecutor(concurrent.futures.Executor):
         self._free = [0.0] * workers
         self.spans: list[tuple[float, float]] = []
 
-    def submit(self, function, /, images, top_k, with_embeddings):
-        engine, loop = function.__self__, asyncio.get_running_loop()
-        delivered: concurrent.futures.Future = concurrent.futures.Future()
+    def start(self, call, done) -> None:
+        engine, (images, *_) = call.func.__self__, call.args
+        loop = asyncio.get_running_loop()
         ready = loop.time() + engine.prepare_alpha + engine.prepare_beta * len(images)
         lane = self._free.index(min(self._free))
         start = max(ready, self._free[lane])
         end = self._free[lane] = start + engine.alpha + engine.beta * len(images)
         self.spans.append((start, end))
         try:
-            output = function(images, top_k, with_embeddings)
-        except Exception as error:
-            deliver, what = delivered.set_exception, error
-        else:
-            deliver, what = delivered.set_result, output
-        loop.call_at(end, lambda: delivered.cancelled() or deliver(what))
-        return delivered
+            outcome = call(), None
+        except BaseException as error:
+            outcome = None, error
+        loop.call_at(end, done, *outcome)

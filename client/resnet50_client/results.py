@@ -238,7 +238,7 @@ class Variant:
         published_accuracy: If any is published.
         precision: "fp32", "fp16", "bf16" or "int8".
         device: "cpu" or "cuda:0".
-        engine: What runs it: "torch", "onnxruntime", "openvino", "null" or "timed".
+        engine: What runs it: "cuda-graphs", "torch", "onnxruntime", "openvino", "null", "timed".
         description: What it is, in a sentence or two.
         quantization: How close its int8 comes, where the server made it of float weights.
         latency: How long its batches take, as the server has learned; None while loading.

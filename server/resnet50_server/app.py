@@ -11,6 +11,7 @@ import socket
 import sys
 
 import grpc
+import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -22,8 +23,8 @@ from resnet50.v1 import (
 )
 
 from .admission import Admission
-from .decode import ImageLimits
-from .decode_pool import DecodePool
+from .decode import ImageLimits, JpegDecoder
+from .decode_pool import DecodePool, decode_threads
 from .errors import WeightsError
 from .held import Devices, HeldVariants, cores, hold
 from .pipeline import Pipeline
@@ -61,7 +62,12 @@ class Server:
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
         self._devices = Devices(settings, self._on_broken)
-        self._decode_pool = DecodePool(settings.decode_threads or cores())
+        on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+        # Engines that need no processor stand for a GPU.
+        on_cpu = on_cpu and settings.engine not in ("null", "timed")
+        self._decode_pool = DecodePool(
+            settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu)
+        )
         self._inference: InferenceServicer | None = None
         self.addresses: list[str] = []
 
@@ -77,7 +83,7 @@ class Server:
         variants = HeldVariants(definitions, settings.default_variant)
         self._grpc = server = grpc.aio.server(options=_options(settings))
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        pipeline = Pipeline(self._admission, self._decode_pool, limits)
+        pipeline = Pipeline(self._admission, self._decode_pool, limits, _jpegs(settings))
         self._inference = InferenceServicer(variants, pipeline, _patience(settings))
         add_to_server(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server, self._inference, server
@@ -138,6 +144,23 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
+
+
+def _jpegs(settings: Settings) -> JpegDecoder | None:
+    """Return what decodes JPEGs instead of the CPU, if that was asked for.
+
+    Raises:
+        WeightsError: It cannot be had.
+    """
+    if settings.decode == "cpu":
+        return None
+    from .nvjpeg import NvJpegDecoder
+
+    device = settings.device if settings.device.startswith("cuda") else "cuda:0"
+    try:
+        return NvJpegDecoder(torch.device(device))
+    except RuntimeError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _patience(settings: Settings) -> Patience:

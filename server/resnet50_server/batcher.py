@@ -10,10 +10,8 @@ costs nothing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterable
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +22,7 @@ from .engine.protocol import BatchOutput, Engine
 from .errors import DeadlineUnreachable, EngineFailed, QueueFull, ServingError, ShuttingDown
 from .fair_queue import due_at
 from .latency import Margin
+from .threads import Threads
 from .variant_queue import TICK_S, Result, VariantQueue, Waiting, too_late
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class Scheduler:
 
     Args:
         policy: How batches form.
-        executor: Where engines run; `workers` + `ahead` threads.
+        threads: Where engines run; `workers` + `ahead` of them.
         on_broken: Called once with the error if the device fails `MAX_FAILURES` batches in a row or
             the scheduler itself does; the server then cannot answer any more and must say so.
         workers: How many batches compute at once.
@@ -89,7 +88,7 @@ class Scheduler:
     def __init__(
         self,
         policy: BatchPolicy,
-        executor: Executor,
+        threads: Threads,
         on_broken: Callable[[BaseException], None] | None = None,
         workers: int = 1,
         ahead: int = 0,
@@ -98,7 +97,7 @@ class Scheduler:
         self.workers = workers
         self.ahead = ahead
         self._loop = asyncio.get_running_loop()
-        self._executor = executor
+        self._threads = threads
         self._on_broken = on_broken
         self._queues: dict[str, VariantQueue] = {}
         self._running: list[_Running] = []  # in the order in which they were handed over
@@ -134,7 +133,7 @@ class Scheduler:
         with_embedding: bool,
         deadline: float | None = None,
         flow: Hashable | None = None,
-    ) -> Awaitable[Result]:
+    ) -> asyncio.Future[Result]:
         """Queue one decoded image; cancelling what is returned takes it out again.
 
         Args:
@@ -333,31 +332,30 @@ class Scheduler:
             alone=len(self._running) < self.workers,
         )
         self._running.append(running)
-        done = self._executor.submit(
+        call = partial(
             queue.engine.run,
             [waiting.image for waiting in entries],
             max(waiting.top_k for waiting in entries),
             any(waiting.with_embedding for waiting in entries),
         )
-        done.add_done_callback(partial(self._report, running))
+        self._threads.start(call, partial(self._on_ended, running))
 
-    def _report(self, running: _Running, done: Future[BatchOutput]) -> None:
-        """Tell the event loop, from an engine thread, that a batch has ended."""
-        with contextlib.suppress(RuntimeError):  # it ended after the loop had been closed
-            self._loop.call_soon_threadsafe(self._on_ended, running, done)
-
-    def _on_ended(self, running: _Running, done: Future[BatchOutput]) -> None:
+    def _on_ended(
+        self, running: _Running, output: BatchOutput | None, error: BaseException | None
+    ) -> None:
         self._running.remove(running)
         if self._closing is not None:
             return
         try:
-            self._settle(running, done)
-        except Exception as error:
-            # What the engine returned is as wrong as an error.
-            self._on_failed(running, error)
+            self._settle(running, output, error)
+        except Exception as failure:
+            # What the engine returned may be as wrong as an error.
+            self._on_failed(running, failure)
         self._form()
 
-    def _settle(self, running: _Running, done: Future[BatchOutput]) -> None:
+    def _settle(
+        self, running: _Running, output: BatchOutput | None, error: BaseException | None
+    ) -> None:
         """Take in what a batch made, and answer its images."""
         now, queue, size = self._loop.time(), running.queue, len(running.entries)
         if len(self._running) >= self.workers:
@@ -365,7 +363,8 @@ class Scheduler:
             following = self._running[self.workers - 1]
             following.free_at = now
             following.ends = following.queue.ends(len(following.entries), following.handed, now)
-        output = done.result()
+        if output is None:
+            raise error or RuntimeError("the engine returned nothing")
         finite = _finite(output).tolist()
         foreseen = queue.latency.known
         queue.latency.observe(size, output.compute_s)

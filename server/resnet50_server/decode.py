@@ -8,11 +8,12 @@ crop.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -82,6 +83,26 @@ class ImageLimits:
 
 Source: TypeAlias = bytes | RawPixels
 """An image as it came: a complete file, or raw pixels."""
+
+
+class JpegDecoder(Protocol):
+    """Decodes JPEGs, from several threads at once."""
+
+    def decode(self, encoded: bytes, transform: Transform, orientation: int) -> NDArray[np.uint8]:
+        """Decode, turn upright, resize and crop.
+
+        Args:
+            encoded: A complete JPEG file, in RGB or grey.
+            transform: The variant's.
+            orientation: As its EXIF header has it.
+
+        Returns:
+            uint8 [crop, crop, 3], RGB.
+
+        Raises:
+            ValueError: It does not take this one.
+        """
+        ...
 
 
 def source_of(image: image_pb2.Image, limits: ImageLimits) -> Source:
@@ -191,7 +212,9 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
         return False
 
 
-def decode(source: Source, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
+def decode(
+    source: Source, transform: Transform, limits: ImageLimits, jpegs: JpegDecoder | None = None
+) -> NDArray[np.uint8]:
     """Decode, resize and crop one image that `source_of` has passed.
 
     Args:
@@ -199,6 +222,7 @@ def decode(source: Source, transform: Transform, limits: ImageLimits) -> NDArray
         transform: The variant's; its normalisation is left to the engine.
         limits: For the pixels that an encoded image's header declares, and for those that a very
             long image would have once its shorter side is resized.
+        jpegs: Decodes JPEGs that it takes, elsewhere than on the CPU.
 
     Returns:
         uint8 [crop, crop, 3], RGB.
@@ -207,6 +231,11 @@ def decode(source: Source, transform: Transform, limits: ImageLimits) -> NDArray
         InvalidImage: It is not an image, is broken, or has too many pixels.
     """
     if isinstance(source, bytes):
+        if jpegs is not None:
+            orientation = _jpeg_orientation(source, transform, limits)
+            if orientation is not None:
+                with contextlib.suppress(ValueError):
+                    return jpegs.decode(source, transform, orientation)
         pixels = _decode_encoded(source, transform, limits)
     else:
         _check_resized("image.raw", source.height, source.width, transform, limits)
@@ -244,20 +273,41 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
 
 def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
     """Return an encoded image as uint8 [height, width, 3], upright."""
+    with _opened(encoded, transform, limits) as image:
+        return _decode_jpeg(encoded, image) if _is_plain_jpeg(image) else _decode_pillow(image)
+
+
+def _jpeg_orientation(encoded: bytes, transform: Transform, limits: ImageLimits) -> int | None:
+    """Return how a JPEG in RGB or grey is to be turned, by its EXIF header; None for others."""
+    with _opened(encoded, transform, limits) as image:
+        return _orientation(image) if _is_plain_jpeg(image) else None
+
+
+@contextlib.contextmanager
+def _opened(encoded: bytes, transform: Transform, limits: ImageLimits) -> Iterator[Image.Image]:
+    """Give Pillow's view of a file whose header is within the limits.
+
+    Raises:
+        InvalidImage: It is not, or the file turns out to be broken within the block.
+    """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
             _check_declared(opened, transform, limits)
             if opened.format in ("JPEG", "MPO"):
                 _check_scans(encoded, opened, limits)
-            if opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L"):
-                pixels = _decode_jpeg(encoded, opened)
-            else:
-                pixels = _decode_pillow(opened)
-            return pixels
+            yield opened
     except (InvalidImage, MemoryError):
         raise
     except Exception as error:  # decoders raise many kinds for broken files, struct.error included
         raise InvalidImage(FIELD, _reason(encoded, error)) from error
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimits) -> None:
@@ -329,8 +379,7 @@ def _decode_jpeg(encoded: bytes, opened: Image.Image) -> NDArray[np.uint8]:
         # Anything unusual is Pillow's to judge: it reads some files that break the standard a
         # little, and says what is wrong with the others.
         return _decode_pillow(opened)
-    orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    upright = UPRIGHT.get(orientation)
+    upright = UPRIGHT.get(_orientation(opened))
     return pixels if upright is None else np.ascontiguousarray(upright(pixels))
 
 

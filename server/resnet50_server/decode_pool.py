@@ -26,15 +26,15 @@ def decode_threads(cores: int, engine_on_cpu: bool) -> int:
     """Return how many threads should decode.
 
     A GPU leaves the cores to decoding, and takes more images than they can decode: a thread for
-    each. A CPU engine works an image for at least ten times as long as its decoding takes, so one
-    thread in four keeps it fed with room to spare; more would only take cores from it in bursts
-    (docs/adr/0009-cost-of-a-request.md).
+    each. A CPU engine works twice as long on an image as decoding does where int8 is fastest, and
+    many times as long in fp32, so one thread in three keeps it fed; more would only take cores from
+    it in bursts (docs/adr/0009-cost-of-a-request.md).
 
     Args:
         cores: How many this process may use.
         engine_on_cpu: Whether all engines compute on them too.
     """
-    return max(1, cores // 4) if engine_on_cpu else max(1, cores)
+    return max(1, cores // 3) if engine_on_cpu else max(1, cores)
 
 
 class DecodePool:

@@ -8,9 +8,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import platformdirs
@@ -26,10 +26,14 @@ from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
 from .errors import VariantLoading, VariantNotFound, WeightsError
 from .settings import Settings
+from .threads import Threads
 from .variant_queue import VariantQueue
 from .variants.definition import Definition, plain
 from .variants.files import weights_directory
 from .variants.network import build_network, parameter_count, read_weights
+
+if TYPE_CHECKING:
+    from .engine.cuda_device import CudaDevice
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class OpenEngine:
 
     Attributes:
         engine: Ready to run.
-        kind: "torch", "onnxruntime", "openvino", "null" or "timed".
+        kind: "cuda-graphs", "torch", "onnxruntime", "openvino", "null" or "timed".
         digest: SHA-256 of its weights, 64 hex digits.
         parameter_count: How many parameters it has; 0 for engines without a network.
         device: "cpu" or "cuda:N".
@@ -163,6 +167,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+@functools.cache
+def cuda_device(name: str) -> CudaDevice:
+    """Return the one object that all engines on a CUDA device share."""
+    from .engine.cuda_device import CudaDevice
+
+    # One batch computes while the next one is stacked and copied; see `Devices.get`.
+    return CudaDevice(torch.device(name).index or 0, batches_in_flight=2)
+
+
 class Devices:
     """One scheduler and its engine threads per device, made when a variant needs them.
 
@@ -175,39 +188,38 @@ class Devices:
         self._settings = settings
         self._on_broken = on_broken
         self._schedulers: dict[str, Scheduler] = {}
-        self._executors: dict[str, ThreadPoolExecutor] = {}
+        self._threads: dict[str, Threads] = {}
 
-    def get(self, device: str) -> tuple[Scheduler, Executor]:
+    def get(self, device: str) -> tuple[Scheduler, Threads]:
         """Return a device's scheduler and engine threads."""
         if device not in self._schedulers:
             settings = self._settings
             if device != "cpu":
                 # It computes one batch at a time, while the next one is stacked and copied.
-                workers, ahead, threads = 1, 1, settings.engine_threads or cores()
+                # (but for PyTorch's eager mode, which has the one stream for everything).
+                workers, ahead = 1, int(settings.engine != "torch")
+                each = settings.engine_threads or cores()
             else:
                 divided = Division.divide(cores(), settings.instances, settings.engine_threads)
-                workers, ahead, threads = divided.instances, 0, divided.each
+                workers, ahead, each = divided.instances, 0, divided.each
                 if settings.engine in ("null", "timed"):
                     workers = 1  # what they stand for is one device
-            executor = ThreadPoolExecutor(
-                workers + ahead,
-                f"engine-{device}",
-                initializer=torch.set_num_threads,
-                initargs=(threads,),
+            threads = Threads(
+                workers + ahead, f"engine-{device}", partial(torch.set_num_threads, each)
             )
             policy = BatchPolicy(
                 settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
             )
-            self._schedulers[device] = Scheduler(policy, executor, self._on_broken, workers, ahead)
-            self._executors[device] = executor
-        return self._schedulers[device], self._executors[device]
+            self._schedulers[device] = Scheduler(policy, threads, self._on_broken, workers, ahead)
+            self._threads[device] = threads
+        return self._schedulers[device], self._threads[device]
 
     async def close(self) -> None:
         """Stop schedulers; a batch that runs is left to itself."""
         for scheduler in self._schedulers.values():
             await scheduler.close()
-        for executor in self._executors.values():
-            executor.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads.values():
+            threads.close()
 
 
 def place(definition: Definition, settings: Settings) -> tuple[str, str]:
@@ -266,10 +278,17 @@ def open_engine(definition: Definition, settings: Settings) -> OpenEngine:
     device, precision = place(definition, settings)
     weights = read_weights(definition, weights_directory(settings.weights_dir), settings.download)
     network = functools.cache(partial(build_network, definition, weights))
-    quantization = None
-    if device != "cpu":
+    transform, quantization = definition.transform, None
+    if device != "cpu" and settings.engine == "torch":
         kind = "torch"
-        engine = TorchEngine(network(), definition.transform, torch.device(device), precision)
+        engine = TorchEngine(network(), transform, torch.device(device), precision)
+    elif device != "cpu":
+        from .engine.cuda_engine import CudaEngine
+
+        kind = "cuda-graphs"
+        engine = CudaEngine(
+            network(), transform, cuda_device(device), precision, settings.max_batch_size
+        )
     else:
         directory = settings.cache_dir or platformdirs.user_cache_path("resnet50-serving")
         with GraphStore(directory) as store:
@@ -345,10 +364,8 @@ async def hold(definition: Definition, settings: Settings, devices: Devices) -> 
         WeightsError: It cannot be served; says why.
     """
     opened = await asyncio.to_thread(open_engine, definition, settings)
-    scheduler, executor = devices.get(opened.device)
-    warm = await asyncio.get_running_loop().run_in_executor(
-        executor, warm_up, opened.engine, definition, settings.max_batch_size
-    )
+    scheduler, threads = devices.get(opened.device)
+    warm = await threads.run(partial(warm_up, opened.engine, definition, settings.max_batch_size))
     log.info(
         "variant %s is ready: %s on %s in %s, weights %s",
         definition.name,

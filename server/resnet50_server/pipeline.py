@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .admission import Admission, Place
 from .decode import (
     ImageLimits,
+    JpegDecoder,
     Source,
     check_undecoded,
     decode,
@@ -80,12 +81,21 @@ class Pipeline:
         admission: How much may be inside.
         decode_pool: Threads that decode.
         limits: What an image may weigh.
+        jpegs: Decodes JPEGs elsewhere than on the CPU.
     """
 
-    def __init__(self, admission: Admission, decode_pool: DecodePool, limits: ImageLimits) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        decode_pool: DecodePool,
+        limits: ImageLimits,
+        jpegs: JpegDecoder | None = None,
+    ) -> None:
         self.admission = admission
         self.decode_pool = decode_pool
         self.limits = limits
+        self._decode = partial(decode, limits=limits, jpegs=jpegs)
+        self._look = partial(check_undecoded, limits=limits)
 
     async def answer(self, source: Source, job: Job) -> Answer:
         """Compute one image that is not of a stream.
@@ -144,9 +154,9 @@ class Pipeline:
         started = time.perf_counter()
         pixels = self._at_hand(source, job)
         if pixels is None:
-            look = decode if job.variant.opened.engine.needs_pixels else check_undecoded
+            look = self._decode if job.variant.opened.engine.needs_pixels else self._look
             pixels = await self.decode_pool.run(
-                partial(look, source, job.variant.definition.transform, self.limits),
+                partial(look, source, job.variant.definition.transform),
                 deadline=job.deadline,
                 flow=job.flow,
             )
@@ -166,14 +176,14 @@ class Pipeline:
         transform = job.variant.definition.transform
         if not job.variant.opened.engine.needs_pixels:
             if is_looked_at_fast(source):
-                return check_undecoded(source, transform, self.limits)
+                return self._look(source, transform)
         elif is_at_hand(source, transform):
-            return decode(source, transform, self.limits)
+            return self._decode(source, transform)
         return None
 
 
 def _submit(pixels: NDArray[np.uint8], job: Job) -> asyncio.Future[Result]:
-    submitted = job.variant.scheduler.submit(
+    return job.variant.scheduler.submit(
         job.variant.queue,
         pixels,
         top_k=job.top_k,
@@ -181,7 +191,6 @@ def _submit(pixels: NDArray[np.uint8], job: Job) -> asyncio.Future[Result]:
         deadline=job.deadline,
         flow=job.flow,
     )
-    return asyncio.ensure_future(submitted)
 
 
 async def _room(full: Overloaded, job: Job) -> None:

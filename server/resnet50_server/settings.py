@@ -84,9 +84,9 @@ class Settings(BaseSettings):
     engine: Annotated[
         EngineKind,
         Field(
-            description="What computes: auto (on CUDA torch; on the CPU the fastest that is as"
-            " exact), torch, onnxruntime, openvino, null (constant answer, no weights) or timed"
-            " (null, asleep for alpha + beta x batch).",
+            description="What computes: auto (on CUDA a graph per batch size, on the CPU the"
+            " fastest that is as exact as torch), torch (eager), onnxruntime, openvino, null (constant"
+            " answer, no weights) or timed (null, asleep for alpha + beta x batch).",
         ),
     ] = "auto"
     timed_alpha_ms: Annotated[
@@ -145,8 +145,20 @@ class Settings(BaseSettings):
         float,
         Field(ge=0, description="Seconds that a stream may be silent before it is ended; 0: any."),
     ] = 0.0
+    decode: Annotated[
+        Literal["cpu", "cuda"],
+        Field(
+            description="Where JPEGs are decoded: cuda is nvJPEG, whose pixels differ a little;"
+            " other formats stay on the CPU."
+        ),
+    ] = "cpu"
     decode_threads: Annotated[
-        int | None, Field(ge=1, description="Threads that decode; default: one per core.")
+        int | None,
+        Field(
+            ge=1,
+            description="Threads that decode; default: one per core beside a GPU, one per three"
+            " beside an engine on the CPU.",
+        ),
     ] = None
     instances: Annotated[
         int | None,

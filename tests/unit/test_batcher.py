@@ -5,7 +5,7 @@ import random
 
 import pytest
 import virtual_time
-from virtual_device import FakeEngine, VirtualExecutor, image
+from virtual_device import FakeEngine, VirtualThreads, image
 
 from resnet50_server.batcher import MAX_FAILURES, PROBE_AFTER_S, BatchPolicy, Scheduler
 from resnet50_server.errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
@@ -15,7 +15,7 @@ class Bench:
     def __init__(
         self, policy: BatchPolicy | None = None, workers: int = 1, ahead: int = 0, **engine: float
     ) -> None:
-        self.device = VirtualExecutor(workers)
+        self.device = VirtualThreads(workers)
         self.scheduler = Scheduler(
             policy or BatchPolicy(), self.device, self.on_broken, workers, ahead
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -59,13 +61,13 @@ async def test_a_gpu_is_handed_one_batch_ahead_and_a_cpu_computes_as_many_as_it_
     try:
         gpu, _ = devices.get("cuda:0")
         assert (gpu.workers, gpu.ahead) == (1, 1)
-        cpu, executor = devices.get("cpu")
+        cpu, threads = devices.get("cpu")
         assert (cpu.workers, cpu.ahead) == (3, 0)
         assert devices.get("cpu")[0] is cpu
         # As many threads as there are batches at once: each waits until all have come.
         together = threading.Barrier(3)
-        waiting = [executor.submit(together.wait, 30) for _ in range(3)]
-        assert sorted(one.result() for one in waiting) == [0, 1, 2]
+        waiting = [threads.run(partial(together.wait, 30)) for _ in range(3)]
+        assert sorted(await asyncio.gather(*waiting)) == [0, 1, 2]
     finally:
         await devices.close()
 

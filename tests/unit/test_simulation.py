@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import virtual_time
 from simulation import Device, Outcome, poisson, quantile, simulate
-from virtual_device import FakeEngine, VirtualExecutor, image
+from virtual_device import FakeEngine, VirtualThreads, image
 
 from resnet50_server.batcher import BatchPolicy, Scheduler
 from resnet50_server.errors import DeadlineUnreachable
@@ -33,7 +33,7 @@ async def play(device: Device, arrivals: list[float], within_s: list[float] | No
         device.alpha_s, device.beta_s, device.prepare_alpha_s, device.prepare_beta_s
     )
     policy = BatchPolicy(max_batch_size=device.limit, max_queue_size=10**6)
-    scheduler = Scheduler(policy, VirtualExecutor(), ahead=int(device.ahead != "never"))
+    scheduler = Scheduler(policy, VirtualThreads(), ahead=int(device.ahead != "never"))
     sizes = (1, device.limit)
     queue = scheduler.add("v", engine, [(size, device.batch_s(size)) for size in sizes])
     for size in sizes:

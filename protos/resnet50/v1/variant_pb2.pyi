@@ -99,7 +99,7 @@ class Variant(google.protobuf.message.Message):
     device: builtins.str
     """Where it runs: "cpu" or "cuda:0"."""
     engine: builtins.str
-    """What runs it: "torch", "onnxruntime", "openvino", "null" or "timed"."""
+    """What runs it: "cuda-graphs", "torch", "onnxruntime", "openvino", "null" or "timed"."""
     description: builtins.str
     """What it is, in a sentence or two."""
     @property

@@ -195,7 +195,8 @@ class CpuEngines:
         found = Agreement(**self._store.remember(f"{known}-{opened.kind}.json", measure))
         text = (
             f"{definition.name}: int8 keeps the first category of {found.top_1:.1%} of"
-            f" {found.compared_images} images that did not calibrate it; embeddings keep a cosine of {found.cosine:.4f}"
+            f" {found.compared_images} images that did not calibrate it; embeddings keep a"
+            f" cosine of {found.cosine:.4f}"
         )
         if found.top_1 < asked.min_agreement:
             raise WeightsError(
