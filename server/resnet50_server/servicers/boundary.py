@@ -21,6 +21,8 @@ from ..status import DETAILS_KEY, REQUEST_ID_KEY, code_of, to_status
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# What a context's `read` returns after the last message.
+EOF = grpc.aio.EOF
 Servicer = TypeVar("Servicer")
 Request = TypeVar("Request")
 Response = TypeVar("Response")

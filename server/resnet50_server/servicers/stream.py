@@ -9,8 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-import grpc
-
 from resnet50.v1 import inference_pb2, result_pb2
 
 from ..admission import Place
@@ -18,7 +16,7 @@ from ..decode import source_of
 from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
 from ..pipeline import Answer, Job, Pipeline
 from ..status import to_status
-from .boundary import REQUEST_ID
+from .boundary import EOF, REQUEST_ID
 from .frames import Pending, answer_in_order, answer_latest
 from .questions import Question, timing
 
@@ -44,7 +42,7 @@ class Messages:
     """The messages of one stream, in their order: config once, then frames.
 
     Args:
-        read: Waits for the next one; `grpc.aio.EOF` after the last.
+        read: Waits for the next one; `EOF` after the last.
         idle_timeout_s: How long the sender may be silent, in seconds; 0 for ever.
     """
 
@@ -120,7 +118,7 @@ class Messages:
             raise
         finally:
             self._reading = None
-        return None if part is grpc.aio.EOF else part
+        return None if part is EOF else part
 
     def _watch(self) -> None:
         """Start to count the sender's silence; one timer a stream, whatever its frame rate."""
