@@ -231,6 +231,7 @@ async def serve(settings: Settings) -> int:
         # What is loaded stays. Looking through it for garbage, torch's 350,000 objects for the most
         # part, would stop everything for 0.2 s now and then (docs/adr/0011-batches-in-flight.md).
         gc.freeze()
+        gc.enable()
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
         broken = asyncio.create_task(server.broken.wait())

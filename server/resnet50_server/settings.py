@@ -85,8 +85,8 @@ class Settings(BaseSettings):
         EngineKind,
         Field(
             description="What computes: auto (on CUDA a graph per batch size, on the CPU the"
-            " fastest that is as exact as torch), torch (eager), onnxruntime, openvino, null (constant"
-            " answer, no weights) or timed (null, asleep for alpha + beta x batch).",
+            " fastest that is as exact as torch), torch (eager), onnxruntime, openvino, null"
+            " (constant answer, no weights) or timed (null, asleep for alpha + beta x batch).",
         ),
     ] = "auto"
     timed_alpha_ms: Annotated[

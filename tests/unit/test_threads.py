@@ -82,7 +82,7 @@ async def test_closed_threads_end(threads):
 
 @pytest.mark.parametrize(
     ("cores", "engine_on_cpu", "threads"),
-    [(1, True, 1), (2, True, 1), (16, True, 4), (1, False, 1), (16, False, 16)],
+    [(1, True, 1), (2, True, 1), (16, True, 5), (1, False, 1), (16, False, 16)],
 )
 def test_decode_threads_leave_the_cores_to_a_cpu_engine(cores, engine_on_cpu, threads):
     assert decode_threads(cores, engine_on_cpu) == threads
