@@ -150,7 +150,7 @@ def measure_served(cache: Path) -> None:
         }
         best = max(trials, key=lambda one: trials[one])
         alone, served = [], []
-        with server(*flags, variant=VARIANT) as (address, _):
+        with server("--variants", VARIANT, *flags) as (address, _):
             plan = Plan(servers=(address,), load=Load(concurrency=CALLERS), duration_s=SECONDS)
             for _ in range(TURNS):
                 loops.append(_child("loop"))
@@ -266,9 +266,9 @@ def measure_memory(cache: Path) -> None:
     bare.stdin.close()
     bare.wait()
     variants = ("--variants", f"one={folders[0]}", "--variants", f"two={folders[1]}")
-    with server(*variants, "--cache-dir", str(cache), variant=None):
+    with server(*variants, "--cache-dir", str(cache)):
         pass  # exports the graphs, which takes memory that a later start does not
-    with server(*variants, "--cache-dir", str(cache), variant=None) as (address, pid):
+    with server(*variants, "--cache-dir", str(cache)) as (address, pid):
         for name in ("one", "two"):
             load = Load(concurrency=8)
             measure(Plan(servers=(address,), variant=name, load=load, duration_s=3.0), JPEG)

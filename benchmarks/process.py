@@ -20,7 +20,7 @@ def server(*arguments: str) -> Iterator[tuple[str, int]]:
     """Run a server; give its address and process id."""
     if "--variants" not in arguments:
         arguments = ("--variants", "IMAGENET1K_V2", *arguments)
-    command = [*SERVER, "--log-level", "warning", *arguments]
+    command = [*SERVER, "--log-level", "error", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # a pipe, as asked for
     try:

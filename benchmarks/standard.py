@@ -95,7 +95,7 @@ def report(quick: bool) -> str:
         for served in servers(Path(folder), seconds):
             print(served.title, file=sys.stderr)
             parts.append(f"### {served.title}\n")
-            with server(*served.flags, variant=VARIANT) as (address, pid):
+            with server("--variants", VARIANT, *served.flags) as (address, pid):
                 where = {"servers": (address,), "server_pid": pid}
                 found = {
                     name: bench(Plan(**vars(plan) | where)) for name, plan in served.plans.items()

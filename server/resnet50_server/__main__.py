@@ -78,8 +78,8 @@ def _serve(arguments: list[str]) -> int:
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    # Until everything is loaded: what is made until then stays (see `serve`), and looking through it
-    # for garbage again and again is a tenth of the start.
+    # Until everything is loaded: what is made until then stays (see `serve`), and looking through
+    # it for garbage again and again is a tenth of the start.
     gc.disable()
     from .app import serve
 
