@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -232,6 +233,7 @@ async def serve(settings: Settings) -> int:
         # part, would stop everything for 0.2 s now and then (docs/adr/0011-batches-in-flight.md).
         gc.freeze()
         gc.enable()
+        _return_memory()
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
         broken = asyncio.create_task(server.broken.wait())
@@ -243,6 +245,13 @@ async def serve(settings: Settings) -> int:
     finally:
         stopped.cancel()
         await server.stop()
+
+
+def _return_memory() -> None:
+    """Give what loading has used and freed back to the system; glibc would keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _exit_on_next_signal(stopped: asyncio.Task[bool]) -> None:
