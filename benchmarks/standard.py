@@ -29,7 +29,7 @@ from resnet50_client.cli.bench.table import Grid, costs, latencies, stages
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
-SHARES = (0.1, 0.5, 0.8, 0.95, 1.1, 1.3)
+SHARES = (0.5, 0.8, 0.95, 1.1, 1.3)
 # What each of the others prints, and how long it takes at most, in seconds.
 SCRIPTS = {
     "cpu.py": ("engines", "served", "start", "memory"),
@@ -89,7 +89,7 @@ def servers(folder: Path, seconds: float) -> Iterator[Served]:
 
 def report(quick: bool) -> str:
     """Run everything; return it as Markdown."""
-    seconds = 2.0 if quick else 10.0
+    seconds = 2.0 if quick else 8.0
     parts = [_heading()]
     with tempfile.TemporaryDirectory(prefix="resnet50-") as folder:
         for served in servers(Path(folder), seconds):
