@@ -35,7 +35,6 @@ SCRIPTS = {
     "cpu.py": ("engines", "served", "start", "memory"),
     "overhead.py": ("unary", "stream", "serial", "decode", "lag"),
     "batching.py": ("latency", "overload"),
-    "streams.py": ("fair", "idle"),
 }
 
 
