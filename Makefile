@@ -23,7 +23,7 @@ serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
 test: $(VENV)/installed  ## Run all tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/installed  ## Measure on this machine, half an hour; writes docs/benchmarks.md
+bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/standard.py
 
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device

@@ -1,8 +1,8 @@
 """The standard set: python benchmarks/standard.py [--quick]; `make bench` runs it.
 
-It loads servers on this machine as `resnet50 bench` would, runs the other benchmarks of this
-folder, and writes what they say into docs/benchmarks.md, between its two marks. It takes about half
-an hour; with --quick a few minutes, and nothing is written.
+It loads servers on this machine as `resnet50 bench` would, runs other benchmarks of this folder,
+and writes what they say into docs/benchmarks.md, between its two marks. It takes about twenty
+minutes; with --quick a few, and nothing is written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 SHARES = (0.5, 0.8, 0.95, 1.1, 1.3)
-# What each of the others prints, and how long it takes at most, in seconds.
+# What else is run, and which of its parts.
 SCRIPTS = {
     "cpu.py": ("engines", "served", "start", "memory"),
     "overhead.py": ("unary", "stream", "serial", "decode", "lag"),

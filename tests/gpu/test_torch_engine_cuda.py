@@ -109,4 +109,4 @@ async def test_server_takes_the_gpu_and_fp16_by_itself():
     ):
         stub = variant_pb2_grpc.VariantServiceStub(channel)
         (variant,) = (await stub.ListVariants(variant_pb2.ListVariantsRequest())).variants
-    assert (variant.engine, variant.device, variant.precision) == ("torch", "cuda:0", "fp16")
+    assert (variant.engine, variant.device, variant.precision) == ("cuda-graphs", "cuda:0", "fp16")

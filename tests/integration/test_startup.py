@@ -299,11 +299,11 @@ class ObservedDecode:
         self._decode = resnet50_server.pipeline.decode
         monkeypatch.setattr(resnet50_server.pipeline, "decode", self)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments, **limits):
         self.threads.append(threading.current_thread())
         assert self.gate.wait(20)
         self.left += 1
-        return self._decode(*arguments)
+        return self._decode(*arguments, **limits)
 
 
 async def test_call_whose_deadline_passes_while_it_is_decoded_costs_the_engine_nothing(monkeypatch):
