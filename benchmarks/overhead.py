@@ -1,10 +1,11 @@
-"""What the server adds to gRPC: python benchmarks/overhead.py [unary|stream|serial|decode|lag]...
+"""What the server adds to gRPC: python benchmarks/overhead.py [NAME]...
 
 unary   server CPU of a unary call, null engine, against a bare grpc.aio echo of the same messages
 stream  server CPU of a frame on a stream against a unary call, and against a bare bidi echo
 serial  p50 of one call after the other, less the engine's time, against the bare echo's
 decode  images a second of the decode pool with two threads against one
 lag     how late the server's event loop wakes while its decode threads are saturated
+import  a Python process that imports the SDK, against one that imports gRPC and NumPy
 
 The image is a JPEG of 110 KB that is made here. Each starts servers of its own on this machine
 (Linux). Figures are ratios within one run, medians over interleaved turns; absolute times are those
@@ -41,6 +42,7 @@ CALLS = 1120
 SERIAL_CALLS = 300
 DECODED = 200
 LAG_SECONDS = 20.0
+IMPORTS = 15
 
 
 def photo(length: int = JPEG_BYTES) -> bytes:
@@ -318,6 +320,24 @@ async def measure_lag() -> None:
     print(f"lag     p50 {p50:.2f}, p99 {p99:.2f}, max {lags[-1]:.2f} ms; {len(lags)} looks")
 
 
+async def measure_import() -> None:
+    """Start Python processes in turn; the first of each fills the caches of compiled files."""
+    times: dict[str, list[float]] = {"import resnet50_client": [], "import grpc, numpy": []}
+    for turn in range(IMPORTS + 1):
+        for program, found in times.items():
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", program], check=True)
+            if turn:
+                found.append(time.perf_counter() - started)
+    ours, bare = times.values()
+    ratios = [one / two for one, two in zip(ours, bare, strict=True)]
+    print(
+        f"import  the SDK {statistics.median(ours) * 1e3:.0f} ms, gRPC and NumPy alone"
+        f" {statistics.median(bare) * 1e3:.0f} ms; ratio {statistics.median(ratios):.2f}"
+        f" ({min(ratios):.2f} to {max(ratios):.2f}), median of {IMPORTS} pairs"
+    )
+
+
 async def load(address: str) -> None:
     """Call a server with images to decode until this process is stopped."""
     image = image_pb2.Image(encoded=photo())
@@ -335,6 +355,7 @@ def main() -> None:
         "serial": measure_serial,
         "decode": measure_decode,
         "lag": measure_lag,
+        "import": measure_import,
     }
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
@@ -347,7 +368,7 @@ def main() -> None:
         asyncio.run(load(arguments.load))
     else:
         # The figures of `stream` hold those of `unary`.
-        for name in arguments.what or ("stream", "serial", "decode", "lag"):
+        for name in arguments.what or ("stream", "serial", "decode", "lag", "import"):
             asyncio.run(measures[name]())
 
 

@@ -33,7 +33,7 @@ SHARES = (0.5, 0.8, 0.95, 1.1, 1.3)
 # What else is run, and which of its parts.
 SCRIPTS = {
     "cpu.py": ("engines", "served", "start", "memory"),
-    "overhead.py": ("unary", "stream", "serial", "decode", "lag"),
+    "overhead.py": ("stream", "serial", "decode", "lag", "import"),
     "batching.py": ("latency", "overload"),
 }
 

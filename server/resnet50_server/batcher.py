@@ -160,14 +160,7 @@ class Scheduler:
                 f"variant {queue.name}: max_queue_size ({self.policy.max_queue_size}) images wait",
                 max(0.01, self._wait_s(queue, now)),
             )
-        # What was learned may be wrong by now, and where everything is refused nothing is learned:
-        # an idle device that was not measured lately takes one request, whatever is expected.
-        probe = (
-            not self._running
-            and not queue.waiting
-            and now - queue.measured_at > PROBE_AFTER_S
-            and (deadline is None or now < deadline)
-        )
+        probe = self._is_probe(queue, deadline, now)
         if deadline is not None and not probe:
             self._check(queue, deadline, flow, now)
         future: asyncio.Future[Result] = self._loop.create_future()
@@ -177,6 +170,18 @@ class Scheduler:
             self._woken = True
             self._loop.call_soon(self._form)
         return future
+
+    def check(self, queue: VariantQueue, deadline: float | None, flow: Hashable | None) -> None:
+        """Refuse what could not be answered in time if it were submitted now.
+
+        For images that are still to be decoded: those that are refused here cost no decoding.
+
+        Raises:
+            DeadlineUnreachable: As `submit`.
+        """
+        now = self._loop.time()
+        if deadline is not None and not self._is_probe(queue, deadline, now):
+            self._check(queue, deadline, flow, now)
 
     async def close(self) -> None:
         """Stop; what waits or is being computed is answered with `ShuttingDown`."""
@@ -227,6 +232,19 @@ class Scheduler:
         """Return how long the queue takes to empty, in seconds."""
         work_s = self._work_s(queue, len(queue.waiting))
         return self._starts(0, 0.0, now) - now + work_s / self.workers
+
+    def _is_probe(self, queue: VariantQueue, deadline: float | None, now: float) -> bool:
+        """Return whether a request is computed whatever is expected of its deadline.
+
+        What was learned may be wrong by now, and where everything is refused nothing is learned: an
+        idle device that was not measured lately takes one.
+        """
+        return (
+            not self._running
+            and not queue.waiting
+            and now - queue.measured_at > PROBE_AFTER_S
+            and (deadline is None or now < deadline)
+        )
 
     def _check(
         self, queue: VariantQueue, deadline: float, flow: Hashable | None, now: float

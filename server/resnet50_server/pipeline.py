@@ -154,6 +154,7 @@ class Pipeline:
         started = time.perf_counter()
         pixels = self._at_hand(source, job)
         if pixels is None:
+            job.variant.scheduler.check(job.variant.queue, job.deadline, job.flow)
             look = self._decode if job.variant.opened.engine.needs_pixels else self._look
             pixels = await self.decode_pool.run(
                 partial(look, source, job.variant.definition.transform),

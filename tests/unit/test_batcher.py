@@ -64,6 +64,28 @@ async def test_what_arrives_while_the_engine_is_busy_shares_the_next_batch():
 
 
 @in_virtual_time
+async def test_check_refuses_what_submit_would_and_nothing_else():
+    bench = Bench()
+    await bench.submit(0)
+    first = bench.submit(1)
+    await asyncio.sleep(0)
+    now = asyncio.get_running_loop().time()
+    for within, refused in ((1.5, True), (2.5, False)):
+        for ask in (
+            lambda within=within: bench.scheduler.check(bench.queue, now + within, None),
+            lambda within=within: bench.submit(2, within=within),
+        ):
+            if refused:
+                with pytest.raises(DeadlineUnreachable):
+                    ask()
+            else:
+                ask()
+    bench.scheduler.check(bench.queue, None, None)
+    assert len(bench.queue.waiting) == 1
+    await first
+
+
+@in_virtual_time
 async def test_no_batch_exceeds_max_batch_size():
     bench = Bench(BatchPolicy(max_batch_size=4))
     await asyncio.gather(*(bench.submit(number) for number in range(10)))
