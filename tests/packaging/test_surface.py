@@ -154,6 +154,7 @@ def test_the_batcher_knows_neither_grpc_nor_torch_nor_variants():
         "errors",
         "fair_queue",
         "latency",
+        "threads",
         "variant_queue",
     }
     assert not any(module.split(".")[0] in ("grpc", "torch", "torchvision") for module in seen)
