@@ -117,7 +117,8 @@ class Embedding(google.protobuf.message.Message):
     """How many numbers there are; 2048 for ResNet50."""
     space: builtins.str
     """The vector space: "NAME@DIGEST", the variant's name and the first 12 hex digits of its weights
-    digest. Only vectors of one space may be compared.
+    digest; then "-int8" if the server made int8 of float weights, whose vectors lie close to theirs
+    but not in one place with them. Only vectors of one space may be compared.
     """
     l2_normalized: builtins.bool
     """True if the vector was scaled to length 1."""
