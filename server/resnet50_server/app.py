@@ -14,7 +14,7 @@ import sys
 import grpc
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from resnet50.v1 import (
     inference_pb2,
@@ -23,13 +23,15 @@ from resnet50.v1 import (
     variant_pb2_grpc,
 )
 
-from .admission import Admission
+from .admission import Admission, Limits
+from .callers import INFER, Callers
 from .decode import ImageLimits, JpegDecoder
 from .decode_pool import DecodePool, decode_threads
 from .errors import WeightsError
 from .held import Devices, HeldVariants, cores, hold
+from .observer import Observer
 from .pipeline import Pipeline
-from .servicers.boundary import add_to_server
+from .servicers.boundary import Boundary
 from .servicers.inference import InferenceServicer, Patience
 from .servicers.variant import VariantServicer
 from .settings import Settings
@@ -45,8 +47,14 @@ SERVICES = (
 # take to leave.
 DRAIN_POLL_S = 0.02
 LAST_REPLIES_S = 0.5
-# A connection may have this many calls open; more wait in the client.
-MAX_CONCURRENT_STREAMS = 1000
+# What is not about images: health checks, reflection. Watching health is a stream that never ends.
+SIDE_LIMITS = Limits(requests=1024, requests_per_caller=256, streams=1024, streams_per_caller=128)
+# After a connection's age is reached: seconds for its calls to end.
+CONNECTION_GRACE_S = 60
+KEEPALIVE_TIMEOUT_S = 20
+MAX_METADATA_BYTES = 16 * 1024
+# gRPC's word for never.
+GRPC_NEVER_MS = 2**31 - 1
 
 
 class Server:
@@ -58,11 +66,12 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._admission = Admission(settings.max_requests, settings.max_request_bytes)
+        self._admission = Admission(_limits(settings))
+        self._observer = Observer()
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
-        self._devices = Devices(settings, self._on_broken)
+        self._devices = Devices(settings, self._on_broken, self._observer)
         on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
         # Engines that need no processor stand for a GPU.
         on_cpu = on_cpu and settings.engine not in ("null", "timed")
@@ -84,17 +93,34 @@ class Server:
         variants = HeldVariants(definitions, settings.default_variant)
         self._grpc = server = grpc.aio.server(options=_options(settings))
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        pipeline = Pipeline(self._admission, self._decode_pool, limits, _jpegs(settings))
+        pipeline = Pipeline(
+            self._admission, self._decode_pool, limits, _jpegs(settings), self._observer
+        )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings))
-        add_to_server(
-            inference_pb2_grpc.add_InferenceServiceServicer_to_server, self._inference, server
+        callers = Callers()
+        boundary = Boundary(callers, self._admission, settings.receive_timeout_s, self._observer)
+        boundary.add(
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+            self._inference,
+            server,
+            INFER,
         )
-        add_to_server(
-            variant_pb2_grpc.add_VariantServiceServicer_to_server, VariantServicer(variants), server
+        boundary.add(
+            variant_pb2_grpc.add_VariantServiceServicer_to_server,
+            VariantServicer(variants),
+            server,
+            INFER,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        # What is not about images has room of its own, and goes on during a drain.
+        side = Boundary(callers, Admission(SIDE_LIMITS), settings.receive_timeout_s, Observer())
+        side.add(health_pb2_grpc.add_HealthServicer_to_server, self._health, server, None)
+        side.add(
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server,
+            reflection.aio.ReflectionServicer(
+                (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            ),
+            server,
+            INFER,
         )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.addresses = [_listen(server, address) for address in settings.listen]
@@ -134,16 +160,39 @@ class Server:
         self.broken.set()
 
 
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        requests=settings.max_requests,
+        bytes=settings.max_request_bytes,
+        streams=settings.max_streams,
+        requests_per_caller=settings.max_requests_per_caller,
+        bytes_per_caller=settings.max_request_bytes_per_caller,
+        streams_per_caller=settings.max_streams_per_caller,
+        rate_per_caller=settings.max_rate_per_caller,
+    )
+
+
 def _options(settings: Settings) -> list[tuple[str, int]]:
+    def ms(seconds: float) -> int:
+        return int(seconds * 1000) if seconds else GRPC_NEVER_MS
+
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_connection_idle_ms", ms(settings.connection_idle_timeout_s)),
+        ("grpc.max_connection_age_ms", ms(settings.max_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", ms(CONNECTION_GRACE_S)),
         # Two servers on one port would share its calls by chance; let the second fail instead.
         ("grpc.so_reuseport", 0),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # A peer that vanished without a word is noticed.
+        ("grpc.keepalive_time_ms", ms(settings.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", ms(KEEPALIVE_TIMEOUT_S)),
         ("grpc.keepalive_permit_without_calls", 1),
+        # One that pings more often than this, again and again, is sent away.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]
 
 

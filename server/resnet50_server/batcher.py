@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from .engine.protocol import BatchOutput, Engine
 from .errors import DeadlineUnreachable, EngineFailed, QueueFull, ServingError, ShuttingDown
 from .fair_queue import due_at
 from .latency import Margin
+from .observer import Batch, Observer
+from .priority import share
 from .threads import Threads
 from .variant_queue import TICK_S, Result, VariantQueue, Waiting, too_late
 
@@ -83,6 +86,7 @@ class Scheduler:
         workers: How many batches compute at once.
         ahead: How many more may be handed over before the device is free for them, so that they
             are stacked and copied by then (docs/adr/0011-batches-in-flight.md).
+        observer: Sees every batch.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Scheduler:
         on_broken: Callable[[BaseException], None] | None = None,
         workers: int = 1,
         ahead: int = 0,
+        observer: Observer | None = None,
     ) -> None:
         self.policy = policy
         self.workers = workers
@@ -99,6 +104,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._threads = threads
         self._on_broken = on_broken
+        self._observer = observer or Observer()
         self._queues: dict[str, VariantQueue] = {}
         self._running: list[_Running] = []  # in the order in which they were handed over
         self._woken = False
@@ -133,6 +139,8 @@ class Scheduler:
         with_embedding: bool,
         deadline: float | None = None,
         flow: Hashable | None = None,
+        bulk: bool = False,
+        context: object = None,
     ) -> asyncio.Future[Result]:
         """Queue one decoded image; cancelling what is returned takes it out again.
 
@@ -144,6 +152,8 @@ class Scheduler:
             deadline: When the answer must be there, in the loop's time; None for no limit.
             flow: What the image belongs to if it is one of many, such as a stream; however many of
                 a flow wait, they delay nobody else by more than one.
+            bulk: Whether it goes behind those that are not; see `FairQueue`.
+            context: What observers are told of the image.
 
         Raises:
             QueueFull: `max_queue_size` images wait already.
@@ -155,23 +165,29 @@ class Scheduler:
         if self._closing is not None:
             raise ShuttingDown("the server is shutting down; call another one") from self._closing
         now = self._loop.time()
-        if len(queue.waiting) >= self.policy.max_queue_size:
+        room = self.policy.max_queue_size
+        if len(queue.waiting) >= share(room, bulk):
             raise QueueFull(
-                f"variant {queue.name}: max_queue_size ({self.policy.max_queue_size}) images wait",
+                "max_queue_size",
+                f"max_queue_size ({room}): {len(queue.waiting)} images wait for variant"
+                f" {queue.name}{', and the rest is for interactive ones' if bulk else ''}",
                 max(0.01, self._wait_s(queue, now)),
             )
         probe = self._is_probe(queue, deadline, now)
         if deadline is not None and not probe:
-            self._check(queue, deadline, flow, now)
+            self._check(queue, deadline, flow, bulk, now)
         future: asyncio.Future[Result] = self._loop.create_future()
-        queue.push(Waiting(image, top_k, with_embedding, deadline, now, future, probe), flow)
+        waiting = Waiting(image, top_k, with_embedding, deadline, now, future, probe, context)
+        queue.push(waiting, flow, bulk)
         if not self._woken and len(self._running) < self.workers + self.ahead:
             # In the loop's next turn: what arrives in this one shares the batch.
             self._woken = True
             self._loop.call_soon(self._form)
         return future
 
-    def check(self, queue: VariantQueue, deadline: float | None, flow: Hashable | None) -> None:
+    def check(
+        self, queue: VariantQueue, deadline: float | None, flow: Hashable | None, bulk: bool = False
+    ) -> None:
         """Refuse what could not be answered in time if it were submitted now.
 
         For images that are still to be decoded: those that are refused here cost no decoding.
@@ -181,7 +197,7 @@ class Scheduler:
         """
         now = self._loop.time()
         if deadline is not None and not self._is_probe(queue, deadline, now):
-            self._check(queue, deadline, flow, now)
+            self._check(queue, deadline, flow, bulk, now)
 
     async def close(self) -> None:
         """Stop; what waits or is being computed is answered with `ShuttingDown`."""
@@ -247,7 +263,7 @@ class Scheduler:
         )
 
     def _check(
-        self, queue: VariantQueue, deadline: float, flow: Hashable | None, now: float
+        self, queue: VariantQueue, deadline: float, flow: Hashable | None, bulk: bool, now: float
     ) -> None:
         """Refuse what cannot be answered in time, or would make late what was accepted before.
 
@@ -259,17 +275,19 @@ class Scheduler:
         batches, work_s = 0, 0.0
         for other in self._queues.values():
             # What is due before this takes along what is not, as far as its batch holds it.
-            if other is not queue and (images := other.waiting.before(due)):
+            if other is not queue and (images := other.waiting.before(due, bulk)):
                 count = -(-images // limit)
                 batches += count
                 work_s += self._work_s(other, min(count * limit, len(other.waiting)))
         full_s = self._work_s(queue, limit)
-        before, place = divmod(position := queue.waiting.before(due), limit)
+        before, place = divmod(position := queue.waiting.before(due, bulk), limit)
         images = limit if before or len(queue.waiting) >= limit else place + 1
         starts = self._starts(batches + before, work_s + before * full_s, now)
         ends = queue.ends(images, now if self.ahead else starts, starts) + self._margin.seconds
         if ends > deadline + TICK_S:
             raise too_late(deadline - now, ends - now)
+        if bulk:
+            return  # nobody stands behind it
         # Whoever is last in a batch before which this one comes becomes the first in the next.
         last = (before + 1) * limit - 1
         while (entry := queue.waiting.at(last)) is not None:
@@ -364,11 +382,23 @@ class Scheduler:
         self._running.remove(running)
         if self._closing is not None:
             return
+        failed = False
         try:
             self._settle(running, output, error)
         except Exception as failure:
             # What the engine returned may be as wrong as an error.
+            failed = True
             self._on_failed(running, failure)
+        self._observer.batch_ended(
+            Batch(
+                running.queue.name,
+                len(running.entries),
+                0.0 if failed or output is None else output.compute_s,
+                time.perf_counter(),
+                [waiting.context for waiting in running.entries],
+                failed,
+            )
+        )
         self._form()
 
     def _settle(

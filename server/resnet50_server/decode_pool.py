@@ -56,6 +56,7 @@ class DecodePool:
         *,
         deadline: float | None = None,
         flow: Hashable | None = None,
+        bulk: bool = False,
     ) -> Result:
         """Return what `call` returns; cancelling it while it waits costs nothing.
 
@@ -63,10 +64,11 @@ class DecodePool:
             call: Runs in a thread.
             deadline: In loop time; earlier ones come first.
             flow: Whose call it is; see `FairQueue`.
+            bulk: Whether it goes behind those that are not.
         """
         loop = asyncio.get_running_loop()
         job = _Job(call, loop.create_future())
-        entry = self._waiting.push(job, loop.time(), deadline=deadline, flow=flow)
+        entry = self._waiting.push(job, loop.time(), deadline=deadline, flow=flow, bulk=bulk)
         self._start(loop)
         try:
             result: Result = await job.future

@@ -77,12 +77,14 @@ class Overloaded(ServingError):
     """The server holds as much as it may.
 
     Args:
-        reason: Which limit was reached.
+        limit: The name of the limit that was reached, e.g. "max_requests".
+        reason: The limit, its value, and what met it.
         retry_after_s: When there may be room, in seconds from now.
     """
 
-    def __init__(self, reason: str, retry_after_s: float) -> None:
+    def __init__(self, limit: str, reason: str, retry_after_s: float) -> None:
         super().__init__(f"{reason}; retry in {retry_after_s:.3f} s")
+        self.limit = limit
         self.retry_after_s = retry_after_s
 
 

@@ -10,6 +10,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from .priority import BULK_EVERY
+
 Item = TypeVar("Item")
 
 # Whatever has no deadline is ordered as if it had this one, and no deadline counts as later, so
@@ -33,6 +35,7 @@ class Entry(Generic[Item]):
         due: Its place in the order, in loop time; infinite while it is a flow's later item.
         number: Of those due at the same time the lowest, who lined up first, comes first.
         taken: Whether it was popped.
+        bulk: Whether it stands in the bulk lane.
     """
 
     item: Item
@@ -40,6 +43,7 @@ class Entry(Generic[Item]):
     due: float = math.inf
     number: int = 0
     taken: bool = False
+    bulk: bool = False
 
 
 class FairQueue(Generic[Item]):
@@ -48,6 +52,9 @@ class FairQueue(Generic[Item]):
     A flow's next item joins, as if it had just come, when the one before it leaves. However much
     one flow has waiting, another's item, or one that stands alone, waits for one item of each flow
     at most.
+
+    Bulk items stand in a lane of their own, in the order in which they came, fair between flows as
+    well. They go when nothing else waits; while something does, one item in `BULK_EVERY` is bulk.
     """
 
     def __init__(self) -> None:
@@ -59,6 +66,9 @@ class FairQueue(Generic[Item]):
         self._later: dict[Hashable, deque[Entry[Item]]] = {}
         self._numbers = itertools.count()
         self._live = 0
+        self._bulk: FairQueue[Item] | None = None
+        # How many went since one of the bulk lane did, or could have.
+        self._since_bulk = 0
 
     def __len__(self) -> int:
         return self._live
@@ -69,13 +79,25 @@ class FairQueue(Generic[Item]):
             yield entry
         for line in self._later.values():
             yield from line
+        if self._bulk:
+            yield from self._bulk
 
-    def before(self, due: float) -> int:
-        """Return how many stand in line before an item that is due then and came now."""
-        return bisect_left(self._line, (due, math.inf))
+    def before(self, due: float, bulk: bool = False) -> int:
+        """Return how many go before an item that is due then and came now.
+
+        Args:
+            due: In loop time; see `due_at`.
+            bulk: Whether the item is.
+        """
+        first = len(self._line) if bulk else bisect_left(self._line, (due, math.inf))
+        if not self._bulk:
+            return first
+        if bulk:
+            return first + self._bulk.before(due)
+        return first + min(len(self._bulk), (first + self._since_bulk) // BULK_EVERY)
 
     def at(self, position: int) -> Entry[Item] | None:
-        """Return who stands in line there, 0 being the first; None if nobody does."""
+        """Return who stands there in the line that is not bulk, 0 being the first; or None."""
         return self._line[position][2] if position < len(self._line) else None
 
     def push(
@@ -85,6 +107,7 @@ class FairQueue(Generic[Item]):
         *,
         deadline: float | None = None,
         flow: Hashable | None = None,
+        bulk: bool = False,
     ) -> Entry[Item]:
         """Add an item.
 
@@ -93,9 +116,16 @@ class FairQueue(Generic[Item]):
             now: Loop time.
             deadline: In loop time; earlier ones come first. It does not order a flow's items.
             flow: Whose it is; None if it stands alone.
+            bulk: Whether it goes behind what is not; its deadline does not order it.
         """
-        entry = Entry(item, flow)
         self._live += 1
+        if bulk:
+            if self._bulk is None:
+                self._bulk, self._since_bulk = FairQueue(), 0
+            entry = self._bulk.push(item, now, flow=flow)
+            entry.bulk = True
+            return entry
+        entry = Entry(item, flow)
         if flow is None:
             self._line_up(entry, due_at(now, deadline))
         elif flow in self._later:
@@ -107,22 +137,30 @@ class FairQueue(Generic[Item]):
 
     def peek(self) -> Entry[Item] | None:
         """Return what would be popped; None if nothing waits."""
-        return self.at(0)
+        return self._bulk.peek() if self._bulk and self._is_bulks_turn() else self.at(0)
 
     def pop(self, now: float) -> Entry[Item] | None:
-        """Take out the item that is due first; None if nothing waits."""
-        if not self._line:
+        """Take out the item that goes next; None if nothing waits."""
+        if not self._live:
             return None
+        self._live -= 1
+        if self._bulk:
+            if self._is_bulks_turn():
+                self._since_bulk = 0
+                return self._bulk.pop(now)
+            self._since_bulk += 1
         entry = self._line.pop(0)[2]
         entry.taken = True
-        self._live -= 1
         self._next_of_flow(entry, now)
         return entry
 
     def put_back(self, entry: Entry[Item]) -> None:
         """Undo a `pop`, but for its flow's next item, which stays in line."""
-        entry.taken = False
         self._live += 1
+        if entry.bulk and self._bulk is not None:  # in the lane itself there is no other one
+            self._bulk.put_back(entry)
+            return
+        entry.taken = False
         if entry.flow is not None:
             self._later.setdefault(entry.flow, deque())
         insort(self._line, (entry.due, entry.number, entry))
@@ -130,11 +168,17 @@ class FairQueue(Generic[Item]):
     def remove(self, entry: Entry[Item], now: float) -> None:
         """Take out an item that gave up waiting."""
         self._live -= 1
-        if entry.due < math.inf:
+        if entry.bulk and self._bulk is not None:
+            self._bulk.remove(entry, now)
+        elif entry.due < math.inf:
             del self._line[bisect_left(self._line, (entry.due, entry.number))]
             self._next_of_flow(entry, now)
         else:
             self._later[entry.flow].remove(entry)
+
+    def _is_bulks_turn(self) -> bool:
+        """Return whether the bulk lane, in which something waits, goes next."""
+        return not self._line or self._since_bulk >= BULK_EVERY
 
     def _line_up(self, entry: Entry[Item], due: float) -> None:
         entry.due, entry.number = due, next(self._numbers)

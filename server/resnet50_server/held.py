@@ -25,6 +25,7 @@ from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
 from .errors import VariantLoading, VariantNotFound, WeightsError
+from .observer import Observer
 from .settings import Settings
 from .threads import Threads
 from .variant_queue import VariantQueue
@@ -182,11 +183,18 @@ class Devices:
     Args:
         settings: For the batch policy and thread counts.
         on_broken: See `Scheduler`.
+        observer: Sees every batch.
     """
 
-    def __init__(self, settings: Settings, on_broken: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        on_broken: Callable[[BaseException], None],
+        observer: Observer | None = None,
+    ) -> None:
         self._settings = settings
         self._on_broken = on_broken
+        self._observer = observer
         self._schedulers: dict[str, Scheduler] = {}
         self._threads: dict[str, Threads] = {}
 
@@ -210,7 +218,9 @@ class Devices:
             policy = BatchPolicy(
                 settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
             )
-            self._schedulers[device] = Scheduler(policy, threads, self._on_broken, workers, ahead)
+            self._schedulers[device] = Scheduler(
+                policy, threads, self._on_broken, workers, ahead, self._observer
+            )
             self._threads[device] = threads
         return self._schedulers[device], self._threads[device]
 

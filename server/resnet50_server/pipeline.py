@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .admission import Admission, Place
+from .call import Call
 from .decode import (
     ImageLimits,
     JpegDecoder,
@@ -25,6 +26,7 @@ from .decode import (
 from .decode_pool import DecodePool
 from .errors import DeadlineUnreachable, Overloaded
 from .held import HeldVariant
+from .observer import Image, Observer
 from .variant_queue import Result
 
 # So often does a stream, which waits instead of being refused, ask a full server again.
@@ -38,6 +40,7 @@ class Job(NamedTuple):
         variant: The weights.
         top_k: How many categories to return; 0 for none.
         with_embedding: Whether the embedding is wanted.
+        call: That the image comes with.
         deadline: When the answer must be there, in loop time; None for no limit.
         flow: The stream that the image belongs to, if it does. Streams share the server equally,
             and where it is full they wait, whereas a single request is refused at once.
@@ -46,6 +49,7 @@ class Job(NamedTuple):
     variant: HeldVariant
     top_k: int
     with_embedding: bool
+    call: Call
     deadline: float | None = None
     flow: Hashable | None = None
 
@@ -82,6 +86,10 @@ class Pipeline:
         decode_pool: Threads that decode.
         limits: What an image may weigh.
         jpegs: Decodes JPEGs elsewhere than on the CPU.
+        observer: Sees every image that is answered.
+
+    Attributes:
+        observer: The same.
     """
 
     def __init__(
@@ -90,15 +98,17 @@ class Pipeline:
         decode_pool: DecodePool,
         limits: ImageLimits,
         jpegs: JpegDecoder | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.admission = admission
         self.decode_pool = decode_pool
         self.limits = limits
+        self.observer = observer or Observer()
         self._decode = partial(decode, limits=limits, jpegs=jpegs)
         self._look = partial(check_undecoded, limits=limits)
 
     async def answer(self, source: Source, job: Job) -> Answer:
-        """Compute one image that is not of a stream.
+        """Compute one image that has its place in the server already, and is not of a stream.
 
         Args:
             source: A checked image; see `source_of`.
@@ -107,22 +117,21 @@ class Pipeline:
         Raises:
             ServingError: One of its kinds; see `errors`.
         """
-        with self.admission.admit(length_of(source)):
-            submitted = self.submit_at_hand(source, job)
-            if submitted is None:
-                return await self.compute(source, job)
-            return Answer(await submitted.result, submitted.decode_s)
+        submitted = self.submit_at_hand(source, job)
+        if submitted is None:
+            return await self.compute(source, job)
+        return Answer(await submitted.result, submitted.decode_s)
 
     async def admit(self, source: Source, job: Job) -> Place:
-        """Take a place for an image.
+        """Take a place for an image of a stream, as soon as there is one.
 
         Raises:
-            Overloaded: There is none, and the image is not of a stream.
             ShuttingDown: The server takes no more images.
         """
+        call, length = job.call, length_of(source)
         while True:
             try:
-                return self.admission.admit(length_of(source))
+                return self.admission.admit(call.caller.name, length, bulk=call.bulk)
             except Overloaded as full:
                 await _room(full, job)
 
@@ -154,12 +163,13 @@ class Pipeline:
         started = time.perf_counter()
         pixels = self._at_hand(source, job)
         if pixels is None:
-            job.variant.scheduler.check(job.variant.queue, job.deadline, job.flow)
+            job.variant.scheduler.check(job.variant.queue, job.deadline, job.flow, job.call.bulk)
             look = self._decode if job.variant.opened.engine.needs_pixels else self._look
             pixels = await self.decode_pool.run(
                 partial(look, source, job.variant.definition.transform),
                 deadline=job.deadline,
                 flow=job.flow,
+                bulk=job.call.bulk,
             )
         decode_s = time.perf_counter() - started
         if job.deadline is not None and asyncio.get_running_loop().time() >= job.deadline:
@@ -171,6 +181,28 @@ class Pipeline:
             except Overloaded as full:
                 await _room(full, job)
         return Answer(await result, decode_s)
+
+    def answered(self, job: Job, answer: Answer, started: float) -> Image:
+        """Tell the observer of an answer that is about to leave, and return where its time went.
+
+        Args:
+            job: What was wanted.
+            answer: What came of it.
+            started: When the image was there, on the clock of `time.perf_counter`.
+        """
+        ended, result = time.perf_counter(), answer.result
+        image = Image(
+            job.call,
+            job.variant.definition.name,
+            ended,
+            answer.decode_s,
+            result.queue_s,
+            result.compute_s,
+            ended - started,
+            result.batch_size,
+        )
+        self.observer.image_answered(image)
+        return image
 
     def _at_hand(self, source: Source, job: Job) -> NDArray[np.uint8] | None:
         """Return the engine's input if that takes less than the way into a thread and back."""
@@ -191,6 +223,8 @@ def _submit(pixels: NDArray[np.uint8], job: Job) -> asyncio.Future[Result]:
         with_embedding=job.with_embedding,
         deadline=job.deadline,
         flow=job.flow,
+        bulk=job.call.bulk,
+        context=job.call,
     )
 
 

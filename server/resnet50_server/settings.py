@@ -120,6 +120,64 @@ class Settings(BaseSettings):
             " count.",
         ),
     ] = 512 * 2**20
+    max_streams: Annotated[
+        int, Field(ge=1, description="Streams open at once; one more is refused.")
+    ] = 1024
+    max_requests_per_caller: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="As max_requests, of one caller: a token's, a certificate's or, without"
+            " either, an address's. Behind a proxy that is everybody.",
+        ),
+    ] = 512
+    max_request_bytes_per_caller: Annotated[
+        int, Field(ge=1, description="As max_request_bytes, of one caller.")
+    ] = 256 * 2**20
+    max_streams_per_caller: Annotated[
+        int, Field(ge=1, description="As max_streams, of one caller.")
+    ] = 512
+    max_rate_per_caller: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Images a second from one caller, frames included, with bursts of as many;"
+            " 0: any.",
+        ),
+    ] = 0.0
+    max_connections: Annotated[
+        int, Field(ge=1, lt=2**31, description="Connections open at once per address listened on.")
+    ] = 1024
+    max_calls_per_connection: Annotated[
+        int,
+        Field(ge=1, lt=2**31, description="Calls open on one connection; more wait in the client."),
+    ] = 1000
+    max_connection_age_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10**6,
+            description="Seconds after which a connection is renewed, so that clients balance anew;"
+            " its calls have a minute to end. 0: never.",
+        ),
+    ] = 0.0
+    connection_idle_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10**6,
+            description="Seconds without a call after which a connection is closed; 0: never.",
+        ),
+    ] = 600.0
+    keepalive_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=10**6,
+            description="Seconds without a sign of life after which a peer is asked for one; it has"
+            " 20 s.",
+        ),
+    ] = 60.0
     max_message_bytes: Annotated[
         int,
         Field(
@@ -138,6 +196,10 @@ class Settings(BaseSettings):
     max_frames_in_flight: Annotated[
         int, Field(ge=1, le=4096, description="Frames of one stream inside the server at once.")
     ] = 64
+    receive_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Seconds that the message of a single request may take to arrive."),
+    ] = 60.0
     upload_idle_timeout_s: Annotated[
         float, Field(gt=0, description="Seconds that an upload may pause before it is cut.")
     ] = 30.0

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class Waiting:
         arrived: In loop time.
         future: Gets the result.
         probe: Whether it is computed whatever its deadline, to see how fast the device is.
+        context: What observers are told of it.
     """
 
     image: NDArray[np.uint8]
@@ -62,6 +64,7 @@ class Waiting:
     arrived: float
     future: asyncio.Future[Result]
     probe: bool = False
+    context: Any = None
 
 
 class VariantQueue:
@@ -98,9 +101,11 @@ class VariantQueue:
         ready = handed + self.preparation.batch_s(images)
         return max(ready, free_at) + self.latency.batch_s(images)
 
-    def push(self, waiting: Waiting, flow: Hashable | None) -> None:
+    def push(self, waiting: Waiting, flow: Hashable | None, bulk: bool) -> None:
         """Add an image; it leaves by itself if its caller gives up."""
-        entry = self.waiting.push(waiting, waiting.arrived, deadline=waiting.deadline, flow=flow)
+        entry = self.waiting.push(
+            waiting, waiting.arrived, deadline=waiting.deadline, flow=flow, bulk=bulk
+        )
 
         def leave(future: asyncio.Future[Result]) -> None:
             if future.cancelled() and not entry.taken:

@@ -9,6 +9,7 @@ from pictures import encode, photo_like, picture
 from serving import DECODING, connected, engines_of, serving
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
+from resnet50_client.aio_status import keep_status
 from resnet50_server.app import Server
 from resnet50_server.errors import DeadlineUnreachable
 
@@ -146,7 +147,7 @@ async def test_broken_order_of_messages_ends_the_stream_after_the_frames_before(
 ):
     async with serving() as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        call = stub.ClassifyStream(iter(requests))
+        call = keep_status(stub.ClassifyStream(iter(requests)))
         replies = []
         with pytest.raises(grpc.RpcError) as ended:
             async for reply in call:

@@ -154,6 +154,8 @@ def test_the_batcher_knows_neither_grpc_nor_torch_nor_variants():
         "errors",
         "fair_queue",
         "latency",
+        "observer",
+        "priority",
         "threads",
         "variant_queue",
     }

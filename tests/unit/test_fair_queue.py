@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 
 from resnet50_server.fair_queue import PATIENCE_S, FairQueue
+from resnet50_server.priority import BULK_EVERY
 
 
 def popped(queue: FairQueue[str], now: float = 0.0) -> list[str]:
@@ -64,3 +65,58 @@ def test_removed_items_leave_at_once_wherever_they_stand():
     assert len(queue) == 50
     assert sorted(popped(queue)) == sorted(entry.item for entry in entries[150:])
     assert queue._later == {}
+
+
+def test_bulk_goes_behind_what_is_interactive_whatever_its_deadline():
+    queue: FairQueue[str] = FairQueue()
+    queue.push("bulk", 0.0, deadline=0.1, bulk=True)
+    queue.push("late", 5.0)
+    queue.push("urgent", 5.0, deadline=6.0)
+    assert queue.peek().item == "urgent"
+    assert popped(queue) == ["urgent", "late", "bulk"]
+
+
+def test_bulk_is_not_starved_while_something_interactive_waits():
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(3):
+        queue.push("bulk", 0.0, bulk=True)
+    order = []
+    for now in range(3 * (BULK_EVERY + 1)):
+        while len([entry for entry in queue if not entry.bulk]) < 2:
+            queue.push("interactive", float(now))
+        assert queue.peek() is not None
+        order.append(queue.pop(float(now)).item)
+    assert order == 3 * [*BULK_EVERY * ["interactive"], "bulk"]
+
+
+def test_bulk_flows_take_turns():
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(3):
+        queue.push("a", 0.0, flow="a", bulk=True)
+    queue.push("b", 1.0, flow="b", bulk=True)
+    assert popped(queue, now=2.0) == ["a", "b", "a", "a"]
+
+
+def test_bulk_items_can_be_put_back_and_removed():
+    queue: FairQueue[str] = FairQueue()
+    entries = [queue.push(str(number), 0.0, bulk=True) for number in range(4)]
+    first = queue.pop(0.0)
+    assert first is entries[0]
+    assert first.taken
+    queue.put_back(first)
+    assert not first.taken
+    queue.remove(entries[2], 0.0)
+    assert len(queue) == len(list(queue)) == 3
+    assert popped(queue) == ["0", "1", "3"]
+
+
+def test_bulk_counts_as_standing_before_what_it_will_go_before():
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(2 * BULK_EVERY):
+        queue.push("", 0.0, deadline=1.0)
+    assert queue.before(2.0) == 2 * BULK_EVERY
+    for _ in range(10):
+        queue.push("", 0.0, bulk=True)
+    assert queue.before(0.5) == 0
+    assert queue.before(2.0) == 2 * BULK_EVERY + 2
+    assert queue.before(0.5 + PATIENCE_S, bulk=True) == 2 * BULK_EVERY + 10

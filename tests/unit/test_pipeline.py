@@ -11,8 +11,9 @@ from pictures import encode, photo_like
 from virtual_device import FakeEngine, VirtualThreads, image
 
 import resnet50_server.pipeline
-from resnet50_server.admission import Admission
+from resnet50_server.admission import Admission, Limits
 from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.call import Call
 from resnet50_server.decode import ImageLimits
 from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import DeadlineUnreachable
@@ -41,13 +42,15 @@ def test_image_whose_deadline_cannot_be_met_is_refused_before_it_is_decoded(monk
             queue=queue,
             scheduler=scheduler,
         )
-        pipeline = Pipeline(Admission(8, 2**20), pool, ImageLimits())
+        pipeline = Pipeline(Admission(Limits(requests=8, bytes=2**20)), pool, ImageLimits())
         running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
         await asyncio.sleep(0)
         now = asyncio.get_running_loop().time()
         # The device is busy for 1 s, and then for 1 s more.
         with pytest.raises(DeadlineUnreachable):
-            await pipeline.answer(encode(photo_like(64, 48)), Job(variant, 1, False, now + 1.5))
+            await pipeline.answer(
+                encode(photo_like(64, 48)), Job(variant, 1, False, Call("", "", ()), now + 1.5)
+            )
         assert decoded == []
         assert pipeline.admission.requests == 0
         await running

@@ -1,168 +1,290 @@
-"""What every RPC has around it: a request id in, a status out, nothing unexpected in between."""
+"""What every RPC has around it: who calls, whether there is room, and a status out.
+
+A call is judged before its message is read: one that is refused costs no more than its headers. So
+methods with one request are registered as if they had many, and the request is read here.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from contextvars import ContextVar
+from functools import partial
+from inspect import iscoroutinefunction
 from random import getrandbits
-from typing import Any, NoReturn, TypeVar
+from types import SimpleNamespace
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from ..errors import InvalidRequest
+from ..admission import Admission
+from ..call import CALL, Call, Metadata
+from ..callers import Callers
+from ..errors import InvalidRequest, Stalled
+from ..observer import Observer
+from ..priority import BULK, INTERACTIVE
 from ..status import DETAILS_KEY, REQUEST_ID_KEY, code_of, to_status
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 # What a context's `read` returns after the last message.
 EOF = grpc.aio.EOF
-Servicer = TypeVar("Servicer")
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
-# The id of the call that runs.
-REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+PRIORITY_KEY = "x-priority"
 # What a caller may choose as its request id: it is logged and sent back.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-def answering(
-    method: Callable[[Servicer, Request, Context], Awaitable[Response]],
-) -> Callable[[Servicer, Request, Context], Awaitable[Response]]:
-    """Turn what a method with one response raises into a status with google.rpc details.
+class Boundary:
+    """Stands between gRPC and servicers.
 
-    The request id is the caller's `x-request-id`, or a fresh one; it comes back in the trailing
-    metadata.
-    """
-
-    @functools.wraps(method)
-    async def answered(servicer: Servicer, request: Request, context: Context) -> Response:
-        request_id = _enter(context)
-        try:
-            return await method(servicer, request, context)
-        except Exception as error:
-            await _abort(context, error, request_id)
-
-    return answered
-
-
-def streaming(
-    method: Callable[[Servicer, Request, Context], AsyncGenerator[Response, None]],
-) -> Callable[[Servicer, Request, Context], AsyncGenerator[Response, None]]:
-    """Do the same for a method with a stream of responses."""
-
-    @functools.wraps(method)
-    async def streamed(
-        servicer: Servicer, request: Request, context: Context
-    ) -> AsyncGenerator[Response, None]:
-        request_id = _enter(context)
-        try:
-            async with aclosing(method(servicer, request, context)) as responses:
-                async for response in responses:
-                    yield response
-        except Exception as error:
-            await _abort(context, error, request_id)
-
-    return streamed
-
-
-class Malformed:
-    """Stands for a message that is not what its method takes.
+    What they raise becomes a status with google.rpc details. The request id is the caller's
+    `x-request-id`, or a fresh one; it comes back in the trailing metadata.
 
     Args:
-        reason: Of protobuf.
+        callers: Tells who calls.
+        admission: Gives places to calls with one response, and counts those with many.
+        receive_timeout_s: How long the one request of a call may take to arrive, in seconds.
+        observer: Sees every call.
     """
 
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
+    def __init__(
+        self,
+        callers: Callers,
+        admission: Admission,
+        receive_timeout_s: float,
+        observer: Observer,
+    ) -> None:
+        self._callers = callers
+        self._admission = admission
+        self._receive_timeout_s = receive_timeout_s
+        self._observer = observer
 
-    def __getattr__(self, name: str) -> Any:
-        # Whatever a method looks at first, it is refused with the same words.
-        raise InvalidRequest(
-            "message", f"is not the protobuf message that this method takes: {self._reason}"
+    def add(
+        self,
+        add: Callable[[Any, Any], None],
+        servicer: object,
+        server: grpc.aio.Server,
+        scope: str | None,
+    ) -> None:
+        """Add a servicer behind this boundary.
+
+        Args:
+            add: The stubs' `add_…_to_server`.
+            servicer: What it adds.
+            server: Where to.
+            scope: What callers must be allowed to do; None: anybody may call.
+        """
+        add(servicer, _Registration(server, self, scope))
+
+    def guard(self, name: str, handler: Any, scope: str | None) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the handler that gRPC gets in the place of the stubs'.
+
+        Args:
+            name: The method's.
+            handler: The stubs'.
+            scope: As `add`.
+        """
+        around = self._around_stream if handler.response_streaming else self._around_unary
+        kind = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return kind(
+            around(name, handler, scope),
+            request_deserializer=_careful(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
         )
 
+    def _around_unary(self, name: str, handler: Any, scope: str | None) -> Handler:
+        method = handler.stream_unary or handler.unary_unary
 
-def add_to_server(
-    add: Callable[[Any, Any], None], servicer: object, server: grpc.aio.Server
-) -> None:
-    """Add a servicer whose methods refuse malformed messages as INVALID_ARGUMENT.
+        async def answered(requests: Any, context: Context) -> Any:
+            call = self._enter(name, context)
+            code, failure = "CANCELLED", None
+            try:
+                self._identify(call, context, scope)
+                with self._admission.admit(call.caller.name, bulk=call.bulk) as call.place:
+                    if not handler.request_streaming:
+                        requests = await self._receive(context)
+                    response = await method(requests, context)
+                code = "OK"
+                return response
+            except Exception as error:
+                code, failure = code_of(error).name, error
+                await _abort(context, error, call)
+            finally:
+                self._observer.call_ended(call, code, failure)
 
-    By itself, grpc.aio answers UNKNOWN and logs a traceback for each.
+        return answered
 
-    Args:
-        add: The stubs' `add_…_to_server`.
-        servicer: What it adds.
-        server: Where to.
-    """
-    add(servicer, _Registration(server))
+    def _around_stream(self, name: str, handler: Any, scope: str | None) -> Handler:
+        method = handler.stream_stream or handler.unary_stream
+        if iscoroutinefunction(method):
+            method = partial(_written, method)
+
+        async def streamed(requests: Any, context: Context) -> None:
+            call = self._enter(name, context)
+            code, failure = "CANCELLED", None
+            try:
+                self._identify(call, context, scope)
+                with self._admission.stream(call.caller.name):
+                    if not handler.request_streaming:
+                        requests = await self._receive(context)
+                    async with aclosing(method(requests, context)) as responses:
+                        async for response in responses:
+                            await context.write(response)
+                code = "OK"
+            except Exception as error:
+                code, failure = code_of(error).name, error
+                await _abort(context, error, call)
+            finally:
+                self._observer.call_ended(call, code, failure)
+
+        return streamed
+
+    def _enter(self, method: str, context: Context) -> Call:
+        """Give a call its id, for the log and the caller."""
+        metadata: Metadata = tuple(context.invocation_metadata() or ())
+        call = Call(method, _request_id(metadata), metadata)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+        CALL.set(call)
+        self._observer.call_started(call)
+        return call
+
+    def _identify(self, call: Call, context: Context, scope: str | None) -> None:
+        """Say who calls, and how urgent it is.
+
+        Raises:
+            ServingError: They may not, or say it wrongly.
+        """
+        call.caller = self._callers.identify(call.metadata, context.peer(), context.auth_context())
+        for key, value in call.metadata:
+            if key == PRIORITY_KEY:
+                if value not in (INTERACTIVE, BULK):
+                    raise InvalidRequest(
+                        PRIORITY_KEY, f"(metadata) must be {INTERACTIVE!r} or {BULK!r}"
+                    )
+                call.bulk = value == BULK
+
+    async def _receive(self, context: Context) -> Any:
+        """Return the one request of a call.
+
+        Raises:
+            InvalidRequest: There is none, or it is not what the method takes.
+            Stalled: It takes too long to arrive.
+        """
+        task, timeout_s = asyncio.current_task(), self._receive_timeout_s
+        assert task is not None
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            task.cancel()
+
+        # Not wait_for, which makes a task of its own on Python below 3.12.
+        timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
+        try:
+            request = await context.read()
+        except asyncio.CancelledError:
+            if late:
+                raise Stalled(
+                    f"the request did not arrive within {timeout_s:g} s (receive_timeout_s); send"
+                    " large images by the upload methods"
+                ) from None
+            raise
+        finally:
+            timer.cancel()
+        if request is EOF:
+            # Also where gRPC itself refused the message as too long, and has said so.
+            raise InvalidRequest("message", "is missing: the call ended without a request")
+        return request
 
 
 class _Registration:
     """Takes the place of the server while the stubs register their methods."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, boundary: Boundary, scope: str | None) -> None:
         self._server = server
+        self._boundary = boundary
+        self._scope = scope
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Do nothing: the stubs also register the same methods by name."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Register methods that parse with care."""
-        careful = {
-            name: handler._replace(request_deserializer=_careful(handler.request_deserializer))
+        """Register methods behind the boundary."""
+        guarded = {
+            name: self._boundary.guard(name, handler, self._scope)
             for name, handler in handlers.items()
         }
-        generic = grpc.method_handlers_generic_handler(service, careful)
+        generic = grpc.method_handlers_generic_handler(service, guarded)
         self._server.add_generic_rpc_handlers((generic,))
 
 
 def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Refuse malformed messages as INVALID_ARGUMENT; grpc.aio would say UNKNOWN."""
+
     def parse_or_refuse(content: bytes) -> Any:
         try:
             return parse(content)
         except DecodeError as error:
-            return Malformed(str(error))
+            raise InvalidRequest(
+                "message", f"is not the protobuf message that this method takes: {error}"
+            ) from None
 
     return parse_or_refuse
 
 
-def _enter(context: Context) -> str:
-    """Give a call its id, for the log and the caller."""
-    request_id = _request_id(context)
-    REQUEST_ID.set(request_id)
-    context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-    return request_id
+async def _written(
+    method: Callable[[Any, Any], Awaitable[None]], request: Any, _: Context
+) -> AsyncGenerator[Any, None]:
+    """Give what a method writes.
+
+    It is not made to wait until the caller takes it: whoever watches health holds a lock meanwhile,
+    and one caller who never reads would keep the server from saying that it stops.
+    """
+    written: asyncio.Queue[Any] = asyncio.Queue()
+    writing = asyncio.ensure_future(method(request, SimpleNamespace(write=written.put)))
+    writing.add_done_callback(lambda _: written.put_nowait(EOF))
+    try:
+        while (response := await written.get()) is not EOF:
+            yield response
+        await writing
+    finally:
+        writing.cancel()
 
 
-async def _abort(context: Context, error: Exception, request_id: str) -> NoReturn:
+async def _abort(context: Context, error: Exception, call: Call) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     code = code_of(error)
     if code is grpc.StatusCode.INTERNAL:
-        log.error("request %s failed", request_id, exc_info=error)
-    status = to_status(error, request_id)
+        log.error("request %s failed", call.request_id, exc_info=error)
+    status = to_status(error, call.request_id)
     try:
         await context.abort(
             code,
             status.message,
-            ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id)),
+            ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, call.request_id)),
         )
     except grpc.aio.InternalError:
         # The call is over, its deadline has passed most likely: there is nobody to tell.
-        log.debug("request %s ended before it could be refused: %s", request_id, status.message)
+        log.debug(
+            "request %s ended before it could be refused: %s", call.request_id, status.message
+        )
         raise asyncio.CancelledError from error
 
 
-def _request_id(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _request_id(metadata: Metadata) -> str:
+    for key, value in metadata:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
     # Not uuid4: it asks the kernel, and gives up the GIL for that.

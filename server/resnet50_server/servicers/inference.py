@@ -11,11 +11,15 @@ from typing import Any
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 
-from ..decode import source_of
+from ..admission import Place
+from ..call import CALL, Call
+from ..decode import length_of, source_of
 from ..errors import ShuttingDown
 from ..held import HeldVariants
-from ..pipeline import Answer, Pipeline
-from .boundary import Context, answering, streaming
+from ..observer import Image
+from ..pipeline import Pipeline
+from ..variant_queue import Result
+from .boundary import Context
 from .questions import ClassifyQuestion, EmbedQuestion, Question, timing
 from .stream import FrameStream, Messages, Reply
 from .upload import Part as UploadPart
@@ -65,27 +69,30 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Whether no image and no stream is inside."""
         return not self._pipeline.admission.requests and not self._streams
 
-    @answering
     async def Classify(
         self, request: inference_pb2.ClassifyRequest, context: Context
     ) -> inference_pb2.ClassifyResponse:
         """Classify one image; see the contract."""
         started = time.perf_counter()
         question = ClassifyQuestion(request.options, self._variants)
-        answer = await self._answer(request.image, question, context)
-        return _classify_response(question, answer, started)
+        result, image = await self._answer(request.image, question, context, started)
+        return inference_pb2.ClassifyResponse(
+            classification=question.answer(result),
+            variant=question.reference,
+            timing=timing(image),
+        )
 
-    @answering
     async def Embed(
         self, request: inference_pb2.EmbedRequest, context: Context
     ) -> inference_pb2.EmbedResponse:
         """Embed one image; see the contract."""
         started = time.perf_counter()
         question = EmbedQuestion(request.options, self._variants)
-        answer = await self._answer(request.image, question, context)
-        return _embed_response(question, answer, started)
+        result, image = await self._answer(request.image, question, context, started)
+        return inference_pb2.EmbedResponse(
+            embedding=question.answer(result), variant=question.reference, timing=timing(image)
+        )
 
-    @answering
     async def ClassifyUpload(
         self, request_iterator: AsyncIterator[inference_pb2.ClassifyUploadRequest], context: Context
     ) -> inference_pb2.ClassifyResponse:
@@ -94,11 +101,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         upload = self._upload(request_iterator)
         options: inference_pb2.ClassifyUploadOptions = await upload.options()
         question = ClassifyQuestion(options.options, self._variants)
-        return _classify_response(
-            question, await self._answer_upload(upload, question, context), started
+        result, image = await self._answer_upload(upload, question, context, started)
+        return inference_pb2.ClassifyResponse(
+            classification=question.answer(result),
+            variant=question.reference,
+            timing=timing(image),
         )
 
-    @answering
     async def EmbedUpload(
         self, request_iterator: AsyncIterator[inference_pb2.EmbedUploadRequest], context: Context
     ) -> inference_pb2.EmbedResponse:
@@ -107,11 +116,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         upload = self._upload(request_iterator)
         options: inference_pb2.EmbedUploadOptions = await upload.options()
         question = EmbedQuestion(options.options, self._variants)
-        return _embed_response(
-            question, await self._answer_upload(upload, question, context), started
+        result, image = await self._answer_upload(upload, question, context, started)
+        return inference_pb2.EmbedResponse(
+            embedding=question.answer(result), variant=question.reference, timing=timing(image)
         )
 
-    @streaming
     def ClassifyStream(
         self, request_iterator: AsyncIterator[inference_pb2.ClassifyStreamRequest], context: Context
     ) -> AsyncGenerator[inference_pb2.ClassifyStreamResponse, None]:
@@ -119,7 +128,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reply = inference_pb2.ClassifyStreamResponse
         return self._stream(context, ClassifyQuestion, reply, "classification")
 
-    @streaming
     def EmbedStream(
         self, request_iterator: AsyncIterator[inference_pb2.EmbedStreamRequest], context: Context
     ) -> AsyncGenerator[inference_pb2.EmbedStreamResponse, None]:
@@ -127,17 +135,27 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reply = inference_pb2.EmbedStreamResponse
         return self._stream(context, EmbedQuestion, reply, "embedding")
 
-    async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> Answer:
+    async def _answer(
+        self, image: image_pb2.Image, question: Question, context: Context, started: float
+    ) -> tuple[Result, Image]:
+        call = CALL.get()
         source = source_of(image, self._pipeline.limits)
-        return await self._pipeline.answer(source, question.job(_deadline(context)))
+        _place(call).grow(length_of(source))
+        job = question.job(call, _deadline(context))
+        answer = await self._pipeline.answer(source, job)
+        return answer.result, self._pipeline.answered(job, answer, started)
 
     def _upload(self, parts: AsyncIterator[UploadPart]) -> Upload:
         return Upload(parts, self._pipeline, self._patience.upload_idle_timeout_s)
 
-    async def _answer_upload(self, upload: Upload, question: Question, context: Context) -> Answer:
-        with self._pipeline.admission.admit(0) as place:
-            image = await upload.image(question.variant.definition.transform, place)
-            return await self._pipeline.compute(image, question.job(_deadline(context)))
+    async def _answer_upload(
+        self, upload: Upload, question: Question, context: Context, started: float
+    ) -> tuple[Result, Image]:
+        call = CALL.get()
+        job = question.job(call, _deadline(context))
+        image = await upload.image(question.variant.definition.transform, _place(call))
+        answer = await self._pipeline.compute(image, job)
+        return answer.result, self._pipeline.answered(job, answer, started)
 
     async def _stream(
         self,
@@ -146,18 +164,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reply: Callable[..., Reply],
         outcome: str,
     ) -> AsyncGenerator[Reply, None]:
-        if self._pipeline.admission.draining:
-            raise ShuttingDown("the server is shutting down; call another one")
+        call = CALL.get()
         messages = Messages(context.read, self._patience.stream_idle_timeout_s)
         self._streams.add(messages)
         try:
             config = await messages.config()
             question = question_of(config.options, self._variants)
-            stream = FrameStream(messages, self._pipeline, reply, outcome)
+            job = question.job(call, _deadline(context), flow=messages)
+            stream = FrameStream(messages, self._pipeline, reply, outcome, question, job)
             replies = stream.replies(
                 config,
-                question,
-                question.job(_deadline(context), flow=messages),
                 self._patience.max_frames_in_flight,
                 self._patience.frames_in_flight,
             )
@@ -178,21 +194,6 @@ def _deadline(context: Context) -> float | None:
     return asyncio.get_running_loop().time() + remaining_s
 
 
-def _classify_response(
-    question: ClassifyQuestion, answer: Answer, started: float
-) -> inference_pb2.ClassifyResponse:
-    return inference_pb2.ClassifyResponse(
-        classification=question.answer(answer.result),
-        variant=question.reference,
-        timing=timing(answer, started),
-    )
-
-
-def _embed_response(
-    question: EmbedQuestion, answer: Answer, started: float
-) -> inference_pb2.EmbedResponse:
-    return inference_pb2.EmbedResponse(
-        embedding=question.answer(answer.result),
-        variant=question.reference,
-        timing=timing(answer, started),
-    )
+def _place(call: Call) -> Place:
+    assert call.place is not None  # the boundary gave it one
+    return call.place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Hashable
 from typing import TypeAlias
 
@@ -11,9 +10,11 @@ import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2
 
+from ..call import Call
 from ..errors import InvalidRequest
 from ..held import HeldVariant, HeldVariants
-from ..pipeline import Answer, Job
+from ..observer import Image
+from ..pipeline import Job
 from ..variant_queue import Result
 
 DEFAULT_TOP_K = 5
@@ -41,9 +42,10 @@ class ClassifyQuestion:
         self._with_embedding = options.include_embedding
         self._min_probability = _min_probability(options)
 
-    def job(self, deadline: float | None, flow: Hashable | None = None) -> Job:
+    def job(self, call: Call, deadline: float | None, flow: Hashable | None = None) -> Job:
         """Return what is to be done with an image; see `Job`."""
-        return Job(self.variant, self._top_k, self._with_embedding, deadline, flow)
+        call.variant = self.variant.definition.name
+        return Job(self.variant, self._top_k, self._with_embedding, call, deadline, flow)
 
     def answer(self, result: Result) -> result_pb2.Classification:
         """Return what the image shows."""
@@ -87,9 +89,10 @@ class EmbedQuestion:
             )
         self._options = options
 
-    def job(self, deadline: float | None, flow: Hashable | None = None) -> Job:
+    def job(self, call: Call, deadline: float | None, flow: Hashable | None = None) -> Job:
         """Return what is to be done with an image; see `Job`."""
-        return Job(self.variant, 0, True, deadline, flow)
+        call.variant = self.variant.definition.name
+        return Job(self.variant, 0, True, call, deadline, flow)
 
     def answer(self, result: Result) -> result_pb2.Embedding:
         """Return the image's vector."""
@@ -104,15 +107,14 @@ def _reference(variant: HeldVariant) -> result_pb2.VariantRef:
     return result_pb2.VariantRef(name=variant.definition.name, digest=variant.opened.digest)
 
 
-def timing(answer: Answer, started: float) -> result_pb2.Timing:
-    """Return where the time went since `started`, on the clock of `time.perf_counter`."""
-    result = answer.result
+def timing(image: Image) -> result_pb2.Timing:
+    """Return where an image's time went."""
     return result_pb2.Timing(
-        decode_us=int(answer.decode_s * 1e6),
-        queue_us=int(result.queue_s * 1e6),
-        compute_us=int(result.compute_s * 1e6),
-        total_us=int((time.perf_counter() - started) * 1e6),
-        batch_size=result.batch_size,
+        decode_us=int(image.decode_s * 1e6),
+        queue_us=int(image.queue_s * 1e6),
+        compute_us=int(image.compute_s * 1e6),
+        total_us=int(image.total_s * 1e6),
+        batch_size=image.batch_size,
     )
 
 

@@ -16,7 +16,7 @@ from ..decode import source_of
 from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
 from ..pipeline import Answer, Job, Pipeline
 from ..status import to_status
-from .boundary import EOF, REQUEST_ID
+from .boundary import EOF
 from .frames import Pending, answer_in_order, answer_latest
 from .questions import Question, timing
 
@@ -151,6 +151,8 @@ class FrameStream(Generic[Reply]):
         pipeline: Computes.
         reply: Makes the message that answers a frame, from its fields.
         outcome: The field of it that holds a frame's answer.
+        question: What the caller wants to know of each frame.
+        job: The same for the pipeline.
     """
 
     def __init__(
@@ -159,21 +161,23 @@ class FrameStream(Generic[Reply]):
         pipeline: Pipeline,
         reply: Callable[..., Reply],
         outcome: str,
+        question: Question,
+        job: Job,
     ) -> None:
         self._messages = messages
         self._pipeline = pipeline
         self._reply = reply
         self._outcome = outcome
+        self._question = question
+        self._job = job
 
     async def replies(
-        self, config: Config, question: Question, job: Job, max_window: int, default_window: int
+        self, config: Config, max_window: int, default_window: int
     ) -> AsyncGenerator[Reply, None]:
         """Give the answers as the config's delivery wants them.
 
         Args:
             config: The first message's.
-            question: What the caller wants to know of each frame.
-            job: The same for the pipeline.
             max_window: Frames inside at once, at most.
             default_window: The same for an ORDERED stream that does not say.
 
@@ -188,15 +192,12 @@ class FrameStream(Generic[Reply]):
             )
         frames = self._messages.frames()
 
-        async def start(frame: inference_pb2.Frame) -> Pending[Reply]:
-            return await self._start(frame, question, job)
-
         if delivery == inference_pb2.DELIVERY_ORDERED:
             window = min(config.max_in_flight or default_window, max_window)
-            answers = answer_in_order(frames, start, window)
+            answers = answer_in_order(frames, self._start, window)
         else:
             window = min(config.max_in_flight or LATEST_WINDOW, max_window)
-            answers = answer_latest(frames, start, self._drop, window)
+            answers = answer_latest(frames, self._start, self._drop, window)
         answered = "no frame was answered"
         try:
             async with aclosing(answers):
@@ -208,11 +209,9 @@ class FrameStream(Generic[Reply]):
                 f"the server is shutting down; {answered}: send those after it to another server"
             ) from error
 
-    async def _start(
-        self, frame: inference_pb2.Frame, question: Question, job: Job
-    ) -> Pending[Reply]:
+    async def _start(self, frame: inference_pb2.Frame) -> Pending[Reply]:
         """Begin to compute a frame as soon as there is room for it."""
-        started, frame_id = time.perf_counter(), frame.frame_id
+        started, frame_id, job = time.perf_counter(), frame.frame_id, self._job
         place: Place | None = None
         try:
             source = source_of(frame.image, self._pipeline.limits)
@@ -228,25 +227,29 @@ class FrameStream(Generic[Reply]):
             return refused
         if submitted is None:
             computing = asyncio.create_task(self._pipeline.compute(source, job))
-            return _Computed(self, frame_id, question, started, place, computing, None)
-        return _Computed(self, frame_id, question, started, place, *submitted)
+            return _Computed(self, frame_id, started, place, computing, None)
+        return _Computed(self, frame_id, started, place, *submitted)
 
-    def reply_to(self, frame_id: int, question: Question, answer: Answer, started: float) -> Reply:
+    def reply_to(self, frame_id: int, answer: Answer, started: float) -> Reply:
         """Return the message that answers a frame which was computed."""
+        outcome = self._question.answer(answer.result)
         return self._reply(
             frame_id=frame_id,
-            variant=question.reference,
-            timing=timing(answer, started),
-            **{self._outcome: question.answer(answer.result)},
+            variant=self._question.reference,
+            timing=timing(self._pipeline.answered(self._job, answer, started)),
+            **{self._outcome: outcome},
         )
 
     def error_to(self, frame_id: int, error: Exception) -> Reply:
         """Return the message that answers a frame which cannot be computed."""
+        call = self._job.call
         if not isinstance(error, ServingError):
-            log.exception("frame %d of stream %s failed", frame_id, REQUEST_ID.get())
-        return self._reply(frame_id=frame_id, error=to_status(error, REQUEST_ID.get()))
+            log.exception("frame %d of stream %s failed", frame_id, call.request_id)
+        self._pipeline.observer.frame_refused(call, error)
+        return self._reply(frame_id=frame_id, error=to_status(error, call.request_id))
 
     def _drop(self, frame: inference_pb2.Frame, newer: inference_pb2.Frame) -> Reply:
+        self._pipeline.observer.frame_dropped(self._job.call)
         dropped = result_pb2.Dropped(replaced_by_frame_id=newer.frame_id)
         return self._reply(frame_id=frame.frame_id, dropped=dropped)
 
@@ -257,7 +260,6 @@ class _Computed(Generic[Reply]):
     Args:
         stream: Makes the reply.
         frame_id: The frame's.
-        question: What the caller wants to know of it.
         started: When it was taken, on the clock of `time.perf_counter`.
         place: Its place in the server: given back as soon as it is computed, whether or not the
             caller takes the answer.
@@ -270,7 +272,6 @@ class _Computed(Generic[Reply]):
         "_decode_s",
         "_frame_id",
         "_place",
-        "_question",
         "_started",
         "_stream",
     )
@@ -279,7 +280,6 @@ class _Computed(Generic[Reply]):
         self,
         stream: FrameStream[Reply],
         frame_id: int,
-        question: Question,
         started: float,
         place: Place,
         computing: asyncio.Future[Any],
@@ -287,7 +287,6 @@ class _Computed(Generic[Reply]):
     ) -> None:
         self._stream = stream
         self._frame_id = frame_id
-        self._question = question
         self._started = started
         self._place = place
         self._computing = computing
@@ -298,7 +297,7 @@ class _Computed(Generic[Reply]):
         try:
             result = yield from self._computing.__await__()
             answer = result if self._decode_s is None else Answer(result, self._decode_s)
-            return self._stream.reply_to(self._frame_id, self._question, answer, self._started)
+            return self._stream.reply_to(self._frame_id, answer, self._started)
         except Exception as error:
             return self._stream.error_to(self._frame_id, error)
 

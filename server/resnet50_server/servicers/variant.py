@@ -7,7 +7,7 @@ from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from ..errors import Unimplemented
 from ..held import HeldVariants
 from ..variants.definition import EMBEDDING_DIMENSION, Definition
-from .boundary import Context, answering
+from .boundary import Context
 
 
 class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
@@ -20,7 +20,6 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
     def __init__(self, variants: HeldVariants) -> None:
         self._variants = variants
 
-    @answering
     async def ListVariants(
         self, request: variant_pb2.ListVariantsRequest, context: Context
     ) -> variant_pb2.ListVariantsResponse:
@@ -29,7 +28,6 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
             variants=[self._describe(definition) for definition in self._variants.definitions]
         )
 
-    @answering
     async def GetVariant(
         self, request: variant_pb2.GetVariantRequest, context: Context
     ) -> variant_pb2.GetVariantResponse:
@@ -39,14 +37,12 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         variant.categories.extend(definition.categories)
         return variant_pb2.GetVariantResponse(variant=variant)
 
-    @answering
     async def LoadVariant(
         self, request: variant_pb2.LoadVariantRequest, context: Context
     ) -> variant_pb2.LoadVariantResponse:
         """Refuse: not built yet."""
         raise Unimplemented("LoadVariant")
 
-    @answering
     async def UnloadVariant(
         self, request: variant_pb2.UnloadVariantRequest, context: Context
     ) -> variant_pb2.UnloadVariantResponse:

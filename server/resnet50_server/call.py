@@ -1,0 +1,46 @@
+"""One RPC, from the moment it is known to the moment it has ended, and whoever watches it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from .admission import Place
+from .callers import Caller
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+NOBODY = Caller("", frozenset())
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """An RPC that runs.
+
+    Attributes:
+        method: Its name, e.g. "Classify".
+        request_id: Connects log, metadata and trace.
+        metadata: What the caller sent along.
+        caller: Who it is; nobody until that is known.
+        bulk: Whether it gives way to interactive calls.
+        place: Its place in the server, if it is for a single image.
+        variant: The name of the variant that answers; "" until that is known.
+        started: On the clock of `time.perf_counter`.
+        notes: What observers keep with it, by their own keys.
+    """
+
+    method: str
+    request_id: str
+    metadata: Metadata
+    caller: Caller = NOBODY
+    bulk: bool = False
+    place: Place | None = None
+    variant: str = ""
+    started: float = field(default_factory=time.perf_counter)
+    notes: dict[object, Any] = field(default_factory=dict)
+
+
+# The call that runs.
+CALL: ContextVar[Call] = ContextVar("call")

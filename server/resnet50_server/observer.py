@@ -1,0 +1,127 @@
+"""Whoever watches the server: metrics, traces. Called on the event loop, so it must be quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .call import Call
+
+
+@dataclass(eq=False, slots=True)
+class Image:
+    """An image that was answered.
+
+    Attributes:
+        call: That it came with.
+        variant: That answered.
+        ended: When the answer was there, on the clock of `time.perf_counter`, in seconds.
+        decode_s: Decoding, the wait for a thread included.
+        queue_s: From decoded to the start of its batch.
+        compute_s: Its batch on the engine.
+        total_s: From its arrival to the answer.
+        batch_size: Images in its batch.
+    """
+
+    call: Call
+    variant: str
+    ended: float
+    decode_s: float
+    queue_s: float
+    compute_s: float
+    total_s: float
+    batch_size: int
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """A batch that the engine has computed, or failed on.
+
+    Attributes:
+        variant: Whose.
+        size: Images in it, also those whose callers gave up meanwhile.
+        compute_s: On the engine, in seconds; 0 if it failed.
+        ended: On the clock of `time.perf_counter`, in seconds.
+        contexts: What `submit` was given with each image.
+        failed: Whether the engine raised.
+    """
+
+    variant: str
+    size: int
+    compute_s: float
+    ended: float
+    contexts: Sequence[Any]
+    failed: bool
+
+
+class Observer:
+    """Sees what happens; each method does nothing unless it is overridden."""
+
+    def call_started(self, call: Call) -> None:
+        """See an RPC whose headers have arrived."""
+
+    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
+        """See how an RPC ended.
+
+        Args:
+            call: The RPC.
+            code: The name of the gRPC status code that its caller is told; "CANCELLED" if the
+                caller gave up.
+            error: Why it failed; None if it did not, or was cancelled.
+        """
+
+    def image_answered(self, image: Image) -> None:
+        """See an image whose answer is about to leave."""
+
+    def frame_refused(self, call: Call, error: Exception) -> None:
+        """See a frame of a stream that is answered with an error."""
+
+    def frame_dropped(self, call: Call) -> None:
+        """See a frame of a stream that a newer one has replaced."""
+
+    def batch_ended(self, batch: Batch) -> None:
+        """See a batch that has left the engine."""
+
+
+class Observers(Observer):
+    """Several as one.
+
+    Args:
+        observers: Each sees everything.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def call_started(self, call: Call) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.call_started(call)
+
+    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.call_ended(call, code, error)
+
+    def image_answered(self, image: Image) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.image_answered(image)
+
+    def frame_refused(self, call: Call, error: Exception) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.frame_refused(call, error)
+
+    def frame_dropped(self, call: Call) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.frame_dropped(call)
+
+    def batch_ended(self, batch: Batch) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.batch_ended(batch)
