@@ -29,8 +29,8 @@ TOLD = [
     (InvalidImage("image.encoded", "is empty"), "INVALID_ARGUMENT", {"BadRequest"}),
     (VariantNotFound("options.variant", "cats", ["dogs"]), "NOT_FOUND", {"ErrorInfo"}),
     (VariantLoading("wait"), "UNAVAILABLE", set()),
-    (Overloaded("full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
-    (QueueFull("full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
+    (Overloaded("max_requests", "full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
+    (QueueFull("max_queue_size", "full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
     (DataLoss("damaged"), "DATA_LOSS", set()),
     (Stalled("silent"), "DEADLINE_EXCEEDED", set()),
     (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),
@@ -86,7 +86,7 @@ def test_bad_request_names_the_field_and_the_reason():
 
 @pytest.mark.parametrize("kind", [Overloaded, QueueFull])
 def test_overload_says_when_to_come_back(kind):
-    status = to_status(kind("full", 1.25), "x")
+    status = to_status(kind("max_requests", "full", 1.25), "x")
     assert details(status)["RetryInfo"].retry_delay.ToNanoseconds() == 1_250_000_000
     assert "1.250 s" in status.message
 
