@@ -80,6 +80,7 @@ class Certificates:
         self._warn_at = 0.0
         self._files.changed()
         self._current = self._read()
+        self._check_expiry(self._current)
         self._announce()
 
     @property
@@ -102,6 +103,8 @@ class Certificates:
     def _reload(self) -> None:
         try:
             material = self._read()
+            if material != self._current:
+                self._check_expiry(material)
         except UnusableSetting as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
@@ -149,20 +152,28 @@ class Certificates:
                 "tls_key", f"{self._key} is not the key of the first certificate in {self._cert}"
             )
         expires_at = min(one.not_valid_after_utc.timestamp() for one in chain)
-        if expires_at <= self._clock():
-            raise UnusableSetting("tls_cert", f"{self._cert} has expired on {_date(expires_at)}")
         client_ca = None
         if self._client_ca is not None:
             client_ca, _ = _certificates("tls_client_ca", self._client_ca)
         return TlsMaterial(certificate, key, client_ca, expires_at)
 
+    def _check_expiry(self, material: TlsMaterial) -> None:
+        if material.expires_at <= self._clock():
+            raise UnusableSetting(
+                "tls_cert", f"{self._cert} has expired on {_date(material.expires_at)}"
+            )
+
 
 def _certificates(setting: str, path: Path) -> tuple[bytes, list[x509.Certificate]]:
     content = _content(setting, path)
     try:
-        return content, x509.load_pem_x509_certificates(content)
+        found = x509.load_pem_x509_certificates(content)
     except ValueError as error:
         raise UnusableSetting(setting, f"{path} holds no certificates in PEM: {error}") from error
+    # What is cut off within a certificate is passed over in silence.
+    if content.count(b"-----BEGIN CERTIFICATE-----") != len(found):
+        raise UnusableSetting(setting, f"{path} ends within a certificate")
+    return content, found
 
 
 def _content(setting: str, path: Path) -> bytes:

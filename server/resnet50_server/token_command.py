@@ -133,7 +133,10 @@ def _revoke(name: str, file: Path) -> int:
             raise UnusableSetting("tokens_file", f"{file}: has no token {name!r}")
         # What people wrote beside the other entries stays.
         document = tomlkit.parse(path.read_text())
-        del document["token"][names.index(name)]
+        if len(names) == 1:
+            del document["token"]
+        else:
+            del document["token"][names.index(name)]
         _replace(path, document.as_string().rstrip("\n") + "\n")
     print(f"{name} is revoked: a server that uses {file} refuses it within a second")
     return 0

@@ -148,6 +148,9 @@ def read_tokens(path: Path) -> list[tuple[bytes, Token]]:
         content = path.read_bytes()
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror}") from error
+    if not content:
+        # Who replaces it in two steps, emptying it first, has not meant to revoke everything.
+        raise _unusable(path, "is empty; where no token is to be taken, let it hold a comment")
     return parse_tokens(path, content)
 
 
