@@ -171,7 +171,7 @@ def _certificates(setting: str, path: Path) -> tuple[bytes, list[x509.Certificat
     except ValueError as error:
         raise UnusableSetting(setting, f"{path} holds no certificates in PEM: {error}") from error
     # What is cut off within a certificate is passed over in silence.
-    if content.count(b"-----BEGIN CERTIFICATE-----") != len(found):
+    if content.count(b"-----BEGIN CERTIFICATE-----") > len(found):
         raise UnusableSetting(setting, f"{path} ends within a certificate")
     return content, found
 
