@@ -6,6 +6,7 @@ import socket
 import time
 
 import certs
+import grpc
 import pytest
 
 from resnet50_server.certificates import DAY_S, Certificates
@@ -128,6 +129,22 @@ async def test_with_tls_every_tcp_address_speaks_it_and_unix_sockets_do_not(tmp_
     )
     assert server.bound == list(zip(["TLS", "TLS", "clear text"], addresses, strict=True))
     assert caplog.messages == []
+
+
+async def test_each_address_is_told_of_a_new_certificate_once(tmp_path, monkeypatch):
+    """gRPC makes a new TLS context of whatever it is told before a handshake."""
+    fetchers = []
+    monkeypatch.setattr(
+        grpc, "dynamic_ssl_server_credentials", lambda first, fetch, **_: fetchers.append(fetch)
+    )
+    ca = certs.authority()
+    files = certs.Files(tmp_path, certs.issue(ca))
+    certificates = Certificates(files.cert, files.key)
+    await listen(Server(), settings("127.0.0.1:0", "127.0.0.1:0", **files.settings), certificates)
+    assert [fetch() for fetch in fetchers] == [None, None]
+    files.put(certs.issue(ca))
+    assert None not in [fetch() for fetch in fetchers]
+    assert [fetch() for fetch in fetchers] == [None, None]
 
 
 # Certificates

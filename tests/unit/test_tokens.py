@@ -6,9 +6,11 @@ import logging
 import os
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from resnet50_server import watched
 from resnet50_server.__main__ import main
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.tokens import MAX_TOKENS, Token, Tokens, read_tokens
@@ -115,16 +117,22 @@ def test_file_that_does_not_change_is_not_read_again(path, clock, monkeypatch):
     assert len(reads) == 1  # the first look after it was written
 
 
-def test_change_that_time_and_size_do_not_tell_is_seen(path, clock):
+@pytest.mark.parametrize(("age_s", "read_again"), [(0.5, True), (5.0, False)])
+def test_file_that_has_just_changed_is_read_again_whatever_its_time_says(
+    path, clock, monkeypatch, age_s, read_again
+):
     """Written twice within one tick of the file system's clock, to the same length, in place."""
     tokens = Tokens(path, clock)
+    found = path.stat()
+    monkeypatch.setattr(watched, "os", SimpleNamespace(stat=lambda path: found))
+    monkeypatch.setattr(
+        watched, "time", SimpleNamespace(time_ns=lambda: found.st_ctime_ns + int(age_s * 1e9))
+    )
     clock.now_s += 1.1
     tokens.find(SECRET)
     path.write_text(entry("cameras", "another secret"))
-    stamp = os.stat(path)
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     clock.now_s += 1.1
-    assert tokens.find("another secret")
+    assert (tokens.find("another secret") is not None) == read_again
 
 
 @pytest.mark.parametrize(
