@@ -76,9 +76,18 @@ class Callers:
         """
         if self._tokens is not None:
             return self._bearer(self._tokens, metadata)
+        return Caller(self.connected(peer, auth_context).name, frozenset({INFER}))
+
+    def connected(self, peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> Caller:
+        """Return who makes a call that needs no scope and no token, such as a health check.
+
+        Args:
+            peer: As `identify`.
+            auth_context: As `identify`.
+        """
         identity = certificate_identity(auth_context)
         name = f"address:{_address(peer)}" if identity is None else f"cert:{identity}"
-        return Caller(name, frozenset({INFER}))
+        return Caller(name, frozenset())
 
     def _bearer(self, tokens: Tokens, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
         token = tokens.find(_secret(metadata))

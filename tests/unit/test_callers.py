@@ -167,6 +167,12 @@ def test_call_without_a_valid_token_is_refused_with_the_reason(with_tokens, meta
         assert secret not in str(refused.value)
 
 
+def test_who_is_connected_is_named_without_a_token_and_may_do_nothing(with_tokens):
+    for callers in (with_tokens, Callers(None)):
+        assert callers.connected(PEER, CLEARTEXT) == Caller("address:10.0.0.7", frozenset())
+        assert callers.connected(PEER, CERTIFICATE) == Caller("cert:cam.example", frozenset())
+
+
 def test_scope_that_is_missing_is_named(with_tokens):
     caller = with_tokens.identify(bearer("Bearer camera-secret"), PEER, CLEARTEXT)
     caller.require(INFER)
