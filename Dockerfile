@@ -2,7 +2,8 @@
 # torch's Linux wheels bring the CUDA libraries along, so a plain Python image serves on a GPU too:
 #   docker build -t resnet50-serving .
 #   docker run --gpus all -p 50051:50051 -v resnet50-weights:/weights \
-#     -e RESNET50_VARIANTS=IMAGENET1K_V2 resnet50-serving
+#     -e RESNET50_VARIANTS=IMAGENET1K_V2 -e RESNET50_ALLOW_CLEARTEXT=true resnet50-serving
+# It listens on all interfaces, in clear text only if told to, as above.
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

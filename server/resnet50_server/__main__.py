@@ -17,6 +17,10 @@ resnet50-server variants list            the variants that torchvision publishes
 resnet50-server variants show NAME       one of them, or NAME=DIRECTORY, in full
 resnet50-server variants download NAME…  fetch weights, with their hash checked
 resnet50-server variants verify          check the hashes of the files that are here
+resnet50-server tokens new NAME          make a bearer token; `tokens new --help` lists the options
+resnet50-server tokens list --file F     the tokens of a file
+resnet50-server tokens revoke NAME --file F
+                                         take one out
 """
 
 
@@ -37,9 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
         description=USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|variants")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|variants|tokens")
     commands.add_parser("serve")
     variants = commands.add_parser("variants")
+    tokens = commands.add_parser("tokens")
+    from . import token_command
+
+    token_command.add_arguments(tokens)
+    if arguments[:1] == ["tokens"]:
+        return token_command.run(parser.parse_args(arguments))
+    # Brings torchvision along.
     from .variants import command
 
     command.add_arguments(variants)

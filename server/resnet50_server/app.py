@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 
 import grpc
@@ -25,16 +24,19 @@ from resnet50.v1 import (
 
 from .admission import Admission, Limits
 from .callers import INFER, Callers
+from .certificates import Certificates
 from .decode import ImageLimits, JpegDecoder
 from .decode_pool import DecodePool, decode_threads
-from .errors import WeightsError
+from .errors import UnusableSetting, WeightsError
 from .held import Devices, HeldVariants, cores, hold
+from .listeners import HANDSHAKE_TIMEOUT_MS, certificates_of, listen
 from .observer import Observer
 from .pipeline import Pipeline
 from .servicers.boundary import Boundary
 from .servicers.inference import InferenceServicer, Patience
 from .servicers.variant import VariantServicer
 from .settings import Settings
+from .tokens import Tokens
 from .variants.definition import define
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class Server:
             settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu)
         )
         self._inference: InferenceServicer | None = None
+        self.certificates: Certificates | None = None
         self.addresses: list[str] = []
 
     async def start(self) -> None:
@@ -86,9 +89,12 @@ class Server:
 
         Raises:
             WeightsError: A variant cannot be served.
+            UnusableSetting: A file or an address that a setting names cannot be used.
             OSError: An address cannot be listened on.
         """
         settings = self._settings
+        self.certificates = certificates_of(settings)
+        tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         definitions = [define(spec) for spec in settings.variants]
         variants = HeldVariants(definitions, settings.default_variant)
         self._grpc = server = grpc.aio.server(options=_options(settings))
@@ -97,7 +103,7 @@ class Server:
             self._admission, self._decode_pool, limits, _jpegs(settings), self._observer
         )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings))
-        callers = Callers()
+        callers = Callers(tokens)
         boundary = Boundary(callers, self._admission, settings.receive_timeout_s, self._observer)
         boundary.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
@@ -123,7 +129,7 @@ class Server:
             INFER,
         )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.addresses = [_listen(server, address) for address in settings.listen]
+        self.addresses = await listen(server, settings, self.certificates)
         await server.start()
         log.info("listening on %s; loading the variants", ", ".join(self.addresses))
         for definition in definitions:
@@ -178,6 +184,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
@@ -223,37 +230,12 @@ def _patience(settings: Settings) -> Patience:
     )
 
 
-def _listen(server: grpc.aio.Server, address: str) -> str:
-    """Bind an address; return it with the port that was chosen."""
-    try:
-        if address.startswith("unix:"):
-            _refuse_used_socket(address.removeprefix("unix:"))
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise OSError(
-            f"listen: cannot listen on {address}: another process does, or the address is not of"
-            " this machine"
-        ) from error
-    if address.startswith("unix:"):
-        return address
-    return f"{address.rpartition(':')[0]}:{port}"
-
-
-def _refuse_used_socket(path: str) -> None:
-    """Raise `OSError` if a server answers there: binding would take its socket away."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return  # nothing there, or what a server that died has left behind
-    raise OSError(f"listen: cannot listen on unix:{path}: another server does")
-
-
 async def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; return the process's exit status.
 
     Returns:
-        0 after a drain, 1 if the server could not start, 70 if its scheduler broke.
+        0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
+        names cannot be used, 70 if its scheduler broke.
     """
     server = Server(settings)
     stopping = asyncio.Event()
@@ -274,6 +256,9 @@ async def serve(settings: Settings) -> int:
             return 0
         try:
             await starting
+        except UnusableSetting as error:
+            print(f"resnet50-server: {error}", file=sys.stderr)
+            return 2
         except (WeightsError, OSError, RuntimeError) as error:
             # torch raises RuntimeError and its subclasses, such as OutOfMemoryError.
             print(f"resnet50-server: {_text(error)}", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 Data flow, and which error belongs to which arrow:
 
-    RPC → receive      InvalidRequest, InvalidImage, DataLoss, Stalled
+    RPC → identify     Unauthenticated, PermissionDenied
+        → receive      InvalidRequest, InvalidImage, DataLoss, Stalled
         → validate     InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
         → admission    Overloaded, ShuttingDown
         → decode       InvalidImage
@@ -10,6 +11,8 @@ Data flow, and which error belongs to which arrow:
         → engine       EngineFailed
 
     ServingError
+    ├── Unauthenticated       UNAUTHENTICATED      no token, or not one of ours
+    ├── PermissionDenied      PERMISSION_DENIED    the caller has not the scope
     ├── InvalidRequest        INVALID_ARGUMENT     a field is wrong; names it
     │   └── InvalidImage      INVALID_ARGUMENT     the image is
     ├── VariantNotFound       NOT_FOUND            no such variant is served
@@ -24,7 +27,8 @@ Data flow, and which error belongs to which arrow:
     └── EngineFailed          INTERNAL             the engine raised; the reason is in the log
 
 `status.py` holds the one table from here to gRPC codes. Errors of starting up, which no caller ever
-sees, are `WeightsError` (variants) and pydantic's own (settings).
+sees, are `WeightsError` (variants), `UnusableSetting` (files and addresses that settings name) and
+pydantic's own (settings).
 """
 
 from __future__ import annotations
@@ -32,6 +36,35 @@ from __future__ import annotations
 
 class ServingError(Exception):
     """A request that is not answered. The message is for the caller: field, limit, what to do."""
+
+
+class Unauthenticated(ServingError):
+    """Who calls is not known.
+
+    Args:
+        reason: For programs, e.g. "TOKEN_MISSING".
+        text: What is wrong and what to do. Never the token.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(f"authorization: {text}")
+        self.reason = reason
+
+
+class PermissionDenied(ServingError):
+    """Who calls is known, and may not do this.
+
+    Args:
+        caller: The caller's name.
+        scope: What it would need.
+    """
+
+    def __init__(self, caller: str, scope: str) -> None:
+        super().__init__(
+            f"authorization: {caller} does not have the scope {scope!r}, which this method needs;"
+            " call with a token that has it"
+        )
+        self.scope = scope
 
 
 class InvalidRequest(ServingError):
@@ -127,3 +160,15 @@ class Unimplemented(ServingError):
 
 class WeightsError(Exception):
     """Weights cannot be had or are not what they should be: which file, why, and what to do."""
+
+
+class UnusableSetting(Exception):
+    """A setting names a file or an address that cannot be used.
+
+    Args:
+        setting: Its name.
+        reason: What is wrong and what to do. Never a secret.
+    """
+
+    def __init__(self, setting: str, reason: str) -> None:
+        super().__init__(f"{setting}: {reason}")

@@ -55,6 +55,37 @@ class Settings(BaseSettings):
             " repeat for several.",
         ),
     ] = ["127.0.0.1:50051"]
+    tls_cert: Annotated[
+        Path | None,
+        Field(
+            description="PEM: the server's certificate and those that lead to its CA. With it, all"
+            " TCP addresses speak TLS. Read again when it changes."
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="PEM: the private key of tls_cert, without a passphrase.")
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Field(
+            description="PEM: CAs of clients. With it, only clients with a certificate of one are"
+            " let in (mTLS)."
+        ),
+    ] = None
+    allow_cleartext: Annotated[
+        CliImplicitFlag[bool],
+        Field(
+            description="Whether addresses that other machines reach may do without TLS: anyone on"
+            " the way can then read and change everything."
+        ),
+    ] = False
+    tokens_file: Annotated[
+        Path | None,
+        Field(
+            description="TOML: hashes of bearer tokens, made by `resnet50-server tokens new`. With"
+            " it, every call needs a token. Read again when it changes."
+        ),
+    ] = None
     variants: Annotated[
         list[str],
         NoDecode,
@@ -296,6 +327,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 "variants: name at least one, such as --variants IMAGENET1K_V2,"
                 " --variants mine=DIRECTORY or --variants untrained=random:0"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            raise ValueError(f"{given}: needs {missing} beside it; TLS takes both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError(
+                "tls_client_ca: needs tls_cert and tls_key; clients show their"
+                " certificates within TLS only"
             )
         if self.max_image_bytes + MESSAGE_OVERHEAD_BYTES > self.max_message_bytes:
             raise ValueError(

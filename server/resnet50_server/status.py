@@ -13,9 +13,11 @@ from .errors import (
     EngineFailed,
     InvalidRequest,
     Overloaded,
+    PermissionDenied,
     ServingError,
     ShuttingDown,
     Stalled,
+    Unauthenticated,
     Unimplemented,
     VariantLoading,
     VariantNotFound,
@@ -27,6 +29,8 @@ DOMAIN = "resnet50-serving"
 
 # The one table; a subclass has its parent's code unless it stands here itself.
 CODES: dict[type[ServingError], grpc.StatusCode] = {
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     VariantNotFound: grpc.StatusCode.NOT_FOUND,
     VariantLoading: grpc.StatusCode.UNAVAILABLE,
@@ -81,6 +85,14 @@ def _details(error: Exception) -> list[Message]:
                 reason="VARIANT_NOT_FOUND",
                 domain=DOMAIN,
                 metadata={"field": error.field, "served": ", ".join(error.served)},
+            )
+        ]
+    if isinstance(error, Unauthenticated):
+        return [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if isinstance(error, PermissionDenied):
+        return [
+            error_details_pb2.ErrorInfo(
+                reason="SCOPE_MISSING", domain=DOMAIN, metadata={"scope": error.scope}
             )
         ]
     return []

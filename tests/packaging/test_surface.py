@@ -141,6 +141,7 @@ def test_server_and_client_never_import_each_other():
 def test_grpc_is_at_the_servers_edge_only():
     assert importers(SERVER, "grpc", "grpc_health", "grpc_reflection") == {
         "app.py",
+        "listeners.py",
         "servicers/boundary.py",
         "status.py",
     }

@@ -13,10 +13,12 @@ from resnet50_server.errors import (
     InvalidImage,
     InvalidRequest,
     Overloaded,
+    PermissionDenied,
     QueueFull,
     ServingError,
     ShuttingDown,
     Stalled,
+    Unauthenticated,
     Unimplemented,
     VariantLoading,
     VariantNotFound,
@@ -25,6 +27,8 @@ from resnet50_server.status import CODES, code_of, to_status
 
 # One of each, and what its caller is told.
 TOLD = [
+    (Unauthenticated("TOKEN_MISSING", "send one"), "UNAUTHENTICATED", {"ErrorInfo"}),
+    (PermissionDenied("token:cameras", "admin"), "PERMISSION_DENIED", {"ErrorInfo"}),
     (InvalidRequest("options.top_k", "is 0"), "INVALID_ARGUMENT", {"BadRequest"}),
     (InvalidImage("image.encoded", "is empty"), "INVALID_ARGUMENT", {"BadRequest"}),
     (VariantNotFound("options.variant", "cats", ["dogs"]), "NOT_FOUND", {"ErrorInfo"}),
@@ -95,6 +99,19 @@ def test_unknown_variant_is_told_which_are_served():
     info = details(to_status(VariantNotFound("name", "cats", ["a", "b"]), "x"))["ErrorInfo"]
     assert (info.reason, info.domain) == ("VARIANT_NOT_FOUND", "resnet50-serving")
     assert dict(info.metadata) == {"field": "name", "served": "a, b"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "metadata"),
+    [
+        (Unauthenticated("TOKEN_EXPIRED", "ask for a new one"), "TOKEN_EXPIRED", {}),
+        (PermissionDenied("token:cameras", "admin"), "SCOPE_MISSING", {"scope": "admin"}),
+    ],
+)
+def test_refused_credentials_have_a_reason_for_programs(error, reason, metadata):
+    info = details(to_status(error, "x"))["ErrorInfo"]
+    assert (info.reason, info.domain) == (reason, "resnet50-serving")
+    assert dict(info.metadata) == metadata
 
 
 def test_long_name_of_an_unknown_variant_is_not_sent_back_whole():

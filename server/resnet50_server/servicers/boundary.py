@@ -164,7 +164,12 @@ class Boundary:
         Raises:
             ServingError: They may not, or say it wrongly.
         """
-        call.caller = self._callers.identify(call.metadata, context.peer(), context.auth_context())
+        peer, connection = context.peer(), context.auth_context()
+        if scope is None:
+            call.caller = self._callers.connected(peer, connection)
+        else:
+            call.caller = self._callers.identify(call.metadata, peer, connection)
+            call.caller.require(scope)
         for key, value in call.metadata:
             if key == PRIORITY_KEY:
                 if value not in (INTERACTIVE, BULK):
