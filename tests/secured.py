@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,11 @@ from typing import Any
 
 import grpc
 import trustme
+from certs import EC, chain
+from certs import replace as put
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from serving import serving
-
-EC = trustme.KeyType.ECDSA  # quick to make
-
-
-def authority() -> trustme.CA:
-    return trustme.CA(key_type=EC)
 
 
 @dataclass
@@ -47,18 +42,12 @@ class Files:
 
 def replaced(path: Path, content: bytes | str) -> Path:
     """Put a file in the place of another, whole, as secrets are mounted."""
-    new = path.with_suffix(".new")
-    new.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(new, path)
+    put(path, content.encode() if isinstance(content, str) else content)
     return path
 
 
 def bundle(ca: trustme.CA) -> bytes:
     return ca.cert_pem.bytes()
-
-
-def chain(leaf: trustme.LeafCert) -> bytes:
-    return b"".join(one.bytes() for one in leaf.cert_chain_pems)
 
 
 def server_credentials(

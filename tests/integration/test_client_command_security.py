@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from certs import authority
 from pictures import encode, photo_like
-from secured import Files, authority, bundle, fronting, server_credentials
+from secured import Files, bundle, fronting, server_credentials
 from typer.testing import CliRunner
 
 from resnet50_client.cli.app import app

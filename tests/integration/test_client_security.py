@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import hashlib
 import itertools
 import math
 import socket
 
+import certs
 import grpc
 import pytest
+from certs import authority
 from clients import KINDS, Caller, items
 from pictures import encode, photo_like
 from secured import (
     Files,
-    authority,
     bundle,
     fronting,
     overloaded,
@@ -21,6 +24,7 @@ from secured import (
     server_credentials,
     unavailable,
 )
+from serving import serving
 
 from resnet50_client import (
     CallCancelledError,
@@ -366,6 +370,78 @@ async def test_token_leaves_the_machine_in_clear_text_only_if_allowed(kind):
     for allowed in ({"insecure_token": True}, {"tls": True}):
         async with Caller(kind, "models.example:1", token=TOKEN, **allowed):
             pass
+
+
+# The server's own TLS and tokens
+
+
+def hashed(**secrets: str) -> bytes:
+    """Return a server's file of tokens, by their names."""
+    entry = '[[token]]\nname = "{}"\nsha256 = "{}"\nscopes = ["infer"]\n'
+    return "".join(
+        entry.format(name, hashlib.sha256(secret.encode()).hexdigest())
+        for name, secret in secrets.items()
+    ).encode()
+
+
+async def until_accepted(client: Caller) -> None:
+    """Wait until the server has read its tokens again."""
+    while True:
+        try:
+            await client.classify(PNG)
+            return
+        except UnauthenticatedError:
+            await asyncio.sleep(0.05)
+
+
+async def test_everything_is_renewed_under_load_without_a_failed_call(kind, ca, other_ca, tmp_path):
+    first, second = (secret * 8 for secret in ("first-", "second-"))
+    for name in ("server", "client"):
+        (tmp_path / name).mkdir()
+    servers, files = certs.Files(tmp_path / "server", certs.issue(ca)), Files(tmp_path / "client")
+    tokens = replaced(tmp_path / "server" / "tokens.toml", hashed(a=first))
+    token = replaced(tmp_path / "client" / "token", first)
+    clients_ca = replaced(tmp_path / "server" / "clients.pem", bundle(ca) + bundle(other_ca))
+    certificate = files.client(ca, "old")
+    trusted = files.ca(ca)
+    settings = servers.settings | {"tls_client_ca": clients_ca, "tokens_file": tokens}
+    answered, over = 0, False
+    async with serving(**settings) as server:
+        address = server.addresses[0]
+        arguments = {"ca": trusted, **certificate, "retry": ONCE}
+        async with Caller(kind, address, token_file=token, **arguments) as client:
+
+            async def load() -> None:
+                nonlocal answered
+                while not over:
+                    await client.classify(PNG)
+                    answered += 1
+
+            async def some_answers() -> None:
+                wanted = answered + 10
+                while answered < wanted and not loading.done():
+                    await asyncio.sleep(0.01)
+
+            loading = asyncio.create_task(load())
+            await some_answers()
+            files.client(other_ca, "new")
+            await some_answers()
+            files.ca(ca, other_ca)
+            await some_answers()
+            servers.put(certs.issue(other_ca))
+            await some_answers()
+            files.client(other_ca, "newer")  # a connection that is shown the server's new one
+            await some_answers()
+            replaced(tokens, hashed(a=first, b=second))
+            async with Caller(kind, address, token=second, **arguments) as probe:
+                await until_accepted(probe)
+            replaced(token, second)
+            await some_answers()
+            replaced(tokens, hashed(b=second))
+            await some_answers()
+            over = True
+            await loading
+    assert answered > 50
 
 
 # Priority

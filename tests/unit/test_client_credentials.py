@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from secured import Files, authority, bundle, replaced
+from certs import authority
+from secured import Files, bundle, replaced
 
 from resnet50_client import Client
 from resnet50_client.addresses import is_local
