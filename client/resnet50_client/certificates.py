@@ -149,13 +149,14 @@ def advice(details: str, secure: bool) -> str:
         if not closed:
             return ""
         return "; this client speaks clear text: does the server want TLS (ca, or tls)?"
+    other_name = (
+        "the server's certificate is for another name; see server_name, or use its own name"
+    )
     for words, what in (
         ("WRONG_VERSION_NUMBER", "the server does not speak TLS, or a proxy stands in between"),
         ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not of an authority in ca"),
-        (
-            "Verification Check failed",
-            "the server's certificate is for another name; see server_name, or use its own name",
-        ),
+        ("Verification Check failed", other_name),
+        ("is not in peer certificate", other_name),  # in the words of older releases
         ("Failed to create security handshaker", "gRPC cannot use ca, or cert with key"),
     ):
         if words in details:

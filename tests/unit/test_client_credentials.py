@@ -165,6 +165,16 @@ def test_advice_is_about_connections_only():
     assert "TLS" in advice("failed to connect to all addresses; Socket closed", secure=False)
 
 
+def test_advice_knows_the_words_of_the_oldest_grpc():
+    said = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:1: {}"
+    name = advice(said.format("Peer name a is not in peer certificate"), secure=True)
+    assert "for another name" in name
+    authority = advice(
+        said.format("Ssl handshake failed: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED"), secure=True
+    )
+    assert "not of an authority in ca" in authority
+
+
 # Files that change
 
 
