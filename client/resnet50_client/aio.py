@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -14,24 +14,13 @@ import grpc
 from resnet50.v1 import variant_pb2
 
 from . import messages
+from .addresses import target
 from .aio_status import is_cancelled, keep_status
 from .async_stream import AsyncStream
-from .connection import (
-    DEFAULT_SERVER,
-    DEFAULT_TIMEOUT_S,
-    HEALTH_POLL_S,
-    Connection,
-    RetryPolicy,
-    channel_options,
-    target,
-)
-from .errors import (
-    CallCancelledError,
-    DeadlineExceededError,
-    UnavailableError,
-    VariantNotFoundError,
-    error_of,
-)
+from .base import BaseClient
+from .channels import Channels
+from .connection import HEALTH_POLL_S, Priority
+from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput, lies_in_memory
 from .results import Classification, Embedding, Variant
@@ -41,34 +30,18 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-class AsyncClient:
+class AsyncClient(BaseClient):
     """Calls a ResNet50 server, or several equal ones in turn.
 
     May be used by many tasks at once, all on the event loop of its first call.
 
-    Args:
-        server: "host:port" (all addresses behind the name are used, in turn), "unix:PATH", or a
-            list of "host:port" to balance over.
-        timeout_s: How long a call may take, in seconds, retries included; `math.inf` for no limit.
-        retry: When a failed call is made again.
-
-    Raises:
-        ValueError: An argument is wrong.
-        OSError: (from the first call) A host name of a list cannot be looked up.
+    Args and errors: see `BaseClient`.
     """
 
-    def __init__(
-        self,
-        server: str | Sequence[str] = DEFAULT_SERVER,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: RetryPolicy | None = None,
-    ) -> None:
-        self._connection = Connection.to(server, timeout_s, retry)
+    def _start(self) -> None:
         # A channel belongs to the loop that runs when it is made, so the first call makes it.
-        self._stubs: Stubs | None = None
+        self._channels: Channels | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
 
     async def classify(
         self,
@@ -107,8 +80,10 @@ class AsyncClient:
             include_embedding,
             pixel_format,
         )
-        call = messages.classify_call((await self._open()).inference, request)
-        return messages.classification(await self._call(call, timeout_s))
+        reply = await self._call(
+            lambda stubs: messages.classify_call(stubs.inference, request), timeout_s
+        )
+        return messages.classification(reply)
 
     async def embed(
         self,
@@ -138,8 +113,10 @@ class AsyncClient:
         request = await _build(
             messages.embed_request, image, variant, l2_normalize, dtype, pixel_format
         )
-        call = messages.embed_call((await self._open()).inference, request)
-        return messages.embedding(await self._call(call, timeout_s))
+        reply = await self._call(
+            lambda stubs: messages.embed_call(stubs.inference, request), timeout_s
+        )
+        return messages.embedding(reply)
 
     def classify_stream(
         self,
@@ -153,6 +130,7 @@ class AsyncClient:
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        priority: Priority | None = None,
     ) -> AsyncGenerator[FrameAnswer[Classification], None]:
         """Say what frames show, over one stream: each frame is answered once.
 
@@ -174,6 +152,7 @@ class AsyncClient:
             window: How many frames may be on their way; the server has a limit of its own.
             resume_s: How long no server may be reached, in seconds; None for the client's
                 `timeout_s`, 0 to give up at once.
+            priority: "interactive" or "bulk"; None for the client's.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -181,7 +160,7 @@ class AsyncClient:
         kind = messages.classify_stream(
             delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
         )
-        return self._stream(kind, frames, window, resume_s)
+        return self._stream(kind, frames, window, resume_s, priority)
 
     def embed_stream(
         self,
@@ -194,6 +173,7 @@ class AsyncClient:
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        priority: Priority | None = None,
     ) -> AsyncGenerator[FrameAnswer[Embedding], None]:
         """Return the vectors of frames, over one stream; otherwise as `classify_stream`.
 
@@ -206,12 +186,13 @@ class AsyncClient:
             pixel_format: As for `classify`.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            priority: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
-        return self._stream(kind, frames, window, resume_s)
+        return self._stream(kind, frames, window, resume_s, priority)
 
     def classify_many(
         self,
@@ -225,6 +206,7 @@ class AsyncClient:
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        priority: Priority | None = None,
     ) -> AsyncGenerator[Classification | Exception, None]:
         """Say what many images show: the results in the images' order, over one stream.
 
@@ -238,6 +220,7 @@ class AsyncClient:
             errors: "return" gives an image's error in its result's place; "raise" raises it.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            priority: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -251,6 +234,7 @@ class AsyncClient:
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
+            priority=priority,
         )
         return _in_place(answers, errors)
 
@@ -265,6 +249,7 @@ class AsyncClient:
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        priority: Priority | None = None,
     ) -> AsyncGenerator[Embedding | Exception, None]:
         """Return the vectors of many images in the images' order, over one stream.
 
@@ -277,6 +262,7 @@ class AsyncClient:
             errors: As for `classify_many`.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            priority: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -289,6 +275,7 @@ class AsyncClient:
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
+            priority=priority,
         )
         return _in_place(answers, errors)
 
@@ -302,8 +289,9 @@ class AsyncClient:
             Resnet50Error: See `resnet50_client.errors`.
         """
         request = variant_pb2.ListVariantsRequest()
-        stubs = await self._open()
-        reply = await self._call(partial(stubs.variants.ListVariants, request), timeout_s)
+        reply = await self._call(
+            lambda stubs: partial(stubs.variants.ListVariants, request), timeout_s
+        )
         return [messages.variant(one) for one in reply.variants]
 
     async def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
@@ -318,8 +306,9 @@ class AsyncClient:
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
         """
         request = variant_pb2.GetVariantRequest(name=name)
-        stubs = await self._open()
-        reply = await self._call(partial(stubs.variants.GetVariant, request), timeout_s)
+        reply = await self._call(
+            lambda stubs: partial(stubs.variants.GetVariant, request), timeout_s
+        )
         return messages.variant(reply.variant)
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
@@ -332,9 +321,8 @@ class AsyncClient:
         Raises:
             Resnet50Error: See `resnet50_client.errors`.
         """
-        stubs = await self._open()
         try:
-            status: str = await self._call(partial(stubs.check, service), timeout_s)
+            status: str = await self._call(lambda stubs: partial(stubs.check, service), timeout_s)
         except VariantNotFoundError:  # NOT_FOUND, which is about a service here
             return "SERVICE_UNKNOWN"
         return status
@@ -350,12 +338,10 @@ class AsyncClient:
             Resnet50Error: Another of its kinds, if the server cannot be asked for its health.
         """
         attempts = self._connection.attempts(timeout_s)
-        stubs = await self._open()
         seen = "no connection"
         while not attempts.over():
             try:
-                check = partial(stubs.check, "")
-                seen = await self._call(check, attempts.left_s())
+                seen = await self._call(lambda stubs: partial(stubs.check, ""), attempts.left_s())
             except UnavailableError as error:
                 seen = error.message
             except DeadlineExceededError:
@@ -368,8 +354,8 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connection; calls that are under way end with CallCancelledError."""
         self._closed = True
-        if self._stubs is not None:
-            await self._stubs.channel.close()
+        for channel in self._channels.opened() if self._channels is not None else ():
+            await channel.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -382,31 +368,31 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self._connection)!r})"
-
-    async def _open(self) -> Stubs:
+    async def _open(self) -> Channels:
         loop = asyncio.get_running_loop()
-        if self._closed:
-            raise RuntimeError(f"{self!r} is closed; make a new one")
-        if self._stubs is None:
+        self._check_open()
+        if self._channels is None:
             # Looking up a list of names blocks.
             where = await asyncio.to_thread(target, self._connection.addresses)
             if self._closed:
                 raise self._closed_meanwhile()
-        if self._stubs is None:  # no other task was faster
-            options = channel_options(self._connection.retry)
-            self._stubs, self._loop = Stubs(grpc.aio.insecure_channel(where, options)), loop
+        if self._channels is None:  # no other task was faster
+            self._channels, self._loop = Channels(self._connection, where, grpc.aio), loop
         if self._loop is not loop:
             raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
-        return self._stubs
+        return self._channels
 
-    async def _call(self, call: Callable[..., Any], timeout_s: float | None) -> Any:
+    async def _call(
+        self, method: Callable[[Stubs], Callable[..., Any]], timeout_s: float | None
+    ) -> Any:
         """Make one call, again after overload if the policy says so; failures become ours."""
         attempts = self._connection.attempts(timeout_s)
+        channels = await self._open()
         while True:
+            stubs, metadata = channels.stubs(), self._connection.metadata()
             try:
-                return await keep_status(call(timeout=attempts.grpc_timeout()))
+                call = method(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
+                return await keep_status(call)
             except asyncio.CancelledError as cancelled:
                 # gRPC says the same when the channel is closed as when the task is cancelled.
                 if self._closed and not is_cancelled(asyncio.current_task()):
@@ -417,7 +403,7 @@ class AsyncClient:
                     raise
                 raise self._closed_meanwhile() from misuse
             except grpc.RpcError as failure:
-                error = error_of(failure, str(self._connection))
+                error = self._connection.error_of(failure)
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
@@ -425,18 +411,17 @@ class AsyncClient:
             if self._closed:
                 raise self._closed_meanwhile()
 
-    def _closed_meanwhile(self) -> CallCancelledError:
-        return CallCancelledError(f"{self!r} was closed during the call", code="CANCELLED")
-
     async def _stream(
         self,
         kind: StreamKind[Result],
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         window: int,
         resume_s: float | None,
+        priority: Priority | None,
     ) -> AsyncGenerator[FrameAnswer[Result], None]:
-        stubs = await self._open()
-        stream = AsyncStream(stubs, self._connection, kind, images, window, resume_s)
+        connection = self._connection.with_priority(priority)
+        channels = await self._open()
+        stream = AsyncStream(channels, connection, kind, images, window, resume_s)
         try:
             async with aclosing(stream.answers()) as answers:
                 async for answer in answers:

@@ -17,11 +17,10 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from .aio_status import keep_status
+from .channels import Channels
 from .connection import Connection, Resumption
-from .errors import error_of
 from .frames import FrameAnswer, StreamKind, Unanswered
 from .images import ImageInput, lies_in_memory
-from .stubs import Stubs
 
 Result = TypeVar("Result")
 _END = object()
@@ -31,7 +30,7 @@ class AsyncStream(Generic[Result]):
     """Sends frames while it gives answers, and goes on at another server when one goes away.
 
     Args:
-        stubs: The client's.
+        channels: The client's.
         connection: The client's.
         kind: What the stream asks for.
         images: Read one at a time while fewer than `window` are unanswered; an iterable that may
@@ -42,14 +41,14 @@ class AsyncStream(Generic[Result]):
 
     def __init__(
         self,
-        stubs: Stubs,
+        channels: Channels,
         connection: Connection,
         kind: StreamKind[Result],
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         window: int,
         resume_s: float | None,
     ) -> None:
-        self._open = getattr(stubs.inference, kind.method)
+        self._channels = channels
         self._connection = connection
         self._kind = kind
         self._next_image = _source(images)
@@ -69,7 +68,9 @@ class AsyncStream(Generic[Result]):
                 self._attempt += 1
                 for answer in self._unanswered.restart():
                     yield answer
-                call = keep_status(self._open(self._requests(self._attempt)))
+                stubs, metadata = self._channels.stubs(), self._connection.metadata()
+                method = getattr(stubs.inference, self._kind.method)
+                call = keep_status(method(self._requests(self._attempt), metadata=metadata))
                 try:
                     async for reply in call:
                         self._resumption.progress()
@@ -77,7 +78,7 @@ class AsyncStream(Generic[Result]):
                         self._changed.set()
                         yield answer
                 except grpc.RpcError as failure:
-                    error = error_of(failure, str(self._connection))
+                    error = self._connection.error_of(failure)
                     pause_s = self._resumption.pause_s(error)
                     if pause_s is None:
                         raise error from failure

@@ -9,11 +9,10 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from .channels import Channels
 from .connection import Connection, Resumption
-from .errors import error_of
 from .frames import FrameAnswer, StreamKind, Unanswered
 from .images import ImageInput
-from .stubs import Stubs
 
 Result = TypeVar("Result")
 
@@ -22,7 +21,7 @@ class BlockingStream(Generic[Result]):
     """Sends frames while it gives answers, and goes on at another server when one goes away.
 
     Args:
-        stubs: The client's.
+        channels: The client's.
         connection: The client's.
         kind: What the stream asks for.
         images: Read one at a time, by gRPC's thread, while fewer than `window` are unanswered.
@@ -32,14 +31,14 @@ class BlockingStream(Generic[Result]):
 
     def __init__(
         self,
-        stubs: Stubs,
+        channels: Channels,
         connection: Connection,
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
         window: int,
         resume_s: float | None,
     ) -> None:
-        self._open = getattr(stubs.inference, kind.method)
+        self._channels = channels
         self._connection = connection
         self._kind = kind
         self._images = iter(images)
@@ -63,7 +62,9 @@ class BlockingStream(Generic[Result]):
                     dropped = self._unanswered.restart()
                     self._changed.notify_all()
                 yield from dropped
-                call = self._open(self._requests(attempts))
+                stubs, metadata = self._channels.stubs(), self._connection.metadata()
+                method = getattr(stubs.inference, self._kind.method)
+                call = method(self._requests(attempts), metadata=metadata)
                 try:
                     for reply in call:
                         self._resumption.progress()
@@ -72,7 +73,7 @@ class BlockingStream(Generic[Result]):
                             self._changed.notify_all()
                         yield answer
                 except grpc.RpcError as failure:
-                    error = error_of(failure, str(self._connection))
+                    error = self._connection.error_of(failure)
                     pause_s = self._resumption.pause_s(error)
                     if pause_s is None:
                         raise error from failure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from types import TracebackType
@@ -14,23 +14,12 @@ import grpc
 from resnet50.v1 import variant_pb2
 
 from . import messages
+from .addresses import target
+from .base import BaseClient
 from .blocking_stream import BlockingStream
-from .connection import (
-    DEFAULT_SERVER,
-    DEFAULT_TIMEOUT_S,
-    HEALTH_POLL_S,
-    Connection,
-    RetryPolicy,
-    channel_options,
-    target,
-)
-from .errors import (
-    CallCancelledError,
-    DeadlineExceededError,
-    UnavailableError,
-    VariantNotFoundError,
-    error_of,
-)
+from .channels import Channels
+from .connection import HEALTH_POLL_S, Priority
+from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput
 from .results import Classification, Embedding, Variant
@@ -39,36 +28,16 @@ from .stubs import Stubs
 Result = TypeVar("Result")
 
 
-class Client:
+class Client(BaseClient):
     """Calls a ResNet50 server, or several equal ones in turn.
 
     May be used from many threads at once. Make it after a fork, not before.
 
-    Args:
-        server: "host:port" (all addresses behind the name are used, in turn), "unix:PATH", or a
-            list of "host:port" to balance over.
-        timeout_s: How long a call may take, in seconds, retries included; `math.inf` for no limit.
-        retry: When a failed call is made again.
-
-    Raises:
-        ValueError: An argument is wrong.
-        OSError: A host name of a list cannot be looked up.
+    Args and errors: see `BaseClient`.
     """
 
-    def __init__(
-        self,
-        server: str | Sequence[str] = DEFAULT_SERVER,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: RetryPolicy | None = None,
-    ) -> None:
-        self._connection = Connection.to(server, timeout_s, retry)
-        self._stubs = Stubs(
-            grpc.insecure_channel(
-                target(self._connection.addresses), channel_options(self._connection.retry)
-            )
-        )
-        self._closed = False
+    def _start(self) -> None:
+        self._channels = Channels(self._connection, target(self._connection.addresses), grpc)
 
     def classify(
         self,
@@ -101,8 +70,10 @@ class Client:
         request = messages.classify_request(
             image, variant, top_k, min_probability, include_embedding, pixel_format
         )
-        call = messages.classify_call(self._stubs.inference, request)
-        return messages.classification(self._call(call, timeout_s))
+        reply = self._call(
+            lambda stubs: messages.classify_call(stubs.inference, request), timeout_s
+        )
+        return messages.classification(reply)
 
     def embed(
         self,
@@ -130,8 +101,8 @@ class Client:
             OSError: The image's file cannot be read.
         """
         request = messages.embed_request(image, variant, l2_normalize, dtype, pixel_format)
-        call = messages.embed_call(self._stubs.inference, request)
-        return messages.embedding(self._call(call, timeout_s))
+        reply = self._call(lambda stubs: messages.embed_call(stubs.inference, request), timeout_s)
+        return messages.embedding(reply)
 
     def classify_stream(
         self,
@@ -145,6 +116,7 @@ class Client:
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        priority: Priority | None = None,
     ) -> Generator[FrameAnswer[Classification], None, None]:
         """Say what frames show, over one stream: each frame is answered once.
 
@@ -166,6 +138,7 @@ class Client:
             window: How many frames may be on their way; the server has a limit of its own.
             resume_s: How long no server may be reached, in seconds; None for the client's
                 `timeout_s`, 0 to give up at once.
+            priority: "interactive" or "bulk"; None for the client's.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -173,7 +146,7 @@ class Client:
         kind = messages.classify_stream(
             delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
         )
-        return self._stream(kind, frames, window, resume_s)
+        return self._stream(kind, frames, window, resume_s, priority)
 
     def embed_stream(
         self,
@@ -186,6 +159,7 @@ class Client:
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        priority: Priority | None = None,
     ) -> Generator[FrameAnswer[Embedding], None, None]:
         """Return the vectors of frames, over one stream; otherwise as `classify_stream`.
 
@@ -198,12 +172,13 @@ class Client:
             pixel_format: As for `classify`.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            priority: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
-        return self._stream(kind, frames, window, resume_s)
+        return self._stream(kind, frames, window, resume_s, priority)
 
     def classify_many(
         self,
@@ -217,6 +192,7 @@ class Client:
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        priority: Priority | None = None,
     ) -> Generator[Classification | Exception, None, None]:
         """Say what many images show: the results in the images' order, over one stream.
 
@@ -230,6 +206,7 @@ class Client:
             errors: "return" gives an image's error in its result's place; "raise" raises it.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            priority: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -243,6 +220,7 @@ class Client:
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
+            priority=priority,
         )
         return _in_place(answers, errors)
 
@@ -257,6 +235,7 @@ class Client:
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        priority: Priority | None = None,
     ) -> Generator[Embedding | Exception, None, None]:
         """Return the vectors of many images in the images' order, over one stream.
 
@@ -269,6 +248,7 @@ class Client:
             errors: As for `classify_many`.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            priority: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -281,6 +261,7 @@ class Client:
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
+            priority=priority,
         )
         return _in_place(answers, errors)
 
@@ -294,7 +275,7 @@ class Client:
             Resnet50Error: See `resnet50_client.errors`.
         """
         request = variant_pb2.ListVariantsRequest()
-        reply = self._call(partial(self._stubs.variants.ListVariants, request), timeout_s)
+        reply = self._call(lambda stubs: partial(stubs.variants.ListVariants, request), timeout_s)
         return [messages.variant(one) for one in reply.variants]
 
     def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
@@ -309,7 +290,7 @@ class Client:
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
         """
         request = variant_pb2.GetVariantRequest(name=name)
-        reply = self._call(partial(self._stubs.variants.GetVariant, request), timeout_s)
+        reply = self._call(lambda stubs: partial(stubs.variants.GetVariant, request), timeout_s)
         return messages.variant(reply.variant)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
@@ -323,7 +304,7 @@ class Client:
             Resnet50Error: See `resnet50_client.errors`.
         """
         try:
-            status: str = self._call(partial(self._stubs.check, service), timeout_s)
+            status: str = self._call(lambda stubs: partial(stubs.check, service), timeout_s)
         except VariantNotFoundError:  # NOT_FOUND, which is about a service here
             return "SERVICE_UNKNOWN"
         return status
@@ -342,8 +323,7 @@ class Client:
         seen = "no connection"
         while not attempts.over():
             try:
-                check = partial(self._stubs.check, "")
-                seen = self._call(check, attempts.left_s())
+                seen = self._call(lambda stubs: partial(stubs.check, ""), attempts.left_s())
             except UnavailableError as error:
                 seen = error.message
             except DeadlineExceededError:
@@ -356,7 +336,8 @@ class Client:
     def close(self) -> None:
         """Close the connection; calls that are under way end with CallCancelledError."""
         self._closed = True
-        self._stubs.channel.close()
+        for channel in self._channels.opened():
+            channel.close()
 
     def __enter__(self) -> Client:
         return self
@@ -369,18 +350,16 @@ class Client:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self._connection)!r})"
-
-    def _call(self, call: Callable[..., Any], timeout_s: float | None) -> Any:
+    def _call(self, method: Callable[[Stubs], Callable[..., Any]], timeout_s: float | None) -> Any:
         """Make one call, again after overload if the policy says so; failures become ours."""
         self._check_open()
         attempts = self._connection.attempts(timeout_s)
         while True:
+            stubs, metadata = self._channels.stubs(), self._connection.metadata()
             try:
-                return call(timeout=attempts.grpc_timeout())
+                return method(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
             except grpc.RpcError as failure:
-                error = error_of(failure, str(self._connection))
+                error = self._connection.error_of(failure)
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
@@ -392,23 +371,18 @@ class Client:
             if self._closed:
                 raise self._closed_meanwhile()
 
-    def _closed_meanwhile(self) -> CallCancelledError:
-        return CallCancelledError(f"{self!r} was closed during the call", code="CANCELLED")
-
     def _stream(
         self,
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
         window: int,
         resume_s: float | None,
+        priority: Priority | None,
     ) -> Generator[FrameAnswer[Result], None, None]:
         self._check_open()
-        stream = BlockingStream(self._stubs, self._connection, kind, images, window, resume_s)
+        connection = self._connection.with_priority(priority)
+        stream = BlockingStream(self._channels, connection, kind, images, window, resume_s)
         return stream.answers()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"{self!r} is closed; make a new one")
 
 
 def _in_place(

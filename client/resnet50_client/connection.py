@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import random
-import re
-import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from typing import Literal, TypeAlias, get_args
 
+import grpc
+
+from . import errors
+from .addresses import addresses_of, is_local, split
+from .certificates import advice
+from .credentials import Credentials
 from .errors import DeadlineExceededError, OverloadedError, Resnet50Error, UnavailableError
 
 DISTRIBUTION = "resnet50-serving"
-DEFAULT_SERVER = "localhost:50051"
 DEFAULT_TIMEOUT_S = 30.0
-DEFAULT_PORT = 50051
 HEALTH_POLL_S = 0.1
+# Below some milliseconds gRPC may lose a retry, and the call then waits for its deadline or for
+# ever (grpc/grpc#41036, open as of grpcio 1.85).
+SHORTEST_BACKOFF_S = 0.01
 # gRPC cannot count further than some centuries.
 LONGEST_S = 365 * 24 * 3600.0
-# Addresses that gRPC knows how to read.
-GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
-_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
+Priority: TypeAlias = Literal["interactive", "bulk"]
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
 # What gRPC may make again by itself: neither loading and unloading, which change something, nor
@@ -48,7 +52,8 @@ class RetryPolicy:
     Attributes:
         attempts: How often a call is made in all while no server can be reached (UNAVAILABLE),
             each time at the next address; 1 to 5, gRPC's own limit. 1 means no retry.
-        initial_backoff_s: About how long the first pause is; each one is twice the one before.
+        initial_backoff_s: About how long the first pause is, 0.01 at least; each one is twice the
+            one before.
         max_backoff_s: How long a pause is at most.
         overload_attempts: How often a call is made in all while servers are full
             (RESOURCE_EXHAUSTED), each time after the pause that the server asks for. 1, the
@@ -65,8 +70,11 @@ class RetryPolicy:
             raise ValueError(f"attempts: is {self.attempts}, must be 1 to 5")
         if self.overload_attempts < 1:
             raise ValueError(f"overload_attempts: is {self.overload_attempts}, must be 1 or more")
-        if not 0 < self.initial_backoff_s <= self.max_backoff_s:
-            raise ValueError("initial_backoff_s must be above 0 and at most max_backoff_s")
+        if not SHORTEST_BACKOFF_S <= self.initial_backoff_s <= self.max_backoff_s:
+            raise ValueError(
+                f"initial_backoff_s: is {self.initial_backoff_s}, must be {SHORTEST_BACKOFF_S} or"
+                " more, and at most max_backoff_s"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,24 +85,95 @@ class Connection:
         addresses: Of one server, or of several equal ones.
         timeout_s: Deadline of calls that name none.
         retry: When a failed call is made again.
+        priority: Of calls that name none.
+        credentials: Whether TLS is spoken, and who calls.
     """
 
     addresses: tuple[str, ...]
     timeout_s: float
     retry: RetryPolicy
+    priority: Priority = "interactive"
+    credentials: Credentials = field(default_factory=Credentials)
 
     @classmethod
     def to(
-        cls, server: str | Sequence[str], timeout_s: float, retry: RetryPolicy | None
+        cls,
+        server: str | Sequence[str],
+        timeout_s: float,
+        retry: RetryPolicy | None,
+        priority: Priority = "interactive",
+        credentials: Credentials | None = None,
     ) -> Connection:
         """Check a client's arguments.
 
         Raises:
-            ValueError: One is wrong.
+            ValueError: One is wrong, or the token would leave this machine in clear text.
         """
-        connection = cls(_addresses(server), timeout_s, retry or RetryPolicy())
+        credentials = credentials or Credentials()
+        addresses = addresses_of(server)
+        connection = cls(addresses, timeout_s, retry or RetryPolicy(), priority, credentials)
         connection.attempts(None)
+        connection.with_priority(priority)
+        connection.server_name()
+        if credentials.bearer and not (credentials.secure or credentials.insecure_token):
+            for address in addresses:
+                if not is_local(address):
+                    raise ValueError(
+                        f"token: would go to {address} in clear text, for all on the way to read;"
+                        " use TLS (ca, or tls), or allow it with insecure_token"
+                    )
         return connection
+
+    def with_priority(self, priority: Priority | None) -> Connection:
+        """Return the same with another priority; None leaves it.
+
+        Raises:
+            ValueError: There is no such priority.
+        """
+        if priority is None:
+            return self
+        if priority not in get_args(Priority):
+            raise ValueError(
+                f"priority: is {priority!r}, must be one of {', '.join(get_args(Priority))}"
+            )
+        return replace(self, priority=priority)
+
+    def metadata(self) -> Metadata:
+        """Return what goes with a call besides its request; asked for at each attempt.
+
+        Raises:
+            ValueError: What gives the token gave none.
+        """
+        sent = []
+        if self.credentials.bearer is not None:
+            sent.append(("authorization", f"Bearer {self.credentials.bearer.token()}"))
+        if self.priority != "interactive":  # which is what servers take a call for
+            sent.append(("x-priority", self.priority))
+        return tuple(sent)
+
+    def server_name(self) -> str | None:
+        """Return the name that the servers' certificates are checked for; None for the address's.
+
+        Raises:
+            ValueError: Several names would have to be.
+        """
+        if self.credentials.server_name is not None or not self.credentials.secure:
+            return self.credentials.server_name
+        if len(self.addresses) == 1:
+            # No certificate holds the name that gRPC makes of a path.
+            return "localhost" if self.addresses[0].startswith("unix") else None
+        hosts = {split(address)[0] for address in self.addresses}
+        if len(hosts) > 1:
+            raise ValueError(
+                "server_name: with TLS, a list of several hosts needs a name that is in the"
+                " certificates of all"
+            )
+        return hosts.pop()
+
+    def error_of(self, failure: grpc.RpcError) -> Resnet50Error:
+        """Return what a failed call is called here; says what to check if TLS could be why."""
+        hint = advice(str(failure.details()), self.credentials.secure)
+        return errors.error_of(failure, str(self), hint)
 
     def attempts(self, timeout_s: float | None) -> Attempts:
         """Start the clock of one call; `timeout_s` None means the client's default."""
@@ -152,74 +231,6 @@ def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
-
-
-def _addresses(server: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the addresses of the `server` argument.
-
-    Raises:
-        ValueError: There is none, or one is empty.
-    """
-    given = (server,) if isinstance(server, str) else tuple(server)
-    if not given or not all(isinstance(one, str) and one.strip() for one in given):
-        raise ValueError(
-            f"server: {server!r} is not an address such as 'localhost:50051' or 'unix:/run/r.sock',"
-            " nor a list of addresses"
-        )
-    for one in given:
-        if not one.startswith(GRPC_SCHEMES):
-            _split(one)
-        elif len(given) > 1:
-            raise ValueError(
-                f"server: {list(given)} mixes kinds; a list holds host:port addresses only"
-            )
-    return given
-
-
-def target(addresses: Sequence[str]) -> str:
-    """Return the gRPC target of one or several addresses; looks host names up if there are several.
-
-    One name is left to gRPC, which looks it up again and again and balances over all it finds.
-    gRPC has no target for several names, so those of a list are looked up once.
-
-    Raises:
-        OSError: A name of a list cannot be looked up.
-        ValueError: An address of a list is not host:port, or the list has no common IP version.
-    """
-    if len(addresses) == 1:
-        (address,) = addresses
-        if address.startswith(GRPC_SCHEMES):
-            return address
-        host, port = _split(address)
-        return f"dns:///[{host}]:{port}" if ":" in host else f"dns:///{host}:{port}"
-    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
-    for address in addresses:
-        host, port = _split(address)
-        for family, *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            if family in found:
-                ip = str(where[0])
-                found[family].append(
-                    f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}"
-                )
-    # A target holds one version; take the one that reaches most of the list.
-    v4, v6 = found[socket.AF_INET], found[socket.AF_INET6]
-    if len(v4) >= len(addresses) or len(v4) >= len(v6):
-        return "ipv4:" + ",".join(dict.fromkeys(v4))
-    return "ipv6:" + ",".join(dict.fromkeys(v6))
-
-
-def _split(address: str) -> tuple[str, int]:
-    """Return host and port of "host", "host:port", "1.2.3.4:port" or "[::1]:port"."""
-    try:
-        return str(ipaddress.ip_address(address.strip("[]"))), DEFAULT_PORT
-    except ValueError:
-        pass
-    host, colon, port = address.rpartition(":")
-    if not colon and _HOST.fullmatch(address):
-        return address, DEFAULT_PORT
-    if not (port.isdecimal() and 1 <= int(port) <= 65535 and _HOST.fullmatch(host)):
-        raise ValueError(f"server: {address!r} is not host:port, nor unix:PATH")
-    return host.strip("[]"), int(port)
 
 
 class Attempts:

@@ -141,12 +141,13 @@ ERRORS: dict[grpc.StatusCode, type[Resnet50Error]] = {
 }
 
 
-def error_of(failure: grpc.RpcError, server: str) -> Resnet50Error:
+def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50Error:
     """Return what a failed call is called here.
 
     Args:
         failure: Of a blocking or an asyncio call; both have code, details and trailing metadata.
         server: Where the call went, for messages that would not say it.
+        advice: What to check if no server could be reached.
     """
     code: grpc.StatusCode = failure.code()
     message: str = failure.details() or code.name
@@ -154,7 +155,7 @@ def error_of(failure: grpc.RpcError, server: str) -> Resnet50Error:
     if message == "Deadline Exceeded":  # gRPC's own words
         message = "no answer within timeout_s; allow more time, or look at the server's load"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        message = f"{server}: {message}"
+        message = f"{server}: {message}{advice}"
     details = _details(metadata.get(_DETAILS_KEY))
     return _error(code, message, metadata.get(_REQUEST_ID_KEY), details)
 

@@ -18,6 +18,11 @@ from pydantic_settings import (
 )
 
 ENV_PREFIX = "RESNET50_"
+# Read by the client, which may share an environment with a server; tests/packaging compares.
+CLIENT_ENVIRONMENT = (
+    *("SERVER", "PROFILE", "PROFILE_FILE", "TIMEOUT_S", "PRIORITY", "TLS", "CA", "CERT", "KEY"),
+    *("TOKEN", "TOKEN_FILE", "SERVER_NAME", "INSECURE_TOKEN"),
+)
 # What Kubernetes puts into every pod beside a Service named "resnet50".
 _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 
@@ -379,8 +384,7 @@ class _ConfigFile(PydanticBaseSettingsSource):
 def unknown_environment() -> list[str]:
     """Return environment names with our prefix that set nothing: misspelt ones, most likely."""
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    # Read by the client's command line.
-    known |= {ENV_PREFIX + "SERVER"}
+    known |= {ENV_PREFIX + name for name in CLIENT_ENVIRONMENT}
     # Names are read in any case, so that is how they are judged.
     return sorted(
         name

@@ -12,6 +12,9 @@ import pytest
 
 import resnet50_client
 from resnet50_client import AsyncClient, Client, errors
+from resnet50_client.base import BaseClient
+from resnet50_client.profile import ENVIRONMENT
+from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = ROOT / "server" / "resnet50_server"
@@ -104,6 +107,19 @@ def test_methods_of_both_clients_are_alike(name):
     else:
         assert inspect.iscoroutinefunction(asynchronous)
         assert inspect.signature(asynchronous).return_annotation == returned
+
+
+def test_what_both_clients_share_is_documented():
+    shared = {"from_profile", "from_environment"}
+    assert public(BaseClient).keys() == shared
+    documented = inspect.getdoc(BaseClient)
+    for name in inspect.signature(BaseClient).parameters:
+        assert f"    {name}: " in documented, name
+
+
+def test_server_knows_the_environment_of_the_client():
+    assert {ENV_PREFIX + name for name in CLIENT_ENVIRONMENT} == set(ENVIRONMENT)
+    assert not {name.upper() for name in Settings.model_fields} & set(CLIENT_ENVIRONMENT)
 
 
 def imports(path: Path, package: Path) -> set[str]:

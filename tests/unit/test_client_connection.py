@@ -8,7 +8,8 @@ import pytest
 
 from resnet50_client import OverloadedError, RetryPolicy, UnavailableError
 from resnet50_client import connection as connection_module
-from resnet50_client.connection import Attempts, Connection, channel_options, target
+from resnet50_client.addresses import target
+from resnet50_client.connection import Attempts, Connection, channel_options
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ def test_timeout_must_be_above_zero(timeout_s):
         {"attempts": 6},
         {"overload_attempts": 0},
         {"initial_backoff_s": 0.0},
+        {"initial_backoff_s": 0.001},
         {"initial_backoff_s": 3.0, "max_backoff_s": 2.0},
     ],
     ids=str,

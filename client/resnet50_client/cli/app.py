@@ -14,8 +14,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..client import Client
-from ..connection import DEFAULT_SERVER, DEFAULT_TIMEOUT_S
 from ..results import Classification, Variant
 from .bench.command import EXIT_STATUSES as BENCH_EXIT_STATUSES
 from .bench.command import bench
@@ -27,7 +25,6 @@ from .options import (
     Concurrency,
     Files,
     Patience,
-    Server,
     Timeout,
     VariantName,
 )
@@ -40,7 +37,10 @@ from .output import (
     errors_shown,
     reason,
 )
+from .servers import Servers, with_servers
 from .stream import stream
+
+HEALTH_TIMEOUT_S = 5.0
 
 app = typer.Typer(
     name="resnet50",
@@ -53,23 +53,24 @@ app = typer.Typer(
 
 
 @app.command(epilog=EXIT_STATUSES)
+@with_servers
 def classify(
+    servers: Servers,
     files: Files,
-    server: Server = [DEFAULT_SERVER],  # noqa: B006  typer reads it, nothing changes it
     variant: VariantName = "",
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many categories.")] = 5,
     min_probability: Annotated[
         float | None,
         typer.Option("--min-probability", min=0, max=1, help="Leave out categories below it."),
     ] = None,
-    timeout_s: Patience = DEFAULT_TIMEOUT_S,
+    timeout_s: Patience = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     as_json: AsJson = False,
 ) -> None:
     """Say what images show."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     failed = 0
-    with errors_shown(), Client(server, timeout_s=timeout_s) as client:
+    with errors_shown(), servers.client(timeout_s) as client:
         # A server that never was there is told from one that went away, at once.
         client.variant(variant)
         call = partial(
@@ -93,16 +94,17 @@ app.command(epilog=BENCH_EXIT_STATUSES)(bench)
 
 
 @app.command(epilog=EXIT_STATUSES)
+@with_servers
 def variants(
+    servers: Servers,
     name: Annotated[
         str | None, typer.Argument(help="Show one variant in full, with its categories.")
     ] = None,
-    server: Server = [DEFAULT_SERVER],  # noqa: B006  typer reads it, nothing changes it
-    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
+    timeout_s: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
     """List the weights that the server serves."""
-    with errors_shown(), Client(server, timeout_s=timeout_s) as client:
+    with errors_shown(), servers.client(timeout_s) as client:
         found = client.variants() if name is None else [client.variant(name)]
     if as_json:
         for one in found:
@@ -117,19 +119,27 @@ def variants(
 
 
 @app.command(epilog=EXIT_STATUSES)
+@with_servers
 def health(
-    server: Server = [DEFAULT_SERVER],  # noqa: B006  typer reads it, nothing changes it
+    servers: Servers,
     service: Annotated[
         str, typer.Option(help="A service's full name; default: the whole server.")
     ] = "",
     wait_s: Annotated[
         float, typer.Option("--wait-s", min=0, help="Wait so long for the server to be ready.")
     ] = 0.0,
-    timeout_s: Timeout = 5.0,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout-s",
+            min=0.001,
+            help=f"How long one call may take, in seconds; default: {HEALTH_TIMEOUT_S:g}.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether the server takes requests; exit status 0 if it does."""
-    with errors_shown(), Client(server, timeout_s=timeout_s) as client:
+    with errors_shown(), servers.client(timeout_s, HEALTH_TIMEOUT_S) as client:
         if wait_s:
             client.wait_until_ready(wait_s)
         status = client.health(service)

@@ -14,8 +14,6 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.progress import Progress
 
-from ..client import Client
-from ..connection import DEFAULT_SERVER, DEFAULT_TIMEOUT_S
 from ..images import ImageInput
 from ..results import Embedding
 from .images import STDIN, answers, find_images
@@ -26,7 +24,6 @@ from .options import (
     Concurrency,
     Files,
     Patience,
-    Server,
     VariantName,
 )
 from .output import (
@@ -40,12 +37,15 @@ from .output import (
     reason,
     stopping,
 )
+from .servers import Servers, with_servers
 from .vectors import Writer, writer_for
 
 Call: TypeAlias = Callable[[Iterable[ImageInput]], Generator[Embedding | Exception, None, None]]
 
 
+@with_servers
 def embed(
+    servers: Servers,
     files: Files,
     out: Annotated[
         Path,
@@ -55,7 +55,6 @@ def embed(
             " and `digest`. Images that failed are left out."
         ),
     ],
-    server: Server = [DEFAULT_SERVER],  # noqa: B006  typer reads it, nothing changes it
     variant: VariantName = "",
     l2_normalize: Annotated[
         bool, typer.Option("--l2-normalize", help="Scale vectors to length 1.")
@@ -63,7 +62,7 @@ def embed(
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget what an interrupted run has left.")
     ] = False,
-    timeout_s: Patience = DEFAULT_TIMEOUT_S,
+    timeout_s: Patience = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +77,7 @@ def embed(
         journal = _journal(out, l2_normalize, restart)
     run = _Run(images, journal)
     try:
-        with errors_shown(), stopping() as stop, Client(server, timeout_s=timeout_s) as client:
+        with errors_shown(), stopping() as stop, servers.client(timeout_s) as client:
             journal.check(client.variant(variant))
             call = partial(
                 client.embed_many, variant=variant, l2_normalize=l2_normalize, window=concurrency

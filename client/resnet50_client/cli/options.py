@@ -6,23 +6,23 @@ from typing import Annotated
 
 import typer
 
-Server = Annotated[
-    list[str],
-    typer.Option(
-        "--server",
-        envvar="RESNET50_SERVER",
-        help="host:port or unix:PATH; repeat for several.",
-    ),
-]
+from ..connection import DEFAULT_TIMEOUT_S
+
 Timeout = Annotated[
-    float, typer.Option("--timeout-s", min=0.001, help="How long one call may take, in seconds.")
-]
-Patience = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--timeout-s",
         min=0.001,
-        help="How long to go on without a server that answers, in seconds.",
+        help=f"How long one call may take, in seconds; default: {DEFAULT_TIMEOUT_S:g}.",
+    ),
+]
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout-s",
+        min=0.001,
+        help="How long to go on without a server that answers, in seconds;"
+        f" default: {DEFAULT_TIMEOUT_S:g}.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]

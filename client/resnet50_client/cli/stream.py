@@ -13,13 +13,11 @@ from typing import Annotated, Any, TextIO
 import typer
 from rich.live import Live
 
-from ..client import Client
-from ..connection import DEFAULT_SERVER, DEFAULT_TIMEOUT_S
 from ..frames import FrameAnswer
 from ..results import Classification
 from .annotate import Annotator
 from .footage import Shot, UnderWay, shots
-from .options import DEFAULT_CONCURRENCY, AsJson, Concurrency, Patience, Server, VariantName
+from .options import DEFAULT_CONCURRENCY, AsJson, Concurrency, Patience, VariantName
 from .output import (
     SOME_FAILED,
     WRONG_USAGE,
@@ -31,6 +29,7 @@ from .output import (
     reason,
     stopping,
 )
+from .servers import Servers, with_servers
 from .tally import Tally
 
 COLUMNS = ("frame", "time_s", "outcome", "label", "probability", "replaced_by", "latency_ms")
@@ -51,7 +50,9 @@ class Encoding(str, Enum):
     jpeg = "jpeg"
 
 
+@with_servers
 def stream(
+    servers: Servers,
     source: Annotated[
         str,
         typer.Argument(
@@ -60,7 +61,6 @@ def stream(
             " camera's number.",
         ),
     ],
-    server: Server = [DEFAULT_SERVER],  # noqa: B006  typer reads it, nothing changes it
     variant: VariantName = "",
     fps: Annotated[
         float | None,
@@ -94,7 +94,7 @@ def stream(
         Path | None,
         typer.Option("--csv", help=f"Write a .csv file with a row a frame: {', '.join(COLUMNS)}."),
     ] = None,
-    timeout_s: Patience = DEFAULT_TIMEOUT_S,
+    timeout_s: Patience = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +105,7 @@ def stream(
     _check(annotate, "--annotate", ".mp4")
     _check(csv_file, "--csv", ".csv")
     with errors_shown(), ExitStack() as stack:
-        client = stack.enter_context(Client(server, timeout_s=timeout_s))
+        client = stack.enter_context(servers.client(timeout_s))
         client.variant(variant)
         stop = stack.enter_context(stopping())
         try:

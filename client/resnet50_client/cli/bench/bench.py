@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 
 from ...client import Client
 from ...connection import RetryPolicy
 from ...errors import UnavailableError
+from ...profile import Profile
 from ...results import Variant
 from . import sweep as sweeps
+from .calls import CLEAR_TEXT
 from .machine import facts, machine, versions
 from .pictures import images_of
 from .plan import Plan
@@ -22,7 +25,7 @@ from .run import measure
 Watch = Callable[[Plan, Record], None]
 
 
-def served(plan: Plan) -> Variant:
+def served(plan: Plan, access: Profile = CLEAR_TEXT) -> Variant:
     """Ask every server of a plan for the variant; return what they say.
 
     Raises:
@@ -31,7 +34,8 @@ def served(plan: Plan) -> Variant:
     """
     found = []
     for address in plan.servers:
-        with Client(address, timeout_s=plan.timeout_s, retry=RetryPolicy(attempts=1)) as client:
+        where = replace(access, server=(address,), timeout_s=plan.timeout_s).arguments()
+        with Client(**where, retry=RetryPolicy(attempts=1)) as client:
             one = client.variant(plan.variant)
         if one.state != "ready":
             raise UnavailableError(
@@ -54,6 +58,7 @@ def bench(
     sweep: Sequence[float] = (),
     stop: threading.Event | None = None,
     watch: Watch | None = None,
+    access: Profile = CLEAR_TEXT,
 ) -> Bench:
     """Run a benchmark from start to end; blocks.
 
@@ -62,6 +67,7 @@ def bench(
         sweep: Shares of the capacity, which is found first; none means the plan's load alone.
         stop: Ends it before its time, once set; what was measured until then is returned.
         watch: Is given the plan and the record of each run as it starts.
+        access: Says how servers are spoken to; its addresses and deadline are the plan's.
 
     Raises:
         Resnet50Error: A server does not answer, or does not serve the variant.
@@ -69,12 +75,13 @@ def bench(
         ValueError: An address, `server_pid` or an image is wrong.
     """
     stop = stop or threading.Event()
-    variant = served(plan)
+    variant = served(plan, access)
     images = images_of(plan, variant.transform.resize)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     def run(one: Plan) -> Run:
-        return measure(one, images, stop, partial(watch, one) if watch is not None else None)
+        look_on = partial(watch, one) if watch is not None else None
+        return measure(one, images, stop, look_on, access)
 
     runs, probes, capacity = [], [], None
     if sweep:

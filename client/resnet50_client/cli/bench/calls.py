@@ -7,7 +7,7 @@ import collections
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -15,14 +15,19 @@ import grpc.aio
 
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 
+from ...addresses import target
 from ...aio_status import keep_status
-from ...connection import RetryPolicy, channel_options, target
+from ...channels import Channels
+from ...connection import Connection, RetryPolicy
+from ...credentials import Credentials
+from ...profile import Profile
 from . import payloads
 from .plan import Plan
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 OK = "OK"
 DROPPED = "DROPPED"
+CLEAR_TEXT = Profile()
 LATE = grpc.StatusCode.DEADLINE_EXCEEDED.name
 
 
@@ -44,17 +49,29 @@ Call: TypeAlias = Callable[[int, float], Awaitable[Outcome]]
 
 
 @asynccontextmanager
-async def calls_of(plan: Plan, images: Sequence[image_pb2.Image]) -> AsyncIterator[Call]:
+async def calls_of(
+    plan: Plan, images: Sequence[image_pb2.Image], access: Profile = CLEAR_TEXT
+) -> AsyncIterator[Call]:
     """Connect to the servers of a plan and give what makes its calls.
 
+    Args:
+        plan: Says which.
+        images: What they send.
+        access: Says how servers are spoken to; its addresses and deadline are the plan's.
+
     Raises:
-        ValueError: An address is not one.
+        ValueError: An address is not one, or something in `access` is wrong.
+        OSError: A file that `access` names cannot be read.
     """
     async with AsyncExitStack() as stack:
         channels = []
+        connection = _connection(plan, access)
         for _, server in itertools.product(range(plan.channels), plan.servers):
-            channel = grpc.aio.insecure_channel(target((server,)), options=_channel_options())
-            channels.append(await stack.enter_async_context(channel))
+            one = replace(connection, addresses=(server,))
+            # Channels to one address would share a connection.
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = Channels(one, target((server,)), grpc.aio, options).stubs().channel
+            channels.append(_Channel(await stack.enter_async_context(channel), one))
         if plan.shape == "stream":
             stream = StreamCalls(plan, channels, images)
             stack.push_async_callback(stream.close)
@@ -65,13 +82,30 @@ async def calls_of(plan: Plan, images: Sequence[image_pb2.Image]) -> AsyncIterat
             yield UnaryCalls(plan, channels, images)
 
 
-def _channel_options() -> list[tuple[str, int | str]]:
-    return [
-        # A retry would hide an error, and make load that was not planned.
-        *channel_options(RetryPolicy(attempts=1)),
-        # Channels to one address would share a connection.
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
+def _connection(plan: Plan, access: Profile) -> Connection:
+    arguments = replace(access, server=None, timeout_s=None).arguments()
+    priority = arguments.pop("priority", "interactive")
+    # A retry would hide an error, and make load that was not planned.
+    retry = RetryPolicy(attempts=1)
+    credentials = Credentials.of(**arguments)
+    return Connection.to(plan.servers, plan.timeout_s, retry, priority, credentials)
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """A channel, and what goes with the calls on it."""
+
+    channel: grpc.aio.Channel
+    connection: Connection
+
+    def method(self, shape: str, path: str, read: Callable[[bytes], Any]) -> Callable[..., Any]:
+        """Return a method of it, which sends the connection's metadata with each call."""
+        call = getattr(self.channel, shape)(path, response_deserializer=read)
+
+        def with_metadata(*request: Any, **options: Any) -> Any:
+            return call(*request, metadata=self.connection.metadata(), **options)
+
+        return with_metadata
 
 
 class UnaryCalls:
@@ -84,13 +118,11 @@ class UnaryCalls:
     """
 
     def __init__(
-        self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
+        self, plan: Plan, channels: Sequence[_Channel], images: Sequence[image_pb2.Image]
     ) -> None:
         read = payloads.message_kind(plan, "Response").FromString
         path = f"/{SERVICE}/{plan.question.capitalize()}"
-        self._methods: list[Any] = [
-            one.unary_unary(path, response_deserializer=read) for one in channels
-        ]
+        self._methods: list[Any] = [one.method("unary_unary", path, read) for one in channels]
         self._requests = payloads.unary(plan, images)
         self._clock = asyncio.get_running_loop().time
 
@@ -105,13 +137,11 @@ class UploadCalls:
     """Calls ClassifyUpload or EmbedUpload; as `UnaryCalls`."""
 
     def __init__(
-        self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
+        self, plan: Plan, channels: Sequence[_Channel], images: Sequence[image_pb2.Image]
     ) -> None:
         read = payloads.message_kind(plan, "Response").FromString
         path = f"/{SERVICE}/{plan.question.capitalize()}Upload"
-        self._methods: list[Any] = [
-            one.stream_unary(path, response_deserializer=read) for one in channels
-        ]
+        self._methods: list[Any] = [one.method("stream_unary", path, read) for one in channels]
         self._uploads = payloads.uploads(plan, images)
         self._clock = asyncio.get_running_loop().time
 
@@ -145,13 +175,11 @@ class StreamCalls:
     """
 
     def __init__(
-        self, plan: Plan, channels: Sequence[grpc.aio.Channel], images: Sequence[image_pb2.Image]
+        self, plan: Plan, channels: Sequence[_Channel], images: Sequence[image_pb2.Image]
     ) -> None:
         read = payloads.message_kind(plan, "StreamResponse").FromString
         path = f"/{SERVICE}/{plan.question.capitalize()}Stream"
-        methods: list[Any] = [
-            one.stream_stream(path, response_deserializer=read) for one in channels
-        ]
+        methods: list[Any] = [one.method("stream_stream", path, read) for one in channels]
         config = payloads.stream_config(plan)
         self._streams = [
             _Stream(methods[number % len(methods)], config) for number in range(plan.streams)

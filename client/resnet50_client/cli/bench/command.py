@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.live import Live as Screen
 
-from ...connection import DEFAULT_SERVER, DEFAULT_TIMEOUT_S
-from ..options import DEFAULT_CONCURRENCY, AsJson, Server, VariantName
+from ...connection import DEFAULT_TIMEOUT_S
+from ..options import DEFAULT_CONCURRENCY, AsJson, VariantName
 from ..output import INTERRUPTED, SOME_FAILED, complain, errors, errors_shown, stopping
+from ..servers import Servers, with_servers
 from ..stream import Delivery
 from . import comparison
 from .bench import bench as run_bench
@@ -51,7 +52,9 @@ class Question(str, Enum):
     embed = "embed"
 
 
+@with_servers
 def bench(
+    servers: Servers,
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -60,7 +63,6 @@ def bench(
             " here, JPEGs of 500 x 375 and about 110 KB.",
         ),
     ] = None,
-    server: Server = [DEFAULT_SERVER],  # noqa: B006  typer reads it, nothing changes it
     concurrency: Annotated[
         int | None,
         typer.Option(
@@ -141,15 +143,15 @@ def bench(
         ),
     ] = 1,
     timeout_s: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--timeout-s",
             min=0.001,
             rich_help_panel=CALLS,
             help="Deadline of a call in seconds, from when it was meant to be made; answers after"
-            " it are not in time.",
+            f" it are not in time. Default: {DEFAULT_TIMEOUT_S:g}.",
         ),
-    ] = DEFAULT_TIMEOUT_S,
+    ] = None,
     duration_s: Annotated[
         float,
         typer.Option(
@@ -228,16 +230,18 @@ def bench(
         _require("psutil", *(() if html is None else ("matplotlib",)))
         if raw or not files:
             _require("PIL")
+        profile = servers.profile(timeout_s)
+        assert profile.server is not None and profile.timeout_s is not None
         plan = Plan(
             load=_load(concurrency, rate, fps, sweep),
-            servers=tuple(server),
+            servers=profile.server,
             shape=(shape or (Shape.stream if framed else Shape.unary)).value,
             question=question.value,
             variant=variant,
             duration_s=duration_s,
             warm_up_s=warm_up_s,
             requests=requests,
-            timeout_s=timeout_s,
+            timeout_s=profile.timeout_s,
             channels=channels,
             streams=streams or 1,
             delivery=(delivery or Delivery.ordered).value,
@@ -253,7 +257,7 @@ def bench(
             if errors.is_terminal:
                 screen = Screen(live, console=errors, transient=True, redirect_stdout=False)
                 shown.enter_context(screen)
-            found = run_bench(plan, steps, stop, live.watch)
+            found = run_bench(plan, steps, stop, live.watch, profile)
         _report(found, out, html, as_json)
     if stop.is_set():
         raise typer.Exit(INTERRUPTED)

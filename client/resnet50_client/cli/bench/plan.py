@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from ...connection import DEFAULT_SERVER
+from ...addresses import DEFAULT_SERVER
 from ...frames import Delivery
 
 Shape: TypeAlias = Literal["unary", "upload", "stream"]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from resnet50.v1 import image_pb2
 
-from .calls import calls_of
+from ...profile import Profile
+from .calls import CLEAR_TEXT, calls_of
 from .cost import OwnCost, ProcessTree
 from .load import Generator
 from .plan import Plan
@@ -30,6 +31,7 @@ def measure(
     images: Sequence[image_pb2.Image],
     stop: threading.Event | None = None,
     watch: Callable[[Record], None] | None = None,
+    access: Profile = CLEAR_TEXT,
 ) -> Run:
     """Make the load of a plan, and say what became of it; blocks until it is over.
 
@@ -38,6 +40,7 @@ def measure(
         images: What to send.
         stop: Ends it before its time, once set; what is under way is waited for.
         watch: Is given the record at the start, for whoever wants to look on.
+        access: Says how servers are spoken to; its addresses and deadline are the plan's.
 
     Raises:
         ValueError: An address or `server_pid` is wrong.
@@ -46,7 +49,7 @@ def measure(
     # does not, and there are but two files to look at: gRPC polls its sockets by itself.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     try:
-        return loop.run_until_complete(measuring(plan, images, stop, watch))
+        return loop.run_until_complete(measuring(plan, images, stop, watch, access))
     finally:
         _cancel_what_is_left(loop)
         loop.close()
@@ -67,12 +70,13 @@ async def measuring(
     images: Sequence[image_pb2.Image],
     stop: threading.Event | None = None,
     watch: Callable[[Record], None] | None = None,
+    access: Profile = CLEAR_TEXT,
 ) -> Run:
     """Do as `measure`, within a running event loop, whose other work then counts as this one's."""
     clock = asyncio.get_running_loop().time
     tree = ProcessTree(plan.server_pid) if plan.server_pid is not None else None
     try:
-        async with calls_of(plan, images) as call:
+        async with calls_of(plan, images, access) as call:
             record = Record(clock(), plan.warm_up_s, plan.duration_s, plan.timeout_s, plan.requests)
             if watch is not None:
                 watch(record)

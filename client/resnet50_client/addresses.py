@@ -1,0 +1,116 @@
+"""Addresses of servers: what is one, what gRPC is told, and which never leave the machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+
+DEFAULT_SERVER = "localhost:50051"
+DEFAULT_PORT = 50051
+# Addresses that gRPC knows how to read.
+GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
+
+
+def addresses_of(server: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses of the `server` argument.
+
+    Raises:
+        ValueError: There is none, or one is empty.
+    """
+    given = (server,) if isinstance(server, str) else tuple(server)
+    if not given or not all(isinstance(one, str) and one.strip() for one in given):
+        raise ValueError(
+            f"server: {server!r} is not an address such as 'localhost:50051' or 'unix:/run/r.sock',"
+            " nor a list of addresses"
+        )
+    for one in given:
+        if not one.startswith(GRPC_SCHEMES):
+            split(one)
+        elif len(given) > 1:
+            raise ValueError(
+                f"server: {list(given)} mixes kinds; a list holds host:port addresses only"
+            )
+    return given
+
+
+def target(addresses: Sequence[str]) -> str:
+    """Return the gRPC target of one or several addresses; looks host names up if there are several.
+
+    One name is left to gRPC, which looks it up again and again and balances over all it finds.
+    gRPC has no target for several names, so those of a list are looked up once.
+
+    Raises:
+        OSError: A name of a list cannot be looked up.
+        ValueError: An address of a list is not host:port, or the list has no common IP version.
+    """
+    if len(addresses) == 1:
+        (address,) = addresses
+        if address.startswith(GRPC_SCHEMES):
+            return address
+        host, port = split(address)
+        return f"dns:///[{host}]:{port}" if ":" in host else f"dns:///{host}:{port}"
+    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    for address in addresses:
+        host, port = split(address)
+        for family, *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            if family in found:
+                ip = str(where[0])
+                found[family].append(
+                    f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}"
+                )
+    # A target holds one version; take the one that reaches most of the list.
+    v4, v6 = found[socket.AF_INET], found[socket.AF_INET6]
+    if len(v4) >= len(addresses) or len(v4) >= len(v6):
+        return "ipv4:" + ",".join(dict.fromkeys(v4))
+    return "ipv6:" + ",".join(dict.fromkeys(v6))
+
+
+def split(address: str) -> tuple[str, int]:
+    """Return host and port of "host", "host:port", "1.2.3.4:port" or "[::1]:port".
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    try:
+        return str(ipaddress.ip_address(address.strip("[]"))), DEFAULT_PORT
+    except ValueError:
+        pass
+    if "://" in address and not address.startswith(GRPC_SCHEMES):
+        raise ValueError(
+            f"server: {address!r} is not host:port, nor unix:PATH; leave the scheme out, and ask"
+            " for TLS with tls or ca"
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon and _HOST.fullmatch(address):
+        return address, DEFAULT_PORT
+    if not (port.isdecimal() and 1 <= int(port) <= 65535 and _HOST.fullmatch(host)):
+        raise ValueError(f"server: {address!r} is not host:port, nor unix:PATH")
+    return host.strip("[]"), int(port)
+
+
+def is_local(address: str) -> bool:
+    """Return whether what is sent to an address stays on this machine; False where that is unclear.
+
+    "localhost" counts as local: who can redirect that name owns the machine.
+    """
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme in ("ipv4", "ipv6"):
+        return all(map(_is_loopback, rest.removeprefix("///").split(",")))
+    if colon and scheme == "dns":
+        # "dns:///name" and "dns:name"; another DNS server's idea of localhost is anyone's.
+        rest = rest.removeprefix("///")
+        return not rest.startswith("/") and _is_loopback(rest)
+    return _is_loopback(address)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        host, _ = split(address)
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,130 @@
+"""What both clients are told: where to call, how long, and as whom."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+from .addresses import DEFAULT_SERVER
+from .certificates import Pem
+from .connection import DEFAULT_TIMEOUT_S, Connection, Priority, RetryPolicy
+from .credentials import Credentials, Token
+from .errors import CallCancelledError
+from .profile import Profile
+
+Self = TypeVar("Self", bound="BaseClient")
+
+
+class BaseClient:
+    """Base of `Client` and `AsyncClient`: everything but the calls.
+
+    Args:
+        server: "host:port" (all addresses behind the name are used, in turn), "unix:PATH", or a
+            list of "host:port" to balance over.
+        timeout_s: How long a call may take, in seconds, retries included; `math.inf` for no limit.
+        retry: When a failed call is made again.
+        priority: "interactive", or "bulk" for calls that may wait while others are in a hurry.
+        tls: Whether to speak TLS; None means: if `ca`, `cert` or `server_name` is given. True
+            without `ca` trusts the public authorities that gRPC comes with (or those of the file
+            that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names).
+        ca: The authorities to trust: a path, or the bytes of a PEM file.
+        cert: Certificate of the client and those above it, for servers that want one; as `ca`.
+        key: Its private key, not encrypted; as `ca`.
+        token: Is sent as "authorization: Bearer ..." with each call; or a function that returns the
+            one of the moment, which is asked at each attempt and must not block.
+        token_file: A file that holds the token, read again when it changes.
+        server_name: The name to find in the server's certificate, if it is not that of the address;
+            "localhost" for unix sockets.
+        insecure_token: Allow the token to leave this machine in clear text.
+
+    Certificates that were given as paths are read again when their files change, and used for calls
+    made from then on. Neither keys nor tokens are ever shown in a message.
+
+    Raises:
+        ValueError: An argument is wrong, or the token would leave this machine in clear text.
+        OSError: A file cannot be read, or (from the first call of an `AsyncClient`) a host name of
+            a list cannot be looked up.
+    """
+
+    def __init__(
+        self,
+        server: str | Sequence[str] = DEFAULT_SERVER,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        priority: Priority = "interactive",
+        tls: bool | None = None,
+        ca: Pem | None = None,
+        cert: Pem | None = None,
+        key: Pem | None = None,
+        token: Token | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        server_name: str | None = None,
+        insecure_token: bool = False,
+    ) -> None:
+        credentials = Credentials.of(
+            tls=tls,
+            ca=ca,
+            cert=cert,
+            key=key,
+            token=token,
+            token_file=token_file,
+            server_name=server_name,
+            insecure_token=insecure_token,
+        )
+        self._connection = Connection.to(server, timeout_s, retry, priority, credentials)
+        self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        """Connect, if that can be done already."""
+
+    @classmethod
+    def from_profile(
+        cls: type[Self],
+        name: str,
+        *,
+        profile_file: str | os.PathLike[str] | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Self:
+        """Return a client as a table `[profiles.NAME]` of a TOML file describes it.
+
+        Args:
+            name: Of the profile.
+            profile_file: Where it stands; None for `RESNET50_PROFILE_FILE` or the user's own,
+                ~/.config/resnet50/profiles.toml (on Windows in %APPDATA%).
+            retry: As for the class.
+
+        Raises:
+            ValueError: There is no such profile, or something in it is wrong.
+            OSError: A file cannot be read.
+        """
+        return cls(**Profile.named(name, profile_file).arguments(), retry=retry)
+
+    @classmethod
+    def from_environment(cls: type[Self], *, retry: RetryPolicy | None = None) -> Self:
+        """Return a client as the environment describes it, on top of the profile that it names.
+
+        Names are RESNET50_SERVER (several separated by commas), RESNET50_PROFILE and
+        RESNET50_PROFILE_FILE, and, as the arguments, RESNET50_TLS, _CA, _CERT, _KEY, _TOKEN,
+        _TOKEN_FILE, _SERVER_NAME, _INSECURE_TOKEN, _PRIORITY and _TIMEOUT_S.
+
+        Args:
+            retry: As for the class.
+
+        Raises:
+            ValueError: Something in it is wrong.
+            OSError: A file cannot be read.
+        """
+        return cls(**Profile.of_environment().arguments(), retry=retry)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._connection)!r})"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed; make a new one")
+
+    def _closed_meanwhile(self) -> CallCancelledError:
+        return CallCancelledError(f"{self!r} was closed during the call", code="CANCELLED")

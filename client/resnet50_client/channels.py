@@ -1,0 +1,62 @@
+"""The channel that a client calls over: clear text or TLS, made anew when certificates are."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from .certificates import Certificates
+from .connection import Connection, channel_options
+from .stubs import Stubs
+
+Option = tuple[str, int | str]
+
+
+class Channels:
+    """Gives the channel to call over. May be used by many threads.
+
+    One whose certificates have been renewed is left to the calls that are under way on it, and goes
+    with the last of them.
+
+    Args:
+        connection: Says where to, and how.
+        where: gRPC's target for it.
+        kind: `grpc` or `grpc.aio`; the channels are of its kind.
+        options: Of channels, besides those of every client.
+    """
+
+    def __init__(
+        self, connection: Connection, where: str, kind: Any, options: Sequence[Option] = ()
+    ) -> None:
+        self._credentials = connection.credentials
+        self._where = where
+        self._kind = kind
+        self._options = [*channel_options(connection.retry), *options]
+        if (name := connection.server_name()) is not None:
+            self._options.append(("grpc.ssl_target_name_override", name))
+        self._lock = threading.Lock()
+        self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._certificates: Certificates | None = None
+        self._stubs: Stubs | None = None
+
+    def stubs(self) -> Stubs:
+        """Return what can be called; keep it for as long as the call lasts."""
+        sources = self._credentials.certificates
+        certificates = sources.current() if sources is not None else None
+        with self._lock:
+            if self._stubs is None or certificates is not self._certificates:
+                self._stubs = Stubs(self._channel(certificates))
+                self._certificates = certificates
+                self._open.add(self._stubs.channel)
+            return self._stubs
+
+    def opened(self) -> list[Any]:
+        """Return the channels that are to be closed in the end."""
+        return list(self._open)
+
+    def _channel(self, certificates: Certificates | None) -> Any:
+        if certificates is None:
+            return self._kind.insecure_channel(self._where, self._options)
+        return self._kind.secure_channel(self._where, certificates.for_channel(), self._options)

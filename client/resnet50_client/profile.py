@@ -1,0 +1,214 @@
+"""Where a client finds its servers if code does not say it: flags, environment, a profile file."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_PREFIX = "RESNET50_"
+PROFILE_NAME = ENV_PREFIX + "PROFILE"
+PROFILE_FILE = ENV_PREFIX + "PROFILE_FILE"
+_PATHS = ("ca", "cert", "key", "token_file")
+# What is one thing: whoever sets a part of it sets it whole.
+_TOGETHER = (("cert", "key"), ("token", "token_file"))
+_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is known of a client's arguments, from one place or from several; None is unknown.
+
+    Attributes:
+        server: As an argument of `BaseClient`; so are all others.
+    """
+
+    server: tuple[str, ...] | None = None
+    timeout_s: float | None = None
+    priority: str | None = None
+    tls: bool | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+    server_name: str | None = None
+    insecure_token: bool | None = None
+
+    def over(self, other: Profile) -> Profile:
+        """Return this one, completed by another."""
+        mine, theirs = self.arguments(), other.arguments()
+        for names in _TOGETHER:
+            if any(name in mine for name in names):
+                theirs = {name: one for name, one in theirs.items() if name not in names}
+        return Profile(**theirs | mine)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what is known, as a client's arguments."""
+        known = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @classmethod
+    def of_environment(cls) -> Profile:
+        """Return what the environment says, on top of the profile that it names.
+
+        Raises:
+            ValueError: A value is wrong, or there is no such profile.
+            OSError: The profile file cannot be read.
+        """
+        return cls().with_defaults(None, None)
+
+    def with_defaults(
+        self, profile: str | None, profile_file: str | os.PathLike[str] | None
+    ) -> Profile:
+        """Return this one, completed by the environment and by a profile.
+
+        Args:
+            profile: The profile's name; None for the one that the environment names, if it does.
+            profile_file: As for `named`.
+
+        Raises:
+            ValueError: A value is wrong, or there is no such profile.
+            OSError: The profile file cannot be read.
+        """
+        known = self.over(_environment())
+        name = profile or os.environ.get(PROFILE_NAME)
+        return known.over(self.named(name, profile_file)) if name else known
+
+    @classmethod
+    def named(cls, name: str, file: str | os.PathLike[str] | None = None) -> Profile:
+        """Read a profile from its file; relative paths in it start at the file's folder.
+
+        Args:
+            name: Of its table, [profiles.NAME].
+            file: Where it stands; None for what `RESNET50_PROFILE_FILE` says, or `profile_file()`.
+
+        Raises:
+            ValueError: The file is not such a file, shows a token to others, or lacks the profile;
+                or a key or a value in it is wrong.
+            OSError: It cannot be read.
+        """
+        path = Path(file or os.environ.get(PROFILE_FILE) or profile_file()).expanduser()
+        found = _profiles(path)
+        if name not in found:
+            raise ValueError(
+                f"profile: {path} has no [profiles.{name}]; it has"
+                f" {', '.join(map(repr, found)) or 'none'}"
+            )
+        try:
+            values = {key: _value(key, value) for key, value in found[name].items()}
+        except ValueError as error:
+            raise ValueError(f"{path}: [profiles.{name}] {error}") from error
+        for key in _PATHS:
+            if key in values:
+                values[key] = str(path.parent / Path(values[key]).expanduser())
+        return cls(**values)
+
+
+ENVIRONMENT = (
+    PROFILE_NAME,
+    PROFILE_FILE,
+    *(ENV_PREFIX + one.name.upper() for one in fields(Profile)),
+)
+"""All names of the environment that are read here."""
+
+
+def profile_file() -> Path:
+    """Return where the user's profiles stand if nothing else is said."""
+    if sys.platform == "win32":
+        base = os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming"
+    else:
+        base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "resnet50" / "profiles.toml"
+
+
+def _environment() -> Profile:
+    """Return what the environment says; empty values say nothing."""
+    values: dict[str, Any] = {}
+    for one in fields(Profile):
+        name = ENV_PREFIX + one.name.upper()
+        if text := os.environ.get(name):
+            try:
+                values[one.name] = _value(one.name, _parsed(one.name, text))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return Profile(**values)
+
+
+def _parsed(key: str, text: str) -> object:
+    """Return an environment value as a file would hold it."""
+    if key == "server":
+        return text.replace(",", " ").split()
+    if key in ("tls", "insecure_token") and text.lower() in _YES + _NO:
+        return text.lower() in _YES
+    if key == "timeout_s":
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _profiles(path: Path) -> Mapping[str, Mapping[str, object]]:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = tomllib.load(file)
+    except OSError as error:
+        raise OSError(error.errno, f"profile file: {error.strerror}", str(path)) from error
+    except ValueError as error:  # of TOML, of Unicode; may quote a line, which may hold a token
+        raise ValueError(f"profile file: {path} is not TOML{_line(error)}") from None
+    unknown = sorted(set(content) - {"profiles"})
+    profiles = content.get("profiles", {})
+    if unknown:
+        raise ValueError(f"profile file: {path} has {unknown[0]!r}; it may hold [profiles.NAME]")
+    if not isinstance(profiles, dict) or not all(isinstance(o, dict) for o in profiles.values()):
+        raise ValueError(f"profile file: {path} holds no tables [profiles.NAME]")
+    if any("token" in one for one in profiles.values()) and _open_to_others(mode):
+        raise ValueError(
+            f"profile file: {path} holds a token and may be read by others (mode"
+            f" {stat.S_IMODE(mode):04o}): chmod 600 it, or use token_file"
+        )
+    return profiles
+
+
+def _open_to_others(mode: int) -> bool:
+    return os.name == "posix" and bool(mode & 0o077)
+
+
+def _line(error: ValueError) -> str:
+    """Return where in a file an error is, without what stands there."""
+    _, found, place = str(error).rpartition(" (at ")
+    return f" (at {place}" if found else ""
+
+
+def _value(key: str, value: object) -> Any:
+    """Return a value as `Profile` holds it; errors do not show it, it may be a secret elsewhere."""
+    known = {one.name for one in fields(Profile)}
+    if key not in known:
+        raise ValueError(f"{key}: is unknown; known are {', '.join(sorted(known))}")
+    if key == "server":
+        servers = [value] if isinstance(value, str) else value
+        if not isinstance(servers, list) or not all(isinstance(one, str) for one in servers):
+            raise ValueError("server: must be an address or a list of addresses")
+        return tuple(servers)
+    if key == "timeout_s":
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError("timeout_s: must be a number of seconds above 0")
+        return float(value)
+    if key in ("tls", "insecure_token"):
+        if not isinstance(value, bool):
+            raise ValueError(f"{key}: must be true or false")
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key}: must be text, and not empty")
+    return value
