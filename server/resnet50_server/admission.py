@@ -163,7 +163,7 @@ class Admission:
 
     def _check_open(self) -> None:
         if self.draining:
-            raise ShuttingDown("the server is shutting down; call another one")
+            raise ShuttingDown()
 
     def _check(self, limit: str, inside: int, allowed: int, what: str) -> None:
         if inside >= allowed:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 
 import grpc
 import torch
@@ -23,7 +24,7 @@ from resnet50.v1 import (
 )
 
 from .admission import Admission, Limits
-from .callers import INFER, Callers
+from .callers import ADMIN, INFER, Callers
 from .certificates import Certificates
 from .decode import ImageLimits, JpegDecoder
 from .decode_pool import DecodePool, decode_threads
@@ -34,10 +35,11 @@ from .observer import Observer
 from .pipeline import Pipeline
 from .servicers.boundary import Boundary
 from .servicers.inference import InferenceServicer, Patience
-from .servicers.variant import VariantServicer
+from .servicers.variant import Administration, VariantServicer
 from .settings import Settings
 from .tokens import Tokens
 from .variants.definition import define
+from .variants.directory import VariantsDirectory
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Server:
             settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu)
         )
         self._inference: InferenceServicer | None = None
+        self._variant_servicer: VariantServicer | None = None
         self.certificates: Certificates | None = None
         self.addresses: list[str] = []
 
@@ -104,6 +107,7 @@ class Server:
         )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings))
         callers = Callers(tokens)
+        self._variant_servicer = VariantServicer(variants, self._administration())
         boundary = Boundary(callers, self._admission, settings.receive_timeout_s, self._observer)
         boundary.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
@@ -113,9 +117,10 @@ class Server:
         )
         boundary.add(
             variant_pb2_grpc.add_VariantServiceServicer_to_server,
-            VariantServicer(variants),
+            self._variant_servicer,
             server,
             INFER,
+            {"LoadVariant": ADMIN, "UnloadVariant": ADMIN},
         )
         # What is not about images has room of its own, and goes on during a drain.
         side = Boundary(callers, Admission(SIDE_LIMITS), settings.receive_timeout_s, Observer())
@@ -155,8 +160,20 @@ class Server:
                 await asyncio.wait([stopping], timeout=DRAIN_POLL_S)
             await self._grpc.stop(0)
             await stopping
+        if self._variant_servicer is not None:
+            self._variant_servicer.close()
         await self._devices.close()
         self._decode_pool.close()
+
+    def _administration(self) -> Administration | None:
+        settings = self._settings
+        if settings.variants_dir is None:
+            return None
+        return Administration(
+            VariantsDirectory(settings.variants_dir),
+            partial(hold, settings=settings, devices=self._devices),
+            settings.drain_timeout_s,
+        )
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *SERVICES):

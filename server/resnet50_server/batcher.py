@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 5
 # An idle device that was not measured for so long may have changed.
 PROBE_AFTER_S = 1.0
+# How often to look whether a queue's last batches have ended.
+LOOK_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,9 @@ class Scheduler:
             EngineFailed: (from the returned awaitable) the batch failed.
         """
         if self._closing is not None:
-            raise ShuttingDown("the server is shutting down; call another one") from self._closing
+            raise ShuttingDown() from self._closing
+        if queue.removed is not None:
+            raise type(queue.removed)(*queue.removed.args)
         now = self._loop.time()
         room = self.policy.max_queue_size
         if len(queue.waiting) >= share(room, bulk):
@@ -198,6 +202,19 @@ class Scheduler:
         now = self._loop.time()
         if deadline is not None and not self._is_probe(queue, deadline, now):
             self._check(queue, deadline, flow, bulk, now)
+
+    async def remove(self, queue: VariantQueue, reason: ServingError) -> None:
+        """Take no more images into a queue, fail those that wait, wait for those that run.
+
+        Args:
+            queue: Of a variant that goes.
+            reason: What those that wait are told.
+        """
+        queue.removed = reason
+        del self._queues[queue.name]
+        self._fail([entry.item for entry in queue.waiting], reason)
+        while any(running.queue is queue for running in self._running):
+            await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
         """Stop; what waits or is being computed is answered with `ShuttingDown`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from .admission import Place
 from .callers import Caller
+from .errors import ServingError
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 NOBODY = Caller("", frozenset())
@@ -27,6 +28,8 @@ class Call:
         bulk: Whether it gives way to interactive calls.
         place: Its place in the server, if it is for a single image.
         variant: The name of the variant that answers; "" until that is known.
+        leave: Called at its end, if it uses a variant.
+        stop: Ends a stream after the frames that are inside, for a reason.
         started: On the clock of `time.perf_counter`.
         notes: What observers keep with it, by their own keys.
     """
@@ -38,6 +41,8 @@ class Call:
     bulk: bool = False
     place: Place | None = None
     variant: str = ""
+    leave: Callable[[], None] | None = None
+    stop: Callable[[ServingError], None] | None = None
     started: float = field(default_factory=time.perf_counter)
     notes: dict[object, Any] = field(default_factory=dict)
 

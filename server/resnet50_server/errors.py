@@ -21,9 +21,10 @@ Data flow, and which error belongs to which arrow:
     │   └── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
     ├── DataLoss              DATA_LOSS            what arrived is not what was sent
     ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
-    ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
+    ├── ShuttingDown          UNAVAILABLE          draining or unloading; another server may answer
     ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent for too long
-    ├── Unimplemented         UNIMPLEMENTED        not built yet
+    ├── NotEnabled            UNIMPLEMENTED        the server was started without it
+    ├── NotNow                FAILED_PRECONDITION  variants cannot be changed like that, as it is
     └── EngineFailed          INTERNAL             the engine raised; the reason is in the log
 
 `status.py` holds the one table from here to gRPC codes. Errors of starting up, which no caller ever
@@ -138,24 +139,41 @@ class DeadlineUnreachable(ServingError):
 
 
 class ShuttingDown(ServingError):
-    """The server is draining and takes no more requests."""
+    """The server, or the variant, takes no more requests.
+
+    Args:
+        what: Does not, and why.
+        advice: What to do about it.
+    """
+
+    def __init__(
+        self, what: str = "the server is shutting down", advice: str = "call another one"
+    ) -> None:
+        super().__init__(what, advice)
+        self.what = what
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 class EngineFailed(ServingError):
     """The engine raised on the batch that held the request; the cause is chained."""
 
 
-class Unimplemented(ServingError):
-    """A method of the contract whose time has not come.
+class NotEnabled(ServingError):
+    """A method that has to be asked for when the server is started.
 
     Args:
         method: Its name.
+        setting: What asks for it.
     """
 
-    def __init__(self, method: str) -> None:
-        super().__init__(
-            f"{method} is in the contract, but this release of the server does not answer it yet"
-        )
+    def __init__(self, method: str, setting: str) -> None:
+        super().__init__(f"{method} is off: the server was started without {setting}")
+
+
+class NotNow(ServingError):
+    """What the server holds does not allow a change of its variants; says why."""
 
 
 class WeightsError(Exception):

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import platformdirs
 import torch
 
 from .batcher import BatchPolicy, Scheduler
+from .call import Call
 from .decode import ImageLimits
 from .engine.agreement import Agreement
 from .engine.cpu import Calibration, CpuEngines, Division
@@ -24,7 +25,7 @@ from .engine.graph_store import GraphStore
 from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
-from .errors import VariantLoading, VariantNotFound, WeightsError
+from .errors import NotNow, ShuttingDown, VariantLoading, VariantNotFound, WeightsError
 from .observer import Observer
 from .settings import Settings
 from .threads import Threads
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # How long the larger of the batches that warm an engine up may run, in seconds.
 WARM_UP_S = 0.4
+# While unloading: how often to look whether all calls have ended.
+DRAIN_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,22 @@ class HeldVariant:
         opened: Its engine.
         queue: Where its images wait.
         scheduler: What feeds its device.
+        threads: Where its engine runs.
+        calls: Those that use it.
     """
 
     definition: Definition
     opened: OpenEngine
     queue: VariantQueue
     scheduler: Scheduler
+    threads: Threads
+    calls: set[Call] = field(default_factory=set)
+
+    def enter(self, call: Call) -> None:
+        """Count a call until it ends."""
+        call.variant = self.definition.name
+        call.leave = partial(self.calls.discard, call)
+        self.calls.add(call)
 
     @property
     def space(self) -> str:
@@ -121,9 +134,27 @@ class HeldVariants:
         others = [definition for definition in definitions if definition is not self.default]
         self.definitions = [self.default, *others]
 
+    def announce(self, definition: Definition) -> None:
+        """Say that a variant is about to be loaded.
+
+        Raises:
+            NotNow: There is one of that name.
+        """
+        if definition.name in self._by_name:
+            raise NotNow(f"name: {definition.name} is served already, or is being loaded")
+        self._by_name[definition.name] = definition
+        self.definitions.append(definition)
+
     def add(self, variant: HeldVariant) -> None:
         """Let a loaded variant answer."""
         self._held[variant.definition.name] = variant
+
+    def withdraw(self, definition: Definition) -> None:
+        """Forget a variant: no new request finds it."""
+        self._held.pop(definition.name, None)
+        self.definitions.remove(definition)
+        for name in (definition.name, *definition.aliases):
+            del self._by_name[name]
 
     def loaded(self, definition: Definition) -> HeldVariant | None:
         """Return a variant if it is loaded."""
@@ -385,4 +416,24 @@ async def hold(definition: Definition, settings: Settings, devices: Devices) -> 
         opened.digest[:12],
     )
     queue = scheduler.add(definition.name, opened.engine, warm)
-    return HeldVariant(definition, opened, queue, scheduler)
+    return HeldVariant(definition, opened, queue, scheduler, threads)
+
+
+async def let_go(variant: HeldVariant, patience_s: float) -> None:
+    """Free a variant that no new request finds any more, once its calls have ended.
+
+    Args:
+        variant: Which one.
+        patience_s: How long its calls may take, in seconds; those that are left then fail.
+    """
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + patience_s
+    reason = ShuttingDown(f"variant {variant.definition.name} is being unloaded")
+    for call in variant.calls:
+        if call.stop is not None:
+            call.stop(reason)
+    while variant.calls and loop.time() < ends:
+        await asyncio.sleep(DRAIN_POLL_S)
+    await variant.scheduler.remove(variant.queue, reason)
+    await variant.threads.run(variant.opened.engine.close)
+    log.info("variant %s is unloaded", variant.definition.name)

@@ -103,6 +103,13 @@ class Settings(BaseSettings):
         str | None,
         Field(description="Answers requests that name no variant; default: the first one."),
     ] = None
+    variants_dir: Annotated[
+        Path | None,
+        Field(
+            description="A folder of folders from which LoadVariant takes variants by name; callers"
+            " need a token with the scope admin. Default: variants are not changed while serving."
+        ),
+    ] = None
     device: Annotated[
         str,
         Field(
@@ -340,6 +347,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "tls_client_ca: needs tls_cert and tls_key; clients show their"
                 " certificates within TLS only"
+            )
+        if self.variants_dir is not None and self.tokens_file is None:
+            raise ValueError(
+                "variants_dir: whoever loads variants needs a token with the scope admin; name a"
+                " tokens_file (resnet50-server tokens new NAME --scope admin --file FILE)"
             )
         if self.max_image_bytes + MESSAGE_OVERHEAD_BYTES > self.max_message_bytes:
             raise ValueError(

@@ -12,13 +12,14 @@ from .errors import (
     DeadlineUnreachable,
     EngineFailed,
     InvalidRequest,
+    NotEnabled,
+    NotNow,
     Overloaded,
     PermissionDenied,
     ServingError,
     ShuttingDown,
     Stalled,
     Unauthenticated,
-    Unimplemented,
     VariantLoading,
     VariantNotFound,
 )
@@ -39,7 +40,8 @@ CODES: dict[type[ServingError], grpc.StatusCode] = {
     DeadlineUnreachable: grpc.StatusCode.DEADLINE_EXCEEDED,
     Stalled: grpc.StatusCode.DEADLINE_EXCEEDED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
-    Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
+    NotEnabled: grpc.StatusCode.UNIMPLEMENTED,
+    NotNow: grpc.StatusCode.FAILED_PRECONDITION,
     EngineFailed: grpc.StatusCode.INTERNAL,
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine.protocol import Engine
-from .errors import DeadlineUnreachable
+from .errors import DeadlineUnreachable, ServingError
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
 
@@ -80,6 +80,7 @@ class VariantQueue:
             event loop to learn that they have ended.
         waiting: Those that wait, in their order.
         measured_at: When a batch ended last, in loop time.
+        removed: Why it takes no more images; None while it does.
     """
 
     def __init__(self, name: str, engine: Engine) -> None:
@@ -89,6 +90,7 @@ class VariantQueue:
         self.preparation = LatencyModel()
         self.waiting: FairQueue[Waiting] = FairQueue()
         self.measured_at = -math.inf
+        self.removed: ServingError | None = None
 
     def ends(self, images: int, handed: float, free_at: float) -> float:
         """Return when a batch will end, in loop time.

@@ -300,14 +300,6 @@ async def test_variants_are_listed_default_first_and_found_by_alias():
     assert found.published_accuracy.acc_at_1 == pytest.approx(76.13)
 
 
-async def test_what_is_not_built_yet_says_so():
-    async with serving() as server, connected(server) as channel:
-        stub = variant_pb2_grpc.VariantServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as refused:
-            await stub.LoadVariant(variant_pb2.LoadVariantRequest(name="x"))
-        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 def test_sigterm_answers_what_was_accepted_and_exits_zero():
     with server_processes() as start:
         process = start(

@@ -12,6 +12,8 @@ from resnet50_server.errors import (
     EngineFailed,
     InvalidImage,
     InvalidRequest,
+    NotEnabled,
+    NotNow,
     Overloaded,
     PermissionDenied,
     QueueFull,
@@ -19,7 +21,6 @@ from resnet50_server.errors import (
     ShuttingDown,
     Stalled,
     Unauthenticated,
-    Unimplemented,
     VariantLoading,
     VariantNotFound,
 )
@@ -39,7 +40,8 @@ TOLD = [
     (Stalled("silent"), "DEADLINE_EXCEEDED", set()),
     (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),
     (ShuttingDown("draining"), "UNAVAILABLE", set()),
-    (Unimplemented("LoadVariant"), "UNIMPLEMENTED", set()),
+    (NotEnabled("LoadVariant", "--variants-dir"), "UNIMPLEMENTED", set()),
+    (NotNow("served already"), "FAILED_PRECONDITION", set()),
     (EngineFailed("secret"), "INTERNAL", set()),
     (ZeroDivisionError("secret"), "INTERNAL", set()),
 ]

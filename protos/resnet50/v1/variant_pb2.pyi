@@ -355,7 +355,9 @@ class LoadVariantRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """A name that the server knows. Required."""
+    """The name of a folder in the server's variants_dir: 1 to 64 letters, digits, '.', '_' and '-'.
+    Required.
+    """
     def __init__(
         self,
         *,
@@ -394,7 +396,7 @@ class UnloadVariantRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """A loaded variant's name. Required."""
+    """A loaded variant's name or alias. Required."""
     def __init__(
         self,
         *,

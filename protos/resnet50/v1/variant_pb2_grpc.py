@@ -76,14 +76,20 @@ class VariantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LoadVariant(self, request, context):
-        """Loads a variant while serving. Answers UNIMPLEMENTED in this release.
+        """Loads a variant while serving and answers once it can be used. The caller's token needs the
+        scope "admin" (PERMISSION_DENIED). UNIMPLEMENTED unless the server was started with a folder to
+        load from (variants_dir). NOT_FOUND if the folder has no such variant, FAILED_PRECONDITION with
+        the reason if it cannot be loaded, is served already, or another change goes on. Give it a
+        deadline of minutes: what was begun is finished though its caller gives up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadVariant(self, request, context):
-        """Unloads a variant while serving. Answers UNIMPLEMENTED in this release.
+        """Unloads a variant while serving: no new request finds it, those that use it are answered,
+        streams end with UNAVAILABLE after the frames that are inside; then its memory is freed. Refused
+        as LoadVariant is; FAILED_PRECONDITION for the server's default variant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

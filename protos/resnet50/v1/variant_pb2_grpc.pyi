@@ -37,13 +37,21 @@ class VariantServiceStub:
         resnet50.v1.variant_pb2.LoadVariantRequest,
         resnet50.v1.variant_pb2.LoadVariantResponse,
     ]
-    """Loads a variant while serving. Answers UNIMPLEMENTED in this release."""
+    """Loads a variant while serving and answers once it can be used. The caller's token needs the
+    scope "admin" (PERMISSION_DENIED). UNIMPLEMENTED unless the server was started with a folder to
+    load from (variants_dir). NOT_FOUND if the folder has no such variant, FAILED_PRECONDITION with
+    the reason if it cannot be loaded, is served already, or another change goes on. Give it a
+    deadline of minutes: what was begun is finished though its caller gives up.
+    """
 
     UnloadVariant: grpc.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.UnloadVariantRequest,
         resnet50.v1.variant_pb2.UnloadVariantResponse,
     ]
-    """Unloads a variant while serving. Answers UNIMPLEMENTED in this release."""
+    """Unloads a variant while serving: no new request finds it, those that use it are answered,
+    streams end with UNAVAILABLE after the frames that are inside; then its memory is freed. Refused
+    as LoadVariant is; FAILED_PRECONDITION for the server's default variant.
+    """
 
 class VariantServiceAsyncStub:
     """Lists, shows, loads and unloads weight variants."""
@@ -64,13 +72,21 @@ class VariantServiceAsyncStub:
         resnet50.v1.variant_pb2.LoadVariantRequest,
         resnet50.v1.variant_pb2.LoadVariantResponse,
     ]
-    """Loads a variant while serving. Answers UNIMPLEMENTED in this release."""
+    """Loads a variant while serving and answers once it can be used. The caller's token needs the
+    scope "admin" (PERMISSION_DENIED). UNIMPLEMENTED unless the server was started with a folder to
+    load from (variants_dir). NOT_FOUND if the folder has no such variant, FAILED_PRECONDITION with
+    the reason if it cannot be loaded, is served already, or another change goes on. Give it a
+    deadline of minutes: what was begun is finished though its caller gives up.
+    """
 
     UnloadVariant: grpc.aio.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.UnloadVariantRequest,
         resnet50.v1.variant_pb2.UnloadVariantResponse,
     ]
-    """Unloads a variant while serving. Answers UNIMPLEMENTED in this release."""
+    """Unloads a variant while serving: no new request finds it, those that use it are answered,
+    streams end with UNAVAILABLE after the frames that are inside; then its memory is freed. Refused
+    as LoadVariant is; FAILED_PRECONDITION for the server's default variant.
+    """
 
 class VariantServiceServicer(metaclass=abc.ABCMeta):
     """Lists, shows, loads and unloads weight variants."""
@@ -97,7 +113,12 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         request: resnet50.v1.variant_pb2.LoadVariantRequest,
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.LoadVariantResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.LoadVariantResponse]]:
-        """Loads a variant while serving. Answers UNIMPLEMENTED in this release."""
+        """Loads a variant while serving and answers once it can be used. The caller's token needs the
+        scope "admin" (PERMISSION_DENIED). UNIMPLEMENTED unless the server was started with a folder to
+        load from (variants_dir). NOT_FOUND if the folder has no such variant, FAILED_PRECONDITION with
+        the reason if it cannot be loaded, is served already, or another change goes on. Give it a
+        deadline of minutes: what was begun is finished though its caller gives up.
+        """
 
     @abc.abstractmethod
     def UnloadVariant(
@@ -105,6 +126,9 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         request: resnet50.v1.variant_pb2.UnloadVariantRequest,
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.UnloadVariantResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.UnloadVariantResponse]]:
-        """Unloads a variant while serving. Answers UNIMPLEMENTED in this release."""
+        """Unloads a variant while serving: no new request finds it, those that use it are answered,
+        streams end with UNAVAILABLE after the frames that are inside; then its memory is freed. Refused
+        as LoadVariant is; FAILED_PRECONDITION for the server's default variant.
+        """
 
 def add_VariantServiceServicer_to_server(servicer: VariantServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

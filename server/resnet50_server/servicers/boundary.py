@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
 from inspect import iscoroutinefunction
 from random import getrandbits
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -71,6 +71,7 @@ class Boundary:
         servicer: object,
         server: grpc.aio.Server,
         scope: str | None,
+        scopes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Add a servicer behind this boundary.
 
@@ -79,8 +80,9 @@ class Boundary:
             servicer: What it adds.
             server: Where to.
             scope: What callers must be allowed to do; None: anybody may call.
+            scopes: The same for single methods, by name.
         """
-        add(servicer, _Registration(server, self, scope))
+        add(servicer, _Registration(server, self, scope, scopes))
 
     def guard(self, name: str, handler: Any, scope: str | None) -> grpc.RpcMethodHandler[Any, Any]:
         """Return the handler that gRPC gets in the place of the stubs'.
@@ -120,7 +122,7 @@ class Boundary:
                 code, failure = code_of(error).name, error
                 await _abort(context, error, call)
             finally:
-                self._observer.call_ended(call, code, failure)
+                self._leave(call, code, failure)
 
         return answered
 
@@ -145,7 +147,7 @@ class Boundary:
                 code, failure = code_of(error).name, error
                 await _abort(context, error, call)
             finally:
-                self._observer.call_ended(call, code, failure)
+                self._leave(call, code, failure)
 
         return streamed
 
@@ -157,6 +159,11 @@ class Boundary:
         CALL.set(call)
         self._observer.call_started(call)
         return call
+
+    def _leave(self, call: Call, code: str, failure: Exception | None) -> None:
+        if call.leave is not None:
+            call.leave()
+        self._observer.call_ended(call, code, failure)
 
     def _identify(self, call: Call, context: Context, scope: str | None) -> None:
         """Say who calls, and how urgent it is.
@@ -216,10 +223,17 @@ class Boundary:
 class _Registration:
     """Takes the place of the server while the stubs register their methods."""
 
-    def __init__(self, server: grpc.aio.Server, boundary: Boundary, scope: str | None) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        boundary: Boundary,
+        scope: str | None,
+        scopes: Mapping[str, str],
+    ) -> None:
         self._server = server
         self._boundary = boundary
         self._scope = scope
+        self._scopes = scopes
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Do nothing: the stubs also register the same methods by name."""
@@ -227,7 +241,7 @@ class _Registration:
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """Register methods behind the boundary."""
         guarded = {
-            name: self._boundary.guard(name, handler, self._scope)
+            name: self._boundary.guard(name, handler, self._scopes.get(name, self._scope))
             for name, handler in handlers.items()
         }
         generic = grpc.method_handlers_generic_handler(service, guarded)

@@ -62,7 +62,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Take no more images; streams end once the frames that are inside have been answered."""
         self._pipeline.admission.draining = True
         for messages in self._streams:
-            messages.stop(ShuttingDown("the server is shutting down; call another one"))
+            messages.stop(ShuttingDown())
 
     @property
     def idle(self) -> bool:
@@ -167,6 +167,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         call = CALL.get()
         messages = Messages(context.read, self._patience.stream_idle_timeout_s)
         self._streams.add(messages)
+        call.stop = messages.stop
         try:
             config = await messages.config()
             question = question_of(config.options, self._variants)

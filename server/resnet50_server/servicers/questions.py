@@ -44,7 +44,7 @@ class ClassifyQuestion:
 
     def job(self, call: Call, deadline: float | None, flow: Hashable | None = None) -> Job:
         """Return what is to be done with an image; see `Job`."""
-        call.variant = self.variant.definition.name
+        self.variant.enter(call)
         return Job(self.variant, self._top_k, self._with_embedding, call, deadline, flow)
 
     def answer(self, result: Result) -> result_pb2.Classification:
@@ -91,7 +91,7 @@ class EmbedQuestion:
 
     def job(self, call: Call, deadline: float | None, flow: Hashable | None = None) -> Job:
         """Return what is to be done with an image; see `Job`."""
-        call.variant = self.variant.definition.name
+        self.variant.enter(call)
         return Job(self.variant, 0, True, call, deadline, flow)
 
     def answer(self, result: Result) -> result_pb2.Embedding:

@@ -206,7 +206,7 @@ class FrameStream(Generic[Reply]):
                     answered = f"frame {reply.frame_id} was the last one answered"
         except ShuttingDown as error:
             raise ShuttingDown(
-                f"the server is shutting down; {answered}: send those after it to another server"
+                error.what, f"{answered}: send those after it to another server"
             ) from error
 
     async def _start(self, frame: inference_pb2.Frame) -> Pending[Reply]:

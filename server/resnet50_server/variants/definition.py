@@ -15,7 +15,7 @@ from ..errors import WeightsError
 from ..transform import Interpolation, Transform
 
 EMBEDDING_DIMENSION = 2048
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENUM_PREFIXES = ("ResNet50_Weights.", "ResNet50_QuantizedWeights.")
 CHECKPOINT_NAMES = ("weights.safetensors", "weights.pth")
 
@@ -105,7 +105,7 @@ def define(spec: str) -> Definition:
                 " NAME=random:SEED"
             )
         return found
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise WeightsError(
             f"variants: name {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
         )

@@ -1,0 +1,314 @@
+"""Variants loaded and unloaded while serving: by whom, from where, and what becomes of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+from pictures import encode, picture
+from serving import connected, engines_of, queues_of, serving
+from weights import calm, custom_variant
+
+from resnet50.v1 import (
+    image_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    variant_pb2,
+    variant_pb2_grpc,
+)
+from resnet50_client.aio_status import keep_status
+from resnet50_server.tokens import hash_of
+
+IMAGE = image_pb2.Image(encoded=encode(picture()))
+READY, LOADING = variant_pb2.VARIANT_STATE_READY, variant_pb2.VARIANT_STATE_LOADING
+DRAINING = variant_pb2.VARIANT_STATE_DRAINING
+
+
+class Administrator:
+    """Calls a server with a token that may change variants."""
+
+    def __init__(self, server, channel: grpc.aio.Channel, secrets: dict[str, str]) -> None:
+        self.server = server
+        self.channel = channel
+        self.variants = variant_pb2_grpc.VariantServiceStub(channel)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._secrets = secrets
+
+    def token(self, name: str = "admin"):
+        return (("authorization", f"Bearer {self._secrets[name]}"),)
+
+    async def load(self, name: str, token: str = "admin") -> variant_pb2.Variant:
+        request = variant_pb2.LoadVariantRequest(name=name)
+        return (await self.variants.LoadVariant(request, metadata=self.token(token))).variant
+
+    async def unload(self, name: str, token: str = "admin") -> variant_pb2.Variant:
+        request = variant_pb2.UnloadVariantRequest(name=name)
+        return (await self.variants.UnloadVariant(request, metadata=self.token(token))).variant
+
+    async def states(self) -> dict[str, int]:
+        request = variant_pb2.ListVariantsRequest()
+        listed = await self.variants.ListVariants(request, metadata=self.token())
+        return {one.name: one.state for one in listed.variants}
+
+    def classify(self, variant: str):
+        options = inference_pb2.ClassifyOptions(variant=variant, top_k=1)
+        request = inference_pb2.ClassifyRequest(options=options, image=IMAGE)
+        return self.inference.Classify(request, metadata=self.token())
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder of variants, of which the null engine reads the descriptions only."""
+    folder = tmp_path / "variants"
+    for name in ("digits", "pets"):
+        describe(folder / name)
+    return folder
+
+
+def describe(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    transform = {"resize": 232, "crop": 224, "mean": [0.5] * 3, "std": [0.25] * 3}
+    content = {"categories": ["a", "b"], "transform": transform}
+    (directory / "variant.json").write_text(json.dumps(content))
+
+
+@contextlib.asynccontextmanager
+async def administered(folder: Path | None, tmp_path: Path, **settings):
+    path = tmp_path / "tokens.toml"
+    secrets = {"admin": "a" * 43, "infer": "i" * 43}
+    scopes = {"admin": ["admin", "infer"], "infer": ["infer"]}
+    path.write_text(
+        "".join(
+            f'[[token]]\nname = "{name}"\nsha256 = "{hash_of(secret).hex()}"\n'
+            f"scopes = {json.dumps(scopes[name])}\n"
+            for name, secret in secrets.items()
+        )
+    )
+    options = {"tokens_file": path} | ({"variants_dir": folder} if folder else {})
+    async with serving(**options, **settings) as server, connected(server) as channel:
+        yield Administrator(server, channel, secrets)
+
+
+@contextlib.contextmanager
+def refused(code: str, text: str):
+    with pytest.raises(grpc.RpcError) as failed:
+        yield
+    assert failed.value.code().name == code, failed.value
+    assert text in failed.value.details()
+
+
+async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
+    async with administered(folder, tmp_path) as admin:
+        loaded = await admin.load("digits")
+        assert (loaded.name, loaded.state, loaded.category_count) == ("digits", READY, 2)
+        assert (await admin.classify("digits")).variant.digest == loaded.digest
+        assert await admin.states() == {"IMAGENET1K_V2": READY, "digits": READY}
+
+
+async def test_real_weights_are_loaded_beside_those_that_serve(tmp_path):
+    folder = tmp_path / "variants"
+    custom_variant(folder / "mine", calm(1, 10))
+    options = {"engine": "torch", "variants": ["untrained=random:0"], "max_batch_size": 1}
+    async with administered(folder, tmp_path, **options) as admin:
+        loaded = await admin.load("mine")
+        assert (loaded.engine, loaded.trained, loaded.category_count) == ("torch", True, 10)
+        reply = await admin.classify("mine")
+        assert (reply.variant.name, reply.variant.digest) == ("mine", loaded.digest)
+        await admin.unload("mine")
+        assert (await admin.classify("")).variant.name == "untrained"
+
+
+@pytest.mark.parametrize("call", ["load", "unload"])
+async def test_token_without_admin_changes_nothing(folder, tmp_path, call):
+    async with administered(folder, tmp_path) as admin:
+        with refused("PERMISSION_DENIED", "admin"):
+            await getattr(admin, call)("digits", token="infer")
+        assert await admin.states() == {"IMAGENET1K_V2": READY}
+
+
+@pytest.mark.parametrize("call", ["load", "unload"])
+async def test_server_without_a_folder_changes_no_variants(tmp_path, call):
+    async with administered(None, tmp_path) as admin:
+        with refused("UNIMPLEMENTED", "--variants-dir"):
+            await getattr(admin, call)("digits")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        ".",
+        "../variants/digits",
+        "/etc",
+        "digits/",
+        "digits/../pets",
+        "digits\x00",
+        "digits\n",
+        "~root",
+        "C:\\digits",
+        "random:0",
+        "x" * 65,
+    ],
+)
+async def test_paths_are_not_names(folder, tmp_path, name):
+    async with administered(folder, tmp_path) as admin:
+        with refused("INVALID_ARGUMENT", "name: must be the name of a folder"):
+            await admin.load(name)
+
+
+async def test_name_without_a_folder_is_not_found_and_says_what_there_is(folder, tmp_path):
+    (folder / "a file").write_text("")
+    async with administered(folder, tmp_path) as admin:
+        with refused("NOT_FOUND", "digits, pets"):
+            await admin.load("cats")
+
+
+@pytest.mark.parametrize("what", ["folder", "variant.json", "weights.pth", "weights.safetensors"])
+async def test_links_do_not_lead_out_of_the_folder(folder, tmp_path, what):
+    describe(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / what).touch()
+    if what == "folder":
+        (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    else:
+        describe(folder / "linked")
+        (folder / "linked" / what).unlink(missing_ok=True)
+        (folder / "linked" / what).symlink_to(tmp_path / "elsewhere" / what)
+    async with administered(folder, tmp_path) as admin:
+        with refused("INVALID_ARGUMENT", "leads out of variants_dir"):
+            await admin.load("linked")
+
+
+async def test_links_within_the_folder_are_followed(folder, tmp_path):
+    # As Kubernetes mounts things.
+    (folder / "current").symlink_to(folder / "digits")
+    async with administered(folder, tmp_path) as admin:
+        assert (await admin.load("current")).name == "current"
+
+
+async def test_variant_that_cannot_be_loaded_changes_nothing_and_says_why(folder, tmp_path):
+    (folder / "digits" / "variant.json").write_text("{}")
+    describe(folder / "bare")  # no weights
+    options = {"engine": "torch", "variants": ["untrained=random:0"]}
+    async with administered(folder, tmp_path, **options) as admin:
+        with refused("FAILED_PRECONDITION", "categories"):
+            await admin.load("digits")
+        with refused("FAILED_PRECONDITION", "weights"):
+            await admin.load("bare")
+        assert await admin.states() == {"untrained": READY}
+        with refused("NOT_FOUND", "untrained"):
+            await admin.classify("bare")
+
+
+async def test_variant_that_is_served_is_not_loaded_again(folder, tmp_path):
+    describe(folder / "IMAGENET1K_V2")
+    async with administered(folder, tmp_path) as admin:
+        await admin.load("digits")
+        with refused("FAILED_PRECONDITION", "served already"):
+            await admin.load("digits")
+        with refused("FAILED_PRECONDITION", "torchvision's name"):
+            await admin.load("IMAGENET1K_V2")
+        assert await admin.states() == {"IMAGENET1K_V2": READY, "digits": READY}
+
+
+async def test_default_and_unknown_variants_are_not_unloaded(folder, tmp_path):
+    async with administered(folder, tmp_path) as admin:
+        with refused("FAILED_PRECONDITION", "--default-variant"):
+            await admin.unload("DEFAULT")
+        with refused("NOT_FOUND", "IMAGENET1K_V2"):
+            await admin.unload("digits")
+        with refused("INVALID_ARGUMENT", "is empty"):
+            await admin.unload("")
+
+
+class Gate:
+    """Holds an engine until it is opened."""
+
+    def __init__(self, engine, loop: asyncio.AbstractEventLoop) -> None:
+        self.entered = asyncio.Event()
+        self._opened = threading.Event()
+        self.closed = False
+        run, close = engine.run, engine.close
+
+        def held(*arguments):
+            loop.call_soon_threadsafe(self.entered.set)
+            self._opened.wait()
+            assert not self.closed
+            return run(*arguments)
+
+        def noted():
+            self.closed = True
+            close()
+
+        engine.run, engine.close = held, noted
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+async def test_unloading_answers_calls_ends_streams_and_then_frees_the_engine(folder, tmp_path):
+    async with administered(folder, tmp_path, max_batch_size=1) as admin:
+        await admin.load("digits")
+        engine = engines_of(admin.server)[1]
+        gate = Gate(engine, asyncio.get_running_loop())
+        options = inference_pb2.ClassifyOptions(variant="digits")
+        stream = keep_status(admin.inference.ClassifyStream(metadata=admin.token()))
+        config = inference_pb2.ClassifyStreamConfig(options=options)
+        await stream.write(inference_pb2.ClassifyStreamRequest(config=config))
+        frame = inference_pb2.Frame(frame_id=7, image=IMAGE)
+        await stream.write(inference_pb2.ClassifyStreamRequest(frame=frame))
+        await gate.entered.wait()
+        waiting = asyncio.ensure_future(admin.classify("digits"))
+        while not queues_of(admin.server)[1].waiting:
+            await asyncio.sleep(0.005)
+        unloading = asyncio.create_task(admin.unload("digits"))
+        while "digits" in await admin.states():
+            await asyncio.sleep(0.005)
+        with refused("NOT_FOUND", "IMAGENET1K_V2"):
+            await admin.classify("digits")
+        with refused("FAILED_PRECONDITION", "another variant"):
+            await admin.load("pets")
+        assert not gate.closed
+        gate.open()
+        assert (await waiting).variant.name == "digits"
+        assert (await stream.read()).frame_id == 7
+        with refused("UNAVAILABLE", "digits is being unloaded; frame 7 was the last one"):
+            await stream.read()
+        assert (await unloading).state == DRAINING
+        assert gate.closed
+        assert len(queues_of(admin.server)) == 1
+        # And back again.
+        assert (await admin.load("digits")).state == READY
+        assert (await admin.classify("digits")).variant.name == "digits"
+
+
+async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypatch):
+    async with administered(folder, tmp_path) as admin:
+        entered, opened = asyncio.Event(), asyncio.Event()
+        administration = admin.server._variant_servicer._administration
+        hold = administration.hold
+
+        async def slow(definition):
+            entered.set()
+            await opened.wait()
+            return await hold(definition)
+
+        object.__setattr__(administration, "hold", slow)
+        request = variant_pb2.LoadVariantRequest(name="digits")
+        call = admin.variants.LoadVariant(request, metadata=admin.token())
+        loading = asyncio.ensure_future(call)
+        await entered.wait()
+        assert await admin.states() == {"IMAGENET1K_V2": READY, "digits": LOADING}
+        with refused("UNAVAILABLE", "still being loaded"):
+            await admin.classify("digits")
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        opened.set()
+        while (await admin.states())["digits"] != READY:
+            await asyncio.sleep(0.005)
