@@ -25,10 +25,12 @@ from resnet50.v1 import (
 from .admission import Admission, Limits
 from .callers import INFER, Callers
 from .certificates import Certificates
-from .decode import ImageLimits, JpegDecoder
+from .decode import JpegDecoder
 from .decode_pool import DecodePool, decode_threads
 from .errors import UnusableSetting, WeightsError
+from .file_guard import silence_libraries
 from .held import Devices, HeldVariants, cores, hold
+from .image_file import ImageLimits
 from .listeners import HANDSHAKE_TIMEOUT_MS, certificates_of, listen
 from .observer import Observer
 from .pipeline import Pipeline
@@ -78,7 +80,8 @@ class Server:
         # Engines that need no processor stand for a GPU.
         on_cpu = on_cpu and settings.engine not in ("null", "timed")
         self._decode_pool = DecodePool(
-            settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu)
+            settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu),
+            settings.decode_timeout_s,
         )
         self._inference: InferenceServicer | None = None
         self.certificates: Certificates | None = None
@@ -98,7 +101,9 @@ class Server:
         definitions = [define(spec) for spec in settings.variants]
         variants = HeldVariants(definitions, settings.default_variant)
         self._grpc = server = grpc.aio.server(options=_options(settings))
-        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        limits = ImageLimits(
+            settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
+        )
         pipeline = Pipeline(
             self._admission, self._decode_pool, limits, _jpegs(settings), self._observer
         )
@@ -237,6 +242,7 @@ async def serve(settings: Settings) -> int:
         0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
         names cannot be used, 70 if its scheduler broke.
     """
+    silence_libraries()
     server = Server(settings)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

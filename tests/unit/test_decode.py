@@ -15,8 +15,9 @@ from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from resnet50.v1 import image_pb2
-from resnet50_server.decode import ImageLimits, decode, is_at_hand, source_of
+from resnet50_server.decode import decode, is_at_hand, source_of
 from resnet50_server.errors import InvalidImage
+from resnet50_server.image_file import ImageLimits
 from resnet50_server.pixels import RawPixels
 from resnet50_server.transform import Transform
 
