@@ -60,6 +60,9 @@ MAX_METADATA_BYTES = 16 * 1024
 # gRPC's word for never.
 GRPC_NEVER_MS = 2**31 - 1
 
+# The first gRPC whose decompression stops at the limit of a message.
+BOUNDED_COMPRESSION = (1, 84)
+
 
 class Server:
     """A model server in this process; `start`, then `stop`, on one event loop.
@@ -188,6 +191,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         return int(seconds * 1000) if seconds else GRPC_NEVER_MS
 
     return [
+        *_compression(grpc.__version__),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
@@ -206,6 +210,18 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         # One that pings more often than this, again and again, is sent away.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]
+
+
+def _compression(version: str) -> list[tuple[str, int]]:
+    """Return what keeps compressed messages within `max_message_bytes`.
+
+    gRPC stops expanding at the limit since 1.84; older ones expand first and look afterwards, so
+    they are to take no compressed message (docs/adr/0012-compressed-messages.md).
+    """
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if release >= BOUNDED_COMPRESSION:
+        return []
+    return [("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression)]
 
 
 def _jpegs(settings: Settings) -> JpegDecoder | None:

@@ -94,6 +94,10 @@ class DecodePool:
             if not entry.taken:
                 self._waiting.remove(entry, loop.time())
             raise
+        finally:
+            # An error's traceback holds this frame. If this frame held the error, by its future,
+            # the request and its image would stay until garbage is looked for, which is seldom.
+            del job, entry
         return result
 
     def close(self) -> None:

@@ -154,7 +154,7 @@ def silence_libraries() -> None:
     its image. For the process as a whole.
     """
     warnings.filterwarnings("ignore", module=r"PIL(\..*)?")
-    logging.getLogger("PIL").setLevel(logging.WARNING)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     libtiff = _loaded_library("libtiff")
     if libtiff is not None:
         # No handler is its way of saying nothing; it would print to stderr.

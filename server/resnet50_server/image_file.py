@@ -34,6 +34,8 @@ HEADER_BYTES = 12
 TIFF_STRIP_LENGTHS, TIFF_TILE_LENGTHS = 279, 325
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
 MIN_TILE_PIXELS = 2**20
+# Pillow decodes run-length BMPs in Python: 50 million pixels would keep the GIL for seconds.
+MAX_RUN_LENGTH_PIXELS = 2**22
 JPEG_START_OF_SCAN = b"\xff\xda"
 # Progressive encoders write about 10.
 MAX_JPEG_SCANS = 100
@@ -201,6 +203,8 @@ def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimi
     _check_size(*opened.size, transform, limits)
     if opened.format == "TIFF":
         _check_tiles(opened)
+    elif opened.format == "BMP":
+        _check_runs(opened)
 
 
 def _check_size(width: int, height: int, transform: Transform, limits: ImageLimits) -> None:
@@ -225,6 +229,19 @@ def _check_tiles(opened: Image.Image) -> None:
             FIELD,
             f"is a TIFF of {opened.size[0]} x {opened.size[1]} pixels with tiles of {tile} pixels,"
             f" the limit is {limit}; write it with smaller tiles",
+            kind="too_complex",
+        )
+
+
+def _check_runs(opened: Image.Image) -> None:
+    """Refuse a run-length BMP of so many pixels that it would hold everything else up."""
+    tiles = getattr(opened, "tile", ())
+    pixels = opened.size[0] * opened.size[1]
+    if pixels > MAX_RUN_LENGTH_PIXELS and any(tile[0] == "bmp_rle" for tile in tiles):
+        raise InvalidImage(
+            FIELD,
+            f"is a run-length BMP of {pixels} pixels, of which at most {MAX_RUN_LENGTH_PIXELS} are"
+            " decoded; save it uncompressed, or as a PNG",
             kind="too_complex",
         )
 
