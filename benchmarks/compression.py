@@ -1,7 +1,7 @@
 """What a compressed message costs a gRPC server at its peak, before its length is looked at.
 
     python benchmarks/compression.py
-    PYTHONPATH=FOLDER python benchmarks/compression.py   # after pip install -t FOLDER grpcio==1.83.0
+    pip install -t FOLDER grpcio==1.83.0 && PYTHONPATH=FOLDER python benchmarks/compression.py
 
 docs/adr/0012-compressed-messages.md. Linux only: peaks are the kernel's.
 """
