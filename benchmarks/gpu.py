@@ -41,11 +41,12 @@ from process import SERVER
 from torchvision.models import ResNet50_Weights
 
 from resnet50_client import Client
-from resnet50_server.decode import ImageLimits, decode
+from resnet50_server.decode import decode
 from resnet50_server.engine.cuda_device import CudaDevice
 from resnet50_server.engine.cuda_engine import CudaEngine
 from resnet50_server.engine.protocol import Engine
 from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.image_file import ImageLimits
 from resnet50_server.nvjpeg import NvJpegDecoder
 from resnet50_server.transform import Transform
 from resnet50_server.variants.definition import define

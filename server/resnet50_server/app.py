@@ -26,10 +26,12 @@ from resnet50.v1 import (
 from .admission import Admission, Limits
 from .callers import ADMIN, INFER, Callers
 from .certificates import Certificates
-from .decode import ImageLimits, JpegDecoder
+from .decode import JpegDecoder
 from .decode_pool import DecodePool, decode_threads
 from .errors import UnusableSetting, WeightsError
+from .file_guard import silence_libraries
 from .held import Devices, HeldVariants, cores, hold
+from .image_file import ImageLimits
 from .listeners import HANDSHAKE_TIMEOUT_MS, certificates_of, listen
 from .observer import Observer
 from .pipeline import Pipeline
@@ -60,6 +62,9 @@ MAX_METADATA_BYTES = 16 * 1024
 # gRPC's word for never.
 GRPC_NEVER_MS = 2**31 - 1
 
+# The first gRPC whose decompression stops at the limit of a message.
+BOUNDED_COMPRESSION = (1, 84)
+
 
 class Server:
     """A model server in this process; `start`, then `stop`, on one event loop.
@@ -80,7 +85,8 @@ class Server:
         # Engines that need no processor stand for a GPU.
         on_cpu = on_cpu and settings.engine not in ("null", "timed")
         self._decode_pool = DecodePool(
-            settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu)
+            settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu),
+            settings.decode_timeout_s,
         )
         self._inference: InferenceServicer | None = None
         self._variant_servicer: VariantServicer | None = None
@@ -101,7 +107,9 @@ class Server:
         definitions = [define(spec) for spec in settings.variants]
         variants = HeldVariants(definitions, settings.default_variant)
         self._grpc = server = grpc.aio.server(options=_options(settings))
-        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        limits = ImageLimits(
+            settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
+        )
         pipeline = Pipeline(
             self._admission, self._decode_pool, limits, _jpegs(settings), self._observer
         )
@@ -200,6 +208,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         return int(seconds * 1000) if seconds else GRPC_NEVER_MS
 
     return [
+        *_compression(grpc.__version__),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
@@ -218,6 +227,18 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         # One that pings more often than this, again and again, is sent away.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]
+
+
+def _compression(version: str) -> list[tuple[str, int]]:
+    """Return what keeps compressed messages within `max_message_bytes`.
+
+    gRPC stops expanding at the limit since 1.84; older ones expand first and look afterwards, so
+    they are to take no compressed message (docs/adr/0012-compressed-messages.md).
+    """
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if release >= BOUNDED_COMPRESSION:
+        return []
+    return [("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression)]
 
 
 def _jpegs(settings: Settings) -> JpegDecoder | None:
@@ -254,6 +275,7 @@ async def serve(settings: Settings) -> int:
         0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
         names cannot be used, 70 if its scheduler broke.
     """
+    silence_libraries()
     server = Server(settings)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

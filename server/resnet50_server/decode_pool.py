@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,10 @@ from typing import Any, TypeVar
 import torch
 
 from .fair_queue import FairQueue
+from .file_guard import took_too_long
 from .threads import Threads
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -20,6 +24,8 @@ Result = TypeVar("Result")
 class _Job:
     call: Callable[[], Any]
     future: asyncio.Future[Any]
+    timer: asyncio.TimerHandle | None = None
+    stuck: bool = False
 
 
 def decode_threads(cores: int, engine_on_cpu: bool) -> int:
@@ -40,14 +46,23 @@ def decode_threads(cores: int, engine_on_cpu: bool) -> int:
 class DecodePool:
     """Runs calls in threads; what waits for one stands in a fair queue. Event loop only.
 
+    A call that takes too long is answered for, but no thread can be ended: until its call returns,
+    it stays taken, and what waits has one thread less.
+
     Args:
         threads: How many calls run at once.
+        timeout_s: How long one may take from when a thread has it, in seconds.
+
+    Attributes:
+        stuck: Threads whose call has taken longer than that, and still runs.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, timeout_s: float = 10.0) -> None:
         # Decoding is parallel over images; within one, torch's threads would only get in the way.
         self._threads = Threads(threads, "decode", partial(torch.set_num_threads, 1))
         self._free = threads
+        self._timeout_s = timeout_s
+        self.stuck = 0
         self._waiting: FairQueue[_Job] = FairQueue()
 
     async def run(
@@ -65,6 +80,9 @@ class DecodePool:
             deadline: In loop time; earlier ones come first.
             flow: Whose call it is; see `FairQueue`.
             bulk: Whether it goes behind those that are not.
+
+        Raises:
+            InvalidImage: It takes longer than `timeout_s`.
         """
         loop = asyncio.get_running_loop()
         job = _Job(call, loop.create_future())
@@ -76,6 +94,10 @@ class DecodePool:
             if not entry.taken:
                 self._waiting.remove(entry, loop.time())
             raise
+        finally:
+            # An error's traceback holds this frame. If this frame held the error, by its future,
+            # the request and its image would stay until garbage is looked for, which is seldom.
+            del job, entry
         return result
 
     def close(self) -> None:
@@ -87,7 +109,20 @@ class DecodePool:
             if entry.item.future.done():  # gave up in this very turn of the loop
                 continue
             self._free -= 1
-            self._threads.start(entry.item.call, partial(self._finish, loop, entry.item))
+            job = entry.item
+            job.timer = loop.call_later(self._timeout_s, self._give_up, job)
+            self._threads.start(job.call, partial(self._finish, loop, job))
+
+    def _give_up(self, job: _Job) -> None:
+        job.stuck = True
+        self.stuck += 1
+        log.warning(
+            "decoding takes longer than %g s (decode_timeout_s); threads taken by such images: %d",
+            self._timeout_s,
+            self.stuck,
+        )
+        if not job.future.done():
+            job.future.set_exception(took_too_long("image", self._timeout_s))
 
     def _finish(
         self,
@@ -97,6 +132,9 @@ class DecodePool:
         error: BaseException | None,
     ) -> None:
         self._free += 1
+        if job.timer is not None:
+            job.timer.cancel()
+        self.stuck -= job.stuck
         if not job.future.done():
             if error is None:
                 job.future.set_result(result)

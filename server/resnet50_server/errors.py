@@ -34,6 +34,21 @@ pydantic's own (settings).
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
+ImageFault: TypeAlias = Literal[
+    "empty",  # there is none
+    "unsupported",  # another format, or pixels of another kind
+    "unreadable",
+    "truncated",
+    "too_many_bytes",
+    "too_many_pixels",
+    "too_complex",  # small, but made to be expensive
+    "timeout",  # longer than decode_timeout_s
+    "bad_raw",  # the numbers of raw pixels do not add up
+]
+"""Why an image is refused, in one word that does not change: what metrics count by."""
+
 
 class ServingError(Exception):
     """A request that is not answered. The message is for the caller: field, limit, what to do."""
@@ -83,7 +98,17 @@ class InvalidRequest(ServingError):
 
 
 class InvalidImage(InvalidRequest):
-    """The image cannot be read, or passes a limit."""
+    """The image cannot be read, or passes a limit.
+
+    Args:
+        field: Path of the field in the request message, e.g. `image.encoded`.
+        reason: What is wrong with it, what is allowed, and what to do.
+        kind: The same in one word.
+    """
+
+    def __init__(self, field: str, reason: str, *, kind: ImageFault = "unreadable") -> None:
+        super().__init__(field, reason)
+        self.kind: ImageFault = kind
 
 
 class VariantNotFound(ServingError):

@@ -18,7 +18,6 @@ import torch
 
 from .batcher import BatchPolicy, Scheduler
 from .call import Call
-from .decode import ImageLimits
 from .engine.agreement import Agreement
 from .engine.cpu import Calibration, CpuEngines, Division
 from .engine.graph_store import GraphStore
@@ -26,6 +25,7 @@ from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
 from .errors import NotNow, ShuttingDown, VariantLoading, VariantNotFound, WeightsError
+from .image_file import ImageLimits
 from .observer import Observer
 from .settings import Settings
 from .threads import Threads

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from .admission import Admission, Place
 from .call import Call
 from .decode import (
-    ImageLimits,
     JpegDecoder,
     Source,
-    check_undecoded,
     decode,
     is_at_hand,
     is_looked_at_fast,
     length_of,
+    look,
 )
 from .decode_pool import DecodePool
 from .errors import DeadlineUnreachable, Overloaded
 from .held import HeldVariant
+from .image_file import ImageLimits
 from .observer import Image, Observer
 from .variant_queue import Result
 
@@ -105,7 +105,7 @@ class Pipeline:
         self.limits = limits
         self.observer = observer or Observer()
         self._decode = partial(decode, limits=limits, jpegs=jpegs)
-        self._look = partial(check_undecoded, limits=limits)
+        self._look = partial(look, limits=limits)
 
     async def answer(self, source: Source, job: Job) -> Answer:
         """Compute one image that has its place in the server already, and is not of a stream.

@@ -81,26 +81,25 @@ def _check(raw: RawPixels, max_pixels: int) -> None:
     for side in ("width", "height"):
         value = getattr(raw, side)
         if not 1 <= value <= MAX_SIDE:
-            raise InvalidImage(f"{name}.{side}", f"is {value}, must be 1 to {MAX_SIDE} pixels")
+            raise _bad(f"{name}.{side}", f"is {value}, must be 1 to {MAX_SIDE} pixels")
     if raw.pixel_format not in _CHANNELS and raw.pixel_format not in _PLANAR:
         known = ", ".join(list(image_pb2.PixelFormat.keys())[1:])
-        raise InvalidImage(
-            f"{name}.pixel_format", f"is {_format_name(raw)}, must be one of {known}"
-        )
+        raise _bad(f"{name}.pixel_format", f"is {_format_name(raw)}, must be one of {known}")
     if raw.width * raw.height > max_pixels:
         raise InvalidImage(
             f"{name}.width",
             f"times height is {raw.width * raw.height} pixels, the limit (max_image_pixels) is"
             f" {max_pixels}",
+            kind="too_many_pixels",
         )
     if raw.pixel_format in _PLANAR and (raw.width % 2 or raw.height % 2):
-        raise InvalidImage(
+        raise _bad(
             f"{name}.width",
             f"{raw.width} x {raw.height}: both sides must be even for {_format_name(raw)}",
         )
     row = raw.width * _CHANNELS.get(raw.pixel_format, 1)
     if raw.row_stride_bytes and raw.row_stride_bytes < row:
-        raise InvalidImage(
+        raise _bad(
             f"{name}.row_stride_bytes",
             f"is {raw.row_stride_bytes}, a row of {raw.width} pixels in {_format_name(raw)} has"
             f" {row} bytes; 0 means packed rows",
@@ -108,11 +107,15 @@ def _check(raw: RawPixels, max_pixels: int) -> None:
     full, least = _lengths(raw)
     if not least <= len(raw.pixels) <= full:
         wanted = str(full) if full == least else f"{least} to {full}"
-        raise InvalidImage(
+        raise _bad(
             f"{name}.pixels",
             f"has {len(raw.pixels)} bytes, {raw.width} x {raw.height} in {_format_name(raw)} with"
             f" rows of {raw.row_stride_bytes or row} bytes needs {wanted}",
         )
+
+
+def _bad(field: str, reason: str) -> InvalidImage:
+    return InvalidImage(field, reason, kind="bad_raw")
 
 
 def raw_to_rgb(

@@ -265,6 +265,10 @@ class Settings(BaseSettings):
             " beside an engine on the CPU.",
         ),
     ] = None
+    decode_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Seconds that decoding one image may take, once it has a thread."),
+    ] = 10.0
     instances: Annotated[
         int | None,
         Field(ge=1, description="Batches computed at once on the CPU; default: one per 8 cores."),

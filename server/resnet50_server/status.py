@@ -55,10 +55,11 @@ def code_of(error: Exception) -> grpc.StatusCode:
 
 
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
-    """Return what the caller is told.
+    """Return what the caller is told; the error is done with then, and is stripped of its frames.
 
     Args:
-        error: What stopped the request. An internal fault's own text stays in the log.
+        error: What stopped the request. An internal fault's own text stays in the log, where it
+            must have been written already.
         request_id: Connects the reply with the log.
     """
     code = code_of(error)
@@ -68,7 +69,20 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in (*_details(error), error_details_pb2.RequestInfo(request_id=request_id)):
         status.details.add().Pack(detail)
+    _let_go(error)
     return status
+
+
+def _let_go(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of what caused it.
+
+    Their frames hold the request and its image, and gRPC and tasks hold the error in circles: the
+    images of some hundred refused requests would stay until garbage is looked for.
+    """
+    left: BaseException | None = error
+    while left is not None and left.__traceback__ is not None:
+        left.__traceback__ = None
+        left = left.__cause__ or left.__context__
 
 
 def _details(error: Exception) -> list[Message]:

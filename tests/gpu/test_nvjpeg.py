@@ -15,7 +15,8 @@ import torch
 from pictures import PHOTOS, photo_like
 from torchvision.models import ResNet50_Weights
 
-from resnet50_server.decode import ImageLimits, decode
+from resnet50_server.decode import decode
+from resnet50_server.image_file import ImageLimits
 from resnet50_server.nvjpeg import NvJpegDecoder
 from resnet50_server.transform import Transform
 

@@ -6,6 +6,7 @@ import warnings
 import zlib
 from dataclasses import replace
 
+import hostile
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,10 @@ from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from resnet50.v1 import image_pb2
-from resnet50_server.decode import ImageLimits, decode, is_at_hand, source_of
+from resnet50_server.decode import decode, is_at_hand, source_of
 from resnet50_server.errors import InvalidImage
+from resnet50_server.file_guard import check_tags
+from resnet50_server.image_file import ImageLimits
 from resnet50_server.pixels import RawPixels
 from resnet50_server.transform import Transform
 
@@ -204,6 +207,64 @@ def test_broken_file_is_refused_with_the_field(encoded, text):
     with pytest.raises(InvalidImage, match=text) as refused:
         decoded(encoded)
     assert refused.value.field == "image.encoded"
+
+
+KINDS = {
+    "empty": (lambda: source_of(image_pb2.Image(), LIMITS), "empty"),
+    "no bytes": (lambda: source_of(image_pb2.Image(encoded=b""), LIMITS), "empty"),
+    "too long": (
+        lambda: source_of(image_pb2.Image(encoded=bytes(9)), ImageLimits(max_bytes=8)),
+        "too_many_bytes",
+    ),
+    "text": (lambda: decoded(b"hello, this is no image at all"), "unsupported"),
+    "half a png": (lambda: decoded(BROKEN["half a png"][0]), "truncated"),
+    "half a jpeg": (lambda: decoded(JPEG[: len(JPEG) // 2]), "truncated"),
+    "huge": (lambda: decoded(hostile.png(60_000, 60_000)), "too_many_pixels"),
+    "long and thin": (lambda: decoded(hostile.png(2_000_000, 1)), "too_many_pixels"),
+    "many scans": (lambda: decoded(hostile.progressive(64, 64, 101)), "too_complex"),
+    "many pieces": (lambda: decoded(hostile.png_of_chunks(20_000)), "too_complex"),
+    "32-bit": (
+        lambda: decoded(encode(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF")),
+        "unsupported",
+    ),
+    "slow": (lambda: decode(JPEG, SQUARE, ImageLimits(timeout_s=1e-9)), "timeout"),
+    "raw": (lambda: source_of(image_pb2.Image(raw=image_pb2.RawImage()), LIMITS), "bad_raw"),
+    "huge raw": (
+        lambda: source_of(
+            image_pb2.Image(raw=image_pb2.RawImage(width=60_000, height=60_000, pixel_format=1)),
+            LIMITS,
+        ),
+        "too_many_pixels",
+    ),
+}
+
+
+@pytest.mark.parametrize(("read", "kind"), KINDS.values(), ids=KINDS)
+def test_refusal_says_in_one_word_why(read, kind):
+    with pytest.raises(InvalidImage) as refused:
+        read()
+    assert refused.value.kind == kind
+
+
+def test_large_run_length_bmp_is_refused_because_it_would_be_decoded_in_python():
+    runs = b"\xff\1" * 8 + b"\x08\1\0\0"
+    assert decoded(hostile.bmp(2048, 8, runs * 8, 1)).shape == (3, 32, 32)
+    with pytest.raises(InvalidImage, match="run-length BMP of 4196352 pixels") as refused:
+        decoded(hostile.bmp(2048, 2049, runs * 2049, 1))
+    assert refused.value.kind == "too_complex"
+
+
+def test_tags_that_share_their_bytes_are_refused_by_any_pillow():
+    """Newer ones skip such tags; older ones copy the bytes for each."""
+    with pytest.raises(InvalidImage, match=r"tags .* save it anew without metadata"):
+        check_tags(hostile.exif(*hostile.tags_that_share(100, 1000)))
+    check_tags(hostile.exif(*hostile.tags_that_share(2, 20), (282, 5, 1, 8)))
+
+
+def test_numbers_of_tags_are_limited():
+    content = hostile.exif((273, 4, 2**19 + 1, 8), padding=4 * 2**19)
+    with pytest.raises(InvalidImage, match="more numbers than 524288"):
+        check_tags(content)
 
 
 def test_declared_pixels_are_limited_before_decoding():

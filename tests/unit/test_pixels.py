@@ -5,8 +5,9 @@ import pytest
 from pictures import photo_like
 
 from resnet50.v1 import image_pb2
-from resnet50_server.decode import ImageLimits, source_of
+from resnet50_server.decode import source_of
 from resnet50_server.errors import InvalidImage
+from resnet50_server.image_file import ImageLimits
 from resnet50_server.pixels import raw_to_rgb, take_raw
 from resnet50_server.resample import resample
 

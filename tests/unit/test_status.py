@@ -127,3 +127,19 @@ def test_internal_fault_has_a_fixed_text_and_its_own_does_not_leak(error):
         "internal error; the server's log has the reason under request id request-1"
     )
     assert b"secret" not in status.SerializeToString()
+
+
+def test_refused_request_is_let_go_of_with_its_error():
+    """Frames of the traceback hold the image, and gRPC holds the error in a circle."""
+
+    def refuse(image: bytes) -> None:
+        try:
+            raise OSError("broken")
+        except OSError as error:
+            raise InvalidImage("image.encoded", "is broken") from error
+
+    with pytest.raises(InvalidImage) as refused:
+        refuse(bytes(10))
+    to_status(refused.value, "x")
+    assert refused.value.__traceback__ is None
+    assert refused.value.__cause__.__traceback__ is None

@@ -16,8 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from ..decode import ImageLimits, decode
+from ..decode import decode
 from ..errors import InvalidImage, WeightsError
+from ..image_file import ImageLimits
 from ..transform import Transform
 from .agreement import batches
 from .protocol import Images

@@ -23,8 +23,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from ..decode import ImageLimits
 from ..errors import WeightsError
+from ..image_file import ImageLimits
 from ..variants.definition import Definition
 from ..variants.network import Network
 from .agreement import Agreement, compare

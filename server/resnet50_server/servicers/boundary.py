@@ -123,6 +123,9 @@ class Boundary:
                 await _abort(context, error, call)
             finally:
                 self._leave(call, code, failure)
+                # gRPC keeps the error that ends a call, whose traceback holds this frame, in a
+                # circle: the request would stay in memory until garbage is looked for.
+                del requests
 
         return answered
 

@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 from resnet50.v1 import inference_pb2
 
 from ..admission import Place
-from ..decode import FIELD, HEADER_BYTES, check_header
 from ..errors import DataLoss, InvalidImage, InvalidRequest, Stalled
+from ..file_guard import FIELD
+from ..image_file import HEADER_BYTES, check_header
 from ..pipeline import Pipeline
 from ..transform import Transform
 
@@ -94,6 +95,7 @@ class Upload:
                     FIELD,
                     f"has more than {limits.max_bytes} bytes, the limit (max_image_bytes); send a"
                     " smaller or more compressed image",
+                    kind="too_many_bytes",
                 )
             place.grow(len(chunk))
             arrived.write(chunk)
@@ -106,7 +108,7 @@ class Upload:
                 done = known or length >= MAX_HEADER_BYTES
                 look_at = math.inf if done else 2 * length
         if not length:
-            raise InvalidImage(FIELD, "has 0 bytes; send chunks after the options")
+            raise InvalidImage(FIELD, "has 0 bytes; send chunks after the options", kind="empty")
         image = arrived.getvalue()
         del arrived
         if self._sha256:

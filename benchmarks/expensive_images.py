@@ -1,0 +1,73 @@
+"""The most expensive images within the limits: as many pixels as allowed, from few bytes.
+
+    python benchmarks/expensive_images.py
+
+Time and peak memory of decoding each in this process, on one thread. docs/security.md. Linux only.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from resnet50_server.decode import decode
+from resnet50_server.image_file import ImageLimits
+from resnet50_server.transform import Transform
+
+SIDES = (8000, 6250)
+TRANSFORM = Transform(232, 224, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    """Return a picture as a file."""
+    out = io.BytesIO()
+    picture.save(out, form, **options)
+    return out.getvalue()
+
+
+def images() -> Iterator[tuple[str, bytes]]:
+    """Give a flat picture in every format, and in what is expensive of each."""
+    flat = Image.new("RGB", SIDES)
+    deep = Image.fromarray(np.zeros(SIDES[::-1], np.uint16))
+    yield "JPEG", encoded(flat, "JPEG")
+    yield "JPEG, progressive", encoded(flat, "JPEG", progressive=True, subsampling=0)
+    yield "JPEG, CMYK", encoded(flat.convert("CMYK"), "JPEG")
+    yield "PNG", encoded(flat, "PNG")
+    yield "PNG, 16 bits", encoded(deep, "PNG")
+    yield "PNG, RGBA", encoded(flat.convert("RGBA"), "PNG")
+    yield "WebP, lossless RGBA", encoded(flat.convert("RGBA"), "WEBP", lossless=True)
+    yield "WebP", encoded(flat, "WEBP")
+    yield "GIF", encoded(flat, "GIF")
+    yield "TIFF, LZMA", encoded(flat, "TIFF", compression="lzma")
+    yield "TIFF, G4", encoded(flat.convert("1"), "TIFF", compression="group4")
+
+
+def memory_mib(name: str) -> float:
+    """Return a line of this process's memory, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def main() -> None:
+    """Decode each and print what it took."""
+    torch.set_num_threads(1)
+    pixels = SIDES[0] * SIDES[1]
+    print(f"{'image of 50 million pixels':28}{'bytes':>10}{'CPU s':>8}{'peak bytes a pixel':>20}")
+    for name, content in images():
+        Path("/proc/self/clear_refs").write_text("5")
+        before, started = memory_mib("VmRSS"), time.process_time()
+        decode(content, TRANSFORM, ImageLimits(timeout_s=600))
+        took = time.process_time() - started
+        grown = (memory_mib("VmHWM") - before) * 2**20 / pixels
+        print(f"{name:28}{len(content):10}{took:8.2f}{grown:20.1f}")
+
+
+if __name__ == "__main__":
+    main()

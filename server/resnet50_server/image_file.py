@@ -1,0 +1,305 @@
+"""An encoded image before it is decoded: what it is and declares, and what of it is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from .errors import ImageFault, InvalidImage
+from .file_guard import FIELD, GuardedFile, check_exif, check_tags
+from .transform import Transform
+
+# The formats of the contract. Pillow's JPEG reader also gives "MPO", a JPEG with more pictures.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+JPEG_START = b"\xff\xd8\xff"
+TIFF_STARTS = (b"II*\0", b"MM\0*")
+# How their files begin: where, and with which bytes.
+MAGIC = (
+    (0, JPEG_START),
+    (0, b"\x89PNG\r\n\x1a\n"),
+    (8, b"WEBP"),
+    (0, b"BM"),
+    (0, b"GIF8"),
+    *((0, start) for start in TIFF_STARTS),
+)
+HEADER_BYTES = 12
+TIFF_STRIP_LENGTHS, TIFF_TILE_LENGTHS = 279, 325
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
+MIN_TILE_PIXELS = 2**20
+# Pillow decodes run-length BMPs in Python: 50 million pixels would keep the GIL for seconds.
+MAX_RUN_LENGTH_PIXELS = 2**22
+JPEG_START_OF_SCAN = b"\xff\xda"
+# Progressive encoders write about 10.
+MAX_JPEG_SCANS = 100
+NO_PIXELS: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)
+
+# Pixels are limited here, by the limits of a server; see `ImageLimits` for Pillow's own guard.
+Image.MAX_IMAGE_PIXELS = None
+# Without it Pillow knows only the formats that it has met, and `formats=` raises on the others.
+Image.init()
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may weigh, and how long it may take.
+
+    Attributes:
+        max_bytes: Length of an encoded image.
+        max_pixels: Width x height of any image.
+        timeout_s: For decoding one, in seconds.
+    """
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 50_000_000
+    timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        # Pillow makes room for what some headers declare before anybody can look at their size (a
+        # GIF of 43 bytes: 4 GB). It has one limit for the process: the largest of ours, twice over.
+        Image.MAX_IMAGE_PIXELS = max(self.max_pixels, Image.MAX_IMAGE_PIXELS or 0)
+
+
+def too_long(length: int, limits: ImageLimits) -> InvalidImage:
+    """Return what an encoded image of `length` bytes, which is over the limit, is refused with."""
+    return InvalidImage(
+        FIELD,
+        f"has {length} bytes, the limit (max_image_bytes) is {limits.max_bytes};"
+        " send a smaller or more compressed image",
+        kind="too_many_bytes",
+    )
+
+
+def is_jpeg(encoded: bytes) -> bool:
+    """Return whether a file begins like a JPEG."""
+    return encoded.startswith(JPEG_START)
+
+
+def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> bool:
+    """Look at the first bytes of an image that is still arriving.
+
+    Args:
+        start: As much as is there.
+        transform: The variant's.
+        limits: For the pixels that the header declares.
+
+    Returns:
+        Whether the header was read; if not, more of the image is needed.
+
+    Raises:
+        InvalidImage: It is no image, or declares too many pixels.
+    """
+    _require_known_format(start)
+    try:
+        with Image.open(GuardedFile(start, limits.timeout_s), formats=FORMATS) as opened:
+            _check_declared(opened, transform, limits)
+            return True
+    except InvalidImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(error, limits) from error
+    except Exception:  # decoders raise many kinds for what is cut off
+        return False
+
+
+def check_undecoded(encoded: bytes, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
+    """Check a file that is not going to be decoded: everything that its header says.
+
+    Returns:
+        What stands for its pixels: uint8 [0, 0, 3].
+
+    Raises:
+        InvalidImage: It is not an image, its header is broken, or it declares too many pixels.
+    """
+    if is_jpeg(encoded):
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
+        except ValueError:
+            pass  # Pillow's to judge, as in decoding
+        else:
+            _check_size(width, height, transform, limits)
+            return NO_PIXELS
+    with opened_image(encoded, transform, limits):
+        return NO_PIXELS
+
+
+@contextlib.contextmanager
+def opened_image(
+    encoded: bytes, transform: Transform, limits: ImageLimits
+) -> Iterator[tuple[Image.Image, GuardedFile]]:
+    """Give Pillow's view of a file whose header is within the limits, and what Pillow reads.
+
+    Raises:
+        InvalidImage: It is not, or the file turns out to be broken within the block.
+    """
+    _require_known_format(encoded)
+    if encoded[:4] in TIFF_STARTS:
+        check_tags(encoded)
+    try:
+        file = GuardedFile(encoded, limits.timeout_s)
+        with Image.open(file, formats=FORMATS) as opened:
+            _check_declared(opened, transform, limits)
+            if opened.format in ("JPEG", "MPO"):
+                _check_scans(encoded, opened, limits)
+            elif opened.format == "TIFF":
+                _check_strips(opened, len(encoded))
+            check_exif(opened)
+            file.allow_pixels(opened.format)
+            yield opened, file
+    except (InvalidImage, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(error, limits) from error
+    except Exception as error:  # decoders raise many kinds for broken files, struct.error included
+        raise _broken(error) from error
+
+
+def check_resized(
+    field: str, height: int, width: int, transform: Transform, limits: ImageLimits
+) -> None:
+    """Refuse an image so long and thin that resizing its short side makes it enormous.
+
+    Args:
+        field: Where it is in the request.
+        height: Its own.
+        width: Its own.
+        transform: The variant's.
+        limits: For its pixels.
+
+    Raises:
+        InvalidImage: It is.
+    """
+    new_height, new_width = transform.resized(height, width)
+    if new_height * new_width > limits.max_pixels:
+        raise InvalidImage(
+            field,
+            f"is {width} x {height} pixels, and {new_width} x {new_height} once its shorter side is"
+            f" resized to {transform.resize}: more than the limit (max_image_pixels) of"
+            f" {limits.max_pixels}; send a less elongated image",
+            kind="too_many_pixels",
+        )
+
+
+def _require_known_format(start: bytes) -> None:
+    """Refuse what no reader should even look at: Pillow knows formats that run programs."""
+    if not any(start[at : at + len(magic)] == magic for at, magic in MAGIC):
+        raise InvalidImage(
+            FIELD,
+            f"{len(start)} bytes beginning with {start[:8].hex(' ')} are not a readable JPEG, PNG,"
+            " WebP, BMP, GIF or TIFF file; send the whole file, in one of these formats",
+            kind="unsupported",
+        )
+
+
+def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimits) -> None:
+    """Refuse a file whose header declares too many pixels."""
+    _check_size(*opened.size, transform, limits)
+    if opened.format == "TIFF":
+        _check_tiles(opened)
+    elif opened.format == "BMP":
+        _check_runs(opened)
+
+
+def _check_size(width: int, height: int, transform: Transform, limits: ImageLimits) -> None:
+    """Refuse an encoded image of too many pixels."""
+    if width * height > limits.max_pixels:
+        raise InvalidImage(
+            FIELD,
+            f"declares {width} x {height} = {width * height} pixels, the limit (max_image_pixels)"
+            f" is {limits.max_pixels}; send a smaller image",
+            kind="too_many_pixels",
+        )
+    check_resized(FIELD, height, width, transform, limits)
+
+
+def _check_tiles(opened: Image.Image) -> None:
+    """Refuse a TIFF with tiles far larger than itself, which are decoded whole."""
+    tags = getattr(opened, "tag_v2", {})
+    tile = tags.get(TIFF_TILE_WIDTH, 0) * tags.get(TIFF_TILE_LENGTH, 0)
+    limit = max(4 * opened.size[0] * opened.size[1], MIN_TILE_PIXELS)
+    if tile > limit:
+        raise InvalidImage(
+            FIELD,
+            f"is a TIFF of {opened.size[0]} x {opened.size[1]} pixels with tiles of {tile} pixels,"
+            f" the limit is {limit}; write it with smaller tiles",
+            kind="too_complex",
+        )
+
+
+def _check_runs(opened: Image.Image) -> None:
+    """Refuse a run-length BMP of so many pixels that it would hold everything else up."""
+    tiles = getattr(opened, "tile", ())
+    pixels = opened.size[0] * opened.size[1]
+    if pixels > MAX_RUN_LENGTH_PIXELS and any(tile[0] == "bmp_rle" for tile in tiles):
+        raise InvalidImage(
+            FIELD,
+            f"is a run-length BMP of {pixels} pixels, of which at most {MAX_RUN_LENGTH_PIXELS} are"
+            " decoded; save it uncompressed, or as a PNG",
+            kind="too_complex",
+        )
+
+
+def _check_strips(opened: Image.Image, length: int) -> None:
+    """Refuse a TIFF whose strips or tiles share their bytes, which are then decoded for each."""
+    tags = getattr(opened, "tag_v2", {})
+    for tag in (TIFF_STRIP_LENGTHS, TIFF_TILE_LENGTHS):
+        lengths = tags.get(tag, 0)
+        total = sum(lengths) if isinstance(lengths, tuple) else lengths
+        if isinstance(lengths, tuple) and total > 2 * length:
+            raise InvalidImage(
+                FIELD,
+                f"is a TIFF of {length} bytes whose {len(lengths)} strips or tiles have {total};"
+                " write it without strips that share their bytes",
+                kind="too_complex",
+            )
+
+
+def _check_scans(encoded: bytes, opened: Image.Image, limits: ImageLimits) -> None:
+    """Refuse a JPEG with so many scans that decoding it would take minutes.
+
+    Each scan passes over the whole image. The marker appears nowhere within compressed data.
+    """
+    scans = encoded.count(JPEG_START_OF_SCAN)
+    pixels = opened.size[0] * opened.size[1]
+    if scans > MAX_JPEG_SCANS or scans * pixels > MAX_JPEG_SCANS // 10 * limits.max_pixels:
+        raise InvalidImage(
+            FIELD,
+            f"is a JPEG of {pixels} pixels in {scans} scans; at most {MAX_JPEG_SCANS} are decoded,"
+            f" and {MAX_JPEG_SCANS // 10} times max_image_pixels in all of them; save it as a"
+            " baseline JPEG",
+            kind="too_complex",
+        )
+
+
+def _too_many_pixels(error: BaseException, limits: ImageLimits) -> InvalidImage:
+    """Return what stands for Pillow's own guard, which knows the number of pixels only."""
+    found = re.search(r"\d+", str(error))
+    return InvalidImage(
+        FIELD,
+        f"declares {found[0] if found else 'too many'} pixels, the limit (max_image_pixels) is"
+        f" {limits.max_pixels}; send a smaller image",
+        kind="too_many_pixels",
+    )
+
+
+def _broken(error: Exception) -> InvalidImage:
+    """Return what a file is refused with that no decoder takes."""
+    detail = " ".join(str(error).split())[:200]
+    if "text chunks" in detail or "Decompressed data too large" in detail:
+        return InvalidImage(
+            FIELD,
+            "has text or a colour profile that is too long once it is inflated; save it anew"
+            " without metadata",
+            kind="too_complex",
+        )
+    kind: ImageFault = "truncated" if "truncated" in detail.lower() else "unreadable"
+    if isinstance(error, (struct.error, UnidentifiedImageError)):
+        detail, kind = "its header is not complete", "truncated"
+    return InvalidImage(FIELD, f"is truncated or broken: {detail}; send the whole file", kind=kind)
