@@ -1,9 +1,10 @@
-"""What happens under fire: python benchmarks/reliability.py [overload|stalled] [--write].
+"""What happens under fire: python benchmarks/reliability.py [overload|stalled|refused] [--write].
 
 overload   three times what the server can do for a minute, then half: how soon refusals come, how
            soon latency is back, and what grows meanwhile
 stalled    500 slow or stalled clients (half-sent uploads and requests, unread streams, idle
            connections) beside a normal one: its latency against the same without them
+refused    40 calls at once with 32 MiB each, to a server that is full: what refusing them costs
 
 The server is a process with the timed engine, which sleeps as a device computes, so that what is
 measured is the server. Latencies count from the time at which a request should be sent. With
@@ -25,9 +26,9 @@ from pathlib import Path
 import grpc
 from batching import CLASSIFY, Call, request, send
 from overhead import photo
-from process import resident_kib, server
+from process import cpu_s, resident_kib, server
 
-from resnet50.v1 import inference_pb2
+from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client.cli.bench.machine import machine, versions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -51,6 +52,7 @@ UNREAD_FRAMES = 6
 # Until the server has computed what it was sent.
 SETTLE_S = 10.0
 NORMAL_RATE, NORMAL_S, TURNS = 20.0, 20.0, 3
+LARGE_CALLS, LARGE_BYTES = 40, 32 * 2**20
 UPLOAD = "/resnet50.v1.InferenceService/ClassifyUpload"
 STREAM = "/resnet50.v1.InferenceService/ClassifyStream"
 
@@ -170,6 +172,55 @@ def measure_stalled() -> Iterator[str]:
     )
 
 
+def measure_refused() -> Iterator[str]:
+    """Send large messages to a server that has room for one request only, which is taken."""
+    flags = ("--engine", "timed", "--timed-alpha-ms", "3000", "--max-requests", "1")
+    with server(*flags) as (address, pid):
+        held_mib, cpu, refused = asyncio.run(send_large(address, pid))
+    yield (
+        f"{LARGE_CALLS} calls at once with {LARGE_BYTES / 2**20:.0f} MiB each, to a full server:"
+        f" {refused} refused; its memory grew by {held_mib:.0f} MiB at most, and it used"
+        f" {cpu * 1e3:.0f} ms of CPU for them all"
+    )
+
+
+async def send_large(address: str, pid: int) -> tuple[float, float, int]:
+    """Return how much a server's memory grew in MiB, its CPU time in s, and the refusals."""
+    side = int((LARGE_BYTES / 3) ** 0.5)
+    raw = image_pb2.RawImage(
+        width=side,
+        height=side,
+        pixel_format=image_pb2.PIXEL_FORMAT_RGB,
+        pixels=bytes(3 * side * side),
+    )
+    large = inference_pb2.ClassifyRequest(image=image_pb2.Image(raw=raw)).SerializeToString()
+    options = [("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        classify = channel.unary_unary(CLASSIFY)
+        inside = asyncio.ensure_future(classify(request()))
+        await asyncio.sleep(0.5)
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # forget the highest use of memory so far
+        before_kib, cpu = peak_kib(pid), cpu_s(pid)
+
+        async def one() -> bool:
+            try:
+                await classify(large)
+            except grpc.aio.AioRpcError as error:
+                return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return False
+
+        refused = sum(await asyncio.gather(*(one() for _ in range(LARGE_CALLS))))
+        grown = (peak_kib(pid) - before_kib) / 1024, cpu_s(pid) - cpu
+        inside.cancel()
+    return *grown, refused
+
+
+def peak_kib(pid: int) -> int:
+    """Return the most memory that a process has held since that was reset, in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
 def p99(calls: list[Call]) -> float:
     """Return the 99th percentile of latencies, in seconds, without those of the first second."""
     return quantile([call.done for call in calls if call.due > 1.0], 0.99)
@@ -227,7 +278,7 @@ async def stall(address: str) -> None:
     await asyncio.Event().wait()
 
 
-MEASURES = {"overload": measure_overload, "stalled": measure_stalled}
+MEASURES = {"overload": measure_overload, "stalled": measure_stalled, "refused": measure_refused}
 
 
 def report(names: list[str]) -> str:

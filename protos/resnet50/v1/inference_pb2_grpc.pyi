@@ -3,10 +3,21 @@
 isort:skip_file
 Classify and embed images.
 
+Metadata that a caller may send with any RPC:
+  authorization  "Bearer TOKEN"; needed where the server asks for tokens.
+  x-priority     "interactive" (default) or "bulk": bulk gives way to interactive calls, but while
+                 both wait one image in 16 is bulk. Another value is INVALID_ARGUMENT.
+  x-request-id   1 to 128 of A-Z a-z 0-9 . _ : / + = -; comes back in the trailing metadata and
+                 stands in the server's log. Default, and in the place of any other: a fresh one.
+  traceparent    W3C trace context, where the server traces.
+
 Errors of every RPC, with google.rpc details in the trailing metadata:
   INVALID_ARGUMENT    the request is wrong; BadRequest names the field and the limit. Do not retry.
   NOT_FOUND           no such variant is loaded; ErrorInfo lists those that are.
-  RESOURCE_EXHAUSTED  the server is full; RetryInfo says when to come back.
+  RESOURCE_EXHAUSTED  the server, or the caller's share of it, is full; the message names the
+                      limit, RetryInfo says when to come back.
+  UNAUTHENTICATED     no token, or not one of the server's; ErrorInfo says which.
+  PERMISSION_DENIED   the token does not allow this call.
   DEADLINE_EXCEEDED   the deadline has passed, or cannot be met; nothing was computed. Or the
                       sender of an upload or a stream was silent for too long.
   DATA_LOSS           an upload arrived damaged; send it again.
