@@ -1,0 +1,177 @@
+"""The command `resnet50 top`."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from ...client import Client
+from ...connection import DEFAULT_SERVER, RetryPolicy
+from ..options import AsJson
+from ..output import NO_SERVER, complain, errors_shown
+from .facts import Facts
+from .keys import keys
+from .scrape import DEFAULT_METRICS, Endpoint
+from .snapshot import Snapshot, snapshots
+from .view import View
+from .watch import STALE_INTERVALS, Watch
+
+EXIT_STATUSES = (
+    "Exit status: 0 it was ended by q or Ctrl-C, or --once printed its figures; 1 the output cannot"
+    " be written; 2 wrong usage; 3 no server answers --once."
+)
+# How soon a key and a new size of the window are seen.
+_KEYS_S = 0.1
+
+
+def top(
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metrics",
+            envvar="RESNET50_METRICS",
+            help="HOST:PORT or URL of a server's metrics (its --metrics-listen); repeat for several"
+            f" servers, which are shown each and added up. Default: {DEFAULT_METRICS}.",
+        ),
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--server",
+            envvar="RESNET50_SERVER",
+            help="Where the same servers take calls, host:port or unix:PATH: they are asked for the"
+            " states of their variants, which metrics do not tell. Default: none, or"
+            f" {DEFAULT_SERVER} if --metrics is not given either.",
+        ),
+    ] = None,
+    interval_s: Annotated[
+        float,
+        typer.Option(
+            "--interval-s", min=0.1, help="Seconds between two looks; rates are of this time."
+        ),
+    ] = 2.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", min=0.001, help="Seconds that a server has to answer.")
+    ] = 2.0,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Print the figures of one interval, and end."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Watch servers: rates, latencies, batches, queues and variants, live.
+
+    Figures are of the last interval, from the servers' own counters; latencies are interpolated
+    within histogram buckets. "-" is what a server does not export or what is not known yet. q or
+    Ctrl-C ends it. Into a pipe it prints one snapshot after the other.
+    """
+    with errors_shown(), _ending():
+        stale_s = max(10.0, STALE_INTERVALS * interval_s)
+        endpoints = dict.fromkeys(map(Endpoint.of, metrics or [DEFAULT_METRICS]))
+        watches = [Watch(endpoint, timeout_s, stale_s) for endpoint in endpoints]
+        addresses = server or ([] if metrics else [DEFAULT_SERVER])
+        # Not closed: a thread may be asking through them until the process ends.
+        facts = Facts(
+            [Client(one, timeout_s=timeout_s, retry=RetryPolicy(attempts=1)) for one in addresses]
+        )
+        facts.start()
+        found = snapshots(watches, facts, interval_s)
+        if once:
+            _print_once(found, as_json)
+        elif as_json:
+            for snapshot in found:
+                _print_json(snapshot)
+        elif sys.stdout.isatty():
+            _live(found)
+        else:
+            _print_all(found)
+
+
+def _print_once(found: Iterator[Snapshot], as_json: bool) -> None:
+    """Print one interval; without a server that answers, end at once."""
+    snapshot = next(found)
+    if snapshot.together is not None:
+        snapshot = next(found)
+    if as_json:
+        _print_json(snapshot)
+    else:
+        view = View()
+        view.show(snapshot)
+        _console().print(view)
+    if snapshot.together is None:
+        for one in snapshot.servers:
+            complain(f"{one.url}: {one.failure}")
+        raise typer.Exit(NO_SERVER)
+
+
+def _print_json(snapshot: Snapshot) -> None:
+    print(json.dumps(snapshot.to_json()), flush=True)
+
+
+def _print_all(found: Iterator[Snapshot]) -> None:
+    console, view = _console(), View()
+    for number, snapshot in enumerate(found):
+        view.show(snapshot)
+        if number:
+            console.print()
+        console.print(view)
+        console.file.flush()
+
+
+def _live(found: Iterator[Snapshot]) -> None:
+    """Show snapshots on a screen of their own until q is pressed."""
+    view = View("q ends", fit=True)
+    console = Console(highlight=False)
+    newest: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
+
+    def look() -> None:
+        for snapshot in found:
+            newest.put(snapshot)
+
+    threading.Thread(target=look, name="look at servers", daemon=True).start()
+    screen = Live(view, console=console, screen=True, auto_refresh=False)
+    with keys() as pressed, screen:
+        size = console.size
+        while not {"q", "Q"} & set(pressed()):
+            try:
+                view.show(newest.get(timeout=_KEYS_S))
+            except queue.Empty:
+                if console.size == size:
+                    continue
+            size = console.size
+            screen.refresh()
+
+
+def _console() -> Console:
+    # A pipe has no width of its own; a table cut at 80 columns would help nobody.
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a pipe's closed end be good ends: nothing is left undone."""
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # Else the interpreter complains as it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        signal.signal(signal.SIGTERM, before)
