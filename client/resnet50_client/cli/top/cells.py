@@ -45,14 +45,14 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time that passed, in its two largest units."""
+    """Return a time that passed, in its two largest units: "45s", "3h12m"."""
     if seconds is None:
         return NOTHING
     whole = int(seconds)
-    for long, short, unit_s, part_s in (("d", "h", 86400, 3600), ("h", "min", 3600, 60)):
+    for long, short, unit_s, part_s in (("d", "h", 86400, 3600), ("h", "m", 3600, 60)):
         if whole >= unit_s:
-            return f"{whole // unit_s} {long} {whole % unit_s // part_s} {short}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+            return f"{whole // unit_s}{long}{whole % unit_s // part_s:02}{short}"
+    return f"{whole // 60}m{whole % 60:02}s" if whole >= 60 else f"{whole}s"
 
 
 def latency(one: Latency) -> str:
@@ -82,7 +82,7 @@ def by_name(rates: Mapping[str, float] | None, style: str) -> Text:
     parts = sorted(((name, one) for name, one in rates.items() if one), key=lambda one: -one[1])
     if not parts:
         return Text("0", QUIET)
-    text = Text(rate(sum(one for _, one in parts)), style)
+    text = Text(rate(sum(one for _, one in parts)), style, no_wrap=True, overflow="ellipsis")
     named = ", ".join(f"{name or 'other'} {rate(one)}" for name, one in parts)
     return text.append(f"  {named}")
 

@@ -8,7 +8,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -61,9 +61,10 @@ def top(
             "--interval-s", min=0.1, help="Seconds between two looks; rates are of this time."
         ),
     ] = 2.0,
+    # A server whose event loop is stuck answers after 2 s, with what it has.
     timeout_s: Annotated[
         float, typer.Option("--timeout-s", min=0.001, help="Seconds that a server has to answer.")
-    ] = 2.0,
+    ] = 5.0,
     once: Annotated[
         bool,
         typer.Option("--once", help="Print the figures of one interval, and end."),
@@ -130,9 +131,7 @@ def _print_all(found: Iterator[Snapshot]) -> None:
 
 
 def _live(found: Iterator[Snapshot]) -> None:
-    """Show snapshots on a screen of their own until q is pressed."""
-    view = View("q ends", fit=True)
-    console = Console(highlight=False)
+    """Show snapshots on a screen of their own until q is pressed; Ctrl-Z leaves it for a while."""
     newest: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
 
     def look() -> None:
@@ -140,8 +139,20 @@ def _live(found: Iterator[Snapshot]) -> None:
             newest.put(snapshot)
 
     threading.Thread(target=look, name="look at servers", daemon=True).start()
-    screen = Live(view, console=console, screen=True, auto_refresh=False)
-    with keys() as pressed, screen:
+    view = View("q ends" if sys.stdin.isatty() else "Ctrl-C ends", fit=True)
+    while True:
+        try:
+            with _suspending(), keys() as pressed:
+                _until_q(view, newest, pressed)
+            return
+        except _Suspended:
+            # With the terminal as it was; goes on here once it is in the foreground again.
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _until_q(view: View, newest: queue.SimpleQueue[Snapshot], pressed: Callable[[], str]) -> None:
+    console = Console(highlight=False)
+    with Live(view, console=console, screen=True, auto_refresh=False) as screen:
         size = console.size
         while not {"q", "Q"} & set(pressed()):
             try:
@@ -151,6 +162,27 @@ def _live(found: Iterator[Snapshot]) -> None:
                     continue
             size = console.size
             screen.refresh()
+
+
+class _Suspended(Exception):
+    """Ctrl-Z was pressed."""
+
+
+@contextmanager
+def _suspending() -> Iterator[None]:
+    """Turn Ctrl-Z into an exception, where there is such a signal."""
+    if sys.platform == "win32":
+        yield
+        return
+
+    def suspend(*_: Any) -> None:
+        raise _Suspended
+
+    before = signal.signal(signal.SIGTSTP, suspend)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
 
 
 def _console() -> Console:

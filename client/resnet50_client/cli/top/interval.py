@@ -21,7 +21,6 @@ _FOLDS: Mapping[str, Fold] = {
     "resnet50_variant_info": max,
     "resnet50_build_info": max,
     "resnet50_queue_age_seconds": max,
-    "resnet50_event_loop_lag_seconds": max,
     "resnet50_batch_latency_alpha_seconds": max,
     "resnet50_batch_latency_beta_seconds": max,
     "resnet50_engine_busy_seconds_total": statistics.fmean,
@@ -52,9 +51,10 @@ class Interval:
         seconds = after.time_s - before.time_s
         per_s = {}
         for name, values in after.series.items():
-            if name.endswith(_COUNTING):
-                # What was not there was 0: a label's first use.
-                old = before.series.get(name, {})
+            old = before.series.get(name)
+            # A family that was not there may have been left out, and count from long ago; a series
+            # of one that was there begins with a label's first use.
+            if old is not None and name.endswith(_COUNTING):
                 per_s[name] = {
                     labels: _growth(old.get(labels, 0.0), value) / seconds
                     for labels, value in values.items()

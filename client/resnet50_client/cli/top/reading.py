@@ -31,6 +31,7 @@ class VariantReading:
 
     Attributes:
         name: What requests call it.
+        loaded: Whether it can answer; of several servers, whether one of them can.
         default: Whether it answers requests that name none.
         engines: What computes it, "openvino cpu fp32"; several if servers differ.
         digests: SHA-256 of the weights; several if servers hold different ones.
@@ -46,6 +47,7 @@ class VariantReading:
     """
 
     name: str
+    loaded: bool | None
     default: bool
     engines: tuple[str, ...]
     digests: tuple[str, ...]
@@ -94,7 +96,7 @@ class Reading:
         open_streams: Streams that are open.
         decode_threads_busy: Threads that decode at this moment.
         decode_queue_calls: Images that wait for one.
-        event_loop_lag_ms: How late the event loop comes to what is due; of the worst server.
+        event_loop_lag_ms: How late the event loop wakes, its 99th percentile.
         busy: Seconds that an engine computed per second, by device; mean of the servers.
         refused_per_s: Requests and frames refused, by limit.
         cancelled_per_s: Requests whose callers left, by stage.
@@ -156,7 +158,7 @@ class Reading:
             open_streams=interval.value("resnet50_open_streams"),
             decode_threads_busy=interval.value("resnet50_decode_threads_busy"),
             decode_queue_calls=interval.value("resnet50_decode_queue_calls"),
-            event_loop_lag_ms=_ms(interval.value("resnet50_event_loop_lag_seconds")),
+            event_loop_lag_ms=_latency(interval, "resnet50_event_loop_lag_seconds").p99_ms,
             busy=interval.rates("resnet50_engine_busy_seconds_total", "device"),
             refused_per_s=interval.rates("resnet50_shed_total", "limit"),
             cancelled_per_s=interval.rates("resnet50_cancelled_total", "stage"),
@@ -175,6 +177,7 @@ def _variant(interval: Interval, name: str) -> VariantReading:
         one["runs on"] = " ".join(filter(None, parts))
     return VariantReading(
         name=name,
+        loaded=bool(infos) if "resnet50_variant_info" in interval.now else None,
         default=_is_default(interval, name),
         engines=_distinct(infos, "runs on"),
         digests=_distinct(infos, "digest"),
@@ -204,7 +207,8 @@ def _methods(interval: Interval) -> Iterable[MethodReading]:
 def _variant_names(interval: Interval) -> list[str]:
     """Return what is held, the default first."""
     names: set[str] = set()
-    for family in ("resnet50_variant_info", "resnet50_queue_images"):
+    # A server whose event loop is stuck exports only the last one.
+    for family in ("resnet50_variant_info", "resnet50_queue_images", "resnet50_batch_size_count"):
         names |= {one["variant"] for one in interval.labels(family) if one.get("variant")}
     return sorted(names, key=lambda name: (not _is_default(interval, name), name))
 
