@@ -89,7 +89,7 @@ def top(
         facts.start()
         found = snapshots(watches, facts, interval_s)
         if once:
-            _print_once(found, as_json)
+            _print_once(found, facts, as_json)
         elif as_json:
             for snapshot in found:
                 _print_json(snapshot)
@@ -99,17 +99,18 @@ def top(
             _print_all(found)
 
 
-def _print_once(found: Iterator[Snapshot], as_json: bool) -> None:
+def _print_once(found: Iterator[Snapshot], facts: Facts, as_json: bool) -> None:
     """Print one interval; without a server that answers, end at once."""
     snapshot = next(found)
     if snapshot.together is not None:
+        facts.wait()
         snapshot = next(found)
     if as_json:
         _print_json(snapshot)
     else:
         view = View()
         view.show(snapshot)
-        _console().print(view)
+        _print(view)
     if snapshot.together is None:
         for one in snapshot.servers:
             complain(f"{one.url}: {one.failure}")
@@ -121,13 +122,21 @@ def _print_json(snapshot: Snapshot) -> None:
 
 
 def _print_all(found: Iterator[Snapshot]) -> None:
-    console, view = _console(), View()
+    view = View()
     for number, snapshot in enumerate(found):
         view.show(snapshot)
         if number:
-            console.print()
+            print()
+        _print(view)
+
+
+def _print(view: View) -> None:
+    # A pipe has no width of its own; a table cut at 80 columns would help nobody.
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    # Written by print: rich ends the process with 1 if nobody reads any more.
+    with console.capture() as captured:
         console.print(view)
-        console.file.flush()
+    print(captured.get(), end="", flush=True)
 
 
 def _live(found: Iterator[Snapshot]) -> None:
@@ -183,11 +192,6 @@ def _suspending() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTSTP, before)
-
-
-def _console() -> Console:
-    # A pipe has no width of its own; a table cut at 80 columns would help nobody.
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 @contextmanager

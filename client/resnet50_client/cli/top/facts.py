@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,12 +43,18 @@ class Facts:
     def __init__(self, clients: Sequence[Client]) -> None:
         self._clients = clients
         self._known: dict[str, Fact] = {}
-        self._stop = threading.Event()
+        self._asked = threading.Event()
 
     def start(self) -> None:
         """Ask from now on; ends with the process."""
         if self._clients:
             threading.Thread(target=self._run, name="ask for variants", daemon=True).start()
+        else:
+            self._asked.set()
+
+    def wait(self) -> None:
+        """Wait until all servers have been asked once, for as long as the clients wait."""
+        self._asked.wait()
 
     def known(self) -> dict[str, Fact]:
         """Return what was said last, by variant; nothing of servers that do not answer."""
@@ -64,14 +71,13 @@ class Facts:
                 continue  # what the metrics say is shown all the same
         self._known = {name: _worst(those) for name, those in found.items()}
 
-    def stop(self) -> None:
-        """Ask no more."""
-        self._stop.set()
-
     def _run(self) -> None:
-        while not self._stop.is_set():
-            self.ask()
-            self._stop.wait(EVERY_S)
+        while True:
+            try:
+                self.ask()
+            finally:
+                self._asked.set()
+            time.sleep(EVERY_S)
 
 
 def _worst(those: Sequence[Variant]) -> Fact:

@@ -88,7 +88,7 @@ def fetch(endpoint: Endpoint, timeout_s: float) -> Scrape:
         raise ScrapeError(f"answers {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise ScrapeError(_reason(error.reason, timeout_s)) from error
-    except http.client.HTTPException as error:
+    except (http.client.HTTPException, ConnectionResetError) as error:
         # Where HTTP/2 is spoken, say: the port of gRPC.
         raise ScrapeError("does not answer in HTTP/1.1; is it the port of metrics?") from error
     except (OSError, ValueError) as error:

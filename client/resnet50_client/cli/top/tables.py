@@ -71,7 +71,9 @@ def servers(seen: Snapshot, rows: int, width: int) -> list[RenderableType]:
     style = "" if answering == len(seen.servers) else BAD
     up = Text(f"{answering} of {len(seen.servers)} up", style)
     table.add_row("together", up, *_figures(seen.together, wide), style="bold")
-    shown, left_out = _cut(seen.servers, rows)
+    # Where not all fit, those that need a look do.
+    by_need = sorted(seen.servers, key=lambda one: bool(one.reading and one.reading.ready))
+    shown, left_out = _cut(seen.servers if len(seen.servers) <= rows else by_need, rows)
     for server in shown:
         word, style = state(server)
         table.add_row(line(server.name), Text(word, style), *_figures(server.reading, wide))

@@ -59,7 +59,7 @@ class View:
         spark = self._spark(seen, reading, width)
 
         def laid_out(shape: _Shape) -> list[RenderableType]:
-            sections = [
+            sections: list[list[RenderableType]] = [
                 head + (tables.servers(seen, shape.servers, width) if several else []),
                 [spark],
                 tables.variants(seen, reading, shape.variants, width),
@@ -85,8 +85,8 @@ class View:
         return lines
 
     def _spark(self, seen: Snapshot, reading: Reading, width: int) -> Text:
-        text = Text("images/s ", "bold", no_wrap=True)
-        text.append(f"{cells.rate(reading.images_per_s):>5} ")
+        text = Text(no_wrap=True).append("images/s ", "bold dim")
+        text.append(f"{cells.rate(reading.images_per_s):>5} ", "bold")
         known = [one for one in self._images_per_s if one is not None]
         if not known:
             return text.append(f" figures per second come in {seen.interval_s:g} s", QUIET)
@@ -103,8 +103,7 @@ class View:
 
 def _title(seen: Snapshot, hint: str, width: int) -> Text:
     names = seen.servers[0].name if len(seen.servers) == 1 else f"{len(seen.servers)} servers"
-    left = Text("resnet50 top  ", "bold", no_wrap=True, overflow="ellipsis")
-    left.append(names)
+    left = Text(no_wrap=True, overflow="ellipsis").append("resnet50 top  ", "bold").append(names)
     when = seen.time.astimezone().strftime("%H:%M:%S")
     right = f"every {seen.interval_s:g} s, {when}" + (f", {hint}" if hint else "")
     left.truncate(max(20, width - len(right) - 2), overflow="ellipsis")
@@ -114,12 +113,12 @@ def _title(seen: Snapshot, hint: str, width: int) -> Text:
 
 def _one_server(server: ServerReading) -> list[Text]:
     word, style = tables.state(server)
-    first, second = Text(word, style, no_wrap=True), Text(no_wrap=True)
+    first, second = Text(no_wrap=True).append(word, style), Text(no_wrap=True)
     if server.reading is None:
         return [first.append(f": {tables.silence(server)}")]
     one = server.reading
     version = ", ".join(one.versions) or NOTHING
-    first.append(f"  version {version}  up {cells.duration(one.uptime_s)}", "default")
+    first.append(f"  version {version}  up {cells.duration(one.uptime_s)}")
     first.append(f"  CPU {cells.share(one.cpu_cores)}  memory {cells.size(one.memory_bytes)}")
     lag_ms = one.event_loop_lag_ms
     late = lag_ms is not None and lag_ms > _LONG_LAG_MS
