@@ -211,6 +211,24 @@ def test_many_variants_are_cut_and_it_is_said():
     assert sum("pets_29" in line for line in whole) == 2
 
 
+def test_methods_without_calls_give_way_to_those_with():
+    seen = interval(trouble=True)
+    requests = dict(seen.per_s["resnet50_requests_total"])
+    for name in ("AMethod", "BMethod", "CMethod", "DMethod"):
+        labels = {"method": name, "variant": "", "code": "OK"}
+        requests[frozenset(labels.items())] = 0.0
+    seen = Interval({**seen.per_s, "resnet50_requests_total": requests}, seen.now)
+    one = snapshot(server("gpu-1:9464", seen), intervals=[seen])
+    assert any(line.startswith("AMethod") for line in shown(one, height=30))
+    low = shown(one, height=18)
+    assert any(line.startswith("Classify") for line in low)
+    assert any("more methods: make the window taller" in line for line in low)
+
+
+def test_a_batch_longer_than_the_interval_does_not_make_a_device_busier_than_it_can_be():
+    assert [cells.busy(one) for one in (None, 0.4, 4.5)] == ["-", "40%", "100%"]
+
+
 def test_long_names_give_way_to_figures():
     seen = interval()
     name = "resnet50-server-7.some-namespace.svc.cluster.local:9464"

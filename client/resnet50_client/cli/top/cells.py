@@ -35,6 +35,11 @@ def share(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0%}"
 
 
+def busy(ratio: float | None) -> str:
+    """Return how busy a device is: a long batch counts in the interval in which it ends."""
+    return share(None if ratio is None else min(1.0, ratio))
+
+
 def size(value: float | None) -> str:
     """Return a number of bytes."""
     if value is None:

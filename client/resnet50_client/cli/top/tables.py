@@ -71,9 +71,8 @@ def servers(seen: Snapshot, rows: int, width: int) -> list[RenderableType]:
     style = "" if answering == len(seen.servers) else BAD
     up = Text(f"{answering} of {len(seen.servers)} up", style)
     table.add_row("together", up, *_figures(seen.together, wide), style="bold")
-    # Where not all fit, those that need a look do.
     by_need = sorted(seen.servers, key=lambda one: bool(one.reading and one.reading.ready))
-    shown, left_out = _cut(seen.servers if len(seen.servers) <= rows else by_need, rows)
+    shown, left_out = _cut(seen.servers, by_need, rows)
     for server in shown:
         word, style = state(server)
         table.add_row(line(server.name), Text(word, style), *_figures(server.reading, wide))
@@ -91,7 +90,7 @@ def _figures(one: Reading | None, wide: bool) -> list[Text | str]:
         cells.duration(one.uptime_s),
         cells.share(one.cpu_cores),
         cells.size(one.memory_bytes),
-        cells.share(max(one.busy.values(), default=None) if one.busy is not None else None),
+        cells.busy(max(one.busy.values(), default=None) if one.busy is not None else None),
         cells.count(one.queue_images),
         cells.rate(one.images_per_s),
         Text(cells.rate(one.failed_per_s), WARNING if one.failed_per_s else ""),
@@ -121,8 +120,8 @@ def variants(seen: Snapshot, reading: Reading, rows: int, width: int) -> list[Re
     wide = width >= WIDE
     headings = ["VARIANT", "STATE", "IMAGES/s", "BATCH", "QUEUE", "OLDEST ms", "α ms", "β ms"]
     table = _table(*headings, *(("ACC@1", "RUNS ON") if wide else ()), left=(0, 1))
-    variants, left_out = _cut(reading.variants, rows)
-    for one in variants:
+    shown, left_out = _cut(reading.variants, reading.variants, rows)
+    for one in shown:
         waits = one.queue_age_ms is not None and one.queue_age_ms > _LONG_WAIT_MS
         row: list[Text | str] = [
             _variant_name(one),
@@ -160,8 +159,8 @@ def _variant_state(seen: Snapshot, one: VariantReading) -> Text:
 def latencies(reading: Reading, rows: int) -> list[RenderableType]:
     """Return where the time of each variant's images went."""
     table = _table("p50 / p99 ms", *(stage.upper() for stage in STAGES))
-    variants, left_out = _cut(reading.variants, rows)
-    for one in variants:
+    shown, left_out = _cut(reading.variants, reading.variants, rows)
+    for one in shown:
         table.add_row(_variant_name(one), *(cells.latency(one.stages[stage]) for stage in STAGES))
     return [table, *_more(left_out, "variants")] if reading.variants else []
 
@@ -169,8 +168,9 @@ def latencies(reading: Reading, rows: int) -> list[RenderableType]:
 def methods(reading: Reading, rows: int) -> list[RenderableType]:
     """Return each RPC's requests, well and failed."""
     table = _table("REQUESTS/s", "OK", "p50 / p99 ms", "FAILED", left=(0, 3), elastic=3)
-    methods, left_out = _cut(reading.methods, rows)
-    for one in methods:
+    busiest = sorted(reading.methods, key=lambda one: -sum(one.per_s.values()))
+    shown, left_out = _cut(reading.methods, busiest, rows)
+    for one in shown:
         table.add_row(
             one.name,
             cells.rate(one.per_s.get("OK", 0.0)),
@@ -226,12 +226,18 @@ def warnings(reading: Reading) -> list[RenderableType]:
     return [line(text, WARNING) for text in found]
 
 
-def _cut(those: Sequence[Row], rows: int) -> tuple[Sequence[Row], int]:
-    """Return what fits into so many rows, one of which says how much does not."""
+def _cut(those: Sequence[Row], by_need: Sequence[Row], rows: int) -> tuple[Sequence[Row], int]:
+    """Return what fits into so many rows, one of which says how much does not.
+
+    Args:
+        those: In the order in which they are shown as long as all fit.
+        by_need: In the order in which they are kept otherwise.
+        rows: How many there are.
+    """
     if len(those) <= rows:
         return those, 0
     kept = max(0, rows - 1)
-    return those[:kept], len(those) - kept
+    return by_need[:kept], len(those) - kept
 
 
 def _more(count: int, what: str) -> list[RenderableType]:

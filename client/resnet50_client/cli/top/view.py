@@ -137,7 +137,7 @@ def _one_server(server: ServerReading) -> list[Text]:
 
 def _busy(reading: Reading) -> Text:
     devices = sorted((reading.busy or {}).items())
-    shown = ", ".join(f"{device} {cells.share(one)}" for device, one in devices)
+    shown = ", ".join(f"{device} {cells.busy(one)}" for device, one in devices)
     return Text("busy ").append(shown or NOTHING)
 
 
