@@ -121,7 +121,7 @@ def troubled(width: int = 80, height: int = 24) -> list[str]:
 QUIET = """\
 resnet50 top  127.0.0.1:9464                         every 2 s, 03:00:07, q ends
 READY  version 0.1.0  up 3h12m  CPU 143%  memory 812 MiB  loop lag 4.95 ms
-inside 12 requests, 3 MiB  streams 4  decoding 2, waiting 0  busy cpu 80%
+requests inside 12, 3 MiB  streams 4  decoding 2, waiting 0  busy cpu 80%
 
 images/s  40.0 █▅█ 6s, most 40.0
 

@@ -124,7 +124,7 @@ def _one_server(server: ServerReading) -> list[Text]:
     late = lag_ms is not None and lag_ms > _LONG_LAG_MS
     first.append(f"  loop lag {number(lag_ms)} ms", BAD if late else "")
     second.append(
-        f"inside {cells.count(one.inside_requests)} requests, {cells.size(one.inside_bytes)}"
+        f"requests inside {cells.count(one.inside_requests)}, {cells.size(one.inside_bytes)}"
         f"  streams {cells.count(one.open_streams)}"
         f"  decoding {cells.count(one.decode_threads_busy)},"
         f" waiting {cells.count(one.decode_queue_calls)}  "
