@@ -66,7 +66,7 @@ def test_once_json_is_one_object_with_rates(metrics, nobody):
 
 
 def test_servers_may_come_from_the_environment(metrics):
-    done = top("--once", "--json", *QUICK, RESNET50_METRICS=f"{metrics} http://{metrics}/other")
+    done = top("--once", "--json", *QUICK, RESNET50_METRICS=f"{metrics},http://{metrics}/other")
     assert len(json.loads(done.stdout)["servers"]) == 2
 
 

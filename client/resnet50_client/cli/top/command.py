@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -17,12 +18,13 @@ from rich.console import Console
 from rich.live import Live
 
 from ...client import Client
-from ...connection import DEFAULT_SERVER, RetryPolicy
+from ...connection import RetryPolicy
 from ..options import AsJson
 from ..output import NO_SERVER, complain, errors_shown
+from ..servers import Servers, with_servers
 from .facts import Facts
 from .keys import keys
-from .scrape import DEFAULT_METRICS, Endpoint
+from .scrape import DEFAULT_METRICS, METRICS, Endpoint
 from .snapshot import Snapshot, snapshots
 from .view import View
 from .watch import STALE_INTERVALS, Watch
@@ -35,24 +37,16 @@ EXIT_STATUSES = (
 _KEYS_S = 0.1
 
 
+@with_servers
 def top(
+    servers: Servers,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
             "--metrics",
-            envvar="RESNET50_METRICS",
             help="HOST:PORT or URL of a server's metrics (its --metrics-listen); repeat for several"
-            f" servers, which are shown each and added up. Default: {DEFAULT_METRICS}.",
-        ),
-    ] = None,
-    server: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--server",
-            envvar="RESNET50_SERVER",
-            help="Where the same servers take calls, host:port or unix:PATH: they are asked for the"
-            " states of their variants, which metrics do not tell. Default: none, or"
-            f" {DEFAULT_SERVER} if --metrics is not given either.",
+            f" servers, which are shown each and added up. Environment: {METRICS}."
+            f" Default: {DEFAULT_METRICS}.",
         ),
     ] = None,
     interval_s: Annotated[
@@ -76,16 +70,17 @@ def top(
     Figures are of the last interval, from the servers' own counters; latencies are interpolated
     within histogram buckets. "-" is what a server does not export or what is not known yet. q or
     Ctrl-C ends it. Into a pipe it prints one snapshot after the other.
+
+    Servers that take calls where --server says are asked for the states of their variants, which
+    metrics do not tell; with --metrics they are only asked if --server names them.
     """
     with errors_shown(), _ending():
         stale_s = max(10.0, STALE_INTERVALS * interval_s)
-        endpoints = dict.fromkeys(map(Endpoint.of, metrics or [DEFAULT_METRICS]))
+        named = metrics or os.environ.get(METRICS, "").replace(",", " ").split()
+        endpoints = dict.fromkeys(map(Endpoint.of, named or [DEFAULT_METRICS]))
         watches = [Watch(endpoint, timeout_s, stale_s) for endpoint in endpoints]
-        addresses = server or ([] if metrics else [DEFAULT_SERVER])
-        # Not closed: a thread may be asking through them until the process ends.
-        facts = Facts(
-            [Client(one, timeout_s=timeout_s, retry=RetryPolicy(attempts=1)) for one in addresses]
-        )
+        # Whatever runs at the default address need not be what is watched elsewhere.
+        facts = Facts(_clients(servers, timeout_s) if servers.known().server or not named else [])
         facts.start()
         found = snapshots(watches, facts, interval_s)
         if once:
@@ -97,6 +92,15 @@ def top(
             _live(found)
         else:
             _print_all(found)
+
+
+def _clients(servers: Servers, timeout_s: float) -> list[Client]:
+    """Return a client for each address; a thread may be asking until the process ends."""
+    profile = servers.profile(timeout_s)
+    return [
+        Client(**replace(profile, server=(one,)).arguments(), retry=RetryPolicy(attempts=1))
+        for one in profile.server or ()
+    ]
 
 
 def _print_once(found: Iterator[Snapshot], facts: Facts, as_json: bool) -> None:

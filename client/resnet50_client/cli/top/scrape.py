@@ -13,6 +13,7 @@ from dataclasses import dataclass
 Labels = frozenset[tuple[str, str]]
 Series = Mapping[str, Mapping[Labels, float]]
 
+METRICS = "RESNET50_METRICS"  # of the environment
 DEFAULT_METRICS = "http://127.0.0.1:9464/metrics"
 # A server exports some 100 KB; whatever is longer is something else.
 MOST_BYTES = 16 * 2**20
