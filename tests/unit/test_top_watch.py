@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import threading
@@ -10,7 +11,8 @@ import time
 import pytest
 from exporting import Exported, exporting
 
-from resnet50_client.cli.top.facts import Facts
+from resnet50_client import Client, Variant
+from resnet50_client.cli.top.facts import Fact, Facts
 from resnet50_client.cli.top.scrape import Endpoint, ScrapeError
 from resnet50_client.cli.top.snapshot import Snapshot, snapshots
 from resnet50_client.cli.top.watch import Watch, look_at_all
@@ -107,6 +109,23 @@ def test_a_look_that_goes_on_is_not_begun_a_second_time(monkeypatch):
     release.set()
     one._looking.join()
     assert one.failure == "unknown host"
+
+
+def test_of_servers_that_differ_the_worst_state_is_told():
+    def said(state: str) -> Variant:
+        fields = dict.fromkeys(one.name for one in dataclasses.fields(Variant))
+        return Variant(**fields | {"name": "digits", "state": state, "trained": True})
+
+    clients = []
+    for state in ("ready", "failed", "loading"):
+        client = Client("127.0.0.1:1")
+        client.variants = lambda state=state: [said(state)]
+        clients.append(client)
+    facts = Facts(clients)
+    facts.ask()
+    assert facts.known() == {"digits": Fact("failed", True, None)}
+    for client in clients:
+        client.close()
 
 
 def test_looks_are_an_interval_apart_and_late_ones_are_not_made_up_for(monkeypatch):
