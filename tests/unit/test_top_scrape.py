@@ -138,7 +138,8 @@ def test_the_port_of_grpc_is_told_from_that_of_metrics():
         server.stop(None).wait()
 
 
-def test_a_server_that_sends_forever_is_given_up_in_time():
+def test_a_server_that_sends_forever_is_given_up_in_time(monkeypatch):
+    monkeypatch.setattr(scrape, "MOST_BYTES", 2000)  # five seconds of it
     head = b"HTTP/1.1 200 OK\r\n\r\n"
     with raw(head, again=b"# \n") as endpoint, pytest.raises(ScrapeError, match=r"within 0\.2 s"):
         fetch(endpoint, 0.2)

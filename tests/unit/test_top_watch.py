@@ -135,7 +135,7 @@ def test_looks_are_an_interval_apart_and_late_ones_are_not_made_up_for(monkeypat
         slept.append(seconds)
         clock[0] += seconds
 
-    costs = iter((0.5, 0.0, 7.0, 0.0))
+    costs = iter((0.5, 0.0, 7.0, 0.0, 0.0))
 
     def look(watches: object) -> None:
         clock[0] += next(costs)
@@ -144,9 +144,9 @@ def test_looks_are_an_interval_apart_and_late_ones_are_not_made_up_for(monkeypat
     monkeypatch.setattr("resnet50_client.cli.top.snapshot.time.sleep", sleep)
     monkeypatch.setattr("resnet50_client.cli.top.snapshot.look_at_all", look)
     found = snapshots([], NO_FACTS, 2.0)
-    for _ in range(4):
+    for _ in range(5):
         next(found)
-    assert slept == [1.5, 2.0, 0.0]
+    assert slept == [1.5, 2.0, 0.0, 2.0]
 
 
 def test_json_is_whole_and_has_no_numbers_that_json_lacks():
