@@ -152,6 +152,8 @@ def test_looks_are_an_interval_apart_and_late_ones_are_not_made_up_for(monkeypat
 def test_json_is_whole_and_has_no_numbers_that_json_lacks():
     exported = Exported(started_s=time.time() - 60)
     exported.load("digits", default=True)
+    exported.memory.set(float("nan"))
+    exported.inside_bytes.set(float("inf"))
     with exporting(exported) as address:
         found = json.loads(json.dumps(seen(watch(address)).to_json(), allow_nan=False))
     assert found["servers"][0]["name"] == address

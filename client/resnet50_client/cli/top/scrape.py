@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import time
 import urllib.error
 import urllib.parse
@@ -119,8 +120,10 @@ def parse(text: str) -> Series:
             for suffix in _SUFFIXES.get(family.type, ("",)):
                 series.setdefault(family.name + suffix, {})
             for sample in family.samples:
-                labels = frozenset(sample.labels.items())
-                series.setdefault(sample.name, {})[labels] = float(sample.value)
+                # NaN says that there is no value; JSON has no word for it.
+                if math.isfinite(sample.value):
+                    labels = frozenset(sample.labels.items())
+                    series.setdefault(sample.name, {})[labels] = float(sample.value)
     return series
 
 
