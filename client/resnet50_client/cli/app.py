@@ -39,6 +39,8 @@ from .output import (
 )
 from .servers import Servers, with_servers
 from .stream import stream
+from .top.command import EXIT_STATUSES as TOP_EXIT_STATUSES
+from .top.command import top
 
 HEALTH_TIMEOUT_S = 5.0
 
@@ -91,6 +93,7 @@ def classify(
 app.command(epilog=EXIT_STATUSES)(embed)
 app.command(epilog=EXIT_STATUSES)(stream)
 app.command(epilog=BENCH_EXIT_STATUSES)(bench)
+app.command(epilog=TOP_EXIT_STATUSES)(top)
 
 
 @app.command(epilog=EXIT_STATUSES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,8 +52,12 @@ class Servers:
             ValueError: Something is wrong.
             OSError: The profile file cannot be read.
         """
-        known = replace(self.flags, timeout_s=timeout_s).with_defaults(self.name, self.file)
+        known = Profile(timeout_s=timeout_s).over(self.known())
         return known.over(Profile(server=(DEFAULT_SERVER,), timeout_s=default_s))
+
+    def known(self) -> Profile:
+        """Return what flags, environment and profile say; errors as of `profile`."""
+        return self.flags.with_defaults(self.name, self.file)
 
     def client(self, timeout_s: float | None, default_s: float = DEFAULT_TIMEOUT_S) -> Client:
         """Return a client of them; arguments and errors as of `profile`, and those of `Client`."""

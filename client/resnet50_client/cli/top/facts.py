@@ -1,0 +1,87 @@
+"""What servers say of their variants, beside what they export: state, training, accuracy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...client import Client
+from ...errors import Resnet50Error
+from ...results import Variant
+
+EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of a variant from the API; of several servers, the one that is worst off.
+
+    Attributes:
+        state: "loading", "ready", "draining" or "failed".
+        trained: False for weights drawn at random.
+        acc_at_1: Published accuracy in percent; None if there is none.
+    """
+
+    state: str
+    trained: bool
+    acc_at_1: float | None
+
+
+# From good to bad.
+_STATES = ("ready", "draining", "loading", "failed")
+
+
+class Facts:
+    """Asks servers for their variants now and then, in a thread; silence is no fault here.
+
+    Args:
+        clients: One for each server.
+    """
+
+    def __init__(self, clients: Sequence[Client]) -> None:
+        self._clients = clients
+        self._known: dict[str, Fact] = {}
+        self._asked = threading.Event()
+
+    def start(self) -> None:
+        """Ask from now on; ends with the process."""
+        if self._clients:
+            threading.Thread(target=self._run, name="ask for variants", daemon=True).start()
+        else:
+            self._asked.set()
+
+    def wait(self) -> None:
+        """Wait until all servers have been asked once, for as long as the clients wait."""
+        self._asked.wait()
+
+    def known(self) -> dict[str, Fact]:
+        """Return what was said last, by variant; nothing of servers that do not answer."""
+        return self._known
+
+    def ask(self) -> None:
+        """Ask all servers once; blocks for as long as the clients wait."""
+        found: dict[str, list[Variant]] = {}
+        for client in self._clients:
+            try:
+                for one in client.variants():
+                    found.setdefault(one.name, []).append(one)
+            except Resnet50Error:
+                continue  # what the metrics say is shown all the same
+        self._known = {name: _worst(those) for name, those in found.items()}
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.ask()
+            finally:
+                self._asked.set()
+            time.sleep(EVERY_S)
+
+
+def _worst(those: Sequence[Variant]) -> Fact:
+    known = [one for one in those if one.state in _STATES]
+    one = max(known or those, key=lambda one: _STATES.index(one.state) if known else 0)
+    accuracy = one.published_accuracy
+    return Fact(one.state, one.trained, accuracy.acc_at_1 if accuracy else None)

@@ -1,0 +1,162 @@
+"""`resnet50 top`: servers that die, come back, or hang, beside others that do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import threading
+import time
+
+import pytest
+from exporting import Exported, exporting
+
+from resnet50_client import Client, Variant
+from resnet50_client.cli.top.facts import Fact, Facts
+from resnet50_client.cli.top.scrape import Endpoint, ScrapeError
+from resnet50_client.cli.top.snapshot import Snapshot, snapshots
+from resnet50_client.cli.top.watch import Watch, look_at_all
+
+NO_FACTS = Facts([])
+
+
+def watch(address: str, timeout_s: float = 10.0, stale_s: float = 60.0) -> Watch:
+    return Watch(Endpoint.of(address), timeout_s, stale_s)
+
+
+def seen(*watches: Watch) -> Snapshot:
+    look_at_all(watches)
+    return Snapshot.of(watches, NO_FACTS, 2.0)
+
+
+def test_a_server_that_dies_is_shown_as_such_and_comes_back_by_itself():
+    exported = Exported()
+    exported.load("digits")
+    with exporting(exported) as address:
+        port = int(address.partition(":")[2])
+        one = watch(address)
+        first = seen(one)
+        exported.answer("digits", 10)
+        second = seen(one)
+    assert first.together.images_per_s is None
+    assert second.together.images_per_s > 0
+    dead = seen(one)
+    assert (dead.together, dead.servers[0].reading) == (None, None)
+    assert "refused" in dead.servers[0].failure
+    since_s = one.failing_since_s
+    still = seen(one)
+    assert one.failing_since_s == since_s
+    assert still.servers[0].failing_s >= dead.servers[0].failing_s
+    # It has not been restarted, only out of reach: what it did meanwhile is known.
+    exported.answer("digits", 10)
+    with exporting(exported, port):
+        back = seen(one)
+    assert (back.servers[0].failure, back.servers[0].failing_s) == ("", 0.0)
+    assert back.together.images_per_s > 0
+
+
+def test_a_restarted_server_shows_no_rates_until_they_are_its_own():
+    old, new = Exported(1000.0), Exported(2000.0)
+    for exported, images in ((old, 10), (new, 500)):
+        exported.load("digits")
+        exported.answer("digits", images)
+    with exporting(old) as address:
+        port = int(address.partition(":")[2])
+        one = watch(address)
+        seen(one)
+    with exporting(new, port):
+        assert seen(one).together.images_per_s is None
+        new.answer("digits", 1)
+        assert seen(one).together.images_per_s > 0
+
+
+def test_after_a_long_silence_there_are_no_means_over_it():
+    exported = Exported()
+    exported.load("digits")
+    with exporting(exported) as address:
+        one = watch(address, stale_s=0.0)
+        seen(one)
+        assert seen(one).together.images_per_s is None
+
+
+def test_a_server_that_hangs_does_not_hide_the_others(monkeypatch):
+    monkeypatch.setattr("resnet50_client.cli.top.watch.GRACE_S", 0.0)
+    exported = Exported()
+    exported.load("digits")
+    with exporting(exported) as address, socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        hanging = watch(f"127.0.0.1:{port}", timeout_s=0.3)
+        found = seen(hanging, watch(address))
+        assert "no answer within 0.3 s" in found.servers[0].failure
+        assert found.servers[1].reading is not None
+        assert [one.name for one in found.together.variants] == ["digits"]
+
+
+def test_a_look_that_goes_on_is_not_begun_a_second_time(monkeypatch):
+    looks, release = [], threading.Event()
+
+    def stuck_in_dns(endpoint: Endpoint, timeout_s: float) -> None:
+        looks.append(endpoint)
+        release.wait()
+        raise ScrapeError("unknown host")
+
+    monkeypatch.setattr("resnet50_client.cli.top.watch.fetch", stuck_in_dns)
+    monkeypatch.setattr("resnet50_client.cli.top.watch.GRACE_S", 0.0)
+    one = watch("gpu-1:9464", timeout_s=0.01)
+    for _ in range(3):
+        assert "no answer within" in seen(one).servers[0].failure
+    assert len(looks) == 1
+    release.set()
+    one._looking.join()
+    assert one.failure == "unknown host"
+
+
+def test_of_servers_that_differ_the_worst_state_is_told():
+    def said(state: str) -> Variant:
+        fields = dict.fromkeys(one.name for one in dataclasses.fields(Variant))
+        return Variant(**fields | {"name": "digits", "state": state, "trained": True})
+
+    clients = []
+    for state in ("ready", "failed", "loading"):
+        client = Client("127.0.0.1:1")
+        client.variants = lambda state=state: [said(state)]
+        clients.append(client)
+    facts = Facts(clients)
+    facts.ask()
+    assert facts.known() == {"digits": Fact("failed", True, None)}
+    for client in clients:
+        client.close()
+
+
+def test_looks_are_an_interval_apart_and_late_ones_are_not_made_up_for(monkeypatch):
+    clock, slept = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    costs = iter((0.5, 0.0, 7.0, 0.0, 0.0))
+
+    def look(watches: object) -> None:
+        clock[0] += next(costs)
+
+    monkeypatch.setattr("resnet50_client.cli.top.snapshot.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("resnet50_client.cli.top.snapshot.time.sleep", sleep)
+    monkeypatch.setattr("resnet50_client.cli.top.snapshot.look_at_all", look)
+    found = snapshots([], NO_FACTS, 2.0)
+    for _ in range(5):
+        next(found)
+    assert slept == [1.5, 2.0, 0.0, 2.0]
+
+
+def test_json_is_whole_and_has_no_numbers_that_json_lacks():
+    exported = Exported(started_s=time.time() - 60)
+    exported.load("digits", default=True)
+    exported.memory.set(float("nan"))
+    exported.inside_bytes.set(float("inf"))
+    with exporting(exported) as address:
+        found = json.loads(json.dumps(seen(watch(address)).to_json(), allow_nan=False))
+    assert found["servers"][0]["name"] == address
+    assert found["together"]["variants"][0]["name"] == "digits"
+    assert found["together"]["images_per_s"] is None
+    assert found["together"]["uptime_s"] == pytest.approx(60, abs=30)
