@@ -431,8 +431,9 @@ async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(
     async def slow_hold(definition, *arguments):
         if started:
             await second.wait()  # for ever
+        held = await hold(definition, *arguments)
         started.append(definition)
-        return await hold(definition, *arguments)
+        return held
 
     monkeypatch.setattr(resnet50_server.app, "hold", slow_hold)
     servers, start = [], Server.start
