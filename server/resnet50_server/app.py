@@ -149,6 +149,9 @@ class Server:
             INFER,
         )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        # Its own: whether the process lives, also while it loads or drains. For liveness probes,
+        # which would otherwise kill it then.
+        await self._health.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         if settings.listen_while_loading:
             await self._listen(server)
         log.info("loading the variants")
