@@ -1,9 +1,9 @@
 # syntax=docker/dockerfile:1
 # torch's Linux wheels bring the CUDA libraries along, so a plain Python image serves on a GPU too:
 #   docker build -t resnet50-serving .
-#   docker run --gpus all -p 50051:50051 -v resnet50-weights:/weights \
+#   docker run --gpus all -p 127.0.0.1:50051:50051 -v resnet50-weights:/weights \
 #     -e RESNET50_VARIANTS=IMAGENET1K_V2 -e RESNET50_ALLOW_CLEARTEXT=true resnet50-serving
-# It listens on all interfaces, in clear text only if told to, as above.
+# Without TLS it starts only if it is told that clear text is meant. docs/deployment.md has the rest.
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -26,14 +26,17 @@ ENV TORCH_HOME=/weights \
     RESNET50_CACHE_DIR=/weights/graphs \
     RESNET50_LISTEN=0.0.0.0:50051 \
     RESNET50_SERVER=127.0.0.1:50051 \
+    PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001
 VOLUME /weights
-EXPOSE 50051
+# gRPC; metrics and health over HTTP.
+EXPOSE 50051 9464
 # Loading and warming up takes its time; until then the server says NOT_SERVING.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["resnet50", "health"]
+# The server is process 1: it drains on SIGTERM and starts no processes that it would have to reap.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["resnet50-server"]
 # Which weights are served is for RESNET50_VARIANTS to say; without it the server explains and exits.

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test bench bench-gpu check format protos clean
+.PHONY: help demo serve test nginx bench bench-gpu check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
 
 test: $(VENV)/installed  ## Run all tests
 	$(BIN)/python -m pytest
+
+nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
+	$(BIN)/python tests/try_nginx.py
 
 bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/standard.py

@@ -385,14 +385,14 @@ class AsyncClient(BaseClient):
     async def _call(
         self, method: Callable[[Stubs], Callable[..., Any]], timeout_s: float | None
     ) -> Any:
-        """Make one call, again after overload if the policy says so; failures become ours."""
+        """Make one call, again where the policy says so; failures become ours."""
         attempts = self._connection.attempts(timeout_s)
         channels = await self._open()
         while True:
             stubs, metadata = channels.stubs(), self._connection.metadata()
+            call = method(stubs)
             try:
-                call = method(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
-                return await keep_status(call)
+                return await keep_status(call(timeout=attempts.grpc_timeout(), metadata=metadata))
             except asyncio.CancelledError as cancelled:
                 # gRPC says the same when the channel is closed as when the task is cancelled.
                 if self._closed and not is_cancelled(asyncio.current_task()):
@@ -404,7 +404,7 @@ class AsyncClient(BaseClient):
                 raise self._closed_meanwhile() from misuse
             except grpc.RpcError as failure:
                 error = self._connection.error_of(failure)
-                pause_s = attempts.pause_s(error)
+                pause_s = attempts.pause_s(error, of_upload=isinstance(call, messages.Upload))
                 if pause_s is None:
                     raise error from failure
             await asyncio.sleep(pause_s)

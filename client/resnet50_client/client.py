@@ -351,16 +351,17 @@ class Client(BaseClient):
         self.close()
 
     def _call(self, method: Callable[[Stubs], Callable[..., Any]], timeout_s: float | None) -> Any:
-        """Make one call, again after overload if the policy says so; failures become ours."""
+        """Make one call, again where the policy says so; failures become ours."""
         self._check_open()
         attempts = self._connection.attempts(timeout_s)
         while True:
             stubs, metadata = self._channels.stubs(), self._connection.metadata()
+            call = method(stubs)
             try:
-                return method(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
+                return call(timeout=attempts.grpc_timeout(), metadata=metadata)
             except grpc.RpcError as failure:
                 error = self._connection.error_of(failure)
-                pause_s = attempts.pause_s(error)
+                pause_s = attempts.pause_s(error, of_upload=isinstance(call, messages.Upload))
                 if pause_s is None:
                     raise error from failure
             except ValueError as misuse:  # gRPC's word for a channel that is closed

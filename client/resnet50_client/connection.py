@@ -31,12 +31,12 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
 # What gRPC may make again by itself: neither loading and unloading, which change something, nor
-# streams, whose answers it would have to undo; those are resumed frame by frame.
+# streams, whose answers it would have to undo; those are resumed frame by frame. Uploads are made
+# again here: gRPC (1.85) loses chunks of a call that is refused while it is still being sent, so
+# that its next attempt is the wrong image (docs/adr/0006-balancing-by-grpc.md).
 REPEATABLE = [
     {"service": "resnet50.v1.InferenceService", "method": "Classify"},
     {"service": "resnet50.v1.InferenceService", "method": "Embed"},
-    {"service": "resnet50.v1.InferenceService", "method": "ClassifyUpload"},
-    {"service": "resnet50.v1.InferenceService", "method": "EmbedUpload"},
     {"service": "resnet50.v1.VariantService", "method": "ListVariants"},
     {"service": "resnet50.v1.VariantService", "method": "GetVariant"},
     {"service": "grpc.health.v1.Health"},
@@ -208,7 +208,9 @@ def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
                     "initialBackoff": f"{retry.initial_backoff_s:.3f}s",
                     "maxBackoff": f"{retry.max_backoff_s:.3f}s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    # CANCELLED, unless it is the caller's own wish, is gRPC's word for calls that
+                    # a server had not yet taken up when it shut down (grpc/grpc#41785).
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]
@@ -234,7 +236,7 @@ def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
 
 
 class Attempts:
-    """The deadline of one call, and whether it is made again on overload.
+    """The deadline of one call, and whether it is made again.
 
     Args:
         retry: The client's policy.
@@ -247,7 +249,9 @@ class Attempts:
     def __init__(self, retry: RetryPolicy, timeout_s: float) -> None:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: is {timeout_s}, must be above 0 (math.inf for no limit)")
-        self._left = retry.overload_attempts
+        self._overload_left = retry.overload_attempts
+        self._upload_left = retry.attempts
+        self._backoff = Backoff(retry)
         self._deadline = time.monotonic() + timeout_s
 
     def left_s(self) -> float:
@@ -263,14 +267,41 @@ class Attempts:
         left_s = self.left_s()
         return None if left_s > LONGEST_S else left_s
 
-    def pause_s(self, error: Resnet50Error) -> float | None:
-        """Return how long to wait before the next attempt; None if there is none to make."""
-        self._left -= 1
-        if not isinstance(error, OverloadedError) or error.retry_after_s is None or not self._left:
+    def pause_s(self, error: Resnet50Error, *, of_upload: bool = False) -> float | None:
+        """Return how long to wait before the next attempt; None if there is none to make.
+
+        Args:
+            error: How this one failed.
+            of_upload: Whether the call is one that gRPC does not make again by itself.
+        """
+        pause_s = None
+        if isinstance(error, OverloadedError):
+            self._overload_left -= 1
+            pause_s = error.retry_after_s if self._overload_left else None
+        elif isinstance(error, UnavailableError) and of_upload:
+            self._upload_left -= 1
+            pause_s = self._backoff.next_s() if self._upload_left else None
+        if pause_s is None or time.monotonic() + pause_s >= self._deadline:
             return None
-        if time.monotonic() + error.retry_after_s >= self._deadline:
-            return None
-        return error.retry_after_s
+        return pause_s
+
+
+class Backoff:
+    """The pauses between attempts, each about twice the one before.
+
+    Args:
+        retry: Says the first and the longest.
+    """
+
+    def __init__(self, retry: RetryPolicy) -> None:
+        self._retry = retry
+        self._next_s = retry.initial_backoff_s
+
+    def next_s(self) -> float:
+        """Return the next pause, in seconds; not the same for all callers of a server."""
+        pause_s = self._next_s * random.uniform(0.8, 1.2)
+        self._next_s = min(2 * self._next_s, self._retry.max_backoff_s)
+        return pause_s
 
 
 class Resumption:
@@ -286,7 +317,7 @@ class Resumption:
         self._resume_s = connection.timeout_s if resume_s is None else resume_s
         self._retry = connection.retry
         self._failing_since: float | None = None
-        self._pause_s = 0.0
+        self._backoff = Backoff(self._retry)
 
     def progress(self) -> None:
         """Say that an answer came."""
@@ -298,9 +329,7 @@ class Resumption:
             return None
         now = time.monotonic()
         if self._failing_since is None:
-            self._failing_since, self._pause_s = now, self._retry.initial_backoff_s
+            self._failing_since, self._backoff = now, Backoff(self._retry)
         if now - self._failing_since >= self._resume_s:
             return None
-        pause_s = self._pause_s * random.uniform(0.8, 1.2)  # not all streams of a server at once
-        self._pause_s = min(2 * self._pause_s, self._retry.max_backoff_s)
-        return pause_s
+        return self._backoff.next_s()

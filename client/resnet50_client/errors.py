@@ -28,6 +28,8 @@ from google.rpc import error_details_pb2, status_pb2
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+# How gRPC tells that a proxy, or the server's own transport, gave a call up; no server says so.
+_BROKEN_OFF = re.compile(r"Received RST_STREAM with error code \d+")
 # gRPC's own refusal of a message that is longer than the receiver allows.
 _TOO_LONG = re.compile(r"message larger than max \((\d+) vs\.? (\d+)\)")
 
@@ -152,6 +154,13 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
     code: grpc.StatusCode = failure.code()
     message: str = failure.details() or code.name
     metadata = dict(cast("Iterable[tuple[str, Any]]", failure.trailing_metadata() or ()))
+    if code is grpc.StatusCode.CANCELLED and message == "CANCELLED":  # gRPC's own words
+        code, message = grpc.StatusCode.UNAVAILABLE, "the server shut down before it took the call"
+    if code is grpc.StatusCode.INTERNAL and _BROKEN_OFF.search(message):
+        code, message = (
+            grpc.StatusCode.UNAVAILABLE,
+            f"the call was broken off on its way: {message}",
+        )
     if message == "Deadline Exceeded":  # gRPC's own words
         message = "no answer within timeout_s; allow more time, or look at the server's load"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):

@@ -116,7 +116,12 @@ def classify_call(stub: Any, request: inference_pb2.ClassifyRequest) -> Callable
     if not _is_large(request.image):
         return functools.partial(stub.Classify, request)
     options = inference_pb2.ClassifyUploadOptions(options=request.options)
-    return _upload(stub.ClassifyUpload, inference_pb2.ClassifyUploadRequest, options, request.image)
+    return Upload(
+        stub.ClassifyUpload,
+        inference_pb2.ClassifyUploadRequest,
+        options,
+        request.image.encoded,
+    )
 
 
 def embed_call(stub: Any, request: inference_pb2.EmbedRequest) -> Callable[..., Any]:
@@ -124,28 +129,46 @@ def embed_call(stub: Any, request: inference_pb2.EmbedRequest) -> Callable[..., 
     if not _is_large(request.image):
         return functools.partial(stub.Embed, request)
     options = inference_pb2.EmbedUploadOptions(options=request.options)
-    return _upload(stub.EmbedUpload, inference_pb2.EmbedUploadRequest, options, request.image)
+    return Upload(
+        stub.EmbedUpload, inference_pb2.EmbedUploadRequest, options, request.image.encoded
+    )
 
 
 def _is_large(image: image_pb2.Image) -> bool:
     return image.HasField("encoded") and image.ByteSize() > UPLOAD_ABOVE_BYTES
 
 
-def _upload(
-    method: Callable[..., Any], part: Callable[..., Any], options: Any, image: image_pb2.Image
-) -> Callable[..., Any]:
-    content = image.encoded
-    options.sha256 = hashlib.sha256(content).digest()
+class Upload:
+    """How to send an image in chunks; each call is a new attempt, from the first chunk on.
 
-    def parts() -> Iterator[Any]:
-        yield part(options=options)
-        for at in range(0, len(content), CHUNK_BYTES):
-            yield part(chunk=content[at : at + CHUNK_BYTES])
+    Args:
+        method: The stub's.
+        part: The class of its requests.
+        options: What the first request holds; its digest is filled in.
+        content: The image.
+    """
 
-    def call(**how: Any) -> Any:
-        return method(parts(), **how)  # anew for each attempt
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        part: Callable[..., Any],
+        options: inference_pb2.ClassifyUploadOptions | inference_pb2.EmbedUploadOptions,
+        content: bytes,
+    ) -> None:
+        options.sha256 = hashlib.sha256(content).digest()
+        self._method = method
+        self._part = part
+        self._options = options
+        self._content = content
 
-    return call
+    def __call__(self, **how: Any) -> Any:
+        """Make the call."""
+        return self._method(self._parts(), **how)
+
+    def _parts(self) -> Iterator[Any]:
+        yield self._part(options=self._options)
+        for at in range(0, len(self._content), CHUNK_BYTES):
+            yield self._part(chunk=self._content[at : at + CHUNK_BYTES])
 
 
 def classify_stream(

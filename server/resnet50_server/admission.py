@@ -70,11 +70,13 @@ class Admission:
 
     Attributes:
         draining: Set once no more requests are taken.
+        turned_away: How many came after that.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.draining = False
+        self.turned_away = 0
         self._clock = clock
         self._all = _Inside()
         self._callers: dict[str, _Inside] = {}
@@ -163,6 +165,7 @@ class Admission:
 
     def _check_open(self) -> None:
         if self.draining:
+            self.turned_away += 1
             raise ShuttingDown()
 
     def _check(self, limit: str, inside: int, allowed: int, what: str) -> None:

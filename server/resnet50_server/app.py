@@ -53,6 +53,11 @@ SERVICES = (
 # take to leave.
 DRAIN_POLL_S = 0.02
 LAST_REPLIES_S = 0.5
+# When gRPC stops it cancels the calls that it holds but has not given us yet, and tells their
+# callers CANCELLED (grpc/grpc#41785). So calls are refused first, until for so long none has come,
+# and at most for so long.
+QUIET_S = 0.02
+LAST_CALLS_S = 1.0
 # What is not about images: health checks, reflection. Watching health is a stream that never ends.
 SIDE_LIMITS = Limits(requests=1024, requests_per_caller=256, streams=1024, streams_per_caller=128)
 # After a connection's age is reached: seconds for its calls to end.
@@ -95,6 +100,8 @@ class Server:
 
     async def start(self) -> None:
         """Listen at once, not yet healthy; load and warm up; then become healthy.
+
+        Without `listen_while_loading` it listens only once it is healthy.
 
         Raises:
             WeightsError: A variant cannot be served.
@@ -142,20 +149,34 @@ class Server:
             INFER,
         )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.addresses = await listen(server, settings, self.certificates)
-        await server.start()
-        log.info("listening on %s; loading the variants", ", ".join(self.addresses))
+        # Its own: whether the process lives, also while it loads or drains. For liveness probes,
+        # which would otherwise kill it then.
+        await self._health.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        if settings.listen_while_loading:
+            await self._listen(server)
+        log.info("loading the variants")
         for definition in definitions:
             variants.add(await hold(definition, settings, self._devices))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        if not settings.listen_while_loading:
+            await self._listen(server)
+
+    async def turn_away(self) -> None:
+        """Take no more requests, and refuse those on their way until there are none."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + min(LAST_CALLS_S, self._settings.drain_timeout_s)
+        await self._refuse()
+        while loop.time() < ends:
+            before = self._admission.turned_away
+            await asyncio.sleep(QUIET_S)
+            if self._admission.turned_away == before:
+                break
 
     async def stop(self) -> None:
         """Answer what was accepted, within `drain_timeout_s`; refuse what comes; then stop."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + self._settings.drain_timeout_s
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        if self._inference is not None:
-            self._inference.drain()
+        await self._refuse()
         if self._grpc is not None:
             # Takes no more calls, and waits for those that run; but one that watches the server's
             # health never ends, so it is cut short once all images have been answered.
@@ -182,6 +203,17 @@ class Server:
             partial(hold, settings=settings, devices=self._devices),
             settings.drain_timeout_s,
         )
+
+    async def _listen(self, server: grpc.aio.Server) -> None:
+        self.addresses = await listen(server, self._settings, self.certificates)
+        await server.start()
+        log.info("listening on %s", ", ".join(self.addresses))
+
+    async def _refuse(self) -> None:
+        """Say to who asks for the health, and to who calls, that no more requests are taken."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._inference is not None:
+            self._inference.drain()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *SERVICES):
@@ -314,6 +346,7 @@ async def serve(settings: Settings) -> int:
         log.info("stopping: %s", "the engine broke" if broken.done() else "asked to")
         status = 70 if broken.done() else 0
         broken.cancel()
+        await server.turn_away()
         return status
     finally:
         stopped.cancel()

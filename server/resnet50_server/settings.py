@@ -91,6 +91,14 @@ class Settings(BaseSettings):
             " it, every call needs a token. Read again when it changes."
         ),
     ] = None
+    listen_while_loading: Annotated[
+        CliImplicitFlag[bool],
+        Field(
+            description="Whether a server that still loads answers health checks and refuses calls;"
+            " off, nothing listens until it is ready, for balancers that check no health, such as"
+            " nginx."
+        ),
+    ] = True
     variants: Annotated[
         list[str],
         NoDecode,

@@ -57,6 +57,11 @@ async def health(channel: grpc.aio.Channel) -> set[int]:
     return {reply.status for reply in replies}
 
 
+async def alive(channel: grpc.aio.Channel) -> bool:
+    request = health_pb2.HealthCheckRequest(service="grpc.health.v1.Health")
+    return (await health_pb2_grpc.HealthStub(channel).Check(request)).status == SERVING
+
+
 async def listed(channel: grpc.aio.Channel) -> dict[str, variant_pb2.Variant]:
     stub = variant_pb2_grpc.VariantServiceStub(channel)
     reply = await stub.ListVariants(variant_pb2.ListVariantsRequest())
@@ -128,6 +133,7 @@ async def test_server_that_loads_listens_says_so_and_becomes_healthy_when_done(m
         assert await arrived.get() == "IMAGENET1K_V1"
         async with connected(server) as channel:
             assert await health(channel) == {NOT_SERVING}
+            assert await alive(channel)
             states = {name: variant.state for name, variant in (await listed(channel)).items()}
             assert set(states.values()) == {variant_pb2.VARIANT_STATE_LOADING}
             for name in ("IMAGENET1K_V1", "x"):
@@ -431,8 +437,9 @@ async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(
     async def slow_hold(definition, *arguments):
         if started:
             await second.wait()  # for ever
+        held = await hold(definition, *arguments)
         started.append(definition)
-        return await hold(definition, *arguments)
+        return held
 
     monkeypatch.setattr(resnet50_server.app, "hold", slow_hold)
     servers, start = [], Server.start

@@ -77,16 +77,14 @@ def test_retry_policy_that_cannot_be_is_refused(wrong):
         RetryPolicy(**wrong)
 
 
-def test_only_unavailable_is_retried_by_the_channel_and_only_what_is_safe():
+def test_only_lost_calls_are_retried_by_the_channel_and_only_what_is_safe():
     config = json.loads(dict(channel_options(RetryPolicy()))["grpc.service_config"])
     (method,) = config["methodConfig"]
-    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
     named = {(one["service"].rpartition(".")[2], one.get("method")) for one in method["name"]}
     assert named == {
         ("InferenceService", "Classify"),
         ("InferenceService", "Embed"),
-        ("InferenceService", "ClassifyUpload"),
-        ("InferenceService", "EmbedUpload"),
         ("VariantService", "ListVariants"),
         ("VariantService", "GetVariant"),
         ("Health", None),
@@ -138,6 +136,21 @@ def test_overload_without_the_servers_word_and_other_errors_are_not_retried(cloc
     policy = RetryPolicy(overload_attempts=9)
     assert Attempts(policy, 10.0).pause_s(OverloadedError("full")) is None
     assert Attempts(policy, 10.0).pause_s(UnavailableError("gone")) is None
+
+
+def test_what_grpc_does_not_retry_is_retried_with_growing_pauses(clock):
+    policy = RetryPolicy(attempts=4, initial_backoff_s=1.0, max_backoff_s=2.0)
+    attempts = Attempts(policy, 100.0)
+    gone = UnavailableError("gone")
+    *pauses, last = [attempts.pause_s(gone, of_upload=True) for _ in range(4)]
+    assert pauses == [pytest.approx(pause_s, rel=0.2) for pause_s in (1.0, 2.0, 2.0)]
+    assert last is None
+
+
+def test_nothing_is_retried_past_the_deadline(clock):
+    policy = RetryPolicy(initial_backoff_s=1.0)
+    attempts = Attempts(policy, 0.5)
+    assert attempts.pause_s(UnavailableError("gone"), of_upload=True) is None
 
 
 def test_infinite_timeout_is_no_deadline(clock):

@@ -1,0 +1,255 @@
+"""What deploy/ says is what the server does, what Kubernetes and Compose take, and of one mind."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+from deployments import (
+    DEPLOY,
+    KUBERNETES,
+    ROOT,
+    Dockerfile,
+    documents,
+    manifests,
+    pods,
+    seconds,
+    settings_of,
+    unit,
+    variables,
+)
+
+from resnet50_client.addresses import DEFAULT_PORT
+from resnet50_server.app import SERVICES
+from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
+
+# The health service's own name: SERVING for as long as the process lives.
+ALIVE = "grpc.health.v1.Health"
+# The oldest that kustomization.yaml promises, and the newest whose schemas are at hand.
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
+METRICS_PORT = 9464
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+FILES = sorted(path for path in [*DEPLOY.rglob("*"), ROOT / "Dockerfile"] if path.is_file())
+PAGES = [ROOT / "README.md", ROOT / "docs" / "deployment.md"]
+
+
+def container_of(kind: str) -> dict:
+    (container,) = pods()[kind]["spec"]["containers"]
+    return container
+
+
+def published(service: str) -> dict[int, int]:
+    """Return a Compose service's ports: of the machine, with that of the container."""
+    ports = {}
+    for entry in COMPOSE["services"][service]["ports"]:
+        host, outside, inside = entry.rsplit(":", 2)
+        assert host == "127.0.0.1", f"{service} is published to everyone"
+        ports[int(outside)] = int(inside)
+    return ports
+
+
+# Schemas
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", [kind for kind in manifests() if kind != "Kustomization"])
+def test_manifest_is_what_kubernetes_takes(kind, version):
+    kubernetes_validate.validate(manifests()[kind], version, strict=True)
+
+
+def test_schema_test_notices_a_key_that_kubernetes_does_not_know():
+    manifest = manifests()["Deployment"]
+    manifest["spec"]["template"]["spec"]["containers"][0]["redinessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="redinessProbe"):
+        kubernetes_validate.validate(manifest, VERSIONS[0], strict=True)
+
+
+def test_compose_file_is_what_compose_takes():
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"),
+            DEPLOY / "compose.yaml",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_yaml_file_parses_and_kustomize_names_every_manifest():
+    for path in DEPLOY.rglob("*.y*ml"):
+        assert documents(path), path
+    named = set(manifests()["Kustomization"]["resources"])
+    assert named == {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+# Settings
+
+
+@pytest.mark.parametrize("path", [*FILES, *PAGES], ids=lambda path: path.name)
+def test_every_environment_name_is_a_setting(path):
+    known = {ENV_PREFIX + name.upper() for name in (*Settings.model_fields, *CLIENT_ENVIRONMENT)}
+    assert set(re.findall(rf"{ENV_PREFIX}[A-Z0-9_]*[A-Z0-9]", path.read_text())) <= known
+
+
+def settings(where: str, patch: pytest.MonkeyPatch) -> Settings:
+    """Return what the server is told in one of the places that start it."""
+    image = Dockerfile()
+    if where == "image":
+        # As the Dockerfile tells its users.
+        told = {"RESNET50_VARIANTS": "IMAGENET1K_V2", "RESNET50_ALLOW_CLEARTEXT": "true"}
+        return settings_of(image.command[2:], image.environment | told, patch)
+    if where == "compose":
+        told = dict(COMPOSE["services"]["server"]["environment"])
+        told["RESNET50_VARIANTS"] = re.fullmatch(
+            r"\$\{RESNET50_VARIANTS:-(\w+)\}", told["RESNET50_VARIANTS"]
+        )[1]
+        return settings_of(image.command[2:], image.environment | told, patch)
+    if where == "kubernetes":
+        server = container_of("Deployment")
+        assert server["args"][0] == "serve"
+        return settings_of(server["args"][1:], image.environment | variables(server), patch)
+    command, verb, *arguments = unit()["ExecStart"][0].split()
+    assert (command.rpartition("/")[2], verb) == ("resnet50-server", "serve")
+    environment = dict(line.split("=", 1) for line in unit()["Environment"])
+    return settings_of(arguments, environment, patch)
+
+
+PLACES = ["image", "compose", "kubernetes", "systemd"]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_server_is_told_nothing_that_it_refuses_and_listens_where_clients_look(where, monkeypatch):
+    (address,) = settings(where, monkeypatch).listen
+    assert address.endswith(f":{DEFAULT_PORT}")
+    # In a container the outside is another machine; on a host it is what nobody has asked for.
+    assert address.startswith("127.0.0.1" if where == "systemd" else "0.0.0.0")
+
+
+def test_image_does_not_decide_that_clear_text_is_meant():
+    assert "RESNET50_ALLOW_CLEARTEXT" not in Dockerfile().environment
+
+
+def test_supervisors_wait_longer_than_the_drain_lasts(monkeypatch):
+    pod = pods()["Deployment"]["spec"]
+    pause_s = container_of("Deployment")["lifecycle"]["preStop"]["sleep"]["seconds"]
+    for where, patience_s, before_s in (
+        ("kubernetes", pod["terminationGracePeriodSeconds"], pause_s),
+        ("compose", seconds(COMPOSE["services"]["server"]["stop_grace_period"]), 0),
+        ("systemd", seconds(unit()["TimeoutStopSec"][0]), 0),
+    ):
+        drain_s = settings(where, monkeypatch).drain_timeout_s
+        # Some seconds on top: for the last replies, and for closing the engine.
+        assert patience_s >= before_s + drain_s + 5, where
+
+
+# Ports
+
+
+def test_ports_are_the_same_everywhere():
+    ports = {DEFAULT_PORT, METRICS_PORT}
+    assert Dockerfile().ports == ports
+    named = {port["name"]: port["containerPort"] for port in container_of("Deployment")["ports"]}
+    assert named == {"grpc": DEFAULT_PORT, "metrics": METRICS_PORT}
+    assert published("server") == {DEFAULT_PORT: DEFAULT_PORT}
+    # Clients of a headless Service connect to the pods themselves.
+    (port,) = manifests()["Service"]["spec"]["ports"]
+    assert (port["port"], named[port["targetPort"]]) == (DEFAULT_PORT, DEFAULT_PORT)
+    annotations = pods()["Deployment"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(METRICS_PORT)
+    for rule in manifests()["NetworkPolicy"]["spec"]["ingress"]:
+        assert {port["port"] for port in rule["ports"]} <= set(named)
+    nginx = (DEPLOY / "nginx.conf").read_text()
+    assert re.findall(r"^\s*listen \S+:(\d+) http2;", nginx, re.M) == [str(DEFAULT_PORT)]
+
+
+def test_prometheus_and_grafana_find_what_they_are_pointed_at():
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    (where,) = job["static_configs"]
+    assert where["targets"] == [f"server:{METRICS_PORT}"]
+    assert "server" in COMPOSE["services"]
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    name, port = re.fullmatch(r"http://(\w+):(\d+)", source["url"]).groups()
+    assert int(port) in published(name).values()
+    (dashboards,) = yaml.safe_load((provisioning / "dashboards/resnet50.yaml").read_text())[
+        "providers"
+    ]
+    folder = dashboards["options"]["path"]
+    mounts = [entry.split(":") for entry in COMPOSE["services"]["grafana"]["volumes"]]
+    assert ["./grafana/dashboard.json", f"{folder}/resnet50.json", "ro"] in mounts
+    assert ["./grafana/provisioning", "/etc/grafana/provisioning", "ro"] in mounts
+
+
+# Kubernetes
+
+
+def test_probes_ask_what_the_server_answers_and_none_kills_one_that_loads_or_drains():
+    server = container_of("Deployment")
+    probes = {name: server[name]["grpc"] for name in server if name.endswith("Probe")}
+    assert {probe["port"] for probe in probes.values()} == {DEFAULT_PORT}
+    assert probes["readinessProbe"]["service"] in SERVICES
+    # A server that loads or drains is NOT_SERVING in all but this.
+    assert probes["startupProbe"]["service"] == ALIVE
+    assert probes["livenessProbe"]["service"] == ALIVE
+
+
+def test_selectors_mean_the_servers_and_nothing_else():
+    labels = pods()["Deployment"]["metadata"]["labels"]
+    others = pods()["Job"]["metadata"]["labels"]
+    spread = pods()["Deployment"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]
+    objects = manifests()
+    for selector in (
+        objects["Deployment"]["spec"]["selector"]["matchLabels"],
+        objects["Service"]["spec"]["selector"],
+        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        spread["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+        assert not selector.items() <= others.items()
+    target = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    deployment = objects["Deployment"]
+    assert (target["kind"], target["name"]) == ("Deployment", deployment["metadata"]["name"])
+    assert target["apiVersion"] == deployment["apiVersion"]
+    account = pods()["Deployment"]["spec"]["serviceAccountName"]
+    assert account == objects["ServiceAccount"]["metadata"]["name"]
+
+
+@pytest.mark.parametrize("kind", sorted(pods()))
+def test_pods_have_no_right_that_they_do_not_need(kind):
+    pod, container = pods()[kind]["spec"], container_of(kind)
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == int(Dockerfile().user)
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    rights = container["securityContext"]
+    assert rights["readOnlyRootFilesystem"] is True
+    assert rights["allowPrivilegeEscalation"] is False
+    assert rights["capabilities"] == {"drop": ["ALL"]}
+    assert "memory" in container["resources"]["limits"]
+    mounted = {one["name"] for one in container["volumeMounts"]}
+    assert mounted == {one["name"] for one in pod["volumes"]}
+
+
+def test_servers_may_write_where_they_write_and_find_the_weights_that_the_job_fetches(monkeypatch):
+    server, job = container_of("Deployment"), container_of("Job")
+    told = settings("kubernetes", monkeypatch)
+    mounts = {one["mountPath"]: one for one in server["volumeMounts"]}
+    assert not mounts[str(told.cache_dir)].get("readOnly")
+    assert not mounts[variables(server)["HOME"]].get("readOnly")
+    assert variables(server)["TORCH_HOME"] == variables(job)["TORCH_HOME"] in mounts
+    assert not told.download
+    assert job["args"] == ["variants", "download", *told.variants]
+    claim = manifests()["PersistentVolumeClaim"]["metadata"]["name"]
+    for kind in pods():
+        (volume,) = [one for one in pods()[kind]["spec"]["volumes"] if one["name"] == "weights"]
+        assert volume["persistentVolumeClaim"]["claimName"] == claim
+    assert manifests()["NetworkPolicy"]["spec"]["egress"] == []

@@ -1,0 +1,147 @@
+"""The image starts what `make serve` starts, with all that this needs, and with nothing else."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from deployments import ROOT, Dockerfile
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DISTRIBUTION = PROJECT["project"]["name"]
+SERVER = ROOT / "server" / "resnet50_server"
+# What the image's health check loads, whatever comes of it.
+HEALTH_CHECK = """
+import contextlib, sys
+from resnet50_client.__main__ import main
+with contextlib.suppress(SystemExit):
+    main()
+print("loaded", *{name.partition(".")[0] for name in list(sys.modules)})
+"""
+
+
+def test_image_runs_the_command_of_make_serve(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.setattr("choice.choose_variant", lambda: ("x", "x=random:0"))
+    monkeypatch.setattr(sys, "argv", ["serve.py"])
+    runpy.run_path(str(ROOT / "examples" / "serve.py"), run_name="__main__")
+    ((_, *python, verb, option, _),) = started
+    image = Dockerfile()
+    # `python -m resnet50_server` is what the installed command runs.
+    assert python == ["-m", "resnet50_server"]
+    scripts = PROJECT["project"]["scripts"]
+    assert scripts[image.entrypoint[0]] == "resnet50_server.__main__:run"
+    # What is served is for the image's user to say, by the environment instead of the option.
+    assert (image.command[1:], option) == ([verb], "--variants")
+    assert "RESNET50_VARIANTS" not in image.environment
+    assert scripts[image.check[0]] == "resnet50_client.__main__:main"
+
+
+def test_image_has_what_the_server_and_its_health_check_import():
+    ((extras,),) = [re.findall(r"\$\{wheel\}\[([\w,]+)\]", Dockerfile().run)]
+    installed = {"resnet50"} | _closure(extras.split(","))
+    names = {name for source in SERVER.rglob("*.py") for name in _imports(source)}
+    names |= _loaded_by(Dockerfile().check)
+    ours = {"resnet50", "resnet50_server", "resnet50_client"}
+    found = packages_distributions()
+    missing = {
+        name
+        for name in (names & set(found)) - ours
+        if not {_normal(one) for one in found[name]} & installed
+    }
+    assert not missing, f"{missing}: add their extra to the Dockerfile"
+
+
+def _loaded_by(check: list[str]) -> set[str]:
+    """Return the packages that the health check has loaded when it is done."""
+    arguments = [*check[1:], "--server", "127.0.0.1:1"]
+    done = subprocess.run(
+        [sys.executable, "-c", HEALTH_CHECK, *arguments], capture_output=True, text=True
+    )
+    words = done.stdout.splitlines()[-1].split()
+    assert words[0] == "loaded", done.stderr
+    assert "resnet50_client" in words
+    return set(words[1:])
+
+
+def _imports(source: Path) -> Iterator[str]:
+    """Give the packages that a module cannot do without, imported in functions too."""
+    tree = ast.parse(source.read_text())
+    optional = {
+        id(node)
+        for attempt in ast.walk(tree)
+        if isinstance(attempt, ast.Try)
+        and any("ImportError" in ast.dump(one) for one in attempt.handlers)
+        for statement in attempt.body
+        for node in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in optional:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
+
+
+def _closure(extras: list[str]) -> set[str]:
+    """Return all distributions that these extras of ours bring."""
+    options = PROJECT["project"]["optional-dependencies"]
+    waiting = [
+        line
+        for lines in (PROJECT["project"]["dependencies"], *map(options.get, extras))
+        for line in lines
+    ]
+    found: set[str] = set()
+    while waiting:
+        name = _normal(re.match(r"[\w.-]+", waiting.pop())[0])
+        if name not in found:
+            found.add(name)
+            try:
+                lines = requires(name) or []
+            except ModuleNotFoundError:
+                continue  # for another Python or system
+            waiting += [line for line in lines if "extra ==" not in line]
+    return found
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_all_that_the_wheel_is_built_from_is_copied_and_not_ignored():
+    project = PROJECT["project"]
+    needed = {"pyproject.toml", project["readme"], *project["license-files"]}
+    needed |= {path.split("/")[0] for path in PROJECT["tool"]["setuptools"]["package-dir"].values()}
+    assert set(Dockerfile().copied) == needed
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == needed
+
+
+def test_image_is_not_root_and_keeps_what_it_fetches_in_its_volume():
+    image = Dockerfile()
+    assert image.user.isdecimal() and int(image.user) > 0
+    assert image.volume == image.environment["TORCH_HOME"]
+    assert image.environment["RESNET50_CACHE_DIR"].startswith(image.volume + "/")
+    assert f"--uid {image.user} " in image.run
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"])
+def test_image_says_what_it_wants_of_a_gpu(name):
+    assert Dockerfile().environment[name]
