@@ -155,7 +155,10 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
     message: str = failure.details() or code.name
     metadata = dict(cast("Iterable[tuple[str, Any]]", failure.trailing_metadata() or ()))
     if code is grpc.StatusCode.CANCELLED and message == "CANCELLED":  # gRPC's own words
-        code, message = grpc.StatusCode.UNAVAILABLE, "the server shut down before it took the call"
+        code, message = (
+            grpc.StatusCode.UNAVAILABLE,
+            "the server was shut down, or overrun, before it took the call",
+        )
     if code is grpc.StatusCode.INTERNAL and _BROKEN_OFF.search(message):
         code, message = (
             grpc.StatusCode.UNAVAILABLE,
