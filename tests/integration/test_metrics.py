@@ -113,11 +113,16 @@ async def single_calls(load: Load) -> None:
 
 
 async def refused_calls(load: Load) -> None:
-    for image in (b"no image at all", JPEG[:200], b"GIF89a"):
+    for image, fault in (
+        (b"no image at all", "unsupported"),
+        (JPEG[:200], "truncated"),
+        (b"GIF89a", "truncated"),
+    ):
         with pytest.raises(InvalidImageError):
             await load.client.classify(image)
         load.calls["Classify", V2, "INVALID_ARGUMENT"] += 1
         load.images["refused"] += 1
+        load.faults[fault] += 1
     with pytest.raises(VariantNotFoundError):
         await load.client.embed(JPEG, variant="nobody")
     load.calls["Embed", "", "NOT_FOUND"] += 1
@@ -128,6 +133,7 @@ async def streams(load: Load) -> None:
     async for item in load.client.classify_many([JPEG, JPEG, b"no image", JPEG]):
         if isinstance(item, Resnet50Error):
             load.images["refused"] += 1
+            load.faults["unsupported"] += 1
         else:
             load.images["answered"] += 1
             load.timings.append(item.timing)
