@@ -26,14 +26,14 @@ class Scrape(dict[tuple[str, frozenset[tuple[str, str]]], float]):
         )
 
     def of(self, name: str, *labels: str) -> dict:
-        """Return the samples of a name that are not 0, by the values of `labels`."""
-        found = {}
+        """Return the sums of a name's samples that are not 0, by the values of `labels`."""
+        found: dict = {}
         for (sample, pairs), value in self.items():
             if sample == name and value:
                 by = dict(pairs)
-                found[
-                    tuple(by[label] for label in labels) if len(labels) > 1 else by[labels[0]]
-                ] = value
+                values = tuple(by[label] for label in labels)
+                key = values[0] if len(labels) == 1 else values
+                found[key] = found.get(key, 0) + value
         return found
 
     def one(self, name: str, **labels: str) -> float:

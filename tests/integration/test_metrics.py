@@ -14,7 +14,13 @@ from pictures import encode, photo_like
 from scrape import ON, Scrape, scrape, scrape_once
 from serving import DECODING, connected, engines_of, queues_of, serving
 
-from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
+from resnet50.v1 import (
+    image_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    variant_pb2,
+    variant_pb2_grpc,
+)
 from resnet50_client import (
     AsyncClient,
     DeadlineExceededError,
@@ -24,6 +30,7 @@ from resnet50_client import (
     VariantNotFoundError,
 )
 from resnet50_client.aio_status import keep_status
+from resnet50_server.__main__ import main
 from resnet50_server.metrics import SIZE_BUCKETS
 
 V2 = "IMAGENET1K_V2"
@@ -382,7 +389,7 @@ async def test_calls_that_cannot_be_answered_in_time_are_counted_as_shed():
             with pytest.raises(DeadlineExceededError):
                 await client.classify(JPEG, timeout_s=0.4)
         found = await scrape_once(
-            server, lambda found: found.of("resnet50_shed_total", "limit") != {}
+            server, lambda found: sum(found.of("resnet50_requests_total", "code").values()) == 3
         )
         assert found.of("resnet50_shed_total", "limit") == {"deadline": 2}
         assert found.of("resnet50_images_total", "outcome") == {"answered": 1, "refused": 2}
@@ -397,6 +404,40 @@ async def test_loop_that_wakes_late_is_seen():
         before = late(await scrape(server))
         time.sleep(0.5)  # the watch's timer is due at least once within it, 0.1 s before its end
         await scrape_once(server, lambda found: late(found) > before)
+
+
+async def test_callers_who_are_not_let_in_are_counted(tmp_path, capsys):
+    path = tmp_path / "tokens.toml"
+    assert main(["tokens", "new", "camera", "--file", str(path)]) == 0
+    secret = capsys.readouterr().out.strip()
+    async with serving(**ON, tokens_file=path) as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        admin = variant_pb2_grpc.VariantServiceStub(channel)
+        load = variant_pb2.LoadVariantRequest(name="mine")
+        for call, request, token in (
+            (stub.Classify, REQUEST, secret),
+            (stub.Classify, REQUEST, None),
+            (stub.Classify, REQUEST, "made-up"),
+            (stub.Classify, REQUEST, "made-up"),
+            (admin.LoadVariant, load, secret),
+        ):
+            metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+            with contextlib.suppress(grpc.RpcError):
+                await call(request, metadata=metadata)
+        found = await scrape_once(
+            server,
+            lambda found: sum(found.of("resnet50_requests_total", "code", "method").values()) == 5,
+        )
+        assert found.of("resnet50_requests_total", "code", "method") == {
+            ("OK", "Classify"): 1,
+            ("UNAUTHENTICATED", "Classify"): 3,
+            ("PERMISSION_DENIED", "LoadVariant"): 1,
+        }
+        assert found.of("resnet50_unauthenticated_total", "reason") == {
+            "TOKEN_MISSING": 1,
+            "TOKEN_UNKNOWN": 2,
+            "SCOPE_MISSING": 1,
+        }
 
 
 async def test_two_servers_of_a_process_count_for_themselves():
