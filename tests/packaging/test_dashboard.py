@@ -18,7 +18,7 @@ from serving import serving
 
 from resnet50_client import AsyncClient
 from resnet50_server.call import Call
-from resnet50_server.errors import InvalidImage, ServingError
+from resnet50_server.errors import InvalidImage, Unauthenticated
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
@@ -41,7 +41,9 @@ async def exported() -> str:
         # Families show their labels once they have counted.
         call = Call("Classify", "id", ())
         server._metrics.call_ended(call, "INVALID_ARGUMENT", InvalidImage("image", "is broken"))
-        server._metrics.call_ended(call, "UNAUTHENTICATED", ServingError("no token"))
+        server._metrics.call_ended(
+            call, "UNAUTHENTICATED", Unauthenticated("TOKEN_MISSING", "none")
+        )
         return (await get(server, "/metrics"))[1]
 
 

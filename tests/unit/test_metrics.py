@@ -7,9 +7,11 @@ from resnet50_server.call import Call
 from resnet50_server.errors import (
     InvalidImage,
     InvalidRequest,
+    PermissionDenied,
     QueueFull,
     ServingError,
     ShuttingDown,
+    Unauthenticated,
 )
 from resnet50_server.metrics import Metrics
 
@@ -47,23 +49,20 @@ def test_refusal_is_counted_under_its_limit():
 
 
 def test_image_that_cannot_be_read_is_counted_under_its_fault():
-    class Truncated(InvalidImage):
-        kind = "truncated"
-
     counted = metrics()
-    for error in (Truncated("image", "is short"), Truncated("image", "is short")):
+    for _ in range(2):
+        error = InvalidImage("image", "is short", kind="truncated")
         counted.frame_refused(call("ClassifyStream", "v"), error)
     counted.frame_refused(call("ClassifyStream", "v"), InvalidRequest("frame", "is wrong"))
     assert shown(counted).of("resnet50_decode_failures_total", "reason") == {"truncated": 2}
 
 
 def test_caller_who_may_not_is_counted_under_the_reason():
-    class Unauthenticated(ServingError):
-        reason = "TOKEN_MISSING"
-
     counted = metrics()
-    counted.call_ended(call("Classify"), "UNAUTHENTICATED", Unauthenticated("no token"))
-    counted.call_ended(call("Classify"), "PERMISSION_DENIED", ServingError("no scope"))
+    counted.call_ended(
+        call("Classify"), "UNAUTHENTICATED", Unauthenticated("TOKEN_MISSING", "no token")
+    )
+    counted.call_ended(call("Classify"), "PERMISSION_DENIED", PermissionDenied("me", "admin"))
     counted.call_ended(call("Classify"), "INVALID_ARGUMENT", InvalidRequest("field", "is wrong"))
     assert shown(counted).of("resnet50_unauthenticated_total", "reason") == {
         "TOKEN_MISSING": 1,
