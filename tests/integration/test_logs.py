@@ -58,6 +58,7 @@ def test_debug_has_a_line_for_each_request_and_no_secret():
         ("DEBUG", "mine-2", "Classify", ANY, "address:127.0.0.1", "INVALID_ARGUMENT"),
     ]
     assert all(0 < one["duration_s"] < 60 for one in ended)
+    assert not [record for record in records if record["logger"].startswith("PIL")]
     # But for gRPC, which says when it was cancelled, nothing else is said of a request.
     assert {one["logger"] for one in records if "request_id" in one} == {"resnet50_server.logs"}
 
