@@ -5,6 +5,7 @@ stream  server CPU of a frame on a stream against a unary call, and against a ba
 serial  p50 of one call after the other, less the engine's time, against the bare echo's
 decode  images a second of the decode pool with two threads against one
 lag     how late the server's event loop wakes while its decode threads are saturated
+metrics server CPU of a unary call with metrics against without, null engine
 import  a Python process that imports the SDK, against one that imports gRPC and NumPy
 
 The image is a JPEG of 110 KB that is made here. Each starts servers of its own on this machine
@@ -231,6 +232,34 @@ async def measure_cpu_once(shapes: tuple[str, ...], spent: dict[str, list[float]
                             spent.setdefault(f"{name} {shape}", []).append(used)
 
 
+async def measure_metrics() -> None:
+    """Take turns between a server that counts and one that does not; each is started anew."""
+    request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=photo()))
+    content = request.SerializeToString()
+    spent: dict[str, list[float]] = {"with": [], "without": []}
+    for _ in range(STARTS):
+        with (
+            server("--engine", "null", "--metrics-listen", "127.0.0.1:0") as counting,
+            server("--engine", "null") as plain,
+        ):
+            async with (
+                grpc.aio.insecure_channel(counting[0]) as to_counting,
+                grpc.aio.insecure_channel(plain[0]) as to_plain,
+            ):
+                for turn in range(TURNS + 1):
+                    for name, pid, channel in (
+                        ("with", counting[1], to_counting),
+                        ("without", plain[1], to_plain),
+                    ):
+                        used = await cpu_of(pid, CALLS, call_unary(channel, content, CALLS))
+                        if turn:  # the first warms up
+                            spent[name].append(used)
+    for name, each in spent.items():
+        print(f"metrics server CPU of a unary call {name}: {statistics.median(each):.3f} ms")
+    found = ratio(spent["with"], spent["without"])
+    print(f"metrics with / without: {found}, {STARTS * TURNS} pairs, {STARTS} starts")
+
+
 async def measure_serial() -> None:
     """Call one after the other: the server undecoded, the server with decoding, the echo."""
     image = image_pb2.Image(encoded=photo())
@@ -353,6 +382,7 @@ def main() -> None:
     measures: dict[str, Callable[[], Awaitable[None]]] = {
         "unary": lambda: measure_cpu(("unary",)),
         "stream": lambda: measure_cpu(("unary", "stream")),
+        "metrics": measure_metrics,
         "serial": measure_serial,
         "decode": measure_decode,
         "lag": measure_lag,
@@ -369,7 +399,7 @@ def main() -> None:
         asyncio.run(load(arguments.load))
     else:
         # The figures of `stream` hold those of `unary`.
-        for name in arguments.what or ("stream", "serial", "decode", "lag", "import"):
+        for name in arguments.what or ("stream", "metrics", "serial", "decode", "lag", "import"):
             asyncio.run(measures[name]())
 
 

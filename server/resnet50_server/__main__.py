@@ -85,10 +85,9 @@ def _serve(arguments: list[str]) -> int:
     except (SettingsError, ValueError) as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    from . import logs
+
+    logs.configure(settings.log_level, settings.log_format)
     # Until everything is loaded: what is made until then stays (see `serve`), and looking through
     # it for garbage again and again is a tenth of the start.
     gc.disable()

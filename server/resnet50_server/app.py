@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import grpc
 import torch
@@ -33,8 +35,12 @@ from .file_guard import silence_libraries
 from .held import Devices, HeldVariants, cores, hold
 from .image_file import ImageLimits
 from .listeners import HANDSHAKE_TIMEOUT_MS, certificates_of, listen
-from .observer import Observer
+from .logs import RequestLog
+from .metrics import Metrics
+from .metrics_port import MetricsPort
+from .observer import Observer, Observers
 from .pipeline import Pipeline
+from .readings import LagWatch, Readings
 from .servicers.boundary import Boundary
 from .servicers.inference import InferenceServicer, Patience
 from .servicers.variant import Administration, VariantServicer
@@ -45,10 +51,9 @@ from .variants.directory import VariantsDirectory
 
 log = logging.getLogger(__name__)
 
-SERVICES = (
-    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
-    variant_pb2.DESCRIPTOR.services_by_name["VariantService"].full_name,
-)
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+_VARIANT = variant_pb2.DESCRIPTOR.services_by_name["VariantService"]
+SERVICES = (_INFERENCE.full_name, _VARIANT.full_name)
 # While draining: how often to look whether all images are answered, and how long their replies may
 # take to leave.
 DRAIN_POLL_S = 0.02
@@ -81,7 +86,11 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._admission = Admission(_limits(settings))
-        self._observer = Observer()
+        self._metrics = _metrics() if settings.metrics_listen is not None else None
+        observers: list[Observer] = [] if self._metrics is None else [self._metrics]
+        if settings.log_level == "debug":
+            observers.append(RequestLog())
+        self._observer = observers[0] if len(observers) == 1 else Observers(observers)
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
@@ -96,6 +105,9 @@ class Server:
         self._inference: InferenceServicer | None = None
         self._variant_servicer: VariantServicer | None = None
         self.certificates: Certificates | None = None
+        self._loaded = False
+        self._port: MetricsPort | None = None
+        self._lag: LagWatch | None = None
         self.addresses: list[str] = []
 
     async def start(self) -> None:
@@ -113,6 +125,7 @@ class Server:
         tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         definitions = [define(spec) for spec in settings.variants]
         variants = HeldVariants(definitions, settings.default_variant)
+        self._export(variants)
         self._grpc = server = grpc.aio.server(options=_options(settings))
         limits = ImageLimits(
             settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
@@ -148,6 +161,8 @@ class Server:
             server,
             INFER,
         )
+        if settings.channelz:
+            _add_channelz(side, server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # Its own: whether the process lives, also while it loads or drains. For liveness probes,
         # which would otherwise kill it then.
@@ -157,6 +172,7 @@ class Server:
         log.info("loading the variants")
         for definition in definitions:
             variants.add(await hold(definition, settings, self._devices))
+        self._loaded = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if not settings.listen_while_loading:
             await self._listen(server)
@@ -180,7 +196,9 @@ class Server:
         if self._grpc is not None:
             # Takes no more calls, and waits for those that run; but one that watches the server's
             # health never ends, so it is cut short once all images have been answered.
-            stopping = asyncio.create_task(self._grpc.stop(self._settings.drain_timeout_s))
+            stopping = asyncio.create_task(
+                self._grpc.stop(self._settings.drain_timeout_s), name="stop gRPC"
+            )
             while not stopping.done() and loop.time() < ends:
                 if self._inference is None or self._inference.idle:
                     ends = min(ends, loop.time() + LAST_REPLIES_S)
@@ -193,6 +211,43 @@ class Server:
             self._variant_servicer.close()
         await self._devices.close()
         self._decode_pool.close()
+        if self._lag is not None:
+            self._lag.close()
+        if self._port is not None:
+            await self._port.close()
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where metrics are served over HTTP; None if they are not."""
+        return None if self._port is None else self._port.url
+
+    def _export(self, variants: HeldVariants) -> None:
+        """Serve metrics, and say how the server is, if that is asked for."""
+        metrics, address = self._metrics, self._settings.metrics_listen
+        if metrics is None or address is None:
+            return
+        metrics.expect(definition.name for definition in variants.definitions)
+        readings = Readings(
+            metrics,
+            self._admission,
+            self._decode_pool,
+            variants,
+            self._devices,
+            lambda: self._unready() is None,
+        )
+        metrics.registry.register(readings)
+        self._lag = LagWatch(metrics.lag)
+        self._port = MetricsPort(address, metrics.registry, self._dead, self._unready)
+
+    def _dead(self) -> str | None:
+        """Say why the server is lost; None if it is not."""
+        return "the batch scheduler died; the log says why" if self.broken.is_set() else None
+
+    def _unready(self) -> str | None:
+        """Say why the server takes no images; None if it does."""
+        if self._admission.draining:
+            return "the server is shutting down"
+        return self._dead() or (None if self._loaded else "the variants are being loaded")
 
     def _administration(self) -> Administration | None:
         settings = self._settings
@@ -221,6 +276,32 @@ class Server:
 
     def _on_broken(self, error: BaseException) -> None:
         self.broken.set()
+
+
+def _metrics() -> Metrics:
+    methods = {
+        method.name: method.server_streaming
+        for service in (_INFERENCE, _VARIANT)
+        for method in service.methods
+    }
+    of_image = [method.name for method in _INFERENCE.methods if not method.server_streaming]
+    try:
+        release = version("resnet50-serving")
+    except PackageNotFoundError:  # run from its sources
+        release = "unknown"
+    return Metrics(methods, of_image, release)
+
+
+def _add_channelz(boundary: Boundary, server: grpc.aio.Server) -> None:
+    """Let admins see what gRPC knows of its connections and calls."""
+    from grpc_channelz.v1 import channelz, channelz_pb2_grpc
+
+    boundary.add(
+        channelz_pb2_grpc.add_ChannelzServicer_to_server,
+        channelz.aio.ChannelzServicer(),
+        server,
+        ADMIN,
+    )
 
 
 def _limits(settings: Settings) -> Limits:
@@ -258,6 +339,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # One that pings more often than this, again and again, is sent away.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.enable_channelz", int(settings.channelz)),
     ]
 
 
@@ -311,10 +393,11 @@ async def serve(settings: Settings) -> int:
     server = Server(settings)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_on_loop_exception)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    starting = asyncio.create_task(server.start())
-    stopped = asyncio.create_task(stopping.wait())
+    starting = asyncio.create_task(server.start(), name="start")
+    stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
     stopped.add_done_callback(_exit_on_next_signal)
     try:
         await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -341,7 +424,9 @@ async def serve(settings: Settings) -> int:
         _return_memory()
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
-        broken = asyncio.create_task(server.broken.wait())
+        if server.metrics_url is not None:
+            print(f"metrics on {server.metrics_url}", flush=True)
+        broken = asyncio.create_task(server.broken.wait(), name="wait for a fault")
         await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping: %s", "the engine broke" if broken.done() else "asked to")
         status = 70 if broken.done() else 0
@@ -351,6 +436,18 @@ async def serve(settings: Settings) -> int:
     finally:
         stopped.cancel()
         await server.stop()
+
+
+def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Keep out of the log what gRPC lets escape where a reply meets a deadline that has passed.
+
+    The caller has left in the moment in which its answer was sent: nobody can be told, and nothing
+    is wrong. Everything else is logged as ever.
+    """
+    if isinstance(context.get("exception"), grpc.aio.InternalError):
+        log.debug("a reply was not sent, its call is over: %s", context["exception"])
+    else:
+        loop.default_exception_handler(context)
 
 
 def _return_memory() -> None:

@@ -26,7 +26,7 @@ from .latency import Margin
 from .observer import Batch, Observer
 from .priority import share
 from .threads import Threads
-from .variant_queue import TICK_S, Result, VariantQueue, Waiting, too_late
+from .variant_queue import TICK_S, GivenUp, Result, VariantQueue, Waiting, too_late
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,11 @@ class Scheduler:
         ahead: How many more may be handed over before the device is free for them, so that they
             are stacked and copied by then (docs/adr/0011-batches-in-flight.md).
         observer: Sees every batch.
+
+    Attributes:
+        busy_s: How long the device has computed, in seconds: the batches that have ended, each
+            divided by `workers`, so that a device whose workers all compute gains 1 a second.
+        given_up: Images that were cancelled by their callers.
     """
 
     def __init__(
@@ -103,6 +108,8 @@ class Scheduler:
         self.policy = policy
         self.workers = workers
         self.ahead = ahead
+        self.busy_s = 0.0
+        self.given_up = GivenUp()
         self._loop = asyncio.get_running_loop()
         self._threads = threads
         self._on_broken = on_broken
@@ -126,7 +133,7 @@ class Scheduler:
             warm: Sizes of batches that ran already, and how long they took, in seconds; the first
                 deadlines are judged by them.
         """
-        queue = self._queues[name] = VariantQueue(name, engine)
+        queue = self._queues[name] = VariantQueue(name, engine, self.given_up)
         for images, duration_s in warm:
             queue.latency.observe(images, duration_s)
             queue.measured_at = self._loop.time()
@@ -399,18 +406,22 @@ class Scheduler:
         self._running.remove(running)
         if self._closing is not None:
             return
-        failed = False
+        failed, ended = False, self._loop.time()
         try:
             self._settle(running, output, error)
         except Exception as failure:
             # What the engine returned may be as wrong as an error.
             failed = True
             self._on_failed(running, failure)
+        compute_s = 0.0 if failed or output is None else output.compute_s
+        # One that failed took the device's time as well, as far as can be seen from here.
+        took_s = ended - max(running.handed, running.free_at) if failed else compute_s
+        self.busy_s += max(0.0, took_s) / self.workers
         self._observer.batch_ended(
             Batch(
                 running.queue.name,
                 len(running.entries),
-                0.0 if failed or output is None else output.compute_s,
+                compute_s,
                 time.perf_counter(),
                 [waiting.context for waiting in running.entries],
                 failed,

@@ -55,14 +55,16 @@ class DecodePool:
 
     Attributes:
         stuck: Threads whose call has taken longer than that, and still runs.
+        cancelled: Calls that were given up, while they waited or ran.
     """
 
     def __init__(self, threads: int, timeout_s: float = 10.0) -> None:
         # Decoding is parallel over images; within one, torch's threads would only get in the way.
         self._threads = Threads(threads, "decode", partial(torch.set_num_threads, 1))
-        self._free = threads
         self._timeout_s = timeout_s
         self.stuck = 0
+        self._count = self._free = threads
+        self.cancelled = 0
         self._waiting: FairQueue[_Job] = FairQueue()
 
     async def run(
@@ -91,6 +93,7 @@ class DecodePool:
         try:
             result: Result = await job.future
         except asyncio.CancelledError:
+            self.cancelled += 1
             if not entry.taken:
                 self._waiting.remove(entry, loop.time())
             raise
@@ -99,6 +102,16 @@ class DecodePool:
             # the request and its image would stay until garbage is looked for, which is seldom.
             del job, entry
         return result
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a thread."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> int:
+        """How many threads run a call."""
+        return self._count - self._free
 
     def close(self) -> None:
         """Start no more calls; those that run are left to themselves."""

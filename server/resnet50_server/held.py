@@ -7,7 +7,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -254,6 +254,11 @@ class Devices:
             )
             self._threads[device] = threads
         return self._schedulers[device], self._threads[device]
+
+    @property
+    def schedulers(self) -> Mapping[str, Scheduler]:
+        """The schedulers by their devices."""
+        return self._schedulers
 
     async def close(self) -> None:
         """Stop schedulers; a batch that runs is left to itself."""

@@ -73,6 +73,16 @@ class Observer:
             error: Why it failed; None if it did not, or was cancelled.
         """
 
+    def gave_up(self, call: Call, stage: str) -> None:
+        """See a caller that gave up while it was still sending.
+
+        What is inside by then is counted where it waits; see `DecodePool` and `VariantQueue`.
+
+        Args:
+            call: The RPC; it ends as "CANCELLED".
+            stage: "receive" (its one request) or "upload" (its chunks).
+        """
+
     def image_answered(self, image: Image) -> None:
         """See an image whose answer is about to leave."""
 
@@ -105,6 +115,11 @@ class Observers(Observer):
         """Tell all."""
         for observer in self._observers:
             observer.call_ended(call, code, error)
+
+    def gave_up(self, call: Call, stage: str) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.gave_up(call, stage)
 
     def image_answered(self, image: Image) -> None:
         """Tell all."""

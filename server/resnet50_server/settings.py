@@ -33,6 +33,11 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 EngineKind = Literal["auto", "torch", "onnxruntime", "openvino", "null", "timed"]
 
 
+def _is_host_and_port(address: str) -> bool:
+    host, colon, port = address.rpartition(":")
+    return bool(colon and host and port.isdecimal() and int(port) <= 65535)
+
+
 class Settings(BaseSettings):
     """Serve variants over gRPC until SIGTERM, then answer what was accepted and stop.
 
@@ -320,8 +325,24 @@ class Settings(BaseSettings):
         Field(ge=0, description="After SIGTERM: seconds for accepted requests to be answered."),
     ] = 30.0
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="How much is logged.")
+        Literal["debug", "info", "warning", "error"],
+        Field(description="How much is logged; debug is a line for each request."),
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Field(description="How it is written: json is an object a line, with fields."),
+    ] = "text"
+    metrics_listen: Annotated[
+        str | None,
+        Field(
+            description="host:port, or host:0 (a free port, printed), for HTTP in clear text:"
+            " /metrics, /livez and /readyz; default: none."
+        ),
+    ] = None
+    channelz: Annotated[
+        CliImplicitFlag[bool],
+        Field(description="Whether gRPC's own channelz may be asked by callers with scope admin."),
+    ] = False
     config: Annotated[
         Path | None, Field(description="A TOML file with these settings, named with underscores.")
     ] = None
@@ -340,10 +361,16 @@ class Settings(BaseSettings):
         for address in addresses:
             if address.startswith("unix:") and len(address) > len("unix:"):
                 continue
-            host, colon, port = address.rpartition(":")
-            if not (colon and host and port.isdecimal() and int(port) <= 65535):
+            if not _is_host_and_port(address):
                 raise ValueError(f"{address!r} is neither host:port nor unix:PATH")
         return addresses
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _metrics_address(cls, address: str | None) -> str | None:
+        if address is not None and not _is_host_and_port(address):
+            raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:9090")
+        return address
 
     @model_validator(mode="after")
     def _coherent(self) -> Settings:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +22,17 @@ Done: TypeAlias = Callable[[Any, BaseException | None], None]
 
 # So often do idle threads look whether the process ends without having closed them.
 LOOK_S = 1.0
+# Of prctl(2).
+PR_SET_NAME = 15
+
+
+def name_thread() -> None:
+    """Tell the system the name of this thread, which Python keeps to itself before 3.14.
+
+    `top -H` and `perf` show its first 15 characters.
+    """
+    if sys.platform == "linux" and sys.version_info < (3, 14):
+        ctypes.CDLL(None).prctl(PR_SET_NAME, threading.current_thread().name.encode(), 0, 0, 0)
 
 
 class Threads:
@@ -78,6 +91,7 @@ class Threads:
             self._calls.put(None)
 
     def _work(self) -> None:
+        name_thread()
         self._initialize()
         while (job := self._next()) is not None:
             call, done = job

@@ -67,12 +67,26 @@ class Waiting:
     context: Any = None
 
 
+@dataclass(eq=False, slots=True)
+class GivenUp:
+    """How many images were cancelled by their callers; grows only.
+
+    Attributes:
+        waiting: Before they were in a batch.
+        computing: In a batch, which computes them all the same.
+    """
+
+    waiting: int = 0
+    computing: int = 0
+
+
 class VariantQueue:
     """The images that wait for one variant's engine; made by `Scheduler.add`.
 
     Args:
         name: The variant's.
         engine: What computes them.
+        given_up: Counts those whose callers leave.
 
     Attributes:
         latency: How long its batches take on the device.
@@ -83,7 +97,7 @@ class VariantQueue:
         removed: Why it takes no more images; None while it does.
     """
 
-    def __init__(self, name: str, engine: Engine) -> None:
+    def __init__(self, name: str, engine: Engine, given_up: GivenUp | None = None) -> None:
         self.name = name
         self.engine = engine
         self.latency = LatencyModel(engine.padded)
@@ -91,6 +105,7 @@ class VariantQueue:
         self.waiting: FairQueue[Waiting] = FairQueue()
         self.measured_at = -math.inf
         self.removed: ServingError | None = None
+        self._given_up = given_up or GivenUp()
 
     def ends(self, images: int, handed: float, free_at: float) -> float:
         """Return when a batch will end, in loop time.
@@ -110,7 +125,12 @@ class VariantQueue:
         )
 
         def leave(future: asyncio.Future[Result]) -> None:
-            if future.cancelled() and not entry.taken:
+            if not future.cancelled():
+                return
+            if entry.taken:
+                self._given_up.computing += 1
+            else:
+                self._given_up.waiting += 1
                 self.waiting.remove(entry, future.get_loop().time())
 
         waiting.future.add_done_callback(leave)

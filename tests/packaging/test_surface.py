@@ -156,11 +156,19 @@ def test_server_and_client_never_import_each_other():
 
 
 def test_grpc_is_at_the_servers_edge_only():
-    assert importers(SERVER, "grpc", "grpc_health", "grpc_reflection") == {
+    assert importers(SERVER, "grpc", "grpc_channelz", "grpc_health", "grpc_reflection") == {
         "app.py",
         "listeners.py",
         "servicers/boundary.py",
         "status.py",
+    }
+
+
+def test_prometheus_is_where_metrics_are_only():
+    assert importers(SERVER, "prometheus_client") == {
+        "metrics.py",
+        "metrics_port.py",
+        "readings.py",
     }
 
 

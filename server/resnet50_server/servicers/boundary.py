@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from functools import partial
 from inspect import iscoroutinefunction
@@ -36,6 +36,8 @@ Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 EOF = grpc.aio.EOF
 
 PRIORITY_KEY = "x-priority"
+# So long does it take at most until gRPC tells that a caller has left.
+LEAVING_S = 0.05
 # What a caller may choose as its request id: it is logged and sent back.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -208,12 +210,16 @@ class Boundary:
         timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
         try:
             request = await context.read()
+            if request is EOF:
+                # A caller who has left ends its messages a moment before gRPC says so.
+                await asyncio.sleep(LEAVING_S)
         except asyncio.CancelledError:
             if late:
                 raise Stalled(
                     f"the request did not arrive within {timeout_s:g} s (receive_timeout_s); send"
                     " large images by the upload methods"
                 ) from None
+            self._observer.gave_up(CALL.get(), "receive")
             raise
         finally:
             timer.cancel()
@@ -266,7 +272,7 @@ def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 async def _written(
-    method: Callable[[Any, Any], Awaitable[None]], request: Any, _: Context
+    method: Callable[[Any, Any], Coroutine[Any, Any, None]], request: Any, _: Context
 ) -> AsyncGenerator[Any, None]:
     """Give what a method writes.
 
@@ -274,7 +280,9 @@ async def _written(
     and one caller who never reads would keep the server from saying that it stops.
     """
     written: asyncio.Queue[Any] = asyncio.Queue()
-    writing = asyncio.ensure_future(method(request, SimpleNamespace(write=written.put)))
+    writing = asyncio.create_task(
+        method(request, SimpleNamespace(write=written.put)), name="write responses"
+    )
     writing.add_done_callback(lambda _: written.put_nowait(EOF))
     try:
         while (response := await written.get()) is not EOF:

@@ -60,7 +60,7 @@ async def answer_in_order(
             answers.put_nowait(None)
 
     try:
-        async with _running(read()) as reading:
+        async with _running(read(), "read frames") as reading:
             while (pending := await answers.get()) is not None:
                 yield await pending
                 slots.release()
@@ -111,8 +111,8 @@ async def answer_latest(
             await send(await (await start(frame)))
 
     async def work() -> None:
-        parts = (read(), *(compute() for _ in range(window)))
-        tasks = [asyncio.create_task(part) for part in parts]
+        tasks = [asyncio.create_task(read(), name="read frames")]
+        tasks += [asyncio.create_task(compute(), name="compute frames") for _ in range(window)]
         try:
             await asyncio.wait(tasks)
             for task in tasks:
@@ -122,7 +122,7 @@ async def answer_latest(
                 task.cancel()
             answers.put_nowait(None)
 
-    async with _running(work()) as working:
+    async with _running(work(), "latest frames") as working:
         while (reply := await answers.get()) is not None:
             yield reply
             unsent.release()
@@ -130,9 +130,9 @@ async def answer_latest(
 
 
 @asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
     """Run `work` beside the block, and not longer."""
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(work, name=name)
     try:
         yield task
     finally:

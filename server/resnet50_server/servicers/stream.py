@@ -226,7 +226,9 @@ class FrameStream(Generic[Reply]):
             refused.set_result(self.error_to(frame_id, error))
             return refused
         if submitted is None:
-            computing = asyncio.create_task(self._pipeline.compute(source, job))
+            computing = asyncio.create_task(
+                self._pipeline.compute(source, job), name=f"frame {frame_id}"
+            )
             return _Computed(self, frame_id, started, place, computing, None)
         return _Computed(self, frame_id, started, place, *submitted)
 

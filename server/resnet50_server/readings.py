@@ -1,0 +1,216 @@
+"""What stands somewhere in the server and is read for each scrape: queues, threads, variants.
+
+A scrape comes on a thread of its own, and all of this belongs to the event loop, so it is read
+there, in one turn. If the loop does not answer, a scrape goes without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from typing import TypeVar
+
+from prometheus_client import Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .admission import Admission
+from .decode_pool import DecodePool
+from .held import Devices, HeldVariants
+from .metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# How long a scrape waits for the event loop. Prometheus itself waits for 10 s.
+READ_TIMEOUT_S = 2.0
+# So often is it looked how late the loop wakes.
+LAG_EVERY_S = 0.1
+
+
+def ask(
+    loop: asyncio.AbstractEventLoop, question: Callable[[], Result], timeout_s: float
+) -> Result:
+    """Return what a call returns that runs on an event loop; blocks, on another thread.
+
+    Raises:
+        NoAnswer: The loop has not come to it in time, or has been closed.
+    """
+    answer: Future[Result] = Future()
+
+    def run() -> None:
+        if not answer.set_running_or_notify_cancel():
+            return  # nobody waits any more
+        try:
+            answer.set_result(question())
+        except Exception as error:
+            answer.set_exception(error)
+
+    try:
+        loop.call_soon_threadsafe(run)
+    except RuntimeError as error:
+        raise NoAnswer("the event loop is closed") from error
+    try:
+        return answer.result(timeout_s)
+    except NoAnswer:
+        answer.cancel()
+        raise NoAnswer(f"the event loop has not answered for {timeout_s:g} s") from None
+
+
+class Readings(Collector):
+    """Reads the parts of a server; made on its running event loop.
+
+    Args:
+        metrics: Where else is counted who gave up.
+        admission: How much is inside.
+        decode_pool: What decodes.
+        variants: What is served.
+        devices: What computes.
+        ready: Whether the server takes images.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        admission: Admission,
+        decode_pool: DecodePool,
+        variants: HeldVariants,
+        devices: Devices,
+        ready: Callable[[], bool],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._metrics = metrics
+        self._admission = admission
+        self._decode_pool = decode_pool
+        self._variants = variants
+        self._devices = devices
+        self._ready = ready
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: the registry need not compare names with others'."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Return what is read now."""
+        try:
+            return ask(self._loop, lambda: list(self._read()), READ_TIMEOUT_S)
+        except NoAnswer as error:
+            log.warning("a scrape goes without what belongs to the event loop: %s", error)
+            return ()
+
+    def _read(self) -> Iterator[Metric]:
+        yield _gauge("resnet50_ready", "1 if the server takes images, else 0.", self._ready())
+        admission, pool = self._admission, self._decode_pool
+        yield _gauge(
+            "resnet50_inside_requests",
+            "Images and frames between admission and answer.",
+            admission.requests,
+        )
+        yield _gauge("resnet50_inside_bytes", "Their encoded lengths.", admission.bytes)
+        yield _gauge("resnet50_open_streams", "Streams that are open.", admission.streams)
+        yield _gauge(
+            "resnet50_decode_queue_calls", "Calls that wait for a decode thread.", pool.waiting
+        )
+        yield _gauge("resnet50_decode_threads_busy", "Decode threads that run a call.", pool.busy)
+        yield _gauge(
+            "resnet50_decode_threads_stuck",
+            "Decode threads that an image has held for longer than decode_timeout_s.",
+            pool.stuck,
+        )
+        yield self._busy()
+        yield self._cancelled()
+        yield from self._of_variants()
+
+    def _busy(self) -> Metric:
+        busy = CounterMetricFamily(
+            "resnet50_engine_busy_seconds",
+            "How long a device has computed batches that have ended; 1 a second is all it can.",
+            labels=["device"],
+        )
+        for device, scheduler in self._devices.schedulers.items():
+            busy.add_metric([device], scheduler.busy_s)
+        return busy
+
+    def _of_variants(self) -> Iterator[Metric]:
+        images = _family("resnet50_queue_images", "Images that wait for a batch.")
+        age = _family(
+            "resnet50_queue_age_seconds", "How long the first of them has waited; 0 without any."
+        )
+        alpha = _family("resnet50_batch_latency_alpha_seconds", "What a batch costs, as learned.")
+        beta = _family(
+            "resnet50_batch_latency_beta_seconds", "What each image of a batch costs, as learned."
+        )
+        info = GaugeMetricFamily(
+            "resnet50_variant_info",
+            "1 for each variant that is loaded.",
+            labels=["variant", "digest", "engine", "device", "precision", "default"],
+        )
+        for definition in self._variants.definitions:
+            held = self._variants.loaded(definition)
+            if held is None:
+                continue
+            queue, name, opened = held.queue, [definition.name], held.opened
+            images.add_metric(name, len(queue.waiting))
+            waited_s = self._loop.time() - queue.oldest() if len(queue.waiting) else 0.0
+            age.add_metric(name, waited_s)
+            if queue.latency.known:
+                alpha.add_metric(name, queue.latency.alpha_s)
+                beta.add_metric(name, queue.latency.beta_s)
+            default = str(definition is self._variants.default).lower()
+            info.add_metric(
+                [*name, opened.digest, opened.kind, opened.device, opened.precision, default], 1.0
+            )
+        yield from (images, age, alpha, beta, info)
+
+    def _cancelled(self) -> Metric:
+        given_up = [one.given_up for one in self._devices.schedulers.values()]
+        cancelled = CounterMetricFamily(
+            "resnet50_cancelled",
+            "Images and frames whose callers gave up, by where they were.",
+            labels=["stage"],
+        )
+        for stage, count in (
+            *self._metrics.gave_up_at.items(),
+            ("decode", self._decode_pool.cancelled),
+            ("queue", sum(one.waiting for one in given_up)),
+            ("batch", sum(one.computing for one in given_up)),
+        ):
+            cancelled.add_metric([stage], count)
+        return cancelled
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _family(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=["variant"])
+
+
+class LagWatch:
+    """Looks how late the event loop wakes; made, and closed, on it.
+
+    Args:
+        lag: Takes it, in seconds.
+    """
+
+    def __init__(self, lag: Histogram) -> None:
+        self._lag = lag
+        self._loop = asyncio.get_running_loop()
+        self._plan()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def _plan(self) -> None:
+        self._due = self._loop.time() + LAG_EVERY_S
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._lag.observe(max(0.0, self._loop.time() - self._due))
+        self._plan()

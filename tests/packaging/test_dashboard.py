@@ -1,0 +1,163 @@
+"""Dashboard and docs use the names that a server exports, and all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import promql_parser
+import pytest
+from pictures import encode, picture
+from prometheus_client.parser import text_string_to_metric_families
+from scrape import ON, get
+from serving import serving
+
+from resnet50_client import AsyncClient
+from resnet50_server.call import Call
+from resnet50_server.errors import InvalidImage, Unauthenticated
+
+ROOT = Path(__file__).resolve().parents[2]
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
+DOCS = (ROOT / "docs" / "metrics.md").read_text()
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+DOCUMENTED = [
+    line
+    for block in re.findall(r"```promql\n(.*?)```", DOCS, re.S)
+    for line in block.splitlines()
+    if not line.startswith("#")
+]
+# What Prometheus itself adds to every series.
+ADDED = {"instance", "job"}
+
+
+async def exported() -> str:
+    async with serving(**ON) as server, AsyncClient(server.addresses[0]) as client:
+        await client.classify(encode(picture()))
+        # Families show their labels once they have counted.
+        call = Call("Classify", "id", ())
+        server._metrics.call_ended(call, "INVALID_ARGUMENT", InvalidImage("image", "is broken"))
+        server._metrics.call_ended(
+            call, "UNAUTHENTICATED", Unauthenticated("TOKEN_MISSING", "none")
+        )
+        return (await get(server, "/metrics"))[1]
+
+
+@pytest.fixture(scope="module")
+def families() -> SimpleNamespace:
+    """Return what a server exports: labels by the names of samples and of families, and kinds."""
+    text = asyncio.run(exported())
+    found = SimpleNamespace(labels={}, names={}, kinds={})
+    for family in text_string_to_metric_families(text):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found.kinds[name] = family.type
+        for sample in family.samples:
+            found.labels.setdefault(sample.name, set()).update(sample.labels)
+            found.names.setdefault(name, set()).update(set(sample.labels) - {"le"})
+    return found
+
+
+def parsed(expression: str):
+    """Return an expression as a tree, Grafana's own words replaced as it would."""
+    return promql_parser.parse(expression.replace("$__rate_interval", "1m"))
+
+
+def nodes(tree) -> Iterator:
+    yield tree
+    for name in ("expr", "lhs", "rhs", "vector_selector", "param"):
+        if (below := getattr(tree, name, None)) is not None:
+            yield from nodes(below)
+    for below in getattr(tree, "args", None) or []:
+        yield from nodes(below)
+
+
+def selectors(expression: str) -> list:
+    return [
+        node for node in nodes(parsed(expression)) if isinstance(node, promql_parser.VectorSelector)
+    ]
+
+
+def grouped(expression: str) -> set[str]:
+    """Return the labels that an expression groups or joins by."""
+    found = set()
+    for node in nodes(parsed(expression)):
+        modifier = getattr(node, "modifier", None)
+        for part in (modifier, getattr(modifier, "matching", None)):
+            found |= set(getattr(part, "labels", None) or [])
+    return found
+
+
+@pytest.mark.parametrize("expression", sorted({*EXPRESSIONS, *DOCUMENTED}))
+def test_expression_uses_names_and_labels_that_are_exported(expression, families):
+    used = selectors(expression)
+    assert used
+    allowed = set(ADDED)
+    for selector in used:
+        assert selector.name in families.labels, selector.name
+        labels = families.labels[selector.name] | ADDED
+        allowed |= labels
+        for matcher in selector.matchers.matchers:
+            assert matcher.name in labels, (selector.name, matcher.name)
+    assert grouped(expression) <= allowed
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_legend_names_labels_that_the_result_has(panel, families):
+    for target in panel["targets"]:
+        tree = parsed(target["expr"])
+        kept = grouped(target["expr"])
+        if not any(isinstance(node, promql_parser.AggregateExpr) for node in nodes(tree)):
+            kept = ADDED.union(*(families.labels[one.name] for one in selectors(target["expr"])))
+        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= kept
+
+
+def test_dashboard_shows_every_family(families):
+    shown = {selector.name for expression in EXPRESSIONS for selector in selectors(expression)}
+    suffix = re.compile(r"_(bucket|sum|count)$")
+    of_ours = {name for name in families.names if name.startswith("resnet50_")}
+    assert of_ours <= shown | {suffix.sub("", name) for name in shown}
+
+
+def test_docs_list_what_is_exported(families):
+    rows = re.findall(r"^\| `(resnet50_\w+)` \|(.*?)\| (\w+) \| ", DOCS, re.M)
+    documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels, _ in rows}
+    assert documented == {
+        name: labels for name, labels in families.names.items() if name.startswith("resnet50_")
+    }
+    assert {name: kind for name, _, kind in rows} == {
+        name: families.kinds[name] for name in documented
+    }
+
+
+def test_dashboard_is_one_that_grafana_takes():
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not taken & cells, panel["title"]
+        taken |= cells
+    variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    assert set(re.findall(r"\$(?!__)\{?(\w+)", json.dumps(DASHBOARD))) <= variables
+    for panel in PANELS:
+        assert panel["title"]
+        assert panel["description"]
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == "${datasource}"
+
+
+def test_variables_ask_for_labels_that_are_exported(families):
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
+            assert asked[2] in families.labels[asked[1]] | ADDED

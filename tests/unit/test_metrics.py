@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from prometheus_client import generate_latest
+from scrape import Scrape
+
+from resnet50_server.call import Call
+from resnet50_server.errors import (
+    InvalidImage,
+    InvalidRequest,
+    PermissionDenied,
+    QueueFull,
+    ServingError,
+    ShuttingDown,
+    Unauthenticated,
+)
+from resnet50_server.metrics import Metrics
+
+
+def metrics() -> Metrics:
+    return Metrics({"Classify": False, "ClassifyStream": True}, ["Classify"], "1.2.3")
+
+
+def shown(counted: Metrics) -> Scrape:
+    return Scrape(generate_latest(counted.registry).decode())
+
+
+def call(method: str, variant: str = "") -> Call:
+    return Call(method, "id", (), variant=variant)
+
+
+def test_method_that_is_not_known_is_counted_as_other():
+    counted = metrics()
+    for number in range(3):
+        counted.call_ended(call(f"Made up {number}"), "UNIMPLEMENTED", ServingError("no"))
+    found = shown(counted).of("resnet50_requests_total", "method", "code")
+    assert found == {("other", "UNIMPLEMENTED"): 3}
+
+
+def test_refusal_is_counted_under_its_limit():
+    counted = metrics()
+    counted.call_ended(
+        call("Classify", "v"), "RESOURCE_EXHAUSTED", QueueFull("max_queue_size", "full", 0.1)
+    )
+    counted.call_ended(call("ClassifyStream", "v"), "UNAVAILABLE", ShuttingDown("draining"))
+    found = shown(counted)
+    assert found.of("resnet50_shed_total", "limit") == {"max_queue_size": 1, "draining": 1}
+    # A stream is no image.
+    assert found.of("resnet50_images_total", "variant", "outcome") == {("v", "refused"): 1}
+
+
+def test_image_that_cannot_be_read_is_counted_under_its_fault():
+    counted = metrics()
+    for _ in range(2):
+        error = InvalidImage("image", "is short", kind="truncated")
+        counted.frame_refused(call("ClassifyStream", "v"), error)
+    counted.frame_refused(call("ClassifyStream", "v"), InvalidRequest("frame", "is wrong"))
+    assert shown(counted).of("resnet50_decode_failures_total", "reason") == {"truncated": 2}
+
+
+def test_caller_who_may_not_is_counted_under_the_reason():
+    counted = metrics()
+    counted.call_ended(
+        call("Classify"), "UNAUTHENTICATED", Unauthenticated("TOKEN_MISSING", "no token")
+    )
+    counted.call_ended(call("Classify"), "PERMISSION_DENIED", PermissionDenied("me", "admin"))
+    counted.call_ended(call("Classify"), "INVALID_ARGUMENT", InvalidRequest("field", "is wrong"))
+    assert shown(counted).of("resnet50_unauthenticated_total", "reason") == {
+        "TOKEN_MISSING": 1,
+        "SCOPE_MISSING": 1,
+    }
+
+
+def test_only_answers_that_are_no_streams_have_durations():
+    counted = metrics()
+    counted.call_ended(call("Classify", "v"), "OK", None)
+    counted.call_ended(call("Classify", "v"), "CANCELLED", None)
+    counted.call_ended(call("Classify", "v"), "INTERNAL", RuntimeError("a fault"))
+    counted.call_ended(call("ClassifyStream", "v"), "OK", None)
+    name = "resnet50_request_duration_seconds_count"
+    assert shown(counted).of(name, "method", "variant") == {("Classify", "v"): 1}
+
+
+def test_variant_has_zeros_before_anything_happens():
+    counted = metrics()
+    counted.expect(["v"])
+    found = shown(counted)
+    for outcome in ("answered", "refused", "dropped"):
+        assert found.one("resnet50_images_total", variant="v", outcome=outcome) == 0
+    assert found.one("resnet50_batch_failures_total", variant="v") == 0
+    assert found.one("resnet50_build_info", version="1.2.3") == 1
