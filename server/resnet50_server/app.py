@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc
 import torch
@@ -33,7 +34,7 @@ from .file_guard import silence_libraries
 from .held import Devices, HeldVariants, cores, hold
 from .image_file import ImageLimits
 from .listeners import HANDSHAKE_TIMEOUT_MS, certificates_of, listen
-from .observer import Observer
+from .observer import Observer, together
 from .pipeline import Pipeline
 from .servicers.boundary import Boundary
 from .servicers.inference import InferenceServicer, Patience
@@ -42,6 +43,9 @@ from .settings import Settings
 from .tokens import Tokens
 from .variants.definition import define
 from .variants.directory import VariantsDirectory
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +85,8 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._admission = Admission(_limits(settings))
-        self._observer = Observer()
+        self._tracing = _tracing(settings)
+        self._observer = together([self._tracing] if self._tracing is not None else [])
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
@@ -109,6 +114,8 @@ class Server:
             OSError: An address cannot be listened on.
         """
         settings = self._settings
+        if self._tracing is not None:
+            self._tracing.start()
         self.certificates = certificates_of(settings)
         tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         definitions = [define(spec) for spec in settings.variants]
@@ -193,6 +200,8 @@ class Server:
             self._variant_servicer.close()
         await self._devices.close()
         self._decode_pool.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def _administration(self) -> Administration | None:
         settings = self._settings
@@ -233,6 +242,14 @@ def _limits(settings: Settings) -> Limits:
         streams_per_caller=settings.max_streams_per_caller,
         rate_per_caller=settings.max_rate_per_caller,
     )
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if settings.otlp_endpoint is None:
+        return None
+    from .tracing import Tracing
+
+    return Tracing(settings.otlp_endpoint, settings.trace_ratio)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
