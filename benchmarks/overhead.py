@@ -7,6 +7,8 @@ decode  images a second of the decode pool with two threads against one
 lag     how late the server's event loop wakes while its decode threads are saturated
 metrics server CPU of a unary call with metrics against without, null engine
 import  a Python process that imports the SDK, against one that imports gRPC and NumPy
+tracing server CPU of a unary call, null engine, with 1% and with all of the calls traced, against
+        none; spans go to a collector in this process (needs the extra [otel])
 
 The image is a JPEG of 110 KB that is made here. Each starts servers of its own on this machine
 (Linux). Figures are ratios within one run, medians over interleaved turns; absolute times are those
@@ -19,12 +21,13 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import grpc
 import numpy as np
@@ -368,6 +371,63 @@ async def measure_import() -> None:
     )
 
 
+@asynccontextmanager
+async def collector() -> AsyncIterator[tuple[str, list[int]]]:
+    """Take traces in; give the endpoint, and the numbers of spans as they come."""
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+    counts: list[int] = []
+
+    class Counter(trace_service_pb2_grpc.TraceServiceServicer):
+        async def Export(self, request, context):
+            counts.extend(
+                len(scope.spans) for one in request.resource_spans for scope in one.scope_spans
+            )
+            return trace_service_pb2.ExportTraceServiceResponse()
+
+    taking = grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Counter(), taking)
+    port = taking.add_insecure_port("127.0.0.1:0")
+    await taking.start()
+    try:
+        yield f"http://127.0.0.1:{port}", counts
+    finally:
+        await taking.stop(0)
+
+
+async def measure_tracing() -> None:
+    """Take turns between servers that differ in what they trace."""
+    image = image_pb2.Image(encoded=photo())
+    request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
+    spent: dict[str, list[float]] = {"off": [], "0.01": [], "1": []}
+    calls = 0
+    os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "200"  # ms; the servers' default is 5 s
+    async with collector() as (endpoint, counts):
+        for _ in range(STARTS):
+            async with AsyncExitStack() as stack:
+                targets = {}
+                for share in spent:
+                    traced = ("--otlp-endpoint", endpoint, "--trace-ratio", share)
+                    options = () if share == "off" else traced
+                    address, pid = stack.enter_context(server("--engine", "null", *options))
+                    channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+                    targets[share] = (pid, channel)
+                for turn in range(TURNS + 1):
+                    for share, (pid, channel) in targets.items():
+                        # With a pause for what is exported behind the calls, which is a cost too.
+                        work = asyncio.gather(call_unary(channel, request, CALLS), asyncio.sleep(1))
+                        used = await cpu_of(pid, CALLS, work)
+                        calls += CALLS * (share == "1")
+                        if turn:
+                            spent[share].append(used)
+    for name, each in spent.items():
+        print(f"tracing {name}: server CPU {statistics.median(each):.3f} ms a call")
+    for name in ("0.01", "1"):
+        found = ratio(spent[name], spent["off"])
+        print(f"tracing {name} / off: {found}, {STARTS * TURNS} pairs, {STARTS} starts")
+    print(f"tracing {sum(counts) / calls:.2f} spans a call arrived (4 and their batch's)")
+
+
 async def load(address: str) -> None:
     """Call a server with images to decode until this process is stopped."""
     image = image_pb2.Image(encoded=photo())
@@ -387,6 +447,7 @@ def main() -> None:
         "decode": measure_decode,
         "lag": measure_lag,
         "import": measure_import,
+        "tracing": measure_tracing,
     }
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")

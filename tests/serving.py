@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
@@ -56,6 +58,25 @@ def engines_of(server: Server) -> list[Engine]:
     """Return a server's engines: patch these, not their class, whose other instances may still
     compute what a stopped server has left behind."""
     return [queue.engine for queue in queues_of(server)]
+
+
+def gate(server: Server) -> threading.Event:
+    """Make the engine wait for an event before each batch."""
+    (engine,) = engines_of(server)
+    run, opened = engine.run, threading.Event()
+
+    def wait(*arguments):
+        opened.wait()
+        return run(*arguments)
+
+    engine.run = wait
+    return opened
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what happens soon."""
+    while not condition():
+        await asyncio.sleep(0.005)
 
 
 class ServerProcess:

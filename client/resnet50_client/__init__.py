@@ -28,6 +28,7 @@ from .errors import (
 )
 from .frames import FrameAnswer
 from .images import ImageInput, VideoFrame
+from .observer import CallObserver, ObservedCall
 from .results import (
     BatchLatency,
     Category,
@@ -45,8 +46,10 @@ from .video import frames_from_video
 __all__ = [
     # Clients
     "AsyncClient",
+    "CallObserver",
     "Client",
     "ImageInput",
+    "ObservedCall",
     "RetryPolicy",
     "frames_from_video",
     # Results

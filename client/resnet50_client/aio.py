@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
-from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
-
-from resnet50.v1 import variant_pb2
 
 from . import messages
 from .addresses import target
@@ -19,12 +16,12 @@ from .aio_status import is_cancelled, keep_status
 from .async_stream import AsyncStream
 from .base import BaseClient
 from .channels import Channels
-from .connection import HEALTH_POLL_S, Priority
+from .connection import HEALTH_POLL_S, Attempts, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput, lies_in_memory
+from .observer import Observation
 from .results import Classification, Embedding, Variant
-from .stubs import Stubs
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -80,10 +77,7 @@ class AsyncClient(BaseClient):
             include_embedding,
             pixel_format,
         )
-        reply = await self._call(
-            lambda stubs: messages.classify_call(stubs.inference, request), timeout_s
-        )
-        return messages.classification(reply)
+        return await self._call(messages.classify_call(request), timeout_s)
 
     async def embed(
         self,
@@ -113,10 +107,7 @@ class AsyncClient(BaseClient):
         request = await _build(
             messages.embed_request, image, variant, l2_normalize, dtype, pixel_format
         )
-        reply = await self._call(
-            lambda stubs: messages.embed_call(stubs.inference, request), timeout_s
-        )
-        return messages.embedding(reply)
+        return await self._call(messages.embed_call(request), timeout_s)
 
     def classify_stream(
         self,
@@ -288,11 +279,7 @@ class AsyncClient(BaseClient):
         Raises:
             Resnet50Error: See `resnet50_client.errors`.
         """
-        request = variant_pb2.ListVariantsRequest()
-        reply = await self._call(
-            lambda stubs: partial(stubs.variants.ListVariants, request), timeout_s
-        )
-        return [messages.variant(one) for one in reply.variants]
+        return await self._call(messages.variants_call(), timeout_s)
 
     async def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
         """Return one variant, with its categories.
@@ -305,11 +292,7 @@ class AsyncClient(BaseClient):
             VariantNotFoundError: The server does not serve it.
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
         """
-        request = variant_pb2.GetVariantRequest(name=name)
-        reply = await self._call(
-            lambda stubs: partial(stubs.variants.GetVariant, request), timeout_s
-        )
-        return messages.variant(reply.variant)
+        return await self._call(messages.variant_call(name), timeout_s)
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
@@ -322,10 +305,9 @@ class AsyncClient(BaseClient):
             Resnet50Error: See `resnet50_client.errors`.
         """
         try:
-            status: str = await self._call(lambda stubs: partial(stubs.check, service), timeout_s)
+            return await self._call(messages.health_call(service), timeout_s)
         except VariantNotFoundError:  # NOT_FOUND, which is about a service here
             return "SERVICE_UNKNOWN"
-        return status
 
     async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
         """Return as soon as a server has loaded its variants and takes requests.
@@ -341,7 +323,7 @@ class AsyncClient(BaseClient):
         seen = "no connection"
         while not attempts.over():
             try:
-                seen = await self._call(lambda stubs: partial(stubs.check, ""), attempts.left_s())
+                seen = await self._call(messages.health_call(""), attempts.left_s())
             except UnavailableError as error:
                 seen = error.message
             except DeadlineExceededError:
@@ -382,17 +364,29 @@ class AsyncClient(BaseClient):
             raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
         return self._channels
 
-    async def _call(
-        self, method: Callable[[Stubs], Callable[..., Any]], timeout_s: float | None
-    ) -> Any:
-        """Make one call, again where the policy says so; failures become ours."""
+    async def _call(self, call: messages.SingleCall[Result], timeout_s: float | None) -> Result:
+        """Make one call, and tell the observers of it."""
         attempts = self._connection.attempts(timeout_s)
         channels = await self._open()
+        with self._observers.observe(call.method) as observation:
+            result = call.read(await self._reply(channels, call, attempts, observation))
+            observation.answered(result)
+            return result
+
+    async def _reply(
+        self,
+        channels: Channels,
+        call: messages.SingleCall[Any],
+        attempts: Attempts,
+        observation: Observation,
+    ) -> Any:
+        """Make a call, again where the policy says so; failures become ours."""
         while True:
-            stubs, metadata = channels.stubs(), self._connection.metadata()
-            call = method(stubs)
+            stubs, metadata = channels.stubs(), self._connection.metadata(observation.metadata)
+            observation.attempt(call.length)
             try:
-                return await keep_status(call(timeout=attempts.grpc_timeout(), metadata=metadata))
+                made = call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
+                return await keep_status(made)
             except asyncio.CancelledError as cancelled:
                 # gRPC says the same when the channel is closed as when the task is cancelled.
                 if self._closed and not is_cancelled(asyncio.current_task()):
@@ -404,9 +398,10 @@ class AsyncClient(BaseClient):
                 raise self._closed_meanwhile() from misuse
             except grpc.RpcError as failure:
                 error = self._connection.error_of(failure)
-                pause_s = attempts.pause_s(error, of_upload=isinstance(call, messages.Upload))
+                pause_s = attempts.pause_s(error, of_upload=call.of_upload)
                 if pause_s is None:
                     raise error from failure
+            observation.retried(error, pause_s)
             await asyncio.sleep(pause_s)
             if self._closed:
                 raise self._closed_meanwhile()
@@ -421,7 +416,8 @@ class AsyncClient(BaseClient):
     ) -> AsyncGenerator[FrameAnswer[Result], None]:
         connection = self._connection.with_priority(priority)
         channels = await self._open()
-        stream = AsyncStream(channels, connection, kind, images, window, resume_s)
+        observation = self._observers.observe(messages.full_name(kind.method))
+        stream = AsyncStream(channels, connection, observation, kind, images, window, resume_s)
         try:
             async with aclosing(stream.answers()) as answers:
                 async for answer in answers:

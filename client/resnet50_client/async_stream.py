@@ -12,6 +12,7 @@ from collections.abc import (
     Iterable,
     Sequence,
 )
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -21,6 +22,7 @@ from .channels import Channels
 from .connection import Connection, Resumption
 from .frames import FrameAnswer, StreamKind, Unanswered
 from .images import ImageInput, lies_in_memory
+from .observer import Observation
 
 Result = TypeVar("Result")
 _END = object()
@@ -32,6 +34,7 @@ class AsyncStream(Generic[Result]):
     Args:
         channels: The client's.
         connection: The client's.
+        observation: Is told of the stream.
         kind: What the stream asks for.
         images: Read one at a time while fewer than `window` are unanswered; an iterable that may
             block is read in a thread.
@@ -43,6 +46,7 @@ class AsyncStream(Generic[Result]):
         self,
         channels: Channels,
         connection: Connection,
+        observation: Observation,
         kind: StreamKind[Result],
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         window: int,
@@ -50,6 +54,7 @@ class AsyncStream(Generic[Result]):
     ) -> None:
         self._channels = channels
         self._connection = connection
+        self._observation = observation
         self._kind = kind
         self._next_image = _source(images)
         self._resumption = Resumption(connection, resume_s)
@@ -62,13 +67,22 @@ class AsyncStream(Generic[Result]):
 
     async def answers(self) -> AsyncGenerator[FrameAnswer[Result], None]:
         """Give the answers; closing the generator cancels the call."""
+        with self._observation:
+            async with aclosing(self._answers()) as answers:
+                async for answer in answers:
+                    self._observation.frame_answered(answer)
+                    yield answer
+
+    async def _answers(self) -> AsyncGenerator[FrameAnswer[Result], None]:
         call = None
         try:
             while True:
                 self._attempt += 1
                 for answer in self._unanswered.restart():
                     yield answer
-                stubs, metadata = self._channels.stubs(), self._connection.metadata()
+                stubs = self._channels.stubs()
+                metadata = self._connection.metadata(self._observation.metadata)
+                self._observation.attempt()
                 method = getattr(stubs.inference, self._kind.method)
                 call = keep_status(method(self._requests(self._attempt), metadata=metadata))
                 try:
@@ -82,6 +96,7 @@ class AsyncStream(Generic[Result]):
                     pause_s = self._resumption.pause_s(error)
                     if pause_s is None:
                         raise error from failure
+                    self._observation.retried(error, pause_s)
                     await asyncio.sleep(pause_s)
                     continue
                 if self._failure is not None:
@@ -100,6 +115,7 @@ class AsyncStream(Generic[Result]):
         while self._attempt == attempt:
             request = self._unanswered.next_request()
             if request is not None:
+                self._observation.sent(request)
                 yield request
             elif self._exhausted:
                 return

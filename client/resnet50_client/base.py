@@ -11,6 +11,7 @@ from .certificates import Pem
 from .connection import DEFAULT_TIMEOUT_S, Connection, Priority, RetryPolicy
 from .credentials import Credentials, Token
 from .errors import CallCancelledError
+from .observer import CallObserver, Observers
 from .profile import Profile
 
 Self = TypeVar("Self", bound="BaseClient")
@@ -37,6 +38,7 @@ class BaseClient:
         server_name: The name to find in the server's certificate, if it is not that of the address;
             "localhost" for unix sockets.
         insecure_token: Allow the token to leave this machine in clear text.
+        observers: Are told of each call, e.g. `resnet50_client.telemetry.OpenTelemetryObserver`.
 
     Certificates that were given as paths are read again when their files change, and used for calls
     made from then on. Neither keys nor tokens are ever shown in a message.
@@ -62,6 +64,7 @@ class BaseClient:
         token_file: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
         insecure_token: bool = False,
+        observers: Sequence[CallObserver] = (),
     ) -> None:
         credentials = Credentials.of(
             tls=tls,
@@ -74,6 +77,7 @@ class BaseClient:
             insecure_token=insecure_token,
         )
         self._connection = Connection.to(server, timeout_s, retry, priority, credentials)
+        self._observers = Observers(observers, self._connection.addresses)
         self._closed = False
         self._start()
 
@@ -87,6 +91,7 @@ class BaseClient:
         *,
         profile_file: str | os.PathLike[str] | None = None,
         retry: RetryPolicy | None = None,
+        observers: Sequence[CallObserver] = (),
     ) -> Self:
         """Return a client as a table `[profiles.NAME]` of a TOML file describes it.
 
@@ -95,15 +100,22 @@ class BaseClient:
             profile_file: Where it stands; None for `RESNET50_PROFILE_FILE` or the user's own,
                 ~/.config/resnet50/profiles.toml (on Windows in %APPDATA%).
             retry: As for the class.
+            observers: As for the class.
 
         Raises:
             ValueError: There is no such profile, or something in it is wrong.
             OSError: A file cannot be read.
         """
-        return cls(**Profile.named(name, profile_file).arguments(), retry=retry)
+        profile = Profile.named(name, profile_file)
+        return cls(**profile.arguments(), retry=retry, observers=observers)
 
     @classmethod
-    def from_environment(cls: type[Self], *, retry: RetryPolicy | None = None) -> Self:
+    def from_environment(
+        cls: type[Self],
+        *,
+        retry: RetryPolicy | None = None,
+        observers: Sequence[CallObserver] = (),
+    ) -> Self:
         """Return a client as the environment describes it, on top of the profile that it names.
 
         Names are RESNET50_SERVER (several separated by commas), RESNET50_PROFILE and
@@ -112,12 +124,14 @@ class BaseClient:
 
         Args:
             retry: As for the class.
+            observers: As for the class.
 
         Raises:
             ValueError: Something in it is wrong.
             OSError: A file cannot be read.
         """
-        return cls(**Profile.of_environment().arguments(), retry=retry)
+        profile = Profile.of_environment()
+        return cls(**profile.arguments(), retry=retry, observers=observers)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._connection)!r})"

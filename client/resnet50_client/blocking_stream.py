@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -13,6 +14,7 @@ from .channels import Channels
 from .connection import Connection, Resumption
 from .frames import FrameAnswer, StreamKind, Unanswered
 from .images import ImageInput
+from .observer import Observation
 
 Result = TypeVar("Result")
 
@@ -23,6 +25,7 @@ class BlockingStream(Generic[Result]):
     Args:
         channels: The client's.
         connection: The client's.
+        observation: Is told of the stream.
         kind: What the stream asks for.
         images: Read one at a time, by gRPC's thread, while fewer than `window` are unanswered.
         window: How many frames may wait for their answers.
@@ -33,6 +36,7 @@ class BlockingStream(Generic[Result]):
         self,
         channels: Channels,
         connection: Connection,
+        observation: Observation,
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
         window: int,
@@ -40,6 +44,7 @@ class BlockingStream(Generic[Result]):
     ) -> None:
         self._channels = channels
         self._connection = connection
+        self._observation = observation
         self._kind = kind
         self._images = iter(images)
         self._resumption = Resumption(connection, resume_s)
@@ -53,6 +58,12 @@ class BlockingStream(Generic[Result]):
 
     def answers(self) -> Generator[FrameAnswer[Result], None, None]:
         """Give the answers; closing the generator cancels the call."""
+        with self._observation, closing(self._answers()) as answers:
+            for answer in answers:
+                self._observation.frame_answered(answer)
+                yield answer
+
+    def _answers(self) -> Generator[FrameAnswer[Result], None, None]:
         attempts, call = 0, None
         try:
             while True:
@@ -62,7 +73,9 @@ class BlockingStream(Generic[Result]):
                     dropped = self._unanswered.restart()
                     self._changed.notify_all()
                 yield from dropped
-                stubs, metadata = self._channels.stubs(), self._connection.metadata()
+                stubs = self._channels.stubs()
+                metadata = self._connection.metadata(self._observation.metadata)
+                self._observation.attempt()
                 method = getattr(stubs.inference, self._kind.method)
                 call = method(self._requests(attempts), metadata=metadata)
                 try:
@@ -77,6 +90,7 @@ class BlockingStream(Generic[Result]):
                     pause_s = self._resumption.pause_s(error)
                     if pause_s is None:
                         raise error from failure
+                    self._observation.retried(error, pause_s)
                     time.sleep(pause_s)
                     continue
                 if self._failure is not None:
@@ -93,6 +107,7 @@ class BlockingStream(Generic[Result]):
         """Give one attempt's requests; runs in gRPC's thread."""
         yield self._kind.request(config=self._kind.config)
         while (request := self._next_request(attempt)) is not None:
+            self._observation.sent(request)
             yield request
 
     def _next_request(self, attempt: int) -> Any | None:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from contextlib import closing
-from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
-
-from resnet50.v1 import variant_pb2
 
 from . import messages
 from .addresses import target
 from .base import BaseClient
 from .blocking_stream import BlockingStream
 from .channels import Channels
-from .connection import HEALTH_POLL_S, Priority
+from .connection import HEALTH_POLL_S, Attempts, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput
+from .observer import Observation
 from .results import Classification, Embedding, Variant
-from .stubs import Stubs
 
 Result = TypeVar("Result")
 
@@ -70,10 +67,7 @@ class Client(BaseClient):
         request = messages.classify_request(
             image, variant, top_k, min_probability, include_embedding, pixel_format
         )
-        reply = self._call(
-            lambda stubs: messages.classify_call(stubs.inference, request), timeout_s
-        )
-        return messages.classification(reply)
+        return self._call(messages.classify_call(request), timeout_s)
 
     def embed(
         self,
@@ -101,8 +95,7 @@ class Client(BaseClient):
             OSError: The image's file cannot be read.
         """
         request = messages.embed_request(image, variant, l2_normalize, dtype, pixel_format)
-        reply = self._call(lambda stubs: messages.embed_call(stubs.inference, request), timeout_s)
-        return messages.embedding(reply)
+        return self._call(messages.embed_call(request), timeout_s)
 
     def classify_stream(
         self,
@@ -274,9 +267,7 @@ class Client(BaseClient):
         Raises:
             Resnet50Error: See `resnet50_client.errors`.
         """
-        request = variant_pb2.ListVariantsRequest()
-        reply = self._call(lambda stubs: partial(stubs.variants.ListVariants, request), timeout_s)
-        return [messages.variant(one) for one in reply.variants]
+        return self._call(messages.variants_call(), timeout_s)
 
     def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
         """Return one variant, with its categories.
@@ -289,9 +280,7 @@ class Client(BaseClient):
             VariantNotFoundError: The server does not serve it.
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
         """
-        request = variant_pb2.GetVariantRequest(name=name)
-        reply = self._call(lambda stubs: partial(stubs.variants.GetVariant, request), timeout_s)
-        return messages.variant(reply.variant)
+        return self._call(messages.variant_call(name), timeout_s)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
@@ -304,10 +293,9 @@ class Client(BaseClient):
             Resnet50Error: See `resnet50_client.errors`.
         """
         try:
-            status: str = self._call(lambda stubs: partial(stubs.check, service), timeout_s)
+            return self._call(messages.health_call(service), timeout_s)
         except VariantNotFoundError:  # NOT_FOUND, which is about a service here
             return "SERVICE_UNKNOWN"
-        return status
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
         """Return as soon as a server has loaded its variants and takes requests.
@@ -323,7 +311,7 @@ class Client(BaseClient):
         seen = "no connection"
         while not attempts.over():
             try:
-                seen = self._call(lambda stubs: partial(stubs.check, ""), attempts.left_s())
+                seen = self._call(messages.health_call(""), attempts.left_s())
             except UnavailableError as error:
                 seen = error.message
             except DeadlineExceededError:
@@ -350,24 +338,37 @@ class Client(BaseClient):
     ) -> None:
         self.close()
 
-    def _call(self, method: Callable[[Stubs], Callable[..., Any]], timeout_s: float | None) -> Any:
-        """Make one call, again where the policy says so; failures become ours."""
+    def _call(self, call: messages.SingleCall[Result], timeout_s: float | None) -> Result:
+        """Make one call, and tell the observers of it."""
         self._check_open()
         attempts = self._connection.attempts(timeout_s)
+        with self._observers.observe(call.method) as observation:
+            result = call.read(self._reply(call, attempts, observation))
+            observation.answered(result)
+            return result
+
+    def _reply(
+        self, call: messages.SingleCall[Any], attempts: Attempts, observation: Observation
+    ) -> Any:
+        """Make a call, again where the policy says so; failures become ours."""
         while True:
-            stubs, metadata = self._channels.stubs(), self._connection.metadata()
-            call = method(stubs)
+            stubs, metadata = (
+                self._channels.stubs(),
+                self._connection.metadata(observation.metadata),
+            )
+            observation.attempt(call.length)
             try:
-                return call(timeout=attempts.grpc_timeout(), metadata=metadata)
+                return call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
             except grpc.RpcError as failure:
                 error = self._connection.error_of(failure)
-                pause_s = attempts.pause_s(error, of_upload=isinstance(call, messages.Upload))
+                pause_s = attempts.pause_s(error, of_upload=call.of_upload)
                 if pause_s is None:
                     raise error from failure
             except ValueError as misuse:  # gRPC's word for a channel that is closed
                 if not self._closed:
                     raise
                 raise self._closed_meanwhile() from misuse
+            observation.retried(error, pause_s)
             time.sleep(pause_s)
             if self._closed:
                 raise self._closed_meanwhile()
@@ -382,7 +383,10 @@ class Client(BaseClient):
     ) -> Generator[FrameAnswer[Result], None, None]:
         self._check_open()
         connection = self._connection.with_priority(priority)
-        stream = BlockingStream(self._channels, connection, kind, images, window, resume_s)
+        observation = self._observers.observe(messages.full_name(kind.method))
+        stream = BlockingStream(
+            self._channels, connection, observation, kind, images, window, resume_s
+        )
         return stream.answers()
 
 

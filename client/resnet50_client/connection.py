@@ -138,8 +138,11 @@ class Connection:
             )
         return replace(self, priority=priority)
 
-    def metadata(self) -> Metadata:
+    def metadata(self, observed: Metadata = ()) -> Metadata:
         """Return what goes with a call besides its request; asked for at each attempt.
+
+        Args:
+            observed: What observers have added.
 
         Raises:
             ValueError: What gives the token gave none.
@@ -149,7 +152,7 @@ class Connection:
             sent.append(("authorization", f"Bearer {self.credentials.bearer.token()}"))
         if self.priority != "interactive":  # which is what servers take a call for
             sent.append(("x-priority", self.priority))
-        return tuple(sent)
+        return (*sent, *observed)
 
     def server_name(self) -> str | None:
         """Return the name that the servers' certificates are checked for; None for the address's.

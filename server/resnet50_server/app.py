@@ -11,7 +11,7 @@ import signal
 import sys
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import torch
@@ -38,7 +38,7 @@ from .listeners import HANDSHAKE_TIMEOUT_MS, certificates_of, listen
 from .logs import RequestLog
 from .metrics import Metrics
 from .metrics_port import MetricsPort
-from .observer import Observer, Observers
+from .observer import Observer, together
 from .pipeline import Pipeline
 from .readings import LagWatch, Readings
 from .servicers.boundary import Boundary
@@ -48,6 +48,9 @@ from .settings import Settings
 from .tokens import Tokens
 from .variants.definition import define
 from .variants.directory import VariantsDirectory
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +90,10 @@ class Server:
         self._settings = settings
         self._admission = Admission(_limits(settings))
         self._metrics = _metrics() if settings.metrics_listen is not None else None
-        observers: list[Observer] = [] if self._metrics is None else [self._metrics]
-        if settings.log_level == "debug":
-            observers.append(RequestLog())
-        self._observer = observers[0] if len(observers) == 1 else Observers(observers)
+        self._tracing = _tracing(settings)
+        request_log = RequestLog() if settings.log_level == "debug" else None
+        observers = (self._metrics, self._tracing, request_log)
+        self._observer = together([one for one in observers if one is not None])
         self._health = health.aio.HealthServicer()
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
@@ -121,6 +124,8 @@ class Server:
             OSError: An address cannot be listened on.
         """
         settings = self._settings
+        if self._tracing is not None:
+            self._tracing.start()
         self.certificates = certificates_of(settings)
         tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         definitions = [define(spec) for spec in settings.variants]
@@ -215,6 +220,8 @@ class Server:
             self._lag.close()
         if self._port is not None:
             await self._port.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     @property
     def metrics_url(self) -> str | None:
@@ -314,6 +321,14 @@ def _limits(settings: Settings) -> Limits:
         streams_per_caller=settings.max_streams_per_caller,
         rate_per_caller=settings.max_rate_per_caller,
     )
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if settings.otlp_endpoint is None:
+        return None
+    from .tracing import Tracing
+
+    return Tracing(settings.otlp_endpoint, settings.trace_ratio)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

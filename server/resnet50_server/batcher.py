@@ -89,6 +89,7 @@ class Scheduler:
         ahead: How many more may be handed over before the device is free for them, so that they
             are stacked and copied by then (docs/adr/0011-batches-in-flight.md).
         observer: Sees every batch.
+        device: Its name, for observers.
 
     Attributes:
         busy_s: How long the device has computed, in seconds: the batches that have ended, each
@@ -104,6 +105,7 @@ class Scheduler:
         workers: int = 1,
         ahead: int = 0,
         observer: Observer | None = None,
+        device: str = "",
     ) -> None:
         self.policy = policy
         self.workers = workers
@@ -114,6 +116,7 @@ class Scheduler:
         self._threads = threads
         self._on_broken = on_broken
         self._observer = observer or Observer()
+        self._device = device
         self._queues: dict[str, VariantQueue] = {}
         self._running: list[_Running] = []  # in the order in which they were handed over
         self._woken = False
@@ -406,31 +409,35 @@ class Scheduler:
         self._running.remove(running)
         if self._closing is not None:
             return
-        failed, ended = False, self._loop.time()
+        ended, now = time.perf_counter(), self._loop.time()
+        batch = Batch(
+            running.queue.name,
+            len(running.entries),
+            0.0 if output is None else output.compute_s,
+            ended,
+            [waiting.context for waiting in running.entries],
+            failed=False,
+            started=ended - max(0.0, now - max(running.handed, running.free_at)),
+            device=self._device,
+        )
         try:
-            self._settle(running, output, error)
+            self._settle(running, output, error, batch)
         except Exception as failure:
             # What the engine returned may be as wrong as an error.
-            failed = True
+            batch.failed, batch.compute_s = True, 0.0
             self._on_failed(running, failure)
-        compute_s = 0.0 if failed or output is None else output.compute_s
         # One that failed took the device's time as well, as far as can be seen from here.
-        took_s = ended - max(running.handed, running.free_at) if failed else compute_s
+        took_s = ended - batch.started if batch.failed else batch.compute_s
         self.busy_s += max(0.0, took_s) / self.workers
-        self._observer.batch_ended(
-            Batch(
-                running.queue.name,
-                len(running.entries),
-                compute_s,
-                time.perf_counter(),
-                [waiting.context for waiting in running.entries],
-                failed,
-            )
-        )
+        self._observer.batch_ended(batch)
         self._form()
 
     def _settle(
-        self, running: _Running, output: BatchOutput | None, error: BaseException | None
+        self,
+        running: _Running,
+        output: BatchOutput | None,
+        error: BaseException | None,
+        batch: Batch,
     ) -> None:
         """Take in what a batch made, and answer its images."""
         now, queue, size = self._loop.time(), running.queue, len(running.entries)
@@ -453,7 +460,7 @@ class Scheduler:
             if not finite[position]:
                 waiting.future.set_exception(EngineFailed("the network's answer is not a number"))
             else:
-                waiting.future.set_result(_result(output, position, waiting, started, size))
+                waiting.future.set_result(_result(output, position, waiting, started, batch))
         queue.measured_at, self._failures = now, 0
         if foreseen:
             # Behind the callers' turns, which send what they were given here.
@@ -497,7 +504,7 @@ def _result(
     position: int,
     waiting: Waiting,
     started: float,
-    batch_size: int,
+    batch: Batch,
 ) -> Result:
     embedding = None
     if waiting.with_embedding:
@@ -509,5 +516,6 @@ def _result(
         embedding=embedding,
         queue_s=max(0.0, started - waiting.arrived),
         compute_s=output.compute_s,
-        batch_size=batch_size,
+        batch_size=batch.size,
+        batch=batch,
     )

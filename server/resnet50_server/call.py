@@ -32,6 +32,7 @@ class Call:
         stop: Ends a stream after the frames that are inside, for a reason.
         started: On the clock of `time.perf_counter`.
         notes: What observers keep with it, by their own keys.
+        trace_id: Of the trace that it is recorded in, 32 hexadecimal digits; "" if it is not.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Call:
     stop: Callable[[ServingError], None] | None = None
     started: float = field(default_factory=time.perf_counter)
     notes: dict[object, Any] = field(default_factory=dict)
+    trace_id: str = ""
 
 
 # The call that runs.

@@ -250,7 +250,7 @@ class Devices:
                 settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
             )
             self._schedulers[device] = Scheduler(
-                policy, threads, self._on_broken, workers, ahead, self._observer
+                policy, threads, self._on_broken, workers, ahead, self._observer, device
             )
             self._threads[device] = threads
         return self._schedulers[device], self._threads[device]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class Image:
         compute_s: Its batch on the engine.
         total_s: From its arrival to the answer.
         batch_size: Images in its batch.
+        decoded: When it was decoded, on the clock of `time.perf_counter`.
+        batch: Its batch.
     """
 
     call: Call
@@ -34,6 +36,8 @@ class Image:
     compute_s: float
     total_s: float
     batch_size: int
+    decoded: float = 0.0
+    batch: Batch | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +51,9 @@ class Batch:
         ended: On the clock of `time.perf_counter`, in seconds.
         contexts: What `submit` was given with each image.
         failed: Whether the engine raised.
+        started: When its images left the queue, on the same clock as `ended`.
+        device: That computed it, e.g. "cpu" or "cuda:0".
+        notes: What observers keep with it, by their own keys.
     """
 
     variant: str
@@ -55,6 +62,9 @@ class Batch:
     ended: float
     contexts: Sequence[Any]
     failed: bool
+    started: float = 0.0
+    device: str = ""
+    notes: dict[object, Any] = field(default_factory=dict)
 
 
 class Observer:
@@ -94,6 +104,13 @@ class Observer:
 
     def batch_ended(self, batch: Batch) -> None:
         """See a batch that has left the engine."""
+
+
+def together(observers: Sequence[Observer]) -> Observer:
+    """Return one that tells all; where there is none, or one, that costs nothing more."""
+    if len(observers) > 1:
+        return Observers(observers)
+    return observers[0] if observers else Observer()
 
 
 class Observers(Observer):

@@ -60,10 +60,12 @@ class Answer(NamedTuple):
     Attributes:
         result: What the engine made of the image.
         decode_s: Decoding, the wait for a thread included, in seconds.
+        decoded: When that had ended, on the clock of `time.perf_counter`.
     """
 
     result: Result
     decode_s: float
+    decoded: float
 
 
 class Submitted(NamedTuple):
@@ -72,10 +74,12 @@ class Submitted(NamedTuple):
     Attributes:
         result: To come; cancelling it takes the image out.
         decode_s: As `Answer.decode_s`.
+        decoded: As `Answer.decoded`.
     """
 
     result: asyncio.Future[Result]
     decode_s: float
+    decoded: float
 
 
 class Pipeline:
@@ -120,7 +124,7 @@ class Pipeline:
         submitted = self.submit_at_hand(source, job)
         if submitted is None:
             return await self.compute(source, job)
-        return Answer(await submitted.result, submitted.decode_s)
+        return Answer(await submitted.result, submitted.decode_s, submitted.decoded)
 
     async def admit(self, source: Source, job: Job) -> Place:
         """Take a place for an image of a stream, as soon as there is one.
@@ -152,9 +156,9 @@ class Pipeline:
         pixels = self._at_hand(source, job)
         if pixels is None:
             return None
-        decode_s = time.perf_counter() - started
+        decoded = time.perf_counter()
         try:
-            return Submitted(_submit(pixels, job), decode_s)
+            return Submitted(_submit(pixels, job), decoded - started, decoded)
         except Overloaded:
             return None
 
@@ -171,7 +175,7 @@ class Pipeline:
                 flow=job.flow,
                 bulk=job.call.bulk,
             )
-        decode_s = time.perf_counter() - started
+        decoded = time.perf_counter()
         if job.deadline is not None and asyncio.get_running_loop().time() >= job.deadline:
             raise DeadlineUnreachable("the deadline passed while the image was decoded")
         while True:
@@ -180,7 +184,7 @@ class Pipeline:
                 break
             except Overloaded as full:
                 await _room(full, job)
-        return Answer(await result, decode_s)
+        return Answer(await result, decoded - started, decoded)
 
     def answered(self, job: Job, answer: Answer, started: float) -> Image:
         """Tell the observer of an answer that is about to leave, and return where its time went.
@@ -200,6 +204,8 @@ class Pipeline:
             result.compute_s,
             ended - started,
             result.batch_size,
+            answer.decoded,
+            result.batch,
         )
         self.observer.image_answered(image)
         return image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,8 @@ _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d
 
 # Room for a message's other fields beside an image of the largest size.
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
+_ENDPOINT = re.compile(r"https?://[^/\s]+/?")
+OTLP_EXPORTER = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 EngineKind = Literal["auto", "torch", "onnxruntime", "openvino", "null", "timed"]
@@ -343,6 +346,23 @@ class Settings(BaseSettings):
         CliImplicitFlag[bool],
         Field(description="Whether gRPC's own channelz may be asked by callers with scope admin."),
     ] = False
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            description="Where OpenTelemetry traces go, by OTLP over gRPC, e.g."
+            " http://localhost:4317 (needs the extra [otel]); default: nowhere, and nothing is"
+            " recorded.",
+        ),
+    ] = None
+    trace_ratio: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of the calls that are traced, where the caller has not decided"
+            " (traceparent).",
+        ),
+    ] = 0.01
     config: Annotated[
         Path | None, Field(description="A TOML file with these settings, named with underscores.")
     ] = None
@@ -371,6 +391,17 @@ class Settings(BaseSettings):
         if address is not None and not _is_host_and_port(address):
             raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:9090")
         return address
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _traceable(cls, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return None
+        if not _ENDPOINT.fullmatch(endpoint):
+            raise ValueError(f"{endpoint!r} is neither http://host:port nor https://host:port")
+        if not _installed(OTLP_EXPORTER):
+            raise ValueError("tracing needs OpenTelemetry: pip install 'resnet50-serving[otel]'")
+        return endpoint
 
     @model_validator(mode="after")
     def _coherent(self) -> Settings:
@@ -430,6 +461,13 @@ class _ConfigFile(PydanticBaseSettingsSource):
             return TomlConfigSettingsSource(self.settings_cls, Path(path))()
         except (OSError, ValueError) as error:  # TOML's and Unicode's errors are ValueErrors
             raise ValueError(f"config: {path}: {error}") from error
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it would lie in
+        return False
 
 
 def unknown_environment() -> list[str]:

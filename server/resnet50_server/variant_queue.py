@@ -16,6 +16,7 @@ from .engine.protocol import Engine
 from .errors import DeadlineUnreachable, ServingError
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
+from .observer import Batch
 
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
 TICK_S = 1e-6
@@ -32,6 +33,7 @@ class Result:
         queue_s: From submission to the start of the batch, in seconds.
         compute_s: The batch on the engine, in seconds.
         batch_size: How many images shared the batch.
+        batch: The batch, as observers see it.
     """
 
     indices: NDArray[np.int64]
@@ -40,6 +42,7 @@ class Result:
     queue_s: float
     compute_s: float
     batch_size: int
+    batch: Batch | None = None
 
 
 @dataclass(eq=False, slots=True)

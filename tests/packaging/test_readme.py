@@ -36,7 +36,9 @@ def test_configuration_table_is_the_settings():
     assert option_rows() in README, "the table has to be:\n" + option_rows()
 
 
-PAGES = README + (ROOT / "docs" / "streaming.md").read_text()
+PAGES = README + "".join(
+    (ROOT / "docs" / name).read_text() for name in ("streaming.md", "tracing.md")
+)
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGES, re.S))

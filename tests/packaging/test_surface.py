@@ -27,6 +27,7 @@ def test_exports_are_these_and_only_these():
         "AsyncClient",
         "BatchLatency",
         "CallCancelledError",
+        "CallObserver",
         "Category",
         "Classification",
         "Client",
@@ -37,6 +38,7 @@ def test_exports_are_these_and_only_these():
         "ImageInput",
         "InvalidImageError",
         "InvalidRequestError",
+        "ObservedCall",
         "OverloadedError",
         "PermissionDeniedError",
         "PublishedAccuracy",
@@ -196,7 +198,8 @@ def test_servicers_are_put_together_by_the_app_only():
 def test_importing_the_sdk_loads_nothing_heavy():
     script = (
         "import sys, resnet50_client;"
-        "print([name for name in ('torch', 'torchvision', 'PIL', 'av', 'typer', 'rich', 'pydantic')"
+        "print([name for name in ('torch', 'torchvision', 'PIL', 'av', 'typer', 'rich', 'pydantic',"
+        " 'opentelemetry')"
         " if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import resnet50_server.app
+import resnet50_server.settings
 from resnet50_server.__main__ import main
 from resnet50_server.settings import ENV_PREFIX, Settings
 
@@ -105,6 +106,8 @@ def test_address_is_accepted(served, address):
         ([*VARIANT, "--config", "/no/such.toml"], ["config", "/no/such.toml"]),
         ([*VARIANT, "--max-batchsize", "3"], ["--max-batchsize"]),
         ([*VARIANT, "--listen"], ["--listen", "expected one argument"]),
+        ([*VARIANT, "--otlp-endpoint", "h:4317"], ["otlp_endpoint", "'h:4317'", "http://"]),
+        ([*VARIANT, "--trace-ratio", "1.5"], ["trace_ratio", "less than or equal to 1"]),
         ([*VARIANT, "more"], ["more"]),
     ],
     ids=" ".join,
@@ -188,3 +191,9 @@ def test_empty_environment_value_sets_nothing(served, monkeypatch):
     monkeypatch.setenv("RESNET50_MAX_BATCH_SIZE", "")
     assert main(["serve", *VARIANT]) == 0
     assert served.settings[-1].max_batch_size == 32
+
+
+def test_tracing_without_opentelemetry_says_what_to_install(served, capsys, monkeypatch):
+    monkeypatch.setattr(resnet50_server.settings, "OTLP_EXPORTER", "not_there.exporter")
+    arguments = [*VARIANT, "--otlp-endpoint", "http://localhost:4317"]
+    assert_refused(served, capsys, arguments, ["otlp_endpoint", "'resnet50-serving[otel]'"])

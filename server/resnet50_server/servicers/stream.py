@@ -229,7 +229,7 @@ class FrameStream(Generic[Reply]):
             computing = asyncio.create_task(
                 self._pipeline.compute(source, job), name=f"frame {frame_id}"
             )
-            return _Computed(self, frame_id, started, place, computing, None)
+            return _Computed(self, frame_id, started, place, computing)
         return _Computed(self, frame_id, started, place, *submitted)
 
     def reply_to(self, frame_id: int, answer: Answer, started: float) -> Reply:
@@ -267,11 +267,13 @@ class _Computed(Generic[Reply]):
             caller takes the answer.
         computing: Gives an `Answer`; or a `Result`, if `decode_s` is known.
         decode_s: As `Answer.decode_s`.
+        decoded: As `Answer.decoded`.
     """
 
     __slots__ = (
         "_computing",
         "_decode_s",
+        "_decoded",
         "_frame_id",
         "_place",
         "_started",
@@ -285,7 +287,8 @@ class _Computed(Generic[Reply]):
         started: float,
         place: Place,
         computing: asyncio.Future[Any],
-        decode_s: float | None,
+        decode_s: float | None = None,
+        decoded: float = 0.0,
     ) -> None:
         self._stream = stream
         self._frame_id = frame_id
@@ -293,12 +296,15 @@ class _Computed(Generic[Reply]):
         self._place = place
         self._computing = computing
         self._decode_s = decode_s
+        self._decoded = decoded
         computing.add_done_callback(self._leave)
 
     def __await__(self) -> Generator[Any, None, Reply]:
         try:
             result = yield from self._computing.__await__()
-            answer = result if self._decode_s is None else Answer(result, self._decode_s)
+            answer = result
+            if self._decode_s is not None:
+                answer = Answer(result, self._decode_s, self._decoded)
             return self._stream.reply_to(self._frame_id, answer, self._started)
         except Exception as error:
             return self._stream.error_to(self._frame_id, error)
