@@ -30,8 +30,6 @@ def configure(level: str, form: str) -> None:
         form: "text" or "json".
     """
     logging.basicConfig(level=level.upper(), handlers=[handler(form)])
-    # Pillow tells of every chunk of a file.
-    logging.getLogger("PIL").setLevel(logging.INFO)
 
 
 def handler(form: str, stream: TextIO | None = None) -> logging.Handler:
