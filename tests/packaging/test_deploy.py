@@ -130,6 +130,11 @@ def test_server_is_told_nothing_that_it_refuses_and_listens_where_clients_look(w
     assert address.startswith("127.0.0.1" if where == "systemd" else "0.0.0.0")
 
 
+@pytest.mark.parametrize("where", PLACES)
+def test_metrics_are_where_prometheus_looks(where, monkeypatch):
+    assert settings(where, monkeypatch).metrics_listen.endswith(f":{METRICS_PORT}")
+
+
 def test_image_does_not_decide_that_clear_text_is_meant():
     assert "RESNET50_ALLOW_CLEARTEXT" not in Dockerfile().environment
 
@@ -182,6 +187,7 @@ def test_prometheus_and_grafana_find_what_they_are_pointed_at():
         "providers"
     ]
     folder = dashboards["options"]["path"]
+    assert (DEPLOY / "grafana" / "dashboard.json").is_file()
     mounts = [entry.split(":") for entry in COMPOSE["services"]["grafana"]["volumes"]]
     assert ["./grafana/dashboard.json", f"{folder}/resnet50.json", "ro"] in mounts
     assert ["./grafana/provisioning", "/etc/grafana/provisioning", "ro"] in mounts
