@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from . import messages
+from . import calls, messages
 from .addresses import target
 from .aio_status import is_cancelled, keep_status
 from .async_stream import AsyncStream
@@ -77,7 +77,7 @@ class AsyncClient(BaseClient):
             include_embedding,
             pixel_format,
         )
-        return await self._call(messages.classify_call(request), timeout_s)
+        return await self._call(calls.classify_call(request), timeout_s)
 
     async def embed(
         self,
@@ -107,7 +107,7 @@ class AsyncClient(BaseClient):
         request = await _build(
             messages.embed_request, image, variant, l2_normalize, dtype, pixel_format
         )
-        return await self._call(messages.embed_call(request), timeout_s)
+        return await self._call(calls.embed_call(request), timeout_s)
 
     def classify_stream(
         self,
@@ -279,7 +279,7 @@ class AsyncClient(BaseClient):
         Raises:
             Resnet50Error: See `resnet50_client.errors`.
         """
-        return await self._call(messages.variants_call(), timeout_s)
+        return await self._call(calls.variants_call(), timeout_s)
 
     async def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
         """Return one variant, with its categories.
@@ -292,7 +292,7 @@ class AsyncClient(BaseClient):
             VariantNotFoundError: The server does not serve it.
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
         """
-        return await self._call(messages.variant_call(name), timeout_s)
+        return await self._call(calls.variant_call(name), timeout_s)
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
@@ -305,7 +305,7 @@ class AsyncClient(BaseClient):
             Resnet50Error: See `resnet50_client.errors`.
         """
         try:
-            return await self._call(messages.health_call(service), timeout_s)
+            return await self._call(calls.health_call(service), timeout_s)
         except VariantNotFoundError:  # NOT_FOUND, which is about a service here
             return "SERVICE_UNKNOWN"
 
@@ -323,7 +323,7 @@ class AsyncClient(BaseClient):
         seen = "no connection"
         while not attempts.over():
             try:
-                seen = await self._call(messages.health_call(""), attempts.left_s())
+                seen = await self._call(calls.health_call(""), attempts.left_s())
             except UnavailableError as error:
                 seen = error.message
             except DeadlineExceededError:
@@ -364,7 +364,7 @@ class AsyncClient(BaseClient):
             raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
         return self._channels
 
-    async def _call(self, call: messages.SingleCall[Result], timeout_s: float | None) -> Result:
+    async def _call(self, call: calls.SingleCall[Result], timeout_s: float | None) -> Result:
         """Make one call, and tell the observers of it."""
         attempts = self._connection.attempts(timeout_s)
         channels = await self._open()
@@ -376,7 +376,7 @@ class AsyncClient(BaseClient):
     async def _reply(
         self,
         channels: Channels,
-        call: messages.SingleCall[Any],
+        call: calls.SingleCall[Any],
         attempts: Attempts,
         observation: Observation,
     ) -> Any:
@@ -416,7 +416,7 @@ class AsyncClient(BaseClient):
     ) -> AsyncGenerator[FrameAnswer[Result], None]:
         connection = self._connection.with_priority(priority)
         channels = await self._open()
-        observation = self._observers.observe(messages.full_name(kind.method))
+        observation = self._observers.observe(calls.full_name(kind.method))
         stream = AsyncStream(channels, connection, observation, kind, images, window, resume_s)
         try:
             async with aclosing(stream.answers()) as answers:

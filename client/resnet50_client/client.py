@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from . import messages
+from . import calls, messages
 from .addresses import target
 from .base import BaseClient
 from .blocking_stream import BlockingStream
@@ -67,7 +67,7 @@ class Client(BaseClient):
         request = messages.classify_request(
             image, variant, top_k, min_probability, include_embedding, pixel_format
         )
-        return self._call(messages.classify_call(request), timeout_s)
+        return self._call(calls.classify_call(request), timeout_s)
 
     def embed(
         self,
@@ -95,7 +95,7 @@ class Client(BaseClient):
             OSError: The image's file cannot be read.
         """
         request = messages.embed_request(image, variant, l2_normalize, dtype, pixel_format)
-        return self._call(messages.embed_call(request), timeout_s)
+        return self._call(calls.embed_call(request), timeout_s)
 
     def classify_stream(
         self,
@@ -267,7 +267,7 @@ class Client(BaseClient):
         Raises:
             Resnet50Error: See `resnet50_client.errors`.
         """
-        return self._call(messages.variants_call(), timeout_s)
+        return self._call(calls.variants_call(), timeout_s)
 
     def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
         """Return one variant, with its categories.
@@ -280,7 +280,7 @@ class Client(BaseClient):
             VariantNotFoundError: The server does not serve it.
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
         """
-        return self._call(messages.variant_call(name), timeout_s)
+        return self._call(calls.variant_call(name), timeout_s)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
@@ -293,7 +293,7 @@ class Client(BaseClient):
             Resnet50Error: See `resnet50_client.errors`.
         """
         try:
-            return self._call(messages.health_call(service), timeout_s)
+            return self._call(calls.health_call(service), timeout_s)
         except VariantNotFoundError:  # NOT_FOUND, which is about a service here
             return "SERVICE_UNKNOWN"
 
@@ -311,7 +311,7 @@ class Client(BaseClient):
         seen = "no connection"
         while not attempts.over():
             try:
-                seen = self._call(messages.health_call(""), attempts.left_s())
+                seen = self._call(calls.health_call(""), attempts.left_s())
             except UnavailableError as error:
                 seen = error.message
             except DeadlineExceededError:
@@ -338,7 +338,7 @@ class Client(BaseClient):
     ) -> None:
         self.close()
 
-    def _call(self, call: messages.SingleCall[Result], timeout_s: float | None) -> Result:
+    def _call(self, call: calls.SingleCall[Result], timeout_s: float | None) -> Result:
         """Make one call, and tell the observers of it."""
         self._check_open()
         attempts = self._connection.attempts(timeout_s)
@@ -348,7 +348,7 @@ class Client(BaseClient):
             return result
 
     def _reply(
-        self, call: messages.SingleCall[Any], attempts: Attempts, observation: Observation
+        self, call: calls.SingleCall[Any], attempts: Attempts, observation: Observation
     ) -> Any:
         """Make a call, again where the policy says so; failures become ours."""
         while True:
@@ -383,7 +383,7 @@ class Client(BaseClient):
     ) -> Generator[FrameAnswer[Result], None, None]:
         self._check_open()
         connection = self._connection.with_priority(priority)
-        observation = self._observers.observe(messages.full_name(kind.method))
+        observation = self._observers.observe(calls.full_name(kind.method))
         stream = BlockingStream(
             self._channels, connection, observation, kind, images, window, resume_s
         )

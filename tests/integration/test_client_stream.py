@@ -16,7 +16,7 @@ from serving import server_processes, serving
 
 import resnet50_client
 from resnet50_client import AsyncClient, Classification, Client, FrameAnswer
-from resnet50_client.messages import UPLOAD_ABOVE_BYTES
+from resnet50_client.calls import UPLOAD_ABOVE_BYTES
 
 PNG = encode(photo_like(24, 24))
 TINY = np.zeros((1, 1), dtype=np.uint8)

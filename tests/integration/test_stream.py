@@ -8,7 +8,7 @@ import pytest
 from pictures import encode, photo_like, picture
 from serving import DECODING, connected, engines_of, serving
 
-from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
+from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client.aio_status import keep_status
 from resnet50_server.app import Server
 from resnet50_server.errors import DeadlineUnreachable
@@ -417,13 +417,3 @@ async def test_stream_waits_where_a_single_call_is_refused(monkeypatch):
                 )
             gate.let(6)
             assert outcomes(await streaming) == ["classification"] * 6
-
-
-async def test_other_services_still_say_what_is_not_built_yet():
-    async with serving() as server, connected(server) as channel:
-        from resnet50.v1 import variant_pb2_grpc
-
-        stub = variant_pb2_grpc.VariantServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as refused:
-            await stub.UnloadVariant(variant_pb2.UnloadVariantRequest(name="x"))
-        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

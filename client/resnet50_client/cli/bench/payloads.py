@@ -8,8 +8,8 @@ from typing import Any
 
 from resnet50.v1 import image_pb2, inference_pb2
 
+from ...calls import CHUNK_BYTES
 from ...frames import DELIVERIES
-from ...messages import CHUNK_BYTES
 from .plan import Plan
 
 

@@ -1,0 +1,141 @@
+"""Calls with one answer, ready to be made over any channel."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
+
+from . import health, messages
+from .results import Classification, Embedding, Variant
+from .stubs import Stubs
+
+# gRPC's default limit of a message; proxies keep to it too. Larger files travel in chunks.
+UPLOAD_ABOVE_BYTES = 4 * 2**20 - 64 * 1024
+CHUNK_BYTES = 256 * 1024
+
+Result = TypeVar("Result")
+_FULL_NAMES = {
+    method.name: f"{service.full_name}/{method.name}"
+    for file in (inference_pb2.DESCRIPTOR, variant_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
+
+
+@dataclass(frozen=True)
+class SingleCall(Generic[Result]):
+    """A call with one answer, which is still to be made.
+
+    Attributes:
+        method: Its full name, e.g. "resnet50.v1.InferenceService/Classify".
+        start: Returns what makes it over the stubs of a channel, anew for each attempt.
+        length: Returns the length of its messages, in bytes.
+        read: Makes a result out of the reply.
+        of_upload: Whether it sends an image in chunks.
+    """
+
+    method: str
+    start: Callable[[Stubs], Callable[..., Any]]
+    length: Callable[[], int]
+    read: Callable[[Any], Result]
+    of_upload: bool = False
+
+
+def classify_call(request: inference_pb2.ClassifyRequest) -> SingleCall[Classification]:
+    """Return the call: an upload if the image is large."""
+    if not _is_large(request.image):
+        return _inference("Classify", request, messages.classification)
+    options = inference_pb2.ClassifyUploadOptions(options=request.options)
+    part = inference_pb2.ClassifyUploadRequest
+    return _upload("ClassifyUpload", part, options, request.image, messages.classification)
+
+
+def embed_call(request: inference_pb2.EmbedRequest) -> SingleCall[Embedding]:
+    """Return the call: an upload if the image is large."""
+    if not _is_large(request.image):
+        return _inference("Embed", request, messages.embedding)
+    options = inference_pb2.EmbedUploadOptions(options=request.options)
+    part = inference_pb2.EmbedUploadRequest
+    return _upload("EmbedUpload", part, options, request.image, messages.embedding)
+
+
+def variants_call() -> SingleCall[list[Variant]]:
+    """Return the call of `variants`."""
+    request = variant_pb2.ListVariantsRequest()
+    return SingleCall(
+        full_name("ListVariants"),
+        lambda stubs: functools.partial(stubs.variants.ListVariants, request),
+        request.ByteSize,
+        lambda reply: [messages.variant(one) for one in reply.variants],
+    )
+
+
+def variant_call(name: str) -> SingleCall[Variant]:
+    """Return the call of `variant`."""
+    request = variant_pb2.GetVariantRequest(name=name)
+    return SingleCall(
+        full_name("GetVariant"),
+        lambda stubs: functools.partial(stubs.variants.GetVariant, request),
+        request.ByteSize,
+        lambda reply: messages.variant(reply.variant),
+    )
+
+
+def health_call(service: str) -> SingleCall[str]:
+    """Return the call of `health`."""
+    return SingleCall(
+        health.CHECK[1:],
+        lambda stubs: functools.partial(stubs.check, service),
+        lambda: len(health.check_request(service)),
+        str,
+    )
+
+
+def full_name(method: str) -> str:
+    """Return a method's name with that of its service before it."""
+    return _FULL_NAMES[method]
+
+
+def _is_large(image: image_pb2.Image) -> bool:
+    return image.HasField("encoded") and image.ByteSize() > UPLOAD_ABOVE_BYTES
+
+
+def _inference(method: str, request: Any, read: Callable[[Any], Result]) -> SingleCall[Result]:
+    return SingleCall(
+        full_name(method),
+        lambda stubs: functools.partial(getattr(stubs.inference, method), request),
+        request.ByteSize,
+        read,
+    )
+
+
+def _upload(
+    method: str,
+    part: Callable[..., Any],
+    options: Any,
+    image: image_pb2.Image,
+    read: Callable[[Any], Result],
+) -> SingleCall[Result]:
+    content = image.encoded
+    options.sha256 = hashlib.sha256(content).digest()
+
+    def parts() -> Iterator[Any]:
+        yield part(options=options)
+        for at in range(0, len(content), CHUNK_BYTES):
+            yield part(chunk=content[at : at + CHUNK_BYTES])
+
+    def start(stubs: Stubs) -> Callable[..., Any]:
+        return functools.partial(getattr(stubs.inference, method), parts())
+
+    return SingleCall(
+        full_name(method),
+        start,
+        lambda: sum(one.ByteSize() for one in parts()),
+        read,
+        of_upload=True,
+    )
