@@ -127,10 +127,10 @@ async def echo(options: list[tuple[str, int]]) -> None:
 @contextmanager
 def echo_server() -> Iterator[tuple[str, int]]:
     """Run the bare echo with the server's own gRPC options; give its address and process id."""
-    from resnet50_server.app import _options
     from resnet50_server.settings import Settings
+    from resnet50_server.transport import options as options_of
 
-    options = json.dumps(_options(Settings(variants=["IMAGENET1K_V2"])))
+    options = json.dumps(options_of(Settings(variants=["IMAGENET1K_V2"])))
     command = [sys.executable, __file__, "--echo", options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # a pipe, as asked for

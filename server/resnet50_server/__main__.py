@@ -91,7 +91,7 @@ def _serve(arguments: list[str]) -> int:
     # Until everything is loaded: what is made until then stays (see `serve`), and looking through
     # it for garbage again and again is a tenth of the start.
     gc.disable()
-    from .app import serve
+    from .process import serve
 
     # Not asyncio.run, which waits for threads.
     loop = _new_event_loop()

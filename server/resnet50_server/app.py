@@ -1,17 +1,12 @@
-"""The server process: put the parts together, serve, drain, stop."""
+"""The server: put the parts together, serve, drain, stop."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
-import os
-import signal
-import sys
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import torch
@@ -30,11 +25,10 @@ from .callers import ADMIN, INFER, Callers
 from .certificates import Certificates
 from .decode import JpegDecoder
 from .decode_pool import DecodePool, decode_threads
-from .errors import UnusableSetting, WeightsError
-from .file_guard import silence_libraries
+from .errors import WeightsError
 from .held import Devices, HeldVariants, cores, hold
 from .image_file import ImageLimits
-from .listeners import HANDSHAKE_TIMEOUT_MS, certificates_of, listen
+from .listeners import certificates_of, listen
 from .logs import RequestLog
 from .metrics import Metrics
 from .metrics_port import MetricsPort
@@ -46,6 +40,7 @@ from .servicers.inference import InferenceServicer, Patience
 from .servicers.variant import Administration, VariantServicer
 from .settings import Settings
 from .tokens import Tokens
+from .transport import options
 from .variants.definition import define
 from .variants.directory import VariantsDirectory
 
@@ -68,15 +63,6 @@ QUIET_S = 0.02
 LAST_CALLS_S = 1.0
 # What is not about images: health checks, reflection. Watching health is a stream that never ends.
 SIDE_LIMITS = Limits(requests=1024, requests_per_caller=256, streams=1024, streams_per_caller=128)
-# After a connection's age is reached: seconds for its calls to end.
-CONNECTION_GRACE_S = 60
-KEEPALIVE_TIMEOUT_S = 20
-MAX_METADATA_BYTES = 16 * 1024
-# gRPC's word for never.
-GRPC_NEVER_MS = 2**31 - 1
-
-# The first gRPC whose decompression stops at the limit of a message.
-BOUNDED_COMPRESSION = (1, 84)
 
 
 class Server:
@@ -131,7 +117,7 @@ class Server:
         definitions = [define(spec) for spec in settings.variants]
         variants = HeldVariants(definitions, settings.default_variant)
         self._export(variants)
-        self._grpc = server = grpc.aio.server(options=_options(settings))
+        self._grpc = server = grpc.aio.server(options=options(settings))
         limits = ImageLimits(
             settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
         )
@@ -331,45 +317,6 @@ def _tracing(settings: Settings) -> Tracing | None:
     return Tracing(settings.otlp_endpoint, settings.trace_ratio)
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
-    def ms(seconds: float) -> int:
-        return int(seconds * 1000) if seconds else GRPC_NEVER_MS
-
-    return [
-        *_compression(grpc.__version__),
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
-        ("grpc.max_allowed_incoming_connections", settings.max_connections),
-        ("grpc.max_connection_idle_ms", ms(settings.connection_idle_timeout_s)),
-        ("grpc.max_connection_age_ms", ms(settings.max_connection_age_s)),
-        ("grpc.max_connection_age_grace_ms", ms(CONNECTION_GRACE_S)),
-        # Two servers on one port would share its calls by chance; let the second fail instead.
-        ("grpc.so_reuseport", 0),
-        # A peer that vanished without a word is noticed.
-        ("grpc.keepalive_time_ms", ms(settings.keepalive_s)),
-        ("grpc.keepalive_timeout_ms", ms(KEEPALIVE_TIMEOUT_S)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # One that pings more often than this, again and again, is sent away.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.enable_channelz", int(settings.channelz)),
-    ]
-
-
-def _compression(version: str) -> list[tuple[str, int]]:
-    """Return what keeps compressed messages within `max_message_bytes`.
-
-    gRPC stops expanding at the limit since 1.84; older ones expand first and look afterwards, so
-    they are to take no compressed message (docs/adr/0012-compressed-messages.md).
-    """
-    release = tuple(int(part) for part in version.split(".")[:2])
-    if release >= BOUNDED_COMPRESSION:
-        return []
-    return [("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression)]
-
-
 def _jpegs(settings: Settings) -> JpegDecoder | None:
     """Return what decodes JPEGs instead of the CPU, if that was asked for.
 
@@ -394,96 +341,4 @@ def _patience(settings: Settings) -> Patience:
         max_frames_in_flight=settings.max_frames_in_flight,
         # One batch on the device, one that fills meanwhile.
         frames_in_flight=2 * settings.max_batch_size,
-    )
-
-
-async def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; return the process's exit status.
-
-    Returns:
-        0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
-        names cannot be used, 70 if its scheduler broke.
-    """
-    silence_libraries()
-    server = Server(settings)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_on_loop_exception)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    starting = asyncio.create_task(server.start(), name="start")
-    stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
-    stopped.add_done_callback(_exit_on_next_signal)
-    try:
-        await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            # Variants that are loaded already finish what they have. The thread that still reads or
-            # downloads the next one cannot be cancelled, and is not waited for.
-            log.info("stopping: asked to, while loading")
-            starting.cancel()
-            await asyncio.wait([starting])
-            return 0
-        try:
-            await starting
-        except UnusableSetting as error:
-            print(f"resnet50-server: {error}", file=sys.stderr)
-            return 2
-        except (WeightsError, OSError, RuntimeError) as error:
-            # torch raises RuntimeError and its subclasses, such as OutOfMemoryError.
-            print(f"resnet50-server: {_text(error)}", file=sys.stderr)
-            return 1
-        # What is loaded stays. Looking through it for garbage, torch's 350,000 objects for the most
-        # part, would stop everything for 0.2 s now and then (docs/adr/0011-batches-in-flight.md).
-        gc.freeze()
-        gc.enable()
-        _return_memory()
-        for address in server.addresses:
-            print(f"listening on {address}", flush=True)
-        if server.metrics_url is not None:
-            print(f"metrics on {server.metrics_url}", flush=True)
-        broken = asyncio.create_task(server.broken.wait(), name="wait for a fault")
-        await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
-        log.info("stopping: %s", "the engine broke" if broken.done() else "asked to")
-        status = 70 if broken.done() else 0
-        broken.cancel()
-        await server.turn_away()
-        return status
-    finally:
-        stopped.cancel()
-        await server.stop()
-
-
-def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Keep out of the log what gRPC lets escape where a reply meets a deadline that has passed.
-
-    The caller has left in the moment in which its answer was sent: nobody can be told, and nothing
-    is wrong. Everything else is logged as ever.
-    """
-    if isinstance(context.get("exception"), grpc.aio.InternalError):
-        log.debug("a reply was not sent, its call is over: %s", context["exception"])
-    else:
-        loop.default_exception_handler(context)
-
-
-def _return_memory() -> None:
-    """Give what loading has used and freed back to the system; glibc would keep it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def _exit_on_next_signal(stopped: asyncio.Task[bool]) -> None:
-    """Once asked to stop: whoever asks again does not want to wait for the drain."""
-    if stopped.cancelled():
-        return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        stopped.get_loop().add_signal_handler(number, os._exit, 128 + number)
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, (WeightsError, OSError)):
-        return str(error)
-    return (
-        f"cannot load and warm up: {type(error).__name__}: {error}; if memory ran out, serve fewer"
-        " variants or a smaller --max-batch-size"
     )

@@ -17,7 +17,7 @@ from serving import connected, engines_of, server_processes, serving
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import Client, InvalidImageError
-from resnet50_server import app, logs
+from resnet50_server import logs, process
 
 PNG = encode(picture())
 NULL = ("--variants", "IMAGENET1K_V2", "--engine", "null")
@@ -108,7 +108,7 @@ async def test_nothing_is_logged_for_requests_that_end_too_late_or_wrongly():
 async def test_fault_of_a_task_is_logged_unless_it_is_a_reply_that_came_too_late(caplog):
     caplog.set_level("DEBUG")
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(app._on_loop_exception)
+    loop.set_exception_handler(process._on_loop_exception)
     for error in (grpc.aio.InternalError('Failed "execute_batch"'), ValueError("a fault of ours")):
         loop.call_exception_handler(
             {"message": "Task exception was never retrieved", "exception": error}

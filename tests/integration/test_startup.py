@@ -29,8 +29,9 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_server.app import SERVICES, Server, serve
+from resnet50_server.app import SERVICES, Server
 from resnet50_server.engine.synthetic import NullEngine
+from resnet50_server.process import serve
 from resnet50_server.settings import Settings
 from resnet50_server.variant_queue import VariantQueue
 

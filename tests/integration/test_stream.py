@@ -39,7 +39,8 @@ def open_stream(channel: grpc.aio.Channel):
 
 async def converse(channel: grpc.aio.Channel, *requests: Request) -> list:
     """Send all requests, end them, and return all answers."""
-    call = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyStream(iter(requests))
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    call = keep_status(stub.ClassifyStream(iter(requests)))
     return [reply async for reply in call]
 
 

@@ -161,8 +161,10 @@ def test_grpc_is_at_the_servers_edge_only():
     assert importers(SERVER, "grpc", "grpc_channelz", "grpc_health", "grpc_reflection") == {
         "app.py",
         "listeners.py",
+        "process.py",
         "servicers/boundary.py",
         "status.py",
+        "transport.py",
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import resnet50_server.app
+import resnet50_server.process
 import resnet50_server.settings
 from resnet50_server.__main__ import main
 from resnet50_server.settings import ENV_PREFIX, Settings
@@ -35,7 +35,7 @@ def served(monkeypatch) -> Served:
         if name.upper().startswith(ENV_PREFIX):
             monkeypatch.delenv(name)
     served = Served()
-    monkeypatch.setattr(resnet50_server.app, "serve", served)
+    monkeypatch.setattr(resnet50_server.process, "serve", served)
     return served
 
 
