@@ -56,12 +56,13 @@ SERVICES = (_INFERENCE.full_name, _VARIANT.full_name)
 # take to leave.
 DRAIN_POLL_S = 0.02
 LAST_REPLIES_S = 0.5
+NO_LIMIT_S = 1e6
 # When gRPC stops it cancels the calls that it holds but has not given us yet, and tells their
 # callers CANCELLED (grpc/grpc#41785). So calls are refused first, until for so long none has come,
 # and at most for so long.
 QUIET_S = 0.02
 LAST_CALLS_S = 1.0
-# What is not about images: health checks, reflection. Watching health is a stream that never ends.
+# What is not about images, and of that health checks. Watching health is a stream that never ends.
 SIDE_LIMITS = Limits(requests=1024, requests_per_caller=256, streams=1024, streams_per_caller=128)
 
 
@@ -125,25 +126,28 @@ class Server:
             self._admission, self._decode_pool, limits, _jpegs(settings), self._observer
         )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings))
-        callers = Callers(tokens)
         self._variant_servicer = VariantServicer(variants, self._administration())
-        boundary = Boundary(callers, self._admission, settings.receive_timeout_s, self._observer)
-        boundary.add(
+        callers = Callers(tokens)
+
+        def boundary(admission: Admission, observer: Observer) -> Boundary:
+            return Boundary(callers, admission, settings.receive_timeout_s, observer)
+
+        images = boundary(self._admission, self._observer)
+        images.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
             self._inference,
             server,
             INFER,
         )
-        boundary.add(
+        # What is not about images has room of its own, and goes on during a drain.
+        side = boundary(Admission(SIDE_LIMITS), self._observer)
+        side.add(
             variant_pb2_grpc.add_VariantServiceServicer_to_server,
             self._variant_servicer,
             server,
             INFER,
             {"LoadVariant": ADMIN, "UnloadVariant": ADMIN},
         )
-        # What is not about images has room of its own, and goes on during a drain.
-        side = Boundary(callers, Admission(SIDE_LIMITS), settings.receive_timeout_s, Observer())
-        side.add(health_pb2_grpc.add_HealthServicer_to_server, self._health, server, None)
         side.add(
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server,
             reflection.aio.ReflectionServicer(
@@ -154,6 +158,8 @@ class Server:
         )
         if settings.channelz:
             _add_channelz(side, server)
+        probes = boundary(Admission(SIDE_LIMITS), Observer())
+        probes.add(health_pb2_grpc.add_HealthServicer_to_server, self._health, server, None)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # Its own: whether the process lives, also while it loads or drains. For liveness probes,
         # which would otherwise kill it then.
@@ -186,17 +192,17 @@ class Server:
         await self._refuse()
         if self._grpc is not None:
             # Takes no more calls, and waits for those that run; but one that watches the server's
-            # health never ends, so it is cut short once all images have been answered.
-            stopping = asyncio.create_task(
-                self._grpc.stop(self._settings.drain_timeout_s), name="stop gRPC"
-            )
+            # health never ends, so it is cut short once all images have been answered. The first
+            # `stop` waits without a limit of its own: of two whose limits end together, one would
+            # cancel the calls of a server that the other has destroyed, and crash.
+            stopping = asyncio.create_task(self._grpc.stop(NO_LIMIT_S), name="stop gRPC")
             while not stopping.done() and loop.time() < ends:
                 if self._inference is None or self._inference.idle:
                     ends = min(ends, loop.time() + LAST_REPLIES_S)
                     await asyncio.wait([stopping], timeout=ends - loop.time())
                     break
                 await asyncio.wait([stopping], timeout=DRAIN_POLL_S)
-            await self._grpc.stop(0)
+            await self._grpc.stop(None)
             await stopping
         if self._variant_servicer is not None:
             self._variant_servicer.close()

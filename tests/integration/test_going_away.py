@@ -8,6 +8,9 @@ import contextlib
 import hashlib
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import grpc
 import pytest
@@ -229,3 +232,36 @@ async def test_stream_that_a_stopping_server_loses_is_opened_again(kind, code):
             answers = [one.frame_id async for one in items(client, "classify_stream", [PNG] * 3)]
         assert answers == [0, 1, 2]
         assert servicer.calls == 2
+
+
+STOPPED_AT_ONCE = """
+import asyncio, sys
+import grpc
+sys.path.insert(0, sys.argv[1])
+from serving import connected, serving
+from resnet50.v1 import inference_pb2, inference_pb2_grpc
+
+async def main():
+    for _ in range(100):
+        async with serving(drain_timeout_s=0.0) as server, connected(server) as channel:
+            method = channel.stream_unary("/resnet50.v1.InferenceService/Classify")
+            calls = [method() for _ in range(4)]  # whose requests do not come
+            while server._admission.requests < 4:
+                await asyncio.sleep(0.001)
+            for call in calls:
+                call.cancel()
+            while server._admission.requests:
+                await asyncio.sleep(0.001)
+
+asyncio.run(main())
+"""
+
+
+def test_server_that_has_no_time_to_drain_does_not_crash():
+    # Of two `stop`s of grpc.aio whose time is up together, one cancels the calls of a server that
+    # the other has destroyed. A crash ends the process, so it is another one.
+    tests = str(Path(__file__).parents[1])
+    ran = subprocess.run(
+        [sys.executable, "-c", STOPPED_AT_ONCE, tests], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]

@@ -92,6 +92,7 @@ async def answer_latest(
     unsent = asyncio.Semaphore(MAX_UNSENT)
     answers: asyncio.Queue[Reply | None] = asyncio.Queue()
     newest: _Newest[Frame] = _Newest()
+    starting = asyncio.Lock()
 
     async def send(reply: Reply) -> None:
         await unsent.acquire()
@@ -107,8 +108,14 @@ async def answer_latest(
             newest.close()
 
     async def compute() -> None:
-        while (frame := await newest.get()) is not None:
-            await send(await (await start(frame)))
+        while True:
+            # One frame at a time waits for room in the server: it is outside of every limit
+            # until then, and the newer it is when there is room, the better.
+            async with starting:
+                if (frame := await newest.get()) is None:
+                    return
+                pending = await start(frame)
+            await send(await pending)
 
     async def work() -> None:
         tasks = [asyncio.create_task(read(), name="read frames")]
