@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test nginx bench bench-gpu check format protos clean
+.PHONY: help demo serve test nginx bench bench-gpu reliability check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/be
 
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 	$(BIN)/python benchmarks/gpu.py
+
+reliability: $(VENV)/installed  ## Overload a server and stall at it, 8 minutes; writes docs/reliability.md
+	$(BIN)/python benchmarks/reliability.py --write
 
 check: $(VENV)/installed  ## Lint, types, stub drift, proto and Dockerfile lint
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from .errors import Overloaded, ShuttingDown
-from .priority import share
+from .priority import INTERACTIVE, share
 
 # Room comes back as soon as any request is answered, so callers need not wait long.
 RETRY_AFTER_S = 0.1
@@ -111,12 +111,13 @@ class Admission:
         """
         self._check_open()
         limits, mine = self.limits, self._of(caller)
-        self._check("max_requests", self._all.requests, share(limits.requests, bulk), "requests")
+        self._check("max_requests", self._all.requests, limits.requests, "requests", bulk)
         self._check(
             "max_requests_per_caller",
             mine.requests,
-            share(limits.requests_per_caller, bulk),
+            limits.requests_per_caller,
             f"requests of {caller}",
+            bulk,
         )
         place = Place(self, caller, mine, bulk)
         place.check(length)
@@ -168,11 +169,9 @@ class Admission:
             self.turned_away += 1
             raise ShuttingDown()
 
-    def _check(self, limit: str, inside: int, allowed: int, what: str) -> None:
-        if inside >= allowed:
-            raise Overloaded(
-                limit, f"{limit} ({allowed}): so many {what} are inside the server", RETRY_AFTER_S
-            )
+    def _check(self, limit: str, inside: int, allowed: int, what: str, bulk: bool = False) -> None:
+        if inside >= share(allowed, bulk):
+            raise _full(limit, allowed, f"{inside} {what} are inside the server", bulk)
 
     def _of(self, caller: str) -> _Inside:
         return self._callers.get(caller) or _Inside()
@@ -237,15 +236,11 @@ class Place:
                 f" of {self._caller}",
             ),
         ):
-            allowed = share(allowed, self._bulk)
             # One image alone may be larger than the limit: refusing it for ever would help nobody.
             others = inside.bytes - self._bytes
-            if others and inside.bytes + length > allowed:
-                raise Overloaded(
-                    limit,
-                    f"{limit} ({allowed}): images{whose} of so many bytes are inside the server",
-                    RETRY_AFTER_S,
-                )
+            if others and inside.bytes + length > share(allowed, self._bulk):
+                what = f"{inside.bytes} bytes of images{whose} are inside the server"
+                raise _full(limit, allowed, what, self._bulk)
 
     def grow(self, length: int) -> None:
         """Take room for more bytes.
@@ -272,3 +267,8 @@ class Place:
         traceback: TracebackType | None,
     ) -> None:
         self.leave()
+
+
+def _full(limit: str, allowed: int, reason: str, bulk: bool) -> Overloaded:
+    rest = f", and the rest is for {INTERACTIVE} requests" if bulk else ""
+    return Overloaded(limit, f"{limit} ({allowed}): {reason}{rest}", RETRY_AFTER_S)
