@@ -89,7 +89,7 @@ def measure_overload() -> Iterator[str]:
         yield (
             f"a refusal takes p50 {quantile(took, 0.5) * 1e3:.1f}, p99"
             f" {quantile(took, 0.99) * 1e3:.1f} ms, {share(took, 0.010):.1%} come within 10 ms;"
-            f" {len(given_up) / len(stormy):.1%} of the calls were accepted and not answered in time"
+            f" {len(given_up) / len(stormy):.1%} of the calls were accepted and not answered"
         )
         back = recovery_s(calls, switched, quiet_p99)
         later = [call.done for call in calls if call.due > switched + 2.0]

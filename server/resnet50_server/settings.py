@@ -389,7 +389,7 @@ class Settings(BaseSettings):
     @classmethod
     def _metrics_address(cls, address: str | None) -> str | None:
         if address is not None and not _is_host_and_port(address):
-            raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:9090")
+            raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:9464")
         return address
 
     @field_validator("otlp_endpoint")
