@@ -44,8 +44,9 @@ class Channels:
     def stubs(self) -> Stubs:
         """Return what can be called; keep it for as long as the call lasts."""
         sources = self._credentials.certificates
-        certificates = sources.current() if sources is not None else None
         with self._lock:
+            # Asked for in here: a thread that was slow would put old ones back.
+            certificates = sources.current() if sources is not None else None
             if self._stubs is None or certificates is not self._certificates:
                 self._stubs = Stubs(self._channel(certificates))
                 self._certificates = certificates
@@ -54,7 +55,8 @@ class Channels:
 
     def opened(self) -> list[Any]:
         """Return the channels that are to be closed in the end."""
-        return list(self._open)
+        with self._lock:
+            return list(self._open)
 
     def _channel(self, certificates: Certificates | None) -> Any:
         if certificates is None:

@@ -2,10 +2,10 @@
 
 Data flow, and which error belongs to which arrow:
 
-    RPC → identify     Unauthenticated, PermissionDenied
+    RPC → identify     Unauthenticated, PermissionDenied, InvalidRequest
+        → admission    Overloaded, ShuttingDown
         → receive      InvalidRequest, InvalidImage, DataLoss, Stalled
         → validate     InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
-        → admission    Overloaded, ShuttingDown
         → decode       InvalidImage
         → queue        QueueFull, DeadlineUnreachable
         → engine       EngineFailed
@@ -22,7 +22,7 @@ Data flow, and which error belongs to which arrow:
     ├── DataLoss              DATA_LOSS            what arrived is not what was sent
     ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
     ├── ShuttingDown          UNAVAILABLE          draining or unloading; another server may answer
-    ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent for too long
+    ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent or slow for too long
     ├── NotEnabled            UNIMPLEMENTED        the server was started without it
     ├── NotNow                FAILED_PRECONDITION  variants cannot be changed like that, as it is
     └── EngineFailed          INTERNAL             the engine raised; the reason is in the log
@@ -156,7 +156,11 @@ class DataLoss(ServingError):
 
 
 class Stalled(ServingError):
-    """The sender of an upload or a stream has been silent for too long."""
+    """The sender is too slow.
+
+    A single request took longer than `receive_timeout_s` to arrive, an upload paused for
+    `upload_idle_timeout_s`, or a stream was silent for `stream_idle_timeout_s`.
+    """
 
 
 class DeadlineUnreachable(ServingError):
