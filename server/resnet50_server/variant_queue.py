@@ -140,8 +140,9 @@ class VariantQueue:
 
     def due(self) -> float | None:
         """Return when the first of those that wait is due, in loop time; None if nothing waits."""
-        entry = self.waiting.peek()
-        return None if entry is None else entry.due
+        # On bulk's turn, something more urgent may stand behind it.
+        heads = (self.waiting.peek(), self.waiting.at(0))
+        return min((head.due for head in heads if head is not None), default=None)
 
     def oldest(self) -> float:
         """Return when the longest-waiting image arrived, in loop time."""
