@@ -320,7 +320,11 @@ async def test_caller_that_gives_up_in_the_turn_in_which_its_batch_forms_harms_n
     assert [waiting.image[0, 0, 0] for waiting in taken] == [2]
     await asyncio.sleep(0)
     assert len(bench.queue.waiting) == 0
+    # It was still waiting; the other one is in a batch, and is computed in vain.
+    assert (bench.scheduler.given_up.waiting, bench.scheduler.given_up.computing) == (1, 0)
     kept.cancel()
+    await asyncio.sleep(0)
+    assert (bench.scheduler.given_up.waiting, bench.scheduler.given_up.computing) == (1, 1)
 
 
 @in_virtual_time
