@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 WARM_UP_S = 0.4
 # While unloading: how often to look whether all calls have ended.
 DRAIN_POLL_S = 0.02
+# Then batches that run have so long at least: they end by themselves, unless the engine hangs.
+LAST_BATCHES_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -411,7 +413,13 @@ async def hold(definition: Definition, settings: Settings, devices: Devices) -> 
     """
     opened = await asyncio.to_thread(open_engine, definition, settings)
     scheduler, threads = devices.get(opened.device)
-    warm = await threads.run(partial(warm_up, opened.engine, definition, settings.max_batch_size))
+    try:
+        warm = await threads.run(
+            partial(warm_up, opened.engine, definition, settings.max_batch_size)
+        )
+    except Exception:
+        await threads.run(opened.engine.close)  # its memory is wanted by the next try
+        raise
     log.info(
         "variant %s is ready: %s on %s in %s, weights %s",
         definition.name,
@@ -429,7 +437,9 @@ async def let_go(variant: HeldVariant, patience_s: float) -> None:
 
     Args:
         variant: Which one.
-        patience_s: How long its calls may take, in seconds; those that are left then fail.
+        patience_s: How long its calls may take, in seconds; those that are left then fail. Batches
+            that run then may take as long again, and `LAST_BATCHES_S` at least; an engine that has
+            not returned by then is left as it is.
     """
     loop = asyncio.get_running_loop()
     ends = loop.time() + patience_s
@@ -439,6 +449,14 @@ async def let_go(variant: HeldVariant, patience_s: float) -> None:
             call.stop(reason)
     while variant.calls and loop.time() < ends:
         await asyncio.sleep(DRAIN_POLL_S)
-    await variant.scheduler.remove(variant.queue, reason)
+    last_s = max(patience_s, LAST_BATCHES_S)
+    if not await variant.scheduler.remove(variant.queue, reason, last_s):
+        log.error(
+            "variant %s is unloaded, but its engine has not returned from a batch for %g s: its"
+            " memory stays taken; restart the server",
+            variant.definition.name,
+            last_s,
+        )
+        return
     await variant.threads.run(variant.opened.engine.close)
     log.info("variant %s is unloaded", variant.definition.name)
