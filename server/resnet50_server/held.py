@@ -24,7 +24,7 @@ from .engine.graph_store import GraphStore
 from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
-from .errors import NotNow, ShuttingDown, VariantLoading, VariantNotFound, WeightsError
+from .errors import NotNow, Unloading, VariantLoading, VariantNotFound, WeightsError
 from .image_file import ImageLimits
 from .observer import Observer
 from .settings import Settings
@@ -119,6 +119,7 @@ class HeldVariants:
 
     def __init__(self, definitions: list[Definition], default: str | None) -> None:
         self._held: dict[str, HeldVariant] = {}
+        self._watchers: list[Callable[[str], object]] = []
         self._by_name: dict[str, Definition] = {}
         for definition in definitions:
             for name in (definition.name, *definition.aliases):
@@ -149,7 +150,17 @@ class HeldVariants:
 
     def add(self, variant: HeldVariant) -> None:
         """Let a loaded variant answer."""
+        for see in self._watchers:
+            see(variant.definition.name)
         self._held[variant.definition.name] = variant
+
+    def watch(self, see: Callable[[str], object]) -> None:
+        """Have a function called with the name of each variant that is loaded from now on.
+
+        Args:
+            see: Called before the variant answers.
+        """
+        self._watchers.append(see)
 
     def withdraw(self, definition: Definition) -> None:
         """Forget a variant: no new request finds it."""
@@ -443,7 +454,7 @@ async def let_go(variant: HeldVariant, patience_s: float) -> None:
     """
     loop = asyncio.get_running_loop()
     ends = loop.time() + patience_s
-    reason = ShuttingDown(f"variant {variant.definition.name} is being unloaded")
+    reason = Unloading(f"variant {variant.definition.name} is being unloaded")
     for call in variant.calls:
         if call.stop is not None:
             call.stop(reason)
