@@ -16,6 +16,7 @@ from resnet50_server.batcher import BatchPolicy, Scheduler
 from resnet50_server.engine.protocol import BatchOutput
 from resnet50_server.errors import WeightsError
 from resnet50_server.held import (
+    LAST_BATCHES_S,
     WARM_UP_S,
     Devices,
     HeldVariant,
@@ -131,9 +132,12 @@ class AtOnce(VirtualThreads):
         return call()
 
 
-@pytest.mark.parametrize(("batch_s", "closed"), [(20.0, True), (40.0, False)])
+@pytest.mark.parametrize(
+    ("patience_s", "batch_s", "closed"),
+    [(30.0, 20.0, True), (30.0, 40.0, False), (0.0, 0.9 * LAST_BATCHES_S, True)],
+)
 def test_variant_whose_batch_does_not_end_goes_without_its_engine_being_closed(
-    batch_s, closed, caplog
+    patience_s, batch_s, closed, caplog
 ):
     engine = ClosingEngine(batch_s)
 
@@ -144,13 +148,13 @@ def test_variant_whose_batch_does_not_end_goes_without_its_engine_being_closed(
         variant = HeldVariant(define("u=random:0"), opened(engine), queue, scheduler, threads)
         running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
         await asyncio.sleep(0.1)
-        await let_go(variant, patience_s=30.0)
+        await let_go(variant, patience_s)
         took_s = loop.time()
         await running
         return took_s
 
     took_s = virtual_time.run(unload())
-    assert took_s == pytest.approx(min(batch_s, 30.1), abs=0.05)
+    assert took_s == pytest.approx(batch_s if closed else patience_s + 0.1, abs=0.05)
     assert bool(engine.closed_on) is closed
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == (not closed)

@@ -71,12 +71,12 @@ def test_upload_whose_parts_are_always_there_is_cut_in_the_end():
             asyncio.get_running_loop().now += 1.0  # it is the server that is slow
             yield Part(chunk=PNG)
 
-    async def trickle() -> None:
+    async def never_wait() -> None:
         CALL.set(Call("ClassifyUpload", "id", ()))
         with pytest.raises(Stalled, match="upload_timeout_s"):
             await receive(Pool(), flood())
 
-    virtual_time.run(trickle())
+    virtual_time.run(never_wait())
 
 
 def test_upload_waits_for_threads_as_its_call_says():
