@@ -343,6 +343,7 @@ def _jpegs(settings: Settings) -> JpegDecoder | None:
 def _patience(settings: Settings) -> Patience:
     return Patience(
         upload_idle_timeout_s=settings.upload_idle_timeout_s,
+        upload_timeout_s=settings.upload_timeout_s,
         stream_idle_timeout_s=settings.stream_idle_timeout_s,
         max_frames_in_flight=settings.max_frames_in_flight,
         # One batch on the device, one that fills meanwhile.

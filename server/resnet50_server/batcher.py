@@ -213,18 +213,26 @@ class Scheduler:
         if deadline is not None and not self._is_probe(queue, deadline, now):
             self._check(queue, deadline, flow, bulk, now)
 
-    async def remove(self, queue: VariantQueue, reason: ServingError) -> None:
+    async def remove(self, queue: VariantQueue, reason: ServingError, patience_s: float) -> bool:
         """Take no more images into a queue, fail those that wait, wait for those that run.
 
         Args:
             queue: Of a variant that goes.
             reason: What those that wait are told.
+            patience_s: How long those that run may take, in seconds.
+
+        Returns:
+            Whether they have ended; if not, the engine is still in use.
         """
         queue.removed = reason
         del self._queues[queue.name]
         self._fail([entry.item for entry in queue.waiting], reason)
-        while any(running.queue is queue for running in self._running):
+        ends = self._loop.time() + patience_s
+        while runs := any(running.queue is queue for running in self._running):
+            if self._loop.time() >= ends:
+                break
             await asyncio.sleep(LOOK_S)
+        return not runs
 
     async def close(self) -> None:
         """Stop; what waits or is being computed is answered with `ShuttingDown`."""

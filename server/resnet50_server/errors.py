@@ -21,7 +21,8 @@ Data flow, and which error belongs to which arrow:
     │   └── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
     ├── DataLoss              DATA_LOSS            what arrived is not what was sent
     ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
-    ├── ShuttingDown          UNAVAILABLE          draining or unloading; another server may answer
+    ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
+    │   └── Unloading         UNAVAILABLE          the variant goes; the server stays
     ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent or slow for too long
     ├── NotEnabled            UNIMPLEMENTED        the server was started without it
     ├── NotNow                FAILED_PRECONDITION  variants cannot be changed like that, as it is
@@ -183,6 +184,10 @@ class ShuttingDown(ServingError):
 
     def __str__(self) -> str:
         return "; ".join(self.args)
+
+
+class Unloading(ShuttingDown):
+    """The variant takes no more requests; the server goes on."""
 
 
 class EngineFailed(ServingError):

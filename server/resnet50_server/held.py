@@ -24,7 +24,7 @@ from .engine.graph_store import GraphStore
 from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
 from .engine.torch_engine import TorchEngine
-from .errors import NotNow, ShuttingDown, VariantLoading, VariantNotFound, WeightsError
+from .errors import NotNow, Unloading, VariantLoading, VariantNotFound, WeightsError
 from .image_file import ImageLimits
 from .observer import Observer
 from .settings import Settings
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 WARM_UP_S = 0.4
 # While unloading: how often to look whether all calls have ended.
 DRAIN_POLL_S = 0.02
+# Then batches that run have so long at least: they end by themselves, unless the engine hangs.
+LAST_BATCHES_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class HeldVariants:
 
     def __init__(self, definitions: list[Definition], default: str | None) -> None:
         self._held: dict[str, HeldVariant] = {}
+        self._watchers: list[Callable[[str], object]] = []
         self._by_name: dict[str, Definition] = {}
         for definition in definitions:
             for name in (definition.name, *definition.aliases):
@@ -147,7 +150,17 @@ class HeldVariants:
 
     def add(self, variant: HeldVariant) -> None:
         """Let a loaded variant answer."""
+        for see in self._watchers:
+            see(variant.definition.name)
         self._held[variant.definition.name] = variant
+
+    def watch(self, see: Callable[[str], object]) -> None:
+        """Have a function called with the name of each variant that is loaded from now on.
+
+        Args:
+            see: Called before the variant answers.
+        """
+        self._watchers.append(see)
 
     def withdraw(self, definition: Definition) -> None:
         """Forget a variant: no new request finds it."""
@@ -411,7 +424,13 @@ async def hold(definition: Definition, settings: Settings, devices: Devices) -> 
     """
     opened = await asyncio.to_thread(open_engine, definition, settings)
     scheduler, threads = devices.get(opened.device)
-    warm = await threads.run(partial(warm_up, opened.engine, definition, settings.max_batch_size))
+    try:
+        warm = await threads.run(
+            partial(warm_up, opened.engine, definition, settings.max_batch_size)
+        )
+    except Exception:
+        await threads.run(opened.engine.close)  # its memory is wanted by the next try
+        raise
     log.info(
         "variant %s is ready: %s on %s in %s, weights %s",
         definition.name,
@@ -429,16 +448,26 @@ async def let_go(variant: HeldVariant, patience_s: float) -> None:
 
     Args:
         variant: Which one.
-        patience_s: How long its calls may take, in seconds; those that are left then fail.
+        patience_s: How long its calls may take, in seconds; those that are left then fail. Batches
+            that run then may take as long again, and `LAST_BATCHES_S` at least; an engine that has
+            not returned by then is left as it is.
     """
     loop = asyncio.get_running_loop()
     ends = loop.time() + patience_s
-    reason = ShuttingDown(f"variant {variant.definition.name} is being unloaded")
+    reason = Unloading(f"variant {variant.definition.name} is being unloaded")
     for call in variant.calls:
         if call.stop is not None:
             call.stop(reason)
     while variant.calls and loop.time() < ends:
         await asyncio.sleep(DRAIN_POLL_S)
-    await variant.scheduler.remove(variant.queue, reason)
+    last_s = max(patience_s, LAST_BATCHES_S)
+    if not await variant.scheduler.remove(variant.queue, reason, last_s):
+        log.error(
+            "variant %s is unloaded, but its engine has not returned from a batch for %g s: its"
+            " memory stays taken; restart the server",
+            variant.definition.name,
+            last_s,
+        )
+        return
     await variant.threads.run(variant.opened.engine.close)
     log.info("variant %s is unloaded", variant.definition.name)

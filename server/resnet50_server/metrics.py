@@ -28,8 +28,10 @@ from .errors import (
     PermissionDenied,
     ShuttingDown,
     Unauthenticated,
+    Unloading,
 )
 from .observer import Batch, Image, Observer
+from .status import code_of
 
 Child = TypeVar("Child")
 
@@ -56,8 +58,9 @@ LIMITS = (
     "max_queue_size",
     "deadline",
     "draining",
+    "unloading",
 )
-CANCELLED = "CANCELLED"
+CANCELLED, INTERNAL = "CANCELLED", "INTERNAL"
 # Of methods that are not ours.
 OTHER = "other"
 
@@ -161,6 +164,14 @@ class Metrics(Observer):
                 "variant",
             )
         )
+        self._frame_errors = _Children(
+            counter(
+                "resnet50_frame_errors",
+                "Frames answered with an error, while their stream goes on.",
+                "variant",
+                "code",
+            )
+        )
         self._shed = _Children(
             counter("resnet50_shed", "Calls and frames refused to keep the load down.", "limit")
         )
@@ -195,6 +206,7 @@ class Metrics(Observer):
                 self._images[name, outcome]
             self._batch_failures[name,]
             self._dropped[name,]
+            self._frame_errors[name, INTERNAL]
 
     def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
         """Count an RPC, and why it failed."""
@@ -225,6 +237,7 @@ class Metrics(Observer):
     def frame_refused(self, call: Call, error: Exception) -> None:
         """Count a frame, and why it was refused."""
         self._images[call.variant, REFUSED].inc()
+        self._frame_errors[call.variant, code_of(error).name].inc()
         self._refused(error)
 
     def frame_dropped(self, call: Call) -> None:
@@ -244,6 +257,8 @@ class Metrics(Observer):
             self._shed[error.limit,].inc()
         elif isinstance(error, DeadlineUnreachable):
             self._shed["deadline",].inc()
+        elif isinstance(error, Unloading):
+            self._shed["unloading",].inc()
         elif isinstance(error, ShuttingDown):
             self._shed["draining",].inc()
         elif isinstance(error, InvalidImage):

@@ -65,7 +65,7 @@ class Readings(Collector):
     """Reads the parts of a server; made on its running event loop.
 
     Args:
-        metrics: Where else is counted who gave up.
+        metrics: Where else is counted who gave up; shows zeros for variants that are loaded later.
         admission: How much is inside.
         decode_pool: What decodes.
         variants: What is served.
@@ -89,6 +89,7 @@ class Readings(Collector):
         self._variants = variants
         self._devices = devices
         self._ready = ready
+        variants.watch(lambda name: metrics.expect([name]))
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: the registry need not compare names with others'."""

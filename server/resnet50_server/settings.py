@@ -262,6 +262,9 @@ class Settings(BaseSettings):
     upload_idle_timeout_s: Annotated[
         float, Field(gt=0, description="Seconds that an upload may pause before it is cut.")
     ] = 30.0
+    upload_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds that an upload may take in all.")
+    ] = 600.0
     stream_idle_timeout_s: Annotated[
         float,
         Field(ge=0, description="Seconds that a stream may be silent before it is ended; 0: any."),

@@ -136,6 +136,10 @@ class Tracing(Observer):
 
     def call_started(self, call: Call) -> None:
         """Decide whether a call is recorded."""
+        # Whoever calls this has not begun to answer, so what fails here must not leave it.
+        _guarded(self._begin, (call,))
+
+    def _begin(self, call: Call) -> None:
         context, sampled = _context(call.metadata)
         if not (random() < self._ratio if sampled is None else sampled):
             return

@@ -58,6 +58,7 @@ class Waiting:
         future: Gets the result.
         probe: Whether it is computed whatever its deadline, to see how fast the device is.
         context: What observers are told of it.
+        batched: Whether it is in a batch.
     """
 
     image: NDArray[np.uint8]
@@ -68,6 +69,7 @@ class Waiting:
     future: asyncio.Future[Result]
     probe: bool = False
     context: Any = None
+    batched: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -130,18 +132,20 @@ class VariantQueue:
         def leave(future: asyncio.Future[Result]) -> None:
             if not future.cancelled():
                 return
-            if entry.taken:
+            if waiting.batched:
                 self._given_up.computing += 1
-            else:
-                self._given_up.waiting += 1
+                return
+            self._given_up.waiting += 1
+            if not entry.taken:  # else `take` has passed it over
                 self.waiting.remove(entry, future.get_loop().time())
 
         waiting.future.add_done_callback(leave)
 
     def due(self) -> float | None:
         """Return when the first of those that wait is due, in loop time; None if nothing waits."""
-        entry = self.waiting.peek()
-        return None if entry is None else entry.due
+        # On bulk's turn, something more urgent may stand behind it.
+        heads = (self.waiting.peek(), self.waiting.at(0))
+        return min((head.due for head in heads if head is not None), default=None)
 
     def oldest(self) -> float:
         """Return when the longest-waiting image arrived, in loop time."""
@@ -187,6 +191,8 @@ class VariantQueue:
                     break
             batch.remove(first)
             first.item.future.set_exception(too_late(deadline - now, ends - now))
+        for entry in batch:
+            entry.item.batched = True
         return [entry.item for entry in batch]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from pictures import encode, picture
+from scrape import ON, scrape
 from serving import connected, engines_of, queues_of, serving
 from weights import calm, custom_variant
 
@@ -252,7 +253,7 @@ class Gate:
 
 
 async def test_unloading_answers_calls_ends_streams_and_then_frees_the_engine(folder, tmp_path):
-    async with administered(folder, tmp_path, max_batch_size=1) as admin:
+    async with administered(folder, tmp_path, max_batch_size=1, **ON) as admin:
         await admin.load("digits")
         engine = engines_of(admin.server)[1]
         gate = Gate(engine, asyncio.get_running_loop())
@@ -282,9 +283,19 @@ async def test_unloading_answers_calls_ends_streams_and_then_frees_the_engine(fo
         assert (await unloading).state == DRAINING
         assert gate.closed
         assert len(queues_of(admin.server)) == 1
+        shed = (await scrape(admin.server)).of("resnet50_shed_total", "limit")
+        assert shed == {"unloading": 1}
         # And back again.
         assert (await admin.load("digits")).state == READY
         assert (await admin.classify("digits")).variant.name == "digits"
+
+
+async def test_loaded_variant_has_zeros_before_anything_happens(folder, tmp_path):
+    async with administered(folder, tmp_path, **ON) as admin:
+        await admin.load("digits")
+        found = await scrape(admin.server)
+        for outcome in ("answered", "refused", "dropped"):
+            assert found.one("resnet50_images_total", variant="digits", outcome=outcome) == 0
 
 
 async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypatch):

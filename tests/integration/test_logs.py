@@ -121,6 +121,30 @@ async def test_fault_of_a_task_is_logged_unless_it_is_a_reply_that_came_too_late
     assert "a fault of ours" in str(fault.exc_info[1])
 
 
+async def test_engines_fault_is_logged_for_the_frame_that_met_it(caplog):
+    async with serving() as server, connected(server) as channel:
+        (engine,) = engines_of(server)
+
+        def fail(*_):
+            raise RuntimeError("out of order")
+
+        engine.run = fail
+        request = inference_pb2.ClassifyStreamRequest
+        frames = [
+            request(config=inference_pb2.ClassifyStreamConfig()),
+            request(frame=inference_pb2.Frame(frame_id=7, image=REQUEST.image)),
+        ]
+        stream = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyStream(
+            iter(frames), metadata=[("x-request-id", "mine")]
+        )
+        (reply,) = [reply async for reply in stream]
+    assert "log has the reason under request id mine" in reply.error.message
+    (fault,) = [record for record in caplog.records if "stream mine" in record.getMessage()]
+    assert (fault.levelname, fault.getMessage()) == ("ERROR", "frame 7 of stream mine failed")
+    assert "EngineFailed" in caplog.text
+    assert "RuntimeError: out of order" in str(fault.exc_text)
+
+
 async def test_fault_is_logged_with_the_call_that_met_it():
     written = io.StringIO()
     handler = logs.handler("json", written)

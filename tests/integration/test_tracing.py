@@ -312,3 +312,16 @@ def test_without_an_endpoint_opentelemetry_is_not_even_imported():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+async def test_call_that_cannot_be_traced_is_answered_all_the_same(monkeypatch, caplog):
+    def fail(_):
+        raise RuntimeError("no trace")
+
+    monkeypatch.setattr(tracing, "_context", fail)
+    async with traced() as (server, collector), connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        reply = await stub.Classify(REQUEST, metadata=TRACED)
+    assert reply.timing.batch_size == 1
+    assert collector.named(CLASSIFY) == []
+    assert "RuntimeError: no trace" in caplog.text

@@ -9,6 +9,7 @@ from virtual_device import FakeEngine, VirtualThreads, image
 
 from resnet50_server.batcher import MAX_FAILURES, PROBE_AFTER_S, BatchPolicy, Scheduler
 from resnet50_server.errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
+from resnet50_server.priority import BULK_EVERY
 
 
 class Bench:
@@ -319,7 +320,11 @@ async def test_caller_that_gives_up_in_the_turn_in_which_its_batch_forms_harms_n
     assert [waiting.image[0, 0, 0] for waiting in taken] == [2]
     await asyncio.sleep(0)
     assert len(bench.queue.waiting) == 0
+    # It was still waiting; the other one is in a batch, and is computed in vain.
+    assert (bench.scheduler.given_up.waiting, bench.scheduler.given_up.computing) == (1, 0)
     kept.cancel()
+    await asyncio.sleep(0)
+    assert (bench.scheduler.given_up.waiting, bench.scheduler.given_up.computing) == (1, 1)
 
 
 @in_virtual_time
@@ -663,3 +668,28 @@ async def test_many_cancellations_do_not_grow_the_queue():
     assert len(bench.queue.waiting) == 0
     assert len(bench.queue.waiting._line) < 200
     await running
+
+
+@in_virtual_time
+async def test_bulk_whose_turn_it_is_does_not_hide_how_urgent_its_variant_is():
+    bench = Bench(BatchPolicy(max_batch_size=1), alpha=0.1)
+    other = bench.scheduler.add("w", bench.engine)
+    running = [bench.submit(number) for number in range(BULK_EVERY)]
+    bulk = bench.submit(97, bulk=True)
+    await asyncio.sleep(0.1 * BULK_EVERY - 0.05)  # the last of those is being computed
+    rival, urgent = bench.submit(98, within=5.0, queue=other), bench.submit(99, within=4.0)
+    assert bench.queue.waiting.peek().item.future is bulk
+    await asyncio.gather(*running, bulk, rival, urgent)
+    assert bench.engine.batches[BULK_EVERY:] == [[97], [99], [98]]
+
+
+@in_virtual_time
+async def test_batch_is_not_held_back_past_a_deadline_that_stands_behind_bulk():
+    bench = Bench(BatchPolicy(max_batch_size=BULK_EVERY, max_queue_delay_ms=60_000.0))
+    running = [bench.submit(number) for number in range(BULK_EVERY)]
+    bulk = bench.submit(98, bulk=True)
+    await asyncio.sleep(0.5)
+    urgent = bench.submit(99, within=5.0)
+    assert bench.queue.waiting.peek().item.future is bulk
+    await asyncio.gather(*running, bulk, urgent)
+    assert bench.engine.batches[1:] == [[98, 99]]

@@ -8,9 +8,23 @@ from functools import partial
 
 import numpy as np
 import pytest
+import virtual_time
+from virtual_device import FakeEngine, VirtualThreads, image
 
+from resnet50_server import held
+from resnet50_server.batcher import BatchPolicy, Scheduler
 from resnet50_server.engine.protocol import BatchOutput
-from resnet50_server.held import WARM_UP_S, Devices, warm_up
+from resnet50_server.errors import WeightsError
+from resnet50_server.held import (
+    LAST_BATCHES_S,
+    WARM_UP_S,
+    Devices,
+    HeldVariant,
+    OpenEngine,
+    hold,
+    let_go,
+    warm_up,
+)
 from resnet50_server.settings import Settings
 from resnet50_server.variants.definition import define
 
@@ -37,6 +51,21 @@ class StatedEngine:
 
     def close(self) -> None:
         pass
+
+
+class ClosingEngine(FakeEngine):
+    """Remembers the threads that it was closed on."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__(alpha)
+        self.closed_on: list[str] = []
+
+    def close(self) -> None:
+        self.closed_on.append(threading.current_thread().name)
+
+
+def opened(engine: FakeEngine) -> OpenEngine:
+    return OpenEngine(engine, "torch", "0" * 64, 0, "cpu", "fp32", trained=False)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +109,53 @@ async def test_an_engine_that_stands_for_one_device_computes_one_batch_at_a_time
         assert (scheduler.workers, scheduler.ahead) == (1, 0)
     finally:
         await devices.close()
+
+
+async def test_engine_that_does_not_warm_up_is_closed_where_it_runs(monkeypatch):
+    engine = ClosingEngine()
+    engine.without_answer = 128  # the grey image
+    monkeypatch.setattr(held, "open_engine", lambda *_: opened(engine))
+    settings = Settings(variants=["u=random:0"], instances=1)
+    devices = Devices(settings, lambda error: None)
+    try:
+        with pytest.raises(WeightsError, match="not finite"):
+            await hold(define("u=random:0"), settings, devices)
+        assert engine.closed_on == ["engine-cpu-0"]
+    finally:
+        await devices.close()
+
+
+class AtOnce(VirtualThreads):
+    """Runs what is no batch within the turn."""
+
+    async def run(self, call):
+        return call()
+
+
+@pytest.mark.parametrize(
+    ("patience_s", "batch_s", "closed"),
+    [(30.0, 20.0, True), (30.0, 40.0, False), (0.0, 0.9 * LAST_BATCHES_S, True)],
+)
+def test_variant_whose_batch_does_not_end_goes_without_its_engine_being_closed(
+    patience_s, batch_s, closed, caplog
+):
+    engine = ClosingEngine(batch_s)
+
+    async def unload() -> float:
+        loop, threads = asyncio.get_running_loop(), AtOnce()
+        scheduler = Scheduler(BatchPolicy(), threads)
+        queue = scheduler.add("u", engine)
+        variant = HeldVariant(define("u=random:0"), opened(engine), queue, scheduler, threads)
+        running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
+        await asyncio.sleep(0.1)
+        await let_go(variant, patience_s)
+        took_s = loop.time()
+        await running
+        return took_s
+
+    took_s = virtual_time.run(unload())
+    assert took_s == pytest.approx(batch_s if closed else patience_s + 0.1, abs=0.05)
+    assert bool(engine.closed_on) is closed
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == (not closed)
+    assert all("variant u" in text and "30 s" in text for text in errors)

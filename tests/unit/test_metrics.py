@@ -5,6 +5,7 @@ from scrape import Scrape
 
 from resnet50_server.call import Call
 from resnet50_server.errors import (
+    EngineFailed,
     InvalidImage,
     InvalidRequest,
     PermissionDenied,
@@ -12,6 +13,7 @@ from resnet50_server.errors import (
     ServingError,
     ShuttingDown,
     Unauthenticated,
+    Unloading,
 )
 from resnet50_server.metrics import Metrics
 
@@ -42,8 +44,14 @@ def test_refusal_is_counted_under_its_limit():
         call("Classify", "v"), "RESOURCE_EXHAUSTED", QueueFull("max_queue_size", "full", 0.1)
     )
     counted.call_ended(call("ClassifyStream", "v"), "UNAVAILABLE", ShuttingDown("draining"))
+    for _ in range(2):
+        counted.call_ended(call("ClassifyStream", "v"), "UNAVAILABLE", Unloading("v goes"))
     found = shown(counted)
-    assert found.of("resnet50_shed_total", "limit") == {"max_queue_size": 1, "draining": 1}
+    assert found.of("resnet50_shed_total", "limit") == {
+        "max_queue_size": 1,
+        "draining": 1,
+        "unloading": 2,
+    }
     # A stream is no image.
     assert found.of("resnet50_images_total", "variant", "outcome") == {("v", "refused"): 1}
 
@@ -55,6 +63,20 @@ def test_image_that_cannot_be_read_is_counted_under_its_fault():
         counted.frame_refused(call("ClassifyStream", "v"), error)
     counted.frame_refused(call("ClassifyStream", "v"), InvalidRequest("frame", "is wrong"))
     assert shown(counted).of("resnet50_decode_failures_total", "reason") == {"truncated": 2}
+
+
+def test_frame_that_is_refused_is_counted_under_the_code_of_its_answer():
+    counted = metrics()
+    counted.expect(["v"])
+    found = shown(counted)
+    assert found.one("resnet50_frame_errors_total", variant="v", code="INTERNAL") == 0
+    stream = call("ClassifyStream", "v")
+    for error in (EngineFailed("it did"), RuntimeError("a fault"), InvalidImage("image", "is")):
+        counted.frame_refused(stream, error)
+    assert shown(counted).of("resnet50_frame_errors_total", "variant", "code") == {
+        ("v", "INTERNAL"): 2,
+        ("v", "INVALID_ARGUMENT"): 1,
+    }
 
 
 def test_caller_who_may_not_is_counted_under_the_reason():

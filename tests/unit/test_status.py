@@ -21,6 +21,7 @@ from resnet50_server.errors import (
     ShuttingDown,
     Stalled,
     Unauthenticated,
+    Unloading,
     VariantLoading,
     VariantNotFound,
 )
@@ -40,6 +41,7 @@ TOLD = [
     (Stalled("silent"), "DEADLINE_EXCEEDED", set()),
     (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),
     (ShuttingDown("draining"), "UNAVAILABLE", set()),
+    (Unloading("variant cats goes"), "UNAVAILABLE", set()),
     (NotEnabled("LoadVariant", "--variants-dir"), "UNIMPLEMENTED", set()),
     (NotNow("served already"), "FAILED_PRECONDITION", set()),
     (EngineFailed("secret"), "INTERNAL", set()),

@@ -32,12 +32,14 @@ class Patience:
 
     Attributes:
         upload_idle_timeout_s: Silence within an upload, in seconds.
+        upload_timeout_s: An upload in all, in seconds.
         stream_idle_timeout_s: Silence within a stream, in seconds; 0 for ever.
         max_frames_in_flight: Frames of one stream inside at once.
         frames_in_flight: The same for an ordered stream that does not say.
     """
 
     upload_idle_timeout_s: float
+    upload_timeout_s: float
     stream_idle_timeout_s: float
     max_frames_in_flight: int
     frames_in_flight: int
@@ -146,14 +148,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return answer.result, self._pipeline.answered(job, answer, started)
 
     def _upload(self, parts: AsyncIterator[UploadPart]) -> Upload:
-        return Upload(parts, self._pipeline, self._patience.upload_idle_timeout_s)
+        patience = self._patience
+        return Upload(
+            parts, self._pipeline, patience.upload_idle_timeout_s, patience.upload_timeout_s
+        )
 
     async def _answer_upload(
         self, upload: Upload, question: Question, context: Context, started: float
     ) -> tuple[Result, Image]:
         call = CALL.get()
         job = question.job(call, _deadline(context))
-        image = await upload.image(question.variant.definition.transform, _place(call))
+        transform = question.variant.definition.transform
+        image = await upload.image(transform, _place(call), job.deadline)
         answer = await self._pipeline.compute(image, job)
         return answer.result, self._pipeline.answered(job, answer, started)
 

@@ -25,8 +25,10 @@ Part: TypeAlias = inference_pb2.ClassifyUploadRequest | inference_pb2.EmbedUploa
 SHA256_BYTES = 32
 # A header that is not complete by then is left to the decoder to judge.
 MAX_HEADER_BYTES = 2**20
-# The messages of a caller who has left end a moment before gRPC says so: some 0.1 ms.
-LEAVING_S = 0.001
+# The messages of a caller who has left end a moment before gRPC says so, mostly some 0.1 ms. Every
+# upload pays for the wait, so it is not as long as the longest (`boundary.LEAVING_S`, which only
+# calls without a request pay for): of who is missed here, an image is decoded in vain at worst.
+USUAL_LEAVING_S = 0.001
 
 
 class Upload:
@@ -36,14 +38,21 @@ class Upload:
         parts: As they arrive.
         pipeline: For its limits and its decode pool.
         idle_timeout_s: How long the sender may be silent, in seconds.
+        timeout_s: How long all parts together may take from now on, in seconds.
     """
 
     def __init__(
-        self, parts: AsyncIterator[Part], pipeline: Pipeline, idle_timeout_s: float
+        self,
+        parts: AsyncIterator[Part],
+        pipeline: Pipeline,
+        idle_timeout_s: float,
+        timeout_s: float,
     ) -> None:
         self._parts = parts
         self._pipeline = pipeline
         self._idle_timeout_s = idle_timeout_s
+        self._timeout_s = timeout_s
+        self._ends = asyncio.get_running_loop().time() + timeout_s
         self._sha256 = b""
 
     async def options(self) -> Any:
@@ -67,22 +76,26 @@ class Upload:
         self._sha256 = options.sha256
         return options
 
-    async def image(self, transform: Transform, place: Place) -> bytes:
+    async def image(
+        self, transform: Transform, place: Place, deadline: float | None = None
+    ) -> bytes:
         """Return the whole image.
 
         Args:
             transform: The variant's, for the check of the header.
             place: Grows with what arrives.
+            deadline: When the answer must be there, in loop time; None for no limit.
 
         Raises:
             InvalidImage: Too long, empty, no image, or too many pixels.
-            InvalidRequest: A part is not a chunk.
+            InvalidRequest: A part is not a chunk, or a chunk is empty.
             DataLoss: The digest is not that of the options.
-            Stalled: The sender is silent for too long.
+            Stalled: The sender is silent, or takes, for too long.
             Overloaded: The server has no room for more bytes.
         """
         # A BytesIO grows like a bytearray, and gives its bytes without a copy.
         limits, arrived, length = self._pipeline.limits, io.BytesIO(), 0
+        in_thread = partial(self._pipeline.decode_pool.run, deadline=deadline, bulk=CALL.get().bulk)
         # The header is looked at early, and again each time twice as much is there.
         look_at: float = HEADER_BYTES
         while (part := await self._next()) is not None:
@@ -92,6 +105,8 @@ class Upload:
                     "after the first message, an upload holds chunks only",
                 )
             chunk = part.chunk
+            if not chunk:
+                raise InvalidRequest("chunk", "is empty; send chunks of at least one byte")
             length += len(chunk)
             if length > limits.max_bytes:
                 raise InvalidImage(
@@ -105,9 +120,7 @@ class Upload:
             if length >= look_at:
                 with arrived.getbuffer() as view:
                     start = bytes(view[:MAX_HEADER_BYTES])
-                known = await self._pipeline.decode_pool.run(
-                    partial(check_header, start, transform, limits)
-                )
+                known = await in_thread(partial(check_header, start, transform, limits))
                 done = known or length >= MAX_HEADER_BYTES
                 look_at = math.inf if done else 2 * length
         if not length:
@@ -115,7 +128,7 @@ class Upload:
         image = arrived.getvalue()
         del arrived
         if self._sha256:
-            digest = await self._pipeline.decode_pool.run(partial(_sha256, image))
+            digest = await in_thread(partial(_sha256, image))
             if not hmac.compare_digest(digest, self._sha256):
                 raise DataLoss(
                     f"options.sha256: the {len(image)} bytes that arrived have {digest.hex()}, not"
@@ -125,9 +138,11 @@ class Upload:
 
     async def _next(self) -> Part | None:
         """Return the next part; None after the last."""
-        task, timeout_s = asyncio.current_task(), self._idle_timeout_s
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        late = False
+        left_s, late = self._ends - loop.time(), False
+        if left_s <= 0:  # a part may be there at once
+            raise self._took_too_long()
 
         def give_up() -> None:
             nonlocal late
@@ -136,23 +151,31 @@ class Upload:
 
         # Not wait_for: on Python below 3.12 it makes a task of its own, and hides that the caller
         # has left if that happens in the turn in which a part arrives.
-        timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
+        timer = loop.call_later(min(self._idle_timeout_s, left_s), give_up)
         try:
             part = await anext(self._parts, None)
             if part is None:
                 # Or the caller has left: nothing is decoded of what it has sent.
-                await asyncio.sleep(LEAVING_S)
+                await asyncio.sleep(USUAL_LEAVING_S)
             return part
         except asyncio.CancelledError:
+            if late and left_s <= self._idle_timeout_s:
+                raise self._took_too_long() from None
             if late:
                 raise Stalled(
-                    f"nothing arrived for {timeout_s:g} s (upload_idle_timeout_s); send without"
-                    " pauses"
+                    f"nothing arrived for {self._idle_timeout_s:g} s (upload_idle_timeout_s); send"
+                    " without pauses"
                 ) from None
             self._pipeline.observer.gave_up(CALL.get(), "upload")
             raise
         finally:
             timer.cancel()
+
+    def _took_too_long(self) -> Stalled:
+        return Stalled(
+            f"the image did not arrive within {self._timeout_s:g} s (upload_timeout_s); send it"
+            " faster, or a smaller one"
+        )
 
 
 def _sha256(content: bytes) -> bytes:
