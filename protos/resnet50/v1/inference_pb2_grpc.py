@@ -88,7 +88,8 @@ class InferenceServiceServicer(object):
     def ClassifyUpload(self, request_iterator, context):
         """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
         end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
-        many pixels. A pause longer than `upload_idle_timeout_s` (default 30 s) is DEADLINE_EXCEEDED.
+        many pixels, an empty chunk. A pause longer than `upload_idle_timeout_s` (default 30 s), and an
+        upload that takes longer than `upload_timeout_s` (default 600 s), is DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,8 @@ class InferenceServiceStub:
     ]
     """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
     end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
-    many pixels. A pause longer than `upload_idle_timeout_s` (default 30 s) is DEADLINE_EXCEEDED.
+    many pixels, an empty chunk. A pause longer than `upload_idle_timeout_s` (default 30 s), and an
+    upload that takes longer than `upload_timeout_s` (default 600 s), is DEADLINE_EXCEEDED.
     """
 
     EmbedUpload: grpc.StreamUnaryMultiCallable[
@@ -107,7 +108,8 @@ class InferenceServiceAsyncStub:
     ]
     """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
     end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
-    many pixels. A pause longer than `upload_idle_timeout_s` (default 30 s) is DEADLINE_EXCEEDED.
+    many pixels, an empty chunk. A pause longer than `upload_idle_timeout_s` (default 30 s), and an
+    upload that takes longer than `upload_timeout_s` (default 600 s), is DEADLINE_EXCEEDED.
     """
 
     EmbedUpload: grpc.aio.StreamUnaryMultiCallable[
@@ -159,7 +161,8 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[resnet50.v1.inference_pb2.ClassifyResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.ClassifyResponse]]:
         """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
         end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
-        many pixels. A pause longer than `upload_idle_timeout_s` (default 30 s) is DEADLINE_EXCEEDED.
+        many pixels, an empty chunk. A pause longer than `upload_idle_timeout_s` (default 30 s), and an
+        upload that takes longer than `upload_timeout_s` (default 600 s), is DEADLINE_EXCEEDED.
         """
 
     @abc.abstractmethod
