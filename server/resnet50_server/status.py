@@ -54,6 +54,11 @@ def code_of(error: Exception) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
+def is_fault(error: Exception) -> bool:
+    """Return whether an error is the server's own, so that its reason belongs into the log."""
+    return code_of(error) is grpc.StatusCode.INTERNAL
+
+
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """Return what the caller is told; the error is done with then, and is stripped of its frames.
 
@@ -64,7 +69,7 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """
     code = code_of(error)
     message = str(error)
-    if code is grpc.StatusCode.INTERNAL:
+    if is_fault(error):
         message = f"internal error; the server's log has the reason under request id {request_id}"
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in (*_details(error), error_details_pb2.RequestInfo(request_id=request_id)):

@@ -366,7 +366,7 @@ def test_int8_needs_images_and_names_one_that_is_broken(mine, tmp_path, folder):
 def test_vectors_of_int8_made_here_have_a_space_of_their_own():
     def space(quantization: object) -> str:
         opened = OpenEngine(None, "openvino", "ab" * 32, 1, "cpu", "int8", True, quantization)
-        return held.HeldVariant(define("IMAGENET1K_V2"), opened, None, None).space
+        return held.HeldVariant(define("IMAGENET1K_V2"), opened, None, None, None).space
 
     assert space(None) == "IMAGENET1K_V2@abababababab"
     assert space(cpu.Agreement(1, 1, 1.0, 1.0)) == "IMAGENET1K_V2@abababababab-int8"

@@ -26,7 +26,7 @@ from ..callers import Callers
 from ..errors import InvalidRequest, Stalled
 from ..observer import Observer
 from ..priority import BULK, INTERACTIVE
-from ..status import DETAILS_KEY, REQUEST_ID_KEY, code_of, to_status
+from ..status import DETAILS_KEY, REQUEST_ID_KEY, code_of, is_fault, to_status
 
 log = logging.getLogger(__name__)
 
@@ -296,7 +296,7 @@ async def _abort(context: Context, error: Exception, call: Call) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     code = code_of(error)
-    if code is grpc.StatusCode.INTERNAL:
+    if is_fault(error):
         log.error("request %s failed", call.request_id, exc_info=error)
     status = to_status(error, call.request_id)
     try:

@@ -9,15 +9,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-import grpc
-
 from resnet50.v1 import inference_pb2, result_pb2
 
 from ..admission import Place
 from ..decode import source_of
 from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
 from ..pipeline import Answer, Job, Pipeline
-from ..status import code_of, to_status
+from ..status import is_fault, to_status
 from .boundary import EOF
 from .frames import Pending, answer_in_order, answer_latest
 from .questions import Question, timing
@@ -247,7 +245,7 @@ class FrameStream(Generic[Reply]):
     def error_to(self, frame_id: int, error: Exception) -> Reply:
         """Return the message that answers a frame which cannot be computed."""
         call = self._job.call
-        if code_of(error) is grpc.StatusCode.INTERNAL:
+        if is_fault(error):
             log.error("frame %d of stream %s failed", frame_id, call.request_id, exc_info=error)
         self._pipeline.observer.frame_refused(call, error)
         return self._reply(frame_id=frame_id, error=to_status(error, call.request_id))
