@@ -32,7 +32,7 @@ bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/be
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 	$(BIN)/python benchmarks/gpu.py
 
-reliability: $(VENV)/installed  ## Overload a server and stall at it, 8 minutes; writes docs/reliability.md
+reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/reliability.py --write
 
 check: $(VENV)/installed  ## Lint, types, stub drift, proto and Dockerfile lint
