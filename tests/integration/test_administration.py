@@ -108,6 +108,11 @@ async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
         loaded = await admin.load("digits")
         assert (loaded.name, loaded.state, loaded.category_count) == ("digits", READY, 2)
         assert (await admin.classify("digits")).variant.digest == loaded.digest
+        variants = admin.server._variant_servicer._variants
+        held = variants.loaded(variants.define("digits", "name"))
+        # Unloading waits for calls that use it, and no longer.
+        while held.calls:
+            await asyncio.sleep(0.005)
         assert await admin.states() == {"IMAGENET1K_V2": READY, "digits": READY}
 
 
