@@ -147,3 +147,18 @@ async def test_tokens_are_replaced_under_load_without_a_failed_call(
     assert answered >= 200
     assert "cameras-5" in caplog.text
     assert not any(secret in caplog.text for secret in secrets)
+
+
+async def test_each_token_is_a_caller_with_limits_of_its_own(path, new):
+    first, second = new("first", "infer"), new("second", "infer")
+    async with (
+        serving(tokens_file=path, max_rate_per_caller=0.01) as server,
+        connected(server) as channel,
+    ):
+        call = calls(channel)["unary"]
+        await call(bearer(first))
+        with pytest.raises(grpc.RpcError) as refused:
+            await call(bearer(first))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "max_rate_per_caller (0.01 images/s): token:first" in refused.value.details()
+        await call(bearer(second))
