@@ -35,10 +35,11 @@ from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.run import measure
 from resnet50_server.decode import decode
+from resnet50_server.devices import cores
 from resnet50_server.engine.cpu import CpuEngines, Division
 from resnet50_server.engine.graph_store import GraphStore
-from resnet50_server.held import cores, open_engine
 from resnet50_server.image_file import ImageLimits
+from resnet50_server.opening import open_engine
 from resnet50_server.settings import Settings
 from resnet50_server.transform import Transform
 from resnet50_server.variants.definition import define

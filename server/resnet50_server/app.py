@@ -25,10 +25,12 @@ from .callers import ADMIN, INFER, Callers
 from .certificates import Certificates
 from .decode import JpegDecoder
 from .decode_pool import DecodePool, decode_threads
+from .devices import Devices, cores
 from .errors import WeightsError
-from .held import Devices, HeldVariants, cores, hold
+from .held import HeldVariants
 from .image_file import ImageLimits
 from .listeners import certificates_of, listen
+from .loading import hold
 from .logs import RequestLog
 from .metrics import Metrics
 from .metrics_port import MetricsPort
@@ -51,6 +53,8 @@ log = logging.getLogger(__name__)
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 _VARIANT = variant_pb2.DESCRIPTOR.services_by_name["VariantService"]
+# All other methods of the variants' service are for administrators.
+FOR_ALL = ("ListVariants", "GetVariant")
 SERVICES = (_INFERENCE.full_name, _VARIANT.full_name)
 # While draining: how often to look whether all images are answered, and how long their replies may
 # take to leave.
@@ -146,7 +150,7 @@ class Server:
             self._variant_servicer,
             server,
             INFER,
-            {"LoadVariant": ADMIN, "UnloadVariant": ADMIN},
+            {method.name: ADMIN for method in _VARIANT.methods if method.name not in FOR_ALL},
         )
         side.add(
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server,

@@ -19,7 +19,8 @@ from prometheus_client.registry import Collector
 
 from .admission import Admission
 from .decode_pool import DecodePool
-from .held import Devices, HeldVariants
+from .devices import Devices
+from .held import HeldVariants
 from .metrics import Metrics
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from pictures import encode, picture
 from serving import DECODING, connected, engines_of, server_processes, serving
 
 import resnet50_server.app
-import resnet50_server.held
+import resnet50_server.opening
 import resnet50_server.pipeline
 from resnet50.v1 import (
     image_pb2,
@@ -98,7 +98,7 @@ class GatedEngine(NullEngine):
 async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEngine]]:
     """Run a server whose engine is warm and whose gate is closed."""
     engine = GatedEngine(1000)
-    monkeypatch.setattr(resnet50_server.held, "NullEngine", lambda categories: engine)
+    monkeypatch.setattr(resnet50_server.opening, "NullEngine", lambda categories: engine)
     async with serving(**settings) as server:
         engine.batches.clear()
         engine.gate.clear()

@@ -18,14 +18,15 @@ from pictures import encode, photo_like
 from torch import Tensor
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
-from resnet50_server import held
+from resnet50_server import opening
 from resnet50_server.engine import calibration, cpu, onnx_graph
 from resnet50_server.engine.cpu import Division
 from resnet50_server.engine.graph_store import GraphStore
 from resnet50_server.engine.protocol import BatchOutput, Engine, Images
 from resnet50_server.engine.ranking import ranked
 from resnet50_server.errors import WeightsError
-from resnet50_server.held import OpenEngine, open_engine
+from resnet50_server.held import HeldVariant
+from resnet50_server.opening import OpenEngine, open_engine
 from resnet50_server.settings import Settings
 from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network
@@ -192,7 +193,7 @@ def test_a_graph_is_made_once_for_its_weights(mine, tmp_path, monkeypatch):
     def refuse(*_: object) -> Network:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(held, "build_network", refuse)
+    monkeypatch.setattr(opening, "build_network", refuse)
     again = open_variant(mine, tmp_path, engine="onnxruntime")
     assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
 
@@ -366,7 +367,7 @@ def test_int8_needs_images_and_names_one_that_is_broken(mine, tmp_path, folder):
 def test_vectors_of_int8_made_here_have_a_space_of_their_own():
     def space(quantization: object) -> str:
         opened = OpenEngine(None, "openvino", "ab" * 32, 1, "cpu", "int8", True, quantization)
-        return held.HeldVariant(define("IMAGENET1K_V2"), opened, None, None, None).space
+        return HeldVariant(define("IMAGENET1K_V2"), opened, None, None, None).space
 
     assert space(None) == "IMAGENET1K_V2@abababababab"
     assert space(cpu.Agreement(1, 1, 1.0, 1.0)) == "IMAGENET1K_V2@abababababab-int8"

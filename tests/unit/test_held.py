@@ -11,20 +11,14 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
-from resnet50_server import held
+from resnet50_server import loading
 from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.devices import Devices
 from resnet50_server.engine.protocol import BatchOutput
 from resnet50_server.errors import WeightsError
-from resnet50_server.held import (
-    LAST_BATCHES_S,
-    WARM_UP_S,
-    Devices,
-    HeldVariant,
-    OpenEngine,
-    hold,
-    let_go,
-    warm_up,
-)
+from resnet50_server.held import HeldVariant
+from resnet50_server.loading import LAST_BATCHES_S, hold, let_go
+from resnet50_server.opening import WARM_UP_S, OpenEngine, warm_up
 from resnet50_server.settings import Settings
 from resnet50_server.variants.definition import define
 
@@ -114,7 +108,7 @@ async def test_an_engine_that_stands_for_one_device_computes_one_batch_at_a_time
 async def test_engine_that_does_not_warm_up_is_closed_where_it_runs(monkeypatch):
     engine = ClosingEngine()
     engine.without_answer = 128  # the grey image
-    monkeypatch.setattr(held, "open_engine", lambda *_: opened(engine))
+    monkeypatch.setattr(loading, "open_engine", lambda *_: opened(engine))
     settings = Settings(variants=["u=random:0"], instances=1)
     devices = Devices(settings, lambda error: None)
     try:

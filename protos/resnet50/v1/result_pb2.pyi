@@ -43,6 +43,30 @@ EMBEDDING_TYPE_FLOAT16: EmbeddingType.ValueType  # 2
 """IEEE 754 binary16: 2 bytes a number, about 3 significant digits."""
 global___EmbeddingType = EmbeddingType
 
+class _CacheUse:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CacheUseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_CacheUse.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CACHE_USE_UNSPECIFIED: _CacheUse.ValueType  # 0
+    """Nothing: it was computed for this request, or the server keeps no responses (the default)."""
+    CACHE_USE_HIT: _CacheUse.ValueType  # 1
+    """The same image was asked for before, of the same weights and with the same options."""
+    CACHE_USE_SHARED: _CacheUse.ValueType  # 2
+    """The same was being computed for another request, and answered both."""
+
+class CacheUse(_CacheUse, metaclass=_CacheUseEnumTypeWrapper):
+    """What the response cache had to do with an answer."""
+
+CACHE_USE_UNSPECIFIED: CacheUse.ValueType  # 0
+"""Nothing: it was computed for this request, or the server keeps no responses (the default)."""
+CACHE_USE_HIT: CacheUse.ValueType  # 1
+"""The same image was asked for before, of the same weights and with the same options."""
+CACHE_USE_SHARED: CacheUse.ValueType  # 2
+"""The same was being computed for another request, and answered both."""
+global___CacheUse = CacheUse
+
 @typing.final
 class Classification(google.protobuf.message.Message):
     """What the image shows."""
@@ -168,6 +192,7 @@ class Timing(google.protobuf.message.Message):
     COMPUTE_US_FIELD_NUMBER: builtins.int
     TOTAL_US_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
+    CACHE_FIELD_NUMBER: builtins.int
     decode_us: builtins.int
     """From bytes to the uint8 [crop, crop, 3] input of the network, the wait for a decode thread included."""
     queue_us: builtins.int
@@ -178,6 +203,10 @@ class Timing(google.protobuf.message.Message):
     """From the request's arrival at the handler to its answer; at least the sum of the three."""
     batch_size: builtins.int
     """How many requests shared the batch, 1 to the server's `max_batch_size`."""
+    cache: global___CacheUse.ValueType
+    """Whether it was computed for this request. If not, `decode_us` and `compute_us` are 0, `queue_us`
+    is the wait for a request that computes the same, and `batch_size` is that of the computation.
+    """
     def __init__(
         self,
         *,
@@ -186,8 +215,9 @@ class Timing(google.protobuf.message.Message):
         compute_us: builtins.int = ...,
         total_us: builtins.int = ...,
         batch_size: builtins.int = ...,
+        cache: global___CacheUse.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "compute_us", b"compute_us", "decode_us", b"decode_us", "queue_us", b"queue_us", "total_us", b"total_us"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "cache", b"cache", "compute_us", b"compute_us", "decode_us", b"decode_us", "queue_us", b"queue_us", "total_us", b"total_us"]) -> None: ...
 
 global___Timing = Timing
 

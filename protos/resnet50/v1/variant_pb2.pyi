@@ -19,6 +19,38 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _LoadingStage:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _LoadingStageEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_LoadingStage.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    LOADING_STAGE_UNSPECIFIED: _LoadingStage.ValueType  # 0
+    """Never sent."""
+    LOADING_STAGE_EVICTING: _LoadingStage.ValueType  # 1
+    """Waits until variants that give way have freed their memory."""
+    LOADING_STAGE_OPENING: _LoadingStage.ValueType  # 2
+    """Reads the weights, fetches them first if need be, checks them and builds the engine."""
+    LOADING_STAGE_WARMING_UP: _LoadingStage.ValueType  # 3
+    """Runs its first batches."""
+    LOADING_STAGE_VERIFYING: _LoadingStage.ValueType  # 4
+    """Is compared with PyTorch on a fixed image."""
+
+class LoadingStage(_LoadingStage, metaclass=_LoadingStageEnumTypeWrapper):
+    """The stages of loading, in their order."""
+
+LOADING_STAGE_UNSPECIFIED: LoadingStage.ValueType  # 0
+"""Never sent."""
+LOADING_STAGE_EVICTING: LoadingStage.ValueType  # 1
+"""Waits until variants that give way have freed their memory."""
+LOADING_STAGE_OPENING: LoadingStage.ValueType  # 2
+"""Reads the weights, fetches them first if need be, checks them and builds the engine."""
+LOADING_STAGE_WARMING_UP: LoadingStage.ValueType  # 3
+"""Runs its first batches."""
+LOADING_STAGE_VERIFYING: LoadingStage.ValueType  # 4
+"""Is compared with PyTorch on a fixed image."""
+global___LoadingStage = LoadingStage
+
 class _VariantState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -28,13 +60,13 @@ class _VariantStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     VARIANT_STATE_UNSPECIFIED: _VariantState.ValueType  # 0
     """Never sent."""
     VARIANT_STATE_LOADING: _VariantState.ValueType  # 1
-    """Reading weights or warming up."""
+    """Being loaded; `loading` says how far."""
     VARIANT_STATE_READY: _VariantState.ValueType  # 2
     """Answers requests."""
     VARIANT_STATE_DRAINING: _VariantState.ValueType  # 3
-    """Finishes what it has, takes no more."""
+    """Finishes what it has, takes no more; another one of its name may answer already."""
     VARIANT_STATE_FAILED: _VariantState.ValueType  # 4
-    """Could not be loaded, or its engine broke."""
+    """Could not be loaded (`last_failure`), or answers with what is not numbers too often."""
 
 class VariantState(_VariantState, metaclass=_VariantStateEnumTypeWrapper):
     """Whether a variant can answer."""
@@ -42,13 +74,13 @@ class VariantState(_VariantState, metaclass=_VariantStateEnumTypeWrapper):
 VARIANT_STATE_UNSPECIFIED: VariantState.ValueType  # 0
 """Never sent."""
 VARIANT_STATE_LOADING: VariantState.ValueType  # 1
-"""Reading weights or warming up."""
+"""Being loaded; `loading` says how far."""
 VARIANT_STATE_READY: VariantState.ValueType  # 2
 """Answers requests."""
 VARIANT_STATE_DRAINING: VariantState.ValueType  # 3
-"""Finishes what it has, takes no more."""
+"""Finishes what it has, takes no more; another one of its name may answer already."""
 VARIANT_STATE_FAILED: VariantState.ValueType  # 4
-"""Could not be loaded, or its engine broke."""
+"""Could not be loaded (`last_failure`), or answers with what is not numbers too often."""
 global___VariantState = VariantState
 
 @typing.final
@@ -76,6 +108,10 @@ class Variant(google.protobuf.message.Message):
     DESCRIPTION_FIELD_NUMBER: builtins.int
     LATENCY_FIELD_NUMBER: builtins.int
     QUANTIZATION_FIELD_NUMBER: builtins.int
+    LOADING_FIELD_NUMBER: builtins.int
+    LAST_FAILURE_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "IMAGENET1K_V2" or "digits"."""
     state: global___VariantState.ValueType
@@ -102,6 +138,14 @@ class Variant(google.protobuf.message.Message):
     """What runs it: "cuda-graphs", "torch", "onnxruntime", "openvino", "null" or "timed"."""
     description: builtins.str
     """What it is, in a sentence or two."""
+    last_failure: builtins.str
+    """Why the last load under this name failed; empty if it did not, or if there was none."""
+    memory_bytes: builtins.int
+    """Memory that it takes, in bytes: its weights times what the engine makes of them; an estimate,
+    and what max_variants_bytes is compared with. 0 for engines without weights.
+    """
+    requests: builtins.int
+    """Requests and frames that it computes or that wait for it."""
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Other names it answers to, e.g. "DEFAULT"."""
@@ -126,6 +170,12 @@ class Variant(google.protobuf.message.Message):
     def quantization(self) -> global___Quantization:
         """How close int8 comes to the float weights it was made from; absent unless the server made it."""
 
+    @property
+    def loading(self) -> global___Loading:
+        """What is being loaded under this name; absent if nothing is. Beside VARIANT_STATE_READY it is what
+        will take the place of these weights.
+        """
+
     def __init__(
         self,
         *,
@@ -148,11 +198,37 @@ class Variant(google.protobuf.message.Message):
         description: builtins.str = ...,
         latency: global___BatchLatency | None = ...,
         quantization: global___Quantization | None = ...,
+        loading: global___Loading | None = ...,
+        last_failure: builtins.str = ...,
+        memory_bytes: builtins.int = ...,
+        requests: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["latency", b"latency", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "transform", b"transform"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "categories", b"categories", "category_count", b"category_count", "description", b"description", "device", b"device", "digest", b"digest", "embedding_dimension", b"embedding_dimension", "embedding_space", b"embedding_space", "engine", b"engine", "latency", b"latency", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "server_default", b"server_default", "state", b"state", "trained", b"trained", "transform", b"transform"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["latency", b"latency", "loading", b"loading", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "transform", b"transform"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "categories", b"categories", "category_count", b"category_count", "description", b"description", "device", b"device", "digest", b"digest", "embedding_dimension", b"embedding_dimension", "embedding_space", b"embedding_space", "engine", b"engine", "last_failure", b"last_failure", "latency", b"latency", "loading", b"loading", "memory_bytes", b"memory_bytes", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "requests", b"requests", "server_default", b"server_default", "state", b"state", "trained", b"trained", "transform", b"transform"]) -> None: ...
 
 global___Variant = Variant
+
+@typing.final
+class Loading(google.protobuf.message.Message):
+    """How far a variant is that is being loaded."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: builtins.int
+    ELAPSED_S_FIELD_NUMBER: builtins.int
+    stage: global___LoadingStage.ValueType
+    """What goes on."""
+    elapsed_s: builtins.float
+    """For how long, all stages together, in seconds."""
+    def __init__(
+        self,
+        *,
+        stage: global___LoadingStage.ValueType = ...,
+        elapsed_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["elapsed_s", b"elapsed_s", "stage", b"stage"]) -> None: ...
+
+global___Loading = Loading
 
 @typing.final
 class BatchLatency(google.protobuf.message.Message):
@@ -297,7 +373,9 @@ class ListVariantsResponse(google.protobuf.message.Message):
     VARIANTS_FIELD_NUMBER: builtins.int
     @property
     def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Variant]:
-        """The server's default first, then in the order in which they were asked for."""
+        """The server's default first, then in the order in which they were asked for; then those that
+        drain, then those that could not be loaded and that nothing of that name answers for.
+        """
 
     def __init__(
         self,
@@ -354,16 +432,21 @@ class LoadVariantRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
+    REPLACE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The name of a folder in the server's variants_dir: 1 to 64 letters, digits, '.', '_' and '-'.
-    Required.
+    Or one of torchvision's names, whose file is in the server's weights_dir or is fetched. Or the
+    name of a variant that was given at the start, to read its folder again. Required.
     """
+    replace: builtins.bool
+    """Whether a served variant of that name gives way. False (the default): FAILED_PRECONDITION then."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
+        replace: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "replace", b"replace"]) -> None: ...
 
 global___LoadVariantRequest = LoadVariantRequest
 
@@ -374,17 +457,27 @@ class LoadVariantResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     VARIANT_FIELD_NUMBER: builtins.int
+    REPLACED_DIGEST_FIELD_NUMBER: builtins.int
+    EVICTED_FIELD_NUMBER: builtins.int
+    replaced_digest: builtins.str
+    """What it has taken the place of, which drains; empty if nothing."""
     @property
     def variant(self) -> global___Variant:
         """Its state after loading."""
+
+    @property
+    def evicted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the variants that were unloaded to make room for it."""
 
     def __init__(
         self,
         *,
         variant: global___Variant | None = ...,
+        replaced_digest: builtins.str = ...,
+        evicted: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["variant", b"variant"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["evicted", b"evicted", "replaced_digest", b"replaced_digest", "variant", b"variant"]) -> None: ...
 
 global___LoadVariantResponse = LoadVariantResponse
 
@@ -426,3 +519,327 @@ class UnloadVariantResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["variant", b"variant"]) -> None: ...
 
 global___UnloadVariantResponse = UnloadVariantResponse
+
+@typing.final
+class SetDefaultVariantRequest(google.protobuf.message.Message):
+    """Asks for another default."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """A loaded variant's name or alias. Required."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___SetDefaultVariantRequest = SetDefaultVariantRequest
+
+@typing.final
+class SetDefaultVariantResponse(google.protobuf.message.Message):
+    """The new default."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: builtins.int
+    PREVIOUS_FIELD_NUMBER: builtins.int
+    previous: builtins.str
+    """The name of the one that did until now."""
+    @property
+    def variant(self) -> global___Variant:
+        """The variant that answers requests which name none from now on."""
+
+    def __init__(
+        self,
+        *,
+        variant: global___Variant | None = ...,
+        previous: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["variant", b"variant"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["previous", b"previous", "variant", b"variant"]) -> None: ...
+
+global___SetDefaultVariantResponse = SetDefaultVariantResponse
+
+@typing.final
+class TrafficSplit(google.protobuf.message.Message):
+    """How requests for a variant are used to judge another one, such as a fine-tune or the next weights."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: builtins.int
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    CANARY_PERCENT_FIELD_NUMBER: builtins.int
+    SHADOW_PERCENT_FIELD_NUMBER: builtins.int
+    variant: builtins.str
+    """The variant that requests ask for, by name, alias or as the default. Required."""
+    candidate: builtins.str
+    """The one that is judged; loaded too. Requests that name it are none of the split's. Required."""
+    canary_percent: builtins.float
+    """Share of callers that the candidate answers, in percent, 0 to 100 in steps of 0.01. Who is among
+    them is a matter of the caller's key alone: the metadata `x-caller-key` (1 to 128 printable ASCII
+    characters), or else who the server takes the caller to be. So a caller always gets the same
+    weights, and one who is among 5% is among 20% too.
+    """
+    shadow_percent: builtins.float
+    """Share of the images that the variant answers and the candidate computes as well, in percent, 0 to
+    100. Nobody waits for that: it is done behind all other work, and left out where the server is
+    busy.
+    """
+    def __init__(
+        self,
+        *,
+        variant: builtins.str = ...,
+        candidate: builtins.str = ...,
+        canary_percent: builtins.float = ...,
+        shadow_percent: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["canary_percent", b"canary_percent", "candidate", b"candidate", "shadow_percent", b"shadow_percent", "variant", b"variant"]) -> None: ...
+
+global___TrafficSplit = TrafficSplit
+
+@typing.final
+class TrafficReport(google.protobuf.message.Message):
+    """What came of a traffic split since it was set."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPLIT_FIELD_NUMBER: builtins.int
+    VARIANT_DIGEST_FIELD_NUMBER: builtins.int
+    CANDIDATE_DIGEST_FIELD_NUMBER: builtins.int
+    ELAPSED_S_FIELD_NUMBER: builtins.int
+    VARIANT_ANSWERS_FIELD_NUMBER: builtins.int
+    CANDIDATE_ANSWERS_FIELD_NUMBER: builtins.int
+    COMPARISON_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    variant_digest: builtins.str
+    """Digest of the variant's weights that this was counted with, 64 hex digits."""
+    candidate_digest: builtins.str
+    """The same of the candidate's."""
+    elapsed_s: builtins.float
+    """For how long, in seconds."""
+    skipped: builtins.int
+    """Images that were to be compared and were not, since the server was busy."""
+    failed: builtins.int
+    """Images that the variant answered and on which the candidate failed."""
+    @property
+    def split(self) -> global___TrafficSplit:
+        """The split."""
+
+    @property
+    def variant_answers(self) -> global___TrafficShare:
+        """What the variant answered of the requests that came for it."""
+
+    @property
+    def candidate_answers(self) -> global___TrafficShare:
+        """What the candidate answered of them: the canary's callers."""
+
+    @property
+    def comparison(self) -> global___Comparison:
+        """Images that both computed; absent until there is one."""
+
+    def __init__(
+        self,
+        *,
+        split: global___TrafficSplit | None = ...,
+        variant_digest: builtins.str = ...,
+        candidate_digest: builtins.str = ...,
+        elapsed_s: builtins.float = ...,
+        variant_answers: global___TrafficShare | None = ...,
+        candidate_answers: global___TrafficShare | None = ...,
+        comparison: global___Comparison | None = ...,
+        skipped: builtins.int = ...,
+        failed: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["candidate_answers", b"candidate_answers", "comparison", b"comparison", "split", b"split", "variant_answers", b"variant_answers"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["candidate_answers", b"candidate_answers", "candidate_digest", b"candidate_digest", "comparison", b"comparison", "elapsed_s", b"elapsed_s", "failed", b"failed", "skipped", b"skipped", "split", b"split", "variant_answers", b"variant_answers", "variant_digest", b"variant_digest"]) -> None: ...
+
+global___TrafficReport = TrafficReport
+
+@typing.final
+class TrafficShare(google.protobuf.message.Message):
+    """Requests and frames that one side of a split took."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANSWERED_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    P50_MS_FIELD_NUMBER: builtins.int
+    P99_MS_FIELD_NUMBER: builtins.int
+    answered: builtins.int
+    """Answered."""
+    failed: builtins.int
+    """Failed, for whatever reason."""
+    p50_ms: builtins.float
+    """From the image's arrival to its answer, in milliseconds: the median of the last 1,000."""
+    p99_ms: builtins.float
+    """The same: 99 of 100 took no longer."""
+    def __init__(
+        self,
+        *,
+        answered: builtins.int = ...,
+        failed: builtins.int = ...,
+        p50_ms: builtins.float = ...,
+        p99_ms: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answered", b"answered", "failed", b"failed", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms"]) -> None: ...
+
+global___TrafficShare = TrafficShare
+
+@typing.final
+class Comparison(google.protobuf.message.Message):
+    """Two variants' answers to the same images."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: builtins.int
+    TOP_1_AGREEMENT_FIELD_NUMBER: builtins.int
+    EMBEDDING_COSINE_FIELD_NUMBER: builtins.int
+    MIN_EMBEDDING_COSINE_FIELD_NUMBER: builtins.int
+    VARIANT_COMPUTE_MS_FIELD_NUMBER: builtins.int
+    CANDIDATE_COMPUTE_MS_FIELD_NUMBER: builtins.int
+    images: builtins.int
+    """How many images."""
+    top_1_agreement: builtins.float
+    """Share of them whose first category has the same label, 0 to 1."""
+    embedding_cosine: builtins.float
+    """Mean cosine of their embeddings, -1 to 1. Weights that were trained apart have spaces of their
+    own, and a cosine near 0 though both are right.
+    """
+    min_embedding_cosine: builtins.float
+    """The smallest cosine."""
+    variant_compute_ms: builtins.float
+    """Time on the engine of the batches that the variant's answers came from, in milliseconds, median
+    of the last 1,000.
+    """
+    candidate_compute_ms: builtins.float
+    """The same of the candidate's."""
+    def __init__(
+        self,
+        *,
+        images: builtins.int = ...,
+        top_1_agreement: builtins.float = ...,
+        embedding_cosine: builtins.float = ...,
+        min_embedding_cosine: builtins.float = ...,
+        variant_compute_ms: builtins.float = ...,
+        candidate_compute_ms: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidate_compute_ms", b"candidate_compute_ms", "embedding_cosine", b"embedding_cosine", "images", b"images", "min_embedding_cosine", b"min_embedding_cosine", "top_1_agreement", b"top_1_agreement", "variant_compute_ms", b"variant_compute_ms"]) -> None: ...
+
+global___Comparison = Comparison
+
+@typing.final
+class SetTrafficSplitRequest(google.protobuf.message.Message):
+    """Asks to begin or change a traffic split."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPLIT_FIELD_NUMBER: builtins.int
+    @property
+    def split(self) -> global___TrafficSplit:
+        """It takes the place of the one that its variant has. At least one share is above 0."""
+
+    def __init__(
+        self,
+        *,
+        split: global___TrafficSplit | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["split", b"split"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["split", b"split"]) -> None: ...
+
+global___SetTrafficSplitRequest = SetTrafficSplitRequest
+
+@typing.final
+class SetTrafficSplitResponse(google.protobuf.message.Message):
+    """The split that holds from now on."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: builtins.int
+    @property
+    def report(self) -> global___TrafficReport:
+        """What was counted so far."""
+
+    def __init__(
+        self,
+        *,
+        report: global___TrafficReport | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["report", b"report"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["report", b"report"]) -> None: ...
+
+global___SetTrafficSplitResponse = SetTrafficSplitResponse
+
+@typing.final
+class ListTrafficSplitsRequest(google.protobuf.message.Message):
+    """Asks for all traffic splits."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListTrafficSplitsRequest = ListTrafficSplitsRequest
+
+@typing.final
+class ListTrafficSplitsResponse(google.protobuf.message.Message):
+    """All traffic splits."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPORTS_FIELD_NUMBER: builtins.int
+    @property
+    def reports(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TrafficReport]:
+        """In the order in which they were set."""
+
+    def __init__(
+        self,
+        *,
+        reports: collections.abc.Iterable[global___TrafficReport] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reports", b"reports"]) -> None: ...
+
+global___ListTrafficSplitsResponse = ListTrafficSplitsResponse
+
+@typing.final
+class DeleteTrafficSplitRequest(google.protobuf.message.Message):
+    """Asks to end a traffic split."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: builtins.int
+    variant: builtins.str
+    """The variant that has it. Required."""
+    def __init__(
+        self,
+        *,
+        variant: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["variant", b"variant"]) -> None: ...
+
+global___DeleteTrafficSplitRequest = DeleteTrafficSplitRequest
+
+@typing.final
+class DeleteTrafficSplitResponse(google.protobuf.message.Message):
+    """The split that was ended."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: builtins.int
+    @property
+    def report(self) -> global___TrafficReport:
+        """What came of it."""
+
+    def __init__(
+        self,
+        *,
+        report: global___TrafficReport | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["report", b"report"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["report", b"report"]) -> None: ...
+
+global___DeleteTrafficSplitResponse = DeleteTrafficSplitResponse

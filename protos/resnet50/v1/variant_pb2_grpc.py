@@ -26,7 +26,13 @@ if _version_not_supported:
 
 
 class VariantServiceStub(object):
-    """Lists, shows, loads and unloads weight variants.
+    """Lists, shows and changes the weight variants, also while the server answers.
+
+    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
+    unless the server was started with a folder to load from (variants_dir). One change is made at a
+    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
+    gives up. No change outlives the process: a restarted server holds what its settings say.
     """
 
     def __init__(self, channel):
@@ -55,14 +61,41 @@ class VariantServiceStub(object):
                 request_serializer=resnet50_dot_v1_dot_variant__pb2.UnloadVariantRequest.SerializeToString,
                 response_deserializer=resnet50_dot_v1_dot_variant__pb2.UnloadVariantResponse.FromString,
                 _registered_method=True)
+        self.SetDefaultVariant = channel.unary_unary(
+                '/resnet50.v1.VariantService/SetDefaultVariant',
+                request_serializer=resnet50_dot_v1_dot_variant__pb2.SetDefaultVariantRequest.SerializeToString,
+                response_deserializer=resnet50_dot_v1_dot_variant__pb2.SetDefaultVariantResponse.FromString,
+                _registered_method=True)
+        self.SetTrafficSplit = channel.unary_unary(
+                '/resnet50.v1.VariantService/SetTrafficSplit',
+                request_serializer=resnet50_dot_v1_dot_variant__pb2.SetTrafficSplitRequest.SerializeToString,
+                response_deserializer=resnet50_dot_v1_dot_variant__pb2.SetTrafficSplitResponse.FromString,
+                _registered_method=True)
+        self.ListTrafficSplits = channel.unary_unary(
+                '/resnet50.v1.VariantService/ListTrafficSplits',
+                request_serializer=resnet50_dot_v1_dot_variant__pb2.ListTrafficSplitsRequest.SerializeToString,
+                response_deserializer=resnet50_dot_v1_dot_variant__pb2.ListTrafficSplitsResponse.FromString,
+                _registered_method=True)
+        self.DeleteTrafficSplit = channel.unary_unary(
+                '/resnet50.v1.VariantService/DeleteTrafficSplit',
+                request_serializer=resnet50_dot_v1_dot_variant__pb2.DeleteTrafficSplitRequest.SerializeToString,
+                response_deserializer=resnet50_dot_v1_dot_variant__pb2.DeleteTrafficSplitResponse.FromString,
+                _registered_method=True)
 
 
 class VariantServiceServicer(object):
-    """Lists, shows, loads and unloads weight variants.
+    """Lists, shows and changes the weight variants, also while the server answers.
+
+    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
+    unless the server was started with a folder to load from (variants_dir). One change is made at a
+    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
+    gives up. No change outlives the process: a restarted server holds what its settings say.
     """
 
     def ListVariants(self, request, context):
-        """Lists the variants that the server holds, the default one first. Categories are left out.
+        """Lists the variants that the server holds, the default one first, with what is being loaded, what
+        still answers its last requests and what could not be loaded. Categories are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,20 +109,52 @@ class VariantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LoadVariant(self, request, context):
-        """Loads a variant while serving and answers once it can be used. The caller's token needs the
-        scope "admin" (PERMISSION_DENIED). UNIMPLEMENTED unless the server was started with a folder to
-        load from (variants_dir). NOT_FOUND if the folder has no such variant, FAILED_PRECONDITION with
-        the reason if it cannot be loaded, is served already, or another change goes on. Give it a
-        deadline of minutes: what was begun is finished though its caller gives up.
+        """Loads a variant and answers once it can be used: reads and checks its weights, warms them up,
+        and compares what they say of a fixed image with a plain forward pass in PyTorch. In the place of
+        a served one (`replace`) it then answers every request and every frame that comes; what the old
+        one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
+        there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
+        does not fit into the memory that variants may take (max_variants_bytes), or is served already;
+        then nothing has changed. Give it a deadline of minutes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadVariant(self, request, context):
-        """Unloads a variant while serving: no new request finds it, those that use it are answered,
-        streams end with UNAVAILABLE after the frames that are inside; then its memory is freed. Refused
-        as LoadVariant is; FAILED_PRECONDITION for the server's default variant.
+        """Unloads a variant: no new request finds it, those that use it are answered, streams end with
+        UNAVAILABLE after the frames that are inside; then its memory is freed. FAILED_PRECONDITION for
+        the server's default variant, and for one that a traffic split names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDefaultVariant(self, request, context):
+        """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
+        the one that they began with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTrafficSplit(self, request, context):
+        """Begins to compare a candidate with a variant on the requests that come for it, or changes the
+        shares; what was counted under other shares or for another candidate is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTrafficSplits(self, request, context):
+        """Shows all traffic splits and what came of them. Needs the scope "admin".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTrafficSplit(self, request, context):
+        """Ends a traffic split; the answer is its last report. NOT_FOUND if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +183,26 @@ def add_VariantServiceServicer_to_server(servicer, server):
                     request_deserializer=resnet50_dot_v1_dot_variant__pb2.UnloadVariantRequest.FromString,
                     response_serializer=resnet50_dot_v1_dot_variant__pb2.UnloadVariantResponse.SerializeToString,
             ),
+            'SetDefaultVariant': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDefaultVariant,
+                    request_deserializer=resnet50_dot_v1_dot_variant__pb2.SetDefaultVariantRequest.FromString,
+                    response_serializer=resnet50_dot_v1_dot_variant__pb2.SetDefaultVariantResponse.SerializeToString,
+            ),
+            'SetTrafficSplit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTrafficSplit,
+                    request_deserializer=resnet50_dot_v1_dot_variant__pb2.SetTrafficSplitRequest.FromString,
+                    response_serializer=resnet50_dot_v1_dot_variant__pb2.SetTrafficSplitResponse.SerializeToString,
+            ),
+            'ListTrafficSplits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrafficSplits,
+                    request_deserializer=resnet50_dot_v1_dot_variant__pb2.ListTrafficSplitsRequest.FromString,
+                    response_serializer=resnet50_dot_v1_dot_variant__pb2.ListTrafficSplitsResponse.SerializeToString,
+            ),
+            'DeleteTrafficSplit': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTrafficSplit,
+                    request_deserializer=resnet50_dot_v1_dot_variant__pb2.DeleteTrafficSplitRequest.FromString,
+                    response_serializer=resnet50_dot_v1_dot_variant__pb2.DeleteTrafficSplitResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'resnet50.v1.VariantService', rpc_method_handlers)
@@ -127,7 +212,13 @@ def add_VariantServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VariantService(object):
-    """Lists, shows, loads and unloads weight variants.
+    """Lists, shows and changes the weight variants, also while the server answers.
+
+    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
+    unless the server was started with a folder to load from (variants_dir). One change is made at a
+    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
+    gives up. No change outlives the process: a restarted server holds what its settings say.
     """
 
     @staticmethod
@@ -228,6 +319,114 @@ class VariantService(object):
             '/resnet50.v1.VariantService/UnloadVariant',
             resnet50_dot_v1_dot_variant__pb2.UnloadVariantRequest.SerializeToString,
             resnet50_dot_v1_dot_variant__pb2.UnloadVariantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDefaultVariant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resnet50.v1.VariantService/SetDefaultVariant',
+            resnet50_dot_v1_dot_variant__pb2.SetDefaultVariantRequest.SerializeToString,
+            resnet50_dot_v1_dot_variant__pb2.SetDefaultVariantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTrafficSplit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resnet50.v1.VariantService/SetTrafficSplit',
+            resnet50_dot_v1_dot_variant__pb2.SetTrafficSplitRequest.SerializeToString,
+            resnet50_dot_v1_dot_variant__pb2.SetTrafficSplitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTrafficSplits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resnet50.v1.VariantService/ListTrafficSplits',
+            resnet50_dot_v1_dot_variant__pb2.ListTrafficSplitsRequest.SerializeToString,
+            resnet50_dot_v1_dot_variant__pb2.ListTrafficSplitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTrafficSplit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resnet50.v1.VariantService/DeleteTrafficSplit',
+            resnet50_dot_v1_dot_variant__pb2.DeleteTrafficSplitRequest.SerializeToString,
+            resnet50_dot_v1_dot_variant__pb2.DeleteTrafficSplitResponse.FromString,
             options,
             channel_credentials,
             insecure,

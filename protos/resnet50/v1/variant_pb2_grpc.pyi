@@ -18,14 +18,23 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class VariantServiceStub:
-    """Lists, shows, loads and unloads weight variants."""
+    """Lists, shows and changes the weight variants, also while the server answers.
+
+    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
+    unless the server was started with a folder to load from (variants_dir). One change is made at a
+    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
+    gives up. No change outlives the process: a restarted server holds what its settings say.
+    """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     ListVariants: grpc.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.ListVariantsRequest,
         resnet50.v1.variant_pb2.ListVariantsResponse,
     ]
-    """Lists the variants that the server holds, the default one first. Categories are left out."""
+    """Lists the variants that the server holds, the default one first, with what is being loaded, what
+    still answers its last requests and what could not be loaded. Categories are left out.
+    """
 
     GetVariant: grpc.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.GetVariantRequest,
@@ -37,30 +46,69 @@ class VariantServiceStub:
         resnet50.v1.variant_pb2.LoadVariantRequest,
         resnet50.v1.variant_pb2.LoadVariantResponse,
     ]
-    """Loads a variant while serving and answers once it can be used. The caller's token needs the
-    scope "admin" (PERMISSION_DENIED). UNIMPLEMENTED unless the server was started with a folder to
-    load from (variants_dir). NOT_FOUND if the folder has no such variant, FAILED_PRECONDITION with
-    the reason if it cannot be loaded, is served already, or another change goes on. Give it a
-    deadline of minutes: what was begun is finished though its caller gives up.
+    """Loads a variant and answers once it can be used: reads and checks its weights, warms them up,
+    and compares what they say of a fixed image with a plain forward pass in PyTorch. In the place of
+    a served one (`replace`) it then answers every request and every frame that comes; what the old
+    one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
+    there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
+    does not fit into the memory that variants may take (max_variants_bytes), or is served already;
+    then nothing has changed. Give it a deadline of minutes.
     """
 
     UnloadVariant: grpc.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.UnloadVariantRequest,
         resnet50.v1.variant_pb2.UnloadVariantResponse,
     ]
-    """Unloads a variant while serving: no new request finds it, those that use it are answered,
-    streams end with UNAVAILABLE after the frames that are inside; then its memory is freed. Refused
-    as LoadVariant is; FAILED_PRECONDITION for the server's default variant.
+    """Unloads a variant: no new request finds it, those that use it are answered, streams end with
+    UNAVAILABLE after the frames that are inside; then its memory is freed. FAILED_PRECONDITION for
+    the server's default variant, and for one that a traffic split names.
     """
 
+    SetDefaultVariant: grpc.UnaryUnaryMultiCallable[
+        resnet50.v1.variant_pb2.SetDefaultVariantRequest,
+        resnet50.v1.variant_pb2.SetDefaultVariantResponse,
+    ]
+    """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
+    the one that they began with.
+    """
+
+    SetTrafficSplit: grpc.UnaryUnaryMultiCallable[
+        resnet50.v1.variant_pb2.SetTrafficSplitRequest,
+        resnet50.v1.variant_pb2.SetTrafficSplitResponse,
+    ]
+    """Begins to compare a candidate with a variant on the requests that come for it, or changes the
+    shares; what was counted under other shares or for another candidate is forgotten.
+    """
+
+    ListTrafficSplits: grpc.UnaryUnaryMultiCallable[
+        resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
+        resnet50.v1.variant_pb2.ListTrafficSplitsResponse,
+    ]
+    """Shows all traffic splits and what came of them. Needs the scope "admin"."""
+
+    DeleteTrafficSplit: grpc.UnaryUnaryMultiCallable[
+        resnet50.v1.variant_pb2.DeleteTrafficSplitRequest,
+        resnet50.v1.variant_pb2.DeleteTrafficSplitResponse,
+    ]
+    """Ends a traffic split; the answer is its last report. NOT_FOUND if there is none."""
+
 class VariantServiceAsyncStub:
-    """Lists, shows, loads and unloads weight variants."""
+    """Lists, shows and changes the weight variants, also while the server answers.
+
+    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
+    unless the server was started with a folder to load from (variants_dir). One change is made at a
+    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
+    gives up. No change outlives the process: a restarted server holds what its settings say.
+    """
 
     ListVariants: grpc.aio.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.ListVariantsRequest,
         resnet50.v1.variant_pb2.ListVariantsResponse,
     ]
-    """Lists the variants that the server holds, the default one first. Categories are left out."""
+    """Lists the variants that the server holds, the default one first, with what is being loaded, what
+    still answers its last requests and what could not be loaded. Categories are left out.
+    """
 
     GetVariant: grpc.aio.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.GetVariantRequest,
@@ -72,24 +120,61 @@ class VariantServiceAsyncStub:
         resnet50.v1.variant_pb2.LoadVariantRequest,
         resnet50.v1.variant_pb2.LoadVariantResponse,
     ]
-    """Loads a variant while serving and answers once it can be used. The caller's token needs the
-    scope "admin" (PERMISSION_DENIED). UNIMPLEMENTED unless the server was started with a folder to
-    load from (variants_dir). NOT_FOUND if the folder has no such variant, FAILED_PRECONDITION with
-    the reason if it cannot be loaded, is served already, or another change goes on. Give it a
-    deadline of minutes: what was begun is finished though its caller gives up.
+    """Loads a variant and answers once it can be used: reads and checks its weights, warms them up,
+    and compares what they say of a fixed image with a plain forward pass in PyTorch. In the place of
+    a served one (`replace`) it then answers every request and every frame that comes; what the old
+    one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
+    there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
+    does not fit into the memory that variants may take (max_variants_bytes), or is served already;
+    then nothing has changed. Give it a deadline of minutes.
     """
 
     UnloadVariant: grpc.aio.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.UnloadVariantRequest,
         resnet50.v1.variant_pb2.UnloadVariantResponse,
     ]
-    """Unloads a variant while serving: no new request finds it, those that use it are answered,
-    streams end with UNAVAILABLE after the frames that are inside; then its memory is freed. Refused
-    as LoadVariant is; FAILED_PRECONDITION for the server's default variant.
+    """Unloads a variant: no new request finds it, those that use it are answered, streams end with
+    UNAVAILABLE after the frames that are inside; then its memory is freed. FAILED_PRECONDITION for
+    the server's default variant, and for one that a traffic split names.
     """
 
+    SetDefaultVariant: grpc.aio.UnaryUnaryMultiCallable[
+        resnet50.v1.variant_pb2.SetDefaultVariantRequest,
+        resnet50.v1.variant_pb2.SetDefaultVariantResponse,
+    ]
+    """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
+    the one that they began with.
+    """
+
+    SetTrafficSplit: grpc.aio.UnaryUnaryMultiCallable[
+        resnet50.v1.variant_pb2.SetTrafficSplitRequest,
+        resnet50.v1.variant_pb2.SetTrafficSplitResponse,
+    ]
+    """Begins to compare a candidate with a variant on the requests that come for it, or changes the
+    shares; what was counted under other shares or for another candidate is forgotten.
+    """
+
+    ListTrafficSplits: grpc.aio.UnaryUnaryMultiCallable[
+        resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
+        resnet50.v1.variant_pb2.ListTrafficSplitsResponse,
+    ]
+    """Shows all traffic splits and what came of them. Needs the scope "admin"."""
+
+    DeleteTrafficSplit: grpc.aio.UnaryUnaryMultiCallable[
+        resnet50.v1.variant_pb2.DeleteTrafficSplitRequest,
+        resnet50.v1.variant_pb2.DeleteTrafficSplitResponse,
+    ]
+    """Ends a traffic split; the answer is its last report. NOT_FOUND if there is none."""
+
 class VariantServiceServicer(metaclass=abc.ABCMeta):
-    """Lists, shows, loads and unloads weight variants."""
+    """Lists, shows and changes the weight variants, also while the server answers.
+
+    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
+    unless the server was started with a folder to load from (variants_dir). One change is made at a
+    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
+    gives up. No change outlives the process: a restarted server holds what its settings say.
+    """
 
     @abc.abstractmethod
     def ListVariants(
@@ -97,7 +182,9 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         request: resnet50.v1.variant_pb2.ListVariantsRequest,
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.ListVariantsResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.ListVariantsResponse]]:
-        """Lists the variants that the server holds, the default one first. Categories are left out."""
+        """Lists the variants that the server holds, the default one first, with what is being loaded, what
+        still answers its last requests and what could not be loaded. Categories are left out.
+        """
 
     @abc.abstractmethod
     def GetVariant(
@@ -113,11 +200,13 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         request: resnet50.v1.variant_pb2.LoadVariantRequest,
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.LoadVariantResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.LoadVariantResponse]]:
-        """Loads a variant while serving and answers once it can be used. The caller's token needs the
-        scope "admin" (PERMISSION_DENIED). UNIMPLEMENTED unless the server was started with a folder to
-        load from (variants_dir). NOT_FOUND if the folder has no such variant, FAILED_PRECONDITION with
-        the reason if it cannot be loaded, is served already, or another change goes on. Give it a
-        deadline of minutes: what was begun is finished though its caller gives up.
+        """Loads a variant and answers once it can be used: reads and checks its weights, warms them up,
+        and compares what they say of a fixed image with a plain forward pass in PyTorch. In the place of
+        a served one (`replace`) it then answers every request and every frame that comes; what the old
+        one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
+        there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
+        does not fit into the memory that variants may take (max_variants_bytes), or is served already;
+        then nothing has changed. Give it a deadline of minutes.
         """
 
     @abc.abstractmethod
@@ -126,9 +215,45 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         request: resnet50.v1.variant_pb2.UnloadVariantRequest,
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.UnloadVariantResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.UnloadVariantResponse]]:
-        """Unloads a variant while serving: no new request finds it, those that use it are answered,
-        streams end with UNAVAILABLE after the frames that are inside; then its memory is freed. Refused
-        as LoadVariant is; FAILED_PRECONDITION for the server's default variant.
+        """Unloads a variant: no new request finds it, those that use it are answered, streams end with
+        UNAVAILABLE after the frames that are inside; then its memory is freed. FAILED_PRECONDITION for
+        the server's default variant, and for one that a traffic split names.
         """
+
+    @abc.abstractmethod
+    def SetDefaultVariant(
+        self,
+        request: resnet50.v1.variant_pb2.SetDefaultVariantRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[resnet50.v1.variant_pb2.SetDefaultVariantResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.SetDefaultVariantResponse]]:
+        """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
+        the one that they began with.
+        """
+
+    @abc.abstractmethod
+    def SetTrafficSplit(
+        self,
+        request: resnet50.v1.variant_pb2.SetTrafficSplitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[resnet50.v1.variant_pb2.SetTrafficSplitResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.SetTrafficSplitResponse]]:
+        """Begins to compare a candidate with a variant on the requests that come for it, or changes the
+        shares; what was counted under other shares or for another candidate is forgotten.
+        """
+
+    @abc.abstractmethod
+    def ListTrafficSplits(
+        self,
+        request: resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[resnet50.v1.variant_pb2.ListTrafficSplitsResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.ListTrafficSplitsResponse]]:
+        """Shows all traffic splits and what came of them. Needs the scope "admin"."""
+
+    @abc.abstractmethod
+    def DeleteTrafficSplit(
+        self,
+        request: resnet50.v1.variant_pb2.DeleteTrafficSplitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[resnet50.v1.variant_pb2.DeleteTrafficSplitResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.DeleteTrafficSplitResponse]]:
+        """Ends a traffic split; the answer is its last report. NOT_FOUND if there is none."""
 
 def add_VariantServiceServicer_to_server(servicer: VariantServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 
 from ..errors import InvalidRequest, NotEnabled, NotNow, WeightsError
-from ..held import HeldVariant, HeldVariants, let_go
+from ..held import HeldVariant, HeldVariants
+from ..loading import let_go
 from ..variants.definition import EMBEDDING_DIMENSION, Definition, define
 from ..variants.directory import VariantsDirectory
 from .boundary import Context
@@ -98,6 +99,30 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         unloaded.state = variant_pb2.VARIANT_STATE_DRAINING
         await self._change(self._unload(held, admin))
         return variant_pb2.UnloadVariantResponse(variant=unloaded)
+
+    async def SetDefaultVariant(
+        self, request: variant_pb2.SetDefaultVariantRequest, context: Context
+    ) -> variant_pb2.SetDefaultVariantResponse:
+        """Let another one answer requests that name none; see the contract."""
+        raise NotImplementedError
+
+    async def SetTrafficSplit(
+        self, request: variant_pb2.SetTrafficSplitRequest, context: Context
+    ) -> variant_pb2.SetTrafficSplitResponse:
+        """Begin to compare two; see the contract."""
+        raise NotImplementedError
+
+    async def ListTrafficSplits(
+        self, request: variant_pb2.ListTrafficSplitsRequest, context: Context
+    ) -> variant_pb2.ListTrafficSplitsResponse:
+        """Show what came of comparisons; see the contract."""
+        raise NotImplementedError
+
+    async def DeleteTrafficSplit(
+        self, request: variant_pb2.DeleteTrafficSplitRequest, context: Context
+    ) -> variant_pb2.DeleteTrafficSplitResponse:
+        """End a comparison; see the contract."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give up a change that goes on; what its thread does is not waited for."""

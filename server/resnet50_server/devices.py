@@ -1,0 +1,96 @@
+"""What computes: a scheduler and its threads for each device."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from .batcher import BatchPolicy, Scheduler
+from .engine.cpu import Division
+from .observer import Observer
+from .settings import Settings
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from .engine.cuda_device import CudaDevice
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def cuda_device(name: str) -> CudaDevice:
+    """Return the one object that all engines on a CUDA device share."""
+    from .engine.cuda_device import CudaDevice
+
+    # One batch computes while the next one is stacked and copied; see `Devices.get`.
+    return CudaDevice(torch.device(name).index or 0, batches_in_flight=2)
+
+
+class Devices:
+    """One scheduler and its engine threads per device, made when a variant needs them.
+
+    Args:
+        settings: For the batch policy and thread counts.
+        on_broken: See `Scheduler`.
+        observer: Sees every batch.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_broken: Callable[[BaseException], None],
+        observer: Observer | None = None,
+    ) -> None:
+        self._settings = settings
+        self._on_broken = on_broken
+        self._observer = observer
+        self._schedulers: dict[str, Scheduler] = {}
+        self._threads: dict[str, Threads] = {}
+
+    def get(self, device: str) -> tuple[Scheduler, Threads]:
+        """Return a device's scheduler and engine threads."""
+        if device not in self._schedulers:
+            settings = self._settings
+            if device != "cpu":
+                # It computes one batch at a time, while the next one is stacked and copied.
+                # (but for PyTorch's eager mode, which has the one stream for everything).
+                workers, ahead = 1, int(settings.engine != "torch")
+                each = settings.engine_threads or cores()
+            else:
+                divided = Division.divide(cores(), settings.instances, settings.engine_threads)
+                workers, ahead, each = divided.instances, 0, divided.each
+                if settings.engine in ("null", "timed"):
+                    workers = 1  # what they stand for is one device
+            threads = Threads(
+                workers + ahead, f"engine-{device}", partial(torch.set_num_threads, each)
+            )
+            policy = BatchPolicy(
+                settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
+            )
+            self._schedulers[device] = Scheduler(
+                policy, threads, self._on_broken, workers, ahead, self._observer, device
+            )
+            self._threads[device] = threads
+        return self._schedulers[device], self._threads[device]
+
+    @property
+    def schedulers(self) -> Mapping[str, Scheduler]:
+        """The schedulers by their devices."""
+        return self._schedulers
+
+    async def close(self) -> None:
+        """Stop schedulers; a batch that runs is left to itself."""
+        for scheduler in self._schedulers.values():
+            await scheduler.close()
+        for threads in self._threads.values():
+            threads.close()
