@@ -27,28 +27,36 @@ class _LoadingStageEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     LOADING_STAGE_UNSPECIFIED: _LoadingStage.ValueType  # 0
     """Never sent."""
-    LOADING_STAGE_EVICTING: _LoadingStage.ValueType  # 1
-    """Waits until variants that give way have freed their memory."""
-    LOADING_STAGE_OPENING: _LoadingStage.ValueType  # 2
-    """Reads the weights, fetches them first if need be, checks them and builds the engine."""
-    LOADING_STAGE_WARMING_UP: _LoadingStage.ValueType  # 3
+    LOADING_STAGE_WAITING: _LoadingStage.ValueType  # 1
+    """Waits for its turn: variants are loaded one after another."""
+    LOADING_STAGE_READING: _LoadingStage.ValueType  # 2
+    """Reads the weights, fetches them first if need be, and checks them."""
+    LOADING_STAGE_EVICTING: _LoadingStage.ValueType  # 3
+    """Waits until variants that give way have answered what they have and freed their memory."""
+    LOADING_STAGE_BUILDING: _LoadingStage.ValueType  # 4
+    """Builds the engine."""
+    LOADING_STAGE_WARMING_UP: _LoadingStage.ValueType  # 5
     """Runs its first batches."""
-    LOADING_STAGE_VERIFYING: _LoadingStage.ValueType  # 4
-    """Is compared with PyTorch on a fixed image."""
+    LOADING_STAGE_VERIFYING: _LoadingStage.ValueType  # 6
+    """Compares its answer to a fixed image with PyTorch's."""
 
 class LoadingStage(_LoadingStage, metaclass=_LoadingStageEnumTypeWrapper):
     """The stages of loading, in their order."""
 
 LOADING_STAGE_UNSPECIFIED: LoadingStage.ValueType  # 0
 """Never sent."""
-LOADING_STAGE_EVICTING: LoadingStage.ValueType  # 1
-"""Waits until variants that give way have freed their memory."""
-LOADING_STAGE_OPENING: LoadingStage.ValueType  # 2
-"""Reads the weights, fetches them first if need be, checks them and builds the engine."""
-LOADING_STAGE_WARMING_UP: LoadingStage.ValueType  # 3
+LOADING_STAGE_WAITING: LoadingStage.ValueType  # 1
+"""Waits for its turn: variants are loaded one after another."""
+LOADING_STAGE_READING: LoadingStage.ValueType  # 2
+"""Reads the weights, fetches them first if need be, and checks them."""
+LOADING_STAGE_EVICTING: LoadingStage.ValueType  # 3
+"""Waits until variants that give way have answered what they have and freed their memory."""
+LOADING_STAGE_BUILDING: LoadingStage.ValueType  # 4
+"""Builds the engine."""
+LOADING_STAGE_WARMING_UP: LoadingStage.ValueType  # 5
 """Runs its first batches."""
-LOADING_STAGE_VERIFYING: LoadingStage.ValueType  # 4
-"""Is compared with PyTorch on a fixed image."""
+LOADING_STAGE_VERIFYING: LoadingStage.ValueType  # 6
+"""Compares its answer to a fixed image with PyTorch's."""
 global___LoadingStage = LoadingStage
 
 class _VariantState:
