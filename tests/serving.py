@@ -50,7 +50,7 @@ def queues_of(server: Server) -> list[VariantQueue]:
     return [
         queue
         for scheduler in server._devices._schedulers.values()
-        for queue in scheduler._queues.values()
+        for queue in scheduler._queues
     ]
 
 

@@ -117,7 +117,7 @@ class Scheduler:
         self._on_broken = on_broken
         self._observer = observer or Observer()
         self._device = device
-        self._queues: dict[str, VariantQueue] = {}
+        self._queues: list[VariantQueue] = []  # two of one name while one replaces the other
         self._running: list[_Running] = []  # in the order in which they were handed over
         self._woken = False
         self._timer: asyncio.TimerHandle | None = None
@@ -136,7 +136,8 @@ class Scheduler:
             warm: Sizes of batches that ran already, and how long they took, in seconds; the first
                 deadlines are judged by them.
         """
-        queue = self._queues[name] = VariantQueue(name, engine, self.given_up)
+        queue = VariantQueue(name, engine, self.given_up)
+        self._queues.append(queue)
         for images, duration_s in warm:
             queue.latency.observe(images, duration_s)
             queue.measured_at = self._loop.time()
@@ -225,7 +226,7 @@ class Scheduler:
             Whether they have ended; if not, the engine is still in use.
         """
         queue.removed = reason
-        del self._queues[queue.name]
+        self._queues.remove(queue)
         self._fail([entry.item for entry in queue.waiting], reason)
         ends = self._loop.time() + patience_s
         while runs := any(running.queue is queue for running in self._running):
@@ -250,7 +251,7 @@ class Scheduler:
         return [waiting for running in self._running for waiting in running.entries]
 
     def _in_queues(self) -> list[Waiting]:
-        return [entry.item for queue in self._queues.values() for entry in queue.waiting]
+        return [entry.item for queue in self._queues for entry in queue.waiting]
 
     @staticmethod
     def _fail(those: list[Waiting], error: ServingError, cause: Exception | None = None) -> None:
@@ -308,7 +309,7 @@ class Scheduler:
         limit = self.policy.max_batch_size
         due = due_at(now, deadline if flow is None else None)
         batches, work_s = 0, 0.0
-        for other in self._queues.values():
+        for other in self._queues:
             # What is due before this takes along what is not, as far as its batch holds it.
             if other is not queue and (images := other.waiting.before(due, bulk)):
                 count = -(-images // limit)
@@ -379,7 +380,7 @@ class Scheduler:
         """
         limit, delay_s = self.policy.max_batch_size, self.policy.max_queue_delay_ms / 1e3
         chosen, best = None, (now, 0.0)
-        for queue in self._queues.values():
+        for queue in self._queues:
             if (due := queue.due()) is None:
                 continue
             start, images = now, len(queue.waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,12 +11,13 @@ from .batcher import Scheduler
 from .call import Call
 from .errors import NotNow, VariantLoading, VariantNotFound, WeightsError
 from .opening import OpenEngine
+from .stages import Loading
 from .threads import Threads
 from .variant_queue import VariantQueue
 from .variants.definition import Definition, plain
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class HeldVariant:
     """One variant that answers requests.
 
@@ -25,7 +27,12 @@ class HeldVariant:
         queue: Where its images wait.
         scheduler: What feeds its device.
         threads: Where its engine runs.
-        calls: Those that use it.
+        calls: Those whose one image it computes.
+        streams: Those whose next frame it computes.
+        frames: How many frames it computes.
+        retired: Whether no new request finds it.
+        successor: What answers under its name instead; None while it does, or if nothing does.
+        used: When a request or a frame came last, on the clock of `time.monotonic`.
     """
 
     definition: Definition
@@ -34,12 +41,45 @@ class HeldVariant:
     scheduler: Scheduler
     threads: Threads
     calls: set[Call] = field(default_factory=set)
+    streams: set[Call] = field(default_factory=set)
+    frames: int = 0
+    retired: bool = False
+    successor: HeldVariant | None = None
+    used: float = field(default_factory=time.monotonic)
 
     def enter(self, call: Call) -> None:
-        """Count a call until it ends."""
+        """Count a call with one image until it ends."""
         call.variant = self.definition.name
         call.leave = partial(self.calls.discard, call)
         self.calls.add(call)
+        self.used = time.monotonic()
+
+    def enter_stream(self, call: Call) -> None:
+        """Count a stream until it ends or follows to a successor."""
+        call.variant = self.definition.name
+        call.leave = partial(self.streams.discard, call)
+        self.streams.add(call)
+
+    def enter_frame(self) -> None:
+        """Count a frame until `leave_frame`."""
+        self.frames += 1
+        self.used = time.monotonic()
+
+    def leave_frame(self) -> None:
+        """Count a frame no longer."""
+        self.frames -= 1
+
+    def latest(self) -> HeldVariant:
+        """Return what answers under its name now: itself, unless it has been replaced."""
+        variant = self
+        while variant.successor is not None:
+            variant = variant.successor
+        return variant
+
+    @property
+    def requests(self) -> int:
+        """How many images it computes or has waiting."""
+        return len(self.calls) + self.frames
 
     @property
     def space(self) -> str:
@@ -49,6 +89,21 @@ class HeldVariant:
         return f"{self.definition.name}@{self.opened.digest[:12]}{made}"
 
 
+@dataclass
+class _Entry:
+    """What there is under one name.
+
+    Attributes:
+        definition: Of what answers, or else of what is being loaded.
+        held: What answers.
+        loading: What is being loaded, in its place if it answers.
+    """
+
+    definition: Definition
+    held: HeldVariant | None = None
+    loading: Loading | None = None
+
+
 class HeldVariants:
     """All variants that a server was told to serve; those that are loaded answer.
 
@@ -56,46 +111,50 @@ class HeldVariants:
         definitions: In the order of the settings.
         default: Name or alias of the default; None for the first.
 
+    Attributes:
+        leaving: Those that no new request finds, until they are freed.
+        failures: Why the last load under a name failed; without those that did not.
+
     Raises:
         WeightsError: Two have one name, or the default is not among them.
     """
 
     def __init__(self, definitions: list[Definition], default: str | None) -> None:
-        self._held: dict[str, HeldVariant] = {}
+        self.leaving: list[HeldVariant] = []
+        self.failures: dict[str, str] = {}
         self._watchers: list[Callable[[str], object]] = []
-        self._by_name: dict[str, Definition] = {}
+        self._mourners: list[Callable[[HeldVariant], object]] = []
+        self._entries: dict[str, _Entry] = {}
+        self._names: dict[str, str] = {}  # and aliases, to names
         for definition in definitions:
-            for name in (definition.name, *definition.aliases):
-                if name in self._by_name:
-                    raise WeightsError(f"variants: {name} is given twice")
-                self._by_name[name] = definition
-        self.default = definitions[0]
+            if taken := self._taken(definition):
+                raise WeightsError(f"variants: {taken} is given twice")
+            self._enlist(definition)
+        self._default = definitions[0].name
         if default is not None:
-            if plain(default) not in self._by_name:
+            if plain(default) not in self._names:
                 raise WeightsError(
                     f"default_variant: {default!r} is not among --variants:"
-                    f" {', '.join(sorted(self._by_name))}"
+                    f" {', '.join(sorted(self._names))}"
                 )
-            self.default = self._by_name[plain(default)]
-        others = [definition for definition in definitions if definition is not self.default]
-        self.definitions = [self.default, *others]
+            self._default = self._names[plain(default)]
 
-    def announce(self, definition: Definition) -> None:
-        """Say that a variant is about to be loaded.
+    @property
+    def default(self) -> Definition:
+        """What answers requests that name no variant."""
+        return self._entries[self._default].definition
 
-        Raises:
-            NotNow: There is one of that name.
-        """
-        if definition.name in self._by_name:
-            raise NotNow(f"name: {definition.name} is served already, or is being loaded")
-        self._by_name[definition.name] = definition
-        self.definitions.append(definition)
+    @property
+    def definitions(self) -> list[Definition]:
+        """All that answer or are being loaded, the default first."""
+        others = [one.definition for name, one in self._entries.items() if name != self._default]
+        return [self.default, *others]
 
-    def add(self, variant: HeldVariant) -> None:
-        """Let a loaded variant answer."""
-        for see in self._watchers:
-            see(variant.definition.name)
-        self._held[variant.definition.name] = variant
+    @property
+    def held(self) -> list[HeldVariant]:
+        """All that take memory: those that answer, and those that leave."""
+        answering = [one.held for one in self._entries.values() if one.held is not None]
+        return [*answering, *self.leaving]
 
     def watch(self, see: Callable[[str], object]) -> None:
         """Have a function called with the name of each variant that is loaded from now on.
@@ -105,16 +164,79 @@ class HeldVariants:
         """
         self._watchers.append(see)
 
-    def withdraw(self, definition: Definition) -> None:
-        """Forget a variant: no new request finds it."""
-        self._held.pop(definition.name, None)
-        self.definitions.remove(definition)
-        for name in (definition.name, *definition.aliases):
-            del self._by_name[name]
+    def watch_retired(self, see: Callable[[HeldVariant], object]) -> None:
+        """Have a function called with each variant that no new request finds from now on.
+
+        Args:
+            see: What the variant has taken, it may still answer afterwards.
+        """
+        self._mourners.append(see)
+
+    def announce(self, definition: Definition, *, replace: bool = False) -> Loading:
+        """Say that a variant is about to be loaded; `add` or `abandon` follows.
+
+        Args:
+            definition: Which one.
+            replace: Whether what answers under its name is to give way.
+
+        Raises:
+            NotNow: There is one of that name which does not give way.
+        """
+        entry = self._entries.get(definition.name)
+        if entry is None:
+            if taken := self._taken(definition):
+                raise NotNow(f"name: {taken} is another name of {self._names[taken]}")
+            entry = self._enlist(definition)
+        elif entry.held is None:
+            raise NotNow(f"name: {definition.name} is being loaded")
+        elif not replace:
+            raise NotNow(
+                f"name: {definition.name} is served already; ask with replace to load it again in"
+                " its own place"
+            )
+        entry.loading = Loading()
+        return entry.loading
+
+    def add(self, variant: HeldVariant) -> HeldVariant | None:
+        """Let a loaded variant answer: every request that is looked up from now on finds it.
+
+        Returns:
+            What it has taken the place of, and `leaving` holds; None if nothing.
+        """
+        name = variant.definition.name
+        for see in self._watchers:
+            see(name)
+        entry = self._entries[name]
+        replaced = entry.held
+        entry.definition, entry.held, entry.loading = variant.definition, variant, None
+        self.failures.pop(name, None)
+        if replaced is not None:
+            replaced.successor = variant
+            self._retire(replaced)
+        return replaced
+
+    def abandon(self, name: str, reason: str) -> None:
+        """Forget what was about to be loaded; what answers under its name goes on."""
+        self.failures[name] = reason
+        entry = self._entries[name]
+        entry.loading = None
+        if entry.held is None:
+            self._delist(name)
+
+    def withdraw(self, variant: HeldVariant) -> None:
+        """Let no new request find a variant, which `leaving` holds from now on."""
+        self._delist(variant.definition.name)
+        self._retire(variant)
 
     def loaded(self, definition: Definition) -> HeldVariant | None:
-        """Return a variant if it is loaded."""
-        return self._held.get(definition.name)
+        """Return a variant if it answers."""
+        entry = self._entries.get(definition.name)
+        return None if entry is None else entry.held
+
+    def loading(self, definition: Definition) -> Loading | None:
+        """Return what is being loaded under a variant's name."""
+        entry = self._entries.get(definition.name)
+        return None if entry is None else entry.loading
 
     def define(self, name: str, field: str) -> Definition:
         """Return the definition of that name or alias, loaded or not; the default one for "".
@@ -126,10 +248,12 @@ class HeldVariants:
         Raises:
             VariantNotFound: There is none.
         """
-        definition = self._by_name.get(plain(name)) if name else self.default
-        if definition is None:
-            raise VariantNotFound(field, name, sorted(self._by_name))
-        return definition
+        if not name:
+            return self.default
+        found = self._names.get(plain(name))
+        if found is None:
+            raise VariantNotFound(field, name, sorted(self._names))
+        return self._entries[found].definition
 
     def find(self, name: str, field: str = "options.variant") -> HeldVariant:
         """Return the variant of that name or alias, ready to answer; as `define` otherwise.
@@ -146,3 +270,29 @@ class HeldVariants:
                 " is SERVING, or call another one"
             )
         return held
+
+    def set_default(self, variant: HeldVariant) -> None:
+        """Let a variant answer requests that name none."""
+        self._default = variant.definition.name
+
+    def _taken(self, definition: Definition) -> str | None:
+        """Return a name of a variant that is another's already."""
+        names = (definition.name, *definition.aliases)
+        return next((name for name in names if name in self._names), None)
+
+    def _enlist(self, definition: Definition) -> _Entry:
+        for name in (definition.name, *definition.aliases):
+            self._names[name] = definition.name
+        entry = self._entries[definition.name] = _Entry(definition, loading=Loading())
+        return entry
+
+    def _delist(self, name: str) -> None:
+        definition = self._entries.pop(name).definition
+        for one in (name, *definition.aliases):
+            del self._names[one]
+
+    def _retire(self, variant: HeldVariant) -> None:
+        variant.retired = True
+        self.leaving.append(variant)
+        for see in self._mourners:
+            see(variant)

@@ -54,30 +54,33 @@ async def hold(definition: Definition, settings: Settings, devices: Devices) -> 
 
 
 async def let_go(variant: HeldVariant, patience_s: float) -> None:
-    """Free a variant that no new request finds any more, once its calls have ended.
+    """Free a variant that no new request finds any more, once what it has is answered.
+
+    Streams follow to its successor; without one they end after the frames that are inside.
 
     Args:
         variant: Which one.
-        patience_s: How long its calls may take, in seconds; those that are left then fail. Batches
-            that run then may take as long again, and `LAST_BATCHES_S` at least; an engine that has
-            not returned by then is left as it is.
+        patience_s: How long its requests may take, in seconds; those that are left then fail.
+            Batches that run then may take as long again, and `LAST_BATCHES_S` at least; an engine
+            that has not returned by then is left as it is.
     """
-    loop = asyncio.get_running_loop()
+    loop, name = asyncio.get_running_loop(), variant.definition.name
     ends = loop.time() + patience_s
-    reason = Unloading(f"variant {variant.definition.name} is being unloaded")
-    for call in variant.calls:
-        if call.stop is not None:
-            call.stop(reason)
-    while variant.calls and loop.time() < ends:
+    reason = Unloading(f"variant {name} is being unloaded")
+    if variant.successor is None:
+        for call in variant.streams:
+            if call.stop is not None:
+                call.stop(reason)
+    while variant.requests and loop.time() < ends:
         await asyncio.sleep(DRAIN_POLL_S)
     last_s = max(patience_s, LAST_BATCHES_S)
     if not await variant.scheduler.remove(variant.queue, reason, last_s):
         log.error(
             "variant %s is unloaded, but its engine has not returned from a batch for %g s: its"
             " memory stays taken; restart the server",
-            variant.definition.name,
+            name,
             last_s,
         )
         return
     await variant.threads.run(variant.opened.engine.close)
-    log.info("variant %s is unloaded", variant.definition.name)
+    log.info("variant %s is unloaded: weights %s", name, variant.opened.digest[:12])

@@ -110,7 +110,7 @@ async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEng
 
 def waiting(server: Server) -> int:
     scheduler, _ = server._devices.get("cpu")
-    return sum(len(queue.waiting) for queue in scheduler._queues.values())
+    return sum(len(queue.waiting) for queue in scheduler._queues)
 
 
 # While weights load

@@ -115,7 +115,7 @@ async def test_frame_that_fails_gives_its_place_back_though_nobody_takes_its_ans
             queues = [
                 queue
                 for scheduler in server._devices._schedulers.values()
-                for queue in scheduler._queues.values()
+                for queue in scheduler._queues
             ]
             waiting = [entry.item for queue in queues for entry in queue.waiting]
             assert waiting

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 
@@ -15,10 +15,8 @@ from ..admission import Place
 from ..call import CALL, Call
 from ..decode import length_of, source_of
 from ..errors import ShuttingDown
-from ..held import HeldVariants
-from ..observer import Image
-from ..pipeline import Pipeline
-from ..variant_queue import Result
+from ..held import HeldVariant, HeldVariants
+from ..pipeline import Answer, Job, Pipeline
 from .boundary import Context
 from .questions import ClassifyQuestion, EmbedQuestion, Question, timing
 from .stream import FrameStream, Messages, Reply
@@ -75,53 +73,31 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.ClassifyRequest, context: Context
     ) -> inference_pb2.ClassifyResponse:
         """Classify one image; see the contract."""
-        started = time.perf_counter()
-        question = ClassifyQuestion(request.options, self._variants)
-        result, image = await self._answer(request.image, question, context, started)
-        return inference_pb2.ClassifyResponse(
-            classification=question.answer(result),
-            variant=question.reference,
-            timing=timing(image),
-        )
+        question = ClassifyQuestion(request.options, self._find(request.options.variant))
+        told = await self._answer(request.image, question, context)
+        return inference_pb2.ClassifyResponse(classification=told.answer, **told.about)
 
     async def Embed(
         self, request: inference_pb2.EmbedRequest, context: Context
     ) -> inference_pb2.EmbedResponse:
         """Embed one image; see the contract."""
-        started = time.perf_counter()
-        question = EmbedQuestion(request.options, self._variants)
-        result, image = await self._answer(request.image, question, context, started)
-        return inference_pb2.EmbedResponse(
-            embedding=question.answer(result), variant=question.reference, timing=timing(image)
-        )
+        question = EmbedQuestion(request.options, self._find(request.options.variant))
+        told = await self._answer(request.image, question, context)
+        return inference_pb2.EmbedResponse(embedding=told.answer, **told.about)
 
     async def ClassifyUpload(
         self, request_iterator: AsyncIterator[inference_pb2.ClassifyUploadRequest], context: Context
     ) -> inference_pb2.ClassifyResponse:
         """Classify one image that arrives in chunks; see the contract."""
-        started = time.perf_counter()
-        upload = self._upload(request_iterator)
-        options: inference_pb2.ClassifyUploadOptions = await upload.options()
-        question = ClassifyQuestion(options.options, self._variants)
-        result, image = await self._answer_upload(upload, question, context, started)
-        return inference_pb2.ClassifyResponse(
-            classification=question.answer(result),
-            variant=question.reference,
-            timing=timing(image),
-        )
+        told = await self._answer_upload(request_iterator, ClassifyQuestion, context)
+        return inference_pb2.ClassifyResponse(classification=told.answer, **told.about)
 
     async def EmbedUpload(
         self, request_iterator: AsyncIterator[inference_pb2.EmbedUploadRequest], context: Context
     ) -> inference_pb2.EmbedResponse:
         """Embed one image that arrives in chunks; see the contract."""
-        started = time.perf_counter()
-        upload = self._upload(request_iterator)
-        options: inference_pb2.EmbedUploadOptions = await upload.options()
-        question = EmbedQuestion(options.options, self._variants)
-        result, image = await self._answer_upload(upload, question, context, started)
-        return inference_pb2.EmbedResponse(
-            embedding=question.answer(result), variant=question.reference, timing=timing(image)
-        )
+        told = await self._answer_upload(request_iterator, EmbedQuestion, context)
+        return inference_pb2.EmbedResponse(embedding=told.answer, **told.about)
 
     def ClassifyStream(
         self, request_iterator: AsyncIterator[inference_pb2.ClassifyStreamRequest], context: Context
@@ -137,36 +113,51 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reply = inference_pb2.EmbedStreamResponse
         return self._stream(context, EmbedQuestion, reply, "embedding")
 
-    async def _answer(
-        self, image: image_pb2.Image, question: Question, context: Context, started: float
-    ) -> tuple[Result, Image]:
-        call = CALL.get()
+    def _find(self, name: str) -> HeldVariant:
+        """Return the variant that answers a call, by what the call says."""
+        variant = self._variants.find(name)
+        CALL.get().variant = variant.definition.name
+        return variant
+
+    async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> _Told:
+        started, call = time.perf_counter(), CALL.get()
+        question.variant.enter(call)
         source = source_of(image, self._pipeline.limits)
         _place(call).grow(length_of(source))
         job = question.job(call, _deadline(context))
         answer = await self._pipeline.answer(source, job)
-        return answer.result, self._pipeline.answered(job, answer, started)
-
-    def _upload(self, parts: AsyncIterator[UploadPart]) -> Upload:
-        patience = self._patience
-        return Upload(
-            parts, self._pipeline, patience.upload_idle_timeout_s, patience.upload_timeout_s
-        )
+        return self._told(question, job, answer, started)
 
     async def _answer_upload(
-        self, upload: Upload, question: Question, context: Context, started: float
-    ) -> tuple[Result, Image]:
-        call = CALL.get()
-        job = question.job(call, _deadline(context))
-        transform = question.variant.definition.transform
-        image = await upload.image(transform, _place(call), job.deadline)
+        self,
+        parts: AsyncIterator[UploadPart],
+        question_of: Callable[[Any, HeldVariant], Question],
+        context: Context,
+    ) -> _Told:
+        started, call, patience = time.perf_counter(), CALL.get(), self._patience
+        upload = Upload(
+            parts, self._pipeline, patience.upload_idle_timeout_s, patience.upload_timeout_s
+        )
+        options = (await upload.options()).options
+        question = question_of(options, self._find(options.variant))
+        transform, deadline = question.variant.definition.transform, _deadline(context)
+        image = await upload.image(transform, _place(call), deadline)
+        # It may have taken minutes, and nothing of it has waited for the variant until now.
+        question = question.latest()
+        question.variant.enter(call)
+        job = question.job(call, deadline)
         answer = await self._pipeline.compute(image, job)
-        return answer.result, self._pipeline.answered(job, answer, started)
+        return self._told(question, job, answer, started)
+
+    def _told(self, question: Question, job: Job, answer: Answer, started: float) -> _Told:
+        image = self._pipeline.answered(job, answer, started)
+        about = {"variant": question.reference, "timing": timing(image)}
+        return _Told(question.answer(answer.result), about)
 
     async def _stream(
         self,
         context: Context,
-        question_of: Callable[[Any, HeldVariants], Question],
+        question_of: Callable[[Any, HeldVariant], Question],
         reply: Callable[..., Reply],
         outcome: str,
     ) -> AsyncGenerator[Reply, None]:
@@ -176,7 +167,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         call.stop = messages.stop
         try:
             config = await messages.config()
-            question = question_of(config.options, self._variants)
+            question = question_of(config.options, self._find(config.options.variant))
+            question.variant.enter_stream(call)
             job = question.job(call, _deadline(context), flow=messages)
             stream = FrameStream(messages, self._pipeline, reply, outcome, question, job)
             replies = stream.replies(
@@ -190,6 +182,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         finally:
             self._streams.discard(messages)
             messages.close()
+
+
+class _Told(NamedTuple):
+    """An answer, and what else its reply says."""
+
+    answer: Any
+    about: dict[str, Any]
 
 
 def _deadline(context: Context) -> float | None:

@@ -12,7 +12,7 @@ from resnet50.v1 import inference_pb2, result_pb2
 
 from ..call import Call
 from ..errors import InvalidRequest
-from ..held import HeldVariant, HeldVariants
+from ..held import HeldVariant
 from ..observer import Image
 from ..pipeline import Job
 from ..variant_queue import Result
@@ -25,18 +25,19 @@ class ClassifyQuestion:
 
     Args:
         options: Of the request.
-        variants: Those that can answer.
+        variant: The weights that will answer.
 
     Attributes:
-        variant: The weights that will.
+        variant: The same.
         reference: The same, for the reply.
 
     Raises:
-        ServingError: An option is wrong, or the variant is not to be had.
+        InvalidRequest: An option is wrong.
     """
 
-    def __init__(self, options: inference_pb2.ClassifyOptions, variants: HeldVariants) -> None:
-        self.variant = variants.find(options.variant)
+    def __init__(self, options: inference_pb2.ClassifyOptions, variant: HeldVariant) -> None:
+        self._options = options
+        self.variant = variant
         self.reference = _reference(self.variant)
         self._top_k = _top_k(options.top_k, self.variant)
         self._with_embedding = options.include_embedding
@@ -44,8 +45,12 @@ class ClassifyQuestion:
 
     def job(self, call: Call, deadline: float | None, flow: Hashable | None = None) -> Job:
         """Return what is to be done with an image; see `Job`."""
-        self.variant.enter(call)
         return Job(self.variant, self._top_k, self._with_embedding, call, deadline, flow)
+
+    def latest(self) -> ClassifyQuestion:
+        """Return the same question to what has taken the variant's place, if anything has."""
+        latest = self.variant.latest()
+        return self if latest is self.variant else ClassifyQuestion(self._options, latest)
 
     def answer(self, result: Result) -> result_pb2.Classification:
         """Return what the image shows."""
@@ -69,18 +74,18 @@ class EmbedQuestion:
 
     Args:
         options: Of the request.
-        variants: Those that can answer.
+        variant: The weights that will answer.
 
     Attributes:
-        variant: The weights that will.
+        variant: The same.
         reference: The same, for the reply.
 
     Raises:
-        ServingError: An option is wrong, or the variant is not to be had.
+        InvalidRequest: An option is wrong.
     """
 
-    def __init__(self, options: inference_pb2.EmbedOptions, variants: HeldVariants) -> None:
-        self.variant = variants.find(options.variant)
+    def __init__(self, options: inference_pb2.EmbedOptions, variant: HeldVariant) -> None:
+        self.variant = variant
         self.reference = _reference(self.variant)
         if options.type not in result_pb2.EmbeddingType.values():
             raise InvalidRequest(
@@ -91,8 +96,12 @@ class EmbedQuestion:
 
     def job(self, call: Call, deadline: float | None, flow: Hashable | None = None) -> Job:
         """Return what is to be done with an image; see `Job`."""
-        self.variant.enter(call)
         return Job(self.variant, 0, True, call, deadline, flow)
+
+    def latest(self) -> EmbedQuestion:
+        """Return the same question to what has taken the variant's place, if anything has."""
+        latest = self.variant.latest()
+        return self if latest is self.variant else EmbedQuestion(self._options, latest)
 
     def answer(self, result: Result) -> result_pb2.Embedding:
         """Return the image's vector."""

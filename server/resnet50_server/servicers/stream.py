@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from resnet50.v1 import inference_pb2, result_pb2
@@ -152,7 +153,7 @@ class FrameStream(Generic[Reply]):
         reply: Makes the message that answers a frame, from its fields.
         outcome: The field of it that holds a frame's answer.
         question: What the caller wants to know of each frame.
-        job: The same for the pipeline.
+        job: The same for the pipeline. Both follow where the variant is replaced.
     """
 
     def __init__(
@@ -211,35 +212,58 @@ class FrameStream(Generic[Reply]):
 
     async def _start(self, frame: inference_pb2.Frame) -> Pending[Reply]:
         """Begin to compute a frame as soon as there is room for it."""
-        started, frame_id, job = time.perf_counter(), frame.frame_id, self._job
+        started, frame_id = time.perf_counter(), frame.frame_id
         place: Place | None = None
+        if self._question.variant.successor is not None:
+            try:
+                self._follow()
+            except InvalidRequest as error:  # the options do not suit the new weights
+                return self._refused(frame_id, error)
+        question, job = self._question, self._job
+        job.variant.enter_frame()
         try:
             source = source_of(frame.image, self._pipeline.limits)
             place = await self._pipeline.admit(source, job)
             submitted = self._pipeline.submit_at_hand(source, job)
-        except Exception as error:
+        except BaseException as error:
+            job.variant.leave_frame()
             if place is not None:
                 place.leave()
             elif isinstance(error, ShuttingDown):
                 raise  # ends the stream; the frame has its chance at another server
-            refused: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            refused.set_result(self.error_to(frame_id, error))
-            return refused
+            if not isinstance(error, Exception):
+                raise
+            return self._refused(frame_id, error)
+        inside = _Inside(self, question, job, frame_id, started, place)
         if submitted is None:
             computing = asyncio.create_task(
                 self._pipeline.compute(source, job), name=f"frame {frame_id}"
             )
-            return _Computed(self, frame_id, started, place, computing)
-        return _Computed(self, frame_id, started, place, *submitted)
+            return _Computed(inside, computing)
+        return _Computed(inside, *submitted)
 
-    def reply_to(self, frame_id: int, answer: Answer, started: float) -> Reply:
+    def _follow(self) -> None:
+        """Ask what has taken the variant's place; frames that are inside stay with the old one."""
+        old, call = self._question.variant, self._job.call
+        question = self._question.latest()
+        old.streams.discard(call)
+        question.variant.enter_stream(call)
+        self._question = question
+        self._job = question.job(call, self._job.deadline, self._job.flow)
+
+    def _refused(self, frame_id: int, error: Exception) -> Pending[Reply]:
+        refused: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        refused.set_result(self.error_to(frame_id, error))
+        return refused
+
+    def reply_to(self, inside: _Inside[Reply], answer: Answer) -> Reply:
         """Return the message that answers a frame which was computed."""
-        outcome = self._question.answer(answer.result)
+        question = inside.question
         return self._reply(
-            frame_id=frame_id,
-            variant=self._question.reference,
-            timing=timing(self._pipeline.answered(self._job, answer, started)),
-            **{self._outcome: outcome},
+            frame_id=inside.frame_id,
+            variant=question.reference,
+            timing=timing(self._pipeline.answered(inside.job, answer, inside.started)),
+            **{self._outcome: question.answer(answer.result)},
         )
 
     def error_to(self, frame_id: int, error: Exception) -> Reply:
@@ -256,64 +280,70 @@ class FrameStream(Generic[Reply]):
         return self._reply(frame_id=frame.frame_id, dropped=dropped)
 
 
+@dataclass(eq=False, slots=True)
+class _Inside(Generic[Reply]):
+    """A frame that is inside.
+
+    Attributes:
+        stream: Makes its reply.
+        question: What is asked of it.
+        job: The same for the pipeline.
+        frame_id: The frame's.
+        started: When it was taken, on the clock of `time.perf_counter`.
+        place: Its place in the server.
+    """
+
+    stream: FrameStream[Reply]
+    question: Question
+    job: Job
+    frame_id: int
+    started: float
+    place: Place
+
+
 class _Computed(Generic[Reply]):
     """A frame that is being computed; its reply is made by whoever awaits it, once.
 
     Args:
-        stream: Makes the reply.
-        frame_id: The frame's.
-        started: When it was taken, on the clock of `time.perf_counter`.
-        place: Its place in the server: given back as soon as it is computed, whether or not the
+        inside: The frame. Its place is given back as soon as it is computed, whether or not the
             caller takes the answer.
         computing: Gives an `Answer`; or a `Result`, if `decode_s` is known.
         decode_s: As `Answer.decode_s`.
         decoded: As `Answer.decoded`.
     """
 
-    __slots__ = (
-        "_computing",
-        "_decode_s",
-        "_decoded",
-        "_frame_id",
-        "_place",
-        "_started",
-        "_stream",
-    )
+    __slots__ = ("_computing", "_decode_s", "_decoded", "_inside")
 
     def __init__(
         self,
-        stream: FrameStream[Reply],
-        frame_id: int,
-        started: float,
-        place: Place,
+        inside: _Inside[Reply],
         computing: asyncio.Future[Any],
         decode_s: float | None = None,
         decoded: float = 0.0,
     ) -> None:
-        self._stream = stream
-        self._frame_id = frame_id
-        self._started = started
-        self._place = place
+        self._inside = inside
         self._computing = computing
         self._decode_s = decode_s
         self._decoded = decoded
         computing.add_done_callback(self._leave)
 
     def __await__(self) -> Generator[Any, None, Reply]:
+        stream = self._inside.stream
         try:
             result = yield from self._computing.__await__()
             answer = result
             if self._decode_s is not None:
                 answer = Answer(result, self._decode_s, self._decoded)
-            return self._stream.reply_to(self._frame_id, answer, self._started)
+            return stream.reply_to(self._inside, answer)
         except Exception as error:
-            return self._stream.error_to(self._frame_id, error)
+            return stream.error_to(self._inside.frame_id, error)
 
     def cancel(self) -> None:
         """Take the frame out of whatever queue it waits in."""
         self._computing.cancel()
 
     def _leave(self, computed: asyncio.Future[Any]) -> None:
-        self._place.leave()
+        self._inside.place.leave()
+        self._inside.job.variant.leave_frame()
         if not computed.cancelled():
             computed.exception()  # so that asyncio does not miss whoever should have looked at it

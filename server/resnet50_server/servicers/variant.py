@@ -144,7 +144,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
             try:
                 self._variants.add(await admin.hold(definition))
             except BaseException:
-                self._variants.withdraw(definition)
+                self._variants.abandon(definition.name, "")
                 raise
         except (WeightsError, RuntimeError) as error:  # torch's, such as OutOfMemoryError
             log.warning("variant %s was not loaded: %s", name, error)
@@ -152,7 +152,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         return definition
 
     async def _unload(self, held: HeldVariant, admin: Administration) -> None:
-        self._variants.withdraw(held.definition)
+        self._variants.withdraw(held)
         await let_go(held, admin.patience_s)
 
     def _enabled(self, method: str) -> Administration:
