@@ -39,7 +39,7 @@ from resnet50_server.devices import cores
 from resnet50_server.engine.cpu import CpuEngines, Division
 from resnet50_server.engine.graph_store import GraphStore
 from resnet50_server.image_file import ImageLimits
-from resnet50_server.opening import open_engine
+from resnet50_server.opening import open_engine, prepare
 from resnet50_server.settings import Settings
 from resnet50_server.transform import Transform
 from resnet50_server.variants.definition import define
@@ -212,7 +212,7 @@ def pipeline(flags: list[str], decoders: int, threads: int, batch: int) -> float
         **{name[2:].replace("-", "_"): value for name, value in options.items()},
     )
     torch.set_num_threads(threads)
-    engine = open_engine(define(VARIANT), settings).engine
+    engine = open_engine(prepare(define(VARIANT), settings), settings).engine
     encoded, stopped = photo(), threading.Event()
     decoded: queue.Queue = queue.Queue(2 * batch)
 

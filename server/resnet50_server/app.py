@@ -23,10 +23,12 @@ from resnet50.v1 import (
 from .admission import Admission, Limits
 from .callers import ADMIN, INFER, Callers
 from .certificates import Certificates
+from .changes import Budget, Changes
 from .decode import JpegDecoder
 from .decode_pool import DecodePool, decode_threads
 from .devices import Devices, cores
 from .errors import WeightsError
+from .folder_watch import FolderWatch
 from .held import HeldVariants
 from .image_file import ImageLimits
 from .listeners import certificates_of, listen
@@ -39,7 +41,7 @@ from .pipeline import Pipeline
 from .readings import LagWatch, Readings
 from .servicers.boundary import Boundary
 from .servicers.inference import InferenceServicer, Patience
-from .servicers.variant import Administration, VariantServicer
+from .servicers.variant import VariantServicer
 from .settings import Settings
 from .tokens import Tokens
 from .transport import options
@@ -97,7 +99,8 @@ class Server:
             settings.decode_timeout_s,
         )
         self._inference: InferenceServicer | None = None
-        self._variant_servicer: VariantServicer | None = None
+        self._changes: Changes | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.certificates: Certificates | None = None
         self._loaded = False
         self._port: MetricsPort | None = None
@@ -130,7 +133,8 @@ class Server:
             self._admission, self._decode_pool, limits, _jpegs(settings), self._observer
         )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings))
-        self._variant_servicer = VariantServicer(variants, self._administration())
+        self._changes = changes = self._changes_of(variants)
+        variant_servicer = VariantServicer(variants, changes)
         callers = Callers(tokens)
 
         def boundary(admission: Admission, observer: Observer) -> Boundary:
@@ -147,7 +151,7 @@ class Server:
         side = boundary(Admission(SIDE_LIMITS), self._observer)
         side.add(
             variant_pb2_grpc.add_VariantServiceServicer_to_server,
-            self._variant_servicer,
+            variant_servicer,
             server,
             INFER,
             {method.name: ADMIN for method in _VARIANT.methods if method.name not in FOR_ALL},
@@ -171,8 +175,10 @@ class Server:
         if settings.listen_while_loading:
             await self._listen(server)
         log.info("loading the variants")
-        for definition in definitions:
-            variants.add(await hold(definition, settings, self._devices))
+        watch = self._folder_watch(variants, changes)
+        await changes.begin()
+        if watch is not None:
+            self._watching = asyncio.create_task(watch.run(), name="watch variants_dir")
         self._loaded = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if not settings.listen_while_loading:
@@ -208,8 +214,10 @@ class Server:
                 await asyncio.wait([stopping], timeout=DRAIN_POLL_S)
             await self._grpc.stop(None)
             await stopping
-        if self._variant_servicer is not None:
-            self._variant_servicer.close()
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._changes is not None:
+            self._changes.close()
         await self._devices.close()
         self._decode_pool.close()
         if self._lag is not None:
@@ -252,15 +260,21 @@ class Server:
             return "the server is shutting down"
         return self._dead() or (None if self._loaded else "the variants are being loaded")
 
-    def _administration(self) -> Administration | None:
-        settings = self._settings
-        if settings.variants_dir is None:
-            return None
-        return Administration(
-            VariantsDirectory(settings.variants_dir),
-            partial(hold, settings=settings, devices=self._devices),
+    def _changes_of(self, variants: HeldVariants) -> Changes:
+        settings, directory = self._settings, self._settings.variants_dir
+        return Changes(
+            variants,
+            partial(hold, settings, self._devices),
+            Budget(settings.max_variants_bytes, settings.evict_variants),
             settings.drain_timeout_s,
+            None if directory is None else VariantsDirectory(directory),
         )
+
+    def _folder_watch(self, variants: HeldVariants, changes: Changes) -> FolderWatch | None:
+        every_s = self._settings.watch_variants_s
+        if not every_s or changes.directory is None:
+            return None
+        return FolderWatch(changes.directory, variants, changes, every_s)
 
     async def _listen(self, server: grpc.aio.Server) -> None:
         self.addresses = await listen(server, self._settings, self.certificates)

@@ -16,6 +16,9 @@ from .threads import Threads
 from .variant_queue import VariantQueue
 from .variants.definition import Definition, plain
 
+# Loads that failed are remembered for so many names, the latest ones.
+MAX_FAILURES = 64
+
 
 @dataclass(eq=False)
 class HeldVariant:
@@ -217,11 +220,18 @@ class HeldVariants:
 
     def abandon(self, name: str, reason: str) -> None:
         """Forget what was about to be loaded; what answers under its name goes on."""
-        self.failures[name] = reason
+        self.fail(name, reason)
         entry = self._entries[name]
         entry.loading = None
         if entry.held is None:
             self._delist(name)
+
+    def fail(self, name: str, reason: str) -> None:
+        """Remember why something could not be loaded under a name."""
+        self.failures.pop(name, None)
+        self.failures[name] = reason
+        while len(self.failures) > MAX_FAILURES:
+            del self.failures[next(iter(self.failures))]
 
     def withdraw(self, variant: HeldVariant) -> None:
         """Let no new request find a variant, which `leaving` holds from now on."""
@@ -237,6 +247,11 @@ class HeldVariants:
         """Return what is being loaded under a variant's name."""
         entry = self._entries.get(definition.name)
         return None if entry is None else entry.loading
+
+    def by_name(self, name: str) -> Definition | None:
+        """Return the definition of exactly that name, loaded or not."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.definition
 
     def define(self, name: str, field: str) -> Definition:
         """Return the definition of that name or alias, loaded or not; the default one for "".

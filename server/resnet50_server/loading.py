@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from .devices import Devices
 from .errors import Unloading
 from .held import HeldVariant
-from .opening import open_engine, warm_up
+from .opening import open_engine, prepare, verify, warm_up
 from .settings import Settings
+from .stages import Loading
 from .variants.definition import Definition
 
 log = logging.getLogger(__name__)
@@ -21,23 +23,40 @@ DRAIN_POLL_S = 0.02
 LAST_BATCHES_S = 5.0
 
 
-async def hold(definition: Definition, settings: Settings, devices: Devices) -> HeldVariant:
-    """Load and warm up one variant without blocking the event loop.
+async def hold(
+    settings: Settings,
+    devices: Devices,
+    definition: Definition,
+    loading: Loading,
+    make_room: Callable[[int], Awaitable[None]],
+) -> HeldVariant:
+    """Load, warm up and check one variant without blocking the event loop.
 
     Args:
-        definition: Which one.
         settings: Where and how to run it.
         devices: Gives it its scheduler.
+        definition: Which one.
+        loading: Is told how far it is.
+        make_room: Is awaited with the bytes that it will take, before it takes them.
 
     Raises:
         WeightsError: It cannot be served; says why.
+        Exception: What `make_room` raises.
     """
-    opened = await asyncio.to_thread(open_engine, definition, settings)
+    loading.stage = "reading"
+    prepared = await asyncio.to_thread(prepare, definition, settings)
+    loading.stage = "evicting"
+    await make_room(prepared.memory_bytes)
+    loading.stage = "building"
+    opened = await asyncio.to_thread(open_engine, prepared, settings)
     scheduler, threads = devices.get(opened.device)
     try:
+        loading.stage = "warming_up"
         warm = await threads.run(
             partial(warm_up, opened.engine, definition, settings.max_batch_size)
         )
+        loading.stage = "verifying"
+        await threads.run(partial(verify, prepared, opened))
     except Exception:
         await threads.run(opened.engine.close)  # its memory is wanted by the next try
         raise

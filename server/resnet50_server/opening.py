@@ -11,6 +11,7 @@ import numpy as np
 import platformdirs
 import torch
 
+from .canary import Canary
 from .devices import cores, cuda_device
 from .engine.agreement import Agreement
 from .engine.cpu import Calibration, CpuEngines, Division
@@ -22,11 +23,16 @@ from .errors import WeightsError
 from .image_file import ImageLimits
 from .settings import Settings
 from .variants.definition import Definition
-from .variants.files import weights_directory
+from .variants.files import Weights, weights_directory
 from .variants.network import build_network, parameter_count, read_weights
 
 # How long the larger of the batches that warm an engine up may run, in seconds.
 WARM_UP_S = 0.4
+# Bytes of a parameter, and how many times that an engine takes: two fp32 variants in batches of 8
+# make a process grow by 123, 233 and 299 MiB each, for weights of 97.5 MiB (ADR 0008). That of CUDA
+# graphs is a guess: it has not been measured.
+BYTES_EACH = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+MEMORY_FACTORS = {"torch": 1.3, "onnxruntime": 2.4, "openvino": 3.1, "cuda-graphs": 3.0}
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class OpenEngine:
         precision: "fp32", "fp16", "bf16" or "int8".
         trained: False for random weights and for engines without a network.
         quantization: How close int8 comes to the weights it was made from; None if it was not made.
+        memory_bytes: What it takes, as estimated; see `memory_of`.
     """
 
     engine: Engine
@@ -52,6 +59,7 @@ class OpenEngine:
     precision: str
     trained: bool
     quantization: Agreement | None = None
+    memory_bytes: int = 0
 
 
 def place(definition: Definition, settings: Settings) -> tuple[str, str]:
@@ -92,13 +100,69 @@ def place(definition: Definition, settings: Settings) -> tuple[str, str]:
     return device, "fp32" if device == "cpu" else "fp16"
 
 
-def open_engine(definition: Definition, settings: Settings) -> OpenEngine:
-    """Build a variant's engine; blocks while weights are read, so not for the event loop.
+@dataclass(frozen=True)
+class Prepared:
+    """A variant whose weights are read and checked, and nothing is built of them yet.
+
+    Attributes:
+        definition: The variant.
+        device: Where it will run.
+        precision: In which arithmetic.
+        weights: Its weights; None for engines without a network.
+        canary: What they say of a fixed image; None for engines without a network.
+        parameters: How many there are.
+        memory_bytes: What its engine will take at most, as estimated; see `memory_of`.
+    """
+
+    definition: Definition
+    device: str = "cpu"
+    precision: str = "fp32"
+    weights: Weights | None = None
+    canary: Canary | None = None
+    parameters: int = 0
+    memory_bytes: int = 0
+
+
+def prepare(definition: Definition, settings: Settings) -> Prepared:
+    """Read and check a variant's weights; blocks, so not for the event loop.
 
     Raises:
         WeightsError: The weights cannot be had, or the settings ask for what cannot be.
     """
     if settings.engine in ("null", "timed"):
+        return Prepared(definition)
+    device, precision = place(definition, settings)
+    weights = read_weights(definition, weights_directory(settings.weights_dir), settings.download)
+    canary = Canary.of(definition, weights)
+    parameters = parameter_count(definition, weights)
+    kind: str = settings.engine
+    if kind == "auto" and (device != "cpu" or definition.quantized):
+        kind = "cuda-graphs" if device != "cpu" else "torch"
+    at_most = memory_of(parameters, precision, kind)
+    return Prepared(definition, device, precision, weights, canary, parameters, at_most)
+
+
+def memory_of(parameters: int, precision: str, kind: str) -> int:
+    """Estimate what an engine takes, in bytes: its weights, and what it makes of them.
+
+    Args:
+        parameters: How many its network has.
+        precision: "fp32", "fp16", "bf16" or "int8".
+        kind: As `OpenEngine.kind`; the greediest one for "auto".
+    """
+    factor = MEMORY_FACTORS.get(kind, max(MEMORY_FACTORS.values()))
+    return int(parameters * BYTES_EACH[precision] * factor)
+
+
+def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
+    """Build a variant's engine; blocks, so not for the event loop.
+
+    Raises:
+        WeightsError: It cannot be built; says why.
+    """
+    definition, weights = prepared.definition, prepared.weights
+    device, precision = prepared.device, prepared.precision
+    if weights is None:
         count = len(definition.categories)
         engine: Engine = (
             NullEngine(count)
@@ -106,9 +170,7 @@ def open_engine(definition: Definition, settings: Settings) -> OpenEngine:
             else TimedEngine(count, settings.timed_alpha_ms, settings.timed_beta_ms)
         )
         digest = hashlib.sha256(f"{settings.engine}:{definition.name}".encode()).hexdigest()
-        return OpenEngine(engine, settings.engine, digest, 0, "cpu", "fp32", trained=False)
-    device, precision = place(definition, settings)
-    weights = read_weights(definition, weights_directory(settings.weights_dir), settings.download)
+        return OpenEngine(engine, settings.engine, digest, 0, device, precision, trained=False)
     network = functools.cache(partial(build_network, definition, weights))
     transform, quantization = definition.transform, None
     if device != "cpu" and settings.engine == "torch":
@@ -132,11 +194,12 @@ def open_engine(definition: Definition, settings: Settings) -> OpenEngine:
         engine,
         kind,
         weights.digest,
-        parameter_count(definition, weights),
+        prepared.parameters,
         device,
         precision,
         trained=definition.seed is None,
         quantization=quantization,
+        memory_bytes=memory_of(prepared.parameters, precision, kind),
     )
 
 
@@ -182,3 +245,15 @@ def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> list
         run(size)
         measured.append((size, run(size)))
     return measured
+
+
+def verify(prepared: Prepared, opened: OpenEngine) -> None:
+    """Compare an engine's answer to a fixed image with PyTorch's; blocks, on an engine thread.
+
+    Int8 that was made here has been compared with its weights on many images already.
+
+    Raises:
+        WeightsError: It is another one.
+    """
+    if prepared.canary is not None and opened.quantization is None:
+        prepared.canary.check(opened.engine, prepared.definition, opened.precision)

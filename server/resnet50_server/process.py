@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -16,6 +15,7 @@ import grpc
 from .app import Server
 from .errors import UnusableSetting, WeightsError
 from .file_guard import silence_libraries
+from .memory import return_memory
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ async def serve(settings: Settings) -> int:
         # part, would stop everything for 0.2 s now and then (docs/adr/0011-batches-in-flight.md).
         gc.freeze()
         gc.enable()
-        _return_memory()
+        return_memory()
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
         if server.metrics_url is not None:
@@ -87,13 +87,6 @@ def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
         log.debug("a reply was not sent, its call is over: %s", context["exception"])
     else:
         loop.default_exception_handler(context)
-
-
-def _return_memory() -> None:
-    """Give what loading has used and freed back to the system; glibc would keep it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _exit_on_next_signal(stopped: asyncio.Task[bool]) -> None:

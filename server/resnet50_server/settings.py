@@ -126,6 +126,31 @@ class Settings(BaseSettings):
             " need a token with the scope admin. Default: variants are not changed while serving."
         ),
     ] = None
+    watch_variants_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10**6,
+            description="Seconds between looks at variants_dir: a folder that appears or changes is"
+            " loaded, in the place of what serves, and one that goes is unloaded. 0: only when"
+            " LoadVariant asks.",
+        ),
+    ] = 0.0
+    max_variants_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory that variants may take together, in bytes, as estimated"
+            " (`resnet50 variants` shows it). One more is refused. 0: any.",
+        ),
+    ] = 0
+    evict_variants: Annotated[
+        CliImplicitFlag[bool],
+        Field(
+            description="Whether, instead, the variants that were asked for least recently are"
+            " unloaded; never the default one."
+        ),
+    ] = False
     device: Annotated[
         str,
         Field(
@@ -425,6 +450,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 "variants_dir: whoever loads variants needs a token with the scope admin; name a"
                 " tokens_file (resnet50-server tokens new NAME --scope admin --file FILE)"
+            )
+        if self.watch_variants_s and self.variants_dir is None:
+            raise ValueError("watch_variants_s: needs variants_dir, the folder to look at")
+        if self.evict_variants and not self.max_variants_bytes:
+            raise ValueError(
+                "evict_variants: needs max_variants_bytes; without it nothing gives way"
             )
         if self.max_image_bytes + MESSAGE_OVERHEAD_BYTES > self.max_message_bytes:
             raise ValueError(

@@ -120,10 +120,10 @@ async def test_server_that_loads_listens_says_so_and_becomes_healthy_when_done(m
     hold = resnet50_server.app.hold
     arrived, gates = asyncio.Queue(), {"IMAGENET1K_V1": asyncio.Event(), "x": asyncio.Event()}
 
-    async def gated_hold(definition, settings, devices):
+    async def gated_hold(settings, devices, definition, *arguments):
         await arrived.put(definition.name)
         await gates[definition.name].wait()
-        return await hold(definition, settings, devices)
+        return await hold(settings, devices, definition, *arguments)
 
     monkeypatch.setattr(resnet50_server.app, "hold", gated_hold)
     server = Server(
@@ -435,11 +435,11 @@ async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(
     entered, gate = asyncio.Event(), threading.Event()
     loop, started = asyncio.get_running_loop(), []
 
-    async def slow_hold(definition, *arguments):
+    async def slow_hold(*arguments):
         if started:
             await second.wait()  # for ever
-        held = await hold(definition, *arguments)
-        started.append(definition)
+        held = await hold(*arguments)
+        started.append(held.definition)
         return held
 
     monkeypatch.setattr(resnet50_server.app, "hold", slow_hold)

@@ -26,7 +26,7 @@ from resnet50_server.engine.protocol import BatchOutput, Engine, Images
 from resnet50_server.engine.ranking import ranked
 from resnet50_server.errors import WeightsError
 from resnet50_server.held import HeldVariant
-from resnet50_server.opening import OpenEngine, open_engine
+from resnet50_server.opening import OpenEngine, open_engine, prepare
 from resnet50_server.settings import Settings
 from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network
@@ -66,9 +66,8 @@ def pictures(count: int = 4, crop: int = CROP) -> Images:
 
 
 def open_variant(spec: str, cache: Path, **settings: object) -> OpenEngine:
-    return open_engine(
-        define(spec), Settings(variants=[spec], device="cpu", cache_dir=cache, **settings)
-    )
+    options = Settings(variants=[spec], device="cpu", cache_dir=cache, **settings)
+    return open_engine(prepare(define(spec), options), options)
 
 
 def in_order(output: BatchOutput) -> np.ndarray:

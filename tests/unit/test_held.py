@@ -20,6 +20,7 @@ from resnet50_server.held import HeldVariant
 from resnet50_server.loading import LAST_BATCHES_S, hold, let_go
 from resnet50_server.opening import WARM_UP_S, OpenEngine, warm_up
 from resnet50_server.settings import Settings
+from resnet50_server.stages import Loading
 from resnet50_server.variants.definition import define
 
 
@@ -105,6 +106,10 @@ async def test_an_engine_that_stands_for_one_device_computes_one_batch_at_a_time
         await devices.close()
 
 
+async def no_limit(needed_bytes: int) -> None:
+    """Make as much room as is wanted."""
+
+
 async def test_engine_that_does_not_warm_up_is_closed_where_it_runs(monkeypatch):
     engine = ClosingEngine()
     engine.without_answer = 128  # the grey image
@@ -113,7 +118,7 @@ async def test_engine_that_does_not_warm_up_is_closed_where_it_runs(monkeypatch)
     devices = Devices(settings, lambda error: None)
     try:
         with pytest.raises(WeightsError, match="not finite"):
-            await hold(define("u=random:0"), settings, devices)
+            await hold(settings, devices, define("u=random:0"), Loading(), no_limit)
         assert engine.closed_on == ["engine-cpu-0"]
     finally:
         await devices.close()

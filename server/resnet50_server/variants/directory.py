@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import InvalidRequest, VariantNotFound
-from .definition import CHECKPOINT_NAMES, NAME
+from .definition import CHECKPOINT_NAMES, NAME, Definition, official_definitions, plain
+
+_FILES = ("variant.json", *CHECKPOINT_NAMES)
 
 
 class VariantsDirectory:
@@ -22,6 +25,21 @@ class VariantsDirectory:
         """Return what could be loaded, sorted."""
         found = self._path.iterdir() if self._path.is_dir() else ()
         return sorted(one.name for one in found if NAME.fullmatch(one.name) and one.is_dir())
+
+    def stamps(self) -> dict[str, tuple[object, ...]]:
+        """Return for each of them what changes with its files: their times and sizes."""
+        return {name: _stamp(self._path / name) for name in self.names()}
+
+    def holds(self, definition: Definition) -> bool:
+        """Return whether a variant's folder is one of them."""
+        if definition.directory is None:
+            return False
+        return definition.directory.resolve().is_relative_to(self._path.resolve())
+
+    @staticmethod
+    def is_official(name: str) -> bool:
+        """Return whether a name is one of torchvision's: such weights lie elsewhere."""
+        return plain(name) == "DEFAULT" or plain(name) in official_definitions()
 
     def find(self, name: str) -> Path:
         """Return a variant's folder, with links resolved; none of its files lies elsewhere.
@@ -45,9 +63,22 @@ class VariantsDirectory:
         folder = (root / name).resolve()
         if not folder.is_dir():
             raise VariantNotFound("name", name, self.names())
-        for path in (folder, *(folder / file for file in ("variant.json", *CHECKPOINT_NAMES))):
+        for path in (folder, *(folder / file for file in _FILES)):
             if not path.resolve().is_relative_to(root):
                 raise InvalidRequest(
                     "name", f"{name}: {path.name} is a link that leads out of variants_dir"
                 )
         return folder
+
+
+def _stamp(folder: Path) -> tuple[object, ...]:
+    stamp: list[object] = []
+    for name in _FILES:
+        try:
+            found = os.stat(folder / name)
+        except OSError as error:
+            stamp.append(error.errno)
+            continue
+        # The time of the last change of any kind; unlike the content's, it cannot be set.
+        stamp.append((found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev))
+    return tuple(stamp)

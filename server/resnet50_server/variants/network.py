@@ -75,8 +75,7 @@ def build_network(definition: Definition, weights: Weights) -> Network:
     Raises:
         WeightsError: The weights do not fit; says why.
     """
-    model = _build(definition, weights)
-    model.eval()
+    model = build_model(definition, weights)
     if not definition.quantized:
         fold_batchnorm(model)
     return Network(model)
@@ -128,13 +127,18 @@ def _random_weights(definition: Definition) -> Weights:
     return Weights(state, digest.hexdigest())
 
 
-def _build(definition: Definition, weights: Weights) -> ResNet:
+def build_model(definition: Definition, weights: Weights) -> ResNet:
+    """Build torchvision's own network in eval mode, on the CPU, in float32 or int8.
+
+    Raises:
+        WeightsError: The weights do not fit; says why.
+    """
     count = len(definition.categories)
     if definition.quantized:
         torch.backends.quantized.engine = definition.official.meta["backend"]
         model = quantization.resnet50(weights=None, quantize=True, num_classes=count)
         model.load_state_dict(weights.state)
-        return model
+        return model.eval()
     # On the meta device nothing is initialised twice, and nothing random can be left behind.
     with torch.device("meta"):
         model = resnet50(weights=None, num_classes=count)
@@ -144,7 +148,7 @@ def _build(definition: Definition, weights: Weights) -> ResNet:
     for key in model.state_dict().keys() - state.keys():  # num_batches_tracked; see _mismatch
         state[key] = torch.zeros((), dtype=torch.long)
     model.load_state_dict(state, assign=True)
-    return model
+    return model.eval()
 
 
 def _mismatch(model: ResNet, state: StateDict, categories: int) -> str | None:

@@ -1,0 +1,308 @@
+"""Changes of what is served: variants loaded, replaced and unloaded while the others answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from .errors import NotNow, VariantNotFound, WeightsError
+from .held import HeldVariant, HeldVariants
+from .loading import let_go
+from .memory import return_memory
+from .stages import Loading
+from .variants.definition import Definition, define, plain
+from .variants.directory import VariantsDirectory
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Hold: TypeAlias = Callable[
+    [Definition, Loading, Callable[[int], Awaitable[None]]], Awaitable[HeldVariant]
+]
+
+# What a replaced variant has taken it may answer for so long: nobody is told to call again, and no
+# new work comes. Callers' deadlines end it earlier, as a rule.
+REPLACED_S = 600.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much memory variants may take.
+
+    Attributes:
+        max_bytes: Of all together, those that are about to go included; 0: any.
+        evict: Whether the least recently used ones give way to a new one.
+    """
+
+    max_bytes: int = 0
+    evict: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What has come of loading a variant.
+
+    Attributes:
+        variant: That answers now.
+        replaced: That it has taken the place of.
+        evicted: Names of those that were unloaded for it.
+    """
+
+    variant: HeldVariant
+    replaced: HeldVariant | None
+    evicted: list[str]
+
+
+class Changes:
+    """Changes the variants that a server holds, one change at a time; event loop only.
+
+    Args:
+        variants: Those that it holds.
+        hold: Loads one, ready to answer; see `loading.hold`.
+        budget: How much memory they may take.
+        patience_s: How long the requests of a variant that is unloaded may take, in seconds.
+        directory: Where new ones come from; None if nothing is changed while serving.
+
+    Attributes:
+        directory: The same.
+    """
+
+    def __init__(
+        self,
+        variants: HeldVariants,
+        hold: Hold,
+        budget: Budget,
+        patience_s: float,
+        directory: VariantsDirectory | None = None,
+    ) -> None:
+        self.directory = directory
+        self._variants = variants
+        self._hold = hold
+        self._budget = budget
+        self._patience_s = patience_s
+        self._changing: asyncio.Task[Any] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def begin(self) -> None:
+        """Load what the server was started with, one after the other.
+
+        Raises:
+            WeightsError: One cannot be served.
+        """
+        for definition in self._variants.definitions:
+            loading = self._variants.loading(definition)
+            assert loading is not None  # nothing else loads before that
+            try:
+                await self._put(definition, loading, evict=False)
+            except NotNow as error:
+                raise WeightsError(str(error)) from error
+
+    async def load(self, name: str, *, replace: bool = False) -> Loaded:
+        """Load a variant, in the place of the one of its name if there is one.
+
+        Args:
+            name: A folder's, or one of torchvision's, or of a variant that was given at the start.
+            replace: Whether one that answers gives way.
+
+        Raises:
+            InvalidRequest: It is not a name.
+            VariantNotFound: There is nothing of that name.
+            NotNow: It cannot be loaded; says why.
+        """
+        spec = self._source(name)
+        return await self._change(self._load(plain(name), spec, replace))
+
+    async def unload(self, name: str) -> HeldVariant:
+        """Unload a variant; returns once it is freed.
+
+        Raises:
+            VariantNotFound: There is none.
+            NotNow: It cannot be done without.
+        """
+        definition = self._variants.define(name, field="name")
+        if definition is self._variants.default:
+            raise NotNow(
+                f"name: {definition.name} answers requests that name no variant; let another one"
+                " do that first (SetDefaultVariant)"
+            )
+        return await self._change(self._unload(self._answering(definition)))
+
+    def set_default(self, name: str) -> tuple[HeldVariant, str]:
+        """Let a variant answer requests that name none; return it, and the name of the last one.
+
+        Raises:
+            VariantNotFound: There is none.
+            NotNow: It is not loaded yet.
+        """
+        variant = self._answering(self._variants.define(name, field="name"))
+        previous = self._variants.default.name
+        self._variants.set_default(variant)
+        log.info("variant %s is the default now; it was %s", variant.definition.name, previous)
+        return variant, previous
+
+    async def settle(self) -> None:
+        """Wait until no change goes on."""
+        while self._changing is not None and not self._changing.done():
+            await asyncio.wait([self._changing])
+
+    def close(self) -> None:
+        """Give up what goes on; what its thread does is not waited for."""
+        for task in (self._changing, *self._leaving):
+            if task is not None:
+                task.cancel()
+
+    def _answering(self, definition: Definition) -> HeldVariant:
+        held = self._variants.loaded(definition)
+        if held is None:
+            raise NotNow(f"name: {definition.name} is not loaded yet")
+        return held
+
+    def _source(self, name: str) -> str:
+        """Return what `define` takes for a name: never a path that a caller has chosen."""
+        assert self.directory is not None  # changes are enabled
+        if self.directory.is_official(name):
+            return plain(name)
+        try:
+            return f"{name}={self.directory.find(name)}"
+        except VariantNotFound:
+            served = self._variants.by_name(name)
+            if served is None or served.directory is None:
+                raise
+            return f"{name}={served.directory}"
+
+    async def _change(self, change: Coroutine[None, None, Result]) -> Result:
+        """Make one change at a time. One that was begun is finished, though its caller gives up."""
+        if self._changing is not None and not self._changing.done():
+            change.close()
+            raise NotNow("another variant is being loaded or unloaded; ask again when that is done")
+        self._changing = asyncio.create_task(change, name="change variants")
+        return await asyncio.shield(self._changing)
+
+    async def _load(self, name: str, spec: str, replace: bool) -> Loaded:
+        announced: Definition | None = None
+        try:
+            definition = await asyncio.to_thread(define, spec)
+            loading = self._variants.announce(definition, replace=replace)
+            announced = definition
+            return await self._put(definition, loading, self._budget.evict)
+        except (WeightsError, NotNow, OSError, RuntimeError) as error:
+            # torch raises RuntimeError and its subclasses, such as OutOfMemoryError.
+            text = str(error) if isinstance(error, (WeightsError, NotNow)) else repr(error)
+            if announced is not None:
+                self._variants.abandon(announced.name, text)
+            else:
+                self._variants.fail(name, text)
+            log.warning("variant %s was not loaded: %s", name, text)
+            if isinstance(error, NotNow):
+                raise
+            raise NotNow(f"name: {name} cannot be loaded: {text}") from error
+        except BaseException:
+            if announced is not None:
+                self._variants.abandon(announced.name, "the load was given up")
+            raise
+
+    async def _put(self, definition: Definition, loading: Loading, evict: bool) -> Loaded:
+        evicted: list[str] = []
+
+        async def make_room(needed_bytes: int) -> None:
+            await self._make_room(definition, needed_bytes, evicted if evict else None)
+
+        try:
+            variant = await self._hold(definition, loading, make_room)
+        except BaseException:
+            if evicted:
+                log.error("unloaded for %s, in vain: %s", definition.name, ", ".join(evicted))
+            raise
+        replaced = self._variants.add(variant)
+        if replaced is not None:
+            self._go(replaced, REPLACED_S)
+        return Loaded(variant, replaced, evicted)
+
+    async def _make_room(
+        self, definition: Definition, needed_bytes: int, evicted: list[str] | None
+    ) -> None:
+        """Wait until there is memory for a variant.
+
+        Args:
+            definition: What is to be loaded.
+            needed_bytes: What it takes.
+            evicted: Gets the names of those that give way; None if none does.
+
+        Raises:
+            NotNow: There is not enough. Nothing was unloaded then.
+        """
+        limit = self._budget.max_bytes
+        if not limit:
+            return
+        # What goes anyway frees its memory soon.
+        while self._leaving and self._taken() + needed_bytes > limit:
+            await asyncio.wait(self._leaving, return_when=asyncio.FIRST_COMPLETED)
+        missing = self._taken() + needed_bytes - limit
+        if missing <= 0:
+            return
+        victims: list[HeldVariant] = []
+        if evicted is not None:
+            for one in sorted(self._spare(definition), key=lambda one: one.used):
+                if missing <= 0:
+                    break
+                victims.append(one)
+                missing -= one.opened.memory_bytes
+        if missing > 0:
+            raise NotNow(self._too_much(definition, needed_bytes, evicted is not None))
+        for victim in victims:
+            log.info("variant %s gives way to %s", victim.definition.name, definition.name)
+            self._variants.withdraw(victim)
+            assert evicted is not None  # there are victims
+            evicted.append(victim.definition.name)
+        await asyncio.gather(*(self._go(victim, self._patience_s) for victim in victims))
+
+    def _spare(self, definition: Definition) -> list[HeldVariant]:
+        """Return those that could give way: not the default, nor what is to be replaced."""
+        needed = (self._variants.default.name, definition.name)
+        return [
+            one
+            for one in self._variants.held
+            if not one.retired and one.definition.name not in needed
+        ]
+
+    def _taken(self) -> int:
+        return sum(one.opened.memory_bytes for one in self._variants.held)
+
+    def _too_much(self, definition: Definition, needed_bytes: int, evict: bool) -> str:
+        held = ", ".join(
+            f"{one.definition.name} {one.opened.memory_bytes // 2**20}"
+            for one in self._variants.held
+        )
+        what = "unload what can be done without, or allow more"
+        if not evict:
+            what += ", or let the least recently used give way (--evict-variants)"
+        return (
+            f"max_variants_bytes: {definition.name} takes about {needed_bytes // 2**20} MiB beside"
+            f" those that are held ({held or 'none'}), and {self._budget.max_bytes // 2**20} MiB"
+            f" are allowed; {what}"
+        )
+
+    async def _unload(self, variant: HeldVariant) -> HeldVariant:
+        self._variants.withdraw(variant)
+        await self._go(variant, self._patience_s)
+        return variant
+
+    def _go(self, variant: HeldVariant, patience_s: float) -> asyncio.Task[None]:
+        """Free a variant that no new request finds; goes on by itself."""
+        name = f"unload {variant.definition.name}"
+        task = asyncio.create_task(self._free(variant, patience_s), name=name)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        return task
+
+    async def _free(self, variant: HeldVariant, patience_s: float) -> None:
+        try:
+            await let_go(variant, patience_s)
+        except Exception:
+            # Nobody waits for a variant that was replaced.
+            log.exception("variant %s could not be freed", variant.definition.name)
+        self._variants.leaving.remove(variant)
+        await asyncio.to_thread(return_memory)

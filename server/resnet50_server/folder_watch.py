@@ -1,0 +1,79 @@
+"""Watches the folder of variants: what appears or changes there is loaded, what goes is unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .changes import Changes
+from .errors import ServingError
+from .held import HeldVariants
+from .variants.directory import VariantsDirectory
+
+log = logging.getLogger(__name__)
+
+
+class FolderWatch:
+    """Looks at the folder now and then, and has done what has changed.
+
+    A folder is taken as it is once two looks in a row have found the same: files that are still
+    being written are left alone. What could not be loaded is tried again when its files change.
+
+    Args:
+        directory: The folder.
+        variants: Those that the server holds.
+        changes: Changes them.
+        every_s: From one look to the next, in seconds.
+    """
+
+    def __init__(
+        self,
+        directory: VariantsDirectory,
+        variants: HeldVariants,
+        changes: Changes,
+        every_s: float,
+    ) -> None:
+        self._directory = directory
+        self._variants = variants
+        self._changes = changes
+        self._every_s = every_s
+        # What two looks have found: the last one, and the one that was done by.
+        self._last = directory.stamps()
+        served = {one.name for one in variants.definitions if directory.holds(one)}
+        self._done = {name: stamp for name, stamp in self._last.items() if name in served}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self._look()
+            except Exception:
+                log.exception("variants_dir could not be looked at; it will be again")
+
+    async def _look(self) -> None:
+        found = await asyncio.to_thread(self._directory.stamps)
+        last, self._last = self._last, found
+        for name in sorted(found.keys() | self._done.keys()):
+            stamp = found.get(name)
+            if stamp == self._done.get(name) or stamp != last.get(name):
+                continue
+            if stamp is None:
+                del self._done[name]
+            else:
+                self._done[name] = stamp
+            await self._changes.settle()
+            try:
+                if stamp is None:
+                    await self._unload(name)
+                else:
+                    await self._changes.load(name, replace=True)
+            except ServingError as error:
+                # Of a load that failed the log has a line already; ListVariants shows it too.
+                log.warning("variants_dir: %s: %s", name, error)
+
+    async def _unload(self, name: str) -> None:
+        definition = self._variants.by_name(name)
+        if definition is not None and self._directory.holds(definition):
+            log.info("variants_dir: %s has gone", name)
+            await self._changes.unload(name)
