@@ -1,4 +1,4 @@
-"""Watches the folder of variants: what appears or changes there is loaded, what goes is unloaded."""
+"""Watches the folder of variants: what appears or changes is loaded, what goes is unloaded."""
 
 from __future__ import annotations
 
