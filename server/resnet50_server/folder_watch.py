@@ -74,6 +74,8 @@ class FolderWatch:
 
     async def _unload(self, name: str) -> None:
         definition = self._variants.by_name(name)
-        if definition is not None and self._directory.holds(definition):
+        if definition is None:
+            self._variants.failures.pop(name, None)
+        elif self._directory.holds(definition):
             log.info("variants_dir: %s has gone", name)
             await self._changes.unload(name)

@@ -235,6 +235,7 @@ class HeldVariants:
 
     def withdraw(self, variant: HeldVariant) -> None:
         """Let no new request find a variant, which `leaving` holds from now on."""
+        self.failures.pop(variant.definition.name, None)
         self._delist(variant.definition.name)
         self._retire(variant)
 
