@@ -114,7 +114,8 @@ def test_variants_are_listed_and_shown(server):
     listed = resnet50("variants", server=server)
     assert b"IMAGENET1K_V2" in listed.stdout
     (one,) = map(
-        json.loads, resnet50("variants", "DEFAULT", "--json", server=server).stdout.splitlines()
+        json.loads,
+        resnet50("variants", "show", "DEFAULT", "--json", server=server).stdout.splitlines(),
     )
     assert (one["name"], one["transform"]["resize"], len(one["categories"])) == (
         "IMAGENET1K_V2",
