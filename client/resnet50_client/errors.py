@@ -112,7 +112,15 @@ class UnauthenticatedError(Resnet50Error):
 
 
 class PermissionDeniedError(Resnet50Error):
-    """The credentials are known but do not allow this call."""
+    """The credentials are known but do not allow this call.
+
+    Attributes:
+        scope: What the token would have to allow, e.g. "admin"; "" if the server did not say.
+    """
+
+    def __init__(self, message: str, *, scope: str = "", **common: Any) -> None:
+        super().__init__(message, **common)
+        self.scope = scope
 
 
 class DataLossError(Resnet50Error):
@@ -205,6 +213,9 @@ def _error(
         served = details["ErrorInfo"].metadata.get("served", "") if "ErrorInfo" in details else ""
         names = tuple(name for name in served.split(", ") if name)
         return VariantNotFoundError(message, served=names, **common)
+    if kind is PermissionDeniedError:
+        scope = details["ErrorInfo"].metadata.get("scope", "") if "ErrorInfo" in details else ""
+        return PermissionDeniedError(message, scope=scope, **common)
     if kind is OverloadedError:
         if too_long := _TOO_LONG.search(message):
             return InvalidImageError(
