@@ -93,7 +93,7 @@ class AsyncVariants(AsyncCalls):
 
         Raises:
             VariantNotFoundError: It is not loaded.
-            VariantChangeError: It cannot answer yet, or another change goes on.
+            VariantChangeError: It cannot answer yet.
             Resnet50Error: As for `load_variant`.
         """
         return await self._call(calls.set_default_variant_call(name), timeout_s)

@@ -223,9 +223,10 @@ class Loading:
     """How far a variant is that is being loaded.
 
     Attributes:
-        stage: In their order: "evicting", which waits for the memory of variants that give way;
-            "opening", which reads and checks the weights and builds the engine; "warming_up";
-            "verifying", which compares its answer for a fixed image with PyTorch's.
+        stage: In their order: "waiting" for other variants to be loaded; "reading" and checking the
+            weights, fetched first if need be; "evicting", until variants that give way have freed
+            their memory; "building" the engine; "warming_up"; "verifying" its answer to a fixed
+            image.
         elapsed_s: For how long, all stages together, in seconds.
     """
 

@@ -24,7 +24,7 @@ def table(found: Sequence[Variant]) -> Table:
         shown.add_row(
             one.name + (" *" if one.server_default else ""),
             state(one),
-            f"{one.transform.resize} → {one.transform.crop}",
+            f"{one.transform.resize} → {one.transform.crop}" if one.transform.crop else "-",
             f"{accuracy.acc_at_1:.2f}" if accuracy else "-",
             " ".join(filter(None, (one.engine, one.device, one.precision))) or "-",
             one.digest[:12] or "-",
