@@ -148,7 +148,8 @@ async def loading(server: Server, stderr: int) -> AsyncIterator[subprocess.Popen
         yield process
     finally:
         process.kill()
-        await asyncio.to_thread(process.communicate)
+        with process:  # closes its pipes, and waits for it
+            pass
 
 
 async def test_loading_tells_each_stage(folder, monkeypatch):
