@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -129,6 +130,10 @@ def test_health_is_for_scripts(server):
     assert (done.returncode, done.stdout) == (0, b"SERVING\n")
     unknown = resnet50("health", "--service", "nobody", server=server)
     assert (unknown.returncode, unknown.stdout) == (3, b"SERVICE_UNKNOWN\n")
+
+
+def test_version_is_the_distributions():
+    assert resnet50("--version").stdout.decode().strip() == version("resnet50-serving")
 
 
 def test_exit_statuses_tell_what_went_wrong(server, photos):

@@ -6,11 +6,13 @@ import dataclasses
 import json
 from contextlib import closing
 from functools import partial
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from ..connection import DISTRIBUTION
 from ..results import Classification
 from .bench.command import EXIT_STATUSES as BENCH_EXIT_STATUSES
 from .bench.command import bench
@@ -49,6 +51,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(version(DISTRIBUTION))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    wanted: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Say the version, and end."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog=EXIT_STATUSES)
