@@ -61,11 +61,16 @@ def server_credentials(
 
 @dataclass
 class Seen:
-    """A call that came: its method, its metadata, and the name in its client's certificate."""
+    """A call that came: its method, its metadata, the name in its client's certificate.
+
+    Attributes:
+        left_s: What was left of it, in seconds; None if it has none.
+    """
 
     method: str
     metadata: dict[str, Any]
     client: str | None
+    left_s: float | None
 
 
 class Front(grpc.GenericRpcHandler):
@@ -107,7 +112,8 @@ class Front(grpc.GenericRpcHandler):
                         self.cut_after = None
                         await context.abort(grpc.StatusCode.UNAVAILABLE, "the line was cut")
             except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), error.details(), error.trailing_metadata())
+                packed = tuple(error.trailing_metadata() or ())
+                await context.abort(error.code(), error.details(), packed)
             finally:
                 onward.cancel()
 
@@ -116,7 +122,8 @@ class Front(grpc.GenericRpcHandler):
     async def _admit(self, details: grpc.HandlerCallDetails, context: Any) -> None:
         metadata = dict(details.invocation_metadata)
         names = context.auth_context().get("x509_common_name", [None])
-        self.seen.append(Seen(details.method, metadata, names[0] and names[0].decode()))
+        client = names[0] and names[0].decode()
+        self.seen.append(Seen(details.method, metadata, client, context.time_remaining()))
         if self.tokens is not None:
             token = metadata.get("authorization", "").removeprefix("Bearer ")
             if token not in self.tokens:

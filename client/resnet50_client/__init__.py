@@ -24,6 +24,7 @@ from .errors import (
     UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
+    VariantChangeError,
     VariantNotFoundError,
 )
 from .frames import FrameAnswer
@@ -34,6 +35,9 @@ from .results import (
     Category,
     Classification,
     Embedding,
+    LoadedVariant,
+    Loading,
+    NewDefault,
     PublishedAccuracy,
     Quantization,
     Timing,
@@ -58,6 +62,9 @@ __all__ = [
     "Classification",
     "Embedding",
     "FrameAnswer",
+    "LoadedVariant",
+    "Loading",
+    "NewDefault",
     "PublishedAccuracy",
     "Quantization",
     "Timing",
@@ -78,5 +85,6 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "VariantChangeError",
     "VariantNotFoundError",
 ]

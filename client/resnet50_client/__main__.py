@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from .cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        if error.name not in ("filelock", "typer", "rich"):
             raise
         print(
             f"resnet50: the command line needs {error.name}, which is not installed:"

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
 
 from . import health, messages
-from .results import Classification, Embedding, Variant
+from .results import Classification, Embedding, LoadedVariant, NewDefault, Variant
 from .stubs import Stubs
 
 # gRPC's default limit of a message; proxies keep to it too. Larger files travel in chunks.
@@ -66,11 +66,9 @@ def embed_call(request: inference_pb2.EmbedRequest) -> SingleCall[Embedding]:
 
 def variants_call() -> SingleCall[list[Variant]]:
     """Return the call of `variants`."""
-    request = variant_pb2.ListVariantsRequest()
-    return SingleCall(
-        full_name("ListVariants"),
-        lambda stubs: functools.partial(stubs.variants.ListVariants, request),
-        request.ByteSize,
+    return _variants(
+        "ListVariants",
+        variant_pb2.ListVariantsRequest(),
         lambda reply: [messages.variant(one) for one in reply.variants],
     )
 
@@ -78,12 +76,25 @@ def variants_call() -> SingleCall[list[Variant]]:
 def variant_call(name: str) -> SingleCall[Variant]:
     """Return the call of `variant`."""
     request = variant_pb2.GetVariantRequest(name=name)
-    return SingleCall(
-        full_name("GetVariant"),
-        lambda stubs: functools.partial(stubs.variants.GetVariant, request),
-        request.ByteSize,
-        lambda reply: messages.variant(reply.variant),
-    )
+    return _variants("GetVariant", request, lambda reply: messages.variant(reply.variant))
+
+
+def load_variant_call(name: str, replace: bool) -> SingleCall[LoadedVariant]:
+    """Return the call of `load_variant`."""
+    request = variant_pb2.LoadVariantRequest(name=name, replace=replace)
+    return _variants("LoadVariant", request, messages.loaded_variant)
+
+
+def unload_variant_call(name: str) -> SingleCall[Variant]:
+    """Return the call of `unload_variant`."""
+    request = variant_pb2.UnloadVariantRequest(name=name)
+    return _variants("UnloadVariant", request, lambda reply: messages.variant(reply.variant))
+
+
+def set_default_variant_call(name: str) -> SingleCall[NewDefault]:
+    """Return the call of `set_default_variant`."""
+    request = variant_pb2.SetDefaultVariantRequest(name=name)
+    return _variants("SetDefaultVariant", request, messages.new_default)
 
 
 def health_call(service: str) -> SingleCall[str]:
@@ -109,6 +120,15 @@ def _inference(method: str, request: Any, read: Callable[[Any], Result]) -> Sing
     return SingleCall(
         full_name(method),
         lambda stubs: functools.partial(getattr(stubs.inference, method), request),
+        request.ByteSize,
+        read,
+    )
+
+
+def _variants(method: str, request: Any, read: Callable[[Any], Result]) -> SingleCall[Result]:
+    return SingleCall(
+        full_name(method),
+        lambda stubs: functools.partial(getattr(stubs.variants, method), request),
         request.ByteSize,
         read,
     )

@@ -5,36 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from types import TracebackType
-from typing import Any, TypeVar
-
-import grpc
+from typing import TypeVar
 
 from . import calls, messages
-from .addresses import target
-from .base import BaseClient
 from .blocking_stream import BlockingStream
-from .channels import Channels
-from .connection import HEALTH_POLL_S, Attempts, Priority
+from .blocking_variants import BlockingVariants
+from .connection import HEALTH_POLL_S, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput
-from .observer import Observation
-from .results import Classification, Embedding, Variant
+from .results import Classification, Embedding
 
 Result = TypeVar("Result")
 
 
-class Client(BaseClient):
+class Client(BlockingVariants):
     """Calls a ResNet50 server, or several equal ones in turn.
 
     May be used from many threads at once. Make it after a fork, not before.
 
     Args and errors: see `BaseClient`.
     """
-
-    def _start(self) -> None:
-        self._channels = Channels(self._connection, target(self._connection.addresses), grpc)
 
     def classify(
         self,
@@ -258,30 +249,6 @@ class Client(BaseClient):
         )
         return _in_place(answers, errors)
 
-    def variants(self, *, timeout_s: float | None = None) -> list[Variant]:
-        """Return all variants of the server, its default first, without their categories.
-
-        Args:
-            timeout_s: As for `classify`.
-
-        Raises:
-            Resnet50Error: See `resnet50_client.errors`.
-        """
-        return self._call(calls.variants_call(), timeout_s)
-
-    def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
-        """Return one variant, with its categories.
-
-        Args:
-            name: Its name or alias; "" for the server's default.
-            timeout_s: As for `classify`.
-
-        Raises:
-            VariantNotFoundError: The server does not serve it.
-            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
-        """
-        return self._call(calls.variant_call(name), timeout_s)
-
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
 
@@ -320,58 +287,6 @@ class Client(BaseClient):
                 return
             time.sleep(HEALTH_POLL_S)
         raise self._connection.not_ready(timeout_s, seen)
-
-    def close(self) -> None:
-        """Close the connection; calls that are under way end with CallCancelledError."""
-        self._closed = True
-        for channel in self._channels.opened():
-            channel.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _call(self, call: calls.SingleCall[Result], timeout_s: float | None) -> Result:
-        """Make one call, and tell the observers of it."""
-        self._check_open()
-        attempts = self._connection.attempts(timeout_s)
-        with self._observers.observe(call.method) as observation:
-            result = call.read(self._reply(call, attempts, observation))
-            observation.answered(result)
-            return result
-
-    def _reply(
-        self, call: calls.SingleCall[Any], attempts: Attempts, observation: Observation
-    ) -> Any:
-        """Make a call, again where the policy says so; failures become ours."""
-        while True:
-            stubs, metadata = (
-                self._channels.stubs(),
-                self._connection.metadata(observation.metadata),
-            )
-            observation.attempt(call.length)
-            try:
-                return call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
-            except grpc.RpcError as failure:
-                error = self._connection.error_of(failure)
-                pause_s = attempts.pause_s(error, of_upload=call.of_upload)
-                if pause_s is None:
-                    raise error from failure
-            except ValueError as misuse:  # gRPC's word for a channel that is closed
-                if not self._closed:
-                    raise
-                raise self._closed_meanwhile() from misuse
-            observation.retried(error, pause_s)
-            time.sleep(pause_s)
-            if self._closed:
-                raise self._closed_meanwhile()
 
     def _stream(
         self,

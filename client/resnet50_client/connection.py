@@ -20,6 +20,9 @@ from .errors import DeadlineExceededError, OverloadedError, Resnet50Error, Unava
 
 DISTRIBUTION = "resnet50-serving"
 DEFAULT_TIMEOUT_S = 30.0
+# Of loading and unloading variants: to make int8 of float weights, or to capture a GPU's graphs,
+# takes minutes. A server that is gone is noticed by keepalive long before.
+CHANGE_TIMEOUT_S = 900.0
 HEALTH_POLL_S = 0.1
 # Below some milliseconds gRPC may lose a retry, and the call then waits for its deadline or for
 # ever (grpc/grpc#41036, open as of grpcio 1.85).
@@ -30,7 +33,8 @@ Priority: TypeAlias = Literal["interactive", "bulk"]
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
-# What gRPC may make again by itself: neither loading and unloading, which change something, nor
+# What gRPC may make again by itself: not what changes variants, whose next attempt would go to
+# another server and leave the first one as it is, perhaps changed, perhaps still at it; nor
 # streams, whose answers it would have to undo; those are resumed frame by frame. Uploads are made
 # again here: gRPC (1.85) loses chunks of a call that is refused while it is still being sent, so
 # that its next attempt is the wrong image (docs/adr/0006-balancing-by-grpc.md).

@@ -4,6 +4,7 @@ Resnet50Error
 ├── InvalidRequestError      (also ValueError)     an argument is wrong; do not retry
 │   └── InvalidImageError                          the image is: broken, too large, ...
 ├── VariantNotFoundError     (also LookupError)    the server does not serve that variant
+├── VariantChangeError                             the variants cannot be changed like that now
 ├── OverloadedError                                the server is full; retry later
 ├── DeadlineExceededError    (also TimeoutError)   no answer in time
 ├── UnavailableError                               no server answers, or it is starting, stopping
@@ -67,7 +68,7 @@ class InvalidImageError(InvalidRequestError):
 
 
 class VariantNotFoundError(Resnet50Error, LookupError):
-    """The server does not serve a variant of that name.
+    """The server does not serve a variant of that name, or has none of that name to load.
 
     Attributes:
         served: Names and aliases that it does serve.
@@ -76,6 +77,14 @@ class VariantNotFoundError(Resnet50Error, LookupError):
     def __init__(self, message: str, *, served: tuple[str, ...] = (), **common: Any) -> None:
         super().__init__(message, **common)
         self.served = served
+
+
+class VariantChangeError(Resnet50Error):
+    """The variants that the server holds cannot be changed like that, as it is; nothing changed.
+
+    The message says why: weights that cannot be loaded, too little memory, a name that is served
+    already, the default that cannot go, or another change that goes on.
+    """
 
 
 class OverloadedError(Resnet50Error):
@@ -103,7 +112,15 @@ class UnauthenticatedError(Resnet50Error):
 
 
 class PermissionDeniedError(Resnet50Error):
-    """The credentials are known but do not allow this call."""
+    """The credentials are known but do not allow this call.
+
+    Attributes:
+        scope: What the token would have to allow, e.g. "admin"; "" if the server did not say.
+    """
+
+    def __init__(self, message: str, *, scope: str = "", **common: Any) -> None:
+        super().__init__(message, **common)
+        self.scope = scope
 
 
 class DataLossError(Resnet50Error):
@@ -125,7 +142,7 @@ class ServerError(Resnet50Error):
 # Every status code that is not OK; a test walks grpc.StatusCode.
 ERRORS: dict[grpc.StatusCode, type[Resnet50Error]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
-    grpc.StatusCode.FAILED_PRECONDITION: InvalidRequestError,
+    grpc.StatusCode.FAILED_PRECONDITION: VariantChangeError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: VariantNotFoundError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
@@ -196,6 +213,9 @@ def _error(
         served = details["ErrorInfo"].metadata.get("served", "") if "ErrorInfo" in details else ""
         names = tuple(name for name in served.split(", ") if name)
         return VariantNotFoundError(message, served=names, **common)
+    if kind is PermissionDeniedError:
+        scope = details["ErrorInfo"].metadata.get("scope", "") if "ErrorInfo" in details else ""
+        return PermissionDeniedError(message, scope=scope, **common)
     if kind is OverloadedError:
         if too_long := _TOO_LONG.search(message):
             return InvalidImageError(

@@ -17,6 +17,9 @@ from .results import (
     Category,
     Classification,
     Embedding,
+    LoadedVariant,
+    Loading,
+    NewDefault,
     PublishedAccuracy,
     Quantization,
     Timing,
@@ -194,7 +197,7 @@ def variant(message: variant_pb2.Variant) -> Variant:
     return Variant(
         name=message.name,
         aliases=tuple(message.aliases),
-        state=_state_name(message.state),
+        state=_name(variant_pb2.VariantState, message.state),
         server_default=message.server_default,
         trained=message.trained,
         digest=message.digest,
@@ -232,14 +235,33 @@ def variant(message: variant_pb2.Variant) -> Variant:
         latency=BatchLatency(message.latency.alpha_ms, message.latency.beta_ms)
         if message.HasField("latency")
         else None,
+        loading=Loading(
+            _name(variant_pb2.LoadingStage, message.loading.stage), message.loading.elapsed_s
+        )
+        if message.HasField("loading")
+        else None,
+        last_failure=message.last_failure,
+        memory_bytes=message.memory_bytes,
+        requests=message.requests,
     )
 
 
-def _state_name(state: variant_pb2.VariantState.ValueType) -> str:
-    known = variant_pb2.VariantState.values()
-    if state not in known:
-        return f"unknown ({state})"  # of a newer server
-    return variant_pb2.VariantState.Name(state).removeprefix("VARIANT_STATE_").lower()
+def loaded_variant(reply: variant_pb2.LoadVariantResponse) -> LoadedVariant:
+    """Read the reply of `load_variant`."""
+    return LoadedVariant(variant(reply.variant), reply.replaced_digest, tuple(reply.evicted))
+
+
+def new_default(reply: variant_pb2.SetDefaultVariantResponse) -> NewDefault:
+    """Read the reply of `set_default_variant`."""
+    return NewDefault(variant(reply.variant), reply.previous)
+
+
+def _name(kind: Any, value: int) -> str:
+    """Return an enum's value as results name it: VARIANT_STATE_READY is "ready"."""
+    if value not in kind.values():
+        return f"unknown ({value})"  # of a newer server
+    prefix = kind.Name(0).removesuffix("UNSPECIFIED")
+    return str(kind.Name(value)).removeprefix(prefix).lower()
 
 
 def _variant_ref(message: result_pb2.VariantRef) -> VariantRef:

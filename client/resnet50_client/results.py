@@ -219,13 +219,30 @@ class BatchLatency:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How far a variant is that is being loaded.
+
+    Attributes:
+        stage: In their order: "waiting" for other variants to be loaded; "reading" and checking the
+            weights, fetched first if need be; "evicting", until variants that give way have freed
+            their memory; "building" the engine; "warming_up"; "verifying" its answer to a fixed
+            image.
+        elapsed_s: For how long, all stages together, in seconds.
+    """
+
+    stage: str
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
 class Variant:
     """One set of ResNet50 weights that the server serves.
 
     Attributes:
         name: What requests call it.
         aliases: Other names it answers to, e.g. "DEFAULT".
-        state: "loading", "ready", "draining" or "failed".
+        state: "loading", "ready", "draining" or "failed". While one takes another's place, two have
+            the same name: the one that answers, and the old one, draining.
         server_default: Whether it answers requests that name no variant.
         trained: False for weights drawn at random, whose answers mean nothing.
         digest: SHA-256 of the weights, 64 hex digits; "" while loading.
@@ -242,6 +259,11 @@ class Variant:
         description: What it is, in a sentence or two.
         quantization: How close its int8 comes, where the server made it of float weights.
         latency: How long its batches take, as the server has learned; None while loading.
+        loading: What is being loaded under this name, in the place of weights that still answer if
+            the state is "ready"; None if nothing is.
+        last_failure: Why the last load under this name failed; "" if it did not.
+        memory_bytes: What it takes of the server's memory for variants; an estimate.
+        requests: Requests and frames that it computes or that wait for it.
     """
 
     name: str
@@ -263,3 +285,36 @@ class Variant:
     description: str = field(repr=False)
     quantization: Quantization | None = field(repr=False)
     latency: BatchLatency | None
+    loading: Loading | None
+    last_failure: str
+    memory_bytes: int
+    requests: int
+
+
+@dataclass(frozen=True)
+class LoadedVariant:
+    """What `load_variant` did.
+
+    Attributes:
+        variant: The variant, ready to answer.
+        replaced_digest: Digest of the weights whose place it took, which still answer what they
+            have taken; "" if there were none.
+        evicted: Names of the variants that were unloaded to make room for it.
+    """
+
+    variant: Variant
+    replaced_digest: str
+    evicted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NewDefault:
+    """What `set_default_variant` did.
+
+    Attributes:
+        variant: The variant that answers requests which name none from now on.
+        previous: The name of the one that did until then.
+    """
+
+    variant: Variant
+    previous: str

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def test_variants_are_listed_and_shown(server):
     listed = resnet50("variants", server=server)
     assert b"IMAGENET1K_V2" in listed.stdout
     (one,) = map(
-        json.loads, resnet50("variants", "DEFAULT", "--json", server=server).stdout.splitlines()
+        json.loads,
+        resnet50("variants", "show", "DEFAULT", "--json", server=server).stdout.splitlines(),
     )
     assert (one["name"], one["transform"]["resize"], len(one["categories"])) == (
         "IMAGENET1K_V2",
@@ -128,6 +130,10 @@ def test_health_is_for_scripts(server):
     assert (done.returncode, done.stdout) == (0, b"SERVING\n")
     unknown = resnet50("health", "--service", "nobody", server=server)
     assert (unknown.returncode, unknown.stdout) == (3, b"SERVICE_UNKNOWN\n")
+
+
+def test_version_is_the_distributions():
+    assert resnet50("--version").stdout.decode().strip() == version("resnet50-serving")
 
 
 def test_exit_statuses_tell_what_went_wrong(server, photos):

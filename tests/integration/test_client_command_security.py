@@ -164,9 +164,17 @@ async def test_what_is_wrong_is_one_line_and_an_exit_status(tmp_path):
             assert told in done.stderr
 
 
-@pytest.mark.parametrize("name", ["classify", "embed", "stream", "bench", "variants", "health"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("classify", "embed", "stream", "bench", "health"),
+        *(f"variants {name}" for name in ("list", "show", "load", "unload", "default")),
+    ],
+)
 def test_a_token_cannot_be_given_where_others_see_it(name):
-    told = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    told = CliRunner().invoke(
+        app, [*name.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"}
+    )
     words = set(told.stdout.split())
     assert {"--server", "--profile", "--ca", "--cert", "--key", "--token-file"} <= words
     assert "--token" not in words

@@ -216,6 +216,25 @@ async def test_interrupted_embed_loses_nothing_and_computes_nothing_twice(engine
     assert set(engine.computed.values()) == {1}
 
 
+async def test_second_embed_on_an_output_is_refused_and_a_killed_one_keeps_nobody_out(
+    engine, many, tmp_path
+):
+    out = tmp_path / "all.npz"
+    engine.hold_at = 300
+    async with serving() as server:
+        first = await Command.start("embed", many, "--out", out, server=server)
+        await until(lambda: (tmp_path / "all.npz.partial" / "000000.npz").exists())
+        status, _, said = await resnet50("embed", many, "--out", out, "--restart", server=server)
+        assert (status, "another run is writing" in said) == (1, True), said
+        assert on_disk(tmp_path / "all.npz.partial") == SHARD
+        first.process.kill()
+        await first.end()
+        engine.go.set()
+        status, _, said = await resnet50("embed", many, "--out", out, server=server)
+    assert status == 0, said
+    assert_whole(out, many)
+
+
 async def test_server_gone_for_good_is_status_3_and_what_is_done_is_kept(engine, many, tmp_path):
     out, endless = tmp_path / "all.npz", tmp_path / "endless.png"
     os.mkfifo(endless)  # nobody writes into it: the command waits for its last image

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from administering import ADMIN, administered, describe, engines_held
 from pictures import encode, photo_like
+from rich.console import Console
 from serving import DECODING, serving
 
-from resnet50_client import AsyncClient, InvalidImageError, OverloadedError
+from resnet50_client import (
+    AsyncClient,
+    Client,
+    InvalidImageError,
+    OverloadedError,
+    VariantChangeError,
+)
 from resnet50_client.cli.top.facts import Facts
 from resnet50_client.cli.top.scrape import Endpoint, fetch
 from resnet50_client.cli.top.snapshot import Snapshot
+from resnet50_client.cli.top.view import View
 from resnet50_client.cli.top.watch import Watch, look_at_all
 
 JPEG = encode(photo_like(64, 48), "JPEG")
 
 
-async def look(watch: Watch) -> Snapshot:
+async def look(watch: Watch, facts: Facts | None = None) -> Snapshot:
     await asyncio.to_thread(look_at_all, [watch])
-    return Snapshot.of([watch], Facts([]), 2.0)
+    return Snapshot.of([watch], facts or Facts([]), 2.0)
 
 
 async def wait_for_lag(watch: Watch, above: float) -> float:
@@ -84,3 +95,45 @@ async def test_every_figure_is_there_and_says_what_was_done():
         classify.per_s["INVALID_ARGUMENT"] + classify.per_s["RESOURCE_EXHAUSTED"]
     )
     assert 1.0 <= variant.batch_mean <= 10.0
+
+
+async def test_variants_that_come_and_go_are_shown_as_they_are(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "variants"
+    describe(folder / "digits")
+    async with (
+        administered(folder, metrics_listen="127.0.0.1:0") as server,
+        AsyncClient(server.addresses[0], token=ADMIN) as admin,
+    ):
+        watch = Watch(Endpoint.of(server.metrics_url), 30.0, 60.0)
+
+        async def shown() -> list[str]:
+            """Return the lines that name digits: its row in the table of variants comes first."""
+            with Client(server.addresses[0], token=ADMIN) as client:
+                facts = Facts([client])
+                await asyncio.to_thread(facts.ask)
+            view, written = View(), io.StringIO()
+            view.show(await look(watch, facts))
+            Console(file=written, width=100).print(view)
+            return [line for line in written.getvalue().splitlines() if "digits" in line]
+
+        async def shown_while_it_loads(replace: bool) -> str:
+            with engines_held(monkeypatch) as opened:
+                loading = asyncio.create_task(admin.load_variant("digits", replace=replace))
+                while all(one.loading is None for one in await admin.variants()):
+                    await asyncio.sleep(0.005)
+                seen = await shown()
+                opened.set()
+                await loading
+            return seen[0]
+
+        assert " LOADING " in await shown_while_it_loads(replace=False)
+        assert " UNTRAINED " in (await shown())[0]
+        assert " RELOADING " in await shown_while_it_loads(replace=True)
+        await admin.unload_variant("digits")
+        assert await shown() == []
+        describe(folder / "digits", categories=())
+        with pytest.raises(VariantChangeError):
+            await admin.load_variant("digits")
+        seen = await shown()
+        assert " FAILED " in seen[0]
+        assert seen[-1].startswith("digits: the last load failed: ")

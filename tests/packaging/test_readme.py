@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from administering import ADMIN, describe, tokens_file
 from pictures import encode, photo_like
 from serving import server_processes
 
@@ -45,12 +46,32 @@ PAGES = README + "".join(
 def test_python_of_the_docs_runs(block, tmp_path):
     for name in ("cat.jpg", "dog.jpg"):
         (tmp_path / name).write_bytes(encode(photo_like(64, 48), "JPEG"))
+    runs(block, tmp_path)
+
+
+VARIANTS = (ROOT / "docs" / "variants.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", VARIANTS, re.S))
+def test_python_of_the_page_about_variants_runs(block, tmp_path):
+    describe(tmp_path / "variants" / "digits")
+    (tmp_path / "token").write_text(ADMIN)
+    runs(
+        block,
+        tmp_path,
+        *("--variants-dir", str(tmp_path / "variants")),
+        *("--tokens-file", str(tokens_file(tmp_path))),
+    )
+
+
+def runs(block: str, folder: Path, *options: str) -> None:
+    """Run Python in a folder, against a server that holds one variant."""
     with server_processes() as start:
-        address = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
-        code = block.replace("localhost:50051", address)
+        server = start("--variants", "IMAGENET1K_V2", "--engine", "null", *options)
+        code = block.replace("localhost:50051", server.wait_until_listening())
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=60,

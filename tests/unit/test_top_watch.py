@@ -128,6 +128,19 @@ def test_of_servers_that_differ_the_worst_state_is_told():
         client.close()
 
 
+def test_of_two_variants_of_one_name_the_one_that_answers_is_told():
+    fields = dict.fromkeys(one.name for one in dataclasses.fields(Variant))
+    named = fields | {"name": "digits", "trained": True}
+    client = Client("127.0.0.1:1")
+    client.variants = lambda: [
+        Variant(**named | {"state": state}) for state in ("ready", "draining")
+    ]
+    facts = Facts([client])
+    facts.ask()
+    assert facts.known() == {"digits": Fact("ready", True, None)}
+    client.close()
+
+
 def test_looks_are_an_interval_apart_and_late_ones_are_not_made_up_for(monkeypatch):
     clock, slept = [0.0], []
 

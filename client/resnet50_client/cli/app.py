@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from contextlib import closing
 from functools import partial
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from ..results import Classification, Variant
+from ..connection import DISTRIBUTION
+from ..results import Classification
 from .bench.command import EXIT_STATUSES as BENCH_EXIT_STATUSES
 from .bench.command import bench
 from .embed import embed
@@ -25,7 +24,6 @@ from .options import (
     Concurrency,
     Files,
     Patience,
-    Timeout,
     VariantName,
 )
 from .output import (
@@ -41,6 +39,7 @@ from .servers import Servers, with_servers
 from .stream import stream
 from .top.command import EXIT_STATUSES as TOP_EXIT_STATUSES
 from .top.command import top
+from .variants.command import variants
 
 HEALTH_TIMEOUT_S = 5.0
 
@@ -52,6 +51,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(version(DISTRIBUTION))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    wanted: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Say the version, and end."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog=EXIT_STATUSES)
@@ -94,31 +111,7 @@ app.command(epilog=EXIT_STATUSES)(embed)
 app.command(epilog=EXIT_STATUSES)(stream)
 app.command(epilog=BENCH_EXIT_STATUSES)(bench)
 app.command(epilog=TOP_EXIT_STATUSES)(top)
-
-
-@app.command(epilog=EXIT_STATUSES)
-@with_servers
-def variants(
-    servers: Servers,
-    name: Annotated[
-        str | None, typer.Argument(help="Show one variant in full, with its categories.")
-    ] = None,
-    timeout_s: Timeout = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the weights that the server serves."""
-    with errors_shown(), servers.client(timeout_s) as client:
-        found = client.variants() if name is None else [client.variant(name)]
-    if as_json:
-        for one in found:
-            print(json.dumps(dataclasses.asdict(one)))
-    elif name is None:
-        # A pipe has no width of its own; a table cut at 80 columns would help nobody.
-        Console(width=None if sys.stdout.isatty() else 120).print(_variant_table(found))
-    else:
-        console = Console(soft_wrap=True, highlight=False, markup=False)
-        for key, value in dataclasses.asdict(found[0]).items():
-            console.print(f"{key:20} {', '.join(value) if key == 'categories' else value}")
+app.add_typer(variants, name="variants")
 
 
 @app.command(epilog=EXIT_STATUSES)
@@ -164,21 +157,3 @@ def _show(console: Console, answer: Answer[Classification], as_json: bool) -> No
     else:
         categories = ", ".join(map(repr, outcome)) or "nothing above --min-probability"
         console.print(path + ":", categories)
-
-
-def _variant_table(found: list[Variant]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for heading in ("name", "state", "transform", "acc@1", "runs on", "weights"):
-        table.add_column(heading, no_wrap=heading != "state")
-    for one in found:
-        accuracy = one.published_accuracy
-        table.add_row(
-            one.name + (" *" if one.server_default else ""),
-            one.state if one.trained or one.state != "ready" else "ready, UNTRAINED",
-            f"{one.transform.resize} → {one.transform.crop}",
-            f"{accuracy.acc_at_1:.2f}" if accuracy else "-",
-            " ".join(filter(None, (one.engine, one.device, one.precision))) or "-",
-            one.digest[:12] or "-",
-        )
-    table.caption, table.caption_justify = "* answers requests that name no variant", "left"
-    return table

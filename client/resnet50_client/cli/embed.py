@@ -37,6 +37,7 @@ from .output import (
     reason,
     stopping,
 )
+from .run_lock import alone
 from .servers import Servers, with_servers
 from .vectors import Writer, writer_for
 
@@ -69,31 +70,35 @@ def embed(
     """Turn images into vectors, written to a file.
 
     What is done is kept beside the file, in OUT.partial, until all is done: after an interruption
-    the same command goes on where it was. Images that were changed since are computed again.
+    the same command goes on where it was. Images that were changed since are computed again. One
+    run at a time writes an OUT.
     """
     write = _writer(out)
-    with errors_shown():
+    with errors_shown(), alone(out):
         images = list(find_images(files))
         journal = _journal(out, l2_normalize, restart)
-    run = _Run(images, journal)
-    try:
-        with errors_shown(), stopping() as stop, servers.client(timeout_s) as client:
-            journal.check(client.variant(variant))
-            call = partial(
-                client.embed_many, variant=variant, l2_normalize=l2_normalize, window=concurrency
-            )
-            with progress_bar() as progress:
-                run.fill(call, stop, progress)
-            if run.complete:
-                run.write(write, out)
-    except SpaceChanged as error:
-        fail(error, SOME_FAILED)
-    finally:
-        _report(run, out, as_json)
-    if not run.complete:
-        raise typer.Exit(INTERRUPTED)
-    if run.failed or not run.written:
-        raise typer.Exit(SOME_FAILED)
+        run = _Run(images, journal)
+        try:
+            with errors_shown(), stopping() as stop, servers.client(timeout_s) as client:
+                journal.check(client.variant(variant))
+                call = partial(
+                    client.embed_many,
+                    variant=variant,
+                    l2_normalize=l2_normalize,
+                    window=concurrency,
+                )
+                with progress_bar() as progress:
+                    run.fill(call, stop, progress)
+                if run.complete:
+                    run.write(write, out)
+        except SpaceChanged as error:
+            fail(error, SOME_FAILED)
+        finally:
+            _report(run, out, as_json)
+        if not run.complete:
+            raise typer.Exit(INTERRUPTED)
+        if run.failed or not run.written:
+            raise typer.Exit(SOME_FAILED)
 
 
 class _Run:

@@ -13,7 +13,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..errors import DeadlineExceededError, Resnet50Error, UnavailableError
+from ..errors import (
+    DeadlineExceededError,
+    PermissionDeniedError,
+    Resnet50Error,
+    UnauthenticatedError,
+    UnavailableError,
+)
 
 # Exit statuses; 2 is typer's own for wrong usage.
 SOME_FAILED = 1
@@ -75,8 +81,20 @@ def errors_shown() -> Iterator[None]:
 
 def fail(error: Exception, status: int) -> NoReturn:
     """End the command with a line on stderr."""
-    complain(str(error))
+    complain(f"{error}{_advice(error)}")
     raise typer.Exit(status) from error
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about a token on a command line; servers know of metadata only."""
+    if isinstance(error, UnauthenticatedError):
+        return " (--token-file and RESNET50_TOKEN give the token)"
+    if isinstance(error, PermissionDeniedError) and error.scope:
+        return (
+            " (--token-file and RESNET50_TOKEN give the token; the server's operator makes one with"
+            f" resnet50-server tokens new NAME --scope {error.scope})"
+        )
+    return ""
 
 
 @contextmanager

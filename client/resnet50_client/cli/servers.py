@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ import typer
 
 from ..addresses import DEFAULT_SERVER
 from ..client import Client
-from ..connection import DEFAULT_TIMEOUT_S
+from ..connection import DEFAULT_TIMEOUT_S, RetryPolicy
 from ..profile import Profile
 
 PANEL = "Connection (or RESNET50_CA and so on, or a profile)"
@@ -62,6 +62,19 @@ class Servers:
     def client(self, timeout_s: float | None, default_s: float = DEFAULT_TIMEOUT_S) -> Client:
         """Return a client of them; arguments and errors as of `profile`, and those of `Client`."""
         return Client(**self.profile(timeout_s, default_s).arguments())
+
+    def clients(
+        self,
+        timeout_s: float | None,
+        default_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+    ) -> dict[str, Client]:
+        """Return a client of each address alone; otherwise as `client`."""
+        profile = self.profile(timeout_s, default_s)
+        return {
+            one: Client(**replace(profile, server=(one,)).arguments(), retry=retry)
+            for one in profile.server or ()
+        }
 
 
 def _servers(

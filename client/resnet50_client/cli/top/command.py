@@ -10,14 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
-from ...client import Client
 from ...connection import RetryPolicy
 from ..options import AsJson
 from ..output import NO_SERVER, complain, errors_shown
@@ -80,7 +78,10 @@ def top(
         endpoints = dict.fromkeys(map(Endpoint.of, named or [DEFAULT_METRICS]))
         watches = [Watch(endpoint, timeout_s, stale_s) for endpoint in endpoints]
         # Whatever runs at the default address need not be what is watched elsewhere.
-        facts = Facts(_clients(servers, timeout_s) if servers.known().server or not named else [])
+        # A thread may be asking until the process ends, so nobody closes them.
+        asked = servers.known().server or not named
+        once_each = RetryPolicy(attempts=1)
+        facts = Facts([*servers.clients(timeout_s, retry=once_each).values()] if asked else [])
         facts.start()
         found = snapshots(watches, facts, interval_s)
         if once:
@@ -92,15 +93,6 @@ def top(
             _live(found)
         else:
             _print_all(found)
-
-
-def _clients(servers: Servers, timeout_s: float) -> list[Client]:
-    """Return a client for each address; a thread may be asking until the process ends."""
-    profile = servers.profile(timeout_s)
-    return [
-        Client(**replace(profile, server=(one,)).arguments(), retry=RetryPolicy(attempts=1))
-        for one in profile.server or ()
-    ]
 
 
 def _print_once(found: Iterator[Snapshot], facts: Facts, as_json: bool) -> None:

@@ -22,11 +22,16 @@ class Fact:
         state: "loading", "ready", "draining" or "failed".
         trained: False for weights drawn at random.
         acc_at_1: Published accuracy in percent; None if there is none.
+        loading: What goes on with weights that are to take its place, or that it is to have:
+            "opening" and so on; "" if nothing does.
+        last_failure: Why the last load failed; "" if it did not.
     """
 
     state: str
     trained: bool
     acc_at_1: float | None
+    loading: str = ""
+    last_failure: str = ""
 
 
 # From good to bad.
@@ -65,10 +70,14 @@ class Facts:
         found: dict[str, list[Variant]] = {}
         for client in self._clients:
             try:
-                for one in client.variants():
-                    found.setdefault(one.name, []).append(one)
+                held = client.variants()
             except Resnet50Error:
                 continue  # what the metrics say is shown all the same
+            answering: dict[str, Variant] = {}
+            for one in held:
+                answering.setdefault(one.name, one)  # a second one of that name drains
+            for one in answering.values():
+                found.setdefault(one.name, []).append(one)
         self._known = {name: _worst(those) for name, those in found.items()}
 
     def _run(self) -> None:
@@ -84,4 +93,10 @@ def _worst(those: Sequence[Variant]) -> Fact:
     known = [one for one in those if one.state in _STATES]
     one = max(known or those, key=lambda one: _STATES.index(one.state) if known else 0)
     accuracy = one.published_accuracy
-    return Fact(one.state, one.trained, accuracy.acc_at_1 if accuracy else None)
+    return Fact(
+        one.state,
+        one.trained,
+        accuracy.acc_at_1 if accuracy else None,
+        next((each.loading.stage for each in those if each.loading), ""),
+        next((each.last_failure for each in those if each.last_failure), ""),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .interval import Interval, quantile
 
@@ -103,7 +103,7 @@ class Reading:
         dropped_per_s: Frames dropped.
         undecodable_per_s: Images that could not be decoded, by reason.
         failed_batches_per_s: Batches that failed.
-        variants: By variant, the default first.
+        variants: By variant, the default first; then those without figures.
         methods: By RPC.
     """
 
@@ -130,6 +130,12 @@ class Reading:
     failed_batches_per_s: float | None
     variants: tuple[VariantReading, ...]
     methods: tuple[MethodReading, ...]
+
+    def with_variants(self, names: Iterable[str]) -> Reading:
+        """Return the same with rows for variants that have no figures, as while they are loaded."""
+        measured = {one.name for one in self.variants}
+        others = (_variant(Interval({}, {}), name) for name in names if name not in measured)
+        return replace(self, variants=(*self.variants, *others))
 
     @classmethod
     def of(cls, interval: Interval, now_s: float) -> Reading:
@@ -206,10 +212,17 @@ def _methods(interval: Interval) -> Iterable[MethodReading]:
 
 def _variant_names(interval: Interval) -> list[str]:
     """Return what is held, the default first."""
-    names: set[str] = set()
-    # A server whose event loop is stuck exports only the last one.
-    for family in ("resnet50_variant_info", "resnet50_queue_images", "resnet50_batch_size_count"):
-        names |= {one["variant"] for one in interval.labels(family) if one.get("variant")}
+    families = ["resnet50_variant_info", "resnet50_queue_images"]
+    if not any(family in interval.now for family in families):
+        # All that a server exports whose event loop is stuck; others also count in it what they
+        # have unloaded.
+        families = ["resnet50_batch_size_count"]
+    names = {
+        one["variant"]
+        for family in families
+        for one in interval.labels(family)
+        if one.get("variant")
+    }
     return sorted(names, key=lambda name: (not _is_default(interval, name), name))
 
 

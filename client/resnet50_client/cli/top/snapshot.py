@@ -66,12 +66,14 @@ class Snapshot:
             name, url = one.endpoint.name, one.endpoint.url
             failure = one.failure if interval is None else ""
             servers.append(ServerReading(name, url, failure, failing_s, reading))
+        known = facts.known()
+        together = Reading.of(Interval.together(intervals), now_s) if intervals else None
         return cls(
             datetime.fromtimestamp(now_s, timezone.utc),
             interval_s,
             tuple(servers),
-            Reading.of(Interval.together(intervals), now_s) if intervals else None,
-            facts.known(),
+            together.with_variants(known) if together is not None else None,
+            known,
         )
 
     def to_json(self) -> dict[str, Any]:

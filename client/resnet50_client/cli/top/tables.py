@@ -153,6 +153,8 @@ def _variant_state(seen: Snapshot, one: VariantReading) -> Text:
         return Text(NOTHING, QUIET)
     if fact.state != "ready":
         return Text(fact.state.upper(), BAD if fact.state == "failed" else WARNING)
+    if fact.loading:
+        return Text("RELOADING", WARNING)
     return Text("ready") if fact.trained else Text("UNTRAINED", WARNING)
 
 
@@ -214,9 +216,13 @@ def _known(rates: dict[str, float | None]) -> dict[str, float] | None:
     return known or None
 
 
-def warnings(reading: Reading) -> list[RenderableType]:
-    """Return what only shows when servers are compared."""
-    found = []
+def warnings(seen: Snapshot, reading: Reading) -> list[RenderableType]:
+    """Return what only shows when servers are compared, and what could not be loaded."""
+    found = [
+        f"{name}: the last load failed: {fact.last_failure}"
+        for name, fact in seen.facts.items()
+        if fact.last_failure
+    ]
     for one in reading.variants:
         if len(one.digests) > 1:
             digests = ", ".join(digest[:12] for digest in one.digests)

@@ -65,7 +65,7 @@ class View:
                 tables.variants(seen, reading, shape.variants, width),
                 tables.latencies(reading, shape.variants) if shape.latencies else [],
                 tables.methods(reading, shape.methods) if shape.methods else [],
-                tables.troubles(reading, shape.quiet_troubles) + tables.warnings(reading),
+                tables.troubles(reading, shape.quiet_troubles) + tables.warnings(seen, reading),
             ]
             lines: list[RenderableType] = []
             for section in filter(None, sections):

@@ -1,0 +1,102 @@
+"""Makes calls with one answer under asyncio. `blocking_calls.py` holds its blocking twin."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from . import calls
+from .addresses import target
+from .aio_status import is_cancelled, keep_status
+from .base import BaseClient
+from .channels import Channels
+from .connection import Attempts
+from .observer import Observation
+
+Result = TypeVar("Result")
+Self = TypeVar("Self", bound="AsyncCalls")
+
+
+class AsyncCalls(BaseClient):
+    """A client without methods of its own: it opens, makes calls, and closes."""
+
+    def _start(self) -> None:
+        # A channel belongs to the loop that runs when it is made, so the first call makes it.
+        self._channels: Channels | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def close(self) -> None:
+        """Close the connection; calls that are under way end with CallCancelledError."""
+        self._closed = True
+        for channel in self._channels.opened() if self._channels is not None else ():
+            await channel.close()
+
+    async def __aenter__(self: Self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _open(self) -> Channels:
+        loop = asyncio.get_running_loop()
+        self._check_open()
+        if self._channels is None:
+            # Looking up a list of names blocks.
+            where = await asyncio.to_thread(target, self._connection.addresses)
+            if self._closed:
+                raise self._closed_meanwhile()
+        if self._channels is None:  # no other task was faster
+            self._channels, self._loop = Channels(self._connection, where, grpc.aio), loop
+        if self._loop is not loop:
+            raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
+        return self._channels
+
+    async def _call(self, call: calls.SingleCall[Result], timeout_s: float | None) -> Result:
+        """Make one call, and tell the observers of it."""
+        attempts = self._connection.attempts(timeout_s)
+        channels = await self._open()
+        with self._observers.observe(call.method) as observation:
+            result = call.read(await self._reply(channels, call, attempts, observation))
+            observation.answered(result)
+            return result
+
+    async def _reply(
+        self,
+        channels: Channels,
+        call: calls.SingleCall[Any],
+        attempts: Attempts,
+        observation: Observation,
+    ) -> Any:
+        """Make a call, again where the policy says so; failures become ours."""
+        while True:
+            stubs, metadata = channels.stubs(), self._connection.metadata(observation.metadata)
+            observation.attempt(call.length)
+            try:
+                made = call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
+                return await keep_status(made)
+            except asyncio.CancelledError as cancelled:
+                # gRPC says the same when the channel is closed as when the task is cancelled.
+                if self._closed and not is_cancelled(asyncio.current_task()):
+                    raise self._closed_meanwhile() from cancelled
+                raise
+            except grpc.aio.UsageError as misuse:  # gRPC's word for a channel that is closed
+                if not self._closed:
+                    raise
+                raise self._closed_meanwhile() from misuse
+            except grpc.RpcError as failure:
+                error = self._connection.error_of(failure)
+                pause_s = attempts.pause_s(error, of_upload=call.of_upload)
+                if pause_s is None:
+                    raise error from failure
+            observation.retried(error, pause_s)
+            await asyncio.sleep(pause_s)
+            if self._closed:
+                raise self._closed_meanwhile()

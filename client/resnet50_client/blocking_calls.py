@@ -1,0 +1,78 @@
+"""Makes calls with one answer and waits for them. `async_calls.py` holds its asyncio twin."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from . import calls
+from .addresses import target
+from .base import BaseClient
+from .channels import Channels
+from .connection import Attempts
+from .observer import Observation
+
+Result = TypeVar("Result")
+Self = TypeVar("Self", bound="BlockingCalls")
+
+
+class BlockingCalls(BaseClient):
+    """A client without methods of its own: it opens, makes calls, and closes."""
+
+    def _start(self) -> None:
+        self._channels = Channels(self._connection, target(self._connection.addresses), grpc)
+
+    def close(self) -> None:
+        """Close the connection; calls that are under way end with CallCancelledError."""
+        self._closed = True
+        for channel in self._channels.opened():
+            channel.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _call(self, call: calls.SingleCall[Result], timeout_s: float | None) -> Result:
+        """Make one call, and tell the observers of it."""
+        self._check_open()
+        attempts = self._connection.attempts(timeout_s)
+        with self._observers.observe(call.method) as observation:
+            result = call.read(self._reply(call, attempts, observation))
+            observation.answered(result)
+            return result
+
+    def _reply(
+        self, call: calls.SingleCall[Any], attempts: Attempts, observation: Observation
+    ) -> Any:
+        """Make a call, again where the policy says so; failures become ours."""
+        while True:
+            stubs, metadata = (
+                self._channels.stubs(),
+                self._connection.metadata(observation.metadata),
+            )
+            observation.attempt(call.length)
+            try:
+                return call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
+            except grpc.RpcError as failure:
+                error = self._connection.error_of(failure)
+                pause_s = attempts.pause_s(error, of_upload=call.of_upload)
+                if pause_s is None:
+                    raise error from failure
+            except ValueError as misuse:  # gRPC's word for a channel that is closed
+                if not self._closed:
+                    raise
+                raise self._closed_meanwhile() from misuse
+            observation.retried(error, pause_s)
+            time.sleep(pause_s)
+            if self._closed:
+                raise self._closed_meanwhile()

@@ -1,0 +1,99 @@
+"""What a blocking client does with variants. `async_variants.py` holds its asyncio twin."""
+
+from __future__ import annotations
+
+from . import calls
+from .blocking_calls import BlockingCalls
+from .connection import CHANGE_TIMEOUT_S
+from .results import LoadedVariant, NewDefault, Variant
+
+
+class BlockingVariants(BlockingCalls):
+    """Lists, shows and changes the variants of a server."""
+
+    def variants(self, *, timeout_s: float | None = None) -> list[Variant]:
+        """Return all variants of the server, its default first, without their categories.
+
+        Args:
+            timeout_s: As for `classify`.
+
+        Raises:
+            Resnet50Error: See `resnet50_client.errors`.
+        """
+        return self._call(calls.variants_call(), timeout_s)
+
+    def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
+        """Return one variant, with its categories.
+
+        Args:
+            name: Its name or alias; "" for the server's default.
+            timeout_s: As for `classify`.
+
+        Raises:
+            VariantNotFoundError: The server does not serve it.
+            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+        """
+        return self._call(calls.variant_call(name), timeout_s)
+
+    def load_variant(
+        self, name: str, *, replace: bool = False, timeout_s: float = CHANGE_TIMEOUT_S
+    ) -> LoadedVariant:
+        """Have the server load a variant; return once requests can name it.
+
+        Like the other methods that change variants, it needs a token with the scope "admin" and a
+        server that was started with `--variants-dir`. It reaches one server, of several addresses
+        the one whose turn it is: to change several, make a client for each. It is never made again
+        by itself, since another server might take the second attempt; after UnavailableError or
+        DeadlineExceededError the server may still be at it, and `variants` shows how far it is.
+
+        Args:
+            name: A folder in the server's `--variants-dir`, one of torchvision's names, or a
+                variant that the server was started with.
+            replace: Whether a variant of that name that is served gives way. It answers what it has
+                taken; everything that comes later is answered by the new one.
+            timeout_s: In seconds. Reading weights, preparing the engine and checking its answers
+                takes minutes on some devices, so the client's own `timeout_s` is not used here.
+
+        Raises:
+            VariantNotFoundError: There is nothing of that name to load.
+            VariantChangeError: It cannot be loaded, does not fit into the memory that variants may
+                take, is served already, or another change goes on. Nothing has changed.
+            PermissionDeniedError: The token has not the scope "admin".
+            UnimplementedError: The server was started without `--variants-dir`.
+            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+        """
+        return self._call(calls.load_variant_call(name, replace), timeout_s)
+
+    def unload_variant(self, name: str, *, timeout_s: float = CHANGE_TIMEOUT_S) -> Variant:
+        """Have the server unload a variant; return its last state once its memory is free.
+
+        No new request finds it; those that use it are answered, and streams end after the frames
+        that are inside. Otherwise as `load_variant`.
+
+        Args:
+            name: Its name or alias.
+            timeout_s: In seconds; calls that use the variant are waited for.
+
+        Raises:
+            VariantNotFoundError: It is not loaded.
+            VariantChangeError: It is the default or part of a traffic split, or another change goes
+                on.
+            Resnet50Error: As for `load_variant`.
+        """
+        return self._call(calls.unload_variant_call(name), timeout_s)
+
+    def set_default_variant(self, name: str, *, timeout_s: float | None = None) -> NewDefault:
+        """Let a loaded variant answer requests that name none.
+
+        Streams that have begun keep theirs. Otherwise as `load_variant`.
+
+        Args:
+            name: Its name or alias.
+            timeout_s: As for `classify`.
+
+        Raises:
+            VariantNotFoundError: It is not loaded.
+            VariantChangeError: It cannot answer yet.
+            Resnet50Error: As for `load_variant`.
+        """
+        return self._call(calls.set_default_variant_call(name), timeout_s)

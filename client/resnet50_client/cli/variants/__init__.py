@@ -1,0 +1,1 @@
+"""`resnet50 variants`: the weights that servers hold, listed and changed."""
