@@ -44,6 +44,7 @@ from .servicers.inference import InferenceServicer, Patience
 from .servicers.variant import VariantServicer
 from .settings import Settings
 from .tokens import Tokens
+from .traffic import Traffic
 from .transport import options
 from .variants.definition import define
 from .variants.directory import VariantsDirectory
@@ -124,23 +125,25 @@ class Server:
         tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         definitions = [define(spec) for spec in settings.variants]
         variants = HeldVariants(definitions, settings.default_variant)
+        traffic = Traffic(variants, lambda source, job: pipeline.compute(source, job))
+        observer = self._observer
+        if settings.variants_dir is not None:
+            observer = together([observer, traffic])
         self._export(variants)
         self._grpc = server = grpc.aio.server(options=options(settings))
         limits = ImageLimits(
             settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
         )
-        pipeline = Pipeline(
-            self._admission, self._decode_pool, limits, _jpegs(settings), self._observer
-        )
-        self._inference = InferenceServicer(variants, pipeline, _patience(settings))
+        pipeline = Pipeline(self._admission, self._decode_pool, limits, _jpegs(settings), observer)
+        self._inference = InferenceServicer(variants, pipeline, _patience(settings), traffic)
         self._changes = changes = self._changes_of(variants)
-        variant_servicer = VariantServicer(variants, changes)
+        variant_servicer = VariantServicer(variants, changes, traffic)
         callers = Callers(tokens)
 
         def boundary(admission: Admission, observer: Observer) -> Boundary:
             return Boundary(callers, admission, settings.receive_timeout_s, observer)
 
-        images = boundary(self._admission, self._observer)
+        images = boundary(self._admission, observer)
         images.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
             self._inference,

@@ -24,7 +24,7 @@ from .errors import DeadlineUnreachable, EngineFailed, QueueFull, ServingError, 
 from .fair_queue import due_at
 from .latency import Margin
 from .observer import Batch, Observer
-from .priority import share
+from .priority import BULK_EVERY, share
 from .threads import Threads
 from .variant_queue import TICK_S, GivenUp, Result, VariantQueue, Waiting, too_late
 
@@ -122,6 +122,8 @@ class Scheduler:
         self._woken = False
         self._timer: asyncio.TimerHandle | None = None
         self._failures = 0
+        # How long the device has computed what is not bulk while a queue held nothing else.
+        self._before_bulk_s = 0.0
         self._margin = Margin()
         self._closing: BaseException | None = None
 
@@ -154,6 +156,7 @@ class Scheduler:
         flow: Hashable | None = None,
         bulk: bool = False,
         context: object = None,
+        shadow: bool = False,
     ) -> asyncio.Future[Result]:
         """Queue one decoded image; cancelling what is returned takes it out again.
 
@@ -167,6 +170,7 @@ class Scheduler:
                 a flow wait, they delay nobody else by more than one.
             bulk: Whether it goes behind those that are not; see `FairQueue`.
             context: What observers are told of the image.
+            shadow: Whether no caller waits for it: where such batches fail, the device is not lost.
 
         Raises:
             QueueFull: `max_queue_size` images wait already.
@@ -193,6 +197,7 @@ class Scheduler:
             self._check(queue, deadline, flow, bulk, now)
         future: asyncio.Future[Result] = self._loop.create_future()
         waiting = Waiting(image, top_k, with_embedding, deadline, now, future, probe, context)
+        waiting.shadow = shadow
         queue.push(waiting, flow, bulk)
         if not self._woken and len(self._running) < self.workers + self.ahead:
             # In the loop's next turn: what arrives in this one shares the batch.
@@ -367,19 +372,25 @@ class Scheduler:
         if start > now + TICK_S:
             self._timer = self._loop.call_at(start, self._form)
             return False
+        only_bulk = queue.waiting.only_bulk
         batch = queue.take(limit, now, free_at)
         if batch:
             self._hand_over(queue, batch, now, free_at)
+            if only_bulk:
+                self._before_bulk_s = 0.0
+            elif any(other.waiting.only_bulk for other in self._queues if other is not queue):
+                self._before_bulk_s += queue.latency.batch_s(len(batch))
         return True
 
     def _next(self, now: float) -> tuple[VariantQueue | None, float]:
         """Return the queue that the next batch comes from, and how long it is held back to fill.
 
         The one with the earliest deadline, whatever its batches take: on one device no order makes
-        the latest answer less late.
+        the latest answer less late. One that holds bulk only goes behind those that do not, but for
+        a sixteenth (`BULK_EVERY`) of the device's time.
         """
         limit, delay_s = self.policy.max_batch_size, self.policy.max_queue_delay_ms / 1e3
-        chosen, best = None, (now, 0.0)
+        chosen, best = None, (0, now, 0.0)
         for queue in self._queues:
             if (due := queue.due()) is None:
                 continue
@@ -388,9 +399,17 @@ class Scheduler:
                 # Held back to fill, but never past its first deadline.
                 latest = due - queue.ends(images, 0.0, 0.0)
                 start = max(now, min(queue.oldest() + delay_s, latest))
-            if chosen is None or (start, due) < best:
-                chosen, best = queue, (start, due)
-        return chosen, best[0]
+            place = (self._rank(queue), start, due)
+            if chosen is None or place < best:
+                chosen, best = queue, place
+        return chosen, best[1]
+
+    def _rank(self, queue: VariantQueue) -> int:
+        """Return a queue's place among those of the device by its priority, the lowest first."""
+        if not queue.waiting.only_bulk:
+            return 0
+        images = min(len(queue.waiting), self.policy.max_batch_size)
+        return -1 if self._before_bulk_s > BULK_EVERY * queue.latency.batch_s(images) else 1
 
     def _hand_over(
         self, queue: VariantQueue, entries: list[Waiting], now: float, free_at: float
@@ -484,7 +503,8 @@ class Scheduler:
     def _on_failed(self, running: _Running, error: Exception) -> None:
         size, name = len(running.entries), running.queue.name
         log.error("a batch of %d failed on variant %s", size, name, exc_info=error)
-        self._failures += 1
+        # Nobody is failed by a candidate's, and others show whether the device is lost.
+        self._failures += not all(waiting.shadow for waiting in running.entries)
         self._fail(running.entries, EngineFailed("the engine failed on this batch"), error)
         if self._failures >= MAX_FAILURES:
             broken = EngineFailed(f"{MAX_FAILURES} batches in a row failed")

@@ -27,7 +27,10 @@ class Call:
         caller: Who it is; nobody until that is known.
         bulk: Whether it gives way to interactive calls.
         place: Its place in the server, if it is for a single image.
-        variant: The name of the variant that answers; "" until that is known.
+        key: What traffic splits know the caller by, if the caller says it.
+        asked: The name of the variant that the caller asks for; "" until that is known.
+        variant: The name of the variant that answers, which may be the candidate of a traffic split
+            instead; "" until that is known.
         leave: Called at its end, if it uses a variant.
         stop: Ends a stream after the frames that are inside, for a reason.
         started: On the clock of `time.perf_counter`.
@@ -41,6 +44,8 @@ class Call:
     caller: Caller = NOBODY
     bulk: bool = False
     place: Place | None = None
+    key: str = ""
+    asked: str = ""
     variant: str = ""
     leave: Callable[[], None] | None = None
     stop: Callable[[ServingError], None] | None = None

@@ -16,6 +16,7 @@ Data flow, and which error belongs to which arrow:
     ├── InvalidRequest        INVALID_ARGUMENT     a field is wrong; names it
     │   └── InvalidImage      INVALID_ARGUMENT     the image is
     ├── VariantNotFound       NOT_FOUND            no such variant is served
+    ├── SplitNotFound         NOT_FOUND            the variant has no traffic split
     ├── VariantLoading        UNAVAILABLE          not loaded yet; another server may answer
     ├── Overloaded            RESOURCE_EXHAUSTED   too many requests or bytes inside the server
     │   └── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
@@ -127,6 +128,20 @@ class VariantNotFound(ServingError):
         super().__init__(f"{field}: no variant {shown} is served here; served: {', '.join(served)}")
         self.field = field
         self.served = served
+
+
+class SplitNotFound(ServingError):
+    """A variant has no traffic split.
+
+    Args:
+        field: Path of the field that names it.
+        name: The variant's.
+        those: The variants that have one.
+    """
+
+    def __init__(self, field: str, name: str, those: list[str]) -> None:
+        have = f"those of {', '.join(those)} are" if those else "none is"
+        super().__init__(f"{field}: {name} has no traffic split; {have} set")
 
 
 class VariantLoading(ServingError):

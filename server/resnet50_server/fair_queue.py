@@ -82,6 +82,11 @@ class FairQueue(Generic[Item]):
         if self._bulk:
             yield from self._bulk
 
+    @property
+    def only_bulk(self) -> bool:
+        """Whether something waits, and all of it is bulk."""
+        return self._live > 0 and not self._line
+
     def before(self, due: float, bulk: bool = False) -> int:
         """Return how many go before an item that is due then and came now.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import NamedTuple
 
@@ -44,6 +44,8 @@ class Job(NamedTuple):
         deadline: When the answer must be there, in loop time; None for no limit.
         flow: The stream that the image belongs to, if it does. Streams share the server equally,
             and where it is full they wait, whereas a single request is refused at once.
+        seen: Called with the result when the answer is about to leave; see `traffic`.
+        shadow: Whether no caller waits for it.
     """
 
     variant: HeldVariant
@@ -52,6 +54,8 @@ class Job(NamedTuple):
     call: Call
     deadline: float | None = None
     flow: Hashable | None = None
+    seen: Callable[[Result, Image], None] | None = None
+    shadow: bool = False
 
 
 class Answer(NamedTuple):
@@ -208,6 +212,8 @@ class Pipeline:
             result.batch,
         )
         self.observer.image_answered(image)
+        if job.seen is not None:
+            job.seen(result, image)
         return image
 
     def _at_hand(self, source: Source, job: Job) -> NDArray[np.uint8] | None:
@@ -231,6 +237,7 @@ def _submit(pixels: NDArray[np.uint8], job: Job) -> asyncio.Future[Result]:
         flow=job.flow,
         bulk=job.call.bulk,
         context=job.call,
+        shadow=job.shadow,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -182,10 +182,6 @@ class Tally:
     def elapsed_s(self) -> float:
         """For how long, in seconds."""
         return self.clock() - self._began
-
-    def is_of(self, digests: Iterable[str]) -> bool:
-        """Return whether this was counted with the weights of these digests, in their order."""
-        return (self.variant_digest, self.candidate_digest) == tuple(digests)
 
 
 def _cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -58,6 +58,7 @@ class Waiting:
         future: Gets the result.
         probe: Whether it is computed whatever its deadline, to see how fast the device is.
         context: What observers are told of it.
+        shadow: Whether no caller waits for it.
         batched: Whether it is in a batch.
     """
 
@@ -69,6 +70,7 @@ class Waiting:
     future: asyncio.Future[Result]
     probe: bool = False
     context: Any = None
+    shadow: bool = False
     batched: bool = False
 
 

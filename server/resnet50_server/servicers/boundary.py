@@ -36,10 +36,12 @@ Handler: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 EOF = grpc.aio.EOF
 
 PRIORITY_KEY = "x-priority"
+CALLER_KEY = "x-caller-key"
 # So long does it take at most until gRPC tells that a caller has left.
 LEAVING_S = 0.05
 # What a caller may choose as its request id: it is logged and sent back.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_CALLER_KEY = re.compile(r"[ -~]{1,128}")
 
 
 class Boundary:
@@ -171,7 +173,7 @@ class Boundary:
         self._observer.call_ended(call, code, failure)
 
     def _identify(self, call: Call, context: Context, scope: str | None) -> None:
-        """Say who calls, and how urgent it is.
+        """Say who calls, how urgent it is, and who the caller is to a traffic split.
 
         Raises:
             ServingError: They may not, or say it wrongly.
@@ -189,6 +191,12 @@ class Boundary:
                         PRIORITY_KEY, f"(metadata) must be {INTERACTIVE!r} or {BULK!r}"
                     )
                 call.bulk = value == BULK
+            elif key == CALLER_KEY:
+                if not isinstance(value, str) or not _CALLER_KEY.fullmatch(value):
+                    raise InvalidRequest(
+                        CALLER_KEY, "(metadata) must be 1 to 128 printable ASCII characters"
+                    )
+                call.key = value
 
     async def _receive(self, context: Context) -> Any:
         """Return the one request of a call.

@@ -17,6 +17,7 @@ from ..decode import length_of, source_of
 from ..errors import ShuttingDown
 from ..held import HeldVariant, HeldVariants
 from ..pipeline import Answer, Job, Pipeline
+from ..traffic import Traffic
 from .boundary import Context
 from .questions import ClassifyQuestion, EmbedQuestion, Question, timing
 from .stream import FrameStream, Messages, Reply
@@ -50,17 +51,22 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         variants: Those that can answer.
         pipeline: Computes images.
         patience: With uploads and streams.
+        traffic: Says which variant answers, and learns of it.
     """
 
-    def __init__(self, variants: HeldVariants, pipeline: Pipeline, patience: Patience) -> None:
+    def __init__(
+        self, variants: HeldVariants, pipeline: Pipeline, patience: Patience, traffic: Traffic
+    ) -> None:
         self._variants = variants
         self._pipeline = pipeline
         self._patience = patience
+        self._traffic = traffic
         self._streams: set[Messages] = set()
 
     def drain(self) -> None:
         """Take no more images; streams end once the frames that are inside have been answered."""
         self._pipeline.admission.draining = True
+        self._traffic.close()
         for messages in self._streams:
             messages.stop(ShuttingDown())
 
@@ -115,8 +121,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def _find(self, name: str) -> HeldVariant:
         """Return the variant that answers a call, by what the call says."""
-        variant = self._variants.find(name)
-        CALL.get().variant = variant.definition.name
+        call = CALL.get()
+        variant = self._traffic.route(call, self._variants.find(name))
+        call.variant = variant.definition.name
         return variant
 
     async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> _Told:
@@ -124,7 +131,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         question.variant.enter(call)
         source = source_of(image, self._pipeline.limits)
         _place(call).grow(length_of(source))
-        job = question.job(call, _deadline(context))
+        job = self._traffic.watch(question.job(call, _deadline(context)), source)
         answer = await self._pipeline.answer(source, job)
         return self._told(question, job, answer, started)
 
@@ -145,7 +152,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         # It may have taken minutes, and nothing of it has waited for the variant until now.
         question = question.latest()
         question.variant.enter(call)
-        job = question.job(call, deadline)
+        job = self._traffic.watch(question.job(call, deadline), image)
         answer = await self._pipeline.compute(image, job)
         return self._told(question, job, answer, started)
 
@@ -170,7 +177,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             question = question_of(config.options, self._find(config.options.variant))
             question.variant.enter_stream(call)
             job = question.job(call, _deadline(context), flow=messages)
-            stream = FrameStream(messages, self._pipeline, reply, outcome, question, job)
+            stream = FrameStream(
+                messages, self._pipeline, self._traffic, reply, outcome, question, job
+            )
             replies = stream.replies(
                 config,
                 self._patience.max_frames_in_flight,

@@ -62,7 +62,7 @@ class ClassifyQuestion:
         ):
             if probability >= self._min_probability:
                 add(index=index, label=labels[index], probability=probability)
-        if result.embedding is not None:
+        if self._with_embedding:  # a traffic split may have asked for one as well
             classification.embedding.CopyFrom(
                 _embedding(result, self.variant, inference_pb2.EmbedOptions())
             )

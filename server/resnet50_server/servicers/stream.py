@@ -17,6 +17,7 @@ from ..decode import source_of
 from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
 from ..pipeline import Answer, Job, Pipeline
 from ..status import is_fault, to_status
+from ..traffic import Traffic
 from .boundary import EOF
 from .frames import Pending, answer_in_order, answer_latest
 from .questions import Question, timing
@@ -150,6 +151,7 @@ class FrameStream(Generic[Reply]):
     Args:
         messages: What the caller sends.
         pipeline: Computes.
+        traffic: Learns of each frame.
         reply: Makes the message that answers a frame, from its fields.
         outcome: The field of it that holds a frame's answer.
         question: What the caller wants to know of each frame.
@@ -160,6 +162,7 @@ class FrameStream(Generic[Reply]):
         self,
         messages: Messages,
         pipeline: Pipeline,
+        traffic: Traffic,
         reply: Callable[..., Reply],
         outcome: str,
         question: Question,
@@ -167,6 +170,7 @@ class FrameStream(Generic[Reply]):
     ) -> None:
         self._messages = messages
         self._pipeline = pipeline
+        self._traffic = traffic
         self._reply = reply
         self._outcome = outcome
         self._question = question
@@ -223,6 +227,7 @@ class FrameStream(Generic[Reply]):
         job.variant.enter_frame()
         try:
             source = source_of(frame.image, self._pipeline.limits)
+            job = self._traffic.watch(job, source)
             place = await self._pipeline.admit(source, job)
             submitted = self._pipeline.submit_at_hand(source, job)
         except BaseException as error:

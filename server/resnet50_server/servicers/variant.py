@@ -7,8 +7,10 @@ from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from ..changes import Changes
 from ..errors import InvalidRequest, NotEnabled
 from ..held import HeldVariant, HeldVariants
+from ..traffic import Traffic
 from ..variants.definition import EMBEDDING_DIMENSION, Definition
 from .boundary import Context
+from .reports import report_of, split_of
 
 
 class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
@@ -17,11 +19,13 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
     Args:
         variants: Those that the server holds.
         changes: Changes them.
+        traffic: Those that are compared.
     """
 
-    def __init__(self, variants: HeldVariants, changes: Changes) -> None:
+    def __init__(self, variants: HeldVariants, changes: Changes, traffic: Traffic) -> None:
         self._variants = variants
         self._changes = changes
+        self._traffic = traffic
 
     async def ListVariants(
         self, request: variant_pb2.ListVariantsRequest, context: Context
@@ -87,19 +91,27 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         self, request: variant_pb2.SetTrafficSplitRequest, context: Context
     ) -> variant_pb2.SetTrafficSplitResponse:
         """Begin to compare two; see the contract."""
-        raise NotImplementedError
+        self._require_enabled("SetTrafficSplit")
+        trial = self._traffic.set(split_of(request.split, self._variants))
+        return variant_pb2.SetTrafficSplitResponse(report=report_of(trial))
 
     async def ListTrafficSplits(
         self, request: variant_pb2.ListTrafficSplitsRequest, context: Context
     ) -> variant_pb2.ListTrafficSplitsResponse:
         """Show what came of comparisons; see the contract."""
-        raise NotImplementedError
+        reports = [report_of(trial) for trial in self._traffic.trials]
+        return variant_pb2.ListTrafficSplitsResponse(reports=reports)
 
     async def DeleteTrafficSplit(
         self, request: variant_pb2.DeleteTrafficSplitRequest, context: Context
     ) -> variant_pb2.DeleteTrafficSplitResponse:
         """End a comparison; see the contract."""
-        raise NotImplementedError
+        self._require_enabled("DeleteTrafficSplit")
+        if not request.variant:
+            raise InvalidRequest("variant", "is empty: name the variant that has the split")
+        definition = self._variants.define(request.variant, field="variant")
+        trial = self._traffic.delete(definition.name)
+        return variant_pb2.DeleteTrafficSplitResponse(report=report_of(trial))
 
     def _require_enabled(self, method: str) -> None:
         if self._changes.directory is None:

@@ -1,0 +1,210 @@
+"""The traffic splits that hold: who answers a call, and what came of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+from .call import Call
+from .decode import Source
+from .errors import NotNow, SplitNotFound
+from .held import HeldVariant, HeldVariants
+from .observer import Image, Observer
+from .pipeline import Job
+from .shadows import Compute, Shadow, Shadows, seen
+from .splits import Share, Split, Tally
+from .variant_queue import Result
+from .variants.definition import Definition
+
+OK = "OK"
+
+
+class Trial:
+    """A split that holds, and what was counted since.
+
+    Args:
+        split: Which one.
+        variant: The variant.
+        candidate: The candidate.
+        variants: Where both are found, whatever weights they have by then.
+        shadows: The images that the candidate computes as well.
+
+    Attributes:
+        split: The same.
+        shadows: The same.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        variant: HeldVariant,
+        candidate: HeldVariant,
+        variants: HeldVariants,
+        shadows: Shadows,
+    ) -> None:
+        self.split = split
+        self.shadows = shadows
+        self._variants = variants
+        self._definitions = variant.definition, candidate.definition
+        self._tally = Tally(variant.opened.digest, candidate.opened.digest)
+
+    @property
+    def candidate(self) -> HeldVariant | None:
+        """The candidate, if it answers."""
+        return self._variants.loaded(self._definitions[1])
+
+    @property
+    def tally(self) -> Tally:
+        """What was counted; begins anew once one of the two has other weights."""
+        variant, candidate = map(self._variants.loaded, self._definitions)
+        if variant is not None and candidate is not None:
+            digests = variant.opened.digest, candidate.opened.digest
+            if digests != (self._tally.variant_digest, self._tally.candidate_digest):
+                self._tally = Tally(*digests)
+        return self._tally
+
+    def share(self, name: str, tally: Tally) -> Share | None:
+        """Return the side that a variant's answers count on; None if they do not."""
+        if name == self.split.variant:
+            return tally.variant_answers
+        # Neither: the stream was routed by an earlier split.
+        return tally.candidate_answers if name == self.split.candidate else None
+
+
+class Traffic(Observer):
+    """All traffic splits of a server, one a variant. Event loop only.
+
+    As an observer it counts the calls that fail.
+
+    Args:
+        variants: Those that can answer.
+        compute: Computes an image that nobody waits for.
+        random: Says which images a candidate computes as well.
+    """
+
+    def __init__(
+        self, variants: HeldVariants, compute: Compute, random: Random | None = None
+    ) -> None:
+        self._variants = variants
+        self._compute = compute
+        self._random = random or Random()
+        self._trials: dict[str, Trial] = {}  # by the names of their variants
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All, in the order in which they were set."""
+        return list(self._trials.values())
+
+    def set(self, split: Split) -> Trial:
+        """Let a split hold, in the place of the one that its variant has.
+
+        What was counted goes on if it is the same split.
+
+        Raises:
+            NotNow: One of the two is not loaded.
+        """
+        trial = self._trials.get(split.variant)
+        if trial is not None and trial.split == split:
+            return trial
+        variant = self._loaded("split.variant", split.variant)
+        candidate = self._loaded("split.candidate", split.candidate)
+        if trial is not None:
+            self.delete(split.variant)
+        trial = self._trials[split.variant] = Trial(
+            split, variant, candidate, self._variants, Shadows(self._compute, split.candidate)
+        )
+        return trial
+
+    def delete(self, variant: str) -> Trial:
+        """End a variant's split.
+
+        Raises:
+            SplitNotFound: It has none.
+        """
+        trial = self._trials.pop(variant, None)
+        if trial is None:
+            raise SplitNotFound("variant", variant, list(self._trials))
+        trial.shadows.close()
+        return trial
+
+    def naming(self, name: str) -> list[str]:
+        """Return the variants whose splits name a variant, as the one or the other."""
+        return [
+            trial.split.variant
+            for trial in self._trials.values()
+            if name in (trial.split.variant, trial.split.candidate)
+        ]
+
+    def route(self, call: Call, variant: HeldVariant) -> HeldVariant:
+        """Return what answers a call.
+
+        Args:
+            call: Which one.
+            variant: The one that it asks for.
+        """
+        call.asked = name = variant.definition.name
+        if (trial := self._trials.get(name)) is None:
+            return variant
+        canary = trial.split.is_canary(call.key or call.caller.name)
+        return (trial.candidate if canary else None) or variant
+
+    def watch(self, job: Job, source: Source) -> Job:
+        """Return what is to be done with an image if a split is to learn of it.
+
+        Args:
+            job: What would be done without.
+            source: The image.
+        """
+        if not self._trials or (trial := self._trials.get(job.call.asked)) is None:
+            return job
+        name, tally = job.variant.definition.name, trial.tally
+        if (share := trial.share(name, tally)) is None:
+            return job
+        candidate = trial.candidate
+        if (
+            candidate is None
+            or name == candidate.definition.name
+            or self._random.random() * 100 >= trial.split.shadow_percent
+        ):
+            return job._replace(seen=partial(_count, share))
+        if not trial.shadows.has_room(source):
+            tally.skipped += 1
+            return job._replace(seen=partial(_count, share))
+
+        def compare(result: Result, image: Image) -> None:
+            _count(share, result, image)
+            trial.shadows.add(Shadow(source, seen(result, job.variant), candidate, tally))
+
+        return job._replace(top_k=max(1, job.top_k), with_embedding=True, seen=compare)
+
+    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
+        """Count a call with one image that was not answered."""
+        if code != OK and call.place is not None:
+            self._count_failed(call)
+
+    def frame_refused(self, call: Call, error: Exception) -> None:
+        """Count a frame."""
+        self._count_failed(call)
+
+    def close(self) -> None:
+        """Compute no more shadows."""
+        for trial in self._trials.values():
+            trial.shadows.close()
+
+    def _count_failed(self, call: Call) -> None:
+        if (trial := self._trials.get(call.asked)) is None:
+            return
+        if (share := trial.share(call.variant, trial.tally)) is not None:
+            share.failed += 1
+
+    def _loaded(self, field: str, name: str) -> HeldVariant:
+        definition: Definition = self._variants.define(name, field)
+        held = self._variants.loaded(definition)
+        if held is None:
+            raise NotNow(f"{field}: {name} is not loaded yet")
+        return held
+
+
+def _count(share: Share, result: Result, image: Image) -> None:
+    share.answered += 1
+    share.total_s.add(image.total_s)
