@@ -693,3 +693,46 @@ async def test_batch_is_not_held_back_past_a_deadline_that_stands_behind_bulk():
     assert bench.queue.waiting.peek().item.future is bulk
     await asyncio.gather(*running, bulk, urgent)
     assert bench.engine.batches[1:] == [[98, 99]]
+
+
+@in_virtual_time
+async def test_bulk_of_another_variant_waits_and_gets_a_sixteenth_of_the_time():
+    bench = Bench(BatchPolicy(max_batch_size=1), alpha=0.1)
+    other = bench.scheduler.add("w", FakeEngine(alpha=0.2), [(1, 0.2)])
+    running = bench.submit(0)
+    await asyncio.sleep(0.05)
+    bulk = [bench.submit(100 + number, bulk=True, queue=other) for number in range(3)]
+    served_at = []
+    for one in bulk:
+        one.add_done_callback(lambda _: served_at.append(len(bench.engine.batches)))
+    waiting = [bench.submit(number) for number in range(1, 80)]
+    await asyncio.gather(running, *waiting, *bulk)
+    # A batch of theirs lasts as long as two of ours: one for 2 x 16 of ours, and what is left.
+    assert bench.engine.batches == [[number] for number in range(80)]
+    assert other.engine.batches == [[100], [101], [102]]
+    first, second, third = served_at
+    assert first == pytest.approx(2 * BULK_EVERY, abs=3)
+    assert second - first == pytest.approx(2 * BULK_EVERY, abs=2)
+    assert third == 80
+
+
+@in_virtual_time
+async def test_bulk_of_another_variant_goes_at_once_when_nothing_else_waits():
+    bench = Bench(alpha=0.1)
+    other = bench.scheduler.add("w", bench.engine, [(1, 0.1)])
+    result = await bench.submit(1, bulk=True, queue=other)
+    assert result.queue_s == 0.0
+
+
+@in_virtual_time
+async def test_failing_on_shadows_does_not_mean_that_the_device_is_lost():
+    bench = Bench(BatchPolicy(max_batch_size=1))
+    bench.engine.error = RuntimeError("bad weights")
+    for _ in range(2 * MAX_FAILURES):
+        with pytest.raises(EngineFailed):
+            await bench.submit(1, shadow=True, bulk=True)
+    assert bench.broken == []
+    for _ in range(MAX_FAILURES):
+        with pytest.raises(EngineFailed):
+            await bench.submit(1)
+    assert len(bench.broken) == 1
