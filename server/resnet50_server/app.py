@@ -129,14 +129,14 @@ class Server:
         observer = self._observer
         if settings.variants_dir is not None:
             observer = together([observer, traffic])
-        self._export(variants)
+        self._export(variants, traffic)
         self._grpc = server = grpc.aio.server(options=options(settings))
         limits = ImageLimits(
             settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
         )
         pipeline = Pipeline(self._admission, self._decode_pool, limits, _jpegs(settings), observer)
         self._inference = InferenceServicer(variants, pipeline, _patience(settings), traffic)
-        self._changes = changes = self._changes_of(variants)
+        self._changes = changes = self._changes_of(variants, traffic)
         variant_servicer = VariantServicer(variants, changes, traffic)
         callers = Callers(tokens)
 
@@ -235,7 +235,7 @@ class Server:
         """Where metrics are served over HTTP; None if they are not."""
         return None if self._port is None else self._port.url
 
-    def _export(self, variants: HeldVariants) -> None:
+    def _export(self, variants: HeldVariants, traffic: Traffic) -> None:
         """Serve metrics, and say how the server is, if that is asked for."""
         metrics, address = self._metrics, self._settings.metrics_listen
         if metrics is None or address is None:
@@ -247,6 +247,7 @@ class Server:
             self._decode_pool,
             variants,
             self._devices,
+            traffic,
             lambda: self._unready() is None,
         )
         metrics.registry.register(readings)
@@ -263,7 +264,7 @@ class Server:
             return "the server is shutting down"
         return self._dead() or (None if self._loaded else "the variants are being loaded")
 
-    def _changes_of(self, variants: HeldVariants) -> Changes:
+    def _changes_of(self, variants: HeldVariants, traffic: Traffic) -> Changes:
         settings, directory = self._settings, self._settings.variants_dir
         return Changes(
             variants,
@@ -271,6 +272,7 @@ class Server:
             Budget(settings.max_variants_bytes, settings.evict_variants),
             settings.drain_timeout_s,
             None if directory is None else VariantsDirectory(directory),
+            traffic.naming,
         )
 
     def _folder_watch(self, variants: HeldVariants, changes: Changes) -> FolderWatch | None:

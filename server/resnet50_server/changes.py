@@ -65,6 +65,7 @@ class Changes:
         budget: How much memory they may take.
         patience_s: How long the requests of a variant that is unloaded may take, in seconds.
         directory: Where new ones come from; None if nothing is changed while serving.
+        naming: Returns the variants whose traffic splits name one: none of those goes.
 
     Attributes:
         directory: The same.
@@ -77,8 +78,10 @@ class Changes:
         budget: Budget,
         patience_s: float,
         directory: VariantsDirectory | None = None,
+        naming: Callable[[str], list[str]] = lambda _: [],
     ) -> None:
         self.directory = directory
+        self._naming = naming
         self._variants = variants
         self._hold = hold
         self._budget = budget
@@ -127,6 +130,11 @@ class Changes:
             raise NotNow(
                 f"name: {definition.name} answers requests that name no variant; let another one"
                 " do that first (SetDefaultVariant)"
+            )
+        if splits := self._naming(definition.name):
+            raise NotNow(
+                f"name: {definition.name} is named by the traffic split of {', '.join(splits)}; end"
+                " that first (DeleteTrafficSplit)"
             )
         return await self._change(self._unload(self._answering(definition)))
 
@@ -260,12 +268,14 @@ class Changes:
         await asyncio.gather(*(self._go(victim, self._patience_s) for victim in victims))
 
     def _spare(self, definition: Definition) -> list[HeldVariant]:
-        """Return those that could give way: not the default, nor what is to be replaced."""
+        """Return those that could give way: not the default, nor what is replaced or compared."""
         needed = (self._variants.default.name, definition.name)
         return [
             one
             for one in self._variants.held
-            if not one.retired and one.definition.name not in needed
+            if not one.retired
+            and one.definition.name not in needed
+            and not self._naming(one.definition.name)
         ]
 
     def _taken(self) -> int:

@@ -21,7 +21,8 @@ from .admission import Admission
 from .decode_pool import DecodePool
 from .devices import Devices
 from .held import HeldVariants
-from .metrics import Metrics
+from .metrics import ANSWERED, Metrics
+from .traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ Result = TypeVar("Result")
 
 # How long a scrape waits for the event loop. Prometheus itself waits for 10 s.
 READ_TIMEOUT_S = 2.0
+FAILED = "failed"
 # So often is it looked how late the loop wakes.
 LAG_EVERY_S = 0.1
 
@@ -71,6 +73,7 @@ class Readings(Collector):
         decode_pool: What decodes.
         variants: What is served.
         devices: What computes.
+        traffic: What is compared.
         ready: Whether the server takes images.
     """
 
@@ -81,6 +84,7 @@ class Readings(Collector):
         decode_pool: DecodePool,
         variants: HeldVariants,
         devices: Devices,
+        traffic: Traffic,
         ready: Callable[[], bool],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -89,6 +93,7 @@ class Readings(Collector):
         self._decode_pool = decode_pool
         self._variants = variants
         self._devices = devices
+        self._traffic = traffic
         self._ready = ready
         variants.watch(lambda name: metrics.expect([name]))
 
@@ -126,6 +131,7 @@ class Readings(Collector):
         yield self._busy()
         yield self._cancelled()
         yield from self._of_variants()
+        yield from self._of_splits()
 
     def _busy(self) -> Metric:
         busy = CounterMetricFamily(
@@ -167,6 +173,44 @@ class Readings(Collector):
                 [*name, opened.digest, opened.kind, opened.device, opened.precision, default], 1.0
             )
         yield from (images, age, alpha, beta, info)
+
+    def _of_splits(self) -> Iterator[Metric]:
+        """Give what was counted of the splits that hold, so that no other one has a series."""
+        names = ["variant", "candidate"]
+        answers = CounterMetricFamily(
+            "resnet50_split_answers",
+            "Requests and frames for a variant with a traffic split, by who took them.",
+            labels=[*names, "side", "outcome"],
+        )
+        shadows = CounterMetricFamily(
+            "resnet50_split_shadows",
+            "Images that the variant answered and the candidate was to compute as well.",
+            labels=[*names, "outcome"],
+        )
+        agreed = CounterMetricFamily(
+            "resnet50_split_agreed",
+            "Images on whose first category both agree.",
+            labels=names,
+        )
+        cosines = CounterMetricFamily(
+            "resnet50_split_cosines",
+            "Sum of the cosines of their embeddings, none of whose numbers is negative.",
+            labels=names,
+        )
+        for trial in self._traffic.trials:
+            tally, pair = trial.tally, [trial.split.variant, trial.split.candidate]
+            for side, share in (
+                ("variant", tally.variant_answers),
+                ("candidate", tally.candidate_answers),
+            ):
+                answers.add_metric([*pair, side, ANSWERED], share.answered)
+                answers.add_metric([*pair, side, FAILED], share.failed)
+            shadows.add_metric([*pair, "compared"], tally.comparison.images)
+            shadows.add_metric([*pair, "skipped"], tally.skipped)
+            shadows.add_metric([*pair, FAILED], tally.failed)
+            agreed.add_metric(pair, tally.comparison.agreed)
+            cosines.add_metric(pair, tally.comparison.cosines)
+        yield from (answers, shadows, agreed, cosines)
 
     def _cancelled(self) -> Metric:
         given_up = [one.given_up for one in self._devices.schedulers.values()]

@@ -19,6 +19,7 @@ from serving import serving
 from resnet50_client import AsyncClient
 from resnet50_server.call import Call
 from resnet50_server.errors import InvalidImage, Unauthenticated
+from resnet50_server.splits import Split
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
@@ -36,8 +37,13 @@ ADDED = {"instance", "job"}
 
 
 async def exported() -> str:
-    async with serving(**ON) as server, AsyncClient(server.addresses[0]) as client:
+    both = ["IMAGENET1K_V1", "IMAGENET1K_V2"]
+    async with (
+        serving(variants=both, **ON) as server,
+        AsyncClient(server.addresses[0]) as client,
+    ):
         await client.classify(encode(picture()))
+        server._inference._traffic.set(Split(*both, shadow_percent=100.0))
         # Families show their labels once they have counted.
         call = Call("Classify", "id", ())
         server._metrics.call_ended(call, "INVALID_ARGUMENT", InvalidImage("image", "is broken"))
