@@ -45,6 +45,7 @@ from .results import (
     Variant,
     VariantRef,
 )
+from .splits import Comparison, TrafficReport, TrafficShare, TrafficSplit
 from .video import frames_from_video
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "BatchLatency",
     "Category",
     "Classification",
+    "Comparison",
     "Embedding",
     "FrameAnswer",
     "LoadedVariant",
@@ -68,6 +70,9 @@ __all__ = [
     "PublishedAccuracy",
     "Quantization",
     "Timing",
+    "TrafficReport",
+    "TrafficShare",
+    "TrafficSplit",
     "Transform",
     "Variant",
     "VariantRef",

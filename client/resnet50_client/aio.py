@@ -38,6 +38,7 @@ class AsyncClient(AsyncVariants):
         min_probability: float | None = None,
         include_embedding: bool = False,
         pixel_format: str | None = None,
+        caller_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Classification:
         """Say what an image shows.
@@ -50,6 +51,7 @@ class AsyncClient(AsyncVariants):
             min_probability: Leave out categories below it, 0 to 1.
             include_embedding: Also return the image's vector; it costs no second forward pass.
             pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
+            caller_key: For whom, where the server has a traffic split; None for the client's.
             timeout_s: In seconds; None for the client's default, `math.inf` for no limit.
 
         Raises:
@@ -66,7 +68,7 @@ class AsyncClient(AsyncVariants):
             include_embedding,
             pixel_format,
         )
-        return await self._call(calls.classify_call(request), timeout_s)
+        return await self._call(calls.classify_call(request), timeout_s, caller_key)
 
     async def embed(
         self,
@@ -76,6 +78,7 @@ class AsyncClient(AsyncVariants):
         l2_normalize: bool = False,
         dtype: str = "float32",
         pixel_format: str | None = None,
+        caller_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Embedding:
         """Return an image's vector.
@@ -86,6 +89,7 @@ class AsyncClient(AsyncVariants):
             l2_normalize: Scale the vector to length 1, so that a dot product is the cosine.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
             pixel_format: As for `classify`.
+            caller_key: As for `classify`.
             timeout_s: As for `classify`.
 
         Raises:
@@ -96,7 +100,7 @@ class AsyncClient(AsyncVariants):
         request = await _build(
             messages.embed_request, image, variant, l2_normalize, dtype, pixel_format
         )
-        return await self._call(calls.embed_call(request), timeout_s)
+        return await self._call(calls.embed_call(request), timeout_s, caller_key)
 
     def classify_stream(
         self,
@@ -111,6 +115,7 @@ class AsyncClient(AsyncVariants):
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         priority: Priority | None = None,
+        caller_key: str | None = None,
     ) -> AsyncGenerator[FrameAnswer[Classification], None]:
         """Say what frames show, over one stream: each frame is answered once.
 
@@ -133,6 +138,7 @@ class AsyncClient(AsyncVariants):
             resume_s: How long no server may be reached, in seconds; None for the client's
                 `timeout_s`, 0 to give up at once.
             priority: "interactive" or "bulk"; None for the client's.
+            caller_key: As for `classify`; the whole stream is answered by the same weights.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -140,7 +146,7 @@ class AsyncClient(AsyncVariants):
         kind = messages.classify_stream(
             delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
         )
-        return self._stream(kind, frames, window, resume_s, priority)
+        return self._stream(kind, frames, window, resume_s, priority, caller_key)
 
     def embed_stream(
         self,
@@ -154,6 +160,7 @@ class AsyncClient(AsyncVariants):
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         priority: Priority | None = None,
+        caller_key: str | None = None,
     ) -> AsyncGenerator[FrameAnswer[Embedding], None]:
         """Return the vectors of frames, over one stream; otherwise as `classify_stream`.
 
@@ -167,12 +174,13 @@ class AsyncClient(AsyncVariants):
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
             priority: As for `classify_stream`.
+            caller_key: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
-        return self._stream(kind, frames, window, resume_s, priority)
+        return self._stream(kind, frames, window, resume_s, priority, caller_key)
 
     def classify_many(
         self,
@@ -187,6 +195,7 @@ class AsyncClient(AsyncVariants):
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         priority: Priority | None = None,
+        caller_key: str | None = None,
     ) -> AsyncGenerator[Classification | Exception, None]:
         """Say what many images show: the results in the images' order, over one stream.
 
@@ -201,6 +210,7 @@ class AsyncClient(AsyncVariants):
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
             priority: As for `classify_stream`.
+            caller_key: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -215,6 +225,7 @@ class AsyncClient(AsyncVariants):
             window=window,
             resume_s=resume_s,
             priority=priority,
+            caller_key=caller_key,
         )
         return _in_place(answers, errors)
 
@@ -230,6 +241,7 @@ class AsyncClient(AsyncVariants):
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         priority: Priority | None = None,
+        caller_key: str | None = None,
     ) -> AsyncGenerator[Embedding | Exception, None]:
         """Return the vectors of many images in the images' order, over one stream.
 
@@ -243,6 +255,7 @@ class AsyncClient(AsyncVariants):
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
             priority: As for `classify_stream`.
+            caller_key: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -256,6 +269,7 @@ class AsyncClient(AsyncVariants):
             window=window,
             resume_s=resume_s,
             priority=priority,
+            caller_key=caller_key,
         )
         return _in_place(answers, errors)
 
@@ -305,8 +319,9 @@ class AsyncClient(AsyncVariants):
         window: int,
         resume_s: float | None,
         priority: Priority | None,
+        caller_key: str | None,
     ) -> AsyncGenerator[FrameAnswer[Result], None]:
-        connection = self._connection.with_priority(priority)
+        connection = self._connection.of(priority, caller_key)
         channels = await self._open()
         observation = self._observers.observe(calls.full_name(kind.method))
         stream = AsyncStream(channels, connection, observation, kind, images, window, resume_s)

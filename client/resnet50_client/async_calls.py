@@ -13,7 +13,7 @@ from .addresses import target
 from .aio_status import is_cancelled, keep_status
 from .base import BaseClient
 from .channels import Channels
-from .connection import Attempts
+from .connection import Attempts, Connection
 from .observer import Observation
 
 Result = TypeVar("Result")
@@ -59,25 +59,32 @@ class AsyncCalls(BaseClient):
             raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
         return self._channels
 
-    async def _call(self, call: calls.SingleCall[Result], timeout_s: float | None) -> Result:
+    async def _call(
+        self,
+        call: calls.SingleCall[Result],
+        timeout_s: float | None,
+        caller_key: str | None = None,
+    ) -> Result:
         """Make one call, and tell the observers of it."""
-        attempts = self._connection.attempts(timeout_s)
+        connection = self._connection.of(caller_key=caller_key)
+        attempts = connection.attempts(timeout_s)
         channels = await self._open()
         with self._observers.observe(call.method) as observation:
-            result = call.read(await self._reply(channels, call, attempts, observation))
+            result = call.read(await self._reply(channels, connection, call, attempts, observation))
             observation.answered(result)
             return result
 
     async def _reply(
         self,
         channels: Channels,
+        connection: Connection,
         call: calls.SingleCall[Any],
         attempts: Attempts,
         observation: Observation,
     ) -> Any:
         """Make a call, again where the policy says so; failures become ours."""
         while True:
-            stubs, metadata = channels.stubs(), self._connection.metadata(observation.metadata)
+            stubs, metadata = channels.stubs(), connection.metadata(observation.metadata)
             observation.attempt(call.length)
             try:
                 made = call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
@@ -92,7 +99,7 @@ class AsyncCalls(BaseClient):
                     raise
                 raise self._closed_meanwhile() from misuse
             except grpc.RpcError as failure:
-                error = self._connection.error_of(failure)
+                error = connection.error_of(failure)
                 pause_s = attempts.pause_s(error, of_upload=call.of_upload)
                 if pause_s is None:
                     raise error from failure

@@ -6,6 +6,7 @@ from . import calls
 from .async_calls import AsyncCalls
 from .connection import CHANGE_TIMEOUT_S
 from .results import LoadedVariant, NewDefault, Variant
+from .splits import TrafficReport
 
 
 class AsyncVariants(AsyncCalls):
@@ -97,3 +98,64 @@ class AsyncVariants(AsyncCalls):
             Resnet50Error: As for `load_variant`.
         """
         return await self._call(calls.set_default_variant_call(name), timeout_s)
+
+    async def set_traffic_split(
+        self,
+        variant: str,
+        candidate: str,
+        *,
+        canary_percent: float = 0.0,
+        shadow_percent: float = 0.0,
+        timeout_s: float | None = None,
+    ) -> TrafficReport:
+        """Judge a candidate by the requests that come for a variant, or change the shares.
+
+        What was counted under other shares, or for another candidate, is forgotten. Otherwise as
+        `load_variant`.
+
+        Args:
+            variant: The one that requests ask for, by name or alias.
+            candidate: The one that is judged, loaded too.
+            canary_percent: Share of callers that it answers, 0 to 100 in steps of 0.01; a caller
+                (`caller_key`) always gets the same weights.
+            shadow_percent: Share of the variant's images that it computes as well, 0 to 100, for
+                comparison; nobody waits for that.
+            timeout_s: As for `classify`.
+
+        Raises:
+            VariantNotFoundError: One of the two is not loaded.
+            InvalidRequestError: A share is none, or both are 0.
+            Resnet50Error: As for `load_variant`.
+        """
+        call = calls.set_traffic_split_call(variant, candidate, canary_percent, shadow_percent)
+        return await self._call(call, timeout_s)
+
+    async def list_traffic_splits(self, *, timeout_s: float | None = None) -> list[TrafficReport]:
+        """Return the server's traffic splits and what came of them.
+
+        It needs a token with the scope "admin", and reaches one server, which has counted for
+        itself.
+
+        Args:
+            timeout_s: As for `classify`.
+
+        Raises:
+            PermissionDeniedError: The token has not the scope "admin".
+            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+        """
+        return await self._call(calls.list_traffic_splits_call(), timeout_s)
+
+    async def delete_traffic_split(
+        self, variant: str, *, timeout_s: float | None = None
+    ) -> TrafficReport:
+        """End a traffic split; return what came of it. Otherwise as `load_variant`.
+
+        Args:
+            variant: The one that has it, by name or alias.
+            timeout_s: As for `classify`.
+
+        Raises:
+            VariantNotFoundError: It is not loaded, or has no split.
+            Resnet50Error: As for `load_variant`.
+        """
+        return await self._call(calls.delete_traffic_split_call(variant), timeout_s)

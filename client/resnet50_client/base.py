@@ -26,6 +26,9 @@ class BaseClient:
         timeout_s: How long a call may take, in seconds, retries included; `math.inf` for no limit.
         retry: When a failed call is made again.
         priority: "interactive", or "bulk" for calls that may wait while others are in a hurry.
+        caller_key: Who calls, to a server with a traffic split: 1 to 128 printable ASCII
+            characters, such as a user's id. The same key always gets the same weights. None: who
+            the server takes the caller to be.
         tls: Whether to speak TLS; None means: if `ca`, `cert` or `server_name` is given. True
             without `ca` trusts the public authorities that gRPC comes with (or those of the file
             that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names).
@@ -56,6 +59,7 @@ class BaseClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
         priority: Priority = "interactive",
+        caller_key: str | None = None,
         tls: bool | None = None,
         ca: Pem | None = None,
         cert: Pem | None = None,
@@ -76,7 +80,9 @@ class BaseClient:
             server_name=server_name,
             insecure_token=insecure_token,
         )
-        self._connection = Connection.to(server, timeout_s, retry, priority, credentials)
+        self._connection = Connection.to(
+            server, timeout_s, retry, priority, credentials, caller_key
+        )
         self._observers = Observers(observers, self._connection.addresses)
         self._closed = False
         self._start()
@@ -120,7 +126,7 @@ class BaseClient:
 
         Names are RESNET50_SERVER (several separated by commas), RESNET50_PROFILE and
         RESNET50_PROFILE_FILE, and, as the arguments, RESNET50_TLS, _CA, _CERT, _KEY, _TOKEN,
-        _TOKEN_FILE, _SERVER_NAME, _INSECURE_TOKEN, _PRIORITY and _TIMEOUT_S.
+        _TOKEN_FILE, _SERVER_NAME, _INSECURE_TOKEN, _PRIORITY, _CALLER_KEY and _TIMEOUT_S.
 
         Args:
             retry: As for the class.

@@ -12,7 +12,7 @@ from . import calls
 from .addresses import target
 from .base import BaseClient
 from .channels import Channels
-from .connection import Attempts
+from .connection import Attempts, Connection
 from .observer import Observation
 
 Result = TypeVar("Result")
@@ -42,29 +42,36 @@ class BlockingCalls(BaseClient):
     ) -> None:
         self.close()
 
-    def _call(self, call: calls.SingleCall[Result], timeout_s: float | None) -> Result:
+    def _call(
+        self,
+        call: calls.SingleCall[Result],
+        timeout_s: float | None,
+        caller_key: str | None = None,
+    ) -> Result:
         """Make one call, and tell the observers of it."""
         self._check_open()
-        attempts = self._connection.attempts(timeout_s)
+        connection = self._connection.of(caller_key=caller_key)
+        attempts = connection.attempts(timeout_s)
         with self._observers.observe(call.method) as observation:
-            result = call.read(self._reply(call, attempts, observation))
+            result = call.read(self._reply(connection, call, attempts, observation))
             observation.answered(result)
             return result
 
     def _reply(
-        self, call: calls.SingleCall[Any], attempts: Attempts, observation: Observation
+        self,
+        connection: Connection,
+        call: calls.SingleCall[Any],
+        attempts: Attempts,
+        observation: Observation,
     ) -> Any:
         """Make a call, again where the policy says so; failures become ours."""
         while True:
-            stubs, metadata = (
-                self._channels.stubs(),
-                self._connection.metadata(observation.metadata),
-            )
+            stubs, metadata = self._channels.stubs(), connection.metadata(observation.metadata)
             observation.attempt(call.length)
             try:
                 return call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
             except grpc.RpcError as failure:
-                error = self._connection.error_of(failure)
+                error = connection.error_of(failure)
                 pause_s = attempts.pause_s(error, of_upload=call.of_upload)
                 if pause_s is None:
                     raise error from failure

@@ -12,6 +12,7 @@ from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
 
 from . import health, messages
 from .results import Classification, Embedding, LoadedVariant, NewDefault, Variant
+from .splits import TrafficReport
 from .stubs import Stubs
 
 # gRPC's default limit of a message; proxies keep to it too. Larger files travel in chunks.
@@ -95,6 +96,39 @@ def set_default_variant_call(name: str) -> SingleCall[NewDefault]:
     """Return the call of `set_default_variant`."""
     request = variant_pb2.SetDefaultVariantRequest(name=name)
     return _variants("SetDefaultVariant", request, messages.new_default)
+
+
+def set_traffic_split_call(
+    variant: str, candidate: str, canary_percent: float, shadow_percent: float
+) -> SingleCall[TrafficReport]:
+    """Return the call of `set_traffic_split`."""
+    split = variant_pb2.TrafficSplit(
+        variant=variant,
+        candidate=candidate,
+        canary_percent=canary_percent,
+        shadow_percent=shadow_percent,
+    )
+    request = variant_pb2.SetTrafficSplitRequest(split=split)
+    return _variants(
+        "SetTrafficSplit", request, lambda reply: messages.traffic_report(reply.report)
+    )
+
+
+def list_traffic_splits_call() -> SingleCall[list[TrafficReport]]:
+    """Return the call of `list_traffic_splits`."""
+    return _variants(
+        "ListTrafficSplits",
+        variant_pb2.ListTrafficSplitsRequest(),
+        lambda reply: [messages.traffic_report(one) for one in reply.reports],
+    )
+
+
+def delete_traffic_split_call(variant: str) -> SingleCall[TrafficReport]:
+    """Return the call of `delete_traffic_split`."""
+    request = variant_pb2.DeleteTrafficSplitRequest(variant=variant)
+    return _variants(
+        "DeleteTrafficSplit", request, lambda reply: messages.traffic_report(reply.report)
+    )
 
 
 def health_call(service: str) -> SingleCall[str]:

@@ -36,6 +36,7 @@ class Client(BlockingVariants):
         min_probability: float | None = None,
         include_embedding: bool = False,
         pixel_format: str | None = None,
+        caller_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Classification:
         """Say what an image shows.
@@ -48,6 +49,7 @@ class Client(BlockingVariants):
             min_probability: Leave out categories below it, 0 to 1.
             include_embedding: Also return the image's vector; it costs no second forward pass.
             pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
+            caller_key: For whom, where the server has a traffic split; None for the client's.
             timeout_s: In seconds; None for the client's default, `math.inf` for no limit.
 
         Raises:
@@ -58,7 +60,7 @@ class Client(BlockingVariants):
         request = messages.classify_request(
             image, variant, top_k, min_probability, include_embedding, pixel_format
         )
-        return self._call(calls.classify_call(request), timeout_s)
+        return self._call(calls.classify_call(request), timeout_s, caller_key)
 
     def embed(
         self,
@@ -68,6 +70,7 @@ class Client(BlockingVariants):
         l2_normalize: bool = False,
         dtype: str = "float32",
         pixel_format: str | None = None,
+        caller_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Embedding:
         """Return an image's vector.
@@ -78,6 +81,7 @@ class Client(BlockingVariants):
             l2_normalize: Scale the vector to length 1, so that a dot product is the cosine.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
             pixel_format: As for `classify`.
+            caller_key: As for `classify`.
             timeout_s: As for `classify`.
 
         Raises:
@@ -86,7 +90,7 @@ class Client(BlockingVariants):
             OSError: The image's file cannot be read.
         """
         request = messages.embed_request(image, variant, l2_normalize, dtype, pixel_format)
-        return self._call(calls.embed_call(request), timeout_s)
+        return self._call(calls.embed_call(request), timeout_s, caller_key)
 
     def classify_stream(
         self,
@@ -101,6 +105,7 @@ class Client(BlockingVariants):
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         priority: Priority | None = None,
+        caller_key: str | None = None,
     ) -> Generator[FrameAnswer[Classification], None, None]:
         """Say what frames show, over one stream: each frame is answered once.
 
@@ -123,6 +128,7 @@ class Client(BlockingVariants):
             resume_s: How long no server may be reached, in seconds; None for the client's
                 `timeout_s`, 0 to give up at once.
             priority: "interactive" or "bulk"; None for the client's.
+            caller_key: As for `classify`; the whole stream is answered by the same weights.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -130,7 +136,7 @@ class Client(BlockingVariants):
         kind = messages.classify_stream(
             delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
         )
-        return self._stream(kind, frames, window, resume_s, priority)
+        return self._stream(kind, frames, window, resume_s, priority, caller_key)
 
     def embed_stream(
         self,
@@ -144,6 +150,7 @@ class Client(BlockingVariants):
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         priority: Priority | None = None,
+        caller_key: str | None = None,
     ) -> Generator[FrameAnswer[Embedding], None, None]:
         """Return the vectors of frames, over one stream; otherwise as `classify_stream`.
 
@@ -157,12 +164,13 @@ class Client(BlockingVariants):
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
             priority: As for `classify_stream`.
+            caller_key: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
-        return self._stream(kind, frames, window, resume_s, priority)
+        return self._stream(kind, frames, window, resume_s, priority, caller_key)
 
     def classify_many(
         self,
@@ -177,6 +185,7 @@ class Client(BlockingVariants):
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         priority: Priority | None = None,
+        caller_key: str | None = None,
     ) -> Generator[Classification | Exception, None, None]:
         """Say what many images show: the results in the images' order, over one stream.
 
@@ -191,6 +200,7 @@ class Client(BlockingVariants):
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
             priority: As for `classify_stream`.
+            caller_key: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -205,6 +215,7 @@ class Client(BlockingVariants):
             window=window,
             resume_s=resume_s,
             priority=priority,
+            caller_key=caller_key,
         )
         return _in_place(answers, errors)
 
@@ -220,6 +231,7 @@ class Client(BlockingVariants):
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         priority: Priority | None = None,
+        caller_key: str | None = None,
     ) -> Generator[Embedding | Exception, None, None]:
         """Return the vectors of many images in the images' order, over one stream.
 
@@ -233,6 +245,7 @@ class Client(BlockingVariants):
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
             priority: As for `classify_stream`.
+            caller_key: As for `classify_stream`.
 
         Raises:
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
@@ -246,6 +259,7 @@ class Client(BlockingVariants):
             window=window,
             resume_s=resume_s,
             priority=priority,
+            caller_key=caller_key,
         )
         return _in_place(answers, errors)
 
@@ -295,9 +309,10 @@ class Client(BlockingVariants):
         window: int,
         resume_s: float | None,
         priority: Priority | None,
+        caller_key: str | None,
     ) -> Generator[FrameAnswer[Result], None, None]:
         self._check_open()
-        connection = self._connection.with_priority(priority)
+        connection = self._connection.of(priority, caller_key)
         observation = self._observers.observe(calls.full_name(kind.method))
         stream = BlockingStream(
             self._channels, connection, observation, kind, images, window, resume_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ HEALTH_POLL_S = 0.1
 SHORTEST_BACKOFF_S = 0.01
 # gRPC cannot count further than some centuries.
 LONGEST_S = 365 * 24 * 3600.0
+_CALLER_KEY = re.compile(r"[ -~]{1,128}")
 Priority: TypeAlias = Literal["interactive", "bulk"]
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -91,6 +93,7 @@ class Connection:
         retry: When a failed call is made again.
         priority: Of calls that name none.
         credentials: Whether TLS is spoken, and who calls.
+        caller_key: Who that is to traffic splits, of calls that name nobody; None: not said.
     """
 
     addresses: tuple[str, ...]
@@ -98,6 +101,7 @@ class Connection:
     retry: RetryPolicy
     priority: Priority = "interactive"
     credentials: Credentials = field(default_factory=Credentials)
+    caller_key: str | None = None
 
     @classmethod
     def to(
@@ -107,6 +111,7 @@ class Connection:
         retry: RetryPolicy | None,
         priority: Priority = "interactive",
         credentials: Credentials | None = None,
+        caller_key: str | None = None,
     ) -> Connection:
         """Check a client's arguments.
 
@@ -115,9 +120,10 @@ class Connection:
         """
         credentials = credentials or Credentials()
         addresses = addresses_of(server)
-        connection = cls(addresses, timeout_s, retry or RetryPolicy(), priority, credentials)
+        connection = cls(addresses, timeout_s, retry or RetryPolicy(), credentials=credentials).of(
+            priority, caller_key
+        )
         connection.attempts(None)
-        connection.with_priority(priority)
         connection.server_name()
         if credentials.bearer and not (credentials.secure or credentials.insecure_token):
             for address in addresses:
@@ -128,19 +134,25 @@ class Connection:
                     )
         return connection
 
-    def with_priority(self, priority: Priority | None) -> Connection:
-        """Return the same with another priority; None leaves it.
+    def of(self, priority: Priority | None = None, caller_key: str | None = None) -> Connection:
+        """Return the same for calls that name a priority or a caller; None leaves either.
 
         Raises:
-            ValueError: There is no such priority.
+            ValueError: There is no such priority, or the key is none.
         """
-        if priority is None:
+        if priority is None and caller_key is None:
             return self
-        if priority not in get_args(Priority):
+        if priority is not None and priority not in get_args(Priority):
             raise ValueError(
                 f"priority: is {priority!r}, must be one of {', '.join(get_args(Priority))}"
             )
-        return replace(self, priority=priority)
+        if caller_key is not None and not _CALLER_KEY.fullmatch(caller_key):
+            raise ValueError(
+                f"caller_key: is {caller_key!r}, must be 1 to 128 printable ASCII characters"
+            )
+        return replace(
+            self, priority=priority or self.priority, caller_key=caller_key or self.caller_key
+        )
 
     def metadata(self, observed: Metadata = ()) -> Metadata:
         """Return what goes with a call besides its request; asked for at each attempt.
@@ -156,6 +168,8 @@ class Connection:
             sent.append(("authorization", f"Bearer {self.credentials.bearer.token()}"))
         if self.priority != "interactive":  # which is what servers take a call for
             sent.append(("x-priority", self.priority))
+        if self.caller_key is not None:
+            sent.append(("x-caller-key", self.caller_key))
         return (*sent, *observed)
 
     def server_name(self) -> str | None:

@@ -27,6 +27,7 @@ from .results import (
     Variant,
     VariantRef,
 )
+from .splits import Comparison, TrafficReport, TrafficShare, TrafficSplit
 
 Message = TypeVar("Message")
 
@@ -254,6 +255,35 @@ def loaded_variant(reply: variant_pb2.LoadVariantResponse) -> LoadedVariant:
 def new_default(reply: variant_pb2.SetDefaultVariantResponse) -> NewDefault:
     """Read the reply of `set_default_variant`."""
     return NewDefault(variant(reply.variant), reply.previous)
+
+
+def traffic_report(message: variant_pb2.TrafficReport) -> TrafficReport:
+    """Read one report."""
+    split, comparison = message.split, message.comparison
+    return TrafficReport(
+        TrafficSplit(split.variant, split.candidate, split.canary_percent, split.shadow_percent),
+        message.variant_digest,
+        message.candidate_digest,
+        message.elapsed_s,
+        _share(message.variant_answers),
+        _share(message.candidate_answers),
+        Comparison(
+            comparison.images,
+            comparison.top_1_agreement,
+            comparison.embedding_cosine,
+            comparison.min_embedding_cosine,
+            comparison.variant_compute_ms,
+            comparison.candidate_compute_ms,
+        )
+        if message.HasField("comparison")
+        else None,
+        message.skipped,
+        message.failed,
+    )
+
+
+def _share(message: variant_pb2.TrafficShare) -> TrafficShare:
+    return TrafficShare(message.answered, message.failed, message.p50_ms, message.p99_ms)
 
 
 def _name(kind: Any, value: int) -> str:

@@ -35,6 +35,7 @@ class Profile:
     server: tuple[str, ...] | None = None
     timeout_s: float | None = None
     priority: str | None = None
+    caller_key: str | None = None
     tls: bool | None = None
     ca: str | None = None
     cert: str | None = None

@@ -22,7 +22,7 @@ ENV_PREFIX = "RESNET50_"
 # Read by the client, which may share an environment with a server; tests/packaging compares.
 CLIENT_ENVIRONMENT = (
     *("SERVER", "PROFILE", "PROFILE_FILE", "TIMEOUT_S", "PRIORITY", "TLS", "CA", "CERT", "KEY"),
-    *("TOKEN", "TOKEN_FILE", "SERVER_NAME", "INSECURE_TOKEN", "METRICS"),
+    *("CALLER_KEY", "TOKEN", "TOKEN_FILE", "SERVER_NAME", "INSECURE_TOKEN", "METRICS"),
 )
 # What Kubernetes puts into every pod beside a Service named "resnet50".
 _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")

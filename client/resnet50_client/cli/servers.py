@@ -163,10 +163,20 @@ def _servers(
             "--priority", rich_help_panel=PANEL, help="bulk: others may go first, if in a hurry."
         ),
     ] = None,
+    caller_key: Annotated[
+        str | None,
+        typer.Option(
+            "--caller-key",
+            rich_help_panel=PANEL,
+            help="Who calls, to a server with a traffic split; default: who it takes the caller"
+            " to be.",
+        ),
+    ] = None,
 ) -> Servers:
     flags = Profile(
         server=tuple(server) if server else None,
         priority=priority.value if priority is not None else None,
+        caller_key=caller_key,
         tls=tls,
         ca=ca,
         cert=cert,

@@ -21,6 +21,7 @@ from ..servers import Servers, with_servers
 from . import table
 from .each import ask_each, change_each
 from .loading import load as load_watched
+from .splitting import split, splits, unsplit
 
 _OF_CHANGES = (
     "Several servers, each under a --server of its own, are changed one after another; the first"
@@ -48,7 +49,8 @@ class _ListUnlessSaid(TyperGroup):
 
 variants = typer.Typer(
     cls=_ListUnlessSaid,
-    help="List the weights that servers hold (without a command), show, load and unload them.",
+    help="List the weights that servers hold (without a command), show, load, unload and compare"
+    " them.",
     epilog=EXIT_STATUSES,
 )
 
@@ -165,6 +167,11 @@ def default(
             )
 
     change_each(servers, timeout_s, change)
+
+
+variants.command(epilog=_OF_CHANGES)(split)
+variants.command(epilog=EXIT_STATUSES)(splits)
+variants.command(epilog=_OF_CHANGES)(unsplit)
 
 
 def _loaded(loaded: LoadedVariant) -> str:

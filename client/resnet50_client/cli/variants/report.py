@@ -1,0 +1,76 @@
+"""A traffic split as a table: the variant and its candidate side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ...splits import TrafficReport, TrafficShare
+from ..bench.table import NOTHING, number
+
+
+def shown(address: str, reports: Sequence[TrafficReport]) -> RenderableType:
+    """Return what a server says of its splits."""
+    if not reports:
+        return Text(f"{address}: no traffic split is set")
+    return Group(Text(f"{address}:"), *(_report(one) for one in reports))
+
+
+def summary(report: TrafficReport) -> str:
+    """Return a split in a line."""
+    split = report.split
+    return (
+        f"{split.candidate} answers {split.canary_percent:g}% of the callers of {split.variant},"
+        f" and computes {split.shadow_percent:g}% of its images for comparison"
+    )
+
+
+def _report(report: TrafficReport) -> RenderableType:
+    split, both = report.split, report.comparison
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column(split.variant, justify="right", no_wrap=True)
+    table.add_column(f"{split.candidate} (candidate)", justify="right", no_wrap=True)
+    variant, candidate = report.variant_answers, report.candidate_answers
+    table.add_row("weights", report.variant_digest[:12], report.candidate_digest[:12])
+    table.add_row("callers", f"{100 - split.canary_percent:g}%", f"{split.canary_percent:g}%")
+    table.add_row("answered", str(variant.answered), str(candidate.answered))
+    table.add_row("failed", _failed(variant), _failed(candidate))
+    for name in ("p50", "p99"):
+        table.add_row(f"{name} ms", *(_ms(one, name) for one in (variant, candidate)))
+    if both is not None:
+        table.add_row(
+            "batch ms", number(both.variant_compute_ms), number(both.candidate_compute_ms)
+        )
+    table.caption, table.caption_justify = _caption(report), "left"
+    return table
+
+
+def _caption(report: TrafficReport) -> str:
+    split, both = report.split, report.comparison
+    text = f"for {timedelta(seconds=int(report.elapsed_s))}"
+    if not split.shadow_percent:
+        return f"{text}; no images are compared (--shadow)"
+    text += f"; {split.shadow_percent:g}% of the images for both: "
+    if both is None:
+        text += "none compared so far"
+    else:
+        text += (
+            f"{both.images} compared, first category the same in {both.top_1_agreement:.2%},"
+            f" cosine {both.embedding_cosine:.4f} (smallest {both.min_embedding_cosine:.4f})"
+        )
+    return f"{text}; {report.skipped} skipped, {report.failed} failed on the candidate"
+
+
+def _failed(share: TrafficShare) -> str:
+    taken = share.answered + share.failed
+    return f"{share.failed} ({share.failed / taken:.2%})" if share.failed else "0"
+
+
+def _ms(share: TrafficShare, name: str) -> str:
+    return number(getattr(share, f"{name}_ms")) if share.answered else NOTHING
