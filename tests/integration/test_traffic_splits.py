@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +12,11 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
+from administering import ADMIN, APP, administered, describe
 from pictures import PHOTOS, encode, photo_like, picture
 from PIL import Image
 from scrape import ON, scrape_once
-from serving import DECODING, connected, queues_of, serving, until
+from serving import DECODING, connected, queues_of, until
 from torch.nn import functional
 from torchvision.transforms import functional as transforms
 from weights import TRANSFORM, calm, custom_variant, run, torchvision_model
@@ -33,12 +33,10 @@ from resnet50_server.errors import ShuttingDown
 from resnet50_server.shadows import MAX_WAITING
 from resnet50_server.splits import Split
 from resnet50_server.threads import Threads
-from resnet50_server.tokens import hash_of
 
 PNG = encode(picture())
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
 BOTH = [V2, V1]  # V2, which is DEFAULT too, is the server's default
-SECRET, GUEST = "a" * 43, "i" * 43
 
 
 class Operator:
@@ -49,18 +47,18 @@ class Operator:
         self.variants = variant_pb2_grpc.VariantServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
 
-    async def split(self, variant: str, candidate: str, token: str = SECRET, **shares):
+    async def split(self, variant: str, candidate: str, token: str = ADMIN, **shares):
         message = variant_pb2.TrafficSplit(variant=variant, candidate=candidate, **shares)
         request = variant_pb2.SetTrafficSplitRequest(split=message)
         answer = await self.variants.SetTrafficSplit(request, metadata=metadata(token=token))
         return answer.report
 
-    async def delete(self, variant: str, token: str = SECRET):
+    async def delete(self, variant: str, token: str = ADMIN):
         request = variant_pb2.DeleteTrafficSplitRequest(variant=variant)
         answer = await self.variants.DeleteTrafficSplit(request, metadata=metadata(token=token))
         return answer.report
 
-    async def reports(self, token: str = SECRET) -> list[variant_pb2.TrafficReport]:
+    async def reports(self, token: str = ADMIN) -> list[variant_pb2.TrafficReport]:
         request = variant_pb2.ListTrafficSplitsRequest()
         answer = await self.variants.ListTrafficSplits(request, metadata=metadata(token=token))
         return list(answer.reports)
@@ -112,7 +110,7 @@ def frame(number: int, image: bytes) -> inference_pb2.ClassifyStreamRequest:
     return inference_pb2.ClassifyStreamRequest(frame=one)
 
 
-def metadata(key: str | None = None, token: str = SECRET) -> tuple[tuple[str, str], ...]:
+def metadata(key: str | None = None, token: str = ADMIN) -> tuple[tuple[str, str], ...]:
     known = () if key is None else (("x-caller-key", key),)
     return (("authorization", f"Bearer {token}"), *known)
 
@@ -120,19 +118,12 @@ def metadata(key: str | None = None, token: str = SECRET) -> tuple[tuple[str, st
 @contextlib.asynccontextmanager
 async def operated(tmp_path: Path, **settings) -> AsyncIterator[Operator]:
     """Run a server with two variants whose answers never differ, and whose callers have tokens."""
-    tokens, folder = tmp_path / "tokens.toml", tmp_path / "variants"
+    folder = tmp_path / "variants"
     folder.mkdir(exist_ok=True)
-    tokens.write_text(
-        "".join(
-            f'[[token]]\nname = "{name}"\nsha256 = "{hash_of(secret).hex()}"\nscopes = {scopes}\n'
-            for name, secret, scopes in (
-                ("operator", SECRET, ["admin", "infer"]),
-                ("guest", GUEST, ["infer"]),
-            )
-        ).replace("'", '"')
-    )
-    options = {"variants": BOTH, "tokens_file": tokens, "variants_dir": folder} | settings
-    async with serving(**options) as server, connected(server) as channel:
+    async with (
+        administered(folder, **{"variants": BOTH} | settings) as server,
+        connected(server) as channel,
+    ):
         yield Operator(server, channel)
 
 
@@ -234,10 +225,7 @@ async def test_key_that_is_none_is_refused_whether_or_not_there_is_a_split(tmp_p
 
 
 async def test_options_are_judged_by_the_variant_that_answers(tmp_path):
-    few = tmp_path / "few"
-    few.mkdir()
-    content = {"categories": ["a", "b"], "transform": TRANSFORM}
-    (few / "variant.json").write_text(json.dumps(content))
+    describe(few := tmp_path / "few")
     async with operated(tmp_path, variants=[V2, f"few={few}"]) as operator:
         await operator.split(V2, "few", canary_percent=100.0)
         assert len((await operator.classify()).classification.categories) == 2
@@ -524,11 +512,11 @@ async def test_split_needs_two_variants_shares_and_a_token_that_may(tmp_path):
             ("INVALID_ARGUMENT", "steps of 0.01", {"canary_percent": 0.015}),
             ("INVALID_ARGUMENT", "nothing would be compared", {}),
             ("NOT_FOUND", "split.variant: no variant 'V3'", {"variant": "V3"}),
-            ("PERMISSION_DENIED", "'admin'", {"token": GUEST, "canary_percent": 1.0}),
+            ("PERMISSION_DENIED", "'admin'", {"token": APP, "canary_percent": 1.0}),
         ):
             with refused(code, text):
                 await operator.split(**{"variant": V2, "candidate": V1} | arguments)
-        for call in (operator.reports(token=GUEST), operator.delete(V2, token=GUEST)):
+        for call in (operator.reports(token=APP), operator.delete(V2, token=APP)):
             with refused("PERMISSION_DENIED", "'admin'"):
                 await call
         with refused("INVALID_ARGUMENT", "variant: is empty"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from rich import box
@@ -47,24 +47,26 @@ def _report(report: TrafficReport) -> RenderableType:
         table.add_row(
             "batch ms", number(both.variant_compute_ms), number(both.candidate_compute_ms)
         )
-    table.caption, table.caption_justify = _caption(report), "left"
-    return table
+    return Group(table, *(Text(line) for line in _compared(report)), "")
 
 
-def _caption(report: TrafficReport) -> str:
+def _compared(report: TrafficReport) -> Iterator[str]:
+    """Give lines about the images that both computed."""
     split, both = report.split, report.comparison
-    text = f"for {timedelta(seconds=int(report.elapsed_s))}"
+    yield f"for {timedelta(seconds=int(report.elapsed_s))}"
     if not split.shadow_percent:
-        return f"{text}; no images are compared (--shadow)"
-    text += f"; {split.shadow_percent:g}% of the images for both: "
-    if both is None:
-        text += "none compared so far"
-    else:
-        text += (
-            f"{both.images} compared, first category the same in {both.top_1_agreement:.2%},"
-            f" cosine {both.embedding_cosine:.4f} (smallest {both.min_embedding_cosine:.4f})"
+        yield "no images are compared (--shadow)"
+        return
+    compared = both.images if both is not None else 0
+    yield (
+        f"{split.shadow_percent:g}% of the images for both: {compared} compared, {report.skipped}"
+        f" skipped, {report.failed} failed on the candidate"
+    )
+    if both is not None:
+        yield (
+            f"first category the same in {both.top_1_agreement:.2%}; cosine"
+            f" {both.embedding_cosine:.4f}, smallest {both.min_embedding_cosine:.4f}"
         )
-    return f"{text}; {report.skipped} skipped, {report.failed} failed on the candidate"
 
 
 def _failed(share: TrafficShare) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -84,14 +85,8 @@ def splits(
         finally:
             _print(found, as_json)
         return
-    looks = _looks(servers, timeout_s, interval_s)
-    if as_json or not sys.stdout.isatty():
-        for found in looks:
-            _print(found, as_json)
-        return
-    with Live(console=_console(), auto_refresh=False) as live:
-        for found in looks:
-            live.update(Group(*(shown(*one) for one in found)), refresh=True)
+    with contextlib.suppress(KeyboardInterrupt):  # a good end: nothing is left undone
+        _watch(_looks(servers, timeout_s, interval_s), as_json)
 
 
 @with_servers
@@ -118,19 +113,26 @@ def _look(servers: Servers, timeout_s: float | None, found: Found) -> None:
 
 
 def _looks(servers: Servers, timeout_s: float | None, interval_s: float) -> Iterator[Found]:
-    """Look until Ctrl-C. A server that does not answer may do so the next time."""
-    try:
-        while True:
-            found: Found = []
-            try:
-                _look(servers, timeout_s, found)
-            except typer.Exit as ended:
-                if ended.exit_code == INTERRUPTED:
-                    return
-            yield found
-            time.sleep(interval_s)
-    except KeyboardInterrupt:
+    """Look again and again. A server that does not answer may do so the next time."""
+    while True:
+        found: Found = []
+        try:
+            _look(servers, timeout_s, found)
+        except typer.Exit as ended:
+            if ended.exit_code == INTERRUPTED:
+                raise KeyboardInterrupt from ended
+        yield found
+        time.sleep(interval_s)
+
+
+def _watch(looks: Iterator[Found], as_json: bool) -> None:
+    if as_json or not sys.stdout.isatty():
+        for found in looks:
+            _print(found, as_json)
         return
+    with Live(console=_console(), auto_refresh=False) as live:
+        for found in looks:
+            live.update(Group(*(shown(*one) for one in found)), refresh=True)
 
 
 def _print(found: Found, as_json: bool) -> None:
