@@ -6,11 +6,13 @@ Classify and embed images.
 Metadata that a caller may send with any RPC:
   authorization  "Bearer TOKEN"; needed where the server asks for tokens.
   x-priority     "interactive" (default) or "bulk": bulk gives way to interactive calls, but while
-                 both wait one image in 16 is bulk. Another value is INVALID_ARGUMENT.
+                 both wait one image in 16 is bulk, and of a device that another variant's calls
+                 keep busy it gets a sixteenth. Another value is INVALID_ARGUMENT.
   x-request-id   1 to 128 of A-Z a-z 0-9 . _ : / + = -; comes back in the trailing metadata and
                  stands in the server's log. Default, and in the place of any other: a fresh one.
   x-caller-key   1 to 128 printable ASCII characters: who the caller is to a traffic split, such
-                 as a user's id. Default: who the server takes the caller to be.
+                 as a user's id. Default: who the server takes the caller to be. Another value
+                 is INVALID_ARGUMENT.
   traceparent    W3C trace context, where the server traces.
 
 Errors of every RPC, with google.rpc details in the trailing metadata:

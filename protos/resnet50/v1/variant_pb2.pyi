@@ -587,14 +587,15 @@ class TrafficSplit(google.protobuf.message.Message):
     """The one that is judged; loaded too. Requests that name it are none of the split's. Required."""
     canary_percent: builtins.float
     """Share of callers that the candidate answers, in percent, 0 to 100 in steps of 0.01. Who is among
-    them is a matter of the caller's key alone: the metadata `x-caller-key` (1 to 128 printable ASCII
-    characters), or else who the server takes the caller to be. So a caller always gets the same
-    weights, and one who is among 5% is among 20% too.
+    them is a matter of the two names and the caller's key: the metadata `x-caller-key` (1 to 128
+    printable ASCII characters), or else who the server takes the caller to be. So a caller always
+    gets the same weights, from every server, and one who is among 5% is among 20% too. A stream
+    keeps the variant that it began with.
     """
     shadow_percent: builtins.float
     """Share of the images that the variant answers and the candidate computes as well, in percent, 0 to
-    100. Nobody waits for that: it is done behind all other work, and left out where the server is
-    busy.
+    100. It is done one image at a time after the answer has left, as bulk (see `x-priority`), and
+    left out where the server is busy: nobody waits for more than one such image.
     """
     def __init__(
         self,
@@ -630,7 +631,7 @@ class TrafficReport(google.protobuf.message.Message):
     elapsed_s: builtins.float
     """For how long, in seconds."""
     skipped: builtins.int
-    """Images that were to be compared and were not, since the server was busy."""
+    """Images that were to be compared and were not, since the server was busy: enough waited already."""
     failed: builtins.int
     """Images that the variant answered and on which the candidate failed."""
     @property
@@ -680,7 +681,7 @@ class TrafficShare(google.protobuf.message.Message):
     answered: builtins.int
     """Answered."""
     failed: builtins.int
-    """Failed, for whatever reason."""
+    """Not answered, for whatever reason; callers of single images who gave up included."""
     p50_ms: builtins.float
     """From the image's arrival to its answer, in milliseconds: the median of the last 1,000."""
     p99_ms: builtins.float
@@ -715,7 +716,8 @@ class Comparison(google.protobuf.message.Message):
     """Share of them whose first category has the same label, 0 to 1."""
     embedding_cosine: builtins.float
     """Mean cosine of their embeddings, -1 to 1. Weights that were trained apart have spaces of their
-    own, and a cosine near 0 though both are right.
+    own, and it says nothing of them: no number of an embedding is negative, so that it is far above
+    0 by chance, and may be far below 1 though both are right.
     """
     min_embedding_cosine: builtins.float
     """The smallest cosine."""
@@ -724,7 +726,9 @@ class Comparison(google.protobuf.message.Message):
     of the last 1,000.
     """
     candidate_compute_ms: builtins.float
-    """The same of the candidate's."""
+    """The same of the candidate's, whose batches hold one image as a rule; for what the two take with
+    batches of any size see `Variant.latency`.
+    """
     def __init__(
         self,
         *,

@@ -30,9 +30,10 @@ class VariantServiceStub(object):
 
     What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
     DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One change is made at a
-    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
-    gives up. No change outlives the process: a restarted server holds what its settings say.
+    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
+    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
+    its caller gives up. No change outlives the process: a restarted server holds what its settings
+    say, and has no traffic splits.
     """
 
     def __init__(self, channel):
@@ -88,9 +89,10 @@ class VariantServiceServicer(object):
 
     What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
     DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One change is made at a
-    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
-    gives up. No change outlives the process: a restarted server holds what its settings say.
+    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
+    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
+    its caller gives up. No change outlives the process: a restarted server holds what its settings
+    say, and has no traffic splits.
     """
 
     def ListVariants(self, request, context):
@@ -147,7 +149,8 @@ class VariantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTrafficSplits(self, request, context):
-        """Shows all traffic splits and what came of them. Needs the scope "admin".
+        """Shows all traffic splits and what came of them. Needs the scope "admin". Each server has counted
+        for itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,9 +219,10 @@ class VariantService(object):
 
     What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
     DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One change is made at a
-    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
-    gives up. No change outlives the process: a restarted server holds what its settings say.
+    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
+    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
+    its caller gives up. No change outlives the process: a restarted server holds what its settings
+    say, and has no traffic splits.
     """
 
     @staticmethod

@@ -22,9 +22,10 @@ class VariantServiceStub:
 
     What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
     DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One change is made at a
-    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
-    gives up. No change outlives the process: a restarted server holds what its settings say.
+    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
+    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
+    its caller gives up. No change outlives the process: a restarted server holds what its settings
+    say, and has no traffic splits.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -84,7 +85,9 @@ class VariantServiceStub:
         resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
         resnet50.v1.variant_pb2.ListTrafficSplitsResponse,
     ]
-    """Shows all traffic splits and what came of them. Needs the scope "admin"."""
+    """Shows all traffic splits and what came of them. Needs the scope "admin". Each server has counted
+    for itself.
+    """
 
     DeleteTrafficSplit: grpc.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.DeleteTrafficSplitRequest,
@@ -97,9 +100,10 @@ class VariantServiceAsyncStub:
 
     What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
     DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One change is made at a
-    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
-    gives up. No change outlives the process: a restarted server holds what its settings say.
+    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
+    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
+    its caller gives up. No change outlives the process: a restarted server holds what its settings
+    say, and has no traffic splits.
     """
 
     ListVariants: grpc.aio.UnaryUnaryMultiCallable[
@@ -158,7 +162,9 @@ class VariantServiceAsyncStub:
         resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
         resnet50.v1.variant_pb2.ListTrafficSplitsResponse,
     ]
-    """Shows all traffic splits and what came of them. Needs the scope "admin"."""
+    """Shows all traffic splits and what came of them. Needs the scope "admin". Each server has counted
+    for itself.
+    """
 
     DeleteTrafficSplit: grpc.aio.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.DeleteTrafficSplitRequest,
@@ -171,9 +177,10 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
 
     What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
     DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One change is made at a
-    time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though its caller
-    gives up. No change outlives the process: a restarted server holds what its settings say.
+    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
+    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
+    its caller gives up. No change outlives the process: a restarted server holds what its settings
+    say, and has no traffic splits.
     """
 
     @abc.abstractmethod
@@ -246,7 +253,9 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         request: resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.ListTrafficSplitsResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.ListTrafficSplitsResponse]]:
-        """Shows all traffic splits and what came of them. Needs the scope "admin"."""
+        """Shows all traffic splits and what came of them. Needs the scope "admin". Each server has counted
+        for itself.
+        """
 
     @abc.abstractmethod
     def DeleteTrafficSplit(
