@@ -1,0 +1,132 @@
+"""What a traffic split costs those who call: python benchmarks/splits.py.
+
+idle    what a call pays for there being splits while none is set, timed alone, in microseconds
+shadow  latency of calls (p50, p99) and server CPU of a call while every image is computed by a
+        candidate as well, against none; timed engine (one device for both variants), open loop
+
+The image is the JPEG of 110 KB that `overhead.py` makes. The server is of its own, on this machine
+(Linux); turns with and without a split alternate, figures are medians over turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import statistics
+import tempfile
+import time
+import timeit
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc
+from overhead import CLASSIFY, photo
+from process import cpu_s, server
+
+from resnet50.v1 import image_pb2, inference_pb2, variant_pb2, variant_pb2_grpc
+
+TOKEN = "t" * 43
+METADATA = (("authorization", f"Bearer {TOKEN}"),)
+VARIANT, CANDIDATE = "IMAGENET1K_V2", "IMAGENET1K_V1"
+ENGINE = ("--engine", "timed", "--timed-alpha-ms", "2", "--timed-beta-ms", "0.5")
+BOTH = ("--variants", VARIANT, "--variants", CANDIDATE)
+RATES = (20, 60)
+SECONDS = 10.0
+TURNS = 5
+
+
+def measure_idle() -> None:
+    """Time what is done for a call where no split is set."""
+    from resnet50_server.call import Call
+    from resnet50_server.traffic import Traffic
+
+    traffic = Traffic(SimpleNamespace(), lambda source, job: None)  # type: ignore[arg-type]
+    call = Call("Classify", "id", ())
+    variant = SimpleNamespace(definition=SimpleNamespace(name=VARIANT))
+    job = SimpleNamespace(call=call)
+
+    def one() -> None:
+        traffic.route(call, variant)  # type: ignore[arg-type]
+        traffic.watch(job, b"")  # type: ignore[arg-type]
+        traffic.image_answered(job)  # type: ignore[arg-type]
+        traffic.call_ended(call, "OK", None)
+
+    runs = 100_000
+    took_us = min(timeit.repeat(one, number=runs, repeat=5)) / runs * 1e6
+    print(f"idle    {took_us:.2f} µs a call")
+
+
+async def call_openly(channel: grpc.aio.Channel, request: bytes, rate: float) -> list[float]:
+    """Call at random moments, `rate` a second; return how long each took, in ms."""
+    classify, draw, took = channel.unary_unary(CLASSIFY), random.Random(0), []
+
+    async def one() -> None:
+        began = time.perf_counter()
+        await classify(request, metadata=METADATA)
+        took.append((time.perf_counter() - began) * 1e3)
+
+    loop, calls = asyncio.get_running_loop(), []
+    due = loop.time()
+    ends = due + SECONDS
+    while (due := due + draw.expovariate(rate)) < ends:
+        await asyncio.sleep(due - loop.time())
+        calls.append(asyncio.create_task(one()))
+    await asyncio.gather(*calls)
+    return sorted(took)
+
+
+async def measure_shadow() -> None:
+    """Take turns with and without a split on one server."""
+    request = inference_pb2.ClassifyRequest(
+        options=inference_pb2.ClassifyOptions(variant=VARIANT),
+        image=image_pb2.Image(encoded=photo()),
+    ).SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = Path(folder) / "tokens.toml"
+        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+        tokens.write_text(
+            f'[[token]]\nname = "bench"\nsha256 = "{digest}"\nscopes = ["admin", "infer"]\n'
+        )
+        options = (*ENGINE, *BOTH, "--variants-dir", folder)
+        with server(*options, "--tokens-file", str(tokens)) as (address, pid):
+            async with grpc.aio.insecure_channel(address) as channel:
+                for rate in RATES:
+                    await _at(rate, channel, pid, request)
+
+
+async def _at(rate: float, channel: grpc.aio.Channel, pid: int, request: bytes) -> None:
+    variants = variant_pb2_grpc.VariantServiceStub(channel)
+    found: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
+    compared = skipped = 0
+    for turn in range(TURNS + 1):
+        for split in (False, True):
+            if split:
+                wanted = variant_pb2.TrafficSplit(
+                    variant=VARIANT, candidate=CANDIDATE, shadow_percent=100.0
+                )
+                await variants.SetTrafficSplit(
+                    variant_pb2.SetTrafficSplitRequest(split=wanted), metadata=METADATA
+                )
+            before = cpu_s(pid)
+            took = await call_openly(channel, request, rate)
+            cpu_ms = (cpu_s(pid) - before) / len(took) * 1e3
+            if split:
+                ended = await variants.DeleteTrafficSplit(
+                    variant_pb2.DeleteTrafficSplitRequest(variant=VARIANT), metadata=METADATA
+                )
+                if turn:
+                    compared += ended.report.comparison.images
+                    skipped += ended.report.skipped
+            if turn:  # the first warms up
+                found[split].append((took[len(took) // 2], took[int(0.99 * len(took))], cpu_ms))
+    for split, turns in found.items():
+        p50, p99, cpu = (statistics.median(each) for each in zip(*turns, strict=True))
+        name = "100%" if split else "none"
+        print(f"shadow  {rate}/s, {name}: p50 {p50:.1f}, p99 {p99:.1f}, CPU {cpu:.2f} ms a call")
+    print(f"shadow  {rate}/s: {compared} images compared, {skipped} skipped")
+
+
+if __name__ == "__main__":
+    measure_idle()
+    asyncio.run(measure_shadow())
