@@ -1,8 +1,10 @@
-"""What a traffic split costs those who call: python benchmarks/splits.py.
+"""What a traffic split costs those who call: python benchmarks/splits.py [NAME]...
 
 idle    what a call pays for there being splits while none is set, timed alone, in microseconds
 shadow  latency of calls (p50, p99) and server CPU of a call while every image is computed by a
         candidate as well, against none; timed engine (one device for both variants), open loop
+space   the cosine that embeddings of unrelated weights have, as the server tells it: two networks
+        of torchvision's random weights, a made-up photo as JPEGs of several lengths
 
 The image is the JPEG of 110 KB that `overhead.py` makes. The server is of its own, on this machine
 (Linux); turns with and without a split alternate, figures are medians over turns.
@@ -14,9 +16,12 @@ import asyncio
 import hashlib
 import random
 import statistics
+import sys
 import tempfile
 import time
 import timeit
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,9 +39,10 @@ BOTH = ("--variants", VARIANT, "--variants", CANDIDATE)
 RATES = (20, 60)
 SECONDS = 10.0
 TURNS = 5
+PHOTOS = 10
 
 
-def measure_idle() -> None:
+async def measure_idle() -> None:
     """Time what is done for a call where no split is set."""
     from resnet50_server.call import Call
     from resnet50_server.traffic import Traffic
@@ -76,23 +82,57 @@ async def call_openly(channel: grpc.aio.Channel, request: bytes, rate: float) ->
     return sorted(took)
 
 
-async def measure_shadow() -> None:
-    """Take turns with and without a split on one server."""
-    request = inference_pb2.ClassifyRequest(
-        options=inference_pb2.ClassifyOptions(variant=VARIANT),
-        image=image_pb2.Image(encoded=photo()),
-    ).SerializeToString()
+@contextmanager
+def operated(*options: str) -> Iterator[tuple[str, int]]:
+    """Run a server whose variants may be changed with `TOKEN`."""
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.toml"
         digest = hashlib.sha256(TOKEN.encode()).hexdigest()
         tokens.write_text(
             f'[[token]]\nname = "bench"\nsha256 = "{digest}"\nscopes = ["admin", "infer"]\n'
         )
-        options = (*ENGINE, *BOTH, "--variants-dir", folder)
-        with server(*options, "--tokens-file", str(tokens)) as (address, pid):
-            async with grpc.aio.insecure_channel(address) as channel:
-                for rate in RATES:
-                    await _at(rate, channel, pid, request)
+        with server(*options, "--variants-dir", folder, "--tokens-file", str(tokens)) as served:
+            yield served
+
+
+async def split(stub: variant_pb2_grpc.VariantServiceStub, variant: str, candidate: str) -> None:
+    """Let the candidate compute all of the variant's images."""
+    wanted = variant_pb2.TrafficSplit(variant=variant, candidate=candidate, shadow_percent=100.0)
+    await stub.SetTrafficSplit(variant_pb2.SetTrafficSplitRequest(split=wanted), metadata=METADATA)
+
+
+async def measure_space() -> None:
+    """Compare weights that have nothing to do with each other."""
+    both = ("--variants", "a=random:0", "--variants", "b=random:1")
+    with operated(*both, "--engine", "torch", "--max-batch-size", "1") as (address, _):
+        async with grpc.aio.insecure_channel(address) as channel:
+            variants = variant_pb2_grpc.VariantServiceStub(channel)
+            await split(variants, "a", "b")
+            for number in range(PHOTOS):
+                image = image_pb2.Image(encoded=photo(20_000 + 10_000 * number))
+                request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
+                await channel.unary_unary(CLASSIFY)(request, metadata=METADATA)
+            report = variant_pb2.TrafficReport()
+            while report.comparison.images < PHOTOS:
+                await asyncio.sleep(0.1)
+                listed = await variants.ListTrafficSplits(
+                    variant_pb2.ListTrafficSplitsRequest(), metadata=METADATA
+                )
+                (report,) = listed.reports
+    mean, least = report.comparison.embedding_cosine, report.comparison.min_embedding_cosine
+    print(f"space   mean cosine {mean:.2f}, smallest {least:.2f}; {PHOTOS} images")
+
+
+async def measure_shadow() -> None:
+    """Take turns with and without a split on one server."""
+    request = inference_pb2.ClassifyRequest(
+        options=inference_pb2.ClassifyOptions(variant=VARIANT),
+        image=image_pb2.Image(encoded=photo()),
+    ).SerializeToString()
+    with operated(*ENGINE, *BOTH) as (address, pid):
+        async with grpc.aio.insecure_channel(address) as channel:
+            for rate in RATES:
+                await _at(rate, channel, pid, request)
 
 
 async def _at(rate: float, channel: grpc.aio.Channel, pid: int, request: bytes) -> None:
@@ -100,18 +140,13 @@ async def _at(rate: float, channel: grpc.aio.Channel, pid: int, request: bytes) 
     found: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
     compared = skipped = 0
     for turn in range(TURNS + 1):
-        for split in (False, True):
-            if split:
-                wanted = variant_pb2.TrafficSplit(
-                    variant=VARIANT, candidate=CANDIDATE, shadow_percent=100.0
-                )
-                await variants.SetTrafficSplit(
-                    variant_pb2.SetTrafficSplitRequest(split=wanted), metadata=METADATA
-                )
+        for shadowed in (False, True):
+            if shadowed:
+                await split(variants, VARIANT, CANDIDATE)
             before = cpu_s(pid)
             took = await call_openly(channel, request, rate)
             cpu_ms = (cpu_s(pid) - before) / len(took) * 1e3
-            if split:
+            if shadowed:
                 ended = await variants.DeleteTrafficSplit(
                     variant_pb2.DeleteTrafficSplitRequest(variant=VARIANT), metadata=METADATA
                 )
@@ -119,14 +154,16 @@ async def _at(rate: float, channel: grpc.aio.Channel, pid: int, request: bytes) 
                     compared += ended.report.comparison.images
                     skipped += ended.report.skipped
             if turn:  # the first warms up
-                found[split].append((took[len(took) // 2], took[int(0.99 * len(took))], cpu_ms))
-    for split, turns in found.items():
+                found[shadowed].append((took[len(took) // 2], took[int(0.99 * len(took))], cpu_ms))
+    for shadowed, turns in found.items():
         p50, p99, cpu = (statistics.median(each) for each in zip(*turns, strict=True))
-        name = "100%" if split else "none"
+        name = "100%" if shadowed else "none"
         print(f"shadow  {rate}/s, {name}: p50 {p50:.1f}, p99 {p99:.1f}, CPU {cpu:.2f} ms a call")
     print(f"shadow  {rate}/s: {compared} images compared, {skipped} skipped")
 
 
+MEASURES = {"idle": measure_idle, "shadow": measure_shadow, "space": measure_space}
+
 if __name__ == "__main__":
-    measure_idle()
-    asyncio.run(measure_shadow())
+    for name in sys.argv[1:] or MEASURES:
+        asyncio.run(MEASURES[name]())
