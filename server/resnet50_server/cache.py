@@ -13,9 +13,9 @@ import asyncio
 import hashlib
 import struct
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count
 from types import TracebackType
 from typing import TypeAlias
 
@@ -143,14 +143,14 @@ class ResponseCache:
         """
         number = self._numbers.pop(owner, None)
         if number is not None:
-            self._sweep(iter(list(self._kept)), number.to_bytes(4, "little"))
+            self._sweep(list(self._kept), number.to_bytes(4, "little"))
 
-    def _sweep(self, keys: Iterator[bytes], prefix: bytes) -> None:
-        looked_at = 0
-        for looked_at, key in enumerate(islice(keys, SWEPT_AT_ONCE), 1):
+    def _sweep(self, keys: list[bytes], prefix: bytes) -> None:
+        for key in keys[-SWEPT_AT_ONCE:]:
             if key.startswith(prefix) and key in self._kept:
                 self._remove(key)
-        if looked_at == SWEPT_AT_ONCE:
+        del keys[-SWEPT_AT_ONCE:]
+        if keys:
             asyncio.get_running_loop().call_soon(self._sweep, keys, prefix)
 
     def _keep(self, owner: Hashable, key: bytes, value: bytes) -> None:
@@ -318,7 +318,7 @@ class Flight:
 
     def _left(self, waiter: asyncio.Future[Result] | asyncio.Future[Result | None]) -> None:
         """See that one waits no longer; the last one ends the computation."""
-        self._waiting.discard(waiter)  # type: ignore[arg-type]
+        self._waiting.discard(waiter)
         computing, leader = self._computing, self._leader
         if computing is None or leader is None or computing.done():
             return
