@@ -17,12 +17,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from itertools import count
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .decode import Source
-from .errors import DeadlineUnreachable, EngineFailed, InvalidImage
+from .errors import DeadlineUnreachable, EngineFailed, InvalidImage, Overloaded
 from .fair_queue import due_at
 from .variant_queue import Result
 
@@ -242,17 +242,20 @@ class Flight:
 
     Attributes:
         urgency: The same.
+        crowded: Whether it ended because there was no room. So it will for others, who had better
+            try all at once than in turn.
     """
 
-    __slots__ = ("_asked", "_computing", "_leader", "_loop", "_waiting", "urgency")
+    __slots__ = ("_asked", "_computing", "_leader", "_loop", "_waiting", "crowded", "urgency")
 
     def __init__(self, asked: Asked, urgency: Urgency) -> None:
         self.urgency = urgency
+        self.crowded = False
         self._asked = asked
         self._loop = asyncio.get_running_loop()
         self._computing: asyncio.Future[Result] | None = None
         self._leader: asyncio.Future[Result] | None = None
-        self._waiting: set[asyncio.Future[Result | None]] = set()
+        self._waiting: dict[asyncio.Future[Any], None] = {}  # followers, as they came
 
     def __enter__(self) -> Flight:
         return self
@@ -298,7 +301,7 @@ class Flight:
         """
         joined = self._loop.time()
         waiter: asyncio.Future[Result | None] = self._loop.create_future()
-        self._waiting.add(waiter)
+        self._waiting[waiter] = None
         waiter.add_done_callback(self._left)
         timer = None
         if deadline is not None:
@@ -316,9 +319,9 @@ class Flight:
         waited_s = self._loop.time() - joined
         return replace(result, queue_s=waited_s, compute_s=0.0, batch=None, cache="shared")
 
-    def _left(self, waiter: asyncio.Future[Result] | asyncio.Future[Result | None]) -> None:
+    def _left(self, waiter: asyncio.Future[Any]) -> None:
         """See that one waits no longer; the last one ends the computation."""
-        self._waiting.discard(waiter)
+        self._waiting.pop(waiter, None)
         computing, leader = self._computing, self._leader
         if computing is None or leader is None or computing.done():
             return
@@ -349,6 +352,7 @@ class Flight:
 
     def _release(self, error: BaseException) -> None:
         """Let followers fail as the leader did, or go on by themselves."""
+        self.crowded = isinstance(error, Overloaded)
         for waiter in self._waiting:
             if waiter.done():
                 continue

@@ -194,15 +194,17 @@ class Pipeline:
 
     async def _share(self, asked: Asked, source: Source, job: Job) -> Answer:
         """Wait for whoever computes the same; compute it for all if nobody does."""
+        alone = False
         while (result := asked.find()) is None:
             urgency = _urgency(job)
-            flight = asked.flight(urgency)
+            flight = None if alone else asked.flight(urgency)
             if flight is None:
                 with asked.lead(urgency) as flight:
                     return await self.compute(source, job, flight)
             result = await flight.follow(job.deadline)
             if result is not None:
                 break
+            alone = flight.crowded
         return Answer(result, 0.0, time.perf_counter())
 
     def _submit_at_hand(self, source: Source, job: Job) -> Submitted | None:
