@@ -1,10 +1,9 @@
-"""Answers that are kept, and computations that several requests share. Event loop only, no locks.
+"""Answers that are kept. Event loop only, no locks.
 
 An answer is found by the image's digest, by what was asked of it and by the weights as they are
 loaded, so loading them again begins anew. What is kept is the engine's result, before the options
-that only change how it is told. It is kept as bytes: they cannot be changed, hold nothing of the
-batch that they come from, and Python's garbage collector does not look at them
-(docs/adr/0019-response-cache.md).
+that only change how it is told. It is kept as bytes, which cannot be changed and hold nothing of
+the batch that they come from (docs/adr/0019-response-cache.md).
 """
 
 from __future__ import annotations
@@ -12,37 +11,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
-import sys
-from collections.abc import Hashable
-from dataclasses import dataclass, replace
-from itertools import count
-from types import TracebackType
-from typing import Any, TypeAlias
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count
 
 import numpy as np
 
 from .decode import Source
-from .errors import DeadlineUnreachable, EngineFailed, InvalidImage, Overloaded
-from .fair_queue import due_at
+from .flights import Flight, Urgency
+from .shelf import Shelf
 from .variant_queue import Result
 
 # An image up to here is digested where it is, in a tenth of a millisecond; others in a thread.
 # A raw frame of 224 x 224 in RGB is below it.
 MAX_DIGEST_AT_HAND_BYTES = 160 * 1024
-# What an answer takes besides its key and value: its share of a dict that is a third to a sixth
-# full, and what an allocation is rounded up by. Measured: benchmarks/cache.py memory.
-ENTRY_BYTES = 150
-# Making room makes some more: finding the oldest costs as much for one as for many.
-MAX_SLACK_BYTES = 2**20
-# A variant's answers are looked for, and go, so many a turn of the loop.
-SWEPT_AT_ONCE = 1000
+# A dict is copied as a whole when it is full; one of so many bytes within some milliseconds.
+SHELF_BYTES = 16 * 2**20
 
 _RAW = struct.Struct("<cIIII")
 _QUESTION = struct.Struct("<II?")
 _HEADER = struct.Struct("<II")
-
-Urgency: TypeAlias = tuple[int, float]
-"""What of two requests the queues would take first: the smaller one."""
 
 
 def digest_of(source: Source) -> bytes:
@@ -56,22 +44,6 @@ def digest_of(source: Source) -> bytes:
         digest = hashlib.sha256(_RAW.pack(b"\1", *shape))
         digest.update(source.pixels)
     return digest.digest()
-
-
-def urgency_of(now: float, deadline: float | None, flow: Hashable | None, bulk: bool) -> Urgency:
-    """Return how urgent a request is.
-
-    A frame's turn depends on its own stream, so frames come behind all that stand alone.
-
-    Args:
-        now: Loop time.
-        deadline: In loop time; None for no limit.
-        flow: The stream that it belongs to, if it does.
-        bulk: Whether it gives way to interactive ones.
-    """
-    if bulk:
-        return 2, 0.0
-    return (0, due_at(now, deadline)) if flow is None else (1, 0.0)
 
 
 @dataclass
@@ -96,26 +68,30 @@ class ResponseCache:
         max_bytes: How much they may take in memory.
 
     Attributes:
-        max_bytes: The same.
-        bytes: How much they take.
-        evictions: How many went to make room for others.
         lookups: What came of looking, by the names of variants.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self.evictions = 0
         self.lookups: dict[str, Lookups] = {}
-        # In the order of their last use. Bytes only: a dict of tuples, or an OrderedDict, would be
-        # walked through by every full garbage collection.
-        self._kept: dict[bytes, bytes] = {}
+        # Digests spread evenly over them.
+        shelves = max(1, max_bytes // SHELF_BYTES)
+        self._shelves = [Shelf(max_bytes // shelves) for _ in range(shelves)]
         self._flights: dict[bytes, Flight] = {}
         self._numbers: dict[Hashable, int] = {}
         self._next_number = count()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return sum(map(len, self._shelves))
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory the answers take."""
+        return sum(shelf.memory_bytes for shelf in self._shelves)
+
+    @property
+    def evictions(self) -> int:
+        """How many answers went to make room for others."""
+        return sum(shelf.evictions for shelf in self._shelves)
 
     def ask(
         self, owner: Hashable, name: str, digest: bytes, top_k: int, with_embedding: bool
@@ -134,7 +110,8 @@ class ResponseCache:
             number = self._numbers[owner] = next(self._next_number)
         lookups = self.lookups.setdefault(name, Lookups())
         key = _QUESTION.pack(number, top_k, with_embedding) + digest
-        return Asked(self, owner, key, lookups, with_embedding)
+        shelf = self._shelves[int.from_bytes(digest[:4], "little") % len(self._shelves)]
+        return Asked(self, owner, key, shelf, lookups, with_embedding)
 
     def drop(self, owner: Hashable) -> None:
         """Forget all answers of weights that no new request finds.
@@ -143,44 +120,14 @@ class ResponseCache:
         """
         number = self._numbers.pop(owner, None)
         if number is not None:
-            self._sweep(list(self._kept), number.to_bytes(4, "little"))
+            prefix = number.to_bytes(4, "little")
+            _go_on(chain.from_iterable(shelf.sweep(prefix) for shelf in self._shelves))
 
-    def _sweep(self, keys: list[bytes], prefix: bytes) -> None:
-        for key in keys[-SWEPT_AT_ONCE:]:
-            if key.startswith(prefix) and key in self._kept:
-                self._remove(key)
-        del keys[-SWEPT_AT_ONCE:]
-        if keys:
-            asyncio.get_running_loop().call_soon(self._sweep, keys, prefix)
 
-    def _keep(self, owner: Hashable, key: bytes, value: bytes) -> None:
-        if owner not in self._numbers:
-            return
-        if key in self._kept:  # it was computed twice, the second time for somebody more urgent
-            self._remove(key)
-        taken = _memory(key, value)
-        if taken > self.max_bytes:
-            return
-        self.bytes += taken
-        self._kept[key] = value
-        if self.bytes > self.max_bytes:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        left = self.bytes - (self.max_bytes - min(MAX_SLACK_BYTES, self.max_bytes // 64))
-        oldest = []
-        for key, value in self._kept.items():
-            if left <= 0:
-                break
-            left -= _memory(key, value)
-            oldest.append(key)
-        # The one that has just come stays.
-        for key in oldest[: len(self._kept) - 1]:
-            self._remove(key)
-            self.evictions += 1
-
-    def _remove(self, key: bytes) -> None:
-        self.bytes -= _memory(key, self._kept.pop(key))
+def _go_on(sweeping: Iterator[None]) -> None:
+    """Do what is to be done up to the next yield, and then give others a turn."""
+    if next(sweeping, sweeping) is None:
+        asyncio.get_running_loop().call_soon(_go_on, sweeping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,23 +137,22 @@ class Asked:
     _cache: ResponseCache
     _owner: Hashable
     _key: bytes
+    _shelf: Shelf
     _lookups: Lookups
     _with_embedding: bool
 
     def find(self) -> Result | None:
         """Return the answer if it is kept."""
-        kept = self._cache._kept
-        value = kept.pop(self._key, None)
+        value = self._shelf.find(self._key)
         if value is None:
             return None
-        kept[self._key] = value
         self._lookups.hits += 1
         return _unpack(value, self._with_embedding)
 
     def flight(self, urgency: Urgency) -> Flight | None:
-        """Return a computation that is under way, if waiting for it is no loss.
+        """Return a computation under way that is at least as urgent.
 
-        It is one if whoever it is for is less urgent: a bulk request's image may wait for long.
+        Whoever is more urgent had better not wait for it: a bulk image may stand in line for long.
         """
         flight = self._cache._flights.get(self._key)
         return flight if flight is not None and flight.urgency <= urgency else None
@@ -214,172 +160,19 @@ class Asked:
     def lead(self, urgency: Urgency) -> Flight:
         """Begin a computation, which others that ask the same may wait for."""
         self._lookups.misses += 1
-        flight = self._cache._flights[self._key] = Flight(self, urgency)
+        flight = Flight(urgency, self._landed, self._shared)
+        self._cache._flights[self._key] = flight
         return flight
 
     def _landed(self, flight: Flight, result: Result | None) -> None:
-        flights = self._cache._flights
-        if flights.get(self._key) is flight:  # or somebody more urgent has begun again
-            del flights[self._key]
-        if result is not None:
-            self._cache._keep(self._owner, self._key, _pack(result))
+        cache = self._cache
+        if cache._flights.get(self._key) is flight:  # or somebody more urgent has begun again
+            del cache._flights[self._key]
+        if result is not None and self._owner in cache._numbers:
+            self._shelf.keep(self._key, _pack(result))
 
     def _shared(self) -> None:
         self._lookups.shared += 1
-
-
-class Flight:
-    """A computation, and all who wait for it: its leader, and followers. Made by `Asked.lead`.
-
-    It goes on while anybody waits. If it fails for a reason of its leader's, who has left or is
-    refused, followers are told to ask again; what is wrong with the image is wrong for all.
-
-    As a context, of what comes before the batch: an error within it ends the flight.
-
-    Args:
-        asked: What is computed.
-        urgency: Its leader's.
-
-    Attributes:
-        urgency: The same.
-        crowded: Whether it ended because there was no room. So it will for others, who had better
-            try all at once than in turn.
-    """
-
-    __slots__ = ("_asked", "_computing", "_leader", "_loop", "_waiting", "crowded", "urgency")
-
-    def __init__(self, asked: Asked, urgency: Urgency) -> None:
-        self.urgency = urgency
-        self.crowded = False
-        self._asked = asked
-        self._loop = asyncio.get_running_loop()
-        self._computing: asyncio.Future[Result] | None = None
-        self._leader: asyncio.Future[Result] | None = None
-        self._waiting: dict[asyncio.Future[Any], None] = {}  # followers, as they came
-
-    def __enter__(self) -> Flight:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None and self._computing is None:
-            self._asked._landed(self, None)
-            self._release(error)
-
-    def carry(self, computing: asyncio.Future[Result]) -> asyncio.Future[Result]:
-        """Wait for a batch.
-
-        Args:
-            computing: Its result to come; cancelled when nobody waits any more.
-
-        Returns:
-            The same for the leader, who leaves by cancelling it.
-        """
-        self._computing = computing
-        self._leader = leader = self._loop.create_future()
-        leader.add_done_callback(self._left)
-        computing.add_done_callback(self._land)
-        return leader
-
-    async def follow(self, deadline: float | None) -> Result | None:
-        """Wait for the result.
-
-        Args:
-            deadline: Until when, in loop time; None for no limit.
-
-        Returns:
-            None if the computation ended without one, for a reason of its leader's: ask again.
-
-        Raises:
-            InvalidImage: The image cannot be read.
-            EngineFailed: The engine fails on it.
-            DeadlineUnreachable: There is no result yet.
-        """
-        joined = self._loop.time()
-        waiter: asyncio.Future[Result | None] = self._loop.create_future()
-        self._waiting[waiter] = None
-        waiter.add_done_callback(self._left)
-        timer = None
-        if deadline is not None:
-            timer = self._loop.call_at(deadline, _expire, waiter)
-        try:
-            result = await waiter
-        finally:
-            if timer is not None:
-                timer.cancel()
-            # An error's traceback holds this frame, which would hold the error: a circle.
-            del waiter
-        if result is None:
-            return None
-        self._asked._shared()
-        waited_s = self._loop.time() - joined
-        return replace(result, queue_s=waited_s, compute_s=0.0, batch=None, cache="shared")
-
-    def _left(self, waiter: asyncio.Future[Any]) -> None:
-        """See that one waits no longer; the last one ends the computation."""
-        self._waiting.pop(waiter, None)
-        computing, leader = self._computing, self._leader
-        if computing is None or leader is None or computing.done():
-            return
-        if leader.done() and not self._waiting:
-            self._asked._landed(self, None)
-            computing.cancel()
-
-    def _land(self, computing: asyncio.Future[Result]) -> None:
-        """Tell everybody how it ended."""
-        leader = self._leader
-        assert leader is not None  # `carry` made it
-        if computing.cancelled():
-            return  # nobody waits
-        error = computing.exception()
-        if error is None:
-            result = computing.result()
-            self._asked._landed(self, result)
-            if not leader.done():
-                leader.set_result(result)
-            for waiter in self._waiting:
-                if not waiter.done():
-                    waiter.set_result(result)
-        else:
-            self._asked._landed(self, None)
-            if not leader.done():
-                leader.set_exception(error)
-            self._release(error)
-
-    def _release(self, error: BaseException) -> None:
-        """Let followers fail as the leader did, or go on by themselves."""
-        self.crowded = isinstance(error, Overloaded)
-        for waiter in self._waiting:
-            if waiter.done():
-                continue
-            # To each its own, as a traceback grows with whoever raises it.
-            if isinstance(error, InvalidImage):
-                waiter.set_exception(InvalidImage(error.field, error.reason, kind=error.kind))
-            elif isinstance(error, EngineFailed):
-                # Computing it again, each in turn, would fail as many batches in a row.
-                failure = type(error)(*error.args)
-                failure.__cause__ = error.__cause__
-                waiter.set_exception(failure)
-            else:
-                waiter.set_result(None)
-
-
-def _expire(waiter: asyncio.Future[Result | None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(
-            DeadlineUnreachable(
-                "the deadline passed while the same image was computed for another request"
-            )
-        )
-
-
-def _memory(key: bytes, value: bytes) -> int:
-    """Return how much an entry takes, in bytes."""
-    return sys.getsizeof(key) + sys.getsizeof(value) + ENTRY_BYTES
 
 
 def _pack(result: Result) -> bytes:

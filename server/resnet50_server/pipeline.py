@@ -12,15 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .admission import Admission, Place
-from .cache import (
-    MAX_DIGEST_AT_HAND_BYTES,
-    Asked,
-    Flight,
-    ResponseCache,
-    Urgency,
-    digest_of,
-    urgency_of,
-)
+from .cache import MAX_DIGEST_AT_HAND_BYTES, Asked, ResponseCache, digest_of
 from .call import Call
 from .decode import (
     JpegDecoder,
@@ -33,6 +25,7 @@ from .decode import (
 )
 from .decode_pool import DecodePool
 from .errors import DeadlineUnreachable, Overloaded
+from .flights import Flight, Urgency, urgency_of
 from .held import HeldVariant
 from .image_file import ImageLimits
 from .observer import Image, Observer

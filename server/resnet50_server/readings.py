@@ -236,7 +236,7 @@ class Readings(Collector):
             value=cache.evictions,
         )
         yield _gauge("resnet50_cache_answers", "Answers that are kept.", len(cache))
-        yield _gauge("resnet50_cache_bytes", "How much memory they take.", cache.bytes)
+        yield _gauge("resnet50_cache_bytes", "How much memory they take.", cache.memory_bytes)
 
     def _cancelled(self) -> Metric:
         given_up = [one.given_up for one in self._devices.schedulers.values()]

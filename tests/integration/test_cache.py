@@ -270,7 +270,7 @@ async def test_answers_that_are_found_are_counted_and_leave_other_figures_alone(
         (V2, "miss"): 1,
     }
     assert found.one("resnet50_cache_answers") == 1
-    assert found.one("resnet50_cache_bytes") == server._cache.bytes > 0
+    assert found.one("resnet50_cache_bytes") == server._cache.memory_bytes > 0
     assert found.one("resnet50_cache_evictions_total") == 0
     assert found.one("resnet50_images_total", variant=V2, outcome="answered") == 5
     assert found.of("resnet50_stage_duration_seconds_count", "stage") == {

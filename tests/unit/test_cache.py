@@ -22,7 +22,7 @@ from resnet50_server.admission import Admission, Limits
 from resnet50_server.batcher import BatchPolicy, Scheduler
 from resnet50_server.cache import (
     MAX_DIGEST_AT_HAND_BYTES,
-    SWEPT_AT_ONCE,
+    SHELF_BYTES,
     Lookups,
     ResponseCache,
     digest_of,
@@ -39,6 +39,7 @@ from resnet50_server.errors import (
 from resnet50_server.image_file import ImageLimits
 from resnet50_server.pipeline import Answer, Job, Pipeline, Submitted
 from resnet50_server.pixels import RawPixels
+from resnet50_server.shelf import SWEPT_AT_ONCE
 from resnet50_server.variant_queue import Result
 from resnet50_server.variants.definition import define
 
@@ -307,8 +308,8 @@ async def test_answers_take_no_more_memory_than_is_said():
         taken = tracemalloc.get_traced_memory()[0] - before
         tracemalloc.stop()
         assert cache.evictions > 0
-        assert taken <= cache.bytes <= cache.max_bytes
-        assert cache.bytes > 0.9 * cache.max_bytes
+        assert taken <= cache.memory_bytes <= MIB
+        assert cache.memory_bytes > 0.9 * MIB
 
 
 @in_virtual_time
@@ -343,7 +344,7 @@ async def test_answer_that_fills_the_cache_takes_the_place_of_all_others():
     keep(cache, "v", b"large", result(2048))
     assert not is_kept(cache, "v", b"small")
     assert is_kept(cache, "v", b"large", True)
-    assert cache.bytes <= 8600
+    assert cache.memory_bytes <= 8600
 
 
 @in_virtual_time
@@ -362,7 +363,22 @@ async def test_dropped_weights_leave_nothing_and_others_all():
     fresh = ResponseCache(4 * MIB)
     for number in range(21):
         keep(fresh, "stays", number.to_bytes(4, "big"), result())
-    assert cache.bytes == fresh.bytes
+    assert cache.memory_bytes == fresh.memory_bytes
+
+
+@in_virtual_time
+async def test_large_cache_is_divided_and_all_of_it_is_used():
+    cache = ResponseCache(4 * SHELF_BYTES)
+    digests = [digest_of(bytes([number])) for number in range(200)]
+    for digest in digests:
+        keep(cache, "v", digest, result())
+    assert all(is_kept(cache, "v", digest) for digest in digests)
+    assert [len(shelf) > 20 for shelf in cache._shelves] == [True] * 4
+    assert len(cache) == 200
+    cache.drop("v")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (len(cache), cache.memory_bytes) == (0, 0)
 
 
 @in_virtual_time
@@ -373,7 +389,7 @@ async def test_answer_of_dropped_weights_is_given_but_not_kept():
     bench.variant.retired = True
     bench.cache.drop(bench.variant)
     assert await bench.uses(*asked) == ["none", "shared"]
-    assert (len(bench.cache), bench.cache.bytes) == (0, 0)
+    assert (len(bench.cache), bench.cache.memory_bytes) == (0, 0)
     assert await bench.uses(bench.ask(7)) == ["none"]
     assert len(bench.cache) == 0
 
