@@ -20,6 +20,7 @@ from resnet50_client import (
     OverloadedError,
 )
 from resnet50_server.cache import MAX_DIGEST_AT_HAND_BYTES
+from resnet50_server.splits import Split
 from resnet50_server.variants.directory import VariantsDirectory
 
 PNG = encode(picture())
@@ -250,6 +251,19 @@ async def test_stream_that_follows_to_new_weights_takes_none_of_the_old_ones_ans
         async for answer in client.classify_stream(frames()):
             uses.append(answer.result.timing.cache)
     assert uses == [None, "hit", None, "hit"]
+
+
+async def test_split_compares_only_what_the_variant_has_computed():
+    settings = CACHING | {"variants": [V1, V2]}
+    async with serving(**settings) as server, AsyncClient(server.addresses[0]) as client:
+        trial = server._inference._traffic.set(Split(V1, V2, shadow_percent=100.0))
+        uses = [(await client.classify(PNG, variant=V1)).timing.cache for _ in range(3)]
+        await client.classify(OTHER, variant=V1)
+        await until(lambda: trial.tally.comparison.images == 2)
+        assert uses == [None, "hit", "hit"]
+        assert trial.tally.variant_answers.answered == 4
+        # What the candidate computed for the comparison is no answer of anybody's.
+        assert (await client.classify(PNG, variant=V2)).timing.cache is None
 
 
 async def test_answers_that_are_found_are_counted_and_leave_other_figures_alone():
