@@ -14,6 +14,7 @@ from .frames import DELIVERIES, Delivery, StreamKind
 from .images import ImageInput, to_image
 from .results import (
     BatchLatency,
+    CacheUse,
     Category,
     Classification,
     Embedding,
@@ -38,6 +39,10 @@ _TYPES = {
 _DTYPES: dict[result_pb2.EmbeddingType.ValueType, np.dtype[np.floating]] = {
     result_pb2.EMBEDDING_TYPE_FLOAT32: np.dtype("<f4"),
     result_pb2.EMBEDDING_TYPE_FLOAT16: np.dtype("<f2"),
+}
+_CACHE_USES: dict[result_pb2.CacheUse.ValueType, CacheUse] = {
+    result_pb2.CACHE_USE_HIT: "hit",
+    result_pb2.CACHE_USE_SHARED: "shared",
 }
 
 
@@ -305,6 +310,7 @@ def _timing(message: result_pb2.Timing) -> Timing:
         compute_ms=message.compute_us / 1e3,
         total_ms=message.total_us / 1e3,
         batch_size=message.batch_size,
+        cache=_CACHE_USES.get(message.cache),
     )
 
 

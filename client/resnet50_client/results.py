@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+CacheUse: TypeAlias = Literal["hit", "shared"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,9 @@ class Timing:
         compute_ms: The batch on the engine.
         total_ms: From the request's arrival to its answer; the network is not in it.
         batch_size: How many requests shared the batch.
+        cache: None if it was computed for this request. "hit" if it had been computed before,
+            "shared" if it was being computed for another one: decoding and computing took nothing
+            then, `queue_ms` is the wait for the other one, and the batch was its.
     """
 
     decode_ms: float
@@ -26,8 +32,11 @@ class Timing:
     compute_ms: float
     total_ms: float
     batch_size: int
+    cache: CacheUse | None = None
 
     def __repr__(self) -> str:
+        if self.cache is not None:
+            return f"Timing(total {self.total_ms:.1f} ms: cache {self.cache})"
         return (
             f"Timing(total {self.total_ms:.1f} ms: decode {self.decode_ms:.1f}, queue"
             f" {self.queue_ms:.1f}, compute {self.compute_ms:.1f}; batch of {self.batch_size})"

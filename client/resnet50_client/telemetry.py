@@ -135,6 +135,8 @@ class OpenTelemetryObserver(CallObserver):
                     "resnet50.server.total_s": call.timing.total_ms / 1e3,
                 }
             )
+            if call.timing.cache is not None:
+                span.set_attribute("resnet50.cache", call.timing.cache)
             self._count(call.method, call.timing)
         for name, count in (
             ("frames", call.frames),
@@ -153,6 +155,8 @@ class OpenTelemetryObserver(CallObserver):
         )
 
     def _count(self, method: str, timing: Timing) -> None:
+        if timing.cache is not None:
+            return  # nothing was computed
         self._batch.record(timing.batch_size, {"rpc.method": method})
         for stage, took_ms in (
             ("decode", timing.decode_ms),

@@ -21,6 +21,7 @@ from resnet50.v1 import (
 )
 
 from .admission import Admission, Limits
+from .cache import ResponseCache
 from .callers import ADMIN, INFER, Callers
 from .certificates import Certificates
 from .changes import Budget, Changes
@@ -99,6 +100,7 @@ class Server:
             settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu),
             settings.decode_timeout_s,
         )
+        self._cache = ResponseCache(settings.cache_bytes) if settings.cache_bytes else None
         self._inference: InferenceServicer | None = None
         self._changes: Changes | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -129,12 +131,16 @@ class Server:
         observer = self._observer
         if settings.variants_dir is not None:
             observer = together([observer, traffic])
+        if self._cache is not None:
+            variants.watch_retired(self._cache.drop)
         self._export(variants, traffic)
         self._grpc = server = grpc.aio.server(options=options(settings))
         limits = ImageLimits(
             settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
         )
-        pipeline = Pipeline(self._admission, self._decode_pool, limits, _jpegs(settings), observer)
+        pipeline = Pipeline(
+            self._admission, self._decode_pool, limits, _jpegs(settings), observer, self._cache
+        )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings), traffic)
         self._changes = changes = self._changes_of(variants, traffic)
         variant_servicer = VariantServicer(variants, changes, traffic)
@@ -249,6 +255,7 @@ class Server:
             self._devices,
             traffic,
             lambda: self._unready() is None,
+            self._cache,
         )
         metrics.registry.register(readings)
         self._lag = LagWatch(metrics.lag)

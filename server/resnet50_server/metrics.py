@@ -229,10 +229,11 @@ class Metrics(Observer):
         of = self._of.get(image.variant) or self._variant(image.variant)
         of.answered.inc()
         decode, queue, compute, total = of.stages
-        decode.observe(image.decode_s)
-        queue.observe(image.queue_s)
-        compute.observe(image.compute_s)
         total.observe(image.total_s)
+        if image.cache == "none":  # others were not decoded and in no batch
+            decode.observe(image.decode_s)
+            queue.observe(image.queue_s)
+            compute.observe(image.compute_s)
 
     def frame_refused(self, call: Call, error: Exception) -> None:
         """Count a frame, and why it was refused."""

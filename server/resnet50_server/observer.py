@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .call import Call
+
+CacheUse: TypeAlias = Literal["none", "hit", "shared"]
+"""What the response cache had to do with an answer; see the contract."""
 
 
 @dataclass(eq=False, slots=True)
@@ -25,7 +28,8 @@ class Image:
         total_s: From its arrival to the answer.
         batch_size: Images in its batch.
         decoded: When it was decoded, on the clock of `time.perf_counter`.
-        batch: Its batch.
+        batch: Its batch; None if it was in none.
+        cache: Whether it was computed for another request; it was in no batch then.
     """
 
     call: Call
@@ -38,6 +42,7 @@ class Image:
     batch_size: int
     decoded: float = 0.0
     batch: Batch | None = None
+    cache: CacheUse = "none"
 
 
 @dataclass(eq=False, slots=True)

@@ -1,17 +1,18 @@
-"""The way of one image through the server: admission, decoding, its batch."""
+"""The way of one image through the server: admission, what is kept, decoding, its batch."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .admission import Admission, Place
+from .cache import MAX_DIGEST_AT_HAND_BYTES, Asked, ResponseCache, digest_of
 from .call import Call
 from .decode import (
     JpegDecoder,
@@ -24,6 +25,7 @@ from .decode import (
 )
 from .decode_pool import DecodePool
 from .errors import DeadlineUnreachable, Overloaded
+from .flights import Flight, Urgency, urgency_of
 from .held import HeldVariant
 from .image_file import ImageLimits
 from .observer import Image, Observer
@@ -73,10 +75,10 @@ class Answer(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """An image that waits for its batch.
+    """An image that waits for its batch, or whose answer was kept.
 
     Attributes:
-        result: To come; cancelling it takes the image out.
+        result: To come, or there; cancelling it takes the image out.
         decode_s: As `Answer.decode_s`.
         decoded: As `Answer.decoded`.
     """
@@ -95,6 +97,7 @@ class Pipeline:
         limits: What an image may weigh.
         jpegs: Decodes JPEGs elsewhere than on the CPU.
         observer: Sees every image that is answered.
+        cache: Keeps answers; None to compute every image.
 
     Attributes:
         observer: The same.
@@ -107,16 +110,18 @@ class Pipeline:
         limits: ImageLimits,
         jpegs: JpegDecoder | None = None,
         observer: Observer | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
         self.admission = admission
         self.decode_pool = decode_pool
         self.limits = limits
         self.observer = observer or Observer()
+        self._cache = cache
         self._decode = partial(decode, limits=limits, jpegs=jpegs)
         self._look = partial(look, limits=limits)
 
     async def answer(self, source: Source, job: Job) -> Answer:
-        """Compute one image that has its place in the server already, and is not of a stream.
+        """Answer one image that has its place in the server already, and is not of a stream.
 
         Args:
             source: A checked image; see `source_of`.
@@ -125,10 +130,10 @@ class Pipeline:
         Raises:
             ServingError: One of its kinds; see `errors`.
         """
-        submitted = self.submit_at_hand(source, job)
-        if submitted is None:
-            return await self.compute(source, job)
-        return Answer(await submitted.result, submitted.decode_s, submitted.decoded)
+        begun = self.begin(source, job)
+        if isinstance(begun, Submitted):
+            return Answer(await begun.result, begun.decode_s, begun.decoded)
+        return await begun
 
     async def admit(self, source: Source, job: Job) -> Place:
         """Take a place for an image of a stream, as soon as there is one.
@@ -143,19 +148,60 @@ class Pipeline:
             except Overloaded as full:
                 await _room(full, job)
 
-    def submit_at_hand(self, source: Source, job: Job) -> Submitted | None:
-        """Submit an image within this turn of the loop, without a task of its own.
+    def begin(self, source: Source, job: Job) -> Submitted | Coroutine[Any, Any, Answer]:
+        """Begin with an image within this turn of the loop, without a task of its own.
 
         Args:
             source: An image that has its place in the server already.
             job: What is wanted of it.
 
         Returns:
-            None if it has to wait for a thread or for room: `compute` does.
+            What gives the answer if it has to wait for a thread, for room or for somebody else.
 
         Raises:
             ServingError: One of its kinds; see `errors`.
         """
+        if self._cache is None or job.variant.retired:
+            return self._submit_at_hand(source, job) or self.compute(source, job)
+        if length_of(source) > MAX_DIGEST_AT_HAND_BYTES:
+            return self._digest_and_share(self._cache, source, job)
+        asked = _ask(self._cache, digest_of(source), job)
+        kept = asked.find()
+        if kept is not None:
+            return Submitted(_done(kept), 0.0, time.perf_counter())
+        urgency = _urgency(job)
+        if asked.flight(urgency) is None:
+            submitted = self._submit_at_hand(source, job)
+            if submitted is not None:
+                flight = asked.lead(urgency)
+                return submitted._replace(result=flight.carry(submitted.result))
+        return self._share(asked, source, job)
+
+    async def _digest_and_share(self, cache: ResponseCache, source: Source, job: Job) -> Answer:
+        digest = await self.decode_pool.run(
+            partial(digest_of, source), deadline=job.deadline, flow=job.flow, bulk=job.call.bulk
+        )
+        if job.variant.retired:  # meanwhile
+            return await self.compute(source, job)
+        return await self._share(_ask(cache, digest, job), source, job)
+
+    async def _share(self, asked: Asked, source: Source, job: Job) -> Answer:
+        """Wait for whoever computes the same; compute it for all if nobody does."""
+        alone = False
+        while (result := asked.find()) is None:
+            urgency = _urgency(job)
+            flight = None if alone else asked.flight(urgency)
+            if flight is None:
+                with asked.lead(urgency) as flight:
+                    return await self.compute(source, job, flight)
+            result = await flight.follow(job.deadline)
+            if result is not None:
+                break
+            alone = flight.crowded
+        return Answer(result, 0.0, time.perf_counter())
+
+    def _submit_at_hand(self, source: Source, job: Job) -> Submitted | None:
+        """Submit an image that need not wait for a thread or for room; None if it has to."""
         started = time.perf_counter()
         pixels = self._at_hand(source, job)
         if pixels is None:
@@ -166,8 +212,14 @@ class Pipeline:
         except Overloaded:
             return None
 
-    async def compute(self, source: Source, job: Job) -> Answer:
-        """Compute an image that has its place in the server already; as `answer` otherwise."""
+    async def compute(self, source: Source, job: Job, flight: Flight | None = None) -> Answer:
+        """Compute an image whatever is kept; as `answer` otherwise.
+
+        Args:
+            source: An image that has its place in the server already.
+            job: What is wanted of it.
+            flight: Others who wait for the same.
+        """
         started = time.perf_counter()
         pixels = self._at_hand(source, job)
         if pixels is None:
@@ -185,6 +237,8 @@ class Pipeline:
         while True:
             try:
                 result = _submit(pixels, job)
+                if flight is not None:
+                    result = flight.carry(result)
                 break
             except Overloaded as full:
                 await _room(full, job)
@@ -210,6 +264,7 @@ class Pipeline:
             result.batch_size,
             answer.decoded,
             result.batch,
+            result.cache,
         )
         self.observer.image_answered(image)
         if job.seen is not None:
@@ -239,6 +294,22 @@ def _submit(pixels: NDArray[np.uint8], job: Job) -> asyncio.Future[Result]:
         context=job.call,
         shadow=job.shadow,
     )
+
+
+def _ask(cache: ResponseCache, digest: bytes, job: Job) -> Asked:
+    name = job.variant.definition.name
+    return cache.ask(job.variant, name, digest, job.top_k, job.with_embedding)
+
+
+def _urgency(job: Job) -> Urgency:
+    now = asyncio.get_running_loop().time()
+    return urgency_of(now, job.deadline, job.flow, job.call.bulk)
+
+
+def _done(result: Result) -> asyncio.Future[Result]:
+    future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    future.set_result(result)
+    return future
 
 
 async def _room(full: Overloaded, job: Job) -> None:

@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .admission import Admission
+from .cache import Lookups, ResponseCache
 from .decode_pool import DecodePool
 from .devices import Devices
 from .held import HeldVariants
@@ -75,6 +76,7 @@ class Readings(Collector):
         devices: What computes.
         traffic: What is compared.
         ready: Whether the server takes images.
+        cache: Keeps answers, if anything does.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Readings(Collector):
         devices: Devices,
         traffic: Traffic,
         ready: Callable[[], bool],
+        cache: ResponseCache | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
@@ -95,6 +98,7 @@ class Readings(Collector):
         self._devices = devices
         self._traffic = traffic
         self._ready = ready
+        self._cache = cache
         variants.watch(lambda name: metrics.expect([name]))
 
     def describe(self) -> Iterable[Metric]:
@@ -132,6 +136,8 @@ class Readings(Collector):
         yield self._cancelled()
         yield from self._of_variants()
         yield from self._of_splits()
+        if self._cache is not None:
+            yield from self._of_cache(self._cache)
 
     def _busy(self) -> Metric:
         busy = CounterMetricFamily(
@@ -211,6 +217,26 @@ class Readings(Collector):
             agreed.add_metric(pair, tally.comparison.agreed)
             cosines.add_metric(pair, tally.comparison.cosines)
         yield from (answers, shadows, agreed, cosines)
+
+    def _of_cache(self, cache: ResponseCache) -> Iterator[Metric]:
+        lookups = CounterMetricFamily(
+            "resnet50_cache_lookups",
+            "Images looked for in the response cache, by what came of it.",
+            labels=["variant", "outcome"],
+        )
+        loaded = {definition.name: Lookups() for definition in self._variants.definitions}
+        for name, of in (loaded | cache.lookups).items():
+            lookups.add_metric([name, "hit"], of.hits)
+            lookups.add_metric([name, "shared"], of.shared)
+            lookups.add_metric([name, "miss"], of.misses)
+        yield lookups
+        yield CounterMetricFamily(
+            "resnet50_cache_evictions",
+            "Answers that were dropped to make room for others.",
+            value=cache.evictions,
+        )
+        yield _gauge("resnet50_cache_answers", "Answers that are kept.", len(cache))
+        yield _gauge("resnet50_cache_bytes", "How much memory they take.", cache.memory_bytes)
 
     def _cancelled(self) -> Metric:
         given_up = [one.given_up for one in self._devices.schedulers.values()]

@@ -27,6 +27,8 @@ CLIENT_ENVIRONMENT = (
 # What Kubernetes puts into every pod beside a Service named "resnet50".
 _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 
+# Less holds no hundred embeddings, and is most likely meant to be megabytes.
+MIN_CACHE_BYTES = 2**20
 # Room for a message's other fields beside an image of the largest size.
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
 _ENDPOINT = re.compile(r"https?://[^/\s]+/?")
@@ -313,6 +315,14 @@ class Settings(BaseSettings):
         float,
         Field(gt=0, description="Seconds that decoding one image may take, once it has a thread."),
     ] = 10.0
+    cache_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory for answers, in bytes: an image that comes again is not computed"
+            " again; the least recently used go first. 0: none are kept.",
+        ),
+    ] = 0
     instances: Annotated[
         int | None,
         Field(ge=1, description="Batches computed at once on the CPU; default: one per 8 cores."),
@@ -456,6 +466,11 @@ class Settings(BaseSettings):
         if self.evict_variants and not self.max_variants_bytes:
             raise ValueError(
                 "evict_variants: needs max_variants_bytes; without it nothing gives way"
+            )
+        if 0 < self.cache_bytes < MIN_CACHE_BYTES:
+            raise ValueError(
+                f"cache_bytes: {self.cache_bytes} bytes hold next to no answers; allow at least"
+                f" {MIN_CACHE_BYTES}, or 0 to keep none"
             )
         if self.max_image_bytes + MESSAGE_OVERHEAD_BYTES > self.max_message_bytes:
             raise ValueError(

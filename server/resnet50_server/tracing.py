@@ -225,6 +225,8 @@ class Tracing(Observer):
         span.end(self._ns(image.ended))
 
     def _make_stages(self, parent: Span, image: Image) -> None:
+        if image.cache != "none":
+            parent.set_attribute("resnet50.cache", image.cache)
         batch = image.batch
         if batch is None:
             return

@@ -173,6 +173,8 @@ class Traffic(Observer):
 
         def compare(result: Result, image: Image) -> None:
             _count(share, result, image)
+            if result.cache != "none":
+                return  # the variant did not take the time that is to be compared
             trial.shadows.add(Shadow(source, seen(result, job.variant), candidate, tally))
 
         return job._replace(top_k=max(1, job.top_k), with_embedding=True, seen=compare)

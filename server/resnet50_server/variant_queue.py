@@ -16,7 +16,7 @@ from .engine.protocol import Engine
 from .errors import DeadlineUnreachable, ServingError
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
-from .observer import Batch
+from .observer import Batch, CacheUse
 
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
 TICK_S = 1e-6
@@ -34,6 +34,7 @@ class Result:
         compute_s: The batch on the engine, in seconds.
         batch_size: How many images shared the batch.
         batch: The batch, as observers see it.
+        cache: Whether it was computed for another request.
     """
 
     indices: NDArray[np.int64]
@@ -43,6 +44,7 @@ class Result:
     compute_s: float
     batch_size: int
     batch: Batch | None = None
+    cache: CacheUse = "none"
 
 
 @dataclass(eq=False, slots=True)

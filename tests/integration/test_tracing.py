@@ -68,6 +68,20 @@ async def test_call_is_a_span_of_its_callers_trace_with_its_stages():
     assert batch.holds(compute)
 
 
+async def test_call_that_the_cache_answers_has_no_stages_and_says_so():
+    async with traced(cache_bytes=2**20) as (server, collector), connected(server) as channel:
+        for _ in range(2):
+            await inference_pb2_grpc.InferenceServiceStub(channel).Classify(
+                REQUEST, metadata=TRACED
+            )
+    computed, kept = sorted(collector.named(CLASSIFY), key=lambda call: call.start)
+    assert "resnet50.cache" not in computed.attributes
+    assert collector.children(computed).keys() == {"decode", "queue", "compute"}
+    assert kept.attributes["resnet50.cache"] == "hit"
+    assert collector.children(kept) == {}
+    assert len(collector.named("batch")) == 1
+
+
 async def test_uploads_have_their_stages_too():
     async def parts():
         yield inference_pb2.ClassifyUploadRequest(options={})

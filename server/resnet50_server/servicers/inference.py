@@ -153,7 +153,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         question = question.latest()
         question.variant.enter(call)
         job = self._traffic.watch(question.job(call, deadline), image)
-        answer = await self._pipeline.compute(image, job)
+        answer = await self._pipeline.answer(image, job)
         return self._told(question, job, answer, started)
 
     def _told(self, question: Question, job: Job, answer: Answer, started: float) -> _Told:

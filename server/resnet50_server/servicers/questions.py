@@ -18,6 +18,11 @@ from ..pipeline import Job
 from ..variant_queue import Result
 
 DEFAULT_TOP_K = 5
+_CACHE_USES = {
+    "none": result_pb2.CACHE_USE_UNSPECIFIED,
+    "hit": result_pb2.CACHE_USE_HIT,
+    "shared": result_pb2.CACHE_USE_SHARED,
+}
 
 
 class ClassifyQuestion:
@@ -124,6 +129,7 @@ def timing(image: Image) -> result_pb2.Timing:
         compute_us=int(image.compute_s * 1e6),
         total_us=int(image.total_s * 1e6),
         batch_size=image.batch_size,
+        cache=_CACHE_USES[image.cache],
     )
 
 

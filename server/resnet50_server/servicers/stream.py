@@ -15,7 +15,7 @@ from resnet50.v1 import inference_pb2, result_pb2
 from ..admission import Place
 from ..decode import source_of
 from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
-from ..pipeline import Answer, Job, Pipeline
+from ..pipeline import Answer, Job, Pipeline, Submitted
 from ..status import is_fault, to_status
 from ..traffic import Traffic
 from .boundary import EOF
@@ -229,7 +229,7 @@ class FrameStream(Generic[Reply]):
             source = source_of(frame.image, self._pipeline.limits)
             job = self._traffic.watch(job, source)
             place = await self._pipeline.admit(source, job)
-            submitted = self._pipeline.submit_at_hand(source, job)
+            begun = self._pipeline.begin(source, job)
         except BaseException as error:
             job.variant.leave_frame()
             if place is not None:
@@ -240,12 +240,9 @@ class FrameStream(Generic[Reply]):
                 raise
             return self._refused(frame_id, error)
         inside = _Inside(self, question, job, frame_id, started, place)
-        if submitted is None:
-            computing = asyncio.create_task(
-                self._pipeline.compute(source, job), name=f"frame {frame_id}"
-            )
-            return _Computed(inside, computing)
-        return _Computed(inside, *submitted)
+        if isinstance(begun, Submitted):
+            return _Computed(inside, *begun)
+        return _Computed(inside, asyncio.create_task(begun, name=f"frame {frame_id}"))
 
     def _follow(self) -> None:
         """Ask what has taken the variant's place; frames that are inside stay with the old one."""
