@@ -135,16 +135,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         answer = await self._pipeline.answer(source, job)
         return self._told(question, job, answer, started)
 
+    def _upload(self, parts: AsyncIterator[UploadPart]) -> Upload:
+        patience = self._patience
+        return Upload(
+            parts, self._pipeline, patience.upload_idle_timeout_s, patience.upload_timeout_s
+        )
+
     async def _answer_upload(
         self,
         parts: AsyncIterator[UploadPart],
         question_of: Callable[[Any, HeldVariant], Question],
         context: Context,
     ) -> _Told:
-        started, call, patience = time.perf_counter(), CALL.get(), self._patience
-        upload = Upload(
-            parts, self._pipeline, patience.upload_idle_timeout_s, patience.upload_timeout_s
-        )
+        started, call = time.perf_counter(), CALL.get()
+        upload = self._upload(parts)
         options = (await upload.options()).options
         question = question_of(options, self._find(options.variant))
         transform, deadline = question.variant.definition.transform, _deadline(context)
