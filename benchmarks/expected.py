@@ -1,8 +1,7 @@
 """What a server has to answer: the same files run by plain torch, with torchvision's transform.
 
 Nothing of the server is used for it: Pillow decodes, torchvision's own preset resizes, crops and
-normalises (a uint8 tensor, which it resizes with antialias), and torchvision's own ResNet50 runs
-eagerly in fp32. Every checkpoint has another network, other categories, and mostly another
+normalises, and torchvision's own ResNet50 runs eagerly in fp32. Every checkpoint has another network, other categories, and mostly another
 geometry, so that an answer that mixes two of them is like none.
 """
 
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.models import ResNet
 from torchvision.transforms._presets import ImageClassification
-from torchvision.transforms.functional import pil_to_tensor
 
 from resnet50_client import Category, Classification, Embedding, VariantRef, VideoFrame
 from resnet50_client.images import ImageInput
@@ -30,14 +28,14 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from pictures import PHOTOS, encode, photo_like
 from weights import TRANSFORM, StateDict, calm, custom_variant, run, torchvision_model
 
-# Of a probability; and of a vector, as a share of its length: embeddings of one network point much
-# the same way whatever they are of, so that a cosine of 0.9999 would be no proof. This one is at
-# least 0.9999995. Engines and decoders stay within a hundredth of both.
-PROBABILITY_OFF, VECTOR_OFF = 1e-3, 1e-3
+# What an answer may be off: a probability, and a vector, as a share of its length. Resampling, where
+# the server is within one level of Pillow, makes up nearly all of it: up to 7e-4 and 3e-5. A cosine
+# would prove little: embeddings of one network point much the same way whatever they are of.
+PROBABILITY_OFF, VECTOR_OFF = 3e-3, 1e-3
 # What float16 rounds off a vector at most, as a share of each of its numbers.
 HALF_OFF = 2.0**-11
 # Answers that are to be told apart differ by so many times what is allowed.
-TELLING = 3.0
+TELLING = 5.0
 CHECKPOINT = "weights.safetensors"
 
 
@@ -191,8 +189,7 @@ class Answer:
 
 def answer_of(model: ResNet, transform: ImageClassification, picture: Picture) -> Answer:
     """Run torchvision's model on one picture."""
-    images = transform(pil_to_tensor(picture.pixels))[None]
-    probabilities, vectors = run(model, images)
+    probabilities, vectors = run(model, transform(picture.pixels)[None])
     return Answer(probabilities[0].numpy(), vectors[0].numpy())
 
 

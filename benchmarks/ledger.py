@@ -120,6 +120,10 @@ class Ledger:
         """How many calls and frames there were."""
         return self._begun.total()
 
+    def shapes(self) -> list[str]:
+        """Return what shapes of calls there were."""
+        return sorted(self._begun)
+
     def longest_s(self) -> float:
         """Return how long the longest call with a right answer took; 0 without any."""
         return max(self._longest_s.values(), default=0.0)
@@ -128,7 +132,7 @@ class Ledger:
         """Return a table."""
         head = f"{'':<22}" + "".join(f"{name:>10}" for name in ("begun", *GOOD, WRONG, LOST))
         lines = [f"{head}{'longest s':>11}"]
-        for shape in sorted(self._begun):
+        for shape in self.shapes():
             counts = "".join(
                 f"{self._outcomes[shape, how]:>10}" for how in itertools.chain(GOOD, (WRONG, LOST))
             )
