@@ -21,7 +21,6 @@ from resnet50_server.tokens import hash_of
 SECRET = "trial-" + "s" * 40
 # Longer than any change may take.
 PATIENCE_S = 300.0
-# The start of a checkpoint of which the rest is missing.
 CORRUPT = "corrupt"
 
 
@@ -59,7 +58,9 @@ class Store:
 
     def server(self, names: list[str], *flags: str) -> ServerProcess:
         """Start a server of some names, which can be told to change them."""
-        named = [word for name in names for word in ("--variants", f"{name}={self.variants}/{name}")]
+        named = [
+            word for name in names for word in ("--variants", f"{name}={self.variants}/{name}")
+        ]
         return ServerProcess(
             *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *named),
             *("--variants-dir", str(self.variants), "--tokens-file", str(self.tokens)),
@@ -80,7 +81,6 @@ class Administrator:
     Attributes:
         changes: How many of each kind were made.
         replaced_s: How long each replacing took, in seconds.
-        replacing: Whether one goes on.
     """
 
     def __init__(
@@ -88,9 +88,8 @@ class Administrator:
     ) -> None:
         self.changes: dict[str, int] = {}
         self.replaced_s: list[float] = []
-        self.replacing = False
         self._store = store
-        self._stub = variant_pb2_grpc.VariantServiceStub(channel)
+        self._stub: Any = variant_pb2_grpc.VariantServiceStub(channel)
         self._timeline = timeline
         self._ledger = ledger
 
@@ -98,7 +97,7 @@ class Administrator:
         """Load a checkpoint in the place of the one that a name stands for."""
         self._store.put(name, checkpoint.folder)
         before = self._timeline.now(name)
-        self.replacing, began = True, time.monotonic()
+        began = time.monotonic()
 
         async def change() -> None:
             with self._timeline.changing(name, checkpoint.digest):
@@ -107,11 +106,8 @@ class Administrator:
             if found != (checkpoint.digest, before):
                 self._ledger.broken(f"replacing {name}: {found}, not {(checkpoint.digest, before)}")
 
-        try:
-            if await self._tried("replace", change):
-                self.replaced_s.append(time.monotonic() - began)
-        finally:
-            self.replacing = False
+        if await self._tried("replace", change):
+            self.replaced_s.append(time.monotonic() - began)
 
     async def load(self, name: str, checkpoint: Checkpoint) -> None:
         """Load a variant that is not served."""
@@ -163,7 +159,9 @@ class Administrator:
 
     async def _load(self, name: str, replace: bool) -> variant_pb2.LoadVariantResponse:
         request = variant_pb2.LoadVariantRequest(name=name, replace=replace)
-        return await self._stub.LoadVariant(request, **self._options())
+        reply: variant_pb2.LoadVariantResponse
+        reply = await self._stub.LoadVariant(request, **self._options())
+        return reply
 
     async def _tried(self, kind: str, change: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Make a change; one that fails is a promise broken, and the trial goes on."""

@@ -1,9 +1,10 @@
 """Servers that are killed under load: python benchmarks/kills.py [--kills 12] [--write].
 
 Two server processes behind the SDK's round robin. One of them gets SIGKILL every 10 s and is
-started again at once, in turn; one that is not back by then is waited for; both clients make single calls, uploads, lists and ordered streams
-meanwhile, and each answer is compared with plain torch's. The exit status is 1 if a call failed or
-was answered wrongly, or a frame of a stream was not answered exactly once and in its turn.
+started again at once, in turn; one that is not back by then is waited for; both clients make single
+calls, uploads, lists and ordered streams meanwhile, and each answer is compared with plain torch's.
+The exit status is 1 if a call failed or was answered wrongly, or a frame of a stream was not
+answered exactly once and in its turn.
 
 With --write, what is printed goes into docs/reliability.md; `make kills` does that.
 """
@@ -26,14 +27,14 @@ from pathlib import Path
 import page
 from expected import Expected, large_pictures, make, pictures
 from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, many, stream, unary, upload
+from load import KINDS, Callers, Load, Shape, many, stream, unary, upload
 from process import ServerProcess
 from timeline import Timeline
 
 from resnet50_client import CallObserver, ObservedCall, Resnet50Error
 
 NAME = "mine"
-SHAPES = {
+SHAPES: dict[str, Shape] = {
     "single call": unary,
     "upload": upload,
     "list": functools.partial(many, broken=0.0),

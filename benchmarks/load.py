@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -162,7 +163,9 @@ class Load:
         digests = {digest for of_name in may_be.values() for digest in of_name}
         code = getattr(error, "code", "")
         # Not served for all of the time, or on its way in or out.
-        if None in digests and (code == "NOT_FOUND" or (code == "UNAVAILABLE" and len(digests) > 1)):
+        if None in digests and (
+            code == "NOT_FOUND" or (code == "UNAVAILABLE" and len(digests) > 1)
+        ):
             self.ledger.refused(shape, code, count)
             return
         text = f"{describe(error)} ({asked}; may be {shortened(may_be)})"
@@ -262,16 +265,26 @@ class Frames:
         # Drawn here: frames are taken in another thread.
         self._draw = random.Random(draw.random())
         self._broken = broken
+        self._closed = False
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[Any]:
         draw = self._draw
         while len(self.given) < self._count and not self._load.stopped:
             picture = BROKEN if draw.random() < self._broken else draw.choice(self._load.pictures)
-            self.given.append((picture, time.monotonic()))
-            self._load.ledger.began(self._shape)
+            with self._lock:
+                if self._closed:
+                    return
+                self.given.append((picture, time.monotonic()))
+                self._load.ledger.began(self._shape)
             yield picture.image
             if self._pause_s:
                 time.sleep(draw.uniform(0, self._pause_s))
+
+    def close(self) -> None:
+        """Give no more: the stream has ended, though its client may still ask for a frame."""
+        with self._lock:
+            self._closed = True
 
 
 class Answers:
@@ -312,7 +325,7 @@ class Answers:
         picture, since = self._frames.given[number]
         may_be = self._may_be(since)
         asked = f"frame {number}, {picture.name}, {self._question}, variant {self._variant!r}"
-        if answer.dropped:
+        if answer.replaced_by is not None:
             if ordered or not number < answer.replaced_by < len(self._frames.given):
                 ledger.fault(shape, WRONG, f"{answer!r} ({asked})")
             else:
@@ -325,12 +338,15 @@ class Answers:
                 ledger.fault(shape, WRONG, f"a broken frame is answered by {answer!r} ({asked})")
         elif answer.error is not None:
             self._load.refuse(shape, answer.error, may_be, 1, asked)
+        elif answer.result is None:
+            ledger.fault(shape, WRONG, f"neither an answer nor an error ({asked})")
         else:
             self._one_name(answer.result.variant.name)
             self._load.examine(shape, self._question, picture, answer.result, may_be, since)
 
     def end(self, error: BaseException | None) -> None:
         """Count what was not answered: nothing, unless the stream broke."""
+        self._frames.close()
         left = [n for n in range(len(self._frames.given)) if n not in self._answered]
         asked = f"frames {left[:5]} of {len(self._frames.given)}, variant {self._variant!r}"
         if error is None and left:
@@ -342,6 +358,7 @@ class Answers:
 
     def leave(self) -> None:
         """Count what was not answered, since the caller has gone."""
+        self._frames.close()
         left = len(self._frames.given) - len(self._answered)
         self._load.ledger.given_up(self._shape, left)
 
@@ -374,7 +391,7 @@ async def stream(
         load, shape, draw, draw.randint(*count), 0.0 if ordered else 0.05, broken=broken
     )
     answers = Answers(load, shape, question, variant, frames)
-    window = draw.choice((1, 2, 4, 8)) if ordered else 8
+    window = draw.choice((1, 2, 4)) if ordered else 8
     options = {"delivery": delivery, "window": window, "variant": variant, **question.options}
     given = items(client, f"{question.method}_stream", frames, **options)
     try:
@@ -400,7 +417,7 @@ async def many(
     frames = Frames(load, shape, draw, draw.randint(2, 16), broken=broken)
     answers = Answers(load, shape, question, variant, frames)
     given = items(
-        client, f"{question.method}_many", frames, window=4, variant=variant, **question.options
+        client, f"{question.method}_many", frames, window=2, variant=variant, **question.options
     )
     number = 0
     try:

@@ -81,7 +81,7 @@ async def wrong(load: Load, client: Caller, draw: random.Random, shape: str) -> 
 async def hurried(load: Load, client: Caller, draw: random.Random, shape: str) -> None:
     """Allow an answer less time than it mostly needs."""
     picture, question = draw.choice(load.pictures), Question.drawn(draw)
-    variant, timeout_s = draw.choice(load.variants), 10 ** draw.uniform(-3.0, -0.3)
+    variant, timeout_s = draw.choice(load.variants), 10 ** draw.uniform(-2.0, 0.7)
     call = getattr(client, question.method)
     load.ledger.began(shape)
     since = time.monotonic()
@@ -108,7 +108,7 @@ async def cancelled(load: Load, client: Caller, draw: random.Random, shape: str)
         load.ledger.began(shape)
         since = time.monotonic()
         task = asyncio.ensure_future(call(picture.image, variant=variant, **question.options))
-        await asyncio.wait([task], timeout=draw.uniform(0.0, 0.3))
+        await asyncio.wait([task], timeout=draw.choice((0.02, 0.3, 3.0)) * draw.random())
         if isinstance(own.client, AsyncClient):
             task.cancel()
         else:
@@ -118,12 +118,18 @@ async def cancelled(load: Load, client: Caller, draw: random.Random, shape: str)
         asked = f"{picture.name}, {question}, to be cancelled"
         if not done:
             load.ledger.fault(shape, LOST, f"does not end ({asked})")
-        elif task.cancelled() or getattr(task.exception(), "code", "") == "CANCELLED":
+        elif task.cancelled() or is_cancelled(task.exception()):
             load.ledger.given_up(shape)
         elif (error := task.exception()) is None:
             load.examine(shape, question, picture, task.result(), may_be, since)
         else:
             load.refuse(shape, error, may_be, 1, asked)
+
+
+def is_cancelled(error: BaseException | None) -> bool:
+    """Return whether a call failed because its client was closed: during it, or just before."""
+    closed_before = isinstance(error, RuntimeError) and "is closed" in str(error)
+    return closed_before or getattr(error, "code", "") == "CANCELLED"
 
 
 async def left(load: Load, client: Caller, draw: random.Random, shape: str) -> None:
@@ -132,7 +138,7 @@ async def left(load: Load, client: Caller, draw: random.Random, shape: str) -> N
     frames = Frames(load, shape, draw, 100)
     answers = Answers(load, shape, question, variant, frames)
     given = items(
-        client, f"{question.method}_stream", frames, window=4, variant=variant, **question.options
+        client, f"{question.method}_stream", frames, window=2, variant=variant, **question.options
     )
     try:
         async with aclosing(given):

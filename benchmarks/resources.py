@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 from process import open_files, resident_kib, threads
+from prometheus_client.parser import text_string_to_metric_families
 
 # What is 0 once every call has been answered.
 PLACES = (

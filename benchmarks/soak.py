@@ -27,13 +27,13 @@ import page
 from administrator import SECRET, Administrator, Store
 from expected import Checkpoint, Expected, large_pictures, make, pictures
 from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, latest, many, stream, unary, upload
+from load import KINDS, Callers, Load, Shape, latest, many, stream, unary, upload
 from provocations import cancelled, hurried, left, wrong
 from resources import Sample, Samples, Slope, open_places, tenths
 from timeline import Timeline
 
 SWAPPED, FIXED, PASSING = "swapped", "fixed", "passing"
-SHAPES = {
+SHAPES: dict[str, Shape] = {
     "single call": unary,
     "upload": upload,
     "list": many,
@@ -44,8 +44,8 @@ SHAPES = {
     "cancelled call": cancelled,
     "stream left": left,
 }
-# Pauses of a caller, in seconds: together they keep two cores busy, and no queue long.
-PAUSE_S = 0.4
+# Between two calls of a caller at most, in seconds: two cores are busy, and no queue is long.
+PAUSE_S = 1.0
 # What comes of the first part of the time is not judged: pools fill, and memory with them.
 WARM_UP = 0.2
 # A shorter trial does not say whether memory grows.
@@ -159,9 +159,7 @@ async def trial(folder: Path, seconds: float, swap_every_s: float, flags: list[s
                 for name, shape in SHAPES.items():
                     callers.start(shape, kind, PAUSE_S, name)
             began = time.monotonic()
-            await change(
-                administrator, (one, two), passing, store, began + seconds, swap_every_s
-            )
+            await change(administrator, (one, two), passing, store, began + seconds, swap_every_s)
             sampling.cancel()
             await callers.stop()
         outcome.seconds = time.monotonic() - began
@@ -189,8 +187,7 @@ async def change(
 ) -> None:
     """Change variants until a time: a swap at the beginning of each turn, the rest in between."""
     corrupt = store.corrupt(swapped[0])
-    turn, due = 0, time.monotonic() + every_s / 2
-    served = False
+    turn, due = 0, time.monotonic() + every_s / 4
     while due < ends:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         turn += 1
@@ -198,14 +195,12 @@ async def change(
         await asyncio.sleep(every_s / 8)
         await administrator.set_default((FIXED, SWAPPED)[turn % 2])
         await asyncio.sleep(every_s / 8)
-        if turn % 3 == 0:
-            await administrator.fail(SWAPPED, corrupt)
-        elif served:
-            await administrator.unload(PASSING)
-            served = False
-        else:
+        if turn % 4 == 1:
             await administrator.load(PASSING, passing)
-            served = True
+        elif turn % 4 == 3:
+            await administrator.unload(PASSING)
+        elif turn % 4 == 0:
+            await administrator.fail(SWAPPED, corrupt)
         due = max(due + every_s, time.monotonic())
     await asyncio.sleep(max(0.0, ends - time.monotonic()))
 
