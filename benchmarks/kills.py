@@ -102,10 +102,20 @@ def free_addresses(count: int) -> list[str]:
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in taken]
 
 
-async def trial(folder: Path, kills: int, every_s: float, flags: list[str]) -> Outcome:
-    """Run it."""
+async def trial(
+    folder: Path, kills: int, every_s: float, flags: list[str], few: int | None = None
+) -> Outcome:
+    """Run it.
+
+    Args:
+        folder: Where its files go.
+        kills: How many.
+        every_s: Between them, in seconds.
+        flags: Of the servers.
+        few: How many of the pictures are shown; None for all.
+    """
     checkpoint = make("A", folder / "A")
-    shown, large = pictures(), large_pictures()
+    shown, large = pictures()[:few], large_pictures()[:few]
     expected = await asyncio.to_thread(Expected, [checkpoint], [*shown, *large])
     outcome = Outcome(Ledger())
     timeline = Timeline()

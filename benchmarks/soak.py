@@ -123,11 +123,21 @@ class Outcome:
         )
 
 
-async def trial(folder: Path, seconds: float, swap_every_s: float, flags: list[str]) -> Outcome:
-    """Run it."""
+async def trial(
+    folder: Path, seconds: float, swap_every_s: float, flags: list[str], few: int | None = None
+) -> Outcome:
+    """Run it.
+
+    Args:
+        folder: Where its files go.
+        seconds: How long.
+        swap_every_s: Between two swaps, in seconds.
+        flags: Of the server.
+        few: How many of the pictures are shown; None for all.
+    """
     store, timeline, outcome = Store(folder), Timeline(), Outcome(Ledger())
     one, two, fixed, passing = (make(label, store.variants / label) for label in "ABCD")
-    shown, large = pictures(), large_pictures()
+    shown, large = pictures()[:few], large_pictures()[:few]
     checkpoints = [one, two, fixed, passing]
     expected = await asyncio.to_thread(Expected, checkpoints, [*shown, *large])
     store.put(SWAPPED, one.folder)
