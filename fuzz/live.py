@@ -38,7 +38,7 @@ import grpc
 import numpy as np
 import seeds
 import torch
-from calls import ALLOWED, NOT_YET, SECRET, SMALL, write_folders
+from calls import ALLOWED, SECRET, SMALL, write_folders
 from mutations import mutated, mutated_messages
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save_file
@@ -147,12 +147,7 @@ class Source:
         self.seed = plan.seed
         self._files = [*seeds.images(24).values(), *seeds.images(200).values(), *plan.photos]
         self._raw = list(seeds.raw_images().values())
-        self._calls = [
-            call
-            for name, calls in seeds.calls().items()
-            for call in calls
-            if not name.endswith(NOT_YET)
-        ]
+        self._calls = [call for calls in seeds.calls().values() for call in calls]
         self._messages = [message for _, messages in self._calls for message in messages]
 
     def make(self, name: str) -> Sent:
@@ -246,11 +241,13 @@ class Server:
         self._log = folder / "log"
         command = [
             *(sys.executable, "-m", "resnet50_server", "serve", "--listen", "127.0.0.1:0"),
-            *("--variants", f"tiny={folder / 'tiny'}", "--variants-dir", str(folder / "variants")),
+            *("--variants", f"tiny={folder / 'tiny'}", "--variants", f"second={folder / 'tiny'}"),
+            *("--variants-dir", str(folder / "variants")),
             *("--weights-dir", str(folder), "--no-download", "--metrics-listen", metrics),
             *("--tokens-file", str(folder / "tokens.toml"), "--log-level", "warning"),
             *("--engine", "torch", "--device", "cpu", "--engine-threads", "1"),
             *("--decode-threads", "2", "--max-image-pixels", "4000000"),
+            *("--cache-bytes", str(2**22)),
         ]
         # One heap: else each of gRPC's threads has one, and what those keep free differs.
         environment = os.environ | {"MALLOC_ARENA_MAX": "1"}

@@ -206,11 +206,13 @@ def calls(image: bytes | None = None) -> dict[str, list[tuple[str, list[bytes]]]
     add(VARIANTS + "ListVariants", variant_pb2.ListVariantsRequest())
     add(VARIANTS + "GetVariant", variant_pb2.GetVariantRequest(name="tiny"))
     add(VARIANTS + "GetVariant", variant_pb2.GetVariantRequest())
-    add(VARIANTS + "LoadVariant", variant_pb2.LoadVariantRequest(name="broken", replace=True))
+    add(VARIANTS + "LoadVariant", variant_pb2.LoadVariantRequest(name="broken"))
+    add(VARIANTS + "LoadVariant", variant_pb2.LoadVariantRequest(name="other", replace=True))
     add(VARIANTS + "UnloadVariant", variant_pb2.UnloadVariantRequest(name="tiny"))
+    add(VARIANTS + "UnloadVariant", variant_pb2.UnloadVariantRequest(name="other"))
     add(VARIANTS + "SetDefaultVariant", variant_pb2.SetDefaultVariantRequest(name="tiny"))
     split = variant_pb2.TrafficSplit(
-        variant="tiny", candidate="broken", canary_percent=5, shadow_percent=10
+        variant="tiny", candidate="second", canary_percent=5, shadow_percent=10
     )
     add(VARIANTS + "SetTrafficSplit", variant_pb2.SetTrafficSplitRequest(split=split))
     add(VARIANTS + "ListTrafficSplits", variant_pb2.ListTrafficSplitsRequest())
