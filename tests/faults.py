@@ -115,6 +115,7 @@ class Line:
     Attributes:
         address: Where clients connect to.
         sent: Bytes that clients have sent through it.
+        cut_at: Cut it once so many have been; None: do not.
         connections: How many there have been.
     """
 
@@ -127,6 +128,7 @@ class Line:
         self._flows.set()
         self.address = ""
         self.sent = 0
+        self.cut_at: int | None = None
         self.connections = 0
 
     def cut(self) -> None:
@@ -164,6 +166,10 @@ class Line:
             while data := await loop.sock_recv(source, 65536):
                 if up:
                     self.sent += len(data)
+                    if self.cut_at is not None and self.sent >= self.cut_at:
+                        self.cut_at = None
+                        self.cut()
+                        return
                 if self._flows.is_set():
                     await loop.sock_sendall(sink, data)
             await self._flows.wait()
