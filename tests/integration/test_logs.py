@@ -202,7 +202,7 @@ async def test_repeated_faults_are_written_some_times_and_counted():
     text = written.getvalue()
     failed = codes.count(grpc.StatusCode.INTERNAL)
     assert failed == 200
-    shown = len(re.findall("ERROR resnet50_server.* request .* failed$", text, re.M))
+    shown = len(re.findall(r"ERROR \S+ request \S+ failed$", text, re.M))
     (left_out,) = [
         int(count)
         for count, last in re.findall(r"(\d+) more like this .* left out; the last one: (.*)", text)
