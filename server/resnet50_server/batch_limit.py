@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-# After a batch that did not fit, so long none is larger than what did. A few batches in half a minute
-# that are tried in vain cost nothing, and full ones are back soon after the memory is.
+# After a batch that did not fit, so long none is larger than what did. A few batches that are tried
+# in vain in half a minute cost nothing, and full ones are back soon after the memory is.
 HOLD_S = 30.0
 
 

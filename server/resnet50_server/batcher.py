@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from .batch import BatchPolicy, Running, answer, seen
 from .engine.protocol import BatchOutput, Engine
 from .errors import EngineFailed, ServingError, ShuttingDown
-from .faults import EngineHung, Fault
+from .faults import EngineHung, Fault, dump_stacks
 from .observer import Batch, Observer
 from .rescue import Rescue, Rescues
 from .threads import Threads
 from .timetable import Timetable
 from .variant_queue import TICK_S, GivenUp, Result, VariantQueue, Waiting, fail
-from .watchdog import BatchWatch, dump_stacks
+from .watchdog import BatchWatch
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +221,9 @@ class Scheduler:
 
     def _runs(self, queue: VariantQueue) -> bool:
         """Return whether batches of a queue are with the device, or will be again."""
-        return any(one.queue is queue for one in (*self._running, *self._rescues.parts))
+        queues = [running.queue for running in self._running]
+        queues += [part.queue for part in self._rescues.parts]
+        return any(one is queue for one in queues)
 
     def _in_batches(self) -> list[Waiting]:
         batches = (
@@ -256,7 +258,7 @@ class Scheduler:
             if part := self._rescues.next(now, free_at):
                 self._hand_over(part.queue, part.images, now, free_at, part.rescue)
             return True
-        queue, start = self._next(now)
+        queue, start = self._timetable.next(now)
         if queue is None:
             return False
         images, limit = len(queue.waiting), queue.limit.now(now)
@@ -271,26 +273,6 @@ class Scheduler:
         if batch:
             self._hand_over(queue, batch, now, free_at)
         return True
-
-    def _next(self, now: float) -> tuple[VariantQueue | None, float]:
-        """Return the queue that the next batch comes from, and how long it is held back to fill.
-
-        The one with the earliest deadline, whatever its batches take: on one device no order makes
-        the latest answer less late.
-        """
-        delay_s = self.policy.max_queue_delay_ms / 1e3
-        chosen, best = None, (now, 0.0)
-        for queue in self._queues:
-            if (due := queue.due()) is None:
-                continue
-            start, images = now, len(queue.waiting)
-            if delay_s > 0.0 and images < queue.limit.now(now):
-                # Held back to fill, but never past its first deadline.
-                latest = due - queue.ends(images, 0.0, 0.0)
-                start = max(now, min(queue.oldest() + delay_s, latest))
-            if chosen is None or (start, due) < best:
-                chosen, best = queue, (start, due)
-        return chosen, best[0]
 
     def _hand_over(
         self,

@@ -1,16 +1,16 @@
 """What becomes of a batch that failed: its images are run again, apart, if that may help.
 
-Whatever the engine raised, one image may be the reason. So the halves of a batch that failed are run
-again, and the halves of those that fail; an image that fails alone is told so, and the others are
-answered. A device that is broken must not be given two runs for each image, though: once
-`MOST_IN_A_ROW` parts in a row have failed and none was computed, what is left fails with them. All
-parts of one size run before those of the next smaller one, and of two halves one is sound if one
-image is the reason. So one such image is always found (2 log2 n runs), two in one batch are as well
-(one of the four quarters at least is sound), and a broken device is found out after 5 runs.
+Whatever the engine raised, one image may be the reason. So the halves of a batch that failed are
+run again, and the halves of those that fail; an image that fails alone is told so, and the others
+are answered. A device that is broken must not be given two runs for each image, though: once
+`MOST_IN_A_ROW` parts in a row have failed and none was computed, what is left fails with them.
+Parts of one size run before smaller ones, and of two halves one is sound if one image is the
+reason. So one such image is always found (2 log2 n runs); two in one batch are as well, since of
+the first two quarters one is sound; and a broken device is found out after 5 runs.
 
-A batch that the memory did not hold is run again in parts as large as the memory is known to hold by
-then (`BatchLimit`). Such a failure says nothing against the device, unless a single image does not
-fit.
+A batch that the memory did not hold is run again in parts as large as the memory is known to hold
+by then (`BatchLimit`). Such a failure says nothing against the device, unless a single image does
+not fit.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Rescues:
     """What has failed on one device: runs it again, and judges the device by it.
 
     After `MAX_FAILURES` batches in a row of which nothing could be computed, the device is given a
-    grey image, as when its engines warmed up. Only if it fails on that as well it is lost: else any
-    caller who has an image that the engine fails on could end every server by sending it five times.
+    grey image, as when its engines warmed up. Only if it fails on that as well it is lost: else
+    whoever has an image that the engine fails on could end every server by sending it five times.
 
     Args:
         device: Its name.

@@ -125,6 +125,26 @@ class Timetable:
                 )
             last += limit
 
+    def next(self, now: float) -> tuple[VariantQueue | None, float]:
+        """Return the queue that the next batch comes from, and how long it is held back to fill.
+
+        The one with the earliest deadline, whatever its batches take: on one device no order makes
+        the latest answer less late.
+        """
+        delay_s = self._policy.max_queue_delay_ms / 1e3
+        chosen, best = None, (now, 0.0)
+        for queue in self._queues:
+            if (due := queue.due()) is None:
+                continue
+            start, images = now, len(queue.waiting)
+            if delay_s > 0.0 and images < queue.limit.now(now):
+                # Held back to fill, but never past its first deadline.
+                latest = due - queue.ends(images, 0.0, 0.0)
+                start = max(now, min(queue.oldest() + delay_s, latest))
+            if chosen is None or (start, due) < best:
+                chosen, best = queue, (start, due)
+        return chosen, best[0]
+
     def _starts(self, batches: int, work_s: float, now: float) -> float:
         """Return when the device comes to what waits behind `batches` that take `work_s` in all."""
         lanes = self.lanes(now)

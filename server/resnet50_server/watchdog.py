@@ -7,28 +7,20 @@ counted: there are no looks then.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
-import logging
-import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 
 from .batch import Running
-from .faults import LoopHung
+from .faults import LoopHung, end_process
 from .threads import name_thread
 
-log = logging.getLogger(__name__)
-
-# Looks at what runs, at least and at most, within one timeout; a look that comes late counts as two.
+# Looks within one timeout, and the time between two at most. One that comes late counts as two.
 LOOKS, LOOK_S = 10, 1.0
 # A batch may take so many times what batches of its size have taken: slow is not hung.
 SLOW = 10.0
 # The loop's turns take milliseconds, and liveness probes give up after 5 s. It is so much longer
 # because a machine that swaps or is throttled comes back by itself.
 LOOP_TIMEOUT_S = 30.0
-# How long the last words may take: whoever reads stderr may have stopped.
-LAST_WORDS_S = 5.0
 
 
 class BatchWatch:
@@ -87,7 +79,7 @@ class BatchWatch:
 class LoopWatch:
     """Ends the process if its event loop does not turn; made, and closed, on the loop.
 
-    From a thread, since the loop cannot look at itself, and at once: there is nobody to ask for more.
+    From a thread, since the loop cannot look at itself; at once, since nobody can be told.
 
     Args:
         timeout_s: How long it may not turn, in seconds.
@@ -122,23 +114,3 @@ class LoopWatch:
             if still_s >= self._timeout_s:
                 fault = LoopHung(f"the event loop has not turned for {self._timeout_s:g} s")
                 end_process(fault.status, f"{fault}; the stacks on stderr say what holds it")
-
-
-def end_process(status: int, words: str) -> None:
-    """Say why, and where all threads are; then end this process without waiting for anything."""
-
-    def say() -> None:
-        log.critical("exiting with status %d: %s", status, words)
-        dump_stacks()
-        logging.shutdown()
-
-    saying = threading.Thread(target=say, name="last words", daemon=True)
-    saying.start()
-    saying.join(LAST_WORDS_S)
-    os._exit(status)
-
-
-def dump_stacks() -> None:
-    """Write where each thread is to stderr."""
-    if sys.__stderr__ is not None:
-        faulthandler.dump_traceback(sys.__stderr__)
