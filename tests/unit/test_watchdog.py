@@ -123,6 +123,7 @@ async def test_batch_that_waits_for_the_device_does_not_count_and_any_worker_may
     bench = Bench(workers=3)
     hung = bench.submit(FOR_EVER)
     started = now()
+    await asyncio.sleep(0.1)
     while not bench.faults:
         await asyncio.wait([bench.submit(1.0), asyncio.ensure_future(asyncio.sleep(1.0))])
     assert now() - started == pytest.approx(TIMEOUT_S, abs=3.0)
