@@ -38,7 +38,7 @@ METHODS = [
     for method in service.methods
 ]
 # Declared, and not written yet.
-NOT_YET = ("SetDefaultVariant", "SetTrafficSplit", "ListTrafficSplits", "DeleteTrafficSplit")
+NOT_YET = ("SetTrafficSplit", "ListTrafficSplits", "DeleteTrafficSplit")
 SETTLED_S = 10.0
 SMALL = {
     "categories": ["cat", "dog", "bird"],

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,8 +74,10 @@ def fuzz(name: str, arguments: list[str]) -> NoReturn:
         return (content[:1] + sent)[:max_length]
 
     options = {"custom_mutator": mutate} if name in ("images", "calls") else {}
+    # To merge, libFuzzer starts itself again by what it was called.
+    itself = shlex.join([sys.executable, __file__, "--child", name])
     atheris.Setup(
-        [sys.argv[0], *arguments], lambda content: targets.checked(target, content), **options
+        [itself, *arguments], lambda content: targets.checked(target, content), **options
     )
     atheris.Fuzz()
     raise SystemExit
@@ -138,7 +141,8 @@ def keep(name: str) -> None:
     kept = CORPUS / name
     # Crashers of old stay, whatever they cover.
     sources = (kept, WORK / "seeds" / name, WORK / "corpus" / name)
-    lines, result = _libfuzzer(name, "-merge=1", str(small), *map(str, sources))
+    # Edges only: how often each is taken would keep several times as many.
+    lines, result = _libfuzzer(name, "-merge=1", "-use_counters=0", str(small), *map(str, sources))
     if result != 0:
         raise SystemExit("\n".join(lines[-60:]))
     for path in kept.iterdir():
