@@ -99,6 +99,7 @@ class Calls:
             timed_beta_ms=0.0,
             decode_threads=1,
             max_image_pixels=2**18,
+            drain_timeout_s=0.1,
         )
         with self._watched():
             self.server = app.Server(settings)

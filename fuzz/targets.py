@@ -8,6 +8,7 @@ needs atheris: `tests/unit/test_fuzz_corpus.py` replays the corpus in every run 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import resource
 import struct
@@ -23,6 +24,7 @@ from calls import Calls
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -33,7 +35,7 @@ from resnet50_client.frames import Unanswered
 from resnet50_server.decode import Source, decode, look, source_of
 from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError
 from resnet50_server.file_guard import silence_libraries
-from resnet50_server.image_file import ImageLimits, check_header
+from resnet50_server.image_file import FORMATS, ImageLimits, check_header
 from resnet50_server.pixels import RawPixels, raw_to_rgb
 from resnet50_server.settings import Settings
 from resnet50_server.tokens import parse_tokens
@@ -41,6 +43,8 @@ from resnet50_server.transform import Transform
 from resnet50_server.variants.definition import define
 
 Target: TypeAlias = Callable[[bytes], None]
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Small, so that what passes them is cheap, and what is dear is a finding.
 LIMITS = ImageLimits(max_bytes=2**20, max_pixels=2**18, timeout_s=5.0)
@@ -88,7 +92,7 @@ def images(content: bytes) -> None:
     """Decode a file; look at it as the null engine's way and an upload's way do.
 
     Neither of those may refuse what decoding takes, or the same image would be answered as a
-    request and refused as an upload.
+    request and refused as an upload. And nothing is called broken that Pillow by itself decodes.
     """
     with contextlib.suppress(InvalidImage):
         source_of(image_pb2.Image(encoded=content), LIMITS)
@@ -98,6 +102,8 @@ def images(content: bytes) -> None:
                 raise Finding(f"decoded, and yet refused: {looked_at}") from looked_at
         if pixels is not None:
             _require_input(pixels)
+        if refusal is not None and refusal.kind in ("truncated", "unreadable"):
+            _require_broken(content, refusal)
 
 
 def _decoded(source: Source) -> tuple[NDArray[np.uint8] | None, InvalidImage | None]:
@@ -123,6 +129,16 @@ def _looks(content: bytes) -> Iterator[InvalidImage | None]:
         except InvalidImage as refusal:
             yield refusal
         length *= 2
+
+
+def _require_broken(content: bytes, refusal: InvalidImage) -> None:
+    """Require that Pillow, without any check of ours, does not decode a file either."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            opened.convert("RGB")
+    except Exception:  # decoders raise many kinds for broken files
+        return
+    raise Finding(f"Pillow decodes it, and yet it is refused: {refusal}") from refusal
 
 
 def _require_input(pixels: NDArray[np.uint8]) -> None:
@@ -235,6 +251,12 @@ def _running_calls() -> Calls:
     if not _calls:
         _calls.append(Calls())
     return _calls[0]
+
+
+def stop_calls() -> None:
+    """Stop the servicers, if any run."""
+    while _calls:
+        _calls.pop().close()
 
 
 # Replies
