@@ -76,9 +76,7 @@ def fuzz(name: str, arguments: list[str]) -> NoReturn:
     options = {"custom_mutator": mutate} if name in ("images", "calls") else {}
     # To merge, libFuzzer starts itself again by what it was called.
     itself = shlex.join([sys.executable, __file__, "--child", name])
-    atheris.Setup(
-        [itself, *arguments], lambda content: targets.checked(target, content), **options
-    )
+    atheris.Setup([itself, *arguments], lambda content: targets.checked(target, content), **options)
     atheris.Fuzz()
     raise SystemExit
 

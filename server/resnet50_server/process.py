@@ -15,6 +15,7 @@ import grpc
 from .app import Server
 from .errors import UnusableSetting, WeightsError
 from .file_guard import silence_libraries
+from .logs import say
 from .memory import return_memory
 from .settings import Settings
 
@@ -62,9 +63,9 @@ async def serve(settings: Settings) -> int:
         gc.enable()
         return_memory()
         for address in server.addresses:
-            print(f"listening on {address}", flush=True)
+            say(f"listening on {address}")
         if server.metrics_url is not None:
-            print(f"metrics on {server.metrics_url}", flush=True)
+            say(f"metrics on {server.metrics_url}")
         broken = asyncio.create_task(server.broken.wait(), name="wait for a fault")
         await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping: %s", "the engine broke" if broken.done() else "asked to")

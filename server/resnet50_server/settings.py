@@ -354,6 +354,14 @@ class Settings(BaseSettings):
             " (XDG_CACHE_HOME)."
         ),
     ] = None
+    max_cache_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="What those graphs may take together, in bytes; beyond it the longest unused"
+            " ones are removed. One of 100 MB for each float variant.",
+        ),
+    ] = 4 * 2**30
     weights_dir: Annotated[
         Path | None,
         Field(description="Where torchvision's files lie; default: torch.hub's (TORCH_HOME)."),

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from administrator import (
+from admin_server import (
     DRAINING,
     FAILED,
     IMAGE,

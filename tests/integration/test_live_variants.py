@@ -9,7 +9,7 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from administrator import (
+from admin_server import (
     DRAINING,
     IMAGE,
     LOADING,
