@@ -1,9 +1,9 @@
-"""Mutated images and messages through a live server: python fuzz/live.py [--images N] [--messages N].
+"""Mutated images and messages through a live server: fuzz/live.py [--images N] [--messages N].
 
 The server is a process that computes in PyTorch; the network is small and answers every image
 differently. Images are sent as requests, uploads and frames; messages are mutated calls of every
 RPC. Each is made of the seed and its number alone. What must hold: every call is answered, bad
-input with a code of the contract and never with INTERNAL or UNKNOWN, good images in between rightly;
+input with a code of the contract, never with INTERNAL or UNKNOWN, good images in between rightly;
 in the end nothing is left inside, memory is where it was, and the log has no error.
 
 What breaks a promise is written into `.cache/fuzz/live`, and how to repeat it is printed. With
@@ -493,9 +493,9 @@ def lines_of(plan: Plan, report: Report) -> Iterator[str]:
         yield f"{codes.total()} mutated {kind}s: {named}"
     total = sum(codes.total() for codes in report.codes.values())
     yield (
-        f"in {report.took_s:.0f} s ({total / report.took_s:.0f}/s), seed {plan.seed}; no other code,"
-        f" no call without an answer, no error in the log; {report.good} good images in between were"
-        " answered as before; in the end nothing was inside"
+        f"in {report.took_s:.0f} s ({total / report.took_s:.0f}/s), seed {plan.seed}; no other"
+        f" code, no call without an answer, no error in the log; {report.good} good images between"
+        " them were answered as before; in the end nothing was inside"
         if not report.findings
         else f"{len(report.findings)} FINDINGS, the first: {report.findings[0]}"
     )

@@ -358,8 +358,8 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=0,
-            description="What those graphs may take together, in bytes; beyond it the longest unused"
-            " ones are removed. One of 100 MB for each float variant.",
+            description="What those graphs may take together, in bytes; beyond it those that were"
+            " unused for longest are removed. One of 100 MB for each float variant.",
         ),
     ] = 4 * 2**30
     weights_dir: Annotated[

@@ -79,14 +79,17 @@ async def test_line_that_is_cut_while_the_engine_computes_gives_the_place_back()
 
 
 async def test_caller_on_a_silent_line_is_told_by_its_deadline(kind):
-    async with serving() as server, line_to(server.addresses[0]) as line:
-        async with Caller(kind, line.address, retry=QUICK) as client:
-            await client.classify(PNG)
-            line.silence()
-            with pytest.raises(DeadlineExceededError):
-                await client.classify(PNG, timeout_s=0.3)
-            with pytest.raises(DeadlineExceededError):
-                await client.classify(LARGE, timeout_s=0.3)
+    async with (
+        serving() as server,
+        line_to(server.addresses[0]) as line,
+        Caller(kind, line.address, retry=QUICK) as client,
+    ):
+        await client.classify(PNG)
+        line.silence()
+        with pytest.raises(DeadlineExceededError):
+            await client.classify(PNG, timeout_s=0.3)
+        with pytest.raises(DeadlineExceededError):
+            await client.classify(LARGE, timeout_s=0.3)
 
 
 async def test_server_notices_a_silent_line_and_lets_its_callers_go(monkeypatch):

@@ -1,4 +1,4 @@
-"""Where graphs are kept: whole or not at all, found again, damaged ones noticed, old ones removed."""
+"""Where graphs are kept: whole or not at all, damaged ones noticed, old ones removed."""
 
 from __future__ import annotations
 
