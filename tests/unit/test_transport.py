@@ -1,0 +1,18 @@
+"""What gRPC is told is what it understands: it ignores options whose names it does not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grpc._cython import cygrpc
+
+from resnet50_client.connection import RetryPolicy, channel_options
+from resnet50_server.settings import Settings
+from resnet50_server.transport import options
+
+
+def test_grpc_knows_the_names_of_all_options():
+    library = Path(cygrpc.__file__).read_bytes()
+    served = options(Settings(variants=["IMAGENET1K_V2"], listen=["127.0.0.1:0"]))
+    for name, _ in (*served, *channel_options(RetryPolicy())):
+        assert name.encode() in library, name
