@@ -191,7 +191,7 @@ async def test_interrupted_load_goes_on_in_the_server(folder, monkeypatch):
             async with loading(server, subprocess.PIPE) as process:
                 await asyncio.to_thread(process.stderr.readline)
                 process.send_signal(signal.SIGINT)
-                _, told = await asyncio.to_thread(process.communicate)
+                _, told = await asyncio.to_thread(process.communicate, timeout=60)
                 assert process.returncode == 130
                 assert b"goes on to the end" in told
                 assert b"Traceback" not in told
