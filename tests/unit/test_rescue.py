@@ -354,3 +354,18 @@ async def test_what_is_expected_of_deadlines_knows_that_batches_are_smaller_now(
     with pytest.raises(DeadlineUnreachable):
         bench.submit(7, within=3.5)
     await asyncio.wait(running)
+
+
+@in_virtual_time
+async def test_shadows_that_fail_are_not_run_again():
+    bench = Bench(size=4)
+    bench.engine.broken = True
+    calls = [
+        bench.scheduler.submit(
+            bench.queue, image(number), top_k=1, with_embedding=False, shadow=True, bulk=True
+        )
+        for number in range(4)
+    ]
+    await asyncio.wait(calls)
+    assert {type(call.exception()) for call in calls} == {EngineFailed}
+    assert bench.engine.batches == [[0, 1, 2, 3]]
