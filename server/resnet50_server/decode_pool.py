@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from .errors import ShuttingDown
 from .fair_queue import FairQueue
 from .faults import DecodingHung, dump_stacks
 from .file_guard import took_too_long
@@ -80,6 +81,7 @@ class DecodePool:
         self._on_hung = on_hung
         self.spares = max(LEAST_SPARES, SPARES * threads)
         self._wanted = threads
+        self._lost = False
         self._hanging: asyncio.TimerHandle | None = None
         self._count = self._free = threads
         self.cancelled = 0
@@ -103,7 +105,10 @@ class DecodePool:
 
         Raises:
             InvalidImage: It takes longer than `timeout_s`.
+            ShuttingDown: No thread is left.
         """
+        if self._lost:
+            raise _turned_away()
         loop = asyncio.get_running_loop()
         job = _Job(call, loop.create_future())
         entry = self._waiting.push(job, loop.time(), deadline=deadline, flow=flow, bulk=bulk)
@@ -179,8 +184,13 @@ class DecodePool:
         return True
 
     def _hang(self) -> None:
+        """Turn away who waits, and who comes: nobody will be decoded for."""
+        self._lost = True
+        for entry in self._waiting:
+            if not entry.item.future.done():
+                entry.item.future.set_exception(_turned_away())
+        dump_stacks()
         if self._on_hung is not None:
-            dump_stacks()
             self._on_hung(
                 DecodingHung(
                     f"all {self._count} decode threads have been held by images for longer than"
@@ -217,6 +227,10 @@ class DecodePool:
             self._threads.retire()
             self._count -= 1
             self._free -= 1
+
+
+def _turned_away() -> ShuttingDown:
+    return ShuttingDown("the server cannot decode images any more")
 
 
 def _of_image(error: BaseException) -> Exception:

@@ -9,7 +9,7 @@ import virtual_time
 
 import resnet50_server.decode_pool
 from resnet50_server.decode_pool import DecodePool
-from resnet50_server.errors import InvalidImage
+from resnet50_server.errors import InvalidImage, ShuttingDown
 from resnet50_server.faults import DecodingHung
 
 LIMIT_S = 10.0
@@ -109,13 +109,17 @@ def test_pool_of_which_no_thread_comes_back_is_lost_after_as_long_again():
         assert {type(one.exception()) for one in calls} == {InvalidImage}
         held = now()
         assert faults == []
+        waits = asyncio.ensure_future(pool.run(lambda: 1.0))
         await asyncio.sleep(LIMIT_S - 0.1)
-        assert faults == []
+        assert (faults, waits.done()) == ([], False)
         await asyncio.sleep(0.2)
         assert [type(fault) for fault in faults] == [DecodingHung]
         assert faults[0].status == 72
         assert f"all {2 + pool.spares} decode threads" in str(faults[0])
         assert now() == pytest.approx(held + LIMIT_S + 0.1)
+        for turned_away in (waits, pool.run(lambda: 1.0)):
+            with pytest.raises(ShuttingDown, match="cannot decode images any more; call another"):
+                await turned_away
 
     virtual_time.run(call())
 
