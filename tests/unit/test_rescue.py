@@ -117,6 +117,17 @@ async def test_two_such_images_in_one_batch_are_both_found_wherever_they_are(wor
                 assert await bench.outcomes(range(size)) == expected, (size, first, second)
 
 
+@in_virtual_time
+async def test_looking_for_two_such_images_among_32_takes_19_runs_at_most():
+    most = 0
+    for first, second in ((0, 31), (0, 16), (15, 16), (0, 1), (0, 8), (3, 30)):
+        bench = Bench()
+        bench.engine.poison = {first, second}
+        assert await bench.outcomes(range(32)) == answered(range(32), {first, second})
+        most = max(most, len(bench.engine.batches))
+    assert most == 19
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 32])
 @in_virtual_time
 async def test_device_that_is_broken_is_not_given_run_after_run(size):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-# What they say where memory is short, as tests/unit/test_memory.py has had them say it:
+# What they say where memory is short, recorded in tests/unit/test_memory.py:
 #   PyTorch on CUDA   OutOfMemoryError; CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 #   PyTorch           RuntimeError: DefaultCPUAllocator: can't allocate memory
-#   oneDNN in it      RuntimeError: could not create a primitive; all shapes but the batch's have
-#                     been computed by then, so it is memory that it lacks
+#   oneDNN in it      RuntimeError: could not create a primitive (an engine that has warmed up can)
 #   onnxruntime       Fail: Failed to allocate memory for requested buffer; bad allocation
 #   OpenVINO          RuntimeError: Failed to allocate 102760448 bytes of memory; can't alloc
 #   NumPy, C++        MemoryError: Unable to allocate; std::bad_alloc
