@@ -267,7 +267,7 @@ async def test_batch_that_the_memory_does_not_hold_is_computed_in_smaller_ones(t
         async def scraped() -> Scrape:
             return Scrape((await asyncio.to_thread(fetch, f"{metrics}/metrics"))[1])
 
-        async with AsyncClient(address, timeout_s=60.0) as client:
+        async with AsyncClient(address, timeout_s=300.0) as client:
             alone = [await client.classify(one, pixel_format="RGB") for one in pictures]
             # 39 images take some 250 MB beside the weights, of which there is not a half now.
             limit = size_of(process) + 100 * 2**20
