@@ -466,9 +466,9 @@ class _ConfigFile(PydanticBaseSettingsSource):
         path = self.current_state.get("config")
         if path is None:
             return {}
-        if not Path(path).is_file():
-            raise ValueError(f"config: {path} is not a file")
         try:
+            if not Path(path).is_file():
+                raise ValueError("is not a file")
             return TomlConfigSettingsSource(self.settings_cls, Path(path))()
         except (OSError, ValueError) as error:  # TOML's and Unicode's errors are ValueErrors
             raise ValueError(f"config: {path}: {error}") from error
