@@ -34,6 +34,7 @@ async def serve(settings: Settings) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_on_loop_exception)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_late_reply)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     starting = asyncio.create_task(server.start(), name="start")
@@ -88,6 +89,15 @@ def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
         log.debug("a reply was not sent, its call is over: %s", context["exception"])
     else:
         loop.default_exception_handler(context)
+
+
+def _is_no_late_reply(record: logging.LogRecord) -> bool:
+    """Keep the same out of the log where gRPC writes it there itself."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, grpc.aio.InternalError):
+        return True
+    log.debug("a reply was not sent, its call is over: %s", error)
+    return False
 
 
 def _return_memory() -> None:

@@ -123,6 +123,15 @@ async def test_fault_of_a_task_is_logged_unless_it_is_a_reply_that_came_too_late
     assert "a fault of ours" in str(fault.exc_info[1])
 
 
+def test_reply_that_came_too_late_is_kept_out_of_grpcs_own_log_too():
+    error, fault = grpc.aio.InternalError('Failed "execute_batch"'), ValueError("a fault of ours")
+    told = []
+    for one in (error, fault):
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "m", (), (type(one), one, None))
+        told.append(process._is_no_late_reply(record))
+    assert told == [False, True]
+
+
 async def test_engines_fault_is_logged_for_the_frame_that_met_it(caplog):
     async with serving() as server, connected(server) as channel:
         (engine,) = engines_of(server)

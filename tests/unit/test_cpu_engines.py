@@ -233,6 +233,21 @@ def test_a_folder_that_cannot_be_written_costs_time_but_not_the_server(mine, tmp
     assert "cannot be written" in record.message
 
 
+def test_a_flipped_bit_of_a_graph_changes_no_answer(mine, tmp_path, caplog):
+    before = open_variant(mine, tmp_path, engine="onnxruntime")
+    expected = before.engine.run(pictures(), CATEGORIES, True)
+    (path,) = tmp_path.glob("*.onnx")
+    with path.open("r+b") as file:  # in the middle of the weights: it stays a graph
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 0x40]))
+    onnx.load(path)
+    again = open_variant(mine, tmp_path, engine="onnxruntime")
+    assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
+    assert "is damaged, and is made anew" in caplog.text
+
+
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_a_graph_that_a_runtime_cannot_read_is_named_and_removed(mine, tmp_path, kind):
     open_variant(mine, tmp_path, engine=kind)
