@@ -16,8 +16,10 @@ Mutation: TypeAlias = Callable[[Random, bytes], bytes]
 
 PNG, GIF = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 # What makes a length or a side interesting.
-NUMBERS = (0, 1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 1000, 4096, 32767, 32768, 65535, 65536)
-NUMBERS += (100_000, 2**24 - 1, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1)
+NUMBERS = (
+    *(0, 1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 1000, 4096, 32767, 32768, 65535, 65536, 100_000),
+    *(2**24 - 1, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1),
+)
 
 
 class Number(NamedTuple):
