@@ -82,20 +82,26 @@ def fuzz(name: str, arguments: list[str]) -> NoReturn:
     raise SystemExit
 
 
-def write_seeds() -> None:
-    """Write the seeds, for libFuzzer to read."""
+def inputs() -> dict[str, list[bytes]]:
+    """Return what fuzzing begins with, by target: what is sound, and what has one thing wrong."""
     import seeds
     from calls import call_bytes
     from targets import raw_bytes
 
-    made: dict[str, list[bytes]] = {
+    calls = [call for sent in seeds.calls().values() for call in sent]
+    raw = [*seeds.raw_images().values(), *seeds.wrong_raw_images()]
+    return {
         "images": list(seeds.images().values()),
-        "raw": [raw_bytes(message) for message in seeds.raw_images().values()],
-        "calls": [call_bytes(*call) for calls in seeds.calls().values() for call in calls],
+        "raw": [raw_bytes(message) for message in raw],
+        "calls": [call_bytes(*call) for call in (*calls, *seeds.wrong_calls())],
         "replies": seeds.replies(),
         "files": seeds.files(),
     }
-    for name, contents in made.items():
+
+
+def write_seeds() -> None:
+    """Write them, for libFuzzer to read."""
+    for name, contents in inputs().items():
         folder = WORK / "seeds" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

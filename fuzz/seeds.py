@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import sys
 import zlib
@@ -217,6 +218,64 @@ def calls(image: bytes | None = None) -> dict[str, list[tuple[str, list[bytes]]]
     add(VARIANTS + "SetTrafficSplit", variant_pb2.SetTrafficSplitRequest(split=split))
     add(VARIANTS + "ListTrafficSplits", variant_pb2.ListTrafficSplitsRequest())
     add(VARIANTS + "DeleteTrafficSplit", variant_pb2.DeleteTrafficSplitRequest(variant="tiny"))
+    return made
+
+
+def wrong_calls() -> list[tuple[str, list[bytes]]]:
+    """Return calls in which one thing is wrong, and all else is as it should be."""
+    pictured = image_pb2.Image(encoded=encode(photo_like(24, 16), "JPEG", quality=30))
+    chunk = inference_pb2.ClassifyUploadRequest(chunk=pictured.encoded)
+    classify, embed = inference_pb2.ClassifyOptions, inference_pb2.EmbedOptions
+    upload, stream = inference_pb2.ClassifyUploadRequest, inference_pb2.ClassifyStreamRequest
+    upload_options = inference_pb2.ClassifyUploadOptions
+    config = inference_pb2.ClassifyStreamConfig()
+    delivered = inference_pb2.ClassifyStreamConfig(delivery=9)  # type: ignore[arg-type]
+    frames = [
+        stream(frame=inference_pb2.Frame(frame_id=number, image=pictured)) for number in (1, 0)
+    ]
+    made = [
+        *(
+            ("Classify", [inference_pb2.ClassifyRequest(options=options, image=pictured)])
+            for options in (
+                *(classify(top_k=4), classify(top_k=2**32 - 1), classify(variant="none")),
+                *(classify(min_probability=math.nan), classify(min_probability=-1.0)),
+            )
+        ),
+        *(
+            ("Embed", [inference_pb2.EmbedRequest(options=options, image=pictured)])
+            for options in (embed(type=7), embed(variant="x" * 100))  # type: ignore[arg-type]
+        ),
+        ("ClassifyUpload", [chunk]),
+        ("ClassifyUpload", [upload(options=upload_options(sha256=b"short")), chunk]),
+        ("ClassifyUpload", [upload(options=upload_options(sha256=bytes(32))), chunk]),
+        ("ClassifyUpload", [upload(options=upload_options()), upload(chunk=b""), chunk]),
+        ("ClassifyUpload", [upload(options=upload_options()), chunk, upload()]),
+        ("ClassifyUpload", [upload(options=upload_options())]),
+        ("ClassifyStream", frames),
+        ("ClassifyStream", [stream(config=config), *frames]),
+        ("ClassifyStream", [stream(config=config), frames[0], stream(config=config)]),
+        ("ClassifyStream", [stream(config=delivered), frames[0]]),
+    ]
+    return [
+        (INFERENCE + name, [message.SerializeToString() for message in messages])
+        for name, messages in made
+    ]
+
+
+def wrong_raw_images() -> list[image_pb2.RawImage]:
+    """Return raw images of which one number is wrong, and the pixels are as many as it says."""
+    wrong: list[dict[str, Any]] = [
+        *({"width": 0}, {"height": 0}, {"width": 65536, "height": 1}, {"width": 65535}),
+        *({"row_stride_bytes": 1}, {"pixel_format": 0}, {"pixel_format": 7}),
+        *({"pixel_format": 5, "width": 3}, {"pixel_format": 6, "height": 3}),
+    ]
+    made = []
+    for fields in wrong:
+        sound = {"width": 8, "height": 6, "pixel_format": image_pb2.PIXEL_FORMAT_RGB}
+        raw = image_pb2.RawImage(**(sound | fields))
+        length = raw.height * (raw.row_stride_bytes or 3 * raw.width)
+        raw.pixels = bytes(length)
+        made.append(raw)
     return made
 
 

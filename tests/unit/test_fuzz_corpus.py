@@ -1,4 +1,4 @@
-"""Everything that fuzzing has kept, and every sound file and call, keeps the promises."""
+"""What fuzzing has kept, and what it begins with, keeps the promises."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import seeds
 import targets
 from pictures import encode, picture
+from run import inputs
 from targets import TARGETS, Finding, checked
 
 from resnet50_server import decode, pixels
@@ -14,13 +15,7 @@ from resnet50_server.admission import Place
 from resnet50_server.errors import InvalidImage, InvalidRequest
 
 CORPUS = targets.ROOT / "fuzz" / "corpus"
-SEEDS = {
-    "images": list(seeds.images().values()),
-    "raw": [targets.raw_bytes(message) for message in seeds.raw_images().values()],
-    "calls": [calls.call_bytes(*call) for sent in seeds.calls().values() for call in sent],
-    "replies": seeds.replies(),
-    "files": seeds.files(),
-}
+SEEDS = inputs()
 EMBED = calls.call_bytes(*seeds.calls()["Embed"][0])
 
 
@@ -43,7 +38,7 @@ def test_corpus_keeps_the_promises(name):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_sound_inputs_keep_the_promises(name):
+def test_what_fuzzing_begins_with_keeps_the_promises(name):
     for content in SEEDS[name]:
         checked(TARGETS[name], content)
 
