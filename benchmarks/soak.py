@@ -24,12 +24,12 @@ from pathlib import Path
 
 import grpc
 import page
-from administrator import SECRET, Administrator, Store
 from expected import Checkpoint, Expected, large_pictures, make, pictures
 from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
 from load import KINDS, Callers, Load, Shape, latest, many, stream, unary, upload
 from provocations import cancelled, hurried, left, wrong
 from resources import Sample, Samples, Slope, open_places, tenths
+from store import SECRET, Administrator, Store
 from timeline import Timeline
 
 SWAPPED, FIXED, PASSING = "swapped", "fixed", "passing"

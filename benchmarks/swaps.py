@@ -25,12 +25,12 @@ from pathlib import Path
 
 import grpc
 import page
-from administrator import SECRET, Administrator, Store
 from expected import Checkpoint, Expected, large_pictures, make, pictures
 from ledger import LOST, RIGHT, WRONG, Ledger
 from load import KINDS, Callers, Load, Shape, many, stream, unary, upload
 from process import ServerProcess, resident_kib
 from resources import open_places
+from store import SECRET, Administrator, Store
 from timeline import Timeline
 
 from resnet50_client import CallObserver, ObservedCall
