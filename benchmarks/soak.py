@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import page
 from expected import Checkpoint, Expected, large_pictures, make, pictures
 from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
@@ -31,6 +30,8 @@ from provocations import cancelled, hurried, left, wrong
 from resources import Sample, Samples, Slope, open_places, tenths
 from store import SECRET, Administrator, Store
 from timeline import Timeline
+
+from resnet50_client import AsyncClient
 
 SWAPPED, FIXED, PASSING = "swapped", "fixed", "passing"
 SHAPES: dict[str, Shape] = {
@@ -160,8 +161,8 @@ async def trial(
             names,
             {"token": SECRET},
         )
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            administrator = Administrator(store, channel, timeline, outcome.ledger)
+        async with AsyncClient(server.address, token=SECRET) as client:
+            administrator = Administrator(store, client, timeline, outcome.ledger)
             samples = Samples(server.pid, max(0.5, seconds / 900))
             sampling = asyncio.create_task(samples.go_on())
             callers = Callers(load)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import shutil
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import grpc
 from expected import CHECKPOINT, Checkpoint
 from ledger import Ledger
 from process import ServerProcess
 from timeline import Timeline
 
-from resnet50.v1 import variant_pb2, variant_pb2_grpc
+from resnet50_client import AsyncClient, LoadedVariant, Resnet50Error
 from resnet50_server.tokens import hash_of
+
+Result = TypeVar("Result")
 
 SECRET = "trial-" + "s" * 40
 # Longer than any change may take.
@@ -74,7 +76,7 @@ class Administrator:
 
     Args:
         store: Where they come from.
-        channel: To the server.
+        client: Of the server, with `SECRET` as its token.
         timeline: Is told what may answer when.
         ledger: Is told of changes that fail.
 
@@ -84,99 +86,71 @@ class Administrator:
     """
 
     def __init__(
-        self, store: Store, channel: grpc.aio.Channel, timeline: Timeline, ledger: Ledger
+        self, store: Store, client: AsyncClient, timeline: Timeline, ledger: Ledger
     ) -> None:
-        self.changes: dict[str, int] = {}
+        self.changes: collections.Counter[str] = collections.Counter()
         self.replaced_s: list[float] = []
         self._store = store
-        self._stub: Any = variant_pb2_grpc.VariantServiceStub(channel)
+        self._client = client
         self._timeline = timeline
         self._ledger = ledger
 
     async def replace(self, name: str, checkpoint: Checkpoint) -> None:
         """Load a checkpoint in the place of the one that a name stands for."""
         self._store.put(name, checkpoint.folder)
-        before = self._timeline.now(name)
-        began = time.monotonic()
-
-        async def change() -> None:
-            with self._timeline.changing(name, checkpoint.digest):
-                reply = await self._load(name, replace=True)
-            found = reply.variant.digest, reply.replaced_digest
-            if found != (checkpoint.digest, before):
-                self._ledger.broken(f"replacing {name}: {found}, not {(checkpoint.digest, before)}")
-
-        if await self._tried("replace", change):
-            self.replaced_s.append(time.monotonic() - began)
+        before, began = self._timeline.now(name), time.monotonic()
+        loaded = await self._made("replace", name, checkpoint.digest, self._load(name, True))
+        if loaded is None:
+            return
+        self.replaced_s.append(time.monotonic() - began)
+        found, right = (
+            (loaded.variant.digest, loaded.replaced_digest),
+            (checkpoint.digest, before),
+        )
+        if found != right:
+            self._ledger.broken(f"replacing {name}: it says {found} instead of {right}")
 
     async def load(self, name: str, checkpoint: Checkpoint) -> None:
         """Load a variant that is not served."""
         self._store.put(name, checkpoint.folder)
-
-        async def change() -> None:
-            with self._timeline.changing(name, checkpoint.digest):
-                await self._load(name, replace=False)
-
-        await self._tried("load", change)
+        await self._made("load", name, checkpoint.digest, self._load(name, False))
 
     async def unload(self, name: str) -> None:
         """Unload a variant."""
-
-        async def change() -> None:
-            request = variant_pb2.UnloadVariantRequest(name=name)
-            with self._timeline.changing(name, None):
-                await self._stub.UnloadVariant(request, **self._options())
-
-        await self._tried("unload", change)
+        await self._made("unload", name, None, self._client.unload_variant(name))
 
     async def set_default(self, name: str) -> None:
         """Let a variant answer requests that name none."""
-
-        async def change() -> None:
-            request = variant_pb2.SetDefaultVariantRequest(name=name)
-            with self._timeline.changing("", name):
-                await self._stub.SetDefaultVariant(request, **self._options())
-
-        await self._tried("set default", change)
+        await self._made("set default", "", name, self._client.set_default_variant(name))
 
     async def fail(self, name: str, corrupt: Path) -> None:
         """Try to replace a variant by a checkpoint that is no whole one: nothing may change."""
         self._store.put(name, corrupt)
         try:
-            await self._load(name, replace=True)
-        except grpc.aio.AioRpcError as error:
-            self._count("failed load")
-            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
-                self._ledger.broken(f"a corrupt checkpoint is told {error!r}")
+            await self._load(name, True)
+        except Resnet50Error as error:
+            self.changes["failed load"] += 1
+            if error.code != "FAILED_PRECONDITION":
+                self._ledger.broken(f"a corrupt checkpoint is told {error.code}: {error}")
         else:
             self._ledger.broken("a corrupt checkpoint was loaded")
 
     async def drained(self) -> bool:
         """Return whether no variant has requests left from before it was replaced."""
-        reply = await self._stub.ListVariants(variant_pb2.ListVariantsRequest(), **self._options())
-        states = [one.state for one in reply.variants]
-        return variant_pb2.VARIANT_STATE_DRAINING not in states
+        return all(one.state != "draining" for one in await self._client.variants())
 
-    async def _load(self, name: str, replace: bool) -> variant_pb2.LoadVariantResponse:
-        request = variant_pb2.LoadVariantRequest(name=name, replace=replace)
-        reply: variant_pb2.LoadVariantResponse
-        reply = await self._stub.LoadVariant(request, **self._options())
-        return reply
+    async def _load(self, name: str, replace: bool) -> LoadedVariant:
+        return await self._client.load_variant(name, replace=replace, timeout_s=PATIENCE_S)
 
-    async def _tried(self, kind: str, change: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+    async def _made(
+        self, kind: str, name: str, value: str | None, change: Awaitable[Result]
+    ) -> Result | None:
         """Make a change; one that fails is a promise broken, and the trial goes on."""
         try:
-            await change()
-        except grpc.aio.AioRpcError as error:
-            self._ledger.broken(f"{kind}: {error!r}")
-            return False
-        self._count(kind)
-        return True
-
-    def _count(self, kind: str) -> None:
-        self.changes[kind] = self.changes.get(kind, 0) + 1
-
-    @staticmethod
-    def _options() -> dict[str, Any]:
-        metadata = (("authorization", f"Bearer {SECRET}"),)
-        return {"timeout": PATIENCE_S, "metadata": metadata}
+            with self._timeline.changing(name, value):
+                result = await change
+        except Resnet50Error as error:
+            self._ledger.broken(f"{kind} {name}: {error.code} {error}")
+            return None
+        self.changes[kind] += 1
+        return result

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import page
 from expected import Checkpoint, Expected, large_pictures, make, pictures
 from ledger import LOST, RIGHT, WRONG, Ledger
@@ -33,7 +32,7 @@ from resources import open_places
 from store import SECRET, Administrator, Store
 from timeline import Timeline
 
-from resnet50_client import CallObserver, ObservedCall
+from resnet50_client import AsyncClient, CallObserver, ObservedCall
 
 NAME = "mine"
 SHAPES: dict[str, Shape] = {
@@ -157,8 +156,8 @@ async def trial(folder: Path, swaps: int, quiet_s: float, flags: list[str]) -> O
         load = Load(
             server.address, expected, shown, large, timeline, outcome.ledger, ("", NAME), options
         )
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            administrator = Administrator(store, channel, timeline, outcome.ledger)
+        async with AsyncClient(server.address, token=SECRET) as client:
+            administrator = Administrator(store, client, timeline, outcome.ledger)
             callers = Callers(load)
             for kind in KINDS:
                 for name, shape in SHAPES.items():
