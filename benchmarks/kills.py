@@ -135,9 +135,8 @@ async def trial(
         )
 
     try:
-        for number in range(2):  # one after the other, so that the second finds the first's graphs
-            servers.append(start(number))
-            await asyncio.to_thread(servers[number].wait_until_ready)
+        servers += [start(number) for number in range(2)]
+        await asyncio.gather(*(asyncio.to_thread(one.wait_until_ready) for one in servers))
         callers = Callers(load)
         for kind in KINDS:
             for name, shape in SHAPES.items():
