@@ -26,8 +26,9 @@ from pathlib import Path
 
 import page
 from expected import Expected, large_pictures, make, pictures
+from frames import many, stream
 from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, Shape, many, stream, unary, upload
+from load import KINDS, Callers, Load, Shape, unary, upload
 from process import ServerProcess
 from timeline import Timeline
 

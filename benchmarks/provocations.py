@@ -13,8 +13,9 @@ from typing import Any
 # `expected` first: it leads to the tests' modules.
 from expected import Picture, pictures  # isort: skip
 from clients import Caller, items
+from frames import Answers, Frames
 from ledger import LOST, WRONG
-from load import PATIENCE_S, Answers, Frames, Load, Question, describe
+from load import PATIENCE_S, Load, Question, describe
 
 from resnet50_client import AsyncClient
 

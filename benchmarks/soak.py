@@ -24,8 +24,9 @@ from pathlib import Path
 
 import page
 from expected import Checkpoint, Expected, large_pictures, make, pictures
+from frames import latest, many, stream
 from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, Shape, latest, many, stream, unary, upload
+from load import KINDS, Callers, Load, Shape, unary, upload
 from provocations import cancelled, hurried, left, wrong
 from resources import Sample, Samples, Slope, open_places, tenths
 from store import SECRET, Administrator, Store

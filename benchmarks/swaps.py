@@ -25,8 +25,9 @@ from pathlib import Path
 
 import page
 from expected import Checkpoint, Expected, large_pictures, make, pictures
+from frames import many, stream
 from ledger import LOST, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, Shape, many, stream, unary, upload
+from load import KINDS, Callers, Load, Shape, unary, upload
 from process import ServerProcess, resident_kib
 from resources import open_places
 from store import SECRET, Administrator, Store

@@ -13,8 +13,9 @@ import expected
 import numpy as np
 import pytest
 from expected import Answer, Checkpoint, Expected, Picture, Wrong
+from frames import BROKEN, Answers, Frames
 from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
-from load import BROKEN, Answers, Frames, Load, Question
+from load import Load, Question
 from PIL import Image
 from resources import Sample, Slope, tenths
 from soak import Outcome
