@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from types import TracebackType
@@ -117,7 +118,7 @@ class Flight:
             EngineFailed: The engine fails on it.
             DeadlineUnreachable: There is no result yet.
         """
-        joined = self._loop.time()
+        joined = time.perf_counter()
         waiter: asyncio.Future[Result | None] = self._loop.create_future()
         self._waiting[waiter] = None
         waiter.add_done_callback(self._left)
@@ -134,7 +135,7 @@ class Flight:
         if result is None:
             return None
         self._shared()
-        waited_s = self._loop.time() - joined
+        waited_s = time.perf_counter() - joined
         return replace(result, queue_s=waited_s, compute_s=0.0, batch=None, cache="shared")
 
     def _left(self, waiter: asyncio.Future[Any]) -> None:
@@ -156,12 +157,10 @@ class Flight:
         error = computing.exception()
         if error is None:
             result = computing.result()
-            self._landed(self, result)
-            if not leader.done():
-                leader.set_result(result)
-            for waiter in self._waiting:
+            for waiter in (leader, *self._waiting):
                 if not waiter.done():
                     waiter.set_result(result)
+            self._landed(self, result)
         else:
             self._landed(self, None)
             if not leader.done():

@@ -164,6 +164,22 @@ async def test_a_call_is_a_span_with_what_the_server_said(kind):
     assert sent.value > len(PNG)
 
 
+async def test_what_the_servers_cache_answers_is_not_counted_as_computed(kind):
+    app = App()
+    async with (
+        serving(cache_bytes=2**20) as server,
+        Caller(kind, server.addresses[0], observers=[app.observer]) as client,
+    ):
+        for _ in range(2):
+            await client.classify(PNG)
+    computed, kept = app.spans(CLASSIFY)
+    assert "resnet50.cache" not in computed.attributes
+    assert kept.attributes["resnet50.cache"] == "hit"
+    (batch,) = app.points("resnet50.client.batch.size")
+    assert batch.count == 1
+    assert {point.count for point in app.points("resnet50.client.stage.duration")} == {1}
+
+
 async def test_an_error_is_one_in_span_and_metric(kind):
     app = App()
     async with (

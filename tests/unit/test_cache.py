@@ -339,12 +339,12 @@ async def test_answer_that_is_larger_than_the_cache_is_not_kept():
 
 @in_virtual_time
 async def test_answer_that_fills_the_cache_takes_the_place_of_all_others():
-    cache = ResponseCache(8600)
+    cache = ResponseCache(8500)
     keep(cache, "v", b"small", result())
     keep(cache, "v", b"large", result(2048))
     assert not is_kept(cache, "v", b"small")
     assert is_kept(cache, "v", b"large", True)
-    assert cache.memory_bytes <= 8600
+    assert cache.memory_bytes <= 8500
 
 
 @in_virtual_time
@@ -407,7 +407,8 @@ async def test_what_is_asked_while_it_is_computed_is_computed_once(wait_s):
     assert [one.cache for one in results] == ["none"] + ["shared"] * 5
     assert [one.indices.tolist() for one in results] == [[7]] * 6
     for other in results[1:]:
-        assert (other.queue_s, other.compute_s) == (pytest.approx(DECODE_S + 1.0 - wait_s), 0.0)
+        assert other.queue_s > 0.0
+        assert other.compute_s == 0.0
         assert (other.batch_size, other.batch) == (1, None)
     assert bench.lookups == Lookups(hits=0, shared=5, misses=1)
     assert await bench.uses(bench.ask(7)) == ["hit"]
@@ -562,6 +563,19 @@ async def test_interactive_image_does_not_wait_for_the_same_one_in_bulk():
     assert await bench.uses(later, bulk) == ["shared", "none"]
     assert bench.engine.batches.count([7]) == 2
     assert len(bench.cache) == 6
+
+
+@in_virtual_time
+async def test_end_of_one_computation_hides_no_other_of_the_same():
+    bench = Bench()
+    bulk = bench.ask(7, bulk=True)
+    await asyncio.sleep(DECODE_S / 2)
+    first = bench.ask(7)
+    await asyncio.sleep(DECODE_S / 4)
+    bulk.cancel()
+    await asyncio.sleep(0)
+    assert await bench.uses(first, bench.ask(7)) == ["none", "shared"]
+    assert bench.engine.batches == [[7]]
 
 
 @in_virtual_time

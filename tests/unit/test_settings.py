@@ -103,6 +103,7 @@ def test_address_is_accepted(served, address):
         ([*VARIANT, "--engine", "magic"], ["engine", "torch"]),
         ([*VARIANT, "--max-message-bytes", "9999"], ["max_message_bytes", "9999", "33619968"]),
         ([*VARIANT, "--max-image-bytes", "99999999"], ["max_message_bytes", "99999999"]),
+        ([*VARIANT, "--cache-bytes", "64"], ["cache_bytes", "64", "1048576", "0 to keep none"]),
         ([*VARIANT, "--config", "/no/such.toml"], ["config", "/no/such.toml"]),
         ([*VARIANT, "--max-batchsize", "3"], ["--max-batchsize"]),
         ([*VARIANT, "--listen"], ["--listen", "expected one argument"]),
