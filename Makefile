@@ -2,9 +2,10 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+FUZZ_S ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test nginx bench bench-gpu reliability check format protos clean
+.PHONY: help demo serve test nginx bench bench-gpu reliability fuzz fuzz-live check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -12,6 +13,10 @@ help:  ## Show this list
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/fuzz: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
 	@touch $@
 
 demo: $(VENV)/installed  ## Start a server, call it with real images, print what came back
@@ -34,6 +39,12 @@ bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 
 reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/reliability.py --write
+
+fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linux
+	$(BIN)/python fuzz/run.py --seconds $(FUZZ_S)
+
+fuzz-live: $(VENV)/installed  ## 40,000 mutated images and messages through a server; writes docs/reliability.md
+	$(BIN)/python fuzz/live.py --write
 
 check: $(VENV)/installed  ## Lint, types, stub drift, proto and Dockerfile lint
 	$(BIN)/ruff check .

@@ -211,7 +211,13 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    """Return how an image is to be turned; one whose EXIF cannot be read, not at all."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (InvalidImage, MemoryError):
+        raise
+    except Exception:  # many kinds, struct.error and SyntaxError among them; the pixels are whole
+        return 1
 
 
 def _to_8_bit(pixels: NDArray[np.generic], mode: str, file_format: str | None) -> NDArray[np.uint8]:

@@ -180,6 +180,27 @@ def test_exif_orientation_is_applied(format, orientation):
     assert np.abs(decoded(encoded).astype(int) - expected).max() <= 2
 
 
+ORIENTED = {
+    "text for a number": hostile.exif((0x0112, 2, 3, int.from_bytes(b"up\0\0", "little"))),
+    "no number": hostile.exif((0x0112, 3, 0, 0)),
+    "cut off": b"II*\0",
+    "no EXIF": b"HI*\0\x08\0\0\0\0\0",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("exif", ORIENTED.values(), ids=ORIENTED)
+def test_image_whose_exif_cannot_be_read_is_decoded_as_it_is_stored(exif):
+    """As every viewer shows it: its pixels are whole."""
+    jpeg, png = encode(picture(32, 32), "JPEG"), encode(picture(32, 32))
+    in_jpeg = jpeg[:2] + hostile.segment(0xE1, b"Exif\0\0" + exif) + jpeg[2:]
+    in_png = png[:33] + hostile.chunk(b"eXIf", exif) + png[33:]
+    text = b"Raw profile type exif\0\nexif\n%d\n%s" % (len(exif), exif.hex().encode())
+    in_text = png[:33] + hostile.chunk(b"tEXt", text) + png[33:]
+    for oriented, plain in ((in_jpeg, jpeg), (in_png, png), (in_text, png)):
+        assert (decoded(oriented) == decoded(plain)).all()
+
+
 def test_image_smaller_than_the_crop_is_padded_like_torchvision():
     transform = Transform(resize=20, crop=32, mean=(0, 0, 0), std=(1, 1, 1))
     image = picture(20, 20)

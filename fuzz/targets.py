@@ -1,0 +1,354 @@
+"""What is fuzzed: functions that take any bytes, and raise `Finding` if a promise is broken.
+
+The promise, wherever bytes come from a stranger: a result, or a refusal of ours that says what is
+wrong, within a bounded time and memory. What else must hold is said at each target. None of them
+needs atheris: `tests/unit/test_fuzz_corpus.py` replays the corpus in every run of the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import numpy as np
+from calls import Calls
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
+from resnet50_client import Resnet50Error, messages
+from resnet50_client.errors import error_of, error_of_status
+from resnet50_client.frames import Unanswered
+from resnet50_server.decode import Source, decode, look, source_of
+from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError
+from resnet50_server.file_guard import silence_libraries
+from resnet50_server.image_file import FORMATS, ImageLimits, check_header
+from resnet50_server.pixels import RawPixels, raw_to_rgb
+from resnet50_server.settings import Settings
+from resnet50_server.tokens import parse_tokens
+from resnet50_server.transform import Transform
+from resnet50_server.variants.definition import define
+
+Target: TypeAlias = Callable[[bytes], None]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Small, so that what passes them is cheap, and what is dear is a finding.
+LIMITS = ImageLimits(max_bytes=2**20, max_pixels=2**18, timeout_s=5.0)
+TRANSFORM = Transform(resize=36, crop=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+# Decoding costs up to 22 bytes a pixel (docs/security.md), and libraries keep some of it.
+MAX_GROWTH_BYTES = 64 * 2**20
+# Of this thread, so that a busy machine finds nothing. What is within the limits takes 0.05.
+MAX_CPU_S = 5.0
+
+silence_libraries()
+
+
+class Finding(Exception):
+    """A promise is broken; says which."""
+
+
+def checked(target: Target, content: bytes) -> None:
+    """Run a target within bounds of time and memory.
+
+    Args:
+        target: One of `TARGETS`.
+        content: Any bytes.
+
+    Raises:
+        Exception: Whatever the target raises; `Finding` if it takes too much.
+    """
+    peak, started = _peak_bytes(), time.thread_time()
+    target(content)
+    took, grown = time.thread_time() - started, _peak_bytes() - peak
+    if took > MAX_CPU_S:
+        raise Finding(f"took {took:.1f} s of CPU, the bound is {MAX_CPU_S:g} s")
+    # The peak only rises, so a rise is this input's; what stays below an earlier one is not seen.
+    if grown > MAX_GROWTH_BYTES:
+        raise Finding(f"took {grown} bytes of memory, the bound is {MAX_GROWTH_BYTES}")
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# Encoded images
+
+
+def images(content: bytes) -> None:
+    """Decode a file; look at it as the null engine's way and an upload's way do.
+
+    Neither of those may refuse what decoding takes, or the same image would be answered as a
+    request and refused as an upload. And nothing is called broken that Pillow by itself decodes.
+    """
+    with contextlib.suppress(InvalidImage):
+        source_of(image_pb2.Image(encoded=content), LIMITS)
+        pixels, refusal = _decoded(content)
+        for looked_at in _looks(content):
+            if looked_at is not None and refusal is None:
+                raise Finding(f"decoded, and yet refused: {looked_at}") from looked_at
+        if pixels is not None:
+            _require_input(pixels)
+        if refusal is not None and refusal.kind in ("truncated", "unreadable"):
+            _require_broken(content, refusal)
+
+
+def _decoded(source: Source) -> tuple[NDArray[np.uint8] | None, InvalidImage | None]:
+    try:
+        return decode(source, TRANSFORM, LIMITS), None
+    except InvalidImage as refusal:
+        _require_reason(refusal)
+        return None, refusal
+
+
+def _looks(content: bytes) -> Iterator[InvalidImage | None]:
+    """Give what each look at a file refuses it with."""
+    try:
+        look(content, TRANSFORM, LIMITS)
+        yield None
+    except InvalidImage as refusal:
+        yield refusal
+    length = 12
+    while length <= len(content):  # as an upload looks at what has arrived
+        try:
+            if check_header(content[:length], TRANSFORM, LIMITS):
+                return
+        except InvalidImage as refusal:
+            yield refusal
+        length *= 2
+
+
+def _require_broken(content: bytes, refusal: InvalidImage) -> None:
+    """Require that Pillow, without any check of ours, does not decode a file either."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            opened.convert("RGB")
+    except Exception:  # decoders raise many kinds for broken files
+        return
+    raise Finding(f"Pillow decodes it, and yet it is refused: {refusal}") from refusal
+
+
+def _require_input(pixels: NDArray[np.uint8]) -> None:
+    """Require what the engine takes."""
+    shape = (TRANSFORM.crop, TRANSFORM.crop, 3)
+    if pixels.shape != shape or pixels.dtype != np.uint8 or not pixels.flags.c_contiguous:
+        raise Finding(f"not the network's input: {pixels.dtype} {pixels.shape}")
+
+
+def _require_reason(refusal: InvalidImage) -> None:
+    if not refusal.field.startswith("image") or not refusal.reason.strip() or not refusal.kind:
+        raise Finding(f"a refusal that does not say what is wrong: {refusal!r}") from refusal
+
+
+# Raw images
+
+_NUMBERS = struct.Struct("<IIIIh")
+
+
+def raw(content: bytes) -> None:
+    """Take a raw image of any numbers.
+
+    Its pixels must be those at the places that its numbers say: the same picture, with its rows cut
+    out of the bytes one by one and packed, gives the same.
+    """
+    message = raw_image(content)
+    try:
+        source = source_of(image_pb2.Image(raw=message), LIMITS)
+    except InvalidImage as refusal:
+        _require_reason(refusal)
+        return
+    if not isinstance(source, RawPixels):
+        raise Finding(f"{type(source).__name__} came out of a raw image")
+    same = np.array_equal(raw_to_rgb(source), raw_to_rgb(_packed(source)))
+    if not same:
+        raise Finding("other pixels than those of its rows")
+    pixels, _ = _decoded(source)
+    if pixels is not None:
+        _require_input(pixels)
+
+
+def raw_image(content: bytes) -> image_pb2.RawImage:
+    """Make a raw image of bytes: its numbers, by how many bytes it lies, and its pixels.
+
+    Pixels are repeated until there are as many as there should be, give or take the lie.
+    """
+    numbers = content[: _NUMBERS.size].ljust(_NUMBERS.size, b"\0")
+    width, height, pixel_format, stride, lie = _NUMBERS.unpack(numbers)
+    pattern = content[_NUMBERS.size :] or b"\0"
+    planar = pixel_format in (image_pb2.PIXEL_FORMAT_NV12, image_pb2.PIXEL_FORMAT_I420)
+    rows = height * 3 // 2 if planar else height
+    samples = {image_pb2.PIXEL_FORMAT_RGB: 3, image_pb2.PIXEL_FORMAT_BGR: 3}
+    samples[image_pb2.PIXEL_FORMAT_RGBA] = 4
+    length = rows * (stride or width * samples.get(pixel_format, 1)) + lie
+    if not 0 <= length <= 2**21:
+        length = len(pattern)
+    return image_pb2.RawImage(
+        width=width,
+        height=height,
+        pixel_format=pixel_format % 2**31,
+        row_stride_bytes=stride,
+        pixels=(pattern * (length // len(pattern) + 1))[:length],
+    )
+
+
+def raw_bytes(message: image_pb2.RawImage, lie: int = 0) -> bytes:
+    """Return the bytes that `raw_image` makes a message of."""
+    sides = (message.width, message.height, message.pixel_format, message.row_stride_bytes)
+    return _NUMBERS.pack(*sides, lie) + message.pixels
+
+
+def _packed(source: RawPixels) -> RawPixels:
+    """Return the same picture without what lies between its rows."""
+    planar = source.pixel_format in (image_pb2.PIXEL_FORMAT_NV12, image_pb2.PIXEL_FORMAT_I420)
+    samples = {image_pb2.PIXEL_FORMAT_GRAY: 1, image_pb2.PIXEL_FORMAT_RGBA: 4}
+    row = source.width * (1 if planar else samples.get(source.pixel_format, 3))
+    stride = source.row_stride_bytes or row
+    planes = [(source.height, stride, row)]
+    if source.pixel_format == image_pb2.PIXEL_FORMAT_NV12:
+        planes.append((source.height // 2, stride, row))
+    elif source.pixel_format == image_pb2.PIXEL_FORMAT_I420:
+        planes += [(source.height // 2, (stride + 1) // 2, row // 2)] * 2
+    cut, at = [], 0
+    for rows, between, length in planes:
+        for _ in range(rows):
+            line = source.pixels[at : at + length]
+            if len(line) != length:
+                raise Finding(f"a row from byte {at} on is not there whole")
+            cut.append(line)
+            at += between
+    packed = b"".join(cut)
+    return RawPixels(source.width, source.height, source.pixel_format, 0, packed)
+
+
+# Calls
+
+
+def calls(content: bytes) -> None:
+    """Send a call of any RPC to the servicers; see `calls.Calls`."""
+    complaint = _running_calls().make(content)
+    if complaint is not None:
+        raise Finding(complaint)
+
+
+_calls: list[Calls] = []
+
+
+def _running_calls() -> Calls:
+    """Return the servicers, which are started once."""
+    if not _calls:
+        _calls.append(Calls())
+    return _calls[0]
+
+
+def stop_calls() -> None:
+    """Stop the servicers, if any run."""
+    while _calls:
+        _calls.pop().close()
+
+
+# Replies
+
+_STREAMS = (
+    messages.classify_stream("ordered", "", 0, None, False, None, 1),
+    messages.embed_stream("latest", "", False, "float16", None, 1),
+)
+
+
+def replies(content: bytes) -> None:
+    """Read a server's reply as the SDK does; a result, or an error of the SDK's own."""
+    kind, content = content[:1], content[1:]
+    with contextlib.suppress(DecodeError, Resnet50Error):  # malformed messages are gRPC's to refuse
+        match kind:
+            case b"\0":
+                repr(messages.classification(inference_pb2.ClassifyResponse.FromString(content)))
+            case b"\1":
+                found = messages.embedding(inference_pb2.EmbedResponse.FromString(content))
+                repr(found), found.cosine(found), np.asarray(found)
+            case b"\2":
+                message = inference_pb2.ClassifyStreamResponse.FromString(content)
+                repr(Unanswered(_STREAMS[0], 1).answer(message))
+            case b"\3":
+                answer = inference_pb2.EmbedStreamResponse.FromString(content)
+                repr(Unanswered(_STREAMS[1], 1).answer(answer))
+            case b"\4":
+                for variant in variant_pb2.ListVariantsResponse.FromString(content).variants:
+                    repr(messages.variant(variant))
+            case b"\5":
+                _require_error(error_of_status(status_pb2.Status.FromString(content)))
+            case _:
+                _require_error(error_of(_Failure(kind, content), "127.0.0.1:1", "; advice"))
+
+
+class _Failure(grpc.RpcError):
+    """A call that failed, with any details."""
+
+    def __init__(self, kind: bytes, details: bytes) -> None:
+        codes = list(grpc.StatusCode)
+        self._code = codes[sum(kind) % len(codes)]
+        self._details = details
+
+    def code(self) -> grpc.StatusCode:
+        """Return the status."""
+        return self._code
+
+    def details(self) -> str:
+        """Return the message."""
+        return self._details[:100].decode(errors="replace")
+
+    def trailing_metadata(self) -> tuple[tuple[str, Any], ...]:
+        """Return what comes with it."""
+        return (("grpc-status-details-bin", self._details), ("x-request-id", "1"))
+
+
+def _require_error(error: object) -> None:
+    if not isinstance(error, Resnet50Error):
+        raise Finding(f"{error!r} is no error of the SDK")
+    str(error), repr(error)
+
+
+# Files of whoever runs the server: not hostile, but often broken
+
+_folder = Path(tempfile.mkdtemp(prefix="resnet50-fuzz-"))
+
+
+def files(content: bytes) -> None:
+    """Read a tokens file, a variant.json or a config file: what is wrong in it is said."""
+    kind, content = content[:1], content[1:]
+    with contextlib.suppress(UnusableSetting, WeightsError):
+        if kind == b"t":
+            parse_tokens(Path("tokens.toml"), content)
+        elif kind == b"v":
+            (_folder / "variant.json").write_bytes(content)
+            define(f"own={_folder}")
+        else:
+            config = _folder / "config.toml"
+            config.write_bytes(content)
+            # What `resnet50-server serve` says and exits with 2 for.
+            with contextlib.suppress(ValidationError, SettingsError, ValueError):
+                Settings(config=config)
+
+
+TARGETS: dict[str, Target] = {
+    target.__name__: target for target in (images, raw, calls, replies, files)
+}
+# Of one input, in bytes.
+MAX_LENGTHS = {"images": 8192, "raw": 512, "calls": 4096, "replies": 4096, "files": 2048}
+
+
+def forget_environment() -> None:
+    """Take settings of this shell away, which would be mixed with those of fuzzed files."""
+    for name in [name for name in os.environ if name.startswith("RESNET50_")]:
+        del os.environ[name]
