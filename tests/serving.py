@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import grpc
 
@@ -78,12 +79,26 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class ServerProcess:
-    """`resnet50-server serve` as a process; `address` is known once it is ready."""
+    """`resnet50-server serve` as a process; `address` is known once it is ready.
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    Args:
+        arguments: Of the command.
+        environment: Beside this process's own.
+        fault: One of `faulty_server`.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        fault: str | None = None,
+    ) -> None:
+        program = ["-m", "resnet50_server"]
+        if fault is not None:
+            program = [str(Path(__file__).with_name("faulty_server.py")), fault]
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "resnet50_server", "serve"),
+                *(sys.executable, *program, "serve"),
                 *("--listen", "127.0.0.1:0"),
                 *arguments,
             ],
@@ -98,11 +113,15 @@ class ServerProcess:
         assert line.startswith("listening on "), line + self.process.stderr.read()
         return line.removeprefix("listening on ").strip()
 
+    def wait_until_ended(self) -> tuple[int, str]:
+        """Wait for its own end; return the exit status and what was written to stderr."""
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
     def terminate(self) -> tuple[int, str]:
         """Send SIGTERM; return the exit status and what was written to stderr."""
         self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, errors
+        return self.wait_until_ended()
 
 
 @contextlib.contextmanager

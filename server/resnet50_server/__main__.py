@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
@@ -85,6 +86,8 @@ def _serve(arguments: list[str]) -> int:
     except (SettingsError, ValueError) as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
         return 2
+    # A decoder or an engine that crashes says where, before the process is gone.
+    faulthandler.enable()
     from . import logs
 
     logs.configure(settings.log_level, settings.log_format)

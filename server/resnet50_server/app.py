@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from resnet50.v1 import (
@@ -29,7 +29,9 @@ from .decode import JpegDecoder
 from .decode_pool import DecodePool, decode_threads
 from .devices import Devices, cores
 from .errors import WeightsError
+from .faults import Fault
 from .folder_watch import FolderWatch
+from .health import ServingHealth
 from .held import HeldVariants
 from .image_file import ImageLimits
 from .listeners import certificates_of, listen
@@ -79,6 +81,12 @@ class Server:
 
     Args:
         settings: How to serve.
+
+    Attributes:
+        broken: Set when the server is lost.
+        fault: Why it is.
+        certificates: What TLS is spoken with.
+        addresses: Where it listens.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -89,9 +97,10 @@ class Server:
         request_log = RequestLog() if settings.log_level == "debug" else None
         observers = (self._metrics, self._tracing, request_log)
         self._observer = together([one for one in observers if one is not None])
-        self._health = health.aio.HealthServicer()
+        self._health = ServingHealth(("", *SERVICES), self._unready)
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
+        self.fault: Fault | None = None
         self._devices = Devices(settings, self._on_broken, self._observer)
         on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
         # Engines that need no processor stand for a GPU.
@@ -99,8 +108,10 @@ class Server:
         self._decode_pool = DecodePool(
             settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu),
             settings.decode_timeout_s,
+            self._on_broken,
         )
         self._cache = ResponseCache(settings.cache_bytes) if settings.cache_bytes else None
+        self._variants: HeldVariants | None = None
         self._inference: InferenceServicer | None = None
         self._changes: Changes | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -126,7 +137,7 @@ class Server:
         self.certificates = certificates_of(settings)
         tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         definitions = [define(spec) for spec in settings.variants]
-        variants = HeldVariants(definitions, settings.default_variant)
+        self._variants = variants = HeldVariants(definitions, settings.default_variant)
         traffic = Traffic(variants, lambda source, job: pipeline.compute(source, job))
         observer = self._observer
         if settings.variants_dir is not None:
@@ -176,11 +187,10 @@ class Server:
         if settings.channelz:
             _add_channelz(side, server)
         probes = boundary(Admission(SIDE_LIMITS), Observer())
-        probes.add(health_pb2_grpc.add_HealthServicer_to_server, self._health, server, None)
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        # Its own: whether the process lives, also while it loads or drains. For liveness probes,
-        # which would otherwise kill it then.
-        await self._health.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        probes.add(
+            health_pb2_grpc.add_HealthServicer_to_server, self._health.servicer, server, None
+        )
+        await self._health.start()
         if settings.listen_while_loading:
             await self._listen(server)
         log.info("loading the variants")
@@ -189,7 +199,7 @@ class Server:
         if watch is not None:
             self._watching = asyncio.create_task(watch.run(), name="watch variants_dir")
         self._loaded = True
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._health.look()
         if not settings.listen_while_loading:
             await self._listen(server)
 
@@ -229,6 +239,7 @@ class Server:
             self._changes.close()
         await self._devices.close()
         self._decode_pool.close()
+        self._health.close()
         if self._lag is not None:
             self._lag.close()
         if self._port is not None:
@@ -263,13 +274,22 @@ class Server:
 
     def _dead(self) -> str | None:
         """Say why the server is lost; None if it is not."""
-        return "the batch scheduler died; the log says why" if self.broken.is_set() else None
+        return None if self.fault is None else str(self.fault)
 
     def _unready(self) -> str | None:
         """Say why the server takes no images; None if it does."""
         if self._admission.draining:
             return "the server is shutting down"
-        return self._dead() or (None if self._loaded else "the variants are being loaded")
+        if (dead := self._dead()) is not None:
+            return dead
+        if not self._loaded or self._variants is None:
+            return "the variants are being loaded"
+        broken = (
+            held.queue.broken
+            for definition in self._variants.definitions
+            if (held := self._variants.loaded(definition)) is not None
+        )
+        return next((problem for problem in broken if problem), None)
 
     def _changes_of(self, variants: HeldVariants, traffic: Traffic) -> Changes:
         settings, directory = self._settings, self._settings.variants_dir
@@ -295,15 +315,12 @@ class Server:
 
     async def _refuse(self) -> None:
         """Say to who asks for the health, and to who calls, that no more requests are taken."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._inference is not None:
             self._inference.drain()
+        await self._health.look()
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", *SERVICES):
-            await self._health.set(service, status)
-
-    def _on_broken(self, error: BaseException) -> None:
+    def _on_broken(self, fault: Fault) -> None:
+        self.fault = self.fault or fault
         self.broken.set()
 
 

@@ -4,74 +4,34 @@ Lives wholly on the event loop, so it needs no locks; it knows nothing of gRPC o
 `Scheduler` serves one device and holds one queue per variant. It is work-conserving: when the
 engine is free it takes what waits, earliest deadline first and fair between streams, up to
 `max_batch_size`. A request that is cancelled or whose deadline cannot be met leaves its queue and
-costs nothing.
+costs nothing. A batch that fails is run again in parts (`rescue`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .batch import BatchPolicy, Running, answer, seen
 from .engine.protocol import BatchOutput, Engine
-from .errors import DeadlineUnreachable, EngineFailed, QueueFull, ServingError, ShuttingDown
-from .fair_queue import due_at
-from .latency import Margin
+from .errors import EngineFailed, ServingError, ShuttingDown
+from .faults import EngineHung, Fault, dump_stacks
 from .observer import Batch, Observer
-from .priority import BULK_EVERY, share
+from .rescue import Rescue, Rescues
 from .threads import Threads
-from .variant_queue import TICK_S, GivenUp, Result, VariantQueue, Waiting, too_late
+from .timetable import Timetable
+from .variant_queue import TICK_S, GivenUp, Result, VariantQueue, Waiting, fail
+from .watchdog import BatchWatch
 
 log = logging.getLogger(__name__)
 
-# One batch may fail for what is in it; so many in a row mean that the device is lost.
-MAX_FAILURES = 5
-# An idle device that was not measured for so long may have changed.
-PROBE_AFTER_S = 1.0
 # How often to look whether a queue's last batches have ended.
 LOOK_S = 0.005
-
-
-@dataclass(frozen=True)
-class BatchPolicy:
-    """How batches form.
-
-    Attributes:
-        max_batch_size: Images in one batch, at most.
-        max_queue_delay_ms: How long a free engine waits for a batch to fill; 0 takes what is there.
-        max_queue_size: Images that may wait per variant; one more is refused.
-    """
-
-    max_batch_size: int = 32
-    max_queue_delay_ms: float = 0.0
-    max_queue_size: int = 512
-
-
-@dataclass(eq=False, slots=True)
-class _Running:
-    """A batch that was handed to the device.
-
-    Attributes:
-        queue: Whose.
-        entries: Its images.
-        handed: When, in loop time.
-        free_at: When the device was, or will be, free for it.
-        ends: When it will have ended, as far as is known.
-        alone: Whether the device was free for it at once, so that its preparation shows.
-    """
-
-    queue: VariantQueue
-    entries: list[Waiting]
-    handed: float
-    free_at: float
-    ends: float
-    alone: bool
 
 
 class Scheduler:
@@ -83,48 +43,53 @@ class Scheduler:
     Args:
         policy: How batches form.
         threads: Where engines run; `workers` + `ahead` of them.
-        on_broken: Called once with the error if the device fails `MAX_FAILURES` batches in a row or
-            the scheduler itself does; the server then cannot answer any more and must say so.
+        on_broken: Called once if the device is lost, or hangs, or the scheduler itself fails; the
+            server then cannot answer any more and must say so.
         workers: How many batches compute at once.
         ahead: How many more may be handed over before the device is free for them, so that they
             are stacked and copied by then (docs/adr/0011-batches-in-flight.md).
         observer: Sees every batch.
         device: Its name, for observers.
+        engine_timeout_s: See `BatchWatch`.
 
     Attributes:
         busy_s: How long the device has computed, in seconds: the batches that have ended, each
             divided by `workers`, so that a device whose workers all compute gains 1 a second.
         given_up: Images that were cancelled by their callers.
+        hung: Whether a batch has not come back, nor will.
     """
 
     def __init__(
         self,
         policy: BatchPolicy,
         threads: Threads,
-        on_broken: Callable[[BaseException], None] | None = None,
+        on_broken: Callable[[Fault], None] | None = None,
         workers: int = 1,
         ahead: int = 0,
         observer: Observer | None = None,
         device: str = "",
+        engine_timeout_s: float = 0.0,
     ) -> None:
         self.policy = policy
         self.workers = workers
         self.ahead = ahead
         self.busy_s = 0.0
         self.given_up = GivenUp()
+        self.hung = False
         self._loop = asyncio.get_running_loop()
         self._threads = threads
         self._on_broken = on_broken
         self._observer = observer or Observer()
         self._device = device
         self._queues: list[VariantQueue] = []  # two of one name while one replaces the other
-        self._running: list[_Running] = []  # in the order in which they were handed over
+        self._running: list[Running] = []  # in the order in which they were handed over
+        self._rescues = Rescues(device, self._break)
+        self._timetable = Timetable(
+            policy, workers, ahead, self._queues, self._running, self._rescues.parts
+        )
+        self._watch = BatchWatch(engine_timeout_s, self._running, workers, self._on_hung)
         self._woken = False
         self._timer: asyncio.TimerHandle | None = None
-        self._failures = 0
-        # How long the device has computed what is not bulk while a queue held nothing else.
-        self._before_bulk_s = 0.0
-        self._margin = Margin()
         self._closing: BaseException | None = None
 
     def add(
@@ -138,7 +103,9 @@ class Scheduler:
             warm: Sizes of batches that ran already, and how long they took, in seconds; the first
                 deadlines are judged by them.
         """
-        queue = VariantQueue(name, engine, self.given_up)
+        queue = VariantQueue(
+            name, engine, self.given_up, self.policy.max_batch_size, self._loop.time
+        )
         self._queues.append(queue)
         for images, duration_s in warm:
             queue.latency.observe(images, duration_s)
@@ -177,24 +144,18 @@ class Scheduler:
             DeadlineUnreachable: What waits and runs ahead takes longer than there is time, or what
                 waits already would come too late.
             ShuttingDown: The scheduler has been closed.
-            EngineFailed: (from the returned awaitable) the batch failed.
+            EngineFailed: (from the returned awaitable) the engine failed on it.
+            DoesNotFit: (as well) the device has no memory for it.
         """
         if self._closing is not None:
             raise ShuttingDown() from self._closing
         if queue.removed is not None:
             raise type(queue.removed)(*queue.removed.args)
         now = self._loop.time()
-        room = self.policy.max_queue_size
-        if len(queue.waiting) >= share(room, bulk):
-            raise QueueFull(
-                "max_queue_size",
-                f"max_queue_size ({room}): {len(queue.waiting)} images wait for variant"
-                f" {queue.name}{', and the rest is for interactive ones' if bulk else ''}",
-                max(0.01, self._wait_s(queue, now)),
-            )
-        probe = self._is_probe(queue, deadline, now)
+        self._timetable.require_room(queue, bulk, now)
+        probe = self._timetable.is_probe(queue, deadline, now)
         if deadline is not None and not probe:
-            self._check(queue, deadline, flow, bulk, now)
+            self._timetable.require_time(queue, deadline, flow, bulk, now)
         future: asyncio.Future[Result] = self._loop.create_future()
         waiting = Waiting(image, top_k, with_embedding, deadline, now, future, probe, context)
         waiting.shadow = shadow
@@ -216,8 +177,8 @@ class Scheduler:
             DeadlineUnreachable: As `submit`.
         """
         now = self._loop.time()
-        if deadline is not None and not self._is_probe(queue, deadline, now):
-            self._check(queue, deadline, flow, bulk, now)
+        if deadline is not None and not self._timetable.is_probe(queue, deadline, now):
+            self._timetable.require_time(queue, deadline, flow, bulk, now)
 
     async def remove(self, queue: VariantQueue, reason: ServingError, patience_s: float) -> bool:
         """Take no more images into a queue, fail those that wait, wait for those that run.
@@ -232,116 +193,50 @@ class Scheduler:
         """
         queue.removed = reason
         self._queues.remove(queue)
-        self._fail([entry.item for entry in queue.waiting], reason)
+        fail([entry.item for entry in queue.waiting], partial(type(reason), *reason.args))
         ends = self._loop.time() + patience_s
-        while runs := any(running.queue is queue for running in self._running):
+        while runs := self._runs(queue):
             if self._loop.time() >= ends:
                 break
             await asyncio.sleep(LOOK_S)
         return not runs
 
+    @property
+    def idle(self) -> bool:
+        """Whether no batch is with the device."""
+        return not self._running
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Those of the variants that it serves."""
+        return [queue.engine for queue in self._queues]
+
     async def close(self) -> None:
         """Stop; what waits or is being computed is answered with `ShuttingDown`."""
         self._closing = self._closing or ShuttingDown("closed")
+        self._watch.close()
         if self._timer is not None:
             self._timer.cancel()
-        self._fail(
-            self._in_batches(), ShuttingDown("the server stopped while it computed this request")
-        )
-        self._fail(
-            self._in_queues(), ShuttingDown("the server stopped before it came to this request")
-        )
+        stopped = "the server stopped while it computed this request"
+        fail(self._in_batches(), partial(ShuttingDown, stopped))
+        stopped = "the server stopped before it came to this request"
+        fail(self._in_queues(), partial(ShuttingDown, stopped))
+
+    def _runs(self, queue: VariantQueue) -> bool:
+        """Return whether batches of a queue are with the device, or will be again."""
+        queues = [running.queue for running in self._running]
+        queues += [part.queue for part in self._rescues.parts]
+        return any(one is queue for one in queues)
 
     def _in_batches(self) -> list[Waiting]:
-        return [waiting for running in self._running for waiting in running.entries]
+        batches = (
+            *(running.entries for running in self._running),
+            *(part.images for part in self._rescues.parts),
+        )
+        return [waiting for images in batches for waiting in images]
 
     def _in_queues(self) -> list[Waiting]:
         return [entry.item for queue in self._queues for entry in queue.waiting]
-
-    @staticmethod
-    def _fail(those: list[Waiting], error: ServingError, cause: Exception | None = None) -> None:
-        for waiting in those:
-            if not waiting.future.done():
-                failure = type(error)(*error.args)  # each caller's traceback is its own
-                failure.__cause__ = cause
-                waiting.future.set_exception(failure)
-
-    def _lanes(self, now: float) -> list[float]:
-        """Return when each of the device's `workers` is free for another batch; sorted."""
-        busy = sorted(max(now, running.ends) for running in self._running)[-self.workers :]
-        return [now] * (self.workers - len(busy)) + busy
-
-    def _starts(self, batches: int, work_s: float, now: float) -> float:
-        """Return when the device comes to what waits behind `batches` that take `work_s` in all."""
-        lanes = self._lanes(now)
-        if not batches:
-            return lanes[0]
-        rounds, lane = divmod(batches, self.workers)
-        return lanes[lane] + rounds * work_s / batches
-
-    def _work_s(self, queue: VariantQueue, images: int) -> float:
-        """Return how long a worker is taken by images of a variant, in seconds."""
-        limit = self.policy.max_batch_size
-        work_s = queue.latency.estimate_s(images, limit)
-        return work_s if self.ahead else work_s + queue.preparation.estimate_s(images, limit)
-
-    def _wait_s(self, queue: VariantQueue, now: float) -> float:
-        """Return how long the queue takes to empty, in seconds."""
-        work_s = self._work_s(queue, len(queue.waiting))
-        return self._starts(0, 0.0, now) - now + work_s / self.workers
-
-    def _is_probe(self, queue: VariantQueue, deadline: float | None, now: float) -> bool:
-        """Return whether a request is computed whatever is expected of its deadline.
-
-        What was learned may be wrong by now, and where everything is refused nothing is learned: an
-        idle device that was not measured lately takes one.
-        """
-        return (
-            not self._running
-            and not queue.waiting
-            and now - queue.measured_at > PROBE_AFTER_S
-            and (deadline is None or now < deadline)
-        )
-
-    def _check(
-        self, queue: VariantQueue, deadline: float, flow: Hashable | None, bulk: bool, now: float
-    ) -> None:
-        """Refuse what cannot be answered in time, or would make late what was accepted before.
-
-        What is due earlier runs first. Once there is more than one batch, each is expected to be
-        full: those that come later fill it (docs/adr/0004-deadlines.md).
-        """
-        limit = self.policy.max_batch_size
-        due = due_at(now, deadline if flow is None else None)
-        batches, work_s = 0, 0.0
-        for other in self._queues:
-            # What is due before this takes along what is not, as far as its batch holds it.
-            if other is not queue and (images := other.waiting.before(due, bulk)):
-                count = -(-images // limit)
-                batches += count
-                work_s += self._work_s(other, min(count * limit, len(other.waiting)))
-        full_s = self._work_s(queue, limit)
-        before, place = divmod(position := queue.waiting.before(due, bulk), limit)
-        images = limit if before or len(queue.waiting) >= limit else place + 1
-        starts = self._starts(batches + before, work_s + before * full_s, now)
-        ends = queue.ends(images, now if self.ahead else starts, starts) + self._margin.seconds
-        if ends > deadline + TICK_S:
-            raise too_late(deadline - now, ends - now)
-        if bulk:
-            return  # nobody stands behind it
-        # Whoever is last in a batch before which this one comes becomes the first in the next.
-        last = (before + 1) * limit - 1
-        while (entry := queue.waiting.at(last)) is not None:
-            before += 1
-            moved = entry.item.deadline
-            ends = self._starts(batches + before + 1, work_s + (before + 1) * full_s, now)
-            if moved is not None and ends > moved + TICK_S:
-                raise DeadlineUnreachable(
-                    f"{position} images are due before this one, and those behind it were accepted"
-                    " and would come too late; nothing was computed: allow more time or call"
-                    " another server"
-                )
-            last += limit
 
     def _form(self) -> None:
         """Hand over what can start."""
@@ -353,18 +248,23 @@ class Scheduler:
             while self._closing is None and self._form_one():
                 pass
         except Exception as error:
-            self._break(error)
+            self._break(_died(error))
 
     def _form_one(self) -> bool:
         """Form one batch and hand it over; return whether there may be another."""
         if len(self._running) >= self.workers + self.ahead:
             return False
         now = self._loop.time()
-        queue, start = self._next(now)
+        free_at = self._timetable.lanes(now)[0]
+        if self._rescues.parts:
+            # Its images have waited longest.
+            if part := self._rescues.next(now, free_at):
+                self._hand_over(part.queue, part.images, now, free_at, part.rescue)
+            return True
+        queue, start = self._timetable.next(now)
         if queue is None:
             return False
-        limit, free_at = self.policy.max_batch_size, self._lanes(now)[0]
-        images = len(queue.waiting)
+        images, limit = len(queue.waiting), queue.limit.now(now)
         if len(self._running) >= self.workers and images < limit:
             # What comes until the device is free could join: handed over just so much ahead that
             # the device does not wait for it.
@@ -376,53 +276,28 @@ class Scheduler:
         batch = queue.take(limit, now, free_at)
         if batch:
             self._hand_over(queue, batch, now, free_at)
-            if only_bulk:
-                self._before_bulk_s = 0.0
-            elif any(other.waiting.only_bulk for other in self._queues if other is not queue):
-                self._before_bulk_s += queue.latency.batch_s(len(batch))
+            self._timetable.handed_over(queue, len(batch), only_bulk)
         return True
 
-    def _next(self, now: float) -> tuple[VariantQueue | None, float]:
-        """Return the queue that the next batch comes from, and how long it is held back to fill.
-
-        The one with the earliest deadline, whatever its batches take: on one device no order makes
-        the latest answer less late. One that holds bulk only goes behind those that do not, but for
-        a sixteenth (`BULK_EVERY`) of the device's time.
-        """
-        limit, delay_s = self.policy.max_batch_size, self.policy.max_queue_delay_ms / 1e3
-        chosen, best = None, (0, now, 0.0)
-        for queue in self._queues:
-            if (due := queue.due()) is None:
-                continue
-            start, images = now, len(queue.waiting)
-            if delay_s > 0.0 and images < limit:
-                # Held back to fill, but never past its first deadline.
-                latest = due - queue.ends(images, 0.0, 0.0)
-                start = max(now, min(queue.oldest() + delay_s, latest))
-            place = (self._rank(queue), start, due)
-            if chosen is None or place < best:
-                chosen, best = queue, place
-        return chosen, best[1]
-
-    def _rank(self, queue: VariantQueue) -> int:
-        """Return a queue's place among those of the device by its priority, the lowest first."""
-        if not queue.waiting.only_bulk:
-            return 0
-        images = min(len(queue.waiting), self.policy.max_batch_size)
-        return -1 if self._before_bulk_s > BULK_EVERY * queue.latency.batch_s(images) else 1
-
     def _hand_over(
-        self, queue: VariantQueue, entries: list[Waiting], now: float, free_at: float
+        self,
+        queue: VariantQueue,
+        entries: list[Waiting],
+        now: float,
+        free_at: float,
+        rescue: Rescue | None = None,
     ) -> None:
-        running = _Running(
+        running = Running(
             queue,
             entries,
             handed=now,
             free_at=free_at,
             ends=queue.ends(len(entries), now, free_at),
             alone=len(self._running) < self.workers,
+            rescue=rescue,
         )
         self._running.append(running)
+        self._watch.start()
         call = partial(
             queue.engine.run,
             [waiting.image for waiting in entries],
@@ -432,119 +307,99 @@ class Scheduler:
         self._threads.start(call, partial(self._on_ended, running))
 
     def _on_ended(
-        self, running: _Running, output: BatchOutput | None, error: BaseException | None
+        self, running: Running, output: BatchOutput | None, error: BaseException | None
     ) -> None:
         self._running.remove(running)
         if self._closing is not None:
             return
-        ended, now = time.perf_counter(), self._loop.time()
-        batch = Batch(
-            running.queue.name,
-            len(running.entries),
-            0.0 if output is None else output.compute_s,
-            ended,
-            [waiting.context for waiting in running.entries],
-            failed=False,
-            started=ended - max(0.0, now - max(running.handed, running.free_at)),
-            device=self._device,
-        )
         try:
-            self._settle(running, output, error, batch)
+            self._end(running, output, error)
+        except Exception as fault:
+            # Ours. Its images are nowhere any more but here.
+            fail(running.entries, partial(EngineFailed, "the batch scheduler died"), fault)
+            self._break(_died(fault))
+        self._form()
+
+    def _end(
+        self, running: Running, output: BatchOutput | None, error: BaseException | None
+    ) -> None:
+        """Account for a batch that has left the engine, and answer its images or try again."""
+        now = self._loop.time()
+        batch = seen(running, output, now, self._device)
+        if len(self._running) >= self.workers:
+            # The device comes to the next one that was handed over ahead.
+            following = self._running[self.workers - 1]
+            following.free_at = now
+            following.ends = following.queue.ends(len(following.entries), following.handed, now)
+        try:
+            self._answer(running, output, error, batch)
         except Exception as failure:
             # What the engine returned may be as wrong as an error.
             batch.failed, batch.compute_s = True, 0.0
-            self._on_failed(running, failure)
+            batch.out_of_memory = self._rescues.failed(
+                running.queue, running.entries, running.rescue, failure, now
+            )
         # One that failed took the device's time as well, as far as can be seen from here.
-        took_s = ended - batch.started if batch.failed else batch.compute_s
+        took_s = batch.ended - batch.started if batch.failed else batch.compute_s
         self.busy_s += max(0.0, took_s) / self.workers
         self._observer.batch_ended(batch)
-        self._form()
 
-    def _settle(
+    def _answer(
         self,
-        running: _Running,
+        running: Running,
         output: BatchOutput | None,
         error: BaseException | None,
         batch: Batch,
     ) -> None:
         """Take in what a batch made, and answer its images."""
         now, queue, size = self._loop.time(), running.queue, len(running.entries)
-        if len(self._running) >= self.workers:
-            # The device comes to the next one that was handed over ahead.
-            following = self._running[self.workers - 1]
-            following.free_at = now
-            following.ends = following.queue.ends(len(following.entries), following.handed, now)
         if output is None:
-            raise error or RuntimeError("the engine returned nothing")
-        finite = _finite(output).tolist()
+            if isinstance(error, Exception):
+                raise error
+            # What would end a thread, or the event loop, is none of theirs.
+            raise RuntimeError(f"the engine raised {error!r}") from error
         foreseen = queue.latency.known
         queue.latency.observe(size, output.compute_s)
         if running.alone:
             queue.preparation.observe(size, max(0.0, now - running.handed - output.compute_s))
-        started = max(running.handed, running.free_at)
-        for position, waiting in enumerate(running.entries):
-            if waiting.future.done():
-                continue
-            if not finite[position]:
-                waiting.future.set_exception(EngineFailed("the network's answer is not a number"))
-            else:
-                waiting.future.set_result(_result(output, position, waiting, started, batch))
-        queue.measured_at, self._failures = now, 0
+        answer(running, output, batch)
+        queue.measured_at = now
+        self._rescues.computed(running.rescue)
         if foreseen:
             # Behind the callers' turns, which send what they were given here.
             self._loop.call_soon(self._on_answered, running)
 
-    def _on_answered(self, running: _Running) -> None:
+    def _on_answered(self, running: Running) -> None:
         """Learn how much later than expected a batch's answers leave."""
         error_s = self._loop.time() - running.ends
         longest_s = running.queue.latency.batch_s(len(running.entries))
-        self._margin.observe(max(-longest_s, min(longest_s, error_s)))
+        self._timetable.margin.observe(max(-longest_s, min(longest_s, error_s)))
 
-    def _on_failed(self, running: _Running, error: Exception) -> None:
-        size, name = len(running.entries), running.queue.name
-        log.error("a batch of %d failed on variant %s", size, name, exc_info=error)
-        # Nobody is failed by a candidate's, and others show whether the device is lost.
-        self._failures += not all(waiting.shadow for waiting in running.entries)
-        self._fail(running.entries, EngineFailed("the engine failed on this batch"), error)
-        if self._failures >= MAX_FAILURES:
-            broken = EngineFailed(f"{MAX_FAILURES} batches in a row failed")
-            broken.__cause__ = error
-            self._break(broken)
+    def _on_hung(self, running: Running) -> None:
+        """Turn everybody away from a device that does not come back."""
+        self.hung = True
+        dump_stacks()
+        self._break(
+            EngineHung(
+                f"a batch of {len(running.entries)} on variant {running.queue.name} has not come"
+                f" back from the engine for {running.ran_s:.1f} s (engine_timeout_s)"
+            )
+        )
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, fault: Fault) -> None:
         """Leave nobody hanging when the device is lost, or by a fault of ours."""
-        log.critical("the batch scheduler died", exc_info=error)
-        self._closing = error
-        self._fail(self._in_batches() + self._in_queues(), EngineFailed("the batch scheduler died"))
+        log.critical("%s", fault, exc_info=fault.__cause__)
+        self._closing = fault
+        self._watch.close()
+        # What has not been computed yet, or is still being, is somebody else's to compute.
+        lost = partial(ShuttingDown, "the server has lost its engine")
+        fail(self._in_batches() + self._in_queues(), lost)
         if self._on_broken is not None:
-            self._on_broken(error)
+            self._on_broken(fault)
 
 
-def _finite(output: BatchOutput) -> NDArray[np.bool_]:
-    """Return for each image of a batch whether its answer is made of numbers: bool [N]."""
-    finite = np.asarray(np.isfinite(output.probabilities).all(axis=1))
-    if output.embeddings is not None:
-        finite = finite & np.isfinite(output.embeddings).all(axis=1)
-    return finite
-
-
-def _result(
-    output: BatchOutput,
-    position: int,
-    waiting: Waiting,
-    started: float,
-    batch: Batch,
-) -> Result:
-    embedding = None
-    if waiting.with_embedding:
-        assert output.embeddings is not None  # asked for by this request
-        embedding = output.embeddings[position]
-    return Result(
-        indices=output.indices[position, : waiting.top_k],
-        probabilities=output.probabilities[position, : waiting.top_k],
-        embedding=embedding,
-        queue_s=max(0.0, started - waiting.arrived),
-        compute_s=output.compute_s,
-        batch_size=batch.size,
-        batch=batch,
-    )
+def _died(error: Exception) -> Fault:
+    """Return what a fault in here comes to."""
+    died = Fault("the batch scheduler died; the log says why")
+    died.__cause__ = error
+    return died

@@ -11,13 +11,19 @@ from typing import Any, TypeVar
 
 import torch
 
+from .errors import ShuttingDown
 from .fair_queue import FairQueue
+from .faults import DecodingHung, dump_stacks
 from .file_guard import took_too_long
 from .threads import Threads
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+# Threads that may take the place of others, for each of those: a burst of images that are all
+# made to be slow is not what ends a server. Each that is held may hold a core.
+SPARES, LEAST_SPARES = 2, 4
 
 
 @dataclass(eq=False)
@@ -46,23 +52,37 @@ def decode_threads(cores: int, engine_on_cpu: bool) -> int:
 class DecodePool:
     """Runs calls in threads; what waits for one stands in a fair queue. Event loop only.
 
-    A call that takes too long is answered for, but no thread can be ended: until its call returns,
-    it stays taken, and what waits has one thread less.
+    A call that takes too long is answered for, but no thread can be ended. Another one takes its
+    place, for `spares` of them at most; once the call returns there is one thread too many, which
+    ends. When all are held, spares too, and for `timeout_s` none comes free, nothing can be decoded
+    any more.
 
     Args:
         threads: How many calls run at once.
         timeout_s: How long one may take from when a thread has it, in seconds.
+        on_hung: Called once nothing can be decoded any more.
 
     Attributes:
         stuck: Threads whose call has taken longer than that, and still runs.
         cancelled: Calls that were given up, while they waited or ran.
+        spares: How many threads may take the place of others.
     """
 
-    def __init__(self, threads: int, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        threads: int,
+        timeout_s: float = 10.0,
+        on_hung: Callable[[DecodingHung], None] | None = None,
+    ) -> None:
         # Decoding is parallel over images; within one, torch's threads would only get in the way.
         self._threads = Threads(threads, "decode", partial(torch.set_num_threads, 1))
         self._timeout_s = timeout_s
         self.stuck = 0
+        self._on_hung = on_hung
+        self.spares = max(LEAST_SPARES, SPARES * threads)
+        self._wanted = threads
+        self._lost = False
+        self._hanging: asyncio.TimerHandle | None = None
         self._count = self._free = threads
         self.cancelled = 0
         self._waiting: FairQueue[_Job] = FairQueue()
@@ -85,7 +105,10 @@ class DecodePool:
 
         Raises:
             InvalidImage: It takes longer than `timeout_s`.
+            ShuttingDown: No thread is left.
         """
+        if self._lost:
+            raise _turned_away()
         loop = asyncio.get_running_loop()
         job = _Job(call, loop.create_future())
         entry = self._waiting.push(job, loop.time(), deadline=deadline, flow=flow, bulk=bulk)
@@ -110,12 +133,14 @@ class DecodePool:
 
     @property
     def busy(self) -> int:
-        """How many threads run a call."""
+        """How many threads run a call, stuck ones included."""
         return self._count - self._free
 
     def close(self) -> None:
         """Start no more calls; those that run are left to themselves."""
         self._threads.close()
+        if self._hanging is not None:
+            self._hanging.cancel()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free and (entry := self._waiting.pop(loop.time())) is not None:
@@ -127,15 +152,51 @@ class DecodePool:
             self._threads.start(job.call, partial(self._finish, loop, job))
 
     def _give_up(self, job: _Job) -> None:
+        """Answer for a call that takes too long, and have another thread do the work of its own."""
         job.stuck = True
         self.stuck += 1
         log.warning(
-            "decoding takes longer than %g s (decode_timeout_s); threads taken by such images: %d",
+            "decoding takes longer than %g s (decode_timeout_s); threads taken by such images: %d,"
+            " of %d that there may be",
             self._timeout_s,
             self.stuck,
+            self._wanted + self.spares,
         )
         if not job.future.done():
             job.future.set_exception(took_too_long("image", self._timeout_s))
+        loop = job.future.get_loop()
+        if self._replace():
+            self._start(loop)
+        elif self.stuck == self._count:
+            self._hanging = loop.call_later(self._timeout_s, self._hang)
+
+    def _replace(self) -> bool:
+        """Start a spare thread; return whether there was one."""
+        if self._count == self._wanted + self.spares:
+            return False
+        try:
+            self._threads.add()
+        except RuntimeError as error:  # the system's limit; perhaps not for the next one
+            log.error("no thread can take the place of one that decodes for too long: %s", error)
+            return False
+        self._count += 1
+        self._free += 1
+        return True
+
+    def _hang(self) -> None:
+        """Turn away who waits, and who comes: nobody will be decoded for."""
+        self._lost = True
+        for entry in self._waiting:
+            if not entry.item.future.done():
+                entry.item.future.set_exception(_turned_away())
+        dump_stacks()
+        if self._on_hung is not None:
+            self._on_hung(
+                DecodingHung(
+                    f"all {self._count} decode threads have been held by images for longer than"
+                    f" {self._timeout_s:g} s (decode_timeout_s), {self.spares} spare ones included"
+                )
+            )
 
     def _finish(
         self,
@@ -147,10 +208,35 @@ class DecodePool:
         self._free += 1
         if job.timer is not None:
             job.timer.cancel()
-        self.stuck -= job.stuck
+        if job.stuck:
+            self._unstick()
         if not job.future.done():
             if error is None:
                 job.future.set_result(result)
             else:
-                job.future.set_exception(error)
+                job.future.set_exception(_of_image(error))
         self._start(loop)
+
+    def _unstick(self) -> None:
+        """Take back a thread whose call has returned after all, or end one if it is too many."""
+        self.stuck -= 1
+        if self._hanging is not None:
+            self._hanging.cancel()
+            self._hanging = None
+        if self._count - self.stuck > self._wanted:
+            self._threads.retire()
+            self._count -= 1
+            self._free -= 1
+
+
+def _turned_away() -> ShuttingDown:
+    return ShuttingDown("the server cannot decode images any more")
+
+
+def _of_image(error: BaseException) -> Exception:
+    """Return what fails an image; what would end a task or the event loop does not leave here."""
+    if isinstance(error, Exception):
+        return error
+    failed = RuntimeError(f"decoding raised {error!r}")
+    failed.__cause__ = error
+    return failed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,14 +12,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .batcher import BatchPolicy, Scheduler
+from .batch import BatchPolicy
+from .batcher import Scheduler
 from .engine.cpu import Division
+from .faults import Fault
 from .observer import Observer
 from .settings import Settings
 from .threads import Threads
 
 if TYPE_CHECKING:
     from .engine.cuda_device import CudaDevice
+
+log = logging.getLogger(__name__)
+
+# For engines to be closed when the server stops. All requests have been answered by then, or have
+# had their time.
+CLOSE_S = 5.0
+LOOK_S = 0.005
 
 
 def cores() -> int:
@@ -48,7 +59,7 @@ class Devices:
     def __init__(
         self,
         settings: Settings,
-        on_broken: Callable[[BaseException], None],
+        on_broken: Callable[[Fault], None],
         observer: Observer | None = None,
     ) -> None:
         self._settings = settings
@@ -78,7 +89,14 @@ class Devices:
                 settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
             )
             self._schedulers[device] = Scheduler(
-                policy, threads, self._on_broken, workers, ahead, self._observer, device
+                policy,
+                threads,
+                self._on_broken,
+                workers,
+                ahead,
+                self._observer,
+                device,
+                settings.engine_timeout_s,
             )
             self._threads[device] = threads
         return self._schedulers[device], self._threads[device]
@@ -89,8 +107,33 @@ class Devices:
         return self._schedulers
 
     async def close(self) -> None:
-        """Stop schedulers; a batch that runs is left to itself."""
+        """Stop schedulers and close engines; what takes longer than `CLOSE_S` is left as it is."""
         for scheduler in self._schedulers.values():
             await scheduler.close()
+        closing = [
+            asyncio.create_task(self._close_engines(device), name=f"close {device}")
+            for device, scheduler in self._schedulers.items()
+            if not scheduler.hung
+        ]
+        if closing:
+            _, left = await asyncio.wait(closing, timeout=CLOSE_S)
+            for task in left:
+                log.warning(
+                    "an engine was not closed (%s): it has not come back within %g s",
+                    task.get_name(),
+                    CLOSE_S,
+                )
+                task.cancel()
         for threads in self._threads.values():
             threads.close()
+
+    async def _close_engines(self, device: str) -> None:
+        """Close a device's engines where they run, once its last batches have ended."""
+        scheduler = self._schedulers[device]
+        while not scheduler.idle:
+            await asyncio.sleep(LOOK_S)
+        for engine in scheduler.engines:
+            try:
+                await self._threads[device].run(engine.close)
+            except Exception:
+                log.exception("an engine on %s failed to close", device)

@@ -8,7 +8,7 @@ Data flow, and which error belongs to which arrow:
         → validate     InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
         → decode       InvalidImage
         → queue        QueueFull, DeadlineUnreachable
-        → engine       EngineFailed
+        → engine       EngineFailed, DoesNotFit
 
     ServingError
     ├── Unauthenticated       UNAUTHENTICATED      no token, or not one of ours
@@ -19,7 +19,8 @@ Data flow, and which error belongs to which arrow:
     ├── SplitNotFound         NOT_FOUND            the variant has no traffic split
     ├── VariantLoading        UNAVAILABLE          not loaded yet; another server may answer
     ├── Overloaded            RESOURCE_EXHAUSTED   too many requests or bytes inside the server
-    │   └── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
+    │   ├── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
+    │   └── DoesNotFit        RESOURCE_EXHAUSTED   the device has no memory for a single image
     ├── DataLoss              DATA_LOSS            what arrived is not what was sent
     ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
     ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
@@ -167,6 +168,23 @@ class QueueFull(Overloaded):
     """The variant's queue is full."""
 
 
+class DoesNotFit(Overloaded):
+    """The device has no memory left, not even for this image alone.
+
+    Args:
+        device: Its name.
+        retry_after_s: When there may be some, in seconds from now.
+    """
+
+    def __init__(self, device: str, retry_after_s: float) -> None:
+        super().__init__(
+            "device_memory",
+            f"device_memory: {device} has no memory left to compute this image, by itself; it is"
+            " for the server's operator to free some: call another server",
+            retry_after_s,
+        )
+
+
 class DataLoss(ServingError):
     """What arrived is not what was sent."""
 
@@ -206,7 +224,7 @@ class Unloading(ShuttingDown):
 
 
 class EngineFailed(ServingError):
-    """The engine raised on the batch that held the request; the cause is chained."""
+    """The engine raised on the image, or its answer is not a number; the cause is chained."""
 
 
 class NotEnabled(ServingError):
@@ -223,6 +241,19 @@ class NotEnabled(ServingError):
 
 class NotNow(ServingError):
     """What the server holds does not allow a change of its variants; says why."""
+
+
+def let_go(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of what caused it.
+
+    Their frames hold what was at work: a request and its image, a batch and what it took of the
+    memory. gRPC and tasks hold errors in circles, so all of that would stay until garbage is looked
+    for.
+    """
+    left: BaseException | None = error
+    while left is not None and left.__traceback__ is not None:
+        left.__traceback__ = None
+        left = left.__cause__ or left.__context__
 
 
 class WeightsError(Exception):

@@ -56,6 +56,7 @@ LIMITS = (
     "max_streams_per_caller",
     "max_rate_per_caller",
     "max_queue_size",
+    "device_memory",
     "deadline",
     "draining",
     "unloading",
@@ -157,6 +158,20 @@ class Metrics(Observer):
         self._batch_failures = _Children(
             counter("resnet50_batch_failures", "Batches on which the engine failed.", "variant")
         )
+        self._too_large = _Children(
+            counter(
+                "resnet50_batches_out_of_memory",
+                "Batches for which the device had no memory; run again in parts.",
+                "variant",
+            )
+        )
+        self._not_numbers = _Children(
+            counter(
+                "resnet50_answers_not_numbers",
+                "Images failed because what the network says of them is not a number.",
+                "variant",
+            )
+        )
         self._dropped = _Children(
             counter(
                 "resnet50_frames_dropped",
@@ -205,6 +220,8 @@ class Metrics(Observer):
             for outcome in (REFUSED, DROPPED):
                 self._images[name, outcome]
             self._batch_failures[name,]
+            self._too_large[name,]
+            self._not_numbers[name,]
             self._dropped[name,]
             self._frame_errors[name, INTERNAL]
 
@@ -252,6 +269,10 @@ class Metrics(Observer):
         of.batch_size.observe(batch.size)
         if batch.failed:
             self._batch_failures[batch.variant,].inc()
+        if batch.out_of_memory:
+            self._too_large[batch.variant,].inc()
+        if batch.not_numbers:
+            self._not_numbers[batch.variant,].inc(batch.not_numbers)
 
     def _refused(self, error: Exception) -> None:
         if isinstance(error, Overloaded):

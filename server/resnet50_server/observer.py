@@ -55,9 +55,11 @@ class Batch:
         compute_s: On the engine, in seconds; 0 if it failed.
         ended: On the clock of `time.perf_counter`, in seconds.
         contexts: What `submit` was given with each image.
-        failed: Whether the engine raised.
+        failed: Whether the engine raised. Its images may be in others again; see `rescue`.
         started: When its images left the queue, on the same clock as `ended`.
         device: That computed it, e.g. "cpu" or "cuda:0".
+        out_of_memory: Whether it failed because the device had no memory for it.
+        not_numbers: How many of its answers are not numbers, and were failed.
         notes: What observers keep with it, by their own keys.
     """
 
@@ -69,6 +71,8 @@ class Batch:
     failed: bool
     started: float = 0.0
     device: str = ""
+    out_of_memory: bool = False
+    not_numbers: int = 0
     notes: dict[object, Any] = field(default_factory=dict)
 
 

@@ -17,8 +17,12 @@ from .errors import UnusableSetting, WeightsError
 from .file_guard import silence_libraries
 from .memory import return_memory
 from .settings import Settings
+from .watchdog import LoopWatch
 
 log = logging.getLogger(__name__)
+
+# What a server that is lost has to stop in, once its calls have ended.
+LAST_S = 15.0
 
 
 async def serve(settings: Settings) -> int:
@@ -26,7 +30,9 @@ async def serve(settings: Settings) -> int:
 
     Returns:
         0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
-        names cannot be used, 70 if its scheduler broke.
+        names cannot be used; 70 if its device is lost or its scheduler broke, 71 if its engine
+        hangs, 72 if decoding does, of all threads. One whose event loop hangs ends here and now,
+        with 73 (`watchdog`), as does one that meets a second signal, with 128 and its number.
     """
     silence_libraries()
     server = Server(settings)
@@ -35,11 +41,17 @@ async def serve(settings: Settings) -> int:
     loop.set_exception_handler(_on_loop_exception)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    watch: LoopWatch | None = None
     starting = asyncio.create_task(server.start(), name="start")
+    broken = asyncio.create_task(server.broken.wait(), name="wait for a fault")
     stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
     stopped.add_done_callback(_exit_on_next_signal)
     try:
-        await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((starting, stopped, broken), return_when=asyncio.FIRST_COMPLETED)
+        if broken.done():
+            # By a variant that was loaded already.
+            starting.cancel()
+            return await _give_up(server)
         if not starting.done():
             # Variants that are loaded already finish what they have. The thread that still reads or
             # downloads the next one cannot be cancelled, and is not waited for.
@@ -56,6 +68,7 @@ async def serve(settings: Settings) -> int:
             # torch raises RuntimeError and its subclasses, such as OutOfMemoryError.
             print(f"resnet50-server: {_text(error)}", file=sys.stderr)
             return 1
+        watch = LoopWatch()
         # What is loaded stays. Looking through it for garbage, torch's 350,000 objects for the most
         # part, would stop everything for 0.2 s now and then (docs/adr/0011-batches-in-flight.md).
         gc.freeze()
@@ -65,16 +78,28 @@ async def serve(settings: Settings) -> int:
             print(f"listening on {address}", flush=True)
         if server.metrics_url is not None:
             print(f"metrics on {server.metrics_url}", flush=True)
-        broken = asyncio.create_task(server.broken.wait(), name="wait for a fault")
         await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
-        log.info("stopping: %s", "the engine broke" if broken.done() else "asked to")
-        status = 70 if broken.done() else 0
-        broken.cancel()
+        if broken.done():
+            return await _give_up(server)
+        log.info("stopping: asked to")
         await server.turn_away()
-        return status
+        return 0
     finally:
         stopped.cancel()
-        await server.stop()
+        broken.cancel()
+        # Bounded in all its parts; of a server that is lost, also if one of them is lost as well.
+        limit_s = None if server.fault is None else settings.drain_timeout_s + LAST_S
+        await asyncio.wait_for(server.stop(), limit_s)
+        if watch is not None:
+            watch.close()
+
+
+async def _give_up(server: Server) -> int:
+    """Turn callers away from a server that is lost; return the exit status."""
+    assert server.fault is not None  # what it waited for
+    log.critical("stopping with exit status %d: %s", server.fault.status, server.fault)
+    await server.turn_away()
+    return server.fault.status
 
 
 def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -158,6 +158,10 @@ class Readings(Collector):
         beta = _family(
             "resnet50_batch_latency_beta_seconds", "What each image of a batch costs, as learned."
         )
+        limit = _family(
+            "resnet50_batch_size_limit",
+            "How many images a batch may hold; less than asked for while memory is short.",
+        )
         info = GaugeMetricFamily(
             "resnet50_variant_info",
             "1 for each variant that is loaded.",
@@ -171,6 +175,7 @@ class Readings(Collector):
             images.add_metric(name, len(queue.waiting))
             waited_s = self._loop.time() - queue.oldest() if len(queue.waiting) else 0.0
             age.add_metric(name, waited_s)
+            limit.add_metric(name, queue.limit.now(self._loop.time()))
             if queue.latency.known:
                 alpha.add_metric(name, queue.latency.alpha_s)
                 beta.add_metric(name, queue.latency.beta_s)
@@ -178,7 +183,7 @@ class Readings(Collector):
             info.add_metric(
                 [*name, opened.digest, opened.kind, opened.device, opened.precision, default], 1.0
             )
-        yield from (images, age, alpha, beta, info)
+        yield from (images, age, alpha, beta, limit, info)
 
     def _of_splits(self) -> Iterator[Metric]:
         """Give what was counted of the splits that hold, so that no other one has a series."""

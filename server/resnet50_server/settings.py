@@ -313,7 +313,11 @@ class Settings(BaseSettings):
     ] = None
     decode_timeout_s: Annotated[
         float,
-        Field(gt=0, description="Seconds that decoding one image may take, once it has a thread."),
+        Field(
+            gt=0,
+            description="Seconds that decoding one image may take, once it has a thread; another"
+            " thread takes the place of one that is held for longer, up to a bound.",
+        ),
     ] = 10.0
     cache_bytes: Annotated[
         int,
@@ -334,6 +338,16 @@ class Settings(BaseSettings):
             description="Threads of one batch on the CPU; default: the cores divided by instances.",
         ),
     ] = None
+    engine_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10**6,
+            description="Seconds that one batch may take, or ten times what such batches have taken"
+            " if that is more; then the server counts as hung, turns its callers away and exits. 0:"
+            " any.",
+        ),
+    ] = 60.0
     calibration_dir: Annotated[
         Path | None,
         Field(description="Images from which int8 is made of float weights (--precision int8)."),

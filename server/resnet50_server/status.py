@@ -23,6 +23,7 @@ from .errors import (
     Unauthenticated,
     VariantLoading,
     VariantNotFound,
+    let_go,
 )
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -76,20 +77,8 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in (*_details(error), error_details_pb2.RequestInfo(request_id=request_id)):
         status.details.add().Pack(detail)
-    _let_go(error)
+    let_go(error)
     return status
-
-
-def _let_go(error: BaseException) -> None:
-    """Drop the tracebacks of an error and of what caused it.
-
-    Their frames hold the request and its image, and gRPC and tasks hold the error in circles: the
-    images of some hundred refused requests would stay until garbage is looked for.
-    """
-    left: BaseException | None = error
-    while left is not None and left.__traceback__ is not None:
-        left.__traceback__ = None
-        left = left.__cause__ or left.__context__
 
 
 def _details(error: Exception) -> list[Message]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import itertools
 import sys
 import threading
 from collections import deque
@@ -50,12 +51,26 @@ class Threads:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waking = False
         self._initialize = initialize
+        self._name = name
+        self._numbers = itertools.count()
+        self._threads: list[threading.Thread] = []
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> None:
+        """Start one more.
+
+        Raises:
+            RuntimeError: The system gives no more threads.
+        """
         # No daemons: Python would end them in the middle of a decoder's C++, which aborts.
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{number}") for number in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{next(self._numbers)}")
+        thread.start()
+        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+
+    def retire(self) -> None:
+        """End one, whichever is free first after the calls that were started."""
+        self._calls.put(None)
 
     def start(self, call: Callable[[], Any], done: Done) -> None:
         """Run a call in a thread, then `done` on the loop.
@@ -88,7 +103,7 @@ class Threads:
             while True:
                 self._calls.get_nowait()
         for _ in self._threads:
-            self._calls.put(None)
+            self.retire()
 
     def _work(self) -> None:
         name_thread()

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import time
 from bisect import bisect_right
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .batch_limit import BatchLimit
 from .engine.protocol import Engine
 from .errors import DeadlineUnreachable, ServingError
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
 from .observer import Batch, CacheUse
+from .soundness import Soundness
+
+log = logging.getLogger(__name__)
 
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
 TICK_S = 1e-6
@@ -96,6 +102,8 @@ class VariantQueue:
         name: The variant's.
         engine: What computes them.
         given_up: Counts those whose callers leave.
+        max_batch_size: Images in a batch, at most.
+        clock: Tells loop time.
 
     Attributes:
         latency: How long its batches take on the device.
@@ -104,9 +112,18 @@ class VariantQueue:
         waiting: Those that wait, in their order.
         measured_at: When a batch ended last, in loop time.
         removed: Why it takes no more images; None while it does.
+        limit: How large its batches may be.
+        soundness: Whether its answers are numbers.
     """
 
-    def __init__(self, name: str, engine: Engine, given_up: GivenUp | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        given_up: GivenUp | None = None,
+        max_batch_size: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.engine = engine
         self.latency = LatencyModel(engine.padded)
@@ -114,7 +131,29 @@ class VariantQueue:
         self.waiting: FairQueue[Waiting] = FairQueue()
         self.measured_at = -math.inf
         self.removed: ServingError | None = None
+        self.limit = BatchLimit(max_batch_size)
+        self.soundness = Soundness()
         self._given_up = given_up or GivenUp()
+        self._clock = clock
+
+    @property
+    def broken(self) -> str | None:
+        """Say why the variant is not to be relied on; None if it is."""
+        problem = self.soundness.problem(self._clock())
+        return None if problem is None else f"variant {self.name}: {problem}"
+
+    def observe_numbers(self, answers: int, not_numbers: int) -> None:
+        """Take in how many answers of a batch are not numbers; say so once it is too much."""
+        before = not_numbers and self.broken
+        self.soundness.observe(answers, not_numbers, self._clock())
+        if not_numbers and not before and (broken := self.broken):
+            log.error(
+                "%s; the server's health is NOT_SERVING until most of them are again. The weights"
+                " are broken, in memory or in their file, or the precision is too low for them:"
+                " load the variant again or restart, check its file (resnet50-server variants"
+                " verify), or serve --precision fp32",
+                broken,
+            )
 
     def ends(self, images: int, handed: float, free_at: float) -> float:
         """Return when a batch will end, in loop time.
@@ -198,6 +237,48 @@ class VariantQueue:
         for entry in batch:
             entry.item.batched = True
         return [entry.item for entry in batch]
+
+    def in_time(self, images: list[Waiting], now: float, free_at: float) -> list[Waiting]:
+        """Return those of a failed batch that are run again; fail what would come too late.
+
+        Args:
+            images: Some have left, perhaps.
+            now: Loop time.
+            free_at: When the device is free; see `ends`.
+        """
+        left = [waiting for waiting in images if not waiting.future.done()]
+        while left:
+            first = min(left, key=_deadline)
+            # What is computed to see how fast the device is has only its own deadline.
+            ends = now if first.probe else self.ends(len(left), now, free_at)
+            if ends <= _deadline(first) + TICK_S:
+                break
+            left.remove(first)
+            first.future.set_exception(too_late(_deadline(first) - now, ends - now))
+        return left
+
+
+def _deadline(waiting: Waiting) -> float:
+    return math.inf if waiting.deadline is None else waiting.deadline
+
+
+def fail(
+    those: Iterable[Waiting],
+    refusal: Callable[[], ServingError],
+    cause: Exception | None = None,
+) -> None:
+    """Fail images that have no answer yet.
+
+    Args:
+        those: Images.
+        refusal: Makes what a caller is told: each has a traceback of its own.
+        cause: Why.
+    """
+    for waiting in those:
+        if not waiting.future.done():
+            failure = refusal()
+            failure.__cause__ = cause
+            waiting.future.set_exception(failure)
 
 
 def too_late(left_s: float, needed_s: float) -> DeadlineUnreachable:

@@ -175,6 +175,7 @@ def test_server_and_client_never_import_each_other():
 def test_grpc_is_at_the_servers_edge_only():
     assert importers(SERVER, "grpc", "grpc_channelz", "grpc_health", "grpc_reflection") == {
         "app.py",
+        "health.py",
         "listeners.py",
         "process.py",
         "servicers/boundary.py",
@@ -192,17 +193,26 @@ def test_prometheus_is_where_metrics_are_only():
 
 
 def test_the_batcher_knows_neither_grpc_nor_torch_nor_variants():
-    seen = imports(SERVER / "batcher.py", SERVER) | imports(SERVER / "variant_queue.py", SERVER)
+    seen: set[str] = set()
+    for name in ("batcher", "batch", "rescue", "timetable", "variant_queue", "watchdog"):
+        seen |= imports(SERVER / f"{name}.py", SERVER)
     ours = {module for module in seen if module.startswith("resnet50")}
     assert {module.split(".")[1] for module in ours} == {
+        "batch",
+        "batch_limit",
         "engine",
         "errors",
         "fair_queue",
+        "faults",
         "latency",
         "observer",
         "priority",
+        "rescue",
+        "soundness",
         "threads",
+        "timetable",
         "variant_queue",
+        "watchdog",
     }
     assert not any(module.split(".")[0] in ("grpc", "torch", "torchvision") for module in seen)
 

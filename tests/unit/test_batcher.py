@@ -7,9 +7,12 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
-from resnet50_server.batcher import MAX_FAILURES, PROBE_AFTER_S, BatchPolicy, Scheduler
+from resnet50_server.batch import BatchPolicy
+from resnet50_server.batcher import Scheduler
 from resnet50_server.errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
 from resnet50_server.priority import BULK_EVERY
+from resnet50_server.rescue import MAX_FAILURES
+from resnet50_server.timetable import PROBE_AFTER_S
 
 
 class Bench:
@@ -290,8 +293,7 @@ async def test_device_that_fails_batch_after_batch_is_reported_broken():
         assert bench.broken == []
         with pytest.raises(EngineFailed):
             await bench.submit(number)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await asyncio.sleep(1.0)  # a grey image was tried as well
     assert isinstance(bench.broken[0].__cause__, RuntimeError)
     with pytest.raises(ShuttingDown):
         bench.submit(9)
@@ -365,9 +367,9 @@ async def test_death_of_the_loop_fails_everybody_and_is_reported():
         raise AssertionError("bug in the batcher")
 
     bench.queue.take = broken_take
-    with pytest.raises(EngineFailed):
+    with pytest.raises(ShuttingDown):  # it was not computed: another server may
         await first
-    assert isinstance(bench.broken[0], AssertionError)
+    assert isinstance(bench.broken[0].__cause__, AssertionError)
     with pytest.raises(ShuttingDown):
         bench.submit(2)
 
@@ -735,4 +737,5 @@ async def test_failing_on_shadows_does_not_mean_that_the_device_is_lost():
     for _ in range(MAX_FAILURES):
         with pytest.raises(EngineFailed):
             await bench.submit(1)
+    await asyncio.sleep(1.0)  # a grey image was tried as well
     assert len(bench.broken) == 1

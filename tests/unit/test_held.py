@@ -11,11 +11,12 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
+import resnet50_server.devices
 from resnet50_server import loading
 from resnet50_server.batcher import BatchPolicy, Scheduler
 from resnet50_server.devices import Devices
 from resnet50_server.engine.protocol import BatchOutput
-from resnet50_server.errors import WeightsError
+from resnet50_server.errors import ShuttingDown, WeightsError
 from resnet50_server.held import HeldVariant
 from resnet50_server.loading import LAST_BATCHES_S, hold, let_go
 from resnet50_server.opening import WARM_UP_S, OpenEngine, warm_up
@@ -108,6 +109,43 @@ async def test_an_engine_that_stands_for_one_device_computes_one_batch_at_a_time
 
 async def no_limit(needed_bytes: int) -> None:
     """Make as much room as is wanted."""
+
+
+async def test_engines_are_closed_where_they_run_when_the_server_stops():
+    devices = Devices(Settings(variants=["u=random:0"], instances=1), lambda fault: None)
+    scheduler, _ = devices.get("cpu")
+    engines = [ClosingEngine(), ClosingEngine()]
+    for name, engine in zip("ab", engines, strict=True):
+        scheduler.add(name, engine)
+    await devices.close()
+    assert [engine.closed_on for engine in engines] == [["engine-cpu-0"]] * 2
+
+
+@pytest.mark.parametrize("hung", [True, False])
+async def test_engine_that_does_not_come_back_is_not_closed_and_not_waited_for(
+    hung, monkeypatch, caplog
+):
+    monkeypatch.setattr(resnet50_server.devices, "CLOSE_S", 600.0 if hung else 0.01)
+    devices = Devices(Settings(variants=["u=random:0"], instances=1), lambda fault: None)
+    scheduler, _ = devices.get("cpu")
+    engine, entered, leave = ClosingEngine(), threading.Event(), threading.Event()
+
+    def run(*_) -> None:
+        entered.set()
+        leave.wait()
+
+    engine.run = run
+    call = scheduler.submit(scheduler.add("a", engine), image(0), top_k=1, with_embedding=False)
+    try:
+        await asyncio.to_thread(entered.wait)
+        scheduler.hung = hung
+        await devices.close()
+        with pytest.raises(ShuttingDown):
+            await call
+        assert engine.closed_on == []
+        assert ("not closed" in caplog.text) is not hung
+    finally:
+        leave.set()
 
 
 async def test_engine_that_does_not_warm_up_is_closed_where_it_runs(monkeypatch):

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from resnet50_server.errors import (
     DataLoss,
     DeadlineUnreachable,
+    DoesNotFit,
     EngineFailed,
     InvalidImage,
     InvalidRequest,
@@ -37,6 +38,7 @@ TOLD = [
     (VariantLoading("wait"), "UNAVAILABLE", set()),
     (Overloaded("max_requests", "full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
     (QueueFull("max_queue_size", "full", 0.25), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
+    (DoesNotFit("cuda:0", 5.0), "RESOURCE_EXHAUSTED", {"RetryInfo"}),
     (DataLoss("damaged"), "DATA_LOSS", set()),
     (Stalled("silent"), "DEADLINE_EXCEEDED", set()),
     (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),

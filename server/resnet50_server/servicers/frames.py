@@ -42,11 +42,11 @@ async def answer_in_order(
     Args:
         frames: As they arrive; read on only while fewer than `window` are unanswered.
         start: Begins to compute a frame, once there is room for it; what it returns gives the
-            frame's reply, and does not fail.
+            frame's reply. Where that fails, the stream does.
         window: How many frames may be inside at once.
 
     Raises:
-        Exception: Whatever `frames` raised, after all earlier frames have been answered.
+        Exception: Whatever `frames` or a frame raised, after all earlier frames have been answered.
     """
     slots = asyncio.Semaphore(window)
     answers: asyncio.Queue[Pending[Reply] | None] = asyncio.Queue()
@@ -82,12 +82,12 @@ async def answer_latest(
     Args:
         frames: As they arrive.
         start: Begins to compute a frame, once there is room for it; what it returns gives the
-            frame's reply, and does not fail.
+            frame's reply. Where that fails, the stream does.
         drop: Makes the answer of a dropped frame, from it and the one that replaced it.
         window: How many frames are computed at once.
 
     Raises:
-        Exception: Whatever `frames` raised, after the frames before have been answered.
+        Exception: Whatever `frames` or a frame raised, after the frames before have been answered.
     """
     unsent = asyncio.Semaphore(MAX_UNSENT)
     answers: asyncio.Queue[Reply | None] = asyncio.Queue()

@@ -337,6 +337,8 @@ class _Computed(Generic[Reply]):
             if self._decode_s is not None:
                 answer = Answer(result, self._decode_s, self._decoded)
             return stream.reply_to(self._inside, answer)
+        except ShuttingDown:
+            raise  # ends the stream, as in `_start`
         except Exception as error:
             return stream.error_to(self._inside.frame_id, error)
 

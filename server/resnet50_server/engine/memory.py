@@ -1,0 +1,25 @@
+"""Whether an engine failed for want of memory: each runtime says so in words of its own."""
+
+from __future__ import annotations
+
+import re
+
+# What they say where memory is short, recorded in tests/unit/test_memory.py:
+#   PyTorch on CUDA   OutOfMemoryError; CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+#   PyTorch           RuntimeError: DefaultCPUAllocator: can't allocate memory
+#   oneDNN in it      RuntimeError: could not create a primitive (an engine that has warmed up can)
+#   onnxruntime       Fail: Failed to allocate memory for requested buffer; bad allocation
+#   OpenVINO          RuntimeError: Failed to allocate 102760448 bytes of memory; can't alloc
+#   NumPy, C++        MemoryError: Unable to allocate; std::bad_alloc
+_WORDS = re.compile(
+    r"out of memory|alloc_failed|can(no|')t alloc|failed to alloc|bad.?alloc"
+    r"|could not create a primitive",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a smaller batch might have been computed."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, Exception) and _WORDS.search(str(error)) is not None

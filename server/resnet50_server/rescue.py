@@ -1,0 +1,244 @@
+"""What becomes of a batch that failed: its images are run again, apart, if that may help.
+
+Whatever the engine raised, one image may be the reason. So the halves of a batch that failed are
+run again, and the halves of those that fail; an image that fails alone is told so, and the others
+are answered. A device that is broken must not be given two runs for each image, though: once
+`MOST_IN_A_ROW` parts in a row have failed and none was computed, what is left fails with them.
+Parts of one size run before smaller ones, and of two halves one is sound if one image is the
+reason. So one such image is always found (2 log2 n runs); two in one batch are as well, since of
+the first two quarters one is sound; and a broken device is found out after 5 runs.
+
+A batch that the memory did not hold is run again in parts as large as the memory is known to hold
+by then (`BatchLimit`). Such a failure says nothing against the device, unless a single image does
+not fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from .batch_limit import HOLD_S
+from .engine.memory import is_out_of_memory
+from .errors import DoesNotFit, EngineFailed, ServingError, let_go
+from .faults import DeviceLost
+from .variant_queue import VariantQueue, Waiting, fail
+
+log = logging.getLogger(__name__)
+
+# Parts of one batch that may fail one after the other.
+MOST_IN_A_ROW = 5
+# One batch may fail for what is in it; so many in a row, of which nothing could be computed, raise
+# the question whether the device is lost.
+MAX_FAILURES = 5
+# Whoever has taken the memory needs some time to give it back, or to be ended.
+RETRY_S = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class Rescue:
+    """One batch that failed, and what was made of it.
+
+    Attributes:
+        parts: How many of its parts run, or wait to.
+        failed_in_a_row: Parts that have failed since one was computed.
+        computed: Whether one was.
+        is_doubt: Whether it is no request's batch, but the device that is in question.
+    """
+
+    parts: int = 1
+    failed_in_a_row: int = 0
+    computed: bool = False
+    is_doubt: bool = False
+
+    def part_computed(self) -> None:
+        """Take in that one of its parts was computed."""
+        self.computed, self.failed_in_a_row = True, 0
+        self.parts -= 1
+
+    def part_failed(self, part: list[Waiting], size: int, fits: bool) -> list[list[Waiting]]:
+        """Take in that one of its parts has failed.
+
+        Args:
+            part: Those of its images that still wait for an answer.
+            size: How many images it had.
+            fits: Whether the device has the memory for so many.
+
+        Returns:
+            What is to be run again; nothing if the part is given up.
+        """
+        again: list[list[Waiting]] = []
+        if not fits and size > 1:
+            again = [part]
+        else:
+            self.failed_in_a_row += 1
+            if size > 1 and not self.hopeless:
+                half = (len(part) + 1) // 2
+                again = [part[:half], part[half:]]
+        again = [images for images in again if images]
+        self.parts += len(again) - 1
+        return again
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether what is left of it is not worth another run."""
+        return self.failed_in_a_row >= MOST_IN_A_ROW
+
+
+class Part(NamedTuple):
+    """Images of a batch that failed, which wait to be run again."""
+
+    queue: VariantQueue
+    images: list[Waiting]
+    rescue: Rescue
+
+
+def _failed() -> ServingError:
+    return EngineFailed("the engine failed on this image")
+
+
+class Rescues:
+    """What has failed on one device: runs it again, and judges the device by it.
+
+    After `MAX_FAILURES` batches in a row of which nothing could be computed, the device is given a
+    grey image, as when its engines warmed up. Only if it fails on that as well it is lost: else
+    whoever has an image that the engine fails on could end every server by sending it five times.
+
+    Args:
+        device: Its name.
+        on_lost: Called once it is.
+
+    Attributes:
+        parts: What waits to be run again, the first one first; it goes before everything else.
+    """
+
+    def __init__(self, device: str, on_lost: Callable[[DeviceLost], None]) -> None:
+        self.parts: deque[Part] = deque()
+        self._device = device or "the device"
+        self._on_lost = on_lost
+        self._failures = 0
+        self._doubted = False
+
+    def computed(self, rescue: Rescue | None) -> None:
+        """Take in that a batch was computed.
+
+        Args:
+            rescue: What it is a part of, if it is one.
+        """
+        self._failures = 0
+        if rescue is not None:
+            rescue.part_computed()
+            if rescue.is_doubt:
+                self._doubted = False
+                log.warning("%s computes a grey image: it is not lost", self._device)
+
+    def failed(
+        self,
+        queue: VariantQueue,
+        images: list[Waiting],
+        rescue: Rescue | None,
+        error: Exception,
+        now: float,
+    ) -> bool:
+        """Take in that a batch failed: its images will be run again in parts, or are failed now.
+
+        Args:
+            queue: Its variant's.
+            images: Those that were in it.
+            rescue: What it is a part of, if it is one.
+            error: What the engine raised.
+            now: Loop time.
+
+        Returns:
+            Whether the device had no memory for it.
+        """
+        size, fits = len(images), not is_out_of_memory(error)
+        if not fits:
+            self._shrink(queue, size, error, now)
+        elif rescue is None:
+            log.error("a batch of %d failed on variant %s", size, queue.name, exc_info=error)
+        if rescue is None and all(waiting.shadow for waiting in images):
+            # Nobody is failed by a candidate's, and others show whether the device is lost.
+            fail(images, _failed, error)
+            return not fits
+        rescue = rescue or Rescue()
+        left = [waiting for waiting in images if not waiting.future.done()]
+        again = rescue.part_failed(left, size, fits)
+        if again:
+            # The frames of the error hold what the batch took of the memory.
+            let_go(error)
+            self.parts.extend(Part(queue, part, rescue) for part in again)
+        elif not rescue.is_doubt:
+            if rescue.hopeless:
+                left += self._withdraw(rescue)
+            fail(left, _failed if fits else partial(DoesNotFit, self._device, RETRY_S), error)
+        self._judge(queue, rescue, error, images[0])
+        return not fits
+
+    def next(self, now: float, free_at: float) -> Part | None:
+        """Take out what is run next; fail what would come too late, and pass over what has left.
+
+        Args:
+            now: Loop time.
+            free_at: When the device is free; see `VariantQueue.ends`.
+        """
+        while self.parts:
+            queue, images, rescue = self.parts.popleft()
+            images = queue.in_time(images, now, free_at)
+            if not images:
+                rescue.parts -= 1
+                continue
+            limit = queue.limit.now(now)
+            if len(images) > limit:
+                self.parts.appendleft(Part(queue, images[limit:], rescue))
+                rescue.parts += 1
+            return Part(queue, images[:limit], rescue)
+        return None
+
+    def _withdraw(self, rescue: Rescue) -> list[Waiting]:
+        """Take out what waits of a batch that is given up."""
+        withdrawn = [part for part in self.parts if part.rescue is rescue]
+        for part in withdrawn:
+            self.parts.remove(part)
+        rescue.parts -= len(withdrawn)
+        return [waiting for part in withdrawn for waiting in part.images]
+
+    def _shrink(self, queue: VariantQueue, size: int, error: Exception, now: float) -> None:
+        """Have smaller batches after one that did not fit; say so if memory is short since now."""
+        if queue.limit.did_not_fit(size, now):
+            log.warning(
+                "variant %s: %s has no memory for a batch of %d (%s: %s); it is run again in parts,"
+                " and for %g s batches stay as small as what fits. If this comes often, serve a"
+                " smaller --max-batch-size or fewer variants",
+                queue.name,
+                self._device,
+                size,
+                type(error).__name__,
+                str(error).strip().partition("\n")[0][:200],
+                HOLD_S,
+            )
+
+    def _judge(self, queue: VariantQueue, rescue: Rescue, error: Exception, like: Waiting) -> None:
+        """Judge the device by a batch that failed, once all its parts have been tried."""
+        if rescue.parts or rescue.computed:
+            return
+        if rescue.is_doubt:
+            lost = DeviceLost(
+                f"{MAX_FAILURES} batches in a row failed on {self._device}, and then a grey image;"
+                " the log says why"
+            )
+            lost.__cause__ = error
+            self._on_lost(lost)
+            return
+        self._failures += 1
+        if self._failures >= MAX_FAILURES and not self._doubted:
+            self._doubted = True
+            grey = Waiting(np.full_like(like.image, 128), 1, False, None, 0.0, asyncio.Future())
+            self.parts.appendleft(Part(queue, [grey], Rescue(is_doubt=True)))

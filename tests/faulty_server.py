@@ -1,0 +1,93 @@
+"""`resnet50-server serve` with a fault in it, which a magenta or a marked image brings about.
+
+    python tests/faulty_server.py FAULT serve OPTIONS
+
+What hangs, hangs where a real one would: in an engine thread, in a decode thread, in a turn of the
+event loop.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+import resnet50_server.pipeline
+import resnet50_server.process
+from resnet50_server.__main__ import run
+from resnet50_server.engine.synthetic import TimedEngine
+from resnet50_server.watchdog import LoopWatch
+
+# A decoder may be off by a little.
+MAGENTA = np.array([255, 0, 255], dtype=np.uint8)
+# What follows a file's end is read by no decoder.
+MARK = b"this one"
+
+
+def hang_here() -> None:
+    """Never return."""
+    threading.Event().wait()
+
+
+def is_bad(pixels: np.ndarray) -> bool:
+    return bool(np.abs(pixels[0, 0].astype(int) - MAGENTA).max() < 16)
+
+
+def is_marked(source: object) -> bool:
+    return isinstance(source, bytes) and source.endswith(MARK)
+
+
+def in_engine(fault: Callable[[], object]) -> None:
+    """Have the timed engine meet a fault in a batch that holds such an image."""
+    compute = TimedEngine.run
+
+    def run(engine, images, *arguments):
+        if any(is_bad(pixels) for pixels in images):
+            fault()
+        return compute(engine, images, *arguments)
+
+    TimedEngine.run = run
+
+
+def in_decoder(fault: Callable[[], object]) -> None:
+    decode = resnet50_server.pipeline.decode
+
+    def decode_or_not(source, *arguments, **options):
+        if is_marked(source):
+            fault()
+        return decode(source, *arguments, **options)
+
+    resnet50_server.pipeline.decode = decode_or_not
+
+
+def in_loop(fault: Callable[[], object]) -> None:
+    compute = resnet50_server.pipeline.Pipeline.compute
+
+    def compute_or_not(pipeline, source, *arguments):
+        if is_marked(source):
+            fault()
+        return compute(pipeline, source, *arguments)
+
+    resnet50_server.pipeline.Pipeline.compute = compute_or_not
+    resnet50_server.process.LoopWatch = partial(LoopWatch, 1.0)
+
+
+def fail() -> None:
+    raise RuntimeError("as the test wants it")
+
+
+FAULTS = {
+    "engine-hangs": lambda: in_engine(hang_here),
+    "engine-fails": lambda: in_engine(fail),
+    "decoder-hangs": lambda: in_decoder(hang_here),
+    "loop-hangs": lambda: in_loop(partial(time.sleep, 10**6)),
+}
+
+
+if __name__ == "__main__":
+    FAULTS[sys.argv.pop(1)]()
+    run()
