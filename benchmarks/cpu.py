@@ -86,7 +86,7 @@ def measure_engines(cache: Path) -> None:
     torch.set_num_threads(cores())
     images = [decode(photo(), TRANSFORM, ImageLimits())] * 8
     opened = {}
-    with GraphStore(cache) as store:
+    with GraphStore(cache, sys.maxsize) as store:
         engines = CpuEngines(store, Division.divide(cores(), None, None), None)
         for precision, kind in ENGINES:
             quantized = precision == "int8"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import difflib
 import faulthandler
 import gc
-import logging
 import os
 import sys
 import time
-from typing import NoReturn
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 USAGE = """\
 resnet50-server serve [OPTIONS]          serve variants over gRPC; `serve --help` lists the options
@@ -22,7 +26,16 @@ resnet50-server tokens new NAME          make a bearer token; `tokens new --help
 resnet50-server tokens list --file F     the tokens of a file
 resnet50-server tokens revoke NAME --file F
                                          take one out
+resnet50-server --version
 """
+# What stands for a value in `serve --help`, by the type that it has.
+PLACEHOLDERS = {
+    "str": "TEXT",
+    "list[str]": "TEXT",
+    "int": "N",
+    "float": "NUMBER",
+    "Path": "PATH",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Without the program's name; default: the process's own.
 
     Returns:
-        The exit status: 0, 1 (could not do it) or 2 (asked for wrongly).
+        The exit status: 0, 1 (could not do it), 2 (asked for wrongly); others are in
+        docs/operations.md.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["serve"]:
@@ -42,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="serve|variants|tokens")
     commands.add_parser("serve")
     variants = commands.add_parser("variants")
@@ -65,11 +80,19 @@ def _serve(arguments: list[str]) -> int:
 
     from .settings import Settings, unknown_environment
 
+    class Flags(CliSettingsSource[object]):
+        """The command line, with placeholders for people instead of Python's types."""
+
+        def _metavar_format(self, obj: Any) -> str:
+            shown = super()._metavar_format(obj)
+            return PLACEHOLDERS.get(shown, shown)
+
     if unknown := unknown_environment():
-        print(f"resnet50-server: environment: nothing is called {unknown[0]}", file=sys.stderr)
+        for name in unknown:
+            print(f"resnet50-server: environment: {_unknown(name)}", file=sys.stderr)
         return 2
     try:
-        source = CliSettingsSource[object](
+        source = Flags(
             Settings,
             cli_prog_name="resnet50-server serve",
             cli_parse_args=arguments,
@@ -77,11 +100,8 @@ def _serve(arguments: list[str]) -> int:
         )
         settings = Settings(_cli_settings_source=source)  # type: ignore[call-arg]
     except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            # Our own validators name the settings themselves where they compare several.
-            reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
-            where = "".join(f"{part}: " for part in problem["loc"])
-            print(f"resnet50-server: {where}{reason}", file=sys.stderr)
+        for line in _problems(error, arguments):
+            print(f"resnet50-server: {line}", file=sys.stderr)
         return 2
     except (SettingsError, ValueError) as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
@@ -102,6 +122,51 @@ def _serve(arguments: list[str]) -> int:
         return loop.run_until_complete(serve(settings))
     finally:
         loop.close()
+
+
+def _problems(error: ValidationError, arguments: list[str]) -> list[str]:
+    """Return what is wrong with the settings, one line for each problem, and where it was said."""
+    from .settings import ENV_PREFIX, Settings
+
+    lines = []
+    for problem in error.errors(include_url=False):
+        # Our own validators name the settings themselves where they compare several.
+        reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
+        where = "".join(f"{part}: " for part in problem["loc"])
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":  # flags and environment are judged elsewhere
+            lines.append(f"config: {_unknown(name)}")
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        source = ""
+        if any(one == flag or one.startswith(f"{flag}=") for one in arguments):
+            source = f" ({flag})"
+        elif variable := next(
+            (one for one in os.environ if one.upper() == ENV_PREFIX + name.upper()), None
+        ):
+            source = f" (in the environment, {variable})"
+        elif name in Settings.model_fields:
+            source = " (in the file that --config names)"
+        lines.append(f"{where}{reason}{source}")
+    return lines
+
+
+def _unknown(name: str) -> str:
+    """Say that a setting's name is none, and which one is nearest to it."""
+    from .settings import ENV_PREFIX, Settings
+
+    prefix = name[: len(ENV_PREFIX)] if name.upper().startswith(ENV_PREFIX) else ""
+    word = name[len(prefix) :].lower()
+    near = difflib.get_close_matches(word, Settings.model_fields, 1, cutoff=0.8)
+    hint = f"; there is {prefix}{near[0].upper() if prefix else near[0]}" if near else ""
+    return f"nothing is called {name}{hint}"
+
+
+def _version() -> str:
+    try:
+        return f"resnet50-server {version('resnet50-serving')}"
+    except PackageNotFoundError:
+        return "resnet50-server, run from its sources"
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
@@ -127,9 +192,9 @@ def run() -> NoReturn:
     interpreter would wait for it.
     """
     status = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    from . import logs
+
+    logs.flush()
     os._exit(status)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import socket
@@ -19,6 +20,14 @@ log = logging.getLogger(__name__)
 # How long a new connection may take for its TLS handshake and its first HTTP/2 frame; a gRPC
 # server by itself waits for two minutes, and each such connection holds memory.
 HANDSHAKE_TIMEOUT_MS = 10_000
+# What to do about an address that cannot be bound.
+ADVICE = {
+    errno.EADDRINUSE: "stop the process that listens there, or name another address with --listen",
+    errno.EADDRNOTAVAIL: "name an address of this machine, or 0.0.0.0 or [::] for all",
+    errno.EACCES: "ports below 1024 need a right of their own, a socket a folder to write to",
+    errno.ENOENT: "make the socket's folder first",
+}
+OTHERWISE = "name another address with --listen"
 
 
 def certificates_of(settings: Settings) -> Certificates | None:
@@ -110,12 +119,31 @@ def _bind(server: grpc.aio.Server, address: str, certificates: Certificates | No
             port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, _credentials(certificates))
-    except RuntimeError as error:
-        raise OSError(
-            f"listen: cannot listen on {address}: another process does, or the address is not of"
-            " this machine"
-        ) from error
+    except RuntimeError as error:  # gRPC does not say why
+        raise OSError(f"listen: cannot listen on {address}: {_reason(address)}") from error
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _reason(address: str) -> str:
+    """Find out why an address cannot be bound, and what to do."""
+    path = address.removeprefix("unix:")
+    try:
+        if path != address:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(path)
+        else:
+            host, _, port = address.rpartition(":")
+            with socket.create_server(
+                (host.strip("[]"), int(port)), family=_family(host.strip("[]"))
+            ):
+                pass
+    except OSError as error:
+        return f"{error.strerror or error}; {ADVICE.get(error.errno or 0, OTHERWISE)}"
+    return OTHERWISE
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
 
 
 def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
@@ -162,4 +190,7 @@ def _refuse_used_socket(path: str) -> None:
             probe.connect(path)
         except OSError:
             return  # nothing there, or what a server that died has left behind
-    raise OSError(f"listen: cannot listen on unix:{path}: another server does")
+    raise OSError(
+        f"listen: cannot listen on unix:{path}: another server does; stop it, or name another path"
+        " with --listen"
+    )

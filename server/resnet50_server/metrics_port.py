@@ -70,8 +70,8 @@ class MetricsPort:
             self._http = _Server(host.strip("[]"), int(port), _Handler.factory(registry), probes)
         except OSError as error:
             raise OSError(
-                f"metrics_listen: cannot listen on {address}: another process does, or the address"
-                f" is not of this machine ({error.strerror or error})"
+                f"metrics_listen: cannot listen on {address}: {error.strerror or error}; stop the"
+                " process that listens there, or name another address with --metrics-listen"
             ) from error
         self.url = f"http://{host}:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)

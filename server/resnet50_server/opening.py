@@ -185,7 +185,7 @@ def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
         )
     else:
         directory = settings.cache_dir or platformdirs.user_cache_path("resnet50-serving")
-        with GraphStore(directory) as store:
+        with GraphStore(directory, settings.max_cache_bytes) as store:
             opened = _cpu_engines(store, settings).open(
                 definition, network, weights.digest, precision, settings.engine
             )

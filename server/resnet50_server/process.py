@@ -15,6 +15,7 @@ import grpc
 from .app import Server
 from .errors import UnusableSetting, WeightsError
 from .file_guard import silence_libraries
+from .logs import say
 from .memory import return_memory
 from .settings import Settings
 from .watchdog import LoopWatch
@@ -39,6 +40,7 @@ async def serve(settings: Settings) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_on_loop_exception)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_late_reply)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     watch: LoopWatch | None = None
@@ -75,9 +77,9 @@ async def serve(settings: Settings) -> int:
         gc.enable()
         return_memory()
         for address in server.addresses:
-            print(f"listening on {address}", flush=True)
+            say(f"listening on {address}")
         if server.metrics_url is not None:
-            print(f"metrics on {server.metrics_url}", flush=True)
+            say(f"metrics on {server.metrics_url}")
         await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
         if broken.done():
             return await _give_up(server)
@@ -112,6 +114,15 @@ def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
         log.debug("a reply was not sent, its call is over: %s", context["exception"])
     else:
         loop.default_exception_handler(context)
+
+
+def _is_no_late_reply(record: logging.LogRecord) -> bool:
+    """Keep the same out of the log where gRPC writes it there itself."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, grpc.aio.InternalError):
+        return True
+    log.debug("a reply was not sent, its call is over: %s", error)
+    return False
 
 
 def _exit_on_next_signal(stopped: asyncio.Task[bool]) -> None:

@@ -368,6 +368,14 @@ class Settings(BaseSettings):
             " (XDG_CACHE_HOME)."
         ),
     ] = None
+    max_cache_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="What those graphs may take together, in bytes; beyond it those that were"
+            " unused for longest are removed. One of 100 MB for each float variant.",
+        ),
+    ] = 4 * 2**30
     weights_dir: Annotated[
         Path | None,
         Field(description="Where torchvision's files lie; default: torch.hub's (TORCH_HOME)."),
@@ -518,9 +526,9 @@ class _ConfigFile(PydanticBaseSettingsSource):
         path = self.current_state.get("config")
         if path is None:
             return {}
-        if not Path(path).is_file():
-            raise ValueError(f"config: {path} is not a file")
         try:
+            if not Path(path).is_file():
+                raise ValueError("is not a file")
             return TomlConfigSettingsSource(self.settings_cls, Path(path))()
         except (OSError, ValueError) as error:  # TOML's and Unicode's errors are ValueErrors
             raise ValueError(f"config: {path}: {error}") from error

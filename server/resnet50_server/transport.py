@@ -40,6 +40,8 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         # A peer that vanished without a word is noticed.
         ("grpc.keepalive_time_ms", ms(settings.keepalive_s)),
         ("grpc.keepalive_timeout_ms", ms(KEEPALIVE_TIMEOUT_S)),
+        # Without it a ping has a minute all the same (gRPC 1.85; not in its documents).
+        ("grpc.http2.ping_timeout_ms", ms(KEEPALIVE_TIMEOUT_S)),
         ("grpc.keepalive_permit_without_calls", 1),
         # One that pings more often than this, again and again, is sent away.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -40,6 +40,7 @@ class WatchedFiles:
                 continue
             # The time of the last change of any kind; unlike the content's, it cannot be set.
             stamps.append((found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev))
-            settled = settled and found.st_ctime_ns < now_ns - SETTLED_NS
+            # A time to come is from before the clock was set back: a change now has another one.
+            settled = settled and abs(now_ns - found.st_ctime_ns) > SETTLED_NS
         seen, self._seen = self._seen, tuple(stamps) if settled else None
         return not settled or seen != self._seen

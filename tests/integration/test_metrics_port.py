@@ -164,7 +164,8 @@ def test_port_in_use_stops_the_start_and_is_named():
         ).process
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert f"metrics_listen: cannot listen on {address}: another process does" in errors
+        assert f"metrics_listen: cannot listen on {address}: Address already in use" in errors
+        assert "--metrics-listen" in errors
         assert output == ""
 
 

@@ -181,13 +181,19 @@ async def test_random_variant_is_served_as_untrained():
 
 def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
     unfit = weights.custom_variant(tmp_path / "unfit", weights.hollow(7))
+    half = weights.custom_variant(tmp_path / "half", weights.hollow(10))
+    whole = (half / "weights.pth").read_bytes()
+    (half / "weights.pth").write_bytes(whole[: len(whole) // 2])
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]
     with taken, server_processes() as start:
         failing = {
             "'IMAGENET1K_V9' is not one of torchvision's": start("--variants", "IMAGENET1K_V9"),
             "fc has 7 classes": start("--variants", f"mine={unfit}", "--device", "cpu"),
-            f"cannot listen on 127.0.0.1:{port}": start(
+            f"half: {half}/weights.pth was refused: it is broken": start(
+                *("--variants", f"half={half}", "--device", "cpu"),
+            ),
+            f"cannot listen on 127.0.0.1:{port}: Address already in use; stop the process": start(
                 *("--listen", f"127.0.0.1:{port}"),
                 *("--variants", "IMAGENET1K_V2", "--engine", "null"),
             ),
@@ -211,7 +217,14 @@ def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
             "engine: torch does not compute int8 of these weights",
         ),
         ({"device": "cuda:99"}, "device: cuda:99 was asked for"),
-        ({"listen": ["unix:/no/such/directory/socket"]}, "listen: cannot listen on unix:/no/such"),
+        (
+            {"listen": ["unix:/no/such/directory/socket"]},
+            "unix:/no/such/directory/socket: No such file or directory; make the socket's folder",
+        ),
+        (
+            {"listen": ["192.0.2.1:0"], "allow_cleartext": True},
+            "192.0.2.1:0: Cannot assign requested address; name an address of this machine",
+        ),
     ],
     ids=str,
 )

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from faults import unprivileged
 
 import resnet50_server.process
 import resnet50_server.settings
@@ -95,7 +97,10 @@ def test_address_is_accepted(served, address):
         ([*VARIANT, "--tls-cert", "a.pem"], ["tls_cert", "tls_key"]),
         ([*VARIANT, "--tls-key", "a.key"], ["tls_key", "tls_cert"]),
         ([*VARIANT, "--tls-client-ca", "ca.pem"], ["tls_client_ca", "tls_cert", "tls_key"]),
-        ([*VARIANT, "--max-batch-size", "many"], ["max_batch_size", "integer"]),
+        (
+            [*VARIANT, "--max-batch-size", "many"],
+            ["max_batch_size", "integer", "(--max-batch-size)"],
+        ),
         ([*VARIANT, "--max-batch-size", "0"], ["max_batch_size", "greater than or equal to 1"]),
         ([*VARIANT, "--max-queue-delay-ms", "-1"], ["max_queue_delay_ms"]),
         ([*VARIANT, "--device", "tpu"], ["device", "cuda"]),
@@ -120,9 +125,15 @@ def test_wrong_flag_is_one_clear_line_and_no_server(served, capsys, arguments, p
 @pytest.mark.parametrize(
     ("name", "value", "parts"),
     [
-        ("RESNET50_MAX_BATCHSIZE", "3", ["RESNET50_MAX_BATCHSIZE", "environment"]),
+        (
+            *("RESNET50_MAX_BATCHSIZE", "3"),
+            ["environment", "called RESNET50_MAX_BATCHSIZE; there is RESNET50_MAX_BATCH_SIZE"],
+        ),
         ("resnet50_max_batchsize", "3", ["resnet50_max_batchsize", "environment"]),
-        ("RESNET50_MAX_BATCH_SIZE", "many", ["max_batch_size", "integer"]),
+        (
+            *("RESNET50_MAX_BATCH_SIZE", "many"),
+            ["max_batch_size", "integer", "in the environment, RESNET50_MAX_BATCH_SIZE"],
+        ),
         ("RESNET50_DOWNLOAD", "perhaps", ["download"]),
         ("RESNET50_VARIANTS", ",", ["variants"]),
         ("RESNET50_LISTEN", ",", ["listen"]),
@@ -139,9 +150,9 @@ def test_wrong_environment_is_one_clear_line_and_no_server(
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (b"max_batchsize = 3", ["max_batchsize"]),
+        (b"max_batchsize = 3", ["config", "called max_batchsize; there is max_batch_size"]),
         (b"[serve]\nmax_batch_size = 3", ["serve"]),
-        (b'max_batch_size = "many"', ["max_batch_size", "integer"]),
+        (b'max_batch_size = "many"', ["max_batch_size", "integer", "file that --config names"]),
         (b"max_batch_size 3", ["config", "server.toml", "line 1"]),
         (b"\xff\xfe", ["config", "server.toml"]),
     ],
@@ -149,6 +160,34 @@ def test_wrong_environment_is_one_clear_line_and_no_server(
 def test_wrong_file_is_one_clear_line_and_no_server(served, capsys, config, content, parts):
     config.write_bytes(content)
     assert_refused(served, capsys, [*VARIANT, "--config", str(config)], parts)
+
+
+def test_file_that_may_not_be_read_is_one_clear_line_and_no_server(served, capsys, config):
+    config.chmod(0)
+    with unprivileged():
+        assert main(["serve", *VARIANT, "--config", str(config)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"resnet50-server: config: {config}")
+    assert "Permission denied" in errors
+    assert errors.count("\n") == 1
+
+
+def test_each_problem_is_a_line_of_its_own(served, capsys, monkeypatch):
+    monkeypatch.setenv("RESNET50_MAX_BATCH_SIZE", "many")
+    assert main(["serve", *VARIANT, "--precision", "fp8", "--max-queue-size=0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(line.split()[1].rstrip(":") for line in lines) == [
+        *("max_batch_size", "max_queue_size", "precision")
+    ]
+
+
+def test_version_is_told(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert re.fullmatch(
+        r"resnet50-server (\d+\.\d+\S*|.*from its sources)\n", capsys.readouterr().out
+    )
 
 
 def assert_refused(served: Served, capsys, arguments: list[str], parts: list[str]) -> None:
@@ -170,6 +209,9 @@ def test_help_names_every_setting_and_says_what_it_is_for(served, capsys):
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
         assert field.description.split(":")[0].split(" (")[0] in text
+    # Placeholders are for people.
+    assert not re.search(r"--[a-z0-9-]+ (list\[|(str|int|float|Path)\b)", text)
+    assert "--listen TEXT" in text
     assert served.settings == []
 
 

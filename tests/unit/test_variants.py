@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import weights
+from faults import unprivileged
 from torch import nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.quantization import ResNet50_QuantizedWeights
@@ -18,7 +19,7 @@ from torchvision.models.quantization import ResNet50_QuantizedWeights
 from resnet50_server.errors import WeightsError
 from resnet50_server.held import HeldVariants
 from resnet50_server.variants.definition import define, official_definitions
-from resnet50_server.variants.files import official_path, read_official
+from resnet50_server.variants.files import official_path, read_custom, read_official
 from resnet50_server.variants.network import (
     build_network,
     parameter_count,
@@ -255,14 +256,54 @@ def test_code_in_a_pickle_does_not_run(tmp_path):
     assert sprung.exists()  # it was a trap indeed
 
 
+BROKEN = {
+    "cut": lambda path, content: path.write_bytes(content[:100_000]),
+    "empty": lambda path, content: path.write_bytes(b""),
+    "garbage first": lambda path, content: path.write_bytes(b"\xff" * 64 + content[64:]),
+    "a page of an error": lambda path, content: path.write_bytes(b"<html>404</html>" * 20),
+    "a folder": lambda path, content: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN)
 @pytest.mark.parametrize("checkpoint", ["weights.pth", "weights.safetensors"])
-def test_truncated_checkpoint_is_refused(good, checkpoint, tmp_path):
+def test_broken_checkpoint_is_refused_with_its_path(good, checkpoint, breakage, tmp_path):
     whole = good / checkpoint
     shutil.copy(whole / "variant.json", tmp_path)
     with (whole / checkpoint).open("rb") as file:
-        (tmp_path / checkpoint).write_bytes(file.read(100_000))
-    with pytest.raises(WeightsError, match=f"^mine: .*{checkpoint}"):
+        BROKEN[breakage](tmp_path / checkpoint, file.read(2**20))
+    advice = "copy it there again|has to be a file"
+    with pytest.raises(WeightsError, match=f"^mine: .*{checkpoint} .*({advice})"):
         load(f"mine={tmp_path}")
+
+
+@pytest.mark.parametrize("checkpoint", ["weights.pth", "weights.safetensors"])
+def test_checkpoint_that_may_not_be_read_is_refused_with_its_path(good, checkpoint):
+    path = good / checkpoint / checkpoint
+    definition = define(f"mine={path.parent}")
+    path.chmod(0)
+    try:
+        with (
+            pytest.raises(WeightsError, match=r"cannot be read \(Permission denied\)"),
+            unprivileged(),
+        ):
+            read_custom(definition)
+    finally:
+        path.chmod(0o644)
+
+
+def test_weights_that_are_overwritten_while_they_serve_do_not_change(good, tmp_path):
+    """Nothing is mapped to the file: copying over it changes no answer, and crashes nobody."""
+    directory = shutil.copytree(good / "weights.safetensors", tmp_path / "mine")
+    network, digest = load(f"mine={directory}")[:2]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    path = directory / "weights.safetensors"
+    with path.open("r+b") as file:  # in place, as cp does
+        file.write(bytes(path.stat().st_size))
+        file.truncate(1000)
+    after = network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert digest != sha256(path)
 
 
 def test_directory_without_a_checkpoint_is_refused(tmp_path):
@@ -350,7 +391,7 @@ def test_missing_official_file_is_downloaded(monkeypatch, tmp_path, member, caps
     published = weights.publish(monkeypatch, member, weights.hollow(1000), tmp_path / "there")
     here = tmp_path / "not yet" / "here"
     state = read_official(define(member.name), here, download=True)
-    assert [path.name for path in here.iterdir()] == [published.name]
+    assert [path.name for path in here.iterdir() if path.suffix != ".lock"] == [published.name]
     assert state.digest == sha256(published)
     assert state.state.keys() == weights.hollow().keys()
     assert capsys.readouterr().out == ""  # stdout is for scripts that wait for `listening on`
@@ -364,7 +405,7 @@ def test_download_with_a_wrong_hash_is_refused_and_leaves_nothing(monkeypatch, t
     with pytest.raises(WeightsError, match="hash") as refused:
         read_official(define(member.name), here, download=True)
     assert published.name in str(refused.value)
-    assert list(here.iterdir()) == []
+    assert [path.suffix for path in here.iterdir()] == [".lock"]
 
 
 def test_file_that_is_here_is_used_without_the_network(monkeypatch, tmp_path):

@@ -28,7 +28,7 @@ from ..image_file import ImageLimits
 from ..variants.definition import Definition
 from ..variants.network import Network
 from .agreement import Agreement, compare
-from .graph_store import GraphStore
+from .graph_store import GraphStore, NoRoom
 from .protocol import Engine, Images
 from .torch_engine import TorchEngine
 
@@ -158,7 +158,7 @@ class CpuEngines:
         if kinds != ["torch"]:
             try:
                 graph = self._graph(definition, network, digest)
-            except _Inexact as error:
+            except (_Inexact, NoRoom) as error:
                 if kind != "auto" or made_here:
                     raise
                 log.warning("%s; PyTorch computes these weights", error)
@@ -216,6 +216,7 @@ class CpuEngines:
 
         Raises:
             _Inexact: It does not compute what PyTorch does.
+            NoRoom: It can be written nowhere.
             WeightsError: The weights do not fit the variant.
         """
         transform = definition.transform

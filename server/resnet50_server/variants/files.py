@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import logging
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..locked import locked
 from .definition import CHECKPOINT_NAMES, Definition
 
 log = logging.getLogger(__name__)
@@ -85,30 +89,36 @@ def read_official(definition: Definition, directory: Path, download: bool) -> We
         WeightsError: The file is not to be had, or is not what torchvision published.
     """
     path = official_path(definition, directory)
-    if not path.exists():
+    content = _content(path, definition.name)
+    if content is None:
         fetch(definition, directory, download)
-    digest = verify_official(definition, path)
-    return Weights(_read_pickle(path, definition.name), digest)
+        content = _content(path, definition.name)
+    if content is None:
+        raise WeightsError(f"{definition.name}: {path} was removed as soon as it was there")
+    digest = hashlib.sha256(content).hexdigest()
+    _require_published(definition, path, digest)
+    return Weights(_unpickled(content, path, definition.name), digest)
 
 
 def verify_official(definition: Definition, path: Path) -> str:
     """Return the file's SHA-256 if it is what torchvision published.
 
     Raises:
-        WeightsError: It is not.
+        WeightsError: It is not, or it cannot be read.
     """
-    digest, expected = sha256(path), published_hash(definition)
-    if not digest.startswith(expected):
-        raise WeightsError(
-            f"{definition.name}: {path} is not what torchvision published: its SHA-256 begins with"
-            f" {digest[: len(expected)]}, not {expected}; probably a broken download: delete it and"
-            f" run `resnet50-server variants download {definition.name}`"
-        )
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise _unreadable(definition.name, path, error) from error
+    _require_published(definition, path, digest)
     return digest
 
 
 def fetch(definition: Definition, directory: Path, download: bool = True) -> None:
     """Download an official variant's file with torch.hub, hash check and progress.
+
+    Of several processes that want it at once, one downloads it and the others wait. The file
+    appears under its name when it is whole; what a process that died has left of it goes away.
 
     Raises:
         WeightsError: It cannot be had; the message says which file, from where, where to put it,
@@ -119,21 +129,45 @@ def fetch(definition: Definition, directory: Path, download: bool = True) -> Non
     if download:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            log.info("%s: downloading %s", definition.name, url)
-            _require_answer(url)
-            with _stall_timeout():
-                # Not load_state_dict_from_url: it checks no hash where the name has "_" before it,
-                # as IMAGENET1K_FBGEMM_V1's has, and it writes to stdout.
-                torch.hub.download_url_to_file(url, str(path), published_hash(definition))
+            lock = path.with_name(f".{path.name}.lock")
+            with locked(lock, f"downloads {path.name}"):
+                if not path.exists():
+                    log.info("%s: downloading %s", definition.name, url)
+                    _download(url, path, published_hash(definition))
             return
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason += f"; free space in {directory}"
     raise WeightsError(
         f"{definition.name}: no weights at {path}, and {url} cannot be downloaded ({reason})."
         f" Put that file there (or into a folder named by --weights-dir), or serve another variant:"
         " --variants NAME=DIRECTORY for your own, --variants untrained=random:0 for an untrained"
         " network. Weights are never replaced by random ones"
     )
+
+
+def _download(url: str, path: Path, expected: str) -> None:
+    """Put what `url` gives under `path` once it is whole; for whoever holds the lock."""
+    # A name of our own: torch.hub's folder is shared, and others' half downloads are not ours.
+    part = path.with_name(path.name + ".part")
+    _remove_parts(part)
+    try:
+        _require_answer(url)
+        with _stall_timeout():
+            # Not load_state_dict_from_url: it checks no hash where the name has "_" before it,
+            # as IMAGENET1K_FBGEMM_V1's has, and it writes to stdout. A progress bar is for people;
+            # where stderr is a file on a full disk, it would end the download.
+            torch.hub.download_url_to_file(url, str(part), expected, sys.stderr.isatty())
+        part.replace(path)
+    finally:
+        # torch.hub leaves its file behind if the disk is full.
+        _remove_parts(part)
+
+
+def _remove_parts(part: Path) -> None:
+    for leftover in part.parent.glob(f"{part.name}*"):
+        leftover.unlink(missing_ok=True)
 
 
 def read_custom(definition: Definition) -> Weights:
@@ -145,31 +179,63 @@ def read_custom(definition: Definition) -> Weights:
     assert definition.directory is not None
     for name in CHECKPOINT_NAMES:
         path = definition.directory / name
-        if path.exists():
-            state = (
-                _read_safetensors(path, definition.name)
-                if path.suffix == ".safetensors"
-                else _read_pickle(path, definition.name)
-            )
-            return Weights(state, sha256(path))
+        content = _content(path, definition.name)
+        if content is not None:
+            read = _safetensors if path.suffix == ".safetensors" else _unpickled
+            state = read(content, path, definition.name)
+            return Weights(state, hashlib.sha256(content).hexdigest())
     raise WeightsError(
         f"{definition.name}: {definition.directory} holds neither {' nor '.join(CHECKPOINT_NAMES)}"
     )
 
 
-def _read_safetensors(path: Path, name: str) -> StateDict:
+def _content(path: Path, name: str) -> bytes | None:
+    """Return what a file holds; None if there is none.
+
+    Read once and whole: its digest is that of what is served, even if the file is being replaced,
+    and nothing that is served changes with it, as memory that is mapped to it would.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(name, path, error) from error
+
+
+def _unreadable(name: str, path: Path, error: OSError) -> WeightsError:
+    return WeightsError(
+        f"{name}: {path} cannot be read ({error.strerror or error}); it has to be a file that the"
+        " server's user may read"
+    )
+
+
+def _require_published(definition: Definition, path: Path, digest: str) -> None:
+    expected = published_hash(definition)
+    if not digest.startswith(expected):
+        raise WeightsError(
+            f"{definition.name}: {path} is not what torchvision published: its SHA-256 begins with"
+            f" {digest[: len(expected)]}, not {expected}; probably a broken download: delete it and"
+            f" run `resnet50-server variants download {definition.name}`"
+        )
+
+
+def _safetensors(content: bytes, path: Path, name: str) -> StateDict:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        return dict[str, Tensor](load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{name}: {path} is not a safetensors file: {error}") from error
+        return dict[str, Tensor](load(content))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{name}: {path} is not a safetensors file, or not a whole one ({error}); copy it there"
+            " again"
+        ) from error
 
 
-def _read_pickle(path: Path, name: str) -> StateDict:
+def _unpickled(content: bytes, path: Path, name: str) -> StateDict:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a bad or unsafe file
         # torch's own text advises to switch the protection off.
         reason = type(error).__name__
@@ -177,7 +243,8 @@ def _read_pickle(path: Path, name: str) -> StateDict:
             reason = f"it wants {found[1]}"
         raise WeightsError(
             f"{name}: {path} was refused: it is broken, or a pickle that could run code ({reason});"
-            " save the model's state_dict() alone, best as weights.safetensors"
+            " copy it there again, or save the model's state_dict() alone, best as"
+            " weights.safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise WeightsError(f"{name}: {path} holds a {type(state).__name__}, not a state dict")

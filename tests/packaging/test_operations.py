@@ -1,0 +1,53 @@
+"""What docs/operations.md and docs/reliability.md promise is tried by tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("operations.md", "reliability.md")
+
+
+def tests_of_the_project() -> set[str]:
+    """Return the names of all test functions."""
+    names = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names.add(node.name)
+    return {name for name in names if name.startswith("test_")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_test_that_a_page_names_exists(page):
+    text = (ROOT / "docs" / page).read_text()
+    files = set(re.findall(r"`(?:[a-z]+/)*(test_\w+\.py)`", text))
+    assert files <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named <= tests_of_the_project(), named - tests_of_the_project()
+    assert named or files
+
+
+def test_every_fault_names_its_test():
+    text = (ROOT / "docs" / "operations.md").read_text()
+    _, _, table = text.partition("| fault | what happens |")
+    rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
+    assert len(rows) > 20
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert len(cells) == 5, row
+        assert re.search(r"`test_\w+`", cells[-1]) or cells[-1] == "the same", row
+
+
+def test_every_exit_status_of_the_code_is_explained():
+    """Those that the process ends with by itself; 128 and above come from signals."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    explained = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.M)}
+    docstring = (ROOT / "server" / "resnet50_server" / "process.py").read_text()
+    (returns,) = re.findall(r"Returns:\n(.*?)\"\"\"", docstring, re.S)[:1]
+    named = {int(one) for one in re.findall(r"\b(\d{1,2})\b", returns)}
+    assert named <= explained, named - explained
