@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 FUZZ_S ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test nginx bench bench-gpu reliability fuzz fuzz-live check format protos clean
+.PHONY: help demo serve test nginx bench bench-gpu reliability soak kills swaps fuzz fuzz-live check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,15 @@ bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 
 reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/reliability.py --write
+
+soak: $(VENV)/installed  ## Mixed load and changing weights, each answer checked, 30 minutes; writes docs/reliability.md
+	$(BIN)/python benchmarks/soak.py --write
+
+kills: $(VENV)/installed  ## Kill one of two servers every 10 s under load, 3 minutes; writes docs/reliability.md
+	$(BIN)/python benchmarks/kills.py --write
+
+swaps: $(VENV)/installed  ## Replace weights 100 times under load, 10 minutes; writes docs/reliability.md
+	$(BIN)/python benchmarks/swaps.py --write
 
 fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linux
 	$(BIN)/python fuzz/run.py --seconds $(FUZZ_S)

@@ -20,22 +20,18 @@ import subprocess
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
 import grpc
+import page
 from batching import CLASSIFY, Call, request, send
 from overhead import photo
 from process import cpu_s, resident_kib, server
 
 from resnet50.v1 import image_pb2, inference_pb2
-from resnet50_client.cli.bench.machine import machine, versions
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from simulation import Device, poisson, quantile
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
-BEGIN, END = "<!-- begin: make reliability -->", "<!-- end: make reliability -->"
 
 # About 150 images/s, so that the generator can offer three times as much on a shared machine.
 DEVICE = Device(alpha_s=0.020, beta_s=0.006, limit=32)
@@ -284,20 +280,10 @@ async def stall(address: str) -> None:
 MEASURES = {"overload": measure_overload, "stalled": measure_stalled, "refused": measure_refused}
 
 
-def report(names: list[str]) -> str:
-    """Measure; return it as Markdown, and print it meanwhile."""
-    where, used = machine(), versions()
-    named = ", ".join(f"{name} {number}" for name, number in used.items())
-    lines = [
-        f"{where['cpu']}, {where['cores']} cores; {named};"
-        f" {datetime.now(timezone.utc).date().isoformat()}. The clients share the cores.",
-        "",
-    ]
+def lines(names: list[str]) -> Iterator[str]:
+    """Measure."""
     for name in names:
-        for line in MEASURES[name]():
-            print(f"{name}: {line}", flush=True)
-            lines.append(f"* {line}")
-    return "\n".join(lines)
+        yield from MEASURES[name]()
 
 
 def main() -> None:
@@ -309,11 +295,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.stall:
         asyncio.run(stall(arguments.stall))
-    text = report(arguments.what or list(MEASURES))
+    text = page.report(lines(arguments.what or list(MEASURES)))
     if arguments.write:
-        page = PAGE.read_text()
-        before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        page.write("reliability", text)
 
 
 if __name__ == "__main__":

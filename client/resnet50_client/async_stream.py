@@ -60,7 +60,7 @@ class AsyncStream(Generic[Result]):
         self._resumption = Resumption(connection, resume_s)
         self._unanswered: Unanswered[Result] = Unanswered(kind, window)
         self._changed = asyncio.Event()
-        self._attempt = 0  # only the attempt of this number may send
+        self._attempt = 0  # 0 once closed: only the attempt of this number may send
         self._reading: asyncio.Task[None] | None = None
         self._exhausted = False
         self._failure: BaseException | None = None
@@ -74,17 +74,19 @@ class AsyncStream(Generic[Result]):
                     yield answer
 
     async def _answers(self) -> AsyncGenerator[FrameAnswer[Result], None]:
-        call = None
+        attempts, call = 0, None
         try:
             while True:
-                self._attempt += 1
+                attempts += 1
+                self._attempt = attempts
+                self._changed.set()  # one that an earlier attempt waits for
                 for answer in self._unanswered.restart():
                     yield answer
                 stubs = self._channels.stubs()
                 metadata = self._connection.metadata(self._observation.metadata)
                 self._observation.attempt()
                 method = getattr(stubs.inference, self._kind.method)
-                call = keep_status(method(self._requests(self._attempt), metadata=metadata))
+                call = keep_status(method(self._requests(attempts), metadata=metadata))
                 try:
                     async for reply in call:
                         self._resumption.progress()
@@ -103,6 +105,10 @@ class AsyncStream(Generic[Result]):
                     raise self._failure
                 return
         finally:
+            # The task that sends ends by itself: gRPC leaves that of a call that a server has ended
+            # waiting, until it is collected as garbage with a complaint in the log.
+            self._attempt = 0
+            self._changed.set()
             if call is not None:
                 call.cancel()
             if self._reading is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 from clients import KINDS, Caller, items
 from pictures import encode, photo_like
 from PIL import Image
-from serving import server_processes, serving
+from serving import server_processes, serving, until
 
 import resnet50_client
 from resnet50_client import AsyncClient, Classification, Client, FrameAnswer
@@ -200,6 +201,23 @@ async def test_closing_the_client_ends_its_streams_with_our_error(kind):
         with pytest.raises(resnet50_client.CallCancelledError):
             async for _ in items(client, "classify_stream", endless()):
                 await client.close()
+
+
+def sending() -> list[asyncio.Task]:
+    """Return grpc.aio's tasks that send what a stream's iterator gives."""
+    return [one for one in asyncio.all_tasks() if "_consume_request_iterator" in repr(one)]
+
+
+@pytest.mark.parametrize("variant", ["nobody", ""])
+async def test_stream_that_ends_early_leaves_no_task_that_waits_to_send(variant):
+    # grpc.aio does not end the task that sends when a server ends the call, here with NOT_FOUND.
+    async with serving() as server, AsyncClient(server.addresses[0]) as client:
+        stream = client.classify_stream([PNG] * 100, variant=variant, window=1)
+        with contextlib.suppress(resnet50_client.VariantNotFoundError):
+            await anext(stream)
+            assert sending()  # or else these are called by another name
+        await stream.aclose()
+        await asyncio.wait_for(until(lambda: not sending()), 30)
 
 
 async def test_failed_call_is_raised_as_ours(kind):

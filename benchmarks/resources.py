@@ -1,0 +1,137 @@
+"""What a server's process holds over the time of a trial: memory, threads, files; and places."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from process import open_files, resident_kib, threads
+from prometheus_client.parser import text_string_to_metric_families
+
+# What is 0 once every call has been answered.
+PLACES = (
+    "resnet50_inside_requests",
+    "resnet50_inside_bytes",
+    "resnet50_open_streams",
+    "resnet50_decode_queue_calls",
+    "resnet50_decode_threads_busy",
+    "resnet50_decode_threads_stuck",
+    "resnet50_queue_images",
+)
+# How long the last calls may take to leave the server.
+SETTLE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a process holds at a time.
+
+    Attributes:
+        at_s: When (`time.monotonic`), in seconds.
+        mib: Resident memory.
+        threads: How many.
+        files: Open files and connections.
+    """
+
+    at_s: float
+    mib: float
+    threads: int
+    files: int
+
+    @classmethod
+    def of(cls, pid: int) -> Sample:
+        """Take one."""
+        return cls(time.monotonic(), resident_kib(pid) / 1024, threads(pid), open_files(pid))
+
+
+class Samples:
+    """Samples of a process, taken at intervals.
+
+    Args:
+        pid: Of the process.
+        every_s: How often.
+    """
+
+    def __init__(self, pid: int, every_s: float) -> None:
+        self.taken: list[Sample] = []
+        self._pid = pid
+        self._every_s = every_s
+
+    async def go_on(self) -> None:
+        """Take them until cancelled."""
+        while True:
+            self.taken.append(Sample.of(self._pid))
+            await asyncio.sleep(self._every_s)
+
+    def after(self, share: float) -> list[Sample]:
+        """Return those taken after a share of the time: what a warm server holds."""
+        return self.taken[int(share * len(self.taken)) :]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """How something grows, by least squares.
+
+    Attributes:
+        per_hour: How much in an hour.
+        error: Standard error of that.
+        scatter: Standard deviation of the samples around the line.
+    """
+
+    per_hour: float
+    error: float
+    scatter: float
+
+    @classmethod
+    def of(cls, samples: list[Sample]) -> Slope:
+        """Return the slope of the memory, in MiB.
+
+        Neighbouring samples say much the same, and would make the error seem small: they count as
+        one per minute, or a tenth of the time where that is less.
+        """
+        hours = np.array([one.at_s for one in samples]) / 3600.0
+        mib = np.array([one.mib for one in samples])
+        hours -= hours.mean()
+        per_hour = float((hours * mib).sum() / (hours**2).sum())
+        scatter = float(np.std(mib - mib.mean() - per_hour * hours))
+        length = float(np.ptp(hours))
+        independent = max(10.0, length * 60.0)
+        error = scatter / (float(np.std(hours)) * independent**0.5)
+        return cls(per_hour, error, scatter)
+
+
+def tenths(samples: list[Sample], what: Callable[[Sample], float]) -> tuple[float, float]:
+    """Return the medians of the first and of the last tenth."""
+    count = max(1, len(samples) // 10)
+    first, last = samples[:count], samples[-count:]
+    return statistics.median(map(what, first)), statistics.median(map(what, last))
+
+
+async def open_places(metrics_url: str) -> dict[str, float]:
+    """Return what is still inside a server that nobody calls any more, by its metrics' names."""
+    ends = time.monotonic() + SETTLE_S
+    while True:
+        found = {name: value for name, value in await scraped(metrics_url) if value}
+        if not found or time.monotonic() > ends:
+            return found
+        await asyncio.sleep(0.1)
+
+
+async def scraped(metrics_url: str) -> list[tuple[str, float]]:
+    """Return the values of `PLACES`."""
+
+    def fetch() -> str:
+        with urllib.request.urlopen(f"{metrics_url}/metrics", timeout=30) as response:
+            text: str = response.read().decode()
+        return text
+
+    families = text_string_to_metric_families(await asyncio.to_thread(fetch))
+    samples = [sample for family in families for sample in family.samples]
+    missing = set(PLACES) - {sample.name for sample in samples}
+    assert not missing, f"the server does not export {missing}"
+    return [(sample.name, sample.value) for sample in samples if sample.name in PLACES]

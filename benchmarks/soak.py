@@ -1,0 +1,239 @@
+"""A server under everything at once: python benchmarks/soak.py [--minutes 30] [--write].
+
+Both clients make single calls, uploads, lists, ordered and latest streams; some callers give up,
+allow too little time, or send what is wrong. Meanwhile a variant is replaced every 20 s by another
+checkpoint of the same name, the default changes, another variant comes and goes, and a corrupt
+checkpoint is refused. Each answer is compared with what plain torch says of that picture under the
+weights whose digest the answer carries, and these have to be weights that may answer at that time.
+
+The exit status is 1 if an answer was wrong or a call lost, a call is unaccounted for, places stay
+taken in the server, or it holds more at the end than at the beginning. With --write, what is
+printed goes into docs/reliability.md; `make soak` does that. Other arguments are the server's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import page
+from expected import Checkpoint, Expected, large_pictures, make, pictures
+from frames import latest, many, stream
+from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
+from load import KINDS, Callers, Load, Shape, unary, upload
+from provocations import cancelled, hurried, left, wrong
+from resources import Sample, Samples, Slope, open_places, tenths
+from store import SECRET, Administrator, Store
+from timeline import Timeline
+
+from resnet50_client import AsyncClient
+
+SWAPPED, FIXED, PASSING = "swapped", "fixed", "passing"
+SHAPES: dict[str, Shape] = {
+    "single call": unary,
+    "upload": upload,
+    "list": many,
+    "ordered stream": stream,
+    "latest stream": latest,
+    "wrong call": wrong,
+    "hurried call": hurried,
+    "cancelled call": cancelled,
+    "stream left": left,
+}
+# Between two calls of a caller at most, in seconds: two cores are busy, and no queue is long.
+PAUSE_S = 1.0
+# What comes of the first part of the time is not judged: pools fill, and memory with them.
+WARM_UP = 0.2
+# A shorter trial does not say whether memory grows.
+JUDGED_S = 120.0
+# How much more of each may be there in the last tenth than in the first.
+MEMORY_SHARE, MORE_THREADS, MORE_FILES = 0.05, 2, 8
+
+
+@dataclass
+class Outcome:
+    """What came of the trial.
+
+    Attributes:
+        ledger: What became of the calls.
+        seconds: How long it took.
+        changes: How many changes of variants there were, by kind.
+        places: What stays taken in the server, by the metrics' names.
+        samples: Of the server's process, once it was warm.
+    """
+
+    ledger: Ledger
+    seconds: float = 0.0
+    changes: dict[str, int] = field(default_factory=dict)
+    places: dict[str, float] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+
+    def judge(self) -> None:
+        """Note the promises that were broken by the server as a whole."""
+        ledger = self.ledger
+        if self.places:
+            ledger.broken(f"still inside: {self.places}")
+        if self.seconds < JUDGED_S:
+            return
+        first, last = tenths(self.samples, lambda one: one.mib)
+        if last > first * (1 + MEMORY_SHARE):
+            ledger.broken(f"memory: {first:.0f} MiB in the first tenth, {last:.0f} in the last")
+        first, last = tenths(self.samples, lambda one: one.threads)
+        if last > first + MORE_THREADS:
+            ledger.broken(f"threads: {first:g} in the first tenth, {last:g} in the last")
+        first, last = tenths(self.samples, lambda one: one.files)
+        if last > first + MORE_FILES:
+            ledger.broken(f"open files: {first:g} in the first tenth, {last:g} in the last")
+
+    def lines(self) -> Iterator[str]:
+        """Say it."""
+        ledger = self.ledger
+        counted = ", ".join(f"{code} {count}" for code, count in sorted(ledger.refusals.items()))
+        unaccounted = ledger.begun - sum(
+            ledger.count(how) for how in (RIGHT, REFUSED, GIVEN_UP, WRONG, LOST)
+        )
+        yield (
+            f"{self.seconds / 60:.1f} minutes of mixed load, both clients: {ledger.begun} calls and"
+            f" frames; {ledger.count(RIGHT)} answered rightly, {ledger.count(REFUSED)} refused as"
+            f" they had to be ({counted}), {ledger.count(GIVEN_UP)} given up by their callers;"
+            f" {ledger.count(WRONG)} wrong, {ledger.count(LOST)} lost,"
+            f" {unaccounted} unaccounted for"
+        )
+        weights = ", ".join(f"{label} {count}" for label, count in sorted(ledger.weights.items()))
+        changes = ", ".join(f"{kind} {count}" for kind, count in sorted(self.changes.items()))
+        yield f"meanwhile: {changes}; right answers by checkpoint: {weights}"
+        mib, threads, files = (
+            tenths(self.samples, what)
+            for what in (lambda one: one.mib, lambda one: one.threads, lambda one: one.files)
+        )
+        slope = Slope.of(self.samples)
+        yield (
+            f"memory of the server, without the first {WARM_UP:.0%} of the time: first tenth"
+            f" {mib[0]:.0f} MiB, last {mib[1]:.0f} MiB ({mib[1] / mib[0] - 1:+.1%}); slope"
+            f" {slope.per_hour:+.0f} ± {slope.error:.0f} MiB/h, the samples scatter by"
+            f" {slope.scatter:.0f} MiB (a variant that is being replaced is there twice)"
+        )
+        yield (
+            f"threads {threads[0]:g} → {threads[1]:g}, open files {files[0]:g} → {files[1]:g};"
+            f" places still taken when all had been answered: {sum(self.places.values()):g}"
+        )
+
+
+async def trial(
+    folder: Path, seconds: float, swap_every_s: float, flags: list[str], few: int | None = None
+) -> Outcome:
+    """Run it.
+
+    Args:
+        folder: Where its files go.
+        seconds: How long.
+        swap_every_s: Between two swaps, in seconds.
+        flags: Of the server.
+        few: How many of the pictures are shown; None for all.
+    """
+    store, timeline, outcome = Store(folder), Timeline(), Outcome(Ledger())
+    one, two, fixed, passing = (make(label, store.variants / label) for label in "ABCD")
+    shown, large = pictures()[:few], large_pictures()[:few]
+    checkpoints = [one, two, fixed, passing]
+    expected = await asyncio.to_thread(Expected, checkpoints, [*shown, *large])
+    store.put(SWAPPED, one.folder)
+    store.put(FIXED, fixed.folder)
+    timeline.starts(SWAPPED, one.digest)
+    timeline.starts(FIXED, fixed.digest)
+    timeline.starts(PASSING, None)
+    timeline.starts("", SWAPPED)
+    server = store.server([SWAPPED, FIXED], *flags)
+    try:
+        await asyncio.to_thread(server.wait_until_ready)
+        names = ("", "", SWAPPED, SWAPPED, FIXED, PASSING)
+        load = Load(
+            server.address,
+            expected,
+            shown,
+            large,
+            timeline,
+            outcome.ledger,
+            names,
+            {"token": SECRET},
+        )
+        async with AsyncClient(server.address, token=SECRET) as client:
+            administrator = Administrator(store, client, timeline, outcome.ledger)
+            samples = Samples(server.pid, max(0.5, seconds / 900))
+            sampling = asyncio.create_task(samples.go_on())
+            callers = Callers(load)
+            for kind in KINDS:
+                for name, shape in SHAPES.items():
+                    callers.start(shape, kind, PAUSE_S, name)
+            began = time.monotonic()
+            await change(administrator, (one, two), passing, store, began + seconds, swap_every_s)
+            sampling.cancel()
+            await callers.stop()
+        outcome.seconds = time.monotonic() - began
+        outcome.changes = administrator.changes
+        outcome.places = await open_places(server.metrics_url)
+        outcome.samples = samples.after(WARM_UP)
+        outcome.ledger.close()
+        outcome.judge()
+        if not server.alive or server.stop() != 0:
+            outcome.ledger.broken("the server did not end well")
+        if outcome.ledger.faults:
+            print(f"the server said last:\n{server.said_last()}", file=sys.stderr)
+    finally:
+        server.kill()
+    return outcome
+
+
+async def change(
+    administrator: Administrator,
+    swapped: tuple[Checkpoint, Checkpoint],
+    passing: Checkpoint,
+    store: Store,
+    ends: float,
+    every_s: float,
+) -> None:
+    """Change variants until a time: a swap at the beginning of each turn, the rest in between."""
+    corrupt = store.corrupt(swapped[0])
+    turn, due = 0, time.monotonic() + every_s / 4
+    while due < ends:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        turn += 1
+        await administrator.replace(SWAPPED, swapped[turn % 2])
+        await asyncio.sleep(every_s / 8)
+        await administrator.set_default((FIXED, SWAPPED)[turn % 2])
+        await asyncio.sleep(every_s / 8)
+        if turn % 4 == 1:
+            await administrator.load(PASSING, passing)
+        elif turn % 4 == 3:
+            await administrator.unload(PASSING)
+        elif turn % 4 == 0:
+            await administrator.fail(SWAPPED, corrupt)
+        due = max(due + every_s, time.monotonic())
+    await asyncio.sleep(max(0.0, ends - time.monotonic()))
+
+
+def main() -> int:
+    """Print what came of it; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long; default 30")
+    parser.add_argument("--swap-every-s", type=float, default=20.0, help="default 20")
+    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    arguments, flags = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(prefix="resnet50-soak-") as folder:
+        outcome = asyncio.run(
+            trial(Path(folder), 60 * arguments.minutes, arguments.swap_every_s, flags)
+        )
+    text = page.report(outcome.lines())
+    print(outcome.ledger.by_shape())
+    if arguments.write:
+        page.write("soak", text)
+    return 1 if outcome.ledger.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
