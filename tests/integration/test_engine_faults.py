@@ -340,6 +340,7 @@ async def test_variant_whose_answers_are_no_numbers_makes_the_server_unhealthy(t
             f"variant v: {LEAST} of its last {LEAST + 1} answers are not numbers\n",
         )
         assert (await get(server, "/livez"))[0] == 200
+        assert [one.state for one in await client.variants()] == ["failed"]
         found = await scrape(server)
         assert found.one("resnet50_answers_not_numbers_total", variant="v") == LEAST
         assert "load the variant again or restart" in caplog.text

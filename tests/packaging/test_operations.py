@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("operations.md", "reliability.md")
 
 
-def tests_of_the_project() -> set[str]:
+def known_tests() -> set[str]:
     """Return the names of all test functions."""
     names = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
@@ -28,7 +28,7 @@ def test_every_test_that_a_page_names_exists(page):
     files = set(re.findall(r"`(?:[a-z]+/)*(test_\w+\.py)`", text))
     assert files <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     named = set(re.findall(r"`(test_\w+)`", text))
-    assert named <= tests_of_the_project(), named - tests_of_the_project()
+    assert named <= known_tests(), named - known_tests()
     assert named or files
 
 
