@@ -9,15 +9,57 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-from serving import serving
+from pictures import encode, picture
+from serving import connected, serving
 
+from resnet50.v1 import (
+    image_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    variant_pb2,
+    variant_pb2_grpc,
+)
 from resnet50_server import loading
 from resnet50_server.app import Server
 from resnet50_server.tokens import hash_of
 
 ADMIN, APP = "a" * 43, "i" * 43
+IMAGE = image_pb2.Image(encoded=encode(picture()))
+READY, LOADING = variant_pb2.VARIANT_STATE_READY, variant_pb2.VARIANT_STATE_LOADING
+DRAINING, FAILED = variant_pb2.VARIANT_STATE_DRAINING, variant_pb2.VARIANT_STATE_FAILED
 _SCOPES = {"operator": (ADMIN, ["admin", "infer"]), "app": (APP, ["infer"])}
+
+
+class Administrator:
+    """Calls a server with a token that may change variants."""
+
+    def __init__(self, server: Server, channel: grpc.aio.Channel) -> None:
+        self.server = server
+        self.variants = variant_pb2_grpc.VariantServiceStub(channel)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
+
+    def token(self, secret: str = ADMIN):
+        return (("authorization", f"Bearer {secret}"),)
+
+    async def load(self, name: str, token: str = ADMIN) -> variant_pb2.Variant:
+        request = variant_pb2.LoadVariantRequest(name=name)
+        return (await self.variants.LoadVariant(request, metadata=self.token(token))).variant
+
+    async def unload(self, name: str, token: str = ADMIN) -> variant_pb2.Variant:
+        request = variant_pb2.UnloadVariantRequest(name=name)
+        return (await self.variants.UnloadVariant(request, metadata=self.token(token))).variant
+
+    async def states(self) -> dict[str, int]:
+        request = variant_pb2.ListVariantsRequest()
+        listed = await self.variants.ListVariants(request, metadata=self.token())
+        return {one.name: one.state for one in listed.variants}
+
+    def classify(self, variant: str):
+        options = inference_pb2.ClassifyOptions(variant=variant, top_k=1)
+        request = inference_pb2.ClassifyRequest(options=options, image=IMAGE)
+        return self.inference.Classify(request, metadata=self.token())
 
 
 def describe(directory: Path, categories: Sequence[str] = ("a", "b")) -> None:
@@ -49,6 +91,13 @@ async def administered(folder: Path, **settings: Any) -> AsyncIterator[Server]:
         yield server
 
 
+@contextlib.asynccontextmanager
+async def administrator(folder: Path, **settings: Any) -> AsyncIterator[Administrator]:
+    """Run such a server, with who changes its variants."""
+    async with administered(folder, **settings) as server, connected(server) as channel:
+        yield Administrator(server, channel)
+
+
 @contextlib.contextmanager
 def engines_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Let no engine be built before the event is set; it is at the end in any case."""
@@ -63,3 +112,11 @@ def engines_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         yield opened
     finally:
         opened.set()
+
+
+@contextlib.contextmanager
+def refused(code: str, text: str):
+    with pytest.raises(grpc.RpcError) as failed:
+        yield
+    assert failed.value.code().name == code, failed.value
+    assert text in failed.value.details()

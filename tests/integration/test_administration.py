@@ -7,13 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from administrator import (
+from administering import (
+    APP,
     DRAINING,
     FAILED,
     IMAGE,
     LOADING,
     READY,
-    administered,
+    administrator,
     describe,
     refused,
 )
@@ -38,7 +39,7 @@ def folder(tmp_path) -> Path:
 
 
 async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         loaded = await admin.load("digits")
         assert (loaded.name, loaded.state, loaded.category_count) == ("digits", READY, 2)
         assert (await admin.classify("digits")).variant.digest == loaded.digest
@@ -54,7 +55,7 @@ async def test_real_weights_are_loaded_beside_those_that_serve(tmp_path):
     folder = tmp_path / "variants"
     custom_variant(folder / "mine", calm(1, 10))
     options = {"engine": "torch", "variants": ["untrained=random:0"], "max_batch_size": 1}
-    async with administered(folder, tmp_path, **options) as admin:
+    async with administrator(folder, **options) as admin:
         loaded = await admin.load("mine")
         assert (loaded.engine, loaded.trained, loaded.category_count) == ("torch", True, 10)
         reply = await admin.classify("mine")
@@ -65,15 +66,15 @@ async def test_real_weights_are_loaded_beside_those_that_serve(tmp_path):
 
 @pytest.mark.parametrize("call", ["load", "unload"])
 async def test_token_without_admin_changes_nothing(folder, tmp_path, call):
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         with refused("PERMISSION_DENIED", "admin"):
-            await getattr(admin, call)("digits", token="infer")
+            await getattr(admin, call)("digits", token=APP)
         assert await admin.states() == {"IMAGENET1K_V2": READY}
 
 
 @pytest.mark.parametrize("call", ["load", "unload"])
 async def test_server_without_a_folder_changes_no_variants(tmp_path, call):
-    async with administered(None, tmp_path) as admin:
+    async with administrator(tmp_path / "none", variants_dir=None) as admin:
         with refused("UNIMPLEMENTED", "--variants-dir"):
             await getattr(admin, call)("digits")
 
@@ -97,14 +98,14 @@ async def test_server_without_a_folder_changes_no_variants(tmp_path, call):
     ],
 )
 async def test_paths_are_not_names(folder, tmp_path, name):
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         with refused("INVALID_ARGUMENT", "name: must be the name of a folder"):
             await admin.load(name)
 
 
 async def test_name_without_a_folder_is_not_found_and_says_what_there_is(folder, tmp_path):
     (folder / "a file").write_text("")
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         with refused("NOT_FOUND", "digits, pets"):
             await admin.load("cats")
 
@@ -119,7 +120,7 @@ async def test_links_do_not_lead_out_of_the_folder(folder, tmp_path, what):
         describe(folder / "linked")
         (folder / "linked" / what).unlink(missing_ok=True)
         (folder / "linked" / what).symlink_to(tmp_path / "elsewhere" / what)
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         with refused("INVALID_ARGUMENT", "leads out of variants_dir"):
             await admin.load("linked")
 
@@ -127,7 +128,7 @@ async def test_links_do_not_lead_out_of_the_folder(folder, tmp_path, what):
 async def test_links_within_the_folder_are_followed(folder, tmp_path):
     # As Kubernetes mounts things.
     (folder / "current").symlink_to(folder / "digits")
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         assert (await admin.load("current")).name == "current"
 
 
@@ -135,7 +136,7 @@ async def test_variant_that_cannot_be_loaded_changes_nothing_and_says_why(folder
     (folder / "digits" / "variant.json").write_text("{}")
     describe(folder / "bare")  # no weights
     options = {"engine": "torch", "variants": ["untrained=random:0"]}
-    async with administered(folder, tmp_path, **options) as admin:
+    async with administrator(folder, **options) as admin:
         with refused("FAILED_PRECONDITION", "categories"):
             await admin.load("digits")
         with refused("FAILED_PRECONDITION", "weights"):
@@ -147,7 +148,7 @@ async def test_variant_that_cannot_be_loaded_changes_nothing_and_says_why(folder
 
 async def test_variant_that_is_served_is_not_loaded_again(folder, tmp_path):
     describe(folder / "IMAGENET1K_V2")
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         await admin.load("digits")
         with refused("FAILED_PRECONDITION", "served already"):
             await admin.load("digits")
@@ -157,7 +158,7 @@ async def test_variant_that_is_served_is_not_loaded_again(folder, tmp_path):
 
 
 async def test_default_and_unknown_variants_are_not_unloaded(folder, tmp_path):
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         with refused("FAILED_PRECONDITION", "SetDefaultVariant"):
             await admin.unload("DEFAULT")
         with refused("NOT_FOUND", "IMAGENET1K_V2"):
@@ -192,7 +193,7 @@ class Gate:
 
 
 async def test_unloading_answers_calls_ends_streams_and_then_frees_the_engine(folder, tmp_path):
-    async with administered(folder, tmp_path, max_batch_size=1, **ON) as admin:
+    async with administrator(folder, max_batch_size=1, **ON) as admin:
         await admin.load("digits")
         engine = engines_of(admin.server)[1]
         gate = Gate(engine, asyncio.get_running_loop())
@@ -230,7 +231,7 @@ async def test_unloading_answers_calls_ends_streams_and_then_frees_the_engine(fo
 
 
 async def test_loaded_variant_has_zeros_before_anything_happens(folder, tmp_path):
-    async with administered(folder, tmp_path, **ON) as admin:
+    async with administrator(folder, **ON) as admin:
         await admin.load("digits")
         found = await scrape(admin.server)
         for outcome in ("answered", "refused", "dropped"):
@@ -238,7 +239,7 @@ async def test_loaded_variant_has_zeros_before_anything_happens(folder, tmp_path
 
 
 async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypatch):
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         entered, opened = asyncio.Event(), asyncio.Event()
         changes = admin.server._changes
         hold = changes._hold

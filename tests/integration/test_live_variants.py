@@ -8,11 +8,13 @@ import shutil
 import grpc
 import numpy as np
 import pytest
-from administrator import (
+from administering import (
+    ADMIN,
+    APP,
     IMAGE,
     LOADING,
     READY,
-    administered,
+    administrator,
     describe,
     refused,
 )
@@ -94,7 +96,7 @@ async def test_replies_across_a_swap_carry_the_digest_of_the_weights_that_answer
     """Under load: unary calls and a stream; no call fails, no number is another weights'."""
     folder = tmp_path / "variants"
     put(folder, "mine", 1)
-    async with administered(folder, tmp_path, **REAL) as admin:
+    async with administrator(folder, **REAL) as admin:
         first = await admin.load("mine")
         expected = {first.digest: [told(await ask(admin, one, "mine")) for one in PICTURES]}
         seen: list[tuple[str, int, tuple[int, float]]] = []
@@ -143,7 +145,7 @@ async def test_an_upload_that_began_before_a_swap_is_answered_by_the_new_weights
     folder = tmp_path / "variants"
     put(folder, "mine", 1)
     content = encode(photo_like(80, 70, 0))
-    async with administered(folder, tmp_path, **REAL) as admin:
+    async with administrator(folder, **REAL) as admin:
         old = await admin.load("mine")
         upload = admin.inference.ClassifyUpload(metadata=admin.token())
         options = inference_pb2.ClassifyUploadOptions(
@@ -164,7 +166,7 @@ async def test_an_upload_that_began_before_a_swap_is_answered_by_the_new_weights
 
 
 async def test_options_that_do_not_suit_the_new_weights_fail_frame_by_frame(folder, tmp_path):
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         await admin.load("digits")
         stream = admin.inference.ClassifyStream(metadata=admin.token())
         options = inference_pb2.ClassifyOptions(variant="digits", top_k=2)
@@ -183,7 +185,7 @@ async def test_options_that_do_not_suit_the_new_weights_fail_frame_by_frame(fold
 async def test_a_replacement_that_cannot_be_loaded_changes_nothing_and_is_shown(tmp_path):
     folder = tmp_path / "variants"
     directory = put(folder, "mine", 1)
-    async with administered(folder, tmp_path, **REAL) as admin:
+    async with administrator(folder, **REAL) as admin:
         before = await admin.load("mine")
         whole = (directory / "weights.pth").read_bytes()
         (directory / "weights.pth").write_bytes(whole[: len(whole) // 2])
@@ -200,7 +202,7 @@ async def test_a_replacement_that_cannot_be_loaded_changes_nothing_and_is_shown(
 async def test_an_engine_that_does_not_compute_its_weights_never_answers(tmp_path, monkeypatch):
     folder = tmp_path / "variants"
     put(folder, "mine", 1)
-    async with administered(folder, tmp_path, **REAL) as admin:
+    async with administrator(folder, **REAL) as admin:
         before = await admin.load("mine")
         open_engine, opened = loading.open_engine, []
 
@@ -222,7 +224,7 @@ async def test_an_engine_that_does_not_compute_its_weights_never_answers(tmp_pat
 
 
 async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         stages, hold = [], admin.server._changes._hold
 
         async def slow(definition, loading, make_room):
@@ -248,7 +250,7 @@ async def test_torchvisions_weights_are_loaded_by_their_name(tmp_path, monkeypat
     member = ResNet50_Weights.IMAGENET1K_V1
     publish(monkeypatch, member, calm(1), tmp_path / "published")
     options = REAL | {"weights_dir": tmp_path / "weights"}
-    async with administered(tmp_path / "variants", tmp_path, **options) as admin:
+    async with administrator(tmp_path / "variants", **options) as admin:
         loaded = await admin.load("ResNet50_Weights.IMAGENET1K_V1")
         assert (loaded.name, loaded.category_count) == ("IMAGENET1K_V1", 1000)
 
@@ -256,7 +258,7 @@ async def test_torchvisions_weights_are_loaded_by_their_name(tmp_path, monkeypat
 async def test_a_variant_of_the_start_is_replaced_from_its_own_folder(tmp_path):
     directory = put(tmp_path / "elsewhere", "mine", 1)
     options = REAL | {"variants": [f"mine={directory}"]}
-    async with administered(tmp_path / "variants", tmp_path, **options) as admin:
+    async with administrator(tmp_path / "variants", **options) as admin:
         (before,) = await listed(admin)
         put(tmp_path / "elsewhere", "mine", 2)
         swapped = await replace(admin, "mine")
@@ -269,18 +271,18 @@ async def test_a_variant_of_the_start_is_replaced_from_its_own_folder(tmp_path):
 
 
 async def test_another_default_answers_requests_that_name_none(folder, tmp_path):
-    async with administered(folder, tmp_path) as admin:
+    async with administrator(folder) as admin:
         await admin.load("digits")
         stream = await open_stream(admin, "")
         await send(stream, 1)
         assert (await stream.read()).variant.name == "IMAGENET1K_V2"
 
-        async def set_default(name: str, token: str = "admin"):
+        async def set_default(name: str, token: str = ADMIN):
             request = variant_pb2.SetDefaultVariantRequest(name=name)
             return await admin.variants.SetDefaultVariant(request, metadata=admin.token(token))
 
         with refused("PERMISSION_DENIED", "admin"):
-            await set_default("digits", token="infer")
+            await set_default("digits", token=APP)
         with refused("NOT_FOUND", "digits"):
             await set_default("nothing")
         with refused("INVALID_ARGUMENT", "is empty"):
@@ -318,7 +320,7 @@ def three(tmp_path):
 async def test_a_variant_beyond_the_budget_is_refused_and_nothing_changes(three, tmp_path):
     # Each takes about 117 MiB in eager PyTorch.
     options = REAL | {"max_variants_bytes": megabytes(300)}
-    async with administered(three, tmp_path, **options) as admin:
+    async with administrator(three, **options) as admin:
         await admin.load("one")
         with refused("FAILED_PRECONDITION", "max_variants_bytes: two takes about 116 MiB"):
             await admin.load("two")
@@ -332,7 +334,7 @@ async def test_a_variant_beyond_the_budget_is_refused_and_nothing_changes(three,
 
 async def test_least_recently_used_variants_give_way_but_never_the_default(three, tmp_path):
     options = REAL | {"max_variants_bytes": megabytes(400), "evict_variants": True}
-    async with administered(three, tmp_path, **options) as admin:
+    async with administrator(three, **options) as admin:
         await admin.load("one")
         await admin.load("two")
         await ask(admin, PICTURES[0], "two")
@@ -374,7 +376,7 @@ async def test_watched_folder_loads_replaces_and_unloads(tmp_path):
     folder = tmp_path / "variants"
     folder.mkdir()
     options = REAL | {"watch_variants_s": 0.05}
-    async with administered(folder, tmp_path, **options) as admin:
+    async with administrator(folder, **options) as admin:
 
         async def digest_of(name: str) -> str:
             found = [one for one in await listed(admin) if (one.name, one.state) == (name, READY)]
