@@ -110,10 +110,12 @@ class Devices:
         """Stop schedulers and close engines; what takes longer than `CLOSE_S` is left as it is."""
         for scheduler in self._schedulers.values():
             await scheduler.close()
+        # Whoever stops a server twice finds nothing left to close.
+        all_threads, self._threads = self._threads, {}
         closing = [
-            asyncio.create_task(self._close_engines(device), name=f"close {device}")
-            for device, scheduler in self._schedulers.items()
-            if not scheduler.hung
+            asyncio.create_task(_close_engines(scheduler, threads), name=f"close {device}")
+            for device, threads in all_threads.items()
+            if not (scheduler := self._schedulers[device]).hung
         ]
         if closing:
             _, left = await asyncio.wait(closing, timeout=CLOSE_S)
@@ -124,16 +126,16 @@ class Devices:
                     CLOSE_S,
                 )
                 task.cancel()
-        for threads in self._threads.values():
+        for threads in all_threads.values():
             threads.close()
 
-    async def _close_engines(self, device: str) -> None:
-        """Close a device's engines where they run, once its last batches have ended."""
-        scheduler = self._schedulers[device]
-        while not scheduler.idle:
-            await asyncio.sleep(LOOK_S)
-        for engine in scheduler.engines:
-            try:
-                await self._threads[device].run(engine.close)
-            except Exception:
-                log.exception("an engine on %s failed to close", device)
+
+async def _close_engines(scheduler: Scheduler, threads: Threads) -> None:
+    """Close a device's engines where they run, once its last batches have ended."""
+    while not scheduler.idle:
+        await asyncio.sleep(LOOK_S)
+    for engine in scheduler.engines:
+        try:
+            await threads.run(engine.close)
+        except Exception:
+            log.exception("an engine failed to close")

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Callable
 
@@ -138,7 +139,9 @@ def _reason(address: str) -> str:
             ):
                 pass
     except OSError as error:
-        return f"{error.strerror or error}; {ADVICE.get(error.errno or 0, OTHERWISE)}"
+        # Not the error's own text: socket.create_server adds to it.
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
+        return f"{reason}; {ADVICE.get(error.errno or 0, OTHERWISE)}"
     return OTHERWISE
 
 

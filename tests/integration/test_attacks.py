@@ -474,7 +474,7 @@ async def test_decoding_that_takes_too_long_is_refused_in_a_real_process():
                 assert "the limit (decode_timeout_s); send a smaller or simpler image" in text
 
 
-async def test_image_that_does_not_end_is_refused_and_its_thread_comes_back(monkeypatch):
+async def test_image_that_does_not_end_is_refused_and_another_thread_decodes(monkeypatch):
     entered, leave = threading.Event(), threading.Event()
 
     def stand_still(source, *arguments, **options):
@@ -498,12 +498,9 @@ async def test_image_that_does_not_end_is_refused_and_its_thread_comes_back(monk
         assert code is INVALID
         assert "within 0.5 s, the limit (decode_timeout_s)" in text
         assert entered.is_set()
-        # Its thread is still taken: nothing else is decoded, and deadlines are kept.
-        code, _ = await told(classify(NORMAL, timeout=0.3))
-        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-        waiting = classify(NORMAL)
+        # Its thread is still taken.
+        assert (await classify(NORMAL)).timing.batch_size == 1
         leave.set()
-        assert (await waiting).timing.batch_size == 1
 
 
 def test_code_in_weights_does_not_run_and_the_server_does_not_start(tmp_path):

@@ -51,7 +51,7 @@ async def test_threads_and_tasks_of_a_server_have_names():
         finally:
             ended.set()
     ours = {name for name, file in tasks if "resnet50_server" in file}
-    assert ours == {"read frames", "compute frames", "latest frames", "frame 7"}
+    assert ours == {"read frames", "compute frames", "latest frames", "frame 7", "follow health"}
     assert "stop gRPC" in {name for name, _ in tasks}
     # gRPC's own thread has the name of the function that it runs.
     threads = {name for name in threads - before if "_poll_wrapper" not in name}

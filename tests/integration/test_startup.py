@@ -245,7 +245,8 @@ async def test_weights_whose_answers_are_not_finite_are_refused(capsys, tmp_path
         listen=["127.0.0.1:0"], variants=[f"mine={directory}"], device="cpu", max_batch_size=1
     )
     assert await serve(settings) == 1
-    assert "mine: a grey image gives numbers that are not finite" in capsys.readouterr().err
+    said = "mine: in float32, PyTorch's answer to a fixed image is not made of numbers"
+    assert said in capsys.readouterr().err
 
 
 # Where it listens
@@ -375,7 +376,7 @@ async def test_server_whose_scheduler_breaks_answers_and_exits_for_its_superviso
             pass
         monkeypatch.setattr(VariantQueue, "take", broken)
         call = classify(channel)
-        assert await call.code() is grpc.StatusCode.INTERNAL
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE  # another server may compute it
         assert "secret" not in await call.details()
         assert (await watch.read()).status == NOT_SERVING
         watch.cancel()
