@@ -41,6 +41,7 @@ class FolderWatch:
         self._last = directory.stamps()
         served = {one.name for one in variants.definitions if directory.holds(one)}
         self._done = {name: stamp for name, stamp in self._last.items() if name in served}
+        self._refused: dict[str, str] = {}
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -58,19 +59,21 @@ class FolderWatch:
             stamp = found.get(name)
             if stamp == self._done.get(name) or stamp != last.get(name):
                 continue
-            if stamp is None:
-                del self._done[name]
-            else:
-                self._done[name] = stamp
             await self._changes.settle()
             try:
                 if stamp is None:
                     await self._unload(name)
+                    del self._done[name]
                 else:
+                    self._done[name] = stamp
                     await self._changes.load(name, replace=True)
             except ServingError as error:
-                # Of a load that failed the log has a line already; ListVariants shows it too.
-                log.warning("variants_dir: %s: %s", name, error)
+                # One that may not go yet, as the default, is asked to go at each look.
+                if self._refused.get(name) != str(error):
+                    self._refused[name] = str(error)
+                    log.warning("variants_dir: %s: %s", name, error)
+            else:
+                self._refused.pop(name, None)
 
     async def _unload(self, name: str) -> None:
         definition = self._variants.by_name(name)

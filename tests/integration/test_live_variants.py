@@ -60,6 +60,11 @@ async def replace(admin, name: str) -> variant_pb2.LoadVariantResponse:
     return await admin.variants.LoadVariant(request, metadata=admin.token())
 
 
+async def set_default(admin, name: str, token: str = ADMIN):
+    request = variant_pb2.SetDefaultVariantRequest(name=name)
+    return await admin.variants.SetDefaultVariant(request, metadata=admin.token(token))
+
+
 async def listed(admin) -> list[variant_pb2.Variant]:
     request = variant_pb2.ListVariantsRequest()
     return list((await admin.variants.ListVariants(request, metadata=admin.token())).variants)
@@ -277,17 +282,13 @@ async def test_another_default_answers_requests_that_name_none(folder, tmp_path)
         await send(stream, 1)
         assert (await stream.read()).variant.name == "IMAGENET1K_V2"
 
-        async def set_default(name: str, token: str = ADMIN):
-            request = variant_pb2.SetDefaultVariantRequest(name=name)
-            return await admin.variants.SetDefaultVariant(request, metadata=admin.token(token))
-
         with refused("PERMISSION_DENIED", "admin"):
-            await set_default("digits", token=APP)
+            await set_default(admin, "digits", token=APP)
         with refused("NOT_FOUND", "digits"):
-            await set_default("nothing")
+            await set_default(admin, "nothing")
         with refused("INVALID_ARGUMENT", "is empty"):
-            await set_default("")
-        answer = await set_default("digits")
+            await set_default(admin, "")
+        answer = await set_default(admin, "digits")
         assert (answer.variant.name, answer.previous) == ("digits", "IMAGENET1K_V2")
         assert answer.variant.server_default
         assert [one.name for one in await listed(admin)] == ["digits", "IMAGENET1K_V2"]
@@ -403,6 +404,27 @@ async def test_watched_folder_loads_replaces_and_unloads(tmp_path):
             await asyncio.sleep(0.005)
         with refused("NOT_FOUND", "untrained"):
             await ask(admin, PICTURES[0], "mine")
+
+
+async def test_variant_whose_folder_has_gone_goes_as_soon_as_it_can_be_done_without(
+    folder, tmp_path, caplog
+):
+    async with administrator(folder, watch_variants_s=0.01) as admin:
+
+        async def names() -> list[str]:
+            return [one.name for one in await listed(admin)]
+
+        while "digits" not in await names():
+            await asyncio.sleep(0.005)
+        await set_default(admin, "digits")
+        shutil.rmtree(folder / "digits")
+        while "digits answers requests that name no variant" not in caplog.text:
+            await asyncio.sleep(0.005)
+        assert await names() == ["digits", "IMAGENET1K_V2"]
+        await set_default(admin, "IMAGENET1K_V2")
+        while "digits" in await names():
+            await asyncio.sleep(0.005)
+        assert caplog.text.count("answers requests that name no variant") == 1
 
 
 # The check itself
