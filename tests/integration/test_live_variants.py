@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 
 import grpc
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from administering import (
     ADMIN,
     APP,
+    DRAINING,
     IMAGE,
     LOADING,
     READY,
@@ -144,6 +146,45 @@ async def test_replies_across_a_swap_carry_the_digest_of_the_weights_that_answer
         while len(await listed(admin)) > 2:
             await asyncio.sleep(0.005)
         assert len(engines_of(admin.server)) == 2
+
+
+async def test_what_the_old_weights_have_taken_they_answer_and_then_they_are_closed(tmp_path):
+    folder = tmp_path / "variants"
+    put(folder, "mine", 1)
+    # Three engine threads: two are held by the old weights, the other one loads the new ones.
+    options = REAL | {"instances": 3, "engine_threads": 1}
+    async with administrator(folder, **options) as admin:
+        old = await admin.load("mine")
+        engine, opened, closed = engines_of(admin.server)[1], threading.Event(), []
+        run, close = engine.run, engine.close
+        engine.run = lambda *arguments: (opened.wait(), run(*arguments))[1]
+        engine.close = lambda: (close(), closed.append(True))
+        try:
+            stream = await open_stream(admin, "mine")
+            await send(stream, 1)
+            waiting = asyncio.ensure_future(ask(admin, PICTURES[0], "mine"))
+            held = admin.server._changes._variants.find("mine")
+            await until(lambda: held.requests == 2 and not held.queue.waiting)
+            put(folder, "mine", 2)
+            new = (await replace(admin, "mine")).variant
+            shown = [(one.digest, one.state, one.requests) for one in (await listed(admin))[1:]]
+            assert shown == [(new.digest, READY, 0), (old.digest, DRAINING, 2)]
+            assert (await ask(admin, PICTURES[0], "mine")).variant.digest == new.digest
+            await send(stream, 2)
+            await until(lambda: held.latest().requests == 0)
+            assert not closed
+        finally:
+            opened.set()
+        assert (await waiting).variant.digest == old.digest
+        replies = [await stream.read() for _ in range(2)]
+        assert [(one.frame_id, one.variant.digest) for one in replies] == [
+            (1, old.digest),
+            (2, new.digest),
+        ]
+        await until(lambda: closed)
+        assert held.requests == 0
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF
 
 
 async def test_an_upload_that_began_before_a_swap_is_answered_by_the_new_weights(tmp_path):
