@@ -140,8 +140,9 @@ def _reason(address: str) -> str:
                 pass
     except OSError as error:
         # Not the error's own text: socket.create_server adds to it.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
-        return f"{reason}; {ADVICE.get(error.errno or 0, OTHERWISE)}"
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or error
+        return f"{reason}; {ADVICE.get(number, OTHERWISE)}"
     return OTHERWISE
 
 
