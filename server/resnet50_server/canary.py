@@ -96,16 +96,8 @@ class Canary:
         Raises:
             WeightsError: It is another one; says by how much.
         """
-        output = engine.run([self.image], min(TOP_K, len(self.probabilities)), True)
-        assert output.embeddings is not None  # asked for
-        tolerance, vector = TOLERANCES[precision], output.embeddings[0]
-        expected = self.probabilities[output.indices[0]]
-        difference = float(np.abs(output.probabilities[0] - expected).max())
-        # What it puts first is the first one, or as good as that.
-        difference = max(difference, float(self.probabilities.max() - expected[0]))
-        lengths = float(np.linalg.norm(vector) * np.linalg.norm(self.embedding))
-        # A network whose embedding is zero has no direction to compare.
-        cosine = float(vector @ self.embedding) / lengths if lengths else 1.0
+        difference, cosine = self.compare(engine)
+        tolerance = TOLERANCES[precision]
         if not (difference <= tolerance.probability and cosine >= tolerance.cosine):
             raise WeightsError(
                 f"{definition.name}: the engine does not compute these weights: for a fixed image"
@@ -114,6 +106,23 @@ class Canary:
                 f" embeddings is {cosine:.6f} (at least {tolerance.cosine:g}); delete the graphs in"
                 " cache_dir if there are any, or use --engine torch"
             )
+
+    def compare(self, engine: Engine) -> tuple[float, float]:
+        """Return by how much a probability differs at most, and the cosine of the embeddings.
+
+        Args:
+            engine: Warmed up; blocks, on an engine thread.
+        """
+        output = engine.run([self.image], min(TOP_K, len(self.probabilities)), True)
+        assert output.embeddings is not None  # asked for
+        vector = output.embeddings[0]
+        expected = self.probabilities[output.indices[0]]
+        difference = float(np.abs(output.probabilities[0] - expected).max())
+        # What it puts first is the first one, or as good as that.
+        difference = max(difference, float(self.probabilities.max() - expected[0]))
+        lengths = float(np.linalg.norm(vector) * np.linalg.norm(self.embedding))
+        # A network whose embedding is zero has no direction to compare.
+        return difference, float(vector @ self.embedding) / lengths if lengths else 1.0
 
 
 def fixed_image(crop: int) -> NDArray[np.uint8]:

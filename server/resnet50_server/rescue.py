@@ -29,7 +29,7 @@ from .batch_limit import HOLD_S
 from .engine.memory import is_out_of_memory
 from .errors import DoesNotFit, EngineFailed, ServingError, let_go
 from .faults import DeviceLost
-from .variant_queue import VariantQueue, Waiting, fail
+from .variant_queue import Result, VariantQueue, Waiting, fail
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class Rescues:
             if rescue.hopeless:
                 left += self._withdraw(rescue)
             fail(left, _failed if fits else partial(DoesNotFit, self._device, RETRY_S), error)
-        self._judge(queue, rescue, error, images[0])
+        self._judge(queue, rescue, images[0], error)
         return not fits
 
     def next(self, now: float, free_at: float) -> Part | None:
@@ -190,10 +190,12 @@ class Rescues:
             free_at: When the device is free; see `VariantQueue.ends`.
         """
         while self.parts:
-            queue, images, rescue = self.parts.popleft()
-            images = queue.in_time(images, now, free_at)
+            queue, part, rescue = self.parts.popleft()
+            images = queue.in_time(part, now, free_at)
             if not images:
                 rescue.parts -= 1
+                # Callers who allow little time must not hide that the device computes nothing.
+                self._judge(queue, rescue, part[0])
                 continue
             limit = queue.limit.now(now)
             if len(images) > limit:
@@ -225,8 +227,21 @@ class Rescues:
                 HOLD_S,
             )
 
-    def _judge(self, queue: VariantQueue, rescue: Rescue, error: Exception, like: Waiting) -> None:
-        """Judge the device by a batch that failed, once all its parts have been tried."""
+    def _judge(
+        self,
+        queue: VariantQueue,
+        rescue: Rescue,
+        like: Waiting,
+        error: Exception | None = None,
+    ) -> None:
+        """Judge the device by a batch that failed, once none of its parts will run any more.
+
+        Args:
+            queue: Its variant's.
+            rescue: What was made of it.
+            like: One of its images.
+            error: What the engine raised last, if that has just come.
+        """
         if rescue.parts or rescue.computed:
             return
         if rescue.is_doubt:
@@ -240,5 +255,13 @@ class Rescues:
         self._failures += 1
         if self._failures >= MAX_FAILURES and not self._doubted:
             self._doubted = True
-            grey = Waiting(np.full_like(like.image, 128), 1, False, None, 0.0, asyncio.Future())
-            self.parts.appendleft(Part(queue, [grey], Rescue(is_doubt=True)))
+            self.parts.appendleft(Part(queue, [_grey(like)], Rescue(is_doubt=True)))
+
+
+def _grey(like: Waiting) -> Waiting:
+    """Return a grey image that nobody waits for, of the size of another one."""
+    answered: asyncio.Future[Result] = asyncio.Future()
+    answered.add_done_callback(asyncio.Future.exception)  # nobody else looks at it
+    grey = Waiting(np.full_like(like.image, 128), 1, False, None, 0.0, answered)
+    grey.shadow = True  # what comes of it counts for no request
+    return grey

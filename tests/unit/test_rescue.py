@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from resnet50_server.batcher import Scheduler
 from resnet50_server.errors import DeadlineUnreachable, DoesNotFit, EngineFailed, ShuttingDown
 from resnet50_server.observer import Batch, Observer
 from resnet50_server.rescue import MAX_FAILURES, MOST_IN_A_ROW, Rescue
+from resnet50_server.soundness import LEAST
 
 GREY = 128
 
@@ -178,6 +180,38 @@ async def test_device_that_fails_on_everything_is_lost_and_those_who_wait_are_se
     (fault,) = bench.broken
     assert fault.status == 70
     assert isinstance(fault.__cause__, ValueError)
+
+
+@in_virtual_time
+async def test_device_that_fails_on_everything_is_lost_although_deadlines_leave_no_second_try():
+    bench = Bench(size=4)
+    await bench.outcomes([9])  # batches take 1 s
+    bench.engine.broken = True
+    for _ in range(MAX_FAILURES):
+        calls = [bench.submit(number, within=1.5) for number in range(4)]
+        await asyncio.wait(calls)
+        assert DeadlineUnreachable in {type(call.exception()) for call in calls}
+    await asyncio.sleep(2.0)
+    assert bench.engine.batches.count([0, 1, 2, 3]) == MAX_FAILURES
+    assert bench.engine.batches[-1] == [GREY]
+    (fault,) = bench.broken
+    assert fault.status == 70
+
+
+@in_virtual_time
+async def test_grey_image_counts_for_no_request_whatever_comes_of_it():
+    missed = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: missed.append(context))
+    bench = Bench(alpha=0.1)
+    bench.engine.poison = {3}
+    bench.engine.without_answer = GREY
+    for _ in range(LEAST * MAX_FAILURES):
+        await bench.outcomes([3])
+    await asyncio.sleep(1.0)
+    gc.collect()
+    assert bench.engine.batches.count([GREY]) == LEAST
+    assert bench.queue.broken is None
+    assert bench.broken == missed == []
 
 
 @in_virtual_time

@@ -1,0 +1,162 @@
+"""What verifying weights costs, and what it finds: python benchmarks/canary.py [cost|margins]...
+
+cost     the steps of loading a variant on this machine's CPU, in seconds, for each engine whose
+         graph is on disk; medians over turns
+margins  what right engines and wrong ones show for the fixed image, beside what is allowed
+
+The weights are of a trained network's kind (`tests/weights.py`), of 1000 categories. To be run
+alone on the machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import ResNet
+
+from resnet50_server.canary import TOLERANCES, Canary
+from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.opening import open_engine, prepare, verify, warm_up
+from resnet50_server.settings import Settings
+from resnet50_server.variants.definition import Definition, define
+from resnet50_server.variants.files import Weights
+from resnet50_server.variants.network import Network, build_model, read_weights
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from weights import custom_variant, trained_like
+
+ENGINES = ("torch", "onnxruntime", "openvino")
+PRECISIONS = {"torch": ("fp32", "bf16"), "onnxruntime": ("fp32",), "openvino": ("fp32", "bf16")}
+TURNS = 5
+CATEGORIES = 1000
+MAX_BATCH_SIZE = 8
+
+
+def settings_of(folder: Path, engine: str, precision: str = "fp32") -> Settings:
+    """Return settings for one engine on the CPU."""
+    return Settings(
+        variants=["named=later"],  # there has to be one
+        engine=engine,
+        precision=precision,
+        device="cpu",
+        cache_dir=folder / "cache",
+        max_batch_size=MAX_BATCH_SIZE,
+    )
+
+
+def measure_cost(folder: Path, definition: Definition) -> None:
+    """Print how long each step of a load takes."""
+    print("| engine | read | canary | build | warm up | verify | canary and verify, of all |")
+    print("|---|---|---|---|---|---|---|")
+    for engine in ENGINES:
+        settings = settings_of(folder, engine)
+        load(definition, settings)  # makes the graph
+        turns = [load(definition, settings) for _ in range(TURNS)]
+        read, canary, build, warm, check = map(statistics.median, zip(*turns, strict=True))
+        share = (canary + check) / (read + canary + build + warm + check)
+        print(
+            f"| {engine} | {read:.2f} | {canary:.2f} | {build:.2f} | {warm:.2f} | {check:.2f}"
+            f" | {share:.0%} |",
+            flush=True,
+        )
+
+
+def load(definition: Definition, settings: Settings) -> list[float]:
+    """Load a variant step by step, and close it; return the seconds of each."""
+    prepared = prepare(definition, settings)
+    marks = [time.perf_counter()]
+    weights = read_weights(definition, Path(), False)
+    marks.append(time.perf_counter())
+    Canary.of(definition, weights)
+    marks.append(time.perf_counter())
+    opened = open_engine(prepared, settings)
+    marks.append(time.perf_counter())
+    warm_up(opened.engine, definition, settings.max_batch_size)
+    marks.append(time.perf_counter())
+    verify(prepared, opened)
+    marks.append(time.perf_counter())
+    opened.engine.close()
+    return [after - before for before, after in itertools.pairwise(marks)]
+
+
+def measure_margins(folder: Path, definition: Definition, other: Definition) -> None:
+    """Print what right engines show, and what is wrong in PyTorch, in fp32."""
+    weights, others = (read_weights(one, Path(), False) for one in (definition, other))
+    canary = Canary.of(definition, weights)
+    print("| what | probabilities differ by | cosine | allowed |")
+    print("|---|---|---|---|")
+    for engine, precisions in PRECISIONS.items():
+        for precision in precisions:
+            settings = settings_of(folder, engine, precision)
+            opened = open_engine(prepare(definition, settings), settings)
+            allowed = TOLERANCES[precision]
+            row(f"{engine}, {precision}", canary.compare(opened.engine))
+            print(f" {allowed.probability:g}, {allowed.cosine:g} |", flush=True)
+            opened.engine.close()
+    for what, model in wrong(definition, weights, others):
+        transform = definition.transform
+        engine = TorchEngine(Network(model), transform, torch.device("cpu"), "fp32")
+        row(what, canary.compare(engine))
+        print(" no |", flush=True)
+
+
+def row(what: str, shown: tuple[float, float]) -> None:
+    """Print the beginning of a row."""
+    difference, cosine = shown
+    print(f"| {what} | {difference:.1e} | {cosine:.6f} |", end="")
+
+
+def wrong(definition: Definition, weights: Weights, others: Weights) -> list[tuple[str, ResNet]]:
+    """Return networks that are wrong in one way each."""
+    # Models take tensors of the state as they are.
+    build = partial(copy.deepcopy, build_model(definition, weights))
+    swapped, head, norm, stale, bit = build(), build(), build(), build(), build()
+    with torch.inference_mode():
+        first = swapped.conv1.weight
+        first.copy_(first.flip(1))
+        head.load_state_dict({k: v for k, v in others.state.items() if k.startswith("fc.")}, False)
+        nn.init.zeros_(norm.layer3[2].bn2.running_mean)
+        stale.layer2[1].conv2.load_state_dict({"weight": others.state["layer2.1.conv2.weight"]})
+        number = bit.layer1[0].conv1.weight.view(-1)[:1]
+        number.view(torch.int32).bitwise_xor_(1 << 29)
+    return [
+        ("another checkpoint's weights", build_model(definition, others)),
+        ("blue where red should be", swapped),
+        ("another checkpoint's head", head),
+        ("one convolution of another checkpoint", stale),
+        ("one mean of a BatchNorm missing", norm),
+        ("one bit of one exponent", bit),
+    ]
+
+
+def main() -> None:
+    """Measure what the command line names, or everything."""
+    asked = sys.argv[1:] or ["cost", "margins"]
+    if unknown := set(asked) - {"cost", "margins"}:
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}\n\n{__doc__}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        one, other = (
+            define(
+                f"seed{seed}="
+                + str(custom_variant(folder / str(seed), trained_like(seed, 1000), CATEGORIES))
+            )
+            for seed in (0, 1)
+        )
+        if "cost" in asked:
+            measure_cost(folder, one)
+        if "margins" in asked:
+            measure_margins(folder, one, other)
+
+
+if __name__ == "__main__":
+    main()
