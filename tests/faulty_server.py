@@ -8,6 +8,7 @@ event loop.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
@@ -76,12 +77,24 @@ def in_loop(fault: Callable[[], object]) -> None:
     resnet50_server.process.LoopWatch = partial(LoopWatch, 1.0)
 
 
+def in_stop(fault: Callable[[], None]) -> None:
+    """Have the engine hang, and stopping the server as well, on the loop."""
+
+    async def stop(_: object) -> None:
+        await asyncio.Event().wait()
+
+    in_engine(fault)
+    resnet50_server.process.Server.stop = stop
+    resnet50_server.process.LAST_S = 0.5
+
+
 def fail() -> None:
     raise RuntimeError("as the test wants it")
 
 
 FAULTS = {
     "engine-hangs": lambda: in_engine(hang_here),
+    "engine-and-stop-hang": lambda: in_stop(hang_here),
     "engine-fails": lambda: in_engine(fail),
     "decoder-hangs": lambda: in_decoder(hang_here),
     "loop-hangs": lambda: in_loop(partial(time.sleep, 10**6)),

@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import time
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -191,7 +192,11 @@ def run() -> NoReturn:
     It ends at once: a thread may be busy for long with what nobody waits for any more, and the
     interpreter would wait for it.
     """
-    status = main()
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
     from . import logs
 
     logs.flush()

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from .call import CALL
 from .errors import ShuttingDown
 from .fair_queue import FairQueue
 from .faults import DecodingHung, dump_stacks
 from .file_guard import took_too_long
 from .threads import Threads
+from .watchdog import LOOK_S, LOOKS
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ SPARES, LEAST_SPARES = 2, 4
 class _Job:
     call: Callable[[], Any]
     future: asyncio.Future[Any]
+    request_id: str
+    ran_s: float = 0.0
+    looked: float = 0.0
     timer: asyncio.TimerHandle | None = None
     stuck: bool = False
 
@@ -59,7 +64,8 @@ class DecodePool:
 
     Args:
         threads: How many calls run at once.
-        timeout_s: How long one may take from when a thread has it, in seconds.
+        timeout_s: How long one may take from when a thread has it, in seconds; without the time in
+            which the whole process stood still.
         on_hung: Called once nothing can be decoded any more.
 
     Attributes:
@@ -77,6 +83,7 @@ class DecodePool:
         # Decoding is parallel over images; within one, torch's threads would only get in the way.
         self._threads = Threads(threads, "decode", partial(torch.set_num_threads, 1))
         self._timeout_s = timeout_s
+        self._look_s = min(LOOK_S, timeout_s / LOOKS)
         self.stuck = 0
         self._on_hung = on_hung
         self.spares = max(LEAST_SPARES, SPARES * threads)
@@ -110,7 +117,8 @@ class DecodePool:
         if self._lost:
             raise _turned_away()
         loop = asyncio.get_running_loop()
-        job = _Job(call, loop.create_future())
+        asked = CALL.get(None)
+        job = _Job(call, loop.create_future(), asked.request_id if asked is not None else "")
         entry = self._waiting.push(job, loop.time(), deadline=deadline, flow=flow, bulk=bulk)
         self._start(loop)
         try:
@@ -148,23 +156,35 @@ class DecodePool:
                 continue
             self._free -= 1
             job = entry.item
-            job.timer = loop.call_later(self._timeout_s, self._give_up, job)
+            self._plan(loop, job)
             self._threads.start(job.call, partial(self._finish, loop, job))
 
-    def _give_up(self, job: _Job) -> None:
+    def _plan(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
+        job.looked = loop.time()
+        job.timer = loop.call_later(self._look_s, self._look, loop, job)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
+        """Count how long a call has run; a look that comes late counts as two (`watchdog`)."""
+        job.ran_s += min(loop.time() - job.looked, 2 * self._look_s)
+        if job.ran_s < self._timeout_s:
+            self._plan(loop, job)
+        else:
+            self._give_up(loop, job)
+
+    def _give_up(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
         """Answer for a call that takes too long, and have another thread do the work of its own."""
         job.stuck = True
         self.stuck += 1
         log.warning(
-            "decoding takes longer than %g s (decode_timeout_s); threads taken by such images: %d,"
-            " of %d that there may be",
+            "decoding an image of request %s takes longer than %g s (decode_timeout_s); threads"
+            " taken by such images: %d, of %d that there may be",
+            job.request_id or "unknown",
             self._timeout_s,
             self.stuck,
             self._wanted + self.spares,
         )
         if not job.future.done():
             job.future.set_exception(took_too_long("image", self._timeout_s))
-        loop = job.future.get_loop()
         if self._replace():
             self._start(loop)
         elif self.stuck == self._count:

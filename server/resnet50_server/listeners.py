@@ -188,12 +188,20 @@ def _configuration(material: TlsMaterial) -> grpc.ServerCertificateConfiguration
 
 
 def _refuse_used_socket(path: str) -> None:
-    """Raise `OSError` if a server answers there: binding would take its socket away."""
+    """Raise `OSError` if a server may listen there: binding would take its socket away."""
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # one that stands still takes no calls
         try:
             probe.connect(path)
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             return  # nothing there, or what a server that died has left behind
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise OSError(
+                f"listen: cannot listen on unix:{path}: {os.strerror(error.errno or 0)}, so nobody"
+                " knows whether another server does; name another path with --listen"
+            ) from error
     raise OSError(
         f"listen: cannot listen on unix:{path}: another server does; stop it, or name another path"
         " with --listen"

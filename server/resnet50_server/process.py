@@ -66,8 +66,8 @@ async def serve(settings: Settings) -> int:
         except UnusableSetting as error:
             print(f"resnet50-server: {error}", file=sys.stderr)
             return 2
-        except (WeightsError, OSError, RuntimeError) as error:
-            # torch raises RuntimeError and its subclasses, such as OutOfMemoryError.
+        except Exception as error:  # each runtime has kinds of its own
+            log.debug("the start failed", exc_info=error)
             print(f"resnet50-server: {_text(error)}", file=sys.stderr)
             return 1
         watch = LoopWatch()
@@ -89,11 +89,18 @@ async def serve(settings: Settings) -> int:
     finally:
         stopped.cancel()
         broken.cancel()
-        # Bounded in all its parts; of a server that is lost, also if one of them is lost as well.
-        limit_s = None if server.fault is None else settings.drain_timeout_s + LAST_S
-        await asyncio.wait_for(server.stop(), limit_s)
+        await _stop(server, settings.drain_timeout_s)
         if watch is not None:
             watch.close()
+
+
+async def _stop(server: Server, drain_timeout_s: float) -> None:
+    """Stop a server: bounded in all its parts, and, since one may be lost with it, as a whole."""
+    limit_s = None if server.fault is None else drain_timeout_s + LAST_S
+    try:
+        await asyncio.wait_for(server.stop(), limit_s)
+    except TimeoutError:
+        log.critical("the server did not stop within %g s; ending the process", limit_s)
 
 
 async def _give_up(server: Server) -> int:

@@ -124,6 +124,19 @@ async def test_engine_that_hangs_turns_its_callers_away_and_ends_the_process():
     assert "hang_here" in errors  # where it hangs
 
 
+async def test_process_whose_engine_hangs_ends_with_its_status_whatever_else_hangs():
+    flags = ("--engine-timeout-s", "0.5", "--drain-timeout-s", "0.5")
+    with server_processes() as start:
+        process = start(*TIMED, *flags, fault="engine-and-stop-hang")
+        address = process.wait_until_listening()
+        async with AsyncClient(address, retry=ONCE) as client:
+            with pytest.raises(UnavailableError):
+                await client.classify(BAD)
+        status, errors = await asyncio.to_thread(process.wait_until_ended)
+    assert status == 71, errors
+    assert "the server did not stop within 1 s" in errors
+
+
 async def test_event_loop_that_hangs_ends_the_process():
     with server_processes() as start:
         process = start(*TIMED, fault="loop-hangs")

@@ -261,6 +261,19 @@ def test_a_graph_that_a_runtime_cannot_read_is_named_and_removed(mine, tmp_path,
     assert open_variant(mine, tmp_path, engine=kind).kind == kind
 
 
+def test_a_graph_that_finds_no_memory_is_kept(mine, tmp_path, monkeypatch):
+    open_variant(mine, tmp_path, engine="onnxruntime")
+    (path,) = tmp_path.glob("*.onnx")
+
+    def open_graph(*_):
+        raise RuntimeError("bad allocation")
+
+    monkeypatch.setattr(cpu, "_open_graph", open_graph)
+    with pytest.raises(RuntimeError, match="bad allocation"):
+        open_variant(mine, tmp_path, engine="onnxruntime")
+    assert path.exists()
+
+
 def test_a_graph_that_differs_from_pytorch_is_not_used(mine, tmp_path, monkeypatch, caplog):
     right = onnx_graph.onnx_graph
 

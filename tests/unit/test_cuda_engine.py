@@ -11,8 +11,9 @@ import weights
 from host_device import HostDevice
 from torchvision.models import ResNet50_Weights
 
-from resnet50_server.engine import cuda_engine
+from resnet50_server.engine import cuda_device, cuda_engine
 from resnet50_server.engine.answer_layout import ALIGNMENT, AnswerLayout
+from resnet50_server.engine.cuda_device import Slot
 from resnet50_server.engine.cuda_engine import CAPTURED_TOP_K, CudaEngine
 from resnet50_server.engine.forward import Answers, Forward
 from resnet50_server.engine.torch_engine import TorchEngine
@@ -55,6 +56,24 @@ def same(output, expected, tolerance: float = 1e-5) -> None:
     assert (output.embeddings is None) == (expected.embeddings is None)
     if output.embeddings is not None:
         assert np.allclose(output.embeddings, expected.embeddings, rtol=1e-4, atol=1e-5)
+
+
+def test_slot_that_cannot_grow_stays_whole(monkeypatch):
+    real = torch.empty
+
+    def empty(size, *, device="cpu", pin_memory=False, dtype):
+        if device == "cuda" and size > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(size, dtype=dtype)
+
+    monkeypatch.setattr(cuda_device, "_event", lambda **_: None)
+    monkeypatch.setattr(torch, "empty", empty)
+    slot = Slot()
+    slot.allocate(8, 8)
+    with pytest.raises(torch.OutOfMemoryError):
+        slot.allocate(16, 16)
+    assert np.shares_memory(slot.pixels, slot.host_pixels.numpy())
+    assert [one.numel() for one in (slot.host_pixels, slot.device_pixels, slot.answers)] == [8] * 3
 
 
 def test_engine_answers_as_the_eager_one_at_every_size(images, reference):

@@ -8,6 +8,7 @@ import pytest
 import virtual_time
 
 import resnet50_server.decode_pool
+from resnet50_server.call import CALL, Call
 from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import InvalidImage, ShuttingDown
 from resnet50_server.faults import DecodingHung
@@ -81,6 +82,37 @@ def test_call_that_takes_too_long_is_answered_at_the_limit_and_another_thread_ta
         assert now() == 28.0  # one thread, as before
 
     virtual_time.run(call())
+
+
+def test_time_in_which_the_process_stood_still_is_not_counted():
+    async def scenario():
+        pool, loop = DecodePool(1, LIMIT_S), asyncio.get_running_loop()
+        call = asyncio.create_task(pool.run(lambda: 9.0))
+        await asyncio.sleep(5.0)
+        loop.now += 3600.0  # SIGSTOP, SIGCONT
+        assert await call == 9.0
+        with pytest.raises(InvalidImage):
+            await pool.run(lambda: 12.0)
+
+    virtual_time.run(scenario())
+
+
+def test_warning_of_a_slow_decoder_names_the_request_that_it_works_for(caplog):
+    async def scenario():
+        pool = DecodePool(1, LIMIT_S)
+
+        async def decode(request_id: str, lasting: float) -> None:
+            CALL.set(Call("Classify", request_id, ()))
+            await pool.run(lambda: lasting)
+
+        # The second one is started by what ends the first.
+        calls = [asyncio.create_task(decode(*one)) for one in (("first", 1.0), ("second", 99.0))]
+        with pytest.raises(InvalidImage):
+            await asyncio.gather(*calls)
+
+    virtual_time.run(scenario())
+    (warning,) = caplog.messages
+    assert "of request second takes longer than 10 s" in warning
 
 
 def test_threads_are_replaced_up_to_a_bound_and_again_once_one_has_come_back():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -129,6 +130,24 @@ async def test_with_tls_every_tcp_address_speaks_it_and_unix_sockets_do_not(tmp_
     )
     assert server.bound == list(zip(["TLS", "TLS", "clear text"], addresses, strict=True))
     assert caplog.messages == []
+
+
+async def test_unix_socket_of_a_server_that_stands_still_is_not_taken_away(tmp_path):
+    path = str(tmp_path / "r.sock")
+    with contextlib.ExitStack() as stack:
+        stuck = stack.enter_context(socket.socket(socket.AF_UNIX))
+        stuck.bind(path)
+        stuck.listen(0)
+        # Nobody takes its calls any more, and there is no room for another one.
+        with pytest.raises(BlockingIOError):
+            while True:
+                caller = stack.enter_context(socket.socket(socket.AF_UNIX))
+                caller.setblocking(False)
+                caller.connect(path)
+        server = Server()
+        with pytest.raises(OSError, match="another server does"):
+            await listen(server, settings(f"unix:{path}"), None)
+    assert server.bound == []
 
 
 async def test_each_address_is_told_of_a_new_certificate_once(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from ..variants.definition import Definition
 from ..variants.network import Network
 from .agreement import Agreement, compare
 from .graph_store import GraphStore, NoRoom
+from .memory import is_out_of_memory
 from .protocol import Engine, Images
 from .torch_engine import TorchEngine
 
@@ -240,6 +241,8 @@ class CpuEngines:
         try:
             return _open_graph(kind, graph, precision, self._threads)
         except Exception as error:  # each runtime has kinds of its own
+            if is_out_of_memory(error):
+                raise  # nothing is wrong with the file
             self._store.forget(graph)
             raise WeightsError(
                 f"engine: {kind} cannot read {graph} ({type(error).__name__}: {error}); the file"

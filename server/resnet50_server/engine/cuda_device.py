@@ -67,12 +67,20 @@ class Slot:
         self.done = _event(blocking=True)
 
     def allocate(self, pixel_bytes: int, answer_bytes: int) -> None:
-        """Replace the buffers by new ones, on the current device; no batch holds the slot."""
-        self.host_pixels = torch.empty(pixel_bytes, dtype=torch.uint8, pin_memory=True)
-        self.answers = torch.empty(answer_bytes, dtype=torch.uint8, pin_memory=True)
-        self.device_pixels = torch.empty(pixel_bytes, dtype=torch.uint8, device="cuda")
-        self.device_answers = torch.empty(answer_bytes, dtype=torch.uint8, device="cuda")
-        self.pixels = self.host_pixels.numpy()
+        """Replace the buffers by new ones, on the current device; no batch holds the slot.
+
+        All of them or none: where memory is short, the batches of other engines go on with the old.
+
+        Raises:
+            RuntimeError: There is no memory.
+        """
+        host_pixels = torch.empty(pixel_bytes, dtype=torch.uint8, pin_memory=True)
+        answers = torch.empty(answer_bytes, dtype=torch.uint8, pin_memory=True)
+        device_pixels = torch.empty(pixel_bytes, dtype=torch.uint8, device="cuda")
+        device_answers = torch.empty(answer_bytes, dtype=torch.uint8, device="cuda")
+        self.host_pixels, self.answers = host_pixels, answers
+        self.device_pixels, self.device_answers = device_pixels, device_answers
+        self.pixels = host_pixels.numpy()
 
     def free(self) -> None:
         """Give the buffers back; no batch holds the slot."""
@@ -122,17 +130,19 @@ class CudaDevice:
         Args:
             pixel_bytes: Its largest input.
             answer_bytes: Its largest output.
+
+        Raises:
+            RuntimeError: There is no memory. The engine is not in then.
         """
-        self._engines += 1
         wanted = (max(pixel_bytes, self._slot_bytes[0]), max(answer_bytes, self._slot_bytes[1]))
-        if wanted == self._slot_bytes:
-            return
-        with self._ring.all() as slots, torch.cuda.device(self.device):
-            for slot in slots:
-                slot.allocate(*wanted)
-            # Nothing that was queued for memory which these buffers had before touches them now.
-            torch.cuda.current_stream().synchronize()
-        self._slot_bytes = wanted
+        if wanted != self._slot_bytes:
+            with self._ring.all() as slots, torch.cuda.device(self.device):
+                for slot in slots:
+                    slot.allocate(*wanted)
+                # Nothing that was queued for memory which these had before touches them now.
+                torch.cuda.current_stream().synchronize()
+            self._slot_bytes = wanted
+        self._engines += 1
 
     def idle(self) -> AbstractContextManager[object]:
         """Wait until all batches in flight have been read, and let none begin meanwhile."""
