@@ -29,19 +29,24 @@ from resnet50_server.opening import open_engine, prepare, verify, warm_up
 from resnet50_server.settings import Settings
 from resnet50_server.variants.definition import Definition, define
 from resnet50_server.variants.files import Weights
-from resnet50_server.variants.network import Network, build_model, read_weights
+from resnet50_server.variants.network import Network, build_model, build_network, read_weights
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from weights import custom_variant, trained_like
 
-ENGINES = ("torch", "onnxruntime", "openvino")
-PRECISIONS = {"torch": ("fp32", "bf16"), "onnxruntime": ("fp32",), "openvino": ("fp32", "bf16")}
+ENGINES = (
+    ("torch", "fp32"),
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("torch", "bf16"),
+)
+NETWORKS = 4
 TURNS = 5
 CATEGORIES = 1000
 MAX_BATCH_SIZE = 8
 
 
-def settings_of(folder: Path, engine: str, precision: str = "fp32") -> Settings:
+def settings_of(folder: Path, engine: str, precision: str) -> Settings:
     """Return settings for one engine on the CPU."""
     return Settings(
         variants=["named=later"],  # there has to be one
@@ -57,8 +62,8 @@ def measure_cost(folder: Path, definition: Definition) -> None:
     """Print how long each step of a load takes."""
     print("| engine | read | canary | build | warm up | verify | canary and verify, of all |")
     print("|---|---|---|---|---|---|---|")
-    for engine in ENGINES:
-        settings = settings_of(folder, engine)
+    for engine, precision in ENGINES[:3]:
+        settings = settings_of(folder, engine, precision)
         load(definition, settings)  # makes the graph
         turns = [load(definition, settings) for _ in range(TURNS)]
         read, canary, build, warm, check = map(statistics.median, zip(*turns, strict=True))
@@ -88,31 +93,39 @@ def load(definition: Definition, settings: Settings) -> list[float]:
     return [after - before for before, after in itertools.pairwise(marks)]
 
 
-def measure_margins(folder: Path, definition: Definition, other: Definition) -> None:
-    """Print what right engines show, and what is wrong in PyTorch, in fp32."""
-    weights, others = (read_weights(one, Path(), False) for one in (definition, other))
-    canary = Canary.of(definition, weights)
+def measure_margins(folder: Path, definitions: list[Definition]) -> None:
+    """Print the most that right engines show, and what the first network shows if it is wrong."""
     print("| what | probabilities differ by | cosine | allowed |")
     print("|---|---|---|---|")
-    for engine, precisions in PRECISIONS.items():
-        for precision in precisions:
-            settings = settings_of(folder, engine, precision)
+    all_weights = [read_weights(one, Path(), False) for one in definitions]
+    canaries = [Canary.of(*pair) for pair in zip(definitions, all_weights, strict=True)]
+    for name, precision in ENGINES:
+        settings = settings_of(folder, name, precision)
+        shown = []
+        for definition, canary in zip(definitions, canaries, strict=True):
             opened = open_engine(prepare(definition, settings), settings)
-            allowed = TOLERANCES[precision]
-            row(f"{engine}, {precision}", canary.compare(opened.engine))
-            print(f" {allowed.probability:g}, {allowed.cosine:g} |", flush=True)
+            shown.append(canary.compare(opened.engine))
             opened.engine.close()
-    for what, model in wrong(definition, weights, others):
-        transform = definition.transform
+        allowed = TOLERANCES[precision]
+        row(f"{name}, {precision}", shown, f"{allowed.probability:g}, {allowed.cosine:g}")
+    for number, (definition, weights) in enumerate(zip(definitions, all_weights, strict=True)):
+        # fp16 engines are CUDA's; PyTorch computes it on the CPU as well.
+        network = build_network(definition, weights)
+        engine = TorchEngine(network, definition.transform, torch.device("cpu"), "fp16")
+        shown[number] = canaries[number].compare(engine)
+    allowed = TOLERANCES["fp16"]
+    row("torch, fp16", shown, f"{allowed.probability:g}, {allowed.cosine:g}")
+    for what, model in wrong(definitions[0], all_weights[0], all_weights[1]):
+        transform = definitions[0].transform
         engine = TorchEngine(Network(model), transform, torch.device("cpu"), "fp32")
-        row(what, canary.compare(engine))
-        print(" no |", flush=True)
+        row(what, [canaries[0].compare(engine)], "no")
 
 
-def row(what: str, shown: tuple[float, float]) -> None:
-    """Print the beginning of a row."""
-    difference, cosine = shown
-    print(f"| {what} | {difference:.1e} | {cosine:.6f} |", end="")
+def row(what: str, shown: list[tuple[float, float]], allowed: str) -> None:
+    """Print the worst of what is shown."""
+    difference = max(one for one, _ in shown)
+    cosine = min(one for _, one in shown)
+    print(f"| {what} | {difference:.1e} | {cosine:.6f} | {allowed} |", flush=True)
 
 
 def wrong(definition: Definition, weights: Weights, others: Weights) -> list[tuple[str, ResNet]]:
@@ -145,17 +158,17 @@ def main() -> None:
         sys.exit(f"unknown: {', '.join(sorted(unknown))}\n\n{__doc__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        one, other = (
+        definitions = [
             define(
                 f"seed{seed}="
-                + str(custom_variant(folder / str(seed), trained_like(seed, 1000), CATEGORIES))
+                + str(custom_variant(folder / str(seed), trained_like(seed, CATEGORIES), CATEGORIES))
             )
-            for seed in (0, 1)
-        )
+            for seed in range(NETWORKS)
+        ]
         if "cost" in asked:
-            measure_cost(folder, one)
+            measure_cost(folder, definitions[0])
         if "margins" in asked:
-            measure_margins(folder, one, other)
+            measure_margins(folder, definitions)
 
 
 if __name__ == "__main__":

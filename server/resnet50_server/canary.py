@@ -33,13 +33,13 @@ class Tolerance:
     cosine: float
 
 
-# Wrong or mixed-up weights show far above these; what rounds differently stays below. fp32 engines
-# differ by up to 1e-4 from each other (`engine.cpu.TOLERANCE`). torchvision's int8 is compared with
-# itself in PyTorch, from which other runtimes differ by a level of 255 in each layer (ADR 0008).
+# Wrong or mixed-up weights show far above these; what rounds differently stays below (ADR 0016, by
+# benchmarks/canary.py). torchvision's int8 is compared with itself in PyTorch, from which other
+# runtimes differ by a level of 255 in each layer (ADR 0008).
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 0.9999),
-    "fp16": Tolerance(0.02, 0.999),
-    "bf16": Tolerance(0.1, 0.99),
+    "fp16": Tolerance(0.1, 0.999),
+    "bf16": Tolerance(0.3, 0.99),
     "int8": Tolerance(0.2, 0.95),
 }
 
