@@ -125,18 +125,7 @@ class Changes:
             VariantNotFound: There is none.
             NotNow: It cannot be done without.
         """
-        definition = self._variants.define(name, field="name")
-        if definition is self._variants.default:
-            raise NotNow(
-                f"name: {definition.name} answers requests that name no variant; let another one"
-                " do that first (SetDefaultVariant)"
-            )
-        if splits := self._naming(definition.name):
-            raise NotNow(
-                f"name: {definition.name} is named by the traffic split of {', '.join(splits)}; end"
-                " that first (DeleteTrafficSplit)"
-            )
-        return await self._change(self._unload(self._answering(definition)))
+        return await self._change(self._unload(name))
 
     def set_default(self, name: str) -> tuple[HeldVariant, str]:
         """Let a variant answer requests that name none; return it, and the name of the last one.
@@ -295,7 +284,20 @@ class Changes:
             f" are allowed; {what}"
         )
 
-    async def _unload(self, variant: HeldVariant) -> HeldVariant:
+    async def _unload(self, name: str) -> HeldVariant:
+        # Within one turn of the loop: the default and the splits may be others at the next one.
+        definition = self._variants.define(name, field="name")
+        if definition is self._variants.default:
+            raise NotNow(
+                f"name: {definition.name} answers requests that name no variant; let another one"
+                " do that first (SetDefaultVariant)"
+            )
+        if splits := self._naming(definition.name):
+            raise NotNow(
+                f"name: {definition.name} is named by the traffic split of {', '.join(splits)}; end"
+                " that first (DeleteTrafficSplit)"
+            )
+        variant = self._answering(definition)
         self._variants.withdraw(variant)
         await self._go(variant, self._patience_s)
         return variant
