@@ -75,7 +75,8 @@ async def hold(
 async def let_go(variant: HeldVariant, patience_s: float) -> None:
     """Free a variant that no new request finds any more, once what it has is answered.
 
-    Streams follow to its successor; without one they end after the frames that are inside.
+    Streams follow to its successor; without one they end after the frames that are inside. So do
+    uploads that still arrive; without one they are waited for.
 
     Args:
         variant: Which one.
@@ -90,7 +91,7 @@ async def let_go(variant: HeldVariant, patience_s: float) -> None:
         for call in variant.streams:
             if call.stop is not None:
                 call.stop(reason)
-    while variant.requests and loop.time() < ends:
+    while variant.needed and loop.time() < ends:
         await asyncio.sleep(DRAIN_POLL_S)
     last_s = max(patience_s, LAST_BATCHES_S)
     if not await variant.scheduler.remove(variant.queue, reason, last_s):
