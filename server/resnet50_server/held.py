@@ -35,6 +35,7 @@ class HeldVariant:
         streams: Those whose next frame it computes.
         frames: How many frames it computes.
         retired: Whether no new request finds it.
+        stuck: Whether its engine did not return when it was let go: its memory stays taken.
         successor: What answers under its name instead; None while it does, or if nothing does.
         used: When a request or a frame came last, on the clock of `time.monotonic`.
     """
@@ -49,6 +50,7 @@ class HeldVariant:
     streams: set[Call] = field(default_factory=set)
     frames: int = 0
     retired: bool = False
+    stuck: bool = False
     successor: HeldVariant | None = None
     used: float = field(default_factory=time.monotonic)
 
@@ -297,8 +299,9 @@ class HeldVariants:
         held = self.loaded(definition)
         if held is None:
             raise VariantLoading(
-                f"variant {definition.name} is still being loaded; wait until the server's health"
-                " is SERVING, or call another one"
+                f"variant {definition.name} is still being loaded; wait until ListVariants shows it"
+                " as ready (at the start: until the server's health is SERVING), or call another"
+                " server"
             )
         return held
 
