@@ -58,7 +58,9 @@ class AsyncVariants(AsyncCalls):
         Raises:
             VariantNotFoundError: There is nothing of that name to load.
             VariantChangeError: It cannot be loaded, does not fit into the memory that variants may
-                take, is served already, or another change goes on. Nothing has changed.
+                take, is served already, or another change goes on. What answered goes on: variants
+                that had given way to it are loaded again first, and the message says if one is not
+                back.
             PermissionDeniedError: The token has not the scope "admin".
             UnimplementedError: The server was started without `--variants-dir`.
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
@@ -68,8 +70,8 @@ class AsyncVariants(AsyncCalls):
     async def unload_variant(self, name: str, *, timeout_s: float = CHANGE_TIMEOUT_S) -> Variant:
         """Have the server unload a variant; return its last state once its memory is free.
 
-        No new request finds it; those that use it are answered, and streams end after the frames
-        that are inside. Otherwise as `load_variant`.
+        No new request finds it; those that use it are answered, uploads that still arrive included,
+        and streams end after the frames that are inside. Otherwise as `load_variant`.
 
         Args:
             name: Its name or alias.

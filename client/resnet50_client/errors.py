@@ -71,7 +71,7 @@ class VariantNotFoundError(Resnet50Error, LookupError):
     """The server does not serve a variant of that name, or has none of that name to load.
 
     Attributes:
-        served: Names and aliases that it does serve.
+        served: Names and aliases that it does serve, or that it can load if that was asked.
     """
 
     def __init__(self, message: str, *, served: tuple[str, ...] = (), **common: Any) -> None:
@@ -80,10 +80,11 @@ class VariantNotFoundError(Resnet50Error, LookupError):
 
 
 class VariantChangeError(Resnet50Error):
-    """The variants that the server holds cannot be changed like that, as it is; nothing changed.
+    """The variants that the server holds cannot be changed like that, as it is; they answer on.
 
     The message says why: weights that cannot be loaded, too little memory, a name that is served
-    already, the default that cannot go, or another change that goes on.
+    already, the default that cannot go, or another change that goes on. It also names variants that
+    gave way to one that could not be loaded, and says whether they answer again.
     """
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from .errors import NotNow, VariantNotFound, WeightsError
+from .errors import let_go as let_go_of
 from .held import HeldVariant, HeldVariants
 from .loading import let_go
 from .memory import return_memory
 from .stages import Loading
-from .variants.definition import Definition, define, plain
-from .variants.directory import VariantsDirectory
+from .variants.definition import Definition, define, official_definitions, plain
+from .variants.directory import Stamp, VariantsDirectory
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Changes:
 
     Attributes:
         directory: The same.
+        stamps: What its folders were like that have been done by, by name: noted here just before
+            one is read that answers then, and by `folder_watch`.
     """
 
     def __init__(
@@ -81,6 +84,9 @@ class Changes:
         naming: Callable[[str], list[str]] = lambda _: [],
     ) -> None:
         self.directory = directory
+        self.stamps: dict[str, Stamp] = {}
+        # What the server was started with may come back after it was unloaded.
+        self._given = {one.name: one.spec for one in variants.definitions}
         self._naming = naming
         self._variants = variants
         self._hold = hold
@@ -95,11 +101,17 @@ class Changes:
         Raises:
             WeightsError: One cannot be served.
         """
+        # Callers who need not wait for that may have begun with a change.
+        await self.settle()
+        await self._start(self._begin())
+
+    async def _begin(self) -> None:
         for definition in self._variants.definitions:
             loading = self._variants.loading(definition)
-            assert loading is not None  # nothing else loads before that
+            if loading is None:
+                continue  # by such a caller
             try:
-                await self._put(definition, loading, evict=False)
+                await self._put(definition, loading, None)
             except NotNow as error:
                 raise WeightsError(str(error)) from error
 
@@ -113,7 +125,7 @@ class Changes:
         Raises:
             InvalidRequest: It is not a name.
             VariantNotFound: There is nothing of that name.
-            NotNow: It cannot be loaded; says why.
+            NotNow: It cannot be loaded; says why, and what was unloaded for it and is not back.
         """
         spec = self._source(name)
         return await self._change(self._load(plain(name), spec, replace))
@@ -125,18 +137,7 @@ class Changes:
             VariantNotFound: There is none.
             NotNow: It cannot be done without.
         """
-        definition = self._variants.define(name, field="name")
-        if definition is self._variants.default:
-            raise NotNow(
-                f"name: {definition.name} answers requests that name no variant; let another one"
-                " do that first (SetDefaultVariant)"
-            )
-        if splits := self._naming(definition.name):
-            raise NotNow(
-                f"name: {definition.name} is named by the traffic split of {', '.join(splits)}; end"
-                " that first (DeleteTrafficSplit)"
-            )
-        return await self._change(self._unload(self._answering(definition)))
+        return await self._change(self._unload(name))
 
     def set_default(self, name: str) -> tuple[HeldVariant, str]:
         """Let a variant answer requests that name none; return it, and the name of the last one.
@@ -175,97 +176,166 @@ class Changes:
             return plain(name)
         try:
             return f"{name}={self.directory.find(name)}"
-        except VariantNotFound:
-            served = self._variants.by_name(name)
-            if served is None or served.directory is None:
-                raise
-            return f"{name}={served.directory}"
+        except VariantNotFound as error:
+            if name in self._given:
+                return self._given[name]
+            there = {*error.served, *self._given, *official_definitions()}
+            raise VariantNotFound("name", name, sorted(there), "can be loaded") from None
 
     async def _change(self, change: Coroutine[None, None, Result]) -> Result:
         """Make one change at a time. One that was begun is finished, though its caller gives up."""
         if self._changing is not None and not self._changing.done():
             change.close()
             raise NotNow("another variant is being loaded or unloaded; ask again when that is done")
-        self._changing = asyncio.create_task(change, name="change variants")
-        return await asyncio.shield(self._changing)
+        return await asyncio.shield(self._start(change))
+
+    def _start(self, change: Coroutine[None, None, Result]) -> asyncio.Task[Result]:
+        self._changing = task = asyncio.create_task(change, name="change variants")
+        # An error holds the frames that it went through, and weights in them.
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        if self._changing is task:
+            self._changing = None
 
     async def _load(self, name: str, spec: str, replace: bool) -> Loaded:
-        announced: Definition | None = None
         try:
-            definition = await asyncio.to_thread(define, spec)
-            loading = self._variants.announce(definition, replace=replace)
-            announced = definition
-            return await self._put(definition, loading, self._budget.evict)
-        except (WeightsError, NotNow, OSError, RuntimeError) as error:
-            # torch raises RuntimeError and its subclasses, such as OutOfMemoryError.
-            text = str(error) if isinstance(error, (WeightsError, NotNow)) else repr(error)
-            if announced is not None:
-                self._variants.abandon(announced.name, text)
-            else:
-                self._variants.fail(name, text)
-            log.warning("variant %s was not loaded: %s", name, text)
-            if isinstance(error, NotNow):
-                raise
-            raise NotNow(f"name: {name} cannot be loaded: {text}") from error
+            definition, stamp = await asyncio.to_thread(self._read, name, spec)
+        except Exception as error:
+            text = _text(error)
+            _warn(name, text, error)
+            self._variants.fail(name, text)
+            raise _refusal(name, text, error) from error
+        # Of a plain refusal nothing is remembered: nothing was tried.
+        loading = self._variants.announce(definition, replace=replace)
+        gone: list[Definition] = []
+        try:
+            loaded = await self._put(definition, loading, gone if self._budget.evict else None)
+        except Exception as error:
+            text = _text(error)
+            self._variants.abandon(definition.name, text)
+            _warn(definition.name, text, error)
+            let_go_of(error)  # its frames hold weights, and those that gave way need the memory
+            if gone:
+                text += f"; {await self._restore(gone)}"
+                self._variants.fail(definition.name, text)
+            raise _refusal(definition.name, text, error) from error
         except BaseException:
-            if announced is not None:
-                self._variants.abandon(announced.name, "the load was given up")
+            self._variants.abandon(definition.name, "the load was given up")
             raise
+        if stamp is not None:
+            self.stamps[definition.name] = stamp
+        return loaded
 
-    async def _put(self, definition: Definition, loading: Loading, evict: bool) -> Loaded:
-        evicted: list[str] = []
+    def _read(self, name: str, spec: str) -> tuple[Definition, Stamp | None]:
+        """Return what is to be loaded, and what its folder was like before; blocks."""
+        assert self.directory is not None  # changes are enabled
+        stamp = self.directory.stamp(name)
+        return define(spec), stamp
+
+    async def _restore(self, gone: list[Definition]) -> str:
+        """Load again what gave way in vain; return what became of it, in words."""
+        back, lost = [], []
+        for definition in gone:
+            loading = self._variants.announce(definition)
+            try:
+                await self._put(definition, loading, None)
+            except Exception as error:
+                text = _text(error)
+                log.error("variant %s, which gave way, is not back: %s", definition.name, text)
+                self._variants.abandon(definition.name, text)
+                let_go_of(error)
+                lost.append(definition.name)
+            else:
+                back.append(definition.name)
+        told = [f"{', '.join(back)} gave way to it and answers again"] if back else []
+        if lost:
+            told.append(f"{', '.join(lost)} gave way to it and cannot be loaded again")
+        return ", ".join(told)
+
+    async def _put(
+        self, definition: Definition, loading: Loading, gone: list[Definition] | None
+    ) -> Loaded:
+        """Load a variant and let it answer.
+
+        Args:
+            definition: Which one.
+            loading: Is told how far it is.
+            gone: Gets those that gave way to it; None if none does.
+
+        Raises:
+            NotNow: There is no room for it.
+            Exception: It cannot be loaded. What gave way is gone all the same.
+        """
 
         async def make_room(needed_bytes: int) -> None:
-            await self._make_room(definition, needed_bytes, evicted if evict else None)
+            await self._make_room(definition, loading, needed_bytes, gone)
 
-        try:
-            variant = await self._hold(definition, loading, make_room)
-        except BaseException:
-            if evicted:
-                log.error("unloaded for %s, in vain: %s", definition.name, ", ".join(evicted))
-            raise
+        variant = await self._hold(definition, loading, make_room)
         replaced = self._variants.add(variant)
         if replaced is not None:
             self._go(replaced, REPLACED_S)
-        return Loaded(variant, replaced, evicted)
+        return Loaded(variant, replaced, [one.name for one in gone or ()])
 
     async def _make_room(
-        self, definition: Definition, needed_bytes: int, evicted: list[str] | None
+        self,
+        definition: Definition,
+        loading: Loading,
+        needed_bytes: int,
+        gone: list[Definition] | None,
     ) -> None:
         """Wait until there is memory for a variant.
 
         Args:
             definition: What is to be loaded.
+            loading: Is told if that takes time.
             needed_bytes: What it takes.
-            evicted: Gets the names of those that give way; None if none does.
+            gone: Gets those that give way; None if none does.
 
         Raises:
-            NotNow: There is not enough. Nothing was unloaded then.
+            NotNow: There is not enough. Nothing was unloaded then, unless it does not come back.
         """
         limit = self._budget.max_bytes
         if not limit:
             return
+        # What would not fit though all were gone that can go is not waited for.
+        self._victims(definition, needed_bytes, gone is not None)
         # What goes anyway frees its memory soon.
         while self._leaving and self._taken() + needed_bytes > limit:
+            loading.stage = "evicting"
             await asyncio.wait(self._leaving, return_when=asyncio.FIRST_COMPLETED)
-        missing = self._taken() + needed_bytes - limit
-        if missing <= 0:
+        victims = self._victims(definition, needed_bytes, gone is not None)
+        if not victims:
             return
+        assert gone is not None  # there are victims
+        loading.stage = "evicting"
+        for victim in victims:
+            log.info("variant %s gives way to %s", victim.definition.name, definition.name)
+            self._variants.withdraw(victim)
+            gone.append(victim.definition)
+        await asyncio.gather(*(self._go(victim, self._patience_s) for victim in victims))
+        if self._taken() + needed_bytes > limit:
+            raise NotNow(self._too_much(definition, needed_bytes, evict=True))
+
+    def _victims(self, definition: Definition, needed_bytes: int, evict: bool) -> list[HeldVariant]:
+        """Return what has to give way to a variant beside those that leave anyway.
+
+        Raises:
+            NotNow: That would not be enough.
+        """
+        soon = sum(one.opened.memory_bytes for one in self._variants.leaving if not one.stuck)
+        missing = self._taken() - soon + needed_bytes - self._budget.max_bytes
         victims: list[HeldVariant] = []
-        if evicted is not None:
+        if evict:
             for one in sorted(self._spare(definition), key=lambda one: one.used):
                 if missing <= 0:
                     break
                 victims.append(one)
                 missing -= one.opened.memory_bytes
         if missing > 0:
-            raise NotNow(self._too_much(definition, needed_bytes, evicted is not None))
-        for victim in victims:
-            log.info("variant %s gives way to %s", victim.definition.name, definition.name)
-            self._variants.withdraw(victim)
-            assert evicted is not None  # there are victims
-            evicted.append(victim.definition.name)
-        await asyncio.gather(*(self._go(victim, self._patience_s) for victim in victims))
+            raise NotNow(self._too_much(definition, needed_bytes, evict))
+        return victims
 
     def _spare(self, definition: Definition) -> list[HeldVariant]:
         """Return those that could give way: not the default, nor what is replaced or compared."""
@@ -295,7 +365,20 @@ class Changes:
             f" are allowed; {what}"
         )
 
-    async def _unload(self, variant: HeldVariant) -> HeldVariant:
+    async def _unload(self, name: str) -> HeldVariant:
+        # Within one turn of the loop: the default and the splits may be others at the next one.
+        definition = self._variants.define(name, field="name")
+        if definition is self._variants.default:
+            raise NotNow(
+                f"name: {definition.name} answers requests that name no variant; let another one"
+                " do that first (SetDefaultVariant)"
+            )
+        if splits := self._naming(definition.name):
+            raise NotNow(
+                f"name: {definition.name} is named by the traffic split of {', '.join(splits)}; end"
+                " that first (DeleteTrafficSplit)"
+            )
+        variant = self._answering(definition)
         self._variants.withdraw(variant)
         await self._go(variant, self._patience_s)
         return variant
@@ -309,10 +392,31 @@ class Changes:
         return task
 
     async def _free(self, variant: HeldVariant, patience_s: float) -> None:
+        freed = False
         try:
-            await let_go(variant, patience_s)
+            freed = await let_go(variant, patience_s)
         except Exception:
             # Nobody waits for a variant that was replaced.
             log.exception("variant %s could not be freed", variant.definition.name)
-        self._variants.leaving.remove(variant)
+        if freed:
+            self._variants.leaving.remove(variant)
+        else:
+            variant.stuck = True
         await asyncio.to_thread(return_memory)
+
+
+def _text(error: Exception) -> str:
+    """Return why a variant was not loaded."""
+    return str(error) if isinstance(error, (WeightsError, NotNow)) else repr(error)
+
+
+def _warn(name: str, text: str, error: Exception) -> None:
+    # torch raises RuntimeError and its subclasses, such as OutOfMemoryError; other engines raise
+    # what they like: onnxruntime's errors are nothing but exceptions.
+    foreseen = isinstance(error, (WeightsError, NotNow, OSError, RuntimeError, MemoryError))
+    log.warning("variant %s was not loaded: %s", name, text, exc_info=None if foreseen else error)
+
+
+def _refusal(name: str, text: str, error: Exception) -> NotNow:
+    """Return what whoever asked for a variant is told."""
+    return NotNow(text if isinstance(error, NotNow) else f"name: {name} cannot be loaded: {text}")

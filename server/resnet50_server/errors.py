@@ -115,18 +115,20 @@ class InvalidImage(InvalidRequest):
 
 
 class VariantNotFound(ServingError):
-    """No variant of that name is served.
+    """No variant of that name is served, or can be loaded.
 
     Args:
         field: Path of the field that names it, e.g. `options.variant`.
         name: What was asked for.
         served: Names and aliases of the variants that are.
+        what: They are.
     """
 
-    def __init__(self, field: str, name: str, served: list[str]) -> None:
+    def __init__(self, field: str, name: str, served: list[str], what: str = "is served") -> None:
         # A name may be as long as a message; the reply repeats only what helps.
         shown = repr(name[:64]) + ("…" if len(name) > 64 else "")
-        super().__init__(f"{field}: no variant {shown} is served here; served: {', '.join(served)}")
+        there = ", ".join(served) or "none"
+        super().__init__(f"{field}: no variant {shown} {what} here; there are: {there}")
         self.field = field
         self.served = served
 
@@ -146,7 +148,7 @@ class SplitNotFound(ServingError):
 
 
 class VariantLoading(ServingError):
-    """The variant is not loaded yet; the server has just started."""
+    """The variant is not loaded yet."""
 
 
 class Overloaded(ServingError):

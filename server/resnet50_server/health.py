@@ -60,6 +60,15 @@ class ServingHealth:
             self._following.cancel()
 
     async def _follow(self) -> None:
+        failed = ""
         while True:
             await asyncio.sleep(LOOK_S)
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:
+                # Whoever looks at the health would be told for ever what held until now.
+                if repr(error) != failed:
+                    log.exception("the server's health could not be looked at; it will be again")
+                failed = repr(error)
+            else:
+                failed = ""

@@ -31,9 +31,11 @@ class HeldVariant:
         scheduler: What feeds its device.
         threads: Where its engine runs.
         calls: Those whose one image it computes.
+        uploads: Those whose one image still arrives, for it or for its successor.
         streams: Those whose next frame it computes.
         frames: How many frames it computes.
         retired: Whether no new request finds it.
+        stuck: Whether its engine did not return when it was let go: its memory stays taken.
         successor: What answers under its name instead; None while it does, or if nothing does.
         used: When a request or a frame came last, on the clock of `time.monotonic`.
     """
@@ -44,24 +46,27 @@ class HeldVariant:
     scheduler: Scheduler
     threads: Threads
     calls: set[Call] = field(default_factory=set)
+    uploads: set[Call] = field(default_factory=set)
     streams: set[Call] = field(default_factory=set)
     frames: int = 0
     retired: bool = False
+    stuck: bool = False
     successor: HeldVariant | None = None
     used: float = field(default_factory=time.monotonic)
 
     def enter(self, call: Call) -> None:
         """Count a call with one image until it ends."""
-        call.variant = self.definition.name
-        call.leave = partial(self.calls.discard, call)
-        self.calls.add(call)
+        self._enter(call, self.calls)
+        self.used = time.monotonic()
+
+    def enter_upload(self, call: Call) -> None:
+        """Count a call whose image still arrives until it enters, here or elsewhere, or ends."""
+        self._enter(call, self.uploads)
         self.used = time.monotonic()
 
     def enter_stream(self, call: Call) -> None:
         """Count a stream until it ends or follows to a successor."""
-        call.variant = self.definition.name
-        call.leave = partial(self.streams.discard, call)
-        self.streams.add(call)
+        self._enter(call, self.streams)
 
     def enter_frame(self) -> None:
         """Count a frame until `leave_frame`."""
@@ -71,6 +76,13 @@ class HeldVariant:
     def leave_frame(self) -> None:
         """Count a frame no longer."""
         self.frames -= 1
+
+    def _enter(self, call: Call, those: set[Call]) -> None:
+        if call.leave is not None:
+            call.leave()
+        call.variant = self.definition.name
+        call.leave = partial(those.discard, call)
+        those.add(call)
 
     def latest(self) -> HeldVariant:
         """Return what answers under its name now: itself, unless it has been replaced."""
@@ -83,6 +95,11 @@ class HeldVariant:
     def requests(self) -> int:
         """How many images it computes or has waiting."""
         return len(self.calls) + self.frames
+
+    @property
+    def needed(self) -> bool:
+        """Whether it has images, or some arrive that nothing else will compute."""
+        return bool(self.requests or (self.uploads and self.successor is None))
 
     @property
     def space(self) -> str:
@@ -282,8 +299,9 @@ class HeldVariants:
         held = self.loaded(definition)
         if held is None:
             raise VariantLoading(
-                f"variant {definition.name} is still being loaded; wait until the server's health"
-                " is SERVING, or call another one"
+                f"variant {definition.name} is still being loaded; wait until ListVariants shows it"
+                " as ready (at the start: until the server's health is SERVING), or call another"
+                " server"
             )
         return held
 

@@ -45,7 +45,6 @@ async def hold(
     """
     loading.stage = "reading"
     prepared = await asyncio.to_thread(prepare, definition, settings)
-    loading.stage = "evicting"
     await make_room(prepared.memory_bytes)
     loading.stage = "building"
     opened = await asyncio.to_thread(open_engine, prepared, settings)
@@ -72,16 +71,20 @@ async def hold(
     return HeldVariant(definition, opened, queue, scheduler, threads)
 
 
-async def let_go(variant: HeldVariant, patience_s: float) -> None:
+async def let_go(variant: HeldVariant, patience_s: float) -> bool:
     """Free a variant that no new request finds any more, once what it has is answered.
 
-    Streams follow to its successor; without one they end after the frames that are inside.
+    Streams follow to its successor; without one they end after the frames that are inside. So do
+    uploads that still arrive; without one they are waited for.
 
     Args:
         variant: Which one.
         patience_s: How long its requests may take, in seconds; those that are left then fail.
             Batches that run then may take as long again, and `LAST_BATCHES_S` at least; an engine
             that has not returned by then is left as it is.
+
+    Returns:
+        Whether its memory is free.
     """
     loop, name = asyncio.get_running_loop(), variant.definition.name
     ends = loop.time() + patience_s
@@ -90,7 +93,7 @@ async def let_go(variant: HeldVariant, patience_s: float) -> None:
         for call in variant.streams:
             if call.stop is not None:
                 call.stop(reason)
-    while variant.requests and loop.time() < ends:
+    while variant.needed and loop.time() < ends:
         await asyncio.sleep(DRAIN_POLL_S)
     last_s = max(patience_s, LAST_BATCHES_S)
     if not await variant.scheduler.remove(variant.queue, reason, last_s):
@@ -100,6 +103,7 @@ async def let_go(variant: HeldVariant, patience_s: float) -> None:
             name,
             last_s,
         )
-        return
+        return False
     await variant.threads.run(variant.opened.engine.close)
     log.info("variant %s is unloaded: weights %s", name, variant.opened.digest[:12])
+    return True

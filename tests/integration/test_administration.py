@@ -255,7 +255,7 @@ async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypa
         loading = asyncio.ensure_future(call)
         await entered.wait()
         assert await admin.states() == {"IMAGENET1K_V2": READY, "digits": LOADING}
-        with refused("UNAVAILABLE", "still being loaded"):
+        with refused("UNAVAILABLE", "still being loaded; wait until ListVariants shows it"):
             await admin.classify("digits")
         call.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -193,22 +193,57 @@ async def test_an_upload_that_began_before_a_swap_is_answered_by_the_new_weights
     content = encode(photo_like(80, 70, 0))
     async with administrator(folder, **REAL) as admin:
         old = await admin.load("mine")
-        upload = admin.inference.ClassifyUpload(metadata=admin.token())
-        options = inference_pb2.ClassifyUploadOptions(
-            options=inference_pb2.ClassifyOptions(variant="mine")
-        )
-        await upload.write(inference_pb2.ClassifyUploadRequest(options=options))
-        await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[:100]))
-        await until(lambda: admin.server._admission.bytes >= 100)
+        upload = await begin_upload(admin, content, "mine")
         put(folder, "mine", 2)
         new = (await replace(admin, "mine")).variant
         # The old weights wait for nobody who still sends.
         while len(await listed(admin)) > 2:
             await asyncio.sleep(0.005)
-        await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[100:]))
+        await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
         await upload.done_writing()
         reply = await upload
         assert reply.variant.digest == new.digest != old.digest
+
+
+async def begin_upload(admin, content: bytes, variant: str):
+    """Send half an image."""
+    upload = admin.inference.ClassifyUpload(metadata=admin.token())
+    options = inference_pb2.ClassifyUploadOptions(
+        options=inference_pb2.ClassifyOptions(variant=variant)
+    )
+    await upload.write(inference_pb2.ClassifyUploadRequest(options=options))
+    await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[:50]))
+    await until(lambda: admin.server._admission.bytes == 50)
+    return upload
+
+
+async def test_an_upload_that_still_arrives_is_answered_before_its_variant_is_unloaded(folder):
+    content = encode(photo_like(80, 70, 0))
+    async with administrator(folder) as admin:
+        await admin.load("digits")
+        upload = await begin_upload(admin, content, "")
+        held = admin.server._changes._variants.find("")
+        await set_default(admin, "digits")
+        unloading = asyncio.create_task(admin.unload("IMAGENET1K_V2"))
+        await until(lambda: held.retired)
+        await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
+        await upload.done_writing()
+        assert (await upload).variant.name == "IMAGENET1K_V2"
+        await unloading
+        assert not held.uploads and not held.calls
+        assert await admin.states() == {"digits": READY}
+
+
+async def test_an_upload_that_takes_too_long_is_told_that_its_variant_is_unloaded(folder):
+    content = encode(photo_like(80, 70, 0))
+    async with administrator(folder, drain_timeout_s=0.1) as admin:
+        await admin.load("digits")
+        upload = await begin_upload(admin, content, "digits")
+        await admin.unload("digits")
+        await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
+        await upload.done_writing()
+        with refused("UNAVAILABLE", "variant digits is being unloaded"):
+            await upload
 
 
 async def test_options_that_do_not_suit_the_new_weights_fail_frame_by_frame(folder, tmp_path):

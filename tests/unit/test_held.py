@@ -178,19 +178,20 @@ def test_variant_whose_batch_does_not_end_goes_without_its_engine_being_closed(
 ):
     engine = ClosingEngine(batch_s)
 
-    async def unload() -> float:
+    async def unload() -> tuple[float, bool]:
         loop, threads = asyncio.get_running_loop(), AtOnce()
         scheduler = Scheduler(BatchPolicy(), threads)
         queue = scheduler.add("u", engine)
         variant = HeldVariant(define("u=random:0"), opened(engine), queue, scheduler, threads)
         running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
         await asyncio.sleep(0.1)
-        await let_go(variant, patience_s)
+        freed = await let_go(variant, patience_s)
         took_s = loop.time()
         await running
-        return took_s
+        return took_s, freed
 
-    took_s = virtual_time.run(unload())
+    took_s, freed = virtual_time.run(unload())
+    assert freed is closed
     assert took_s == pytest.approx(batch_s if closed else patience_s + 0.1, abs=0.05)
     assert bool(engine.closed_on) is closed
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]

@@ -32,7 +32,9 @@ class _LoadingStageEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     LOADING_STAGE_READING: _LoadingStage.ValueType  # 2
     """Reads the weights, fetches them first if need be, and checks them."""
     LOADING_STAGE_EVICTING: _LoadingStage.ValueType  # 3
-    """Waits until variants that give way have answered what they have and freed their memory."""
+    """Waits until variants that give way, or leave anyway, have answered what they have and freed their
+    memory; left out if there is room.
+    """
     LOADING_STAGE_BUILDING: _LoadingStage.ValueType  # 4
     """Builds the engine."""
     LOADING_STAGE_WARMING_UP: _LoadingStage.ValueType  # 5
@@ -50,7 +52,9 @@ LOADING_STAGE_WAITING: LoadingStage.ValueType  # 1
 LOADING_STAGE_READING: LoadingStage.ValueType  # 2
 """Reads the weights, fetches them first if need be, and checks them."""
 LOADING_STAGE_EVICTING: LoadingStage.ValueType  # 3
-"""Waits until variants that give way have answered what they have and freed their memory."""
+"""Waits until variants that give way, or leave anyway, have answered what they have and freed their
+memory; left out if there is room.
+"""
 LOADING_STAGE_BUILDING: LoadingStage.ValueType  # 4
 """Builds the engine."""
 LOADING_STAGE_WARMING_UP: LoadingStage.ValueType  # 5
@@ -72,7 +76,9 @@ class _VariantStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     VARIANT_STATE_READY: _VariantState.ValueType  # 2
     """Answers requests."""
     VARIANT_STATE_DRAINING: _VariantState.ValueType  # 3
-    """Finishes what it has, takes no more; another one of its name may answer already."""
+    """Finishes what it has, takes no more; another one of its name may answer already. It stays so if
+    its engine does not return from a batch, for its memory stays taken.
+    """
     VARIANT_STATE_FAILED: _VariantState.ValueType  # 4
     """Could not be loaded (`last_failure`), or answers with what is not numbers too often."""
 
@@ -86,7 +92,9 @@ VARIANT_STATE_LOADING: VariantState.ValueType  # 1
 VARIANT_STATE_READY: VariantState.ValueType  # 2
 """Answers requests."""
 VARIANT_STATE_DRAINING: VariantState.ValueType  # 3
-"""Finishes what it has, takes no more; another one of its name may answer already."""
+"""Finishes what it has, takes no more; another one of its name may answer already. It stays so if
+its engine does not return from a batch, for its memory stays taken.
+"""
 VARIANT_STATE_FAILED: VariantState.ValueType  # 4
 """Could not be loaded (`last_failure`), or answers with what is not numbers too often."""
 global___VariantState = VariantState
@@ -444,7 +452,8 @@ class LoadVariantRequest(google.protobuf.message.Message):
     name: builtins.str
     """The name of a folder in the server's variants_dir: 1 to 64 letters, digits, '.', '_' and '-'.
     Or one of torchvision's names, whose file is in the server's weights_dir or is fetched. Or the
-    name of a variant that was given at the start, to read its folder again. Required.
+    name of a variant that was given at the start, to read its folder again, also after it was
+    unloaded. Required.
     """
     replace: builtins.bool
     """Whether a served variant of that name gives way. False (the default): FAILED_PRECONDITION then."""

@@ -117,16 +117,18 @@ class VariantServiceServicer(object):
         one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
         there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
         does not fit into the memory that variants may take (max_variants_bytes), or is served already;
-        then nothing has changed. Give it a deadline of minutes.
+        then what answered goes on. Variants that had given way to it before it failed are loaded again
+        first, and the text says which are back and which are not. Give it a deadline of minutes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadVariant(self, request, context):
-        """Unloads a variant: no new request finds it, those that use it are answered, streams end with
-        UNAVAILABLE after the frames that are inside; then its memory is freed. FAILED_PRECONDITION for
-        the server's default variant, and for one that a traffic split names.
+        """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
+        arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
+        is freed. FAILED_PRECONDITION for the server's default variant, and for one that a traffic split
+        names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,16 +53,18 @@ class VariantServiceStub:
     one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
     there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
     does not fit into the memory that variants may take (max_variants_bytes), or is served already;
-    then nothing has changed. Give it a deadline of minutes.
+    then what answered goes on. Variants that had given way to it before it failed are loaded again
+    first, and the text says which are back and which are not. Give it a deadline of minutes.
     """
 
     UnloadVariant: grpc.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.UnloadVariantRequest,
         resnet50.v1.variant_pb2.UnloadVariantResponse,
     ]
-    """Unloads a variant: no new request finds it, those that use it are answered, streams end with
-    UNAVAILABLE after the frames that are inside; then its memory is freed. FAILED_PRECONDITION for
-    the server's default variant, and for one that a traffic split names.
+    """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
+    arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
+    is freed. FAILED_PRECONDITION for the server's default variant, and for one that a traffic split
+    names.
     """
 
     SetDefaultVariant: grpc.UnaryUnaryMultiCallable[
@@ -130,16 +132,18 @@ class VariantServiceAsyncStub:
     one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
     there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
     does not fit into the memory that variants may take (max_variants_bytes), or is served already;
-    then nothing has changed. Give it a deadline of minutes.
+    then what answered goes on. Variants that had given way to it before it failed are loaded again
+    first, and the text says which are back and which are not. Give it a deadline of minutes.
     """
 
     UnloadVariant: grpc.aio.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.UnloadVariantRequest,
         resnet50.v1.variant_pb2.UnloadVariantResponse,
     ]
-    """Unloads a variant: no new request finds it, those that use it are answered, streams end with
-    UNAVAILABLE after the frames that are inside; then its memory is freed. FAILED_PRECONDITION for
-    the server's default variant, and for one that a traffic split names.
+    """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
+    arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
+    is freed. FAILED_PRECONDITION for the server's default variant, and for one that a traffic split
+    names.
     """
 
     SetDefaultVariant: grpc.aio.UnaryUnaryMultiCallable[
@@ -213,7 +217,8 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
         there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
         does not fit into the memory that variants may take (max_variants_bytes), or is served already;
-        then nothing has changed. Give it a deadline of minutes.
+        then what answered goes on. Variants that had given way to it before it failed are loaded again
+        first, and the text says which are back and which are not. Give it a deadline of minutes.
         """
 
     @abc.abstractmethod
@@ -222,9 +227,10 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         request: resnet50.v1.variant_pb2.UnloadVariantRequest,
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.UnloadVariantResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.UnloadVariantResponse]]:
-        """Unloads a variant: no new request finds it, those that use it are answered, streams end with
-        UNAVAILABLE after the frames that are inside; then its memory is freed. FAILED_PRECONDITION for
-        the server's default variant, and for one that a traffic split names.
+        """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
+        arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
+        is freed. FAILED_PRECONDITION for the server's default variant, and for one that a traffic split
+        names.
         """
 
     @abc.abstractmethod

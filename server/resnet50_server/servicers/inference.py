@@ -151,9 +151,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         upload = self._upload(parts)
         options = (await upload.options()).options
         question = question_of(options, self._find(options.variant))
+        question.variant.enter_upload(call)
         transform, deadline = question.variant.definition.transform, _deadline(context)
         image = await upload.image(transform, _place(call), deadline)
-        # It may have taken minutes, and nothing of it has waited for the variant until now.
+        # It may have taken minutes, and a successor has not waited for it.
         question = question.latest()
         question.variant.enter(call)
         job = self._traffic.watch(question.job(call, deadline), image)

@@ -246,9 +246,7 @@ class FrameStream(Generic[Reply]):
 
     def _follow(self) -> None:
         """Ask what has taken the variant's place; frames that are inside stay with the old one."""
-        old, call = self._question.variant, self._job.call
-        question = self._question.latest()
-        old.streams.discard(call)
+        call, question = self._job.call, self._question.latest()
         question.variant.enter_stream(call)
         self._question = question
         self._job = question.job(call, self._job.deadline, self._job.flow)

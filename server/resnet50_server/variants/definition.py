@@ -56,6 +56,13 @@ class Definition:
     published: PublishedAccuracy | None = None
 
     @property
+    def spec(self) -> str:
+        """What `define` reads it from."""
+        if self.directory is not None:
+            return f"{self.name}={self.directory}"
+        return self.name if self.seed is None else f"{self.name}=random:{self.seed}"
+
+    @property
     def quantized(self) -> bool:
         """Whether the weights are torchvision's int8 ones, which run on the CPU only."""
         return isinstance(self.official, ResNet50_QuantizedWeights)

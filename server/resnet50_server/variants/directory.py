@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeAlias
 
 from ..errors import InvalidRequest, VariantNotFound
 from .definition import CHECKPOINT_NAMES, NAME, Definition, official_definitions, plain
 
+# What changes with a variant's files.
+Stamp: TypeAlias = tuple[object, ...]
 _FILES = ("variant.json", *CHECKPOINT_NAMES)
 
 
@@ -26,9 +29,20 @@ class VariantsDirectory:
         found = self._path.iterdir() if self._path.is_dir() else ()
         return sorted(one.name for one in found if NAME.fullmatch(one.name) and one.is_dir())
 
-    def stamps(self) -> dict[str, tuple[object, ...]]:
-        """Return for each of them what changes with its files: their times and sizes."""
+    def stamps(self) -> dict[str, Stamp]:
+        """Return for each of them what changes with its files: their times and sizes.
+
+        Raises:
+            OSError: The folder is not there, which says nothing of what it holds.
+        """
+        if not self._path.is_dir():
+            raise FileNotFoundError(f"{self._path} is not there, or is no folder")
         return {name: _stamp(self._path / name) for name in self.names()}
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Return the same for one of them; None if there is no such folder."""
+        folder = self._path / name
+        return _stamp(folder) if folder.is_dir() else None
 
     def holds(self, definition: Definition) -> bool:
         """Return whether a variant's folder is one of them."""
@@ -71,7 +85,7 @@ class VariantsDirectory:
         return folder
 
 
-def _stamp(folder: Path) -> tuple[object, ...]:
+def _stamp(folder: Path) -> Stamp:
     stamp: list[object] = []
     for name in _FILES:
         try:
