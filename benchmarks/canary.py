@@ -158,13 +158,11 @@ def main() -> None:
         sys.exit(f"unknown: {', '.join(sorted(unknown))}\n\n{__doc__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        definitions = [
-            define(
-                f"seed{seed}="
-                + str(custom_variant(folder / str(seed), trained_like(seed, CATEGORIES), CATEGORIES))
-            )
-            for seed in range(NETWORKS)
-        ]
+        definitions = []
+        for seed in range(NETWORKS):
+            state = trained_like(seed, CATEGORIES)
+            made = custom_variant(folder / f"seed{seed}", state, CATEGORIES)
+            definitions.append(define(f"seed{seed}={made}"))
         if "cost" in asked:
             measure_cost(folder, definitions[0])
         if "margins" in asked:
