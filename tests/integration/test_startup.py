@@ -20,6 +20,7 @@ from pictures import encode, picture
 from serving import DECODING, connected, engines_of, server_processes, serving
 
 import resnet50_server.app
+import resnet50_server.loading
 import resnet50_server.opening
 import resnet50_server.pipeline
 from resnet50.v1 import (
@@ -495,6 +496,22 @@ async def test_caller_that_watches_the_health_does_not_hold_up_the_drain():
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == SERVING
         await asyncio.wait_for(server.stop(), 60)
+
+
+class Fail(Exception):
+    """As onnxruntime's errors: no kin of RuntimeError."""
+
+
+@pytest.mark.parametrize("error", [MemoryError("97 MiB"), Fail("bad allocation")])
+async def test_whatever_a_load_raises_ends_the_start_with_one_line(error, monkeypatch, capsys):
+    def prepare(*_):
+        raise error
+
+    monkeypatch.setattr(resnet50_server.loading, "prepare", prepare)
+    settings = Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V2"], engine="null")
+    assert await serve(settings) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"resnet50-server: cannot load and warm up: {type(error).__name__}")
 
 
 async def test_unix_socket_of_a_running_server_is_not_taken_away(tmp_path, capsys):

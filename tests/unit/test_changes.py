@@ -453,3 +453,17 @@ async def test_folder_that_has_gone_is_said_to_once_while_its_variant_is_needed(
     assert server.names == ["x", "y"]
     assert caplog.text.count("variants_dir: x has gone") == 1
     assert caplog.text.count("x answers requests that name no variant") == 1
+
+
+async def test_replaced_variant_is_held_by_nothing_once_it_is_freed(folder):
+    served = serve(folder, f"x={folder}/x")
+    await served.changes.begin()
+    old = weakref.ref(served.variants.held[0])
+    await served.changes.load("x", replace=True)
+
+    async def gone() -> None:
+        while old() is not None:
+            await asyncio.sleep(0.01)
+            gc.collect()
+
+    await asyncio.wait_for(gone(), 10)

@@ -6,7 +6,10 @@ import asyncio
 import functools
 import gc
 import math
+import weakref
+from types import MethodType
 
+import numpy as np
 import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
@@ -335,6 +338,23 @@ async def test_batch_that_does_not_fit_is_run_in_smaller_ones_and_later_ones_sta
     assert await bench.outcomes(range(20)) == answered(range(20))
     assert [len(batch) for batch in bench.engine.batches] == [8, 8, 4]
     assert [batch.out_of_memory for batch in bench.seen.batches[:3]] == [True, True, False]
+
+
+@in_virtual_time
+async def test_what_a_failed_batch_took_is_given_back_before_its_parts_run():
+    bench, taken, left = Bench(), [], []
+    compute = bench.engine.run
+
+    def run(images, *arguments):
+        left.append(sum(one() is not None for one in taken))
+        activations = np.zeros(1)
+        taken.append(weakref.ref(activations))
+        return compute(images, *arguments)  # raises through this frame
+
+    bench.engine.memory = 1
+    bench.engine.run = MethodType(lambda _, *arguments: run(*arguments), bench.engine)
+    assert await bench.outcomes(range(4)) == answered(range(4))
+    assert left == [0] * 6
 
 
 @in_virtual_time
