@@ -15,6 +15,9 @@ from seeds import INFERENCE
 
 from resnet50.v1 import image_pb2, inference_pb2
 
+# Of an upload: with more of them the sender is what is tried.
+MOST_CHUNKS = 2000
+
 
 @dataclass(frozen=True)
 class Sent:
@@ -111,7 +114,7 @@ def _upload(draw: Random, content: bytes) -> tuple[str, list[bytes]]:
     kind = draw.choice(("Classify", "Embed"))
     part = getattr(inference_pb2, kind + "UploadRequest")
     options = getattr(inference_pb2, kind + "UploadOptions")()
-    length = draw.choice((100, 1000, 65536))
+    length = max(draw.choice((100, 1000, 65536)), len(content) // MOST_CHUNKS)
     chunks = [content[at : at + length] for at in range(0, len(content), length)]
     parts = [part(options=options), *(part(chunk=chunk) for chunk in chunks)]
     return INFERENCE + kind + "Upload", [one.SerializeToString() for one in parts]

@@ -22,6 +22,10 @@ NUMBERS = (
 )
 
 
+# Pieces that are there fifty times may be again. Larger files try nothing but limits.
+MAX_BYTES = 8 * 2**20
+
+
 class Number(NamedTuple):
     """Where a file keeps one: offset, bytes, and their order as `int.from_bytes` calls it."""
 
@@ -47,6 +51,7 @@ def mutated(draw: Random, content: bytes, others: list[bytes]) -> bytes:
             content = spliced(draw, content, draw.choice(others))
         else:
             content = draw.choice((*ANYWHERE, *BY_FORMAT, *BY_FORMAT))(draw, content)
+        content = content[:MAX_BYTES]
     if content.startswith(PNG) and draw.random() < 0.7:
         content = with_checksums(content)
     return content

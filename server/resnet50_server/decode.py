@@ -197,7 +197,9 @@ def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -
             pixels = _decode_pillow(image, file)
         upright = UPRIGHT.get(_orientation(image))
         file.check_time()
-        return pixels if upright is None else np.ascontiguousarray(upright(pixels))
+        # A copy, for torch takes no negative strides: NumPy leaves those of a single row as they are
+        # where it only makes contiguous what it thinks is not.
+        return pixels if upright is None else upright(pixels).copy()
 
 
 def _jpeg_orientation(encoded: bytes, transform: Transform, limits: ImageLimits) -> int | None:

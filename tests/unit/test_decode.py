@@ -180,6 +180,16 @@ def test_exif_orientation_is_applied(format, orientation):
     assert np.abs(decoded(encoded).astype(int) - expected).max() <= 2
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(200, 1), (1, 200), (1, 1)])
+def test_exif_orientation_is_applied_to_a_single_row_or_column(size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(picture(*size), exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
+    assert np.array_equal(decoded(encoded), decoded(encode(upright)))
+
+
 ORIENTED = {
     "text for a number": hostile.exif((0x0112, 2, 3, int.from_bytes(b"up\0\0", "little"))),
     "no number": hostile.exif((0x0112, 3, 0, 0)),
