@@ -197,8 +197,8 @@ def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -
             pixels = _decode_pillow(image, file)
         upright = UPRIGHT.get(_orientation(image))
         file.check_time()
-        # A copy, for torch takes no negative strides: NumPy leaves those of a single row as they are
-        # where it only makes contiguous what it thinks is not.
+        # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
+        # single row as it is.
         return pixels if upright is None else upright(pixels).copy()
 
 
