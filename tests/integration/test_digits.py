@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 from serving import server_processes
 
 from resnet50_client import AsyncClient, Classification, Variant
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def digits():
-    spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["digits"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def built(digits, tmp_path_factory) -> tuple[Path, float]:
-    """The variant's directory, and its accuracy as measured when it was built."""
-    directory = tmp_path_factory.mktemp("digits") / "digits"
-    return directory, digits.build(directory, choice="random")
 
 
 def served(digits, directory: Path, *arguments: str) -> tuple[list[Classification], float, Variant]:

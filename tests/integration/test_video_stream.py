@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +16,6 @@ from serving import server_processes
 
 from resnet50_client import Client, VideoFrame, frames_from_video
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FPS, EACH, DIGITS = 30, 5, 60  # 10 s
 FRAMES = EACH * DIGITS
 # A batch for three frames; all three times as fast as the clip is shown.
@@ -29,15 +26,6 @@ BATCH_MS = 3 * FRAME_S * 1e3
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def kind(request):
     return request.param
-
-
-@pytest.fixture(scope="module")
-def digits():
-    spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["digits"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +44,8 @@ def truth(digits) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def address(digits, tmp_path_factory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("variant") / "digits"
-    digits.build(folder, choice="random")
+def address(built) -> Iterator[str]:
+    folder, _ = built
     with server_processes() as start:
         address = start("--variants", f"digits={folder}").wait_until_listening()
         with Client(address) as client:
