@@ -364,6 +364,18 @@ class Watched:
             await self.watch._look()
 
 
+async def test_folder_that_is_still_being_written_is_left_alone(folder):
+    server = await served(folder, "a=random:0", f"x={folder}/x", f"y={folder}/y")
+    watched = Watched(folder, server)
+    loaded = list(server.engines.loads)
+    for number in range(3):
+        describe(folder / "x", ["longer"] * (number + 1))  # other sizes, whatever clocks say
+        await watched.watch._look()
+        assert server.engines.loads == loaded
+    await watched.watch._look()
+    assert server.engines.loads == [*loaded, "x"]
+
+
 async def test_variant_that_an_administrator_has_loaded_is_not_loaded_again_by_the_watch(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
