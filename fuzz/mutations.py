@@ -20,8 +20,6 @@ NUMBERS = (
     *(0, 1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 1000, 4096, 32767, 32768, 65535, 65536, 100_000),
     *(2**24 - 1, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1),
 )
-
-
 # Pieces that are there fifty times may be again. Larger files try nothing but limits.
 MAX_BYTES = 8 * 2**20
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 from .errors import NotNow, VariantNotFound, WeightsError
 from .errors import let_go as let_go_of
 from .held import HeldVariant, HeldVariants
-from .loading import let_go
+from .loading import FORESEEN, let_go
 from .memory import return_memory
 from .stages import Loading
 from .variants.definition import Definition, define, official_definitions, plain
@@ -411,10 +411,8 @@ def _text(error: Exception) -> str:
 
 
 def _warn(name: str, text: str, error: Exception) -> None:
-    # torch raises RuntimeError and its subclasses, such as OutOfMemoryError; other engines raise
-    # what they like: onnxruntime's errors are nothing but exceptions.
-    foreseen = isinstance(error, (WeightsError, NotNow, OSError, RuntimeError, MemoryError))
-    log.warning("variant %s was not loaded: %s", name, text, exc_info=None if foreseen else error)
+    unforeseen = None if isinstance(error, FORESEEN) else error
+    log.warning("variant %s was not loaded: %s", name, text, exc_info=unforeseen)
 
 
 def _refusal(name: str, text: str, error: Exception) -> NotNow:

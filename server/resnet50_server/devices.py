@@ -113,7 +113,7 @@ class Devices:
         # Whoever stops a server twice finds nothing left to close.
         all_threads, self._threads = self._threads, {}
         closing = [
-            asyncio.create_task(_close_engines(scheduler, threads), name=f"close {device}")
+            asyncio.create_task(_close_engines(device, scheduler, threads), name=f"close {device}")
             for device, threads in all_threads.items()
             if not (scheduler := self._schedulers[device]).hung
         ]
@@ -130,7 +130,7 @@ class Devices:
             threads.close()
 
 
-async def _close_engines(scheduler: Scheduler, threads: Threads) -> None:
+async def _close_engines(device: str, scheduler: Scheduler, threads: Threads) -> None:
     """Close a device's engines where they run, once its last batches have ended."""
     while not scheduler.idle:
         await asyncio.sleep(LOOK_S)
@@ -138,4 +138,4 @@ async def _close_engines(scheduler: Scheduler, threads: Threads) -> None:
         try:
             await threads.run(engine.close)
         except Exception:
-            log.exception("an engine failed to close")
+            log.exception("an engine on %s failed to close", device)

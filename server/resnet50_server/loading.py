@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from .devices import Devices
-from .errors import Unloading
+from .errors import ServingError, Unloading, WeightsError
 from .held import HeldVariant
 from .opening import open_engine, prepare, verify, warm_up
 from .settings import Settings
@@ -17,6 +17,10 @@ from .variants.definition import Definition
 
 log = logging.getLogger(__name__)
 
+# What a load may fail with that says enough without a traceback. torch raises RuntimeError and its
+# subclasses, such as OutOfMemoryError. Other engines raise what they like: onnxruntime's errors are
+# nothing but exceptions.
+FORESEEN = (ServingError, WeightsError, OSError, RuntimeError, MemoryError)
 # While unloading: how often to look whether all calls have ended.
 DRAIN_POLL_S = 0.02
 # Then batches that run have so long at least: they end by themselves, unless the engine hangs.

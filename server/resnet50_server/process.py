@@ -15,6 +15,7 @@ import grpc
 from .app import Server
 from .errors import UnusableSetting, WeightsError
 from .file_guard import silence_libraries
+from .loading import FORESEEN
 from .logs import say
 from .memory import return_memory
 from .settings import Settings
@@ -66,8 +67,9 @@ async def serve(settings: Settings) -> int:
         except UnusableSetting as error:
             print(f"resnet50-server: {error}", file=sys.stderr)
             return 2
-        except Exception as error:  # each runtime has kinds of its own
-            log.debug("the start failed", exc_info=error)
+        except Exception as error:
+            if not isinstance(error, FORESEEN):
+                log.error("the server could not start", exc_info=error)
             print(f"resnet50-server: {_text(error)}", file=sys.stderr)
             return 1
         watch = LoopWatch()
@@ -96,10 +98,13 @@ async def serve(settings: Settings) -> int:
 
 async def _stop(server: Server, drain_timeout_s: float) -> None:
     """Stop a server: bounded in all its parts, and, since one may be lost with it, as a whole."""
-    limit_s = None if server.fault is None else drain_timeout_s + LAST_S
+    if server.fault is None:
+        await server.stop()
+        return
+    limit_s = drain_timeout_s + LAST_S
     try:
         await asyncio.wait_for(server.stop(), limit_s)
-    except TimeoutError:
+    except asyncio.TimeoutError:  # the built-in one only from Python 3.11 on
         log.critical("the server did not stop within %g s; ending the process", limit_s)
 
 

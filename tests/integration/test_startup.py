@@ -502,8 +502,12 @@ class Fail(Exception):
     """As onnxruntime's errors: no kin of RuntimeError."""
 
 
-@pytest.mark.parametrize("error", [MemoryError("97 MiB"), Fail("bad allocation")])
-async def test_whatever_a_load_raises_ends_the_start_with_one_line(error, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "traced"), [(MemoryError("97 MiB"), False), (Fail("what nobody foresaw"), True)]
+)
+async def test_whatever_a_load_raises_ends_the_start_with_one_line(
+    error, traced, monkeypatch, capsys, caplog
+):
     def prepare(*_):
         raise error
 
@@ -512,6 +516,7 @@ async def test_whatever_a_load_raises_ends_the_start_with_one_line(error, monkey
     assert await serve(settings) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"resnet50-server: cannot load and warm up: {type(error).__name__}")
+    assert any(record.exc_info for record in caplog.records) is traced
 
 
 async def test_unix_socket_of_a_running_server_is_not_taken_away(tmp_path, capsys):
