@@ -486,19 +486,15 @@ async def test_variant_whose_folder_has_gone_goes_as_soon_as_it_can_be_done_with
     folder, tmp_path, caplog
 ):
     async with administrator(folder, watch_variants_s=0.01) as admin:
-
-        async def names() -> list[str]:
-            return [one.name for one in await listed(admin)]
-
-        while "digits" not in await names():
+        while (await admin.states()).get("digits") != READY:
             await asyncio.sleep(0.005)
         await set_default(admin, "digits")
         shutil.rmtree(folder / "digits")
         while "digits answers requests that name no variant" not in caplog.text:
             await asyncio.sleep(0.005)
-        assert await names() == ["digits", "IMAGENET1K_V2"]
+        assert list(await admin.states()) == ["digits", "IMAGENET1K_V2"]
         await set_default(admin, "IMAGENET1K_V2")
-        while "digits" in await names():
+        while "digits" in await admin.states():
             await asyncio.sleep(0.005)
         assert caplog.text.count("answers requests that name no variant") == 1
 
