@@ -135,7 +135,7 @@ class Changes:
 
         Raises:
             VariantNotFound: There is none.
-            NotNow: It cannot be done without.
+            NotNow: It cannot be done without, or it answers no more but its memory is not freed.
         """
         return await self._change(self._unload(name))
 
@@ -381,6 +381,12 @@ class Changes:
         variant = self._answering(definition)
         self._variants.withdraw(variant)
         await self._go(variant, self._patience_s)
+        if variant.stuck:
+            raise NotNow(
+                f"name: {definition.name} is unloaded and answers no more, but its memory stays"
+                " taken: its engine has not returned from a batch, or could not be closed (the"
+                " server's log says which); restart the server to have it back"
+            )
         return variant
 
     def _go(self, variant: HeldVariant, patience_s: float) -> asyncio.Task[None]:

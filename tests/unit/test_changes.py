@@ -267,10 +267,27 @@ async def test_memory_of_an_engine_that_does_not_return_stays_taken(folder):
         return False
 
     held.scheduler.remove = remove
-    await server.changes.unload("b")
+    with pytest.raises(NotNow, match=r"b is unloaded .* its memory stays taken"):
+        await server.changes.unload("b")
+    assert server.variants.by_name("b") is None
     assert server.variants.leaving == [held]
     with pytest.raises(NotNow, match=r"max_variants_bytes: x takes about 1 MiB .*a 1, b 1"):
         await server.changes.load("x")
+
+
+async def test_caller_is_told_of_an_engine_that_could_not_be_closed(folder, caplog):
+    server = await served(folder, "a=random:0", "b=random:1")
+    held = server.variants.find("b")
+
+    def close() -> None:
+        raise EngineError("still in use")
+
+    held.opened.engine.close = close
+    with pytest.raises(NotNow, match=r"b is unloaded .* could not be closed"):
+        await server.changes.unload("b")
+    assert server.variants.by_name("b") is None
+    assert server.variants.leaving == [held]
+    assert "EngineError: still in use" in caplog.text
 
 
 # Failures

@@ -63,8 +63,8 @@ class VariantServiceStub:
     ]
     """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
     arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
-    is freed. FAILED_PRECONDITION for the server's default variant, and for one that a traffic split
-    names.
+    is freed. FAILED_PRECONDITION for the server's default variant, for one that a traffic split
+    names, and if it answers no more but its memory cannot be freed, for its engine does not return.
     """
 
     SetDefaultVariant: grpc.UnaryUnaryMultiCallable[
@@ -142,8 +142,8 @@ class VariantServiceAsyncStub:
     ]
     """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
     arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
-    is freed. FAILED_PRECONDITION for the server's default variant, and for one that a traffic split
-    names.
+    is freed. FAILED_PRECONDITION for the server's default variant, for one that a traffic split
+    names, and if it answers no more but its memory cannot be freed, for its engine does not return.
     """
 
     SetDefaultVariant: grpc.aio.UnaryUnaryMultiCallable[
@@ -229,8 +229,8 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[resnet50.v1.variant_pb2.UnloadVariantResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.UnloadVariantResponse]]:
         """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
         arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
-        is freed. FAILED_PRECONDITION for the server's default variant, and for one that a traffic split
-        names.
+        is freed. FAILED_PRECONDITION for the server's default variant, for one that a traffic split
+        names, and if it answers no more but its memory cannot be freed, for its engine does not return.
         """
 
     @abc.abstractmethod
