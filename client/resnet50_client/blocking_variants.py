@@ -79,8 +79,8 @@ class BlockingVariants(BlockingCalls):
 
         Raises:
             VariantNotFoundError: It is not loaded.
-            VariantChangeError: It is the default or part of a traffic split, another change goes on,
-                or its memory cannot be freed (it answers no more then).
+            VariantChangeError: It is the default or part of a traffic split, another change goes
+                on, or its memory cannot be freed (it answers no more then).
             Resnet50Error: As for `load_variant`.
         """
         return self._call(calls.unload_variant_call(name), timeout_s)
