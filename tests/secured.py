@@ -17,6 +17,8 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from serving import serving
 
+from resnet50_client.aio_status import keep_status
+
 
 @dataclass
 class Files:
@@ -102,7 +104,7 @@ class Front(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         async def call(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             await self._admit(details, context)
-            onward = self._channel.stream_stream(details.method)(requests)
+            onward = keep_status(self._channel.stream_stream(details.method)(requests))
             try:
                 answered = 0
                 async for reply in onward:

@@ -21,6 +21,7 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
+from resnet50_client.aio_status import keep_status
 from resnet50_server import tokens
 from resnet50_server.__main__ import main
 
@@ -59,11 +60,11 @@ def calls(channel: grpc.aio.Channel) -> dict:
     async def upload(metadata):
         options = inference_pb2.EmbedUploadRequest(options=inference_pb2.EmbedUploadOptions())
         chunk = inference_pb2.EmbedUploadRequest(chunk=IMAGE.encoded)
-        await inference.EmbedUpload(iter([options, chunk]), metadata=metadata)
+        await keep_status(inference.EmbedUpload(iter([options, chunk]), metadata=metadata))
 
     async def stream(metadata):
         config = inference_pb2.ClassifyStreamRequest(config=inference_pb2.ClassifyStreamConfig())
-        async for _ in inference.ClassifyStream(iter([config]), metadata=metadata):
+        async for _ in keep_status(inference.ClassifyStream(iter([config]), metadata=metadata)):
             pass
 
     async def variants(metadata):

@@ -15,6 +15,7 @@ from PIL import Image
 from serving import DECODING, connected, server_processes, serving
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
+from resnet50_client.aio_status import keep_status
 
 JPEG = encode(photo_like(640, 480), "JPEG", quality=95)
 Request = inference_pb2.ClassifyUploadRequest
@@ -34,7 +35,8 @@ def chunks(content: bytes, size: int = 10_000):
 
 
 async def upload(channel: grpc.aio.Channel, *requests: Request):
-    return await inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload(iter(requests))
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    return await keep_status(stub.ClassifyUpload(iter(requests)))
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**9])
