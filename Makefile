@@ -3,6 +3,7 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 FUZZ_S ?= 300
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test nginx bench bench-gpu reliability soak kills swaps fuzz fuzz-live check format protos clean
@@ -25,8 +26,8 @@ demo: $(VENV)/installed  ## Start a server, call it with real images, print what
 serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
 	$(BIN)/python examples/serve.py
 
-test: $(VENV)/installed  ## Run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/installed  ## Run all tests, JOBS=2 files of them at a time
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
 	$(BIN)/python tests/try_nginx.py
