@@ -35,7 +35,8 @@ class HeldVariant:
         streams: Those whose next frame it computes.
         frames: How many frames it computes.
         retired: Whether no new request finds it.
-        stuck: Whether its engine did not return when it was let go: its memory stays taken.
+        stuck: Whether its engine did not return, or could not be closed, when it was let go: its
+            memory stays taken.
         successor: What answers under its name instead; None while it does, or if nothing does.
         used: When a request or a frame came last, on the clock of `time.monotonic`.
     """

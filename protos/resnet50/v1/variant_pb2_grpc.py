@@ -128,7 +128,8 @@ class VariantServiceServicer(object):
         """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
         arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
         is freed. FAILED_PRECONDITION for the server's default variant, for one that a traffic split
-        names, and if it answers no more but its memory cannot be freed, for its engine does not return.
+        names, and if it answers no more but its memory stays taken, for its engine does not return or
+        cannot be closed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

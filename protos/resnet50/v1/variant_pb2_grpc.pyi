@@ -64,7 +64,8 @@ class VariantServiceStub:
     """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
     arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
     is freed. FAILED_PRECONDITION for the server's default variant, for one that a traffic split
-    names, and if it answers no more but its memory cannot be freed, for its engine does not return.
+    names, and if it answers no more but its memory stays taken, for its engine does not return or
+    cannot be closed.
     """
 
     SetDefaultVariant: grpc.UnaryUnaryMultiCallable[
@@ -143,7 +144,8 @@ class VariantServiceAsyncStub:
     """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
     arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
     is freed. FAILED_PRECONDITION for the server's default variant, for one that a traffic split
-    names, and if it answers no more but its memory cannot be freed, for its engine does not return.
+    names, and if it answers no more but its memory stays taken, for its engine does not return or
+    cannot be closed.
     """
 
     SetDefaultVariant: grpc.aio.UnaryUnaryMultiCallable[
@@ -230,7 +232,8 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
         arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
         is freed. FAILED_PRECONDITION for the server's default variant, for one that a traffic split
-        names, and if it answers no more but its memory cannot be freed, for its engine does not return.
+        names, and if it answers no more but its memory stays taken, for its engine does not return or
+        cannot be closed.
         """
 
     @abc.abstractmethod
