@@ -107,8 +107,6 @@ def _serve(arguments: list[str]) -> int:
     except (SettingsError, ValueError) as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
         return 2
-    # A decoder or an engine that crashes says where, before the process is gone.
-    faulthandler.enable()
     from . import logs
 
     logs.configure(settings.log_level, settings.log_format)
@@ -192,6 +190,8 @@ def run() -> NoReturn:
     It ends at once: a thread may be busy for long with what nobody waits for any more, and the
     interpreter would wait for it.
     """
+    # A decoder or an engine that crashes says where, before the process is gone.
+    faulthandler.enable()
     try:
         status = main()
     except Exception:

@@ -425,6 +425,26 @@ for thread in threading.enumerate():
     assert done.stdout == ""
 
 
+def test_process_takes_signals_where_openvinos_engines_have_come_and_gone(mine, tmp_path):
+    """OpenVINO gives a thread a stack for its signals, and must not take that one away again."""
+    open_variant(mine, tmp_path, engine="openvino").engine.close()
+    (graph,) = tmp_path.glob("*.onnx")
+    program = """
+import os, signal, sys
+from pathlib import Path
+from resnet50_server.engine.openvino_engine import OpenVinoEngine
+signal.signal(signal.SIGTERM, lambda *_: print("stopping"))
+engines = [OpenVinoEngine(Path(sys.argv[1]), "fp32", 1, 1) for _ in range(2)]
+while engines:
+    engines.pop(0).close()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, graph], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "stopping\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("cores", "instances", "each", "expected"),
     [

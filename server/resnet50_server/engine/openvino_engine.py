@@ -23,6 +23,11 @@ import openvino  # noqa: E402
 # Graphs that are int8 compute what is not in float32.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
+# One for all engines, and for ever. It gives the thread that first compiles with it a stack for
+# signals (its CPU plugin does, for AMX's large registers), and frees that as it goes, from whichever
+# thread that is: the other one dies of its next signal, without a word.
+_CORE = openvino.Core()
+
 
 class OpenVinoEngine:
     """Runs a graph of `onnx_graph`.
@@ -42,7 +47,7 @@ class OpenVinoEngine:
     needs_pixels = True
 
     def __init__(self, graph: Path, precision: str, threads: int, instances: int) -> None:
-        compiled = openvino.Core().compile_model(
+        compiled = _CORE.compile_model(
             str(graph),
             "CPU",
             {
