@@ -27,7 +27,7 @@ serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
 	$(BIN)/python examples/serve.py
 
 test: $(VENV)/installed  ## Run all tests, JOBS=2 files of them at a time
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --max-worker-restart=0
 
 nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
 	$(BIN)/python tests/try_nginx.py

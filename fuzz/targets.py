@@ -321,7 +321,8 @@ def _require_error(error: object) -> None:
 
 # Files of whoever runs the server: not hostile, but often broken
 
-_folder = Path(tempfile.mkdtemp(prefix="resnet50-fuzz-"))
+_kept = tempfile.TemporaryDirectory(prefix="resnet50-fuzz-")
+_folder = Path(_kept.name)
 
 
 def files(content: bytes) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +34,14 @@ class Served:
 
 
 @pytest.fixture
-def served(monkeypatch) -> Served:
+def served(monkeypatch) -> Iterator[Served]:
     for name in os.environ:
         if name.upper().startswith(ENV_PREFIX):
             monkeypatch.delenv(name)
     served = Served()
     monkeypatch.setattr(resnet50_server.process, "serve", served)
-    return served
+    yield served
+    gc.enable()  # which `serve` does
 
 
 @pytest.fixture
