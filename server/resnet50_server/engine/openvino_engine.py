@@ -23,9 +23,9 @@ import openvino  # noqa: E402
 # Graphs that are int8 compute what is not in float32.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
-# One for all engines, and for ever. It gives the thread that first compiles with it a stack for
-# signals (its CPU plugin does, for AMX's large registers), and frees that as it goes, from whichever
-# thread that is: the other one dies of its next signal, without a word.
+# One for all engines, as long as the process lives. Its CPU plugin gives the thread that compiles
+# first a stack for signals (AMX needs a large one), and frees it in whichever thread the core goes:
+# the other thread would die of its next signal, without a word.
 _CORE = openvino.Core()
 
 
