@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from pictures import encode, picture
-from serving import connected, engines_of, queues_of, serving
+from serving import DECODING, connected, engines_of, gate, queues_of, serving, until
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client.aio_status import keep_status
@@ -61,11 +61,6 @@ def retry_delay_s(error: grpc.RpcError) -> float:
             packed.Unpack(info)
             return info.retry_delay.ToNanoseconds() / 1e9
     raise AssertionError("no RetryInfo")
-
-
-async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("limit", ["max_requests", "max_requests_per_caller"])
@@ -187,8 +182,10 @@ async def test_priority_that_is_none_is_refused():
 
 async def test_interactive_request_overtakes_bulk_and_finds_room():
     bulk = (("x-priority", "bulk"),)
-    timed = {"engine": "timed", "timed_alpha_ms": 20.0, "timed_beta_ms": 0.0, "max_batch_size": 1}
-    async with serving(max_queue_size=8, **timed) as server, connected(server) as channel:
+    async with (
+        serving(max_queue_size=8, max_batch_size=1, **DECODING) as server,
+        connected(server) as channel,
+    ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         order: list[str] = []
 
@@ -196,17 +193,24 @@ async def test_interactive_request_overtakes_bulk_and_finds_room():
             await stub.Classify(REQUEST, metadata=metadata)
             order.append(name)
 
-        (queue,) = queues_of(server)
-        calls = [asyncio.create_task(call("bulk", bulk)) for _ in range(6)]
-        await until(lambda: len(queue.waiting) == 5)
-        calls.append(asyncio.create_task(call("interactive")))
-        stream = stream_of(channel, 9, metadata=bulk)
-        frames = [reply async for reply in stream]
+        async def all_frames() -> list[inference_pb2.ClassifyStreamResponse]:
+            return [reply async for reply in stream_of(channel, 9, metadata=bulk)]
+
+        opened, (queue,) = gate(server), queues_of(server)
+        try:
+            # One in the engine, and as many waiting as bulk may.
+            calls = [asyncio.create_task(call("bulk", bulk)) for _ in range(7)]
+            await until(lambda: len(queue.waiting) == 6)
+            calls.append(asyncio.create_task(call("interactive")))
+            await until(lambda: len(queue.waiting) == 7)
+            frames = asyncio.create_task(all_frames())
+            await until(lambda: server._admission.requests > len(calls))
+        finally:
+            opened.set()
         await asyncio.gather(*calls)
-        # One was being computed when it came.
         assert order.index("interactive") <= 2
         # Frames wait for room instead of being refused.
-        assert all(frame.HasField("classification") for frame in frames)
+        assert all(frame.HasField("classification") for frame in await frames)
 
 
 async def test_bulk_beyond_its_share_is_refused_while_interactive_is_not():
