@@ -15,7 +15,7 @@ import torch
 from clients import KINDS, Caller
 from pictures import encode, photo_like
 from PIL import Image
-from serving import queues_of, server_processes, serving
+from serving import gate, queues_of, server_processes, serving, until
 
 import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc
@@ -253,16 +253,21 @@ async def test_overload_is_retried_when_asked(kind):
     settings = {"engine": "timed", "timed_alpha_ms": 30, "max_queue_size": 1, "max_batch_size": 1}
     async with serving(**settings) as server:
         policy = RetryPolicy(overload_attempts=1000)
+        opened = gate(server)
         async with (
             Caller(kind, server.addresses[0]) as hasty,
             Caller(kind, server.addresses[0], retry=policy) as patient,
         ):
-            refused = await asyncio.gather(
-                *(hasty.classify(PNG) for _ in range(6)), return_exceptions=True
-            )
+            calls = [asyncio.ensure_future(hasty.classify(PNG)) for _ in range(6)]
+            try:
+                # One computes, and one waits.
+                await until(lambda: sum(call.done() for call in calls) == 4)
+            finally:
+                opened.set()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
             answered = await asyncio.gather(*(patient.classify(PNG) for _ in range(6)))
-    overloaded = [one for one in refused if isinstance(one, Exception)]
-    assert overloaded
+    overloaded = [one for one in outcomes if isinstance(one, Exception)]
+    assert len(overloaded) == 4
     for error in overloaded:
         assert isinstance(error, resnet50_client.OverloadedError)
         assert error.retry_after_s > 0
@@ -358,31 +363,33 @@ async def test_closed_client_says_so(kind):
 
 
 async def test_close_ends_calls_under_way(kind):
-    async with serving(engine="timed", timed_alpha_ms=400) as server:
-        client = Caller(kind, server.addresses[0])
+    async with serving() as server:
+        client, opened = Caller(kind, server.addresses[0]), gate(server)
         call = asyncio.ensure_future(client.classify(PNG))
-        while not server._admission.requests:
-            await asyncio.sleep(0.01)
-        await client.close()
-        with pytest.raises(resnet50_client.CallCancelledError):
-            await call
+        try:
+            await until(lambda: server._admission.requests)
+            await client.close()
+            with pytest.raises(resnet50_client.CallCancelledError):
+                await call
+        finally:
+            opened.set()
 
 
 async def test_cancelled_task_frees_its_place_at_the_server():
-    async with (
-        serving(engine="timed", timed_alpha_ms=500, max_batch_size=1) as server,
-        AsyncClient(server.addresses[0]) as client,
-    ):
-        running = asyncio.create_task(client.classify(PNG))
-        waiting = asyncio.create_task(client.classify(PNG))
-        while server._admission.requests < 2:
-            await asyncio.sleep(0.01)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+    async with serving(max_batch_size=1) as server, AsyncClient(server.addresses[0]) as client:
+        opened, (queue,) = gate(server), queues_of(server)
+        try:
+            running = asyncio.create_task(client.classify(PNG))
+            await until(lambda: server._devices._schedulers["cpu"]._running)
+            waiting = asyncio.create_task(client.classify(PNG))
+            await until(lambda: len(queue.waiting) == 1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await until(lambda: server._admission.requests == 1)
+        finally:
+            opened.set()
         assert (await running).timing.batch_size == 1
-        while server._admission.requests:
-            await asyncio.sleep(0.01)
 
 
 async def test_one_client_serves_many_threads():

@@ -8,7 +8,7 @@ import logging
 import pytest
 from clients import KINDS, Caller, items
 from pictures import encode, picture
-from serving import serving
+from serving import gate, serving, until
 
 import resnet50_client
 from resnet50.v1 import image_pb2, inference_pb2
@@ -263,15 +263,18 @@ async def test_a_resumed_stream_is_one_call(kind):
 async def test_a_cancelled_call_ends():
     recorder = Recorder()
     async with (
-        serving(engine="timed", timed_alpha_ms=200) as server,
+        serving() as server,
         AsyncClient(server.addresses[0], observers=[recorder]) as client,
     ):
-        call = asyncio.ensure_future(client.classify(PNG))
-        while not server._admission.requests:
-            await asyncio.sleep(0.005)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
+        opened = gate(server)
+        try:
+            call = asyncio.ensure_future(client.classify(PNG))
+            await until(lambda: server._admission.requests)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        finally:
+            opened.set()
     assert [call.code for call in recorder.ended] == ["CANCELLED"]
 
 

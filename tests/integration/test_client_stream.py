@@ -134,7 +134,7 @@ async def test_error_of_the_source_is_raised_after_the_answers_before_it(kind):
 
 async def test_latest_answers_or_drops_every_frame(kind):
     async with (
-        serving(engine="timed", timed_alpha_ms=30) as server,
+        serving(engine="timed", timed_alpha_ms=100) as server,
         Caller(kind, server.addresses[0]) as client,
     ):
 
