@@ -7,7 +7,7 @@ import collections
 
 import grpc
 from pictures import encode, picture
-from serving import connected, queues_of, serving
+from serving import connected, gate, queues_of, serving, until
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient, OverloadedError
@@ -15,11 +15,6 @@ from resnet50_client import AsyncClient, OverloadedError
 PNG = encode(picture())
 REQUEST = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
 TIMED = {"engine": "timed", "timed_alpha_ms": 5.0, "timed_beta_ms": 1.0, "max_batch_size": 8}
-
-
-async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def empty(server) -> bool:
@@ -48,7 +43,14 @@ async def test_overload_is_answered_or_refused_and_leaves_nothing_behind():
                 outcomes["refused"] += 1
 
         # Three times what is inside at once, again and again.
-        for _ in range(3):
+        opened = gate(server)
+        try:
+            calls = [asyncio.create_task(call()) for _ in range(192)]
+            await until(lambda: outcomes["refused"])  # however slowly they come
+        finally:
+            opened.set()
+        await asyncio.gather(*calls)
+        for _ in range(2):
             await asyncio.gather(*(call() for _ in range(192)))
         assert outcomes.total() == 3 * 192
         assert min(outcomes["answered"], outcomes["refused"]) > 0
