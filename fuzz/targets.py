@@ -321,8 +321,8 @@ def _require_error(error: object) -> None:
 
 # Files of whoever runs the server: not hostile, but often broken
 
-_kept = tempfile.TemporaryDirectory(prefix="resnet50-fuzz-")
-_folder = Path(_kept.name)
+_temporary = tempfile.TemporaryDirectory(prefix="resnet50-fuzz-")
+_folder = Path(_temporary.name)
 
 
 def files(content: bytes) -> None:

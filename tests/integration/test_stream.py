@@ -218,34 +218,45 @@ async def test_latest_computes_the_newest_and_says_what_it_dropped(monkeypatch):
 
 
 async def test_latest_keeps_answers_fresh_when_frames_come_three_times_too_fast():
-    """In steps of the sender: each time a batch of 40 ms has ended, three more frames have come."""
+    """In steps of the engine: for each batch that has ended, three more frames are sent."""
     async with (
-        serving(engine="timed", timed_alpha_ms=120, timed_beta_ms=0) as server,
+        serving(engine="timed", timed_alpha_ms=20, timed_beta_ms=0) as server,
         connected(server) as channel,
     ):
+        (engine,) = engines_of(server)
+        run, loop = engine.run, asyncio.get_running_loop()
+        due = asyncio.Semaphore(3)
+
+        def counted(*arguments):
+            try:
+                return run(*arguments)
+            finally:
+                for _ in range(3):
+                    loop.call_soon_threadsafe(due.release)
+
+        engine.run = counted
         call = open_stream(channel)
         await call.write(config(LATEST))
-        loop = asyncio.get_running_loop()
-        sent: dict[int, float] = {}
+        newest = -1
 
         async def send() -> None:
-            for number in range(60):
-                sent[number] = loop.time()
+            nonlocal newest
+            for number in range(90):
+                await due.acquire()
+                newest = number
                 await call.write(frame(number))
-                await asyncio.sleep(0.120 / 3)
             await call.done_writing()
 
         sending = asyncio.create_task(send())
-        kinds, newest_when_answered = Counter(), []
+        kinds, behind = Counter(), []
         while (reply := await call.read()) is not grpc.aio.EOF:
             kinds[reply.WhichOneof("outcome")] += 1
             if reply.HasField("classification"):
-                newest_when_answered.append((reply.frame_id, max(sent)))
+                behind.append(newest - reply.frame_id)
         await sending
-    assert kinds["classification"] + kinds["dropped"] == 60
-    assert kinds["dropped"] > kinds["classification"] > 5
+    assert kinds["classification"] + kinds["dropped"] == 90
+    assert kinds["dropped"] > kinds["classification"] > 10
     # A queue would fall back by two frames a batch; the newest wins instead.
-    behind = [newest - frame_id for frame_id, newest in newest_when_answered]
     assert sorted(behind)[len(behind) // 2] <= 6
 
 
