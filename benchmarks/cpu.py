@@ -34,8 +34,8 @@ from torchvision.models import ResNet50_Weights, quantization, resnet50
 from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.run import measure
+from resnet50_server.cpus import cpus
 from resnet50_server.decode import decode
-from resnet50_server.devices import cores
 from resnet50_server.engine.cpu import CpuEngines, Division
 from resnet50_server.engine.graph_store import GraphStore
 from resnet50_server.image_file import ImageLimits
@@ -83,11 +83,11 @@ ENGINES = (
 
 def measure_engines(cache: Path) -> None:
     """Run each in turn; the first turn warms up."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(cpus())
     images = [decode(photo(), TRANSFORM, ImageLimits())] * 8
     opened = {}
     with GraphStore(cache, sys.maxsize) as store:
-        engines = CpuEngines(store, Division.divide(cores(), None, None), None)
+        engines = CpuEngines(store, Division.divide(cpus(), None, None), None)
         for precision, kind in ENGINES:
             quantized = precision == "int8"
             network = Network(_model(quantized))
@@ -146,8 +146,8 @@ def measure_served(cache: Path) -> None:
             flags += ("--calibration-dir", str(calibration), "--min-int8-agreement", "0")
         trials = {
             (decoders, threads, batch): _alone(flags, decoders, threads, batch)
-            for decoders in range(1, cores() + 1)
-            for threads in {1, cores()}
+            for decoders in range(1, cpus() + 1)
+            for threads in {1, cpus()}
             for batch in (4, 16)
         }
         best = max(trials, key=lambda one: trials[one])

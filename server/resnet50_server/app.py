@@ -25,9 +25,10 @@ from .cache import ResponseCache
 from .callers import ADMIN, INFER, Callers
 from .certificates import Certificates
 from .changes import Budget, Changes
+from .cpus import cpu_budget, cpus
 from .decode import JpegDecoder
 from .decode_pool import DecodePool, decode_threads
-from .devices import Devices, cores
+from .devices import Devices, division
 from .errors import WeightsError
 from .faults import Fault
 from .folder_watch import FolderWatch
@@ -105,8 +106,18 @@ class Server:
         on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
         # Engines that need no processor stand for a GPU.
         on_cpu = on_cpu and settings.engine not in ("null", "timed")
+        decoding = settings.decode_threads or decode_threads(cpus(), engine_on_cpu=on_cpu)
+        divided = division(settings)
+        log.info(
+            "CPU budget: %s; decode threads: %d; an engine on the CPU: %d batches at once, threads"
+            " of each: %d",
+            cpu_budget(),
+            decoding,
+            divided.instances,
+            divided.each,
+        )
         self._decode_pool = DecodePool(
-            settings.decode_threads or decode_threads(cores(), engine_on_cpu=on_cpu),
+            decoding,
             settings.decode_timeout_s,
             self._on_broken,
         )

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
-
 from .call import CALL
+from .cpus import set_torch_threads
 from .errors import ShuttingDown
 from .fair_queue import FairQueue
 from .faults import DecodingHung, dump_stacks
@@ -81,7 +80,7 @@ class DecodePool:
         on_hung: Callable[[DecodingHung], None] | None = None,
     ) -> None:
         # Decoding is parallel over images; within one, torch's threads would only get in the way.
-        self._threads = Threads(threads, "decode", partial(torch.set_num_threads, 1))
+        self._threads = Threads(threads, "decode", partial(set_torch_threads, 1))
         self._timeout_s = timeout_s
         self._look_s = min(LOOK_S, timeout_s / LOOKS)
         self.stuck = 0

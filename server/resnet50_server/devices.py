@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import torch
 
 from .batch import BatchPolicy
 from .batcher import Scheduler
+from .cpus import cpus, set_torch_threads
 from .engine.cpu import Division
 from .faults import Fault
 from .observer import Observer
@@ -31,11 +31,9 @@ CLOSE_S = 5.0
 LOOK_S = 0.005
 
 
-def cores() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def division(settings: Settings) -> Division:
+    """Return how engines on the CPU divide the CPU budget."""
+    return Division.divide(cpus(), settings.instances, settings.engine_threads)
 
 
 @functools.cache
@@ -76,15 +74,13 @@ class Devices:
                 # It computes one batch at a time, while the next one is stacked and copied.
                 # (but for PyTorch's eager mode, which has the one stream for everything).
                 workers, ahead = 1, int(settings.engine != "torch")
-                each = settings.engine_threads or cores()
+                each = settings.engine_threads or cpus()
             else:
-                divided = Division.divide(cores(), settings.instances, settings.engine_threads)
+                divided = division(settings)
                 workers, ahead, each = divided.instances, 0, divided.each
                 if settings.engine in ("null", "timed"):
                     workers = 1  # what they stand for is one device
-            threads = Threads(
-                workers + ahead, f"engine-{device}", partial(torch.set_num_threads, each)
-            )
+            threads = Threads(workers + ahead, f"engine-{device}", partial(set_torch_threads, each))
             policy = BatchPolicy(
                 settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
             )

@@ -12,9 +12,10 @@ import platformdirs
 import torch
 
 from .canary import Canary
-from .devices import cores, cuda_device
+from .cpus import set_torch_threads
+from .devices import cuda_device, division
 from .engine.agreement import Agreement
-from .engine.cpu import Calibration, CpuEngines, Division
+from .engine.cpu import Calibration, CpuEngines
 from .engine.graph_store import GraphStore
 from .engine.protocol import Engine
 from .engine.synthetic import NullEngine, TimedEngine
@@ -133,6 +134,7 @@ def prepare(definition: Definition, settings: Settings) -> Prepared:
         return Prepared(definition)
     device, precision = place(definition, settings)
     weights = read_weights(definition, weights_directory(settings.weights_dir), settings.download)
+    set_torch_threads(division(settings).each)
     canary = Canary.of(definition, weights)
     parameters = parameter_count(definition, weights)
     kind: str = settings.engine
@@ -184,6 +186,8 @@ def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
             network(), transform, cuda_device(device), precision, settings.max_batch_size
         )
     else:
+        # Engines are compared, and PyTorch is one of them, with the threads that they will have.
+        set_torch_threads(division(settings).each)
         directory = settings.cache_dir or platformdirs.user_cache_path("resnet50-serving")
         with GraphStore(directory, settings.max_cache_bytes) as store:
             opened = _cpu_engines(store, settings).open(
@@ -208,8 +212,7 @@ def _cpu_engines(store: GraphStore, settings: Settings) -> CpuEngines:
     if settings.calibration_dir is not None:
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         calibration = Calibration(settings.calibration_dir, limits, settings.min_int8_agreement)
-    threads = Division.divide(cores(), settings.instances, settings.engine_threads)
-    return CpuEngines(store, threads, calibration)
+    return CpuEngines(store, division(settings), calibration)
 
 
 def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> list[tuple[int, float]]:

@@ -307,8 +307,8 @@ class Settings(BaseSettings):
         int | None,
         Field(
             ge=1,
-            description="Threads that decode; default: one per core beside a GPU, one per three"
-            " beside an engine on the CPU.",
+            description="Threads that decode; default: one per CPU of the budget (affinity and"
+            " cgroup quota) beside a GPU, one per three beside an engine on the CPU.",
         ),
     ] = None
     decode_timeout_s: Annotated[
@@ -329,13 +329,18 @@ class Settings(BaseSettings):
     ] = 0
     instances: Annotated[
         int | None,
-        Field(ge=1, description="Batches computed at once on the CPU; default: one per 8 cores."),
+        Field(
+            ge=1,
+            description="Batches computed at once on the CPU; default: one per 8 CPUs of the"
+            " budget (affinity and cgroup quota).",
+        ),
     ] = None
     engine_threads: Annotated[
         int | None,
         Field(
             ge=1,
-            description="Threads of one batch on the CPU; default: the cores divided by instances.",
+            description="Threads of one batch on the CPU; default: the CPU budget divided by"
+            " instances.",
         ),
     ] = None
     engine_timeout_s: Annotated[
