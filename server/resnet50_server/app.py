@@ -40,7 +40,7 @@ from .loading import hold
 from .logs import RequestLog
 from .metrics import Metrics
 from .metrics_port import MetricsPort
-from .observer import Observer, together
+from .observer import Observer, Observers
 from .pipeline import Pipeline
 from .readings import LagWatch, Readings
 from .servicers.boundary import Boundary
@@ -97,12 +97,12 @@ class Server:
         self._tracing = _tracing(settings)
         request_log = RequestLog() if settings.log_level == "debug" else None
         observers = (self._metrics, self._tracing, request_log)
-        self._observer = together([one for one in observers if one is not None])
+        self._observers = Observers(one for one in observers if one is not None)
         self._health = ServingHealth(("", *SERVICES), self._unready)
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
         self.fault: Fault | None = None
-        self._devices = Devices(settings, self._on_broken, self._observer)
+        self._devices = Devices(settings, self._on_broken, self._observers)
         on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
         # Engines that need no processor stand for a GPU.
         on_cpu = on_cpu and settings.engine not in ("null", "timed")
@@ -150,9 +150,8 @@ class Server:
         definitions = [define(spec) for spec in settings.variants]
         self._variants = variants = HeldVariants(definitions, settings.default_variant)
         traffic = Traffic(variants, lambda source, job: pipeline.compute(source, job))
-        observer = self._observer
         if settings.variants_dir is not None:
-            observer = together([observer, traffic])
+            self._observers.add(traffic)
         if self._cache is not None:
             variants.watch_retired(self._cache.drop)
         self._export(variants, traffic)
@@ -161,7 +160,12 @@ class Server:
             settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
         )
         pipeline = Pipeline(
-            self._admission, self._decode_pool, limits, _jpegs(settings), observer, self._cache
+            self._admission,
+            self._decode_pool,
+            limits,
+            _jpegs(settings),
+            self._observers,
+            self._cache,
         )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings), traffic)
         self._changes = changes = self._changes_of(variants, traffic)
@@ -171,7 +175,7 @@ class Server:
         def boundary(admission: Admission, observer: Observer) -> Boundary:
             return Boundary(callers, admission, settings.receive_timeout_s, observer)
 
-        images = boundary(self._admission, observer)
+        images = boundary(self._admission, self._observers)
         images.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
             self._inference,
@@ -179,7 +183,7 @@ class Server:
             INFER,
         )
         # What is not about images has room of its own, and goes on during a drain.
-        side = boundary(Admission(SIDE_LIMITS), self._observer)
+        side = boundary(Admission(SIDE_LIMITS), self._observers)
         side.add(
             variant_pb2_grpc.add_VariantServiceServicer_to_server,
             variant_servicer,
@@ -277,6 +281,7 @@ class Server:
             self._devices,
             traffic,
             lambda: self._unready() is None,
+            self._observers,
             self._cache,
         )
         metrics.registry.register(readings)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterable
+from contextvars import Context
 from functools import partial
 
 import numpy as np
@@ -163,7 +164,8 @@ class Scheduler:
         if not self._woken and len(self._running) < self.workers + self.ahead:
             # In the loop's next turn: what arrives in this one shares the batch.
             self._woken = True
-            self._loop.call_soon(self._form)
+            # In an empty context: batches, timers and faults of the device are no request's own.
+            self._loop.call_soon(self._form, context=Context())
         return future
 
     def check(

@@ -61,7 +61,7 @@ LIMITS = (
     "draining",
     "unloading",
 )
-CANCELLED, INTERNAL = "CANCELLED", "INTERNAL"
+OK, INTERNAL = "OK", "INTERNAL"
 # Of methods that are not ours.
 OTHER = "other"
 
@@ -230,7 +230,7 @@ class Metrics(Observer):
         method = call.method if call.method in self._methods else OTHER
         self._requests[method, call.variant, code].inc()
         if error is None:
-            if code != CANCELLED and method not in self._streams:
+            if code == OK and method not in self._streams:
                 self._request_s[method, call.variant].observe(_since(call))
             return
         if method in self._of_image:

@@ -1,14 +1,17 @@
-"""Whoever watches the server: metrics, traces. Called on the event loop, so it must be quick."""
+"""Observers of the server: metrics, traces. Called on the event loop, so they must be quick."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from .call import Call
+
+log = logging.getLogger(__name__)
 
 CacheUse: TypeAlias = Literal["none", "hit", "shared"]
 """What the response cache had to do with an answer; see the contract."""
@@ -88,8 +91,8 @@ class Observer:
         Args:
             call: The RPC.
             code: The name of the gRPC status code that its caller is told; "CANCELLED" if the
-                caller gave up.
-            error: Why it failed; None if it did not, or was cancelled.
+                caller gave up, "DEADLINE_EXCEEDED" also if its deadline passed meanwhile.
+            error: Why it failed; None if it did not, or gRPC ended it for its caller's sake.
         """
 
     def gave_up(self, call: Call, stage: str) -> None:
@@ -115,54 +118,64 @@ class Observer:
         """See a batch that has left the engine."""
 
 
-def together(observers: Sequence[Observer]) -> Observer:
-    """Return one that tells all; where there is none, or one, that costs nothing more."""
-    if len(observers) > 1:
-        return Observers(observers)
-    return observers[0] if observers else Observer()
-
-
 class Observers(Observer):
-    """Several as one.
+    """Several as one. An observer that raises harms neither the others nor the request.
 
     Args:
-        observers: Each sees everything.
+        observers: Each sees everything; more may be added while the server runs.
+
+    Attributes:
+        errors: How many calls of each observer raised, by the name of its class.
     """
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._observers: list[Observer] = []
+        self.errors: dict[str, int] = {}
+        for observer in observers:
+            self.add(observer)
+
+    def add(self, observer: Observer) -> None:
+        """Let one more see everything from now on."""
+        self._observers.append(observer)
+        self.errors.setdefault(type(observer).__name__, 0)
 
     def call_started(self, call: Call) -> None:
         """Tell all."""
-        for observer in self._observers:
-            observer.call_started(call)
+        self._tell("call_started", call)
 
     def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
         """Tell all."""
-        for observer in self._observers:
-            observer.call_ended(call, code, error)
+        self._tell("call_ended", call, code, error)
 
     def gave_up(self, call: Call, stage: str) -> None:
         """Tell all."""
-        for observer in self._observers:
-            observer.gave_up(call, stage)
+        self._tell("gave_up", call, stage)
 
     def image_answered(self, image: Image) -> None:
         """Tell all."""
-        for observer in self._observers:
-            observer.image_answered(image)
+        self._tell("image_answered", image)
 
     def frame_refused(self, call: Call, error: Exception) -> None:
         """Tell all."""
-        for observer in self._observers:
-            observer.frame_refused(call, error)
+        self._tell("frame_refused", call, error)
 
     def frame_dropped(self, call: Call) -> None:
         """Tell all."""
-        for observer in self._observers:
-            observer.frame_dropped(call)
+        self._tell("frame_dropped", call)
 
     def batch_ended(self, batch: Batch) -> None:
         """Tell all."""
+        self._tell("batch_ended", batch)
+
+    def _tell(self, event: str, *values: Any) -> None:
         for observer in self._observers:
-            observer.batch_ended(batch)
+            try:
+                getattr(observer, event)(*values)
+            except Exception:
+                name = type(observer).__name__
+                self.errors[name] += 1
+                log.exception(
+                    "the observer %s failed in %s: what it records is incomplete; requests go on",
+                    name,
+                    event,
+                )

@@ -23,6 +23,7 @@ from .decode_pool import DecodePool
 from .devices import Devices
 from .held import HeldVariants
 from .metrics import ANSWERED, Metrics
+from .observer import Observers
 from .traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Readings(Collector):
         devices: What computes.
         traffic: What is compared.
         ready: Whether the server takes images.
+        observers: Whose errors are counted.
         cache: Keeps answers, if anything does.
     """
 
@@ -88,6 +90,7 @@ class Readings(Collector):
         devices: Devices,
         traffic: Traffic,
         ready: Callable[[], bool],
+        observers: Observers,
         cache: ResponseCache | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -98,6 +101,7 @@ class Readings(Collector):
         self._devices = devices
         self._traffic = traffic
         self._ready = ready
+        self._observers = observers
         self._cache = cache
         variants.watch(lambda name: metrics.expect([name]))
 
@@ -134,6 +138,7 @@ class Readings(Collector):
         )
         yield self._busy()
         yield self._cancelled()
+        yield self._telemetry_errors()
         yield from self._of_variants()
         yield from self._of_splits()
         if self._cache is not None:
@@ -258,6 +263,16 @@ class Readings(Collector):
         ):
             cancelled.add_metric([stage], count)
         return cancelled
+
+    def _telemetry_errors(self) -> Metric:
+        errors = CounterMetricFamily(
+            "resnet50_telemetry_errors",
+            "Events that an observer (metrics, traces, request log, traffic splits) failed on.",
+            labels=["observer"],
+        )
+        for observer, count in self._observers.errors.items():
+            errors.add_metric([observer], count)
+        return errors
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -10,10 +10,12 @@ from collections import Counter
 
 import grpc
 import pytest
+from clients import KINDS, Caller, items
 from pictures import encode, photo_like
 from scrape import ON, Scrape, scrape, scrape_once
 from serving import DECODING, connected, engines_of, queues_of, serving
 
+import resnet50_server.app
 from resnet50.v1 import (
     image_pb2,
     inference_pb2,
@@ -27,11 +29,13 @@ from resnet50_client import (
     InvalidImageError,
     OverloadedError,
     Resnet50Error,
+    RetryPolicy,
     VariantNotFoundError,
 )
 from resnet50_client.aio_status import keep_status
 from resnet50_server.__main__ import main
 from resnet50_server.metrics import SIZE_BUCKETS
+from resnet50_server.observer import Observer
 
 V2 = "IMAGENET1K_V2"
 JPEG = encode(photo_like(320, 240), "JPEG")
@@ -467,3 +471,63 @@ async def test_callers_cannot_make_series():
             dict(labels).get("variant", "") for _, labels in set(await scrape(load.server)) - before
         }
         assert new <= {""}
+
+
+async def test_call_whose_deadline_passes_is_counted_as_that_and_not_as_given_up():
+    async with loaded() as load:
+        await load.client.classify(JPEG)
+        with load.stuck():
+            late = load.stub.Classify(REQUEST, timeout=0.5)
+            config = inference_pb2.ClassifyStreamConfig()
+            frame = inference_pb2.Frame(image=REQUEST.image)
+            stream = load.stub.ClassifyStream(timeout=0.5)
+            await stream.write(inference_pb2.ClassifyStreamRequest(config=config))
+            await stream.write(inference_pb2.ClassifyStreamRequest(frame=frame))
+            given_up = load.stub.Classify(REQUEST, timeout=60.0)
+            await load.inside(3)
+            given_up.cancel()
+            await load.inside(2)
+            for call in (late, stream):
+                assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            await load.inside(0)
+        expected = {
+            ("Classify", "OK"): 1,
+            ("Classify", "CANCELLED"): 1,
+            ("Classify", "DEADLINE_EXCEEDED"): 1,
+            ("ClassifyStream", "DEADLINE_EXCEEDED"): 1,
+        }
+        found = await scrape_once(
+            load.server,
+            lambda found: len(found.of("resnet50_requests_total", "method", "code")) == 4,
+        )
+        assert found.of("resnet50_requests_total", "method", "code") == expected
+        durations = found.of("resnet50_request_duration_seconds_count", "method")
+        assert durations == {"Classify": 1}
+
+
+class Broken(Observer):
+    """Fails on everything that it is told."""
+
+    def __getattribute__(self, name: str):
+        if name in vars(Observer) and not name.startswith("_"):
+            raise KeyError(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_observer_that_fails_costs_no_answer_and_is_counted(kind, monkeypatch):
+    monkeypatch.setattr(resnet50_server.app, "RequestLog", Broken)
+    async with (
+        serving(log_level="debug", **DECODING, **ON) as server,
+        Caller(kind, server.addresses[0], retry=RetryPolicy(attempts=1)) as caller,
+    ):
+        for _ in range(3):
+            assert await caller.classify(JPEG)
+        frames = [one async for one in items(caller, "classify_stream", [JPEG, b"no image"])]
+        assert [type(one.error) for one in frames] == [type(None), InvalidImageError]
+        found = await scrape(server)
+        assert found.one("resnet50_telemetry_errors_total", observer="Broken") >= 3 * 3
+        assert found.one("resnet50_telemetry_errors_total", observer="Metrics") == 0
+        # Those that work have seen everything.
+        assert found.of("resnet50_images_total", "outcome") == {"answered": 4, "refused": 1}
+        assert found.one("resnet50_ready") == 1

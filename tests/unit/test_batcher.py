@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 
 import pytest
@@ -9,6 +10,7 @@ from virtual_device import FakeEngine, VirtualThreads, image
 
 from resnet50_server.batch import BatchPolicy
 from resnet50_server.batcher import Scheduler
+from resnet50_server.call import CALL, Call
 from resnet50_server.errors import DeadlineUnreachable, EngineFailed, QueueFull, ShuttingDown
 from resnet50_server.priority import BULK_EVERY
 from resnet50_server.rescue import MAX_FAILURES
@@ -739,3 +741,28 @@ async def test_failing_on_shadows_does_not_mean_that_the_device_is_lost():
             await bench.submit(1)
     await asyncio.sleep(1.0)  # a grey image was tried as well
     assert len(bench.broken) == 1
+
+
+@in_virtual_time
+async def test_faults_of_the_device_are_logged_as_no_requests_own():
+    logged: list[tuple[str, Call | None]] = []
+
+    class Log(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append((record.getMessage(), CALL.get(None)))
+
+    bench = Bench()
+    bench.engine.error = RuntimeError("as the test wants it")
+
+    async def ask() -> None:
+        CALL.set(Call("Classify", "somebody's", ()))
+        with pytest.raises(EngineFailed):
+            await bench.submit(1)
+
+    handler = Log()
+    logging.getLogger("resnet50_server").addHandler(handler)
+    try:
+        await asyncio.create_task(ask())
+    finally:
+        logging.getLogger("resnet50_server").removeHandler(handler)
+    assert logged == [("a batch of 1 failed on variant v", None)]

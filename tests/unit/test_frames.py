@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
+
+from resnet50_server.errors import ShuttingDown
 from resnet50_server.servicers.frames import answer_latest
 
 
@@ -47,3 +50,42 @@ async def test_latest_holds_one_frame_while_the_server_is_full_and_then_takes_th
     assert sorted(replies) == sorted(
         ["answered 0", "answered 19", *(f"dropped {number}" for number in range(1, 19))]
     )
+
+
+async def test_latest_stream_whose_computation_failed_answers_what_is_computed_and_ends():
+    fails: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    succeeds: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    pending = [fails, succeeds]
+    taken = 0
+    tasks_before = asyncio.all_tasks()
+
+    async def frames() -> AsyncIterator[int]:
+        nonlocal taken
+        while True:  # a sender who never stops
+            yield taken
+            taken += 1
+            await asyncio.sleep(0)
+
+    async def start(frame: int) -> asyncio.Future[str]:
+        return pending.pop(0)
+
+    replies: list[str] = []
+
+    async def read() -> None:
+        answers = answer_latest(frames(), start, lambda old, new: f"dropped {old}", 2)
+        async for reply in answers:
+            replies.append(reply)
+
+    reading = asyncio.create_task(read())
+    while len(replies) < 3:  # both places are taken, and frames are dropped
+        await asyncio.sleep(0)
+    fails.set_exception(ShuttingDown())
+    while len(asyncio.all_tasks() - tasks_before) > 3:  # until no frame is read any more
+        await asyncio.sleep(0)
+    read_by_then = taken
+    succeeds.set_result("answered")
+    with pytest.raises(ShuttingDown):
+        await reading
+    assert replies[-1] == "answered"
+    assert taken == read_by_then
+    assert asyncio.all_tasks() == tasks_before

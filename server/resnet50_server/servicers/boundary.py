@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from functools import partial
@@ -39,6 +40,10 @@ PRIORITY_KEY = "x-priority"
 CALLER_KEY = "x-caller-key"
 # So long does it take at most until gRPC tells that a caller has left.
 LEAVING_S = 0.05
+# A call that its caller's deadline has ended has so much left of it here: its way back and forth,
+# and what gRPC adds when it rounds a timeout up, which is at most so large a part of it.
+DEADLINE_TOLERANCE_S = 0.005
+DEADLINE_ROUNDING = 0.01
 # What a caller may choose as its request id: it is logged and sent back.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
@@ -122,6 +127,9 @@ class Boundary:
                     response = await method(requests, context)
                 code = "OK"
                 return response
+            except asyncio.CancelledError:
+                code = _code_of_cancelled(context, call)
+                raise
             except Exception as error:
                 code, failure = code_of(error).name, error
                 await _abort(context, error, call)
@@ -150,6 +158,9 @@ class Boundary:
                         async for response in responses:
                             await context.write(response)
                 code = "OK"
+            except asyncio.CancelledError:
+                code = _code_of_cancelled(context, call)
+                raise
             except Exception as error:
                 code, failure = code_of(error).name, error
                 await _abort(context, error, call)
@@ -319,6 +330,16 @@ async def _abort(context: Context, error: Exception, call: Call) -> NoReturn:
             "request %s ended before it could be refused: %s", call.request_id, status.message
         )
         raise asyncio.CancelledError from error
+
+
+def _code_of_cancelled(context: Context, call: Call) -> str:
+    """Return how a call ended that gRPC has cancelled: by its deadline, or by its caller."""
+    left_s = context.time_remaining()
+    if left_s is None:
+        return "CANCELLED"
+    whole_s = left_s + time.perf_counter() - call.started
+    late = left_s <= DEADLINE_TOLERANCE_S + DEADLINE_ROUNDING * whole_s
+    return "DEADLINE_EXCEEDED" if late else "CANCELLED"
 
 
 def _request_id(metadata: Metadata) -> str:

@@ -118,15 +118,23 @@ async def answer_latest(
             await send(await pending)
 
     async def work() -> None:
-        tasks = [asyncio.create_task(read(), name="read frames")]
-        tasks += [asyncio.create_task(compute(), name="compute frames") for _ in range(window)]
+        reading = asyncio.create_task(read(), name="read frames")
+        computing = [asyncio.create_task(compute(), name="compute frames") for _ in range(window)]
+        tasks = (*computing, reading)
         try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if any(task.done() and task.exception() for task in computing):
+                # The stream fails: frames that are being computed are still answered, no other is.
+                reading.cancel()
+                newest.discard()
             await asyncio.wait(tasks)
             for task in tasks:
-                task.result()
+                if not task.cancelled():
+                    task.result()
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             answers.put_nowait(None)
 
     async with _running(work(), "latest frames") as working:
@@ -165,6 +173,11 @@ class _Newest(Generic[Frame]):
         """Say that no frame follows."""
         self._closed = True
         self._changed.set()
+
+    def discard(self) -> None:
+        """Drop the frame, if there is one, and say that none follows."""
+        self._frame = None
+        self.close()
 
     async def get(self) -> Frame | None:
         """Wait for a frame and take it; None if none follows."""
