@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from . import calls, messages
 from .aio_status import is_cancelled
+from .arguments import check_choice, check_images, check_seconds
 from .async_stream import AsyncStream
 from .async_variants import AsyncVariants
-from .connection import HEALTH_POLL_S, Priority
+from .connection import HEALTH_POLL_S, Connection, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
 from .images import ImageInput, lies_in_memory
@@ -141,8 +142,10 @@ class AsyncClient(AsyncVariants):
             caller_key: As for `classify`; the whole stream is answered by the same weights.
 
         Raises:
+            TypeError: One image was given where many are expected.
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
+        check_images("frames", frames, pixel_format, asynchronous=True)
         kind = messages.classify_stream(
             delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
         )
@@ -177,8 +180,10 @@ class AsyncClient(AsyncVariants):
             caller_key: As for `classify_stream`.
 
         Raises:
+            TypeError: One image was given where many are expected.
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
+        check_images("frames", frames, pixel_format, asynchronous=True)
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
         return self._stream(kind, frames, window, resume_s, priority, caller_key)
 
@@ -213,8 +218,11 @@ class AsyncClient(AsyncVariants):
             caller_key: As for `classify_stream`.
 
         Raises:
+            TypeError: One image was given where many are expected.
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
+        check_images("images", images, pixel_format, asynchronous=True)
+        check_choice("errors", errors, get_args(Errors))
         answers = self.classify_stream(
             images,
             variant=variant,
@@ -258,8 +266,11 @@ class AsyncClient(AsyncVariants):
             caller_key: As for `classify_stream`.
 
         Raises:
+            TypeError: One image was given where many are expected.
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
+        check_images("images", images, pixel_format, asynchronous=True)
+        check_choice("errors", errors, get_args(Errors))
         answers = self.embed_stream(
             images,
             variant=variant,
@@ -312,7 +323,7 @@ class AsyncClient(AsyncVariants):
             await asyncio.sleep(HEALTH_POLL_S)
         raise self._connection.not_ready(timeout_s, seen)
 
-    async def _stream(
+    def _stream(
         self,
         kind: StreamKind[Result],
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
@@ -321,7 +332,20 @@ class AsyncClient(AsyncVariants):
         priority: Priority | None,
         caller_key: str | None,
     ) -> AsyncGenerator[FrameAnswer[Result], None]:
+        self._check_open()
+        if resume_s is not None:
+            check_seconds("resume_s", resume_s, zero=True)
         connection = self._connection.of(priority, caller_key)
+        return self._answers(kind, images, window, resume_s, connection)
+
+    async def _answers(
+        self,
+        kind: StreamKind[Result],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        window: int,
+        resume_s: float | None,
+        connection: Connection,
+    ) -> AsyncGenerator[FrameAnswer[Result], None]:
         channels = await self._open()
         observation = self._observers.observe(calls.full_name(kind.method))
         stream = AsyncStream(channels, connection, observation, kind, images, window, resume_s)

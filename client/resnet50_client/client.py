@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from . import calls, messages
+from .arguments import check_choice, check_images, check_seconds
 from .blocking_stream import BlockingStream
 from .blocking_variants import BlockingVariants
 from .connection import HEALTH_POLL_S, Priority
@@ -131,8 +132,10 @@ class Client(BlockingVariants):
             caller_key: As for `classify`; the whole stream is answered by the same weights.
 
         Raises:
+            TypeError: One image was given where many are expected.
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
+        check_images("frames", frames, pixel_format)
         kind = messages.classify_stream(
             delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
         )
@@ -167,8 +170,10 @@ class Client(BlockingVariants):
             caller_key: As for `classify_stream`.
 
         Raises:
+            TypeError: One image was given where many are expected.
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
+        check_images("frames", frames, pixel_format)
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
         return self._stream(kind, frames, window, resume_s, priority, caller_key)
 
@@ -203,8 +208,11 @@ class Client(BlockingVariants):
             caller_key: As for `classify_stream`.
 
         Raises:
+            TypeError: One image was given where many are expected.
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
+        check_images("images", images, pixel_format)
+        check_choice("errors", errors, get_args(Errors))
         answers = self.classify_stream(
             images,
             variant=variant,
@@ -248,8 +256,11 @@ class Client(BlockingVariants):
             caller_key: As for `classify_stream`.
 
         Raises:
+            TypeError: One image was given where many are expected.
             Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
         """
+        check_images("images", images, pixel_format)
+        check_choice("errors", errors, get_args(Errors))
         answers = self.embed_stream(
             images,
             variant=variant,
@@ -312,6 +323,8 @@ class Client(BlockingVariants):
         caller_key: str | None,
     ) -> Generator[FrameAnswer[Result], None, None]:
         self._check_open()
+        if resume_s is not None:
+            check_seconds("resume_s", resume_s, zero=True)
         connection = self._connection.of(priority, caller_key)
         observation = self._observers.observe(calls.full_name(kind.method))
         stream = BlockingStream(

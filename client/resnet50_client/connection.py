@@ -15,6 +15,7 @@ import grpc
 
 from . import errors
 from .addresses import addresses_of, is_local, split
+from .arguments import check_seconds
 from .certificates import advice
 from .credentials import Credentials
 from .errors import DeadlineExceededError, OverloadedError, Resnet50Error, UnavailableError
@@ -146,7 +147,9 @@ class Connection:
             raise ValueError(
                 f"priority: is {priority!r}, must be one of {', '.join(get_args(Priority))}"
             )
-        if caller_key is not None and not _CALLER_KEY.fullmatch(caller_key):
+        if caller_key is not None and not (
+            isinstance(caller_key, str) and _CALLER_KEY.fullmatch(caller_key)
+        ):
             raise ValueError(
                 f"caller_key: is {caller_key!r}, must be 1 to 128 printable ASCII characters"
             )
@@ -270,8 +273,7 @@ class Attempts:
     """
 
     def __init__(self, retry: RetryPolicy, timeout_s: float) -> None:
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s: is {timeout_s}, must be above 0 (math.inf for no limit)")
+        check_seconds("timeout_s", timeout_s)
         self._overload_left = retry.overload_attempts
         self._upload_left = retry.attempts
         self._backoff = Backoff(retry)

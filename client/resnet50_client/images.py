@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +40,51 @@ class VideoFrame:
     number: int
 
 
+@runtime_checkable
+class PILImage(Protocol):
+    """What a type checker, or `typing.get_type_hints`, sees in a `PIL.Image.Image`.
+
+    The SDK does not need Pillow, so its types must resolve without it.
+    """
+
+    @property
+    def mode(self) -> str:
+        """Its pixels' kind, e.g. "RGB"."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, in pixels."""
+
+    def getexif(self) -> Any:
+        """Return its EXIF tags."""
+
+
+@runtime_checkable
+class TorchTensor(Protocol):
+    """What a type checker, or `typing.get_type_hints`, sees in a `torch.Tensor`; as `PILImage`."""
+
+    @property
+    def ndim(self) -> int:
+        """The number of its axes."""
+
+    def detach(self) -> Any:
+        """Return it without its gradient."""
+
+    def cpu(self) -> Any:
+        """Return it in the memory of the CPU."""
+
+
 ImageInput: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PIL.Image.Image"
-    " | NDArray[np.uint8] | torch.Tensor | VideoFrame"
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | NDArray[np.uint8]
+    | VideoFrame
+    | PILImage
+    | TorchTensor
 )
 """What `classify` and `embed` take as an image:
 
@@ -49,7 +93,9 @@ ImageInput: TypeAlias = (
 * a `PIL.Image.Image`; its EXIF orientation is applied, as it is for files;
 * a numpy array, uint8 [height, width, 3] RGB, [height, width, 4] RGBA or [height, width] grey;
   `pixel_format` names other layouts, e.g. "BGR" for OpenCV, "NV12" or "I420" for camera frames of
-  [height * 3 / 2, width];
+  [height * 3 / 2, width]. Raw pixels as bytes become one with `np.frombuffer(content,
+  np.uint8).reshape(height, width, 3)`;
+* an encoded file in a numpy array, uint8 [bytes] or [bytes, 1], as `cv2.imencode` gives it;
 * a `VideoFrame`, as `frames_from_video` gives them;
 * a torch tensor, uint8 [3, height, width] RGB or [1, height, width] grey, on any device.
 """
@@ -57,7 +103,9 @@ ImageInput: TypeAlias = (
 # What an array's last axis says if `pixel_format` does not; and what formats ask of it.
 _CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
 _FORMAT_OF_CHANNELS = {3: "RGB", 4: "RGBA", 1: "GRAY"}
-_PLANAR = ("NV12", "I420")
+PLANAR_FORMATS = ("NV12", "I420")
+PIXEL_FORMATS = (*_CHANNELS, *PLANAR_FORMATS)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Image:
@@ -74,13 +122,21 @@ def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Im
     """
     if isinstance(image, VideoFrame):
         return to_image(image.image, image.pixel_format)
+    if pixel_format is not None and pixel_format not in PIXEL_FORMATS:
+        raise InvalidImageError(
+            f"pixel_format: is {pixel_format!r}, must be one of {', '.join(PIXEL_FORMATS)}",
+            field="image.raw.pixel_format",
+        )
     array = _array(image)
+    if pixel_format is None and _is_file(array):
+        return image_pb2.Image(encoded=array.tobytes())
     if array is not None:
         return image_pb2.Image(raw=_raw(array, pixel_format))
     if pixel_format is not None:
         raise InvalidImageError(
             f"pixel_format: {pixel_format!r} goes with an array only; a file says itself what it"
-            " holds",
+            " holds. Raw pixels become an array with np.frombuffer(content, np.uint8).reshape("
+            "height, width, channels)",
             field="image",
         )
     return image_pb2.Image(encoded=_encoded(image))
@@ -95,11 +151,25 @@ def _encoded(image: Any) -> bytes:
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, (str, os.PathLike)):
+        if isinstance(image, str) and _URL.match(image):
+            # As a path it would be shown whole, and it may hold a password.
+            raise InvalidImageError(
+                "image: is a URL, which the SDK does not fetch: fetch it and give its content; the"
+                " frames of a video or a camera come from frames_from_video",
+                field="image",
+            )
         return Path(image).read_bytes()
     if callable(getattr(image, "read", None)):
         content = image.read()
         if isinstance(content, bytes):
             return content
+        if inspect.isawaitable(content):
+            if inspect.iscoroutine(content):
+                content.close()  # it is never awaited, which Python would complain of
+            raise TypeError(
+                f"image: read() of {type(image).__name__} is asynchronous; give what it returns:"
+                " `await file.read()`"
+            )
         raise TypeError(
             f"image: the file gives {type(content).__name__}, not bytes: open it with mode 'rb'"
         )
@@ -109,18 +179,40 @@ def _encoded(image: Any) -> bytes:
     )
 
 
+def is_pil_image(image: Any) -> TypeGuard[PIL.Image.Image]:
+    """Return whether it is a PIL image, without importing PIL: there is none before its import."""
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(image, pil.Image)
+
+
+def is_tensor(image: Any) -> TypeGuard[torch.Tensor]:
+    """Return whether it is a torch tensor, without importing torch."""
+    torch_module = sys.modules.get("torch")
+    return torch_module is not None and isinstance(image, torch_module.Tensor)
+
+
 def _array(image: Any) -> NDArray[Any] | None:
-    """Return what holds pixels as an array; None for what holds a file."""
+    """Return pixels, or a file's content in an array, as an array; None for all else."""
     if isinstance(image, np.ndarray):
         return image
-    # Whoever passes a PIL image or a tensor has imported the module; nobody else pays for it.
-    pil = sys.modules.get("PIL.Image")
-    if pil is not None and isinstance(image, pil.Image):
+    if is_pil_image(image):
         return _pil_array(image)
-    torch_module = sys.modules.get("torch")
-    if torch_module is not None and isinstance(image, torch_module.Tensor):
+    if is_tensor(image):
         return _tensor_array(image)
     return None
+
+
+def _is_file(array: NDArray[Any] | None) -> TypeGuard[NDArray[np.uint8]]:
+    """Return whether an array holds an encoded file: its bytes in one row, or in one column.
+
+    No picture is one pixel wide, or its layout is named; `cv2.imencode` gives columns before 4.5.
+    """
+    return (
+        array is not None
+        and array.dtype == np.uint8
+        and array.size > 1
+        and (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1))
+    )
 
 
 def _pil_array(image: PIL.Image.Image) -> NDArray[np.uint8]:
@@ -168,7 +260,7 @@ def _raw(array: NDArray[Any], pixel_format: str | None) -> image_pb2.RawImage:
             "does not hold 8-bit pixels; convert it to uint8, 0 to 255, and leave resizing and"
             " normalising to the server"
         )
-    if array.ndim == 2 and pixel_format in _PLANAR:
+    if array.ndim == 2 and pixel_format in PLANAR_FORMATS:
         return _planar(array, pixel_format, refuse)
     if array.ndim == 2:
         array = array[:, :, None]
@@ -182,7 +274,7 @@ def _raw(array: NDArray[Any], pixel_format: str | None) -> image_pb2.RawImage:
             " channels]"
         )
     if _CHANNELS.get(name) != channels:
-        known = ", ".join([*_CHANNELS, *_PLANAR])
+        known = ", ".join([*_CHANNELS, *PLANAR_FORMATS])
         raise refuse(
             f"does not fit pixel_format {name!r}"
             + (f" with its {_CHANNELS[name]} channels" if name in _CHANNELS else f" ({known})")

@@ -9,6 +9,7 @@ import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2, variant_pb2
 
+from .arguments import check_choice, check_count, check_probability
 from .errors import InvalidRequestError, ServerError
 from .frames import DELIVERIES, Delivery, StreamKind
 from .images import ImageInput, to_image
@@ -73,11 +74,11 @@ def embed_request(
 def _classify_options(
     variant: str, top_k: int, min_probability: float | None, include_embedding: bool
 ) -> inference_pb2.ClassifyOptions:
-    if isinstance(top_k, int) and not 0 <= top_k < 2**32:
-        raise InvalidRequestError(
-            f"options.top_k: is {top_k}, must be 1 or more, or 0 for the server's default",
-            field="options.top_k",
-        )
+    check_count(
+        "options.top_k", top_k, 0, "1 or more, or 0 for the server's default", "options.top_k"
+    )
+    if min_probability is not None:
+        check_probability("options.min_probability", min_probability)
     return _message(
         inference_pb2.ClassifyOptions,
         variant=variant,
@@ -88,11 +89,7 @@ def _classify_options(
 
 
 def _embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb2.EmbedOptions:
-    if dtype not in _TYPES:
-        raise InvalidRequestError(
-            f"options.type: dtype is {dtype!r}, must be one of {', '.join(_TYPES)}",
-            field="options.type",
-        )
+    check_choice("dtype", dtype, _TYPES, "options.type")
     return _message(
         inference_pb2.EmbedOptions,
         variant=variant,
@@ -103,15 +100,18 @@ def _embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb
 
 def _message(kind: Callable[..., Message], **fields: Any) -> Message:
     """Make a message; name the option whose value is of a wrong type."""
-    for name, value in fields.items():
-        try:
-            kind(**{name: value})
-        except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
-            raise InvalidRequestError(
-                f"options.{name}: {value!r} is not a value for it: {error}",
-                field=f"options.{name}",
-            ) from error
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as failure:  # UnicodeEncodeError is a ValueError
+        for name, value in fields.items():
+            try:
+                kind(**{name: value})
+            except (TypeError, ValueError) as error:
+                raise InvalidRequestError(
+                    f"options.{name}: {value!r} is not a value for it: {error}",
+                    field=f"options.{name}",
+                ) from error
+        raise InvalidRequestError(f"options: {failure}", field="options") from failure
 
 
 def classify_stream(
@@ -124,11 +124,8 @@ def classify_stream(
     window: int,
 ) -> StreamKind[Classification]:
     """Describe a stream of `classify_stream`."""
-    config = inference_pb2.ClassifyStreamConfig(
-        options=_classify_options(variant, top_k, min_probability, include_embedding),
-        delivery=_delivery(delivery),
-        max_in_flight=window if delivery == "ordered" else 0,
-    )
+    options = _classify_options(variant, top_k, min_probability, include_embedding)
+    config = _config(inference_pb2.ClassifyStreamConfig, options, delivery, window)
     return StreamKind(
         "ClassifyStream",
         inference_pb2.ClassifyStreamRequest,
@@ -148,23 +145,19 @@ def embed_stream(
     window: int,
 ) -> StreamKind[Embedding]:
     """Describe a stream of `embed_stream`."""
-    config = inference_pb2.EmbedStreamConfig(
-        options=_embed_options(variant, l2_normalize, dtype),
-        delivery=_delivery(delivery),
-        max_in_flight=window if delivery == "ordered" else 0,
-    )
+    options = _embed_options(variant, l2_normalize, dtype)
+    config = _config(inference_pb2.EmbedStreamConfig, options, delivery, window)
     return StreamKind(
         "EmbedStream", inference_pb2.EmbedStreamRequest, config, embedding, delivery, pixel_format
     )
 
 
-def _delivery(name: str) -> inference_pb2.Delivery.ValueType:
-    if name not in DELIVERIES:
-        raise InvalidRequestError(
-            f"config.delivery: is {name!r}, must be one of {', '.join(DELIVERIES)}",
-            field="config.delivery",
-        )
-    return DELIVERIES[name]
+def _config(kind: Callable[..., Message], options: Any, delivery: Delivery, window: int) -> Message:
+    """Make a stream's first request."""
+    check_choice("delivery", delivery, DELIVERIES, "config.delivery")
+    check_count("window", window, 1, "1 or more")
+    max_in_flight = window if delivery == "ordered" else 0
+    return kind(options=options, delivery=DELIVERIES[delivery], max_in_flight=max_in_flight)
 
 
 def classification(

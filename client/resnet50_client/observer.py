@@ -10,13 +10,11 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import Resnet50Error
+from .frames import FrameAnswer
 from .results import Timing, VariantRef
-
-if TYPE_CHECKING:
-    from .frames import FrameAnswer
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from .addresses import GRPC_SCHEMES, split
 from .errors import Resnet50Error
+from .frames import FrameAnswer
 from .observer import CallObserver, ObservedCall
+from .results import Timing
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
-
-    from .frames import FrameAnswer
-    from .results import Timing
+else:  # not a dependency; `typing.get_type_hints` works without it
+    MeterProvider = TracerProvider = Span = Any
 
 SCOPE = "resnet50_client"
 # Those that the conventions advise for durations of calls, in seconds.

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.plane import VideoPlane
 
-VideoSource: TypeAlias = "str | os.PathLike[str] | int | BinaryIO"
-_Pixels: TypeAlias = "tuple[NDArray[np.uint8] | bytes, str | None]"
+VideoSource: TypeAlias = str | os.PathLike[str] | int | BinaryIO
+_Pixels: TypeAlias = tuple[NDArray[np.uint8] | bytes, str | None]
 _log = logging.getLogger(__name__)
 
 # What goes out as the decoder gives it.

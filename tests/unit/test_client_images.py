@@ -37,8 +37,13 @@ def path(tmp_path):
         lambda _: memoryview(PNG),
         lambda _: io.BytesIO(PNG),
         lambda path: path.open("rb"),
+        lambda _: np.frombuffer(PNG, np.uint8),
+        lambda _: np.frombuffer(PNG, np.uint8)[:, None],
     ],
-    ids=["path", "str", "bytes", "bytearray", "memoryview", "BytesIO", "file"],
+    ids=[
+        *("path", "str", "bytes", "bytearray", "memoryview", "BytesIO", "file"),
+        *("array of a row, as by cv2.imencode", "array of a column, as by older ones"),
+    ],
 )
 def test_file_travels_as_it_is(path, make):
     source = make(path)
@@ -105,12 +110,13 @@ def test_pil_palette_becomes_rgb():
         (RGB[None], {}, "send one at a time"),
         (np.zeros((0, 4, 3), np.uint8), {}, "send one at a time"),
         (RGB, {"pixel_format": "RGBA"}, "does not fit pixel_format 'RGBA' with its 4"),
-        (RGB, {"pixel_format": "HSV"}, "RGB, BGR, RGBA, GRAY, NV12, I420"),
+        (RGB, {"pixel_format": "HSV"}, "is 'HSV', must be one of RGB, BGR, RGBA, GRAY, NV12, I420"),
         (RGB[:, :, 0], {"pixel_format": "RGB"}, "does not fit pixel_format"),
         (np.zeros((25, 32), np.uint8), {"pixel_format": "NV12"}, r"height \* 3 / 2"),
         (torch.zeros(24, 32, 3, dtype=torch.uint8), {}, r"not \[3, height, width\]"),
         (Image.new("F", (4, 4)), {}, "mode F"),
-        (PNG, {"pixel_format": "RGB"}, "goes with an array only"),
+        (PNG, {"pixel_format": "RGB"}, r"goes with an array only.*np.frombuffer"),
+        (np.zeros(24 * 32 * 3, np.uint8), {"pixel_format": "RGB"}, "send one at a time"),
     ],
 )
 def test_unusable_pixels_are_refused_with_the_reason(image, options, text):
@@ -128,3 +134,29 @@ def test_unknown_type_and_text_file_are_type_errors(path):
 def test_missing_file_is_the_builtin_error():
     with pytest.raises(FileNotFoundError):
         to_image("no/such/file.jpg")
+
+
+class Upload:
+    """A file as Starlette and FastAPI give it."""
+
+    async def read(self) -> bytes:
+        return PNG
+
+
+@pytest.mark.filterwarnings("error")
+def test_file_that_is_read_asynchronously_says_what_to_do():
+    with pytest.raises(TypeError, match=r"Upload is asynchronous.*await file.read\(\)"):
+        to_image(Upload())
+
+
+def test_column_whose_layout_is_named_is_pixels():
+    raw = to_image(RGB[:, :1, 0], "GRAY").raw
+    assert (raw.width, raw.height) == (1, 24)
+
+
+def test_url_is_not_taken_for_a_path_and_not_shown():
+    with pytest.raises(
+        InvalidImageError, match="is a URL, which the SDK does not fetch"
+    ) as refused:
+        to_image("rtsp://user:s3cret@camera/stream")
+    assert "s3cret" not in str(refused.value)

@@ -1,0 +1,147 @@
+"""Checks of arguments: each refusal names the argument, its value, and the values that it may have.
+
+They are made before a call begins, so that both clients refuse the same values in the same words,
+and the streaming methods raise where they are called, not when their first result is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+from .errors import InvalidRequestError
+from .images import PIXEL_FORMATS, PLANAR_FORMATS, VideoFrame, is_pil_image, is_tensor
+
+# Counts are uint32 in the contract.
+MAX_COUNT = 2**32 - 1
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str], field: str = "") -> None:
+    """Refuse a value that is none of `allowed`.
+
+    Args:
+        name: The argument's.
+        value: Its value.
+        allowed: The values that it may have.
+        field: `InvalidRequestError.field`; "" for the argument's name.
+
+    Raises:
+        InvalidRequestError: It is none of them.
+    """
+    known = tuple(allowed)
+    if not (isinstance(value, str) and value in known):
+        raise InvalidRequestError(
+            f"{name}: is {value!r}, must be one of {', '.join(known)}", field=field or name
+        )
+
+
+def check_count(name: str, value: object, least: int, rule: str, field: str = "") -> None:
+    """Refuse what is no whole number, or is below `least`; `rule` says in words what it must be.
+
+    Raises:
+        InvalidRequestError: It is not.
+    """
+    # numpy's integers count as such; True and False do not.
+    good = isinstance(value, Integral) and not isinstance(value, bool)
+    if not good or not least <= int(value) <= MAX_COUNT:  # type: ignore[call-overload]
+        raise InvalidRequestError(f"{name}: is {value!r}, must be {rule}", field=field or name)
+
+
+def check_probability(name: str, value: object, field: str = "") -> None:
+    """Refuse what is not a number from 0 to 1.
+
+    Raises:
+        InvalidRequestError: It is not.
+    """
+    if not (_is_number(value) and 0.0 <= value <= 1.0):  # type: ignore[operator]
+        raise InvalidRequestError(
+            f"{name}: is {value!r}, must be a number from 0 to 1, or None", field=field or name
+        )
+
+
+def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
+    """Refuse what is not a time in seconds: a number above 0, `math.inf` for no limit.
+
+    Args:
+        name: The argument's.
+        value: Its value.
+        zero: Whether 0 is allowed.
+
+    Raises:
+        InvalidRequestError: It is not.
+    """
+    if not (_is_number(value) and (value > 0 or (zero and value == 0))):  # type: ignore[operator]
+        least = "0 or more" if zero else "above 0"
+        raise InvalidRequestError(
+            f"{name}: is {value!r}, must be a number of seconds {least} (math.inf for no limit)",
+            field=name,
+        )
+
+
+def check_pixel_format(value: object) -> None:
+    """Refuse a layout of pixels that the contract does not have; None says nothing of it.
+
+    Raises:
+        InvalidRequestError: There is no such layout.
+    """
+    if value is not None:
+        check_choice("pixel_format", value, PIXEL_FORMATS)
+
+
+def check_images(
+    name: str, images: Any, pixel_format: str | None, *, asynchronous: bool = False
+) -> None:
+    """Refuse one image where many are expected: most would be iterated, and give nonsense.
+
+    Args:
+        name: The argument's.
+        images: Its value.
+        pixel_format: Layout of arrays, which says how many axes one image has.
+        asynchronous: Whether an asynchronous iterable is taken as well.
+
+    Raises:
+        TypeError: It is one image, or cannot be iterated.
+    """
+    check_pixel_format(pixel_format)
+    one = _one_image(images, pixel_format)
+    if one:
+        raise TypeError(
+            f"{name}: is one image ({one}), must be an iterable of images: give [image], or for"
+            " one image call classify or embed"
+        )
+    if hasattr(images, "__iter__") or hasattr(images, "__getitem__"):
+        return
+    if hasattr(images, "__aiter__"):
+        if asynchronous:
+            return
+        raise TypeError(
+            f"{name}: {type(images).__name__} is iterated asynchronously, which AsyncClient does"
+        )
+    raise TypeError(f"{name}: is {type(images).__name__}, must be an iterable of images")
+
+
+def _one_image(images: Any, pixel_format: str | None) -> str:
+    """Return what the one image is that was given; "" if it is none."""
+    kind = type(images).__name__
+    if isinstance(images, (str, os.PathLike)):
+        return f"a path, {kind}"
+    if isinstance(images, (bytes, bytearray, memoryview)):
+        return f"a file's content, {kind}"
+    if isinstance(images, VideoFrame) or is_pil_image(images):
+        return kind
+    if isinstance(images, io.IOBase) or (hasattr(images, "read") and hasattr(images, "readline")):
+        return f"an open file, {kind}; its lines are no images"
+    axes = 2 if pixel_format in PLANAR_FORMATS else 3
+    # Arrays of objects or of text hold images or paths.
+    holds_pixels = getattr(getattr(images, "dtype", None), "kind", "") in tuple("biuf")
+    if (is_tensor(images) or holds_pixels) and images.ndim <= axes:
+        return f"{kind} of shape {list(images.shape)}; a batch has {axes + 1} axes"
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
