@@ -153,7 +153,8 @@ class Scheduler:
         if queue.removed is not None:
             raise type(queue.removed)(*queue.removed.args)
         now = self._loop.time()
-        self._timetable.require_room(queue, bulk, now)
+        if flow is None:  # frames are held back before they come here
+            self._timetable.require_room(queue, bulk, now)
         probe = self._timetable.is_probe(queue, deadline, now)
         if deadline is not None and not probe:
             self._timetable.require_time(queue, deadline, flow, bulk, now)

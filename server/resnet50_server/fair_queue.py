@@ -66,6 +66,7 @@ class FairQueue(Generic[Item]):
         self._later: dict[Hashable, deque[Entry[Item]]] = {}
         self._numbers = itertools.count()
         self._live = 0
+        self._alone = 0
         self._bulk: FairQueue[Item] | None = None
         # How many went since one of the bulk lane did, or could have.
         self._since_bulk = 0
@@ -81,6 +82,11 @@ class FairQueue(Generic[Item]):
             yield from line
         if self._bulk:
             yield from self._bulk
+
+    @property
+    def alone(self) -> int:
+        """How many of those that wait belong to no flow."""
+        return self._alone
 
     @property
     def only_bulk(self) -> bool:
@@ -123,7 +129,7 @@ class FairQueue(Generic[Item]):
             flow: Whose it is; None if it stands alone.
             bulk: Whether it goes behind what is not; its deadline does not order it.
         """
-        self._live += 1
+        self._count(flow, 1)
         if bulk:
             if self._bulk is None:
                 self._bulk, self._since_bulk = FairQueue(), 0
@@ -148,20 +154,22 @@ class FairQueue(Generic[Item]):
         """Take out the item that goes next; None if nothing waits."""
         if not self._live:
             return None
-        self._live -= 1
         if self._bulk:
             if self._is_bulks_turn():
                 self._since_bulk = 0
-                return self._bulk.pop(now)
+                if (bulk := self._bulk.pop(now)) is not None:
+                    self._count(bulk.flow, -1)
+                return bulk
             self._since_bulk += 1
         entry = self._line.pop(0)[2]
+        self._count(entry.flow, -1)
         entry.taken = True
         self._next_of_flow(entry, now)
         return entry
 
     def put_back(self, entry: Entry[Item]) -> None:
         """Undo a `pop`, but for its flow's next item, which stays in line."""
-        self._live += 1
+        self._count(entry.flow, 1)
         if entry.bulk and self._bulk is not None:  # in the lane itself there is no other one
             self._bulk.put_back(entry)
             return
@@ -172,7 +180,7 @@ class FairQueue(Generic[Item]):
 
     def remove(self, entry: Entry[Item], now: float) -> None:
         """Take out an item that gave up waiting."""
-        self._live -= 1
+        self._count(entry.flow, -1)
         if entry.bulk and self._bulk is not None:
             self._bulk.remove(entry, now)
         elif entry.due < math.inf:
@@ -180,6 +188,11 @@ class FairQueue(Generic[Item]):
             self._next_of_flow(entry, now)
         else:
             self._later[entry.flow].remove(entry)
+
+    def _count(self, flow: Hashable | None, more: int) -> None:
+        self._live += more
+        if flow is None:
+            self._alone += more
 
     def _is_bulks_turn(self) -> bool:
         """Return whether the bulk lane, in which something waits, goes next."""

@@ -31,9 +31,6 @@ from .image_file import ImageLimits
 from .observer import Image, Observer
 from .variant_queue import Result
 
-# So often does a stream, which waits instead of being refused, ask a full server again.
-MAX_PAUSE_S = 0.05
-
 
 class Job(NamedTuple):
     """What is to be done with an image.
@@ -136,17 +133,13 @@ class Pipeline:
         return await begun
 
     async def admit(self, source: Source, job: Job) -> Place:
-        """Take a place for an image of a stream, as soon as there is one.
+        """Take a permit for an image of a stream, as soon as there is room.
 
         Raises:
             ShuttingDown: The server takes no more images.
         """
-        call, length = job.call, length_of(source)
-        while True:
-            try:
-                return self.admission.admit(call.caller.name, length, bulk=call.bulk)
-            except Overloaded as full:
-                await _room(full, job)
+        call = job.call
+        return await self.admission.acquire(call.caller.name, length_of(source), bulk=call.bulk)
 
     def begin(self, source: Source, job: Job) -> Submitted | Coroutine[Any, Any, Answer]:
         """Begin with an image within this turn of the loop, without a task of its own.
@@ -234,14 +227,9 @@ class Pipeline:
         decoded = time.perf_counter()
         if job.deadline is not None and asyncio.get_running_loop().time() >= job.deadline:
             raise DeadlineUnreachable("the deadline passed while the image was decoded")
-        while True:
-            try:
-                result = _submit(pixels, job)
-                if flight is not None:
-                    result = flight.carry(result)
-                break
-            except Overloaded as full:
-                await _room(full, job)
+        result = _submit(pixels, job)
+        if flight is not None:
+            result = flight.carry(result)
         return Answer(await result, decoded - started, decoded)
 
     def answered(self, job: Job, answer: Answer, started: float) -> Image:
@@ -310,10 +298,3 @@ def _done(result: Result) -> asyncio.Future[Result]:
     future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
     future.set_result(result)
     return future
-
-
-async def _room(full: Overloaded, job: Job) -> None:
-    """Wait before asking again, as a stream does; a single request is refused."""
-    if job.flow is None:
-        raise full
-    await asyncio.sleep(min(full.retry_after_s, MAX_PAUSE_S))

@@ -61,11 +61,11 @@ class Timetable:
         Raises:
             QueueFull: `max_queue_size` images wait already.
         """
-        room = self._policy.max_queue_size
-        if len(queue.waiting) >= share(room, bulk):
+        room, waiting = self._policy.max_queue_size, queue.waiting.alone
+        if waiting >= share(room, bulk):
             raise QueueFull(
                 "max_queue_size",
-                f"max_queue_size ({room}): {len(queue.waiting)} images wait for variant"
+                f"max_queue_size ({room}): {waiting} single images wait for variant"
                 f" {queue.name}{', and the rest is for interactive ones' if bulk else ''}",
                 max(0.01, self._wait_s(queue, now)),
             )

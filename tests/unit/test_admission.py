@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
 
-from resnet50_server.admission import REMEMBERED_CALLERS, Admission, Limits
+from resnet50_server.admission import REMEMBERED_CALLERS, Admission, Limits, Place
 from resnet50_server.errors import Overloaded, ShuttingDown
+from resnet50_server.priority import BULK_EVERY
 
 
 class Clock:
@@ -211,3 +213,158 @@ def test_draining_refuses_what_comes_and_keeps_what_is_inside():
             pass
         assert inside(admission) == (1, 10)
     assert inside(admission) == (0, 0)
+
+
+# Frames that wait
+
+
+class Frames:
+    """Frames that ask to be admitted, each in a task; `admitted` says in which order they were."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.admitted: list[str] = []
+        self.places: dict[str, Place] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def ask(self, *names: str, length: int = 1, bulk: bool = False) -> None:
+        """Let frames ask in this order; the first letter is the caller."""
+        for name in names:
+            self.tasks[name] = asyncio.create_task(self._ask(name, length, bulk))
+            await self.settle()
+
+    async def _ask(self, name: str, length: int, bulk: bool) -> None:
+        self.places[name] = await self.admission.acquire(name[0], length, bulk=bulk)
+        self.admitted.append(name)
+
+    async def settle(self) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def answer(self, name: str) -> None:
+        self.places.pop(name).leave()
+        await self.settle()
+
+    async def cancel(self, name: str) -> None:
+        self.tasks[name].cancel()
+        await self.settle()
+
+
+async def test_frames_are_admitted_in_the_order_in_which_they_came():
+    frames = Frames(Admission(Limits(requests=2)))
+    await frames.ask("a1", "a2", "a3", "a4")
+    assert frames.admitted == ["a1", "a2"]
+    assert frames.admission.waiting == 2
+    await frames.answer("a2")
+    await frames.answer("a1")
+    assert frames.admitted == ["a1", "a2", "a3", "a4"]
+    assert (frames.admission.requests, frames.admission.waiting) == (2, 0)
+
+
+async def test_callers_take_turns_however_many_frames_one_of_them_has_waiting():
+    frames = Frames(Admission(Limits(requests=1)))
+    await frames.ask("a1", "a2", "a3", "a4", "b1", "b2")
+    for _ in range(5):
+        await frames.answer(frames.admitted[-1])
+    assert frames.admitted == ["a1", "a2", "b1", "a3", "b2", "a4"]
+
+
+async def test_caller_at_its_own_limit_holds_up_nobody_else():
+    frames = Frames(Admission(Limits(requests=4, requests_per_caller=1)))
+    await frames.ask("a1", "a2", "a3", "b1", "c1", "b2")
+    assert frames.admitted == ["a1", "b1", "c1"]
+    await frames.answer("b1")
+    await frames.answer("a1")
+    assert frames.admitted == ["a1", "b1", "c1", "b2", "a2"]
+
+
+async def test_large_frame_is_not_overtaken_until_it_never_fits():
+    frames = Frames(Admission(Limits(bytes=100)))
+    await frames.ask("a1", "b1", length=40)
+    await frames.ask("c1", length=90)
+    await frames.ask("d1", length=10)
+    assert frames.admitted == ["a1", "b1"]
+    await frames.answer("a1")
+    assert frames.admitted == ["a1", "b1"]
+    await frames.answer("b1")
+    assert frames.admitted == ["a1", "b1", "c1", "d1"]
+
+
+async def test_frame_that_gives_up_waiting_leaves_nothing_and_lets_others_past():
+    frames = Frames(Admission(Limits(bytes=100)))
+    await frames.ask("a1", length=50)
+    await frames.ask("b1", length=90)
+    await frames.ask("c1", length=10)
+    await frames.cancel("b1")
+    assert frames.admitted == ["a1", "c1"]
+    assert frames.admission.waiting == 0
+    assert inside(frames.admission) == (2, 60)
+
+
+async def test_frame_that_gives_up_as_it_is_admitted_gives_its_permit_back():
+    frames = Frames(Admission(Limits(requests=1)))
+    await frames.ask("a1", "a2")
+    frames.places["a1"].leave()  # admits a2, whose task has not run yet
+    await frames.cancel("a2")
+    assert inside(frames.admission) == (0, 0)
+    assert frames.admitted == ["a1"]
+
+
+async def test_draining_refuses_frames_that_wait():
+    frames = Frames(Admission(Limits(requests=1)))
+    await frames.ask("a1", "a2", "b1")
+    frames.admission.drain()
+    await frames.settle()
+    for name in ("a2", "b1"):
+        with pytest.raises(ShuttingDown):
+            await frames.tasks[name]
+    await frames.answer("a1")
+    assert frames.admitted == ["a1"]
+
+
+async def test_bulk_frames_wait_behind_interactive_ones_but_not_for_ever():
+    frames = Frames(Admission(Limits(requests=1)))
+    await frames.ask("a0")
+    await frames.ask("b0", bulk=True)
+    await frames.ask(*(f"a{number}" for number in range(1, 41)))
+    while len(frames.admitted) < 41:
+        await frames.answer(frames.admitted[-1])
+    assert frames.admitted.index("b0") == BULK_EVERY
+
+
+async def test_frame_above_its_callers_rate_is_admitted_when_the_rate_allows_it():
+    frames = Frames(Admission(Limits(rate_per_caller=20.0)))
+    await frames.ask(*(f"a{number}" for number in range(21)))
+    await frames.ask("b0")
+    assert frames.admitted == [*(f"a{number}" for number in range(20)), "b0"]
+    await asyncio.wait_for(frames.tasks["a20"], 10)
+
+
+async def test_single_requests_and_frames_that_wait_take_turns():
+    frames = Frames(Admission(Limits(requests=2)))
+    admission, singles = frames.admission, []
+    await frames.ask(*(f"a{number}" for number in range(20)))
+    got = ""
+    for _ in range(12):
+        before = len(frames.admitted)
+        try:
+            singles.append(admission.admit("s"))
+            got += "s"
+        except Overloaded as full:
+            assert f"and {admission.waiting} frames wait" in str(full)
+        (singles.pop() if singles else frames.places.pop(next(iter(frames.places)))).leave()
+        await frames.settle()
+        got += "f" * (len(frames.admitted) - before)
+    assert "sfsfsf" in got
+    assert "ff" not in got.lstrip("f")
+
+
+async def test_room_that_is_kept_for_a_single_request_is_not_kept_for_ever():
+    frames = Frames(Admission(Limits(requests=1)))
+    await frames.ask("a1", "a2")
+    with refused_by("max_requests"):
+        frames.admission.admit("s")
+    await frames.answer("a1")
+    assert frames.admitted == ["a1"]
+    await asyncio.wait_for(frames.tasks["a2"], 10)
+    assert frames.admission.requests == 1

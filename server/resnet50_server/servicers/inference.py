@@ -65,7 +65,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def drain(self) -> None:
         """Take no more images; streams end once the frames that are inside have been answered."""
-        self._pipeline.admission.draining = True
+        self._pipeline.admission.drain()
         self._traffic.close()
         for messages in self._streams:
             messages.stop(ShuttingDown())

@@ -1,0 +1,165 @@
+"""Answers that clients have not taken: how much memory they may hold, and for how long.
+
+A client that grants no HTTP/2 window makes calls and leaves every answer with the server, which
+gRPC does not bound (docs/adr/0023-memory-bound.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+# What a call holds besides its answer, in gRPC and in Python, in bytes: measured 26 KB.
+CALL_BYTES = 32 * 1024
+# Beyond the limit, calls are cancelled until this share of it is left: finding gRPC's tasks costs
+# some milliseconds, however many are cancelled.
+KEPT_SHARE = 0.75
+
+_Task = asyncio.Task[Any]
+
+
+@dataclass(eq=False, slots=True)
+class _Untaken:
+    """An answer that gRPC has, and the client has not.
+
+    Attributes:
+        caller: Whose it is.
+        size: Its bytes, those of the call included.
+        since: When gRPC got it, in loop time.
+    """
+
+    caller: str
+    size: int
+    since: float
+
+
+class Outbox:
+    """Counts answers from when gRPC gets them until its transport has taken them.
+
+    Event loop only.
+
+    Args:
+        max_bytes: What they may take together. Beyond it the oldest ones of the caller that has the
+            most are cancelled, so that a client that takes its answers loses none.
+        timeout_s: How long a client may take, in seconds.
+    """
+
+    def __init__(self, max_bytes: int, timeout_s: float) -> None:
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._untaken: dict[_Task, _Untaken] = {}
+        self._of_callers: dict[str, dict[_Task, int]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._untaken)
+
+    def add(self, caller: str, length: int) -> None:
+        """Count the answer of the call whose task runs until that task has ended.
+
+        Args:
+            caller: Who gets it.
+            length: The answer's bytes.
+        """
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        if task in self._untaken:
+            return
+        untaken = _Untaken(caller, length + CALL_BYTES, loop.time())
+        self._untaken[task] = untaken
+        self._of_callers.setdefault(caller, {})[task] = untaken.size
+        self.bytes += untaken.size
+        # Not the context's callback: gRPC keeps that in a circle with the context.
+        task.add_done_callback(self._remove)
+        if self.bytes > self._max_bytes:
+            self._shrink(task)
+        if self._timer is None:
+            self._timer = loop.call_later(self._timeout_s, self._look)
+
+    def close(self) -> None:
+        """Look at them no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _remove(self, task: _Task) -> None:
+        untaken = self._untaken.pop(task, None)
+        if untaken is None:
+            return
+        self.bytes -= untaken.size
+        mine = self._of_callers[untaken.caller]
+        del mine[task]
+        if not mine:
+            del self._of_callers[untaken.caller]
+
+    def _shrink(self, latest: _Task) -> None:
+        """Cancel the oldest answers of whoever has the most, until there is room again."""
+        sizes = {caller: sum(tasks.values()) for caller, tasks in self._of_callers.items()}
+        oldest = {caller: iter(tasks.items()) for caller, tasks in self._of_callers.items()}
+        too_many, excess = [], self.bytes - int(KEPT_SHARE * self._max_bytes)
+        while excess > 0 and sizes:
+            greediest = max(sizes, key=lambda caller: sizes[caller])
+            task, size = next(oldest[greediest], (None, 0))
+            if task is None or task is latest:  # an answer that gRPC has not got yet
+                del sizes[greediest]
+                continue
+            sizes[greediest] -= size
+            excess -= size
+            too_many.append(task)
+        self._cancel(too_many, f"answers take more than {self._max_bytes} bytes (max_answer_bytes)")
+
+    def _look(self) -> None:
+        """Cancel those that were not taken in time."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        late = []
+        for task, untaken in self._untaken.items():  # the oldest first
+            left_s = untaken.since + self._timeout_s - loop.time()
+            if left_s > 0:
+                self._timer = loop.call_later(left_s, self._look)
+                break
+            late.append(task)
+        self._cancel(late, f"the client took none for {self._timeout_s:g} s (answer_timeout_s)")
+
+    def _cancel(self, tasks: list[_Task], why: str) -> None:
+        if not tasks:
+            return
+        callers = {self._untaken[task].caller for task in tasks}
+        log.warning(
+            "%d calls cancelled whose answers were not taken, of %s%s: %s",
+            len(tasks),
+            min(callers),
+            f" and {len(callers) - 1} others" if len(callers) > 1 else "",
+            why,
+        )
+        for task in tasks:
+            self._remove(task)
+        cancel_calls(tasks)
+
+
+def cancel_calls(tasks: Iterable[_Task]) -> None:
+    """Cancel calls that gRPC holds, so that it forgets them and their answers.
+
+    gRPC has no function for that on the server's side: it cancels a call of which nothing is left
+    in Python, and another task of its own, which waits for the call's end, holds one as well.
+
+    Args:
+        tasks: Those in which their handlers run, or ran.
+    """
+    tasks = set(tasks)
+    for watching in asyncio.all_tasks():
+        for closure in gc.get_referents(watching.get_coro()):
+            if watching not in tasks and not tasks.isdisjoint(_tasks(gc.get_referents(closure))):
+                watching.cancel()
+    for task in tasks:
+        task.cancel()
+
+
+def _tasks(objects: Iterable[object]) -> list[_Task]:
+    return [one for one in objects if isinstance(one, asyncio.Task)]
