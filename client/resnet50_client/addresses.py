@@ -5,7 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .redaction import redact
 
 DEFAULT_SERVER = "localhost:50051"
 DEFAULT_PORT = 50051
@@ -20,20 +23,41 @@ def addresses_of(server: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: There is none, or one is empty.
     """
-    given = (server,) if isinstance(server, str) else tuple(server)
+    given = (server,) if isinstance(server, str) else _listed(server)
     if not given or not all(isinstance(one, str) and one.strip() for one in given):
         raise ValueError(
-            f"server: {server!r} is not an address such as 'localhost:50051' or 'unix:/run/r.sock',"
-            " nor a list of addresses"
+            f"server: {_shown(server)} is not an address such as 'localhost:50051' or"
+            " 'unix:/run/r.sock', nor a list of addresses"
         )
     for one in given:
+        if "@" in one and not one.startswith(("unix:", "unix-abstract:")):
+            raise ValueError(
+                f"server: {_shown(one)} holds a user or a password, which an address has not; give"
+                " credentials as token or token_file"
+            )
         if not one.startswith(GRPC_SCHEMES):
             split(one)
         elif len(given) > 1:
             raise ValueError(
-                f"server: {list(given)} mixes kinds; a list holds host:port addresses only"
+                f"server: {_shown(given)} mixes kinds; a list holds host:port addresses only"
             )
     return given
+
+
+def _listed(server: object) -> tuple[Any, ...]:
+    """Return the members of a list of addresses; nothing of what is none."""
+    if isinstance(server, Iterable) and not isinstance(server, (bytes, bytearray, Mapping)):
+        return tuple(server)
+    return ()
+
+
+def _shown(server: object) -> str:
+    """Return what was given as an address, or as several, without what may be a password."""
+    if isinstance(server, (list, tuple)):
+        return f"[{', '.join(map(_shown, server))}]"
+    if not isinstance(server, str):
+        return f"of type {type(server).__name__}"
+    return redact(repr(f"***@{server.rpartition('@')[2]}" if "@" in server else server))
 
 
 def target(addresses: Sequence[str]) -> str:
@@ -80,14 +104,14 @@ def split(address: str) -> tuple[str, int]:
         pass
     if "://" in address and not address.startswith(GRPC_SCHEMES):
         raise ValueError(
-            f"server: {address!r} is not host:port, nor unix:PATH; leave the scheme out, and ask"
-            " for TLS with tls or ca"
+            f"server: {_shown(address)} is not host:port, nor unix:PATH; leave the scheme out, and"
+            " ask for TLS with tls or ca"
         )
     host, colon, port = address.rpartition(":")
     if not colon and _HOST.fullmatch(address):
         return address, DEFAULT_PORT
     if not (port.isdecimal() and 1 <= int(port) <= 65535 and _HOST.fullmatch(host)):
-        raise ValueError(f"server: {address!r} is not host:port, nor unix:PATH")
+        raise ValueError(f"server: {_shown(address)} is not host:port, nor unix:PATH")
     return host.strip("[]"), int(port)
 
 

@@ -53,6 +53,9 @@ class Credentials:
             ValueError: One is wrong, or two of them do not go together.
             OSError: A file cannot be read.
         """
+        for name, switch in (("tls", tls), ("insecure_token", insecure_token)):
+            if not isinstance(switch, (bool, type(None))):  # "false" would count as True
+                raise ValueError(f"{name}: is {switch!r}, must be True or False")
         if (cert is None) != (key is None):
             raise ValueError("cert, key: a client certificate needs both")
         named = [

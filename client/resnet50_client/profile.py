@@ -201,6 +201,8 @@ def _value(key: str, value: object) -> Any:
         servers = [value] if isinstance(value, str) else value
         if not isinstance(servers, list) or not all(isinstance(one, str) for one in servers):
             raise ValueError("server: must be an address or a list of addresses")
+        if any("@" in one for one in servers if not one.startswith("unix")):
+            raise ValueError("server: must be host:port, without user and password")
         return tuple(servers)
     if key == "timeout_s":
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .images import VideoFrame
+from .redaction import redact
 
 if TYPE_CHECKING:
     import av
@@ -41,6 +43,8 @@ _COLORSPACES = {1: "ITU709", 4: "FCC", 7: "SMPTE240M", 9: "BT2020", 10: "BT2020"
 _BT601 = "ITU601"
 # How much of a frame's turn it may come early: timestamps are rounded, cameras are not punctual.
 _EARLY = 0.25
+# A broken stream may lose every packet: so often is that logged, in seconds.
+LOST_LOG_S = 10.0
 _FALLBACK_FPS = 25.0  # FFmpeg's own, for sources that know no time at all
 
 
@@ -58,7 +62,8 @@ def frames_from_video(
     Needs the extra `[video]`. The source is opened when the first frame is asked for, and closed
     when the generator ends or is closed. Frames come upright where the file says how it was held
     (PyAV 14.2 or newer), and one at a time: nothing is read ahead. What cannot be decoded in the
-    middle of a source is left out, with a warning in the log. Pixels count as square.
+    middle of a source is left out, with a warning in the log, at most one in 10 s. Pixels count as
+    square. Messages and logs show URLs without user, password and tokens.
 
     Args:
         source: A path, a URL that FFmpeg opens ("https://", "rtsp://"), a binary file object, or a
@@ -127,10 +132,14 @@ def _open(source: VideoSource) -> InputContainer:
     file, options = _file_of(source)
     try:
         container: InputContainer = av.open(file, mode="r", **options)
-    except OSError:  # PyAV's own are these too, and name the file
-        raise
+    except OSError as error:  # PyAV's own are these too, and name the file
+        if _cause(error, source) is error:
+            raise
+        raise OSError(error.errno, _reason(error, source), _name(source)) from None
     except (av.FFmpegError, ValueError) as error:
-        raise OSError(f"{_name(source)} cannot be read as video: {_reason(error)}") from error
+        raise OSError(
+            f"{_name(source)} cannot be read as video: {_reason(error, source)}"
+        ) from _cause(error, source)
     if not container.streams.video:
         container.close()
         raise OSError(f"{_name(source)} holds no video")
@@ -151,13 +160,25 @@ def _file_of(source: VideoSource) -> tuple[Any, dict[str, Any]]:
 
 
 def _name(source: VideoSource) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return str(Path(source)) if isinstance(source, os.PathLike) else source
+    """Return what messages call a source; a URL without its credentials."""
+    if isinstance(source, os.PathLike):
+        return str(Path(source))
+    if isinstance(source, str):
+        return redact(source, source)
     return f"camera {source}" if isinstance(source, int) else repr(source)
 
 
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _reason(error: BaseException, source: VideoSource) -> str:
+    return _shown(getattr(error, "strerror", None) or str(error), source)
+
+
+def _cause(error: BaseException, source: VideoSource) -> BaseException | None:
+    """Return an error to be shown as the cause of another; None if it shows credentials."""
+    return error if _shown(str(error), source) == str(error) else None
+
+
+def _shown(text: str, source: VideoSource) -> str:
+    return redact(text, source) if isinstance(source, str) else redact(text)
 
 
 def _timed(container: InputContainer, source: VideoSource) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -179,26 +200,54 @@ def _decoded(container: InputContainer, source: VideoSource) -> Iterator[av.Vide
 
     stream = container.streams.video[0]
     count = 0
-    failure: Exception | None = None
+    lost = _LostPackets(source)
     try:
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError as error:
-                # One lost packet does not end a camera's stream.
-                failure = error
-                _log.warning("%s: a packet cannot be decoded: %s", _name(source), _reason(error))
+                lost.add(error)  # one lost packet does not end a camera's stream
                 continue
             for frame in frames:
                 count += 1
                 yield frame
     except av.FFmpegError as error:
         raise OSError(
-            f"{_name(source)} cannot be read on after {count} frames: {_reason(error)}"
-        ) from error
+            f"{_name(source)} cannot be read on after {count} frames: {_reason(error, source)}"
+        ) from _cause(error, source)
     if count == 0:
-        reason = f": {_reason(failure)}" if failure else ""
-        raise OSError(f"{_name(source)} holds no frame that can be decoded{reason}") from failure
+        failure = lost.last
+        reason = f": {_reason(failure, source)}" if failure else ""
+        raise OSError(f"{_name(source)} holds no frame that can be decoded{reason}") from (
+            _cause(failure, source) if failure else None
+        )
+
+
+class _LostPackets:
+    """Logs packets that cannot be decoded: the first, then one line in `LOST_LOG_S` at most.
+
+    Attributes:
+        last: The error of the last one.
+    """
+
+    def __init__(self, source: VideoSource) -> None:
+        self.last: Exception | None = None
+        self._source = source
+        self._count = 0
+        self._next_log_s = -math.inf
+
+    def add(self, error: Exception) -> None:
+        """Count one."""
+        self.last = error
+        self._count += 1
+        if time.monotonic() >= self._next_log_s:
+            self._next_log_s = time.monotonic() + LOST_LOG_S
+            _log.warning(
+                "%s: a packet cannot be decoded, %d so far: %s",
+                _name(self._source),
+                self._count,
+                _reason(error, self._source),
+            )
 
 
 class _Reformat:
