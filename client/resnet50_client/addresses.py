@@ -6,6 +6,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .redaction import redact
@@ -58,6 +59,78 @@ def _shown(server: object) -> str:
     if not isinstance(server, str):
         return f"of type {type(server).__name__}"
     return redact(repr(f"***@{server.rpartition('@')[2]}" if "@" in server else server))
+
+
+@dataclass(frozen=True)
+class Literals:
+    """Where one server is reached, in numbers.
+
+    Attributes:
+        v4: "1.2.3.4:port", sorted: the order of a name service's answers means nothing.
+        v6: "[::1]:port", sorted.
+    """
+
+    v4: tuple[str, ...]
+    v6: tuple[str, ...]
+
+    @classmethod
+    def of(cls, v4: Iterable[str], v6: Iterable[str], port: int) -> Literals:
+        """Return them for the IP addresses of a server."""
+        return cls(
+            tuple(f"{one}:{port}" for one in sorted(v4)),
+            tuple(f"[{one}]:{port}" for one in sorted(v6)),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.v4 or self.v6)
+
+
+def literals_of(address: str) -> Literals | None:
+    """Return an address that holds an IP address; None for one that holds a name.
+
+    Raises:
+        ValueError: It is not host:port.
+    """
+    host, port = split(address)
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+    return Literals.of([host] * (version == 4), [host] * (version == 6), port)
+
+
+def target_of_one(address: str) -> str:
+    """Return the gRPC target of one address.
+
+    Its name is left to gRPC, which looks it up again when a connection ends, and balances over all
+    that it finds.
+
+    Raises:
+        ValueError: It is not an address.
+    """
+    if address.startswith(GRPC_SCHEMES):
+        return address
+    host, port = split(address)
+    return f"dns:///[{host}]:{port}" if ":" in host else f"dns:///{host}:{port}"
+
+
+def target_of(servers: Sequence[Literals]) -> str:
+    """Return the gRPC target of several servers.
+
+    A target holds one version of IP. It is the one that reaches all servers; if neither does, it is
+    IPv6, which writes addresses of the older version as ::ffff:1.2.3.4.
+    """
+    if all(one.v4 for one in servers):
+        return "ipv4:" + ",".join(dict.fromkeys(ip for one in servers for ip in one.v4))
+    if all(one.v6 for one in servers):
+        return "ipv6:" + ",".join(dict.fromkeys(ip for one in servers for ip in one.v6))
+    mapped = [ip for one in servers for ip in (map(_mapped, one.v4) if one.v4 else one.v6)]
+    return "ipv6:" + ",".join(dict.fromkeys(mapped))
+
+
+def _mapped(address: str) -> str:
+    ip, _, port = address.rpartition(":")
+    return f"[::ffff:{ip}]:{port}"
 
 
 def target(addresses: Sequence[str]) -> str:

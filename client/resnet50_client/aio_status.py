@@ -9,8 +9,14 @@ not.
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import sys
 from typing import Any, TypeVar
+
+import grpc
+
+log = logging.getLogger(__name__)
 
 Call = TypeVar("Call")
 
@@ -21,9 +27,22 @@ STATUS_GRACE_S = 5.0
 def keep_status(call: Call) -> Call:
     """Make a grpc.aio call report the status that its server gave; return it."""
     inner = getattr(call, "_cython_call", None)
-    if inner is not None:
+    if inner is None:
+        _say_once(type(call).__qualname__)
+    else:
         call._cython_call = _PatientCall(inner)  # type: ignore[attr-defined]
     return call
+
+
+@functools.cache
+def _say_once(kind: str) -> None:
+    log.warning(
+        "grpcio %s is not known to this release: its %s has no _cython_call, so that an upload that"
+        " the server refuses may be reported as ServerError (grpc/grpc#36066); use a newer release"
+        " of the SDK, or an older grpcio",
+        grpc.__version__,
+        kind,
+    )
 
 
 def is_cancelled(task: asyncio.Task[Any] | None) -> bool:

@@ -16,6 +16,7 @@ from typing import NoReturn, TypeAlias
 
 import grpc
 
+from .forks import tell_after_fork
 from .watched_file import WatchedFile
 
 Pem: TypeAlias = str | os.PathLike[str] | bytes
@@ -70,6 +71,7 @@ class CertificateSources:
         self._current = Certificates(**self._read())
         self._check(self._current)
         self._refused: Certificates | None = None
+        tell_after_fork(self)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,6 +97,10 @@ class CertificateSources:
             except ValueError:
                 self._refused = found
             return self._current
+
+    def after_fork(self) -> None:
+        """Make a new lock: the old one may have been held."""
+        self._lock = threading.Lock()
 
     def _read(self) -> Mapping[str, bytes]:
         return {

@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+from .forks import tell_after_fork
+
 # File systems stamp changes to some milliseconds: of what was changed so lately, another change
 # might not show.
 SETTLED_S = 1.0
@@ -34,6 +36,7 @@ class WatchedFile:
         self._content = b""
         with self._lock:
             self._read()
+        tell_after_fork(self)
 
     def content(self) -> bytes:
         """Return what is in the file now.
@@ -49,6 +52,10 @@ class WatchedFile:
             if changed:
                 self._read()
             return self._content
+
+    def after_fork(self) -> None:
+        """Make a new lock, and read the file anew: the old one may have been held meanwhile."""
+        self._lock, self._stamp = threading.Lock(), None
 
     def _read(self) -> None:
         try:

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 
 import pytest
 
 from resnet50_client import OverloadedError, RetryPolicy, UnavailableError
 from resnet50_client import connection as connection_module
-from resnet50_client.addresses import target
 from resnet50_client.connection import Attempts, Connection, channel_options
+from resnet50_client.resolver import Resolver
 
 
 @pytest.mark.parametrize(
@@ -29,17 +28,7 @@ from resnet50_client.connection import Attempts, Connection, channel_options
     ],
 )
 def test_addresses_become_one_target(addresses, expected):
-    assert target(addresses) == expected
-
-
-def test_names_of_a_list_are_looked_up(monkeypatch):
-    hosts = {"a": ["10.0.0.1", "10.0.0.2"], "b": ["10.0.0.3"]}
-
-    def look_up(host, port, **_):
-        return [(socket.AF_INET, 0, 0, "", (ip, port)) for ip in hosts[host]]
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    assert target(["a:1", "b:2"]) == "ipv4:10.0.0.1:1,10.0.0.2:1,10.0.0.3:2"
+    assert Resolver(addresses).target == expected
 
 
 @pytest.mark.parametrize(

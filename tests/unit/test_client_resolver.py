@@ -1,0 +1,209 @@
+"""Names of a list of servers: looked up late, again, and off the thread of whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+import threading
+
+import pytest
+
+from resnet50_client import DeadlineExceededError, UnavailableError
+from resnet50_client import resolver as module
+from resnet50_client.resolver import AGAIN_S, REFRESH_S, Resolver
+
+
+class Names:
+    """A name service, and the time; both as a test says.
+
+    Attributes:
+        hosts: The addresses of each name; an error is raised.
+        asked: The names that were looked up.
+        now: What the clock says, in seconds.
+        gate: Holds answers back while it is not set.
+    """
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, list[str] | Exception] = {}
+        self.asked: list[str] = []
+        self.now = 1000.0
+        self.gate = threading.Event()
+        self.gate.set()
+        self.threads: list[threading.Thread] = []
+
+    def getaddrinfo(self, host: str, port: int, **_: object) -> list[tuple]:
+        self.asked.append(host)
+        self.threads.append(threading.current_thread())
+        assert self.gate.wait(30)
+        found = self.hosts.get(host, socket.gaierror(-2, "Name or service not known"))
+        if isinstance(found, Exception):
+            raise found
+        return [
+            (socket.AF_INET6 if ":" in ip else socket.AF_INET, 1, 6, "", (ip, port)) for ip in found
+        ]
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def names(monkeypatch):
+    names = Names()
+    monkeypatch.setattr(socket, "getaddrinfo", names.getaddrinfo)
+    monkeypatch.setattr(module, "time", names)
+    yield names
+    names.gate.set()
+    for thread in names.threads:
+        thread.join(30)
+
+
+def looked_up(resolver: Resolver) -> str:
+    """Wait for the lookup that is due, if one is; return the target."""
+    resolver.wait(30)
+    if resolver._pending is not None:
+        resolver._pending.result(30)
+    return resolver.target
+
+
+def test_nothing_is_looked_up_before_the_first_call(names):
+    names.hosts = {"a": ["10.0.0.2", "10.0.0.1"], "b": ["10.0.0.3"]}
+    resolver = Resolver(["a:1", "b:2", "10.0.0.9"])
+    assert names.asked == []
+    assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.2:1,10.0.0.3:2,10.0.0.9:50051"
+    assert names.asked == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "addresses", [["a:1"], ["10.0.0.1:1", "10.0.0.2:1"], ["[::1]:1", "10.0.0.2:1"], ["unix:/a"]]
+)
+def test_one_name_is_left_to_grpc_and_numbers_need_no_lookup(names, addresses):
+    resolver = Resolver(addresses)
+    assert resolver.target
+    looked_up(resolver)
+    assert names.asked == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "target"),
+    [
+        ({"a": ["10.0.0.1", "::1"], "b": ["10.0.0.2", "::2"]}, "ipv4:10.0.0.1:1,10.0.0.2:1"),
+        ({"a": ["10.0.0.1", "::1"], "b": ["10.0.0.2"]}, "ipv4:10.0.0.1:1,10.0.0.2:1"),
+        ({"a": ["::1"], "b": ["::2", "10.0.0.2"]}, "ipv6:[::1]:1,[::2]:1"),
+        ({"a": ["10.0.0.1"], "b": ["::2"]}, "ipv6:[::ffff:10.0.0.1]:1,[::2]:1"),
+    ],
+)
+def test_every_server_of_a_list_is_reached_whichever_version_of_ip_it_has(names, hosts, target):
+    names.hosts = hosts
+    assert looked_up(Resolver(["a:1", "b:1"])) == target
+
+
+def test_names_that_cannot_be_looked_up_are_unavailable_and_tried_again(names):
+    resolver = Resolver(["a:1", "b:1"])
+    with pytest.raises(UnavailableError, match="a:1: Name or service not known; b:1: ") as failed:
+        resolver.wait(30)
+    assert failed.value.code == "UNAVAILABLE"
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.2:1"
+
+
+def test_one_name_that_cannot_be_looked_up_is_left_out_and_logged_once(names, caplog):
+    names.hosts = {"b": ["10.0.0.2"]}
+    resolver = Resolver(["a:1", "b:1"])
+    with caplog.at_level(logging.WARNING):
+        assert looked_up(resolver) == "ipv4:10.0.0.2:1"
+        names.now += REFRESH_S
+        assert looked_up(resolver) == "ipv4:10.0.0.2:1"
+    (record,) = caplog.records
+    assert "a:1: Name or service not known" in record.getMessage()
+    names.now += REFRESH_S
+    names.hosts["a"] = ["10.0.0.1"]
+    assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.2:1"
+
+
+def test_server_that_moves_is_found_again_while_calls_fail(names):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    resolver = Resolver(["a:1", "b:1"])
+    looked_up(resolver)
+    names.hosts["a"] = ["10.9.9.9"]
+    names.now += AGAIN_S
+    assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.2:1"  # nothing has failed
+    resolver.failed()
+    assert looked_up(resolver) == "ipv4:10.9.9.9:1,10.0.0.2:1"
+
+
+def test_names_are_not_looked_up_at_every_failure(names):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    resolver = Resolver(["a:1", "b:1"])
+    looked_up(resolver)
+    for _ in range(10):
+        resolver.failed()
+        looked_up(resolver)
+    assert names.asked == ["a", "b"]
+
+
+def test_name_that_cannot_be_looked_up_any_more_keeps_its_last_addresses(names):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    resolver = Resolver(["a:1", "b:1"])
+    looked_up(resolver)
+    names.hosts = {"b": ["10.0.0.3"]}
+    names.now += REFRESH_S
+    assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.3:1"
+    names.hosts = {}
+    names.now += REFRESH_S
+    assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.3:1"
+
+
+def test_a_later_lookup_holds_nobody_up(names):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    resolver = Resolver(["a:1", "b:1"])
+    first = looked_up(resolver)
+    names.gate.clear()
+    names.now += REFRESH_S
+    resolver.wait(30)
+    assert resolver.target == first
+
+
+def test_slow_lookup_ends_with_the_calls_deadline(names):
+    names.gate.clear()
+    resolver = Resolver(["a:1", "b:1"])
+    with pytest.raises(DeadlineExceededError, match="not looked up within timeout_s"):
+        resolver.wait(0.01)
+
+
+def test_many_callers_share_one_lookup(names):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    names.gate.clear()
+    resolver = Resolver(["a:1", "b:1"])
+    callers = [threading.Thread(target=resolver.wait, args=[math.inf]) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    names.gate.set()
+    for caller in callers:
+        caller.join(30)
+    assert names.asked == ["a", "b"]
+    assert resolver.target
+
+
+async def test_event_loop_runs_on_while_names_are_looked_up(names):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    names.gate.clear()
+    resolver = Resolver(["a:1", "b:1"])
+    waiting = [asyncio.create_task(resolver.wait_async(math.inf)) for _ in range(3)]
+    await asyncio.sleep(0)  # the loop is free: it comes back here
+    waiting[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]
+    with pytest.raises(DeadlineExceededError):
+        await resolver.wait_async(0.01)
+    names.gate.set()
+    await asyncio.gather(*waiting[1:])
+    assert resolver.target == "ipv4:10.0.0.1:1,10.0.0.2:1"
+    assert names.asked == ["a", "b"]
+    assert threading.main_thread() not in names.threads
+
+
+async def test_lookup_that_fails_is_unavailable_for_asyncio_as_well(names):
+    with pytest.raises(UnavailableError, match="no name of the servers"):
+        await Resolver(["a:1", "b:1"]).wait_async(30)
