@@ -9,6 +9,7 @@ event loop.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import sys
 import threading
 import time
@@ -65,7 +66,7 @@ def in_decoder(fault: Callable[[], object]) -> None:
     resnet50_server.pipeline.decode = decode_or_not
 
 
-def in_loop(fault: Callable[[], object]) -> None:
+def in_loop(fault: Callable[[], object], gil_timeout_s: float = 60.0) -> None:
     compute = resnet50_server.pipeline.Pipeline.compute
 
     def compute_or_not(pipeline, source, *arguments):
@@ -74,7 +75,7 @@ def in_loop(fault: Callable[[], object]) -> None:
         return compute(pipeline, source, *arguments)
 
     resnet50_server.pipeline.Pipeline.compute = compute_or_not
-    resnet50_server.process.LoopWatch = partial(LoopWatch, 1.0)
+    resnet50_server.process.LoopWatch = partial(LoopWatch, 1.0, gil_timeout_s)
 
 
 def in_stop(fault: Callable[[], None]) -> None:
@@ -98,6 +99,8 @@ FAULTS = {
     "engine-fails": lambda: in_engine(fail),
     "decoder-hangs": lambda: in_decoder(hang_here),
     "loop-hangs": lambda: in_loop(partial(time.sleep, 10**6)),
+    # PyDLL keeps the interpreter's lock while it calls.
+    "lock-is-held": lambda: in_loop(partial(ctypes.PyDLL(None).sleep, 10**6), 2.0),
 }
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -110,8 +111,8 @@ def _serve(arguments: list[str]) -> int:
     from . import logs
 
     logs.configure(settings.log_level, settings.log_format)
-    # Until everything is loaded: what is made until then stays (see `serve`), and looking through
-    # it for garbage again and again is a tenth of the start.
+    # Until a variant is loaded: what is made until then stays (see `serve`), and looking through it
+    # for garbage again and again is a tenth of the start.
     gc.disable()
     from .process import serve
 
@@ -121,6 +122,7 @@ def _serve(arguments: list[str]) -> int:
         return loop.run_until_complete(serve(settings))
     finally:
         loop.close()
+        logs.flush()
 
 
 def _problems(error: ValidationError, arguments: list[str]) -> list[str]:
@@ -190,16 +192,18 @@ def run() -> NoReturn:
     It ends at once: a thread may be busy for long with what nobody waits for any more, and the
     interpreter would wait for it.
     """
+    from .faults import open_stack_file
+
     # A decoder or an engine that crashes says where, before the process is gone.
-    faulthandler.enable()
+    faulthandler.enable(open_stack_file())
     try:
         status = main()
     except Exception:
         traceback.print_exc()
         status = 1
-    from . import logs
-
-    logs.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 

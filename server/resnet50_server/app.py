@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -82,6 +83,7 @@ class Server:
 
     Args:
         settings: How to serve.
+        on_loaded: Called for each variant that is loaded, before it answers.
 
     Attributes:
         broken: Set when the server is lost.
@@ -90,8 +92,9 @@ class Server:
         addresses: Where it listens.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_loaded: Callable[[], object] = lambda: None) -> None:
         self._settings = settings
+        self._on_loaded = on_loaded
         self._admission = Admission(_limits(settings))
         self._metrics = _metrics() if settings.metrics_listen is not None else None
         self._tracing = _tracing(settings)
@@ -152,6 +155,7 @@ class Server:
         traffic = Traffic(variants, lambda source, job: pipeline.compute(source, job))
         if settings.variants_dir is not None:
             self._observers.add(traffic)
+        variants.watch(lambda name: self._on_loaded())
         if self._cache is not None:
             variants.watch_retired(self._cache.drop)
         self._export(variants, traffic)

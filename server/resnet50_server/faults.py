@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -51,8 +52,8 @@ def end_process(status: int, words: str) -> None:
 
     def say() -> None:
         log.critical("exiting with status %d: %s", status, words)
+        logging.shutdown()  # the stacks follow what is logged
         dump_stacks()
-        logging.shutdown()
 
     saying = threading.Thread(target=say, name="last words", daemon=True)
     saying.start()
@@ -61,6 +62,26 @@ def end_process(status: int, words: str) -> None:
 
 
 def dump_stacks() -> None:
-    """Write where each thread is to stderr."""
-    if sys.__stderr__ is not None:
-        faulthandler.dump_traceback(sys.__stderr__)
+    """Write where each thread is to stderr, as far as that is taken at once."""
+    file = open_stack_file()
+    try:
+        faulthandler.dump_traceback(file)
+    finally:
+        os.close(file)
+
+
+def open_stack_file() -> int:
+    """Return a new file descriptor for stacks, that of stderr, which does not block if it can be.
+
+    faulthandler writes while all other threads stand still: a pipe that nobody reads would hold up
+    the process for ever. A pipe, a file or a terminal is opened anew for that, since not to block
+    is a property that is shared with whoever else has it open. A socket cannot be.
+    """
+    if sys.__stderr__ is None:
+        return os.open(os.devnull, os.O_WRONLY)
+    stderr = sys.__stderr__.fileno()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
+            return os.open(f"/proc/self/fd/{stderr}", flags)
+    return os.dup(stderr)

@@ -1,7 +1,8 @@
 """How the server logs: text for people, or JSON for machines, with the fields of the call.
 
 At the default level nothing is logged for a request, unless it met a fault of ours; and of a fault
-that is met again and again only the first ones are written out, the rest is counted.
+that is met again and again only the first ones are written out, the rest is counted. Records are
+formatted where they are made, and written by a thread: no log call waits for the log's reader.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
 from .call import CALL, Call
+from .line_writer import LineWriter
 from .observer import Observer
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ JSON_NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
 # Of warnings and errors of one kind so many are written in a window; the rest is counted.
 REPEATS = 10
 WINDOW_S = 10.0
+# How long the last lines may take: whoever reads them may have stopped.
+FLUSH_S = 2.0
 
 
 def configure(level: str, form: str) -> None:
@@ -42,32 +45,73 @@ def configure(level: str, form: str) -> None:
 
 
 def handler(form: str, stream: TextIO | None = None) -> logging.Handler:
-    """Return what writes records.
+    """Return what writes records; `close` waits until they are written.
 
     Args:
         form: As `configure`.
         stream: Where to; None for stderr.
     """
-    return _Writer(stream, _Json() if form == "json" else logging.Formatter(TEXT))
+    formatter = _Json() if form == "json" else logging.Formatter(TEXT)
+    if stream is not None:
+        return _Handler(LineWriter(lambda: stream, _dropped_line(formatter)), formatter)
+    _stderr.dropped_line = _dropped_line(formatter)
+    return _Handler(_stderr, formatter)
 
 
 def say(line: str) -> None:
-    """Write a line to stdout at once; to the log if nobody takes it there.
+    """Write a line to stdout; to the log if nobody takes it there.
 
-    Whoever waits for it there may have left, or the disk may be full: no reason to end.
+    The reader may have left, or the disk may be full: no reason to end.
     """
-    try:
-        print(line, flush=True)
-    except OSError as error:
-        log.warning("%s (stdout takes nothing: %s)", line, error)
+    _stdout.put(line)
 
 
-def flush() -> None:
-    """Write out what is held back, as far as it is taken."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
+def complain(line: str) -> None:
+    """Write a line for people to stderr, after those of the log."""
+    _stderr.put(line)
+
+
+def flush(timeout_s: float = FLUSH_S) -> None:
+    """Write out what is held back, as far as it is taken within `timeout_s`."""
+    ends = time.monotonic() + timeout_s
+    for one in logging.getLogger().handlers:
+        if isinstance(one, _Handler):
+            one.say_what_was_left_out()
+    for writer in (_stderr, _stdout):
+        writer.flush(max(0.0, ends - time.monotonic()))
+
+
+def lines_dropped() -> int:
+    """Return how many lines of the log were dropped, because nobody took those before them."""
+    return _stderr.dropped
+
+
+def _not_said(line: str, error: OSError) -> None:
+    log.warning("%s (stdout takes nothing: %s)", line, error)
+
+
+# The process's own. Streams are looked up when they are written to: tests replace them.
+_stdout = LineWriter(lambda: sys.stdout, on_error=_not_said)
+_stderr = LineWriter(lambda: sys.stderr)
+
+
+def _dropped_line(formatter: logging.Formatter) -> Callable[[int], str]:
+    """Return what forms the line that says how many lines were dropped."""
+
+    def line(count: int) -> str:
+        record = logging.LogRecord(
+            log.name,
+            logging.WARNING,
+            __file__,
+            0,
+            "%d lines of the log were dropped: nobody had read those before them",
+            (count,),
+            None,
+        )
+        record.dropped = count
+        return formatter.format(record)
+
+    return line
 
 
 class RepeatedFaults(logging.Filter):
@@ -159,19 +203,32 @@ class _Window:
     last: logging.LogRecord | None = None
 
 
-class _Writer(logging.StreamHandler):  # type: ignore[type-arg]  # generic since Python 3.11
-    """Writes records, repeated faults only as far as they are worth it."""
+class _Handler(logging.Handler):
+    """Formats records, repeated faults only as far as they are worth it; a thread writes them."""
 
-    def __init__(self, stream: TextIO | None, formatter: logging.Formatter) -> None:
-        super().__init__(stream)
+    def __init__(self, writer: LineWriter, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._writer = writer
         self.setFormatter(formatter)
         self.addFilter(_CallFields())
         self._repeated = RepeatedFaults(self.handle)
         self.addFilter(self._repeated)
 
-    def close(self) -> None:
-        """Say what was left out."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format a record, with what is known of its call now, and have it written."""
+        try:
+            self._writer.put(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def say_what_was_left_out(self) -> None:
+        """Say so at once."""
         self._repeated.close()
+
+    def close(self) -> None:
+        """Say what was left out, and wait until everything is written, `FLUSH_S` at most."""
+        self._repeated.close()
+        self._writer.flush(FLUSH_S)
         super().close()
 
 

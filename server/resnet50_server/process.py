@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 from typing import Any
 
 import grpc
@@ -16,7 +15,7 @@ from .app import Server
 from .errors import UnusableSetting, WeightsError
 from .file_guard import silence_libraries
 from .loading import FORESEEN
-from .logs import say
+from .logs import complain, say
 from .memory import return_memory
 from .settings import Settings
 from .watchdog import LoopWatch
@@ -34,17 +33,18 @@ async def serve(settings: Settings) -> int:
         0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
         names cannot be used; 70 if its device is lost or its scheduler broke, 71 if its engine
         hangs, 72 if decoding does, of all threads. One whose event loop hangs ends here and now,
-        with 73 (`watchdog`), as does one that meets a second signal, with 128 and its number.
+        with 73 (`watchdog`), or 1 if no Python can run at all; as does one that meets a second
+        signal, with 128 and its number.
     """
     silence_libraries()
-    server = Server(settings)
+    server = Server(settings, on_loaded=_collect_garbage)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_on_loop_exception)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_late_reply)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    watch: LoopWatch | None = None
+    watch = LoopWatch()
     starting = asyncio.create_task(server.start(), name="start")
     broken = asyncio.create_task(server.broken.wait(), name="wait for a fault")
     stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
@@ -65,18 +65,14 @@ async def serve(settings: Settings) -> int:
         try:
             await starting
         except UnusableSetting as error:
-            print(f"resnet50-server: {error}", file=sys.stderr)
+            complain(f"resnet50-server: {error}")
             return 2
         except Exception as error:
             if not isinstance(error, FORESEEN):
                 log.error("the server could not start", exc_info=error)
-            print(f"resnet50-server: {_text(error)}", file=sys.stderr)
+            complain(f"resnet50-server: {_text(error)}")
             return 1
-        watch = LoopWatch()
-        # What is loaded stays. Looking through it for garbage, torch's 350,000 objects for the most
-        # part, would stop everything for 0.2 s now and then (docs/adr/0011-batches-in-flight.md).
-        gc.freeze()
-        gc.enable()
+        gc.freeze()  # the other variants
         return_memory()
         for address in server.addresses:
             say(f"listening on {address}")
@@ -92,8 +88,18 @@ async def serve(settings: Settings) -> int:
         stopped.cancel()
         broken.cancel()
         await _stop(server, settings.drain_timeout_s)
-        if watch is not None:
-            watch.close()
+        watch.close()
+
+
+def _collect_garbage() -> None:
+    """Look for garbage from the first variant on, which is answered while others are loaded.
+
+    What is loaded stays. Looking through it, torch's 350,000 objects for the most part, would stop
+    everything for 0.2 s now and then (docs/adr/0011-batches-in-flight.md).
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 async def _stop(server: Server, drain_timeout_s: float) -> None:

@@ -22,6 +22,7 @@ from .cache import Lookups, ResponseCache
 from .decode_pool import DecodePool
 from .devices import Devices
 from .held import HeldVariants
+from .logs import lines_dropped
 from .metrics import ANSWERED, Metrics
 from .observer import Observers
 from .traffic import Traffic
@@ -138,6 +139,11 @@ class Readings(Collector):
         )
         yield self._busy()
         yield self._cancelled()
+        yield CounterMetricFamily(
+            "resnet50_log_lines_dropped",
+            "Lines of the log that were dropped, because nobody took those before them.",
+            value=lines_dropped(),
+        )
         yield self._telemetry_errors()
         yield from self._of_variants()
         yield from self._of_splits()

@@ -7,11 +7,14 @@ counted: there are no looks then.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
 from .batch import Running
-from .faults import LoopHung, end_process
+from .faults import LoopHung, end_process, open_stack_file
 from .threads import name_thread
 
 # Looks within one timeout, and the time between two at most. One that comes late counts as two.
@@ -21,6 +24,12 @@ SLOW = 10.0
 # The loop's turns take milliseconds, and liveness probes give up after 5 s. It is so much longer
 # because a machine that swaps or is throttled comes back by itself.
 LOOP_TIMEOUT_S = 30.0
+# A C call that keeps the interpreter's lock (the GIL) stops the thread that watches the loop as
+# well. So the loop keeps putting off a timer of faulthandler, whose thread needs no lock; it is the
+# second line, since it cannot tell why and counts the time in which a process is stopped. Before
+# Python 3.11 it goes by the time of day, which jumps.
+GIL_TIMEOUT_S = 60.0
+HAS_STEADY_TIMER = sys.version_info >= (3, 11)
 
 
 class BatchWatch:
@@ -83,10 +92,16 @@ class LoopWatch:
 
     Args:
         timeout_s: How long it may not turn, in seconds.
+        gil_timeout_s: How long it may not turn if that thread cannot run either; then the process
+            ends with 1, and the stacks of all threads on stderr.
     """
 
-    def __init__(self, timeout_s: float = LOOP_TIMEOUT_S) -> None:
+    def __init__(
+        self, timeout_s: float = LOOP_TIMEOUT_S, gil_timeout_s: float = GIL_TIMEOUT_S
+    ) -> None:
         self._timeout_s = timeout_s
+        self._gil_timeout_s = gil_timeout_s
+        self._stack_file = open_stack_file()
         self._look_s = min(LOOK_S, timeout_s / LOOKS)
         self._loop = asyncio.get_running_loop()
         self._turns = 0
@@ -98,9 +113,13 @@ class LoopWatch:
         """Look no more."""
         self._closed.set()
         self._timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
+        os.close(self._stack_file)
 
     def _turn(self) -> None:
         self._turns += 1
+        if HAS_STEADY_TIMER:
+            faulthandler.dump_traceback_later(self._gil_timeout_s, file=self._stack_file, exit=True)
         self._timer = self._loop.call_later(self._look_s, self._turn)
 
     def _watch(self) -> None:

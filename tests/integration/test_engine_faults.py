@@ -151,6 +151,21 @@ async def test_event_loop_that_hangs_ends_the_process():
     assert "in compute_or_not" in errors
 
 
+async def test_c_call_that_keeps_the_interpreters_lock_ends_the_process():
+    """No thread of Python can notice it."""
+    with server_processes() as start:
+        process = start(*TIMED, fault="lock-is-held")
+        address = process.wait_until_listening()
+        async with AsyncClient(address, retry=ONCE) as client:
+            await client.classify(GOOD[0])
+            with pytest.raises(UnavailableError):
+                await client.classify(MARKED)
+        status, errors = await asyncio.to_thread(process.wait_until_ended)
+    assert status == 1, errors
+    assert "Timeout (0:00:02)!" in errors
+    assert "in compute_or_not" in errors
+
+
 # A decoder that hangs, or crashes
 
 

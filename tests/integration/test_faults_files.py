@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.server
+import json
 import os
 import re
 import signal
@@ -14,12 +16,14 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
 import weights
 from faults import on_small_disks, seen_by
+from faulty_server import MARK
 from pictures import encode, picture
 from torchvision.models import resnet50
 
-from resnet50_client import Client
+from resnet50_client import Client, RetryPolicy, UnavailableError
 
 PNG = encode(picture())
 NULL = ("--variants", "IMAGENET1K_V2", "--engine", "null")
@@ -111,6 +115,61 @@ def test_server_serves_and_stops_cleanly_although_its_log_is_not_taken(tmp_path)
     finally:
         os.close(full)
         os.close(broken)
+
+
+@contextmanager
+def unread_pipe() -> Iterator[tuple[int, int]]:
+    """Give both ends of the smallest pipe there is, one page, that nobody reads."""
+    reader, writer = os.pipe()
+    try:
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+        yield reader, writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_server_answers_and_stops_although_nobody_reads_its_log(tmp_path):
+    address = f"unix:{tmp_path}/server"
+    command = [sys.executable, "-m", "resnet50_server", "serve", "--listen", address, *NULL]
+    command += ["--log-level", "debug", "--log-format", "json"]
+    with unread_pipe() as (reader, writer):
+        with (
+            started(command, stdout=writer, stderr=writer) as (process,),
+            Client(address) as client,
+        ):
+            client.wait_until_ready(60)
+            for _ in range(50):  # a line for each, of some 300 characters
+                assert len(client.classify(PNG)) == 5
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        os.set_blocking(reader, False)
+        lines = os.read(reader, 2**20).decode().splitlines()
+    assert len(lines) > 5
+    for line in lines[:-1]:
+        if line.startswith("{"):
+            assert {"time", "level", "logger", "message"} <= json.loads(line).keys()
+        else:
+            assert line == f"listening on {address}"
+
+
+def test_server_that_is_lost_ends_although_nobody_reads_its_log(tmp_path):
+    """With its stacks, which are written while everything else in the process stands still."""
+    address = f"unix:{tmp_path}/server"
+    program = str(Path(__file__).parents[1] / "faulty_server.py")
+    command = [sys.executable, program, "loop-hangs", "serve", "--listen", address]
+    command += ["--variants", "IMAGENET1K_V2", "--engine", "timed", "--log-level", "debug"]
+    with (
+        unread_pipe() as (_, writer),
+        started(command, stdout=writer, stderr=writer) as (process,),
+        Client(address, retry=RetryPolicy(attempts=1)) as client,
+    ):
+        client.wait_until_ready(60)
+        for _ in range(50):
+            client.classify(PNG)
+        with pytest.raises(UnavailableError):
+            client.classify(PNG + MARK)
+        assert process.wait(60) == 73
 
 
 # Downloads

@@ -174,6 +174,7 @@ async def test_fault_is_logged_with_the_call_that_met_it():
                 )
         finally:
             logging.getLogger().removeHandler(handler)
+            handler.close()
     records = [json.loads(line) for line in written.getvalue().splitlines()]
     (fault,) = [record for record in records if "request_id" in record]
     assert fault["message"] == "request mine failed"

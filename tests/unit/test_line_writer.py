@@ -1,0 +1,88 @@
+"""Lines that a thread writes: in order, bounded, and never waited for."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+from resnet50_server.line_writer import LineWriter
+
+
+class Slow(io.StringIO):
+    """Takes lines only once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.blocked = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.blocked.set()
+        self.gate.wait()
+        return super().write(text)
+
+
+def dropped(count: int) -> str:
+    return f"{count} dropped"
+
+
+def test_lines_of_several_threads_are_written_each_in_its_order():
+    stream = io.StringIO()
+    writer = LineWriter(lambda: stream)
+
+    def put(name: str) -> None:
+        for number in range(200):
+            writer.put(f"{name} {number}")
+
+    threads = [threading.Thread(target=put, args=[name]) for name in "abc"]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert writer.flush(30)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 600
+    for name in "abc":
+        of_one = [line for line in lines if line.startswith(name)]
+        assert of_one == [f"{name} {number}" for number in range(200)]
+
+
+def test_lines_that_nobody_takes_are_dropped_counted_and_reported_once():
+    stream = Slow()
+    writer = LineWriter(lambda: stream, dropped, max_pending=100)
+    for number in range(1000):
+        writer.put(f"line {number:05}")  # 10 characters
+    assert stream.blocked.wait(30)
+    assert not writer.flush(0)
+    assert writer.dropped == 990
+    stream.gate.set()
+    assert writer.flush(30)
+    writer.put("later")
+    assert writer.flush(30)
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if line.startswith("line")] == [
+        f"line {number:05}" for number in range(10)
+    ]
+    assert [line for line in lines if "dropped" in line] == ["990 dropped"]
+    assert lines[-1] == "later"
+
+
+def test_line_that_cannot_be_written_is_handed_back_and_the_next_is_tried():
+    class Full(io.StringIO):
+        failures = 1
+
+        def write(self, text: str) -> int:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(28, "No space left on device")
+            return super().write(text)
+
+    stream, failed = Full(), []
+    writer = LineWriter(lambda: stream, on_error=lambda line, error: failed.append(line))
+    writer.put("one")
+    writer.put("two")
+    assert writer.flush(30)
+    assert (failed, stream.getvalue()) == (["one"], "two\n")
+
+
+def test_nothing_was_put_and_nothing_is_waited_for():
+    assert LineWriter(io.StringIO).flush(0)
