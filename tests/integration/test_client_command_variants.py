@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from administering import ADMIN, APP, administered, describe, engines_held
+from pictures import encode, picture
 from typer.testing import CliRunner, Result
 
 from resnet50_client import Client
@@ -65,6 +66,21 @@ async def test_each_server_is_listed_with_what_it_holds(folder):
             (one.addresses[0], "broken", "failed"),
             (other.addresses[0], "IMAGENET1K_V2", "ready"),
         ]
+
+
+async def test_classify_asks_a_variant_of_few_categories_for_all_it_has(folder, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(picture()))
+    async with administered(folder) as one:
+        await variants("load", "digits", servers=[one])
+        arguments = ("--variant", "digits", "--server", one.addresses[0], "--json")
+        done = await asyncio.to_thread(
+            CliRunner().invoke,
+            app,
+            ["classify", str(tmp_path / "a.png"), *arguments],
+            env=environment(ADMIN),
+        )
+    assert done.exit_code == 0, done.stderr
+    assert [each["label"] for each in records(done)[0]["categories"]] == ["a", "b"]
 
 
 async def test_server_that_does_not_answer_hides_none_of_the_others(folder):

@@ -180,6 +180,25 @@ def test_q_ends_it_and_gives_the_terminal_back(on_a_terminal):
     ends_well(on_a_terminal)
 
 
+def test_nothing_that_is_exported_steers_the_terminal():
+    evil = "\x1b]0;title\x07\x9b2J\u202egnp[blink]"
+    exported = Exported(version=evil)
+    exported.load(evil, default=True, digest=evil)
+    with (
+        exporting(exported) as address,
+        contextlib.closing(Terminal(*QUICK, "--metrics", address)) as terminal,
+    ):
+        terminal.read_until("READY")
+        terminal.read_until("VARIANT")
+        terminal.read_until(r"\x1b]0;title\x07\x9b2J\u202egnp[blink]")
+        os.write(terminal.ours, b"q")
+        ends_well(terminal)
+    # rich styles its lines itself, by CSI sequences only.
+    assert not [
+        one for one in ("\x1b]", "\x07", "\x9b", "\u202e", "\x1b[5m") if one in terminal.text
+    ]
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_and_give_the_terminal_back(on_a_terminal, how):
     on_a_terminal.process.send_signal(how)

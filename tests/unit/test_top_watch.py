@@ -12,12 +12,13 @@ import pytest
 from exporting import Exported, exporting
 
 from resnet50_client import Client, Variant
+from resnet50_client.cli.top import tables
 from resnet50_client.cli.top.facts import Fact, Facts
 from resnet50_client.cli.top.scrape import Endpoint, ScrapeError
 from resnet50_client.cli.top.snapshot import Snapshot, snapshots
 from resnet50_client.cli.top.watch import Watch, look_at_all
 
-NO_FACTS = Facts([])
+NO_FACTS = Facts({})
 
 
 def watch(address: str, timeout_s: float = 10.0, stale_s: float = 60.0) -> Watch:
@@ -121,7 +122,7 @@ def test_of_servers_that_differ_the_worst_state_is_told():
         client = Client("127.0.0.1:1")
         client.variants = lambda state=state: [said(state)]
         clients.append(client)
-    facts = Facts(clients)
+    facts = Facts({str(number): client for number, client in enumerate(clients)})
     facts.ask()
     assert facts.known() == {"digits": Fact("failed", True, None)}
     for client in clients:
@@ -135,7 +136,7 @@ def test_of_two_variants_of_one_name_the_one_that_answers_is_told():
     client.variants = lambda: [
         Variant(**named | {"state": state}) for state in ("ready", "draining")
     ]
-    facts = Facts([client])
+    facts = Facts({"127.0.0.1:1": client})
     facts.ask()
     assert facts.known() == {"digits": Fact("ready", True, None)}
     client.close()
@@ -173,3 +174,72 @@ def test_json_is_whole_and_has_no_numbers_that_json_lacks():
     assert found["together"]["variants"][0]["name"] == "digits"
     assert found["together"]["images_per_s"] is None
     assert found["together"]["uptime_s"] == pytest.approx(60, abs=30)
+
+
+def test_a_fault_while_a_server_is_looked_at_is_that_servers_state_and_the_others_are_shown(
+    monkeypatch,
+):
+    fetch = Watch.look.__globals__["fetch"]
+    broken = {"one"}
+
+    def fetch_or_not(endpoint: Endpoint, timeout_s: float):
+        if endpoint.name in broken:
+            raise RuntimeError("dictionary changed")
+        return fetch(Endpoint.of(address), timeout_s)
+
+    monkeypatch.setattr("resnet50_client.cli.top.watch.fetch", fetch_or_not)
+    exported = Exported()
+    exported.load("digits")
+    with exporting(exported) as address:
+        one, other = (
+            Watch(Endpoint("one", ""), 10.0, 60.0),
+            Watch(Endpoint("other", ""), 10.0, 60.0),
+        )
+        first = seen(one, other)
+        assert [each.failure for each in first.servers] == ["RuntimeError: dictionary changed", ""]
+        assert first.together is not None
+        broken.clear()
+        assert [each.failure for each in seen(one, other).servers] == ["", ""]
+
+
+def test_figures_that_cannot_be_read_are_that_servers_state(monkeypatch):
+    def of(interval: object, now_s: float) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    exported = Exported()
+    exported.load("digits")
+    with exporting(exported) as address:
+        one = watch(address)
+        monkeypatch.setattr("resnet50_client.cli.top.snapshot.Reading.of", of)
+        assert seen(one).servers[0].failure == "ZeroDivisionError: division by zero"
+        monkeypatch.undo()
+        assert seen(one).servers[0].failure == ""
+
+
+def test_a_server_that_cannot_be_asked_is_named_and_the_asking_goes_on():
+    class Told:
+        """As a `Client` whose token file has gone, and comes back."""
+
+        gone = True
+
+        def variants(self) -> list[Variant]:
+            if self.gone:
+                raise FileNotFoundError("token")
+            fields = dict.fromkeys(one.name for one in dataclasses.fields(Variant))
+            return [Variant(**fields | {"name": "digits", "state": "ready", "trained": True})]
+
+    client = Told()
+    facts = Facts({"gpu-1:50051": client})
+    facts.ask()
+    assert facts.failures() == {"gpu-1:50051": "FileNotFoundError: token"}
+    exported = Exported()
+    exported.load("digits")
+    with exporting(exported) as address:
+        one = watch(address)
+        look_at_all([one])
+        snapshot = Snapshot.of([one], facts, 2.0)
+    text = "\n".join(line.plain for line in tables.warnings(snapshot, snapshot.together))
+    assert "gpu-1:50051: could not be asked for its variants: FileNotFoundError: token" in text
+    client.gone = False
+    facts.ask()
+    assert (facts.failures(), list(facts.known())) == ({}, ["digits"])

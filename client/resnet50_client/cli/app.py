@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..connection import DISTRIBUTION
 from ..results import Classification
@@ -34,6 +32,8 @@ from .output import (
     complain,
     errors_shown,
     reason,
+    say,
+    say_json,
 )
 from .servers import Servers, with_servers
 from .stream import stream
@@ -55,7 +55,7 @@ app = typer.Typer(
 
 def _say_version(wanted: bool) -> None:
     if wanted:
-        print(version(DISTRIBUTION))
+        say(version(DISTRIBUTION))
         raise typer.Exit
 
 
@@ -77,7 +77,15 @@ def classify(
     servers: Servers,
     files: Files,
     variant: VariantName = "",
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many categories.")] = 5,
+    top_k: Annotated[
+        int,
+        typer.Option(
+            "--top-k",
+            min=0,
+            show_default=False,
+            help="How many categories; default (0): 5, or all of a variant that has fewer.",
+        ),
+    ] = 0,
     min_probability: Annotated[
         float | None,
         typer.Option("--min-probability", min=0, max=1, help="Leave out categories below it."),
@@ -87,7 +95,6 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Say what images show."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     failed = 0
     with errors_shown(), servers.client(timeout_s) as client:
         # A server that never was there is told from one that went away, at once.
@@ -102,7 +109,7 @@ def classify(
         with closing(answers(call, find_images(files))) as found:
             for answer in found:
                 failed += isinstance(answer.outcome, Exception)
-                _show(console, answer, as_json)
+                _show(answer, as_json)
     if failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -139,21 +146,24 @@ def health(
         if wait_s:
             client.wait_until_ready(wait_s)
         status = client.health(service)
-    print(json.dumps({"status": status}) if as_json else status)
+        if as_json:
+            say_json({"status": status})
+        else:
+            say(status)
     if status != "SERVING":
         raise typer.Exit(NO_SERVER)
 
 
-def _show(console: Console, answer: Answer[Classification], as_json: bool) -> None:
+def _show(answer: Answer[Classification], as_json: bool) -> None:
     """Print an image's categories; what became of one that failed goes to stderr."""
     path, outcome = answer.path, answer.outcome
     if isinstance(outcome, Exception):
         if as_json:
-            error = {"code": code(outcome), "message": str(outcome)}
-            print(json.dumps({"path": path, "error": error}))
+            say_json({"path": path, "error": {"code": code(outcome), "message": str(outcome)}})
         complain(f"{path}: {reason(outcome)}")
     elif as_json:
-        print(json.dumps({"path": path, **dataclasses.asdict(outcome)}))
+        # Nobody asked for the embedding; JSON has no word for one.
+        answer_alone = dataclasses.replace(outcome, embedding=None)
+        say_json({"path": path, **dataclasses.asdict(answer_alone)})
     else:
-        categories = ", ".join(map(repr, outcome)) or "nothing above --min-probability"
-        console.print(path + ":", categories)
+        say(f"{path}: {', '.join(map(repr, outcome)) or 'nothing above --min-probability'}")

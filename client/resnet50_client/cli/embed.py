@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -30,11 +29,12 @@ from .output import (
     INTERRUPTED,
     SOME_FAILED,
     complain,
-    errors,
     errors_shown,
     fail,
+    note,
     progress_bar,
     reason,
+    say_json,
     stopping,
 )
 from .run_lock import alone
@@ -197,7 +197,7 @@ def _report(run: _Run, out: Path, as_json: bool) -> None:
     kept = 0 if run.written else len(run.journal)
     if as_json:
         said = {"embedded": run.written or kept, "out": str(out) if run.written else None}
-        print(json.dumps(said | ({"kept_in": str(run.journal.folder)} if kept else {})))
+        say_json(said | ({"kept_in": str(run.journal.folder)} if kept else {}))
         return
     if run.written:
         text = f"{run.written} images embedded, written to {out}"
@@ -205,4 +205,4 @@ def _report(run: _Run, out: Path, as_json: bool) -> None:
         text = f"{kept} images embedded, kept in {run.journal.folder}; the same command goes on"
     else:
         text = "0 images embedded, nothing was written"
-    errors.print(text, soft_wrap=True)
+    note(text)

@@ -121,7 +121,9 @@ class UnderWay:
         # Under "latest" many frames may be dropped behind one that is being computed.
         self._room = threading.Semaphore(keep) if keep else None
         self._done = done
+        # The sending thread adds to it while the answers' one takes from it, so nobody iterates.
         self._shots: dict[int, Shot] = {}
+        self._oldest = 0
         self._closed = False
 
     def images(self) -> Iterator[ImageInput]:
@@ -145,11 +147,10 @@ class UnderWay:
         shot.answer, shot.latency_s = answer, time.monotonic() - shot.handed_at
         newer = None if answer.replaced_by is None else self._shots[answer.replaced_by].number
         # In order: what replaces a frame is newer, and so still here.
-        while self._shots:
-            first = next(iter(self._shots))
-            if self._shots[first].answer is None:
-                break
-            self._done(self._shots.pop(first))
+        while (oldest := self._shots.get(self._oldest)) is not None and oldest.answer is not None:
+            del self._shots[self._oldest]
+            self._oldest += 1
+            self._done(oldest)
             if self._room is not None:
                 self._room.release()
         return shot, newer

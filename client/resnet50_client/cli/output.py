@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import (
@@ -32,12 +35,87 @@ EXIT_STATUSES = (
     " are in the output); 2 wrong usage; 3 no server answers, or it is not ready; 130 interrupted."
 )
 
-errors = Console(stderr=True, highlight=False, markup=False)
+# A pipe has no width of its own; a table cut at 80 columns would help nobody.
+PIPE_COLUMNS = 130
+
+Value = TypeVar("Value")
+
+
+def console(**options: Any) -> Console:
+    """Return a rich console that takes no text for markup or for the name of an emoji."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
+errors = console(stderr=True)
+
+
+def printable(value: Value) -> Value:
+    r"""Return text, or data made of it, that a terminal shows as it is and obeys in nothing.
+
+    Labels and messages come from servers, and names from other people's folders. What
+    `str.isprintable` denies (escape sequences, C1, line ends, bidirectional controls, bytes of a
+    file name that are no text) is written as Python would: "\x1b", "\n", "\u202e". All output
+    that is not JSON passes through here, before it is laid out.
+
+    Args:
+        value: Text, or dataclasses, mappings, lists, tuples of it; anything else is returned as is.
+    """
+    return cast("Value", _printable(value))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        return "".join(
+            one if one.isprintable() else one.encode("unicode_escape").decode() for one in value
+        )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{key: _printable(one) for key, one in fields.items()})
+    if isinstance(value, Mapping):
+        return {_printable(key): _printable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_printable(one) for one in value]
+    if isinstance(value, tuple):
+        return tuple(_printable(one) for one in value)
+    return value
+
+
+def say(text: str) -> None:
+    """Write a line to stdout."""
+    print(printable(text), flush=True)
+
+
+def say_json(value: object) -> None:
+    """Write a line of JSON to stdout."""
+    # All that could be obeyed is escaped by the encoder but DEL, which is ASCII.
+    print(json.dumps(value).replace("\x7f", "\\u007f"), flush=True)
+
+
+def show(table: RenderableType, min_columns: int = 0) -> None:
+    """Write a table, made of printable data, to stdout.
+
+    Args:
+        table: What to write.
+        min_columns: In a narrower window it is wrapped rather than cut.
+    """
+    stdout = console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+    stdout.width = max(stdout.width, min_columns)
+    # Written by print: rich ends the process by itself if nobody reads any more.
+    with stdout.capture() as captured:
+        stdout.print(table)
+    print(captured.get(), end="", flush=True)
 
 
 def complain(text: str) -> None:
     """Write a line to stderr, above what progress shows there."""
-    errors.print(f"resnet50: {text}", soft_wrap=True)
+    note(f"resnet50: {text}")
+
+
+def note(text: str) -> None:
+    """Write a line to stderr that is no complaint, and so without the command's name."""
+    errors.print(printable(text), soft_wrap=True)
 
 
 def reason(error: Exception) -> str:
@@ -53,7 +131,7 @@ def code(error: Exception) -> str:
 def progress_bar() -> Progress:
     """Return a bar on stderr that shows what is done of what there is to do."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -71,6 +149,10 @@ def errors_shown() -> Iterator[None]:
         yield
     except (UnavailableError, DeadlineExceededError) as error:
         fail(error, NO_SERVER)
+    except BrokenPipeError as error:
+        # Nobody reads stdout any more. Else the interpreter complains as it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(SOME_FAILED) from error
     except (Resnet50Error, OSError) as error:
         fail(error, SOME_FAILED)
     except ValueError as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import sys
 from contextlib import ExitStack, closing
 from enum import Enum
 from pathlib import Path
@@ -26,7 +24,11 @@ from .output import (
     errors,
     errors_shown,
     fail,
+    note,
+    printable,
     reason,
+    say,
+    say_json,
     stopping,
 )
 from .servers import Servers, with_servers
@@ -167,7 +169,7 @@ class _Outputs:
             self._table.writerow(row)
         if self._as_json:
             failure = {"error": {"code": code(error), "message": str(error)}} if error else {}
-            print(json.dumps(row | failure), flush=True)
+            say_json(row | failure)
 
     def draw(self, shot: Shot) -> None:
         """Write a frame of the video; they come in order. Without an answer it keeps the last."""
@@ -197,7 +199,7 @@ def _row(shot: Shot, answer: FrameAnswer[Classification], newer: int | None) -> 
 
 
 def _caption(answer: FrameAnswer[Classification]) -> str:
-    return repr(answer.result.top) if answer.result is not None else ""
+    return printable(repr(answer.result.top)) if answer.result is not None else ""
 
 
 def _created(path: Path) -> TextIO:
@@ -206,7 +208,8 @@ def _created(path: Path) -> TextIO:
 
 def _summarise(tally: Tally, as_json: bool) -> None:
     """Print the summary where no machine trips over it."""
-    print(tally.summary(), file=sys.stderr if as_json else sys.stdout)
+    for line in tally.summary():
+        note(line) if as_json else say(line)
 
 
 def _what_is_missing(error: ImportError) -> Exception:

@@ -53,14 +53,14 @@ class Tally:
         )
         return f"{self._sent()} frames sent, {outcomes}"
 
-    def summary(self) -> str:
+    def summary(self) -> list[str]:
         """Return all of it in one or two lines."""
         lines = [f"{self.counts()}; {self.latencies()}"]
         if self.labels:
             most = self.labels.most_common(5)
             more = f", {len(self.labels) - 5} others" if len(self.labels) > 5 else ""
             lines.append("labels: " + ", ".join(f"{one} {count}" for one, count in most) + more)
-        return "\n".join(lines)
+        return lines
 
     def __rich__(self) -> Text:
         lines = f"{self.counts()}\n{self.latencies()}  {self.caption}"

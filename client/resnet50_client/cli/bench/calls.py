@@ -85,10 +85,11 @@ async def calls_of(
 def _connection(plan: Plan, access: Profile) -> Connection:
     arguments = replace(access, server=None, timeout_s=None).arguments()
     priority = arguments.pop("priority", "interactive")
+    caller_key = arguments.pop("caller_key", None)
     # A retry would hide an error, and make load that was not planned.
     retry = RetryPolicy(attempts=1)
     credentials = Credentials.of(**arguments)
-    return Connection.to(plan.servers, plan.timeout_s, retry, priority, credentials)
+    return Connection.to(plan.servers, plan.timeout_s, retry, priority, credentials, caller_key)
 
 
 @dataclass(frozen=True)

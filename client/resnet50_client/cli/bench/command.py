@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live as Screen
 
 from ...connection import DEFAULT_TIMEOUT_S
 from ..options import DEFAULT_CONCURRENCY, AsJson, VariantName
-from ..output import INTERRUPTED, SOME_FAILED, complain, errors, errors_shown, stopping
+from ..output import (
+    INTERRUPTED,
+    SOME_FAILED,
+    complain,
+    errors,
+    errors_shown,
+    printable,
+    say_json,
+    show,
+    stopping,
+)
 from ..servers import Servers, with_servers
 from ..stream import Delivery
 from . import comparison
@@ -33,7 +42,7 @@ EXIT_STATUSES = (
     " measured until then is in the output)."
 )
 LOAD, CALLS, TIME, OUTPUT = "Load (one of these)", "What is called", "How long", "Output"
-# What a sweep's tables take; cut, they would help nobody. A pipe has no width of its own.
+# What a sweep's tables take; cut, they would help nobody.
 TABLE_COLUMNS = 100
 
 
@@ -284,9 +293,9 @@ def _report(found: Bench, out: Path | None, html: Path | None, as_json: bool) ->
         for warning in run.warnings:
             complain(f"{run.load.describe(found.plan.streams)}: {warning}")
     if as_json:
-        print(found.to_json())
+        say_json(json.loads(found.to_json()))
     else:
-        _console().print(tables(found))
+        show(tables(printable(found)), TABLE_COLUMNS)
     if out is not None:
         out.write_text(found.to_json() + "\n", encoding="utf-8")
     if html is not None:
@@ -297,18 +306,11 @@ def _compare(one: Bench, other: Bench, as_json: bool) -> None:
     rows = comparison.rows(one, other)
     differences = comparison.differences(one, other)
     if as_json:
-        print(json.dumps({"differences": differences, "rows": [vars(row) for row in rows]}))
+        say_json({"differences": differences, "rows": [vars(row) for row in rows]})
         return
     for difference in differences:
         complain(f"not the same: {difference}")
-    _console().print(comparison.table(rows))
-
-
-def _console() -> Console:
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal or console.width < TABLE_COLUMNS:
-        console.width = TABLE_COLUMNS
-    return console
+    show(comparison.table(printable(rows)), TABLE_COLUMNS)
 
 
 def _require(*modules: str) -> None:

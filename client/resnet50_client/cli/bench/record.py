@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import threading
 from array import array
 
 from .calls import DROPPED, OK, Outcome
@@ -42,6 +43,7 @@ class Record:
         self.on_time = 0
         self.good = 0  # of `calls`, those answered within their deadlines
         self.codes: collections.Counter[str] = collections.Counter()
+        self._codes_lock = threading.Lock()  # the screen's thread looks at them
         self.batch_sizes: collections.Counter[int] = collections.Counter()
         # One number a call; of those with an answer.
         self.latency_ms = array("f")
@@ -88,7 +90,8 @@ class Record:
             self.on_time += in_time
         if not self._counts(meant):
             return
-        self.codes[outcome.code] += 1
+        with self._codes_lock:
+            self.codes[outcome.code] += 1
         self.good += in_time
         if outcome.timing is None:
             return
@@ -102,9 +105,10 @@ class Record:
 
     @property
     def errors(self) -> dict[str, int]:
-        """How many calls failed, by status code."""
-        failed = {code: n for code, n in self.codes.items() if code not in (OK, DROPPED)}
-        return dict(sorted(failed.items()))
+        """How many calls failed, by status code; may be read from another thread."""
+        with self._codes_lock:
+            counts = sorted(self.codes.items())
+        return {code: count for code, count in counts if code not in (OK, DROPPED)}
 
     @property
     def dropped(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
@@ -13,12 +12,11 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from ...connection import RetryPolicy
 from ..options import AsJson
-from ..output import NO_SERVER, complain, errors_shown
+from ..output import NO_SERVER, complain, console, errors_shown, say, say_json, show
 from ..servers import Servers, with_servers
 from .facts import Facts
 from .keys import keys
@@ -81,7 +79,7 @@ def top(
         # A thread may be asking until the process ends, so nobody closes them.
         asked = servers.known().server or not named
         once_each = RetryPolicy(attempts=1)
-        facts = Facts([*servers.clients(timeout_s, retry=once_each).values()] if asked else [])
+        facts = Facts(servers.clients(timeout_s, retry=once_each) if asked else {})
         facts.start()
         found = snapshots(watches, facts, interval_s)
         if once:
@@ -106,7 +104,7 @@ def _print_once(found: Iterator[Snapshot], facts: Facts, as_json: bool) -> None:
     else:
         view = View()
         view.show(snapshot)
-        _print(view)
+        show(view)
     if snapshot.together is None:
         for one in snapshot.servers:
             complain(f"{one.url}: {one.failure}")
@@ -114,7 +112,7 @@ def _print_once(found: Iterator[Snapshot], facts: Facts, as_json: bool) -> None:
 
 
 def _print_json(snapshot: Snapshot) -> None:
-    print(json.dumps(snapshot.to_json()), flush=True)
+    say_json(snapshot.to_json())
 
 
 def _print_all(found: Iterator[Snapshot]) -> None:
@@ -122,26 +120,20 @@ def _print_all(found: Iterator[Snapshot]) -> None:
     for number, snapshot in enumerate(found):
         view.show(snapshot)
         if number:
-            print()
-        _print(view)
-
-
-def _print(view: View) -> None:
-    # A pipe has no width of its own; a table cut at 80 columns would help nobody.
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    # Written by print: rich ends the process with 1 if nobody reads any more.
-    with console.capture() as captured:
-        console.print(view)
-    print(captured.get(), end="", flush=True)
+            say("")
+        show(view)
 
 
 def _live(found: Iterator[Snapshot]) -> None:
     """Show snapshots on a screen of their own until q is pressed; Ctrl-Z leaves it for a while."""
-    newest: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
+    newest: queue.SimpleQueue[Snapshot | Exception] = queue.SimpleQueue()
 
     def look() -> None:
-        for snapshot in found:
-            newest.put(snapshot)
+        try:
+            for snapshot in found:
+                newest.put(snapshot)
+        except Exception as error:  # raised where the screen is given back first
+            newest.put(error)
 
     threading.Thread(target=look, name="look at servers", daemon=True).start()
     view = View("q ends" if sys.stdin.isatty() else "Ctrl-C ends", fit=True)
@@ -155,17 +147,22 @@ def _live(found: Iterator[Snapshot]) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _until_q(view: View, newest: queue.SimpleQueue[Snapshot], pressed: Callable[[], str]) -> None:
-    console = Console(highlight=False)
-    with Live(view, console=console, screen=True, auto_refresh=False) as screen:
-        size = console.size
+def _until_q(
+    view: View, newest: queue.SimpleQueue[Snapshot | Exception], pressed: Callable[[], str]
+) -> None:
+    window = console()
+    with Live(view, console=window, screen=True, auto_refresh=False) as screen:
+        size = window.size
         while not {"q", "Q"} & set(pressed()):
             try:
-                view.show(newest.get(timeout=_KEYS_S))
+                seen = newest.get(timeout=_KEYS_S)
+                if isinstance(seen, Exception):
+                    raise seen
+                view.show(seen)
             except queue.Empty:
-                if console.size == size:
+                if window.size == size:
                     continue
-            size = console.size
+            size = window.size
             screen.refresh()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...client import Client
@@ -42,12 +42,13 @@ class Facts:
     """Asks servers for their variants now and then, in a thread; silence is no fault here.
 
     Args:
-        clients: One for each server.
+        clients: One for each server, by its address.
     """
 
-    def __init__(self, clients: Sequence[Client]) -> None:
+    def __init__(self, clients: Mapping[str, Client]) -> None:
         self._clients = clients
         self._known: dict[str, Fact] = {}
+        self._failures: dict[str, str] = {}
         self._asked = threading.Event()
 
     def start(self) -> None:
@@ -65,27 +66,34 @@ class Facts:
         """Return what was said last, by variant; nothing of servers that do not answer."""
         return self._known
 
+    def failures(self) -> dict[str, str]:
+        """Return why servers could not be asked, by address; a server's own refusals are none."""
+        return self._failures
+
     def ask(self) -> None:
         """Ask all servers once; blocks for as long as the clients wait."""
         found: dict[str, list[Variant]] = {}
-        for client in self._clients:
+        failures: dict[str, str] = {}
+        for address, client in self._clients.items():
             try:
                 held = client.variants()
             except Resnet50Error:
                 continue  # what the metrics say is shown all the same
+            except Exception as error:  # a token file that is gone, or a fault of this program
+                failures[address] = f"{type(error).__name__}: {error}"
+                continue
             answering: dict[str, Variant] = {}
             for one in held:
                 answering.setdefault(one.name, one)  # a second one of that name drains
             for one in answering.values():
                 found.setdefault(one.name, []).append(one)
         self._known = {name: _worst(those) for name, those in found.items()}
+        self._failures = failures
 
     def _run(self) -> None:
         while True:
-            try:
-                self.ask()
-            finally:
-                self._asked.set()
+            self.ask()
+            self._asked.set()
             time.sleep(EVERY_S)
 
 

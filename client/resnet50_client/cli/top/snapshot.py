@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -43,6 +43,7 @@ class Snapshot:
         servers: One each, in the order in which they were named.
         together: Those that answer, added up; None if none does.
         facts: What the API says of variants, by name; empty if it does not answer.
+        not_asked: Why a server could not be asked for them, by address.
     """
 
     time: datetime
@@ -50,6 +51,7 @@ class Snapshot:
     servers: tuple[ServerReading, ...]
     together: Reading | None
     facts: Mapping[str, Fact]
+    not_asked: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, watches: Sequence[Watch], facts: Facts, interval_s: float) -> Snapshot:
@@ -57,12 +59,15 @@ class Snapshot:
         now_s = time.time()
         servers, intervals = [], []
         for one in watches:
-            interval = one.interval
-            failing_s = time.monotonic() - one.failing_since_s if interval is None else 0.0
-            reading = None
+            interval, reading = one.interval, None
             if interval is not None:
-                intervals.append(interval)
-                reading = Reading.of(interval, now_s)
+                try:
+                    reading = Reading.of(interval, now_s)
+                    intervals.append(interval)
+                except Exception as error:  # of one server: the others are shown
+                    one.fail(f"{type(error).__name__}: {error}")
+                    interval = None
+            failing_s = time.monotonic() - one.failing_since_s if interval is None else 0.0
             name, url = one.endpoint.name, one.endpoint.url
             failure = one.failure if interval is None else ""
             servers.append(ServerReading(name, url, failure, failing_s, reading))
@@ -74,6 +79,7 @@ class Snapshot:
             tuple(servers),
             together.with_variants(known) if together is not None else None,
             known,
+            facts.failures(),
         )
 
     def to_json(self) -> dict[str, Any]:

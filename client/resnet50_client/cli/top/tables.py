@@ -223,6 +223,10 @@ def warnings(seen: Snapshot, reading: Reading) -> list[RenderableType]:
         for name, fact in seen.facts.items()
         if fact.last_failure
     ]
+    found += [
+        f"{address}: could not be asked for its variants: {reason}"
+        for address, reason in seen.not_asked.items()
+    ]
     for one in reading.variants:
         if len(one.digests) > 1:
             digests = ", ".join(digest[:12] for digest in one.digests)

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from ..bench.table import NOTHING, number
+from ..output import printable
 from . import cells, tables
 from .cells import BAD, QUIET, WARNING
 from .reading import Reading
@@ -38,7 +39,7 @@ class View:
 
     def show(self, snapshot: Snapshot) -> None:
         """Take a new snapshot."""
-        self._snapshot = snapshot
+        self._snapshot = printable(snapshot)
         together = snapshot.together
         self._images_per_s.append(together.images_per_s if together is not None else None)
 

@@ -43,14 +43,23 @@ class Watch:
         """Ask the server, and note what it did since the last time; blocks."""
         try:
             scrape = fetch(self.endpoint, self._timeout_s)
+            before = self._last
+            if before is not None and scrape.time_s - before.time_s > self._stale_s:
+                before = None
+            interval = Interval.between(before, scrape)
         except ScrapeError as error:
-            self._fail(str(error))
-            return
-        before = self._last
-        if before is not None and scrape.time_s - before.time_s > self._stale_s:
-            before = None
-        self.interval, self._last = Interval.between(before, scrape), scrape
-        self.failure = ""
+            self.fail(str(error))
+        except Exception as error:  # it is asked again, whatever it has sent
+            self.fail(f"{type(error).__name__}: {error}")
+        else:
+            self.interval, self._last = interval, scrape
+            self.failure = ""
+
+    def fail(self, reason: str) -> None:
+        """Note that it has no figures, and why."""
+        if not self.failure:
+            self.failing_since_s = time.monotonic()
+        self.interval, self.failure = None, reason
 
     def begin(self) -> None:
         """Look in a thread of its own, unless one is still at it."""
@@ -64,12 +73,7 @@ class Watch:
         assert self._looking is not None
         self._looking.join(max(0.0, began_s + self._timeout_s + GRACE_S - time.monotonic()))
         if self._looking.is_alive():
-            self._fail(f"no answer within {self._timeout_s:g} s")
-
-    def _fail(self, reason: str) -> None:
-        if not self.failure:
-            self.failing_since_s = time.monotonic()
-        self.interval, self.failure = None, reason
+            self.fail(f"no answer within {self._timeout_s:g} s")
 
 
 def look_at_all(watches: Sequence[Watch]) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from ...client import Client
 from ...connection import CHANGE_TIMEOUT_S
 from ...results import LoadedVariant, Variant
 from ..options import AsJson, Timeout
-from ..output import EXIT_STATUSES, errors_shown
+from ..output import EXIT_STATUSES, errors_shown, printable, say, say_json
+from ..output import show as show_table
 from ..servers import Servers, with_servers
 from . import table
 from .each import ask_each, change_each
@@ -64,14 +62,12 @@ def list_variants(servers: Servers, timeout_s: Timeout = None, as_json: AsJson =
         found = client.variants()
         if as_json:
             for one in found:
-                print(json.dumps({"server": address, **dataclasses.asdict(one)}))
+                say_json({"server": address, **dataclasses.asdict(one)})
             return
-        # A pipe has no width of its own; a table cut at 80 columns would help nobody.
-        console = Console(width=None if sys.stdout.isatty() else 130, highlight=False, markup=False)
-        console.print(f"{address}:", soft_wrap=True)
-        console.print(table.table(found))
+        say(f"{address}:")
+        show_table(table.table(printable(found)))
         for line in table.failures(found):
-            console.print(line, soft_wrap=True)
+            say(line)
 
     ask_each(servers, timeout_s, show)
 
@@ -87,12 +83,11 @@ def show(
     """Show one variant in full, with its categories; of several servers, one answers."""
     with errors_shown(), servers.client(timeout_s) as client:
         found = dataclasses.asdict(client.variant(name))
-    if as_json:
-        print(json.dumps(found))
-        return
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    for key, value in found.items():
-        console.print(f"{key:20} {', '.join(value) if key == 'categories' else value}")
+        if as_json:
+            say_json(found)
+            return
+        for key, value in found.items():
+            say(f"{key:20} {', '.join(value) if key == 'categories' else value}")
 
 
 @variants.command(epilog=_OF_CHANGES)
@@ -120,9 +115,9 @@ def load(
         took_s = time.monotonic() - began_s
         if as_json:
             found = dataclasses.asdict(loaded) | {"took_s": round(took_s, 3)}
-            print(json.dumps({"server": address, **found}), flush=True)
+            say_json({"server": address, **found})
         else:
-            print(f"{address}: {_loaded(loaded)}, in {took_s:.1f} s", flush=True)
+            say(f"{address}: {_loaded(loaded)}, in {took_s:.1f} s")
 
     change_each(servers, None, change)
 
@@ -140,10 +135,9 @@ def unload(
     def change(address: str, client: Client) -> None:
         unloaded = client.unload_variant(name, timeout_s=timeout_s)
         if as_json:
-            found = {"server": address, "variant": dataclasses.asdict(unloaded)}
-            print(json.dumps(found), flush=True)
+            say_json({"server": address, "variant": dataclasses.asdict(unloaded)})
         else:
-            print(f"{address}: {_named(unloaded)} is unloaded", flush=True)
+            say(f"{address}: {_named(unloaded)} is unloaded")
 
     change_each(servers, None, change)
 
@@ -158,12 +152,11 @@ def default(
     def change(address: str, client: Client) -> None:
         new = client.set_default_variant(name)
         if as_json:
-            print(json.dumps({"server": address, **dataclasses.asdict(new)}), flush=True)
+            say_json({"server": address, **dataclasses.asdict(new)})
         else:
-            print(
+            say(
                 f"{address}: {_named(new.variant)} answers requests that name no variant,"
-                f" as {new.previous} did",
-                flush=True,
+                f" as {new.previous} did"
             )
 
     change_each(servers, timeout_s, change)

@@ -9,7 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from ...client import Client
 from ...errors import Resnet50Error
 from ...results import LoadedVariant, Loading
-from ..output import complain, errors
+from ..output import complain, errors, printable
 from . import table
 
 _POLL_S = 0.25
@@ -34,23 +34,24 @@ def load(client: Client, address: str, name: str, replace: bool, timeout_s: floa
     stage = ""
     live = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=errors,
         transient=True,
         redirect_stdout=False,
         disable=not errors.is_terminal,
     )
     with ThreadPoolExecutor(1, "load") as pool, live:
-        task = live.add_task(f"{where}: asked for")
+        task = live.add_task(printable(f"{where}: asked for"))
         call = pool.submit(client.load_variant, name, replace=replace, timeout_s=timeout_s)
         try:
             while not wait([call], _POLL_S).done:
                 seen = _seen(client, name)
                 if seen is None:
                     continue
-                live.update(task, description=f"{where}: {table.progress(seen)}")
+                far = f"{where}: {table.progress(seen)}"
+                live.update(task, description=printable(far))
                 if seen.stage != stage and not errors.is_terminal:
-                    complain(f"{where}: {table.progress(seen)}")
+                    complain(far)
                 stage = seen.stage
             return call.result()
         except BaseException:

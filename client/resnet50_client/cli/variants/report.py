@@ -15,7 +15,7 @@ from ..bench.table import NOTHING, number
 
 
 def shown(address: str, reports: Sequence[TrafficReport]) -> RenderableType:
-    """Return what a server says of its splits."""
+    """Return what a server says of its splits; all text is printable."""
     if not reports:
         return Text(f"{address}: no traffic split is set")
     return Group(Text(f"{address}:"), *(_report(one) for one in reports))

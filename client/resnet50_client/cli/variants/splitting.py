@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 
 from ...client import Client
 from ...splits import TrafficReport
 from ..options import AsJson, Timeout
-from ..output import INTERRUPTED
+from ..output import INTERRUPTED, console, printable, say, say_json, show
 from ..servers import Servers, with_servers
 from .each import ask_each, change_each
 from .report import shown, summary
@@ -60,7 +59,7 @@ def split(
         if as_json:
             _print_json([(address, [report])])
         else:
-            print(f"{address}: {summary(report)}", flush=True)
+            say(f"{address}: {summary(report)}")
 
     change_each(servers, timeout_s, change)
 
@@ -130,26 +129,20 @@ def _watch(looks: Iterator[Found], as_json: bool) -> None:
         for found in looks:
             _print(found, as_json)
         return
-    with Live(console=_console(), auto_refresh=False) as live:
+    with Live(console=console(), auto_refresh=False) as live:
         for found in looks:
-            live.update(Group(*(shown(*one) for one in found)), refresh=True)
+            live.update(Group(*(shown(*printable(one)) for one in found)), refresh=True)
 
 
 def _print(found: Found, as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    console = _console()
-    for address, reports in found:
-        console.print(shown(address, reports))
+    for one in found:
+        show(shown(*printable(one)))
 
 
 def _print_json(found: Found) -> None:
     for address, reports in found:
         for one in reports:
-            print(json.dumps({"server": address, **dataclasses.asdict(one)}), flush=True)
-
-
-def _console() -> Console:
-    # A pipe has no width of its own; a table cut at 80 columns would help nobody.
-    return Console(width=None if sys.stdout.isatty() else 130, highlight=False, markup=False)
+            say_json({"server": address, **dataclasses.asdict(one)})

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from ...results import Loading, Variant
 from ..top.cells import size
 
 
 def table(found: Sequence[Variant]) -> Table:
-    """Return a row for each variant."""
+    """Return a row for each variant; their texts are printable."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("name", "state", "transform", "acc@1", "runs on", "weights"):
         shown.add_column(heading, no_wrap=heading != "state")
@@ -35,12 +34,10 @@ def table(found: Sequence[Variant]) -> Table:
     return shown
 
 
-def failures(found: Sequence[Variant]) -> list[Text]:
+def failures(found: Sequence[Variant]) -> list[str]:
     """Return a line for each variant whose last load failed."""
     return [
-        Text(f"{one.name}: the last load failed: {one.last_failure}")
-        for one in found
-        if one.last_failure
+        f"{one.name}: the last load failed: {one.last_failure}" for one in found if one.last_failure
     ]
 
 

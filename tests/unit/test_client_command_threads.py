@@ -1,0 +1,70 @@
+"""What the commands' threads share: one adds to it while another one looks."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from resnet50_client.cli.bench.calls import Outcome
+from resnet50_client.cli.bench.record import Record
+from resnet50_client.cli.footage import Shot, UnderWay
+from resnet50_client.frames import FrameAnswer
+
+FRAMES = 60_000
+CODES = 4_000
+
+
+@pytest.fixture(autouse=True)
+def threads_take_turns_all_the_time() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_frames_are_answered_while_others_are_sent():
+    done = []
+    under_way = UnderWay(
+        (Shot(b"", number, 0.0, "") for number in range(FRAMES)),
+        threading.Event(),
+        None,
+        lambda shot: done.append(shot.number),
+    )
+    sent: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def send() -> None:
+        for number, _ in enumerate(under_way.images()):
+            sent.put(number)
+        sent.put(None)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    try:
+        while (frame_id := sent.get()) is not None:
+            under_way.answered(FrameAnswer(frame_id, None, None, None))
+    finally:
+        under_way.close()
+        sending.join()
+    assert done == list(range(FRAMES))
+
+
+def test_errors_are_shown_while_others_are_counted():
+    record = Record(0.0, 0.0, 1.0, 1.0)
+
+    def count() -> None:
+        for number in range(CODES):
+            record.begin(0.5)
+            record.end(0.5, 0.5, Outcome(str(number)))
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    try:
+        while counting.is_alive():
+            assert len(record.errors) <= CODES
+    finally:
+        counting.join()
+    assert len(record.errors) == CODES
