@@ -15,10 +15,10 @@ from .async_variants import AsyncVariants
 from .connection import HEALTH_POLL_S, Connection, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
-from .images import ImageInput, lies_in_memory
+from .images import ImageInput, is_quickly_read
 from .results import Classification, Embedding
 
-Request = TypeVar("Request")
+Options = TypeVar("Options")
 Result = TypeVar("Result")
 
 
@@ -60,16 +60,9 @@ class AsyncClient(AsyncVariants):
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
             OSError: The image's file cannot be read.
         """
-        request = await _build(
-            messages.classify_request,
-            image,
-            variant,
-            top_k,
-            min_probability,
-            include_embedding,
-            pixel_format,
-        )
-        return await self._call(calls.classify_call(request), timeout_s, caller_key)
+        options = messages.classify_options(variant, top_k, min_probability, include_embedding)
+        call = await _made(calls.classify_call, image, pixel_format, options)
+        return await self._call(call, timeout_s, caller_key)
 
     async def embed(
         self,
@@ -98,10 +91,9 @@ class AsyncClient(AsyncVariants):
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
             OSError: The image's file cannot be read.
         """
-        request = await _build(
-            messages.embed_request, image, variant, l2_normalize, dtype, pixel_format
-        )
-        return await self._call(calls.embed_call(request), timeout_s, caller_key)
+        options = messages.embed_options(variant, l2_normalize, dtype)
+        call = await _made(calls.embed_call, image, pixel_format, options)
+        return await self._call(call, timeout_s, caller_key)
 
     def classify_stream(
         self,
@@ -368,8 +360,13 @@ async def _in_place(
             yield answer.outcome(errors)
 
 
-async def _build(request: Callable[..., Request], image: ImageInput, *arguments: object) -> Request:
-    """Build a request, in a thread if the image has to be read from somewhere first."""
-    if lies_in_memory(image):
-        return request(image, *arguments)
-    return await asyncio.to_thread(request, image, *arguments)
+async def _made(
+    make: Callable[[ImageInput, str | None, Options], calls.SingleCall[Result]],
+    image: ImageInput,
+    pixel_format: str | None,
+    options: Options,
+) -> calls.SingleCall[Result]:
+    """Make a call, in a thread if its image has to be read from somewhere, or is large."""
+    if is_quickly_read(image):
+        return make(image, pixel_format, options)
+    return await asyncio.to_thread(make, image, pixel_format, options)

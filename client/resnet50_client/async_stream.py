@@ -21,7 +21,7 @@ from .aio_status import keep_status
 from .channels import Channels
 from .connection import Connection, Resumption
 from .frames import FrameAnswer, StreamKind, Unanswered
-from .images import ImageInput, lies_in_memory
+from .images import ImageInput, is_quickly_read
 from .observer import Observation
 
 Result = TypeVar("Result")
@@ -140,7 +140,7 @@ class AsyncStream(Generic[Result]):
             image = await self._next_image()
             if image is _END:
                 self._exhausted = True
-            elif lies_in_memory(image):
+            elif is_quickly_read(image):
                 self._unanswered.add(self._unanswered.read(image))
             else:
                 self._unanswered.add(await asyncio.to_thread(self._unanswered.read, image))

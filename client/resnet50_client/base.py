@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from .addresses import DEFAULT_SERVER
 from .certificates import Pem
@@ -141,6 +141,12 @@ class BaseClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._connection)!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} can be neither pickled nor copied, since it holds connections;"
+            " make one in each process, for example when it is first used there"
+        )
 
     def _check_open(self) -> None:
         if self._closed:

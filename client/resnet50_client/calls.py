@@ -6,11 +6,12 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
-from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
+from resnet50.v1 import inference_pb2, variant_pb2
 
 from . import health, messages
+from .images import ImageInput, RawPixels, put_image, read_image
 from .results import Classification, Embedding, LoadedVariant, NewDefault, Variant
 from .splits import TrafficReport
 from .stubs import Stubs
@@ -47,22 +48,38 @@ class SingleCall(Generic[Result]):
     of_upload: bool = False
 
 
-def classify_call(request: inference_pb2.ClassifyRequest) -> SingleCall[Classification]:
-    """Return the call: an upload if the image is large."""
-    if not _is_large(request.image):
+def classify_call(
+    image: ImageInput, pixel_format: str | None, options: inference_pb2.ClassifyOptions
+) -> SingleCall[Classification]:
+    """Read the image, which may block, and return the call: an upload if it is large.
+
+    Raises:
+        InvalidImageError: The image cannot be sent.
+        TypeError: It is of no type that is known here.
+        OSError: Its file cannot be read.
+    """
+    content = read_image(image, pixel_format)
+    if not _is_large(content):
+        request = inference_pb2.ClassifyRequest(options=options)
+        put_image(request.image, content)
         return _inference("Classify", request, messages.classification)
-    options = inference_pb2.ClassifyUploadOptions(options=request.options)
+    first = inference_pb2.ClassifyUploadOptions(options=options)
     part = inference_pb2.ClassifyUploadRequest
-    return _upload("ClassifyUpload", part, options, request.image, messages.classification)
+    return _upload("ClassifyUpload", part, first, content, messages.classification)
 
 
-def embed_call(request: inference_pb2.EmbedRequest) -> SingleCall[Embedding]:
-    """Return the call: an upload if the image is large."""
-    if not _is_large(request.image):
+def embed_call(
+    image: ImageInput, pixel_format: str | None, options: inference_pb2.EmbedOptions
+) -> SingleCall[Embedding]:
+    """Read the image and return the call; as `classify_call`."""
+    content = read_image(image, pixel_format)
+    if not _is_large(content):
+        request = inference_pb2.EmbedRequest(options=options)
+        put_image(request.image, content)
         return _inference("Embed", request, messages.embedding)
-    options = inference_pb2.EmbedUploadOptions(options=request.options)
+    first = inference_pb2.EmbedUploadOptions(options=options)
     part = inference_pb2.EmbedUploadRequest
-    return _upload("EmbedUpload", part, options, request.image, messages.embedding)
+    return _upload("EmbedUpload", part, first, content, messages.embedding)
 
 
 def variants_call() -> SingleCall[list[Variant]]:
@@ -146,8 +163,8 @@ def full_name(method: str) -> str:
     return _FULL_NAMES[method]
 
 
-def _is_large(image: image_pb2.Image) -> bool:
-    return image.HasField("encoded") and image.ByteSize() > UPLOAD_ABOVE_BYTES
+def _is_large(content: bytes | RawPixels) -> TypeGuard[bytes]:
+    return isinstance(content, bytes) and len(content) > UPLOAD_ABOVE_BYTES
 
 
 def _inference(method: str, request: Any, read: Callable[[Any], Result]) -> SingleCall[Result]:
@@ -172,10 +189,9 @@ def _upload(
     method: str,
     part: Callable[..., Any],
     options: Any,
-    image: image_pb2.Image,
+    content: bytes,
     read: Callable[[Any], Result],
 ) -> SingleCall[Result]:
-    content = image.encoded
     options.sha256 = hashlib.sha256(content).digest()
 
     def parts() -> Iterator[Any]:
@@ -189,7 +205,17 @@ def _upload(
     return SingleCall(
         full_name(method),
         start,
-        lambda: sum(one.ByteSize() for one in parts()),
+        lambda: part(options=options).ByteSize() + _length_of_chunks(len(content)),
         read,
         of_upload=True,
+    )
+
+
+def _length_of_chunks(length: int) -> int:
+    """Return the length of the messages that carry so many bytes, without making them."""
+    whole, rest = divmod(length, CHUNK_BYTES)
+    return sum(
+        # A field's tag takes one byte, its length 7 bits a byte.
+        count * (1 + (chunk.bit_length() + 6) // 7 + chunk)
+        for count, chunk in ((whole, CHUNK_BYTES), (1 if rest else 0, rest))
     )

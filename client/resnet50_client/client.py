@@ -58,10 +58,9 @@ class Client(BlockingVariants):
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
             OSError: The image's file cannot be read.
         """
-        request = messages.classify_request(
-            image, variant, top_k, min_probability, include_embedding, pixel_format
-        )
-        return self._call(calls.classify_call(request), timeout_s, caller_key)
+        options = messages.classify_options(variant, top_k, min_probability, include_embedding)
+        call = calls.classify_call(image, pixel_format, options)
+        return self._call(call, timeout_s, caller_key)
 
     def embed(
         self,
@@ -90,8 +89,9 @@ class Client(BlockingVariants):
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
             OSError: The image's file cannot be read.
         """
-        request = messages.embed_request(image, variant, l2_normalize, dtype, pixel_format)
-        return self._call(calls.embed_call(request), timeout_s, caller_key)
+        options = messages.embed_options(variant, l2_normalize, dtype)
+        call = calls.embed_call(image, pixel_format, options)
+        return self._call(call, timeout_s, caller_key)
 
     def classify_stream(
         self,

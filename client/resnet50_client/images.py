@@ -105,11 +105,31 @@ _CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
 _FORMAT_OF_CHANNELS = {3: "RGB", 4: "RGBA", 1: "GRAY"}
 PLANAR_FORMATS = ("NV12", "I420")
 PIXEL_FORMATS = (*_CHANNELS, *PLANAR_FORMATS)
+# Longer ones are copied, and hashed, in a thread rather than on an event loop: 1 MiB takes about a
+# millisecond.
+QUICK_BYTES = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Image:
-    """Return the image as the contract carries it; files travel as they are, arrays as raw pixels.
+@dataclass(frozen=True)
+class RawPixels:
+    """The pixels of one image, as the contract's `RawImage` has them.
+
+    Attributes:
+        width: In pixels.
+        height: In pixels.
+        pixel_format: "RGB", "BGR", "RGBA", "GRAY", "NV12" or "I420".
+        pixels: Row by row, without padding.
+    """
+
+    width: int
+    height: int
+    pixel_format: str
+    pixels: bytes
+
+
+def read_image(image: ImageInput, pixel_format: str | None = None) -> bytes | RawPixels:
+    """Return what is sent of an image: a file's content as it is, or raw pixels.
 
     Args:
         image: See `ImageInput`.
@@ -121,7 +141,7 @@ def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Im
         OSError: The file cannot be read.
     """
     if isinstance(image, VideoFrame):
-        return to_image(image.image, image.pixel_format)
+        return read_image(image.image, image.pixel_format)
     if pixel_format is not None and pixel_format not in PIXEL_FORMATS:
         raise InvalidImageError(
             f"pixel_format: is {pixel_format!r}, must be one of {', '.join(PIXEL_FORMATS)}",
@@ -129,9 +149,9 @@ def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Im
         )
     array = _array(image)
     if pixel_format is None and _is_file(array):
-        return image_pb2.Image(encoded=array.tobytes())
+        return array.tobytes()
     if array is not None:
-        return image_pb2.Image(raw=_raw(array, pixel_format))
+        return _raw(array, pixel_format)
     if pixel_format is not None:
         raise InvalidImageError(
             f"pixel_format: {pixel_format!r} goes with an array only; a file says itself what it"
@@ -139,12 +159,34 @@ def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Im
             "height, width, channels)",
             field="image",
         )
-    return image_pb2.Image(encoded=_encoded(image))
+    return _encoded(image)
 
 
-def lies_in_memory(image: ImageInput) -> bool:
-    """Return whether `to_image` has nothing to read from a file."""
-    return isinstance(image, (bytes, bytearray, memoryview, np.ndarray, VideoFrame))
+def put_image(message: image_pb2.Image, content: bytes | RawPixels) -> None:
+    """Put what `read_image` gave into a message, where it is: large images are copied once."""
+    if isinstance(content, bytes):
+        message.encoded = content
+        return
+    raw = message.raw
+    raw.width, raw.height = content.width, content.height
+    raw.pixel_format = image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{content.pixel_format}")
+    raw.pixels = content.pixels
+
+
+def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Image:
+    """Return the image as the contract carries it; arguments and errors as of `read_image`."""
+    message = image_pb2.Image()
+    put_image(message, read_image(image, pixel_format))
+    return message
+
+
+def is_quickly_read(image: ImageInput) -> bool:
+    """Return whether `read_image` takes next to no time: no file to read, and little to copy."""
+    if isinstance(image, VideoFrame):
+        image = image.image
+    if isinstance(image, (memoryview, np.ndarray)):
+        return image.nbytes <= QUICK_BYTES
+    return isinstance(image, (bytes, bytearray)) and len(image) <= QUICK_BYTES
 
 
 def _encoded(image: Any) -> bytes:
@@ -248,7 +290,7 @@ def _tensor_array(tensor: torch.Tensor) -> NDArray[Any]:
     )
 
 
-def _raw(array: NDArray[Any], pixel_format: str | None) -> image_pb2.RawImage:
+def _raw(array: NDArray[Any], pixel_format: str | None) -> RawPixels:
     def refuse(reason: str) -> InvalidImageError:
         return InvalidImageError(
             f"image: an array of shape {list(array.shape)} and dtype {array.dtype} {reason}",
@@ -260,7 +302,7 @@ def _raw(array: NDArray[Any], pixel_format: str | None) -> image_pb2.RawImage:
             "does not hold 8-bit pixels; convert it to uint8, 0 to 255, and leave resizing and"
             " normalising to the server"
         )
-    if array.ndim == 2 and pixel_format in PLANAR_FORMATS:
+    if array.ndim == 2 and pixel_format is not None and pixel_format in PLANAR_FORMATS:
         return _planar(array, pixel_format, refuse)
     if array.ndim == 2:
         array = array[:, :, None]
@@ -279,24 +321,24 @@ def _raw(array: NDArray[Any], pixel_format: str | None) -> image_pb2.RawImage:
             f"does not fit pixel_format {name!r}"
             + (f" with its {_CHANNELS[name]} channels" if name in _CHANNELS else f" ({known})")
         )
-    return image_pb2.RawImage(
+    return RawPixels(
         width=array.shape[1],
         height=array.shape[0],
-        pixel_format=image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{name}"),
+        pixel_format=name,
         pixels=array.tobytes(),
     )
 
 
 def _planar(
-    array: NDArray[np.uint8], name: str | None, refuse: Callable[[str], InvalidImageError]
-) -> image_pb2.RawImage:
+    array: NDArray[np.uint8], name: str, refuse: Callable[[str], InvalidImageError]
+) -> RawPixels:
     """Take [height * 3 / 2, width]: a plane of luma above the chroma planes, as OpenCV has it."""
     rows, width = array.shape
     if rows % 3 or width % 2 or array.size == 0:
         raise refuse(f"is not {name} of [height * 3 / 2, width] with even sides")
-    return image_pb2.RawImage(
+    return RawPixels(
         width=width,
         height=rows // 3 * 2,
-        pixel_format=image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{name}"),
+        pixel_format=name,
         pixels=array.tobytes(),
     )

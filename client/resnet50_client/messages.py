@@ -12,7 +12,6 @@ from resnet50.v1 import inference_pb2, result_pb2, variant_pb2
 from .arguments import check_choice, check_count, check_probability
 from .errors import InvalidRequestError, ServerError
 from .frames import DELIVERIES, Delivery, StreamKind
-from .images import ImageInput, to_image
 from .results import (
     BatchLatency,
     CacheUse,
@@ -47,33 +46,14 @@ _CACHE_USES: dict[result_pb2.CacheUse.ValueType, CacheUse] = {
 }
 
 
-def classify_request(
-    image: ImageInput,
-    variant: str,
-    top_k: int,
-    min_probability: float | None,
-    include_embedding: bool,
-    pixel_format: str | None,
-) -> inference_pb2.ClassifyRequest:
-    """Build the request of `classify`."""
-    return inference_pb2.ClassifyRequest(
-        options=_classify_options(variant, top_k, min_probability, include_embedding),
-        image=to_image(image, pixel_format),
-    )
-
-
-def embed_request(
-    image: ImageInput, variant: str, l2_normalize: bool, dtype: str, pixel_format: str | None
-) -> inference_pb2.EmbedRequest:
-    """Build the request of `embed`."""
-    return inference_pb2.EmbedRequest(
-        options=_embed_options(variant, l2_normalize, dtype), image=to_image(image, pixel_format)
-    )
-
-
-def _classify_options(
+def classify_options(
     variant: str, top_k: int, min_probability: float | None, include_embedding: bool
 ) -> inference_pb2.ClassifyOptions:
+    """Check the options of `classify`.
+
+    Raises:
+        InvalidRequestError: One is wrong.
+    """
     check_count(
         "options.top_k", top_k, 0, "1 or more, or 0 for the server's default", "options.top_k"
     )
@@ -88,7 +68,12 @@ def _classify_options(
     )
 
 
-def _embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb2.EmbedOptions:
+def embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb2.EmbedOptions:
+    """Check the options of `embed`.
+
+    Raises:
+        InvalidRequestError: One is wrong.
+    """
     check_choice("dtype", dtype, _TYPES, "options.type")
     return _message(
         inference_pb2.EmbedOptions,
@@ -124,7 +109,7 @@ def classify_stream(
     window: int,
 ) -> StreamKind[Classification]:
     """Describe a stream of `classify_stream`."""
-    options = _classify_options(variant, top_k, min_probability, include_embedding)
+    options = classify_options(variant, top_k, min_probability, include_embedding)
     config = _config(inference_pb2.ClassifyStreamConfig, options, delivery, window)
     return StreamKind(
         "ClassifyStream",
@@ -145,7 +130,7 @@ def embed_stream(
     window: int,
 ) -> StreamKind[Embedding]:
     """Describe a stream of `embed_stream`."""
-    options = _embed_options(variant, l2_normalize, dtype)
+    options = embed_options(variant, l2_normalize, dtype)
     config = _config(inference_pb2.EmbedStreamConfig, options, delivery, window)
     return StreamKind(
         "EmbedStream", inference_pb2.EmbedStreamRequest, config, embedding, delivery, pixel_format

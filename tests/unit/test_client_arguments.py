@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +161,9 @@ async def test_unknown_pixel_format_of_one_image_is_refused(client, value):
 
 async def test_integers_of_numpy_are_integers(client):
     client.classify_many(["a.jpg"], top_k=np.int64(3), window=np.int32(4))
+
+
+def test_client_that_is_pickled_or_copied_says_what_to_do(client):
+    for take in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match=f"{type(client).__name__} can be .*in each process"):
+            take(client)
