@@ -65,17 +65,17 @@ class Calls(Observer):
         self.seen.append(call)
 
 
-def watched(server, monkeypatch) -> list[Call]:
+def watched(server) -> list[Call]:
     """Return the calls that a server will have got."""
     calls = Calls()
-    monkeypatch.setattr(server._observer, "call_started", calls.call_started, raising=True)
+    server._observers.add(calls)
     return calls.seen
 
 
-async def test_a_call_is_seen_from_start_to_end(kind, monkeypatch):
+async def test_a_call_is_seen_from_start_to_end(kind):
     recorder = Recorder(("x-team", "pets"))
     async with serving() as server:
-        seen = watched(server, monkeypatch)
+        seen = watched(server)
         async with Caller(kind, server.addresses[0], observers=[recorder]) as client:
             result = await client.classify(PNG)
     (call,) = recorder.ended
@@ -122,18 +122,18 @@ async def test_an_upload_is_seen_as_what_it_is(kind):
     assert call.timing is not None
 
 
-async def test_no_observer_sends_nothing_more(kind, monkeypatch):
+async def test_no_observer_sends_nothing_more(kind):
     async with serving() as server:
-        seen = watched(server, monkeypatch)
+        seen = watched(server)
         async with Caller(kind, server.addresses[0]) as client:
             await client.classify(PNG)
     assert {key for key, _ in seen[0].metadata} <= {"user-agent", "accept-encoding"}
 
 
-async def test_an_observer_may_name_the_request(kind, monkeypatch):
+async def test_an_observer_may_name_the_request(kind):
     recorder = Recorder(("x-request-id", "mine"))
     async with serving() as server:
-        seen = watched(server, monkeypatch)
+        seen = watched(server)
         async with Caller(kind, server.addresses[0], observers=[recorder]) as client:
             await client.classify(PNG)
     assert seen[0].request_id == recorder.ended[0].request_id == "mine"
@@ -292,10 +292,10 @@ class Broken(CallObserver):
         raise RuntimeError("ended")
 
 
-async def test_a_broken_observer_harms_no_call_and_is_named_once(kind, caplog, monkeypatch):
+async def test_a_broken_observer_harms_no_call_and_is_named_once(kind, caplog):
     recorder = Recorder(("x-team", "pets"))
     async with serving() as server:
-        seen = watched(server, monkeypatch)
+        seen = watched(server)
         async with Caller(kind, server.addresses[0], observers=[Broken(), recorder]) as client:
             with caplog.at_level(logging.ERROR, "resnet50_client"):
                 await client.classify(PNG)
