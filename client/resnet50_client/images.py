@@ -189,11 +189,16 @@ def is_quickly_read(image: ImageInput) -> bool:
     return isinstance(image, (bytes, bytearray)) and len(image) <= QUICK_BYTES
 
 
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL, by the scheme that it begins with."""
+    return _URL.match(path) is not None
+
+
 def _encoded(image: Any) -> bytes:
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, (str, os.PathLike)):
-        if isinstance(image, str) and _URL.match(image):
+        if isinstance(image, str) and is_url(image):
             # As a path it would be shown whole, and it may hold a password.
             raise InvalidImageError(
                 "image: is a URL, which the SDK does not fetch: fetch it and give its content; the"

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait as wait_for
 
 from .addresses import Literals, literals_of, split, target_of, target_of_one
-from .errors import DeadlineExceededError, UnavailableError
 from .forks import tell_after_fork
 
 # Names are looked up again this long after the last time, in seconds: while calls fail, so that a
 # server that has moved is found; and while all is well, since one of several may have moved.
 AGAIN_S = 1.0
 REFRESH_S = 30.0
+# A caller waits so long for the first lookup; a name service that is slower is left to gRPC.
+FIRST_LOOKUP_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,9 @@ class Resolver:
     """Gives gRPC's target for a client's addresses. May be used by many threads and event loops.
 
     Names are looked up in a thread of its own, by one at a time; callers wait for the first time
-    only, and then use what was found last until something else is.
+    only, and then use what was found last until something else is. While nothing is known, the
+    target is the first address alone, which gRPC looks up itself: if it cannot, the call fails with
+    UNAVAILABLE and is made again like any other.
 
     Args:
         addresses: As `addresses_of` gives them.
@@ -40,59 +44,46 @@ class Resolver:
         self._addresses = tuple(addresses)
         self._lock = threading.Lock()
         self._found: dict[str, Literals] = {}
-        self._target: str | None = None
-        self._reason = ""  # why names are missing
-        self._reported = ""
+        self._reasons: list[str] = []  # why names are missing
         self._pending: Future[None] | None = None
-        self._looked_up_s = 0.0
+        self._looked_up_s = -math.inf
         self._failed = False
-        self._fixed = len(self._addresses) == 1
-        if self._fixed:
-            self._target = target_of_one(self._addresses[0])
-        else:
-            known = {one: literals_of(one) for one in self._addresses}
-            self._found = {one: found for one, found in known.items() if found is not None}
-            self._fixed = len(self._found) == len(known)
+        self._target = target_of_one(self._addresses[0])
+        self._fixed = self._known = len(self._addresses) == 1
+        if not self._fixed:
+            numbers = [literals_of(one) for one in self._addresses]
+            self._fixed = self._known = None not in numbers
             if self._fixed:
-                self._target = target_of(list(self._found.values()))
+                self._target = target_of([one for one in numbers if one is not None])
         tell_after_fork(self)
 
     @property
     def target(self) -> str:
-        """GRPC's target, as last found; `wait` or `wait_async` comes first."""
-        assert self._target is not None
+        """GRPC's target, as it is known now; begins a lookup if one is due, and does not wait."""
+        self._lookup()
         return self._target
 
     def failed(self) -> None:
-        """Say that no server could be reached: names are looked up again soon."""
+        """Note that no server could be reached: names are looked up again soon."""
         self._failed = True
 
-    def wait(self, timeout_s: float) -> None:
-        """Return as soon as there is a target.
+    def wait(self, timeout_s: float = FIRST_LOOKUP_S) -> None:
+        """Wait for the first lookup.
 
         Args:
-            timeout_s: How long to wait at most, in seconds.
-
-        Raises:
-            UnavailableError: No name can be looked up.
-            DeadlineExceededError: It takes longer.
+            timeout_s: How long a caller can wait, in seconds; it is `FIRST_LOOKUP_S` at most.
         """
-        while (lookup := self._lookup()) is not None:
-            try:
-                lookup.result(min(timeout_s, threading.TIMEOUT_MAX))
-            except FutureTimeout:
-                raise self._too_slow() from None
-            self._check()
+        if (lookup := self._lookup()) is not None:
+            wait_for([lookup], min(timeout_s, FIRST_LOOKUP_S))
 
-    async def wait_async(self, timeout_s: float) -> None:
+    async def wait_async(self, timeout_s: float = FIRST_LOOKUP_S) -> None:
         """Wait as `wait` does, without blocking the event loop."""
-        while (lookup := self._lookup()) is not None:
+        if (lookup := self._lookup()) is not None:
             waiting = asyncio.wrap_future(lookup)
-            await asyncio.wait([waiting], timeout=min(timeout_s, threading.TIMEOUT_MAX))
-            if not waiting.done():
-                waiting.cancel()
-                raise self._too_slow()
-            self._check()
+            try:
+                await asyncio.wait([waiting], timeout=min(timeout_s, FIRST_LOOKUP_S))
+            finally:
+                waiting.cancel()  # the lookup may outlive the event loop
 
     def after_fork(self) -> None:
         """Make a new lock; a lookup that was under way is not in the child."""
@@ -100,7 +91,7 @@ class Resolver:
         self._pending = None
 
     def _lookup(self) -> Future[None] | None:
-        """Begin a lookup if one is due; return what to wait for, None if there is a target."""
+        """Begin a lookup if one is due; return what to wait for, None if something is known."""
         if self._fixed:
             return None
         with self._lock:
@@ -111,11 +102,11 @@ class Resolver:
                 threading.Thread(
                     target=self._look_up, args=[self._pending], name="resolve names", daemon=True
                 ).start()
-            return self._pending if self._target is None else None
+            return None if self._known else self._pending
 
     def _is_due(self) -> bool:
-        pause_s = AGAIN_S if self._failed else REFRESH_S
-        return self._target is None or time.monotonic() - self._looked_up_s >= pause_s
+        pause_s = AGAIN_S if self._failed or not self._known else REFRESH_S
+        return time.monotonic() - self._looked_up_s >= pause_s
 
     def _look_up(self, done: Future[None]) -> None:
         found: dict[str, Literals] = {}
@@ -132,30 +123,15 @@ class Resolver:
                 for one in self._addresses
                 if one in found or one in self._found
             }
-            self._target = target_of(list(self._found.values())) if self._found else None
-            self._reason = "; ".join(reasons)
+            if self._found:
+                self._target, self._known = target_of(list(self._found.values())), True
             self._looked_up_s, self._failed = time.monotonic(), False
             if self._pending is done:
                 self._pending = None
-            news, self._reported = self._reason != self._reported, self._reason
-        if news and reasons and self._found:
-            log.warning("server: names that cannot be looked up are left out: %s", self._reason)
+            news, self._reasons = reasons != self._reasons, reasons
+        if news and reasons:
+            log.warning("server: names that cannot be looked up now: %s", "; ".join(reasons))
         done.set_result(None)
-
-    def _check(self) -> None:
-        if self._target is None:
-            raise UnavailableError(
-                f"no name of the servers can be looked up: {self._reason}; is it right, and is the"
-                " name service reachable?",
-                code="UNAVAILABLE",
-            )
-
-    def _too_slow(self) -> DeadlineExceededError:
-        return DeadlineExceededError(
-            f"{', '.join(self._addresses)}: the names were not looked up within timeout_s; allow"
-            " more time, or look at the name service",
-            code="DEADLINE_EXCEEDED",
-        )
 
 
 def _resolved(address: str) -> Literals:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, cast
 
@@ -83,17 +84,21 @@ def frames_from_video(
         ValueError: An argument is wrong.
         OSError: The source cannot be opened, or is no video; raised at the first frame.
     """
-    if fps is not None and not (fps > 0 and math.isfinite(fps)):
-        raise ValueError(f"fps: is {fps}, must be above 0, or None for all frames")
+    if fps is not None and not (_is_number(fps) and fps > 0 and math.isfinite(fps)):
+        raise ValueError(f"fps: is {fps!r}, must be a number above 0, or None for all frames")
     if encoding not in ("raw", "jpeg"):
         raise ValueError(f"encoding: is {encoding!r}, must be 'raw' or 'jpeg'")
-    if not 1 <= jpeg_quality <= 100:
-        raise ValueError(f"jpeg_quality: is {jpeg_quality}, must be 1 to 100")
+    if not (_is_number(jpeg_quality) and 1 <= jpeg_quality <= 100):
+        raise ValueError(f"jpeg_quality: is {jpeg_quality!r}, must be 1 to 100")
     _require("av")
     if encoding == "jpeg":
         _require("PIL")
         return _frames(source, fps, _JpegEncoder(jpeg_quality))
     return _frames(source, fps, _raw)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _require(module: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from clients import KINDS
 
 from resnet50_client import frames_from_video, video
+from resnet50_client.cli.images import answers
 from resnet50_client.profile import Profile
 from resnet50_client.redaction import redact
 
@@ -171,3 +172,12 @@ def test_pixels_are_not_shown():
         with pytest.raises(TypeError) as refused:
             kind("127.0.0.1:1").classify_many(np.zeros((2, 2, 3), np.uint8))
         assert "[2, 2, 3]" in str(refused.value)
+
+
+def test_command_line_shows_a_url_that_it_was_given_as_an_image_without_its_password():
+    def call(images):
+        for image in images:
+            yield ValueError(str(image))
+
+    given = ["rtsp://user:s3cret@camera/a", "token=3.jpg"]
+    assert [one.path for one in answers(call, given)] == ["rtsp://***@camera/a", "token=3.jpg"]

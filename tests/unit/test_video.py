@@ -284,6 +284,9 @@ def test_what_cannot_be_decoded_is_left_out(tmp_path, caplog):
     [
         ({"fps": 0}, "fps: is 0"),
         ({"fps": float("nan")}, "fps: is nan"),
+        ({"fps": "5"}, "fps: is '5'"),
+        ({"fps": True}, "fps: is True"),
+        ({"jpeg_quality": "90"}, "jpeg_quality: is '90'"),
         ({"encoding": "png"}, "encoding: is 'png'"),
         ({"jpeg_quality": 0}, "jpeg_quality: is 0"),
     ],

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..errors import UnavailableError
-from ..images import ImageInput
+from ..images import ImageInput, is_url
+from ..redaction import redact
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 STDIN = "-"
@@ -69,7 +70,8 @@ def answers(
 
     def images() -> Iterator[ImageInput]:
         for path in paths:
-            under_way.append(path)
+            # A URL is refused, and shown then; a file keeps its name, whatever that is.
+            under_way.append(redact(path, path) if is_url(path) else path)
             yield sys.stdin.buffer if path == STDIN else path
 
     with closing(call(images())) as outcomes:
