@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import numpy as np
@@ -55,18 +55,23 @@ class Puppet(grpc.ServerInterceptor):
     Args:
         text: What all texts in its answers are.
         fails: With which code every call ends, `text` being the message; None: calls are answered.
-        frames_fail: Whether frames fail, with `text`, instead.
+        frames: What becomes of the frames of streams: "answered", "failed" with `text`, "swapped"
+            (two by two), "ended" (the stream ends with OK after its first answer), "closed" (it
+            does so before it) or "ignored".
 
     Attributes:
         metadata: Of each call, by its method's path.
     """
 
     def __init__(
-        self, text: str, fails: grpc.StatusCode | None = None, frames_fail: bool = False
+        self,
+        text: str,
+        fails: grpc.StatusCode | None = None,
+        frames: Literal["answered", "failed", "swapped", "ended", "closed", "ignored"] = "answered",
     ) -> None:
         self.text = text
         self.fails = fails
-        self.frames_fail = frames_fail
+        self.frames = frames
         self.metadata: list[tuple[str, dict[str, Any]]] = []
 
     def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -89,16 +94,27 @@ class Puppet(grpc.ServerInterceptor):
         def behave(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             if self.fails is not None:
                 context.abort(self.fails, self.text)
-            for request in requests:
-                if request.HasField("frame"):
-                    one: Any = filled(reply(), self.text)
-                    one.frame_id = request.frame.frame_id
-                    if self.frames_fail:
-                        one.error.code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
-                        one.error.message = self.text
-                    yield one
+            ids = (one.frame.frame_id for one in requests if one.HasField("frame"))
+            for frame_id in ids:
+                if self.frames == "closed":
+                    return
+                if self.frames == "ignored":
+                    continue
+                if self.frames == "swapped":
+                    yield self._answer(reply, next(ids))
+                yield self._answer(reply, frame_id)
+                if self.frames == "ended":
+                    return
 
         return behave
+
+    def _answer(self, reply: type[Message], frame_id: int) -> Any:
+        one: Any = filled(reply(), self.text)
+        one.frame_id = frame_id
+        if self.frames == "failed":
+            one.error.code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+            one.error.message = self.text
+        return one
 
 
 def _health(puppet: Puppet) -> Any:

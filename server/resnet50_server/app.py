@@ -214,6 +214,8 @@ class Server:
             await self._listen(server)
         log.info("loading the variants")
         watch = self._folder_watch(variants, changes)
+        if watch is not None:
+            await watch.begin()
         await changes.begin()
         if watch is not None:
             self._watching = asyncio.create_task(watch.run(), name="watch variants_dir")

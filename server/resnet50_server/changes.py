@@ -6,16 +6,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from .errors import NotNow, VariantNotFound, WeightsError
+from .errors import DiskTimeout, NotNow, ServingError, VariantNotFound, WeightsError
 from .errors import let_go as let_go_of
 from .held import HeldVariant, HeldVariants
 from .loading import FORESEEN, let_go
 from .memory import return_memory
 from .stages import Loading
+from .texts import shortened
 from .variants.definition import Definition, define, official_definitions, plain
 from .variants.directory import Stamp, VariantsDirectory
+from .variants.disk import FEW_FILES_S, Disk
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ class Changes:
         naming: Callable[[str], list[str]] = lambda _: [],
     ) -> None:
         self.directory = directory
+        self._disk = Disk(str(directory), FEW_FILES_S)
         self.stamps: dict[str, Stamp] = {}
         # What the server was started with may come back after it was unloaded.
         self._given = {one.name: one.spec for one in variants.definitions}
@@ -126,9 +130,9 @@ class Changes:
             InvalidRequest: It is not a name.
             VariantNotFound: There is nothing of that name.
             NotNow: It cannot be loaded; says why, and what was unloaded for it and is not back.
+            DiskTimeout: Its folder cannot be read.
         """
-        spec = self._source(name)
-        return await self._change(self._load(plain(name), spec, replace))
+        return await self._change(self._load(name, replace))
 
     async def unload(self, name: str) -> HeldVariant:
         """Unload a variant; returns once it is freed.
@@ -169,13 +173,13 @@ class Changes:
             raise NotNow(f"name: {definition.name} is not loaded yet")
         return held
 
-    def _source(self, name: str) -> str:
+    async def _source(self, name: str) -> str:
         """Return what `define` takes for a name: never a path that a caller has chosen."""
         assert self.directory is not None  # changes are enabled
         if self.directory.is_official(name):
             return plain(name)
         try:
-            return f"{name}={self.directory.find(name)}"
+            return f"{name}={await self._disk.run(partial(self.directory.find, name))}"
         except VariantNotFound as error:
             if name in self._given:
                 return self._given[name]
@@ -199,9 +203,15 @@ class Changes:
         if self._changing is task:
             self._changing = None
 
-    async def _load(self, name: str, spec: str, replace: bool) -> Loaded:
+    async def _load(self, name: str, replace: bool) -> Loaded:
+        spec = await self._source(name)
+        name = plain(name)
         try:
-            definition, stamp = await asyncio.to_thread(self._read, name, spec)
+            definition, stamp = await self._disk.run(partial(self._read, name, spec))
+        except DiskTimeout as error:
+            _warn(name, str(error), error)
+            self._variants.fail(name, str(error))
+            raise
         except Exception as error:
             text = _text(error)
             _warn(name, text, error)
@@ -413,7 +423,8 @@ class Changes:
 
 def _text(error: Exception) -> str:
     """Return why a variant was not loaded."""
-    return str(error) if isinstance(error, (WeightsError, NotNow)) else repr(error)
+    ours = isinstance(error, (ServingError, WeightsError))
+    return shortened(str(error) if ours else repr(error))
 
 
 def _warn(name: str, text: str, error: Exception) -> None:
@@ -422,5 +433,15 @@ def _warn(name: str, text: str, error: Exception) -> None:
 
 
 def _refusal(name: str, text: str, error: Exception) -> NotNow:
-    """Return what whoever asked for a variant is told."""
-    return NotNow(text if isinstance(error, NotNow) else f"name: {name} cannot be loaded: {text}")
+    """Return what the caller who asked for a variant is told."""
+    if isinstance(error, NotNow):
+        return NotNow(text, passing=error.passing)
+    # Of files that are wrong. Other errors are of memory, of a disk, of a device.
+    passing = not isinstance(error, WeightsError) or _is_of_a_disk(error.__cause__)
+    return NotNow(f"name: {name} cannot be loaded: {text}", passing=passing)
+
+
+def _is_of_a_disk(error: BaseException | None) -> bool:
+    """Return whether a file could not be read though it is there, and may be read."""
+    lasting = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+    return isinstance(error, OSError) and not isinstance(error, lasting) and bool(error.errno)

@@ -26,6 +26,7 @@ Data flow, and which error belongs to which arrow:
     ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
     │   └── Unloading         UNAVAILABLE          the variant goes; the server stays
     ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent or slow for too long
+    ├── DiskTimeout           UNAVAILABLE          the disk of variants_dir does not answer
     ├── NotEnabled            UNIMPLEMENTED        the server was started without it
     ├── NotNow                FAILED_PRECONDITION  variants cannot be changed like that, as it is
     └── EngineFailed          INTERNAL             the engine raised; the reason is in the log
@@ -38,6 +39,8 @@ pydantic's own (settings).
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
+
+from .texts import MOST_NAMES, listed
 
 ImageFault: TypeAlias = Literal[
     "empty",  # there is none
@@ -127,7 +130,7 @@ class VariantNotFound(ServingError):
     def __init__(self, field: str, name: str, served: list[str], what: str = "is served") -> None:
         # A name may be as long as a message; the reply repeats only what helps.
         shown = repr(name[:64]) + ("…" if len(name) > 64 else "")
-        there = ", ".join(served) or "none"
+        there = listed(served, MOST_NAMES, ", ") or "none"
         super().__init__(f"{field}: no variant {shown} {what} here; there are: {there}")
         self.field = field
         self.served = served
@@ -143,7 +146,7 @@ class SplitNotFound(ServingError):
     """
 
     def __init__(self, field: str, name: str, those: list[str]) -> None:
-        have = f"those of {', '.join(those)} are" if those else "none is"
+        have = f"those of {listed(those, MOST_NAMES, ', ')} are" if those else "none is"
         super().__init__(f"{field}: {name} has no traffic split; {have} set")
 
 
@@ -229,6 +232,21 @@ class EngineFailed(ServingError):
     """The engine raised on the image, or its answer is not a number; the cause is chained."""
 
 
+class DiskTimeout(ServingError):
+    """Files could not be read in time.
+
+    Args:
+        what: Which: a setting and its value.
+        timeout_s: How long they were waited for, in seconds.
+    """
+
+    def __init__(self, what: str, timeout_s: float) -> None:
+        super().__init__(
+            f"{what} did not answer within {timeout_s:g} s: its disk hangs, or is very slow; look"
+            " at the mount, then try again"
+        )
+
+
 class NotEnabled(ServingError):
     """A method that has to be asked for when the server is started.
 
@@ -242,7 +260,17 @@ class NotEnabled(ServingError):
 
 
 class NotNow(ServingError):
-    """What the server holds does not allow a change of its variants; says why."""
+    """What the server holds does not allow a change of its variants; says why.
+
+    Args:
+        reason: Why, and what to do.
+        passing: Whether the same change may be possible later, though no file changes: memory, a
+            disk, another change. False if it is the files that are wrong.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = True) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 def let_go(error: BaseException) -> None:

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
+from functools import partial
 
 from .changes import Changes
-from .errors import ServingError
+from .errors import DiskTimeout, NotNow, ServingError
 from .held import HeldVariants
-from .variants.directory import VariantsDirectory
+from .variants.directory import Stamp, VariantsDirectory
+from .variants.disk import ALL_FILES_S, Disk
 
 log = logging.getLogger(__name__)
 
+# The longest pause before what failed for a passing reason is tried again.
+MAX_PAUSE_S = 300.0
+
+
+@dataclass(frozen=True)
+class _Retry:
+    """A folder that could not be loaded for a reason that may pass.
+
+    Attributes:
+        stamp: What it was like then; when it changes, the reason may be another one.
+        pause_s: How long to wait, in seconds.
+        due_s: When to try again, on the event loop's clock.
+    """
+
+    stamp: Stamp
+    pause_s: float
+    due_s: float
+
 
 class FolderWatch:
-    """Looks at the folder now and then, and has done what has changed.
+    """Looks at the folder now and then, and loads and unloads what has changed.
 
     A folder is taken as it is once two looks in a row have found the same: files that are still
-    being written are left alone. What could not be loaded is tried again when its files change.
+    being written are left alone. A load that failed for a reason that may pass (memory, another
+    change, a disk that does not answer) is tried again with growing pauses, one that failed for its
+    files when they change.
 
     Args:
         directory: The folder.
@@ -34,21 +57,32 @@ class FolderWatch:
         every_s: float,
     ) -> None:
         self._directory = directory
+        self._disk = Disk(str(directory), ALL_FILES_S)
         self._variants = variants
         self._changes = changes
         self._every_s = every_s
-        # What two looks have found: the last one, and the one that was done by, be it by an
-        # administrator.
-        try:
-            self._last = directory.stamps()
-        except OSError:
-            self._last = {}  # as each look says
+        # What looks have found: the last one, and those whose outcome is final until files change,
+        # be it an administrator's doing.
+        self._last: dict[str, Stamp] = {}
         self._done = changes.stamps
-        served = {one.name for one in variants.definitions if directory.holds(one)}
-        self._done.update({name: stamp for name, stamp in self._last.items() if name in served})
+        self._retries: dict[str, _Retry] = {}
         self._refused: dict[str, str] = {}
         self._passed_over: set[str] = set()
         self._problem = ""
+
+    async def begin(self) -> None:
+        """Take a first look, before the server loads what it is started with from the folder."""
+        definitions = self._variants.definitions
+
+        def look() -> tuple[dict[str, Stamp], set[str]]:
+            served = {one.name for one in definitions if self._directory.holds(one)}
+            return self._directory.stamps(), served
+
+        try:
+            self._last, served = await self._disk.run(look)
+        except (OSError, DiskTimeout):
+            return  # each look says so
+        self._done.update({name: stamp for name, stamp in self._last.items() if name in served})
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -58,7 +92,7 @@ class FolderWatch:
                 await self._look()
             except Exception as error:
                 # It may be so at every look, as while the folder is not mounted.
-                foreseen = isinstance(error, OSError)
+                foreseen = isinstance(error, (OSError, DiskTimeout))
                 problem = str(error) if foreseen else repr(error)
                 if problem != self._problem:
                     log.warning(
@@ -71,8 +105,9 @@ class FolderWatch:
                 self._problem = ""
 
     async def _look(self) -> None:
-        found = await asyncio.to_thread(self._directory.stamps)
+        found = await self._disk.run(self._directory.stamps)
         last, self._last = self._last, found
+        self._retries = {name: one for name, one in self._retries.items() if name in found}
         for name in sorted(found.keys() | self._done.keys()):
             stamp = found.get(name)
             if self._directory.is_official(name):
@@ -85,9 +120,8 @@ class FolderWatch:
                 if stamp is None:
                     await self._unload(name)
                     del self._done[name]
-                else:
-                    self._done[name] = stamp
-                    await self._changes.load(name, replace=True)
+                elif self._is_due(name, stamp):
+                    await self._load(name, stamp)
             except ServingError as error:
                 # One that may not go yet, as the default, is asked to go at each look.
                 if self._refused.get(name) != str(error):
@@ -96,11 +130,48 @@ class FolderWatch:
             else:
                 self._refused.pop(name, None)
 
+    def _is_due(self, name: str, stamp: Stamp) -> bool:
+        """Return whether a folder may be tried: for the first time, or again."""
+        retry = self._retries.get(name)
+        if retry is None or retry.stamp != stamp:
+            return True
+        return asyncio.get_running_loop().time() >= retry.due_s
+
+    async def _load(self, name: str, stamp: Stamp) -> None:
+        """Load a folder; what has become of it is final, or is to be tried again.
+
+        Raises:
+            ServingError: It cannot be loaded, or not now.
+        """
+        try:
+            await self._changes.load(name, replace=True)  # notes the stamp itself
+        except DiskTimeout:
+            self._try_again(name, stamp)
+            raise
+        except NotNow as error:
+            if error.passing:
+                self._try_again(name, stamp)
+            else:
+                self._done[name] = stamp
+            raise
+        except ServingError:  # the name, or where a link leads
+            self._done[name] = stamp
+            raise
+        self._retries.pop(name, None)
+
+    def _try_again(self, name: str, stamp: Stamp) -> None:
+        """Note that a folder is to be tried again, after a longer pause each time."""
+        before, pause_s = self._retries.get(name), self._every_s
+        if before is not None and before.stamp == stamp:
+            pause_s = min(MAX_PAUSE_S, 2 * before.pause_s)
+        due_s = asyncio.get_running_loop().time() + pause_s
+        self._retries[name] = _Retry(stamp, pause_s, due_s)
+
     async def _unload(self, name: str) -> None:
         definition = self._variants.by_name(name)
         if definition is None:
             self._variants.failures.pop(name, None)
-        elif self._directory.holds(definition):
+        elif await self._disk.run(partial(self._directory.holds, definition)):
             if name not in self._refused:  # else it is said already why it stays
                 log.info("variants_dir: %s has gone", name)
             await self._changes.unload(name)

@@ -12,6 +12,7 @@ from .call import Call
 from .errors import NotNow, VariantLoading, VariantNotFound, WeightsError
 from .opening import OpenEngine
 from .stages import Loading
+from .texts import shortened
 from .threads import Threads
 from .variant_queue import VariantQueue
 from .variants.definition import Definition, plain
@@ -247,7 +248,7 @@ class HeldVariants:
     def fail(self, name: str, reason: str) -> None:
         """Remember why something could not be loaded under a name."""
         self.failures.pop(name, None)
-        self.failures[name] = reason
+        self.failures[name] = shortened(reason)  # ListVariants shows them all
         while len(self.failures) > MAX_FAILURES:
             del self.failures[next(iter(self.failures))]
 

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from .errors import (
     DataLoss,
     DeadlineUnreachable,
+    DiskTimeout,
     EngineFailed,
     InvalidRequest,
     NotEnabled,
@@ -25,10 +26,12 @@ from .errors import (
     VariantNotFound,
     let_go,
 )
+from .texts import MAX_TEXT_BYTES, shortened
 
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 DOMAIN = "resnet50-serving"
+_DETAIL_BYTES = MAX_TEXT_BYTES // 2
 
 # The one table; a subclass has its parent's code unless it stands here itself.
 CODES: dict[type[ServingError], grpc.StatusCode] = {
@@ -43,6 +46,7 @@ CODES: dict[type[ServingError], grpc.StatusCode] = {
     DeadlineUnreachable: grpc.StatusCode.DEADLINE_EXCEEDED,
     Stalled: grpc.StatusCode.DEADLINE_EXCEEDED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    DiskTimeout: grpc.StatusCode.UNAVAILABLE,
     NotEnabled: grpc.StatusCode.UNIMPLEMENTED,
     NotNow: grpc.StatusCode.FAILED_PRECONDITION,
     EngineFailed: grpc.StatusCode.INTERNAL,
@@ -65,6 +69,8 @@ def is_fault(error: Exception) -> bool:
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """Return what the caller is told; the error is done with then, and is stripped of its frames.
 
+    Texts are cut to what all clients take: the trailers of a call stay below 8 KiB.
+
     Args:
         error: What stopped the request. An internal fault's own text stays in the log, where it
             must have been written already.
@@ -74,7 +80,7 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     message = str(error)
     if is_fault(error):
         message = f"internal error; the server's log has the reason under request id {request_id}"
-    status = status_pb2.Status(code=code.value[0], message=message)
+    status = status_pb2.Status(code=code.value[0], message=shortened(message))
     for detail in (*_details(error), error_details_pb2.RequestInfo(request_id=request_id)):
         status.details.add().Pack(detail)
     let_go(error)
@@ -84,7 +90,8 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
 def _details(error: Exception) -> list[Message]:
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.reason
+            field=shortened(error.field, _DETAIL_BYTES),
+            description=shortened(error.reason, _DETAIL_BYTES),
         )
         return [error_details_pb2.BadRequest(field_violations=[violation])]
     if isinstance(error, Overloaded):
@@ -96,7 +103,7 @@ def _details(error: Exception) -> list[Message]:
             error_details_pb2.ErrorInfo(
                 reason="VARIANT_NOT_FOUND",
                 domain=DOMAIN,
-                metadata={"field": error.field, "served": ", ".join(error.served)},
+                metadata={"field": error.field, "served": _names(error.served)},
             )
         ]
     if isinstance(error, Unauthenticated):
@@ -108,3 +115,11 @@ def _details(error: Exception) -> list[Message]:
             )
         ]
     return []
+
+
+def _names(names: list[str]) -> str:
+    """Return as many names as there is room for, none of them cut."""
+    text = ", ".join(names)
+    if len(text) <= _DETAIL_BYTES:
+        return text
+    return text[: _DETAIL_BYTES + 1].rpartition(", ")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from administering import (
     describe,
     refused,
 )
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scrape import ON, scrape
-from serving import engines_of, queues_of
+from serving import connected, engines_of, queues_of, until
 from weights import calm, custom_variant
 
 from resnet50.v1 import (
@@ -27,6 +29,7 @@ from resnet50.v1 import (
     variant_pb2,
 )
 from resnet50_client.aio_status import keep_status
+from resnet50_server.variants.directory import VariantsDirectory
 
 
 @pytest.fixture
@@ -146,6 +149,57 @@ async def test_variant_that_cannot_be_loaded_changes_nothing_and_says_why(folder
             await admin.classify("bare")
 
 
+async def test_a_description_with_very_many_mistakes_is_told_in_a_few_lines(folder, caplog):
+    describe(folder / "pets", categories=range(30_000))
+    (folder / "digits" / "variant.json").write_text(
+        json.dumps({f"{number:060}": 0 for number in range(50_000)})
+    )
+    async with administrator(folder) as admin:
+        with refused("FAILED_PRECONDITION", "categories: 0: is no text; 1: is no text; 2: is no"):
+            await admin.load("pets")
+        with refused("FAILED_PRECONDITION", "and 49997 more"):
+            await admin.load("digits")
+        request = variant_pb2.ListVariantsRequest()
+        listed = await admin.variants.ListVariants(request, metadata=admin.token())
+    failures = {one.name: one.last_failure for one in listed.variants}
+    assert "and 29997 more" in failures["pets"]
+    assert max(map(len, failures.values())) < 2048
+    assert max(map(len, caplog.messages)) < 4096
+
+
+async def test_a_description_that_would_steer_a_terminal_is_refused(folder):
+    describe(folder / "pets", categories=["cat", "\x1b[2J\r\nfake: cat 99%"])
+    async with administrator(folder) as admin:
+        with refused("FAILED_PRECONDITION", r"categories: 1: '\x1b[2J\r\nfake: cat 99%' has char"):
+            await admin.load("pets")
+
+
+@pytest.mark.parametrize("what", ["folder", "variant.json", "weights.safetensors"])
+async def test_a_link_to_itself_is_refused(folder, caplog, what):
+    path = folder / "loop" if what == "folder" else folder / "loop" / what
+    if what != "folder":
+        describe(folder / "loop")
+        path.unlink(missing_ok=True)
+    path.symlink_to(path)
+    async with administrator(folder) as admin:
+        with refused("FAILED_PRECONDITION", f"name: loop: {path.name} is a link that leads to its"):
+            await admin.load("loop")
+    assert "Traceback" not in caplog.text
+
+
+async def test_more_categories_than_one_reply_has_are_refused(folder):
+    describe(folder / "pets", categories=[str(number) for number in range(1001)])
+    async with administrator(folder) as admin:
+        await admin.load("pets")
+        options = inference_pb2.ClassifyOptions(variant="pets", top_k=1000)
+        request = inference_pb2.ClassifyRequest(options=options, image=IMAGE)
+        reply = await admin.inference.Classify(request, metadata=admin.token())
+        assert len(reply.classification.categories) == 1000
+        request.options.top_k = 1001
+        with refused("INVALID_ARGUMENT", "options.top_k: is 1001, at most 1000 categories are"):
+            await admin.inference.Classify(request, metadata=admin.token())
+
+
 async def test_variant_that_is_served_is_not_loaded_again(folder, tmp_path):
     describe(folder / "IMAGENET1K_V2")
     async with administrator(folder) as admin:
@@ -236,6 +290,37 @@ async def test_loaded_variant_has_zeros_before_anything_happens(folder, tmp_path
         found = await scrape(admin.server)
         for outcome in ("answered", "refused", "dropped"):
             assert found.one("resnet50_images_total", variant="digits", outcome=outcome) == 0
+
+
+async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monkeypatch):
+    asked, answers = threading.Event(), threading.Event()
+    find = VariantsDirectory.find
+
+    def hang(directory: VariantsDirectory, name: str) -> Path:
+        asked.set()
+        answers.wait()
+        return find(directory, name)
+
+    monkeypatch.setattr(VariantsDirectory, "find", hang)
+    monkeypatch.setattr("resnet50_server.changes.FEW_FILES_S", 0.5)
+    async with administrator(folder) as admin, connected(admin.server) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        try:
+            loading = asyncio.ensure_future(admin.load("digits"))
+            await until(asked.is_set)
+            with refused("UNAVAILABLE", "did not answer within 0.5 s: its disk hangs"):
+                while True:
+                    await admin.classify("")
+                    assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
+                    if loading.done():
+                        await loading
+            # Nobody waits for a thread that waits already.
+            with refused("UNAVAILABLE", f"variants_dir: {folder} did not answer"):
+                await admin.load("pets")
+            assert await admin.states() == {"IMAGENET1K_V2": READY}
+        finally:
+            answers.set()
+        assert (await admin.load("digits")).name == "digits"
 
 
 async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_nothing_in_a_refusal_steers_the_terminal(command, as_json, places):
 
 @pytest.mark.parametrize("command", ["classify", "embed", "stream"])
 def test_nothing_in_what_became_of_an_image_steers_the_terminal(command, places):
-    with puppet_server(Puppet(EVIL, frames_fail=True)) as address:
+    with puppet_server(Puppet(EVIL, frames="failed")) as address:
         done = run((*EVERY[command], "--server", address), places)
     assert done.exit_code == 1
     assert_tame(done.output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import shutil
+import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from virtual_device import FakeEngine, VirtualThreads
 
 from resnet50_server.batcher import BatchPolicy, Scheduler
 from resnet50_server.changes import Budget, Changes
-from resnet50_server.errors import NotNow, VariantNotFound, WeightsError
+from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, WeightsError
 from resnet50_server.folder_watch import FolderWatch
 from resnet50_server.held import HeldVariant, HeldVariants
 from resnet50_server.opening import OpenEngine
 from resnet50_server.variants.definition import define
 from resnet50_server.variants.directory import VariantsDirectory
+from resnet50_server.variants.disk import Disk
 
 EACH = 2**20
 
@@ -373,8 +375,14 @@ class Watched:
     """The folder of a server, looked at twice at a time as the watch wants it."""
 
     def __init__(self, folder: Path, server: Served) -> None:
-        directory = VariantsDirectory(folder)
-        self.watch = FolderWatch(directory, server.variants, server.changes, 0.001)
+        self.directory = VariantsDirectory(folder)
+        self.watch = FolderWatch(self.directory, server.variants, server.changes, 0.001)
+
+    @classmethod
+    async def of(cls, folder: Path, server: Served) -> Watched:
+        watched = cls(folder, server)
+        await watched.watch.begin()
+        return watched
 
     async def look(self) -> None:
         for _ in range(2):
@@ -383,7 +391,7 @@ class Watched:
 
 async def test_folder_that_is_still_being_written_is_left_alone(folder):
     server = await served(folder, "a=random:0", f"x={folder}/x", f"y={folder}/y")
-    watched = Watched(folder, server)
+    watched = await Watched.of(folder, server)
     loaded = list(server.engines.loads)
     for number in range(3):
         describe(folder / "x", ["longer"] * (number + 1))  # other sizes, whatever clocks say
@@ -396,7 +404,7 @@ async def test_folder_that_is_still_being_written_is_left_alone(folder):
 async def test_variant_that_an_administrator_has_loaded_is_not_loaded_again_by_the_watch(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
-    watched = Watched(folder, server)
+    watched = await Watched.of(folder, server)
     await server.changes.load("x")
     await watched.look()
     assert server.engines.loads == ["a", "x"]
@@ -412,7 +420,7 @@ async def test_variant_that_an_administrator_has_loaded_is_not_loaded_again_by_t
 async def test_variant_that_changed_while_an_administrator_loaded_it_is_loaded_again(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
-    watched = Watched(folder, server)
+    watched = await Watched.of(folder, server)
 
     async def change() -> None:
         describe(folder / "x", ["other"])
@@ -426,7 +434,7 @@ async def test_variant_that_changed_while_an_administrator_loaded_it_is_loaded_a
 
 async def test_folder_that_is_not_there_says_nothing_of_its_variants(folder, caplog):
     server = await served(folder, f"x={folder / 'x'}", f"y={folder / 'y'}")
-    watched = Watched(folder, server)
+    watched = await Watched.of(folder, server)
     folder.rename(folder.parent / "unmounted")
     watching = asyncio.create_task(watched.watch.run())
     looks, stamps = 0, watched.watch._directory.stamps
@@ -453,7 +461,7 @@ async def test_folder_that_is_not_there_says_nothing_of_its_variants(folder, cap
 async def test_watch_of_a_folder_that_is_not_there_yet_loads_what_it_holds_later(tmp_path):
     folder = tmp_path / "later"
     server = await served(folder, "a=random:0")
-    watched = Watched(folder, server)
+    watched = await Watched.of(folder, server)
     describe(folder / "x")
     await watched.look()
     assert server.names == ["a", "x"]
@@ -464,7 +472,7 @@ async def test_folder_with_a_name_of_torchvisions_is_passed_over(tmp_path, caplo
     folder = tmp_path / "variants"
     folder.mkdir()
     server = await served(folder, "a=random:0")
-    watched = Watched(folder, server)
+    watched = await Watched.of(folder, server)
     describe(folder / name)
     await watched.look()
     await watched.look()
@@ -475,13 +483,160 @@ async def test_folder_with_a_name_of_torchvisions_is_passed_over(tmp_path, caplo
 async def test_folder_that_has_gone_is_said_to_once_while_its_variant_is_needed(folder, caplog):
     caplog.set_level("INFO")
     server = await served(folder, f"x={folder / 'x'}", f"y={folder / 'y'}")
-    watched = Watched(folder, server)
+    watched = await Watched.of(folder, server)
     shutil.rmtree(folder / "x")  # the default
     for _ in range(3):
         await watched.look()
     assert server.names == ["x", "y"]
     assert caplog.text.count("variants_dir: x has gone") == 1
     assert caplog.text.count("x answers requests that name no variant") == 1
+
+
+PASSING = [
+    MemoryError(),
+    RuntimeError("CUDA out of memory"),
+    OSError(5, "Input/output error"),
+    NotNow("max_variants_bytes: takes about 1 MiB"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
+async def test_folder_that_could_not_be_loaded_for_a_passing_reason_is_tried_again(
+    folder, error, monkeypatch
+):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    watched.watch._every_s = 8.0
+    now = [0.0]
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: now[0], raising=False)
+    server.engines.errors["x"] = error
+    tries = []
+    for now[0] in range(60):
+        before = len(server.engines.loads)
+        await watched.watch._look()
+        tries += [now[0]] * (len(server.engines.loads) - before)
+    assert tries == [0, 8, 24, 56]
+    # Once the reason has passed, it is loaded at its next turn; and then never again.
+    del server.engines.errors["x"]
+    now[0] = 119.0
+    await watched.look()
+    assert server.names == ["a"]
+    now[0] = 120.0
+    await watched.look()
+    await watched.look()
+    assert server.names == ["a", "x"]
+    assert server.engines.loads == ["a", *["x"] * 5]
+
+
+async def test_folder_that_changes_is_tried_again_at_once(folder):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    watched.watch._every_s = 600.0
+    server.engines.errors["x"] = MemoryError()
+    await watched.look()
+    await watched.look()
+    assert server.engines.loads == ["a", "x"]
+    del server.engines.errors["x"]
+    describe(folder / "x", ["other"])
+    await watched.look()
+    assert server.names == ["a", "x"]
+
+
+async def test_folder_whose_files_are_wrong_is_tried_when_they_change_and_not_before(folder):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    server.engines.errors["x"] = WeightsError("x: weights.pth is not a state dict")
+    (folder / "z").mkdir()
+    (folder / "z" / "variant.json").write_text("{}")
+    for _ in range(4):
+        await watched.look()
+    assert server.engines.loads == ["a", "x"]
+    assert list(server.variants.failures) == ["x", "z"]
+    del server.engines.errors["x"]
+    for name in ("x", "z"):
+        describe(folder / name, ["other"])
+    await watched.look()
+    assert server.names == ["a", "x", "z"]
+
+
+async def test_folder_that_fits_once_another_is_unloaded_is_loaded_then(folder):
+    server = await served(folder, "a=random:0", max_bytes=2 * EACH)
+    watched = await Watched.of(folder, server)
+    await watched.look()
+    assert server.names == ["a", "x"]
+    assert "max_variants_bytes" in server.variants.failures["y"]
+    shutil.rmtree(folder / "x")
+    while server.names != ["a", "y"]:
+        await watched.look()
+    assert server.variants.failures == {}
+
+
+# A disk that hangs
+
+
+class Hanging(VariantsDirectory):
+    """A folder on a disk that hangs until it is told to answer."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.hangs = False
+        self.asked = threading.Event()
+        self.answers = threading.Event()
+
+    def _wait(self) -> None:
+        if self.hangs:
+            self.asked.set()
+            self.answers.wait()
+
+    def find(self, name: str) -> Path:
+        self._wait()
+        return super().find(name)
+
+    def stamps(self) -> dict[str, object]:
+        self._wait()
+        return super().stamps()
+
+
+async def test_disk_that_hangs_is_told_and_holds_one_thread_only(folder, monkeypatch):
+    server = await served(folder, "a=random:0")
+    directory = Hanging(folder)
+    server.changes.directory, server.changes._disk = directory, Disk(str(directory), 0.05)
+    directory.hangs = True
+    before = threading.active_count()
+    try:
+        for _ in range(5):
+            with pytest.raises(DiskTimeout, match=r"variants_dir: .* within 0\.05 s"):
+                await server.changes.load("x")
+        assert threading.active_count() == before + 1
+        # What needs no files goes on meanwhile.
+        assert server.changes.set_default("a")[1] == "a"
+    finally:
+        directory.answers.set()
+    directory.hangs = False
+    assert (await server.changes.load("x")).variant.definition.name == "x"
+
+
+async def test_watch_of_a_disk_that_hangs_says_so_and_goes_on_once_it_answers(folder, caplog):
+    server = await served(folder, "a=random:0")
+    directory = Hanging(folder)
+    watch = FolderWatch(directory, server.variants, server.changes, 0.001)
+    watch._disk = Disk(str(directory), 0.05)
+    directory.hangs = True
+    await watch.begin()
+    watching = asyncio.create_task(watch.run())
+    while "could not be looked at" not in caplog.text:
+        await asyncio.sleep(0.001)
+    assert "did not answer within 0.05 s" in caplog.text
+    assert "Traceback" not in caplog.text
+    directory.hangs = False
+    directory.answers.set()
+    while server.names != ["a", "x", "y"]:
+        await asyncio.sleep(0.001)
+    watching.cancel()
 
 
 async def test_replaced_variant_is_held_by_nothing_once_it_is_freed(folder):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -9,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from resnet50_server.errors import (
     DataLoss,
     DeadlineUnreachable,
+    DiskTimeout,
     DoesNotFit,
     EngineFailed,
     InvalidImage,
@@ -28,6 +31,7 @@ from resnet50_server.errors import (
     VariantNotFound,
 )
 from resnet50_server.status import CODES, code_of, to_status
+from resnet50_server.texts import shortened
 
 # One of each, and what its caller is told.
 TOLD = [
@@ -46,6 +50,7 @@ TOLD = [
     (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),
     (ShuttingDown("draining"), "UNAVAILABLE", set()),
     (Unloading("variant cats goes"), "UNAVAILABLE", set()),
+    (DiskTimeout("variants_dir: /nfs", 10.0), "UNAVAILABLE", set()),
     (NotEnabled("LoadVariant", "--variants-dir"), "UNIMPLEMENTED", set()),
     (NotNow("served already"), "FAILED_PRECONDITION", set()),
     (EngineFailed("secret"), "INTERNAL", set()),
@@ -149,3 +154,39 @@ def test_refused_request_is_let_go_of_with_its_error():
     to_status(refused.value, "x")
     assert refused.value.__traceback__ is None
     assert refused.value.__cause__.__traceback__ is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotNow("a" * 100_000),
+        NotNow("é%\x00" * 100_000),
+        InvalidRequest("options." + "f" * 50_000, "猫" * 50_000),
+        VariantNotFound("name", "x" * 10**6, [f"{number:064}" for number in range(15_000)]),
+        SplitNotFound("variant", "a", [f"{number:064}" for number in range(15_000)]),
+        Unauthenticated("TOKEN_UNKNOWN", "🦊" * 50_000),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_text_is_longer_than_all_clients_take(error):
+    status = to_status(error, "r" * 32)
+    # As gRPC sends it: percent-encoded, and in base64 within the details.
+    header = len(quote(status.message, safe=string.punctuation.replace("%", "") + " "))
+    assert header <= 2048
+    assert header + 4 * len(status.SerializeToString()) / 3 < 8000
+    assert "characters in all)" in status.message or "more" in status.message
+
+
+def test_names_in_details_are_whole():
+    served = [f"variant-{number}" for number in range(1000)]
+    told = details(to_status(VariantNotFound("name", "x", served), ""))["ErrorInfo"]
+    names = told.metadata["served"].split(", ")
+    assert len(names) > 50
+    assert names == served[: len(names)]
+
+
+def test_what_fits_is_not_cut():
+    text = "a" * 2048
+    assert to_status(NotNow(text), "").message == text
+    end = "... (2049 characters in all)"
+    assert shortened(text + "b") == "a" * (2048 - len(end)) + end

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import shutil
 import socket
 import threading
@@ -323,12 +324,26 @@ def test_directory_without_variant_json_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("description", "reason"),
     [
-        ({"color": "red"}, "color: "),
+        ({"color": "red"}, "file: has 'color'; known are categories, transform, "),
         ({"categories": None}, "categories: Field required"),
         ({"categories": []}, "categories: "),
-        ({"categories": ["cat", " "]}, "a category has no name"),
+        ({"categories": ["cat", " "]}, "categories: 1: is empty"),
+        ({"categories": "cat"}, "categories: must be a list of names"),
+        (
+            {"categories": ["cat", "\x1b[2J"]},
+            r"categories: 1: '\x1b[2J' has characters that do not",
+        ),
+        ({"categories": ["a\nb", "\u202eb", "\x9b"]}, r"0: 'a\nb' has"),
+        ({"categories": ["a" * 257]}, "0: has 257 characters, at most 256 are allowed"),
+        ({"categories": ["a"] * 32_769}, "has 32769 names, at most 32768 are allowed"),
+        ({"categories": ["é" * 200] * 6000}, "take 2400000 bytes together, at most 2097152"),
+        ({"categories": list(range(1000))}, "2: is no text; and 997 more"),
+        ({str(key): 0 for key in range(300_000)}, "'2'; and 299997 more; known are"),
+        ({"\x1b[2J": 0}, r"'\x1b[2J'"),
+        ({"description": "a\x07"}, r"description: 'a\x07' has characters that do not print"),
+        ({"description": "a" * 2001}, "description: has 2001 characters, at most 2000"),
         ({"transform": None}, "transform: Field required"),
-        ({"transform": weights.TRANSFORM | {"padding": 3}}, "transform.padding: "),
+        ({"transform": weights.TRANSFORM | {"padding": 3}}, "transform: has 'padding'; known are"),
         ({"transform": weights.TRANSFORM | {"crop": 0}}, "crop is 0, must be 1 to 4096"),
         ({"transform": weights.TRANSFORM | {"resize": 9000}}, "resize is 9000"),
         ({"transform": weights.TRANSFORM | {"std": [0.2, 0.0, 0.2]}}, "std holds"),
@@ -336,6 +351,7 @@ def test_directory_without_variant_json_is_refused(tmp_path):
         ({"transform": weights.TRANSFORM | {"mean": [0.5, 0.5]}}, "transform.mean"),
         ({"transform": weights.TRANSFORM | {"interpolation": "lanczos"}}, "interpolation"),
         ({"published_accuracy": {"dataset": "pets", "acc_at_1": 101}}, "acc_at_1"),
+        ({"published_accuracy": {"dataset": "\u2066", "acc_at_1": 1}}, r"'\u2066' has characters"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -344,6 +360,37 @@ def test_variant_json_that_is_wrong_is_refused_with_the_key(tmp_path, descriptio
     with pytest.raises(WeightsError, match=r"^variants: mine: .*variant\.json: ") as refused:
         define(f"mine={directory}")
     assert reason in str(refused.value)
+    assert len(str(refused.value)) < 1500
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_variant_json_that_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
+    directory = weights.custom_variant(tmp_path / "mine", {})
+    (directory / "variant.json").unlink()
+    make(directory / "variant.json")
+    with pytest.raises(WeightsError, match=r"cannot read .*variant\.json: is no file"):
+        define(f"mine={directory}")
+
+
+def test_variant_json_that_is_too_long_is_refused(tmp_path):
+    directory = weights.custom_variant(tmp_path / "mine", {})
+    with (directory / "variant.json").open("ab") as file:
+        file.truncate(9 * 2**20)
+    with pytest.raises(WeightsError, match=r"variant\.json: is longer than 8 MiB"):
+        define(f"mine={directory}")
+
+
+def test_labels_of_all_languages_are_taken(tmp_path):
+    labels = [
+        "\u0634\u06cc\u0631\u200c\u0647\u0627",
+        "हि\u200dन्दी",
+        "猫\u3000二",
+        "chien\u00a0!",
+        "🦊",
+    ]
+    directory = weights.custom_variant(tmp_path / "mine", {}, categories=labels)
+    assert define(f"mine={directory}").categories == tuple(labels)
 
 
 def test_variant_json_that_is_no_json_is_refused(tmp_path):

@@ -76,6 +76,8 @@ def answers(
 
     with closing(call(images())) as outcomes:
         for outcome in outcomes:
-            if isinstance(outcome, UnavailableError):
-                raise outcome  # the server's state, not the image's
+            # Said by a server, it is the server's state; the SDK says it of an image under which
+            # connections break, and the others go on.
+            if isinstance(outcome, UnavailableError) and outcome.request_id is not None:
+                raise outcome
             yield Answer(under_way.popleft(), outcome)

@@ -90,8 +90,8 @@ class ClassifyOptions(google.protobuf.message.Message):
     "ResNet50_QuantizedWeights." is accepted. Empty (the default): the server's default variant.
     """
     top_k: builtins.int
-    """How many categories come back: 1 to the variant's number of categories. 0 (the default) means
-    5, or all of them for a variant that has fewer.
+    """How many categories come back: 1 to the variant's number of categories, and at most 1000. 0
+    (the default) means 5, or all of them for a variant that has fewer.
     """
     min_probability: builtins.float
     """Leave out categories below this probability, 0 to 1. Absent (the default): leave none out."""

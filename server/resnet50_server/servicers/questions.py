@@ -18,6 +18,8 @@ from ..pipeline import Job
 from ..variant_queue import Result
 
 DEFAULT_TOP_K = 5
+# Each category costs the event loop about 1.5 us: ten thousand would hold up everybody.
+MAX_TOP_K = 1000
 _CACHE_USES = {
     "none": result_pb2.CACHE_USE_UNSPECIFIED,
     "hit": result_pb2.CACHE_USE_HIT,
@@ -139,7 +141,13 @@ def _top_k(asked: int, variant: HeldVariant) -> int:
         raise InvalidRequest(
             "options.top_k",
             f"is {asked}, variant {variant.definition.name} has {count} categories; ask for"
-            f" 1 to {count}, or 0 for the default",
+            f" 1 to {min(count, MAX_TOP_K)}, or 0 for the default",
+        )
+    if asked > MAX_TOP_K:
+        raise InvalidRequest(
+            "options.top_k",
+            f"is {asked}, at most {MAX_TOP_K} categories are answered; ask for the first ones,"
+            " or for the embedding",
         )
     return asked or min(DEFAULT_TOP_K, count)
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Carry out what the command line asked for; return the exit status."""
     directory = weights_directory(options.weights_dir)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
     try:
         if options.action == "list":
             return _list(directory, console)

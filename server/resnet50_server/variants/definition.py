@@ -7,17 +7,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from torchvision.models import ResNet50_Weights
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from ..errors import WeightsError
+from ..texts import escaped, is_plain, listed
 from ..transform import Interpolation, Transform
+from .disk import read_file
 
 EMBEDDING_DIMENSION = 2048
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENUM_PREFIXES = ("ResNet50_Weights.", "ResNet50_QuantizedWeights.")
 CHECKPOINT_NAMES = ("weights.safetensors", "weights.pth")
+# Of a variant.json. The largest ImageNet has 21,841 categories, of 25 characters on average. All
+# labels fit into one reply of GetVariant, for clients take 4 MiB.
+MAX_FILE_BYTES = 8 * 2**20
+MAX_CATEGORIES = 32_768
+MAX_LABEL_CHARACTERS = 256
+MAX_LABELS_BYTES = 2 * 2**20
+MAX_DESCRIPTION_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -138,8 +154,23 @@ def _random(name: str, source: str) -> Definition:
     )
 
 
-class _TransformFile(BaseModel):
+class _File(BaseModel):
+    """An object of a `variant.json`."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, content: Any) -> Any:
+        # Before pydantic makes an error of each.
+        if isinstance(content, dict):
+            unknown = [f"'{escaped(key[:64])}'" for key in content if key not in cls.model_fields]
+            if unknown:
+                raise ValueError(f"has {listed(unknown)}; known are {', '.join(cls.model_fields)}")
+        return content
+
+
+class _TransformFile(_File):
     resize: int
     crop: int
     mean: tuple[float, float, float]
@@ -147,45 +178,87 @@ class _TransformFile(BaseModel):
     interpolation: Interpolation = "bilinear"
 
 
-class _AccuracyFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _AccuracyFile(_File):
     dataset: str
     acc_at_1: float = Field(ge=0, le=100)
     acc_at_5: float | None = Field(default=None, ge=0, le=100)
 
+    @field_validator("dataset")
+    @classmethod
+    def _short(cls, dataset: str) -> str:
+        return _checked(dataset, MAX_LABEL_CHARACTERS)
 
-class _VariantFile(BaseModel):
+
+class _VariantFile(_File):
     """`variant.json` of a custom variant."""
 
-    model_config = ConfigDict(extra="forbid")
-    categories: tuple[str, ...] = Field(min_length=1)
+    categories: tuple[str, ...]
     transform: _TransformFile
     description: str = ""
     published_accuracy: _AccuracyFile | None = None
 
-    @field_validator("categories")
+    @field_validator("categories", mode="before")
     @classmethod
-    def _named(cls, categories: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(label.strip() for label in categories):
-            raise ValueError("a category has no name")
+    def _named(cls, categories: Any) -> Any:
+        # Before pydantic makes an error of each.
+        if not isinstance(categories, list) or not categories:
+            raise ValueError("must be a list of names, one for each output of the network")
+        if len(categories) > MAX_CATEGORIES:
+            raise ValueError(f"has {len(categories)} names, at most {MAX_CATEGORIES} are allowed")
+        problems = []
+        for index, label in enumerate(categories):
+            if not isinstance(label, str):
+                problems.append(f"{index}: is no text")
+            elif not label.strip():
+                problems.append(f"{index}: is empty")
+            else:
+                try:
+                    _checked(label, MAX_LABEL_CHARACTERS)
+                except ValueError as error:
+                    problems.append(f"{index}: {error}")
+        if problems:
+            raise ValueError(listed(problems))
+        size = sum(len(label.encode()) for label in categories)
+        if size > MAX_LABELS_BYTES:
+            raise ValueError(f"take {size} bytes together, at most {MAX_LABELS_BYTES} are allowed")
         return categories
+
+    @field_validator("description")
+    @classmethod
+    def _short(cls, description: str) -> str:
+        return _checked(description, MAX_DESCRIPTION_CHARACTERS)
+
+
+def _checked(text: str, most: int) -> str:
+    """Return a text that may be shown to everybody.
+
+    Raises:
+        ValueError: It is too long, or would do more to a terminal than be shown.
+    """
+    if len(text) > most:
+        raise ValueError(f"has {len(text)} characters, at most {most} are allowed")
+    if not is_plain(text):
+        shown = escaped(text[:64]) + ("..." if len(text) > 64 else "")
+        raise ValueError(f"'{shown}' has characters that do not print, which are not allowed")
+    return text
 
 
 def _custom(name: str, directory: Path) -> Definition:
     path = directory / "variant.json"
     try:
-        file = _VariantFile.model_validate_json(path.read_bytes())
+        file = _VariantFile.model_validate_json(read_file(path, MAX_FILE_BYTES))
     except OSError as error:
         raise WeightsError(
             f"variants: {name}={directory}: cannot read {path}: {error.strerror}; a custom variant"
             f" is a directory with variant.json and {' or '.join(CHECKPOINT_NAMES)}"
         ) from error
     except ValidationError as error:
-        reasons = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
-        )
-        raise WeightsError(f"variants: {name}: {path}: {reasons}") from error
+        reasons = [
+            f"{'.'.join(map(str, problem['loc'])) or 'file'}: "
+            + problem["msg"].removeprefix("Value error, ")
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise WeightsError(f"variants: {name}: {path}: {listed(reasons)}") from error
     transform = Transform(**file.transform.model_dump())
     if problems := transform.problems():
         raise WeightsError(f"variants: {name}: {path}: transform: {'; '.join(problems)}")

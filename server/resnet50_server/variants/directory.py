@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TypeAlias
 
-from ..errors import InvalidRequest, VariantNotFound
+from ..errors import InvalidRequest, NotNow, VariantNotFound
 from .definition import CHECKPOINT_NAMES, NAME, Definition, official_definitions, plain
 
 # What changes with a variant's files.
@@ -17,12 +18,17 @@ _FILES = ("variant.json", *CHECKPOINT_NAMES)
 class VariantsDirectory:
     """A folder of custom variants, each in a folder of its own name.
 
+    Its methods read files and so may block; see `Disk`.
+
     Args:
         path: The folder.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def __str__(self) -> str:
+        return f"variants_dir: {self._path}"
 
     def names(self) -> list[str]:
         """Return what could be loaded, sorted."""
@@ -66,6 +72,7 @@ class VariantsDirectory:
         Raises:
             InvalidRequest: It is not a name, or leads out of the folder.
             VariantNotFound: There is no such folder.
+            NotNow: It, or a file in it, is a link that leads to itself.
         """
         if not NAME.fullmatch(name):
             raise InvalidRequest(
@@ -74,15 +81,30 @@ class VariantsDirectory:
                 " digits, '.', '_' and '-', and no path",
             )
         root = self._path.resolve()
+        _refuse_loop(name, root / name)
         folder = (root / name).resolve()
         if not folder.is_dir():
             raise VariantNotFound("name", name, self.names())
         for path in (folder, *(folder / file for file in _FILES)):
+            _refuse_loop(name, path)
             if not path.resolve().is_relative_to(root):
                 raise InvalidRequest(
                     "name", f"{name}: {path.name} is a link that leads out of variants_dir"
                 )
         return folder
+
+
+def _refuse_loop(name: str, path: Path) -> None:
+    """Raise NotNow for a link that leads to itself; resolving one raises what it likes."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotNow(
+                f"name: {name}: {path.name} is a link that leads to itself; make it one to what is"
+                " meant",
+                passing=False,
+            ) from None
 
 
 def _stamp(folder: Path) -> Stamp:

@@ -26,6 +26,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..locked import locked
 from .definition import CHECKPOINT_NAMES, Definition
+from .disk import read_file
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ def _content(path: Path, name: str) -> bytes | None:
     and nothing that is served changes with it, as memory that is mapped to it would.
     """
     try:
-        return path.read_bytes()
+        return read_file(path)
     except FileNotFoundError:
         return None
     except OSError as error:
