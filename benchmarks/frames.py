@@ -171,7 +171,7 @@ async def stream(
     broken: float = 0.05,
 ) -> None:
     """Send frames over a stream of either delivery."""
-    question, variant = Question.drawn(draw), draw.choice(load.variants)
+    question, variant = load.question(draw), draw.choice(load.variants)
     ordered = delivery == "ordered"
     frames = Frames(
         load, shape, draw, draw.randint(*count), 0.0 if ordered else 0.05, broken=broken
@@ -190,16 +190,18 @@ async def stream(
         answers.end(None)
 
 
-async def latest(load: Load, client: Caller, draw: random.Random, shape: str) -> None:
+async def latest(
+    load: Load, client: Caller, draw: random.Random, shape: str, broken: float = 0.05
+) -> None:
     """Send frames faster than they can be answered; the newest counts."""
-    await stream(load, client, draw, shape, delivery="latest", count=(10, 40))
+    await stream(load, client, draw, shape, delivery="latest", count=(10, 40), broken=broken)
 
 
 async def many(
     load: Load, client: Caller, draw: random.Random, shape: str, broken: float = 0.05
 ) -> None:
     """Ask about several pictures at once."""
-    question, variant = Question.drawn(draw), draw.choice(load.variants)
+    question, variant = load.question(draw), draw.choice(load.variants)
     frames = Frames(load, shape, draw, draw.randint(2, 16), broken=broken)
     answers = Answers(load, shape, question, variant, frames)
     given = items(

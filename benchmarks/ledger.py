@@ -124,9 +124,14 @@ class Ledger:
         """Return what shapes of calls there were."""
         return sorted(self._begun)
 
-    def longest_s(self) -> float:
-        """Return how long the longest call with a right answer took; 0 without any."""
-        return max(self._longest_s.values(), default=0.0)
+    def longest_s(self, shapes: str = "") -> float:
+        """Return how long the longest call with a right answer took; 0 without any.
+
+        Args:
+            shapes: What their names begin with.
+        """
+        longest = (took for one, took in self._longest_s.items() if one.startswith(shapes))
+        return max(longest, default=0.0)
 
     def by_shape(self) -> str:
         """Return a table."""

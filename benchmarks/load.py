@@ -112,6 +112,10 @@ class Load:
         """Return a client of a kind; close it."""
         return Caller(kind, self.server, timeout_s=DEADLINE_S, **self.options)
 
+    def question(self, draw: random.Random) -> Question:
+        """Return what is asked next."""
+        return Question.drawn(draw)
+
     def examine(
         self,
         shape: str,
@@ -214,7 +218,7 @@ async def single(
     load: Load, client: Caller, draw: random.Random, shape: str, picture: Picture
 ) -> None:
     """Ask about a picture."""
-    question, variant = Question.drawn(draw), draw.choice(load.variants)
+    question, variant = load.question(draw), draw.choice(load.variants)
     method = getattr(client, question.method)
     load.ledger.began(shape)
     since = time.monotonic()

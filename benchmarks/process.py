@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class ServerProcess:
     Args:
         *arguments: Of `serve`, where it listens included.
         log: File that its log is added to.
+        within: What its command begins with, such as another network namespace.
 
     Attributes:
         pid: Its process id.
@@ -46,13 +47,13 @@ class ServerProcess:
         log: The file.
     """
 
-    def __init__(self, *arguments: str, log: Path) -> None:
+    def __init__(self, *arguments: str, log: Path, within: Sequence[str] = ()) -> None:
         self.log = log
         self.address = self.metrics_url = ""
         self._metrics = "--metrics-listen" in arguments
         with log.open("a") as errors:
             self._process = subprocess.Popen(
-                [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True
+                [*within, *PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True
             )
         self.pid = self._process.pid
 

@@ -29,6 +29,12 @@ HEALTH_POLL_S = 0.1
 # Below some milliseconds gRPC may lose a retry, and the call then waits for its deadline or for
 # ever (grpc/grpc#41036, open as of grpcio 1.85).
 SHORTEST_BACKOFF_S = 0.01
+# A peer that is silent for so long is sent a ping. What TCP has not delivered within 8 s, pings too,
+# ends the connection (TCP_USER_TIMEOUT): behind a dead link calls go to another server after 23 s.
+# Servers refuse callers that ping more often than every 10 s.
+KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 15, 8
+# To answer a ping a peer has longer: on a slow link it waits behind the images that are being sent.
+PING_TIMEOUT_S = 20
 # gRPC cannot count further than some centuries.
 LONGEST_S = 365 * 24 * 3600.0
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
@@ -253,11 +259,13 @@ def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         # A peer that vanished without a word is noticed, also between calls.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
+        ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),
         # Without it a ping has a minute all the same (gRPC 1.85; not in its documents).
-        ("grpc.http2.ping_timeout_ms", 20_000),
+        ("grpc.http2.ping_timeout_ms", 1000 * PING_TIMEOUT_S),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Without it only two are sent while a call waits, and then one a minute.
+        ("grpc.http2.max_pings_without_data", 0),
     ]
 
 

@@ -116,7 +116,7 @@ async def test_server_notices_a_silent_line_and_lets_its_callers_go(monkeypatch)
 
 
 async def test_stream_on_a_silent_line_goes_on_over_another_one(kind, monkeypatch):
-    """As soon as keepalive says so: after 80 s unless told otherwise, here after two."""
+    """As soon as keepalive says so: after 35 s unless told otherwise, here after two."""
     usual = resnet50_client.channels.channel_options
     quick = dict.fromkeys(
         ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"), 1000
