@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NoReturn
 
 from .admission_queue import AdmissionQueue, Waiter
 from .errors import Overloaded, ShuttingDown
@@ -35,36 +36,41 @@ class Limits:
         requests: Images, from arrival to answer.
         bytes: The sum of their lengths.
         streams: Open streams.
+        uploads: Images that arrive in chunks.
         requests_per_caller: Of `requests`, how many may be one caller's.
         bytes_per_caller: The same of `bytes`.
         streams_per_caller: The same of `streams`.
+        uploads_per_caller: The same of `uploads`.
         rate_per_caller: Images a second from one caller; 0 for any.
     """
 
     requests: int = 1024
     bytes: int = 512 * 2**20
     streams: int = 1024
+    uploads: int = 1024
     requests_per_caller: int = 1024
     bytes_per_caller: int = 512 * 2**20
     streams_per_caller: int = 1024
+    uploads_per_caller: int = 1024
     rate_per_caller: float = 0.0
 
 
 class _Inside:
     """What is inside, of all or of one caller."""
 
-    __slots__ = ("bytes", "paid_until", "requests", "streams")
+    __slots__ = ("bytes", "paid_until", "requests", "streams", "uploads")
 
     def __init__(self) -> None:
         self.requests = 0
         self.bytes = 0
         self.streams = 0
+        self.uploads = 0
         # When, at the rate it may have, the caller could have sent all it has sent.
         self.paid_until = 0.0
 
     @property
     def empty(self) -> bool:
-        return not (self.requests or self.streams)
+        return not (self.requests or self.streams or self.uploads)
 
 
 class Admission:
@@ -132,16 +138,8 @@ class Admission:
         mine = self._of(caller)
         head = self._head_bytes() if self._queue else 0
         if (full := self._full(mine, length, bulk, for_others=head)) is not None:
-            if full in _OF_ALL and self._queue and not self._frames_turn:
-                self._keep(length)
-            raise self._overloaded(full, caller, mine, bulk)
-        if ahead_s := self._ahead_s(mine):
-            raise Overloaded(
-                "max_rate_per_caller",
-                f"max_rate_per_caller ({self.limits.rate_per_caller:g} images/s): {caller} sends"
-                " faster",
-                ahead_s,
-            )
+            self._refuse(full, caller, mine, length, bulk)
+        self._check_rate(caller, mine)
         if self._queue:
             self._frames_turn = True
             self._keep_nothing()
@@ -182,6 +180,14 @@ class Admission:
             if not waiter.admitted.done():
                 waiter.admitted.set_exception(ShuttingDown())
 
+    def check(self, caller: str, *, bulk: bool = False) -> None:
+        """Raise what `admit` would for an image without bytes, and take nothing."""
+        self._check_open()
+        mine = self._of(caller)
+        if (full := self._full(mine, 0, bulk)) is not None:
+            self._refuse(full, caller, mine, 0, bulk)
+        self._check_rate(caller, mine)
+
     @contextmanager
     def stream(self, caller: str) -> Iterator[None]:
         """Count a stream as open.
@@ -192,11 +198,11 @@ class Admission:
         """
         self._check_open()
         limits, mine = self.limits, self._of(caller)
-        for full, open_streams, allowed in (
+        for full, there, allowed in (
             ("max_streams", self._all.streams, limits.streams),
             ("max_streams_per_caller", mine.streams, limits.streams_per_caller),
         ):
-            if open_streams >= allowed:
+            if there >= allowed:
                 raise self._overloaded(full, caller, mine, bulk=False)
         self._callers[caller] = mine
         self._all.streams += 1
@@ -206,6 +212,30 @@ class Admission:
         finally:
             self._all.streams -= 1
             mine.streams -= 1
+            self._forget(caller, mine)
+
+    @contextmanager
+    def upload(self, caller: str) -> Iterator[None]:
+        """Count an upload as arriving.
+
+        Raises:
+            Overloaded: Too many are; names the limit.
+        """
+        limits, mine = self.limits, self._of(caller)
+        for full, there, allowed in (
+            ("max_uploads", self._all.uploads, limits.uploads),
+            ("max_uploads_per_caller", mine.uploads, limits.uploads_per_caller),
+        ):
+            if there >= allowed:
+                raise self._overloaded(full, caller, mine, bulk=False)
+        self._callers[caller] = mine
+        self._all.uploads += 1
+        mine.uploads += 1
+        try:
+            yield
+        finally:
+            self._all.uploads -= 1
+            mine.uploads -= 1
             self._forget(caller, mine)
 
     def leave(self, caller: str, mine: _Inside, length: int) -> None:
@@ -223,6 +253,21 @@ class Admission:
         if self.draining:
             self.turned_away += 1
             raise ShuttingDown()
+
+    def _refuse(self, full: str, caller: str, mine: _Inside, length: int, bulk: bool) -> NoReturn:
+        """Refuse a single request, and keep the next room for one if it is their turn."""
+        if full in _OF_ALL and self._queue and not self._frames_turn:
+            self._keep(length)
+        raise self._overloaded(full, caller, mine, bulk)
+
+    def _check_rate(self, caller: str, mine: _Inside) -> None:
+        if ahead_s := self._ahead_s(mine):
+            raise Overloaded(
+                "max_rate_per_caller",
+                f"max_rate_per_caller ({self.limits.rate_per_caller:g} images/s): {caller} sends"
+                " faster",
+                ahead_s,
+            )
 
     def _full(self, mine: _Inside, length: int, bulk: bool, for_others: int = 0) -> str | None:
         """Return the limit that one more image would break; None if there is room.
@@ -279,6 +324,11 @@ class Admission:
             "max_streams_per_caller": (
                 limits.streams_per_caller,
                 f"{mine.streams} streams of {caller}",
+            ),
+            "max_uploads": (limits.uploads, f"{everyone.uploads} uploads"),
+            "max_uploads_per_caller": (
+                limits.uploads_per_caller,
+                f"{mine.uploads} uploads of {caller}",
             ),
         }[full]
         waiting = f", and {self.waiting} frames wait" if full in _OF_ALL and self._queue else ""
@@ -407,7 +457,7 @@ class Place:
         self._bytes = length
 
     def grow(self, length: int) -> None:
-        """Take room for more bytes.
+        """Take room for more bytes of the image.
 
         Raises:
             Overloaded: There is none; names the limit.

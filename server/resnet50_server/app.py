@@ -39,6 +39,7 @@ from .image_file import ImageLimits
 from .listeners import certificates_of, listen
 from .loading import hold
 from .logs import RequestLog
+from .memory_bound import PROBE_STREAMS, SIDE_RECEIVED, SIDE_STREAMS, describe, memory_bound
 from .metrics import Metrics
 from .metrics_port import MetricsPort
 from .observer import Observer, Observers
@@ -46,6 +47,8 @@ from .pipeline import Pipeline
 from .readings import LagWatch, Readings
 from .servicers.boundary import Boundary
 from .servicers.inference import InferenceServicer, Patience
+from .servicers.outbox import Outbox
+from .servicers.receiving import Receiving
 from .servicers.variant import VariantServicer
 from .settings import Settings
 from .tokens import Tokens
@@ -74,8 +77,19 @@ NO_LIMIT_S = 1e6
 # and at most for so long.
 QUIET_S = 0.02
 LAST_CALLS_S = 1.0
-# What is not about images, and of that health checks. Watching health is a stream that never ends.
-SIDE_LIMITS = Limits(requests=1024, requests_per_caller=256, streams=1024, streams_per_caller=128)
+# What is not about images. Its streams, reflection and channelz, may receive large messages.
+SIDE_LIMITS = Limits(
+    requests=256, requests_per_caller=64, streams=SIDE_STREAMS, streams_per_caller=SIDE_STREAMS // 2
+)
+# Health checks. Watching health is a stream that never ends.
+PROBE_LIMITS = Limits(
+    requests=256,
+    requests_per_caller=64,
+    streams=PROBE_STREAMS,
+    streams_per_caller=PROBE_STREAMS // 4,
+)
+# How long a message of these two may take to arrive; it is some bytes long and comes with its call.
+SIDE_RECEIVE_TIMEOUT_S = 2.0
 
 
 class Server:
@@ -96,6 +110,14 @@ class Server:
         self._settings = settings
         self._on_loaded = on_loaded
         self._admission = Admission(_limits(settings))
+        self._receiving = Receiving(
+            settings.max_receive_bytes,
+            settings.max_receive_bytes_per_caller,
+            settings.max_message_bytes,
+            settings.max_requests,
+            settings.receive_timeout_s,
+        )
+        self._outbox = Outbox(settings.max_answer_bytes, settings.answer_timeout_s)
         self._metrics = _metrics() if settings.metrics_listen is not None else None
         self._tracing = _tracing(settings)
         request_log = RequestLog() if settings.log_level == "debug" else None
@@ -146,6 +168,7 @@ class Server:
             OSError: An address cannot be listened on.
         """
         settings = self._settings
+        log.info("%s", describe(memory_bound(settings)))
         if self._tracing is not None:
             self._tracing.start()
         self.certificates = certificates_of(settings)
@@ -170,16 +193,25 @@ class Server:
             _jpegs(settings),
             self._observers,
             self._cache,
+            settings.max_decode_pixels,
         )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings), traffic)
         self._changes = changes = self._changes_of(variants, traffic)
         variant_servicer = VariantServicer(variants, changes, traffic)
         callers = Callers(tokens)
 
-        def boundary(admission: Admission, observer: Observer) -> Boundary:
-            return Boundary(callers, admission, settings.receive_timeout_s, observer)
+        def boundary(limits: Limits, observer: Observer) -> Boundary:
+            largest = settings.max_message_bytes
+            receiving = Receiving(
+                SIDE_RECEIVED * largest,
+                SIDE_RECEIVED // 2 * largest,
+                largest,
+                limits.requests,
+                min(SIDE_RECEIVE_TIMEOUT_S, settings.receive_timeout_s),
+            )
+            return Boundary(callers, Admission(limits), receiving, self._outbox, observer)
 
-        images = boundary(self._admission, self._observers)
+        images = Boundary(callers, self._admission, self._receiving, self._outbox, self._observers)
         images.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
             self._inference,
@@ -187,7 +219,7 @@ class Server:
             INFER,
         )
         # What is not about images has room of its own, and goes on during a drain.
-        side = boundary(Admission(SIDE_LIMITS), self._observers)
+        side = boundary(SIDE_LIMITS, self._observers)
         side.add(
             variant_pb2_grpc.add_VariantServiceServicer_to_server,
             variant_servicer,
@@ -205,10 +237,11 @@ class Server:
         )
         if settings.channelz:
             _add_channelz(side, server)
-        probes = boundary(Admission(SIDE_LIMITS), Observer())
+        probes = boundary(PROBE_LIMITS, Observer())
         probes.add(
             health_pb2_grpc.add_HealthServicer_to_server, self._health.servicer, server, None
         )
+        probes.refuse_unknown(server)
         await self._health.start()
         if settings.listen_while_loading:
             await self._listen(server)
@@ -260,6 +293,7 @@ class Server:
             self._changes.close()
         await self._devices.close()
         self._decode_pool.close()
+        self._outbox.close()
         self._health.close()
         if self._lag is not None:
             self._lag.close()
@@ -377,9 +411,11 @@ def _limits(settings: Settings) -> Limits:
         requests=settings.max_requests,
         bytes=settings.max_request_bytes,
         streams=settings.max_streams,
+        uploads=settings.max_uploads,
         requests_per_caller=settings.max_requests_per_caller,
         bytes_per_caller=settings.max_request_bytes_per_caller,
         streams_per_caller=settings.max_streams_per_caller,
+        uploads_per_caller=settings.max_uploads_per_caller,
         rate_per_caller=settings.max_rate_per_caller,
     )
 

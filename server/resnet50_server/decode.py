@@ -30,6 +30,7 @@ from .image_file import (
     opened_image,
     too_long,
 )
+from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Room, any_room
 from .pixels import RawPixels, raw_to_rgb, take_raw
 from .resample import resample
 from .transform import Transform
@@ -131,7 +132,11 @@ def look(source: Source, transform: Transform, limits: ImageLimits) -> NDArray[n
 
 
 def decode(
-    source: Source, transform: Transform, limits: ImageLimits, jpegs: JpegDecoder | None = None
+    source: Source,
+    transform: Transform,
+    limits: ImageLimits,
+    jpegs: JpegDecoder | None = None,
+    room: Room = any_room,
 ) -> NDArray[np.uint8]:
     """Decode, resize and crop one image that `source_of` has passed.
 
@@ -141,12 +146,14 @@ def decode(
         limits: For the pixels that an encoded image's header declares, and for those that a very
             long image would have once its shorter side is resized.
         jpegs: Decodes JPEGs that it takes, elsewhere than on the CPU.
+        room: Holds memory for the image's pixels.
 
     Returns:
         uint8 [crop, crop, 3], RGB.
 
     Raises:
         InvalidImage: It is not an image, is broken, or has too many pixels.
+        NoRoom: `room` has none for it now.
     """
     if isinstance(source, bytes):
         if jpegs is not None:
@@ -154,12 +161,11 @@ def decode(
             if orientation is not None:
                 with contextlib.suppress(ValueError):
                     return jpegs.decode(source, transform, orientation)
-        pixels = _decode_encoded(source, transform, limits)
-    else:
-        check_resized("image.raw", source.height, source.width, transform, limits)
-        size = transform.resized(source.height, source.width)
-        pixels = raw_to_rgb(source, size, transform.interpolation)
-    return resize_and_crop(pixels, transform)
+        return _decode_encoded(source, transform, limits, room)
+    check_resized("image.raw", source.height, source.width, transform, limits)
+    size = transform.resized(source.height, source.width)
+    with room(source.height * source.width):
+        return resize_and_crop(raw_to_rgb(source, size, transform.interpolation), transform)
 
 
 def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
@@ -189,17 +195,23 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
     return np.ascontiguousarray(pixels[top : top + crop, left : left + crop])
 
 
-def _decode_encoded(encoded: bytes, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
-    """Return an encoded image as uint8 [height, width, 3], upright."""
+def _decode_encoded(
+    encoded: bytes, transform: Transform, limits: ImageLimits, room: Room
+) -> NDArray[np.uint8]:
+    """Return an encoded image as uint8 [crop, crop, 3], upright."""
     with opened_image(encoded, transform, limits) as (image, file):
-        pixels = _decode_jpeg(encoded) if _is_plain_jpeg(image) else None
-        if pixels is None:
-            pixels = _decode_pillow(image, file)
-        upright = UPRIGHT.get(_orientation(image))
-        file.check_time()
-        # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
-        # single row as it is.
-        return pixels if upright is None else upright(pixels).copy()
+        plain_jpeg = _is_plain_jpeg(image)
+        size = image.width * image.height
+        with room(size * JPEG_PIXEL_BYTES // PIXEL_BYTES if plain_jpeg else size):
+            pixels = _decode_jpeg(encoded) if plain_jpeg else None
+            if pixels is None:
+                pixels = _decode_pillow(image, file)
+            upright = UPRIGHT.get(_orientation(image))
+            file.check_time()
+            # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
+            # single row as it is.
+            pixels = pixels if upright is None else upright(pixels).copy()
+            return resize_and_crop(pixels, transform)
 
 
 def _jpeg_orientation(encoded: bytes, transform: Transform, limits: ImageLimits) -> int | None:

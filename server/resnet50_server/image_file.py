@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageFault, InvalidImage
 from .file_guard import FIELD, GuardedFile, check_exif, check_tags
+from .pixel_budget import NoRoom
 from .transform import Transform
 
 # The formats of the contract. Pillow's JPEG reader also gives "MPO", a JPEG with more pictures.
@@ -153,7 +154,7 @@ def opened_image(
             check_exif(opened)
             file.allow_pixels(opened.format)
             yield opened, file
-    except (InvalidImage, MemoryError):
+    except (InvalidImage, MemoryError, NoRoom):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(error, limits) from error

@@ -29,6 +29,7 @@ from .flights import Flight, Urgency, urgency_of
 from .held import HeldVariant
 from .image_file import ImageLimits
 from .observer import Image, Observer
+from .pixel_budget import NoRoom, PixelBudget
 from .variant_queue import Result
 
 
@@ -95,6 +96,7 @@ class Pipeline:
         jpegs: Decodes JPEGs elsewhere than on the CPU.
         observer: Sees every image that is answered.
         cache: Keeps answers; None to compute every image.
+        max_decode_pixels: How many are decoded at once; None for one image of the largest size.
 
     Attributes:
         observer: The same.
@@ -108,6 +110,7 @@ class Pipeline:
         jpegs: JpegDecoder | None = None,
         observer: Observer | None = None,
         cache: ResponseCache | None = None,
+        max_decode_pixels: int | None = None,
     ) -> None:
         self.admission = admission
         self.decode_pool = decode_pool
@@ -116,6 +119,7 @@ class Pipeline:
         self._cache = cache
         self._decode = partial(decode, limits=limits, jpegs=jpegs)
         self._look = partial(look, limits=limits)
+        self._pixels = PixelBudget(max_decode_pixels or limits.max_pixels)
 
     async def answer(self, source: Source, job: Job) -> Answer:
         """Answer one image that has its place in the server already, and is not of a stream.
@@ -217,13 +221,7 @@ class Pipeline:
         pixels = self._at_hand(source, job)
         if pixels is None:
             job.variant.scheduler.check(job.variant.queue, job.deadline, job.flow, job.call.bulk)
-            look = self._decode if job.variant.opened.engine.needs_pixels else self._look
-            pixels = await self.decode_pool.run(
-                partial(look, source, job.variant.definition.transform),
-                deadline=job.deadline,
-                flow=job.flow,
-                bulk=job.call.bulk,
-            )
+            pixels = await self._decoded(source, job)
         decoded = time.perf_counter()
         if job.deadline is not None and asyncio.get_running_loop().time() >= job.deadline:
             raise DeadlineUnreachable("the deadline passed while the image was decoded")
@@ -231,6 +229,24 @@ class Pipeline:
         if flight is not None:
             result = flight.carry(result)
         return Answer(await result, decoded - started, decoded)
+
+    async def _decoded(self, source: Source, job: Job) -> NDArray[np.uint8]:
+        """Return the engine's input, from a decode thread."""
+        transform = job.variant.definition.transform
+        run = partial(
+            self.decode_pool.run, deadline=job.deadline, flow=job.flow, bulk=job.call.bulk
+        )
+        if not job.variant.opened.engine.needs_pixels:
+            return await run(partial(self._look, source, transform))
+        try:
+            return await run(partial(self._decode, source, transform, room=self._pixels.take))
+        except NoRoom as no_room:  # its size was not known before
+            pixels = no_room.pixels
+        grant = await self._pixels.wait(pixels)
+        try:
+            return await run(partial(self._decode, source, transform, room=grant.take))
+        finally:
+            grant.give_back()
 
     def answered(self, job: Job, answer: Answer, started: float) -> Image:
         """Tell the observer of an answer that is about to leave, and return where its time went.

@@ -29,8 +29,6 @@ _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d
 
 # Less holds no hundred embeddings, and is most likely meant to be megabytes.
 MIN_CACHE_BYTES = 2**20
-# Room for a message's other fields beside an image of the largest size.
-MESSAGE_OVERHEAD_BYTES = 64 * 1024
 _ENDPOINT = re.compile(r"https?://[^/\s]+/?")
 OTLP_EXPORTER = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
 
@@ -193,22 +191,43 @@ class Settings(BaseSettings):
         ),
     ] = 0.0
     max_queue_size: Annotated[
-        int, Field(ge=1, description="Images that may wait per variant; one more is refused.")
-    ] = 512
-    max_requests: Annotated[
-        int, Field(ge=1, description="Requests inside the server at once; one more is refused.")
-    ] = 1024
-    max_request_bytes: Annotated[
         int,
         Field(
             ge=1,
-            description="Bytes of images inside the server at once; what is still arriving does not"
-            " count.",
+            description="Single images that may wait per variant; one more is refused. Frames of"
+            " streams count as requests only.",
         ),
-    ] = 512 * 2**20
-    max_streams: Annotated[
-        int, Field(ge=1, description="Streams open at once; one more is refused.")
+    ] = 512
+    max_requests: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Requests in flight at once, and as many again whose message is still"
+            " arriving; one more is refused.",
+        ),
     ] = 1024
+    max_request_bytes: Annotated[
+        int, Field(ge=1, description="Bytes of images in flight at once, uploads as they arrive.")
+    ] = 256 * 2**20
+    max_receive_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            description="Memory for single messages that are arriving: it holds so many of"
+            " max_message_bytes, and further calls wait their turn.",
+        ),
+    ] = 256 * 2**20
+    max_streams: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Streams open at once; one more is refused. Each may hold three messages"
+            " of max_message_bytes.",
+        ),
+    ] = 64
+    max_uploads: Annotated[
+        int, Field(ge=1, description="Uploads that arrive at once; one more is refused.")
+    ] = 32
     max_requests_per_caller: Annotated[
         int,
         Field(
@@ -219,10 +238,16 @@ class Settings(BaseSettings):
     ] = 512
     max_request_bytes_per_caller: Annotated[
         int, Field(ge=1, description="As max_request_bytes, of one caller.")
-    ] = 256 * 2**20
+    ] = 128 * 2**20
+    max_receive_bytes_per_caller: Annotated[
+        int, Field(ge=1, description="As max_receive_bytes, of one caller.")
+    ] = 128 * 2**20
     max_streams_per_caller: Annotated[
         int, Field(ge=1, description="As max_streams, of one caller.")
-    ] = 512
+    ] = 32
+    max_uploads_per_caller: Annotated[
+        int, Field(ge=1, description="As max_uploads, of one caller.")
+    ] = 16
     max_rate_per_caller: Annotated[
         float,
         Field(
@@ -269,23 +294,48 @@ class Settings(BaseSettings):
         Field(
             ge=1024,
             lt=2**31,
-            description="Length of one gRPC message, in bytes; bounds raw images. The default holds"
-            " a 4K frame in RGBA.",
+            description="Length of one gRPC message, in bytes; bounds raw images and frames. The"
+            " default, gRPC's usual one, holds 1920 x 1080 in YUV 4:2:0; the SDK uploads larger"
+            " files in chunks.",
         ),
-    ] = 64 * 2**20
+    ] = 4 * 2**20
     max_image_bytes: Annotated[
         int, Field(ge=1, description="Length of one encoded image, in bytes.")
     ] = 32 * 2**20
     max_image_pixels: Annotated[
         int, Field(ge=1, description="Width x height of one image, in pixels.")
     ] = 50_000_000
+    max_decode_pixels: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Pixels decoded at once, each of 22 bytes, small images apart; others wait"
+            " for their turn. Default: one image of max_image_pixels.",
+        ),
+    ] = None
     max_frames_in_flight: Annotated[
         int, Field(ge=1, le=4096, description="Frames of one stream inside the server at once.")
     ] = 64
     receive_timeout_s: Annotated[
         float,
         Field(gt=0, description="Seconds that the message of a single request may take to arrive."),
-    ] = 60.0
+    ] = 10.0
+    answer_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Seconds that a client may take to accept the answer of a call; then the"
+            " call is cancelled.",
+        ),
+    ] = 30.0
+    max_answer_bytes: Annotated[
+        int,
+        Field(
+            ge=2**20,
+            description="Memory for answers that clients have not taken, in bytes; beyond it the"
+            " oldest ones of the caller with the most are cancelled.",
+        ),
+    ] = 64 * 2**20
     upload_idle_timeout_s: Annotated[
         float, Field(gt=0, description="Seconds that an upload may pause before it is cut.")
     ] = 30.0
@@ -499,11 +549,15 @@ class Settings(BaseSettings):
                 f"cache_bytes: {self.cache_bytes} bytes hold next to no answers; allow at least"
                 f" {MIN_CACHE_BYTES}, or 0 to keep none"
             )
-        if self.max_image_bytes + MESSAGE_OVERHEAD_BYTES > self.max_message_bytes:
+        if self.max_decode_pixels is not None and self.max_decode_pixels < self.max_image_pixels:
             raise ValueError(
-                f"max_message_bytes: {self.max_message_bytes} does not hold an image of"
-                f" max_image_bytes ({self.max_image_bytes}); allow at least"
-                f" {self.max_image_bytes + MESSAGE_OVERHEAD_BYTES}"
+                f"max_decode_pixels: {self.max_decode_pixels} does not hold one image of"
+                f" max_image_pixels ({self.max_image_pixels}); allow at least that"
+            )
+        if self.max_receive_bytes < self.max_message_bytes:
+            raise ValueError(
+                f"max_receive_bytes: {self.max_receive_bytes} does not hold one message of"
+                f" max_message_bytes ({self.max_message_bytes}); allow at least that"
             )
         return self
 

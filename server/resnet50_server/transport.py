@@ -11,6 +11,8 @@ from .settings import Settings
 CONNECTION_GRACE_S = 60
 KEEPALIVE_TIMEOUT_S = 20
 MAX_METADATA_BYTES = 16 * 1024
+# What gRPC takes of a call's messages before somebody reads them.
+UNREAD_BYTES = 64 * 1024
 # gRPC's word for never.
 GRPC_NEVER_MS = 2**31 - 1
 
@@ -44,6 +46,10 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.ping_timeout_ms", ms(KEEPALIVE_TIMEOUT_S)),
         ("grpc.keepalive_permit_without_calls", 1),
         # One that pings more often than this, again and again, is sent away.
+        # By itself gRPC adapts this to the connection, and then keeps up to 50 MB for a call that
+        # nobody reads (docs/adr/0023-memory-bound.md).
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.enable_channelz", int(settings.channelz)),
     ]

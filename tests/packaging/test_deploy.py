@@ -25,6 +25,7 @@ from deployments import (
 
 from resnet50_client.addresses import DEFAULT_PORT
 from resnet50_server.app import SERVICES
+from resnet50_server.memory_bound import memory_bound, total
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
 
 # The health service's own name: SERVING for as long as the process lives.
@@ -259,3 +260,26 @@ def test_servers_may_write_where_they_write_and_find_the_weights_that_the_job_fe
         (volume,) = [one for one in pods()[kind]["spec"]["volumes"] if one["name"] == "weights"]
         assert volume["persistentVolumeClaim"]["claimName"] == claim
     assert manifests()["NetworkPolicy"]["spec"]["egress"] == []
+
+
+# Memory
+
+
+def size(text: str) -> int:
+    """Return a size in bytes, as Kubernetes, Compose and systemd write it."""
+    number, unit = re.fullmatch(r"(\d+)([KMG])i?b?", text, re.IGNORECASE).groups()
+    return int(number) * 1024 ** ("KMG".index(unit.upper()) + 1)
+
+
+@pytest.mark.parametrize("where", ["compose", "kubernetes", "systemd"])
+def test_memory_limit_holds_what_the_server_takes_at_most(where, monkeypatch):
+    if where == "compose":
+        server = COMPOSE["services"]["server"]
+        (tmpfs,) = server["tmpfs"]
+        allowed = size(server["mem_limit"]) - size(tmpfs.rpartition("size=")[2])
+    elif where == "kubernetes":
+        allowed = size(container_of("Deployment")["resources"]["limits"]["memory"])
+    else:
+        allowed = size(unit()["MemoryMax"][0])
+    bound = total(memory_bound(settings(where, monkeypatch)))
+    assert bound <= allowed, f"the server takes up to {bound} bytes"

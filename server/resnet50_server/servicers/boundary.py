@@ -1,7 +1,8 @@
 """What every RPC has around it: who calls, whether there is room, and a status out.
 
 A call is judged before its message is read: one that is refused costs no more than its headers. So
-methods with one request are registered as if they had many, and the request is read here.
+methods with one request are registered as if they had many, and the request is read here. It takes
+its permit once the message is there. Answers are counted until the client has taken them.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from google.protobuf.message import DecodeError
 from ..admission import Admission
 from ..call import CALL, Call, Metadata
 from ..callers import Callers
-from ..errors import InvalidRequest, Stalled
+from ..errors import InvalidRequest
 from ..observer import Observer
 from ..priority import BULK, INTERACTIVE
 from ..status import DETAILS_KEY, REQUEST_ID_KEY, code_of, is_fault, to_status
+from .outbox import Outbox
+from .receiving import Receiving
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +60,9 @@ class Boundary:
 
     Args:
         callers: Tells who calls.
-        admission: Gives places to calls with one response, and counts those with many.
-        receive_timeout_s: How long the one request of a call may take to arrive, in seconds.
+        admission: Gives permits to calls with one response, and counts those with many.
+        receiving: Reads the one request of a call.
+        outbox: Counts answers that have not been taken.
         observer: Sees every call.
     """
 
@@ -66,12 +70,14 @@ class Boundary:
         self,
         callers: Callers,
         admission: Admission,
-        receive_timeout_s: float,
+        receiving: Receiving,
+        outbox: Outbox,
         observer: Observer,
     ) -> None:
         self._callers = callers
         self._admission = admission
-        self._receive_timeout_s = receive_timeout_s
+        self._receiving = receiving
+        self._outbox = outbox
         self._observer = observer
 
     def add(
@@ -121,17 +127,20 @@ class Boundary:
             code, failure = "CANCELLED", None
             try:
                 self._identify(call, context, scope)
+                if not handler.request_streaming:
+                    self._admission.check(call.caller.name, bulk=call.bulk)
+                    requests = await self._receive(call, context)
                 with self._admission.admit(call.caller.name, bulk=call.bulk) as call.place:
-                    if not handler.request_streaming:
-                        requests = await self._receive(context)
                     response = await method(requests, context)
                 code = "OK"
+                self._outbox.add(call.caller.name, response.ByteSize())
                 return response
             except asyncio.CancelledError:
                 code = _code_of_cancelled(context, call)
                 raise
             except Exception as error:
                 code, failure = code_of(error).name, error
+                self._outbox.add(call.caller.name, 0)
                 await _abort(context, error, call)
             finally:
                 self._leave(call, code, failure)
@@ -153,21 +162,33 @@ class Boundary:
                 self._identify(call, context, scope)
                 with self._admission.stream(call.caller.name):
                     if not handler.request_streaming:
-                        requests = await self._receive(context)
+                        requests = await self._receive(call, context)
                     async with aclosing(method(requests, context)) as responses:
                         async for response in responses:
                             await context.write(response)
                 code = "OK"
+                self._outbox.add(call.caller.name, 0)
             except asyncio.CancelledError:
                 code = _code_of_cancelled(context, call)
                 raise
             except Exception as error:
                 code, failure = code_of(error).name, error
+                self._outbox.add(call.caller.name, 0)
                 await _abort(context, error, call)
             finally:
                 self._leave(call, code, failure)
 
         return streamed
+
+    def refuse_unknown(self, server: grpc.aio.Server) -> None:
+        """Answer calls of methods that no servicer has; to be added behind all servicers."""
+
+        async def refuse(_: Any, context: Context) -> None:
+            caller = self._callers.connected(context.peer(), context.auth_context())
+            self._outbox.add(caller.name, 0)
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+        server.add_generic_rpc_handlers((_Unknown(grpc.stream_stream_rpc_method_handler(refuse)),))
 
     def _enter(self, method: str, context: Context) -> Call:
         """Give a call its id, for the log and the caller."""
@@ -209,43 +230,37 @@ class Boundary:
                     )
                 call.key = value
 
-    async def _receive(self, context: Context) -> Any:
+    async def _receive(self, call: Call, context: Context) -> Any:
         """Return the one request of a call.
 
         Raises:
             InvalidRequest: There is none, or it is not what the method takes.
+            Overloaded: The server waits for too many messages.
             Stalled: It takes too long to arrive.
         """
-        task, timeout_s = asyncio.current_task(), self._receive_timeout_s
-        assert task is not None
-        late = False
-
-        def give_up() -> None:
-            nonlocal late
-            late = True
-            task.cancel()
-
-        # Not wait_for, which makes a task of its own on Python below 3.12.
-        timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
         try:
-            request = await context.read()
+            request = await self._receiving.read(call.caller.name, context.read)
             if request is EOF:
                 # A caller who has left ends its messages a moment before gRPC says so.
                 await asyncio.sleep(LEAVING_S)
         except asyncio.CancelledError:
-            if late:
-                raise Stalled(
-                    f"the request did not arrive within {timeout_s:g} s (receive_timeout_s); send"
-                    " large images by the upload methods"
-                ) from None
-            self._observer.gave_up(CALL.get(), "receive")
+            self._observer.gave_up(call, "receive")
             raise
-        finally:
-            timer.cancel()
         if request is EOF:
             # Also where gRPC itself refused the message as too long, and has said so.
             raise InvalidRequest("message", "is missing: the call ended without a request")
         return request
+
+
+class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Handles every method in the same way."""
+
+    def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        self._handler = handler
+
+    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the handler."""
+        return self._handler
 
 
 class _Registration:

@@ -148,12 +148,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         context: Context,
     ) -> _Told:
         started, call = time.perf_counter(), CALL.get()
-        upload = self._upload(parts)
-        options = (await upload.options()).options
-        question = question_of(options, self._find(options.variant))
-        question.variant.enter_upload(call)
-        transform, deadline = question.variant.definition.transform, _deadline(context)
-        image = await upload.image(transform, _place(call), deadline)
+        with self._pipeline.admission.upload(call.caller.name):
+            upload = self._upload(parts)
+            options = (await upload.options()).options
+            question = question_of(options, self._find(options.variant))
+            question.variant.enter_upload(call)
+            transform, deadline = question.variant.definition.transform, _deadline(context)
+            image = await upload.image(transform, _place(call), deadline)
         # It may have taken minutes, and a successor has not waited for it.
         question = question.latest()
         question.variant.enter(call)

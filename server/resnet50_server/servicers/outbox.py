@@ -21,7 +21,11 @@ CALL_BYTES = 32 * 1024
 # some milliseconds, however many are cancelled.
 KEPT_SHARE = 0.75
 
+# gRPC's coroutine that waits for the end of a call.
+_WATCHING = "_schedule_rpc_coro"
+
 _Task = asyncio.Task[Any]
+_TASKS = asyncio.Task
 
 
 @dataclass(eq=False, slots=True)
@@ -53,6 +57,8 @@ class Outbox:
     def __init__(self, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        # Not for each answer by itself: cancelling many at once is cheaper.
+        self._look_s = timeout_s / 10
         self._untaken: dict[_Task, _Untaken] = {}
         self._of_callers: dict[str, dict[_Task, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +128,7 @@ class Outbox:
         for task, untaken in self._untaken.items():  # the oldest first
             left_s = untaken.since + self._timeout_s - loop.time()
             if left_s > 0:
-                self._timer = loop.call_later(left_s, self._look)
+                self._timer = loop.call_later(max(left_s, self._look_s), self._look)
                 break
             late.append(task)
         self._cancel(late, f"the client took none for {self._timeout_s:g} s (answer_timeout_s)")
@@ -154,12 +160,11 @@ def cancel_calls(tasks: Iterable[_Task]) -> None:
     """
     tasks = set(tasks)
     for watching in asyncio.all_tasks():
-        for closure in gc.get_referents(watching.get_coro()):
-            if watching not in tasks and not tasks.isdisjoint(_tasks(gc.get_referents(closure))):
-                watching.cancel()
+        coroutine = watching.get_coro()
+        if getattr(coroutine, "__name__", "") != _WATCHING:
+            continue
+        closures = gc.get_referents(coroutine)
+        if any(one in tasks for one in gc.get_referents(*closures) if isinstance(one, _TASKS)):
+            watching.cancel()
     for task in tasks:
         task.cancel()
-
-
-def _tasks(objects: Iterable[object]) -> list[_Task]:
-    return [one for one in objects if isinstance(one, asyncio.Task)]

@@ -1,0 +1,92 @@
+"""The most memory that the server takes, whatever clients do: computed from its settings.
+
+Each part is a limit that something in the server keeps; docs/limits.md says which.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
+from .servicers.receiving import slots_of
+from .settings import Settings
+from .transport import UNREAD_BYTES
+
+MIB = 2**20
+# Python, PyTorch, gRPC and an engine's library, before any weights: 720 MiB measured.
+PROCESS_BYTES = 900 * MIB
+# A float variant on the CPU by its greediest engine (`opening.MEMORY_FACTORS`): 25.6 million
+# parameters of 4 bytes, 3.1 times.
+VARIANT_BYTES = 304 * MIB
+# A decoded image that waits for its batch: 256 x 256 in RGB holds every crop that variants use.
+QUEUED_IMAGE_BYTES = 3 * 256 * 256
+# An answer with a thousand categories and an embedding, as messages.
+ANSWER_BYTES = 80 * 1024
+# A connection in gRPC, TLS included.
+CONNECTION_BYTES = 64 * 1024
+# A stream holds a frame that arrives, the newest one, and one that waits to be admitted.
+MESSAGES_PER_STREAM = 3
+# An image in flight, and the message that it came in.
+COPIES_IN_FLIGHT = 2
+
+# What is not about images: variants, reflection, channelz; and health checks. Of each, messages
+# that arrive at once, and streams that may receive one each.
+SIDE_SERVICES, SIDE_RECEIVED, SIDE_STREAMS, PROBE_STREAMS = 2, 8, 8, 256
+
+
+class Part(NamedTuple):
+    """A part of the bound.
+
+    Attributes:
+        what: What takes it.
+        size: How much, in bytes.
+    """
+
+    what: str
+    size: int
+
+
+def memory_bound(settings: Settings) -> list[Part]:
+    """Return the parts of what the server takes at most, in the main memory.
+
+    Args:
+        settings: How it serves.
+    """
+    message = settings.max_message_bytes
+    engines = settings.engine not in ("null", "timed")
+    variants = settings.max_variants_bytes or VARIANT_BYTES * len(settings.variants)
+    receiving = slots_of(settings.max_receive_bytes, message) + SIDE_SERVICES * SIDE_RECEIVED
+    streams = settings.max_streams
+    decoded = settings.max_decode_pixels or settings.max_image_pixels
+    unread = 2 * settings.max_requests + streams + settings.max_uploads + PROBE_STREAMS
+    return [
+        Part("the process", PROCESS_BYTES),
+        Part("variants", variants if engines else 0),
+        Part(
+            "images in flight",
+            COPIES_IN_FLIGHT * max(settings.max_request_bytes, settings.max_image_bytes),
+        ),
+        # The last two are being handed over, from gRPC to Python and to the message's parser.
+        Part("messages that arrive", (receiving + 2) * message),
+        Part("uploads' messages", settings.max_uploads * message),
+        Part("streams' messages", (MESSAGES_PER_STREAM * streams + SIDE_STREAMS) * message),
+        Part("calls that are not read from", 2 * unread * UNREAD_BYTES),
+        Part("decoding", (decoded + SMALL_BUDGET_PIXELS) * PIXEL_BYTES),
+        Part("decoded images", settings.max_requests * QUEUED_IMAGE_BYTES),
+        Part("answers of calls", settings.max_answer_bytes),
+        Part("answers of streams", streams * settings.max_frames_in_flight * ANSWER_BYTES),
+        Part("kept answers", settings.cache_bytes),
+        Part("connections", settings.max_connections * len(settings.listen) * CONNECTION_BYTES),
+    ]
+
+
+def total(parts: list[Part]) -> int:
+    """Return the bound, in bytes."""
+    return sum(part.size for part in parts)
+
+
+def describe(parts: list[Part]) -> str:
+    """Return the bound and its parts in one line, in MiB, the largest first."""
+    largest_first = sorted(parts, key=lambda part: -part.size)
+    listed = ", ".join(f"{part.what} {part.size // MIB}" for part in largest_first if part.size)
+    return f"{total(parts) // MIB} MiB of memory at most: {listed}"
