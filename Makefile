@@ -6,7 +6,7 @@ FUZZ_S ?= 300
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test nginx bench bench-gpu reliability soak kills swaps netfaults netfaults-short fuzz fuzz-live check format protos clean
+.PHONY: help demo serve test nginx bench bench-gpu reliability memory soak kills swaps netfaults netfaults-short fuzz fuzz-live check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 
 reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/reliability.py --write
+
+memory: $(VENV)/installed  ## Attack a server's memory and compare it with its bound, 5 minutes; writes docs/reliability.md
+	$(BIN)/python benchmarks/memory.py --write
 
 soak: $(VENV)/installed  ## Mixed load and changing weights, each answer checked, 30 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/soak.py --write

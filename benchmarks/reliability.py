@@ -147,7 +147,12 @@ def recovery_s(calls: list[Call], switched: float, normal_s: float) -> str:
 
 def measure_stalled() -> Iterator[str]:
     """Take turns between a quiet server and one with stalled clients."""
+    # All clients have one address here: one caller, whose share is to be everything.
     flags = (*TIMED, "--receive-timeout-s", "600", "--upload-idle-timeout-s", "600")
+    for name in ("--max-streams", "--max-uploads"):
+        flags += (name, "1024", f"{name}-per-caller", "1024")
+    for name in ("--max-receive-bytes", "--max-receive-bytes-per-caller"):
+        flags += (name, str(2**30))
     quiet, beside, ratios = [], [], []
     with server(*flags) as (address, pid):
         before_kib = resident_kib(pid)
@@ -174,6 +179,7 @@ def measure_stalled() -> Iterator[str]:
 def measure_refused() -> Iterator[str]:
     """Send large messages to a server that has room for one request only, which is taken."""
     flags = ("--engine", "timed", "--timed-alpha-ms", "3000", "--max-requests", "1")
+    flags += ("--max-message-bytes", str(2 * LARGE_BYTES))
     with server(*flags) as (address, pid):
         held_mib, cpu, refused = asyncio.run(send_large(address, pid))
     yield (

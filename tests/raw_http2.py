@@ -25,11 +25,12 @@ class RawClient:
         address: host:port, without TLS.
         window: Bytes that it takes of each answer before it grants more, which it never does by
             itself; None for HTTP/2's default.
+        source: The address that it calls from; chosen by the system if empty.
     """
 
-    def __init__(self, address: str, window: int | None = None) -> None:
+    def __init__(self, address: str, window: int | None = None, source: str = "") -> None:
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)))
+        self.socket = socket.create_connection((host, int(port)), source_address=(source, 0))
         self.http2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         )

@@ -141,6 +141,7 @@ class Server:
             divided.instances,
             divided.each,
         )
+        log.info("%s", describe(memory_bound(settings, divided.instances)))
         self._decode_pool = DecodePool(
             decoding,
             settings.decode_timeout_s,
@@ -168,7 +169,6 @@ class Server:
             OSError: An address cannot be listened on.
         """
         settings = self._settings
-        log.info("%s", describe(memory_bound(settings)))
         if self._tracing is not None:
             self._tracing.start()
         self.certificates = certificates_of(settings)

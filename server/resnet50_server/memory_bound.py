@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .opening import memory_of
 from .pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
 from .servicers.receiving import slots_of
 from .settings import Settings
@@ -15,9 +16,8 @@ from .transport import UNREAD_BYTES
 MIB = 2**20
 # Python, PyTorch, gRPC and an engine's library, before any weights: 720 MiB measured.
 PROCESS_BYTES = 900 * MIB
-# A float variant on the CPU by its greediest engine (`opening.MEMORY_FACTORS`): 25.6 million
-# parameters of 4 bytes, 3.1 times.
-VARIANT_BYTES = 304 * MIB
+# Of ResNet50.
+PARAMETERS = 25_557_032
 # A decoded image that waits for its batch: 256 x 256 in RGB holds every crop that variants use.
 QUEUED_IMAGE_BYTES = 3 * 256 * 256
 # An answer with a thousand categories and an embedding, as messages.
@@ -46,15 +46,18 @@ class Part(NamedTuple):
     size: int
 
 
-def memory_bound(settings: Settings) -> list[Part]:
+def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
     """Return the parts of what the server takes at most, in the main memory.
 
     Args:
         settings: How it serves.
+        instances: Batches that an engine on the CPU computes at once.
     """
     message = settings.max_message_bytes
+    precision = "fp32" if settings.precision == "auto" else settings.precision
+    variant = memory_of(PARAMETERS, precision, settings.engine, settings.instances or instances)
     engines = settings.engine not in ("null", "timed")
-    variants = settings.max_variants_bytes or VARIANT_BYTES * len(settings.variants)
+    variants = settings.max_variants_bytes or variant * len(settings.variants)
     receiving = slots_of(settings.max_receive_bytes, message) + SIDE_SERVICES * SIDE_RECEIVED
     streams = settings.max_streams
     decoded = settings.max_decode_pixels or settings.max_image_pixels

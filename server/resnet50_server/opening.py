@@ -140,20 +140,23 @@ def prepare(definition: Definition, settings: Settings) -> Prepared:
     kind: str = settings.engine
     if kind == "auto" and (device != "cpu" or definition.quantized):
         kind = "cuda-graphs" if device != "cpu" else "torch"
-    at_most = memory_of(parameters, precision, kind)
+    at_most = memory_of(parameters, precision, kind, division(settings).instances)
     return Prepared(definition, device, precision, weights, canary, parameters, at_most)
 
 
-def memory_of(parameters: int, precision: str, kind: str) -> int:
+def memory_of(parameters: int, precision: str, kind: str, instances: int = 1) -> int:
     """Estimate what an engine takes, in bytes: its weights, and what it makes of them.
+
+    In onnxruntime each instance has them by itself; the others share them.
 
     Args:
         parameters: How many its network has.
         precision: "fp32", "fp16", "bf16" or "int8".
         kind: As `OpenEngine.kind`; the greediest one for "auto".
+        instances: How many batches it computes at once.
     """
-    factor = MEMORY_FACTORS.get(kind, max(MEMORY_FACTORS.values()))
-    return int(parameters * BYTES_EACH[precision] * factor)
+    factors = MEMORY_FACTORS | {"onnxruntime": instances * MEMORY_FACTORS["onnxruntime"]}
+    return int(parameters * BYTES_EACH[precision] * factors.get(kind, max(factors.values())))
 
 
 def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
@@ -203,7 +206,7 @@ def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
         precision,
         trained=definition.seed is None,
         quantization=quantization,
-        memory_bytes=memory_of(prepared.parameters, precision, kind),
+        memory_bytes=memory_of(prepared.parameters, precision, kind, division(settings).instances),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator
 
 import grpc
@@ -14,8 +15,9 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from pictures import encode, photo_like
 from raw_http2 import RawClient, message
-from serving import connected, serving, until
+from serving import DECODING, connected, serving, until
 
+import resnet50_server.decode
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server.app import Server
 from resnet50_server.servicers.outbox import CALL_BYTES
@@ -209,3 +211,34 @@ async def test_upload_beyond_max_uploads_is_refused_before_it_is_sent():
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "max_uploads (1)" in refused.value.details()
         await classify(server)
+
+
+# Decoding
+
+
+async def test_no_more_pixels_are_decoded_at_once_than_allowed(monkeypatch):
+    lock, decoding, most = threading.Lock(), 0, 0
+    decode_pillow = resnet50_server.decode._decode_pillow
+
+    def counted(*arguments):
+        nonlocal decoding, most
+        with lock:
+            decoding += 1
+            most = max(most, decoding)
+        try:
+            return decode_pillow(*arguments)
+        finally:
+            with lock:
+                decoding -= 1
+
+    monkeypatch.setattr(resnet50_server.decode, "_decode_pillow", counted)
+    image = image_pb2.Image(encoded=encode(photo_like(1500, 1000)))
+    request = inference_pb2.ClassifyRequest(image=image)
+    limits = {"max_image_pixels": 2_000_000, "max_decode_pixels": 2_000_000}
+    async with (
+        serving(decode_threads=4, **limits, **DECODING) as server,
+        connected(server) as channel,
+    ):
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        await asyncio.gather(*(stub.Classify(request) for _ in range(8)))
+    assert most == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet50_server.memory_bound import MIB, describe, memory_bound, total
+from resnet50_server.opening import memory_of
 from resnet50_server.settings import Settings
 
 LIMITS = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
@@ -48,3 +49,12 @@ def test_line_in_the_log_names_the_whole_and_its_parts():
     line = describe(memory_bound(settings(engine="null", max_streams=100)))
     assert re.match(r"\d+ MiB of memory at most: streams' messages 1232, decoding \d+, ", line)
     assert "variants" not in line
+
+
+def test_estimate_counts_every_instance_of_an_engine_that_has_its_weights_by_itself():
+    assert memory_of(1000, "fp32", "onnxruntime", 8) == 8 * memory_of(1000, "fp32", "onnxruntime")
+    assert memory_of(1000, "fp32", "openvino", 8) == memory_of(1000, "fp32", "openvino")
+    # Which one it will be is not known yet.
+    assert memory_of(1000, "fp32", "auto", 8) == memory_of(1000, "fp32", "onnxruntime", 8)
+    before, after = (total(memory_bound(settings(), instances)) for instances in (1, 8))
+    assert after - before > 1000 * MIB

@@ -252,7 +252,7 @@ class Boundary:
         return request
 
 
-class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
+class _Unknown(grpc.GenericRpcHandler):
     """Handles every method in the same way."""
 
     def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:

@@ -1,0 +1,106 @@
+"""Decoding is bounded in pixels, however many threads decode."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from resnet50_server.pixel_budget import SMALL_BUDGET_PIXELS, SMALL_PIXELS, NoRoom, PixelBudget
+
+LARGE = 10 * SMALL_PIXELS
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_large_images_wait_in_order_and_a_small_one_does_not():
+    budget = PixelBudget(2 * LARGE)
+    order: list[int] = []
+
+    async def wait(number: int, pixels: int) -> None:
+        grant = await budget.wait(pixels)
+        order.append(number)
+        grant.give_back()
+
+    with contextlib.ExitStack() as decoding:
+        decoding.enter_context(budget.take(LARGE))
+        decoding.enter_context(budget.take(LARGE))
+        with pytest.raises(NoRoom) as full, budget.take(LARGE):
+            pass
+        assert full.value.pixels == LARGE
+        waiting = [
+            asyncio.create_task(wait(number, pixels))
+            for number, pixels in enumerate((2 * LARGE, LARGE // 2, LARGE))
+        ]
+        await settle()
+        with budget.take(SMALL_PIXELS):
+            pass
+        assert order == []
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert order == [0, 1, 2]
+    with budget.take(2 * LARGE):
+        pass
+
+
+async def test_image_that_comes_does_not_overtake_those_that_wait():
+    budget = PixelBudget(LARGE)
+    with budget.take(LARGE // 2):
+        waiting = asyncio.create_task(budget.wait(LARGE))
+        await settle()
+        with pytest.raises(NoRoom), budget.take(LARGE // 4):
+            pass
+    (await asyncio.wait_for(waiting, 10)).give_back()
+
+
+async def test_image_larger_than_the_budget_is_decoded_alone():
+    budget = PixelBudget(LARGE)
+    with budget.take(3 * LARGE), pytest.raises(NoRoom), budget.take(LARGE):
+        pass
+
+
+def test_small_images_have_a_bound_too():
+    budget = PixelBudget(LARGE)
+    with contextlib.ExitStack() as decoding:
+        for _ in range(SMALL_BUDGET_PIXELS // SMALL_PIXELS):
+            decoding.enter_context(budget.take(SMALL_PIXELS))
+        with pytest.raises(NoRoom), budget.take(1):
+            pass
+
+
+@pytest.mark.parametrize("when", ["waiting", "let in", "told"])
+async def test_image_that_gives_up_leaves_its_room(when):
+    budget = PixelBudget(LARGE)
+    holding = contextlib.ExitStack()
+    holding.enter_context(budget.take(LARGE))
+    waiting = asyncio.create_task(budget.wait(LARGE))
+    await settle()
+    if when == "waiting":
+        waiting.cancel()
+        await settle()
+    holding.close()
+    if when == "told":
+        await asyncio.sleep(0)  # the future has its result, the task has not run
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        (await waiting).give_back()
+    with budget.take(LARGE):
+        pass
+
+
+async def test_room_that_was_granted_is_used_by_the_thread_or_given_back_but_not_both():
+    budget = PixelBudget(LARGE)
+    grant = await budget.wait(LARGE)
+    with grant.take(LARGE):
+        grant.give_back()  # the caller has left, and the thread decodes on
+        with pytest.raises(NoRoom), budget.take(LARGE):
+            pass
+    grant = await budget.wait(LARGE)
+    grant.give_back()
+    with pytest.raises(NoRoom), grant.take(LARGE):
+        pass
+    with budget.take(LARGE):
+        pass
