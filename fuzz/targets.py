@@ -31,7 +31,8 @@ from pydantic_settings import SettingsError
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
 from resnet50_client import Resnet50Error, messages
 from resnet50_client.errors import error_of, error_of_status
-from resnet50_client.frames import Unanswered
+from resnet50_client.frames import StreamLimits
+from resnet50_client.pending_frames import PendingFrames
 from resnet50_server.decode import Source, decode, look, source_of
 from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError
 from resnet50_server.file_guard import silence_libraries
@@ -267,6 +268,18 @@ _STREAMS = (
 )
 
 
+def _pending(kind: Any, answered: int) -> PendingFrames:
+    """Return the state of a stream that waits for the answer to a frame, if its id is small."""
+    pending: PendingFrames = PendingFrames(kind, StreamLimits(window=8))
+    for number in range(min(answered, 7) + 1):
+        pending.add(image_pb2.Image())
+        pending.next_request()
+        if kind.delivery == "ordered" and number < answered:
+            error = status_pb2.Status(code=3)
+            pending.answer(inference_pb2.ClassifyStreamResponse(frame_id=number, error=error))
+    return pending
+
+
 def replies(content: bytes) -> None:
     """Read a server's reply as the SDK does; a result, or an error of the SDK's own."""
     kind, content = content[:1], content[1:]
@@ -279,10 +292,10 @@ def replies(content: bytes) -> None:
                 repr(found), found.cosine(found), np.asarray(found)
             case b"\2":
                 message = inference_pb2.ClassifyStreamResponse.FromString(content)
-                repr(Unanswered(_STREAMS[0], 1).answer(message))
+                repr(_pending(_STREAMS[0], message.frame_id).answer(message))
             case b"\3":
                 answer = inference_pb2.EmbedStreamResponse.FromString(content)
-                repr(Unanswered(_STREAMS[1], 1).answer(answer))
+                repr(_pending(_STREAMS[1], answer.frame_id).answer(answer))
             case b"\4":
                 for variant in variant_pb2.ListVariantsResponse.FromString(content).variants:
                     repr(messages.variant(variant))

@@ -9,8 +9,9 @@ import shlex
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def on_small_disks(command: list[str], *folders: Path, size: str) -> list[str]:
@@ -145,20 +146,26 @@ class Line:
         """Take whatever comes and pass nothing on, neither bytes nor ends."""
         self._flows.clear()
 
-    async def _serve(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            client, _ = await loop.sock_accept(listener)
-            server = socket.socket()
-            for one in (client, server):
-                one.setblocking(False)
-                self._open.add(one)
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            client, _ = listener.accept()
             self.connections += 1
-            await loop.sock_connect(server, self._target)
-            for source, sink in ((client, server), (server, client)):
-                task = asyncio.create_task(self._pass(source, sink, source is client))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            self._open.add(client)
+            self._start(self._join(client))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _join(self, client: socket.socket) -> None:
+        server = socket.socket()
+        self._open.add(server)
+        for one in (client, server):
+            one.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(server, self._target)
+        self._start(self._pass(client, server, True))
+        self._start(self._pass(server, client, False))
 
     async def _pass(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -183,10 +190,10 @@ async def line_to(address: str) -> AsyncIterator[Line]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         line.address = f"127.0.0.1:{listener.getsockname()[1]}"
-        serving = asyncio.create_task(line._serve(listener))
+        loop = asyncio.get_running_loop()
+        loop.add_reader(listener, line._accept, listener)
         try:
             yield line
         finally:
-            serving.cancel()
-            await asyncio.wait([serving])
+            loop.remove_reader(listener)
             line.cut()

@@ -10,7 +10,6 @@
 
 from .aio import AsyncClient
 from .client import Client
-from .connection import RetryPolicy
 from .errors import (
     CallCancelledError,
     DataLossError,
@@ -45,6 +44,7 @@ from .results import (
     Variant,
     VariantRef,
 )
+from .retries import RetryPolicy
 from .splits import Comparison, TrafficReport, TrafficShare, TrafficSplit
 from .video import frames_from_video
 

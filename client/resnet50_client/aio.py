@@ -8,13 +8,12 @@ from contextlib import aclosing
 from typing import TypeVar, get_args
 
 from . import calls, messages
-from .aio_status import is_cancelled
-from .arguments import check_choice, check_images, check_seconds
+from .arguments import check_choice, check_images
 from .async_stream import AsyncStream
 from .async_variants import AsyncVariants
-from .connection import HEALTH_POLL_S, Connection, Priority
+from .connection import HEALTH_POLL_S, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
-from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
+from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
 from .images import ImageInput, is_quickly_read
 from .results import Classification, Embedding
 
@@ -107,6 +106,8 @@ class AsyncClient(AsyncVariants):
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> AsyncGenerator[FrameAnswer[Classification], None]:
@@ -114,8 +115,10 @@ class AsyncClient(AsyncVariants):
 
         Frames are read one at a time, and only while fewer than `window` are unanswered. A frame
         that is bad is answered with its error, and the stream goes on. If the server goes away, the
-        unanswered frames are sent again to the next one that can be reached. Closing the iterator
-        cancels the stream.
+        unanswered frames are sent again to the next one that can be reached; a frame under which
+        each connection breaks, four times, is answered with UnavailableError. Closing the iterator
+        cancels the stream. Its end, for any reason, closes `frames` if that is a generator, or
+        makes an iterator that can be closed.
 
         Args:
             frames: Images as for `classify`, e.g. of a camera; may be endless.
@@ -128,8 +131,14 @@ class AsyncClient(AsyncVariants):
             include_embedding: As for `classify`.
             pixel_format: As for `classify`.
             window: How many frames may be on their way; the server has a limit of its own.
-            resume_s: How long no server may be reached, in seconds; None for the client's
-                `timeout_s`, 0 to give up at once.
+            resume_s: How long to go on without an answer from any server, in seconds, counted from
+                the first failure; None for the client's `timeout_s`, 0 to give up at once.
+            idle_timeout_s: How long a server may have frames and answer none, in seconds; after it
+                the stream is resumed, as if that server had gone away. None for the client's
+                `timeout_s`, `math.inf` for no limit.
+            frame_timeout_s: How long a frame may wait for its answer, in seconds, from when it is
+                read from the source; it is answered with DeadlineExceededError then, and the stream
+                goes on. None for no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: As for `classify`; the whole stream is answered by the same weights.
 
@@ -141,7 +150,8 @@ class AsyncClient(AsyncVariants):
         kind = messages.classify_stream(
             delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
         )
-        return self._stream(kind, frames, window, resume_s, priority, caller_key)
+        limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
+        return self._stream(kind, frames, limits, priority, caller_key)
 
     def embed_stream(
         self,
@@ -154,6 +164,8 @@ class AsyncClient(AsyncVariants):
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> AsyncGenerator[FrameAnswer[Embedding], None]:
@@ -168,6 +180,8 @@ class AsyncClient(AsyncVariants):
             pixel_format: As for `classify`.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            idle_timeout_s: As for `classify_stream`.
+            frame_timeout_s: As for `classify_stream`.
             priority: As for `classify_stream`.
             caller_key: As for `classify_stream`.
 
@@ -177,7 +191,8 @@ class AsyncClient(AsyncVariants):
         """
         check_images("frames", frames, pixel_format, asynchronous=True)
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
-        return self._stream(kind, frames, window, resume_s, priority, caller_key)
+        limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
+        return self._stream(kind, frames, limits, priority, caller_key)
 
     def classify_many(
         self,
@@ -191,6 +206,8 @@ class AsyncClient(AsyncVariants):
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> AsyncGenerator[Classification | Exception, None]:
@@ -206,6 +223,8 @@ class AsyncClient(AsyncVariants):
             errors: "return" gives an image's error in its result's place; "raise" raises it.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            idle_timeout_s: As for `classify_stream`.
+            frame_timeout_s: As for `classify_stream`.
             priority: As for `classify_stream`.
             caller_key: As for `classify_stream`.
 
@@ -224,6 +243,8 @@ class AsyncClient(AsyncVariants):
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
+            idle_timeout_s=idle_timeout_s,
+            frame_timeout_s=frame_timeout_s,
             priority=priority,
             caller_key=caller_key,
         )
@@ -240,6 +261,8 @@ class AsyncClient(AsyncVariants):
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> AsyncGenerator[Embedding | Exception, None]:
@@ -254,6 +277,8 @@ class AsyncClient(AsyncVariants):
             errors: As for `classify_many`.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            idle_timeout_s: As for `classify_stream`.
+            frame_timeout_s: As for `classify_stream`.
             priority: As for `classify_stream`.
             caller_key: As for `classify_stream`.
 
@@ -271,6 +296,8 @@ class AsyncClient(AsyncVariants):
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
+            idle_timeout_s=idle_timeout_s,
+            frame_timeout_s=frame_timeout_s,
             priority=priority,
             caller_key=caller_key,
         )
@@ -319,36 +346,15 @@ class AsyncClient(AsyncVariants):
         self,
         kind: StreamKind[Result],
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-        window: int,
-        resume_s: float | None,
+        limits: StreamLimits,
         priority: Priority | None,
         caller_key: str | None,
     ) -> AsyncGenerator[FrameAnswer[Result], None]:
         self._check_open()
-        if resume_s is not None:
-            check_seconds("resume_s", resume_s, zero=True)
         connection = self._connection.of(priority, caller_key)
-        return self._answers(kind, images, window, resume_s, connection)
-
-    async def _answers(
-        self,
-        kind: StreamKind[Result],
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-        window: int,
-        resume_s: float | None,
-        connection: Connection,
-    ) -> AsyncGenerator[FrameAnswer[Result], None]:
-        channels = await self._open()
         observation = self._observers.observe(calls.full_name(kind.method))
-        stream = AsyncStream(channels, connection, observation, kind, images, window, resume_s)
-        try:
-            async with aclosing(stream.answers()) as answers:
-                async for answer in answers:
-                    yield answer
-        except asyncio.CancelledError as cancelled:
-            if self._closed and not is_cancelled(asyncio.current_task()):
-                raise self._closed_meanwhile() from cancelled
-            raise
+        stream = AsyncStream(self._open, connection, observation, kind, images, limits)
+        return stream.answers()
 
 
 async def _in_place(

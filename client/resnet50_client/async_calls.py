@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,8 +14,9 @@ from .addresses import target
 from .aio_status import is_cancelled, keep_status
 from .base import BaseClient
 from .channels import Channels
-from .connection import Attempts, Connection
+from .connection import Connection
 from .observer import Observation
+from .retries import Attempts
 
 Result = TypeVar("Result")
 Self = TypeVar("Self", bound="AsyncCalls")
@@ -31,8 +33,12 @@ class AsyncCalls(BaseClient):
     async def close(self) -> None:
         """Close the connection; calls that are under way end with CallCancelledError."""
         self._closed = True
-        for channel in self._channels.opened() if self._channels is not None else ():
-            await channel.close()
+        if self._channels is None:
+            return
+        # Each is closed, also if this task is cancelled meanwhile.
+        async with contextlib.AsyncExitStack() as stack:
+            for channel in self._channels.close():
+                stack.push_async_callback(channel.close)
 
     async def __aenter__(self: Self) -> Self:
         return self
@@ -47,12 +53,13 @@ class AsyncCalls(BaseClient):
 
     async def _open(self) -> Channels:
         loop = asyncio.get_running_loop()
-        self._check_open()
+        if self._closed:
+            raise self._connection.closed()
         if self._channels is None:
             # Looking up a list of names blocks.
             where = await asyncio.to_thread(target, self._connection.addresses)
             if self._closed:
-                raise self._closed_meanwhile()
+                raise self._connection.closed()
         if self._channels is None:  # no other task was faster
             self._channels, self._loop = Channels(self._connection, where, grpc.aio), loop
         if self._loop is not loop:
@@ -66,11 +73,13 @@ class AsyncCalls(BaseClient):
         caller_key: str | None = None,
     ) -> Result:
         """Make one call, and tell the observers of it."""
+        self._check_open()
         connection = self._connection.of(caller_key=caller_key)
-        attempts = connection.attempts(timeout_s)
+        attempts = connection.attempts(timeout_s, call.repeatable)
         channels = await self._open()
         with self._observers.observe(call.method) as observation:
-            result = call.read(await self._reply(channels, connection, call, attempts, observation))
+            reply = await self._reply(channels, connection, call, attempts, observation)
+            result = call.result(reply)
             observation.answered(result)
             return result
 
@@ -83,6 +92,7 @@ class AsyncCalls(BaseClient):
         observation: Observation,
     ) -> Any:
         """Make a call, again where the policy says so; failures become ours."""
+        closing = channels.closing
         while True:
             stubs, metadata = channels.stubs(), connection.metadata(observation.metadata)
             observation.attempt(call.length)
@@ -91,19 +101,22 @@ class AsyncCalls(BaseClient):
                 return await keep_status(made)
             except asyncio.CancelledError as cancelled:
                 # gRPC says the same when the channel is closed as when the task is cancelled.
-                if self._closed and not is_cancelled(asyncio.current_task()):
-                    raise self._closed_meanwhile() from cancelled
+                if closing.is_set() and not is_cancelled(asyncio.current_task()):
+                    raise connection.closed() from cancelled
                 raise
             except grpc.aio.UsageError as misuse:  # gRPC's word for a channel that is closed
-                if not self._closed:
+                if not closing.is_set():
                     raise
-                raise self._closed_meanwhile() from misuse
+                raise connection.closed() from misuse
             except grpc.RpcError as failure:
+                if closing.is_set():
+                    raise connection.closed() from failure
                 error = connection.error_of(failure)
-                pause_s = attempts.pause_s(error, of_upload=call.of_upload)
+                pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
             observation.retried(error, pause_s)
-            await asyncio.sleep(pause_s)
-            if self._closed:
-                raise self._closed_meanwhile()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(closing.wait(), pause_s)
+            if closing.is_set():
+                raise connection.closed()

@@ -1,8 +1,11 @@
-"""A stream of the asyncio client: one task sends frames, the caller's takes answers."""
+"""A stream of the asyncio client: tasks send and receive, the caller's takes answers."""
 
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -10,166 +13,246 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Sequence,
 )
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 import grpc
 
+from . import sources
 from .aio_status import keep_status
 from .channels import Channels
-from .connection import Connection, Resumption
-from .frames import FrameAnswer, StreamKind, Unanswered
+from .connection import Connection
+from .errors import Resnet50Error, ServerError, ended_by_peer
+from .frames import FrameAnswer, StreamKind, StreamLimits
 from .images import ImageInput, is_quickly_read
 from .observer import Observation
+from .pending_frames import PendingFrames
+from .retries import Resumption
+from .stubs import Stubs
 
 Result = TypeVar("Result")
-_END = object()
+Answers = list[FrameAnswer[Result]]
+
+
+class _Attempt:
+    """One call of a stream.
+
+    Attributes:
+        replies: What the server has answered and nobody has looked at.
+        ended: Whether no more will come.
+        failure: Why; None if the server ended the stream with OK.
+        silence: Why the server is given up while it is connected; None if it is not.
+        stubs: Keep the channel open for as long as the call lasts.
+    """
+
+    def __init__(self, stubs: Stubs) -> None:
+        self.stubs = stubs
+        self.replies: collections.deque[Any] = collections.deque()
+        self.ended = False
+        self.failure: grpc.RpcError | None = None
+        self.silence: str | None = None
 
 
 class AsyncStream(Generic[Result]):
     """Sends frames while it gives answers, and goes on at another server when one goes away.
 
     Args:
-        channels: The client's.
+        open_channels: Returns the client's.
         connection: The client's.
         observation: Is told of the stream.
         kind: What the stream asks for.
-        images: Read one at a time while fewer than `window` are unanswered; an iterable that may
-            block is read in a thread.
-        window: How many frames may wait for their answers.
-        resume_s: How long no server may be reached, in seconds.
+        images: Read one at a time while there is room, an iterable that may block in a thread;
+            closed at the end.
+        limits: How many frames may wait for their answers, and how long.
     """
 
     def __init__(
         self,
-        channels: Channels,
+        open_channels: Callable[[], Awaitable[Channels]],
         connection: Connection,
         observation: Observation,
         kind: StreamKind[Result],
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-        window: int,
-        resume_s: float | None,
+        limits: StreamLimits,
     ) -> None:
-        self._channels = channels
+        self._open_channels = open_channels
         self._connection = connection
         self._observation = observation
         self._kind = kind
-        self._next_image = _source(images)
-        self._resumption = Resumption(connection, resume_s)
-        self._unanswered: Unanswered[Result] = Unanswered(kind, window)
+        self._source = sources.AsyncSource(images)
+        self._resumption = Resumption(connection.retry, limits.resume_s)
+        self._pending: PendingFrames[Result] = PendingFrames(kind, limits)
+        # Each task clears it just before it waits for it, so that none misses a change.
         self._changed = asyncio.Event()
-        self._attempt = 0  # 0 once closed: only the attempt of this number may send
+        self._attempt: _Attempt | None = None  # the only one that may send
         self._reading: asyncio.Task[None] | None = None
         self._exhausted = False
         self._failure: BaseException | None = None
 
     async def answers(self) -> AsyncGenerator[FrameAnswer[Result], None]:
         """Give the answers; closing the generator cancels the call."""
+        channels = await self._open_channels()
         with self._observation:
-            async with aclosing(self._answers()) as answers:
+            async with aclosing(self._answers(channels)) as answers:
                 async for answer in answers:
                     self._observation.frame_answered(answer)
                     yield answer
 
-    async def _answers(self) -> AsyncGenerator[FrameAnswer[Result], None]:
-        attempts, call = 0, None
+    async def _answers(self, channels: Channels) -> AsyncGenerator[FrameAnswer[Result], None]:
         try:
-            while True:
-                attempts += 1
-                self._attempt = attempts
-                self._changed.set()  # one that an earlier attempt waits for
-                for answer in self._unanswered.restart():
-                    yield answer
-                stubs = self._channels.stubs()
-                metadata = self._connection.metadata(self._observation.metadata)
-                self._observation.attempt()
-                method = getattr(stubs.inference, self._kind.method)
-                call = keep_status(method(self._requests(attempts), metadata=metadata))
+            while not self._finished:
+                attempt = _Attempt(channels.stubs())
+                call = self._open(attempt, channels)
+                receiving = asyncio.create_task(self._receive(attempt, call))
                 try:
-                    async for reply in call:
-                        self._resumption.progress()
-                        answer = self._unanswered.answer(reply)
-                        self._changed.set()
+                    while (answers := await self._wait(attempt)) is not None:
+                        for answer in answers:
+                            yield answer
+                    if channels.closing.is_set():
+                        raise self._connection.closed() from attempt.failure
+                    error, broke = self._end_of(attempt)
+                finally:
+                    # The task that sends ends by itself: gRPC leaves that of a call that a server
+                    # has ended waiting, until it is collected as garbage with a complaint.
+                    self._attempt = None
+                    self._changed.set()
+                    call.cancel()
+                    await asyncio.wait([receiving])
+                if error is None:
+                    break
+                pause_s = self._resumption.pause_s(error, broke)
+                if pause_s is None:
+                    raise self._pending.unanswered(error) from attempt.failure
+                self._observation.retried(error, pause_s)
+                for answer in self._pending.restart(broke):
+                    yield answer
+                until = time.monotonic() + pause_s
+                while (left_s := until - time.monotonic()) > 0:
+                    for answer in self._pending.expire():
                         yield answer
-                except grpc.RpcError as failure:
-                    error = self._connection.error_of(failure)
-                    pause_s = self._resumption.pause_s(error)
-                    if pause_s is None:
-                        raise error from failure
-                    self._observation.retried(error, pause_s)
-                    await asyncio.sleep(pause_s)
-                    continue
-                if self._failure is not None:
-                    raise self._failure
-                return
+                    if self._finished:
+                        break
+                    wait_s = self._pending.wait_s()
+                    pause_s = left_s if wait_s is None else min(left_s, wait_s)
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(channels.closing.wait(), pause_s)
+                        raise self._connection.closed()
+            if self._failure is not None:
+                raise self._failure
         finally:
-            # The task that sends ends by itself: gRPC leaves that of a call that a server has ended
-            # waiting, until it is collected as garbage with a complaint in the log.
-            self._attempt = 0
-            self._changed.set()
-            if call is not None:
-                call.cancel()
             if self._reading is not None:
                 self._reading.cancel()
                 await asyncio.wait([self._reading])
+            await self._source.close()
 
-    async def _requests(self, attempt: int) -> AsyncIterator[Any]:
+    def _open(self, attempt: _Attempt, channels: Channels) -> Any:
+        """Begin a call."""
+        self._attempt = attempt
+        metadata = self._connection.metadata(self._observation.metadata)
+        self._observation.attempt()
+        method = getattr(attempt.stubs.inference, self._kind.method)
+        try:
+            return keep_status(method(self._requests(attempt), metadata=metadata))
+        except grpc.aio.UsageError as misuse:  # gRPC's word for a channel that is closed
+            if not channels.closing.is_set():
+                raise
+            raise self._connection.closed() from misuse
+
+    async def _receive(self, attempt: _Attempt, call: Any) -> None:
+        """Take an attempt's replies, never more than frames are pending; runs in a task."""
+        try:
+            async for reply in call:
+                attempt.replies.append(reply)
+                self._changed.set()
+        except grpc.RpcError as error:
+            attempt.failure = error
+        except asyncio.CancelledError:
+            pass  # the call was cancelled, by this stream or because its channel was closed
+        finally:
+            attempt.ended = True
+            self._changed.set()
+
+    async def _wait(self, attempt: _Attempt) -> Answers[Result] | None:
+        """Wait for answers; return None if the attempt has ended."""
+        while True:
+            if attempt.replies:
+                reply = attempt.replies.popleft()
+                if reply is None:  # so says grpc.aio of bytes that are no message
+                    raise ServerError("the server's answer to a frame cannot be read")
+                answer = self._pending.answer(reply)
+                self._resumption.progress()
+                self._changed.set()
+                if answer is not None:
+                    return [answer]
+            elif late := self._pending.expire():
+                self._changed.set()
+                return late
+            elif attempt.ended:
+                return None
+            elif (silence := self._pending.silence()) is not None:
+                attempt.silence = silence
+                return None
+            else:
+                self._changed.clear()
+                wait_s = self._pending.wait_s()
+                if wait_s is None:
+                    await self._changed.wait()
+                    continue
+                timer = asyncio.get_running_loop().call_later(wait_s, self._changed.set)
+                await self._changed.wait()
+                timer.cancel()
+
+    def _end_of(self, attempt: _Attempt) -> tuple[Resnet50Error | None, bool]:
+        """Return why an attempt ended, and whether its connection broke; no error at the end."""
+        if attempt.silence is not None:
+            return self._connection.unavailable(attempt.silence), False
+        if attempt.failure is not None:
+            broke = self._pending.in_flight and not ended_by_peer(attempt.failure)
+            return self._connection.error_of(attempt.failure), broke
+        if self._finished:
+            return None, False
+        return self._connection.unavailable("the server ended the stream too early, with OK"), False
+
+    @property
+    def _finished(self) -> bool:
+        return self._exhausted and not self._pending
+
+    async def _requests(self, attempt: _Attempt) -> AsyncIterator[Any]:
         """Give one attempt's requests; runs in gRPC's task."""
         yield self._kind.request(config=self._kind.config)
-        while self._attempt == attempt:
-            request = self._unanswered.next_request()
+        while self._attempt is attempt:
+            first = not self._pending.in_flight
+            request = self._pending.next_request()
             if request is not None:
+                if first:  # from now on the server may be silent for too long
+                    self._changed.set()
                 self._observation.sent(request)
                 yield request
-            elif self._exhausted:
+            elif self._exhausted and not self._pending.unsent:
                 return
-            elif not self._unanswered.has_room:
+            elif self._exhausted or not self._pending.has_room:
                 self._changed.clear()
                 await self._changed.wait()
             else:
                 # A task of its own: what an attempt that ends was reading is not lost.
                 if self._reading is None:
                     self._reading = asyncio.create_task(self._read_image())
-                await asyncio.wait([self._reading])
+                self._changed.clear()
+                await self._changed.wait()
 
     async def _read_image(self) -> None:
         """Take one image from the caller."""
         try:
-            image = await self._next_image()
-            if image is _END:
+            image = await self._source.read()
+            if image is sources.END:
                 self._exhausted = True
             elif is_quickly_read(image):
-                self._unanswered.add(self._unanswered.read(image))
+                self._pending.add(self._pending.read(image))
             else:
-                self._unanswered.add(await asyncio.to_thread(self._unanswered.read, image))
+                self._pending.add(await asyncio.to_thread(self._pending.read, image))
         except Exception as error:  # the caller's own; raised where the answers are taken
             self._exhausted, self._failure = True, error
         finally:
             self._reading = None
-
-
-def _source(
-    images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-) -> Callable[[], Awaitable[Any]]:
-    """Return what gives the next image; `_END` after the last."""
-    if isinstance(images, AsyncIterable):
-        following = aiter(images)
-
-        async def next_awaited() -> Any:
-            return await anext(following, _END)
-
-        return next_awaited
-    iterator = iter(images)
-    if isinstance(images, Sequence):
-
-        async def next_at_hand() -> Any:
-            return next(iterator, _END)
-
-        return next_at_hand
-
-    async def next_in_thread() -> Any:
-        return await asyncio.to_thread(next, iterator, _END)
-
-    return next_in_thread
+            self._changed.set()

@@ -8,11 +8,11 @@ from typing import NoReturn, TypeVar
 
 from .addresses import DEFAULT_SERVER
 from .certificates import Pem
-from .connection import DEFAULT_TIMEOUT_S, Connection, Priority, RetryPolicy
+from .connection import DEFAULT_TIMEOUT_S, Connection, Priority
 from .credentials import Credentials, Token
-from .errors import CallCancelledError
 from .observer import CallObserver, Observers
 from .profile import Profile
+from .retries import RetryPolicy
 
 Self = TypeVar("Self", bound="BaseClient")
 
@@ -151,6 +151,3 @@ class BaseClient:
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError(f"{self!r} is closed; make a new one")
-
-    def _closed_meanwhile(self) -> CallCancelledError:
-        return CallCancelledError(f"{self!r} was closed during the call", code="CANCELLED")

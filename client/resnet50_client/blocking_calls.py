@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,8 +12,9 @@ from . import calls
 from .addresses import target
 from .base import BaseClient
 from .channels import Channels
-from .connection import Attempts, Connection
+from .connection import Connection
 from .observer import Observation
+from .retries import Attempts
 
 Result = TypeVar("Result")
 Self = TypeVar("Self", bound="BlockingCalls")
@@ -28,8 +29,9 @@ class BlockingCalls(BaseClient):
     def close(self) -> None:
         """Close the connection; calls that are under way end with CallCancelledError."""
         self._closed = True
-        for channel in self._channels.opened():
-            channel.close()
+        with ExitStack() as stack:  # each is closed, whatever happens to the others
+            for channel in self._channels.close():
+                stack.callback(channel.close)
 
     def __enter__(self: Self) -> Self:
         return self
@@ -51,9 +53,9 @@ class BlockingCalls(BaseClient):
         """Make one call, and tell the observers of it."""
         self._check_open()
         connection = self._connection.of(caller_key=caller_key)
-        attempts = connection.attempts(timeout_s)
+        attempts = connection.attempts(timeout_s, call.repeatable)
         with self._observers.observe(call.method) as observation:
-            result = call.read(self._reply(connection, call, attempts, observation))
+            result = call.result(self._reply(connection, call, attempts, observation))
             observation.answered(result)
             return result
 
@@ -65,21 +67,23 @@ class BlockingCalls(BaseClient):
         observation: Observation,
     ) -> Any:
         """Make a call, again where the policy says so; failures become ours."""
+        closing = self._channels.closing
         while True:
             stubs, metadata = self._channels.stubs(), connection.metadata(observation.metadata)
             observation.attempt(call.length)
             try:
                 return call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
             except grpc.RpcError as failure:
+                if closing.is_set():
+                    raise connection.closed() from failure
                 error = connection.error_of(failure)
-                pause_s = attempts.pause_s(error, of_upload=call.of_upload)
+                pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
             except ValueError as misuse:  # gRPC's word for a channel that is closed
-                if not self._closed:
+                if not closing.is_set():
                     raise
-                raise self._closed_meanwhile() from misuse
+                raise connection.closed() from misuse
             observation.retried(error, pause_s)
-            time.sleep(pause_s)
-            if self._closed:
-                raise self._closed_meanwhile()
+            if closing.wait(pause_s):
+                raise connection.closed()

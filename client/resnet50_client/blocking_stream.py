@@ -1,7 +1,8 @@
-"""A stream of the blocking client: gRPC's thread sends frames, the caller's takes answers."""
+"""A stream of the blocking client: gRPC's threads send and receive, the caller's takes answers."""
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -10,13 +11,38 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from . import sources
 from .channels import Channels
-from .connection import Connection, Resumption
-from .frames import FrameAnswer, StreamKind, Unanswered
+from .connection import Connection
+from .errors import Resnet50Error, ended_by_peer
+from .frames import FrameAnswer, StreamKind, StreamLimits
 from .images import ImageInput
 from .observer import Observation
+from .pending_frames import PendingFrames
+from .retries import Resumption
+from .stubs import Stubs
 
 Result = TypeVar("Result")
+Answers = list[FrameAnswer[Result]]
+
+
+class _Attempt:
+    """One call of a stream.
+
+    Attributes:
+        replies: What the server has answered and nobody has looked at.
+        ended: Whether no more will come.
+        failure: Why; None if the server ended the stream with OK.
+        silence: Why the server is given up while it is connected; None if it is not.
+        stubs: Keep the channel open for as long as the call lasts.
+    """
+
+    def __init__(self, stubs: Stubs) -> None:
+        self.stubs = stubs
+        self.replies: collections.deque[Any] = collections.deque()
+        self.ended = False
+        self.failure: grpc.RpcError | None = None
+        self.silence: str | None = None
 
 
 class BlockingStream(Generic[Result]):
@@ -27,9 +53,8 @@ class BlockingStream(Generic[Result]):
         connection: The client's.
         observation: Is told of the stream.
         kind: What the stream asks for.
-        images: Read one at a time, by gRPC's thread, while fewer than `window` are unanswered.
-        window: How many frames may wait for their answers.
-        resume_s: How long no server may be reached, in seconds.
+        images: Read one at a time, by gRPC's thread, while there is room; closed at the end.
+        limits: How many frames may wait for their answers, and how long.
     """
 
     def __init__(
@@ -39,19 +64,18 @@ class BlockingStream(Generic[Result]):
         observation: Observation,
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
-        window: int,
-        resume_s: float | None,
+        limits: StreamLimits,
     ) -> None:
         self._channels = channels
         self._connection = connection
         self._observation = observation
         self._kind = kind
-        self._images = iter(images)
-        self._resumption = Resumption(connection, resume_s)
-        self._unanswered: Unanswered[Result] = Unanswered(kind, window)
+        self._source = sources.Source(images)
+        self._resumption = Resumption(connection.retry, limits.resume_s)
         # Guards what follows; notified whenever it changes.
         self._changed = threading.Condition()
-        self._attempt = 0  # 0 once closed: only the attempt of this number may send
+        self._pending: PendingFrames[Result] = PendingFrames(kind, limits)
+        self._attempt: _Attempt | None = None  # the only one that may send
         self._reading = False
         self._exhausted = False
         self._failure: BaseException | None = None
@@ -64,65 +88,137 @@ class BlockingStream(Generic[Result]):
                 yield answer
 
     def _answers(self) -> Generator[FrameAnswer[Result], None, None]:
-        attempts, call = 0, None
-        try:
-            while True:
-                attempts += 1
-                with self._changed:
-                    self._attempt = attempts
-                    dropped = self._unanswered.restart()
-                    self._changed.notify_all()
-                yield from dropped
-                stubs = self._channels.stubs()
-                metadata = self._connection.metadata(self._observation.metadata)
-                self._observation.attempt()
-                method = getattr(stubs.inference, self._kind.method)
-                call = method(self._requests(attempts), metadata=metadata)
+        with closing(self._source):
+            while not self._finished():
+                attempt = _Attempt(self._channels.stubs())
+                call = self._open(attempt)
                 try:
-                    for reply in call:
-                        self._resumption.progress()
-                        with self._changed:
-                            answer = self._unanswered.answer(reply)
-                            self._changed.notify_all()
-                        yield answer
-                except grpc.RpcError as failure:
-                    error = self._connection.error_of(failure)
-                    pause_s = self._resumption.pause_s(error)
-                    if pause_s is None:
-                        raise error from failure
-                    self._observation.retried(error, pause_s)
-                    time.sleep(pause_s)
-                    continue
-                if self._failure is not None:
-                    raise self._failure
+                    while (answers := self._wait(attempt)) is not None:
+                        yield from answers
+                    error, broke = self._end_of(attempt)
+                finally:
+                    with self._changed:
+                        self._attempt = None
+                        self._changed.notify_all()
+                    call.cancel()
+                if error is None:
+                    break
+                pause_s = self._resumption.pause_s(error, broke)
+                if pause_s is None:
+                    raise self._pending.unanswered(error) from attempt.failure
+                self._observation.retried(error, pause_s)
+                with self._changed:
+                    answers = self._pending.restart(broke)
+                yield from answers
+                yield from self._pause(pause_s)
+            if self._failure is not None:
+                raise self._failure
+
+    def _open(self, attempt: _Attempt) -> Any:
+        """Begin a call, and a thread that takes its replies."""
+        with self._changed:
+            self._attempt = attempt
+        metadata = self._connection.metadata(self._observation.metadata)
+        self._observation.attempt()
+        method = getattr(attempt.stubs.inference, self._kind.method)
+        try:
+            call = method(self._requests(attempt), metadata=metadata)
+        except ValueError as misuse:  # gRPC's word for a channel that is closed
+            if not self._channels.closing.is_set():
+                raise
+            raise self._connection.closed() from misuse
+        threading.Thread(target=self._receive, args=(attempt, call), daemon=True).start()
+        return call
+
+    def _pause(self, pause_s: float) -> Generator[FrameAnswer[Result], None, None]:
+        """Wait before the next attempt; give the errors of frames whose time is over."""
+        until = time.monotonic() + pause_s
+        while (left_s := until - time.monotonic()) > 0:
+            with self._changed:
+                late, wait_s = self._pending.expire(), self._pending.wait_s()
+            yield from late
+            if self._finished():
                 return
+            if self._channels.closing.wait(left_s if wait_s is None else min(left_s, wait_s)):
+                raise self._connection.closed()
+
+    def _receive(self, attempt: _Attempt, call: Any) -> None:
+        """Take an attempt's replies, never more than frames are pending; runs in its own thread."""
+        failure = None
+        try:
+            for reply in call:
+                with self._changed:
+                    attempt.replies.append(reply)
+                    self._changed.notify_all()
+        except grpc.RpcError as error:
+            failure = error
         finally:
             with self._changed:
-                self._attempt = 0
+                attempt.ended, attempt.failure = True, failure
                 self._changed.notify_all()
-            if call is not None:
-                call.cancel()
 
-    def _requests(self, attempt: int) -> Iterator[Any]:
+    def _wait(self, attempt: _Attempt) -> Answers[Result] | None:
+        """Wait for answers; return None if the attempt has ended."""
+        with self._changed:
+            while True:
+                if attempt.replies:
+                    answer = self._pending.answer(attempt.replies.popleft())
+                    self._resumption.progress()
+                    self._changed.notify_all()
+                    if answer is not None:
+                        return [answer]
+                elif late := self._pending.expire():
+                    self._changed.notify_all()
+                    return late
+                elif attempt.ended:
+                    return None
+                elif (silence := self._pending.silence()) is not None:
+                    attempt.silence = silence
+                    return None
+                else:
+                    self._changed.wait(self._pending.wait_s())
+
+    def _end_of(self, attempt: _Attempt) -> tuple[Resnet50Error | None, bool]:
+        """Return why an attempt ended, and whether its connection broke; no error at the end."""
+        if self._channels.closing.is_set():
+            raise self._connection.closed() from attempt.failure
+        if attempt.silence is not None:
+            return self._connection.unavailable(attempt.silence), False
+        with self._changed:
+            if attempt.failure is not None:
+                broke = self._pending.in_flight and not ended_by_peer(attempt.failure)
+                return self._connection.error_of(attempt.failure), broke
+        if self._finished():
+            return None, False
+        return self._connection.unavailable("the server ended the stream too early, with OK"), False
+
+    def _finished(self) -> bool:
+        with self._changed:
+            return self._exhausted and not self._pending
+
+    def _requests(self, attempt: _Attempt) -> Iterator[Any]:
         """Give one attempt's requests; runs in gRPC's thread."""
         yield self._kind.request(config=self._kind.config)
         while (request := self._next_request(attempt)) is not None:
             self._observation.sent(request)
             yield request
 
-    def _next_request(self, attempt: int) -> Any | None:
+    def _next_request(self, attempt: _Attempt) -> Any | None:
         while True:
             with self._changed:
                 while True:
-                    if self._attempt != attempt:
+                    if self._attempt is not attempt:
                         return None
-                    request = self._unanswered.next_request()
+                    first = not self._pending.in_flight
+                    request = self._pending.next_request()
                     if request is not None:
+                        if first:  # from now on the server may be silent for too long
+                            self._changed.notify_all()
                         return request
-                    if self._exhausted:
+                    if self._exhausted and not self._pending.unsent:
                         return None
                     # An earlier attempt may still be waiting for an image: it will add it.
-                    if self._unanswered.has_room and not self._reading:
+                    if not self._exhausted and self._pending.has_room and not self._reading:
                         break
                     self._changed.wait()
                 self._reading = True
@@ -132,15 +228,15 @@ class BlockingStream(Generic[Result]):
         """Take one image from the caller; may block for as long as the caller's iterator does."""
         failure, image = None, None
         try:
-            image = self._unanswered.read(next(self._images))
-        except StopIteration:
-            pass
+            found = self._source.read()
+            if found is not sources.END:
+                image = self._pending.read(found)
         except BaseException as error:  # the caller's own; raised where the answers are taken
             failure = error
         with self._changed:
             self._reading = False
             if image is not None:
-                self._unanswered.add(image)
+                self._pending.add(image)
             else:
                 self._exhausted, self._failure = True, failure
             self._changed.notify_all()

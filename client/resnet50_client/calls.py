@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeGuard, TypeVar
 from resnet50.v1 import inference_pb2, variant_pb2
 
 from . import health, messages
+from .errors import ServerError
 from .images import ImageInput, RawPixels, put_image, read_image
 from .results import Classification, Embedding, LoadedVariant, NewDefault, Variant
 from .splits import TrafficReport
@@ -38,14 +39,26 @@ class SingleCall(Generic[Result]):
         start: Returns what makes it over the stubs of a channel, anew for each attempt.
         length: Returns the length of its messages, in bytes.
         read: Makes a result out of the reply.
-        of_upload: Whether it sends an image in chunks.
+        repeatable: Whether it may be made again although a server may have received it. What
+            changes variants may not: another server might take the second attempt, and leave the
+            first one as it is, perhaps changed, perhaps still at it.
     """
 
     method: str
     start: Callable[[Stubs], Callable[..., Any]]
     length: Callable[[], int]
     read: Callable[[Any], Result]
-    of_upload: bool = False
+    repeatable: bool = True
+
+    def result(self, reply: Any) -> Result:
+        """Return what the server answered.
+
+        Raises:
+            ServerError: It cannot be read.
+        """
+        if reply is None:  # so says grpc.aio of bytes that are no message
+            raise ServerError(f"the server's answer to {self.method} cannot be read")
+        return self.read(reply)
 
 
 def classify_call(
@@ -182,6 +195,7 @@ def _variants(method: str, request: Any, read: Callable[[Any], Result]) -> Singl
         lambda stubs: functools.partial(getattr(stubs.variants, method), request),
         request.ByteSize,
         read,
+        repeatable=method.startswith(("List", "Get")),
     )
 
 
@@ -207,7 +221,6 @@ def _upload(
         start,
         lambda: part(options=options).ByteSize() + _length_of_chunks(len(content)),
         read,
-        of_upload=True,
     )
 
 

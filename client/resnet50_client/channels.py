@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
+
 from .certificates import Certificates
 from .connection import Connection, channel_options
+from .forks import tell_after_fork
 from .stubs import Stubs
 
 Option = tuple[str, int | str]
@@ -25,26 +29,37 @@ class Channels:
         where: gRPC's target for it.
         kind: `grpc` or `grpc.aio`; the channels are of its kind.
         options: Of channels, besides those of every client.
+
+    Attributes:
+        closing: Set when the client is closed; an event of threads or of asyncio, as `kind` is.
     """
 
     def __init__(
         self, connection: Connection, where: str, kind: Any, options: Sequence[Option] = ()
     ) -> None:
-        self._credentials = connection.credentials
+        self._connection = connection
         self._where = where
         self._kind = kind
-        self._options = [*channel_options(connection.retry), *options]
+        self._options = [*channel_options(), *options]
         if (name := connection.server_name()) is not None:
             self._options.append(("grpc.ssl_target_name_override", name))
         self._lock = threading.Lock()
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
         self._certificates: Certificates | None = None
         self._stubs: Stubs | None = None
+        self.closing: Any = asyncio.Event() if kind is grpc.aio else threading.Event()
+        tell_after_fork(self)
 
     def stubs(self) -> Stubs:
-        """Return what can be called; keep it for as long as the call lasts."""
-        sources = self._credentials.certificates
+        """Return what can be called; keep it for as long as the call lasts.
+
+        Raises:
+            CallCancelledError: The client has been closed.
+        """
+        sources = self._connection.credentials.certificates
         with self._lock:
+            if self.closing.is_set():
+                raise self._connection.closed()
             # Asked for in here: a thread that was slow would put old ones back.
             certificates = sources.current() if sources is not None else None
             if self._stubs is None or certificates is not self._certificates:
@@ -53,10 +68,15 @@ class Channels:
                 self._open.add(self._stubs.channel)
             return self._stubs
 
-    def opened(self) -> list[Any]:
-        """Return the channels that are to be closed in the end."""
+    def close(self) -> list[Any]:
+        """Open no more channels and wake the calls that wait; return the channels to close."""
         with self._lock:
+            self.closing.set()
             return list(self._open)
+
+    def after_fork(self) -> None:
+        """Make a new lock: another thread may have held the old one."""
+        self._lock = threading.Lock()
 
     def _channel(self, certificates: Certificates | None) -> Any:
         if certificates is None:

@@ -8,12 +8,12 @@ from contextlib import closing
 from typing import TypeVar, get_args
 
 from . import calls, messages
-from .arguments import check_choice, check_images, check_seconds
+from .arguments import check_choice, check_images
 from .blocking_stream import BlockingStream
 from .blocking_variants import BlockingVariants
 from .connection import HEALTH_POLL_S, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
-from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind
+from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
 from .images import ImageInput
 from .results import Classification, Embedding
 
@@ -105,6 +105,8 @@ class Client(BlockingVariants):
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> Generator[FrameAnswer[Classification], None, None]:
@@ -112,8 +114,10 @@ class Client(BlockingVariants):
 
         Frames are read one at a time, and only while fewer than `window` are unanswered. A frame
         that is bad is answered with its error, and the stream goes on. If the server goes away, the
-        unanswered frames are sent again to the next one that can be reached. Closing the iterator
-        cancels the stream.
+        unanswered frames are sent again to the next one that can be reached; a frame under which
+        each connection breaks, four times, is answered with UnavailableError. Closing the iterator
+        cancels the stream. Its end, for any reason, closes `frames` if that is a generator, or
+        makes an iterator that can be closed.
 
         Args:
             frames: Images as for `classify`, e.g. of a camera; may be endless.
@@ -126,8 +130,14 @@ class Client(BlockingVariants):
             include_embedding: As for `classify`.
             pixel_format: As for `classify`.
             window: How many frames may be on their way; the server has a limit of its own.
-            resume_s: How long no server may be reached, in seconds; None for the client's
-                `timeout_s`, 0 to give up at once.
+            resume_s: How long to go on without an answer from any server, in seconds, counted from
+                the first failure; None for the client's `timeout_s`, 0 to give up at once.
+            idle_timeout_s: How long a server may have frames and answer none, in seconds; after it
+                the stream is resumed, as if that server had gone away. None for the client's
+                `timeout_s`, `math.inf` for no limit.
+            frame_timeout_s: How long a frame may wait for its answer, in seconds, from when it is
+                read from the source; it is answered with DeadlineExceededError then, and the stream
+                goes on. None for no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: As for `classify`; the whole stream is answered by the same weights.
 
@@ -139,7 +149,8 @@ class Client(BlockingVariants):
         kind = messages.classify_stream(
             delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
         )
-        return self._stream(kind, frames, window, resume_s, priority, caller_key)
+        limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
+        return self._stream(kind, frames, limits, priority, caller_key)
 
     def embed_stream(
         self,
@@ -152,6 +163,8 @@ class Client(BlockingVariants):
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> Generator[FrameAnswer[Embedding], None, None]:
@@ -166,6 +179,8 @@ class Client(BlockingVariants):
             pixel_format: As for `classify`.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            idle_timeout_s: As for `classify_stream`.
+            frame_timeout_s: As for `classify_stream`.
             priority: As for `classify_stream`.
             caller_key: As for `classify_stream`.
 
@@ -175,7 +190,8 @@ class Client(BlockingVariants):
         """
         check_images("frames", frames, pixel_format)
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
-        return self._stream(kind, frames, window, resume_s, priority, caller_key)
+        limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
+        return self._stream(kind, frames, limits, priority, caller_key)
 
     def classify_many(
         self,
@@ -189,6 +205,8 @@ class Client(BlockingVariants):
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> Generator[Classification | Exception, None, None]:
@@ -204,6 +222,8 @@ class Client(BlockingVariants):
             errors: "return" gives an image's error in its result's place; "raise" raises it.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            idle_timeout_s: As for `classify_stream`.
+            frame_timeout_s: As for `classify_stream`.
             priority: As for `classify_stream`.
             caller_key: As for `classify_stream`.
 
@@ -222,6 +242,8 @@ class Client(BlockingVariants):
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
+            idle_timeout_s=idle_timeout_s,
+            frame_timeout_s=frame_timeout_s,
             priority=priority,
             caller_key=caller_key,
         )
@@ -238,6 +260,8 @@ class Client(BlockingVariants):
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> Generator[Embedding | Exception, None, None]:
@@ -252,6 +276,8 @@ class Client(BlockingVariants):
             errors: As for `classify_many`.
             window: As for `classify_stream`.
             resume_s: As for `classify_stream`.
+            idle_timeout_s: As for `classify_stream`.
+            frame_timeout_s: As for `classify_stream`.
             priority: As for `classify_stream`.
             caller_key: As for `classify_stream`.
 
@@ -269,6 +295,8 @@ class Client(BlockingVariants):
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
+            idle_timeout_s=idle_timeout_s,
+            frame_timeout_s=frame_timeout_s,
             priority=priority,
             caller_key=caller_key,
         )
@@ -317,19 +345,14 @@ class Client(BlockingVariants):
         self,
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
-        window: int,
-        resume_s: float | None,
+        limits: StreamLimits,
         priority: Priority | None,
         caller_key: str | None,
     ) -> Generator[FrameAnswer[Result], None, None]:
         self._check_open()
-        if resume_s is not None:
-            check_seconds("resume_s", resume_s, zero=True)
         connection = self._connection.of(priority, caller_key)
         observation = self._observers.observe(calls.full_name(kind.method))
-        stream = BlockingStream(
-            self._channels, connection, observation, kind, images, window, resume_s
-        )
+        stream = BlockingStream(self._channels, connection, observation, kind, images, limits)
         return stream.answers()
 
 

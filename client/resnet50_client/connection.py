@@ -1,11 +1,10 @@
-"""How a client reaches its servers: addresses, balancing, retries, deadlines."""
+"""How a client reaches its servers: addresses, balancing, deadlines, metadata."""
 
 from __future__ import annotations
 
 import json
-import random
+import math
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -15,10 +14,11 @@ import grpc
 
 from . import errors
 from .addresses import addresses_of, is_local, split
-from .arguments import check_seconds
 from .certificates import advice
 from .credentials import Credentials
-from .errors import DeadlineExceededError, OverloadedError, Resnet50Error, UnavailableError
+from .errors import CallCancelledError, DeadlineExceededError, Resnet50Error, UnavailableError
+from .frames import StreamLimits
+from .retries import Attempts, RetryPolicy
 
 DISTRIBUTION = "resnet50-serving"
 DEFAULT_TIMEOUT_S = 30.0
@@ -26,68 +26,15 @@ DEFAULT_TIMEOUT_S = 30.0
 # takes minutes. A server that is gone is noticed by keepalive long before.
 CHANGE_TIMEOUT_S = 900.0
 HEALTH_POLL_S = 0.1
-# Below some milliseconds gRPC may lose a retry, and the call then waits for its deadline or for
-# ever (grpc/grpc#41036, open as of grpcio 1.85).
-SHORTEST_BACKOFF_S = 0.01
 # A peer that is silent for so long is sent a ping. What TCP has not delivered within 8 s, pings too,
 # ends the connection (TCP_USER_TIMEOUT): behind a dead link calls go to another server after 23 s.
 # Servers refuse callers that ping more often than every 10 s.
 KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 15, 8
 # To answer a ping a peer has longer: on a slow link it waits behind the images that are being sent.
 PING_TIMEOUT_S = 20
-# gRPC cannot count further than some centuries.
-LONGEST_S = 365 * 24 * 3600.0
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
 Priority: TypeAlias = Literal["interactive", "bulk"]
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
-
-
-# What gRPC may make again by itself: not what changes variants, whose next attempt would go to
-# another server and leave the first one as it is, perhaps changed, perhaps still at it; nor
-# streams, whose answers it would have to undo; those are resumed frame by frame. Uploads are made
-# again here: gRPC (1.85) loses chunks of a call that is refused while it is still being sent, so
-# that its next attempt is the wrong image (docs/adr/0006-balancing-by-grpc.md).
-REPEATABLE = [
-    {"service": "resnet50.v1.InferenceService", "method": "Classify"},
-    {"service": "resnet50.v1.InferenceService", "method": "Embed"},
-    {"service": "resnet50.v1.VariantService", "method": "ListVariants"},
-    {"service": "resnet50.v1.VariantService", "method": "GetVariant"},
-    {"service": "grpc.health.v1.Health"},
-]
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """When a failed call is made again, by itself and within its deadline.
-
-    An image's answer is the same whenever it is computed, so repeating a call is safe.
-
-    Attributes:
-        attempts: How often a call is made in all while no server can be reached (UNAVAILABLE),
-            each time at the next address; 1 to 5, gRPC's own limit. 1 means no retry.
-        initial_backoff_s: About how long the first pause is, 0.01 at least; each one is twice the
-            one before.
-        max_backoff_s: How long a pause is at most.
-        overload_attempts: How often a call is made in all while servers are full
-            (RESOURCE_EXHAUSTED), each time after the pause that the server asks for. 1, the
-            default, means no retry: sending more to a full server is for callers to decide.
-    """
-
-    attempts: int = 4
-    initial_backoff_s: float = 0.1
-    max_backoff_s: float = 2.0
-    overload_attempts: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.attempts <= 5:
-            raise ValueError(f"attempts: is {self.attempts}, must be 1 to 5")
-        if self.overload_attempts < 1:
-            raise ValueError(f"overload_attempts: is {self.overload_attempts}, must be 1 or more")
-        if not SHORTEST_BACKOFF_S <= self.initial_backoff_s <= self.max_backoff_s:
-            raise ValueError(
-                f"initial_backoff_s: is {self.initial_backoff_s}, must be {SHORTEST_BACKOFF_S} or"
-                " more, and at most max_backoff_s"
-            )
 
 
 @dataclass(frozen=True)
@@ -205,9 +152,50 @@ class Connection:
         hint = advice(str(failure.details()), self.credentials.secure)
         return errors.error_of(failure, str(self), hint)
 
-    def attempts(self, timeout_s: float | None) -> Attempts:
-        """Start the clock of one call; `timeout_s` None means the client's default."""
-        return Attempts(self.retry, self.timeout_s if timeout_s is None else timeout_s)
+    def attempts(self, timeout_s: float | None, repeatable: bool = True) -> Attempts:
+        """Start the clock of one call.
+
+        Args:
+            timeout_s: In seconds; None for the client's default.
+            repeatable: Whether it may be made again although a server may have received it.
+
+        Raises:
+            ValueError: `timeout_s` is not above 0.
+        """
+        return Attempts(
+            self.retry,
+            self.timeout_s if timeout_s is None else timeout_s,
+            None if repeatable else self.timeout_s,
+        )
+
+    def stream_limits(
+        self,
+        window: int,
+        resume_s: float | None,
+        idle_timeout_s: float | None,
+        frame_timeout_s: float | None,
+    ) -> StreamLimits:
+        """Return a stream's limits; None means the client's `timeout_s`, for frames no limit.
+
+        Raises:
+            InvalidRequestError: One is out of range.
+        """
+        return StreamLimits(
+            window,
+            self.timeout_s if resume_s is None else resume_s,
+            self.timeout_s if idle_timeout_s is None else idle_timeout_s,
+            math.inf if frame_timeout_s is None else frame_timeout_s,
+        )
+
+    def unavailable(self, reason: str) -> UnavailableError:
+        """Return the error of servers that cannot be used, for a reason that gRPC does not see."""
+        return UnavailableError(f"{self}: {reason}", code="UNAVAILABLE")
+
+    def closed(self) -> CallCancelledError:
+        """Return what calls end with whose client is closed."""
+        return CallCancelledError(
+            f"{self}: the client was closed during the call", code="CANCELLED"
+        )
 
     def not_ready(self, timeout_s: float, seen: str) -> DeadlineExceededError:
         """Say that no server became ready, and what was seen of it last."""
@@ -221,38 +209,16 @@ class Connection:
         return ", ".join(self.addresses)
 
 
-def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
-    """Return a channel's options: round robin, retries, keepalive."""
-    config: dict[str, object] = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        # After 500 failures more than successes retries stop: they would multiply the load of
-        # servers that come back. One of several that dies with all its calls is no reason yet.
-        "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1.0},
-    }
-    if retry.attempts > 1:
-        config["methodConfig"] = [
-            {
-                "name": REPEATABLE,
-                "retryPolicy": {
-                    "maxAttempts": retry.attempts,
-                    "initialBackoff": f"{retry.initial_backoff_s:.3f}s",
-                    "maxBackoff": f"{retry.max_backoff_s:.3f}s",
-                    "backoffMultiplier": 2,
-                    # CANCELLED, unless it is the caller's own wish, is gRPC's word for calls that
-                    # a server had not yet taken up when it shut down (grpc/grpc#41785).
-                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-                },
-            }
-        ]
+def channel_options() -> list[tuple[str, int | str]]:
+    """Return a channel's options: round robin, keepalive, no retries of gRPC's own."""
+    config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     return [
         ("grpc.service_config", json.dumps(config)),
         ("grpc.service_config_disable_resolution", 1),  # no TXT look-ups for another one
         # http_proxy is for the web; gRPC would send even calls to localhost through it.
         ("grpc.enable_http_proxy", 0),
-        ("grpc.enable_retries", int(retry.attempts > 1)),
-        # A call is kept for its retry only up to this length; gRPC's default of 256 KiB would
-        # silently leave most photographs without one.
-        ("grpc.per_rpc_retry_buffer_size", 128 * 2**20),
+        # The SDK makes them itself, within the deadline (docs/adr/0022-retries-in-the-sdk.md).
+        ("grpc.enable_retries", 0),
         ("grpc.max_send_message_length", -1),  # the server's limit decides, and says so
         ("grpc.primary_user_agent", f"{DISTRIBUTION}/{version(DISTRIBUTION)}"),
         # A server that restarts is found again soon.
@@ -267,102 +233,3 @@ def channel_options(retry: RetryPolicy) -> list[tuple[str, int | str]]:
         # Without it only two are sent while a call waits, and then one a minute.
         ("grpc.http2.max_pings_without_data", 0),
     ]
-
-
-class Attempts:
-    """The deadline of one call, and whether it is made again.
-
-    Args:
-        retry: The client's policy.
-        timeout_s: For all attempts together; `math.inf` for no deadline.
-
-    Raises:
-        ValueError: `timeout_s` is not above 0.
-    """
-
-    def __init__(self, retry: RetryPolicy, timeout_s: float) -> None:
-        check_seconds("timeout_s", timeout_s)
-        self._overload_left = retry.overload_attempts
-        self._upload_left = retry.attempts
-        self._backoff = Backoff(retry)
-        self._deadline = time.monotonic() + timeout_s
-
-    def left_s(self) -> float:
-        """Return the time that is left, in seconds; a little even when there is none."""
-        return max(1e-3, self._deadline - time.monotonic())
-
-    def over(self) -> bool:
-        """Return whether no time is left."""
-        return time.monotonic() >= self._deadline
-
-    def grpc_timeout(self) -> float | None:
-        """Return the same as gRPC takes it: None for no deadline."""
-        left_s = self.left_s()
-        return None if left_s > LONGEST_S else left_s
-
-    def pause_s(self, error: Resnet50Error, *, of_upload: bool = False) -> float | None:
-        """Return how long to wait before the next attempt; None if there is none to make.
-
-        Args:
-            error: How this one failed.
-            of_upload: Whether the call is one that gRPC does not make again by itself.
-        """
-        pause_s = None
-        if isinstance(error, OverloadedError):
-            self._overload_left -= 1
-            pause_s = error.retry_after_s if self._overload_left else None
-        elif isinstance(error, UnavailableError) and of_upload:
-            self._upload_left -= 1
-            pause_s = self._backoff.next_s() if self._upload_left else None
-        if pause_s is None or time.monotonic() + pause_s >= self._deadline:
-            return None
-        return pause_s
-
-
-class Backoff:
-    """The pauses between attempts, each about twice the one before.
-
-    Args:
-        retry: Says the first and the longest.
-    """
-
-    def __init__(self, retry: RetryPolicy) -> None:
-        self._retry = retry
-        self._next_s = retry.initial_backoff_s
-
-    def next_s(self) -> float:
-        """Return the next pause, in seconds; not the same for all callers of a server."""
-        pause_s = self._next_s * random.uniform(0.8, 1.2)
-        self._next_s = min(2 * self._next_s, self._retry.max_backoff_s)
-        return pause_s
-
-
-class Resumption:
-    """Whether a broken stream is opened again, and after which pause.
-
-    Args:
-        connection: The client's; its retry policy gives the pauses.
-        resume_s: How long no server may be reached, in seconds; None for the client's `timeout_s`,
-            0 for not at all.
-    """
-
-    def __init__(self, connection: Connection, resume_s: float | None) -> None:
-        self._resume_s = connection.timeout_s if resume_s is None else resume_s
-        self._retry = connection.retry
-        self._failing_since: float | None = None
-        self._backoff = Backoff(self._retry)
-
-    def progress(self) -> None:
-        """Say that an answer came."""
-        self._failing_since = None
-
-    def pause_s(self, error: Resnet50Error) -> float | None:
-        """Return how long to wait before the stream is opened again; None if it is not."""
-        if not isinstance(error, UnavailableError):
-            return None
-        now = time.monotonic()
-        if self._failing_since is None:
-            self._failing_since, self._backoff = now, Backoff(self._retry)
-        if now - self._failing_since >= self._resume_s:
-            return None
-        return self._backoff.next_s()

@@ -31,8 +31,18 @@ _REQUEST_ID_KEY = "x-request-id"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # How gRPC tells that a proxy, or the server's own transport, gave a call up; no server says so.
 _BROKEN_OFF = re.compile(r"Received RST_STREAM with error code \d+")
-# gRPC's own refusal of a message that is longer than the receiver allows.
-_TOO_LONG = re.compile(r"message larger than max \((\d+) vs\.? (\d+)\)")
+# How gRPC tells that no connection could be made, so that no server can have received the call.
+_NEVER_SENT = re.compile(
+    "connections to all backends failing|failed to connect to all addresses"
+    "|errors resolving|DNS resolution failed"
+)
+# gRPC's own refusal of a message that is longer than the receiver allows: of a request by the
+# server, or (CLIENT) of an answer by this side.
+_TOO_LONG = re.compile(r"(CLIENT: )?\w+ message larger than max \((\d+) vs\.? (\d+)\)")
+# The same of metadata; "Stream removed" is what this side says of an answer's.
+_METADATA_TOO_LONG = re.compile(r"(Stream removed \()?received metadata size exceeds hard limit")
+# A server cannot mean a longer pause: callers would wait for ever, or their clocks overflow.
+_LONGEST_PAUSE_S = 24 * 3600.0
 
 
 class Resnet50Error(Exception):
@@ -49,6 +59,11 @@ class Resnet50Error(Exception):
         self.message = message
         self.code = code
         self.request_id = request_id
+
+    def _complete(self, text: str) -> None:
+        """Add what is known only later to the message, such as how often a call was tried."""
+        self.message += text
+        self.args = (self.message, *self.args[1:])
 
 
 class InvalidRequestError(Resnet50Error, ValueError):
@@ -105,7 +120,15 @@ class DeadlineExceededError(Resnet50Error, TimeoutError):
 
 
 class UnavailableError(Resnet50Error):
-    """No server could be reached, or it is starting or stopping; retries have been made."""
+    """No server could be reached, or it is starting or stopping; retries have been made.
+
+    Attributes:
+        never_sent: Whether no connection could be made, so that no server has received the call.
+    """
+
+    def __init__(self, message: str, *, never_sent: bool = False, **common: Any) -> None:
+        super().__init__(message, **common)
+        self.never_sent = never_sent
 
 
 class UnauthenticatedError(Resnet50Error):
@@ -177,7 +200,8 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
             grpc.StatusCode.UNAVAILABLE,
             "the server was shut down, or overrun, before it took the call",
         )
-    if code is grpc.StatusCode.INTERNAL and _BROKEN_OFF.search(message):
+    codes_of_proxies = (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
+    if code in codes_of_proxies and _BROKEN_OFF.search(message):
         code, message = (
             grpc.StatusCode.UNAVAILABLE,
             f"the call was broken off on its way: {message}",
@@ -188,6 +212,12 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
         message = f"{server}: {message}{advice}"
     details = _details(metadata.get(_DETAILS_KEY))
     return _error(code, message, metadata.get(_REQUEST_ID_KEY), details)
+
+
+def ended_by_peer(failure: grpc.RpcError) -> bool:
+    """Return whether a server or a proxy ended a call itself, and its connection did not break."""
+    # What gRPC says by itself comes without metadata.
+    return bool(failure.trailing_metadata()) or "http2 header with status" in str(failure.details())
 
 
 def error_of_status(status: status_pb2.Status) -> Resnet50Error:
@@ -217,19 +247,53 @@ def _error(
     if kind is PermissionDeniedError:
         scope = details["ErrorInfo"].metadata.get("scope", "") if "ErrorInfo" in details else ""
         return PermissionDeniedError(message, scope=scope, **common)
+    if kind is UnavailableError:
+        never_sent = _NEVER_SENT.search(message) is not None
+        return UnavailableError(message, never_sent=never_sent, **common)
     if kind is OverloadedError:
-        if too_long := _TOO_LONG.search(message):
-            return InvalidImageError(
-                f"image: the request has {too_long[1]} bytes, the server's limit"
-                f" (max_message_bytes) is {too_long[2]}; send a smaller or a compressed image",
-                field="image",
+        return _too_long(message, common) or OverloadedError(
+            message, retry_after_s=_pause_s(details), **common
+        )
+    return kind(message, **common)
+
+
+def _too_long(message: str, common: dict[str, Any]) -> Resnet50Error | None:
+    """Return the error if RESOURCE_EXHAUSTED is about a length, and not about a full server."""
+    if too_long := _TOO_LONG.search(message):
+        by_client, length, limit = too_long.groups()
+        if by_client:
+            return ServerError(
+                f"the server's answer has {length} bytes, more than the {limit} that this client"
+                " takes",
                 **common,
             )
-        after_s = None
-        if "RetryInfo" in details:
-            after_s = details["RetryInfo"].retry_delay.ToTimedelta().total_seconds()
-        return OverloadedError(message, retry_after_s=after_s, **common)
-    return kind(message, **common)
+        return InvalidImageError(
+            f"image: the request has {length} bytes, the server's limit (max_message_bytes) is"
+            f" {limit}; send a smaller or a compressed image",
+            field="image",
+            **common,
+        )
+    if too_long := _METADATA_TOO_LONG.search(message):
+        if too_long[1]:
+            return ServerError(
+                f"the status or metadata of the server's answer is too long: {message}", **common
+            )
+        return InvalidRequestError(
+            f"metadata: is longer than the server takes; shorten the token, caller_key or what"
+            f" observers add: {message}",
+            field="metadata",
+            **common,
+        )
+    return None
+
+
+def _pause_s(details: dict[str, Any]) -> float | None:
+    """Return the pause that the server asks for, in seconds; None if it says none that can be."""
+    if "RetryInfo" not in details:
+        return None
+    delay = details["RetryInfo"].retry_delay
+    pause_s = float(delay.seconds + delay.nanos / 1e9)
+    return pause_s if 0 <= pause_s <= _LONGEST_PAUSE_S else None
 
 
 def _details(packed: bytes | None) -> dict[str, Any]:

@@ -1,20 +1,22 @@
-"""The frames of one stream that wait for their answers: everything about a stream but its I/O."""
+"""What a stream asks for, and what becomes of its frames."""
 
 from __future__ import annotations
 
-import collections
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from resnet50.v1 import image_pb2, inference_pb2
+from resnet50.v1 import inference_pb2
 
-from .errors import InvalidRequestError, Resnet50Error, error_of_status
-from .images import ImageInput, to_image
+from .arguments import check_seconds
+from .errors import Resnet50Error
 
 Result = TypeVar("Result")
 Delivery: TypeAlias = Literal["ordered", "latest"]
 Errors: TypeAlias = Literal["return", "raise"]
+# A frame's own: its image cannot be read, or the server refused it.
+FrameError: TypeAlias = Resnet50Error | OSError | TypeError
 DELIVERIES = {
     "ordered": inference_pb2.DELIVERY_ORDERED,
     "latest": inference_pb2.DELIVERY_LATEST,
@@ -29,13 +31,14 @@ class FrameAnswer(Generic[Result]):
     Attributes:
         frame_id: Its position among the frames that were given, from 0.
         result: What the server made of it.
-        error: Why there is no result: the frame could not be read or was refused.
+        error: Why there is no result: the frame could not be read or was refused, had no answer
+            within `frame_timeout_s`, or broke each connection that it was sent over.
         replaced_by: The newer frame that took its place (delivery "latest").
     """
 
     frame_id: int
     result: Result | None = None
-    error: Resnet50Error | OSError | TypeError | None = None
+    error: FrameError | None = None
     replaced_by: int | None = None
 
     @property
@@ -49,7 +52,7 @@ class FrameAnswer(Generic[Result]):
             if errors == "raise":
                 raise self.error
             return self.error
-        assert self.result is not None  # only "latest" streams drop frames
+        assert self.result is not None  # a frame of an ordered stream is never dropped
         return self.result
 
     def __repr__(self) -> str:
@@ -78,82 +81,26 @@ class StreamKind(Generic[Result]):
     pixel_format: str | None
 
 
-class Unanswered(Generic[Result]):
-    """The frames of one stream between caller and answer, in order, never more than `window`.
+@dataclass(frozen=True)
+class StreamLimits:
+    """How much of a stream may be on its way, and for how long.
 
-    After a broken connection, `restart` makes them be sent again: none is lost, and since an answer
-    takes its frame out, none is answered twice.
-
-    Args:
-        kind: What the stream asks for.
+    Attributes:
         window: How many frames may wait for their answers.
+        resume_s: How long to go on without an answer from any server, in seconds; 0: not at all.
+        idle_timeout_s: How long a server may have frames and answer none, in seconds.
+        frame_timeout_s: How long one frame may wait for its answer, in seconds.
+
+    Raises:
+        InvalidRequestError: One of the times is out of range; `window` is checked with the options.
     """
 
-    def __init__(self, kind: StreamKind[Result], window: int) -> None:
-        if window < 1:
-            raise InvalidRequestError(f"window: is {window}, must be 1 or more", field="window")
-        self._kind = kind
-        self._window = window
-        self._frames: dict[int, inference_pb2.Frame] = {}
-        self._unsent: collections.deque[int] = collections.deque()
-        self._broken: dict[int, Resnet50Error | OSError | TypeError] = {}
-        self._next_id = 0
+    window: int = DEFAULT_WINDOW
+    resume_s: float = math.inf
+    idle_timeout_s: float = math.inf
+    frame_timeout_s: float = math.inf
 
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another frame may be added."""
-        return len(self._frames) < self._window
-
-    def read(self, image: ImageInput) -> image_pb2.Image | Exception:
-        """Read an image; may block, and may run while the other methods do."""
-        try:
-            return to_image(image, self._kind.pixel_format)
-        except (Resnet50Error, OSError, TypeError) as error:
-            return error
-
-    def add(self, image: image_pb2.Image | Exception) -> None:
-        """Take the next frame, as `read` made it."""
-        frame_id = self._next_id
-        self._next_id += 1
-        if isinstance(image, (Resnet50Error, OSError, TypeError)):
-            # An empty frame goes in its place: the server's refusal keeps its turn for the error.
-            self._broken[frame_id] = image
-            image = image_pb2.Image()
-        assert isinstance(image, image_pb2.Image)  # `read` gives nothing else
-        self._frames[frame_id] = inference_pb2.Frame(frame_id=frame_id, image=image)
-        self._unsent.append(frame_id)
-
-    def next_request(self) -> Any | None:
-        """Return the next request to send; None if all that were added have been sent."""
-        if not self._unsent:
-            return None
-        return self._kind.request(frame=self._frames[self._unsent.popleft()])
-
-    def answer(self, reply: Any) -> FrameAnswer[Result]:
-        """Take the answer to a frame."""
-        frame_id = reply.frame_id
-        self._frames.pop(frame_id, None)
-        error = self._broken.pop(frame_id, None)
-        outcome = reply.WhichOneof("outcome")
-        if outcome == "dropped":
-            return FrameAnswer(frame_id, replaced_by=reply.dropped.replaced_by_frame_id)
-        if error is not None:
-            return FrameAnswer(frame_id, error=error)
-        if outcome == "error":
-            return FrameAnswer(frame_id, error=error_of_status(reply.error))
-        return FrameAnswer(frame_id, result=self._kind.read(reply))
-
-    def restart(self) -> list[FrameAnswer[Result]]:
-        """Send what is unanswered again; of a "latest" stream only the newest, the rest dropped."""
-        dropped: list[FrameAnswer[Result]] = []
-        if self._kind.delivery == "latest" and self._frames:
-            newest = max(self._frames)
-            for frame_id in [one for one in self._frames if one != newest]:
-                del self._frames[frame_id]
-                self._broken.pop(frame_id, None)
-                dropped.append(FrameAnswer(frame_id, replaced_by=newest))
-        self._unsent = collections.deque(self._frames)
-        return dropped
+    def __post_init__(self) -> None:
+        check_seconds("resume_s", self.resume_s, zero=True)
+        check_seconds("idle_timeout_s", self.idle_timeout_s)
+        check_seconds("frame_timeout_s", self.frame_timeout_s)

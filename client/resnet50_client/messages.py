@@ -148,12 +148,18 @@ def _config(kind: Callable[..., Message], options: Any, delivery: Delivery, wind
 def classification(
     reply: inference_pb2.ClassifyResponse | inference_pb2.ClassifyStreamResponse,
 ) -> Classification:
-    """Read the reply of `classify`, or of a frame."""
+    """Read the reply of `classify`, or of a frame.
+
+    Raises:
+        ServerError: It holds no classification, or numbers that cannot be.
+    """
+    if not reply.HasField("classification"):
+        raise ServerError("the server answered without a classification")
     variant, timing = _variant_ref(reply.variant), _timing(reply.timing)
     found = reply.classification
     return Classification(
         categories=tuple(
-            Category(category.index, category.label, category.probability)
+            Category(category.index, category.label, _probability(category))
             for category in found.categories
         ),
         embedding=_embedding(found.embedding, variant, timing)
@@ -164,13 +170,23 @@ def classification(
     )
 
 
+def _probability(category: result_pb2.Category) -> float:
+    # Rounding may leave a little more than 1; NaN is not between anything.
+    if not 0.0 <= category.probability <= 1.0 + 1e-3:
+        raise ServerError(
+            f"the server gives category {category.index} a probability of {category.probability}"
+        )
+    return category.probability
+
+
 def embedding(
     reply: inference_pb2.EmbedResponse | inference_pb2.EmbedStreamResponse,
 ) -> Embedding:
     """Read the reply of `embed`, or of a frame.
 
     Raises:
-        ServerError: The server sent a vector in a way that this release does not know.
+        ServerError: The server sent a vector in a way that this release does not know, or one that
+            holds no numbers.
     """
     return _embedding(reply.embedding, _variant_ref(reply.variant), _timing(reply.timing))
 
@@ -294,13 +310,16 @@ def _timing(message: result_pb2.Timing) -> Timing:
 
 def _embedding(message: result_pb2.Embedding, variant: VariantRef, timing: Timing) -> Embedding:
     dtype = _DTYPES.get(message.type)
-    if dtype is None or len(message.values) != dtype.itemsize * message.dimension:
+    if dtype is None or not 0 < len(message.values) == dtype.itemsize * message.dimension:
         raise ServerError(
             f"the server sent an embedding of type {message.type}, {message.dimension} numbers in"
             f" {len(message.values)} bytes, which this release of the SDK cannot read; update it"
         )
+    vector = np.frombuffer(message.values, dtype=dtype)
+    if not np.isfinite(vector).all():
+        raise ServerError("the server sent an embedding with numbers that are not finite")
     return Embedding(
-        vector=np.frombuffer(message.values, dtype=dtype),
+        vector=vector,
         space=message.space,
         l2_normalized=message.l2_normalized,
         variant=variant,

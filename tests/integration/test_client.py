@@ -18,7 +18,7 @@ from PIL import Image
 from serving import gate, queues_of, server_processes, serving, until
 
 import resnet50_client
-from resnet50.v1 import inference_pb2, inference_pb2_grpc
+from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import AsyncClient, Client, RetryPolicy
 from resnet50_client.errors import ERRORS
 from resnet50_server.batcher import Scheduler
@@ -51,7 +51,7 @@ class ScriptedServicer(inference_pb2_grpc.InferenceServiceServicer):
         self.calls += 1
         if self.codes:
             context.abort(self.codes.pop(0), "scripted")
-        return inference_pb2.ClassifyResponse()
+        return inference_pb2.ClassifyResponse(classification=result_pb2.Classification())
 
 
 @contextlib.contextmanager
@@ -334,7 +334,7 @@ async def test_wait_until_ready_returns_when_a_server_has_come(kind):
     async with Caller(kind, address) as client:
         waiting = asyncio.ensure_future(client.wait_until_ready(30))
         with pytest.raises(resnet50_client.UnavailableError):
-            await client.health()
+            await client.health(timeout_s=0.2)
         assert not waiting.done()
         async with serving(listen=[address]):
             await waiting

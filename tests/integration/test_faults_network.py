@@ -124,7 +124,7 @@ async def test_stream_on_a_silent_line_goes_on_over_another_one(kind, monkeypatc
     monkeypatch.setattr(
         resnet50_client.channels,
         "channel_options",
-        lambda retry: [(name, quick.get(name, value)) for name, value in usual(retry)],
+        lambda: [(name, quick.get(name, value)) for name, value in usual()],
     )
     async with (
         serving(engine="timed", timed_alpha_ms=2) as server,

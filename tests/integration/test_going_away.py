@@ -21,7 +21,7 @@ from serving import server_processes
 
 import resnet50_client
 import resnet50_server.app
-from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
+from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import RetryPolicy
 from resnet50_server.app import Server
 from resnet50_server.settings import Settings
@@ -155,7 +155,7 @@ class Leaving(inference_pb2_grpc.InferenceServiceServicer):
     def Classify(self, request, context):
         if self._begin(context):
             self._leave(context)
-        return inference_pb2.ClassifyResponse()
+        return inference_pb2.ClassifyResponse(classification=result_pb2.Classification())
 
     def ClassifyUpload(self, parts, context):
         leaves = self._begin(context)
@@ -167,7 +167,7 @@ class Leaving(inference_pb2_grpc.InferenceServiceServicer):
             content += part.chunk
         if hashlib.sha256(content).digest() != options.sha256:
             context.abort(grpc.StatusCode.DATA_LOSS, f"{len(content)} bytes")
-        return inference_pb2.ClassifyResponse()
+        return inference_pb2.ClassifyResponse(classification=result_pb2.Classification())
 
     def ClassifyStream(self, parts, context):
         leaves = self._begin(context)
@@ -239,7 +239,7 @@ import asyncio, sys
 import grpc
 sys.path.insert(0, sys.argv[1])
 from serving import connected, serving
-from resnet50.v1 import inference_pb2, inference_pb2_grpc
+from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 
 async def main():
     for _ in range(100):

@@ -8,7 +8,6 @@ import grpc
 
 from resnet50_client import channels as module
 from resnet50_client.channels import Channels
-from resnet50_client.connection import RetryPolicy
 
 
 class Watched:
@@ -30,7 +29,7 @@ class Watched:
 def test_a_slow_thread_does_not_put_old_certificates_back(monkeypatch):
     """One that reads the old ones is held up until another that reads the new ones has been."""
     went_on = threading.Event()
-    lock = SimpleNamespace(Lock=lambda: Watched(went_on.set))
+    lock = SimpleNamespace(Lock=lambda: Watched(went_on.set), Event=threading.Event)
     monkeypatch.setattr(module, "threading", lock)
     used: list[str] = []
 
@@ -52,7 +51,6 @@ def test_a_slow_thread_does_not_put_old_certificates_back(monkeypatch):
     old, new = (SimpleNamespace(for_channel=lambda name=name: name) for name in ("old", "new"))
     connection = SimpleNamespace(
         credentials=SimpleNamespace(certificates=SimpleNamespace(current=current)),
-        retry=RetryPolicy(),
         server_name=lambda: None,
     )
     kind = SimpleNamespace(secure_channel=secure_channel)
@@ -61,5 +59,5 @@ def test_a_slow_thread_does_not_put_old_certificates_back(monkeypatch):
     channels.stubs()
     other.join()
     assert used == ["old", "new"]
-    for channel in channels.opened():
+    for channel in channels.close():
         channel.close()

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 
-from resnet50_client import OverloadedError, RetryPolicy, UnavailableError
-from resnet50_client import connection as connection_module
-from resnet50_client.connection import Attempts, Connection, channel_options
+from resnet50_client import (
+    DeadlineExceededError,
+    OverloadedError,
+    RetryPolicy,
+    ServerError,
+    UnavailableError,
+)
+from resnet50_client import retries as retries_module
+from resnet50_client.connection import Connection, channel_options
 from resnet50_client.resolver import Resolver
+from resnet50_client.retries import MAX_SENDS, Attempts, Resumption
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,6 @@ def test_timeout_must_be_above_zero(timeout_s):
     "wrong",
     [
         {"attempts": 0},
-        {"attempts": 6},
         {"overload_attempts": 0},
         {"initial_backoff_s": 0.0},
         {"initial_backoff_s": 0.001},
@@ -66,23 +71,9 @@ def test_retry_policy_that_cannot_be_is_refused(wrong):
         RetryPolicy(**wrong)
 
 
-def test_only_lost_calls_are_retried_by_the_channel_and_only_what_is_safe():
-    config = json.loads(dict(channel_options(RetryPolicy()))["grpc.service_config"])
-    (method,) = config["methodConfig"]
-    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
-    named = {(one["service"].rpartition(".")[2], one.get("method")) for one in method["name"]}
-    assert named == {
-        ("InferenceService", "Classify"),
-        ("InferenceService", "Embed"),
-        ("VariantService", "ListVariants"),
-        ("VariantService", "GetVariant"),
-        ("Health", None),
-    }
-
-
-def test_one_attempt_means_no_retry():
-    options = dict(channel_options(RetryPolicy(attempts=1)))
-    assert "methodConfig" not in json.loads(options["grpc.service_config"])
+def test_grpc_makes_no_retries_of_its_own():
+    options = dict(channel_options())
+    assert "retryPolicy" not in options["grpc.service_config"]
     assert options["grpc.enable_retries"] == 0
 
 
@@ -97,7 +88,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(connection_module, "time", clock)
+    monkeypatch.setattr(retries_module, "time", clock)
     return clock
 
 
@@ -124,23 +115,95 @@ def test_overload_is_not_retried_past_the_deadline(clock):
 def test_overload_without_the_servers_word_and_other_errors_are_not_retried(clock):
     policy = RetryPolicy(overload_attempts=9)
     assert Attempts(policy, 10.0).pause_s(OverloadedError("full")) is None
-    assert Attempts(policy, 10.0).pause_s(UnavailableError("gone")) is None
+    assert Attempts(policy, 10.0).pause_s(ServerError("broken")) is None
 
 
-def test_what_grpc_does_not_retry_is_retried_with_growing_pauses(clock):
-    policy = RetryPolicy(attempts=4, initial_backoff_s=1.0, max_backoff_s=2.0)
-    attempts = Attempts(policy, 100.0)
-    gone = UnavailableError("gone")
-    *pauses, last = [attempts.pause_s(gone, of_upload=True) for _ in range(4)]
-    assert pauses == [pytest.approx(pause_s, rel=0.2) for pause_s in (1.0, 2.0, 2.0)]
-    assert last is None
+GONE = "gone"
+
+
+def pauses(attempts: Attempts, clock: Clock, **of_error: bool) -> list[float]:
+    """Return the pauses between the attempts of a call that always fails."""
+    found = []
+    while (pause_s := attempts.pause_s(UnavailableError(GONE, **of_error))) is not None:
+        found.append(pause_s)
+        clock.now += pause_s
+    return found
+
+
+def test_unavailable_is_retried_until_the_deadline_with_growing_pauses(clock):
+    found = pauses(Attempts(RetryPolicy(initial_backoff_s=0.1, max_backoff_s=2.0), 30.0), clock)
+    expected = [0.1, 0.2, 0.4, 0.8, 1.6, *[2.0] * (len(found) - 5)]
+    assert found == [pytest.approx(pause_s, rel=0.21) for pause_s in expected]
+    assert 30.0 - 2.4 <= sum(found) < 30.0
+
+
+def test_pauses_differ_between_clients(clock):
+    policy = RetryPolicy(initial_backoff_s=1.0)
+    first = {Attempts(policy, 30.0).pause_s(UnavailableError(GONE)) for _ in range(20)}
+    assert len(first) > 10
+
+
+def test_retry_budget_ends_before_the_deadline(clock):
+    assert len(pauses(Attempts(RetryPolicy(attempts=4), math.inf), clock)) == 3
+    assert pauses(Attempts(RetryPolicy(attempts=1), math.inf), clock) == []
+
+
+def test_last_error_says_how_often_the_call_was_tried(clock):
+    attempts, error = Attempts(RetryPolicy(attempts=3, initial_backoff_s=1.0), 30.0), None
+    for _ in range(3):
+        error = UnavailableError(GONE)
+        attempts.pause_s(error)
+    assert error.message == str(error) == "gone; tried 3 times in 0.0 s"
+
+
+def test_deadline_after_failed_attempts_says_how_they_failed(clock):
+    attempts, late = Attempts(RetryPolicy(), 30.0), DeadlineExceededError("no answer")
+    attempts.pause_s(UnavailableError(GONE))
+    assert attempts.pause_s(late) is None
+    assert late.message == "no answer; the attempt before it failed: gone"
+
+
+def test_what_must_not_be_repeated_is_retried_while_no_connection_can_be_made(clock):
+    def attempts() -> Attempts:
+        return Attempts(RetryPolicy(), 900.0, connect_timeout_s=30.0)
+
+    assert pauses(attempts(), clock) == []
+    assert 27.6 <= sum(pauses(attempts(), clock, never_sent=True)) < 30.0
 
 
 def test_nothing_is_retried_past_the_deadline(clock):
     policy = RetryPolicy(initial_backoff_s=1.0)
-    attempts = Attempts(policy, 0.5)
-    assert attempts.pause_s(UnavailableError("gone"), of_upload=True) is None
+    assert Attempts(policy, 0.5).pause_s(UnavailableError(GONE)) is None
 
 
 def test_infinite_timeout_is_no_deadline(clock):
     assert Attempts(RetryPolicy(), math.inf).grpc_timeout() is None
+
+
+def test_stream_is_resumed_until_no_answer_has_come_for_long_enough(clock):
+    resumption = Resumption(RetryPolicy(), 10.0)
+    gone = UnavailableError(GONE)
+    assert resumption.pause_s(gone) is not None
+    clock.now += 9.0
+    assert resumption.pause_s(gone) is not None
+    resumption.progress()
+    clock.now += 9.0
+    assert resumption.pause_s(gone) is not None
+    clock.now += 10.0
+    assert resumption.pause_s(gone) is None
+
+
+def test_stream_that_broke_under_a_frame_goes_on_until_the_frame_is_given_up(clock):
+    """Though each restart takes most of the time, and only if answers come after that frame."""
+    resumption = Resumption(RetryPolicy(), 10.0)
+    for _ in range(MAX_SENDS):
+        assert resumption.pause_s(UnavailableError(GONE), broke=True) is not None
+        clock.now += 9.0
+    assert resumption.pause_s(UnavailableError(GONE), broke=True) is not None
+    clock.now += 9.0
+    assert resumption.pause_s(UnavailableError(GONE), broke=True) is None
+
+
+def test_stream_is_not_resumed_where_that_is_not_wanted_or_of_no_use(clock):
+    assert Resumption(RetryPolicy(), 0.0).pause_s(UnavailableError(GONE)) is None
+    assert Resumption(RetryPolicy(), 10.0).pause_s(ServerError("broken")) is None

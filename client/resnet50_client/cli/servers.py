@@ -14,8 +14,9 @@ import typer
 
 from ..addresses import DEFAULT_SERVER
 from ..client import Client
-from ..connection import DEFAULT_TIMEOUT_S, RetryPolicy
+from ..connection import DEFAULT_TIMEOUT_S
 from ..profile import Profile
+from ..retries import RetryPolicy
 
 PANEL = "Connection (or RESNET50_CA and so on, or a profile)"
 

@@ -9,10 +9,10 @@ from datetime import datetime, timezone
 from functools import partial
 
 from ...client import Client
-from ...connection import RetryPolicy
 from ...errors import UnavailableError
 from ...profile import Profile
 from ...results import Variant
+from ...retries import RetryPolicy
 from . import sweep as sweeps
 from .calls import CLEAR_TEXT
 from .machine import facts, machine, versions

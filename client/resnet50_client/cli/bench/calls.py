@@ -18,9 +18,10 @@ from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 from ...addresses import target
 from ...aio_status import keep_status
 from ...channels import Channels
-from ...connection import Connection, RetryPolicy
+from ...connection import Connection
 from ...credentials import Credentials
 from ...profile import Profile
+from ...retries import RetryPolicy
 from . import payloads
 from .plan import Plan
 

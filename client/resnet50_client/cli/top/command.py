@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from ...connection import RetryPolicy
+from ...retries import RetryPolicy
 from ..options import AsJson
 from ..output import NO_SERVER, complain, console, errors_shown, say, say_json, show
 from ..servers import Servers, with_servers
