@@ -6,7 +6,11 @@ FUZZ_S ?= 300
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help demo serve test nginx bench bench-gpu reliability memory soak kills swaps netfaults netfaults-short fuzz fuzz-live check format protos clean
+=======
+.PHONY: help demo serve test nginx bench bench-gpu reliability soak kills swaps metadata-flood fuzz fuzz-live check format protos clean
+>>>>>>> f15c16c (Metadata that is not UTF-8 costs next to nothing, at most 64 pairs a call; gRPC's C core is silent)
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,11 +57,16 @@ kills: $(VENV)/installed  ## Kill one of two servers every 10 s under load, 3 mi
 swaps: $(VENV)/installed  ## Replace weights 100 times under load, 10 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/swaps.py --write
 
+<<<<<<< HEAD
 netfaults: $(VENV)/installed  ## Lose, delay, cut and move the network between clients and servers, 8 minutes; needs root
 	$(BIN)/python benchmarks/netfaults.py --write
 
 netfaults-short: $(VENV)/installed  ## The same within a minute, without judging times; what CI runs
 	$(BIN)/python benchmarks/netfaults.py --short
+=======
+metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal client, 2 minutes; writes docs/reliability.md
+	$(BIN)/python benchmarks/metadata_flood.py --write
+>>>>>>> f15c16c (Metadata that is not UTF-8 costs next to nothing, at most 64 pairs a call; gRPC's C core is silent)
 
 fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linux
 	$(BIN)/python fuzz/run.py --seconds $(FUZZ_S)

@@ -77,6 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
+    # Read when grpc is imported. Its C core would write a line to stderr for each broken header of
+    # a stranger, 18 MB a second.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from pydantic import ValidationError
     from pydantic_settings import CliSettingsSource, SettingsError
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import weights
 from hostile import MIB
+from metadata_flood import Flood, literal
 from pictures import encode, photo_like, picture
 from PIL import Image
 from serving import DECODING, ServerProcess, connected, server_processes, serving
@@ -457,6 +458,71 @@ async def test_attacks_leave_only_our_own_lines_on_stderr():
     assert status == 0
     foreign = [line for line in errors.splitlines() if not is_ours(line)]
     assert foreign == []
+
+
+async def test_metadata_that_is_not_utf_8_is_not_logged_and_others_are_answered():
+    """gRPC logs a traceback for each value, on the event loop, for calls of anybody."""
+    with server_processes() as start:
+        victim = Victim(start(*SETTINGS))
+        flood = Flood(victim.address, b"\xff")
+        try:
+            async with grpc.aio.insecure_channel(victim.address) as victim.channel:
+                while flood.calls < 100:
+                    code, text = await victim.unary(NORMAL)
+                    assert code is grpc.StatusCode.OK, text
+        finally:
+            flood.close()
+        status, errors = victim.process.terminate()
+    assert status == 0
+    assert [line for line in errors.splitlines() if not is_ours(line)] == []
+
+
+METHODS = (
+    "resnet50.v1.InferenceService/Classify",
+    "resnet50.v1.InferenceService/ClassifyStream",
+    "resnet50.v1.VariantService/ListVariants",
+    "grpc.health.v1.Health/Check",
+    "grpc.health.v1.Health/Watch",
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_call_with_too_many_metadata_pairs_is_refused(method):
+    async with serving() as server, connected(server) as channel:
+
+        async def told_with(pairs: int) -> tuple[grpc.StatusCode, str]:
+            # The SDK's gRPC adds one: user-agent.
+            metadata = [("x-more", str(number)) for number in range(pairs - 1)]
+            call = channel.stream_unary(f"/{method}")(iter([b""]), metadata=metadata, timeout=30)
+            return await call.code(), await call.details()
+
+        if method != "grpc.health.v1.Health/Watch":  # which would not end
+            assert "metadata" not in (await told_with(64))[1]
+        code, text = await told_with(65)
+    assert code is INVALID
+    assert text == "metadata: has more pairs than 64, the limit; send fewer"
+
+
+async def test_broken_headers_write_nothing_to_stderr():
+    """gRPC's C core writes there by itself, at the level ERROR."""
+    broken = (
+        literal(0, b"grpc-timeout", b"zz"),
+        literal(0, b"grpc-encoding", b"?"),
+        literal(0, b"te", b"?"),
+        literal(0, b"x-bin", b"?"),
+    )
+    with server_processes() as start:
+        victim = Victim(start(*SETTINGS))
+        for more in broken:
+            flood = Flood(victim.address, b"x", 1, 1000, more)
+            async with grpc.aio.insecure_channel(victim.address) as victim.channel:
+                while flood.calls < 20:
+                    code, text = await victim.unary(NORMAL)
+                    assert code is grpc.StatusCode.OK, text
+            flood.close()
+        status, errors = victim.process.terminate()
+    assert status == 0
+    assert [line for line in errors.splitlines() if not is_ours(line)] == []
 
 
 def is_ours(line: str) -> bool:

@@ -41,6 +41,8 @@ EOF = grpc.aio.EOF
 
 PRIORITY_KEY = "x-priority"
 CALLER_KEY = "x-caller-key"
+# Proxies and tracing add a dozen; HPACK packs hundreds of pairs into as many bytes.
+MAX_METADATA_PAIRS = 64
 # So long does it take at most until gRPC tells that a caller has left.
 LEAVING_S = 0.05
 # A call that its caller's deadline has ended has so much left of it here: its way back and forth,
@@ -118,6 +120,32 @@ class Boundary:
             request_deserializer=_careful(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+    def refusal(self, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the handler for calls of a method that have too much metadata.
+
+        Args:
+            name: The method's.
+            handler: What `guard` returned for it.
+        """
+
+        async def refuse(requests: Any, context: Context) -> NoReturn:
+            call = Call(name, _request_id(()), ())
+            self._observer.call_started(call)
+            error = InvalidRequest(
+                "metadata", f"has more pairs than {MAX_METADATA_PAIRS}, the limit; send fewer"
+            )
+            try:
+                await _abort(context, error, call)
+            finally:
+                self._observer.call_ended(call, code_of(error).name, error)
+
+        kind = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return kind(refuse, handler.request_deserializer, handler.response_serializer)
 
     def _around_unary(self, name: str, handler: Any, scope: str | None) -> Handler:
         method = handler.stream_unary or handler.unary_unary
@@ -287,8 +315,39 @@ class _Registration:
             name: self._boundary.guard(name, handler, self._scopes.get(name, self._scope))
             for name, handler in handlers.items()
         }
-        generic = grpc.method_handlers_generic_handler(service, guarded)
+        generic = _Handlers(service, guarded, self._boundary)
         self._server.add_generic_rpc_handlers((generic,))
+
+
+class _Handlers(grpc.ServiceRpcHandler):
+    """The methods of a service; calls with too much metadata get a refusal instead.
+
+    gRPC has decoded the metadata by then. Whatever else looks at it would have it decoded again.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
+        boundary: Boundary,
+    ) -> None:
+        self._service = service
+        self._handlers = {f"/{service}/{name}": handler for name, handler in handlers.items()}
+        self._refusals = {
+            f"/{service}/{name}": boundary.refusal(name, handlers[name]) for name in handlers
+        }
+
+    def service_name(self) -> str:
+        """Return the service's full name."""
+        return self._service
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return what answers a call; None if there is no such method."""
+        pairs = len(handler_call_details.invocation_metadata or ())
+        handlers = self._handlers if pairs <= MAX_METADATA_PAIRS else self._refusals
+        return handlers.get(handler_call_details.method)
 
 
 def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
