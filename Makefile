@@ -4,13 +4,10 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 FUZZ_S ?= 300
 JOBS   ?= 2
+PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help demo serve test nginx bench bench-gpu reliability memory soak kills swaps netfaults netfaults-short fuzz fuzz-live check format protos clean
-=======
-.PHONY: help demo serve test nginx bench bench-gpu reliability soak kills swaps metadata-flood fuzz fuzz-live check format protos clean
->>>>>>> f15c16c (Metadata that is not UTF-8 costs next to nothing, at most 64 pairs a call; gRPC's C core is silent)
+.PHONY: help demo serve test nginx bench bench-gpu reliability memory soak kills swaps netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,16 +54,18 @@ kills: $(VENV)/installed  ## Kill one of two servers every 10 s under load, 3 mi
 swaps: $(VENV)/installed  ## Replace weights 100 times under load, 10 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/swaps.py --write
 
-<<<<<<< HEAD
 netfaults: $(VENV)/installed  ## Lose, delay, cut and move the network between clients and servers, 8 minutes; needs root
 	$(BIN)/python benchmarks/netfaults.py --write
 
 netfaults-short: $(VENV)/installed  ## The same within a minute, without judging times; what CI runs
 	$(BIN)/python benchmarks/netfaults.py --short
-=======
+
+hostile-floor: $(VENV)/installed  ## The attacks of hostile files, on the oldest Pillow that is allowed
+	$(BIN)/pip install -q --upgrade --no-deps --target $(VENV)/hostile-floor pillow==$(PILLOW_FLOOR)
+	PYTHONPATH=$(VENV)/hostile-floor $(BIN)/python -m pytest tests/unit/test_decode.py tests/integration/test_attacks.py
+
 metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal client, 2 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/metadata_flood.py --write
->>>>>>> f15c16c (Metadata that is not UTF-8 costs next to nothing, at most 64 pairs a call; gRPC's C core is silent)
 
 fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linux
 	$(BIN)/python fuzz/run.py --seconds $(FUZZ_S)

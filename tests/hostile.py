@@ -81,6 +81,20 @@ def progressive(width: int, height: int, scans: int) -> bytes:
     return whole[:last] + whole[last:-2] * (scans - whole.count(b"\xff\xda") + 1) + b"\xff\xd9"
 
 
+def pictures_that_share(count: int, length: int) -> bytes:
+    """Return a JPEG that says (MPF) that there are further pictures, in fractions that are one."""
+    tags = [(0xB000 + number, RATIONAL, length // 8, 8) for number in range(count)]
+    return with_segments(segment(0xE2, b"MPF\0" + exif(*tags, padding=length - 12 * count)))
+
+
+def scans_of_one_component(count: int) -> bytes:
+    """Return a JPEG, not progressive, which gives one of its three components again and again."""
+    whole = encode(photo_like(64, 64), "JPEG")
+    header = whole.index(b"\xff\xda")
+    scan = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + whole[header + 14 : -2]
+    return whole[:header] + scan * count + b"\xff\xd9"
+
+
 def profile(length: int) -> Iterator[bytes]:
     """Give the segments of a colour profile."""
     parts = [bytes(65519)] * (length // 65519)
@@ -99,7 +113,7 @@ def directory(
     return struct.pack(order + "H", len(tags)) + entries + struct.pack(order + "I", following)
 
 
-SHORT, LONG, UNDEFINED = 3, 4, 7
+SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 3, 4, 5, 7, 16
 
 
 def tiff(
@@ -142,6 +156,11 @@ def tiff(
 def tags_that_share(count: int, length: int) -> list[tuple[int, int, int, int]]:
     """Return tags which all say that the same bytes, from the 8th, are theirs."""
     return [(1000 + number, UNDEFINED, length, 8) for number in range(count)]
+
+
+def numbers_that_share(count: int, length: int) -> list[tuple[int, int, int, int]]:
+    """Return the same of numbers of 8 bytes, which are BigTIFF's."""
+    return [(1000 + number, LONG8, length // 8, 8) for number in range(count)]
 
 
 def exif(*tags: tuple[int, int, int, int], padding: int = 0) -> bytes:

@@ -221,7 +221,7 @@ def _jpeg_orientation(encoded: bytes, transform: Transform, limits: ImageLimits)
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
-    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    return image.format == "JPEG" and image.mode in ("RGB", "L")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -31,9 +31,11 @@ MAX_RUN_READS = 2**21
 MAX_TEXT_BYTES = 4 * 2**20
 # 50 million pixels in tiles of 16 x 16 have 400,000 offsets and lengths.
 MAX_TAG_NUMBERS = 2**19
-# Bytes of one value, by TIFF type: bytes, text, shorts, longs, fractions, floats.
+# Bytes of one value, by TIFF type: bytes, text, shorts, longs, fractions, floats. All others count
+# as 8: BigTIFF's numbers (16), which Pillow also reads elsewhere, and types that it does not know.
 TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-TAG_TEXT, TAG_WHOLE_NUMBERS = (1, 2, 7), (3, 4)
+MAX_TAG_SIZE = 8
+TAG_TEXT, TAG_WHOLE_NUMBERS = (1, 2, 7), (3, 4, 16)
 # A fraction becomes an object of its own.
 NUMBERS_A_FRACTION = 64
 
@@ -118,7 +120,7 @@ def check_tags(content: bytes) -> None:
         entries = content[start + 2 : start + 2 + 12 * count]
         whole = memoryview(entries)[: len(entries) // 12 * 12]
         for _, kind, values, at in struct.iter_unpack(order + "HHII", whole):
-            size = values * TAG_SIZES.get(kind, 0)
+            size = values * TAG_SIZES.get(kind, MAX_TAG_SIZE)
             if size > 4 and at + size <= length:
                 total += size
                 if kind not in TAG_TEXT:

@@ -107,6 +107,9 @@ REFUSED = {
     ),
     "jpeg of fill bytes": Attack(b"\xff\xd8" + b"\xff" * 1_000_000, SMALL_PIECES),
     "jpeg of 101 scans": Attack(hostile.progressive(64, 64, 101), "in 101 scans"),
+    "jpeg of 101 scans of one component": Attack(
+        hostile.scans_of_one_component(101), "in 101 scans"
+    ),
     "jpeg of many scans of many pixels": Attack(hostile.progressive(600, 600, 60), "in 60 scans"),
     "jpeg exif whose tags share": Attack(
         hostile.with_segments(
@@ -118,6 +121,9 @@ REFUSED = {
     ),
     "tiff whose tags share": Attack(
         hostile.tiff(8, 8, *hostile.tags_that_share(40_000, 400_000), content=bytes(64)), TAGS
+    ),
+    "tiff whose long numbers share": Attack(
+        hostile.tiff(8, 8, *hostile.numbers_that_share(4000, 400_000), content=bytes(500_000)), TAGS
     ),
     "tiff of fractions": Attack(
         hostile.tiff(8, 8, (282, 5, 100_000, 8), content=bytes(900_000)), TAGS
@@ -147,6 +153,7 @@ REFUSED = {
     },
     # Harmless, and so answered: what is too much of them is not looked at.
     "png that inflates to 100 MiB": Attack(hostile.png(8, 8, lines=bytes(100 * MIB)), None),
+    "jpeg whose further pictures share": Attack(hostile.pictures_that_share(1500, 45_000), None),
     "png of 60 colour profiles": Attack(hostile.png_text_bomb(b"iCCP", 60, MIB - 100), None),
     "jpeg with a profile of 850 KB": Attack(hostile.with_segments(*hostile.profile(900_000)), None),
     "gif of 2000 frames": Attack(hostile.many_frames("GIF", 2000), None),

@@ -253,6 +253,10 @@ KINDS = {
     "huge": (lambda: decoded(hostile.png(60_000, 60_000)), "too_many_pixels"),
     "long and thin": (lambda: decoded(hostile.png(2_000_000, 1)), "too_many_pixels"),
     "many scans": (lambda: decoded(hostile.progressive(64, 64, 101)), "too_complex"),
+    "scans of one component": (
+        lambda: decoded(hostile.scans_of_one_component(101)),
+        "too_complex",
+    ),
     "many pieces": (lambda: decoded(hostile.png_of_chunks(20_000)), "too_complex"),
     "32-bit": (
         lambda: decoded(encode(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF")),
