@@ -45,7 +45,7 @@ reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes;
 memory: $(VENV)/installed  ## Attack a server's memory and compare it with its bound, 5 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/memory.py --write
 
-soak: $(VENV)/installed  ## Mixed load and changing weights, each answer checked, 30 minutes; writes docs/reliability.md
+soak: $(VENV)/installed  ## Mixed load and changing weights, each answer checked, 2 hours; writes docs/reliability.md
 	$(BIN)/python benchmarks/soak.py --write
 
 kills: $(VENV)/installed  ## Kill one of two servers every 10 s under load, 3 minutes; writes docs/reliability.md

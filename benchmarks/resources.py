@@ -25,6 +25,8 @@ PLACES = (
 )
 # How long the last calls may take to leave the server.
 SETTLE_S = 10.0
+# So many standard errors to each side hold 95% of a normal distribution.
+NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -75,34 +77,50 @@ class Samples:
 
 @dataclass(frozen=True)
 class Slope:
-    """How something grows, by least squares.
+    """How memory grows, by least squares over its floor.
 
     Attributes:
-        per_hour: How much in an hour.
-        error: Standard error of that.
-        scatter: Standard deviation of the samples around the line.
+        per_hour: Growth, in MiB/h.
+        error: Half the width of its 95% confidence interval, in MiB/h.
+        scatter: Standard deviation of the floor around the line, in MiB.
+        floors: How many values the floor has.
     """
 
     per_hour: float
     error: float
     scatter: float
+    floors: int
 
     @classmethod
-    def of(cls, samples: list[Sample]) -> Slope:
-        """Return the slope of the memory, in MiB.
+    def of(cls, samples: list[Sample], period_s: float) -> Slope:
+        """Return the slope of the memory's floor: the lowest sample of each period.
 
-        Neighbouring samples say much the same, and would make the error seem small: they count as
-        one per minute, or a tenth of the time where that is less.
+        Peaks come and go: a variant that is being replaced is there twice. A leak raises the
+        floor as well, which scatters far less. Neighbouring values are alike, which would make
+        the error seem small: they count as n·(1 − ρ)/(1 + ρ) independent ones, ρ being the
+        autocorrelation of the residuals at lag 1 (Bartlett 1935).
+
+        Args:
+            samples: In the order of their times; they span three periods at least.
+            period_s: Longer than the time between two peaks, in seconds.
         """
-        hours = np.array([one.at_s for one in samples]) / 3600.0
-        mib = np.array([one.mib for one in samples])
+        floor: dict[int, Sample] = {}
+        for one in samples:
+            period = int((one.at_s - samples[0].at_s) / period_s)
+            if period not in floor or one.mib < floor[period].mib:
+                floor[period] = one
+        hours = np.array([one.at_s for one in floor.values()]) / 3600.0
+        mib = np.array([one.mib for one in floor.values()])
         hours -= hours.mean()
         per_hour = float((hours * mib).sum() / (hours**2).sum())
-        scatter = float(np.std(mib - mib.mean() - per_hour * hours))
-        length = float(np.ptp(hours))
-        independent = max(10.0, length * 60.0)
-        error = scatter / (float(np.std(hours)) * independent**0.5)
-        return cls(per_hour, error, scatter)
+        residuals = mib - mib.mean() - per_hour * hours
+        scatter = float(np.std(residuals))
+        squares = float((residuals**2).sum())
+        correlation = float((residuals[1:] * residuals[:-1]).sum()) / squares if squares else 0.0
+        correlation = min(0.99, max(0.0, correlation))
+        independent = max(3.0, len(mib) * (1 - correlation) / (1 + correlation))
+        error = NORMAL_95 * scatter / (float(np.std(hours)) * (independent - 2) ** 0.5)
+        return cls(per_hour, error, scatter, len(mib))
 
 
 def tenths(samples: list[Sample], what: Callable[[Sample], float]) -> tuple[float, float]:

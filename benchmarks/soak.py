@@ -1,4 +1,4 @@
-"""A server under everything at once: python benchmarks/soak.py [--minutes 30] [--write].
+"""A server under everything at once: python benchmarks/soak.py [--minutes 120] [--write].
 
 Both clients make single calls, uploads, lists, ordered and latest streams; some callers give up,
 allow too little time, or send what is wrong. Meanwhile a variant is replaced every 20 s by another
@@ -52,8 +52,13 @@ PAUSE_S = 1.0
 WARM_UP = 0.2
 # A shorter trial does not say whether memory grows.
 JUDGED_S = 120.0
+# The floor of memory is its lowest sample of so long: variants are replaced three times meanwhile.
+FLOOR_S = 60.0
 # How much more of each may be there in the last tenth than in the first.
 MEMORY_SHARE, MORE_THREADS, MORE_FILES = 0.05, 2, 8
+# Memory that grows faster than so, at 95% confidence, is a leak. Caches of allocators settle within
+# the first half hour, and a shorter trial cannot tell them from one.
+MAX_GROWTH_MIB_PER_H, GROWTH_JUDGED_S = 20.0, 1800.0
 
 
 @dataclass
@@ -84,12 +89,21 @@ class Outcome:
         first, last = tenths(self.samples, lambda one: one.mib)
         if last > first * (1 + MEMORY_SHARE):
             ledger.broken(f"memory: {first:.0f} MiB in the first tenth, {last:.0f} in the last")
+        slope = self.slope()
+        if self.seconds >= GROWTH_JUDGED_S and (
+            slope.per_hour - slope.error > MAX_GROWTH_MIB_PER_H
+        ):
+            ledger.broken(f"memory grows by {slope.per_hour:.0f} ± {slope.error:.0f} MiB/h")
         first, last = tenths(self.samples, lambda one: one.threads)
         if last > first + MORE_THREADS:
             ledger.broken(f"threads: {first:g} in the first tenth, {last:g} in the last")
         first, last = tenths(self.samples, lambda one: one.files)
         if last > first + MORE_FILES:
             ledger.broken(f"open files: {first:g} in the first tenth, {last:g} in the last")
+
+    def slope(self) -> Slope:
+        """Return how the memory's floor grows."""
+        return Slope.of(self.samples, min(FLOOR_S, self.seconds / 30))
 
     def lines(self) -> Iterator[str]:
         """Say it."""
@@ -112,12 +126,13 @@ class Outcome:
             tenths(self.samples, what)
             for what in (lambda one: one.mib, lambda one: one.threads, lambda one: one.files)
         )
-        slope = Slope.of(self.samples)
+        slope = self.slope()
         yield (
             f"memory of the server, without the first {WARM_UP:.0%} of the time: first tenth"
-            f" {mib[0]:.0f} MiB, last {mib[1]:.0f} MiB ({mib[1] / mib[0] - 1:+.1%}); slope"
-            f" {slope.per_hour:+.0f} ± {slope.error:.0f} MiB/h, the samples scatter by"
-            f" {slope.scatter:.0f} MiB (a variant that is being replaced is there twice)"
+            f" {mib[0]:.0f} MiB, last {mib[1]:.0f} MiB ({mib[1] / mib[0] - 1:+.1%}); slope of its"
+            f" floor, the lowest of each of {slope.floors} periods (a variant that is being"
+            f" replaced is there twice for a while): {slope.per_hour:+.1f} ± {slope.error:.1f}"
+            f" MiB/h at 95%, around which it scatters by {slope.scatter:.0f} MiB"
         )
         yield (
             f"threads {threads[0]:g} → {threads[1]:g}, open files {files[0]:g} → {files[1]:g};"
@@ -220,7 +235,7 @@ async def change(
 def main() -> int:
     """Print what came of it; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30.0, help="how long; default 30")
+    parser.add_argument("--minutes", type=float, default=120.0, help="how long; default 120")
     parser.add_argument("--swap-every-s", type=float, default=20.0, help="default 20")
     parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
     arguments, flags = parser.parse_known_args()

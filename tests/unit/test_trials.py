@@ -358,12 +358,35 @@ def samples(seconds: float, mib) -> list[Sample]:
 
 
 def test_slope_is_that_of_the_line():
-    slope = Slope.of(samples(1800.0, lambda at: 500.0 + at / 3600.0 * 36.0))
+    slope = Slope.of(samples(1800.0, lambda at: 500.0 + at / 3600.0 * 36.0), 60.0)
     assert (slope.per_hour, slope.scatter) == (pytest.approx(36.0), pytest.approx(0.0, abs=1e-6))
-    noise = np.random.default_rng(0)
-    slope = Slope.of(samples(1800.0, lambda at: 500.0 + noise.normal(0.0, 10.0)))
-    assert abs(slope.per_hour) < 3 * slope.error
-    assert slope.scatter == pytest.approx(10.0, rel=0.1)
+    assert (slope.floors, slope.error) == (30, pytest.approx(0.0, abs=1e-6))
+
+
+def test_slope_passes_over_peaks():
+    def swapped_every_20_s(at: float) -> float:
+        return 500.0 + at / 3600.0 * 36.0 + (200.0 if at % 20.0 < 6.0 else 0.0)
+
+    assert Slope.of(samples(1800.0, swapped_every_20_s), 60.0).per_hour == pytest.approx(36, 0.05)
+
+
+def test_interval_of_the_slope_holds_the_true_one():
+    noise, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        slope = Slope.of(samples(1800.0, lambda at: 500.0 + noise.normal(0.0, 10.0)), 60.0)
+        held += abs(slope.per_hour) < slope.error
+    assert held > 85
+
+
+def test_samples_that_follow_each_other_slowly_widen_the_interval():
+    noise, levels = np.random.default_rng(0), [500.0]
+    steps = noise.normal(0.0, 10.0, 900)
+    for step in steps:
+        levels.append(500.0 + 0.99 * (levels[-1] - 500.0) + step)
+    drifting = Slope.of(samples(1800.0, lambda at: levels[int(at / 2)]), 20.0)
+    shuffled = noise.permutation(levels)
+    mixed = Slope.of(samples(1800.0, lambda at: float(shuffled[int(at / 2)])), 20.0)
+    assert drifting.error / drifting.scatter > 2 * mixed.error / mixed.scatter
 
 
 @pytest.mark.parametrize(
@@ -381,6 +404,18 @@ def test_server_that_holds_more_at_its_end_breaks_its_promise(what, more):
     outcome.judge()
     assert bool(outcome.ledger.faults) == bool(what)
     assert tenths(taken, lambda one: one.mib) == (1000.0, 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "growth", "broken"),
+    [(3600.0, 25.0, True), (3600.0, 15.0, False), (600.0, 50.0, False)],
+)
+def test_memory_that_grows_slowly_is_found_by_its_slope(seconds, growth, broken):
+    noise = np.random.default_rng(0)
+    taken = samples(seconds, lambda at: 1500.0 + growth * at / 3600.0 + noise.normal(0.0, 1.0))
+    outcome = Outcome(Ledger(), seconds, samples=taken)
+    outcome.judge()
+    assert bool(outcome.ledger.faults) == broken
 
 
 def test_ledger_counts_what_many_threads_do():
