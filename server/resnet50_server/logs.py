@@ -20,6 +20,7 @@ from pythonjsonlogger.json import JsonFormatter
 from .call import CALL, Call
 from .line_writer import LineWriter
 from .observer import Observer
+from .texts import shortened
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ JSON_NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
 # Of warnings and errors of one kind so many are written in a window; the rest is counted.
 REPEATS = 10
 WINDOW_S = 10.0
+# Of a message, whatever is in it; a traceback comes after it.
+MAX_MESSAGE_BYTES = 16 * 2**10
 # How long the last lines may take: whoever reads them may have stopped.
 FLUSH_S = 2.0
 
@@ -217,6 +220,9 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Format a record, with what is known of its call now, and have it written."""
         try:
+            message = record.getMessage()
+            if (short := shortened(message, MAX_MESSAGE_BYTES)) != message:
+                record.msg, record.args = short, None
             self._writer.put(self.format(record))
         except Exception:
             self.handleError(record)

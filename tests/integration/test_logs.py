@@ -274,3 +274,17 @@ def test_json_says_how_many_were_left_out():
     handler.close()
     last = json.loads(written.getvalue().splitlines()[-1])
     assert (last["left_out"], last["level"], last["logger"]) == (5, "WARNING", "test.json")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_line_with_a_very_long_text_is_cut_and_says_so(form):
+    written = io.StringIO()
+    handler = logs.handler(form, written)
+    record = logging.LogRecord(
+        "test", logging.WARNING, "here", 1, "%s is wrong", ("é" * 10**6,), None
+    )
+    handler.handle(record)
+    handler.close()
+    (line,) = written.getvalue().splitlines()
+    assert len(line) < 50_000
+    assert "(1000009 characters in all)" in line
