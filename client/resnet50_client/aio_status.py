@@ -62,6 +62,16 @@ class _PatientCall:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
 
+    async def send_receive_close(self) -> None:
+        """Say that nothing more is sent; a call that has broken is left to its status.
+
+        grpc.aio would cancel it, and its caller would get CancelledError though nobody cancelled.
+        """
+        try:
+            await self._call.send_receive_close()
+        except grpc.aio.InternalError as error:
+            self.set_internal_error(str(error))
+
     def set_internal_error(self, reason: str) -> None:
         asyncio.get_running_loop().call_later(STATUS_GRACE_S, self._set_internal_error, reason)
 

@@ -26,9 +26,9 @@ DEFAULT_TIMEOUT_S = 30.0
 # takes minutes. A server that is gone is noticed by keepalive long before.
 CHANGE_TIMEOUT_S = 900.0
 HEALTH_POLL_S = 0.1
-# A peer that is silent for so long is sent a ping. What TCP has not delivered within 8 s, pings too,
-# ends the connection (TCP_USER_TIMEOUT): behind a dead link calls go to another server after 23 s.
-# Servers refuse callers that ping more often than every 10 s.
+# A peer that is silent for so long is sent a ping. If TCP does not deliver what is sent, pings too,
+# within 8 s, the connection ends (TCP_USER_TIMEOUT): behind a dead link calls go to another server
+# after 23 s. Servers refuse callers that ping more often than every 10 s.
 KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 15, 8
 # To answer a ping a peer has longer: on a slow link it waits behind the images that are being sent.
 PING_TIMEOUT_S = 20
