@@ -97,7 +97,7 @@ class Slope:
 
         Peaks come and go: a variant that is being replaced is there twice. A leak raises the
         floor as well, which scatters far less. Neighbouring values are alike, which would make
-        the error seem small: they count as n·(1 − ρ)/(1 + ρ) independent ones, ρ being the
+        the error seem small: they count as n (1 - r) / (1 + r) independent ones, r being the
         autocorrelation of the residuals at lag 1 (Bartlett 1935).
 
         Args:
