@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,38 +130,6 @@ def target_of(servers: Sequence[Literals]) -> str:
 def _mapped(address: str) -> str:
     ip, _, port = address.rpartition(":")
     return f"[::ffff:{ip}]:{port}"
-
-
-def target(addresses: Sequence[str]) -> str:
-    """Return the gRPC target of one or several addresses; looks host names up if there are several.
-
-    One name is left to gRPC, which looks it up again and again and balances over all it finds.
-    gRPC has no target for several names, so those of a list are looked up once.
-
-    Raises:
-        OSError: A name of a list cannot be looked up.
-        ValueError: An address of a list is not host:port, or the list has no common IP version.
-    """
-    if len(addresses) == 1:
-        (address,) = addresses
-        if address.startswith(GRPC_SCHEMES):
-            return address
-        host, port = split(address)
-        return f"dns:///[{host}]:{port}" if ":" in host else f"dns:///{host}:{port}"
-    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
-    for address in addresses:
-        host, port = split(address)
-        for family, *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            if family in found:
-                ip = str(where[0])
-                found[family].append(
-                    f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}"
-                )
-    # A target holds one version; take the one that reaches most of the list.
-    v4, v6 = found[socket.AF_INET], found[socket.AF_INET6]
-    if len(v4) >= len(addresses) or len(v4) >= len(v6):
-        return "ipv4:" + ",".join(dict.fromkeys(v4))
-    return "ipv6:" + ",".join(dict.fromkeys(v6))
 
 
 def split(address: str) -> tuple[str, int]:

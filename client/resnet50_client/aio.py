@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TypeVar, get_args
 
 from . import calls, messages
 from .arguments import check_choice, check_images
 from .async_stream import AsyncStream
 from .async_variants import AsyncVariants
-from .connection import HEALTH_POLL_S, Priority
+from .connection import HEALTH_POLLS, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
 from .images import ImageInput, is_quickly_read
 from .results import Classification, Embedding
+from .retries import Backoff
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -328,19 +330,26 @@ class AsyncClient(AsyncVariants):
             DeadlineExceededError: None was ready in time; says what was seen last.
             Resnet50Error: Another of its kinds, if the server cannot be asked for its health.
         """
+        self._check_open()
         attempts = self._connection.attempts(timeout_s)
-        seen = "no connection"
-        while not attempts.over():
-            try:
-                seen = await self._call(calls.health_call(""), attempts.left_s())
-            except UnavailableError as error:
-                seen = error.message
-            except DeadlineExceededError:
-                break
-            if seen == "SERVING":
-                return
-            await asyncio.sleep(HEALTH_POLL_S)
-        raise self._connection.not_ready(timeout_s, seen)
+        connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
+        call, seen = calls.health_call(""), "no connection"
+        channels = await self._open(attempts.left_s())
+        with self._observers.observe(call.method) as observation:
+            while not attempts.over():
+                poll = connection.attempts(attempts.left_s())
+                try:
+                    seen = call.result(
+                        await self._reply(channels, connection, call, poll, observation)
+                    )
+                except UnavailableError as error:
+                    seen = error.message
+                except DeadlineExceededError:
+                    break
+                if seen == "SERVING":
+                    return
+                await asyncio.sleep(min(pauses.next_s(), attempts.left_s()))
+            raise self._connection.not_ready(timeout_s, seen)
 
     def _stream(
         self,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import sys
 from typing import Any, TypeVar
 
 import grpc
@@ -45,12 +44,37 @@ def _say_once(kind: str) -> None:
     )
 
 
-def is_cancelled(task: asyncio.Task[Any] | None) -> bool:
-    """Return whether it is the task that was cancelled, and not the call that it waits for.
+class CancelledCallError(Exception):
+    """A call was cancelled, by its channel's end, and not the task that waits for it."""
 
-    grpc.aio raises the same for both. Python 3.10 cannot tell and says False.
+
+async def reply_of(call: Any) -> Any:
+    """Wait for the reply of a call.
+
+    grpc.aio raises the same whether the call is cancelled or the task that waits for it. So this
+    waits for something else, which only the task's own cancellation ends early.
+
+    Raises:
+        CancelledCallError: The call was cancelled.
+        asyncio.CancelledError: The task was.
+        grpc.RpcError: The call failed.
     """
-    return task is not None and sys.version_info >= (3, 11) and task.cancelling() > 0
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(_: Any) -> None:
+        if not ended.done():  # as it is once the task is cancelled
+            ended.set_result(None)
+
+    call.add_done_callback(end)
+    try:
+        await ended
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+    try:
+        return await call  # which has ended: the task is not kept waiting here
+    except asyncio.CancelledError:
+        raise CancelledCallError from None
 
 
 class _PatientCall:

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import grpc
 
 from . import calls
-from .addresses import target
-from .aio_status import is_cancelled, keep_status
+from .aio_status import CancelledCallError, keep_status, reply_of
 from .base import BaseClient
 from .channels import Channels
 from .connection import Connection
 from .observer import Observation
+from .resolver import FIRST_LOOKUP_S, Resolver
 from .retries import Attempts
 
 Result = TypeVar("Result")
@@ -51,19 +51,16 @@ class AsyncCalls(BaseClient):
     ) -> None:
         await self.close()
 
-    async def _open(self) -> Channels:
+    async def _open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:
         loop = asyncio.get_running_loop()
         if self._closed:
             raise self._connection.closed()
         if self._channels is None:
-            # Looking up a list of names blocks.
-            where = await asyncio.to_thread(target, self._connection.addresses)
-            if self._closed:
-                raise self._connection.closed()
-        if self._channels is None:  # no other task was faster
-            self._channels, self._loop = Channels(self._connection, where, grpc.aio), loop
+            resolver = Resolver(self._connection.addresses)
+            self._channels, self._loop = Channels(self._connection, resolver, grpc.aio), loop
         if self._loop is not loop:
             raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
+        await self._channels.resolver.wait_async(timeout_s)
         return self._channels
 
     async def _call(
@@ -76,7 +73,7 @@ class AsyncCalls(BaseClient):
         self._check_open()
         connection = self._connection.of(caller_key=caller_key)
         attempts = connection.attempts(timeout_s, call.repeatable)
-        channels = await self._open()
+        channels = await self._open(attempts.left_s())
         with self._observers.observe(call.method) as observation:
             reply = await self._reply(channels, connection, call, attempts, observation)
             result = call.result(reply)
@@ -98,12 +95,11 @@ class AsyncCalls(BaseClient):
             observation.attempt(call.length)
             try:
                 made = call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
-                return await keep_status(made)
-            except asyncio.CancelledError as cancelled:
-                # gRPC says the same when the channel is closed as when the task is cancelled.
-                if closing.is_set() and not is_cancelled(asyncio.current_task()):
-                    raise connection.closed() from cancelled
-                raise
+                return await reply_of(keep_status(made))
+            except CancelledCallError:
+                if not closing.is_set():
+                    raise asyncio.CancelledError from None
+                raise connection.closed() from None
             except grpc.aio.UsageError as misuse:  # gRPC's word for a channel that is closed
                 if not closing.is_set():
                     raise
@@ -112,6 +108,7 @@ class AsyncCalls(BaseClient):
                 if closing.is_set():
                     raise connection.closed() from failure
                 error = connection.error_of(failure)
+                channels.failed(error)
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure

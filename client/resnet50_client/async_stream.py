@@ -121,6 +121,7 @@ class AsyncStream(Generic[Result]):
                     await asyncio.wait([receiving])
                 if error is None:
                     break
+                channels.failed(error)
                 pause_s = self._resumption.pause_s(error, broke)
                 if pause_s is None:
                     raise self._pending.unanswered(error) from attempt.failure

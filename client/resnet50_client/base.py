@@ -22,7 +22,8 @@ class BaseClient:
 
     Args:
         server: "host:port" (all addresses behind the name are used, in turn), "unix:PATH", or a
-            list of "host:port" to balance over.
+            list of "host:port" to balance over. Names are looked up when a call is made, and again
+            while calls fail.
         timeout_s: How long a call may take, in seconds, retries included; `math.inf` for no limit.
         retry: When a failed call is made again.
         priority: "interactive", or "bulk" for calls that may wait while others are in a hurry.
@@ -48,8 +49,7 @@ class BaseClient:
 
     Raises:
         ValueError: An argument is wrong, or the token would leave this machine in clear text.
-        OSError: A file cannot be read, or (from the first call of an `AsyncClient`) a host name of
-            a list cannot be looked up.
+        OSError: A file cannot be read.
     """
 
     def __init__(

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import grpc
 
 from . import calls
-from .addresses import target
 from .base import BaseClient
 from .channels import Channels
 from .connection import Connection
 from .observer import Observation
+from .resolver import Resolver
 from .retries import Attempts
 
 Result = TypeVar("Result")
@@ -24,7 +24,7 @@ class BlockingCalls(BaseClient):
     """A client without methods of its own: it opens, makes calls, and closes."""
 
     def _start(self) -> None:
-        self._channels = Channels(self._connection, target(self._connection.addresses), grpc)
+        self._channels = Channels(self._connection, Resolver(self._connection.addresses), grpc)
 
     def close(self) -> None:
         """Close the connection; calls that are under way end with CallCancelledError."""
@@ -68,6 +68,7 @@ class BlockingCalls(BaseClient):
     ) -> Any:
         """Make a call, again where the policy says so; failures become ours."""
         closing = self._channels.closing
+        self._channels.resolver.wait(attempts.left_s())
         while True:
             stubs, metadata = self._channels.stubs(), connection.metadata(observation.metadata)
             observation.attempt(call.length)
@@ -77,6 +78,7 @@ class BlockingCalls(BaseClient):
                 if closing.is_set():
                     raise connection.closed() from failure
                 error = connection.error_of(failure)
+                self._channels.failed(error)
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure

@@ -89,6 +89,7 @@ class BlockingStream(Generic[Result]):
 
     def _answers(self) -> Generator[FrameAnswer[Result], None, None]:
         with closing(self._source):
+            self._channels.resolver.wait()
             while not self._finished():
                 attempt = _Attempt(self._channels.stubs())
                 call = self._open(attempt)
@@ -103,6 +104,7 @@ class BlockingStream(Generic[Result]):
                     call.cancel()
                 if error is None:
                     break
+                self._channels.failed(error)
                 pause_s = self._resumption.pause_s(error, broke)
                 if pause_s is None:
                     raise self._pending.unanswered(error) from attempt.failure

@@ -106,25 +106,25 @@ def variants_call() -> SingleCall[list[Variant]]:
 
 def variant_call(name: str) -> SingleCall[Variant]:
     """Return the call of `variant`."""
-    request = variant_pb2.GetVariantRequest(name=name)
+    request = messages.message(variant_pb2.GetVariantRequest, "", name=name)
     return _variants("GetVariant", request, lambda reply: messages.variant(reply.variant))
 
 
 def load_variant_call(name: str, replace: bool) -> SingleCall[LoadedVariant]:
     """Return the call of `load_variant`."""
-    request = variant_pb2.LoadVariantRequest(name=name, replace=replace)
+    request = messages.message(variant_pb2.LoadVariantRequest, "", name=name, replace=replace)
     return _variants("LoadVariant", request, messages.loaded_variant)
 
 
 def unload_variant_call(name: str) -> SingleCall[Variant]:
     """Return the call of `unload_variant`."""
-    request = variant_pb2.UnloadVariantRequest(name=name)
+    request = messages.message(variant_pb2.UnloadVariantRequest, "", name=name)
     return _variants("UnloadVariant", request, lambda reply: messages.variant(reply.variant))
 
 
 def set_default_variant_call(name: str) -> SingleCall[NewDefault]:
     """Return the call of `set_default_variant`."""
-    request = variant_pb2.SetDefaultVariantRequest(name=name)
+    request = messages.message(variant_pb2.SetDefaultVariantRequest, "", name=name)
     return _variants("SetDefaultVariant", request, messages.new_default)
 
 
@@ -132,7 +132,9 @@ def set_traffic_split_call(
     variant: str, candidate: str, canary_percent: float, shadow_percent: float
 ) -> SingleCall[TrafficReport]:
     """Return the call of `set_traffic_split`."""
-    split = variant_pb2.TrafficSplit(
+    split = messages.message(
+        variant_pb2.TrafficSplit,
+        "split.",
         variant=variant,
         candidate=candidate,
         canary_percent=canary_percent,
@@ -155,18 +157,23 @@ def list_traffic_splits_call() -> SingleCall[list[TrafficReport]]:
 
 def delete_traffic_split_call(variant: str) -> SingleCall[TrafficReport]:
     """Return the call of `delete_traffic_split`."""
-    request = variant_pb2.DeleteTrafficSplitRequest(variant=variant)
+    request = messages.message(variant_pb2.DeleteTrafficSplitRequest, "", variant=variant)
     return _variants(
         "DeleteTrafficSplit", request, lambda reply: messages.traffic_report(reply.report)
     )
 
 
 def health_call(service: str) -> SingleCall[str]:
-    """Return the call of `health`."""
+    """Return the call of `health`.
+
+    Raises:
+        InvalidRequestError: The name is no text.
+    """
+    length = len(health.check_request(service))
     return SingleCall(
         health.CHECK[1:],
         lambda stubs: functools.partial(stubs.check, service),
-        lambda: len(health.check_request(service)),
+        lambda: length,
         str,
     )
 

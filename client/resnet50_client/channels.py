@@ -1,4 +1,4 @@
-"""The channel that a client calls over: clear text or TLS, made anew when certificates are."""
+"""The channel that a client calls over: made anew when certificates or addresses change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import grpc
 
 from .certificates import Certificates
 from .connection import Connection, channel_options
+from .errors import Resnet50Error, UnavailableError
 from .forks import tell_after_fork
+from .resolver import Resolver
 from .stubs import Stubs
 
 Option = tuple[str, int | str]
@@ -21,24 +23,25 @@ Option = tuple[str, int | str]
 class Channels:
     """Gives the channel to call over. May be used by many threads.
 
-    One whose certificates have been renewed is left to the calls that are under way on it, and goes
-    with the last of them.
+    One whose certificates have been renewed, or whose servers have other addresses now, is left to
+    the calls that are under way on it, and goes with the last of them.
 
     Args:
         connection: Says where to, and how.
-        where: gRPC's target for it.
+        resolver: Gives gRPC's target.
         kind: `grpc` or `grpc.aio`; the channels are of its kind.
         options: Of channels, besides those of every client.
 
     Attributes:
+        resolver: The same.
         closing: Set when the client is closed; an event of threads or of asyncio, as `kind` is.
     """
 
     def __init__(
-        self, connection: Connection, where: str, kind: Any, options: Sequence[Option] = ()
+        self, connection: Connection, resolver: Resolver, kind: Any, options: Sequence[Option] = ()
     ) -> None:
         self._connection = connection
-        self._where = where
+        self.resolver = resolver
         self._kind = kind
         self._options = [*channel_options(), *options]
         if (name := connection.server_name()) is not None:
@@ -46,6 +49,7 @@ class Channels:
         self._lock = threading.Lock()
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
         self._certificates: Certificates | None = None
+        self._target = ""
         self._stubs: Stubs | None = None
         self.closing: Any = asyncio.Event() if kind is grpc.aio else threading.Event()
         tell_after_fork(self)
@@ -62,11 +66,18 @@ class Channels:
                 raise self._connection.closed()
             # Asked for in here: a thread that was slow would put old ones back.
             certificates = sources.current() if sources is not None else None
-            if self._stubs is None or certificates is not self._certificates:
-                self._stubs = Stubs(self._channel(certificates))
-                self._certificates = certificates
+            target = self.resolver.target
+            unchanged = certificates is self._certificates and target == self._target
+            if self._stubs is None or not unchanged:
+                self._stubs = Stubs(self._channel(target, certificates))
+                self._certificates, self._target = certificates, target
                 self._open.add(self._stubs.channel)
             return self._stubs
+
+    def failed(self, error: Resnet50Error) -> None:
+        """Have names looked up again soon if no server could be reached."""
+        if isinstance(error, UnavailableError):
+            self.resolver.failed()
 
     def close(self) -> list[Any]:
         """Open no more channels and wake the calls that wait; return the channels to close."""
@@ -78,7 +89,7 @@ class Channels:
         """Make a new lock: another thread may have held the old one."""
         self._lock = threading.Lock()
 
-    def _channel(self, certificates: Certificates | None) -> Any:
+    def _channel(self, target: str, certificates: Certificates | None) -> Any:
         if certificates is None:
-            return self._kind.insecure_channel(self._where, self._options)
-        return self._kind.secure_channel(self._where, certificates.for_channel(), self._options)
+            return self._kind.insecure_channel(target, self._options)
+        return self._kind.secure_channel(target, certificates.for_channel(), self._options)

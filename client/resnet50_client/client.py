@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 from typing import TypeVar, get_args
 
 from . import calls, messages
 from .arguments import check_choice, check_images
 from .blocking_stream import BlockingStream
 from .blocking_variants import BlockingVariants
-from .connection import HEALTH_POLL_S, Priority
+from .connection import HEALTH_POLLS, Priority
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
 from .images import ImageInput
 from .results import Classification, Embedding
+from .retries import Backoff
 
 Result = TypeVar("Result")
 
@@ -327,19 +328,23 @@ class Client(BlockingVariants):
             DeadlineExceededError: None was ready in time; says what was seen last.
             Resnet50Error: Another of its kinds, if the server cannot be asked for its health.
         """
+        self._check_open()
         attempts = self._connection.attempts(timeout_s)
-        seen = "no connection"
-        while not attempts.over():
-            try:
-                seen = self._call(calls.health_call(""), attempts.left_s())
-            except UnavailableError as error:
-                seen = error.message
-            except DeadlineExceededError:
-                break
-            if seen == "SERVING":
-                return
-            time.sleep(HEALTH_POLL_S)
-        raise self._connection.not_ready(timeout_s, seen)
+        connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
+        call, seen = calls.health_call(""), "no connection"
+        with self._observers.observe(call.method) as observation:
+            while not attempts.over():
+                poll = connection.attempts(attempts.left_s())
+                try:
+                    seen = call.result(self._reply(connection, call, poll, observation))
+                except UnavailableError as error:
+                    seen = error.message
+                except DeadlineExceededError:
+                    break
+                if seen == "SERVING":
+                    return
+                self._channels.closing.wait(min(pauses.next_s(), attempts.left_s()))
+            raise self._connection.not_ready(timeout_s, seen)
 
     def _stream(
         self,

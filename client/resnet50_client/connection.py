@@ -25,7 +25,8 @@ DEFAULT_TIMEOUT_S = 30.0
 # Of loading and unloading variants: to make int8 of float weights, or to capture a GPU's graphs,
 # takes minutes. A server that is gone is noticed by keepalive long before.
 CHANGE_TIMEOUT_S = 900.0
-HEALTH_POLL_S = 0.1
+# How `wait_until_ready` asks: each time once, after a pause of 0.1 s at first and 1 s in the end.
+HEALTH_POLLS = RetryPolicy(attempts=1, initial_backoff_s=0.1, max_backoff_s=1.0)
 # A peer that is silent for so long is sent a ping. If TCP does not deliver what is sent, pings too,
 # within 8 s, the connection ends (TCP_USER_TIMEOUT): behind a dead link calls go to another server
 # after 23 s. Servers refuse callers that ping more often than every 10 s.
@@ -221,7 +222,8 @@ def channel_options() -> list[tuple[str, int | str]]:
         ("grpc.enable_retries", 0),
         ("grpc.max_send_message_length", -1),  # the server's limit decides, and says so
         ("grpc.primary_user_agent", f"{DISTRIBUTION}/{version(DISTRIBUTION)}"),
-        # A server that restarts is found again soon.
+        # A server that restarts is found again soon, and one that has moved behind its name.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         # A peer that vanished without a word is noticed, also between calls.

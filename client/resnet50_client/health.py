@@ -11,6 +11,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from .errors import InvalidRequestError
+
 CHECK = "/grpc.health.v1.Health/Check"
 # grpc.health.v1.HealthCheckResponse.ServingStatus
 STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
@@ -38,8 +40,18 @@ def _messages() -> tuple[Any, Any]:
 
 
 def check_request(service: str) -> bytes:
-    """Return the serialised request of a check."""
-    content: bytes = _messages()[0](service=service).SerializeToString()
+    """Return the serialised request of a check.
+
+    Raises:
+        InvalidRequestError: The name is no text.
+    """
+    try:
+        request = _messages()[0](service=service)
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
+        raise InvalidRequestError(
+            f"service: {service!r} is not a service's name: {error}", field="service"
+        ) from error
+    content: bytes = request.SerializeToString()
     return content
 
 

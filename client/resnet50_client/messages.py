@@ -59,8 +59,9 @@ def classify_options(
     )
     if min_probability is not None:
         check_probability("options.min_probability", min_probability)
-    return _message(
+    return message(
         inference_pb2.ClassifyOptions,
+        "options.",
         variant=variant,
         top_k=top_k,
         min_probability=min_probability,
@@ -75,16 +76,26 @@ def embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb2
         InvalidRequestError: One is wrong.
     """
     check_choice("dtype", dtype, _TYPES, "options.type")
-    return _message(
+    return message(
         inference_pb2.EmbedOptions,
+        "options.",
         variant=variant,
         l2_normalize=l2_normalize,
         type=_TYPES[dtype],
     )
 
 
-def _message(kind: Callable[..., Message], **fields: Any) -> Message:
-    """Make a message; name the option whose value is of a wrong type."""
+def message(kind: Callable[..., Message], path: str, /, **fields: Any) -> Message:
+    """Make a message out of arguments.
+
+    Args:
+        kind: Its class.
+        path: Comes before the fields' names in errors, e.g. "options.".
+        fields: The arguments.
+
+    Raises:
+        InvalidRequestError: One is of a wrong type; names it.
+    """
     try:
         return kind(**fields)
     except (TypeError, ValueError) as failure:  # UnicodeEncodeError is a ValueError
@@ -93,10 +104,10 @@ def _message(kind: Callable[..., Message], **fields: Any) -> Message:
                 kind(**{name: value})
             except (TypeError, ValueError) as error:
                 raise InvalidRequestError(
-                    f"options.{name}: {value!r} is not a value for it: {error}",
-                    field=f"options.{name}",
+                    f"{path}{name}: {value!r} is not a value for it: {error}",
+                    field=f"{path}{name}",
                 ) from error
-        raise InvalidRequestError(f"options: {failure}", field="options") from failure
+        raise InvalidRequestError(f"{path}{failure}", field=path.rstrip(".")) from failure
 
 
 def classify_stream(

@@ -6,7 +6,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from .arguments import check_seconds
+from .arguments import check_count, check_seconds
 from .errors import DeadlineExceededError, OverloadedError, Resnet50Error, UnavailableError
 
 # Shorter pauses would be a busy loop.
@@ -47,13 +47,12 @@ class RetryPolicy:
     overload_attempts: int = 1
 
     def __post_init__(self) -> None:
-        if self.attempts is not None and self.attempts < 1:
-            raise ValueError(
-                f"attempts: is {self.attempts}, must be 1 or more, or None for no limit but the"
-                " deadline"
-            )
-        if self.overload_attempts < 1:
-            raise ValueError(f"overload_attempts: is {self.overload_attempts}, must be 1 or more")
+        if self.attempts is not None:
+            rule = "1 or more, or None for no limit but the deadline"
+            check_count("attempts", self.attempts, 1, rule)
+        check_count("overload_attempts", self.overload_attempts, 1, "1 or more")
+        check_seconds("initial_backoff_s", self.initial_backoff_s, zero=True)
+        check_seconds("max_backoff_s", self.max_backoff_s)
         if not SHORTEST_BACKOFF_S <= self.initial_backoff_s <= self.max_backoff_s:
             raise ValueError(
                 f"initial_backoff_s: is {self.initial_backoff_s}, must be {SHORTEST_BACKOFF_S} or"

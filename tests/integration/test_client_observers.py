@@ -122,6 +122,21 @@ async def test_an_upload_is_seen_as_what_it_is(kind):
     assert call.timing is not None
 
 
+async def test_waiting_for_a_server_is_one_call_however_often_it_is_asked(kind):
+    recorder = Recorder()
+    async with Caller(kind, "127.0.0.1:1", observers=[recorder]) as client:
+        with pytest.raises(resnet50_client.DeadlineExceededError):
+            await client.wait_until_ready(0.5)
+    async with (
+        serving() as server,
+        Caller(kind, server.addresses[0], observers=[recorder]) as client,
+    ):
+        await client.wait_until_ready()
+    assert [call.code for call in recorder.ended] == ["DEADLINE_EXCEEDED", "OK"]
+    assert {call.method for call in recorder.ended} == {"grpc.health.v1.Health/Check"}
+    assert recorder.ended[0].attempts > 1
+
+
 async def test_no_observer_sends_nothing_more(kind):
     async with serving() as server:
         seen = watched(server)

@@ -1,19 +1,35 @@
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable, Generator
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
+import pytest
 
 from resnet50_client import aio_status
-from resnet50_client.aio_status import keep_status
+from resnet50_client.aio_status import CancelledCallError, keep_status, reply_of
 
 
 class Call:
-    """A call of a grpcio that has no such private part any more."""
+    """A call of a grpcio that has no `_cython_call`; it ends as a test says."""
+
+    def __init__(self) -> None:
+        self._reply = asyncio.get_running_loop().create_future()
+        self.add_done_callback = self._reply.add_done_callback
+        self.cancelled: Callable[[], bool] = self._reply.cancelled
+        self.cancel: Callable[[], bool] = self._reply.cancel
+
+    def answer(self, reply: str) -> None:
+        self._reply.set_result(reply)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._reply.__await__()
 
 
-def test_missing_repair_of_grpc_is_logged_once(caplog):
+async def test_missing_repair_of_grpc_is_logged_once(caplog):
     aio_status._say_once.cache_clear()
     call = Call()
     with caplog.at_level(logging.WARNING):
@@ -32,3 +48,41 @@ async def test_call_that_breaks_at_its_last_request_is_left_to_its_status():
     call = SimpleNamespace(_cython_call=inner)
     # grpc.aio cancels the call if this raises: its caller would be told of a cancellation.
     await keep_status(call)._cython_call.send_receive_close()
+
+
+async def test_reply_is_that_of_the_call():
+    call = Call()
+    waiting = asyncio.create_task(reply_of(call))
+    await asyncio.sleep(0)
+    call.answer("cat")
+    assert await waiting == "cat"
+
+
+async def test_task_that_is_cancelled_cancels_its_call_and_is_told_so_itself():
+    call = Call()
+    waiting = asyncio.create_task(reply_of(call))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert call.cancelled()
+
+
+async def test_call_that_is_cancelled_does_not_look_like_the_tasks_own_end():
+    """On Python 3.10 as well, where a task does not know whether it was cancelled."""
+    call = Call()
+    waiting = asyncio.create_task(reply_of(call))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(CancelledCallError):
+        await waiting
+
+
+async def test_task_and_call_that_are_cancelled_at_once_end_as_the_task_was_told():
+    call = Call()
+    waiting = asyncio.create_task(reply_of(call))
+    await asyncio.sleep(0)
+    call.cancel()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

@@ -15,7 +15,7 @@ from clients import KINDS
 from pictures import encode, photo_like
 from PIL import Image
 
-from resnet50_client import InvalidRequestError, VideoFrame
+from resnet50_client import InvalidRequestError, RetryPolicy, VideoFrame
 
 NOWHERE = "127.0.0.1:1"
 RGB = np.asarray(photo_like(32, 24))
@@ -167,3 +167,35 @@ def test_client_that_is_pickled_or_copied_says_what_to_do(client):
     for take in (pickle.dumps, copy.copy):
         with pytest.raises(TypeError, match=f"{type(client).__name__} can be .*in each process"):
             take(client)
+
+
+@pytest.mark.parametrize("value", [3, "\ud800"], ids=repr)
+async def test_name_that_is_no_text_is_refused_in_every_method(client, value):
+    for method, arguments, name in (
+        ("variant", [value], "name"),
+        ("load_variant", [value], "name"),
+        ("unload_variant", [value], "name"),
+        ("set_default_variant", [value], "name"),
+        ("set_traffic_split", [value, "b"], "split.variant"),
+        ("set_traffic_split", ["a", value], "split.candidate"),
+        ("delete_traffic_split", [value], "variant"),
+        ("health", [value], "service"),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"^{name}: ") as refused:
+            await getattr(client, method)(*arguments)
+        assert refused.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("attempts", value) for value in (0, 2.5, True, "3")),
+        *(("overload_attempts", value) for value in (0, True, "3", None)),
+        *(("initial_backoff_s", value) for value in (math.nan, True, "1")),
+        *(("max_backoff_s", value) for value in (math.nan, "1", None)),
+    ],
+)
+def test_wrong_retry_policy_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: is .*must be") as refused:
+        RetryPolicy(**{name: value})
+    assert repr(value) in str(refused.value)

@@ -8,6 +8,7 @@ import grpc
 
 from resnet50_client import channels as module
 from resnet50_client.channels import Channels
+from resnet50_client.resolver import Resolver
 
 
 class Watched:
@@ -54,7 +55,7 @@ def test_a_slow_thread_does_not_put_old_certificates_back(monkeypatch):
         server_name=lambda: None,
     )
     kind = SimpleNamespace(secure_channel=secure_channel)
-    channels = Channels(connection, "localhost:1", kind)  # type: ignore[arg-type]
+    channels = Channels(connection, Resolver(["localhost:1"]), kind)  # type: ignore[arg-type]
     other = threading.Thread(target=call)
     channels.stubs()
     other.join()

@@ -15,12 +15,12 @@ import grpc.aio
 
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 
-from ...addresses import target
 from ...aio_status import keep_status
 from ...channels import Channels
 from ...connection import Connection
 from ...credentials import Credentials
 from ...profile import Profile
+from ...resolver import Resolver
 from ...retries import RetryPolicy
 from . import payloads
 from .plan import Plan
@@ -71,7 +71,7 @@ async def calls_of(
             one = replace(connection, addresses=(server,))
             # Channels to one address would share a connection.
             options = [("grpc.use_local_subchannel_pool", 1)]
-            channel = Channels(one, target((server,)), grpc.aio, options).stubs().channel
+            channel = Channels(one, Resolver((server,)), grpc.aio, options).stubs().channel
             channels.append(_Channel(await stack.enter_async_context(channel), one))
         if plan.shape == "stream":
             stream = StreamCalls(plan, channels, images)
