@@ -7,7 +7,7 @@ JOBS   ?= 2
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test nginx bench bench-gpu reliability memory soak kills swaps netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos clean
+.PHONY: help demo serve test nginx bench bench-gpu reliability memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ hostile-floor: $(VENV)/installed  ## The attacks of hostile files, on the oldest
 
 metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal client, 2 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/metadata_flood.py --write
+
+sick-variant: $(VENV)/installed  ## A variant that answers NaN beside a healthy one, 1 minute; writes docs/reliability.md
+	$(BIN)/python benchmarks/sick_variant.py --write
 
 fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linux
 	$(BIN)/python fuzz/run.py --seconds $(FUZZ_S)

@@ -1,4 +1,5 @@
-"""`resnet50-server serve` with a fault in it, which a magenta or a marked image brings about.
+"""`resnet50-server serve` with a fault in it, which a magenta or a marked image brings about; or
+with a variant named "sick", which is loaded like any other and then answers NaN to everything.
 
     python tests/faulty_server.py FAULT serve OPTIONS
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import dataclasses
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ import numpy as np
 import resnet50_server.pipeline
 import resnet50_server.process
 from resnet50_server.__main__ import run
+from resnet50_server.batcher import Scheduler
 from resnet50_server.engine.synthetic import TimedEngine
 from resnet50_server.watchdog import LoopWatch
 
@@ -93,7 +96,27 @@ def fail() -> None:
     raise RuntimeError("as the test wants it")
 
 
+def in_variant(name: str) -> None:
+    """Have a variant answer with what are not numbers, once its loading has found nothing wrong."""
+    add = Scheduler.add
+
+    def add_sick(scheduler, named, engine, *arguments):
+        if named == name:
+            compute = engine.run
+
+            def run(*batch):
+                output = compute(*batch)
+                nan = np.full_like(output.probabilities, np.nan)
+                return dataclasses.replace(output, probabilities=nan)
+
+            engine.run = run
+        return add(scheduler, named, engine, *arguments)
+
+    Scheduler.add = add_sick
+
+
 FAULTS = {
+    "variant-answers-nan": lambda: in_variant("sick"),
     "engine-hangs": lambda: in_engine(hang_here),
     "engine-and-stop-hang": lambda: in_stop(hang_here),
     "engine-fails": lambda: in_engine(fail),

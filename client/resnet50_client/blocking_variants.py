@@ -108,6 +108,7 @@ class BlockingVariants(BlockingCalls):
         *,
         canary_percent: float = 0.0,
         shadow_percent: float = 0.0,
+        canary_embeddings: bool = False,
         timeout_s: float | None = None,
     ) -> TrafficReport:
         """Judge a candidate by the requests that come for a variant, or change the shares.
@@ -122,14 +123,20 @@ class BlockingVariants(BlockingCalls):
                 (`caller_key`) always gets the same weights.
             shadow_percent: Share of the variant's images that it computes as well, 0 to 100, for
                 comparison; nobody waits for that.
+            canary_embeddings: Whether the candidate also answers its callers' requests for
+                embeddings, which are of another space than the variant's.
             timeout_s: As for `classify`.
 
         Raises:
             VariantNotFoundError: One of the two is not loaded.
             InvalidRequestError: A share is none, or both are 0.
+            VariantChangeError: The candidate is out of service, or is to answer callers and has
+                other categories than the variant.
             Resnet50Error: As for `load_variant`.
         """
-        call = calls.set_traffic_split_call(variant, candidate, canary_percent, shadow_percent)
+        call = calls.set_traffic_split_call(
+            variant, candidate, canary_percent, shadow_percent, canary_embeddings
+        )
         return self._call(call, timeout_s)
 
     def list_traffic_splits(self, *, timeout_s: float | None = None) -> list[TrafficReport]:

@@ -129,7 +129,11 @@ def set_default_variant_call(name: str) -> SingleCall[NewDefault]:
 
 
 def set_traffic_split_call(
-    variant: str, candidate: str, canary_percent: float, shadow_percent: float
+    variant: str,
+    candidate: str,
+    canary_percent: float,
+    shadow_percent: float,
+    canary_embeddings: bool,
 ) -> SingleCall[TrafficReport]:
     """Return the call of `set_traffic_split`."""
     split = messages.message(
@@ -139,6 +143,7 @@ def set_traffic_split_call(
         candidate=candidate,
         canary_percent=canary_percent,
         shadow_percent=shadow_percent,
+        canary_embeddings=canary_embeddings,
     )
     request = variant_pb2.SetTrafficSplitRequest(split=split)
     return _variants(

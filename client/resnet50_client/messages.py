@@ -254,6 +254,7 @@ def variant(message: variant_pb2.Variant) -> Variant:
         last_failure=message.last_failure,
         memory_bytes=message.memory_bytes,
         requests=message.requests,
+        problem=message.problem,
     )
 
 
@@ -271,7 +272,13 @@ def traffic_report(message: variant_pb2.TrafficReport) -> TrafficReport:
     """Read one report."""
     split, comparison = message.split, message.comparison
     return TrafficReport(
-        TrafficSplit(split.variant, split.candidate, split.canary_percent, split.shadow_percent),
+        TrafficSplit(
+            split.variant,
+            split.candidate,
+            split.canary_percent,
+            split.shadow_percent,
+            split.canary_embeddings,
+        ),
         message.variant_digest,
         message.candidate_digest,
         message.elapsed_s,
@@ -289,6 +296,7 @@ def traffic_report(message: variant_pb2.TrafficReport) -> TrafficReport:
         else None,
         message.skipped,
         message.failed,
+        message.ended,
     )
 
 

@@ -250,8 +250,9 @@ class Variant:
     Attributes:
         name: What requests call it.
         aliases: Other names it answers to, e.g. "DEFAULT".
-        state: "loading", "ready", "draining" or "failed". While one takes another's place, two have
-            the same name: the one that answers, and the old one, draining.
+        state: "loading", "ready", "unhealthy" (loaded, but out of service), "draining" or "failed"
+            (could not be loaded). While one takes another's place, two have the same name: the one
+            that answers, and the old one, draining.
         server_default: Whether it answers requests that name no variant.
         trained: False for weights drawn at random, whose answers mean nothing.
         digest: SHA-256 of the weights, 64 hex digits; "" while loading.
@@ -273,6 +274,7 @@ class Variant:
         last_failure: Why the last load under this name failed; "" if it did not.
         memory_bytes: What it takes of the server's memory for variants; an estimate.
         requests: Requests and frames that it computes or that wait for it.
+        problem: Why it is out of service; "" unless the state is "unhealthy".
     """
 
     name: str
@@ -298,6 +300,7 @@ class Variant:
     last_failure: str
     memory_bytes: int
     requests: int
+    problem: str = ""
 
 
 @dataclass(frozen=True)

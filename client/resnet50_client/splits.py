@@ -14,12 +14,14 @@ class TrafficSplit:
         candidate: The name of the one that is judged.
         canary_percent: Share of callers that the candidate answers, 0 to 100.
         shadow_percent: Share of the variant's images that the candidate computes as well, 0 to 100.
+        canary_embeddings: Whether the candidate answers them also where they ask for embeddings.
     """
 
     variant: str
     candidate: str
     canary_percent: float
     shadow_percent: float
+    canary_embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class TrafficReport:
         comparison: Of the images that both computed; None until there is one.
         skipped: Images that were to be compared and were not, since the server was busy.
         failed: Images that the variant answered and on which the candidate failed.
+        ended: Why the server has ended the split by itself; "" while it holds.
     """
 
     split: TrafficSplit
@@ -87,3 +90,4 @@ class TrafficReport:
     comparison: Comparison | None
     skipped: int
     failed: int
+    ended: str = ""

@@ -45,6 +45,7 @@ from .metrics_port import MetricsPort
 from .observer import Observer, Observers
 from .pipeline import Pipeline
 from .readings import LagWatch, Readings
+from .self_test import SelfTests
 from .servicers.boundary import Boundary
 from .servicers.inference import InferenceServicer, Patience
 from .servicers.outbox import Outbox
@@ -54,7 +55,7 @@ from .settings import Settings
 from .tokens import Tokens
 from .traffic import Traffic
 from .transport import options
-from .variants.definition import define
+from .variants.definition import Definition, define
 from .variants.directory import VariantsDirectory
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Server:
         request_log = RequestLog() if settings.log_level == "debug" else None
         observers = (self._metrics, self._tracing, request_log)
         self._observers = Observers(one for one in observers if one is not None)
-        self._health = ServingHealth(("", *SERVICES), self._unready)
+        self._health = ServingHealth(("", *SERVICES), self._unready, self._variants_unready)
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
         self.fault: Fault | None = None
@@ -151,6 +152,7 @@ class Server:
         self._variants: HeldVariants | None = None
         self._inference: InferenceServicer | None = None
         self._changes: Changes | None = None
+        self._self_tests: SelfTests | None = None
         self._watching: asyncio.Task[None] | None = None
         self.certificates: Certificates | None = None
         self._loaded = False
@@ -175,12 +177,15 @@ class Server:
         tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
         definitions = [define(spec) for spec in settings.variants]
         self._variants = variants = HeldVariants(definitions, settings.default_variant)
+        self._self_tests = SelfTests(variants)
+        variants.watch_health(lambda _: self._health.look())
         traffic = Traffic(variants, lambda source, job: pipeline.compute(source, job))
         if settings.variants_dir is not None:
             self._observers.add(traffic)
         variants.watch(lambda name: self._on_loaded())
         if self._cache is not None:
             variants.watch_retired(self._cache.drop)
+            variants.watch_gone(self._cache.forget)
         self._export(variants, traffic)
         self._grpc = server = grpc.aio.server(options=options(settings))
         limits = ImageLimits(
@@ -242,7 +247,7 @@ class Server:
             health_pb2_grpc.add_HealthServicer_to_server, self._health.servicer, server, None
         )
         probes.refuse_unknown(server)
-        await self._health.start()
+        self._health.start()
         if settings.listen_while_loading:
             await self._listen(server)
         log.info("loading the variants")
@@ -253,7 +258,7 @@ class Server:
         if watch is not None:
             self._watching = asyncio.create_task(watch.run(), name="watch variants_dir")
         self._loaded = True
-        await self._health.look()
+        self._health.look()
         if not settings.listen_while_loading:
             await self._listen(server)
 
@@ -289,6 +294,8 @@ class Server:
             await stopping
         if self._watching is not None:
             self._watching.cancel()
+        if self._self_tests is not None:
+            self._self_tests.close()
         if self._changes is not None:
             self._changes.close()
         await self._devices.close()
@@ -334,18 +341,32 @@ class Server:
 
     def _unready(self) -> str | None:
         """Say why the server takes no images; None if it does."""
-        if self._admission.draining:
-            return "the server is shutting down"
-        if (dead := self._dead()) is not None:
-            return dead
+        if (stopped := self._stopped()) is not None:
+            return stopped
         if not self._loaded or self._variants is None:
             return "the variants are being loaded"
-        broken = (
-            held.queue.broken
-            for definition in self._variants.definitions
-            if (held := self._variants.loaded(definition)) is not None
-        )
-        return next((problem for problem in broken if problem), None)
+        default = self._variants.default
+        problem = self._problem_of(default)
+        return None if problem is None else f"variant {default.name}, the default: {problem}"
+
+    def _variants_unready(self) -> dict[str, str | None]:
+        """Say the same of each variant, by its name in the health service."""
+        if self._variants is None:
+            return {}
+        stopped = self._stopped()
+        return {
+            f"{_INFERENCE.full_name}/{one.name}": stopped or self._problem_of(one)
+            for one in self._variants.definitions
+        }
+
+    def _stopped(self) -> str | None:
+        """Say why the server takes no images for any variant; None if it does."""
+        return "the server is shutting down" if self._admission.draining else self._dead()
+
+    def _problem_of(self, definition: Definition) -> str | None:
+        assert self._variants is not None  # the definition is one of them
+        held = self._variants.loaded(definition)
+        return "it is being loaded" if held is None else held.queue.health.problem
 
     def _changes_of(self, variants: HeldVariants, traffic: Traffic) -> Changes:
         settings, directory = self._settings, self._settings.variants_dir
@@ -373,10 +394,11 @@ class Server:
         """Say to who asks for the health, and to who calls, that no more requests are taken."""
         if self._inference is not None:
             self._inference.drain()
-        await self._health.look()
+        self._health.look()
 
     def _on_broken(self, fault: Fault) -> None:
         self.fault = self.fault or fault
+        self._health.look()
         self.broken.set()
 
 

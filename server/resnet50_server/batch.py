@@ -86,7 +86,7 @@ def answer(running: Running, output: BatchOutput, batch: Batch) -> None:
     numbers = _finite(output)
     # Nobody is failed by what a candidate makes of a shadow.
     asked = [number for number, one in zip(numbers, running.entries, strict=True) if not one.shadow]
-    running.queue.observe_numbers(len(asked), asked.count(False))
+    running.queue.health.observe(len(asked), asked.count(False))
     batch.not_numbers = numbers.count(False)
     for position, waiting in enumerate(running.entries):
         if waiting.future.done():

@@ -84,7 +84,7 @@ class Scheduler:
         self._device = device
         self._queues: list[VariantQueue] = []  # two of one name while one replaces the other
         self._running: list[Running] = []  # in the order in which they were handed over
-        self._rescues = Rescues(device, self._break)
+        self._rescues = Rescues(device, self._queues, self._break)
         self._timetable = Timetable(
             policy, workers, ahead, self._queues, self._running, self._rescues.parts
         )
@@ -94,7 +94,11 @@ class Scheduler:
         self._closing: BaseException | None = None
 
     def add(
-        self, name: str, engine: Engine, warm: Iterable[tuple[int, float]] = ()
+        self,
+        name: str,
+        engine: Engine,
+        warm: Iterable[tuple[int, float]] = (),
+        crop: int = 224,
     ) -> VariantQueue:
         """Give a variant its queue.
 
@@ -103,9 +107,10 @@ class Scheduler:
             engine: What computes it.
             warm: Sizes of batches that ran already, and how long they took, in seconds; the first
                 deadlines are judged by them.
+            crop: Side of its images, in pixels.
         """
         queue = VariantQueue(
-            name, engine, self.given_up, self.policy.max_batch_size, self._loop.time
+            name, engine, self.given_up, self.policy.max_batch_size, self._loop.time, crop
         )
         self._queues.append(queue)
         for images, duration_s in warm:
@@ -144,7 +149,8 @@ class Scheduler:
             QueueFull: `max_queue_size` images wait already.
             DeadlineUnreachable: What waits and runs ahead takes longer than there is time, or what
                 waits already would come too late.
-            ShuttingDown: The scheduler has been closed.
+            ShuttingDown: The scheduler has been closed, or the variant takes no more images.
+            VariantUnhealthy: The variant is out of service, and a caller waits.
             EngineFailed: (from the returned awaitable) the engine failed on it.
             DoesNotFit: (as well) the device has no memory for it.
         """
@@ -152,6 +158,8 @@ class Scheduler:
             raise ShuttingDown() from self._closing
         if queue.removed is not None:
             raise type(queue.removed)(*queue.removed.args)
+        if queue.health.problem is not None and not shadow:
+            raise queue.unhealthy()
         now = self._loop.time()
         if flow is None:  # frames are held back before they come here
             self._timetable.require_room(queue, bulk, now)
@@ -178,7 +186,10 @@ class Scheduler:
 
         Raises:
             DeadlineUnreachable: As `submit`.
+            VariantUnhealthy: As `submit`.
         """
+        if queue.health.problem is not None:
+            raise queue.unhealthy()
         now = self._loop.time()
         if deadline is not None and not self._timetable.is_probe(queue, deadline, now):
             self._timetable.require_time(queue, deadline, flow, bulk, now)
@@ -367,7 +378,7 @@ class Scheduler:
             queue.preparation.observe(size, max(0.0, now - running.handed - output.compute_s))
         answer(running, output, batch)
         queue.measured_at = now
-        self._rescues.computed(running.rescue)
+        self._rescues.computed(queue, running.rescue)
         if foreseen:
             # Behind the callers' turns, which send what they were given here.
             self._loop.call_soon(self._on_answered, running)

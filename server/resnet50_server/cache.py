@@ -113,6 +113,14 @@ class ResponseCache:
         shelf = self._shelves[int.from_bytes(digest[:4], "little") % len(self._shelves)]
         return Asked(self, owner, key, shelf, lookups, with_embedding)
 
+    def forget(self, name: str) -> None:
+        """Count nothing more of a variant that has been unloaded.
+
+        Args:
+            name: Its name.
+        """
+        self.lookups.pop(name, None)
+
     def drop(self, owner: Hashable) -> None:
         """Forget all answers of weights that no new request finds.
 

@@ -148,9 +148,11 @@ class Changes:
 
         Raises:
             VariantNotFound: There is none.
-            NotNow: It is not loaded yet.
+            NotNow: It is not loaded yet, or out of service.
         """
         variant = self._answering(self._variants.define(name, field="name"))
+        if (problem := variant.queue.health.problem) is not None:
+            raise NotNow(f"name: {variant.definition.name} is out of service: {problem}")
         previous = self._variants.default.name
         self._variants.set_default(variant)
         log.info("variant %s is the default now; it was %s", variant.definition.name, previous)
@@ -415,7 +417,7 @@ class Changes:
             # Nobody waits for a variant that was replaced.
             log.exception("variant %s could not be freed", variant.definition.name)
         if freed:
-            self._variants.leaving.remove(variant)
+            self._variants.free(variant)
         else:
             variant.stuck = True
         await asyncio.to_thread(return_memory)

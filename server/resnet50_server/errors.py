@@ -7,7 +7,7 @@ Data flow, and which error belongs to which arrow:
         → receive      InvalidRequest, InvalidImage, DataLoss, Stalled
         → validate     InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
         → decode       InvalidImage
-        → queue        QueueFull, DeadlineUnreachable
+        → queue        QueueFull, DeadlineUnreachable, VariantUnhealthy
         → engine       EngineFailed, DoesNotFit
 
     ServingError
@@ -24,7 +24,8 @@ Data flow, and which error belongs to which arrow:
     ├── DataLoss              DATA_LOSS            what arrived is not what was sent
     ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
     ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
-    │   └── Unloading         UNAVAILABLE          the variant goes; the server stays
+    │   ├── Unloading         UNAVAILABLE          the variant goes; the server stays
+    │   └── VariantUnhealthy  UNAVAILABLE          the variant is out of service; the server stays
     ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent or slow for too long
     ├── DiskTimeout           UNAVAILABLE          the disk of variants_dir does not answer
     ├── NotEnabled            UNIMPLEMENTED        the server was started without it
@@ -226,6 +227,20 @@ class ShuttingDown(ServingError):
 
 class Unloading(ShuttingDown):
     """The variant takes no more requests; the server goes on."""
+
+
+class VariantUnhealthy(ShuttingDown):
+    """The variant is out of service, since it fails; the server goes on.
+
+    Args:
+        what: Which variant, and what is wrong with it.
+        advice: What to do about it.
+    """
+
+    def __init__(
+        self, what: str, advice: str = "ask for another variant, or call another server"
+    ) -> None:
+        super().__init__(what, advice)
 
 
 class EngineFailed(ServingError):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from .batcher import Scheduler
 from .call import Call
@@ -16,6 +17,9 @@ from .texts import shortened
 from .threads import Threads
 from .variant_queue import VariantQueue
 from .variants.definition import Definition, plain
+
+if TYPE_CHECKING:
+    from .self_test import Reference
 
 # Loads that failed are remembered for so many names, the latest ones.
 MAX_FAILURES = 64
@@ -31,6 +35,7 @@ class HeldVariant:
         queue: Where its images wait.
         scheduler: What feeds its device.
         threads: Where its engine runs.
+        reference: What it answers to a fixed image, if that is known.
         calls: Those whose one image it computes.
         uploads: Those whose one image still arrives, for it or for its successor.
         streams: Those whose next frame it computes.
@@ -47,6 +52,7 @@ class HeldVariant:
     queue: VariantQueue
     scheduler: Scheduler
     threads: Threads
+    reference: Reference | None = None
     calls: set[Call] = field(default_factory=set)
     uploads: set[Call] = field(default_factory=set)
     streams: set[Call] = field(default_factory=set)
@@ -85,6 +91,15 @@ class HeldVariant:
         call.variant = self.definition.name
         call.leave = partial(those.discard, call)
         those.add(call)
+
+    def require_health(self) -> None:
+        """Refuse a request while the variant is out of service.
+
+        Raises:
+            VariantUnhealthy: It is.
+        """
+        if self.queue.health.problem is not None:
+            raise self.queue.unhealthy()
 
     def latest(self) -> HeldVariant:
         """Return what answers under its name now: itself, unless it has been replaced."""
@@ -146,6 +161,8 @@ class HeldVariants:
         self.failures: dict[str, str] = {}
         self._watchers: list[Callable[[str], object]] = []
         self._mourners: list[Callable[[HeldVariant], object]] = []
+        self._gone_watchers: list[Callable[[str], object]] = []
+        self._health_watchers: list[Callable[[HeldVariant], object]] = []
         self._entries: dict[str, _Entry] = {}
         self._names: dict[str, str] = {}  # and aliases, to names
         for definition in definitions:
@@ -194,6 +211,14 @@ class HeldVariants:
         """
         self._mourners.append(see)
 
+    def watch_gone(self, see: Callable[[str], object]) -> None:
+        """Have a function called with each name of which nothing is held any more."""
+        self._gone_watchers.append(see)
+
+    def watch_health(self, see: Callable[[HeldVariant], object]) -> None:
+        """Have a function called with each variant that goes out of service, or comes back."""
+        self._health_watchers.append(see)
+
     def announce(self, definition: Definition, *, replace: bool = False) -> Loading:
         """Say that a variant is about to be loaded; `add` or `abandon` follows.
 
@@ -231,6 +256,7 @@ class HeldVariants:
         entry = self._entries[name]
         replaced = entry.held
         entry.definition, entry.held, entry.loading = variant.definition, variant, None
+        variant.queue.health.watch(partial(self._on_health, variant))
         self.failures.pop(name, None)
         if replaced is not None:
             replaced.successor = variant
@@ -257,6 +283,14 @@ class HeldVariants:
         self.failures.pop(variant.definition.name, None)
         self._delist(variant.definition.name)
         self._retire(variant)
+
+    def free(self, variant: HeldVariant) -> None:
+        """Forget a variant of `leaving`, whose memory is free."""
+        self.leaving.remove(variant)
+        name = variant.definition.name
+        if name not in self._entries and all(one.definition.name != name for one in self.leaving):
+            for see in self._gone_watchers:
+                see(name)
 
     def loaded(self, definition: Definition) -> HeldVariant | None:
         """Return a variant if it answers."""
@@ -326,6 +360,14 @@ class HeldVariants:
         definition = self._entries.pop(name).definition
         for one in (name, *definition.aliases):
             del self._names[one]
+
+    def _on_health(self, variant: HeldVariant) -> None:
+        if variant.queue.health.problem is not None:
+            for call in variant.streams:
+                if call.stop is not None:
+                    call.stop(variant.queue.unhealthy())
+        for see in self._health_watchers:
+            see(variant)
 
     def _retire(self, variant: HeldVariant) -> None:
         variant.retired = True

@@ -11,6 +11,7 @@ from .devices import Devices
 from .errors import ServingError, Unloading, WeightsError
 from .held import HeldVariant
 from .opening import open_engine, prepare, verify, warm_up
+from .self_test import Reference
 from .settings import Settings
 from .stages import Loading
 from .variants.definition import Definition
@@ -60,6 +61,7 @@ async def hold(
         )
         loading.stage = "verifying"
         await threads.run(partial(verify, prepared, opened))
+        reference = await threads.run(partial(Reference.of, opened.engine, definition))
     except Exception:
         await threads.run(opened.engine.close)  # its memory is wanted by the next try
         raise
@@ -71,8 +73,9 @@ async def hold(
         opened.precision,
         opened.digest[:12],
     )
-    queue = scheduler.add(definition.name, opened.engine, warm)
-    return HeldVariant(definition, opened, queue, scheduler, threads)
+    crop = definition.transform.crop
+    queue = scheduler.add(definition.name, opened.engine, warm, crop)
+    return HeldVariant(definition, opened, queue, scheduler, threads, reference)
 
 
 async def let_go(variant: HeldVariant, patience_s: float) -> bool:

@@ -7,7 +7,7 @@ length of a queue, is read when it is asked for; see `readings`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from prometheus_client import (
@@ -29,6 +29,7 @@ from .errors import (
     ShuttingDown,
     Unauthenticated,
     Unloading,
+    VariantUnhealthy,
 )
 from .observer import Batch, Image, Observer
 from .status import code_of
@@ -63,6 +64,7 @@ LIMITS = (
     "deadline",
     "draining",
     "unloading",
+    "unhealthy",
 )
 OK, INTERNAL = "OK", "INTERNAL"
 # Of methods that are not ours.
@@ -70,14 +72,28 @@ OTHER = "other"
 
 
 class _Children(dict[Any, Any]):
-    """The children of a family by their label values: `labels` takes longer than counting does."""
+    """The children of a family by their label values: `labels` takes longer than counting does.
 
-    def __init__(self, family: Counter | Histogram) -> None:
-        self._labels: Callable[..., Any] = family.labels
+    Args:
+        family: The family.
+        labels: Its labels' names.
+    """
+
+    def __init__(self, family: Counter | Histogram, labels: Sequence[str]) -> None:
+        self._family = family
+        self._variant = labels.index("variant") if "variant" in labels else None
 
     def __missing__(self, values: tuple[str, ...]) -> Any:
-        child = self[values] = self._labels(*values)
+        child = self[values] = self._family.labels(*values)
         return child
+
+    def forget(self, variant: str) -> None:
+        """Export nothing of a variant any more."""
+        if self._variant is None:
+            return
+        for values in [one for one in self if one[self._variant] == variant]:
+            del self[values]
+            self._family.remove(*values)
 
 
 class _OfVariant:
@@ -120,91 +136,85 @@ class Metrics(Observer):
         self._methods = set(methods)
         self._of_image = set(image_methods)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
+        self._families: list[_Children] = []
 
-        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-            return Histogram(name, text, labels, buckets=tuple(buckets), registry=registry)
+        def children(family: Counter | Histogram, labels: Sequence[str]) -> _Children:
+            self._families.append(_Children(family, labels))
+            return self._families[-1]
 
-        self._requests = _Children(
-            counter("resnet50_requests", "RPCs that have ended.", "method", "variant", "code")
+        def counter(name: str, text: str, *labels: str) -> _Children:
+            return children(Counter(name, text, labels, registry=registry), labels)
+
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> _Children:
+            family = Histogram(name, text, labels, buckets=buckets, registry=registry)
+            return children(family, labels)
+
+        self._requests = counter(
+            "resnet50_requests", "RPCs that have ended.", "method", "variant", "code"
         )
-        self._request_s = _Children(
-            histogram(
-                "resnet50_request_duration_seconds",
-                "From a call's headers to its answer; calls that were answered, but no streams.",
-                DURATION_BUCKETS,
-                "method",
-                "variant",
-            )
+        self._request_s = histogram(
+            "resnet50_request_duration_seconds",
+            "From a call's headers to its answer; calls that were answered, but no streams.",
+            DURATION_BUCKETS,
+            "method",
+            "variant",
         )
-        self._images = _Children(
-            counter(
-                "resnet50_images",
-                "Images and frames: answered, refused with an error, or dropped for a newer one.",
-                "variant",
-                "outcome",
-            )
+        self._images = counter(
+            "resnet50_images",
+            "Images and frames: answered, refused with an error, or dropped for a newer one.",
+            "variant",
+            "outcome",
         )
-        self._stages = _Children(
-            histogram(
-                "resnet50_stage_duration_seconds",
-                "Where the time of answered images went.",
-                DURATION_BUCKETS,
-                "variant",
-                "stage",
-            )
+        self._stages = histogram(
+            "resnet50_stage_duration_seconds",
+            "Where the time of answered images went.",
+            DURATION_BUCKETS,
+            "variant",
+            "stage",
         )
-        self._batch_size = _Children(
-            histogram("resnet50_batch_size", "Images in a batch.", SIZE_BUCKETS, "variant")
+        self._batch_size = histogram(
+            "resnet50_batch_size", "Images in a batch.", SIZE_BUCKETS, "variant"
         )
-        self._batch_failures = _Children(
-            counter("resnet50_batch_failures", "Batches on which the engine failed.", "variant")
+        self._batch_failures = counter(
+            "resnet50_batch_failures", "Batches on which the engine failed.", "variant"
         )
-        self._too_large = _Children(
-            counter(
-                "resnet50_batches_out_of_memory",
-                "Batches for which the device had no memory; run again in parts.",
-                "variant",
-            )
+        self._too_large = counter(
+            "resnet50_batches_out_of_memory",
+            "Batches for which the device had no memory; run again in parts.",
+            "variant",
         )
-        self._not_numbers = _Children(
-            counter(
-                "resnet50_answers_not_numbers",
-                "Images failed because what the network says of them is not a number.",
-                "variant",
-            )
+        self._not_numbers = counter(
+            "resnet50_answers_not_numbers",
+            "Images failed because what the network says of them is not a number.",
+            "variant",
         )
-        self._dropped = _Children(
-            counter(
-                "resnet50_frames_dropped",
-                "Frames of a LATEST stream that a newer one has replaced.",
-                "variant",
-            )
+        self._dropped = counter(
+            "resnet50_frames_dropped",
+            "Frames of a LATEST stream that a newer one has replaced.",
+            "variant",
         )
-        self._frame_errors = _Children(
-            counter(
-                "resnet50_frame_errors",
-                "Frames answered with an error, while their stream goes on.",
-                "variant",
-                "code",
-            )
+        self._frame_errors = counter(
+            "resnet50_frame_errors",
+            "Frames answered with an error, while their stream goes on.",
+            "variant",
+            "code",
         )
-        self._shed = _Children(
-            counter("resnet50_shed", "Calls and frames refused to keep the load down.", "limit")
+        self._shed = counter(
+            "resnet50_shed", "Calls and frames refused to keep the load down.", "limit"
         )
-        self._decode_failures = _Children(
-            counter("resnet50_decode_failures", "Images that could not be read.", "reason")
+        self._decode_failures = counter(
+            "resnet50_decode_failures", "Images that could not be read.", "reason"
         )
-        self._unauthenticated = _Children(
-            counter(
-                "resnet50_unauthenticated",
-                "Calls without a valid token, or without the scope for what they asked.",
-                "reason",
-            )
+        self._unauthenticated = counter(
+            "resnet50_unauthenticated",
+            "Calls without a valid token, or without the scope for what they asked.",
+            "reason",
         )
-        self.lag = histogram(
-            "resnet50_event_loop_lag_seconds", "How late the event loop wakes.", LAG_BUCKETS
+        self.lag = Histogram(
+            "resnet50_event_loop_lag_seconds",
+            "How late the event loop wakes.",
+            buckets=LAG_BUCKETS,
+            registry=registry,
         )
         # Counted here until the caller's image is inside; read by `readings`.
         self.gave_up_at = {"receive": 0, "upload": 0}
@@ -228,16 +238,29 @@ class Metrics(Observer):
             self._dropped[name,]
             self._frame_errors[name, INTERNAL]
 
+    def forget(self, variant: str) -> None:
+        """Export nothing more of a variant that has been unloaded.
+
+        Calls that used it and end later, such as streams, are counted without a variant.
+
+        Args:
+            variant: Its name.
+        """
+        self._of.pop(variant, None)
+        for family in self._families:
+            family.forget(variant)
+
     def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
         """Count an RPC, and why it failed."""
         method = call.method if call.method in self._methods else OTHER
-        self._requests[method, call.variant, code].inc()
+        variant = self._served(call)
+        self._requests[method, variant, code].inc()
         if error is None:
             if code == OK and method not in self._streams:
-                self._request_s[method, call.variant].observe(_since(call))
+                self._request_s[method, variant].observe(_since(call))
             return
         if method in self._of_image:
-            self._images[call.variant, REFUSED].inc()
+            self._images[variant, REFUSED].inc()
         self._refused(error)
 
     def gave_up(self, call: Call, stage: str) -> None:
@@ -257,14 +280,16 @@ class Metrics(Observer):
 
     def frame_refused(self, call: Call, error: Exception) -> None:
         """Count a frame, and why it was refused."""
-        self._images[call.variant, REFUSED].inc()
-        self._frame_errors[call.variant, code_of(error).name].inc()
+        variant = self._served(call)
+        self._images[variant, REFUSED].inc()
+        self._frame_errors[variant, code_of(error).name].inc()
         self._refused(error)
 
     def frame_dropped(self, call: Call) -> None:
         """Count a frame."""
-        self._images[call.variant, DROPPED].inc()
-        self._dropped[call.variant,].inc()
+        variant = self._served(call)
+        self._images[variant, DROPPED].inc()
+        self._dropped[variant,].inc()
 
     def batch_ended(self, batch: Batch) -> None:
         """Count a batch."""
@@ -277,6 +302,10 @@ class Metrics(Observer):
         if batch.not_numbers:
             self._not_numbers[batch.variant,].inc(batch.not_numbers)
 
+    def _served(self, call: Call) -> str:
+        """Return the name of a call's variant; "" if it is not known, or not served any more."""
+        return call.variant if call.variant in self._of else ""
+
     def _refused(self, error: Exception) -> None:
         if isinstance(error, Overloaded):
             self._shed[error.limit,].inc()
@@ -284,6 +313,8 @@ class Metrics(Observer):
             self._shed["deadline",].inc()
         elif isinstance(error, Unloading):
             self._shed["unloading",].inc()
+        elif isinstance(error, VariantUnhealthy):
+            self._shed["unhealthy",].inc()
         elif isinstance(error, ShuttingDown):
             self._shed["draining",].inc()
         elif isinstance(error, InvalidImage):

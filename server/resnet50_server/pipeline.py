@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
@@ -31,6 +32,8 @@ from .image_file import ImageLimits
 from .observer import Image, Observer
 from .pixel_budget import NoRoom, PixelBudget
 from .variant_queue import Result
+
+log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
@@ -272,7 +275,10 @@ class Pipeline:
         )
         self.observer.image_answered(image)
         if job.seen is not None:
-            job.seen(result, image)
+            try:
+                job.seen(result, image)
+            except Exception:
+                log.exception("a traffic split could not take in an answer; its caller has it")
         return image
 
     def _at_hand(self, source: Source, job: Job) -> NDArray[np.uint8] | None:

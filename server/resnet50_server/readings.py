@@ -105,6 +105,7 @@ class Readings(Collector):
         self._observers = observers
         self._cache = cache
         variants.watch(lambda name: metrics.expect([name]))
+        variants.watch_gone(metrics.forget)
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: the registry need not compare names with others'."""
@@ -173,6 +174,9 @@ class Readings(Collector):
             "resnet50_batch_size_limit",
             "How many images a batch may hold; less than asked for while memory is short.",
         )
+        healthy = _family(
+            "resnet50_variant_healthy", "1 if a loaded variant is in service, 0 if it is not."
+        )
         info = GaugeMetricFamily(
             "resnet50_variant_info",
             "1 for each variant that is loaded.",
@@ -187,6 +191,7 @@ class Readings(Collector):
             waited_s = self._loop.time() - queue.oldest() if len(queue.waiting) else 0.0
             age.add_metric(name, waited_s)
             limit.add_metric(name, queue.limit.now(self._loop.time()))
+            healthy.add_metric(name, float(queue.health.problem is None))
             if queue.latency.known:
                 alpha.add_metric(name, queue.latency.alpha_s)
                 beta.add_metric(name, queue.latency.beta_s)
@@ -194,10 +199,10 @@ class Readings(Collector):
             info.add_metric(
                 [*name, opened.digest, opened.kind, opened.device, opened.precision, default], 1.0
             )
-        yield from (images, age, alpha, beta, limit, info)
+        yield from (images, age, alpha, beta, limit, healthy, info)
 
     def _of_splits(self) -> Iterator[Metric]:
-        """Give what was counted of the splits that hold, so that no other one has a series."""
+        """Give what was counted of the splits that are listed, so that no other has a series."""
         names = ["variant", "candidate"]
         answers = CounterMetricFamily(
             "resnet50_split_answers",
@@ -219,6 +224,11 @@ class Readings(Collector):
             "Sum of the cosines of their embeddings, none of whose numbers is negative.",
             labels=names,
         )
+        ended = GaugeMetricFamily(
+            "resnet50_split_ended",
+            "1 for a split that the server has ended by itself, 0 for one that holds.",
+            labels=names,
+        )
         for trial in self._traffic.trials:
             tally, pair = trial.tally, [trial.split.variant, trial.split.candidate]
             for side, share in (
@@ -232,7 +242,8 @@ class Readings(Collector):
             shadows.add_metric([*pair, FAILED], tally.failed)
             agreed.add_metric(pair, tally.comparison.agreed)
             cosines.add_metric(pair, tally.comparison.cosines)
-        yield from (answers, shadows, agreed, cosines)
+            ended.add_metric(pair, float(bool(trial.ended)))
+        yield from (answers, shadows, agreed, cosines, ended)
 
     def _of_cache(self, cache: ResponseCache) -> Iterator[Metric]:
         lookups = CounterMetricFamily(

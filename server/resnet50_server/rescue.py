@@ -8,6 +8,10 @@ Parts of one size run before smaller ones, and of two halves one is sound if one
 reason. So one such image is always found (2 log2 n runs); two in one batch are as well, since of
 the first two quarters one is sound; and a broken device is found out after 5 runs.
 
+Whether the variant or the device is to blame for batches that fail is told by a grey image, as when
+the engine warmed up. A variant that fails on it is out of service, and then every other variant of
+the device is given one: the device is lost only if all of them fail.
+
 A batch that the memory did not hold is run again in parts as large as the memory is known to hold
 by then (`BatchLimit`). Such a failure says nothing against the device, unless a single image does
 not fit.
@@ -18,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -35,8 +39,8 @@ log = logging.getLogger(__name__)
 
 # Parts of one batch that may fail one after the other.
 MOST_IN_A_ROW = 5
-# One batch may fail for what is in it; so many in a row, of which nothing could be computed, raise
-# the question whether the device is lost.
+# One batch may fail for what is in it; so many in a row of a variant, or of a device, of which
+# nothing could be computed, raise the question whether the variant fails on everything.
 MAX_FAILURES = 5
 # Whoever has taken the memory needs some time to give it back, or to be ended.
 RETRY_S = 5.0
@@ -50,7 +54,7 @@ class Rescue:
         parts: How many of its parts run, or wait to.
         failed_in_a_row: Parts that have failed since one was computed.
         computed: Whether one was.
-        is_doubt: Whether it is no request's batch, but the device that is in question.
+        is_doubt: Whether it is no request's batch, but a grey image, to judge the variant by.
     """
 
     parts: int = 1
@@ -105,39 +109,48 @@ def _failed() -> ServingError:
 
 
 class Rescues:
-    """What has failed on one device: runs it again, and judges the device by it.
+    """What has failed on one device: runs it again, and judges variants and the device by it.
 
-    After `MAX_FAILURES` batches in a row of which nothing could be computed, the device is given a
-    grey image, as when its engines warmed up. Only if it fails on that as well it is lost: else
-    whoever has an image that the engine fails on could end every server by sending it five times.
+    After `MAX_FAILURES` batches in a row of which nothing could be computed, the variant is given a
+    grey image. Only if it fails on that as well it is out of service: an image that its engine
+    fails on must not do that to it, however often it is sent.
 
     Args:
         device: Its name.
-        on_lost: Called once it is.
+        queues: Of the variants that it computes.
+        on_lost: Called once it fails on all of them.
 
     Attributes:
         parts: What waits to be run again, the first one first; it goes before everything else.
     """
 
-    def __init__(self, device: str, on_lost: Callable[[DeviceLost], None]) -> None:
+    def __init__(
+        self,
+        device: str,
+        queues: Sequence[VariantQueue],
+        on_lost: Callable[[DeviceLost], None],
+    ) -> None:
         self.parts: deque[Part] = deque()
         self._device = device or "the device"
+        self._queues = queues
         self._on_lost = on_lost
         self._failures = 0
-        self._doubted = False
+        self._doubted: set[VariantQueue] = set()
 
-    def computed(self, rescue: Rescue | None) -> None:
+    def computed(self, queue: VariantQueue, rescue: Rescue | None) -> None:
         """Take in that a batch was computed.
 
         Args:
+            queue: Its variant's.
             rescue: What it is a part of, if it is one.
         """
-        self._failures = 0
+        self._failures = queue.failures = 0
+        queue.failing = False
         if rescue is not None:
             rescue.part_computed()
             if rescue.is_doubt:
-                self._doubted = False
-                log.warning("%s computes a grey image: it is not lost", self._device)
+                self._doubted.discard(queue)
+                log.warning("variant %s computes a grey image on %s", queue.name, self._device)
 
     def failed(
         self,
@@ -177,9 +190,9 @@ class Rescues:
             self.parts.extend(Part(queue, part, rescue) for part in again)
         elif not rescue.is_doubt:
             if rescue.hopeless:
-                left += self._withdraw(rescue)
+                left += self._withdraw(lambda part: part.rescue is rescue)
             fail(left, _failed if fits else partial(DoesNotFit, self._device, RETRY_S), error)
-        self._judge(queue, rescue, images[0], error)
+        self._judge(queue, rescue, error)
         return not fits
 
     def next(self, now: float, free_at: float) -> Part | None:
@@ -195,7 +208,7 @@ class Rescues:
             if not images:
                 rescue.parts -= 1
                 # Callers who allow little time must not hide that the device computes nothing.
-                self._judge(queue, rescue, part[0])
+                self._judge(queue, rescue)
                 continue
             limit = queue.limit.now(now)
             if len(images) > limit:
@@ -204,12 +217,12 @@ class Rescues:
             return Part(queue, images[:limit], rescue)
         return None
 
-    def _withdraw(self, rescue: Rescue) -> list[Waiting]:
-        """Take out what waits of a batch that is given up."""
-        withdrawn = [part for part in self.parts if part.rescue is rescue]
+    def _withdraw(self, which: Callable[[Part], bool]) -> list[Waiting]:
+        """Take out parts of batches that are given up; return their images."""
+        withdrawn = [part for part in self.parts if which(part)]
         for part in withdrawn:
             self.parts.remove(part)
-        rescue.parts -= len(withdrawn)
+            part.rescue.parts -= 1
         return [waiting for part in withdrawn for waiting in part.images]
 
     def _shrink(self, queue: VariantQueue, size: int, error: Exception, now: float) -> None:
@@ -231,37 +244,63 @@ class Rescues:
         self,
         queue: VariantQueue,
         rescue: Rescue,
-        like: Waiting,
         error: Exception | None = None,
     ) -> None:
-        """Judge the device by a batch that failed, once none of its parts will run any more.
+        """Judge a variant by a batch that failed, once none of its parts will run any more.
 
         Args:
             queue: Its variant's.
             rescue: What was made of it.
-            like: One of its images.
             error: What the engine raised last, if that has just come.
         """
         if rescue.parts or rescue.computed:
             return
         if rescue.is_doubt:
+            self._doubted.discard(queue)
+            self._fails_on_everything(queue, error)
+            return
+        self._failures += 1
+        queue.failures += 1
+        if max(self._failures, queue.failures) >= MAX_FAILURES:
+            self._doubt(queue)
+
+    def _doubt(self, queue: VariantQueue) -> None:
+        """Give a variant a grey image next."""
+        if queue not in self._doubted:
+            self._doubted.add(queue)
+            self.parts.appendleft(Part(queue, [_grey(queue.crop)], Rescue(is_doubt=True)))
+
+    def _fails_on_everything(self, queue: VariantQueue, error: Exception | None) -> None:
+        """Take a variant out of service, and see whether the device computes any other."""
+        queue.failing = True
+        left = [one for one in self._queues if not one.failing]
+        if not left:
             lost = DeviceLost(
-                f"{MAX_FAILURES} batches in a row failed on {self._device}, and then a grey image;"
-                " the log says why"
+                f"batches fail on {self._device} one after the other, and so does a grey image on"
+                " each of its variants; the log says why"
             )
             lost.__cause__ = error
             self._on_lost(lost)
             return
-        self._failures += 1
-        if self._failures >= MAX_FAILURES and not self._doubted:
-            self._doubted = True
-            self.parts.appendleft(Part(queue, [_grey(like)], Rescue(is_doubt=True)))
+        queue.health.fail(
+            f"its engine fails on every batch on {self._device}, and on a grey image",
+            "The log has the engine's errors: load the variant again (LoadVariant with replace), or"
+            " restart",
+        )
+        fail(self._withdraw(lambda part: part.queue is queue), queue.unhealthy, error)
+        for one in left:
+            self._doubt(one)
 
 
-def _grey(like: Waiting) -> Waiting:
-    """Return a grey image that nobody waits for, of the size of another one."""
+def _grey(crop: int) -> Waiting:
+    """Return a grey image that nobody waits for.
+
+    Args:
+        crop: Its side, in pixels.
+    """
     answered: asyncio.Future[Result] = asyncio.Future()
     answered.add_done_callback(asyncio.Future.exception)  # nobody else looks at it
-    grey = Waiting(np.full_like(like.image, 128), 1, False, None, 0.0, answered)
+    image = np.full((crop, crop, 3), 128, dtype=np.uint8)
+    grey = Waiting(image, 1, False, None, 0.0, answered)
     grey.shadow = True  # what comes of it counts for no request
     return grey

@@ -29,6 +29,7 @@ class Split:
         candidate: The name of the one that is judged.
         canary_percent: Share of callers that the candidate answers, 0 to 100 in steps of 0.01.
         shadow_percent: Share of the variant's images that the candidate computes as well, 0 to 100.
+        canary_embeddings: Whether the candidate answers them also where they ask for embeddings.
 
     Raises:
         InvalidRequest: These are no shares, or both are 0.
@@ -38,6 +39,7 @@ class Split:
     candidate: str
     canary_percent: float = 0.0
     shadow_percent: float = 0.0
+    canary_embeddings: bool = False
 
     def __post_init__(self) -> None:
         if self.variant == self.candidate:
@@ -177,11 +179,16 @@ class Tally:
 
     def __post_init__(self) -> None:
         self._began = self.clock()
+        self._ended: float | None = None
+
+    def stop(self) -> None:
+        """Let no more time pass."""
+        self._ended = self.clock()
 
     @property
     def elapsed_s(self) -> float:
         """For how long, in seconds."""
-        return self.clock() - self._began
+        return (self.clock() if self._ended is None else self._ended) - self._began
 
 
 def _cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

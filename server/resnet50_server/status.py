@@ -24,6 +24,7 @@ from .errors import (
     Unauthenticated,
     VariantLoading,
     VariantNotFound,
+    VariantUnhealthy,
     let_go,
 )
 from .texts import MAX_TEXT_BYTES, shortened
@@ -106,6 +107,8 @@ def _details(error: Exception) -> list[Message]:
                 metadata={"field": error.field, "served": _names(error.served)},
             )
         ]
+    if isinstance(error, VariantUnhealthy):
+        return [error_details_pb2.ErrorInfo(reason="VARIANT_UNHEALTHY", domain=DOMAIN)]
     if isinstance(error, Unauthenticated):
         return [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if isinstance(error, PermissionDenied):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from random import Random
 
@@ -15,6 +16,8 @@ from .shadows import Compute, Shadow, Shadows, seen
 from .splits import Share, Split, Tally
 from .variant_queue import Result
 from .variants.definition import Definition
+
+log = logging.getLogger(__name__)
 
 OK = "OK"
 
@@ -32,6 +35,7 @@ class Trial:
     Attributes:
         split: The same.
         shadows: The same.
+        ended: Why the server has ended it; "" while it holds.
     """
 
     def __init__(
@@ -44,9 +48,25 @@ class Trial:
     ) -> None:
         self.split = split
         self.shadows = shadows
+        self.ended = ""
         self._variants = variants
         self._definitions = variant.definition, candidate.definition
         self._tally = Tally(variant.opened.digest, candidate.opened.digest)
+
+    def end(self, reason: str) -> None:
+        """Compare no more; what was counted stays as it is.
+
+        Args:
+            reason: Why.
+        """
+        self.ended = reason
+        self._tally.stop()
+        self.shadows.close()
+
+    @property
+    def variant(self) -> HeldVariant | None:
+        """The variant, if it answers."""
+        return self._variants.loaded(self._definitions[0])
 
     @property
     def candidate(self) -> HeldVariant | None:
@@ -56,7 +76,9 @@ class Trial:
     @property
     def tally(self) -> Tally:
         """What was counted; begins anew once one of the two has other weights."""
-        variant, candidate = map(self._variants.loaded, self._definitions)
+        if self.ended:
+            return self._tally
+        variant, candidate = self.variant, self.candidate
         if variant is not None and candidate is not None:
             digests = variant.opened.digest, candidate.opened.digest
             if digests != (self._tally.variant_digest, self._tally.candidate_digest):
@@ -74,7 +96,9 @@ class Trial:
 class Traffic(Observer):
     """All traffic splits of a server, one a variant. Event loop only.
 
-    As an observer it counts the calls that fail.
+    As an observer it counts the calls that fail. A split whose candidate goes out of service, or is
+    replaced by weights that it could not be set with, ends by itself; its last report is kept until
+    it is deleted or its variant gets another one.
 
     Args:
         variants: Those that can answer.
@@ -89,10 +113,12 @@ class Traffic(Observer):
         self._compute = compute
         self._random = random or Random()
         self._trials: dict[str, Trial] = {}  # by the names of their variants
+        variants.watch_health(self._on_health)
+        variants.watch_retired(self._on_retired)
 
     @property
     def trials(self) -> list[Trial]:
-        """All, in the order in which they were set."""
+        """All, in the order in which they were set, with those that have ended by themselves."""
         return list(self._trials.values())
 
     def set(self, split: Split) -> Trial:
@@ -104,10 +130,17 @@ class Traffic(Observer):
             NotNow: One of the two is not loaded.
         """
         trial = self._trials.get(split.variant)
-        if trial is not None and trial.split == split:
+        if trial is not None and trial.split == split and not trial.ended:
             return trial
         variant = self._loaded("split.variant", split.variant)
         candidate = self._loaded("split.candidate", split.candidate)
+        if (problem := candidate.queue.health.problem) is not None:
+            raise NotNow(f"split.candidate: {split.candidate} is out of service: {problem}")
+        if split.canary_percent and (difference := _difference(variant, candidate)):
+            raise NotNow(
+                f"split.canary_percent: {difference}; its answers would mean something else to"
+                " callers who asked for the variant: compare such weights with shadow_percent only"
+            )
         if trial is not None:
             self.delete(split.variant)
         trial = self._trials[split.variant] = Trial(
@@ -132,18 +165,22 @@ class Traffic(Observer):
         return [
             trial.split.variant
             for trial in self._trials.values()
-            if name in (trial.split.variant, trial.split.candidate)
+            if name in (trial.split.variant, trial.split.candidate) and not trial.ended
         ]
 
-    def route(self, call: Call, variant: HeldVariant) -> HeldVariant:
+    def route(self, call: Call, variant: HeldVariant, *, with_embedding: bool) -> HeldVariant:
         """Return what answers a call.
 
         Args:
             call: Which one.
             variant: The one that it asks for.
+            with_embedding: Whether it asks for embeddings. Vectors of two weights must not get
+                into one index unnoticed, so the candidate answers them only if the split says so.
         """
         call.asked = name = variant.definition.name
-        if (trial := self._trials.get(name)) is None:
+        if (trial := self._holding(name)) is None:
+            return variant
+        if with_embedding and not trial.split.canary_embeddings:
             return variant
         canary = trial.split.is_canary(call.key or call.caller.name)
         return (trial.candidate if canary else None) or variant
@@ -155,7 +192,7 @@ class Traffic(Observer):
             job: What would be done without.
             source: The image.
         """
-        if not self._trials or (trial := self._trials.get(job.call.asked)) is None:
+        if not self._trials or (trial := self._holding(job.call.asked)) is None:
             return job
         name, tally = job.variant.definition.name, trial.tally
         if (share := trial.share(name, tally)) is None:
@@ -196,8 +233,50 @@ class Traffic(Observer):
     def _count_failed(self, call: Call) -> None:
         if (trial := self._trials.get(call.asked)) is None:
             return
+        if trial.ended and call.variant != trial.split.candidate:
+            return  # what the candidate had taken by then still counts
         if (share := trial.share(call.variant, trial.tally)) is not None:
             share.failed += 1
+
+    def _holding(self, variant: str) -> Trial | None:
+        """Return a variant's split, unless it has ended."""
+        trial = self._trials.get(variant)
+        return None if trial is None or trial.ended else trial
+
+    def _on_health(self, variant: HeldVariant) -> None:
+        """End the splits whose candidate has gone out of service."""
+        if (problem := variant.queue.health.problem) is None or variant.retired:
+            return
+        for trial in self._trials.values():
+            if trial.candidate is variant:
+                self._end(trial, f"candidate {trial.split.candidate} is out of service: {problem}")
+
+    def _on_retired(self, replaced: HeldVariant) -> None:
+        """End the canaries that the weights which came in a variant's place do not suit."""
+        if (successor := replaced.successor) is None:
+            # Those that hold name no variant that is unloaded.
+            self._trials.pop(replaced.definition.name, None)
+            return
+        for trial in self._trials.values():
+            variant, candidate = trial.variant, trial.candidate
+            if (
+                trial.split.canary_percent
+                and variant is not None
+                and candidate is not None
+                and successor in (variant, candidate)
+                and (difference := _difference(variant, candidate))
+            ):
+                self._end(trial, difference)
+
+    def _end(self, trial: Trial, reason: str) -> None:
+        if not trial.ended:
+            trial.end(reason)
+            log.error(
+                "the traffic split of %s has ended, and %s answers all of its requests again: %s",
+                trial.split.variant,
+                trial.split.variant,
+                reason,
+            )
 
     def _loaded(self, field: str, name: str) -> HeldVariant:
         definition: Definition = self._variants.define(name, field)
@@ -210,3 +289,15 @@ class Traffic(Observer):
 def _count(share: Share, result: Result, image: Image) -> None:
     share.answered += 1
     share.total_s.add(image.total_s)
+
+
+def _difference(variant: HeldVariant, candidate: HeldVariant) -> str | None:
+    """Say how the categories of two variants differ; None if they are the same, in one order."""
+    ours, theirs = variant.definition.categories, candidate.definition.categories
+    names = f"{candidate.definition.name} has other categories than {variant.definition.name}"
+    if len(ours) != len(theirs):
+        return f"{names}: {len(theirs)} instead of {len(ours)}"
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if one != other:
+            return f"{names}: number {index} is {other[:64]!r} instead of {one[:64]!r}"
+    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from bisect import bisect_right
@@ -16,13 +15,11 @@ from numpy.typing import NDArray
 
 from .batch_limit import BatchLimit
 from .engine.protocol import Engine
-from .errors import DeadlineUnreachable, ServingError
+from .errors import DeadlineUnreachable, ServingError, VariantUnhealthy
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
 from .observer import Batch, CacheUse
-from .soundness import Soundness
-
-log = logging.getLogger(__name__)
+from .variant_health import VariantHealth
 
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
 TICK_S = 1e-6
@@ -104,8 +101,10 @@ class VariantQueue:
         given_up: Counts those whose callers leave.
         max_batch_size: Images in a batch, at most.
         clock: Tells loop time.
+        crop: Side of its images, in pixels.
 
     Attributes:
+        crop: The same.
         latency: How long its batches take on the device.
         preparation: How long they take besides: to be handed over, stacked, copied, and for the
             event loop to learn that they have ended.
@@ -113,7 +112,9 @@ class VariantQueue:
         measured_at: When a batch ended last, in loop time.
         removed: Why it takes no more images; None while it does.
         limit: How large its batches may be.
-        soundness: Whether its answers are numbers.
+        health: Whether it is in service.
+        failures: Batches in a row of which nothing could be computed.
+        failing: Whether it has failed on a grey image since it has last computed one.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class VariantQueue:
         given_up: GivenUp | None = None,
         max_batch_size: int = 32,
         clock: Callable[[], float] = time.monotonic,
+        crop: int = 224,
     ) -> None:
         self.name = name
         self.engine = engine
@@ -132,28 +134,20 @@ class VariantQueue:
         self.measured_at = -math.inf
         self.removed: ServingError | None = None
         self.limit = BatchLimit(max_batch_size)
-        self.soundness = Soundness()
+        self.crop = crop
+        self.health = VariantHealth(name, clock)
+        self.health.watch(self._on_health)
+        self.failures = 0
+        self.failing = False
         self._given_up = given_up or GivenUp()
-        self._clock = clock
 
-    @property
-    def broken(self) -> str | None:
-        """Say why the variant is not to be relied on; None if it is."""
-        problem = self.soundness.problem(self._clock())
-        return None if problem is None else f"variant {self.name}: {problem}"
+    def unhealthy(self) -> VariantUnhealthy:
+        """Return what requests are told while the variant is out of service."""
+        return VariantUnhealthy(f"variant {self.name} is out of service: {self.health.problem}")
 
-    def observe_numbers(self, answers: int, not_numbers: int) -> None:
-        """Take in how many answers of a batch are not numbers; say so once it is too much."""
-        before = not_numbers and self.broken
-        self.soundness.observe(answers, not_numbers, self._clock())
-        if not_numbers and not before and (broken := self.broken):
-            log.error(
-                "%s; the server's health is NOT_SERVING until most of them are again. The weights"
-                " are broken, in memory or in their file, or the precision is too low for them:"
-                " load the variant again or restart, check its file (resnet50-server variants"
-                " verify), or serve --precision fp32",
-                broken,
-            )
+    def _on_health(self) -> None:
+        if self.health.problem is not None:
+            fail([entry.item for entry in self.waiting], self.unhealthy)
 
     def ends(self, images: int, handed: float, free_at: float) -> float:
         """Return when a batch will end, in loop time.

@@ -15,7 +15,6 @@ from serving import DECODING, connected, engines_of, gate, queues_of, serving, u
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client.aio_status import keep_status
-from resnet50_server.servicers.boundary import _written
 
 PNG = encode(picture())
 CLASSIFY = "/resnet50.v1.InferenceService/Classify"
@@ -247,20 +246,3 @@ async def test_health_checks_have_room_of_their_own():
         reply = await check(health_pb2.HealthCheckRequest())
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
         inside.cancel()
-
-
-async def test_watcher_who_never_reads_holds_up_nobody():
-    condition = asyncio.Condition()
-
-    async def watch(request: object, context) -> None:
-        async with condition:
-            for number in range(3):
-                await context.write(number)
-            await condition.wait()
-
-    watching = _written(watch, None, None)
-    assert await anext(watching) == 0
-    # What it writes waits for the reader, not the lock for what it writes.
-    async with condition:
-        condition.notify_all()
-    assert [number async for number in watching] == [1, 2]

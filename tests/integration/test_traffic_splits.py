@@ -162,7 +162,7 @@ async def test_canaries_are_answered_by_the_candidate_always_and_by_every_method
     expected = {key: V1 if split.is_canary(key) else V2 for key in keys}
     assert set(expected.values()) == {V1, V2}
     async with operated(tmp_path) as operator:
-        report = await operator.split(V2, V1, canary_percent=30.0)
+        report = await operator.split(V2, V1, canary_percent=30.0, canary_embeddings=True)
         assert (report.split.variant, report.split.candidate) == (V2, V1)
         for _ in range(2):
             answers = await asyncio.gather(*(operator.classify(key=key) for key in keys))
@@ -224,17 +224,66 @@ async def test_key_that_is_none_is_refused_whether_or_not_there_is_a_split(tmp_p
         await operator.classify(key="a key, with ~ all that prints!")
 
 
-async def test_options_are_judged_by_the_variant_that_answers(tmp_path):
-    describe(few := tmp_path / "few")
-    async with operated(tmp_path, variants=[V2, f"few={few}"]) as operator:
-        await operator.split(V2, "few", canary_percent=100.0)
-        assert len((await operator.classify()).classification.categories) == 2
-        with refused("INVALID_ARGUMENT", "options.top_k: is 3, variant few has 2 categories"):
-            await operator.classify(top_k=3)
-        report = await operator.report()
-        answers = report.candidate_answers
-        assert (answers.answered, answers.failed) == (1, 1)
-        assert report.variant_answers.failed == 0
+@pytest.mark.parametrize(
+    ("categories", "difference"),
+    [
+        (("a",), "few has other categories than two: 1 instead of 2"),
+        (("a", "c"), "few has other categories than two: number 1 is 'c' instead of 'b'"),
+        (("b", "a"), "few has other categories than two: number 0 is 'b' instead of 'a'"),
+    ],
+)
+async def test_canary_has_the_categories_of_the_variant(tmp_path, categories, difference):
+    describe(two := tmp_path / "two", ("a", "b"))
+    describe(few := tmp_path / "few", categories)
+    async with operated(tmp_path, variants=[f"two={two}", f"few={few}"]) as operator:
+        with refused("FAILED_PRECONDITION", f"split.canary_percent: {difference}", "shadow_perc"):
+            await operator.split("two", "few", canary_percent=1.0, shadow_percent=1.0)
+        assert await operator.reports() == []
+        await operator.split("two", "few", shadow_percent=1.0)
+
+
+async def test_canary_ends_once_one_of_the_two_is_replaced_by_other_categories(tmp_path):
+    folder = tmp_path / "variants"
+    for name in ("one", "two"):
+        describe(folder / name, ("a", "b"))
+    async with operated(tmp_path) as operator:
+
+        async def load(name: str, *categories: str) -> None:
+            describe(folder / name, categories)
+            request = variant_pb2.LoadVariantRequest(name=name, replace=True)
+            await operator.variants.LoadVariant(request, metadata=metadata())
+
+        for name in ("one", "two"):
+            await load(name, "a", "b")
+        await operator.split("one", "two", canary_percent=100.0)
+        await load("two", "a", "b")
+        await load("one", "a", "b")
+        assert (await operator.classify(variant="one")).variant.name == "two"
+        assert (await operator.report()).ended == ""
+        await load("two", "a", "c")
+        assert (await operator.classify(variant="one")).variant.name == "one"
+        ended = "two has other categories than one: number 1 is 'c' instead of 'b'"
+        assert (await operator.report()).ended == ended
+        # Neither is kept from being unloaded, and the report can be deleted.
+        assert (await operator.delete("one")).ended == ended
+        assert await operator.reports() == []
+
+
+async def test_embeddings_are_the_variants_unless_the_split_says_otherwise(tmp_path):
+    async with operated(tmp_path) as operator:
+        for embeddings in (False, True):
+            report = await operator.split(
+                V2, V1, canary_percent=100.0, canary_embeddings=embeddings
+            )
+            assert report.split.canary_embeddings is embeddings
+            assert (await operator.classify()).variant.name == V1
+            expected = V1 if embeddings else V2
+            both = await operator.classify(include_embedding=True)
+            (streamed,) = await operator.stream(PNG, include_embedding=True)
+            uploaded = await operator.upload(include_embedding=True)
+            for reply in (await operator.embed(), both, streamed, uploaded):
+                assert reply.variant.name == expected
+            assert both.classification.embedding.space.startswith(f"{expected}@")
 
 
 async def test_failures_are_counted_on_the_side_where_they_happen(tmp_path):

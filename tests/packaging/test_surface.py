@@ -208,9 +208,9 @@ def test_the_batcher_knows_neither_grpc_nor_torch_nor_variants():
         "observer",
         "priority",
         "rescue",
-        "soundness",
         "threads",
         "timetable",
+        "variant_health",
         "variant_queue",
         "watchdog",
     }

@@ -16,10 +16,13 @@ from resnet50_server.errors import (
     Unloading,
 )
 from resnet50_server.metrics import Metrics
+from resnet50_server.observer import Batch, Image
 
 
 def metrics() -> Metrics:
-    return Metrics({"Classify": False, "ClassifyStream": True}, ["Classify"], "1.2.3")
+    counted = Metrics({"Classify": False, "ClassifyStream": True}, ["Classify"], "1.2.3")
+    counted.expect(["v"])
+    return counted
 
 
 def shown(counted: Metrics) -> Scrape:
@@ -110,3 +113,27 @@ def test_variant_has_zeros_before_anything_happens():
         assert found.one("resnet50_images_total", variant="v", outcome=outcome) == 0
     assert found.one("resnet50_batch_failures_total", variant="v") == 0
     assert found.one("resnet50_build_info", version="1.2.3") == 1
+
+
+def test_nothing_is_exported_of_a_variant_that_is_gone_nor_of_its_last_streams():
+    counted = metrics()
+    before = set(shown(counted))
+    counted.expect(["w"])
+    for name in ("v", "w"):
+        counted.call_ended(call("Classify", name), "OK", None)
+        counted.frame_refused(call("ClassifyStream", name), EngineFailed("it did"))
+        counted.frame_dropped(call("ClassifyStream", name))
+        counted.image_answered(Image(call("Classify", name), name, 0.0, 0.1, 0.1, 0.1, 0.3, 1))
+        counted.batch_ended(Batch(name, 1, 0.1, 0.0, [], failed=True, not_numbers=1))
+    counted.forget("w")
+    counted.call_ended(call("ClassifyStream", "w"), "UNAVAILABLE", Unloading("w goes"))
+    found = shown(counted)
+    assert not [labels for _, labels in found if ("variant", "w") in labels]
+    assert before <= set(found)
+    assert found.of("resnet50_requests_total", "method", "variant") == {
+        ("Classify", "v"): 1,
+        ("ClassifyStream", ""): 1,
+    }
+    # One that comes back begins at 0.
+    counted.expect(["w"])
+    assert shown(counted).one("resnet50_images_total", variant="w", outcome="answered") == 0

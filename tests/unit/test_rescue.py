@@ -17,10 +17,16 @@ from virtual_device import FakeEngine, VirtualThreads, image
 from resnet50_server.batch import BatchPolicy
 from resnet50_server.batch_limit import HOLD_S
 from resnet50_server.batcher import Scheduler
-from resnet50_server.errors import DeadlineUnreachable, DoesNotFit, EngineFailed, ShuttingDown
+from resnet50_server.errors import (
+    DeadlineUnreachable,
+    DoesNotFit,
+    EngineFailed,
+    ShuttingDown,
+    VariantUnhealthy,
+)
 from resnet50_server.observer import Batch, Observer
 from resnet50_server.rescue import MAX_FAILURES, MOST_IN_A_ROW, Rescue
-from resnet50_server.soundness import LEAST
+from resnet50_server.variant_health import LEAST
 
 GREY = 128
 
@@ -213,7 +219,7 @@ async def test_grey_image_counts_for_no_request_whatever_comes_of_it():
     await asyncio.sleep(1.0)
     gc.collect()
     assert bench.engine.batches.count([GREY]) == LEAST
-    assert bench.queue.broken is None
+    assert bench.queue.health.problem is None
     assert bench.broken == missed == []
 
 
@@ -434,3 +440,66 @@ async def test_shadows_that_fail_are_not_run_again():
     await asyncio.wait(calls)
     assert {type(call.exception()) for call in calls} == {EngineFailed}
     assert bench.engine.batches == [[0, 1, 2, 3]]
+
+
+@in_virtual_time
+async def test_variant_that_fails_on_everything_is_out_of_service_and_the_device_goes_on():
+    bench = Bench(size=4)
+    well = bench.scheduler.add("w", FaultyEngine())
+
+    def ask_other():
+        return bench.scheduler.submit(well, image(7), top_k=1, with_embedding=False)
+
+    bench.engine.broken = True
+    # Between its failures the other one computes, so that they are never many in a row.
+    for _ in range(MAX_FAILURES - 1):
+        assert set((await bench.outcomes(range(4))).values()) == {EngineFailed}
+        assert (await ask_other()).indices.tolist() == [7]
+    assert set((await bench.outcomes(range(4))).values()) == {EngineFailed}
+    waits = [bench.submit(number) for number in range(4)]
+    await asyncio.wait(waits)
+    assert {type(call.exception()) for call in waits} == {VariantUnhealthy}
+    problem = "its engine fails on every batch on cpu, and on a grey image"
+    assert bench.queue.health.problem == problem
+    assert (await ask_other()).indices.tolist() == [7]
+    assert [GREY] in well.engine.batches  # the device was asked about it, too
+    assert well.health.problem is None
+    assert bench.broken == []
+    with pytest.raises(VariantUnhealthy):
+        bench.submit(1)
+
+
+@in_virtual_time
+async def test_device_is_lost_once_every_variant_fails_on_it_though_only_one_is_asked():
+    bench = Bench()
+    others = [bench.scheduler.add(name, FaultyEngine()) for name in ("w", "x")]
+    for engine in (bench.engine, *(queue.engine for queue in others)):
+        engine.broken = True
+    for _ in range(MAX_FAILURES):
+        await bench.outcomes([1])
+    await asyncio.sleep(5.0)
+    assert [queue.engine.batches for queue in others] == [[[GREY]]] * 2
+    (fault,) = bench.broken
+    assert fault.status == 70
+
+
+@in_virtual_time
+async def test_variant_that_computes_again_is_judged_anew():
+    bench = Bench()
+    bench.scheduler.add("w", FaultyEngine())
+    bench.engine.broken = True
+    for _ in range(MAX_FAILURES):
+        await bench.outcomes([1])
+    await asyncio.sleep(5.0)
+    assert bench.queue.health.problem
+    bench.engine.broken = False
+    # As the server's own test does.
+    options = {"top_k": 1, "with_embedding": True, "shadow": True, "bulk": True}
+    await bench.scheduler.submit(bench.queue, image(1), **options)
+    bench.queue.health.recover()
+    bench.engine.broken = True
+    for _ in range(MAX_FAILURES - 1):
+        await bench.outcomes([1])
+    await asyncio.sleep(5.0)
+    assert bench.queue.health.problem is None
+    assert bench.broken == []

@@ -80,7 +80,15 @@ class _VariantStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     its engine does not return from a batch, for its memory stays taken.
     """
     VARIANT_STATE_FAILED: _VariantState.ValueType  # 4
-    """Could not be loaded (`last_failure`), or answers with what is not numbers too often."""
+    """Could not be loaded; `last_failure` says why."""
+    VARIANT_STATE_UNHEALTHY: _VariantState.ValueType  # 5
+    """Loaded, but out of service; `problem` says why: most of its last answers are not numbers, or its
+    engine fails on every batch. Its requests are UNAVAILABLE (ErrorInfo with the reason
+    VARIANT_UNHEALTHY), its streams end with that, and traffic splits with this candidate end. The
+    server tests it from time to time with the image of the check at its loading, and takes it into
+    service again once it answers as it did then; so does loading it again, with `replace`. Only
+    while it is the default variant, the server's health is NOT_SERVING.
+    """
 
 class VariantState(_VariantState, metaclass=_VariantStateEnumTypeWrapper):
     """Whether a variant can answer."""
@@ -96,7 +104,15 @@ VARIANT_STATE_DRAINING: VariantState.ValueType  # 3
 its engine does not return from a batch, for its memory stays taken.
 """
 VARIANT_STATE_FAILED: VariantState.ValueType  # 4
-"""Could not be loaded (`last_failure`), or answers with what is not numbers too often."""
+"""Could not be loaded; `last_failure` says why."""
+VARIANT_STATE_UNHEALTHY: VariantState.ValueType  # 5
+"""Loaded, but out of service; `problem` says why: most of its last answers are not numbers, or its
+engine fails on every batch. Its requests are UNAVAILABLE (ErrorInfo with the reason
+VARIANT_UNHEALTHY), its streams end with that, and traffic splits with this candidate end. The
+server tests it from time to time with the image of the check at its loading, and takes it into
+service again once it answers as it did then; so does loading it again, with `replace`. Only
+while it is the default variant, the server's health is NOT_SERVING.
+"""
 global___VariantState = VariantState
 
 @typing.final
@@ -128,6 +144,7 @@ class Variant(google.protobuf.message.Message):
     LAST_FAILURE_FIELD_NUMBER: builtins.int
     MEMORY_BYTES_FIELD_NUMBER: builtins.int
     REQUESTS_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "IMAGENET1K_V2" or "digits"."""
     state: global___VariantState.ValueType
@@ -162,6 +179,8 @@ class Variant(google.protobuf.message.Message):
     """
     requests: builtins.int
     """Requests and frames that it computes or that wait for it."""
+    problem: builtins.str
+    """Why it is out of service; empty unless the state is VARIANT_STATE_UNHEALTHY."""
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Other names it answers to, e.g. "DEFAULT"."""
@@ -218,9 +237,10 @@ class Variant(google.protobuf.message.Message):
         last_failure: builtins.str = ...,
         memory_bytes: builtins.int = ...,
         requests: builtins.int = ...,
+        problem: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latency", b"latency", "loading", b"loading", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "transform", b"transform"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "categories", b"categories", "category_count", b"category_count", "description", b"description", "device", b"device", "digest", b"digest", "embedding_dimension", b"embedding_dimension", "embedding_space", b"embedding_space", "engine", b"engine", "last_failure", b"last_failure", "latency", b"latency", "loading", b"loading", "memory_bytes", b"memory_bytes", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "requests", b"requests", "server_default", b"server_default", "state", b"state", "trained", b"trained", "transform", b"transform"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "categories", b"categories", "category_count", b"category_count", "description", b"description", "device", b"device", "digest", b"digest", "embedding_dimension", b"embedding_dimension", "embedding_space", b"embedding_space", "engine", b"engine", "last_failure", b"last_failure", "latency", b"latency", "loading", b"loading", "memory_bytes", b"memory_bytes", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "problem", b"problem", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "requests", b"requests", "server_default", b"server_default", "state", b"state", "trained", b"trained", "transform", b"transform"]) -> None: ...
 
 global___Variant = Variant
 
@@ -590,10 +610,13 @@ class TrafficSplit(google.protobuf.message.Message):
     CANDIDATE_FIELD_NUMBER: builtins.int
     CANARY_PERCENT_FIELD_NUMBER: builtins.int
     SHADOW_PERCENT_FIELD_NUMBER: builtins.int
+    CANARY_EMBEDDINGS_FIELD_NUMBER: builtins.int
     variant: builtins.str
     """The variant that requests ask for, by name, alias or as the default. Required."""
     candidate: builtins.str
-    """The one that is judged; loaded too. Requests that name it are none of the split's. Required."""
+    """The one that is judged; loaded too. Requests that name it are none of the split's. As a canary it
+    has the same categories in the same order: FAILED_PRECONDITION otherwise. Required.
+    """
     canary_percent: builtins.float
     """Share of callers that the candidate answers, in percent, 0 to 100 in steps of 0.01. Who is among
     them is a matter of the two names and the caller's key: the metadata `x-caller-key` (1 to 128
@@ -606,6 +629,11 @@ class TrafficSplit(google.protobuf.message.Message):
     100. It is done one image at a time after the answer has left, as bulk (see `x-priority`), and
     left out where the server is busy: nobody waits for more than one such image.
     """
+    canary_embeddings: builtins.bool
+    """Whether the candidate also answers the canary's requests for embeddings: Embed, and Classify with
+    `include_embedding`. False (the default): the variant answers those, for the vectors of two
+    weights do not belong into one index.
+    """
     def __init__(
         self,
         *,
@@ -613,8 +641,9 @@ class TrafficSplit(google.protobuf.message.Message):
         candidate: builtins.str = ...,
         canary_percent: builtins.float = ...,
         shadow_percent: builtins.float = ...,
+        canary_embeddings: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["canary_percent", b"canary_percent", "candidate", b"candidate", "shadow_percent", b"shadow_percent", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["canary_embeddings", b"canary_embeddings", "canary_percent", b"canary_percent", "candidate", b"candidate", "shadow_percent", b"shadow_percent", "variant", b"variant"]) -> None: ...
 
 global___TrafficSplit = TrafficSplit
 
@@ -633,6 +662,7 @@ class TrafficReport(google.protobuf.message.Message):
     COMPARISON_FIELD_NUMBER: builtins.int
     SKIPPED_FIELD_NUMBER: builtins.int
     FAILED_FIELD_NUMBER: builtins.int
+    ENDED_FIELD_NUMBER: builtins.int
     variant_digest: builtins.str
     """Digest of the variant's weights that this was counted with, 64 hex digits."""
     candidate_digest: builtins.str
@@ -643,6 +673,12 @@ class TrafficReport(google.protobuf.message.Message):
     """Images that were to be compared and were not, since the server was busy: enough waited already."""
     failed: builtins.int
     """Images that the variant answered and on which the candidate failed."""
+    ended: builtins.str
+    """Why the server has ended the split by itself; empty while it holds. The candidate has gone out of
+    service, or one of the two was replaced by weights with other categories than the other's. The
+    variant answers all of its requests again; the report stays as it was until the split is deleted
+    or set anew.
+    """
     @property
     def split(self) -> global___TrafficSplit:
         """The split."""
@@ -671,9 +707,10 @@ class TrafficReport(google.protobuf.message.Message):
         comparison: global___Comparison | None = ...,
         skipped: builtins.int = ...,
         failed: builtins.int = ...,
+        ended: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["candidate_answers", b"candidate_answers", "comparison", b"comparison", "split", b"split", "variant_answers", b"variant_answers"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidate_answers", b"candidate_answers", "candidate_digest", b"candidate_digest", "comparison", b"comparison", "elapsed_s", b"elapsed_s", "failed", b"failed", "skipped", b"skipped", "split", b"split", "variant_answers", b"variant_answers", "variant_digest", b"variant_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["candidate_answers", b"candidate_answers", "candidate_digest", b"candidate_digest", "comparison", b"comparison", "elapsed_s", b"elapsed_s", "ended", b"ended", "failed", b"failed", "skipped", b"skipped", "split", b"split", "variant_answers", b"variant_answers", "variant_digest", b"variant_digest"]) -> None: ...
 
 global___TrafficReport = TrafficReport
 

@@ -137,7 +137,7 @@ class VariantServiceServicer(object):
 
     def SetDefaultVariant(self, request, context):
         """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
-        the one that they began with.
+        the one that they began with. FAILED_PRECONDITION if it is out of service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,14 +146,16 @@ class VariantServiceServicer(object):
     def SetTrafficSplit(self, request, context):
         """Begins to compare a candidate with a variant on the requests that come for it, or changes the
         shares; what was counted under other shares or for another candidate is forgotten.
+        FAILED_PRECONDITION if one of the two is not loaded, or the candidate is out of service, or is to
+        answer callers and has other categories.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTrafficSplits(self, request, context):
-        """Shows all traffic splits and what came of them. Needs the scope "admin". Each server has counted
-        for itself.
+        """Shows all traffic splits and what came of them, those that the server has ended included. Needs
+        the scope "admin". Each server has counted for itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

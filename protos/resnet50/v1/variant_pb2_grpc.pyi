@@ -73,7 +73,7 @@ class VariantServiceStub:
         resnet50.v1.variant_pb2.SetDefaultVariantResponse,
     ]
     """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
-    the one that they began with.
+    the one that they began with. FAILED_PRECONDITION if it is out of service.
     """
 
     SetTrafficSplit: grpc.UnaryUnaryMultiCallable[
@@ -82,14 +82,16 @@ class VariantServiceStub:
     ]
     """Begins to compare a candidate with a variant on the requests that come for it, or changes the
     shares; what was counted under other shares or for another candidate is forgotten.
+    FAILED_PRECONDITION if one of the two is not loaded, or the candidate is out of service, or is to
+    answer callers and has other categories.
     """
 
     ListTrafficSplits: grpc.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
         resnet50.v1.variant_pb2.ListTrafficSplitsResponse,
     ]
-    """Shows all traffic splits and what came of them. Needs the scope "admin". Each server has counted
-    for itself.
+    """Shows all traffic splits and what came of them, those that the server has ended included. Needs
+    the scope "admin". Each server has counted for itself.
     """
 
     DeleteTrafficSplit: grpc.UnaryUnaryMultiCallable[
@@ -153,7 +155,7 @@ class VariantServiceAsyncStub:
         resnet50.v1.variant_pb2.SetDefaultVariantResponse,
     ]
     """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
-    the one that they began with.
+    the one that they began with. FAILED_PRECONDITION if it is out of service.
     """
 
     SetTrafficSplit: grpc.aio.UnaryUnaryMultiCallable[
@@ -162,14 +164,16 @@ class VariantServiceAsyncStub:
     ]
     """Begins to compare a candidate with a variant on the requests that come for it, or changes the
     shares; what was counted under other shares or for another candidate is forgotten.
+    FAILED_PRECONDITION if one of the two is not loaded, or the candidate is out of service, or is to
+    answer callers and has other categories.
     """
 
     ListTrafficSplits: grpc.aio.UnaryUnaryMultiCallable[
         resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
         resnet50.v1.variant_pb2.ListTrafficSplitsResponse,
     ]
-    """Shows all traffic splits and what came of them. Needs the scope "admin". Each server has counted
-    for itself.
+    """Shows all traffic splits and what came of them, those that the server has ended included. Needs
+    the scope "admin". Each server has counted for itself.
     """
 
     DeleteTrafficSplit: grpc.aio.UnaryUnaryMultiCallable[
@@ -243,7 +247,7 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.SetDefaultVariantResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.SetDefaultVariantResponse]]:
         """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
-        the one that they began with.
+        the one that they began with. FAILED_PRECONDITION if it is out of service.
         """
 
     @abc.abstractmethod
@@ -254,6 +258,8 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[resnet50.v1.variant_pb2.SetTrafficSplitResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.SetTrafficSplitResponse]]:
         """Begins to compare a candidate with a variant on the requests that come for it, or changes the
         shares; what was counted under other shares or for another candidate is forgotten.
+        FAILED_PRECONDITION if one of the two is not loaded, or the candidate is out of service, or is to
+        answer callers and has other categories.
         """
 
     @abc.abstractmethod
@@ -262,8 +268,8 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         request: resnet50.v1.variant_pb2.ListTrafficSplitsRequest,
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.variant_pb2.ListTrafficSplitsResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.ListTrafficSplitsResponse]]:
-        """Shows all traffic splits and what came of them. Needs the scope "admin". Each server has counted
-        for itself.
+        """Shows all traffic splits and what came of them, those that the server has ended included. Needs
+        the scope "admin". Each server has counted for itself.
         """
 
     @abc.abstractmethod

@@ -11,12 +11,10 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from functools import partial
-from inspect import iscoroutinefunction
 from random import getrandbits
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -180,8 +178,6 @@ class Boundary:
 
     def _around_stream(self, name: str, handler: Any, scope: str | None) -> Handler:
         method = handler.stream_stream or handler.unary_stream
-        if iscoroutinefunction(method):
-            method = partial(_written, method)
 
         async def streamed(requests: Any, context: Context) -> None:
             call = self._enter(name, context)
@@ -362,27 +358,6 @@ def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             ) from None
 
     return parse_or_refuse
-
-
-async def _written(
-    method: Callable[[Any, Any], Coroutine[Any, Any, None]], request: Any, _: Context
-) -> AsyncGenerator[Any, None]:
-    """Give what a method writes.
-
-    It is not made to wait until the caller takes it: whoever watches health holds a lock meanwhile,
-    and one caller who never reads would keep the server from saying that it stops.
-    """
-    written: asyncio.Queue[Any] = asyncio.Queue()
-    writing = asyncio.create_task(
-        method(request, SimpleNamespace(write=written.put)), name="write responses"
-    )
-    writing.add_done_callback(lambda _: written.put_nowait(EOF))
-    try:
-        while (response := await written.get()) is not EOF:
-            yield response
-        await writing
-    finally:
-        writing.cancel()
 
 
 async def _abort(context: Context, error: Exception, call: Call) -> NoReturn:

@@ -79,7 +79,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.ClassifyRequest, context: Context
     ) -> inference_pb2.ClassifyResponse:
         """Classify one image; see the contract."""
-        question = ClassifyQuestion(request.options, self._find(request.options.variant))
+        variant = self._find(request.options.variant, request.options.include_embedding)
+        question = ClassifyQuestion(request.options, variant)
         told = await self._answer(request.image, question, context)
         return inference_pb2.ClassifyResponse(classification=told.answer, **told.about)
 
@@ -87,7 +88,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.EmbedRequest, context: Context
     ) -> inference_pb2.EmbedResponse:
         """Embed one image; see the contract."""
-        question = EmbedQuestion(request.options, self._find(request.options.variant))
+        variant = self._find(request.options.variant, with_embedding=True)
+        question = EmbedQuestion(request.options, variant)
         told = await self._answer(request.image, question, context)
         return inference_pb2.EmbedResponse(embedding=told.answer, **told.about)
 
@@ -119,11 +121,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reply = inference_pb2.EmbedStreamResponse
         return self._stream(context, EmbedQuestion, reply, "embedding")
 
-    def _find(self, name: str) -> HeldVariant:
+    def _find(self, name: str, with_embedding: bool) -> HeldVariant:
         """Return the variant that answers a call, by what the call says."""
         call = CALL.get()
-        variant = self._traffic.route(call, self._variants.find(name))
+        variant = self._traffic.route(
+            call, self._variants.find(name), with_embedding=with_embedding
+        )
         call.variant = variant.definition.name
+        variant.require_health()
         return variant
 
     async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> _Told:
@@ -151,12 +156,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         with self._pipeline.admission.upload(call.caller.name):
             upload = self._upload(parts)
             options = (await upload.options()).options
-            question = question_of(options, self._find(options.variant))
+            variant = self._find(options.variant, _with_embedding(options))
+            question = question_of(options, variant)
             question.variant.enter_upload(call)
             transform, deadline = question.variant.definition.transform, _deadline(context)
             image = await upload.image(transform, _place(call), deadline)
         # It may have taken minutes, and a successor has not waited for it.
         question = question.latest()
+        question.variant.require_health()
         question.variant.enter(call)
         job = self._traffic.watch(question.job(call, deadline), image)
         answer = await self._pipeline.answer(image, job)
@@ -180,7 +187,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         call.stop = messages.stop
         try:
             config = await messages.config()
-            question = question_of(config.options, self._find(config.options.variant))
+            options = config.options
+            question = question_of(options, self._find(options.variant, _with_embedding(options)))
             question.variant.enter_stream(call)
             job = question.job(call, _deadline(context), flow=messages)
             stream = FrameStream(
@@ -204,6 +212,14 @@ class _Told(NamedTuple):
 
     answer: Any
     about: dict[str, Any]
+
+
+def _with_embedding(
+    options: inference_pb2.ClassifyOptions | inference_pb2.EmbedOptions,
+) -> bool:
+    if isinstance(options, inference_pb2.EmbedOptions):
+        return True
+    return options.include_embedding
 
 
 def _deadline(context: Context) -> float | None:

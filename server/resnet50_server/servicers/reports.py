@@ -25,6 +25,7 @@ def split_of(message: variant_pb2.TrafficSplit, variants: HeldVariants) -> Split
         variants.define(message.candidate, "split.candidate").name,
         message.canary_percent,
         message.shadow_percent,
+        message.canary_embeddings,
     )
 
 
@@ -37,6 +38,7 @@ def report_of(trial: Trial) -> variant_pb2.TrafficReport:
             candidate=split.candidate,
             canary_percent=split.canary_percent,
             shadow_percent=split.shadow_percent,
+            canary_embeddings=split.canary_embeddings,
         ),
         variant_digest=tally.variant_digest,
         candidate_digest=tally.candidate_digest,
@@ -45,6 +47,7 @@ def report_of(trial: Trial) -> variant_pb2.TrafficReport:
         candidate_answers=_share(tally.candidate_answers),
         skipped=tally.skipped,
         failed=tally.failed,
+        ended=trial.ended,
     )
     if tally.comparison.images:
         report.comparison.CopyFrom(_comparison(tally.comparison))

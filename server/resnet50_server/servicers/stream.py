@@ -234,9 +234,8 @@ class FrameStream(Generic[Reply]):
             job.variant.leave_frame()
             if place is not None:
                 place.leave()
-            elif isinstance(error, ShuttingDown):
-                raise  # ends the stream; the frame has its chance at another server
-            if not isinstance(error, Exception):
+            # What ends the stream: the frame has its chance at another server.
+            if isinstance(error, ShuttingDown) or not isinstance(error, Exception):
                 raise
             return self._refused(frame_id, error)
         inside = _Inside(self, question, job, frame_id, started, place)

@@ -123,10 +123,10 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         if held is None:
             variant = _defined(definition, variant_pb2.VARIANT_STATE_LOADING)
         else:
-            sound = held.queue.broken is None
-            variant = _described(
-                held, variant_pb2.VARIANT_STATE_READY if sound else variant_pb2.VARIANT_STATE_FAILED
-            )
+            variant = _described(held, variant_pb2.VARIANT_STATE_READY)
+            if (problem := held.queue.health.problem) is not None:
+                variant.state = variant_pb2.VARIANT_STATE_UNHEALTHY
+                variant.problem = problem
         variant.server_default = definition is self._variants.default
         variant.last_failure = self._variants.failures.get(definition.name, "")
         if loading is not None:

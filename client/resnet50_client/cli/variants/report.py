@@ -53,6 +53,8 @@ def _report(report: TrafficReport) -> RenderableType:
 def _compared(report: TrafficReport) -> Iterator[str]:
     """Give lines about the images that both computed."""
     split, both = report.split, report.comparison
+    if report.ended:
+        yield f"ENDED by the server: {report.ended}"
     yield f"for {timedelta(seconds=int(report.elapsed_s))}"
     if not split.shadow_percent:
         yield "no images are compared (--shadow)"

@@ -47,6 +47,14 @@ def split(
             help="Images that the candidate computes as well, in percent; nobody waits for that.",
         ),
     ] = 0.0,
+    embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--canary-embeddings",
+            help="Let the candidate also answer its callers' requests for embeddings, whose vectors"
+            " are of another space.",
+        ),
+    ] = False,
     timeout_s: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +62,11 @@ def split(
 
     def change(address: str, client: Client) -> None:
         report = client.set_traffic_split(
-            variant, candidate, canary_percent=canary, shadow_percent=shadow
+            variant,
+            candidate,
+            canary_percent=canary,
+            shadow_percent=shadow,
+            canary_embeddings=embeddings,
         )
         if as_json:
             _print_json([(address, [report])])

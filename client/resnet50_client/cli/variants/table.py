@@ -35,15 +35,19 @@ def table(found: Sequence[Variant]) -> Table:
 
 
 def failures(found: Sequence[Variant]) -> list[str]:
-    """Return a line for each variant whose last load failed."""
-    return [
-        f"{one.name}: the last load failed: {one.last_failure}" for one in found if one.last_failure
-    ]
+    """Return a line for each variant that is out of service, or whose last load failed."""
+    lines: list[str] = []
+    for one in found:
+        if one.problem:
+            lines.append(f"{one.name}: out of service: {one.problem}")
+        if one.last_failure:
+            lines.append(f"{one.name}: the last load failed: {one.last_failure}")
+    return lines
 
 
 def state(one: Variant) -> str:
     """Return whether a variant can answer, and what is loaded under its name."""
-    word = "FAILED" if one.state == "failed" else one.state
+    word = one.state.upper() if one.state in ("failed", "unhealthy") else one.state
     if one.state == "ready" and not one.trained:
         word += ", UNTRAINED"
     if one.loading is None:

@@ -1,0 +1,126 @@
+"""The test that an unhealthy variant passes before it is in service again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextvars import Context
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .canary import TOLERANCES, TOP_K, fixed_image
+from .engine.protocol import Engine
+from .errors import ServingError
+from .held import HeldVariant, HeldVariants
+from .variant_queue import Result
+from .variants.definition import Definition
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An engine's answer to the fixed image when its variant was loaded and checked.
+
+    Attributes:
+        image: uint8 [crop, crop, 3], RGB.
+        probabilities: float32 [k], falling.
+        embedding: float32 [D].
+    """
+
+    image: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, engine: Engine, definition: Definition) -> Reference:
+        """Compute it; blocks, on an engine thread."""
+        image = fixed_image(definition.transform.crop)
+        output = engine.run([image], min(TOP_K, len(definition.categories)), True)
+        assert output.embeddings is not None  # asked for
+        return cls(image, output.probabilities[0].copy(), output.embeddings[0].copy())
+
+    def difference(self, result: Result, precision: str) -> str | None:
+        """Say how an answer to the same image differs; None if it is the same within rounding.
+
+        Args:
+            result: With as many categories, and the embedding.
+            precision: That the engine computes in.
+        """
+        assert result.embedding is not None  # asked for
+        tolerance = TOLERANCES[precision]
+        off = float(np.abs(result.probabilities - self.probabilities).max())
+        lengths = float(np.linalg.norm(result.embedding) * np.linalg.norm(self.embedding))
+        cosine = float(result.embedding @ self.embedding) / lengths if lengths else 1.0
+        if off <= tolerance.probability and cosine >= tolerance.cosine:
+            return None
+        return f"a probability is off by {off:.2e}, and the embedding's cosine is {cosine:.6f}"
+
+
+class SelfTests:
+    """Tests variants that are out of service, and takes them in again. Event loop only.
+
+    Args:
+        variants: Those of the server.
+    """
+
+    def __init__(self, variants: HeldVariants) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        variants.watch_health(self._on_health)
+
+    def close(self) -> None:
+        """Test no more."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _on_health(self, variant: HeldVariant) -> None:
+        if variant.queue.health.problem is None or variant.reference is None:
+            return
+        # In a context of its own: what is logged there is none of the call's that was failed.
+        task = Context().run(
+            asyncio.create_task,
+            self._recover(variant, variant.reference),
+            name=f"test variant {variant.definition.name}",
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _recover(self, variant: HeldVariant, reference: Reference) -> None:
+        health = variant.queue.health
+        while True:
+            await asyncio.sleep(health.retest_s)
+            if variant.retired:
+                return
+            problem = await _problem(variant, reference)
+            if problem is None:
+                health.recover()
+                return
+            health.failed_again()
+            log.error(
+                "variant %s has failed its test and stays out of service: %s; it is tested again in"
+                " %g s",
+                variant.definition.name,
+                problem,
+                health.retest_s,
+            )
+
+
+async def _problem(variant: HeldVariant, reference: Reference) -> str | None:
+    """Say why a variant fails the test; None if it passes."""
+    try:
+        result = await variant.scheduler.submit(
+            variant.queue,
+            reference.image,
+            top_k=len(reference.probabilities),
+            with_embedding=True,
+            bulk=True,
+            shadow=True,
+        )
+        return reference.difference(result, variant.opened.precision)
+    except ServingError as error:  # the engine's own are in the log already
+        return str(error)
+    except Exception as error:
+        log.exception("the test of variant %s failed", variant.definition.name)
+        return repr(error)
