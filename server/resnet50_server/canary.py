@@ -1,4 +1,4 @@
-"""A fixed image, and what PyTorch says of it: what an engine must say before it answers anybody."""
+"""Fixed images, and PyTorch's answers: an engine must give the same before it answers requests."""
 
 from __future__ import annotations
 
@@ -46,26 +46,28 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Canary:
-    """What a variant's weights say of the fixed image, computed by torchvision's own network.
+    """Answers of a variant's weights to fixed images, computed by torchvision's own network.
 
     Attributes:
-        image: uint8 [crop, crop, 3], RGB.
-        probabilities: float32 [categories].
-        embedding: float32 [2048].
+        images: Two of uint8 [crop, crop, 3], RGB.
+        probabilities: float32 [2, categories].
+        embeddings: float32 [2, 2048].
     """
 
-    image: NDArray[np.uint8]
+    images: list[NDArray[np.uint8]]
     probabilities: NDArray[np.float32]
-    embedding: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
 
     @classmethod
     def of(cls, definition: Definition, weights: Weights) -> Canary:
-        """Compute it; blocks for about as long as one image takes in eager PyTorch.
+        """Compute it; blocks for about as long as two images take in eager PyTorch.
 
         Raises:
             WeightsError: The weights do not fit, or the answer is not made of numbers.
         """
         image = fixed_image(definition.transform.crop)
+        # The second one is upside down: rows of a batch that are mixed up show.
+        images = [image, np.ascontiguousarray(image[::-1])]
         model = build_model(definition, weights)
         pooled: list[Tensor] = []
         model.avgpool.register_forward_hook(lambda *call: pooled.append(call[2].dequantize()))
@@ -73,20 +75,20 @@ class Canary:
             torch.tensor(values).view(1, 3, 1, 1)
             for values in (definition.transform.mean, definition.transform.std)
         )
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255.0
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
         with torch.inference_mode():
             logits = model((pixels - mean) / std)
-        probabilities = torch.softmax(logits, dim=1)[0].numpy()
-        embedding = pooled[0].flatten().numpy()
-        if not (np.isfinite(probabilities).all() and np.isfinite(embedding).all()):
+        probabilities = torch.softmax(logits, dim=1).numpy()
+        embeddings = pooled[0].flatten(1).numpy()
+        if not (np.isfinite(probabilities).all() and np.isfinite(embeddings).all()):
             raise WeightsError(
                 f"{definition.name}: in float32, PyTorch's answer to a fixed image is not made of"
                 " numbers: the weights are broken"
             )
-        return cls(image, probabilities, embedding)
+        return cls(images, probabilities, embeddings)
 
     def check(self, engine: Engine, definition: Definition, precision: str) -> None:
-        """Compare an engine's answer; blocks, on an engine thread.
+        """Compare an engine's answers, in each size of batch; blocks, on an engine thread.
 
         Args:
             engine: Warmed up.
@@ -96,33 +98,41 @@ class Canary:
         Raises:
             WeightsError: It is another one; says by how much.
         """
-        difference, cosine = self.compare(engine)
         tolerance = TOLERANCES[precision]
-        if not (difference <= tolerance.probability and cosine >= tolerance.cosine):
+        for size in engine.sizes or (1,):
+            difference, cosine = self.compare(engine, size)
+            if difference <= tolerance.probability and cosine >= tolerance.cosine:
+                continue
             raise WeightsError(
-                f"{definition.name}: the engine does not compute these weights: for a fixed image"
-                f" its probabilities differ from PyTorch's by {difference:.2e} (at most"
-                f" {tolerance.probability:g} is allowed in {precision}) and the cosine of the"
-                f" embeddings is {cosine:.6f} (at least {tolerance.cosine:g}); delete the graphs in"
-                " cache_dir if there are any, or use --engine torch"
+                f"{definition.name}: the engine does not compute these weights: for fixed images"
+                f" in a batch of {size} its probabilities differ from PyTorch's by"
+                f" {difference:.2e} (at most {tolerance.probability:g} is allowed in {precision})"
+                f" and the cosine of the embeddings is {cosine:.6f} (at least"
+                f" {tolerance.cosine:g}); delete the graphs in cache_dir if there are any, or use"
+                " --engine torch"
             )
 
-    def compare(self, engine: Engine) -> tuple[float, float]:
-        """Return by how much a probability differs at most, and the cosine of the embeddings.
+    def compare(self, engine: Engine, size: int = 1) -> tuple[float, float]:
+        """Return by how much a probability differs at most, and the embeddings' smallest cosine.
 
         Args:
             engine: Warmed up; blocks, on an engine thread.
+            size: Of the batch, whose rows have the images in turn.
         """
-        output = engine.run([self.image], min(TOP_K, len(self.probabilities)), True)
+        rows = [row % len(self.images) for row in range(size)]
+        top_k = min(TOP_K, self.probabilities.shape[1])
+        output = engine.run([self.images[one] for one in rows], top_k, True)
         assert output.embeddings is not None  # asked for
-        vector = output.embeddings[0]
-        expected = self.probabilities[output.indices[0]]
-        difference = float(np.abs(output.probabilities[0] - expected).max())
-        # What it puts first is the first one, or as good as that.
-        difference = max(difference, float(self.probabilities.max() - expected[0]))
-        lengths = float(np.linalg.norm(vector) * np.linalg.norm(self.embedding))
+        probabilities, embeddings = self.probabilities[rows], self.embeddings[rows]
+        expected = np.take_along_axis(probabilities, output.indices, axis=1)
+        # What comes first is the first category, or as good as that.
+        behind = (probabilities.max(axis=1) - expected[:, 0]).max()
+        difference = max(np.abs(output.probabilities - expected).max(), behind)
+        lengths = np.linalg.norm(output.embeddings, axis=1) * np.linalg.norm(embeddings, axis=1)
+        products = (output.embeddings * embeddings).sum(axis=1)
         # A network whose embedding is zero has no direction to compare.
-        return difference, float(vector @ self.embedding) / lengths if lengths else 1.0
+        cosines = np.divide(products, lengths, out=np.ones_like(products), where=lengths != 0)
+        return float(difference), float(cosines.min())
 
 
 def fixed_image(crop: int) -> NDArray[np.uint8]:

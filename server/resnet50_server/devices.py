@@ -109,8 +109,8 @@ class Devices:
         # Whoever stops a server twice finds nothing left to close.
         all_threads, self._threads = self._threads, {}
         closing = [
-            asyncio.create_task(_close_engines(device, scheduler, threads), name=f"close {device}")
-            for device, threads in all_threads.items()
+            asyncio.create_task(_close_engines(device, scheduler), name=f"close {device}")
+            for device in all_threads
             if not (scheduler := self._schedulers[device]).hung
         ]
         if closing:
@@ -126,12 +126,12 @@ class Devices:
             threads.close()
 
 
-async def _close_engines(device: str, scheduler: Scheduler, threads: Threads) -> None:
-    """Close a device's engines where they run, once its last batches have ended."""
+async def _close_engines(device: str, scheduler: Scheduler) -> None:
+    """Close a device's engines once its last batches have ended."""
     while not scheduler.idle:
         await asyncio.sleep(LOOK_S)
     for engine in scheduler.engines:
         try:
-            await threads.run(engine.close)
+            await asyncio.to_thread(engine.close)
         except Exception:
             log.exception("an engine on %s failed to close", device)

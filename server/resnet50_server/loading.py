@@ -63,7 +63,7 @@ async def hold(
         await threads.run(partial(verify, prepared, opened))
         reference = await threads.run(partial(Reference.of, opened.engine, definition))
     except Exception:
-        await threads.run(opened.engine.close)  # its memory is wanted by the next try
+        await asyncio.to_thread(opened.engine.close)  # its memory is wanted by the next try
         raise
     log.info(
         "variant %s is ready: %s on %s in %s, weights %s",
@@ -111,6 +111,8 @@ async def let_go(variant: HeldVariant, patience_s: float) -> bool:
             last_s,
         )
         return False
-    await variant.threads.run(variant.opened.engine.close)
+    # Not on the engine threads, which compute for others: closing waits while another engine of the
+    # device is built.
+    await asyncio.to_thread(variant.opened.engine.close)
     log.info("variant %s is unloaded: weights %s", name, variant.opened.digest[:12])
     return True

@@ -111,7 +111,7 @@ def _list(path: Path) -> int:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("name", "scopes", "expires"):
         table.add_column(heading, no_wrap=True)
-    for _, token in read_tokens(path):
+    for token in read_tokens(path).values():
         table.add_row(token.name, ", ".join(sorted(token.scopes)), _expiry(token))
     Console(soft_wrap=True).print(table)
     return 0
@@ -128,7 +128,7 @@ def _expiry(token: Token) -> str:
 def _revoke(name: str, file: Path) -> int:
     path = _resolved(file)
     with _locked(path):
-        names = [token.name for _, token in read_tokens(path)]
+        names = [token.name for token in read_tokens(path).values()]
         if name not in names:
             raise UnusableSetting("tokens_file", f"{file}: has no token {name!r}")
         # What people wrote beside the other entries stays.

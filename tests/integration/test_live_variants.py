@@ -21,11 +21,11 @@ from administering import (
     refused,
 )
 from pictures import encode, photo_like
-from serving import engines_of, until
+from serving import DECODING, connected, engines_of, queues_of, serving, until
 from torchvision.models import ResNet50_Weights
 from weights import calm, custom_variant, publish
 
-from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
+from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server import loading
 from resnet50_server.canary import Canary
 from resnet50_server.settings import Settings
@@ -527,3 +527,28 @@ def test_the_check_knows_other_weights_and_takes_the_same_in_every_arithmetic(tm
     for precision in ("fp32", "fp16", "bf16", "int8"):
         with pytest.raises(WeightsError, match="does not compute these weights"):
             canary.check(engine_of("two", 2)[2], definition, precision)
+
+
+async def test_engine_that_waits_to_be_closed_holds_up_no_batch_of_others():
+    """On a GPU it waits while another engine is built, which takes minutes."""
+    names = ["IMAGENET1K_V2", "IMAGENET1K_V1"]
+    closing, released = threading.Event(), threading.Event()
+
+    def close() -> None:
+        closing.set()
+        released.wait()
+
+    async with serving(**DECODING, variants=names) as server, connected(server) as channel:
+        (unloaded,) = [one for one in queues_of(server) if one.name == names[1]]
+        unloaded.engine.close = close
+        unloading = asyncio.create_task(server._changes.unload(names[1]))
+        try:
+            await asyncio.to_thread(closing.wait)
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            request = inference_pb2.ClassifyRequest(image=PICTURES[0])
+            for _ in range(4):  # more than there are engine threads
+                await stub.Classify(request, timeout=60)
+            assert not unloading.done()
+        finally:
+            released.set()
+        await unloading

@@ -11,13 +11,16 @@ import weights
 from host_device import HostDevice
 from torchvision.models import ResNet50_Weights
 
+from resnet50_server.canary import Canary
 from resnet50_server.engine import cuda_device, cuda_engine
 from resnet50_server.engine.answer_layout import ALIGNMENT, AnswerLayout
 from resnet50_server.engine.cuda_device import Slot
 from resnet50_server.engine.cuda_engine import CAPTURED_TOP_K, CudaEngine
 from resnet50_server.engine.forward import Answers, Forward
 from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.errors import WeightsError
 from resnet50_server.transform import Transform
+from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network, fold_batchnorm
 
 # Small, so that many batches are quick; nothing in the engine knows the size of an image.
@@ -294,3 +297,37 @@ def test_transform_of_the_official_weights_normalises_as_the_eager_engine():
     ours = pixels.permute(0, 3, 1, 2) * forward.scale + forward.shift
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
     assert torch.allclose(ours, (pixels.permute(0, 3, 1, 2) / 255 - mean) / std, atol=1e-5)
+
+
+def test_every_row_of_every_bucket_is_compared_with_pytorch(images, reference):
+    """Each bucket is a graph of its own: one may be wrong, or mix rows up, and others be right."""
+    found = reference.run(images[:2], CATEGORIES, True)
+    probabilities = np.empty_like(found.probabilities)
+    np.put_along_axis(probabilities, found.indices, found.probabilities, axis=1)
+    canary = Canary(images[:2], probabilities, found.embeddings)
+    definition, one = define("IMAGENET1K_V2"), engine()
+    assert one.sizes == (1, 2, 4)
+    canary.check(one, definition, "fp32")
+    run = one.run
+
+    def break_row(broken: int, row: int) -> None:
+        def run_or_break(batch, *arguments):
+            output = run(batch, *arguments)
+            if len(batch) == broken:
+                output.embeddings[row] *= -1
+            return output
+
+        one.run = run_or_break
+
+    for size in one.sizes:
+        for row in range(size):
+            break_row(size, row)
+            with pytest.raises(WeightsError, match=f"in a batch of {size} its"):
+                canary.check(one, definition, "fp32")
+
+    def mix_up(batch, *arguments):
+        return run(batch[::-1] if len(batch) == 4 else batch, *arguments)
+
+    one.run = mix_up
+    with pytest.raises(WeightsError, match="in a batch of 4 its"):
+        canary.check(one, definition, "fp32")

@@ -26,6 +26,33 @@ def test_network_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
     assert list(tmp_path.glob("resnet50*")) == []
 
 
+def test_download_that_stalls_is_given_up_and_other_sockets_keep_their_limits(
+    monkeypatch, tmp_path
+):
+    """A server that serves has other sockets than that of its download."""
+    monkeypatch.setattr(files, "STALL_TIMEOUT_S", 0.2)
+    limits = []
+    with closing(socket.create_server(("127.0.0.1", 0))) as peer:
+
+        def send_half() -> None:
+            connection, _ = peer.accept()
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+            connection.recv(1)  # until the other side gives up
+            limits.append(socket.getdefaulttimeout())
+            connection.close()
+
+        sending = threading.Thread(target=send_half)
+        sending.start()
+        port = peer.getsockname()[1]
+        monkeypatch.setattr(V2.value, "url", f"http://127.0.0.1:{port}/resnet50-11ad3fa6.pth")
+        with pytest.raises(WeightsError, match=r"TimeoutError|timed out"):
+            files.fetch(define("IMAGENET1K_V2"), tmp_path)
+        sending.join()
+    assert limits == [None]
+    assert list(tmp_path.glob("resnet50*")) == []
+
+
 def test_name_look_up_that_hangs_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "ANSWER_TIMEOUT_S", 0.2)
     released = threading.Event()

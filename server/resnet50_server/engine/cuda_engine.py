@@ -55,6 +55,7 @@ class CudaEngine:
     Attributes:
         compiled: Whether what runs was compiled.
         captured: Whether it was captured.
+        sizes: The buckets, each with a graph of its own.
 
     Raises:
         ValueError: The network is quantized, or the precision is none of the three.
@@ -81,6 +82,7 @@ class CudaEngine:
             )
         head = network.model.fc
         self.buckets = Buckets(max_batch_size, buckets)
+        self.sizes = tuple(self.buckets.sizes)
         self._crop = transform.crop
         self._layouts = {
             size: AnswerLayout(

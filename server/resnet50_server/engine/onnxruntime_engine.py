@@ -27,6 +27,7 @@ class OnnxRuntimeEngine:
     """
 
     needs_pixels = True
+    sizes: tuple[int, ...] = ()
 
     def __init__(self, graph: Path, threads: int, instances: int) -> None:
         options = onnxruntime.SessionOptions()

@@ -45,6 +45,7 @@ class OpenVinoEngine:
     """
 
     needs_pixels = True
+    sizes: tuple[int, ...] = ()
 
     def __init__(self, graph: Path, precision: str, threads: int, instances: int) -> None:
         compiled = _CORE.compile_model(

@@ -38,9 +38,12 @@ class Engine(Protocol):
 
     Attributes:
         needs_pixels: Whether `run` looks at the images; where it does not, none is decoded for it.
+        sizes: Batch sizes that something was prepared for, each of its own; empty if one program
+            computes all sizes.
     """
 
     needs_pixels: bool
+    sizes: tuple[int, ...]
 
     def run(
         self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
@@ -62,5 +65,8 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the device's memory; no `run` follows."""
+        """Free the device's memory; no `run` follows, and none is under way.
+
+        May block, for example while another engine is built: not for an engine thread.
+        """
         ...

@@ -23,6 +23,7 @@ class NullEngine:
     """
 
     needs_pixels = False
+    sizes: tuple[int, ...] = ()
 
     def __init__(self, categories: int) -> None:
         logits = -np.arange(categories, dtype=np.float64)
@@ -63,6 +64,7 @@ class TimedEngine(NullEngine):
 
     # A GPU's callers wait for decoding too.
     needs_pixels = True
+    sizes: tuple[int, ...] = ()
 
     def __init__(self, categories: int, alpha_ms: float, beta_ms: float) -> None:
         super().__init__(categories)

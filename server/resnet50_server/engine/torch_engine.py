@@ -26,6 +26,7 @@ class TorchEngine:
     """
 
     needs_pixels = True
+    sizes: tuple[int, ...] = ()
 
     def __init__(
         self, network: Network, transform: Transform, device: torch.device, precision: str

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import io
 import logging
 import re
-import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import torch
 from torch import Tensor
@@ -36,6 +35,7 @@ StateDict = dict[str, Any]
 ANSWER_TIMEOUT_S = 5.0
 # Once it answers: how long a download may stand still.
 STALL_TIMEOUT_S = 30.0
+BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def sha256(path: Path) -> str:
     """Return a file's SHA-256 as 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
@@ -116,7 +116,7 @@ def verify_official(definition: Definition, path: Path) -> str:
 
 
 def fetch(definition: Definition, directory: Path, download: bool = True) -> None:
-    """Download an official variant's file with torch.hub, hash check and progress.
+    """Download an official variant's file; its hash is checked.
 
     Of several processes that want it at once, one downloads it and the others wait. The file
     appears under its name when it is whole; what a process that died has left of it goes away.
@@ -153,17 +153,35 @@ def _download(url: str, path: Path, expected: str) -> None:
     # A name of our own: torch.hub's folder is shared, and others' half downloads are not ours.
     part = path.with_name(path.name + ".part")
     _remove_parts(part)
+    digest = hashlib.sha256()
     try:
-        _require_answer(url)
-        with _stall_timeout():
-            # Not load_state_dict_from_url: it checks no hash where the name has "_" before it,
-            # as IMAGENET1K_FBGEMM_V1's has, and it writes to stdout. A progress bar is for people;
-            # where stderr is a file on a full disk, it would end the download.
-            torch.hub.download_url_to_file(url, str(part), expected, sys.stderr.isatty())
+        # Not torch.hub, which has no time limit but the one of all sockets of the process.
+        with _opened(url) as response, part.open("wb") as file:
+            for block in _blocks(response):
+                digest.update(block)
+                file.write(block)
+        if not digest.hexdigest().startswith(expected):
+            raise ValueError(
+                f"invalid hash: SHA-256 {digest.hexdigest()[: len(expected)]}…, not {expected}…"
+            )
         part.replace(path)
     finally:
-        # torch.hub leaves its file behind if the disk is full.
         _remove_parts(part)
+
+
+def _blocks(response: HTTPResponse) -> Iterator[bytes]:
+    """Give what is downloaded piece by piece, with a progress bar for people."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Where stderr is a file on a full disk, a bar would end the download.
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not sys.stderr.isatty()) as progress:
+        length = response.headers.get("Content-Length")
+        task = progress.add_task("download", total=float(length) if length else None)
+        while block := response.read(BLOCK_BYTES):
+            yield block
+            progress.advance(task, len(block))
 
 
 def _remove_parts(part: Path) -> None:
@@ -258,36 +276,27 @@ def _unpickled(content: bytes, path: Path, name: str) -> StateDict:
     return state
 
 
-def _require_answer(url: str) -> None:
-    """Raise `OSError` unless something answers for `url` within `ANSWER_TIMEOUT_S`.
+def _opened(url: str) -> HTTPResponse:
+    """Return the response of a server that answers within `ANSWER_TIMEOUT_S`.
 
-    It asks in a thread, since no time limit can be set on looking a name up.
+    A thread asks, since looking a name up has no time limit. Reading the response fails with
+    TimeoutError once nothing comes for `STALL_TIMEOUT_S`.
+
+    Raises:
+        OSError: There is no answer, or it is a refusal.
     """
-    failures: list[Exception] = []
+    outcome: Future[HTTPResponse] = Future()
 
     def ask() -> None:
         try:
-            with urlopen(Request(url, method="HEAD"), timeout=ANSWER_TIMEOUT_S):
-                pass
-        except HTTPError:
-            pass  # an answer; what it means, the download will tell
+            outcome.set_result(urlopen(url, timeout=STALL_TIMEOUT_S))
         except Exception as error:
-            failures.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=ask, name="weights-answer", daemon=True)
-    thread.start()
-    thread.join(ANSWER_TIMEOUT_S)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {ANSWER_TIMEOUT_S:g} s")
-    if failures:
-        raise failures[0]
-
-
-@contextlib.contextmanager
-def _stall_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_TIMEOUT_S)
+    threading.Thread(target=ask, name="weights-answer", daemon=True).start()
     try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+        return outcome.result(ANSWER_TIMEOUT_S)
+    except FutureTimeout:
+        if outcome.done():  # it was the connection that timed out
+            raise
+        raise TimeoutError(f"no answer within {ANSWER_TIMEOUT_S:g} s") from None
