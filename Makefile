@@ -7,7 +7,7 @@ JOBS   ?= 2
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test nginx bench bench-gpu reliability memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos clean
+.PHONY: help demo serve test nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes;
 
 memory: $(VENV)/installed  ## Attack a server's memory and compare it with its bound, 5 minutes; writes docs/reliability.md
 	$(BIN)/python benchmarks/memory.py --write
+
+overload: $(VENV)/installed  ## Real engines at 120% and 130% of what they can, 8 minutes; writes docs/reliability.md
+	$(BIN)/python benchmarks/overload.py --write
 
 soak: $(VENV)/installed  ## Mixed load and changing weights, each answer checked, 2 hours; writes docs/reliability.md
 	$(BIN)/python benchmarks/soak.py --write

@@ -15,6 +15,7 @@ import asyncio
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,23 +70,34 @@ def request() -> bytes:
     return inference_pb2.ClassifyRequest(image=image_pb2.Image(raw=raw)).SerializeToString()
 
 
-async def send(address: str, arrivals: list[float], within_s: float | None) -> list[Call]:
+async def send(
+    address: str,
+    arrivals: list[float],
+    within_s: float | None,
+    contents: Sequence[bytes] = (),
+) -> list[Call]:
     """Send one request at each of the times; never wait for answers.
 
     Requests are bytes already and answers stay bytes: the generator shares the machine.
+
+    Args:
+        address: Of the server.
+        arrivals: When to send, in seconds from the start, rising.
+        within_s: Deadline of each, in seconds from then; None for none.
+        contents: Requests, sent in turn; by default `request`.
     """
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
     methods = [channel.unary_unary(CLASSIFY) for channel in channels]
-    content, calls = request(), []
-    await asyncio.gather(*(method(content, wait_for_ready=True) for method in methods))
+    contents, calls = contents or [request()], []
+    await asyncio.gather(*(method(contents[0], wait_for_ready=True) for method in methods))
     start = time.perf_counter() + 0.1
 
     async def one(number: int, due: float) -> None:
         sent = time.perf_counter() - start
         timeout = None if within_s is None else due + within_s - sent
         try:
-            await methods[number % CHANNELS](content, timeout=timeout)
+            await methods[number % CHANNELS](contents[number % len(contents)], timeout=timeout)
             code = grpc.StatusCode.OK
         except grpc.aio.AioRpcError as error:
             code = error.code()

@@ -78,3 +78,17 @@ class VirtualThreads:
         except BaseException as error:
             outcome = None, error
         loop.call_at(end, done, *outcome)
+
+
+class VirtualDecoders:
+    """Threads of a decode pool, each of which takes `decode_s` virtual seconds for a call."""
+
+    def __init__(self, count: int, decode_s: float) -> None:
+        self._free = [0.0] * count
+        self._decode_s = decode_s
+
+    def start(self, call, done) -> None:
+        loop = asyncio.get_running_loop()
+        lane = self._free.index(min(self._free))
+        end = self._free[lane] = max(loop.time(), self._free[lane]) + self._decode_s
+        loop.call_at(end, done, call(), None)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from functools import partial
 
@@ -26,7 +27,7 @@ from .observer import Batch, Observer
 from .rescue import Rescue, Rescues
 from .threads import Threads
 from .timetable import Timetable
-from .variant_queue import TICK_S, GivenUp, Result, VariantQueue, Waiting, fail
+from .variant_queue import TICK_S, GivenUp, Result, Undecoded, VariantQueue, Waiting, fail
 from .watchdog import BatchWatch
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class Scheduler:
         bulk: bool = False,
         context: object = None,
         shadow: bool = False,
+        accepted: bool = False,
     ) -> asyncio.Future[Result]:
         """Queue one decoded image; cancelling what is returned takes it out again.
 
@@ -144,6 +146,7 @@ class Scheduler:
             bulk: Whether it goes behind those that are not; see `FairQueue`.
             context: What observers are told of the image.
             shadow: Whether no caller waits for it: where such batches fail, the device is not lost.
+            accepted: Whether `accept` has taken it.
 
         Raises:
             QueueFull: `max_queue_size` images wait already.
@@ -154,18 +157,12 @@ class Scheduler:
             EngineFailed: (from the returned awaitable) the engine failed on it.
             DoesNotFit: (as well) the device has no memory for it.
         """
-        if self._closing is not None:
-            raise ShuttingDown() from self._closing
-        if queue.removed is not None:
-            raise type(queue.removed)(*queue.removed.args)
-        if queue.health.problem is not None and not shadow:
-            raise queue.unhealthy()
+        if accepted:
+            self._require_open(queue, shadow)
+        else:
+            self._require(queue, deadline, flow, bulk, shadow=shadow)
         now = self._loop.time()
-        if flow is None:  # frames are held back before they come here
-            self._timetable.require_room(queue, bulk, now)
         probe = self._timetable.is_probe(queue, deadline, now)
-        if deadline is not None and not probe:
-            self._timetable.require_time(queue, deadline, flow, bulk, now)
         future: asyncio.Future[Result] = self._loop.create_future()
         waiting = Waiting(image, top_k, with_embedding, deadline, now, future, probe, context)
         waiting.shadow = shadow
@@ -177,22 +174,40 @@ class Scheduler:
             self._loop.call_soon(self._form, context=Context())
         return future
 
-    def check(
-        self, queue: VariantQueue, deadline: float | None, flow: Hashable | None, bulk: bool = False
-    ) -> None:
-        """Refuse what could not be answered in time if it were submitted now.
+    @contextmanager
+    def accept(
+        self,
+        queue: VariantQueue,
+        *,
+        deadline: float | None = None,
+        flow: Hashable | None = None,
+        bulk: bool = False,
+        decode_s: float = 0.0,
+    ) -> Iterator[None]:
+        """Accept an image that is decoded in the `with` block, and submitted after it.
 
-        For images that are still to be decoded: those that are refused here cost no decoding.
+        Meanwhile it counts like those that wait, so that what cannot be answered in time is refused
+        before it is decoded, and not after.
+
+        Args:
+            queue: As for `submit`; so are the others.
+            deadline: The same.
+            flow: The same.
+            bulk: The same.
+            decode_s: How long that will take, the wait for a thread included, in seconds.
 
         Raises:
-            DeadlineUnreachable: As `submit`.
-            VariantUnhealthy: As `submit`.
+            ServingError: As `submit`.
         """
-        if queue.health.problem is not None:
-            raise queue.unhealthy()
+        self._require(queue, deadline, flow, bulk, decode_s)
         now = self._loop.time()
-        if deadline is not None and not self._timetable.is_probe(queue, deadline, now):
-            self._timetable.require_time(queue, deadline, flow, bulk, now)
+        entry = queue.undecoded.push(
+            Undecoded(deadline), now, deadline=deadline, flow=flow, bulk=bulk
+        )
+        try:
+            yield
+        finally:
+            queue.undecoded.remove(entry, self._loop.time())
 
     async def remove(self, queue: VariantQueue, reason: ServingError, patience_s: float) -> bool:
         """Take no more images into a queue, fail those that wait, wait for those that run.
@@ -236,6 +251,31 @@ class Scheduler:
         stopped = "the server stopped before it came to this request"
         fail(self._in_queues(), partial(ShuttingDown, stopped))
 
+    def _require(
+        self,
+        queue: VariantQueue,
+        deadline: float | None,
+        flow: Hashable | None,
+        bulk: bool,
+        decode_s: float = 0.0,
+        shadow: bool = False,
+    ) -> None:
+        """Refuse an image for which there is no room, or no time."""
+        self._require_open(queue, shadow)
+        now, timetable = self._loop.time(), self._timetable
+        if flow is None:  # frames are held back before they come here
+            timetable.require_room(queue, bulk, now)
+        if deadline is not None and not timetable.is_probe(queue, deadline, now):
+            timetable.require_time(queue, deadline, flow, bulk, now, now + decode_s)
+
+    def _require_open(self, queue: VariantQueue, shadow: bool) -> None:
+        if self._closing is not None:
+            raise ShuttingDown() from self._closing
+        if queue.removed is not None:
+            raise type(queue.removed)(*queue.removed.args)
+        if queue.health.problem is not None and not shadow:
+            raise queue.unhealthy()
+
     def _runs(self, queue: VariantQueue) -> bool:
         """Return whether batches of a queue are with the device, or will be again."""
         queues = [running.queue for running in self._running]
@@ -278,7 +318,7 @@ class Scheduler:
         queue, start = self._timetable.next(now)
         if queue is None:
             return False
-        images, limit = len(queue.waiting), queue.limit.now(now)
+        images, limit = len(queue.waiting), queue.size(queue.limit.now(now))
         if len(self._running) >= self.workers and images < limit:
             # What comes until the device is free could join: handed over just so much ahead that
             # the device does not wait for it.
@@ -287,7 +327,7 @@ class Scheduler:
             self._timer = self._loop.call_at(start, self._form)
             return False
         only_bulk = queue.waiting.only_bulk
-        batch = queue.take(limit, now, free_at)
+        batch = queue.take(limit, now, free_at, self._timetable.margin.seconds)
         if batch:
             self._hand_over(queue, batch, now, free_at)
             self._timetable.handed_over(queue, len(batch), only_bulk)

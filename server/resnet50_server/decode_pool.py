@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from .call import CALL
 from .cpus import set_torch_threads
 from .errors import ShuttingDown
-from .fair_queue import FairQueue
+from .fair_queue import FairQueue, due_at
 from .faults import DecodingHung, dump_stacks
 from .file_guard import took_too_long
+from .latency import LatencyModel
 from .threads import Threads
 from .watchdog import LOOK_S, LOOKS
 
@@ -32,6 +33,7 @@ class _Job:
     call: Callable[[], Any]
     future: asyncio.Future[Any]
     request_id: str
+    started: float = 0.0
     ran_s: float = 0.0
     looked: float = 0.0
     timer: asyncio.TimerHandle | None = None
@@ -92,6 +94,7 @@ class DecodePool:
         self._count = self._free = threads
         self.cancelled = 0
         self._waiting: FairQueue[_Job] = FairQueue()
+        self._call = LatencyModel()  # of one call each
 
     async def run(
         self,
@@ -133,6 +136,24 @@ class DecodePool:
             del job, entry
         return result
 
+    def expected_s(
+        self, *, deadline: float | None = None, flow: Hashable | None = None, bulk: bool = False
+    ) -> float:
+        """Return how long a call that comes now takes with the wait for a thread, in seconds.
+
+        Args:
+            deadline: As for `run`; so are the others.
+            flow: The same.
+            bulk: The same.
+        """
+        rounds = 1.0
+        if not self._free:
+            now = asyncio.get_running_loop().time()
+            due = due_at(now, deadline if flow is None and not bulk else None)
+            before = self._waiting.before(due, bulk)
+            rounds += (before + 1) / max(1, self._count - self.stuck)
+        return rounds * self._call.batch_s(1)
+
     @property
     def waiting(self) -> int:
         """How many calls wait for a thread."""
@@ -155,6 +176,7 @@ class DecodePool:
                 continue
             self._free -= 1
             job = entry.item
+            job.started = loop.time()
             self._plan(loop, job)
             self._threads.start(job.call, partial(self._finish, loop, job))
 
@@ -229,6 +251,7 @@ class DecodePool:
             job.timer.cancel()
         if job.stuck:
             self._unstick()
+        self._call.observe(1, loop.time() - job.started)
         if not job.future.done():
             if error is None:
                 job.future.set_result(result)

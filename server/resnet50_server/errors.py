@@ -204,7 +204,16 @@ class Stalled(ServingError):
 
 
 class DeadlineUnreachable(ServingError):
-    """The request's deadline has passed, or comes before the engine could answer."""
+    """The request's deadline has passed, or comes before the engine could answer.
+
+    Args:
+        text: By how much, and what to do.
+        accepted: Whether it had been accepted, and decoded, before that was known.
+    """
+
+    def __init__(self, text: str, *, accepted: bool = False) -> None:
+        super().__init__(text)
+        self.accepted = accepted
 
 
 class ShuttingDown(ServingError):

@@ -93,6 +93,11 @@ class FairQueue(Generic[Item]):
         """Whether something waits, and all of it is bulk."""
         return self._live > 0 and not self._line
 
+    @property
+    def interactive(self) -> int:
+        """How many stand in the line that is not bulk: all but the later items of flows."""
+        return len(self._line)
+
     def before(self, due: float, bulk: bool = False) -> int:
         """Return how many go before an item that is due then and came now.
 

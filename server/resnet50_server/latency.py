@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 # One batch counts as so many times what was expected of it, at most.
 CLIP = 4.0
 # Batches until what is expected is worth comparing with.
 CLIP_AFTER = 8.0
+# A batch that computes so many times as many images a second as the largest one is efficient.
+EFFICIENT = 0.96
 
 
 def _unpadded(images: int) -> int:
@@ -78,6 +81,23 @@ class LatencyModel:
         full, rest = divmod(images, max_batch_size)
         needed_s = self.batch_s(rest) if rest else 0.0
         return needed_s + full * self.batch_s(max_batch_size) if full else needed_s
+
+    def size(self, limit: int, within_s: float) -> int:
+        """Return how large the largest batch is that takes `within_s` and is efficient.
+
+        Where none is both, the smallest one that is efficient.
+
+        Args:
+            limit: Images in a batch, at most.
+            within_s: How long it should take, in seconds.
+        """
+        if self.batch_s(limit) <= max(0.0, within_s):
+            return limit
+        # From n / (α + β·n) = EFFICIENT · limit / (α + β·limit).
+        fixed_s, all_s = self.alpha_s, self.beta_s * limit
+        efficient = EFFICIENT * limit * fixed_s / (fixed_s + (1.0 - EFFICIENT) * all_s)
+        fitting = (within_s - fixed_s) / self.beta_s if self.beta_s > 0.0 else 0.0
+        return max(1, min(limit, self._padded(max(math.ceil(efficient), int(fitting)))))
 
 
 class Margin:

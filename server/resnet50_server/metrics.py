@@ -62,6 +62,7 @@ LIMITS = (
     "max_queue_size",
     "device_memory",
     "deadline",
+    "deadline_later",
     "draining",
     "unloading",
     "unhealthy",
@@ -310,7 +311,7 @@ class Metrics(Observer):
         if isinstance(error, Overloaded):
             self._shed[error.limit,].inc()
         elif isinstance(error, DeadlineUnreachable):
-            self._shed["deadline",].inc()
+            self._shed["deadline_later" if error.accepted else "deadline",].inc()
         elif isinstance(error, Unloading):
             self._shed["unloading",].inc()
         elif isinstance(error, VariantUnhealthy):

@@ -25,7 +25,7 @@ from .decode import (
     look,
 )
 from .decode_pool import DecodePool
-from .errors import DeadlineUnreachable, Overloaded
+from .errors import Overloaded
 from .flights import Flight, Urgency, urgency_of
 from .held import HeldVariant
 from .image_file import ImageLimits
@@ -222,13 +222,16 @@ class Pipeline:
         """
         started = time.perf_counter()
         pixels = self._at_hand(source, job)
+        accepted = pixels is None
         if pixels is None:
-            job.variant.scheduler.check(job.variant.queue, job.deadline, job.flow, job.call.bulk)
-            pixels = await self._decoded(source, job)
+            deadline, flow, bulk = job.deadline, job.flow, job.call.bulk
+            decode_s = self.decode_pool.expected_s(deadline=deadline, flow=flow, bulk=bulk)
+            with job.variant.scheduler.accept(
+                job.variant.queue, deadline=deadline, flow=flow, bulk=bulk, decode_s=decode_s
+            ):
+                pixels = await self._decoded(source, job)
         decoded = time.perf_counter()
-        if job.deadline is not None and asyncio.get_running_loop().time() >= job.deadline:
-            raise DeadlineUnreachable("the deadline passed while the image was decoded")
-        result = _submit(pixels, job)
+        result = _submit(pixels, job, accepted)
         if flight is not None:
             result = flight.carry(result)
         return Answer(await result, decoded - started, decoded)
@@ -292,7 +295,7 @@ class Pipeline:
         return None
 
 
-def _submit(pixels: NDArray[np.uint8], job: Job) -> asyncio.Future[Result]:
+def _submit(pixels: NDArray[np.uint8], job: Job, accepted: bool = False) -> asyncio.Future[Result]:
     return job.variant.scheduler.submit(
         job.variant.queue,
         pixels,
@@ -303,6 +306,7 @@ def _submit(pixels: NDArray[np.uint8], job: Job) -> asyncio.Future[Result]:
         bulk=job.call.bulk,
         context=job.call,
         shadow=job.shadow,
+        accepted=accepted,
     )
 
 

@@ -61,7 +61,8 @@ class Timetable:
         Raises:
             QueueFull: `max_queue_size` images wait already.
         """
-        room, waiting = self._policy.max_queue_size, queue.waiting.alone
+        room = self._policy.max_queue_size
+        waiting = queue.waiting.alone + queue.undecoded.alone
         if waiting >= share(room, bulk):
             raise QueueFull(
                 "max_queue_size",
@@ -78,44 +79,62 @@ class Timetable:
         """
         return (
             not self._running
-            and not queue.waiting
+            and not queue.accepted
             and now - queue.measured_at > PROBE_AFTER_S
             and (deadline is None or now < deadline)
         )
 
     def require_time(
-        self, queue: VariantQueue, deadline: float, flow: Hashable | None, bulk: bool, now: float
+        self,
+        queue: VariantQueue,
+        deadline: float,
+        flow: Hashable | None,
+        bulk: bool,
+        now: float,
+        ready: float = 0.0,
     ) -> None:
         """Refuse what cannot be answered in time, or would make late what was accepted before.
 
         What is due earlier runs first. Once there is more than one batch, each is expected to be
-        full: those that come later fill it (docs/adr/0004-deadlines.md).
+        full: those that come later fill it (docs/adr/0004-deadlines.md). Those that are still to be
+        decoded count like those that wait.
+
+        Args:
+            queue: Whose.
+            deadline: In loop time.
+            flow: What the image belongs to.
+            bulk: Whether it goes behind those that are not.
+            now: Loop time.
+            ready: When it will have been decoded, in loop time.
 
         Raises:
             DeadlineUnreachable: That is so.
         """
-        due = due_at(now, deadline if flow is None else None)
+        due = due_at(now, deadline if flow is None and not bulk else None)
         batches, work_s = self._again()
         for other in self._queues:
             # What is due before this takes along what is not, as far as its batch holds it.
-            if other is not queue and (images := other.waiting.before(due, bulk)):
-                most = other.limit.now(now)
+            if other is not queue and (images := other.before(due, bulk)):
+                most = other.size(other.limit.now(now))
                 count = -(-images // most)
                 batches += count
-                work_s += self._work_s(other, min(count * most, len(other.waiting)), most)
-        limit = queue.limit.now(now)
+                work_s += self._work_s(other, min(count * most, other.accepted), most)
+        limit = queue.size(queue.limit.now(now), deadline - now)
         full_s = self._work_s(queue, limit, limit)
-        before, place = divmod(position := queue.waiting.before(due, bulk), limit)
-        images = limit if before or len(queue.waiting) >= limit else place + 1
+        before, place = divmod(position := queue.before(due, bulk), limit)
+        images = limit if before or queue.accepted >= limit else place + 1
         starts = self._starts(batches + before, work_s + before * full_s, now)
-        ends = queue.ends(images, now if self._ahead else starts, starts) + self.margin.seconds
+        handed = max(ready, now if self._ahead else starts)
+        # Each batch before its own may be late as well.
+        margin_s = self.margin.seconds * (batches + before + 1)
+        ends = queue.ends(images, handed, starts) + margin_s
         if ends > deadline + TICK_S:
             raise too_late(deadline - now, ends - now)
         if bulk:
             return  # nobody stands behind it
         # Whoever is last in a batch before which this one comes becomes the first in the next.
         last = (before + 1) * limit - 1
-        while (entry := queue.waiting.at(last)) is not None:
+        while (entry := queue.at(last)) is not None:
             before += 1
             moved = entry.item.deadline
             ends = self._starts(batches + before + 1, work_s + (before + 1) * full_s, now)
@@ -140,7 +159,7 @@ class Timetable:
             if (due := queue.due()) is None:
                 continue
             start, images = now, len(queue.waiting)
-            if delay_s > 0.0 and images < queue.limit.now(now):
+            if delay_s > 0.0 and images < queue.size(queue.limit.now(now)):
                 # Held back to fill, but never past its first deadline.
                 latest = due - queue.ends(images, 0.0, 0.0)
                 start = max(now, min(queue.oldest() + delay_s, latest))
@@ -191,5 +210,5 @@ class Timetable:
 
     def _wait_s(self, queue: VariantQueue, now: float) -> float:
         """Return how long the queue takes to empty, in seconds."""
-        work_s = self._work_s(queue, len(queue.waiting), queue.limit.now(now))
+        work_s = self._work_s(queue, queue.accepted, queue.limit.now(now))
         return self._starts(*self._again(), now) - now + work_s / self._workers

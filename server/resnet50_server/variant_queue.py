@@ -23,6 +23,8 @@ from .variant_health import VariantHealth
 
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
 TICK_S = 1e-6
+# A batch takes the time of its most urgent request, from arrival to deadline, by so much at most.
+BATCHES_IN_TIME = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -80,6 +82,17 @@ class Waiting:
 
 
 @dataclass(eq=False, slots=True)
+class Undecoded:
+    """An image that was accepted, and is still to be decoded.
+
+    Attributes:
+        deadline: In loop time; None for no limit.
+    """
+
+    deadline: float | None
+
+
+@dataclass(eq=False, slots=True)
 class GivenUp:
     """How many images were cancelled by their callers; grows only.
 
@@ -109,6 +122,7 @@ class VariantQueue:
         preparation: How long they take besides: to be handed over, stacked, copied, and for the
             event loop to learn that they have ended.
         waiting: Those that wait, in their order.
+        undecoded: Those that will, in the same order: they were accepted, and are being decoded.
         measured_at: When a batch ended last, in loop time.
         removed: Why it takes no more images; None while it does.
         limit: How large its batches may be.
@@ -131,6 +145,7 @@ class VariantQueue:
         self.latency = LatencyModel(engine.padded)
         self.preparation = LatencyModel()
         self.waiting: FairQueue[Waiting] = FairQueue()
+        self.undecoded: FairQueue[Undecoded] = FairQueue()
         self.measured_at = -math.inf
         self.removed: ServingError | None = None
         self.limit = BatchLimit(max_batch_size)
@@ -160,6 +175,26 @@ class VariantQueue:
         ready = handed + self.preparation.batch_s(images)
         return max(ready, free_at) + self.latency.batch_s(images)
 
+    @property
+    def accepted(self) -> int:
+        """How many images wait for a batch, or will once they are decoded."""
+        return len(self.waiting) + len(self.undecoded)
+
+    def before(self, due: float, bulk: bool = False) -> int:
+        """Return how many of those go before one that is due then; see `FairQueue.before`."""
+        return self.waiting.before(due, bulk) + self.undecoded.before(due, bulk)
+
+    def at(self, position: int) -> Entry[Waiting] | Entry[Undecoded] | None:
+        """Return which of those has a position in the order, bulk aside; None if none has.
+
+        Decoded ones count as the first: that is the order in which images are decoded, but for the
+        few that something more urgent has overtaken.
+        """
+        decoded = self.waiting.interactive
+        if position < decoded:
+            return self.waiting.at(position)
+        return self.undecoded.at(position - decoded)
+
     def push(self, waiting: Waiting, flow: Hashable | None, bulk: bool) -> None:
         """Add an image; it leaves by itself if its caller gives up."""
         entry = self.waiting.push(
@@ -188,18 +223,36 @@ class VariantQueue:
         """Return when the longest-waiting image arrived, in loop time."""
         return min(entry.item.arrived for entry in self.waiting)
 
-    def take(self, limit: int, now: float, free_at: float) -> list[Waiting]:
+    def size(self, limit: int, within_s: float = math.inf) -> int:
+        """Return how many images a batch may hold, so that deadlines can be met under overload.
+
+        A request that comes just after a batch has begun waits for that one, and for its own. If
+        both were as long as `limit` allows, its deadline would come before; the device would end
+        up with many small batches, each just in time (docs/adr/0024-goodput.md).
+
+        Args:
+            limit: Images in a batch, at most.
+            within_s: From arrival to deadline of a request that joins those that wait, in seconds.
+        """
+        head = self.waiting.at(0) or self.waiting.peek()
+        if head is not None and head.item.deadline is not None:
+            within_s = min(within_s, head.item.deadline - head.item.arrived)
+        return self.latency.size(limit, within_s / BATCHES_IN_TIME)
+
+    def take(self, limit: int, now: float, free_at: float, margin_s: float = 0.0) -> list[Waiting]:
         """Take the next batch, what is due first; fail what would come too late.
 
         A batch lasts longer the more it holds, so its first deadline bounds it. While everything
         that waits fits into one batch, the batch is closed early to meet that deadline. When more
         waits than that, the device is behind, and small batches would put it further behind: then
-        the request that a full batch would make late is given up (docs/adr/0004-deadlines.md).
+        the request that a full batch would make late is given up (docs/adr/0004-deadlines.md), and
+        so is one that it would make late if it lasts as much longer as batches do now and then.
 
         Args:
             limit: Images in a batch, at most.
             now: Loop time.
             free_at: When the device is free; see `ends`.
+            margin_s: How much later than expected answers leave, in seconds.
         """
         batch: list[Entry[Waiting]] = []
         while True:
@@ -216,7 +269,7 @@ class VariantQueue:
                 break
             deadline = first.item.deadline + TICK_S
             ends = self.ends(len(batch), now, free_at)
-            if ends <= deadline:
+            if ends + (margin_s if self.waiting else 0.0) <= deadline:
                 break
             if not self.waiting:
                 sizes = range(1, len(batch))
@@ -227,7 +280,7 @@ class VariantQueue:
                     batch = batch[:fitting]
                     break
             batch.remove(first)
-            first.item.future.set_exception(too_late(deadline - now, ends - now))
+            first.item.future.set_exception(too_late(deadline - now, ends - now, accepted=True))
         for entry in batch:
             entry.item.batched = True
         return [entry.item for entry in batch]
@@ -248,7 +301,8 @@ class VariantQueue:
             if ends <= _deadline(first) + TICK_S:
                 break
             left.remove(first)
-            first.future.set_exception(too_late(_deadline(first) - now, ends - now))
+            late = too_late(_deadline(first) - now, ends - now, accepted=True)
+            first.future.set_exception(late)
         return left
 
 
@@ -275,9 +329,10 @@ def fail(
             waiting.future.set_exception(failure)
 
 
-def too_late(left_s: float, needed_s: float) -> DeadlineUnreachable:
+def too_late(left_s: float, needed_s: float, accepted: bool = False) -> DeadlineUnreachable:
     """Return the refusal of a request that cannot be answered in time."""
     return DeadlineUnreachable(
         f"the deadline is {max(0.0, left_s) * 1e3:.1f} ms away and the answer needs about"
-        f" {needed_s * 1e3:.1f} ms; nothing was computed: allow more time or call another server"
+        f" {needed_s * 1e3:.1f} ms; nothing was computed: allow more time or call another server",
+        accepted=accepted,
     )

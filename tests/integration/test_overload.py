@@ -6,9 +6,12 @@ import asyncio
 import collections
 
 import grpc
-from pictures import encode, picture
+from pictures import encode, photo_like, picture
+from scrape import ON, scrape_once
 from serving import connected, gate, queues_of, serving, until
 
+import resnet50_server.decode
+import resnet50_server.pipeline
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient, OverloadedError
 
@@ -61,21 +64,59 @@ async def test_overload_is_answered_or_refused_and_leaves_nothing_behind():
 
 
 async def test_deadlines_that_cannot_be_met_are_refused_and_the_rest_is_answered_in_time():
-    async with serving(**TIMED) as server, connected(server) as channel:
+    slower = TIMED | {"timed_beta_ms": 4.0}
+    async with serving(**slower) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         codes: collections.Counter[str] = collections.Counter()
 
         async def call() -> None:
             try:
-                await stub.Classify(REQUEST, timeout=0.5)
+                await stub.Classify(REQUEST, timeout=1.0)
                 codes["OK"] += 1
             except grpc.RpcError as error:
                 codes[error.code().name] += 1
 
-        await asyncio.gather(*(call() for _ in range(1000)))
+        await asyncio.gather(*(call() for _ in range(600)))
         assert set(codes) <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
         assert codes["OK"] > 0
         await until(lambda: empty(server))
+
+
+async def test_what_overload_leaves_no_time_for_is_refused_before_it_is_decoded(monkeypatch):
+    decoded: list[object] = []
+
+    def decode(*arguments, **options):
+        decoded.append(arguments)
+        return resnet50_server.decode.decode(*arguments, **options)
+
+    monkeypatch.setattr(resnet50_server.pipeline, "decode", decode)
+    photo = inference_pb2.ClassifyRequest(
+        image=image_pb2.Image(encoded=encode(photo_like(512, 384), "JPEG"))
+    )
+    timed = {"engine": "timed", "timed_alpha_ms": 400.0, "max_batch_size": 1}
+    async with serving(**timed, **ON) as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        codes: collections.Counter[str] = collections.Counter()
+
+        async def call() -> None:
+            try:
+                await stub.Classify(photo, timeout=5.0)
+                codes["OK"] += 1
+            except grpc.RpcError as error:
+                codes[error.code().name] += 1
+
+        await call()  # shows how long the engine takes
+        await asyncio.gather(*(call() for _ in range(100)))
+        await until(lambda: empty(server))
+        found = await scrape_once(
+            server, lambda scrape: sum(scrape.of("resnet50_requests_total", "code").values()) == 101
+        )
+    shed = found.of("resnet50_shed_total", "limit")
+    # In 5 s there is time for twelve; a loaded machine may have decoded one in vain.
+    assert set(shed) <= {"deadline", "deadline_later"}
+    assert shed["deadline"] >= 101 - 13
+    assert len(decoded) == 101 - shed["deadline"]
+    assert codes["DEADLINE_EXCEEDED"] == 101 - codes["OK"]
 
 
 async def test_stalled_callers_hold_up_nobody_and_are_let_go():

@@ -22,6 +22,33 @@ def test_alpha_and_beta_are_recovered_from_noisy_batches():
     assert beta == pytest.approx(0.000147, rel=0.1)
 
 
+def learned(alpha_s: float, beta_s: float, **options) -> LatencyModel:
+    model = LatencyModel(**options)
+    for size in (1, 8, 16, 32):
+        model.observe(size, alpha_s + beta_s * model._padded(size))
+    return model
+
+
+def test_batches_are_as_long_as_there_is_time_but_no_less_efficient_than_they_may_be():
+    model = learned(0.010, 0.010)
+    assert model.size(32, 10.0) == 32
+    assert model.size(32, 0.2505) == 24  # t(24) is 250 ms
+    # 14 take 150 ms: 93 images a second, where batches of 32 give 97.
+    assert model.size(32, 0.01) == model.size(32, 0.0) == model.size(32, -1.0) == 14
+    assert learned(0.0, 0.010).size(32, 0.0) == 1
+    assert learned(0.010, 0.0).size(32, 0.001) == 31
+
+
+def test_batches_fill_the_size_that_is_computed_for_them():
+    model = learned(0.010, 0.010, padded=lambda images: 8 * -(-images // 8))
+    assert model.size(32, 0.205) == 24
+    assert model.size(20, 0.205) == 20
+
+
+def test_nothing_learned_does_not_bound_a_batch():
+    assert LatencyModel().size(32, 0.001) == LatencyModel().size(32, -1.0) == 32
+
+
 def test_one_batch_size_gives_its_mean_and_no_slope():
     model = LatencyModel()
     for duration in (0.010, 0.012, 0.014):

@@ -25,7 +25,6 @@ from .disk import read_file
 
 EMBEDDING_DIMENSION = 2048
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-OFFICIAL_NAMES = frozenset(one.name for one in (*ResNet50_Weights, *ResNet50_QuantizedWeights))
 _ENUM_PREFIXES = ("ResNet50_Weights.", "ResNet50_QuantizedWeights.")
 CHECKPOINT_NAMES = ("weights.safetensors", "weights.pth")
 # Of a variant.json. The largest ImageNet has 21,841 categories, of 25 characters on average. All
@@ -134,7 +133,7 @@ def define(spec: str) -> Definition:
             f"variants: name {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
         )
     # Requests strip the enum's name, so that a variant of such a name would not be found.
-    if plain(name) != name or name == "DEFAULT" or name in OFFICIAL_NAMES:
+    if plain(name) != name or name == "DEFAULT" or name in official_definitions():
         raise WeightsError(f"variants: {name} is torchvision's name; choose another for {source}")
     if source.startswith("random:"):
         return _random(name, source)

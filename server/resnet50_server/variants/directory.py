@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import InvalidRequest, NotNow, VariantNotFound
-from .definition import CHECKPOINT_NAMES, NAME, OFFICIAL_NAMES, Definition, plain
+from .definition import CHECKPOINT_NAMES, NAME, Definition, official_definitions, plain
 
 # What changes with a variant's files.
 Stamp: TypeAlias = tuple[object, ...]
@@ -59,7 +59,7 @@ class VariantsDirectory:
     @staticmethod
     def is_official(name: str) -> bool:
         """Return whether a name is one of torchvision's: such weights lie elsewhere."""
-        return plain(name) == "DEFAULT" or plain(name) in OFFICIAL_NAMES
+        return plain(name) == "DEFAULT" or plain(name) in official_definitions()
 
     def find(self, name: str) -> Path:
         """Return a variant's folder, with links resolved; none of its files lies elsewhere.
