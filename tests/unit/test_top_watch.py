@@ -115,16 +115,19 @@ def test_a_look_that_goes_on_is_not_begun_a_second_time(monkeypatch):
 def test_of_servers_that_differ_the_worst_state_is_told():
     def said(state: str) -> Variant:
         fields = dict.fromkeys(one.name for one in dataclasses.fields(Variant))
-        return Variant(**fields | {"name": "digits", "state": state, "trained": True})
+        problem = "answers are not numbers" if state == "unhealthy" else ""
+        told = {"name": "digits", "state": state, "trained": True, "problem": problem}
+        return Variant(**fields | told)
 
     clients = []
-    for state in ("ready", "failed", "loading"):
+    for state in ("ready", "unhealthy", "loading"):
         client = Client("127.0.0.1:1")
         client.variants = lambda state=state: [said(state)]
         clients.append(client)
     facts = Facts({str(number): client for number, client in enumerate(clients)})
     facts.ask()
-    assert facts.known() == {"digits": Fact("failed", True, None)}
+    known = Fact("unhealthy", True, None, problem="answers are not numbers")
+    assert facts.known() == {"digits": known}
     for client in clients:
         client.close()
 

@@ -19,12 +19,13 @@ class Fact:
     """What is known of a variant from the API; of several servers, the one that is worst off.
 
     Attributes:
-        state: "loading", "ready", "draining" or "failed".
+        state: "loading", "ready", "unhealthy", "draining" or "failed".
         trained: False for weights drawn at random.
         acc_at_1: Published accuracy in percent; None if there is none.
         loading: What goes on with weights that are to take its place, or that it is to have:
             "opening" and so on; "" if nothing does.
         last_failure: Why the last load failed; "" if it did not.
+        problem: Why it is out of service; "" if it is not.
     """
 
     state: str
@@ -32,10 +33,11 @@ class Fact:
     acc_at_1: float | None
     loading: str = ""
     last_failure: str = ""
+    problem: str = ""
 
 
 # From good to bad.
-_STATES = ("ready", "draining", "loading", "failed")
+_STATES = ("ready", "draining", "loading", "unhealthy", "failed")
 
 
 class Facts:
@@ -107,4 +109,5 @@ def _worst(those: Sequence[Variant]) -> Fact:
         accuracy.acc_at_1 if accuracy else None,
         next((each.loading.stage for each in those if each.loading), ""),
         next((each.last_failure for each in those if each.last_failure), ""),
+        next((each.problem for each in those if each.problem), ""),
     )

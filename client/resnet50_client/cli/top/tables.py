@@ -152,7 +152,7 @@ def _variant_state(seen: Snapshot, one: VariantReading) -> Text:
     if fact is None:
         return Text(NOTHING, QUIET)
     if fact.state != "ready":
-        return Text(fact.state.upper(), BAD if fact.state == "failed" else WARNING)
+        return Text(fact.state.upper(), BAD if fact.state in ("failed", "unhealthy") else WARNING)
     if fact.loading:
         return Text("RELOADING", WARNING)
     return Text("ready") if fact.trained else Text("UNTRAINED", WARNING)
@@ -219,6 +219,11 @@ def _known(rates: dict[str, float | None]) -> dict[str, float] | None:
 def warnings(seen: Snapshot, reading: Reading) -> list[RenderableType]:
     """Return what only shows when servers are compared, and what could not be loaded."""
     found = [
+        f"{name}: out of service: {fact.problem}"
+        for name, fact in seen.facts.items()
+        if fact.problem
+    ]
+    found += [
         f"{name}: the last load failed: {fact.last_failure}"
         for name, fact in seen.facts.items()
         if fact.last_failure
