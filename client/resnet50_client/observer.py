@@ -33,8 +33,7 @@ class ObservedCall:
         servers: The addresses that the client calls, as it was given them.
         metadata: Goes along with each attempt; `CallObserver.call_started` may add ASCII text.
         request_id: Finds the call in the server's log.
-        attempts: How often the SDK has made it. What gRPC repeats by itself while no server can be
-            reached does not show.
+        attempts: How often it has been made.
         bytes_sent: Length of the messages of all attempts, in bytes, before compression; an upload
             that is refused early counts in full.
         code: How it ended, by the name of gRPC's code, e.g. "OK"; "CANCELLED" also if a stream was

@@ -19,7 +19,7 @@ from serving import gate, queues_of, server_processes, serving, until
 
 import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
-from resnet50_client import AsyncClient, Client, RetryPolicy
+from resnet50_client import AsyncClient, CallObserver, Client, RetryPolicy
 from resnet50_client.errors import ERRORS
 from resnet50_server.batcher import Scheduler
 from resnet50_server.errors import QueueFull
@@ -238,6 +238,72 @@ async def test_unavailable_is_retried_with_images_of_any_size(kind):
         async with Caller(kind, address, retry=policy) as client:
             await client.classify(large)
         assert servicer.calls == 3
+
+
+class Retries(CallObserver):
+    """Tells when the attempt of a number has failed and another will be made."""
+
+    def __init__(self, count: int) -> None:
+        self.errors: list[resnet50_client.Resnet50Error] = []
+        self.count = count
+        self.made = threading.Event()
+
+    def call_retried(self, call, error, pause_s):
+        self.errors.append(error)
+        if len(self.errors) == self.count:
+            self.made.set()
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+QUICK = {"initial_backoff_s": 0.01, "max_backoff_s": 0.01}
+
+
+@pytest.mark.parametrize("name", ["classify", "variants"])
+async def test_unary_call_goes_on_until_a_server_is_there(kind, name):
+    address, retries = free_address(), Retries(10)
+    policy = {"retry": RetryPolicy(**QUICK), "observers": [retries], "timeout_s": 300}
+    async with Caller(kind, address, **policy) as client:
+        call = asyncio.ensure_future(
+            client.classify(PNG) if name == "classify" else client.variants()
+        )
+        await asyncio.to_thread(retries.made.wait)
+        async with serving(listen=[address]):
+            assert len(await call)
+
+
+async def test_change_of_variants_is_tried_again_only_while_no_server_can_have_had_it(kind):
+    retries = Retries(10)
+    policy = {"retry": RetryPolicy(**QUICK), "observers": [retries], "timeout_s": 300}
+    address = free_address()
+    async with Caller(kind, address, **policy) as client:
+        call = asyncio.ensure_future(client.unload_variant("nobody"))
+        await asyncio.to_thread(retries.made.wait)
+        assert all(error.never_sent for error in retries.errors)
+        async with serving(listen=[address]):
+            with pytest.raises(resnet50_client.PermissionDeniedError):
+                await call
+
+
+async def test_call_without_a_server_ends_by_its_deadline_and_says_how_often_it_was_tried(kind):
+    async with Caller(kind, "127.0.0.1:1", retry=RetryPolicy(**QUICK)) as client:
+        says = r"127\.0\.0\.1:1: .*refused.*; tried \d+ times in [\d.]+ s$"
+        with pytest.raises(resnet50_client.UnavailableError, match=says):
+            await client.classify(PNG, timeout_s=0.5)
+
+
+async def test_retry_budget_of_the_caller_ends_before_the_deadline(kind):
+    down = grpc.StatusCode.UNAVAILABLE
+    with scripted(*[down] * 9) as (address, servicer):
+        policy = RetryPolicy(attempts=7, **QUICK)
+        async with Caller(kind, address, retry=policy, timeout_s=300) as client:
+            with pytest.raises(resnet50_client.UnavailableError, match="tried 7 times"):
+                await client.classify(PNG)
+        assert servicer.calls == 7
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "ABORTED"])

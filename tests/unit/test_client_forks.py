@@ -52,6 +52,13 @@ from resnet50_client.certificates import CertificateSources
 sources = CertificateSources(sys.argv[1])
 forked(sources._sources["ca"], lambda: sources.current().ca or sys.exit(1))
 """
+CHANNELS = """
+import grpc
+from resnet50_client.channels import Channels
+from resnet50_client.connection import Connection
+channels = Channels(Connection.to("localhost:1", 1.0, None), "dns:///localhost:1", grpc)
+forked(channels, lambda: channels.stubs())
+"""
 NAMES = """
 from resnet50_client.resolver import Resolver
 
@@ -86,8 +93,8 @@ end()
 
 @pytest.mark.parametrize(
     "script",
-    [FILE, CERTIFICATES, FILE_OF_CERTIFICATES, NAMES],
-    ids=["file", "certificates", "file of certificates", "names"],
+    [FILE, CERTIFICATES, FILE_OF_CERTIFICATES, CHANNELS, NAMES],
+    ids=["file", "certificates", "file of certificates", "channels", "names"],
 )
 def test_child_uses_what_a_thread_of_its_parent_held(script, tmp_path):
     path = tmp_path / "ca.pem"
