@@ -43,9 +43,10 @@ from raw_http2 import RawClient, message
 MANIFEST = Path(__file__).resolve().parents[1] / "deploy" / "kubernetes" / "deployment.yaml"
 CONNECTIONS, CALLERS = 1024, 8
 NORMAL_RATE = 20.0
-STREAMS, BLOCKED_S = 1000, 20.0
+STREAMS, BLOCKED_S = 1000, 10.0
 HEALTH = "/grpc.health.v1.Health/Check"
 VARIANT = "/resnet50.v1.VariantService/GetVariant"
+NETWORK = ("--variants", "untrained=random:0", "--engine", "onnxruntime")
 TIMED = ("--engine", "timed", "--timed-alpha-ms", "2", "--timed-beta-ms", "0.5")
 
 
@@ -129,7 +130,7 @@ def take_nothing(address: str, seconds: float, connections: int) -> int:
     return made
 
 
-def measure_untaken(seconds: float = 60.0) -> Iterator[str]:
+def measure_untaken(seconds: float) -> Iterator[str]:
     """Call beside clients that take no answers."""
     bound = total(memory_bound(defaults()))
     with server(*TIMED) as (address, pid):
@@ -262,10 +263,10 @@ def manifest_limit() -> int:
     return int(found[1]) * 2**30
 
 
-def measure_largest(seconds: float = 60.0) -> Iterator[str]:
+def measure_largest(seconds: float) -> Iterator[str]:
     """Send what is largest to a server that may not take more than the manifest allows."""
     bound, limit = total(memory_bound(defaults())), manifest_limit()
-    with control_group(limit) as enter, server("--engine", "onnxruntime") as (address, pid):
+    with control_group(limit) as enter, server(*NETWORK) as (address, pid):
         limited = enter(pid)
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             pool.starmap(floods, [(address, first, seconds) for first in (0, 16)])
@@ -290,62 +291,62 @@ def measure_largest(seconds: float = 60.0) -> Iterator[str]:
 # Streams that wait
 
 
-async def block(address: str, pid: int, streams: int, seconds: float) -> float:
-    """Return the share of a core that a server uses while streams wait for room in it."""
+async def block(address: str, pid: int) -> tuple[float, float]:
+    """Return the shares of a core that a server uses: quiet, and while streams wait in it."""
+
+    async def share() -> float:
+        shares = []
+        for _ in range(5):
+            before, started = cpu_s(pid), time.monotonic()
+            await asyncio.sleep(BLOCKED_S / 5)
+            shares.append((cpu_s(pid) - before) / (time.monotonic() - started))
+        return statistics.median(shares)
+
+    quiet = await share()
     image = inference_pb2.ClassifyRequest.FromString(request()).image
     frame = inference_pb2.ClassifyStreamRequest(frame=inference_pb2.Frame(image=image))
     config = inference_pb2.ClassifyStreamRequest(config=inference_pb2.ClassifyStreamConfig())
-    channels = [
-        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(2)
-    ]
-    calls = [channels[number % 2].stream_stream(STREAM)() for number in range(streams)]
-    for call in calls:
-        await call.write(config.SerializeToString())
-        await call.write(frame.SerializeToString())
-    await asyncio.sleep(5)
-    shares = []
-    for _ in range(5):
-        before = cpu_s(pid)
-        await asyncio.sleep(seconds / 5)
-        shares.append((cpu_s(pid) - before) / (seconds / 5))
-    for call in calls:
-        call.cancel()
-    for channel in channels:
-        await channel.close()
-    return statistics.median(shares)
+    async with grpc.aio.insecure_channel(address) as channel:
+        calls = [channel.stream_stream(STREAM)() for _ in range(STREAMS)]
+        for call in calls:
+            await call.write(config.SerializeToString())
+            await call.write(frame.SerializeToString())
+        await asyncio.sleep(5)  # until all have arrived
+        blocked = await share()
+        for call in calls:
+            call.cancel()
+    return quiet, blocked
 
 
-def measure_blocked() -> Iterator[str]:
+def measure_blocked(_: float) -> Iterator[str]:
     """Fill a server and let streams wait."""
     flags = ("--max-requests", "4", "--max-streams", "1024", "--max-streams-per-caller", "1024")
-    slow = ("--engine", "timed", "--timed-alpha-ms", "50000", "--engine-timeout-s", "0")
-    shares = []
-    for streams in (1, STREAMS):
-        with server(*slow, *flags) as (address, pid):
-            shares.append(asyncio.run(block(address, pid, streams, BLOCKED_S)))
+    slow = ("--engine", "timed", "--timed-alpha-ms", "3000", "--max-batch-size", "1")
+    with server(*slow, *flags) as (address, pid):
+        quiet, blocked = asyncio.run(block(address, pid))
     yield (
-        f"{STREAMS} streams that wait for room: the server uses {shares[1] * 100:.1f}% of a core,"
-        f" with one stream {shares[0] * 100:.1f}%"
+        f"{STREAMS} streams that wait for room: the server uses {blocked * 100:.1f}% of a core,"
+        f" {quiet * 100:.1f}% before they came"
     )
 
 
 MEASURES = {"untaken": measure_untaken, "largest": measure_largest, "blocked": measure_blocked}
 
 
-def lines(names: list[str]) -> Iterator[str]:
+def lines(names: list[str], seconds: float) -> Iterator[str]:
     """Measure."""
     for name in names:
-        yield from MEASURES[name]()
+        yield from MEASURES[name](seconds)
 
 
 def main() -> None:
     """Run what was asked for, or everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*MEASURES, []], help="default: all")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of an attack; default: 60")
     parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
     arguments = parser.parse_args()
-    text = page.report(lines(arguments.what or list(MEASURES)))
+    text = page.report(lines(arguments.what or list(MEASURES), arguments.seconds))
     if arguments.write:
         page.write("memory", text)
 

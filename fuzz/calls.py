@@ -141,7 +141,8 @@ class Calls:
 
     def _handler(self, path: str) -> Any:
         details = mock.Mock(method=path)
-        (found,) = [one for handlers in self._handlers if (one := handlers.service(details))]
+        # The first, as gRPC takes it: behind the others is one that refuses unknown methods.
+        found = next(one for handlers in self._handlers if (one := handlers.service(details)))
         return found
 
     async def _settled(self) -> None:
