@@ -484,3 +484,8 @@ class Place:
         traceback: TracebackType | None,
     ) -> None:
         self.leave()
+
+
+def slots_of(max_bytes: int, max_message_bytes: int) -> int:
+    """Return how many messages of the largest size fit into a limit; at least one."""
+    return max(1, max_bytes // max_message_bytes)

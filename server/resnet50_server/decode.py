@@ -161,7 +161,11 @@ def decode(
             if orientation is not None:
                 with contextlib.suppress(ValueError):
                     return jpegs.decode(source, transform, orientation)
-        return _decode_encoded(source, transform, limits, room)
+        with contextlib.ExitStack() as held:
+            pixels = _decode_encoded(
+                source, transform, limits, lambda size: held.enter_context(room(size))
+            )
+            return resize_and_crop(pixels, transform)
     check_resized("image.raw", source.height, source.width, transform, limits)
     size = transform.resized(source.height, source.width)
     with room(source.height * source.width):
@@ -196,22 +200,28 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
 
 
 def _decode_encoded(
-    encoded: bytes, transform: Transform, limits: ImageLimits, room: Room
+    encoded: bytes, transform: Transform, limits: ImageLimits, take_room: Callable[[int], None]
 ) -> NDArray[np.uint8]:
-    """Return an encoded image as uint8 [crop, crop, 3], upright."""
+    """Return an encoded image as uint8 [height, width, 3], upright.
+
+    Args:
+        encoded: A complete file.
+        transform: As `decode`.
+        limits: As `decode`.
+        take_room: Called with the image's pixels before they are decoded.
+    """
     with opened_image(encoded, transform, limits) as (image, file):
         plain_jpeg = _is_plain_jpeg(image)
         size = image.width * image.height
-        with room(size * JPEG_PIXEL_BYTES // PIXEL_BYTES if plain_jpeg else size):
-            pixels = _decode_jpeg(encoded) if plain_jpeg else None
-            if pixels is None:
-                pixels = _decode_pillow(image, file)
-            upright = UPRIGHT.get(_orientation(image))
-            file.check_time()
-            # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
-            # single row as it is.
-            pixels = pixels if upright is None else upright(pixels).copy()
-            return resize_and_crop(pixels, transform)
+        take_room(size * JPEG_PIXEL_BYTES // PIXEL_BYTES if plain_jpeg else size)
+        pixels = _decode_jpeg(encoded) if plain_jpeg else None
+        if pixels is None:
+            pixels = _decode_pillow(image, file)
+        upright = UPRIGHT.get(_orientation(image))
+        file.check_time()
+        # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
+        # single row as it is.
+        return pixels if upright is None else upright(pixels).copy()
 
 
 def _jpeg_orientation(encoded: bytes, transform: Transform, limits: ImageLimits) -> int | None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .admission import slots_of
 from .opening import memory_of
 from .pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
-from .servicers.receiving import slots_of
 from .settings import Settings
 from .transport import UNREAD_BYTES
 
@@ -26,6 +26,8 @@ ANSWER_BYTES = 80 * 1024
 CONNECTION_BYTES = 64 * 1024
 # A stream holds a frame that arrives, the newest one, and one that waits to be admitted.
 MESSAGES_PER_STREAM = 3
+# An upload holds a part that arrives, and gRPC the one before it.
+MESSAGES_PER_UPLOAD = 2
 # An image in flight, and the message that it came in.
 COPIES_IN_FLIGHT = 2
 
@@ -71,7 +73,7 @@ def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
         ),
         # The last two are being handed over, from gRPC to Python and to the message's parser.
         Part("messages that arrive", (receiving + 2) * message),
-        Part("uploads' messages", settings.max_uploads * message),
+        Part("uploads' messages", MESSAGES_PER_UPLOAD * settings.max_uploads * message),
         Part("streams' messages", (MESSAGES_PER_STREAM * streams + SIDE_STREAMS) * message),
         Part("calls that are not read from", 2 * unread * UNREAD_BYTES),
         Part("decoding", (decoded + SMALL_BUDGET_PIXELS) * PIXEL_BYTES),

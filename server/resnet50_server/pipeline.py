@@ -139,14 +139,18 @@ class Pipeline:
             return Answer(await begun.result, begun.decode_s, begun.decoded)
         return await begun
 
-    async def admit(self, source: Source, job: Job) -> Place:
+    async def admit(self, length: int, job: Job) -> Place:
         """Take a permit for an image of a stream, as soon as there is room.
+
+        Args:
+            length: The image's bytes.
+            job: What is to be done with it.
 
         Raises:
             ShuttingDown: The server takes no more images.
         """
         call = job.call
-        return await self.admission.acquire(call.caller.name, length_of(source), bulk=call.bulk)
+        return await self.admission.acquire(call.caller.name, length, bulk=call.bulk)
 
     def begin(self, source: Source, job: Job) -> Submitted | Coroutine[Any, Any, Answer]:
         """Begin with an image within this turn of the loop, without a task of its own.

@@ -14,7 +14,7 @@ from typing import TypeAlias
 PIXEL_BYTES, JPEG_PIXEL_BYTES = 22, 14
 # Images up to this size have a budget of their own, so that large ones are not in their way.
 SMALL_PIXELS = 1_000_000
-SMALL_BUDGET_PIXELS = 5_000_000
+SMALL_BUDGET_PIXELS = 4_000_000
 
 Room: TypeAlias = Callable[[int], AbstractContextManager[None]]
 """Is entered with an image's pixels while it is decoded."""

@@ -216,7 +216,7 @@ class Settings(BaseSettings):
             description="Memory for single messages that are arriving: it holds so many of"
             " max_message_bytes, and further calls wait their turn.",
         ),
-    ] = 256 * 2**20
+    ] = 192 * 2**20
     max_streams: Annotated[
         int,
         Field(
@@ -226,7 +226,12 @@ class Settings(BaseSettings):
         ),
     ] = 64
     max_uploads: Annotated[
-        int, Field(ge=1, description="Uploads that arrive at once; one more is refused.")
+        int,
+        Field(
+            ge=1,
+            description="Uploads that arrive at once; one more is refused. Each may hold two"
+            " messages of max_message_bytes.",
+        ),
     ] = 32
     max_requests_per_caller: Annotated[
         int,
@@ -241,7 +246,7 @@ class Settings(BaseSettings):
     ] = 128 * 2**20
     max_receive_bytes_per_caller: Annotated[
         int, Field(ge=1, description="As max_receive_bytes, of one caller.")
-    ] = 128 * 2**20
+    ] = 96 * 2**20
     max_streams_per_caller: Annotated[
         int, Field(ge=1, description="As max_streams, of one caller.")
     ] = 32

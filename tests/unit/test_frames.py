@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
 from resnet50_server.errors import ShuttingDown
-from resnet50_server.servicers.frames import answer_latest
+from resnet50_server.servicers.frames import answer_in_order, answer_latest
 
 
 async def test_latest_holds_one_frame_while_the_server_is_full_and_then_takes_the_newest():
@@ -89,3 +90,51 @@ async def test_latest_stream_whose_computation_failed_answers_what_is_computed_a
     assert replies[-1] == "answered"
     assert taken == read_by_then
     assert asyncio.all_tasks() == tasks_before
+
+
+class Frame:
+    """A frame that can be watched."""
+
+
+class Arriving:
+    """Frames that arrive, and then no more for a while."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self.made: list[weakref.ref[Frame]] = []
+
+    def __aiter__(self) -> Arriving:
+        return self
+
+    async def __anext__(self) -> Frame:
+        if not self._left:
+            await asyncio.Event().wait()
+        self._left -= 1
+        frame = Frame()
+        self.made.append(weakref.ref(frame))
+        return frame
+
+
+@pytest.mark.parametrize("delivery", ["ordered", "latest"])
+async def test_frames_that_have_been_started_are_not_kept(delivery):
+    """They are counted no more once they are computed, however slowly the caller reads."""
+    frames, started = Arriving(4), 0
+
+    async def start(frame: Frame) -> asyncio.Future[str]:
+        nonlocal started
+        started += 1
+        return asyncio.get_running_loop().create_future()
+
+    answers: AsyncGenerator[str, None]
+    if delivery == "ordered":
+        answers = answer_in_order(frames, start, 8)
+    else:
+        answers = answer_latest(frames, start, lambda old, new: "dropped", 8)
+    reading = asyncio.create_task(anext(answers))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert started
+    assert [frame() for frame in frames.made] == [None] * 4
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await answers.aclose()

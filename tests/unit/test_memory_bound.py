@@ -31,7 +31,7 @@ def test_docs_have_the_parts_of_the_defaults():
         ("max_request_bytes", 10 * MIB, 2),
         ("max_receive_bytes", 8 * MIB, 1),
         ("max_streams", 10, 3 * 4 * MIB),
-        ("max_uploads", 10, 4 * MIB),
+        ("max_uploads", 10, 2 * 4 * MIB),
         ("max_answer_bytes", MIB, 1),
         ("cache_bytes", 10 * MIB, 1),
         ("max_image_pixels", 1_000_000, 22),

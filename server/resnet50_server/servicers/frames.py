@@ -56,6 +56,7 @@ async def answer_in_order(
             async for frame in frames:
                 await slots.acquire()
                 answers.put_nowait(await start(frame))
+                del frame  # or it would be kept until the next one is there
         finally:
             answers.put_nowait(None)
 
@@ -104,6 +105,7 @@ async def answer_latest(
                 replaced = newest.put(frame)
                 if replaced is not None:
                     await send(drop(replaced, frame))
+                del frame, replaced
         finally:
             newest.close()
 
@@ -115,6 +117,7 @@ async def answer_latest(
                 if (frame := await newest.get()) is None:
                     return
                 pending = await start(frame)
+            del frame  # or it would be kept until its answer is taken
             await send(await pending)
 
     async def work() -> None:

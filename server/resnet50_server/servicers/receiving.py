@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..admission import RETRY_AFTER_S, Admission, Limits
+from ..admission import RETRY_AFTER_S, Admission, Limits, slots_of
 from ..errors import Overloaded, Stalled
 
 
@@ -147,8 +147,3 @@ class Receiving:
 
     def _overloaded(self, message: str) -> Overloaded:
         return Overloaded(message.partition(" ")[0], message, RETRY_AFTER_S)
-
-
-def slots_of(max_bytes: int, max_message_bytes: int) -> int:
-    """Return how many messages of the largest size fit into a limit; at least one."""
-    return max(1, max_bytes // max_message_bytes)

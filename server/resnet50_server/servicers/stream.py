@@ -226,9 +226,10 @@ class FrameStream(Generic[Reply]):
         question, job = self._question, self._job
         job.variant.enter_frame()
         try:
+            # Before the image is taken out of its message, which copies it.
+            place = await self._pipeline.admit(frame.image.ByteSize(), job)
             source = source_of(frame.image, self._pipeline.limits)
             job = self._traffic.watch(job, source)
-            place = await self._pipeline.admit(source, job)
             begun = self._pipeline.begin(source, job)
         except BaseException as error:
             job.variant.leave_frame()

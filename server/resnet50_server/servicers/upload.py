@@ -117,6 +117,7 @@ class Upload:
                 )
             place.grow(len(chunk))
             arrived.write(chunk)
+            del part, chunk  # or both would be kept until the next ones are there
             if length >= look_at:
                 with arrived.getbuffer() as view:
                     start = bytes(view[:MAX_HEADER_BYTES])
