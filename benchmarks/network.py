@@ -65,16 +65,14 @@ def enter() -> Path:
     for program, package in _PROGRAMS.items():
         if shutil.which(program) is None:
             raise SystemExit(f"{program} is not installed: apt-get install {package}")
-    isolated = list(_ISOLATED)
-    if os.geteuid() != 0:  # where the kernel allows it, root of a user namespace is enough
-        isolated += ["--user", "--map-root-user"]
-    probe = [*isolated, "ip", "link", "set", "lo", "up"]
-    tried = subprocess.run(probe, capture_output=True, text=True)
-    if tried.returncode != 0:
-        raise SystemExit(
-            f"no network namespaces can be made here ({tried.stderr.strip()}): run it as root; in a"
-            " container with --privileged, or CAP_SYS_ADMIN and CAP_NET_ADMIN"
-        )
+    isolated, refused = _ISOLATED, _refusal(_ISOLATED)
+    if refused:  # where the kernel allows it, root of a user namespace is enough
+        isolated = [*_ISOLATED, "--user", "--map-root-user"]
+        if _refusal(isolated):
+            raise SystemExit(
+                f"no network namespaces can be made here ({refused}): run it as root; in a"
+                " container with --privileged, or CAP_SYS_ADMIN and CAP_NET_ADMIN"
+            )
     process = subprocess.Popen(
         [*isolated, sys.executable, *sys.argv], env=os.environ | {_INSIDE: "1"}
     )
@@ -82,6 +80,13 @@ def enter() -> Path:
     signal.signal(signal.SIGTERM, lambda *_: process.kill())
     status = process.wait()
     raise SystemExit(status if status >= 0 else 128 - status)
+
+
+def _refusal(isolated: Sequence[str]) -> str:
+    """Return why a network of its own cannot be had by a command; empty if it can."""
+    command = [*isolated, "ip", "link", "set", "lo", "up"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    return (ended.stderr.strip() or f"exit status {ended.returncode}") if ended.returncode else ""
 
 
 def run(*command: str, given: str | None = None) -> str:
