@@ -218,7 +218,7 @@ def channel_options() -> list[tuple[str, int | str]]:
         ("grpc.service_config_disable_resolution", 1),  # no TXT look-ups for another one
         # http_proxy is for the web; gRPC would send even calls to localhost through it.
         ("grpc.enable_http_proxy", 0),
-        # The SDK makes them itself, within the deadline (docs/adr/0022-retries-in-the-sdk.md).
+        # The SDK makes them itself, within the deadline (docs/adr/0026-retries-in-the-sdk.md).
         ("grpc.enable_retries", 0),
         ("grpc.max_send_message_length", -1),  # the server's limit decides, and says so
         ("grpc.primary_user_agent", f"{DISTRIBUTION}/{version(DISTRIBUTION)}"),
