@@ -19,10 +19,12 @@ PAIRS = {
     "newest": ("grpcio", "protobuf"),
 }
 SCRIPT = """
-import sys
+import sys, typing
 from importlib.metadata import distributions, version
 import grpc, google.protobuf
 from resnet50_client import Client, InvalidImageError
+
+typing.get_type_hints(Client.classify)  # without what its types come from
 
 with Client(sys.argv[1]) as client, open(sys.argv[2], "rb") as file:
     client.wait_until_ready(30)
