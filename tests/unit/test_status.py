@@ -29,6 +29,7 @@ from resnet50_server.errors import (
     Unloading,
     VariantLoading,
     VariantNotFound,
+    VariantUnhealthy,
 )
 from resnet50_server.status import CODES, code_of, to_status
 from resnet50_server.texts import shortened
@@ -50,6 +51,7 @@ TOLD = [
     (DeadlineUnreachable("too late"), "DEADLINE_EXCEEDED", set()),
     (ShuttingDown("draining"), "UNAVAILABLE", set()),
     (Unloading("variant cats goes"), "UNAVAILABLE", set()),
+    (VariantUnhealthy("variant cats fails"), "UNAVAILABLE", {"ErrorInfo"}),
     (DiskTimeout("variants_dir: /nfs", 10.0), "UNAVAILABLE", set()),
     (NotEnabled("LoadVariant", "--variants-dir"), "UNIMPLEMENTED", set()),
     (NotNow("served already"), "FAILED_PRECONDITION", set()),
