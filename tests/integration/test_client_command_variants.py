@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 import pytest
 from administering import ADMIN, APP, administered, describe, engines_held
 from pictures import encode, picture
+from serving import queues_of
 from typer.testing import CliRunner, Result
 
 from resnet50_client import Client
@@ -66,6 +67,31 @@ async def test_each_server_is_listed_with_what_it_holds(folder):
             (one.addresses[0], "broken", "failed"),
             (other.addresses[0], "IMAGENET1K_V2", "ready"),
         ]
+
+
+async def test_variant_that_is_out_of_service_is_shown_with_its_reason_and_its_split(folder):
+    async with administered(folder, variants=["IMAGENET1K_V2", "IMAGENET1K_V1"]) as one:
+        pair = ("IMAGENET1K_V2", "IMAGENET1K_V1")
+        done = await variants("split", *pair, "--canary", "1", "--canary-embeddings", servers=[one])
+        assert done.exit_code == 0, done.stderr
+        (queue,) = [queue for queue in queues_of(one) if queue.name == "IMAGENET1K_V1"]
+        queue.health.fail("as the test wants it", "nothing is to be done")
+        shown = (await variants(servers=[one])).stdout
+        assert "UNHEALTHY" in shown
+        assert "IMAGENET1K_V1: out of service: as the test wants it\n" in shown
+        found = records(await variants("--json", servers=[one]))
+        assert [(each["state"], each["problem"]) for each in found] == [
+            ("ready", ""),
+            ("unhealthy", "as the test wants it"),
+        ]
+        reason = "candidate IMAGENET1K_V1 is out of service: as the test wants it"
+        shown = (await variants("splits", servers=[one])).stdout
+        assert f"ENDED by the server: {reason}" in shown
+        (report,) = records(await variants("splits", "--json", servers=[one]))
+        assert (report["ended"], report["split"]["canary_embeddings"]) == (reason, True)
+        refused = await variants("split", *pair, "--canary", "1", servers=[one])
+        assert refused.exit_code != 0
+        assert "IMAGENET1K_V1 is out of service" in refused.stderr
 
 
 async def test_classify_asks_a_variant_of_few_categories_for_all_it_has(folder, tmp_path):

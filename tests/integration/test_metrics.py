@@ -10,6 +10,7 @@ from collections import Counter
 
 import grpc
 import pytest
+from administering import administrator, describe
 from clients import KINDS, Caller, items
 from pictures import encode, photo_like
 from scrape import ON, Scrape, scrape, scrape_once
@@ -531,3 +532,19 @@ async def test_observer_that_fails_costs_no_answer_and_is_counted(kind, monkeypa
         # Those that work have seen everything.
         assert found.of("resnet50_images_total", "outcome") == {"answered": 4, "refused": 1}
         assert found.one("resnet50_ready") == 1
+
+
+async def test_variant_that_is_unloaded_leaves_no_series(tmp_path):
+    describe(tmp_path / "variants" / "v")
+    async with administrator(tmp_path / "variants", cache_bytes=2**20, **ON, **DECODING) as admin:
+        before = {labels for _, labels in await scrape(admin.server)}
+        for _ in range(2):
+            await admin.load("v")
+            await admin.classify("v")
+            found = await scrape(admin.server)
+            assert found.one("resnet50_cache_lookups_total", variant="v", outcome="miss") == 1
+            assert found.one("resnet50_images_total", variant="v", outcome="answered") == 1
+            await admin.unload("v")
+            after = {labels for _, labels in await scrape(admin.server)}
+            assert not [labels for labels in after if ("variant", "v") in labels]
+            assert before <= after
