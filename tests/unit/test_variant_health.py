@@ -107,7 +107,7 @@ def test_each_variant_is_judged_by_its_own_answers_and_refused_by_itself(caplog)
                     await answer
         for call in (
             lambda: scheduler.submit(queues["bad"], image(2), top_k=1, with_embedding=False),
-            lambda: scheduler.check(queues["bad"], None, None),
+            lambda: scheduler.accept(queues["bad"]).__enter__(),
         ):
             with pytest.raises(VariantUnhealthy, match="variant bad is out of service: "):
                 call()
