@@ -125,7 +125,6 @@ def _serve(arguments: list[str]) -> int:
         return loop.run_until_complete(serve(settings))
     finally:
         loop.close()
-        logs.flush()
 
 
 def _problems(error: ValidationError, arguments: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from .app import Server
 from .errors import UnusableSetting, WeightsError
 from .file_guard import silence_libraries
 from .loading import FORESEEN
-from .logs import complain, say
+from .logs import complain, flush, say
 from .memory import return_memory
 from .settings import Settings
 from .watchdog import LoopWatch
@@ -92,6 +92,7 @@ async def serve(settings: Settings) -> int:
         broken.cancel()
         await _stop(server, settings.drain_timeout_s)
         watch.close()
+        flush()
 
 
 def _collect_garbage() -> None:

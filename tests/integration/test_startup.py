@@ -396,6 +396,35 @@ async def test_garbage_is_not_looked_for_in_what_was_loaded(monkeypatch, tmp_pat
     assert await running == 0
 
 
+async def test_garbage_is_looked_for_from_the_first_variant_on(monkeypatch, tmp_path):
+    """Others may load for minutes while it answers, and errors of gRPC are circles."""
+    loads, released = resnet50_server.loading.prepare, threading.Event()
+    frozen = asyncio.Event()
+
+    def prepare(definition, settings):
+        if definition.name == "IMAGENET1K_V1":
+            released.wait()
+        return loads(definition, settings)
+
+    monkeypatch.setattr(resnet50_server.loading, "prepare", prepare)
+    monkeypatch.setattr(gc, "freeze", frozen.set)
+    address = f"unix:{tmp_path}/s"
+    settings = Settings(
+        listen=[address], variants=["IMAGENET1K_V2", "IMAGENET1K_V1"], engine="null"
+    )
+    gc.disable()  # as the command does
+    try:
+        running = asyncio.create_task(serve(settings))
+        await frozen.wait()
+        assert gc.isenabled()
+        assert not released.is_set()  # the other one is still being loaded
+    finally:
+        gc.enable()
+        released.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+
+
 class StallingDownload(http.server.BaseHTTPRequestHandler):
     """Promises a file and never sends it."""
 
