@@ -1,8 +1,11 @@
-"""How close the server comes to its policy: python benchmarks/batching.py [latency|overload|ahead].
+"""How close the server comes to its policy: python benchmarks/batching.py [NAME]...
 
 latency   open loop at 50% and 80% of a timed engine's capacity: p99 against the simulated policy's
 overload  1.3 times the capacity, with deadlines: answers on time, and how soon refusals come
 ahead     when to prepare a batch while another is computed (simulation only)
+goodput   the batcher in virtual time, on devices whose batches last longer or shorter than
+          expected, at 1.3 times their capacity: answers on time, and when the others are refused;
+          with PYTHONPATH=CHECKOUT/server, another checkout's
 
 The simulation (tests/simulation.py) gets the very arrival times that are sent. Latencies count from
 the time at which a request should be sent, so that a generator that is late does not hide anything.
@@ -12,11 +15,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
+import math
+import random
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -25,7 +31,13 @@ from process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import virtual_time
 from simulation import Device, poisson, quantile, simulate
+from virtual_device import FakeEngine, image
+
+from resnet50_server.batch import BatchPolicy
+from resnet50_server.batcher import Scheduler
+from resnet50_server.errors import ServingError
 
 DEVICE = Device(alpha_s=0.021, beta_s=0.00147, limit=32)
 CHANNELS = 4
@@ -34,6 +46,16 @@ LEAD_S = 1.0
 SEEDS = 3
 WITHIN_S = 13 * DEVICE.batch_s(1)
 CLASSIFY = "/resnet50.v1.InferenceService/Classify"
+
+
+# What is overloaded in virtual time, and how long before its deadline a request comes.
+OVERLOADED = {
+    "CPU, int8": (Device(0.011, 0.035, 32), 1.0),
+    "CPU, fp32": (Device(0.004, 0.059, 32), 1.0),
+    "CPU with AMX, fp32": (Device(0.005, 0.0225, 32), 1.0),
+    "timed": (DEVICE, WITHIN_S),
+}
+SCATTER = 0.12
 
 
 @dataclass(frozen=True)
@@ -210,9 +232,78 @@ def compare_ahead() -> None:
             print(f"ahead    {prepare * 1e6:.0f} us an image, load {load:.0%}: {', '.join(row)}")
 
 
+class UnsteadyThreads:
+    """Computes a batch in as many virtual seconds as it should take, times a random factor."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self._draw = draw
+        self._free = 0.0
+
+    def start(self, call: functools.partial, done) -> None:
+        """See `Threads.start`."""
+        loop, (images, *_) = asyncio.get_running_loop(), call.args
+        engine: FakeEngine = call.func.__self__
+        took_s = (engine.alpha + engine.beta * len(images)) * math.exp(
+            self._draw.gauss(0.0, SCATTER)
+        )
+        self._free = max(loop.time(), self._free) + took_s
+        loop.call_at(self._free, done, replace(call(), compute_s=took_s), None)
+
+
+async def overload(device: Device, within_s: float, seed: int) -> tuple[dict[str, int], float]:
+    """Offer 1.3 times what a device can; return what became of requests, and how many it could."""
+    loop, draw, size = asyncio.get_running_loop(), random.Random(seed), device.limit
+    engine = FakeEngine(device.alpha_s, device.beta_s)
+    scheduler = Scheduler(BatchPolicy(size, max_queue_size=10**6), UnsteadyThreads(draw))
+    warm = [(images, device.batch_s(images)) for images in (1, 4)]
+    queue = scheduler.add("v", engine, warm)
+    became = dict.fromkeys(("on time", "late", "refused as they came", "refused later"), 0)
+    arrivals = poisson(1.3 * device.capacity, 4000, seed)
+
+    async def one(due: float) -> None:
+        await asyncio.sleep(due - loop.time())
+        try:
+            answer = scheduler.submit(
+                queue, image(0), top_k=1, with_embedding=False, deadline=due + within_s
+            )
+        except ServingError:
+            became["refused as they came"] += 1
+            return
+        try:
+            await answer
+            became["on time" if loop.time() <= due + within_s else "late"] += 1
+        except ServingError:
+            became["refused later"] += 1
+
+    await asyncio.gather(*map(one, arrivals))
+    await scheduler.close()
+    return became, arrivals[-1] * device.capacity
+
+
+def measure_goodput() -> None:
+    """Overload devices in virtual time."""
+    for name, (device, within_s) in OVERLOADED.items():
+        goodputs, total = [], dict[str, int]()
+        for seed in range(SEEDS):
+            became, capacity = virtual_time.run(overload(device, within_s, seed))
+            goodputs.append(became["on time"] / capacity)
+            total = {what: total.get(what, 0) + count for what, count in became.items()}
+        refused = total["refused as they came"] + total["refused later"]
+        print(
+            f"goodput  {name}: on time ÷ capacity, median of {SEEDS} seeds"
+            f" {statistics.median(goodputs):.3f}; late {total['late'] / sum(total.values()):.1%};"
+            f" of the refusals, later than on arrival {total['refused later'] / refused:.0%}"
+        )
+
+
 def main() -> None:
     """Run what was asked for, or everything."""
-    measures = {"latency": measure_latency, "overload": measure_overload, "ahead": compare_ahead}
+    measures = {
+        "latency": measure_latency,
+        "overload": measure_overload,
+        "ahead": compare_ahead,
+        "goodput": measure_goodput,
+    }
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
     for name in parser.parse_args().what or measures:
