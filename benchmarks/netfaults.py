@@ -397,9 +397,11 @@ async def try_fault(scene: Scene, fault: Fault, seconds: float) -> list[Row]:
                 callers.start(shape, kind, PAUSE_S, name)  # type: ignore[arg-type]
         rows.append(row)
         all_callers.append(callers)
-    await happening
-    await asyncio.sleep(fault.after_s)
-    await asyncio.gather(*(callers.stop() for callers in all_callers))
+    try:
+        await happening
+        await asyncio.sleep(fault.after_s)
+    finally:  # callers end whatever happens, or the trial would not
+        await asyncio.gather(*(callers.stop() for callers in all_callers))
     for row in rows:
         row.judge()
         print(f"\n{row.reached}\n{row.ledger.by_shape()}", flush=True)
