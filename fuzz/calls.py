@@ -140,7 +140,7 @@ class Calls:
         return complaint
 
     def _handler(self, path: str) -> Any:
-        details = mock.Mock(method=path)
+        details = mock.Mock(method=path, invocation_metadata=())
         # The first, as gRPC takes it: behind the others is one that refuses unknown methods.
         found = next(one for handlers in self._handlers if (one := handlers.service(details)))
         return found

@@ -133,6 +133,8 @@ class Boundary:
             error = InvalidRequest(
                 "metadata", f"has more pairs than {MAX_METADATA_PAIRS}, the limit; send fewer"
             )
+            caller = self._callers.connected(context.peer(), context.auth_context())
+            self._outbox.add(caller.name, 0)
             try:
                 await _abort(context, error, call)
             finally:
