@@ -12,7 +12,7 @@ CONNECTION_GRACE_S = 60
 KEEPALIVE_TIMEOUT_S = 20
 MAX_METADATA_BYTES = 16 * 1024
 # What gRPC takes of a call's messages before somebody reads them.
-UNREAD_BYTES = 64 * 1024
+UNREAD_BYTES = 128 * 1024
 # gRPC's word for never.
 GRPC_NEVER_MS = 2**31 - 1
 
