@@ -211,11 +211,11 @@ async def test_connection_of_an_old_certificate_goes_with_its_last_call(kind, ca
             await client.classify(PNG)
         gc.collect()
         channels = client.client._channels
-        assert len(channels.opened()) == 2
+        assert len(channels._open) == 2
         assert len([item async for item in stream]) == 7
         del stream
         gc.collect()
-        assert channels.opened() == [channels.stubs().channel]
+        assert channels._open == [channels.stubs().channel]
 
 
 async def test_closing_the_client_ends_streams_on_an_old_certificate_too(kind, ca, files):
