@@ -122,7 +122,8 @@ class AsyncStream(Generic[Result]):
                 if error is None:
                     break
                 channels.failed(error)
-                pause_s = self._resumption.pause_s(error, broke)
+                goes_on = self._pending.refuse_too_long(error)
+                pause_s = 0.0 if goes_on else self._resumption.pause_s(error, broke)
                 if pause_s is None:
                     raise self._pending.unanswered(error) from attempt.failure
                 self._observation.retried(error, pause_s)

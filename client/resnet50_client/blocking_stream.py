@@ -105,7 +105,9 @@ class BlockingStream(Generic[Result]):
                 if error is None:
                     break
                 self._channels.failed(error)
-                pause_s = self._resumption.pause_s(error, broke)
+                with self._changed:
+                    goes_on = self._pending.refuse_too_long(error)
+                pause_s = 0.0 if goes_on else self._resumption.pause_s(error, broke)
                 if pause_s is None:
                     raise self._pending.unanswered(error) from attempt.failure
                 self._observation.retried(error, pause_s)

@@ -79,7 +79,17 @@ class InvalidRequestError(Resnet50Error, ValueError):
 
 
 class InvalidImageError(InvalidRequestError):
-    """The image is not readable, is broken, or is over a limit of the server."""
+    """The image is not readable, is broken, or is over a limit of the server.
+
+    Attributes:
+        max_message_bytes: The server's limit if the image's message is longer; None otherwise.
+    """
+
+    def __init__(
+        self, message: str, *, max_message_bytes: int | None = None, **common: Any
+    ) -> None:
+        super().__init__(message, **common)
+        self.max_message_bytes = max_message_bytes
 
 
 class VariantNotFoundError(Resnet50Error, LookupError):
@@ -267,12 +277,7 @@ def _too_long(message: str, common: dict[str, Any]) -> Resnet50Error | None:
                 " takes",
                 **common,
             )
-        return InvalidImageError(
-            f"image: the request has {length} bytes, the server's limit (max_message_bytes) is"
-            f" {limit}; send a smaller or a compressed image",
-            field="image",
-            **common,
-        )
+        return image_too_long(int(length), int(limit), **common)
     if too_long := _METADATA_TOO_LONG.search(message):
         if too_long[1]:
             return ServerError(
@@ -285,6 +290,23 @@ def _too_long(message: str, common: dict[str, Any]) -> Resnet50Error | None:
             **common,
         )
     return None
+
+
+def image_too_long(length: int, limit: int, **common: Any) -> InvalidImageError:
+    """Return the error of an image whose message is longer than the server takes.
+
+    Args:
+        length: Of the message, in bytes.
+        limit: The server's `max_message_bytes`.
+        **common: Of every error.
+    """
+    return InvalidImageError(
+        f"image: the request has {length} bytes, the server's limit (max_message_bytes) is"
+        f" {limit}; send a smaller or a compressed image",
+        field="image",
+        max_message_bytes=limit,
+        **common,
+    )
 
 
 def _pause_s(details: dict[str, Any]) -> float | None:

@@ -13,10 +13,12 @@ from resnet50.v1 import image_pb2, inference_pb2
 
 from .errors import (
     DeadlineExceededError,
+    InvalidImageError,
     Resnet50Error,
     ServerError,
     UnavailableError,
     error_of_status,
+    image_too_long,
 )
 from .frames import FrameAnswer, FrameError, StreamKind, StreamLimits
 from .images import ImageInput, to_image
@@ -35,7 +37,7 @@ class _Pending:
 
     Attributes:
         frame: As it is sent.
-        error: Why its image could not be read.
+        error: Why its image could not be read, or is longer than the server takes.
         deadline: When it is given up, by the clock.
         breaks: How often the connection has broken while it was sent and unanswered.
     """
@@ -79,6 +81,7 @@ class PendingFrames(Generic[Result]):
         self._in_flight: dict[int, None] = {}
         self._given_up = 0  # of those in flight
         self._active_at = 0.0  # when a frame was last sent or an answer came
+        self._max_message_bytes = math.inf  # once a server has told it
         self._next_id = 0
 
     def __len__(self) -> int:
@@ -115,9 +118,9 @@ class PendingFrames(Generic[Result]):
         else:
             # An empty frame goes in its place: the server's refusal keeps its turn for the error.
             frame, error = inference_pb2.Frame(frame_id=frame_id, image=image_pb2.Image()), image
-        self._frames[frame_id] = _Pending(
-            frame, error, self._clock() + self._limits.frame_timeout_s
-        )
+        pending = _Pending(frame, error, self._clock() + self._limits.frame_timeout_s)
+        self._refuse_if_too_long(pending)
+        self._frames[frame_id] = pending
         self._unsent.append(frame_id)
 
     def next_request(self) -> Any | None:
@@ -222,6 +225,34 @@ class PendingFrames(Generic[Result]):
         self._unsent = collections.deque(self._frames)
         return answers
 
+    def refuse_too_long(self, error: Resnet50Error) -> bool:
+        """Take in a server's limit; frames that are longer get an error, each in its place.
+
+        gRPC ends the whole stream for such a frame, and does not say for which.
+
+        Args:
+            error: Why the stream ended.
+
+        Returns:
+            Whether the stream can go on: it ended for such a frame, and has it no more.
+        """
+        if not isinstance(error, InvalidImageError) or error.max_message_bytes is None:
+            return False
+        self._max_message_bytes = error.max_message_bytes
+        refused = [self._refuse_if_too_long(pending) for pending in self._frames.values()]
+        return any(refused)
+
+    def _refuse_if_too_long(self, pending: _Pending) -> bool:
+        length = message_bytes(pending.frame)
+        if length <= self._max_message_bytes:
+            return False
+        pending.error = image_too_long(length, int(self._max_message_bytes))
+        # As of an image that cannot be read, an empty frame goes in its place.
+        pending.frame = inference_pb2.Frame(
+            frame_id=pending.frame.frame_id, image=image_pb2.Image()
+        )
+        return True
+
     def unanswered(self, error: Resnet50Error) -> Resnet50Error:
         """Return the error with which the stream ends; it says how many frames have no answer."""
         if self._frames:
@@ -258,6 +289,12 @@ class PendingFrames(Generic[Result]):
             raise ServerError(
                 f"the server dropped frame {frame_id} for frame {newer}, which it does not have"
             )
+
+
+def message_bytes(frame: inference_pb2.Frame) -> int:
+    """Return the length of the request that holds a frame, in bytes."""
+    length = frame.ByteSize()
+    return 1 + (length.bit_length() + 6) // 7 + length  # a tag, the length as a varint, the frame
 
 
 def _frames(number: int) -> str:

@@ -290,6 +290,25 @@ async def test_large_file_travels_in_chunks_by_itself(kind):
             await client.classify(large + bytes(8 * 2**20))
 
 
+async def test_image_longer_than_a_message_fails_in_its_place_and_the_list_goes_on(kind):
+    long = PNG + bytes(200_000)
+    async with (
+        serving(max_message_bytes=100_000) as server,
+        Caller(kind, server.addresses[0]) as client,
+    ):
+        results = await collect(client, "classify_many", [PNG, long, PNG, long, PNG], window=3)
+        latest = [one async for one in items(client, "classify_stream", [long], delivery="latest")]
+    for number, result in enumerate(results):
+        if number in (1, 3):
+            assert isinstance(result, resnet50_client.InvalidImageError)
+            assert "max_message_bytes) is 100000" in str(result)
+            assert result.max_message_bytes == 100_000
+        else:
+            assert result.top.label
+    assert len(results) == 5
+    assert isinstance(latest[0].error, resnet50_client.InvalidImageError)
+
+
 async def test_twenty_megabyte_png_is_classified(kind):
     noise = np.random.default_rng(0).integers(0, 256, (2600, 2600, 3), dtype=np.uint8)
     large = encode(Image.fromarray(noise), compress_level=1)

@@ -15,12 +15,14 @@ from resnet50_client import (
     Classification,
     DeadlineExceededError,
     FrameAnswer,
+    InvalidImageError,
     ServerError,
     UnavailableError,
     messages,
 )
+from resnet50_client.errors import image_too_long
 from resnet50_client.frames import StreamLimits
-from resnet50_client.pending_frames import ALONE_AFTER, PendingFrames
+from resnet50_client.pending_frames import ALONE_AFTER, PendingFrames, message_bytes
 from resnet50_client.retries import MAX_SENDS
 
 IMAGE = image_pb2.Image(encoded=b"image")
@@ -74,6 +76,33 @@ def test_answer_to_a_frame_that_was_not_sent_on_this_attempt_is_refused():
     with pytest.raises(ServerError, match="frame 0"):
         pending.answer(answer(0))
     assert send_all(pending) == [0, 1]
+
+
+def test_images_over_the_limit_that_a_server_tells_are_sent_no_more():
+    pending = pending_frames()
+    sizes = [10, 5000, 20, 6000]
+    for size in sizes[:3]:
+        pending.add(image_pb2.Image(encoded=bytes(size)))
+    request = next(one for one in iter(pending.next_request, None) if one.frame.frame_id == 1)
+    told = image_too_long(request.ByteSize(), request.ByteSize() - 1)
+    assert pending.refuse_too_long(told)
+    assert not pending.refuse_too_long(told)  # not for ever
+    assert not pending.refuse_too_long(UnavailableError("gone"))
+    pending.restart()
+    pending.add(image_pb2.Image(encoded=bytes(sizes[3])))
+    lengths = [len(one.frame.image.encoded) for one in iter(pending.next_request, None)]
+    assert lengths == [10, 0, 20, 0]
+    answers = [pending.answer(answer(frame_id)) for frame_id in range(4)]
+    assert [type(one.error) for one in answers] == [type(None), InvalidImageError] * 2
+    assert answers[1].error.message == told.message
+
+
+@pytest.mark.parametrize("size", [1, 100, 127, 128, 16_383, 16_384, 2**21])
+def test_length_of_a_frames_request_is_what_protobuf_says(size):
+    pending = pending_frames()
+    pending.add(image_pb2.Image(encoded=bytes(size)))
+    request = pending.next_request()
+    assert message_bytes(request.frame) == request.ByteSize()
 
 
 def test_unreadable_image_keeps_its_turn_and_its_own_error():
