@@ -215,7 +215,7 @@ async def test_connection_of_an_old_certificate_goes_with_its_last_call(kind, ca
         assert len([item async for item in stream]) == 7
         del stream
         gc.collect()
-        assert channels._open == [channels.stubs().channel]
+        assert list(channels._open) == [channels.stubs().channel]
 
 
 async def test_closing_the_client_ends_streams_on_an_old_certificate_too(kind, ca, files):
