@@ -22,11 +22,14 @@ class BatchPolicy:
         max_batch_size: Images in one batch, at most.
         max_queue_delay_ms: How long a free engine waits for a batch to fill; 0 takes what is there.
         max_queue_size: Images that may wait per variant; one more is refused.
+        max_queue_wait_s: How long a request without a deadline may have to wait, in seconds; it is
+            refused if the queue takes longer. Those with a deadline are judged by that.
     """
 
     max_batch_size: int = 32
     max_queue_delay_ms: float = 0.0
     max_queue_size: int = 512
+    max_queue_wait_s: float = 30.0
 
 
 @dataclass(eq=False, slots=True)

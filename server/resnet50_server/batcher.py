@@ -264,7 +264,7 @@ class Scheduler:
         self._require_open(queue, shadow)
         now, timetable = self._loop.time(), self._timetable
         if flow is None:  # frames are held back before they come here
-            timetable.require_room(queue, bulk, now)
+            timetable.require_room(queue, deadline, bulk, now)
         if deadline is not None and not timetable.is_probe(queue, deadline, now):
             timetable.require_time(queue, deadline, flow, bulk, now, now + decode_s)
 

@@ -82,7 +82,10 @@ class Devices:
                     workers = 1  # what they stand for is one device
             threads = Threads(workers + ahead, f"engine-{device}", partial(set_torch_threads, each))
             policy = BatchPolicy(
-                settings.max_batch_size, settings.max_queue_delay_ms, settings.max_queue_size
+                settings.max_batch_size,
+                settings.max_queue_delay_ms,
+                settings.max_queue_size,
+                settings.max_queue_wait_s,
             )
             self._schedulers[device] = Scheduler(
                 policy,

@@ -60,6 +60,7 @@ LIMITS = (
     "max_receive_bytes",
     "max_rate_per_caller",
     "max_queue_size",
+    "max_queue_wait_s",
     "device_memory",
     "deadline",
     "deadline_later",

@@ -198,6 +198,14 @@ class Settings(BaseSettings):
             " streams count as requests only.",
         ),
     ] = 512
+    max_queue_wait_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Longest expected wait of a request without a deadline, in seconds; one"
+            " that would wait longer is refused.",
+        ),
+    ] = 30.0
     max_requests: Annotated[
         int,
         Field(

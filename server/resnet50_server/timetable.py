@@ -55,11 +55,20 @@ class Timetable:
         busy = sorted(max(now, running.ends) for running in self._running)[-self._workers :]
         return [now] * (self._workers - len(busy)) + busy
 
-    def require_room(self, queue: VariantQueue, bulk: bool, now: float) -> None:
+    def require_room(
+        self, queue: VariantQueue, deadline: float | None, bulk: bool, now: float
+    ) -> None:
         """Refuse an image for which its queue has no room.
 
+        Args:
+            queue: Whose.
+            deadline: In loop time; None for none.
+            bulk: Whether it goes behind those that are not.
+            now: Loop time.
+
         Raises:
-            QueueFull: `max_queue_size` images wait already.
+            QueueFull: `max_queue_size` images wait already, or those before this one, which has no
+                deadline, take longer than `max_queue_wait_s`.
         """
         room = self._policy.max_queue_size
         waiting = queue.waiting.alone + queue.undecoded.alone
@@ -68,7 +77,18 @@ class Timetable:
                 "max_queue_size",
                 f"max_queue_size ({room}): {waiting} single images wait for variant"
                 f" {queue.name}{', and the rest is for interactive ones' if bulk else ''}",
-                max(0.01, self._wait_s(queue, now)),
+                max(0.01, self._wait_s(queue, queue.accepted, now)),
+            )
+        if deadline is not None:
+            return
+        longest_s = self._policy.max_queue_wait_s
+        wait_s = self._wait_s(queue, queue.before(due_at(now, None), bulk), now)
+        if wait_s > longest_s:
+            raise QueueFull(
+                "max_queue_wait_s",
+                f"max_queue_wait_s ({longest_s:g}): the images that wait for variant {queue.name}"
+                f" take about {wait_s:.1f} s; call later, or with the deadline that you have",
+                max(0.01, wait_s - longest_s),
             )
 
     def is_probe(self, queue: VariantQueue, deadline: float | None, now: float) -> bool:
@@ -208,7 +228,7 @@ class Timetable:
         sizes = [(part.queue, len(part.images)) for part in self._parts]
         return len(sizes), sum(self._work_s(queue, size, size) for queue, size in sizes)
 
-    def _wait_s(self, queue: VariantQueue, now: float) -> float:
-        """Return how long the queue takes to empty, in seconds."""
-        work_s = self._work_s(queue, queue.accepted, queue.limit.now(now))
+    def _wait_s(self, queue: VariantQueue, images: int, now: float) -> float:
+        """Return how long so many images of a queue take, in seconds."""
+        work_s = self._work_s(queue, images, queue.limit.now(now))
         return self._starts(*self._again(), now) - now + work_s / self._workers

@@ -206,6 +206,22 @@ async def test_full_queue_is_refused_at_once():
 
 
 @in_virtual_time
+async def test_request_without_a_deadline_is_refused_if_it_would_wait_too_long():
+    bench = Bench(BatchPolicy(max_batch_size=1, max_queue_wait_s=2.5))
+    await bench.submit(0)  # how long a batch takes is known from here on: 1 s
+    accepted = [bench.submit(1)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    accepted += [bench.submit(2), bench.submit(3)]
+    with pytest.raises(QueueFull, match=r"max_queue_wait_s .*with the deadline") as refused:
+        bench.submit(4)
+    assert refused.value.limit == "max_queue_wait_s"
+    assert refused.value.retry_after_s == pytest.approx(0.5)
+    accepted += [bench.submit(5, within=100.0), bench.submit(6, flow="a stream")]
+    await asyncio.gather(*accepted)
+
+
+@in_virtual_time
 async def test_cancelled_request_leaves_the_queue_and_costs_nothing():
     bench = Bench(BatchPolicy(max_queue_size=2))
     running = bench.submit(0)
