@@ -32,6 +32,28 @@ def test_every_test_that_a_page_names_exists(page):
     assert named or files
 
 
+def test_every_entry_of_the_reviews_names_a_test_of_a_file_or_says_why_not():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    _, _, table = text.partition("| entry | fault in 0.1 | now | held by |")
+    table, _, _ = table.partition("\n\n")
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    entries = {row[0].strip() for row in rows}
+    wanted = [f"R{number}" for number in range(1, 25)] + [f"B{number}" for number in range(1, 23)]
+    wanted += [f"attack {number}" for number in range(1, 11)]
+    missing = [one for one in wanted if not any(re.match(rf"{one}\b", name) for name in entries)]
+    assert not missing
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", table):
+        source = ROOT / path
+        assert source.is_file(), path
+        if name:
+            assert re.search(
+                rf"^(?:async )?def {name}\b|^{name} = |^class {name}\b", source.read_text(), re.M
+            ), (
+                path,
+                name,
+            )
+
+
 def test_every_fault_names_its_test():
     text = (ROOT / "docs" / "operations.md").read_text()
     _, _, table = text.partition("| fault | what happens |")
