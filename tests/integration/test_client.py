@@ -21,8 +21,8 @@ import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import AsyncClient, CallObserver, Client, RetryPolicy
 from resnet50_client.errors import ERRORS
-from resnet50_server.batcher import Scheduler
 from resnet50_server.errors import QueueFull
+from resnet50_server.timetable import Timetable
 
 RGB = np.asarray(photo_like(64, 48))
 PNG = encode(Image.fromarray(RGB))
@@ -504,16 +504,16 @@ def test_closed_clients_leave_no_thread_behind():
 
 async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind, monkeypatch):
     refused = asyncio.Event()
-    submit = Scheduler.submit
+    require_room = Timetable.require_room
 
     def watched(*arguments, **options):
         try:
-            return submit(*arguments, **options)
+            return require_room(*arguments, **options)
         except QueueFull:
             refused.set()
             raise
 
-    monkeypatch.setattr(Scheduler, "submit", watched)
+    monkeypatch.setattr(Timetable, "require_room", watched)
     settings = {"engine": "timed", "timed_alpha_ms": 300, "max_queue_size": 1, "max_batch_size": 1}
     async with serving(**settings) as server:
         policy = RetryPolicy(overload_attempts=1000)
