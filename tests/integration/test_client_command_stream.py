@@ -26,6 +26,7 @@ from pictures import photo_like
 from PIL import Image
 from serving import serving
 
+from resnet50_server.canary import fixed_image
 from resnet50_server.engine.synthetic import NullEngine
 
 IMAGES = 600
@@ -55,11 +56,11 @@ class Engine:
 def engine(monkeypatch):
     """Let each vector tell its image: its means of red, green and blue."""
     known = Engine(collections.Counter(), sys.maxsize, threading.Event())
-    run = NullEngine.run
+    run, check = NullEngine.run, fixed_image(224)
 
     def counted(self, images, top_k, with_embeddings):
-        # The tests' pictures are of one colour; the load's own are grey, or not of one colour.
-        if not all((image == image[0, 0]).all() and (image != 128).any() for image in images):
+        # The load's own: the warm-up's grey, and the image of its self-tests.
+        if all((image == 128).all() or (image == check).all() for image in images):
             return run(self, images, top_k, with_embeddings)
         if known.total + len(images) > known.hold_at:
             assert known.go.wait(60)
