@@ -58,7 +58,6 @@ PROVOCATIONS = (
     Provocation("nothing", OF_IMAGE, "image.encoded", {}, lambda draw: b""),
     Provocation("unknown variant", "NOT_FOUND", None, {"variant": "nobody"}),
     Provocation("top_k", OF_OPTION, "options.top_k", {"top_k": 500}),
-    Provocation("min_probability", OF_OPTION, "options.min_probability", {"min_probability": 1.5}),
 )
 
 
