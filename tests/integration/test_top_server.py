@@ -32,7 +32,7 @@ JPEG = encode(photo_like(64, 48), "JPEG")
 
 async def look(watch: Watch, facts: Facts | None = None) -> Snapshot:
     await asyncio.to_thread(look_at_all, [watch])
-    return Snapshot.of([watch], facts or Facts([]), 2.0)
+    return Snapshot.of([watch], facts or Facts({}), 2.0)
 
 
 async def wait_for_lag(watch: Watch, above: float) -> float:
@@ -109,7 +109,7 @@ async def test_variants_that_come_and_go_are_shown_as_they_are(tmp_path: Path, m
         async def shown() -> list[str]:
             """Return the lines that name digits: its row in the table of variants comes first."""
             with Client(server.addresses[0], token=ADMIN) as client:
-                facts = Facts([client])
+                facts = Facts({server.addresses[0]: client})
                 await asyncio.to_thread(facts.ask)
             view, written = View(), io.StringIO()
             view.show(await look(watch, facts))

@@ -56,7 +56,9 @@ CHANNELS = """
 import grpc
 from resnet50_client.channels import Channels
 from resnet50_client.connection import Connection
-channels = Channels(Connection.to("localhost:1", 1.0, None), "dns:///localhost:1", grpc)
+from resnet50_client.resolver import Resolver
+connection = Connection.to("localhost:1", 1.0, None)
+channels = Channels(connection, Resolver(connection.addresses), grpc)
 forked(channels, lambda: channels.stubs())
 """
 NAMES = """
