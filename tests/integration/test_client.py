@@ -319,14 +319,16 @@ async def test_overload_is_retried_when_asked(kind):
     settings = {"engine": "timed", "timed_alpha_ms": 30, "max_queue_size": 1, "max_batch_size": 1}
     async with serving(**settings) as server:
         policy = RetryPolicy(overload_attempts=1000)
-        opened = gate(server)
+        opened, scheduler = gate(server), server._devices._schedulers["cpu"]
         async with (
             Caller(kind, server.addresses[0]) as hasty,
             Caller(kind, server.addresses[0], retry=policy) as patient,
         ):
-            calls = [asyncio.ensure_future(hasty.classify(PNG)) for _ in range(6)]
+            calls = [asyncio.ensure_future(hasty.classify(PNG))]
             try:
-                # One computes, and one waits.
+                # One computes, then one waits; the others find the queue full.
+                await until(lambda: scheduler._running)
+                calls += [asyncio.ensure_future(hasty.classify(PNG)) for _ in range(5)]
                 await until(lambda: sum(call.done() for call in calls) == 4)
             finally:
                 opened.set()

@@ -36,18 +36,19 @@ def names_of_threads() -> set[str]:
 
 async def test_threads_and_tasks_of_a_server_have_names():
     before = {one.name for one in threading.enumerate()}
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
     async with serving(**ON, **DECODING) as server, connected(server) as channel:
         (engine,) = engines_of(server)
         run = engine.run
 
         def wait(*arguments):
+            began.set()
             ended.wait()
             return run(*arguments)
 
         engine.run = wait
         try:
-            tasks, threads = await seen(server, channel)
+            tasks, threads = await seen(server, channel, began)
         finally:
             ended.set()
     ours = {name for name, file in tasks if "resnet50_server" in file}
@@ -60,8 +61,8 @@ async def test_threads_and_tasks_of_a_server_have_names():
     assert all(len(name) <= 15 for name in threads), threads
 
 
-async def seen(server, channel) -> tuple[set[tuple[str, str]], set[str]]:
-    """Return the tasks, and where their code stands, and the threads of a server that drains."""
+async def seen(server, channel, began) -> tuple[set[tuple[str, str]], set[str]]:
+    """Return the tasks, with the file of their code, and the threads of a server that drains."""
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
     calls = []
     for delivery in (inference_pb2.DELIVERY_ORDERED, inference_pb2.DELIVERY_LATEST):
@@ -70,7 +71,8 @@ async def seen(server, channel) -> tuple[set[tuple[str, str]], set[str]]:
         await call.write(Request(config=config))
         await call.write(Request(frame=inference_pb2.Frame(frame_id=7, image=JPEG)))
         calls.append(call)
-    await until(lambda: server._admission.requests == 2 and not server._decode_pool.busy)
+    # Both streams have been admitted, and one frame computes: the other's task waits for it.
+    await until(lambda: server._admission.requests == 2 and began.is_set())
 
     def look() -> set[tuple[str, str]]:
         return {

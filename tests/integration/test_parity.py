@@ -30,6 +30,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), *weights.ignore_torchs_p
 V2 = ResNet50_Weights.IMAGENET1K_V2
 INT8 = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V1
 CATEGORIES = 37
+# Of a probability near 0.5: rounding in float32 moves it by up to 6e-5 in torchvision itself, by
+# number of threads and by layout (against float64), and by as much in the server; bfloat16 by 1e-2.
+TOLERANCE = 3e-4
 
 
 @dataclass
@@ -157,7 +160,7 @@ def vector(embedding: result_pb2.Embedding) -> Tensor:
 def assert_probabilities(reply, expected: Tensor) -> None:
     """Hold all of a picture's probabilities against torchvision's."""
     found = probabilities(reply, len(expected))
-    assert (found - expected).abs().max() < 1e-4  # also false if one is missing
+    assert (found - expected).abs().max() < TOLERANCE  # also false if one is missing
     order = [category.probability for category in reply.classification.categories]
     assert order == sorted(order, reverse=True)
     assert reply.classification.categories[0].index == expected.argmax()
@@ -213,7 +216,8 @@ async def test_mixed_batches_of_several_variants_are_answered_as_by_torchvision(
         assert not one.classification.HasField("embedding")
         (top,) = two.classification.categories
         assert top.index == variant.probabilities[1].argmax()
-        assert top.probability == pytest.approx(variant.probabilities[1].max().item(), abs=1e-4)
+        expected = variant.probabilities[1].max().item()
+        assert top.probability == pytest.approx(expected, abs=TOLERANCE)
         assert_embedding(vector(two.classification.embedding), variant.embeddings[1])
         assert_embedding(vector(three.embedding), variant.embeddings[2])
         assert four.embedding.type == result_pb2.EMBEDDING_TYPE_FLOAT16
