@@ -63,13 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("serve")
     variants = commands.add_parser("variants")
     tokens = commands.add_parser("tokens")
-    from . import token_command
+    from resnet50_server import token_command
 
     token_command.add_arguments(tokens)
     if arguments[:1] == ["tokens"]:
         return token_command.run(parser.parse_args(arguments))
     # Brings torchvision along.
-    from .variants import command
+    from resnet50_server.variants import command
 
     command.add_arguments(variants)
     options = parser.parse_args(arguments)
@@ -83,7 +83,7 @@ def _serve(arguments: list[str]) -> int:
     from pydantic import ValidationError
     from pydantic_settings import CliSettingsSource, SettingsError
 
-    from .settings import Settings, unknown_environment
+    from resnet50_server.settings import Settings, unknown_environment
 
     class Flags(CliSettingsSource[object]):
         """The command line, with placeholders for people instead of Python's types."""
@@ -111,13 +111,13 @@ def _serve(arguments: list[str]) -> int:
     except (SettingsError, ValueError) as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
         return 2
-    from . import logs
+    from resnet50_server import logs
 
     logs.configure(settings.log_level, settings.log_format)
     # Until a variant is loaded: what is made until then stays (see `serve`), and looking through it
     # for garbage again and again is a tenth of the start.
     gc.disable()
-    from .process import serve
+    from resnet50_server.process import serve
 
     # Not asyncio.run, which waits for threads.
     loop = _new_event_loop()
@@ -129,7 +129,7 @@ def _serve(arguments: list[str]) -> int:
 
 def _problems(error: ValidationError, arguments: list[str]) -> list[str]:
     """Return what is wrong with the settings, one line for each problem, and where it was said."""
-    from .settings import ENV_PREFIX, Settings
+    from resnet50_server.settings import ENV_PREFIX, Settings
 
     lines = []
     for problem in error.errors(include_url=False):
@@ -156,7 +156,7 @@ def _problems(error: ValidationError, arguments: list[str]) -> list[str]:
 
 def _unknown(name: str) -> str:
     """Say that a setting's name is none, and which one is nearest to it."""
-    from .settings import ENV_PREFIX, Settings
+    from resnet50_server.settings import ENV_PREFIX, Settings
 
     prefix = name[: len(ENV_PREFIX)] if name.upper().startswith(ENV_PREFIX) else ""
     word = name[len(prefix) :].lower()
@@ -194,7 +194,7 @@ def run() -> NoReturn:
     It ends at once: a thread may be busy for long with what nobody waits for any more, and the
     interpreter would wait for it.
     """
-    from .faults import open_stack_file
+    from resnet50_server.runtime.fatal import open_stack_file
 
     # A decoder or an engine that crashes says where, before the process is gone.
     faulthandler.enable(open_stack_file())

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
 
-from .admission_queue import AdmissionQueue, Waiter
-from .errors import Overloaded, ShuttingDown
-from .priority import INTERACTIVE, share
+from resnet50_server.admission_queue import AdmissionQueue, Waiter
+from resnet50_server.errors import Overloaded, ShuttingDown
+from resnet50_server.priority import INTERACTIVE, share
 
 # Room comes back as soon as any request is answered, so callers need not wait long.
 RETRY_AFTER_S = 0.1

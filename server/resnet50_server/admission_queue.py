@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .priority import BULK_EVERY
+from resnet50_server.priority import BULK_EVERY
 
 if TYPE_CHECKING:
-    from .admission import Place
+    from resnet50_server.admission import Place
 
 
 @dataclass(eq=False, slots=True)

@@ -20,46 +20,51 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-
-from .admission import Admission, Limits
-from .cache import ResponseCache
-from .callers import ADMIN, INFER, Callers
-from .certificates import Certificates
-from .changes import Budget, Changes
-from .cpus import cpu_budget, cpus
-from .decode import JpegDecoder
-from .decode_pool import DecodePool, decode_threads
-from .devices import Devices, division
-from .errors import WeightsError
-from .faults import Fault
-from .folder_watch import FolderWatch
-from .health import ServingHealth
-from .held import HeldVariants
-from .image_file import ImageLimits
-from .listeners import certificates_of, listen
-from .loading import hold
-from .logs import RequestLog
-from .memory_bound import PROBE_STREAMS, SIDE_RECEIVED, SIDE_STREAMS, describe, memory_bound
-from .metrics import Metrics
-from .metrics_port import MetricsPort
-from .observer import Observer, Observers
-from .pipeline import Pipeline
-from .readings import LagWatch, Readings
-from .self_test import SelfTests
-from .servicers.boundary import Boundary
-from .servicers.inference import InferenceServicer, Patience
-from .servicers.outbox import Outbox
-from .servicers.receiving import Receiving
-from .servicers.variant import VariantServicer
-from .settings import Settings
-from .tokens import Tokens
-from .traffic import Traffic
-from .transport import options
-from .variants.definition import Definition, define
-from .variants.directory import VariantsDirectory
+from resnet50_server.admission import Admission, Limits
+from resnet50_server.cache import ResponseCache
+from resnet50_server.callers import ADMIN, INFER, Callers
+from resnet50_server.certificates import Certificates
+from resnet50_server.changes import Budget, Changes
+from resnet50_server.decode import JpegDecoder
+from resnet50_server.decode_pool import DecodePool, decode_threads
+from resnet50_server.devices import Devices, division
+from resnet50_server.errors import WeightsError
+from resnet50_server.folder_watch import FolderWatch
+from resnet50_server.health import ServingHealth
+from resnet50_server.held import HeldVariants
+from resnet50_server.image_file import ImageLimits
+from resnet50_server.listeners import certificates_of, listen
+from resnet50_server.loading import hold
+from resnet50_server.logs import RequestLog
+from resnet50_server.memory_bound import (
+    PROBE_STREAMS,
+    SIDE_RECEIVED,
+    SIDE_STREAMS,
+    describe,
+    memory_bound,
+)
+from resnet50_server.metrics import Metrics
+from resnet50_server.metrics_port import MetricsPort
+from resnet50_server.observer import Observer, Observers
+from resnet50_server.pipeline import Pipeline
+from resnet50_server.readings import LagWatch, Readings
+from resnet50_server.runtime.cpus import cpu_budget, cpus
+from resnet50_server.runtime.fatal import Fault
+from resnet50_server.self_test import SelfTests
+from resnet50_server.servicers.boundary import Boundary
+from resnet50_server.servicers.inference import InferenceServicer, Patience
+from resnet50_server.servicers.outbox import Outbox
+from resnet50_server.servicers.receiving import Receiving
+from resnet50_server.servicers.variant import VariantServicer
+from resnet50_server.settings import Settings
+from resnet50_server.tokens import Tokens
+from resnet50_server.traffic import Traffic
+from resnet50_server.transport import options
+from resnet50_server.variants.definition import Definition, define
+from resnet50_server.variants.directory import VariantsDirectory
 
 if TYPE_CHECKING:
-    from .tracing import Tracing
+    from resnet50_server.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -445,7 +450,7 @@ def _limits(settings: Settings) -> Limits:
 def _tracing(settings: Settings) -> Tracing | None:
     if settings.otlp_endpoint is None:
         return None
-    from .tracing import Tracing
+    from resnet50_server.tracing import Tracing
 
     return Tracing(settings.otlp_endpoint, settings.trace_ratio)
 
@@ -458,7 +463,7 @@ def _jpegs(settings: Settings) -> JpegDecoder | None:
     """
     if settings.decode == "cpu":
         return None
-    from .nvjpeg import NvJpegDecoder
+    from resnet50_server.nvjpeg import NvJpegDecoder
 
     device = settings.device if settings.device.startswith("cuda") else "cuda:0"
     try:

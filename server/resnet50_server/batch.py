@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .engine.protocol import BatchOutput
-from .errors import EngineFailed
-from .observer import Batch
-from .rescue import Rescue
-from .variant_queue import Result, VariantQueue, Waiting
+from resnet50_server.engine.protocol import BatchOutput
+from resnet50_server.errors import EngineFailed
+from resnet50_server.observer import Batch
+from resnet50_server.rescue import Rescue
+from resnet50_server.variant_queue import Result, VariantQueue, Waiting
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,24 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import BatchPolicy, Running, answer, seen
-from .engine.protocol import BatchOutput, Engine
-from .errors import EngineFailed, ServingError, ShuttingDown
-from .faults import EngineHung, Fault, dump_stacks
-from .observer import Batch, Observer
-from .rescue import Rescue, Rescues
-from .threads import Threads
-from .timetable import Timetable
-from .variant_queue import TICK_S, GivenUp, Result, Undecoded, VariantQueue, Waiting, fail
-from .watchdog import BatchWatch
+from resnet50_server.batch import BatchPolicy, Running, answer, seen
+from resnet50_server.engine.protocol import BatchOutput, Engine
+from resnet50_server.errors import EngineFailed, ServingError, ShuttingDown
+from resnet50_server.observer import Batch, Observer
+from resnet50_server.rescue import Rescue, Rescues
+from resnet50_server.runtime.fatal import EngineHung, Fault, dump_stacks
+from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.timetable import Timetable
+from resnet50_server.variant_queue import (
+    TICK_S,
+    GivenUp,
+    Result,
+    Undecoded,
+    VariantQueue,
+    Waiting,
+    fail,
+)
+from resnet50_server.watchdog import BatchWatch
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from .admission import Place
-from .callers import Caller
-from .errors import ServingError
+from resnet50_server.admission import Place
+from resnet50_server.callers import Caller
+from resnet50_server.errors import ServingError
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 NOBODY = Caller("", frozenset())

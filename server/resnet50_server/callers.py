@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote
 
-from .errors import PermissionDenied, Unauthenticated
-from .tokens import Tokens
+from resnet50_server.errors import PermissionDenied, Unauthenticated
+from resnet50_server.tokens import Tokens
 
 INFER = "infer"
 ADMIN = "admin"

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .engine.protocol import Engine
-from .errors import WeightsError
-from .variants.definition import Definition
-from .variants.files import Weights
-from .variants.network import build_model
+from resnet50_server.engine.protocol import Engine
+from resnet50_server.errors import WeightsError
+from resnet50_server.variants.definition import Definition
+from resnet50_server.variants.files import Weights
+from resnet50_server.variants.network import build_model
 
 # How many categories are compared.
 TOP_K = 5

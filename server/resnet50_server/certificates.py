@@ -19,8 +19,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
-from .errors import UnusableSetting
-from .watched import WatchedFiles
+from resnet50_server.errors import UnusableSetting
+from resnet50_server.watched import WatchedFiles
 
 log = logging.getLogger(__name__)
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from .errors import DiskTimeout, NotNow, ServingError, VariantNotFound, WeightsError
-from .errors import let_go as let_go_of
-from .held import HeldVariant, HeldVariants
-from .loading import FORESEEN, let_go
-from .memory import return_memory
-from .stages import Loading
-from .texts import shortened
-from .variants.definition import Definition, define, official_definitions, plain
-from .variants.directory import Stamp, VariantsDirectory
-from .variants.disk import FEW_FILES_S, Disk
+from resnet50_server.errors import DiskTimeout, NotNow, ServingError, VariantNotFound, WeightsError
+from resnet50_server.errors import let_go as let_go_of
+from resnet50_server.held import HeldVariant, HeldVariants
+from resnet50_server.loading import FORESEEN, let_go
+from resnet50_server.runtime.memory import return_memory
+from resnet50_server.runtime.texts import shortened
+from resnet50_server.stages import Loading
+from resnet50_server.variants.definition import Definition, define, official_definitions, plain
+from resnet50_server.variants.directory import Stamp, VariantsDirectory
+from resnet50_server.variants.disk import FEW_FILES_S, Disk
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from resnet50.v1 import image_pb2
-
-from .errors import InvalidImage
-from .file_guard import FIELD, GuardedFile, check_exif
-from .image_file import (
+from resnet50_server.errors import InvalidImage
+from resnet50_server.file_guard import FIELD, GuardedFile, check_exif
+from resnet50_server.image_file import (
     NO_PIXELS,
     ImageLimits,
     check_resized,
@@ -30,10 +29,10 @@ from .image_file import (
     opened_image,
     too_long,
 )
-from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Room, any_room
-from .pixels import RawPixels, raw_to_rgb, take_raw
-from .resample import resample
-from .transform import Transform
+from resnet50_server.pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Room, any_room
+from resnet50_server.pixels import RawPixels, raw_to_rgb, take_raw
+from resnet50_server.resample import resample
+from resnet50_server.transform import Transform
 
 # 512 x 512 takes a tenth of a millisecond to copy.
 MAX_AT_HAND_PIXELS = 2**18

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from .call import CALL
-from .cpus import set_torch_threads
-from .errors import ShuttingDown
-from .fair_queue import FairQueue, due_at
-from .faults import DecodingHung, dump_stacks
-from .file_guard import took_too_long
-from .latency import LatencyModel
-from .threads import Threads
-from .watchdog import LOOK_S, LOOKS
+from resnet50_server.call import CALL
+from resnet50_server.errors import ShuttingDown
+from resnet50_server.fair_queue import FairQueue, due_at
+from resnet50_server.file_guard import took_too_long
+from resnet50_server.latency import LatencyModel
+from resnet50_server.runtime.cpus import set_torch_threads
+from resnet50_server.runtime.fatal import DecodingHung, dump_stacks
+from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.watchdog import LOOK_S, LOOKS
 
 log = logging.getLogger(__name__)
 

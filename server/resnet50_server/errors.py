@@ -41,7 +41,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from .texts import MOST_NAMES, listed
+from resnet50_server.runtime.texts import MOST_NAMES, listed
 
 ImageFault: TypeAlias = Literal[
     "empty",  # there is none

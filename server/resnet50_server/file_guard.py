@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from .errors import InvalidImage
+from resnet50_server.errors import InvalidImage
 
 FIELD = "image.encoded"
 # Headers of real files take some hundreds of reads, with the tags of scanners some thousands.

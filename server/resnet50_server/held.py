@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .batcher import Scheduler
-from .call import Call
-from .errors import NotNow, VariantLoading, VariantNotFound, WeightsError
-from .opening import OpenEngine
-from .stages import Loading
-from .texts import shortened
-from .threads import Threads
-from .variant_queue import VariantQueue
-from .variants.definition import Definition, plain
+from resnet50_server.batcher import Scheduler
+from resnet50_server.call import Call
+from resnet50_server.errors import NotNow, VariantLoading, VariantNotFound, WeightsError
+from resnet50_server.opening import OpenEngine
+from resnet50_server.runtime.texts import shortened
+from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.stages import Loading
+from resnet50_server.variant_queue import VariantQueue
+from resnet50_server.variants.definition import Definition, plain
 
 if TYPE_CHECKING:
-    from .self_test import Reference
+    from resnet50_server.self_test import Reference
 
 # Loads that failed are remembered for so many names, the latest ones.
 MAX_FAILURES = 64

@@ -13,10 +13,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from .errors import ImageFault, InvalidImage
-from .file_guard import FIELD, GuardedFile, check_exif, check_tags
-from .pixel_budget import NoRoom
-from .transform import Transform
+from resnet50_server.errors import ImageFault, InvalidImage
+from resnet50_server.file_guard import FIELD, GuardedFile, check_exif, check_tags
+from resnet50_server.pixel_budget import NoRoom
+from resnet50_server.transform import Transform
 
 # The formats of the contract.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import grpc
 
-from .certificates import Certificates, TlsMaterial
-from .errors import UnusableSetting
-from .settings import Settings
+from resnet50_server.certificates import Certificates, TlsMaterial
+from resnet50_server.errors import UnusableSetting
+from resnet50_server.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from .devices import Devices
-from .errors import ServingError, Unloading, WeightsError
-from .held import HeldVariant
-from .opening import open_engine, prepare, verify, warm_up
-from .self_test import Reference
-from .settings import Settings
-from .stages import Loading
-from .variants.definition import Definition
+from resnet50_server.devices import Devices
+from resnet50_server.errors import ServingError, Unloading, WeightsError
+from resnet50_server.held import HeldVariant
+from resnet50_server.opening import open_engine, prepare, verify, warm_up
+from resnet50_server.self_test import Reference
+from resnet50_server.settings import Settings
+from resnet50_server.stages import Loading
+from resnet50_server.variants.definition import Definition
 
 log = logging.getLogger(__name__)
 

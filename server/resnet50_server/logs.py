@@ -17,10 +17,10 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from .call import CALL, Call
-from .line_writer import LineWriter
-from .observer import Observer
-from .texts import shortened
+from resnet50_server.call import CALL, Call
+from resnet50_server.observer import Observer
+from resnet50_server.runtime.line_writer import LineWriter
+from resnet50_server.runtime.texts import shortened
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .admission import slots_of
-from .opening import memory_of
-from .pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
-from .settings import Settings
-from .transport import UNREAD_BYTES
+from resnet50_server.admission import slots_of
+from resnet50_server.opening import memory_of
+from resnet50_server.pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
+from resnet50_server.settings import Settings
+from resnet50_server.transport import UNREAD_BYTES
 
 MIB = 2**20
 # Python, PyTorch, gRPC and an engine's library, before any weights: 720 MiB measured.

@@ -20,8 +20,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from .call import Call
-from .errors import (
+from resnet50_server.call import Call
+from resnet50_server.errors import (
     DeadlineUnreachable,
     InvalidImage,
     Overloaded,
@@ -31,8 +31,8 @@ from .errors import (
     Unloading,
     VariantUnhealthy,
 )
-from .observer import Batch, Image, Observer
-from .status import code_of
+from resnet50_server.observer import Batch, Image, Observer
+from resnet50_server.status import code_of
 
 Child = TypeVar("Child")
 

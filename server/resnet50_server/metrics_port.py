@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
-from .readings import ask
-from .threads import name_thread
+from resnet50_server.readings import ask
+from resnet50_server.runtime.worker_threads import name_thread
 
 # A loop that has not answered for so long is stuck.
 LIVE_TIMEOUT_S = 5.0

@@ -17,8 +17,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from .gathering import Gathering
-from .transform import Transform
+from resnet50_server.gathering import Gathering
+from resnet50_server.transform import Transform
 
 # What nvJPEG is given at once; torchvision makes one call at a time, from whichever thread.
 MAX_TOGETHER = 64

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .call import Call
+    from resnet50_server.call import Call
 
 log = logging.getLogger(__name__)
 

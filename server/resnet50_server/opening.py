@@ -11,21 +11,21 @@ import numpy as np
 import platformdirs
 import torch
 
-from .canary import Canary
-from .cpus import set_torch_threads
-from .devices import cuda_device, division
-from .engine.agreement import Agreement
-from .engine.cpu import Calibration, CpuEngines
-from .engine.graph_store import GraphStore
-from .engine.protocol import Engine
-from .engine.synthetic import NullEngine, TimedEngine
-from .engine.torch_engine import TorchEngine
-from .errors import WeightsError
-from .image_file import ImageLimits
-from .settings import Settings
-from .variants.definition import Definition
-from .variants.files import Weights, weights_directory
-from .variants.network import build_network, parameter_count, read_weights
+from resnet50_server.canary import Canary
+from resnet50_server.devices import cuda_device, division
+from resnet50_server.engine.agreement import Agreement
+from resnet50_server.engine.cpu import Calibration, CpuEngines
+from resnet50_server.engine.graph_store import GraphStore
+from resnet50_server.engine.protocol import Engine
+from resnet50_server.engine.synthetic import NullEngine, TimedEngine
+from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.errors import WeightsError
+from resnet50_server.image_file import ImageLimits
+from resnet50_server.runtime.cpus import set_torch_threads
+from resnet50_server.settings import Settings
+from resnet50_server.variants.definition import Definition
+from resnet50_server.variants.files import Weights, weights_directory
+from resnet50_server.variants.network import build_network, parameter_count, read_weights
 
 # How long the larger of the batches that warm an engine up may run, in seconds.
 WARM_UP_S = 0.4
@@ -182,7 +182,7 @@ def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
         kind = "torch"
         engine = TorchEngine(network(), transform, torch.device(device), precision)
     elif device != "cpu":
-        from .engine.cuda_engine import CudaEngine
+        from resnet50_server.engine.cuda_engine import CudaEngine
 
         kind = "cuda-graphs"
         engine = CudaEngine(

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .admission import Admission, Place
-from .cache import MAX_DIGEST_AT_HAND_BYTES, Asked, ResponseCache, digest_of
-from .call import Call
-from .decode import (
+from resnet50_server.admission import Admission, Place
+from resnet50_server.cache import MAX_DIGEST_AT_HAND_BYTES, Asked, ResponseCache, digest_of
+from resnet50_server.call import Call
+from resnet50_server.decode import (
     JpegDecoder,
     Source,
     decode,
@@ -24,14 +24,14 @@ from .decode import (
     length_of,
     look,
 )
-from .decode_pool import DecodePool
-from .errors import Overloaded
-from .flights import Flight, Urgency, urgency_of
-from .held import HeldVariant
-from .image_file import ImageLimits
-from .observer import Image, Observer
-from .pixel_budget import NoRoom, PixelBudget
-from .variant_queue import Result
+from resnet50_server.decode_pool import DecodePool
+from resnet50_server.errors import Overloaded
+from resnet50_server.flights import Flight, Urgency, urgency_of
+from resnet50_server.held import HeldVariant
+from resnet50_server.image_file import ImageLimits
+from resnet50_server.observer import Image, Observer
+from resnet50_server.pixel_budget import NoRoom, PixelBudget
+from resnet50_server.variant_queue import Result
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50.v1 import image_pb2
-
-from .errors import InvalidImage
-from .resample import resample
-from .transform import Interpolation
+from resnet50_server.errors import InvalidImage
+from resnet50_server.resample import resample
+from resnet50_server.transform import Interpolation
 
 _CHANNELS = {
     image_pb2.PIXEL_FORMAT_RGB: 3,

@@ -11,14 +11,14 @@ from typing import Any
 
 import grpc
 
-from .app import Server
-from .errors import UnusableSetting, WeightsError
-from .file_guard import silence_libraries
-from .loading import FORESEEN
-from .logs import complain, flush, say
-from .memory import return_memory
-from .settings import Settings
-from .watchdog import LoopWatch
+from resnet50_server.app import Server
+from resnet50_server.errors import UnusableSetting, WeightsError
+from resnet50_server.file_guard import silence_libraries
+from resnet50_server.loading import FORESEEN
+from resnet50_server.logs import complain, flush, say
+from resnet50_server.runtime.memory import return_memory
+from resnet50_server.settings import Settings
+from resnet50_server.watchdog import LoopWatch
 
 log = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .admission import Admission
-from .cache import Lookups, ResponseCache
-from .decode_pool import DecodePool
-from .devices import Devices
-from .held import HeldVariants
-from .logs import lines_dropped
-from .metrics import ANSWERED, Metrics
-from .observer import Observers
-from .traffic import Traffic
+from resnet50_server.admission import Admission
+from resnet50_server.cache import Lookups, ResponseCache
+from resnet50_server.decode_pool import DecodePool
+from resnet50_server.devices import Devices
+from resnet50_server.held import HeldVariants
+from resnet50_server.logs import lines_dropped
+from resnet50_server.metrics import ANSWERED, Metrics
+from resnet50_server.observer import Observers
+from resnet50_server.traffic import Traffic
 
 log = logging.getLogger(__name__)
 

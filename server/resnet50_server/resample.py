@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from .transform import Interpolation
+from resnet50_server.transform import Interpolation
 
 
 def resample(

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .canary import TOLERANCES, TOP_K, fixed_image
-from .engine.protocol import Engine
-from .errors import ServingError
-from .held import HeldVariant, HeldVariants
-from .variant_queue import Result
-from .variants.definition import Definition
+from resnet50_server.canary import TOLERANCES, TOP_K, fixed_image
+from resnet50_server.engine.protocol import Engine
+from resnet50_server.errors import ServingError
+from resnet50_server.held import HeldVariant, HeldVariants
+from resnet50_server.variant_queue import Result
+from resnet50_server.variants.definition import Definition
 
 log = logging.getLogger(__name__)
 

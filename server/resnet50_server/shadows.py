@@ -14,13 +14,13 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .call import Call
-from .decode import Source, length_of
-from .errors import Overloaded, ServingError, ShuttingDown
-from .held import HeldVariant
-from .pipeline import Answer, Job
-from .splits import Seen, Tally
-from .variant_queue import Result
+from resnet50_server.call import Call
+from resnet50_server.decode import Source, length_of
+from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
+from resnet50_server.held import HeldVariant
+from resnet50_server.pipeline import Answer, Job
+from resnet50_server.splits import Seen, Tally
+from resnet50_server.variant_queue import Result
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidRequest
+from resnet50_server.errors import InvalidRequest
 
 # Medians and the like are of so many, the latest.
 WINDOW = 1000

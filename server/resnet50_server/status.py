@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from .errors import (
+from resnet50_server.errors import (
     DataLoss,
     DeadlineUnreachable,
     DiskTimeout,
@@ -27,7 +27,7 @@ from .errors import (
     VariantUnhealthy,
     let_go,
 )
-from .texts import MAX_TEXT_BYTES, shortened
+from resnet50_server.runtime.texts import MAX_TEXT_BYTES, shortened
 
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 
-from .batch import BatchPolicy, Running
-from .errors import DeadlineUnreachable, QueueFull
-from .fair_queue import due_at
-from .latency import Margin
-from .priority import BULK_EVERY, share
-from .rescue import Part
-from .variant_queue import TICK_S, VariantQueue, too_late
+from resnet50_server.batch import BatchPolicy, Running
+from resnet50_server.errors import DeadlineUnreachable, QueueFull
+from resnet50_server.fair_queue import due_at
+from resnet50_server.latency import Margin
+from resnet50_server.priority import BULK_EVERY, share
+from resnet50_server.rescue import Part
+from resnet50_server.variant_queue import TICK_S, VariantQueue, too_late
 
 # An idle device that was not measured for so long may have changed.
 PROBE_AFTER_S = 1.0

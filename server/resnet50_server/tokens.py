@@ -27,8 +27,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .errors import UnusableSetting
-from .watched import WatchedFiles
+from resnet50_server.errors import UnusableSetting
+from resnet50_server.watched import WatchedFiles
 
 if sys.version_info >= (3, 11):
     import tomllib

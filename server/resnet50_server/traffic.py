@@ -6,16 +6,16 @@ import logging
 from functools import partial
 from random import Random
 
-from .call import Call
-from .decode import Source
-from .errors import NotNow, SplitNotFound
-from .held import HeldVariant, HeldVariants
-from .observer import Image, Observer
-from .pipeline import Job
-from .shadows import Compute, Shadow, Shadows, seen
-from .splits import Share, Split, Tally
-from .variant_queue import Result
-from .variants.definition import Definition
+from resnet50_server.call import Call
+from resnet50_server.decode import Source
+from resnet50_server.errors import NotNow, SplitNotFound
+from resnet50_server.held import HeldVariant, HeldVariants
+from resnet50_server.observer import Image, Observer
+from resnet50_server.pipeline import Job
+from resnet50_server.shadows import Compute, Shadow, Shadows, seen
+from resnet50_server.splits import Share, Split, Tally
+from resnet50_server.variant_queue import Result
+from resnet50_server.variants.definition import Definition
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import grpc
 
-from .listeners import HANDSHAKE_TIMEOUT_MS
-from .settings import Settings
+from resnet50_server.listeners import HANDSHAKE_TIMEOUT_MS
+from resnet50_server.settings import Settings
 
 # After a connection's age is reached: seconds for its calls to end.
 CONNECTION_GRACE_S = 60

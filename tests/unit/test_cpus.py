@@ -10,7 +10,7 @@ import pytest
 import torch
 from serving import server_processes
 
-from resnet50_server.cpus import CpuBudget, read_cpu_budget, set_torch_threads
+from resnet50_server.runtime.cpus import CpuBudget, read_cpu_budget, set_torch_threads
 
 NULL = ("--variants", "IMAGENET1K_V2", "--engine", "null")
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"

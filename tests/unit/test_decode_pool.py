@@ -11,7 +11,7 @@ import resnet50_server.decode_pool
 from resnet50_server.call import CALL, Call
 from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import InvalidImage, ShuttingDown
-from resnet50_server.faults import DecodingHung
+from resnet50_server.runtime.fatal import DecodingHung
 
 LIMIT_S = 10.0
 

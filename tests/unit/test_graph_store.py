@@ -12,7 +12,7 @@ import pytest
 
 from resnet50_server.engine import graph_store
 from resnet50_server.engine.graph_store import RECENT_S, GraphStore
-from resnet50_server.locked import locked
+from resnet50_server.runtime.file_lock import locked
 
 PLENTY = 2**40
 KEYS = ["0" * 31 + digit for digit in "123"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 
-from resnet50_server.line_writer import LineWriter
+from resnet50_server.runtime.line_writer import LineWriter
 
 
 class Slow(io.StringIO):

@@ -31,8 +31,8 @@ from resnet50_server.errors import (
     VariantNotFound,
     VariantUnhealthy,
 )
+from resnet50_server.runtime.texts import shortened
 from resnet50_server.status import CODES, code_of, to_status
-from resnet50_server.texts import shortened
 
 # One of each, and what its caller is told.
 TOLD = [

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from resnet50_server.decode_pool import decode_threads
-from resnet50_server.threads import Threads
+from resnet50_server.runtime.worker_threads import Threads
 
 
 @pytest.fixture

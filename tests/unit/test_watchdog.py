@@ -13,7 +13,7 @@ import resnet50_server.batcher
 from resnet50_server.batch import BatchPolicy
 from resnet50_server.batcher import Scheduler
 from resnet50_server.errors import ShuttingDown
-from resnet50_server.faults import EngineHung
+from resnet50_server.runtime.fatal import EngineHung
 from resnet50_server.variant_queue import VariantQueue
 
 TIMEOUT_S = 60.0

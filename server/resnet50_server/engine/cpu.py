@@ -23,10 +23,11 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from ..errors import WeightsError
-from ..image_file import ImageLimits
-from ..variants.definition import Definition
-from ..variants.network import Network
+from resnet50_server.errors import WeightsError
+from resnet50_server.image_file import ImageLimits
+from resnet50_server.variants.definition import Definition
+from resnet50_server.variants.network import Network
+
 from .agreement import Agreement, compare
 from .graph_store import GraphStore, NoRoom
 from .memory import is_out_of_memory

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..transform import Transform
-from ..variants.network import Network
+from resnet50_server.transform import Transform
+from resnet50_server.variants.network import Network
+
 from .answer_layout import AnswerLayout
 from .buckets import Buckets
 from .cuda_device import CudaDevice, Step

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..transform import Transform
-from ..variants.network import Network
+from resnet50_server.transform import Transform
+from resnet50_server.variants.network import Network
+
 from .torch_engine import affine
 
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import WeightsError
-from ..locked import locked
+from resnet50_server.errors import WeightsError
+from resnet50_server.runtime.file_lock import locked
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..transform import Transform
-from ..variants.network import Network
+from resnet50_server.transform import Transform
+from resnet50_server.variants.network import Network
+
 from .protocol import BatchOutput
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -20,13 +20,14 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from ..admission import Admission
-from ..call import CALL, Call, Metadata
-from ..callers import Callers
-from ..errors import InvalidRequest
-from ..observer import Observer
-from ..priority import BULK, INTERACTIVE
-from ..status import DETAILS_KEY, REQUEST_ID_KEY, code_of, is_fault, to_status
+from resnet50_server.admission import Admission
+from resnet50_server.call import CALL, Call, Metadata
+from resnet50_server.callers import Callers
+from resnet50_server.errors import InvalidRequest
+from resnet50_server.observer import Observer
+from resnet50_server.priority import BULK, INTERACTIVE
+from resnet50_server.status import DETAILS_KEY, REQUEST_ID_KEY, code_of, is_fault, to_status
+
 from .outbox import Outbox
 from .receiving import Receiving
 

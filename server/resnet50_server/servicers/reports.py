@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from resnet50.v1 import variant_pb2
-
-from ..errors import InvalidRequest
-from ..held import HeldVariants
-from ..splits import Comparison, Share, Split
-from ..traffic import Trial
+from resnet50_server.errors import InvalidRequest
+from resnet50_server.held import HeldVariants
+from resnet50_server.splits import Comparison, Share, Split
+from resnet50_server.traffic import Trial
 
 
 def split_of(message: variant_pb2.TrafficSplit, variants: HeldVariants) -> Split:

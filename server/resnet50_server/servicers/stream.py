@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from resnet50.v1 import inference_pb2, result_pb2
+from resnet50_server.admission import Place
+from resnet50_server.decode import source_of
+from resnet50_server.errors import InvalidRequest, ServingError, ShuttingDown, Stalled
+from resnet50_server.pipeline import Answer, Job, Pipeline, Submitted
+from resnet50_server.status import is_fault, to_status
+from resnet50_server.traffic import Traffic
 
-from ..admission import Place
-from ..decode import source_of
-from ..errors import InvalidRequest, ServingError, ShuttingDown, Stalled
-from ..pipeline import Answer, Job, Pipeline, Submitted
-from ..status import is_fault, to_status
-from ..traffic import Traffic
 from .boundary import EOF
 from .frames import Pending, answer_in_order, answer_latest
 from .questions import Question, timing

@@ -12,14 +12,13 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from resnet50.v1 import inference_pb2
-
-from ..admission import Place
-from ..call import CALL
-from ..errors import DataLoss, InvalidImage, InvalidRequest, Stalled
-from ..file_guard import FIELD
-from ..image_file import HEADER_BYTES, check_header
-from ..pipeline import Pipeline
-from ..transform import Transform
+from resnet50_server.admission import Place
+from resnet50_server.call import CALL
+from resnet50_server.errors import DataLoss, InvalidImage, InvalidRequest, Stalled
+from resnet50_server.file_guard import FIELD
+from resnet50_server.image_file import HEADER_BYTES, check_header
+from resnet50_server.pipeline import Pipeline
+from resnet50_server.transform import Transform
 
 Part: TypeAlias = inference_pb2.ClassifyUploadRequest | inference_pb2.EmbedUploadRequest
 SHA256_BYTES = 32

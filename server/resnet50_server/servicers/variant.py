@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
+from resnet50_server.changes import Changes
+from resnet50_server.errors import InvalidRequest, NotEnabled
+from resnet50_server.held import HeldVariant, HeldVariants
+from resnet50_server.traffic import Traffic
+from resnet50_server.variants.definition import EMBEDDING_DIMENSION, Definition
 
-from ..changes import Changes
-from ..errors import InvalidRequest, NotEnabled
-from ..held import HeldVariant, HeldVariants
-from ..traffic import Traffic
-from ..variants.definition import EMBEDDING_DIMENSION, Definition
 from .boundary import Context
 from .reports import report_of, split_of
 

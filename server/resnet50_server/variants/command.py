@@ -10,16 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import WeightsError
+from resnet50_server.errors import WeightsError
+
 from .definition import Definition, define, official_definitions
-from .files import (
-    fetch,
-    official_path,
-    published_hash,
-    sha256,
-    verify_official,
-    weights_directory,
-)
+from .files import fetch, official_path, published_hash, sha256, verify_official, weights_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

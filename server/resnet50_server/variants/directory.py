@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TypeAlias
 
-from ..errors import InvalidRequest, NotNow, VariantNotFound
+from resnet50_server.errors import InvalidRequest, NotNow, VariantNotFound
+
 from .definition import CHECKPOINT_NAMES, NAME, Definition, official_definitions, plain
 
 # What changes with a variant's files.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import DiskTimeout
+from resnet50_server.errors import DiskTimeout
 
 Result = TypeVar("Result")
 

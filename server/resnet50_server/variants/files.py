@@ -22,8 +22,9 @@ from urllib.request import urlopen
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError
-from ..locked import locked
+from resnet50_server.errors import WeightsError
+from resnet50_server.runtime.file_lock import locked
+
 from .definition import CHECKPOINT_NAMES, Definition
 from .disk import read_file
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import ResNet, quantization, resnet50
 
-from ..errors import WeightsError
+from resnet50_server.errors import WeightsError
+
 from .definition import Definition
 from .files import StateDict, Weights, read_custom, read_official
 

@@ -1,0 +1,1 @@
+"""Process-level parts: worker threads, CPU budget, file locks, fatal errors, log writing."""
