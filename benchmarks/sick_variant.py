@@ -33,8 +33,8 @@ import page
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resnet50_client import AsyncClient, Client, Resnet50Error, RetryPolicy
+from resnet50_server.auth.tokens import hash_of
 from resnet50_server.splits import Split
-from resnet50_server.tokens import hash_of
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from clients import Caller, items

@@ -16,7 +16,7 @@ from process import ServerProcess
 from timeline import Timeline
 
 from resnet50_client import AsyncClient, LoadedVariant, Resnet50Error
-from resnet50_server.tokens import hash_of
+from resnet50_server.auth.tokens import hash_of
 
 Result = TypeVar("Result")
 

@@ -23,7 +23,7 @@ from resnet50.v1 import (
 )
 from resnet50_server import loading
 from resnet50_server.app import Server
-from resnet50_server.tokens import hash_of
+from resnet50_server.auth.tokens import hash_of
 
 ADMIN, APP = "a" * 43, "i" * 43
 IMAGE = image_pb2.Image(encoded=encode(picture()))

@@ -21,9 +21,10 @@ from resnet50.v1 import (
     variant_pb2_grpc,
 )
 from resnet50_server.admission import Admission, Limits
+from resnet50_server.auth.identity import ADMIN, INFER, Callers
+from resnet50_server.auth.tls import Certificates
+from resnet50_server.auth.tokens import Tokens
 from resnet50_server.cache import ResponseCache
-from resnet50_server.callers import ADMIN, INFER, Callers
-from resnet50_server.certificates import Certificates
 from resnet50_server.changes import Budget, Changes
 from resnet50_server.decode import JpegDecoder
 from resnet50_server.decode_pool import DecodePool, decode_threads
@@ -57,7 +58,6 @@ from resnet50_server.servicers.outbox import Outbox
 from resnet50_server.servicers.receiving import Receiving
 from resnet50_server.servicers.variant import VariantServicer
 from resnet50_server.settings import Settings
-from resnet50_server.tokens import Tokens
 from resnet50_server.traffic import Traffic
 from resnet50_server.transport import options
 from resnet50_server.variants.definition import Definition, define

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from resnet50_server.admission import Place
-from resnet50_server.callers import Caller
+from resnet50_server.auth.identity import Caller
 from resnet50_server.errors import ServingError
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import grpc
 
-from resnet50_server.certificates import Certificates, TlsMaterial
+from resnet50_server.auth.tls import Certificates, TlsMaterial
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.settings import Settings
 

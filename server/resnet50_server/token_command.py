@@ -18,8 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from resnet50_server.auth.tokens import Token, checked_name, hash_of, parse_tokens, read_tokens
 from resnet50_server.errors import UnusableSetting
-from resnet50_server.tokens import Token, checked_name, hash_of, parse_tokens, read_tokens
 
 # Lets scanners for leaked secrets know one when they see it.
 PREFIX = "r50_"

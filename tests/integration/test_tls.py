@@ -20,7 +20,7 @@ from serving import server_processes, serving
 
 import resnet50_server.transport
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_server.callers import Callers
+from resnet50_server.auth.identity import Callers
 from resnet50_server.servicers.inference import InferenceServicer
 
 PNG = encode(picture())

@@ -10,7 +10,7 @@ import certs
 import grpc
 import pytest
 
-from resnet50_server.certificates import DAY_S, Certificates
+from resnet50_server.auth.tls import DAY_S, Certificates
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.listeners import is_local, listen
 from resnet50_server.settings import Settings
@@ -210,7 +210,7 @@ def test_new_client_ca_takes_the_place_of_the_old_one(files, tmp_path):
 
 
 def test_files_that_do_not_change_are_not_read_again(files, monkeypatch):
-    monkeypatch.setattr("resnet50_server.watched.SETTLED_NS", 0)
+    monkeypatch.setattr("resnet50_server.auth.file_watch.SETTLED_NS", 0)
     certificates = Certificates(files.cert, files.key)
     certificates.current()
     monkeypatch.setattr(Certificates, "_read", None)

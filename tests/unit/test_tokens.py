@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from resnet50_server import watched
 from resnet50_server.__main__ import main
+from resnet50_server.auth import file_watch as watched
+from resnet50_server.auth.tokens import MAX_TOKENS, Token, Tokens, read_tokens
 from resnet50_server.errors import UnusableSetting
-from resnet50_server.tokens import MAX_TOKENS, Token, Tokens, read_tokens
 
 SECRET = "r50_vhRyQvRA5QPb1gD5GJGJNZ1Xy2a4kOe7mCk1rNvWxhE"
 
@@ -108,7 +108,7 @@ async def test_file_whose_disk_hangs_holds_up_no_call(path, clock, monkeypatch):
         released.wait()
         return read_tokens(path)
 
-    monkeypatch.setattr("resnet50_server.tokens.read_tokens", hang)
+    monkeypatch.setattr("resnet50_server.auth.tokens.read_tokens", hang)
     replace(path, entry("cameras", "another secret"))
     clock.now_s += 1.1
     try:
@@ -125,9 +125,9 @@ async def test_file_whose_disk_hangs_holds_up_no_call(path, clock, monkeypatch):
 
 def test_file_that_does_not_change_is_not_read_again(path, clock, monkeypatch):
     tokens, reads = Tokens(path, clock), []
-    monkeypatch.setattr("resnet50_server.watched.SETTLED_NS", 0)
+    monkeypatch.setattr("resnet50_server.auth.file_watch.SETTLED_NS", 0)
     monkeypatch.setattr(
-        "resnet50_server.tokens.read_tokens", lambda path: reads.append(1) or read_tokens(path)
+        "resnet50_server.auth.tokens.read_tokens", lambda path: reads.append(1) or read_tokens(path)
     )
     for _ in range(10):
         clock.now_s += 1.1

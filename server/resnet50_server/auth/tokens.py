@@ -28,7 +28,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from resnet50_server.errors import UnusableSetting
-from resnet50_server.watched import WatchedFiles
+
+from .file_watch import WatchedFiles
 
 if sys.version_info >= (3, 11):
     import tomllib

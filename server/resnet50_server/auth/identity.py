@@ -11,7 +11,8 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from resnet50_server.errors import PermissionDenied, Unauthenticated
-from resnet50_server.tokens import Tokens
+
+from .tokens import Tokens
 
 INFER = "infer"
 ADMIN = "admin"

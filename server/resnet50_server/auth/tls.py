@@ -20,7 +20,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from resnet50_server.errors import UnusableSetting
-from resnet50_server.watched import WatchedFiles
+
+from .file_watch import WatchedFiles
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Who calls: identity, bearer tokens, TLS certificates, and reloading their files."""
