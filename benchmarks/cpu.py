@@ -34,14 +34,14 @@ from torchvision.models import ResNet50_Weights, quantization, resnet50
 from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.run import measure
-from resnet50_server.decode import decode
 from resnet50_server.engine.cpu import CpuEngines, Division
 from resnet50_server.engine.graph_store import GraphStore
-from resnet50_server.image_file import ImageLimits
+from resnet50_server.images.decode import decode
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.transform import Transform
 from resnet50_server.opening import open_engine, prepare
 from resnet50_server.runtime.cpus import cpus
 from resnet50_server.settings import Settings
-from resnet50_server.transform import Transform
 from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network, fold_batchnorm
 

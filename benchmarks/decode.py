@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torchvision.models import ResNet50_Weights
 
-from resnet50_server import decode
-from resnet50_server.transform import Transform
+from resnet50_server.images import decode
+from resnet50_server.images.transform import Transform
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnet50_server.decode import decode
-from resnet50_server.image_file import ImageLimits
-from resnet50_server.transform import Transform
+from resnet50_server.images.decode import decode
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.transform import Transform
 
 SIDES = (8000, 6250)
 TRANSFORM = Transform(232, 224, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -34,13 +34,13 @@ from resnet50_client.errors import error_of, error_of_status
 from resnet50_client.frames import StreamLimits
 from resnet50_client.pending_frames import PendingFrames
 from resnet50_server.auth.tokens import parse_tokens
-from resnet50_server.decode import Source, decode, look, source_of
 from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError
-from resnet50_server.file_guard import silence_libraries
-from resnet50_server.image_file import FORMATS, ImageLimits, check_header
-from resnet50_server.pixels import RawPixels, raw_to_rgb
+from resnet50_server.images.decode import Source, decode, look, source_of
+from resnet50_server.images.decode_guard import silence_libraries
+from resnet50_server.images.formats import FORMATS, ImageLimits, check_header
+from resnet50_server.images.raw import RawPixels, raw_to_rgb
+from resnet50_server.images.transform import Transform
 from resnet50_server.settings import Settings
-from resnet50_server.transform import Transform
 from resnet50_server.variants.definition import define
 
 Target: TypeAlias = Callable[[bytes], None]

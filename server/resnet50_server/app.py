@@ -26,14 +26,14 @@ from resnet50_server.auth.tls import Certificates
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.cache import ResponseCache
 from resnet50_server.changes import Budget, Changes
-from resnet50_server.decode import JpegDecoder
 from resnet50_server.decode_pool import DecodePool, decode_threads
 from resnet50_server.devices import Devices, division
 from resnet50_server.errors import WeightsError
 from resnet50_server.folder_watch import FolderWatch
 from resnet50_server.health import ServingHealth
 from resnet50_server.held import HeldVariants
-from resnet50_server.image_file import ImageLimits
+from resnet50_server.images.decode import JpegDecoder
+from resnet50_server.images.formats import ImageLimits
 from resnet50_server.listeners import certificates_of, listen
 from resnet50_server.loading import hold
 from resnet50_server.logs import RequestLog

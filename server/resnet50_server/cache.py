@@ -17,8 +17,8 @@ from itertools import chain, count
 
 import numpy as np
 
-from resnet50_server.decode import Source
 from resnet50_server.flights import Flight, Urgency
+from resnet50_server.images.decode import Source
 from resnet50_server.shelf import Shelf
 from resnet50_server.variant_queue import Result
 

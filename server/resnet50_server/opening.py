@@ -20,7 +20,7 @@ from resnet50_server.engine.protocol import Engine
 from resnet50_server.engine.synthetic import NullEngine, TimedEngine
 from resnet50_server.engine.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
-from resnet50_server.image_file import ImageLimits
+from resnet50_server.images.formats import ImageLimits
 from resnet50_server.runtime.cpus import set_torch_threads
 from resnet50_server.settings import Settings
 from resnet50_server.variants.definition import Definition

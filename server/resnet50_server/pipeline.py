@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from resnet50_server.admission import Admission, Place
 from resnet50_server.cache import MAX_DIGEST_AT_HAND_BYTES, Asked, ResponseCache, digest_of
 from resnet50_server.call import Call
-from resnet50_server.decode import (
+from resnet50_server.decode_pool import DecodePool
+from resnet50_server.errors import Overloaded
+from resnet50_server.flights import Flight, Urgency, urgency_of
+from resnet50_server.held import HeldVariant
+from resnet50_server.images.decode import (
     JpegDecoder,
     Source,
     decode,
@@ -24,13 +28,9 @@ from resnet50_server.decode import (
     length_of,
     look,
 )
-from resnet50_server.decode_pool import DecodePool
-from resnet50_server.errors import Overloaded
-from resnet50_server.flights import Flight, Urgency, urgency_of
-from resnet50_server.held import HeldVariant
-from resnet50_server.image_file import ImageLimits
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.pixel_budget import NoRoom, PixelBudget
 from resnet50_server.observer import Image, Observer
-from resnet50_server.pixel_budget import NoRoom, PixelBudget
 from resnet50_server.variant_queue import Result
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import grpc
 
 from resnet50_server.app import Server
 from resnet50_server.errors import UnusableSetting, WeightsError
-from resnet50_server.file_guard import silence_libraries
+from resnet50_server.images.decode_guard import silence_libraries
 from resnet50_server.loading import FORESEEN
 from resnet50_server.logs import complain, flush, say
 from resnet50_server.runtime.memory import return_memory

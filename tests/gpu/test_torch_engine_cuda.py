@@ -17,9 +17,9 @@ from torchvision.models import ResNet50_Weights
 
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.images.transform import Transform
 from resnet50_server.opening import place
 from resnet50_server.settings import Settings
-from resnet50_server.transform import Transform
 from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network, fold_batchnorm
 

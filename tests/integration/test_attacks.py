@@ -28,7 +28,7 @@ from serving import DECODING, ServerProcess, connected, server_processes, servin
 
 import resnet50_server.pipeline
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_server.decode import decode
+from resnet50_server.images.decode import decode
 
 MAX_IMAGE_BYTES = MIB
 MAX_MESSAGE_BYTES = 5 * MIB // 4

@@ -17,7 +17,7 @@ from pictures import encode, photo_like
 from raw_http2 import RawClient, message
 from serving import DECODING, connected, serving, until
 
-import resnet50_server.decode
+import resnet50_server.images.decode
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server.app import Server
 from resnet50_server.servicers.outbox import CALL_BYTES
@@ -218,7 +218,7 @@ async def test_upload_beyond_max_uploads_is_refused_before_it_is_sent():
 
 async def test_no_more_pixels_are_decoded_at_once_than_allowed(monkeypatch):
     lock, decoding, most = threading.Lock(), 0, 0
-    decode_pillow = resnet50_server.decode._decode_pillow
+    decode_pillow = resnet50_server.images.decode._decode_pillow
 
     def counted(*arguments):
         nonlocal decoding, most
@@ -231,7 +231,7 @@ async def test_no_more_pixels_are_decoded_at_once_than_allowed(monkeypatch):
             with lock:
                 decoding -= 1
 
-    monkeypatch.setattr(resnet50_server.decode, "_decode_pillow", counted)
+    monkeypatch.setattr(resnet50_server.images.decode, "_decode_pillow", counted)
     image = image_pb2.Image(encoded=encode(photo_like(1500, 1000)))
     request = inference_pb2.ClassifyRequest(image=image)
     limits = {"max_image_pixels": 2_000_000, "max_decode_pixels": 2_000_000}

@@ -10,7 +10,7 @@ from pictures import encode, photo_like, picture
 from scrape import ON, scrape_once
 from serving import connected, gate, queues_of, serving, until
 
-import resnet50_server.decode
+import resnet50_server.images.decode
 import resnet50_server.pipeline
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient, OverloadedError
@@ -88,7 +88,7 @@ async def test_what_overload_leaves_no_time_for_is_refused_before_it_is_decoded(
 
     def decode(*arguments, **options):
         decoded.append(arguments)
-        return resnet50_server.decode.decode(*arguments, **options)
+        return resnet50_server.images.decode.decode(*arguments, **options)
 
     monkeypatch.setattr(resnet50_server.pipeline, "decode", decode)
     photo = inference_pb2.ClassifyRequest(

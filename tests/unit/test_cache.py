@@ -36,9 +36,9 @@ from resnet50_server.errors import (
     ServingError,
     ShuttingDown,
 )
-from resnet50_server.image_file import ImageLimits
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.raw import RawPixels
 from resnet50_server.pipeline import Answer, Job, Pipeline, Submitted
-from resnet50_server.pixels import RawPixels
 from resnet50_server.shelf import SWEPT_AT_ONCE
 from resnet50_server.variant_queue import Result
 from resnet50_server.variants.definition import define

@@ -19,7 +19,7 @@ from resnet50_server.engine.cuda_engine import CAPTURED_TOP_K, CudaEngine
 from resnet50_server.engine.forward import Answers, Forward
 from resnet50_server.engine.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
-from resnet50_server.transform import Transform
+from resnet50_server.images.transform import Transform
 from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network, fold_batchnorm
 

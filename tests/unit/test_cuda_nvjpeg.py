@@ -16,7 +16,7 @@ from torchvision.models import ResNet50_Weights
 
 from resnet50_server import decode, nvjpeg
 from resnet50_server.gathering import Gathering
-from resnet50_server.transform import Transform
+from resnet50_server.images.transform import Transform
 
 TRANSFORM = Transform.of(ResNet50_Weights.DEFAULT.transforms())
 

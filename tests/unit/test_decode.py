@@ -16,12 +16,12 @@ from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from resnet50.v1 import image_pb2
-from resnet50_server.decode import decode, is_at_hand, source_of
 from resnet50_server.errors import InvalidImage
-from resnet50_server.file_guard import check_tags
-from resnet50_server.image_file import ImageLimits
-from resnet50_server.pixels import RawPixels
-from resnet50_server.transform import Transform
+from resnet50_server.images.decode import decode, is_at_hand, source_of
+from resnet50_server.images.decode_guard import check_tags
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.raw import RawPixels
+from resnet50_server.images.transform import Transform
 
 LIMITS = ImageLimits()
 SQUARE = Transform(resize=32, crop=32, mean=(0, 0, 0), std=(1, 1, 1))
@@ -378,7 +378,7 @@ def test_missing_memory_is_not_the_images_fault(monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("resnet50_server.decode._decode_pillow", fail)
+    monkeypatch.setattr("resnet50_server.images.decode._decode_pillow", fail)
     with pytest.raises(MemoryError):
         decoded(encode(picture()))
 

@@ -17,7 +17,7 @@ from resnet50_server.batcher import BatchPolicy, Scheduler
 from resnet50_server.call import Call
 from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import DeadlineUnreachable
-from resnet50_server.image_file import ImageLimits
+from resnet50_server.images.formats import ImageLimits
 from resnet50_server.pipeline import Job, Pipeline
 from resnet50_server.variants.definition import define
 

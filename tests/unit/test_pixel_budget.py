@@ -7,7 +7,12 @@ import contextlib
 
 import pytest
 
-from resnet50_server.pixel_budget import SMALL_BUDGET_PIXELS, SMALL_PIXELS, NoRoom, PixelBudget
+from resnet50_server.images.pixel_budget import (
+    SMALL_BUDGET_PIXELS,
+    SMALL_PIXELS,
+    NoRoom,
+    PixelBudget,
+)
 
 LARGE = 10 * SMALL_PIXELS
 

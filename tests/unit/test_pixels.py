@@ -5,11 +5,11 @@ import pytest
 from pictures import photo_like
 
 from resnet50.v1 import image_pb2
-from resnet50_server.decode import source_of
 from resnet50_server.errors import InvalidImage
-from resnet50_server.image_file import ImageLimits
-from resnet50_server.pixels import raw_to_rgb, take_raw
-from resnet50_server.resample import resample
+from resnet50_server.images.decode import source_of
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.raw import raw_to_rgb, take_raw
+from resnet50_server.images.resize import resample
 
 LIMITS = ImageLimits()
 RGB = np.asarray(photo_like(32, 24))

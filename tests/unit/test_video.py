@@ -17,7 +17,7 @@ from PIL import Image
 from resnet50.v1 import image_pb2
 from resnet50_client import VideoFrame, frames_from_video
 from resnet50_client.images import to_image
-from resnet50_server.pixels import raw_to_rgb, take_raw
+from resnet50_server.images.raw import raw_to_rgb, take_raw
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (255, 255, 255), (16, 30, 20)]
 

@@ -16,10 +16,10 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from resnet50_server.decode import decode
 from resnet50_server.errors import InvalidImage, WeightsError
-from resnet50_server.image_file import ImageLimits
-from resnet50_server.transform import Transform
+from resnet50_server.images.decode import decode
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.transform import Transform
 
 from .agreement import batches
 from .protocol import Images

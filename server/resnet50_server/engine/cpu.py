@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.image_file import ImageLimits
+from resnet50_server.images.formats import ImageLimits
 from resnet50_server.variants.definition import Definition
 from resnet50_server.variants.network import Network
 

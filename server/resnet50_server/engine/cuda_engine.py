@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet50_server.transform import Transform
+from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
 from .answer_layout import AnswerLayout

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resnet50_server.transform import Transform
+from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
 from .torch_engine import affine

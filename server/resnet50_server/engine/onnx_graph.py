@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from resnet50_server.transform import Transform
+from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
 # The first that can quantize along an axis is 13; all runtimes of the last years know 17.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resnet50_server.transform import Transform
+from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
 from .protocol import BatchOutput

@@ -19,8 +19,8 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
+from resnet50_server.images.transform import Interpolation, Transform
 from resnet50_server.runtime.texts import escaped, is_plain, listed
-from resnet50_server.transform import Interpolation, Transform
 
 from .disk import read_file
 

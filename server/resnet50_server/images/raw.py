@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from resnet50.v1 import image_pb2
 from resnet50_server.errors import InvalidImage
-from resnet50_server.resample import resample
-from resnet50_server.transform import Interpolation
+
+from .resize import resample
+from .transform import Interpolation
 
 _CHANNELS = {
     image_pb2.PIXEL_FORMAT_RGB: 3,

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from resnet50_server.transform import Interpolation
+from .transform import Interpolation
 
 
 def resample(

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from resnet50_server.errors import ImageFault, InvalidImage
-from resnet50_server.file_guard import FIELD, GuardedFile, check_exif, check_tags
-from resnet50_server.pixel_budget import NoRoom
-from resnet50_server.transform import Transform
+
+from .decode_guard import FIELD, GuardedFile, check_exif, check_tags
+from .pixel_budget import NoRoom
+from .transform import Transform
 
 # The formats of the contract.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")

@@ -19,8 +19,9 @@ from PIL import ExifTags, Image
 
 from resnet50.v1 import image_pb2
 from resnet50_server.errors import InvalidImage
-from resnet50_server.file_guard import FIELD, GuardedFile, check_exif
-from resnet50_server.image_file import (
+
+from .decode_guard import FIELD, GuardedFile, check_exif
+from .formats import (
     NO_PIXELS,
     ImageLimits,
     check_resized,
@@ -29,10 +30,10 @@ from resnet50_server.image_file import (
     opened_image,
     too_long,
 )
-from resnet50_server.pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Room, any_room
-from resnet50_server.pixels import RawPixels, raw_to_rgb, take_raw
-from resnet50_server.resample import resample
-from resnet50_server.transform import Transform
+from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Room, any_room
+from .raw import RawPixels, raw_to_rgb, take_raw
+from .resize import resample
+from .transform import Transform
 
 # 512 x 512 takes a tenth of a millisecond to copy.
 MAX_AT_HAND_PIXELS = 2**18
