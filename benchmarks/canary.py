@@ -27,9 +27,9 @@ from resnet50_server.canary import TOLERANCES, Canary
 from resnet50_server.engine.torch_engine import TorchEngine
 from resnet50_server.opening import open_engine, prepare, verify, warm_up
 from resnet50_server.settings import Settings
-from resnet50_server.variants.definition import Definition, define
-from resnet50_server.variants.files import Weights
+from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import Network, build_model, build_network, read_weights
+from resnet50_server.variants.spec import Definition, define
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from weights import custom_variant, trained_like

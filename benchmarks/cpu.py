@@ -42,8 +42,8 @@ from resnet50_server.images.transform import Transform
 from resnet50_server.opening import open_engine, prepare
 from resnet50_server.runtime.cpus import cpus
 from resnet50_server.settings import Settings
-from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network, fold_batchnorm
+from resnet50_server.variants.spec import define
 
 VARIANT = "untrained=random:0"
 TRANSFORM = Transform.of(ResNet50_Weights.IMAGENET1K_V2.transforms())

@@ -49,8 +49,8 @@ from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
 from resnet50_server.nvjpeg import NvJpegDecoder
-from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network, build_network, read_weights
+from resnet50_server.variants.spec import define
 
 TRANSFORM = Transform.of(ResNet50_Weights.DEFAULT.transforms())
 PRECISION = "fp16"

@@ -41,7 +41,7 @@ from resnet50_server.images.formats import FORMATS, ImageLimits, check_header
 from resnet50_server.images.raw import RawPixels, raw_to_rgb
 from resnet50_server.images.transform import Transform
 from resnet50_server.settings import Settings
-from resnet50_server.variants.definition import define
+from resnet50_server.variants.spec import define
 
 Target: TypeAlias = Callable[[bytes], None]
 

@@ -60,8 +60,8 @@ from resnet50_server.servicers.variant import VariantServicer
 from resnet50_server.settings import Settings
 from resnet50_server.traffic import Traffic
 from resnet50_server.transport import options
-from resnet50_server.variants.definition import Definition, define
 from resnet50_server.variants.directory import VariantsDirectory
+from resnet50_server.variants.spec import Definition, define
 
 if TYPE_CHECKING:
     from resnet50_server.tracing import Tracing

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from resnet50_server.engine.protocol import Engine
 from resnet50_server.errors import WeightsError
-from resnet50_server.variants.definition import Definition
-from resnet50_server.variants.files import Weights
+from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import build_model
+from resnet50_server.variants.spec import Definition
 
 # How many categories are compared.
 TOP_K = 5

@@ -16,9 +16,9 @@ from resnet50_server.loading import FORESEEN, let_go
 from resnet50_server.runtime.memory import return_memory
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.stages import Loading
-from resnet50_server.variants.definition import Definition, define, official_definitions, plain
 from resnet50_server.variants.directory import Stamp, VariantsDirectory
 from resnet50_server.variants.disk import FEW_FILES_S, Disk
+from resnet50_server.variants.spec import Definition, define, official_definitions, plain
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from resnet50_server.runtime.texts import shortened
 from resnet50_server.runtime.worker_threads import Threads
 from resnet50_server.stages import Loading
 from resnet50_server.variant_queue import VariantQueue
-from resnet50_server.variants.definition import Definition, plain
+from resnet50_server.variants.spec import Definition, plain
 
 if TYPE_CHECKING:
     from resnet50_server.self_test import Reference

@@ -14,7 +14,7 @@ from resnet50_server.opening import open_engine, prepare, verify, warm_up
 from resnet50_server.self_test import Reference
 from resnet50_server.settings import Settings
 from resnet50_server.stages import Loading
-from resnet50_server.variants.definition import Definition
+from resnet50_server.variants.spec import Definition
 
 log = logging.getLogger(__name__)
 

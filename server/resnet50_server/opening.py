@@ -23,9 +23,9 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.runtime.cpus import set_torch_threads
 from resnet50_server.settings import Settings
-from resnet50_server.variants.definition import Definition
-from resnet50_server.variants.files import Weights, weights_directory
+from resnet50_server.variants.checkpoints import Weights, weights_directory
 from resnet50_server.variants.network import build_network, parameter_count, read_weights
+from resnet50_server.variants.spec import Definition
 
 # How long the larger of the batches that warm an engine up may run, in seconds.
 WARM_UP_S = 0.4

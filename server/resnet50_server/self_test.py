@@ -15,7 +15,7 @@ from resnet50_server.engine.protocol import Engine
 from resnet50_server.errors import ServingError
 from resnet50_server.held import HeldVariant, HeldVariants
 from resnet50_server.variant_queue import Result
-from resnet50_server.variants.definition import Definition
+from resnet50_server.variants.spec import Definition
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from resnet50_server.pipeline import Job
 from resnet50_server.shadows import Compute, Shadow, Shadows, seen
 from resnet50_server.splits import Share, Split, Tally
 from resnet50_server.variant_queue import Result
-from resnet50_server.variants.definition import Definition
+from resnet50_server.variants.spec import Definition
 
 log = logging.getLogger(__name__)
 

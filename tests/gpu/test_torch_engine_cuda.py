@@ -20,8 +20,8 @@ from resnet50_server.engine.torch_engine import TorchEngine
 from resnet50_server.images.transform import Transform
 from resnet50_server.opening import place
 from resnet50_server.settings import Settings
-from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network, fold_batchnorm
+from resnet50_server.variants.spec import define
 
 pytestmark = pytest.mark.gpu
 

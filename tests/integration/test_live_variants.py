@@ -507,9 +507,9 @@ def test_the_check_knows_other_weights_and_takes_the_same_in_every_arithmetic(tm
 
     from resnet50_server.engine.torch_engine import TorchEngine
     from resnet50_server.errors import WeightsError
-    from resnet50_server.variants.definition import define
-    from resnet50_server.variants.files import read_custom
+    from resnet50_server.variants.checkpoints import read_custom
     from resnet50_server.variants.network import build_network
+    from resnet50_server.variants.spec import define
 
     def engine_of(name: str, seed: int, precision: str = "fp32"):
         definition = define(f"{name}={put(tmp_path, name, seed)}")

@@ -41,7 +41,7 @@ from resnet50_server.images.raw import RawPixels
 from resnet50_server.pipeline import Answer, Job, Pipeline, Submitted
 from resnet50_server.shelf import SWEPT_AT_ONCE
 from resnet50_server.variant_queue import Result
-from resnet50_server.variants.definition import define
+from resnet50_server.variants.spec import define
 
 MIB = 2**20
 DECODE_S = 0.25

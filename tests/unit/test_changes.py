@@ -21,9 +21,9 @@ from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, Weights
 from resnet50_server.folder_watch import FolderWatch
 from resnet50_server.held import HeldVariant, HeldVariants
 from resnet50_server.opening import OpenEngine
-from resnet50_server.variants.definition import define
 from resnet50_server.variants.directory import VariantsDirectory
 from resnet50_server.variants.disk import Disk
+from resnet50_server.variants.spec import define
 
 EACH = 2**20
 

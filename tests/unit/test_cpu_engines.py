@@ -29,8 +29,8 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.held import HeldVariant
 from resnet50_server.opening import OpenEngine, open_engine, prepare
 from resnet50_server.settings import Settings
-from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network
+from resnet50_server.variants.spec import define
 
 pytestmark = weights.ignore_torchs_plans_for_int8
 

@@ -20,8 +20,8 @@ from resnet50_server.engine.forward import Answers, Forward
 from resnet50_server.engine.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Transform
-from resnet50_server.variants.definition import define
 from resnet50_server.variants.network import Network, fold_batchnorm
+from resnet50_server.variants.spec import define
 
 # Small, so that many batches are quick; nothing in the engine knows the size of an image.
 TRANSFORM = Transform(resize=64, crop=64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

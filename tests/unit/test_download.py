@@ -8,8 +8,8 @@ import pytest
 from torchvision.models import ResNet50_Weights
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.variants import files
-from resnet50_server.variants.definition import define
+from resnet50_server.variants import checkpoints as files
+from resnet50_server.variants.spec import define
 
 V2 = ResNet50_Weights.IMAGENET1K_V2
 

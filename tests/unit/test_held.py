@@ -22,7 +22,7 @@ from resnet50_server.loading import LAST_BATCHES_S, hold, let_go
 from resnet50_server.opening import WARM_UP_S, OpenEngine, warm_up
 from resnet50_server.settings import Settings
 from resnet50_server.stages import Loading
-from resnet50_server.variants.definition import define
+from resnet50_server.variants.spec import define
 
 
 class StatedEngine:

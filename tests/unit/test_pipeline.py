@@ -19,7 +19,7 @@ from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.pipeline import Job, Pipeline
-from resnet50_server.variants.definition import define
+from resnet50_server.variants.spec import define
 
 PHOTO = encode(photo_like(64, 48))
 

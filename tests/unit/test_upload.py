@@ -18,7 +18,7 @@ from resnet50_server.errors import Stalled
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.observer import Observer
 from resnet50_server.servicers.upload import Upload
-from resnet50_server.variants.definition import define
+from resnet50_server.variants.spec import define
 
 PNG = encode(picture())
 TRANSFORM = define("IMAGENET1K_V2").transform

@@ -19,13 +19,13 @@ from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.held import HeldVariants
-from resnet50_server.variants.definition import define, official_definitions
-from resnet50_server.variants.files import official_path, read_custom, read_official
+from resnet50_server.variants.checkpoints import official_path, read_custom, read_official
 from resnet50_server.variants.network import (
     build_network,
     parameter_count,
     read_weights,
 )
+from resnet50_server.variants.spec import define, official_definitions
 
 pytestmark = weights.ignore_torchs_plans_for_int8
 

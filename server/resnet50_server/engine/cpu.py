@@ -25,8 +25,8 @@ import torch
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.variants.definition import Definition
 from resnet50_server.variants.network import Network
+from resnet50_server.variants.spec import Definition
 
 from .agreement import Agreement, compare
 from .graph_store import GraphStore, NoRoom

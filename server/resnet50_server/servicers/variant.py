@@ -7,7 +7,7 @@ from resnet50_server.changes import Changes
 from resnet50_server.errors import InvalidRequest, NotEnabled
 from resnet50_server.held import HeldVariant, HeldVariants
 from resnet50_server.traffic import Traffic
-from resnet50_server.variants.definition import EMBEDDING_DIMENSION, Definition
+from resnet50_server.variants.spec import EMBEDDING_DIMENSION, Definition
 
 from .boundary import Context
 from .reports import report_of, split_of

@@ -1,1 +1,1 @@
-"""Weight variants: what they are, where their files lie, and the network they make."""
+"""Definitions of weight variants: checkpoints, download, network, directory. No runtime state."""

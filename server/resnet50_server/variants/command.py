@@ -12,8 +12,15 @@ from rich.table import Table
 
 from resnet50_server.errors import WeightsError
 
-from .definition import Definition, define, official_definitions
-from .files import fetch, official_path, published_hash, sha256, verify_official, weights_directory
+from .checkpoints import (
+    fetch,
+    official_path,
+    published_hash,
+    sha256,
+    verify_official,
+    weights_directory,
+)
+from .spec import Definition, define, official_definitions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from resnet50_server.errors import InvalidRequest, NotNow, VariantNotFound
 
-from .definition import CHECKPOINT_NAMES, NAME, Definition, official_definitions, plain
+from .spec import CHECKPOINT_NAMES, NAME, Definition, official_definitions, plain
 
 # What changes with a variant's files.
 Stamp: TypeAlias = tuple[object, ...]

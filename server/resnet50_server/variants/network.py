@@ -13,8 +13,8 @@ from torchvision.models import ResNet, quantization, resnet50
 
 from resnet50_server.errors import WeightsError
 
-from .definition import Definition
-from .files import StateDict, Weights, read_custom, read_official
+from .checkpoints import StateDict, Weights, read_custom, read_official
+from .spec import Definition
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.file_lock import locked
 
-from .definition import CHECKPOINT_NAMES, Definition
 from .disk import read_file
+from .spec import CHECKPOINT_NAMES, Definition
 
 log = logging.getLogger(__name__)
 
