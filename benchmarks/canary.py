@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from torchvision.models import ResNet
 
-from resnet50_server.canary import TOLERANCES, Canary
-from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.engines.reference_check import TOLERANCES, Canary
+from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.opening import open_engine, prepare, verify, warm_up
 from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights

@@ -34,8 +34,8 @@ from torchvision.models import ResNet50_Weights, quantization, resnet50
 from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.run import measure
-from resnet50_server.engine.cpu import CpuEngines, Division
-from resnet50_server.engine.graph_store import GraphStore
+from resnet50_server.engines.cpu import CpuEngines, Division
+from resnet50_server.engines.graph_cache import GraphStore
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform

@@ -41,14 +41,14 @@ from process import SERVER
 from torchvision.models import ResNet50_Weights
 
 from resnet50_client import Client
-from resnet50_server.engine.cuda_device import CudaDevice
-from resnet50_server.engine.cuda_engine import CudaEngine
-from resnet50_server.engine.protocol import Engine
-from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.engines.base import Engine
+from resnet50_server.engines.cuda.device import CudaDevice
+from resnet50_server.engines.cuda.engine import CudaEngine
+from resnet50_server.engines.cuda.nvjpeg import NvJpegDecoder
+from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
-from resnet50_server.nvjpeg import NvJpegDecoder
 from resnet50_server.variants.network import Network, build_network, read_weights
 from resnet50_server.variants.spec import define
 

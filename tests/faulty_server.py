@@ -24,7 +24,7 @@ import resnet50_server.pipeline
 import resnet50_server.process
 from resnet50_server.__main__ import run
 from resnet50_server.batcher import Scheduler
-from resnet50_server.engine.synthetic import TimedEngine
+from resnet50_server.engines.stub_engines import TimedEngine
 from resnet50_server.watchdog import LoopWatch
 
 # A decoder may be off by a little.

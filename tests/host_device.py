@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from resnet50_server.engine.cuda_device import CudaDevice, Step
-from resnet50_server.engine.ring import Ring
+from resnet50_server.engines.cuda.buffer_pool import Ring
+from resnet50_server.engines.cuda.device import CudaDevice, Step
 
 
 class HostSlot:

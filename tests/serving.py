@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from resnet50_server.app import Server
-from resnet50_server.engine.protocol import Engine
+from resnet50_server.engines.base import Engine
 from resnet50_server.settings import Settings
 from resnet50_server.variant_queue import VariantQueue
 

@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 
-from resnet50_server.engine.protocol import BatchOutput
+from resnet50_server.engines.base import BatchOutput
 
 
 def image(number: int) -> np.ndarray:

@@ -463,7 +463,7 @@ def _jpegs(settings: Settings) -> JpegDecoder | None:
     """
     if settings.decode == "cpu":
         return None
-    from resnet50_server.nvjpeg import NvJpegDecoder
+    from resnet50_server.engines.cuda.nvjpeg import NvJpegDecoder
 
     device = settings.device if settings.device.startswith("cuda") else "cuda:0"
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resnet50_server.engine.protocol import BatchOutput
+from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import EngineFailed
 from resnet50_server.observer import Batch
 from resnet50_server.rescue import Rescue

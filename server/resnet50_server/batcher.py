@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.batch import BatchPolicy, Running, answer, seen
-from resnet50_server.engine.protocol import BatchOutput, Engine
+from resnet50_server.engines.base import BatchOutput, Engine
 from resnet50_server.errors import EngineFailed, ServingError, ShuttingDown
 from resnet50_server.observer import Batch, Observer
 from resnet50_server.rescue import Rescue, Rescues

@@ -13,7 +13,7 @@ import torch
 
 from resnet50_server.batch import BatchPolicy
 from resnet50_server.batcher import Scheduler
-from resnet50_server.engine.cpu import Division
+from resnet50_server.engines.cpu import Division
 from resnet50_server.observer import Observer
 from resnet50_server.runtime.cpus import cpus, set_torch_threads
 from resnet50_server.runtime.fatal import Fault
@@ -21,7 +21,7 @@ from resnet50_server.runtime.worker_threads import Threads
 from resnet50_server.settings import Settings
 
 if TYPE_CHECKING:
-    from resnet50_server.engine.cuda_device import CudaDevice
+    from resnet50_server.engines.cuda.device import CudaDevice
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def division(settings: Settings) -> Division:
 @functools.cache
 def cuda_device(name: str) -> CudaDevice:
     """Return the one object that all engines on a CUDA device share."""
-    from resnet50_server.engine.cuda_device import CudaDevice
+    from resnet50_server.engines.cuda.device import CudaDevice
 
     # One batch computes while the next one is stacked and copied; see `Devices.get`.
     return CudaDevice(torch.device(name).index or 0, batches_in_flight=2)

@@ -11,14 +11,14 @@ import numpy as np
 import platformdirs
 import torch
 
-from resnet50_server.canary import Canary
 from resnet50_server.devices import cuda_device, division
-from resnet50_server.engine.agreement import Agreement
-from resnet50_server.engine.cpu import Calibration, CpuEngines
-from resnet50_server.engine.graph_store import GraphStore
-from resnet50_server.engine.protocol import Engine
-from resnet50_server.engine.synthetic import NullEngine, TimedEngine
-from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.engines.agreement import Agreement
+from resnet50_server.engines.base import Engine
+from resnet50_server.engines.cpu import Calibration, CpuEngines
+from resnet50_server.engines.graph_cache import GraphStore
+from resnet50_server.engines.reference_check import Canary
+from resnet50_server.engines.stub_engines import NullEngine, TimedEngine
+from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.runtime.cpus import set_torch_threads
@@ -182,7 +182,7 @@ def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
         kind = "torch"
         engine = TorchEngine(network(), transform, torch.device(device), precision)
     elif device != "cpu":
-        from resnet50_server.engine.cuda_engine import CudaEngine
+        from resnet50_server.engines.cuda.engine import CudaEngine
 
         kind = "cuda-graphs"
         engine = CudaEngine(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_server.canary import TOLERANCES, TOP_K, fixed_image
-from resnet50_server.engine.protocol import Engine
+from resnet50_server.engines.base import Engine
+from resnet50_server.engines.reference_check import TOLERANCES, TOP_K, fixed_image
 from resnet50_server.errors import ServingError
 from resnet50_server.held import HeldVariant, HeldVariants
 from resnet50_server.variant_queue import Result

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.batch_limit import BatchLimit
-from resnet50_server.engine.protocol import Engine
+from resnet50_server.engines.base import Engine
 from resnet50_server.errors import DeadlineUnreachable, ServingError, VariantUnhealthy
 from resnet50_server.fair_queue import Entry, FairQueue
 from resnet50_server.latency import LatencyModel

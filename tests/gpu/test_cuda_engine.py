@@ -21,9 +21,9 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_server.engine.cuda_device import CudaDevice
-from resnet50_server.engine.cuda_engine import CAPTURED_TOP_K, CudaEngine
-from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.engines.cuda.device import CudaDevice
+from resnet50_server.engines.cuda.engine import CAPTURED_TOP_K, CudaEngine
+from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network, fold_batchnorm
 

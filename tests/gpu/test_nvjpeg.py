@@ -15,10 +15,10 @@ import torch
 from pictures import PHOTOS, photo_like
 from torchvision.models import ResNet50_Weights
 
+from resnet50_server.engines.cuda.nvjpeg import NvJpegDecoder
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
-from resnet50_server.nvjpeg import NvJpegDecoder
 
 pytestmark = [
     pytest.mark.gpu,

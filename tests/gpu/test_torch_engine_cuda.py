@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
-from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.images.transform import Transform
 from resnet50_server.opening import place
 from resnet50_server.settings import Settings

@@ -26,8 +26,8 @@ from pictures import photo_like
 from PIL import Image
 from serving import serving
 
-from resnet50_server.canary import fixed_image
-from resnet50_server.engine.synthetic import NullEngine
+from resnet50_server.engines.reference_check import fixed_image
+from resnet50_server.engines.stub_engines import NullEngine
 
 IMAGES = 600
 SHARD = 256

@@ -31,7 +31,7 @@ from resnet50_client import (
     ServerError,
     UnavailableError,
 )
-from resnet50_server.canary import fixed_image
+from resnet50_server.engines.reference_check import fixed_image
 from resnet50_server.self_test import _problem
 from resnet50_server.variant_health import LEAST
 

@@ -27,7 +27,7 @@ from weights import calm, custom_variant, publish
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server import loading
-from resnet50_server.canary import Canary
+from resnet50_server.engines.reference_check import Canary
 from resnet50_server.settings import Settings
 
 # Small images: what is tested is which weights answer, not how fast.
@@ -505,7 +505,7 @@ async def test_variant_whose_folder_has_gone_goes_as_soon_as_it_can_be_done_with
 def test_the_check_knows_other_weights_and_takes_the_same_in_every_arithmetic(tmp_path):
     import torch
 
-    from resnet50_server.engine.torch_engine import TorchEngine
+    from resnet50_server.engines.torch_engine import TorchEngine
     from resnet50_server.errors import WeightsError
     from resnet50_server.variants.checkpoints import read_custom
     from resnet50_server.variants.network import build_network

@@ -22,7 +22,7 @@ from serving import DECODING, connected, queues_of, serving, until
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_client import RetryPolicy, ServerError, UnavailableError
 from resnet50_server import variant_health
-from resnet50_server.engine.protocol import Engine
+from resnet50_server.engines.base import Engine
 from resnet50_server.rescue import MAX_FAILURES
 from resnet50_server.splits import Split
 from resnet50_server.variant_health import LEAST

@@ -31,7 +31,7 @@ from resnet50.v1 import (
     variant_pb2_grpc,
 )
 from resnet50_server.app import SERVICES, Server
-from resnet50_server.engine.synthetic import NullEngine
+from resnet50_server.engines.stub_engines import NullEngine
 from resnet50_server.process import serve
 from resnet50_server.settings import Settings
 from resnet50_server.variant_queue import VariantQueue

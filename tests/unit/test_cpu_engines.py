@@ -21,10 +21,10 @@ from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server import opening
 from resnet50_server.engine import calibration, cpu, onnx_graph
-from resnet50_server.engine.cpu import Division
-from resnet50_server.engine.graph_store import DIGEST_DIGITS
-from resnet50_server.engine.protocol import BatchOutput, Engine, Images
-from resnet50_server.engine.ranking import ranked
+from resnet50_server.engines.base import BatchOutput, Engine, Images
+from resnet50_server.engines.cpu import Division
+from resnet50_server.engines.graph_cache import DIGEST_DIGITS
+from resnet50_server.engines.topk import ranked
 from resnet50_server.errors import WeightsError
 from resnet50_server.held import HeldVariant
 from resnet50_server.opening import OpenEngine, open_engine, prepare
@@ -413,7 +413,7 @@ def refuse(event, arguments):
                  "socket.connect"):
         print(event, arguments)
 sys.addaudithook(refuse)
-from resnet50_server.engine import openvino_engine
+from resnet50_server.engines import openvino_engine
 import threading
 for thread in threading.enumerate():
     if thread is not threading.current_thread():
@@ -432,7 +432,7 @@ def test_process_takes_signals_where_openvinos_engines_have_come_and_gone(mine, 
     program = """
 import os, signal, sys
 from pathlib import Path
-from resnet50_server.engine.openvino_engine import OpenVinoEngine
+from resnet50_server.engines.openvino_engine import OpenVinoEngine
 signal.signal(signal.SIGTERM, lambda *_: print("stopping"))
 engines = [OpenVinoEngine(Path(sys.argv[1]), "fp32", 1, 1) for _ in range(2)]
 while engines:

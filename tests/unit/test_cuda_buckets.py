@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from resnet50_server.engine.buckets import Buckets
-from resnet50_server.engine.ring import Ring
+from resnet50_server.engines.cuda.buckets import Buckets
+from resnet50_server.engines.cuda.buffer_pool import Ring
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import weights
 from host_device import HostDevice
 from torchvision.models import ResNet50_Weights
 
-from resnet50_server.canary import Canary
 from resnet50_server.engine import cuda_device, cuda_engine
-from resnet50_server.engine.answer_layout import ALIGNMENT, AnswerLayout
-from resnet50_server.engine.cuda_device import Slot
-from resnet50_server.engine.cuda_engine import CAPTURED_TOP_K, CudaEngine
-from resnet50_server.engine.forward import Answers, Forward
-from resnet50_server.engine.torch_engine import TorchEngine
+from resnet50_server.engines.cuda.device import Slot
+from resnet50_server.engines.cuda.engine import CAPTURED_TOP_K, CudaEngine
+from resnet50_server.engines.cuda.forward import Answers, Forward
+from resnet50_server.engines.cuda.output_layout import ALIGNMENT, AnswerLayout
+from resnet50_server.engines.reference_check import Canary
+from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network, fold_batchnorm

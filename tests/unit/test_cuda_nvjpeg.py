@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torchvision.models import ResNet50_Weights
 
 from resnet50_server import decode, nvjpeg
-from resnet50_server.gathering import Gathering
+from resnet50_server.engines.cuda.gathering import Gathering
 from resnet50_server.images.transform import Transform
 
 TRANSFORM = Transform.of(ResNet50_Weights.DEFAULT.transforms())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet50_server.engine import graph_store
-from resnet50_server.engine.graph_store import RECENT_S, GraphStore
+from resnet50_server.engines import graph_cache as graph_store
+from resnet50_server.engines.graph_cache import RECENT_S, GraphStore
 from resnet50_server.runtime.file_lock import locked
 
 PLENTY = 2**40

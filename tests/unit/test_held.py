@@ -15,7 +15,7 @@ import resnet50_server.devices
 from resnet50_server import loading
 from resnet50_server.batcher import BatchPolicy, Scheduler
 from resnet50_server.devices import Devices
-from resnet50_server.engine.protocol import BatchOutput
+from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import ShuttingDown, WeightsError
 from resnet50_server.held import HeldVariant
 from resnet50_server.loading import LAST_BATCHES_S, hold, let_go

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resnet50_server.engine.memory import is_out_of_memory
+from resnet50_server.engines.oom import is_out_of_memory
 
 SAID = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

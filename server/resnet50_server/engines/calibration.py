@@ -22,7 +22,7 @@ from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
 
 from .agreement import batches
-from .protocol import Images
+from .base import Images
 
 # Of so many images one is kept back, to compare with.
 HELD_OUT_EVERY = 4

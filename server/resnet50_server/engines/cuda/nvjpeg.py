@@ -17,8 +17,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from resnet50_server.gathering import Gathering
 from resnet50_server.images.transform import Transform
+
+from .gathering import Gathering
 
 # What nvJPEG is given at once; torchvision makes one call at a time, from whichever thread.
 MAX_TOGETHER = 64

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .ring import Ring
+from .buffer_pool import Ring
 
 # "Within a process, only one capture may be underway at a time" (torch's notes on CUDA semantics).
 _CAPTURING = threading.Lock()

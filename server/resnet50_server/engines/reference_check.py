@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from resnet50_server.engine.protocol import Engine
 from resnet50_server.errors import WeightsError
 from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import build_model
 from resnet50_server.variants.spec import Definition
+
+from .base import Engine
 
 # How many categories are compared.
 TOP_K = 5

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .protocol import BatchOutput
+from .base import BatchOutput
 
 EMBEDDING_DIMENSION = 2048
 

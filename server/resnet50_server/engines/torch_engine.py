@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
-from .protocol import BatchOutput
+from .base import BatchOutput
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

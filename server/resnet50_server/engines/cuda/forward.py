@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resnet50_server.engines.torch_engine import affine
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
-
-from .torch_engine import affine
 
 
 class Answers(NamedTuple):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .protocol import BatchOutput
-from .ranking import ranked
+from .base import BatchOutput
+from .topk import ranked
 
 # Importing OpenVINO would fork a process that reports the use of it to its maker. A server does
 # not call home, and forking once gRPC runs can hang; without this package OpenVINO does neither.

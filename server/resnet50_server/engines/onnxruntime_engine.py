@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from .protocol import BatchOutput
-from .ranking import ranked
+from .base import BatchOutput
+from .topk import ranked
 
 
 class OnnxRuntimeEngine:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .protocol import Engine, Images
+from .base import Engine, Images
 
 BATCH = 8
 

@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resnet50_server.engines.base import BatchOutput
+from resnet50_server.engines.torch_engine import DTYPES
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
-from .answer_layout import AnswerLayout
 from .buckets import Buckets
-from .cuda_device import CudaDevice, Step
+from .device import CudaDevice, Step
 from .forward import Answers, Forward
-from .protocol import BatchOutput
-from .torch_engine import DTYPES
+from .output_layout import AnswerLayout
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import Definition
 
 from .agreement import Agreement, compare
-from .graph_store import GraphStore, NoRoom
-from .memory import is_out_of_memory
-from .protocol import Engine, Images
+from .base import Engine, Images
+from .graph_cache import GraphStore, NoRoom
+from .oom import is_out_of_memory
 from .torch_engine import TorchEngine
 
 log = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ class CpuEngines:
         def export(path: Path) -> None:
             import onnx
 
-            from .onnx_graph import onnx_graph
+            from .onnx_export import onnx_graph
 
             onnx.save(onnx_graph(network(), transform), path)
             if not definition.quantized:

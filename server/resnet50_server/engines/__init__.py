@@ -1,0 +1,1 @@
+"""Engines compute batches of uint8 pixels into probabilities and embeddings."""

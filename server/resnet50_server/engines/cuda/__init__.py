@@ -1,0 +1,1 @@
+"""The CUDA engine: graphs per batch size bucket, pinned buffers, output layout."""
