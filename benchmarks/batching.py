@@ -35,8 +35,8 @@ import virtual_time
 from simulation import Device, poisson, quantile, simulate
 from virtual_device import FakeEngine, image
 
-from resnet50_server.batch import BatchPolicy
-from resnet50_server.batcher import Scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ServingError
 
 DEVICE = Device(alpha_s=0.021, beta_s=0.00147, limit=32)

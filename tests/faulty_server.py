@@ -23,9 +23,9 @@ import numpy as np
 import resnet50_server.pipeline
 import resnet50_server.process
 from resnet50_server.__main__ import run
-from resnet50_server.batcher import Scheduler
+from resnet50_server.batching.scheduler import Scheduler
+from resnet50_server.batching.watchdog import LoopWatch
 from resnet50_server.engines.stub_engines import TimedEngine
-from resnet50_server.watchdog import LoopWatch
 
 # A decoder may be off by a little.
 MAGENTA = np.array([255, 0, 255], dtype=np.uint8)

@@ -15,9 +15,9 @@ from pathlib import Path
 import grpc
 
 from resnet50_server.app import Server
+from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.engines.base import Engine
 from resnet50_server.settings import Settings
-from resnet50_server.variant_queue import VariantQueue
 
 # The null engine looks at no pixels, so nothing is decoded for it; this one answers as fast.
 DECODING = {"engine": "timed", "timed_alpha_ms": 0.0, "timed_beta_ms": 0.0}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resnet50_server.batch import BatchPolicy
-from resnet50_server.batcher import Scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.engines.cpu import Division
 from resnet50_server.observer import Observer
 from resnet50_server.runtime.cpus import cpus, set_torch_threads

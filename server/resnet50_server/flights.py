@@ -9,9 +9,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from resnet50_server.batching.fair_queue import due_at
+from resnet50_server.batching.queue import Result
 from resnet50_server.errors import DeadlineUnreachable, EngineFailed, InvalidImage, Overloaded
-from resnet50_server.fair_queue import due_at
-from resnet50_server.variant_queue import Result
 
 Urgency: TypeAlias = tuple[int, float]
 """What of two requests the queues would take first: the smaller one."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from resnet50_server.batcher import Scheduler
+from resnet50_server.batching.queue import VariantQueue
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.call import Call
 from resnet50_server.errors import NotNow, VariantLoading, VariantNotFound, WeightsError
 from resnet50_server.opening import OpenEngine
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.runtime.worker_threads import Threads
 from resnet50_server.stages import Loading
-from resnet50_server.variant_queue import VariantQueue
 from resnet50_server.variants.spec import Definition, plain
 
 if TYPE_CHECKING:

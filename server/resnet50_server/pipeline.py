@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.admission import Admission, Place
+from resnet50_server.batching.queue import Result
 from resnet50_server.cache import MAX_DIGEST_AT_HAND_BYTES, Asked, ResponseCache, digest_of
 from resnet50_server.call import Call
 from resnet50_server.decode_pool import DecodePool
@@ -31,7 +32,6 @@ from resnet50_server.images.decode import (
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import NoRoom, PixelBudget
 from resnet50_server.observer import Image, Observer
-from resnet50_server.variant_queue import Result
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet50_server.batching.queue import Result
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.reference_check import TOLERANCES, TOP_K, fixed_image
 from resnet50_server.errors import ServingError
 from resnet50_server.held import HeldVariant, HeldVariants
-from resnet50_server.variant_queue import Result
 from resnet50_server.variants.spec import Definition
 
 log = logging.getLogger(__name__)

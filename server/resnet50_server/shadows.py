@@ -14,13 +14,13 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from resnet50_server.batching.queue import Result
 from resnet50_server.call import Call
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.held import HeldVariant
 from resnet50_server.images.decode import Source, length_of
 from resnet50_server.pipeline import Answer, Job
 from resnet50_server.splits import Seen, Tally
-from resnet50_server.variant_queue import Result
 
 log = logging.getLogger(__name__)
 

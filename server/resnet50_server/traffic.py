@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from random import Random
 
+from resnet50_server.batching.queue import Result
 from resnet50_server.call import Call
 from resnet50_server.errors import NotNow, SplitNotFound
 from resnet50_server.held import HeldVariant, HeldVariants
@@ -14,7 +15,6 @@ from resnet50_server.observer import Image, Observer
 from resnet50_server.pipeline import Job
 from resnet50_server.shadows import Compute, Shadow, Shadows, seen
 from resnet50_server.splits import Share, Split, Tally
-from resnet50_server.variant_queue import Result
 from resnet50_server.variants.spec import Definition
 
 log = logging.getLogger(__name__)

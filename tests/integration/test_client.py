@@ -21,8 +21,8 @@ import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import AsyncClient, CallObserver, Client, RetryPolicy
 from resnet50_client.errors import ERRORS
+from resnet50_server.batching.deadlines import Timetable
 from resnet50_server.errors import QueueFull
-from resnet50_server.timetable import Timetable
 
 RGB = np.asarray(photo_like(64, 48))
 PNG = encode(Image.fromarray(RGB))

@@ -17,7 +17,7 @@ from serving import engines_of, server_processes, serving
 from resnet50_client import AsyncClient, Resnet50Error
 from resnet50_server import metrics_port
 from resnet50_server.app import Server
-from resnet50_server.rescue import MAX_FAILURES
+from resnet50_server.batching.retry import MAX_FAILURES
 from resnet50_server.settings import Settings
 
 PNG = encode(picture())

@@ -21,11 +21,11 @@ from serving import DECODING, connected, queues_of, serving, until
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_client import RetryPolicy, ServerError, UnavailableError
-from resnet50_server import variant_health
+from resnet50_server.batching import variant_health
+from resnet50_server.batching.retry import MAX_FAILURES
+from resnet50_server.batching.variant_health import LEAST
 from resnet50_server.engines.base import Engine
-from resnet50_server.rescue import MAX_FAILURES
 from resnet50_server.splits import Split
-from resnet50_server.variant_health import LEAST
 
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
 BOTH = {"variants": [V2, V1], **DECODING}  # V2 is the server's default

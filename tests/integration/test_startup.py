@@ -31,10 +31,10 @@ from resnet50.v1 import (
     variant_pb2_grpc,
 )
 from resnet50_server.app import SERVICES, Server
+from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.engines.stub_engines import NullEngine
 from resnet50_server.process import serve
 from resnet50_server.settings import Settings
-from resnet50_server.variant_queue import VariantQueue
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -28,7 +28,7 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_server.batcher import Scheduler
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.runtime.worker_threads import Threads
 from resnet50_server.shadows import MAX_WAITING

@@ -9,8 +9,10 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
-from resnet50_server.batch import BatchPolicy
-from resnet50_server.batcher import Scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.deadlines import PROBE_AFTER_S
+from resnet50_server.batching.retry import MAX_FAILURES
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.call import CALL, Call
 from resnet50_server.errors import (
     DeadlineUnreachable,
@@ -20,8 +22,6 @@ from resnet50_server.errors import (
     Unloading,
 )
 from resnet50_server.priority import BULK_EVERY
-from resnet50_server.rescue import MAX_FAILURES
-from resnet50_server.timetable import PROBE_AFTER_S
 
 
 class Bench:

@@ -19,7 +19,8 @@ from virtual_device import FakeEngine, VirtualThreads, image
 import resnet50_server.pipeline
 from resnet50.v1 import image_pb2
 from resnet50_server.admission import Admission, Limits
-from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.batching.queue import Result
+from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.cache import (
     MAX_DIGEST_AT_HAND_BYTES,
     SHELF_BYTES,
@@ -40,7 +41,6 @@ from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.raw import RawPixels
 from resnet50_server.pipeline import Answer, Job, Pipeline, Submitted
 from resnet50_server.shelf import SWEPT_AT_ONCE
-from resnet50_server.variant_queue import Result
 from resnet50_server.variants.spec import define
 
 MIB = 2**20

@@ -15,7 +15,7 @@ import pytest
 from administering import describe
 from virtual_device import FakeEngine, VirtualThreads
 
-from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.changes import Budget, Changes
 from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, WeightsError
 from resnet50_server.folder_watch import FolderWatch

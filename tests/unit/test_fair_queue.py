@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from resnet50_server.fair_queue import PATIENCE_S, FairQueue
+from resnet50_server.batching.fair_queue import PATIENCE_S, FairQueue
 from resnet50_server.priority import BULK_EVERY
 
 

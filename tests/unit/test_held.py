@@ -13,7 +13,7 @@ from virtual_device import FakeEngine, VirtualThreads, image
 
 import resnet50_server.devices
 from resnet50_server import loading
-from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.devices import Devices
 from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import ShuttingDown, WeightsError

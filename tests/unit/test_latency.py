@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from resnet50_server.latency import CLIP, CLIP_AFTER, LatencyModel, Margin
+from resnet50_server.batching.latency import CLIP, CLIP_AFTER, LatencyModel, Margin
 
 
 def test_nothing_is_known_before_the_first_batch():

@@ -13,7 +13,7 @@ from virtual_device import FakeEngine, VirtualDecoders, VirtualThreads, image
 import resnet50_server.decode_pool
 import resnet50_server.pipeline
 from resnet50_server.admission import Admission, Limits
-from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.call import Call
 from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import DeadlineUnreachable

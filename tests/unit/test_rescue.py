@@ -14,9 +14,11 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
-from resnet50_server.batch import BatchPolicy
-from resnet50_server.batch_limit import HOLD_S
-from resnet50_server.batcher import Scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.batch_limit import HOLD_S
+from resnet50_server.batching.retry import MAX_FAILURES, MOST_IN_A_ROW, Rescue
+from resnet50_server.batching.scheduler import Scheduler
+from resnet50_server.batching.variant_health import LEAST
 from resnet50_server.errors import (
     DeadlineUnreachable,
     DoesNotFit,
@@ -25,8 +27,6 @@ from resnet50_server.errors import (
     VariantUnhealthy,
 )
 from resnet50_server.observer import Batch, Observer
-from resnet50_server.rescue import MAX_FAILURES, MOST_IN_A_ROW, Rescue
-from resnet50_server.variant_health import LEAST
 
 GREY = 128
 

@@ -10,7 +10,7 @@ import virtual_time
 from simulation import Device, Outcome, poisson, quantile, simulate
 from virtual_device import FakeEngine, VirtualThreads, image
 
-from resnet50_server.batcher import BatchPolicy, Scheduler
+from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.errors import DeadlineUnreachable
 
 # The figures of the `timed` engine in docs/benchmarks.md.

@@ -6,10 +6,9 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
-from resnet50_server.batch import BatchPolicy
-from resnet50_server.batcher import Scheduler
-from resnet50_server.errors import EngineFailed, VariantUnhealthy
-from resnet50_server.variant_health import (
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.scheduler import Scheduler
+from resnet50_server.batching.variant_health import (
     LEAST,
     MAX_RETEST_S,
     RETEST_S,
@@ -17,6 +16,7 @@ from resnet50_server.variant_health import (
     WINDOW_S,
     VariantHealth,
 )
+from resnet50_server.errors import EngineFailed, VariantUnhealthy
 
 
 class Health(VariantHealth):

@@ -9,12 +9,12 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
-import resnet50_server.batcher
-from resnet50_server.batch import BatchPolicy
-from resnet50_server.batcher import Scheduler
+import resnet50_server.batching.scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.queue import VariantQueue
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.runtime.fatal import EngineHung
-from resnet50_server.variant_queue import VariantQueue
 
 TIMEOUT_S = 60.0
 FOR_EVER = 10.0**6
@@ -32,7 +32,9 @@ def in_virtual_time(test):
 def dumped(monkeypatch) -> list[None]:
     """Count dumps of all stacks, in the place of writing them."""
     dumps: list[None] = []
-    monkeypatch.setattr(resnet50_server.batcher, "dump_stacks", lambda: dumps.append(None))
+    monkeypatch.setattr(
+        resnet50_server.batching.scheduler, "dump_stacks", lambda: dumps.append(None)
+    )
     return dumps
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 
-from resnet50_server.batch import BatchPolicy, Running
 from resnet50_server.errors import DeadlineUnreachable, QueueFull
-from resnet50_server.fair_queue import due_at
-from resnet50_server.latency import Margin
 from resnet50_server.priority import BULK_EVERY, share
-from resnet50_server.rescue import Part
-from resnet50_server.variant_queue import TICK_S, VariantQueue, too_late
+
+from .batch import BatchPolicy, Running
+from .fair_queue import due_at
+from .latency import Margin
+from .queue import TICK_S, VariantQueue, too_late
+from .retry import Part
 
 # An idle device that was not measured for so long may have changed.
 PROBE_AFTER_S = 1.0

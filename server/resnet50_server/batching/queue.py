@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_server.batch_limit import BatchLimit
 from resnet50_server.engines.base import Engine
 from resnet50_server.errors import DeadlineUnreachable, ServingError, VariantUnhealthy
-from resnet50_server.fair_queue import Entry, FairQueue
-from resnet50_server.latency import LatencyModel
 from resnet50_server.observer import Batch, CacheUse
-from resnet50_server.variant_health import VariantHealth
+
+from .batch_limit import BatchLimit
+from .fair_queue import Entry, FairQueue
+from .latency import LatencyModel
+from .variant_health import VariantHealth
 
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
 TICK_S = 1e-6

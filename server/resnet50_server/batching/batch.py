@@ -10,8 +10,9 @@ import numpy as np
 from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import EngineFailed
 from resnet50_server.observer import Batch
-from resnet50_server.rescue import Rescue
-from resnet50_server.variant_queue import Result, VariantQueue, Waiting
+
+from .queue import Result, VariantQueue, Waiting
+from .retry import Rescue
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet50_server.batch_limit import HOLD_S
 from resnet50_server.engines.oom import is_out_of_memory
 from resnet50_server.errors import DoesNotFit, EngineFailed, ServingError, let_go
 from resnet50_server.runtime.fatal import DeviceLost
-from resnet50_server.variant_queue import Result, VariantQueue, Waiting, fail
+
+from .batch_limit import HOLD_S
+from .queue import Result, VariantQueue, Waiting, fail
 
 log = logging.getLogger(__name__)
 

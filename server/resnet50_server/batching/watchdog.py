@@ -13,9 +13,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from resnet50_server.batch import Running
 from resnet50_server.runtime.fatal import LoopHung, end_process, open_stack_file
 from resnet50_server.runtime.worker_threads import name_thread
+
+from .batch import Running
 
 # Looks within one timeout, and the time between two at most. One that comes late counts as two.
 LOOKS, LOOK_S = 10, 1.0

@@ -19,24 +19,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_server.batch import BatchPolicy, Running, answer, seen
 from resnet50_server.engines.base import BatchOutput, Engine
 from resnet50_server.errors import EngineFailed, ServingError, ShuttingDown
 from resnet50_server.observer import Batch, Observer
-from resnet50_server.rescue import Rescue, Rescues
 from resnet50_server.runtime.fatal import EngineHung, Fault, dump_stacks
 from resnet50_server.runtime.worker_threads import Threads
-from resnet50_server.timetable import Timetable
-from resnet50_server.variant_queue import (
-    TICK_S,
-    GivenUp,
-    Result,
-    Undecoded,
-    VariantQueue,
-    Waiting,
-    fail,
-)
-from resnet50_server.watchdog import BatchWatch
+
+from .batch import BatchPolicy, Running, answer, seen
+from .deadlines import Timetable
+from .queue import TICK_S, GivenUp, Result, Undecoded, VariantQueue, Waiting, fail
+from .retry import Rescue, Rescues
+from .watchdog import BatchWatch
 
 log = logging.getLogger(__name__)
 

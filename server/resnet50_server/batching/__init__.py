@@ -1,0 +1,1 @@
+"""Dynamic batching: queues, scheduler, deadlines, latency model, retries."""
