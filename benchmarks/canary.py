@@ -25,7 +25,7 @@ from torchvision.models import ResNet
 
 from resnet50_server.engines.reference_check import TOLERANCES, Canary
 from resnet50_server.engines.torch_engine import TorchEngine
-from resnet50_server.opening import open_engine, prepare, verify, warm_up
+from resnet50_server.lifecycle.loader import open_engine, prepare, verify, warm_up
 from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import Network, build_model, build_network, read_weights

@@ -39,7 +39,7 @@ from resnet50_server.engines.graph_cache import GraphStore
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
-from resnet50_server.opening import open_engine, prepare
+from resnet50_server.lifecycle.loader import open_engine, prepare
 from resnet50_server.runtime.cpus import cpus
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network, fold_batchnorm

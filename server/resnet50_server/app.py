@@ -25,17 +25,18 @@ from resnet50_server.auth.identity import ADMIN, INFER, Callers
 from resnet50_server.auth.tls import Certificates
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.cache import ResponseCache
-from resnet50_server.changes import Budget, Changes
 from resnet50_server.decode_pool import DecodePool, decode_threads
-from resnet50_server.devices import Devices, division
 from resnet50_server.errors import WeightsError
-from resnet50_server.folder_watch import FolderWatch
 from resnet50_server.health import ServingHealth
-from resnet50_server.held import HeldVariants
 from resnet50_server.images.decode import JpegDecoder
 from resnet50_server.images.formats import ImageLimits
+from resnet50_server.lifecycle.control import Budget, Changes
+from resnet50_server.lifecycle.devices import Devices, division
+from resnet50_server.lifecycle.loading import hold
+from resnet50_server.lifecycle.registry import HeldVariants
+from resnet50_server.lifecycle.self_test import SelfTests
+from resnet50_server.lifecycle.watcher import FolderWatch
 from resnet50_server.listeners import certificates_of, listen
-from resnet50_server.loading import hold
 from resnet50_server.logs import RequestLog
 from resnet50_server.memory_bound import (
     PROBE_STREAMS,
@@ -51,7 +52,6 @@ from resnet50_server.pipeline import Pipeline
 from resnet50_server.readings import LagWatch, Readings
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import Fault
-from resnet50_server.self_test import SelfTests
 from resnet50_server.servicers.boundary import Boundary
 from resnet50_server.servicers.inference import InferenceServicer, Patience
 from resnet50_server.servicers.outbox import Outbox

@@ -19,7 +19,6 @@ from resnet50_server.call import Call
 from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import Overloaded
 from resnet50_server.flights import Flight, Urgency, urgency_of
-from resnet50_server.held import HeldVariant
 from resnet50_server.images.decode import (
     JpegDecoder,
     Source,
@@ -31,6 +30,7 @@ from resnet50_server.images.decode import (
 )
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import NoRoom, PixelBudget
+from resnet50_server.lifecycle.registry import HeldVariant
 from resnet50_server.observer import Image, Observer
 
 log = logging.getLogger(__name__)

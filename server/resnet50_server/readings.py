@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 from resnet50_server.admission import Admission
 from resnet50_server.cache import Lookups, ResponseCache
 from resnet50_server.decode_pool import DecodePool
-from resnet50_server.devices import Devices
-from resnet50_server.held import HeldVariants
+from resnet50_server.lifecycle.devices import Devices
+from resnet50_server.lifecycle.registry import HeldVariants
 from resnet50_server.logs import lines_dropped
 from resnet50_server.metrics import ANSWERED, Metrics
 from resnet50_server.observer import Observers

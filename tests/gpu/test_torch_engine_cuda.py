@@ -18,7 +18,7 @@ from torchvision.models import ResNet50_Weights
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.images.transform import Transform
-from resnet50_server.opening import place
+from resnet50_server.lifecycle.loader import place
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network, fold_batchnorm
 from resnet50_server.variants.spec import define

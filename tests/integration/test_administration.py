@@ -302,7 +302,7 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
         return find(directory, name)
 
     monkeypatch.setattr(VariantsDirectory, "find", hang)
-    monkeypatch.setattr("resnet50_server.changes.FEW_FILES_S", 0.5)
+    monkeypatch.setattr("resnet50_server.lifecycle.control.FEW_FILES_S", 0.5)
     async with administrator(folder) as admin, connected(admin.server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         try:

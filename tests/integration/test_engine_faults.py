@@ -33,7 +33,7 @@ from resnet50_client import (
 )
 from resnet50_server.batching.variant_health import LEAST
 from resnet50_server.engines.reference_check import fixed_image
-from resnet50_server.self_test import _problem
+from resnet50_server.lifecycle.self_test import _problem
 
 GOOD = [encode(photo_like(96, 64, seed), "JPEG") for seed in range(8)]
 BAD = encode(Image.new("RGB", (64, 64), tuple(MAGENTA.tolist())), "PNG")

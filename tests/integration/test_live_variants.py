@@ -26,8 +26,8 @@ from torchvision.models import ResNet50_Weights
 from weights import calm, custom_variant, publish
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
-from resnet50_server import loading
 from resnet50_server.engines.reference_check import Canary
+from resnet50_server.lifecycle import loading
 from resnet50_server.settings import Settings
 
 # Small images: what is tested is which weights answer, not how fast.

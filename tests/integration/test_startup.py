@@ -20,8 +20,8 @@ from pictures import encode, picture
 from serving import DECODING, connected, engines_of, server_processes, serving
 
 import resnet50_server.app
-import resnet50_server.loading
-import resnet50_server.opening
+import resnet50_server.lifecycle.loader
+import resnet50_server.lifecycle.loading
 import resnet50_server.pipeline
 from resnet50.v1 import (
     image_pb2,
@@ -99,7 +99,7 @@ class GatedEngine(NullEngine):
 async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEngine]]:
     """Run a server whose engine is warm and whose gate is closed."""
     engine = GatedEngine(1000)
-    monkeypatch.setattr(resnet50_server.opening, "NullEngine", lambda categories: engine)
+    monkeypatch.setattr(resnet50_server.lifecycle.loader, "NullEngine", lambda categories: engine)
     async with serving(**settings) as server:
         engine.batches.clear()
         engine.gate.clear()
@@ -398,7 +398,7 @@ async def test_garbage_is_not_looked_for_in_what_was_loaded(monkeypatch, tmp_pat
 
 async def test_garbage_is_looked_for_from_the_first_variant_on(monkeypatch, tmp_path):
     """Others may load for minutes while it answers, and errors of gRPC are circles."""
-    loads, released = resnet50_server.loading.prepare, threading.Event()
+    loads, released = resnet50_server.lifecycle.loading.prepare, threading.Event()
     frozen = asyncio.Event()
 
     def prepare(definition, settings):
@@ -406,7 +406,7 @@ async def test_garbage_is_looked_for_from_the_first_variant_on(monkeypatch, tmp_
             released.wait()
         return loads(definition, settings)
 
-    monkeypatch.setattr(resnet50_server.loading, "prepare", prepare)
+    monkeypatch.setattr(resnet50_server.lifecycle.loading, "prepare", prepare)
     monkeypatch.setattr(gc, "freeze", frozen.set)
     address = f"unix:{tmp_path}/s"
     settings = Settings(
@@ -540,7 +540,7 @@ async def test_whatever_a_load_raises_ends_the_start_with_one_line(
     def prepare(*_):
         raise error
 
-    monkeypatch.setattr(resnet50_server.loading, "prepare", prepare)
+    monkeypatch.setattr(resnet50_server.lifecycle.loading, "prepare", prepare)
     settings = Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V2"], engine="null")
     assert await serve(settings) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -16,11 +16,11 @@ from administering import describe
 from virtual_device import FakeEngine, VirtualThreads
 
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
-from resnet50_server.changes import Budget, Changes
 from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, WeightsError
-from resnet50_server.folder_watch import FolderWatch
-from resnet50_server.held import HeldVariant, HeldVariants
-from resnet50_server.opening import OpenEngine
+from resnet50_server.lifecycle.control import Budget, Changes
+from resnet50_server.lifecycle.loader import OpenEngine
+from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
+from resnet50_server.lifecycle.watcher import FolderWatch
 from resnet50_server.variants.directory import VariantsDirectory
 from resnet50_server.variants.disk import Disk
 from resnet50_server.variants.spec import define

@@ -19,15 +19,15 @@ from pictures import encode, photo_like
 from torch import Tensor
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
-from resnet50_server import opening
 from resnet50_server.engine import calibration, cpu, onnx_graph
 from resnet50_server.engines.base import BatchOutput, Engine, Images
 from resnet50_server.engines.cpu import Division
 from resnet50_server.engines.graph_cache import DIGEST_DIGITS
 from resnet50_server.engines.topk import ranked
 from resnet50_server.errors import WeightsError
-from resnet50_server.held import HeldVariant
-from resnet50_server.opening import OpenEngine, open_engine, prepare
+from resnet50_server.lifecycle import loader as opening
+from resnet50_server.lifecycle.loader import OpenEngine, open_engine, prepare
+from resnet50_server.lifecycle.registry import HeldVariant
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import define

@@ -11,17 +11,17 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
-import resnet50_server.devices
-from resnet50_server import loading
+import resnet50_server.lifecycle.devices
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
-from resnet50_server.devices import Devices
 from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import ShuttingDown, WeightsError
-from resnet50_server.held import HeldVariant
-from resnet50_server.loading import LAST_BATCHES_S, hold, let_go
-from resnet50_server.opening import WARM_UP_S, OpenEngine, warm_up
+from resnet50_server.lifecycle import loading
+from resnet50_server.lifecycle.devices import Devices
+from resnet50_server.lifecycle.loader import WARM_UP_S, OpenEngine, warm_up
+from resnet50_server.lifecycle.loading import LAST_BATCHES_S, hold, let_go
+from resnet50_server.lifecycle.registry import HeldVariant
+from resnet50_server.lifecycle.stages import Loading
 from resnet50_server.settings import Settings
-from resnet50_server.stages import Loading
 from resnet50_server.variants.spec import define
 
 
@@ -127,7 +127,7 @@ async def test_engines_are_closed_in_no_engine_thread_when_the_server_stops():
 async def test_engine_that_does_not_come_back_is_not_closed_and_not_waited_for(
     hung, monkeypatch, caplog
 ):
-    monkeypatch.setattr(resnet50_server.devices, "CLOSE_S", 600.0 if hung else 0.01)
+    monkeypatch.setattr(resnet50_server.lifecycle.devices, "CLOSE_S", 600.0 if hung else 0.01)
     devices = Devices(Settings(variants=["u=random:0"], instances=1), lambda fault: None)
     scheduler, _ = devices.get("cpu")
     engine, entered, leave = ClosingEngine(), threading.Event(), threading.Event()

@@ -18,7 +18,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.held import HeldVariants
+from resnet50_server.lifecycle.registry import HeldVariants
 from resnet50_server.variants.checkpoints import official_path, read_custom, read_official
 from resnet50_server.variants.network import (
     build_network,

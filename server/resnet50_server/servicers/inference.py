@@ -13,8 +13,8 @@ from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_server.admission import Place
 from resnet50_server.call import CALL, Call
 from resnet50_server.errors import ShuttingDown
-from resnet50_server.held import HeldVariant, HeldVariants
 from resnet50_server.images.decode import length_of, source_of
+from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
 from resnet50_server.pipeline import Answer, Job, Pipeline
 from resnet50_server.traffic import Traffic
 

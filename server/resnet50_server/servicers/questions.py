@@ -12,7 +12,7 @@ from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.queue import Result
 from resnet50_server.call import Call
 from resnet50_server.errors import InvalidRequest
-from resnet50_server.held import HeldVariant
+from resnet50_server.lifecycle.registry import HeldVariant
 from resnet50_server.observer import Image
 from resnet50_server.pipeline import Job
 

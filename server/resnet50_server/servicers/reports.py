@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resnet50.v1 import variant_pb2
 from resnet50_server.errors import InvalidRequest
-from resnet50_server.held import HeldVariants
+from resnet50_server.lifecycle.registry import HeldVariants
 from resnet50_server.splits import Comparison, Share, Split
 from resnet50_server.traffic import Trial
 

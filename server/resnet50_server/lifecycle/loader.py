@@ -11,7 +11,6 @@ import numpy as np
 import platformdirs
 import torch
 
-from resnet50_server.devices import cuda_device, division
 from resnet50_server.engines.agreement import Agreement
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.cpu import Calibration, CpuEngines
@@ -26,6 +25,8 @@ from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights, weights_directory
 from resnet50_server.variants.network import build_network, parameter_count, read_weights
 from resnet50_server.variants.spec import Definition
+
+from .devices import cuda_device, division
 
 # How long the larger of the batches that warm an engine up may run, in seconds.
 WARM_UP_S = 0.4

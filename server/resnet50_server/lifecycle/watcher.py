@@ -7,11 +7,12 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
-from resnet50_server.changes import Changes
 from resnet50_server.errors import DiskTimeout, NotNow, ServingError
-from resnet50_server.held import HeldVariants
 from resnet50_server.variants.directory import Stamp, VariantsDirectory
 from resnet50_server.variants.disk import ALL_FILES_S, Disk
+
+from .control import Changes
+from .registry import HeldVariants
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from resnet50_server.devices import Devices
 from resnet50_server.errors import ServingError, Unloading, WeightsError
-from resnet50_server.held import HeldVariant
-from resnet50_server.opening import open_engine, prepare, verify, warm_up
-from resnet50_server.self_test import Reference
 from resnet50_server.settings import Settings
-from resnet50_server.stages import Loading
 from resnet50_server.variants.spec import Definition
+
+from .devices import Devices
+from .loader import open_engine, prepare, verify, warm_up
+from .registry import HeldVariant
+from .self_test import Reference
+from .stages import Loading
 
 log = logging.getLogger(__name__)
 

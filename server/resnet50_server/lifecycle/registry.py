@@ -12,14 +12,15 @@ from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.call import Call
 from resnet50_server.errors import NotNow, VariantLoading, VariantNotFound, WeightsError
-from resnet50_server.opening import OpenEngine
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.runtime.worker_threads import Threads
-from resnet50_server.stages import Loading
 from resnet50_server.variants.spec import Definition, plain
 
+from .loader import OpenEngine
+from .stages import Loading
+
 if TYPE_CHECKING:
-    from resnet50_server.self_test import Reference
+    from .self_test import Reference
 
 # Loads that failed are remembered for so many names, the latest ones.
 MAX_FAILURES = 64

@@ -14,8 +14,9 @@ from resnet50_server.batching.queue import Result
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.reference_check import TOLERANCES, TOP_K, fixed_image
 from resnet50_server.errors import ServingError
-from resnet50_server.held import HeldVariant, HeldVariants
 from resnet50_server.variants.spec import Definition
+
+from .registry import HeldVariant, HeldVariants
 
 log = logging.getLogger(__name__)
 

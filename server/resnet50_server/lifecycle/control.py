@@ -11,14 +11,15 @@ from typing import Any, TypeAlias, TypeVar
 
 from resnet50_server.errors import DiskTimeout, NotNow, ServingError, VariantNotFound, WeightsError
 from resnet50_server.errors import let_go as let_go_of
-from resnet50_server.held import HeldVariant, HeldVariants
-from resnet50_server.loading import FORESEEN, let_go
 from resnet50_server.runtime.memory import return_memory
 from resnet50_server.runtime.texts import shortened
-from resnet50_server.stages import Loading
 from resnet50_server.variants.directory import Stamp, VariantsDirectory
 from resnet50_server.variants.disk import FEW_FILES_S, Disk
 from resnet50_server.variants.spec import Definition, define, official_definitions, plain
+
+from .loading import FORESEEN, let_go
+from .registry import HeldVariant, HeldVariants
+from .stages import Loading
 
 log = logging.getLogger(__name__)
 

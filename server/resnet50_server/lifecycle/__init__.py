@@ -1,0 +1,1 @@
+"""Variants in memory: registry, loader, control operations, directory watcher, devices."""
