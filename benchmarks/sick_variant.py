@@ -34,7 +34,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resnet50_client import AsyncClient, Client, Resnet50Error, RetryPolicy
 from resnet50_server.auth.tokens import hash_of
-from resnet50_server.splits import Split
+from resnet50_server.rollout.split import Split
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from clients import Caller, items

@@ -45,7 +45,7 @@ PHOTOS = 10
 async def measure_idle() -> None:
     """Time what is done for a call where no split is set."""
     from resnet50_server.call import Call
-    from resnet50_server.traffic import Traffic
+    from resnet50_server.rollout.router import Traffic
 
     traffic = Traffic(SimpleNamespace(), lambda source, job: None)  # type: ignore[arg-type]
     call = Call("Classify", "id", ())

@@ -50,6 +50,7 @@ from resnet50_server.metrics_port import MetricsPort
 from resnet50_server.observer import Observer, Observers
 from resnet50_server.pipeline import Pipeline
 from resnet50_server.readings import LagWatch, Readings
+from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import Fault
 from resnet50_server.servicers.boundary import Boundary
@@ -58,7 +59,6 @@ from resnet50_server.servicers.outbox import Outbox
 from resnet50_server.servicers.receiving import Receiving
 from resnet50_server.servicers.variant import VariantServicer
 from resnet50_server.settings import Settings
-from resnet50_server.traffic import Traffic
 from resnet50_server.transport import options
 from resnet50_server.variants.directory import VariantsDirectory
 from resnet50_server.variants.spec import Definition, define

@@ -25,7 +25,7 @@ from resnet50_server.lifecycle.registry import HeldVariants
 from resnet50_server.logs import lines_dropped
 from resnet50_server.metrics import ANSWERED, Metrics
 from resnet50_server.observer import Observers
-from resnet50_server.traffic import Traffic
+from resnet50_server.rollout.router import Traffic
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from resnet50_client import (
     OverloadedError,
 )
 from resnet50_server.cache import MAX_DIGEST_AT_HAND_BYTES
-from resnet50_server.splits import Split
+from resnet50_server.rollout.split import Split
 from resnet50_server.variants.directory import VariantsDirectory
 
 PNG = encode(picture())

@@ -27,7 +27,7 @@ from resnet50_client import (
 )
 from resnet50_client.cli.app import app
 from resnet50_server.app import Server
-from resnet50_server.splits import Split
+from resnet50_server.rollout.split import Split
 
 PNG = encode(photo_like(32, 32))
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"

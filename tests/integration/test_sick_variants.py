@@ -25,7 +25,7 @@ from resnet50_server.batching import variant_health
 from resnet50_server.batching.retry import MAX_FAILURES
 from resnet50_server.batching.variant_health import LEAST
 from resnet50_server.engines.base import Engine
-from resnet50_server.splits import Split
+from resnet50_server.rollout.split import Split
 
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
 BOTH = {"variants": [V2, V1], **DECODING}  # V2 is the server's default

@@ -30,9 +30,9 @@ from resnet50.v1 import (
 )
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ShuttingDown
+from resnet50_server.rollout.shadow import MAX_WAITING
+from resnet50_server.rollout.split import Split
 from resnet50_server.runtime.worker_threads import Threads
-from resnet50_server.shadows import MAX_WAITING
-from resnet50_server.splits import Split
 
 PNG = encode(picture())
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"

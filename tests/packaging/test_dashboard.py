@@ -19,7 +19,7 @@ from serving import serving
 from resnet50_client import AsyncClient
 from resnet50_server.call import Call
 from resnet50_server.errors import InvalidImage, Unauthenticated
-from resnet50_server.splits import Split
+from resnet50_server.rollout.split import Split
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())

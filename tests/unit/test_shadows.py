@@ -14,8 +14,8 @@ from serving import until
 from resnet50_server.batching.queue import Result
 from resnet50_server.errors import EngineFailed, InvalidImage, Overloaded, Unloading
 from resnet50_server.pipeline import Answer
-from resnet50_server.shadows import MAX_WAITING, MAX_WAITING_BYTES, Shadow, Shadows, seen
-from resnet50_server.splits import Seen, Tally
+from resnet50_server.rollout.shadow import MAX_WAITING, MAX_WAITING_BYTES, Shadow, Shadows, seen
+from resnet50_server.rollout.split import Seen, Tally
 
 CANDIDATE = SimpleNamespace(definition=SimpleNamespace(categories=["dog", "cat"]))
 VECTOR = np.array([1.0, 2.0], dtype=np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet50_server.errors import InvalidRequest
-from resnet50_server.splits import WINDOW, Comparison, Latest, Seen, Split, Tally
+from resnet50_server.rollout.split import WINDOW, Comparison, Latest, Seen, Split, Tally
 
 KEYS = [f"user-{number}" for number in range(100_000)]
 

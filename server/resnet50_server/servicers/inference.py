@@ -16,7 +16,7 @@ from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode import length_of, source_of
 from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
 from resnet50_server.pipeline import Answer, Job, Pipeline
-from resnet50_server.traffic import Traffic
+from resnet50_server.rollout.router import Traffic
 
 from .boundary import Context
 from .questions import ClassifyQuestion, EmbedQuestion, Question, timing

@@ -5,8 +5,8 @@ from __future__ import annotations
 from resnet50.v1 import variant_pb2
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.lifecycle.registry import HeldVariants
-from resnet50_server.splits import Comparison, Share, Split
-from resnet50_server.traffic import Trial
+from resnet50_server.rollout.router import Trial
+from resnet50_server.rollout.split import Comparison, Share, Split
 
 
 def split_of(message: variant_pb2.TrafficSplit, variants: HeldVariants) -> Split:

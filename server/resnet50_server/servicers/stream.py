@@ -15,8 +15,8 @@ from resnet50_server.admission import Place
 from resnet50_server.errors import InvalidRequest, ServingError, ShuttingDown, Stalled
 from resnet50_server.images.decode import source_of
 from resnet50_server.pipeline import Answer, Job, Pipeline, Submitted
+from resnet50_server.rollout.router import Traffic
 from resnet50_server.status import is_fault, to_status
-from resnet50_server.traffic import Traffic
 
 from .boundary import EOF
 from .frames import Pending, answer_in_order, answer_latest

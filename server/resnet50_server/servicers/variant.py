@@ -6,7 +6,7 @@ from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from resnet50_server.errors import InvalidRequest, NotEnabled
 from resnet50_server.lifecycle.control import Changes
 from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
-from resnet50_server.traffic import Traffic
+from resnet50_server.rollout.router import Traffic
 from resnet50_server.variants.spec import EMBEDDING_DIMENSION, Definition
 
 from .boundary import Context

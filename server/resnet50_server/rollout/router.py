@@ -13,9 +13,10 @@ from resnet50_server.images.decode import Source
 from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
 from resnet50_server.observer import Image, Observer
 from resnet50_server.pipeline import Job
-from resnet50_server.shadows import Compute, Shadow, Shadows, seen
-from resnet50_server.splits import Share, Split, Tally
 from resnet50_server.variants.spec import Definition
+
+from .shadow import Compute, Shadow, Shadows, seen
+from .split import Share, Split, Tally
 
 log = logging.getLogger(__name__)
 

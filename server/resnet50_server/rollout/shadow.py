@@ -20,7 +20,8 @@ from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.images.decode import Source, length_of
 from resnet50_server.lifecycle.registry import HeldVariant
 from resnet50_server.pipeline import Answer, Job
-from resnet50_server.splits import Seen, Tally
+
+from .split import Seen, Tally
 
 log = logging.getLogger(__name__)
 

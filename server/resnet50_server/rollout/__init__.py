@@ -1,0 +1,1 @@
+"""Traffic splits: canary and shadow traffic between two variants."""
