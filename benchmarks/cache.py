@@ -175,7 +175,7 @@ async def measure_memory() -> None:
 async def fill(name: str) -> None:
     """Fill a cache three times over; then use it, and drop it. Times are of the CPU."""
     from resnet50_server.batching.queue import Result
-    from resnet50_server.cache import ResponseCache
+    from resnet50_server.inference.response_cache import ResponseCache
 
     dimension, cache, loop = ENTRIES[name], ResponseCache(BOUND), asyncio.get_running_loop()
     embedding = np.ones(dimension, dtype=np.float32) if dimension else None

@@ -300,10 +300,10 @@ async def measure_decode() -> None:
 
     from torchvision.models import ResNet50_Weights
 
-    from resnet50_server.decode_pool import DecodePool
     from resnet50_server.images.decode import decode
     from resnet50_server.images.formats import ImageLimits
     from resnet50_server.images.transform import Transform
+    from resnet50_server.inference.decode_pool import DecodePool
 
     transform = Transform.of(ResNet50_Weights.DEFAULT.transforms())
     call = partial(decode, photo(), transform, ImageLimits())

@@ -20,7 +20,7 @@ from functools import partial
 
 import numpy as np
 
-import resnet50_server.pipeline
+import resnet50_server.inference.pipeline
 import resnet50_server.process
 from resnet50_server.__main__ import run
 from resnet50_server.batching.scheduler import Scheduler
@@ -59,25 +59,25 @@ def in_engine(fault: Callable[[], object]) -> None:
 
 
 def in_decoder(fault: Callable[[], object]) -> None:
-    decode = resnet50_server.pipeline.decode
+    decode = resnet50_server.inference.pipeline.decode
 
     def decode_or_not(source, *arguments, **options):
         if is_marked(source):
             fault()
         return decode(source, *arguments, **options)
 
-    resnet50_server.pipeline.decode = decode_or_not
+    resnet50_server.inference.pipeline.decode = decode_or_not
 
 
 def in_loop(fault: Callable[[], object], gil_timeout_s: float = 60.0) -> None:
-    compute = resnet50_server.pipeline.Pipeline.compute
+    compute = resnet50_server.inference.pipeline.Pipeline.compute
 
     def compute_or_not(pipeline, source, *arguments):
         if is_marked(source):
             fault()
         return compute(pipeline, source, *arguments)
 
-    resnet50_server.pipeline.Pipeline.compute = compute_or_not
+    resnet50_server.inference.pipeline.Pipeline.compute = compute_or_not
     resnet50_server.process.LoopWatch = partial(LoopWatch, 1.0, gil_timeout_s)
 
 

@@ -20,16 +20,17 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_server.admission import Admission, Limits
 from resnet50_server.auth.identity import ADMIN, INFER, Callers
 from resnet50_server.auth.tls import Certificates
 from resnet50_server.auth.tokens import Tokens
-from resnet50_server.cache import ResponseCache
-from resnet50_server.decode_pool import DecodePool, decode_threads
 from resnet50_server.errors import WeightsError
 from resnet50_server.health import ServingHealth
 from resnet50_server.images.decode import JpegDecoder
 from resnet50_server.images.formats import ImageLimits
+from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.decode_pool import DecodePool, decode_threads
+from resnet50_server.inference.pipeline import Pipeline
+from resnet50_server.inference.response_cache import ResponseCache
 from resnet50_server.lifecycle.control import Budget, Changes
 from resnet50_server.lifecycle.devices import Devices, division
 from resnet50_server.lifecycle.loading import hold
@@ -48,7 +49,6 @@ from resnet50_server.memory_bound import (
 from resnet50_server.metrics import Metrics
 from resnet50_server.metrics_port import MetricsPort
 from resnet50_server.observer import Observer, Observers
-from resnet50_server.pipeline import Pipeline
 from resnet50_server.readings import LagWatch, Readings
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus

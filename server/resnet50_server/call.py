@@ -8,9 +8,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from resnet50_server.admission import Place
 from resnet50_server.auth.identity import Caller
 from resnet50_server.errors import ServingError
+from resnet50_server.inference.admission import Place
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 NOBODY = Caller("", frozenset())

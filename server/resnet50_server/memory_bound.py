@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from resnet50_server.admission import slots_of
 from resnet50_server.images.pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
+from resnet50_server.inference.admission import slots_of
 from resnet50_server.lifecycle.loader import memory_of
 from resnet50_server.settings import Settings
 from resnet50_server.transport import UNREAD_BYTES

@@ -26,7 +26,7 @@ from pictures import encode, photo_like, picture
 from PIL import Image
 from serving import DECODING, ServerProcess, connected, server_processes, serving
 
-import resnet50_server.pipeline
+import resnet50_server.inference.pipeline
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_server.images.decode import decode
 
@@ -556,7 +556,7 @@ async def test_image_that_does_not_end_is_refused_and_another_thread_decodes(mon
             assert leave.wait(60)
         return decode(source, *arguments, **options)
 
-    monkeypatch.setattr(resnet50_server.pipeline, "decode", stand_still)
+    monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", stand_still)
     async with (
         serving(decode_threads=1, decode_timeout_s=0.5, **DECODING) as server,
         connected(server) as channel,

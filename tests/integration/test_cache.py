@@ -19,7 +19,7 @@ from resnet50_client import (
     InvalidRequestError,
     OverloadedError,
 )
-from resnet50_server.cache import MAX_DIGEST_AT_HAND_BYTES
+from resnet50_server.inference.response_cache import MAX_DIGEST_AT_HAND_BYTES
 from resnet50_server.rollout.split import Split
 from resnet50_server.variants.directory import VariantsDirectory
 

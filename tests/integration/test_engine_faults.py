@@ -224,16 +224,16 @@ RAISED = [
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda one: type(one).__name__)
 async def test_whatever_a_decoder_raises_fails_its_image_alone(raised, monkeypatch):
-    import resnet50_server.pipeline
+    import resnet50_server.inference.pipeline
 
-    decode = resnet50_server.pipeline.decode
+    decode = resnet50_server.inference.pipeline.decode
 
     def decode_or_raise(source, *arguments, **options):
         if source.endswith(MARK):
             raise raised
         return decode(source, *arguments, **options)
 
-    monkeypatch.setattr(resnet50_server.pipeline, "decode", decode_or_raise)
+    monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", decode_or_raise)
     async with (
         serving(engine="timed", timed_alpha_ms=0.0, timed_beta_ms=0.0) as server,
         AsyncClient(server.addresses[0], retry=ONCE) as client,

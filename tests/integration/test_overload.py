@@ -11,7 +11,7 @@ from scrape import ON, scrape_once
 from serving import connected, gate, queues_of, serving, until
 
 import resnet50_server.images.decode
-import resnet50_server.pipeline
+import resnet50_server.inference.pipeline
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient, OverloadedError
 
@@ -90,7 +90,7 @@ async def test_what_overload_leaves_no_time_for_is_refused_before_it_is_decoded(
         decoded.append(arguments)
         return resnet50_server.images.decode.decode(*arguments, **options)
 
-    monkeypatch.setattr(resnet50_server.pipeline, "decode", decode)
+    monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", decode)
     photo = inference_pb2.ClassifyRequest(
         image=image_pb2.Image(encoded=encode(photo_like(512, 384), "JPEG"))
     )

@@ -20,9 +20,9 @@ from pictures import encode, picture
 from serving import DECODING, connected, engines_of, server_processes, serving
 
 import resnet50_server.app
+import resnet50_server.inference.pipeline
 import resnet50_server.lifecycle.loader
 import resnet50_server.lifecycle.loading
-import resnet50_server.pipeline
 from resnet50.v1 import (
     image_pb2,
     inference_pb2,
@@ -318,8 +318,8 @@ class ObservedDecode:
         self.gate = threading.Event()
         self.threads: list[threading.Thread] = []
         self.left = 0
-        self._decode = resnet50_server.pipeline.decode
-        monkeypatch.setattr(resnet50_server.pipeline, "decode", self)
+        self._decode = resnet50_server.inference.pipeline.decode
+        monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", self)
 
     def __call__(self, *arguments, **limits):
         self.threads.append(threading.current_thread())

@@ -16,18 +16,10 @@ import pytest
 import virtual_time
 from virtual_device import FakeEngine, VirtualThreads, image
 
-import resnet50_server.pipeline
+import resnet50_server.inference.pipeline
 from resnet50.v1 import image_pb2
-from resnet50_server.admission import Admission, Limits
 from resnet50_server.batching.queue import Result
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
-from resnet50_server.cache import (
-    MAX_DIGEST_AT_HAND_BYTES,
-    SHELF_BYTES,
-    Lookups,
-    ResponseCache,
-    digest_of,
-)
 from resnet50_server.call import Call
 from resnet50_server.errors import (
     DeadlineUnreachable,
@@ -39,8 +31,16 @@ from resnet50_server.errors import (
 )
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.raw import RawPixels
-from resnet50_server.pipeline import Answer, Job, Pipeline, Submitted
-from resnet50_server.shelf import SWEPT_AT_ONCE
+from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.lru import SWEPT_AT_ONCE
+from resnet50_server.inference.pipeline import Answer, Job, Pipeline, Submitted
+from resnet50_server.inference.response_cache import (
+    MAX_DIGEST_AT_HAND_BYTES,
+    SHELF_BYTES,
+    Lookups,
+    ResponseCache,
+    digest_of,
+)
 from resnet50_server.variants.spec import define
 
 MIB = 2**20
@@ -679,7 +679,7 @@ async def test_frames_that_wait_for_room_are_computed_once():
 async def test_pixels_at_hand_are_computed_once_and_kept(monkeypatch):
     bench = Bench()
     bench.engine.needs_pixels = False
-    monkeypatch.setattr(resnet50_server.pipeline, "is_looked_at_fast", lambda _: True)
+    monkeypatch.setattr(resnet50_server.inference.pipeline, "is_looked_at_fast", lambda _: True)
     bench.pipeline._look = bench.decode
     before = bench.ask(1)
     await asyncio.sleep(0.1)

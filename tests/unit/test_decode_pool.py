@@ -7,10 +7,10 @@ import asyncio
 import pytest
 import virtual_time
 
-import resnet50_server.decode_pool
+import resnet50_server.inference.decode_pool
 from resnet50_server.call import CALL, Call
-from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import InvalidImage, ShuttingDown
+from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.runtime.fatal import DecodingHung
 
 LIMIT_S = 10.0
@@ -53,7 +53,7 @@ class VirtualThreads:
 
 @pytest.fixture(autouse=True)
 def virtual_threads(monkeypatch):
-    monkeypatch.setattr(resnet50_server.decode_pool, "Threads", VirtualThreads)
+    monkeypatch.setattr(resnet50_server.inference.decode_pool, "Threads", VirtualThreads)
 
 
 def hung_pool(threads: int) -> tuple[DecodePool, list[DecodingHung]]:

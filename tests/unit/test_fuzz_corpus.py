@@ -11,8 +11,8 @@ from run import inputs
 from targets import TARGETS, Finding, checked
 
 from resnet50_server import decode, pixels
-from resnet50_server.admission import Place
 from resnet50_server.errors import InvalidImage, InvalidRequest
+from resnet50_server.inference.admission import Place
 
 CORPUS = targets.ROOT / "fuzz" / "corpus"
 SEEDS = inputs()

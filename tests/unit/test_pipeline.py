@@ -10,15 +10,15 @@ import virtual_time
 from pictures import encode, photo_like
 from virtual_device import FakeEngine, VirtualDecoders, VirtualThreads, image
 
-import resnet50_server.decode_pool
-import resnet50_server.pipeline
-from resnet50_server.admission import Admission, Limits
+import resnet50_server.inference.decode_pool
+import resnet50_server.inference.pipeline
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.call import Call
-from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.pipeline import Job, Pipeline
+from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.decode_pool import DecodePool
+from resnet50_server.inference.pipeline import Job, Pipeline
 from resnet50_server.variants.spec import define
 
 PHOTO = encode(photo_like(64, 48))
@@ -38,9 +38,9 @@ class Bench:
 
     def __init__(self, monkeypatch, decode_s: float, batch_s: float) -> None:
         self.decoded = 0
-        monkeypatch.setattr(resnet50_server.pipeline, "decode", self._decode)
+        monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", self._decode)
         monkeypatch.setattr(
-            resnet50_server.decode_pool,
+            resnet50_server.inference.decode_pool,
             "Threads",
             lambda count, *_: VirtualDecoders(count, decode_s),
         )

@@ -13,7 +13,7 @@ from serving import until
 
 from resnet50_server.batching.queue import Result
 from resnet50_server.errors import EngineFailed, InvalidImage, Overloaded, Unloading
-from resnet50_server.pipeline import Answer
+from resnet50_server.inference.pipeline import Answer
 from resnet50_server.rollout.shadow import MAX_WAITING, MAX_WAITING_BYTES, Shadow, Shadows, seen
 from resnet50_server.rollout.split import Seen, Tally
 

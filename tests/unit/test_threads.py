@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from resnet50_server.decode_pool import decode_threads
+from resnet50_server.inference.decode_pool import decode_threads
 from resnet50_server.runtime.worker_threads import Threads
 
 

@@ -18,8 +18,8 @@ from resnet50_server.batching.queue import Result
 from resnet50_server.call import Call
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.images.decode import Source, length_of
+from resnet50_server.inference.pipeline import Answer, Job
 from resnet50_server.lifecycle.registry import HeldVariant
-from resnet50_server.pipeline import Answer, Job
 
 from .split import Seen, Tally
 

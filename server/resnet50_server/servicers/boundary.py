@@ -20,10 +20,10 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from resnet50_server.admission import Admission
 from resnet50_server.auth.identity import Callers
 from resnet50_server.call import CALL, Call, Metadata
 from resnet50_server.errors import InvalidRequest
+from resnet50_server.inference.admission import Admission
 from resnet50_server.observer import Observer
 from resnet50_server.priority import BULK, INTERACTIVE
 from resnet50_server.status import DETAILS_KEY, REQUEST_ID_KEY, code_of, is_fault, to_status

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_server.admission import Place
 from resnet50_server.call import CALL, Call
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode import length_of, source_of
+from resnet50_server.inference.admission import Place
+from resnet50_server.inference.pipeline import Answer, Job, Pipeline
 from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
-from resnet50_server.pipeline import Answer, Job, Pipeline
 from resnet50_server.rollout.router import Traffic
 
 from .boundary import Context

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from resnet50_server.admission import RETRY_AFTER_S, Admission, Limits, slots_of
 from resnet50_server.errors import Overloaded, Stalled
+from resnet50_server.inference.admission import RETRY_AFTER_S, Admission, Limits, slots_of
 
 
 @dataclass(eq=False, slots=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from resnet50.v1 import inference_pb2, result_pb2
-from resnet50_server.admission import Place
 from resnet50_server.errors import InvalidRequest, ServingError, ShuttingDown, Stalled
 from resnet50_server.images.decode import source_of
-from resnet50_server.pipeline import Answer, Job, Pipeline, Submitted
+from resnet50_server.inference.admission import Place
+from resnet50_server.inference.pipeline import Answer, Job, Pipeline, Submitted
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.status import is_fault, to_status
 

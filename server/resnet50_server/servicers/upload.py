@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from resnet50.v1 import inference_pb2
-from resnet50_server.admission import Place
 from resnet50_server.call import CALL
 from resnet50_server.errors import DataLoss, InvalidImage, InvalidRequest, Stalled
 from resnet50_server.images.decode_guard import FIELD
 from resnet50_server.images.formats import HEADER_BYTES, check_header
 from resnet50_server.images.transform import Transform
-from resnet50_server.pipeline import Pipeline
+from resnet50_server.inference.admission import Place
+from resnet50_server.inference.pipeline import Pipeline
 
 Part: TypeAlias = inference_pb2.ClassifyUploadRequest | inference_pb2.EmbedUploadRequest
 SHA256_BYTES = 32

@@ -18,9 +18,10 @@ from itertools import chain, count
 import numpy as np
 
 from resnet50_server.batching.queue import Result
-from resnet50_server.flights import Flight, Urgency
 from resnet50_server.images.decode import Source
-from resnet50_server.shelf import Shelf
+
+from .lru import Shelf
+from .single_flight import Flight, Urgency
 
 # An image up to here is digested where it is, in a tenth of a millisecond; others in a thread.
 # A raw frame of 224 x 224 in RGB is below it.

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
 
-from resnet50_server.admission_queue import AdmissionQueue, Waiter
 from resnet50_server.errors import Overloaded, ShuttingDown
 from resnet50_server.priority import INTERACTIVE, share
+
+from .admission_queue import AdmissionQueue, Waiter
 
 # Room comes back as soon as any request is answered, so callers need not wait long.
 RETRY_AFTER_S = 0.1

@@ -12,13 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_server.admission import Admission, Place
 from resnet50_server.batching.queue import Result
-from resnet50_server.cache import MAX_DIGEST_AT_HAND_BYTES, Asked, ResponseCache, digest_of
 from resnet50_server.call import Call
-from resnet50_server.decode_pool import DecodePool
 from resnet50_server.errors import Overloaded
-from resnet50_server.flights import Flight, Urgency, urgency_of
 from resnet50_server.images.decode import (
     JpegDecoder,
     Source,
@@ -32,6 +28,11 @@ from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import NoRoom, PixelBudget
 from resnet50_server.lifecycle.registry import HeldVariant
 from resnet50_server.observer import Image, Observer
+
+from .admission import Admission, Place
+from .decode_pool import DecodePool
+from .response_cache import MAX_DIGEST_AT_HAND_BYTES, Asked, ResponseCache, digest_of
+from .single_flight import Flight, Urgency, urgency_of
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from resnet50_server.priority import BULK_EVERY
 
 if TYPE_CHECKING:
-    from resnet50_server.admission import Place
+    from .admission import Place
 
 
 @dataclass(eq=False, slots=True)

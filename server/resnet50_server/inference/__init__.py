@@ -1,0 +1,1 @@
+"""The path of one image: admission, decode pool, response cache, single-flight, pipeline."""
