@@ -34,7 +34,7 @@ from process import cpu_s, server
 from reliability import CLASSIFY, STREAM, UPLOAD, p99, peak_kib, poisson, request, send
 
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
-from resnet50_server.memory_bound import MIB, memory_bound, total
+from resnet50_server.api.memory_bound import MIB, memory_bound, total
 from resnet50_server.settings import Settings
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))

@@ -127,8 +127,8 @@ async def echo(options: list[tuple[str, int]]) -> None:
 @contextmanager
 def echo_server() -> Iterator[tuple[str, int]]:
     """Run the bare echo with the server's own gRPC options; give its address and process id."""
+    from resnet50_server.api.transport import options as options_of
     from resnet50_server.settings import Settings
-    from resnet50_server.transport import options as options_of
 
     options = json.dumps(options_of(Settings(variants=["IMAGENET1K_V2"])))
     command = [sys.executable, __file__, "--echo", options]

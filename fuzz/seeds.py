@@ -19,8 +19,8 @@ from resnet50.v1 import (
     result_pb2,
     variant_pb2,
 )
+from resnet50_server.api.status import to_status
 from resnet50_server.errors import InvalidImage, Overloaded, VariantNotFound
-from resnet50_server.status import to_status
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import hostile

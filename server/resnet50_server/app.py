@@ -20,11 +20,25 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
+from resnet50_server.api.guard import Boundary
+from resnet50_server.api.health import ServingHealth
+from resnet50_server.api.inference_service import InferenceServicer, Patience
+from resnet50_server.api.listeners import certificates_of, listen
+from resnet50_server.api.memory_bound import (
+    PROBE_STREAMS,
+    SIDE_RECEIVED,
+    SIDE_STREAMS,
+    describe,
+    memory_bound,
+)
+from resnet50_server.api.outbox import Outbox
+from resnet50_server.api.receiving import Receiving
+from resnet50_server.api.transport import options
+from resnet50_server.api.variant_service import VariantServicer
 from resnet50_server.auth.identity import ADMIN, INFER, Callers
 from resnet50_server.auth.tls import Certificates
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.errors import WeightsError
-from resnet50_server.health import ServingHealth
 from resnet50_server.images.decode import JpegDecoder
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
@@ -37,15 +51,7 @@ from resnet50_server.lifecycle.loading import hold
 from resnet50_server.lifecycle.registry import HeldVariants
 from resnet50_server.lifecycle.self_test import SelfTests
 from resnet50_server.lifecycle.watcher import FolderWatch
-from resnet50_server.listeners import certificates_of, listen
 from resnet50_server.logs import RequestLog
-from resnet50_server.memory_bound import (
-    PROBE_STREAMS,
-    SIDE_RECEIVED,
-    SIDE_STREAMS,
-    describe,
-    memory_bound,
-)
 from resnet50_server.metrics import Metrics
 from resnet50_server.metrics_port import MetricsPort
 from resnet50_server.observer import Observer, Observers
@@ -53,13 +59,7 @@ from resnet50_server.readings import LagWatch, Readings
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import Fault
-from resnet50_server.servicers.boundary import Boundary
-from resnet50_server.servicers.inference import InferenceServicer, Patience
-from resnet50_server.servicers.outbox import Outbox
-from resnet50_server.servicers.receiving import Receiving
-from resnet50_server.servicers.variant import VariantServicer
 from resnet50_server.settings import Settings
-from resnet50_server.transport import options
 from resnet50_server.variants.directory import VariantsDirectory
 from resnet50_server.variants.spec import Definition, define
 

@@ -20,6 +20,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from resnet50_server.api.status import code_of
 from resnet50_server.call import Call
 from resnet50_server.errors import (
     DeadlineUnreachable,
@@ -32,7 +33,6 @@ from resnet50_server.errors import (
     VariantUnhealthy,
 )
 from resnet50_server.observer import Batch, Image, Observer
-from resnet50_server.status import code_of
 
 Child = TypeVar("Child")
 

@@ -13,7 +13,7 @@ from pictures import encode, picture
 from serving import gate, serving, until
 
 import resnet50_client.channels
-import resnet50_server.transport
+import resnet50_server.api.transport
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import DeadlineExceededError, RetryPolicy
 
@@ -94,7 +94,7 @@ async def test_caller_on_a_silent_line_is_told_by_its_deadline(kind):
 
 async def test_server_notices_a_silent_line_and_lets_its_callers_go(monkeypatch):
     """By keepalive, which is 60 s and 20 s unless told otherwise; here a second each."""
-    monkeypatch.setattr(resnet50_server.transport, "KEEPALIVE_TIMEOUT_S", 1)
+    monkeypatch.setattr(resnet50_server.api.transport, "KEEPALIVE_TIMEOUT_S", 1)
     async with (
         serving(keepalive_s=1.0) as server,
         line_to(server.addresses[0]) as line,

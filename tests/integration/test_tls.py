@@ -18,10 +18,10 @@ from cryptography import x509
 from pictures import encode, picture
 from serving import server_processes, serving
 
-import resnet50_server.transport
+import resnet50_server.api.transport
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
+from resnet50_server.api.inference_service import InferenceServicer
 from resnet50_server.auth.identity import Callers
-from resnet50_server.servicers.inference import InferenceServicer
 
 PNG = encode(picture())
 
@@ -110,7 +110,7 @@ async def test_name_that_the_certificate_does_not_have_is_not_believed(ca, tmp_p
 
 
 async def test_connection_that_does_not_begin_its_handshake_is_closed(files, monkeypatch):
-    monkeypatch.setattr(resnet50_server.transport, "HANDSHAKE_TIMEOUT_MS", 200)
+    monkeypatch.setattr(resnet50_server.api.transport, "HANDSHAKE_TIMEOUT_MS", 200)
     async with serving(**files.settings) as server:
         host, _, port = server.addresses[0].rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))

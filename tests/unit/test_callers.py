@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from resnet50_server.api.status import code_of
 from resnet50_server.auth.identity import ADMIN, INFER, Caller, Callers, certificate_identity
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.errors import PermissionDenied, Unauthenticated
-from resnet50_server.status import code_of
 
 PEER = "ipv4:10.0.0.7:51234"
 CLEARTEXT = {"transport_security_type": [b"insecure"], "security_level": [b"TSI_SECURITY_NONE"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from resnet50_server.transport import _compression
+from resnet50_server.api.transport import _compression
 
 ONLY_IDENTITY = [("grpc.compression_enabled_algorithms_bitset", 1)]
 

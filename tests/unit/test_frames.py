@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
+from resnet50_server.api.delivery import answer_in_order, answer_latest
 from resnet50_server.errors import ShuttingDown
-from resnet50_server.servicers.frames import answer_in_order, answer_latest
 
 
 async def test_latest_holds_one_frame_while_the_server_is_full_and_then_takes_the_newest():

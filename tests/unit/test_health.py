@@ -7,7 +7,7 @@ import asyncio
 import virtual_time
 from grpc_health.v1 import health_pb2
 
-from resnet50_server.health import LOOK_S, HealthServicer, ServingHealth
+from resnet50_server.api.health import LOOK_S, HealthServicer, ServingHealth
 
 
 def test_health_is_followed_on_after_a_look_that_failed(caplog):

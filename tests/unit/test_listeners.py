@@ -10,9 +10,9 @@ import certs
 import grpc
 import pytest
 
+from resnet50_server.api.listeners import is_local, listen
 from resnet50_server.auth.tls import DAY_S, Certificates
 from resnet50_server.errors import UnusableSetting
-from resnet50_server.listeners import is_local, listen
 from resnet50_server.settings import Settings
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from resnet50_server.api.memory_bound import MIB, describe, memory_bound, total
 from resnet50_server.lifecycle.loader import memory_of
-from resnet50_server.memory_bound import MIB, describe, memory_bound, total
 from resnet50_server.settings import Settings
 
 LIMITS = Path(__file__).resolve().parents[2] / "docs" / "limits.md"

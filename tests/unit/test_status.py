@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from resnet50_server.api.status import CODES, code_of, to_status
 from resnet50_server.errors import (
     DataLoss,
     DeadlineUnreachable,
@@ -32,7 +33,6 @@ from resnet50_server.errors import (
     VariantUnhealthy,
 )
 from resnet50_server.runtime.texts import shortened
-from resnet50_server.status import CODES, code_of, to_status
 
 # One of each, and what its caller is told.
 TOLD = [

@@ -7,8 +7,8 @@ from pathlib import Path
 from grpc._cython import cygrpc
 
 from resnet50_client.connection import channel_options
+from resnet50_server.api.transport import options
 from resnet50_server.settings import Settings
-from resnet50_server.transport import options
 
 
 def test_grpc_knows_the_names_of_all_options():

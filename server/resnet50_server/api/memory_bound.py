@@ -11,7 +11,8 @@ from resnet50_server.images.pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
 from resnet50_server.inference.admission import slots_of
 from resnet50_server.lifecycle.loader import memory_of
 from resnet50_server.settings import Settings
-from resnet50_server.transport import UNREAD_BYTES
+
+from .transport import UNREAD_BYTES
 
 MIB = 2**20
 # Python, PyTorch, gRPC and an engine's library, before any weights: 720 MiB measured.

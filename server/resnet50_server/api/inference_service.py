@@ -18,9 +18,9 @@ from resnet50_server.inference.pipeline import Answer, Job, Pipeline
 from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
 from resnet50_server.rollout.router import Traffic
 
-from .boundary import Context
-from .questions import ClassifyQuestion, EmbedQuestion, Question, timing
-from .stream import FrameStream, Messages, Reply
+from .frame_stream import FrameStream, Messages, Reply
+from .guard import Context
+from .tasks import ClassifyQuestion, EmbedQuestion, Question, timing
 from .upload import Part as UploadPart
 from .upload import Upload
 

@@ -16,11 +16,11 @@ from resnet50_server.images.decode import source_of
 from resnet50_server.inference.admission import Place
 from resnet50_server.inference.pipeline import Answer, Job, Pipeline, Submitted
 from resnet50_server.rollout.router import Traffic
-from resnet50_server.status import is_fault, to_status
 
-from .boundary import EOF
-from .frames import Pending, answer_in_order, answer_latest
-from .questions import Question, timing
+from .delivery import Pending, answer_in_order, answer_latest
+from .guard import EOF
+from .status import is_fault, to_status
+from .tasks import Question, timing
 
 log = logging.getLogger(__name__)
 

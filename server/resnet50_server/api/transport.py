@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import grpc
 
-from resnet50_server.listeners import HANDSHAKE_TIMEOUT_MS
 from resnet50_server.settings import Settings
+
+from .listeners import HANDSHAKE_TIMEOUT_MS
 
 # After a connection's age is reached: seconds for its calls to end.
 CONNECTION_GRACE_S = 60

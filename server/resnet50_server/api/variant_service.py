@@ -9,8 +9,8 @@ from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.variants.spec import EMBEDDING_DIMENSION, Definition
 
-from .boundary import Context
-from .reports import report_of, split_of
+from .guard import Context
+from .variant_reports import report_of, split_of
 
 
 class VariantServicer(variant_pb2_grpc.VariantServiceServicer):

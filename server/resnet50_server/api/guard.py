@@ -26,10 +26,10 @@ from resnet50_server.errors import InvalidRequest
 from resnet50_server.inference.admission import Admission
 from resnet50_server.observer import Observer
 from resnet50_server.priority import BULK, INTERACTIVE
-from resnet50_server.status import DETAILS_KEY, REQUEST_ID_KEY, code_of, is_fault, to_status
 
 from .outbox import Outbox
 from .receiving import Receiving
+from .status import DETAILS_KEY, REQUEST_ID_KEY, code_of, is_fault, to_status
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The gRPC edge. Only this package imports grpc and the generated stubs."""
