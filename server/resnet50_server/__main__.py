@@ -111,7 +111,7 @@ def _serve(arguments: list[str]) -> int:
     except (SettingsError, ValueError) as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
         return 2
-    from resnet50_server import logs
+    from resnet50_server.telemetry import logs
 
     logs.configure(settings.log_level, settings.log_format)
     # Until a variant is loaded: what is made until then stays (see `serve`), and looking through it

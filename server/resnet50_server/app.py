@@ -51,20 +51,20 @@ from resnet50_server.lifecycle.loading import hold
 from resnet50_server.lifecycle.registry import HeldVariants
 from resnet50_server.lifecycle.self_test import SelfTests
 from resnet50_server.lifecycle.watcher import FolderWatch
-from resnet50_server.logs import RequestLog
-from resnet50_server.metrics import Metrics
-from resnet50_server.metrics_port import MetricsPort
 from resnet50_server.observer import Observer, Observers
-from resnet50_server.readings import LagWatch, Readings
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import Fault
 from resnet50_server.settings import Settings
+from resnet50_server.telemetry.gauges import LagWatch, Readings
+from resnet50_server.telemetry.http_server import MetricsPort
+from resnet50_server.telemetry.logs import RequestLog
+from resnet50_server.telemetry.metrics import Metrics
 from resnet50_server.variants.directory import VariantsDirectory
 from resnet50_server.variants.spec import Definition, define
 
 if TYPE_CHECKING:
-    from resnet50_server.tracing import Tracing
+    from resnet50_server.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -450,7 +450,7 @@ def _limits(settings: Settings) -> Limits:
 def _tracing(settings: Settings) -> Tracing | None:
     if settings.otlp_endpoint is None:
         return None
-    from resnet50_server.tracing import Tracing
+    from resnet50_server.telemetry.tracing import Tracing
 
     return Tracing(settings.otlp_endpoint, settings.trace_ratio)
 

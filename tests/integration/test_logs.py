@@ -62,7 +62,9 @@ def test_debug_has_a_line_for_each_request_and_no_secret():
     assert all(0 < one["duration_s"] < 60 for one in ended)
     assert not [record for record in records if record["logger"].startswith("PIL")]
     # But for gRPC, which says when it was cancelled, nothing else is said of a request.
-    assert {one["logger"] for one in records if "request_id" in one} == {"resnet50_server.logs"}
+    assert {one["logger"] for one in records if "request_id" in one} == {
+        "resnet50_server.telemetry.logs"
+    }
 
 
 class _Any:

@@ -35,8 +35,8 @@ from resnet50_client import (
 )
 from resnet50_client.aio_status import keep_status
 from resnet50_server.__main__ import main
-from resnet50_server.metrics import SIZE_BUCKETS
 from resnet50_server.observer import Observer
+from resnet50_server.telemetry.metrics import SIZE_BUCKETS
 
 V2 = "IMAGENET1K_V2"
 JPEG = encode(photo_like(320, 240), "JPEG")

@@ -15,10 +15,10 @@ from scrape import ON, Scrape, fetch, get, scrape
 from serving import engines_of, server_processes, serving
 
 from resnet50_client import AsyncClient, Resnet50Error
-from resnet50_server import metrics_port
 from resnet50_server.app import Server
 from resnet50_server.batching.retry import MAX_FAILURES
 from resnet50_server.settings import Settings
+from resnet50_server.telemetry import http_server as metrics_port
 
 PNG = encode(picture())
 RAW = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -100,7 +100,7 @@ async def test_server_whose_engine_broke_is_not_alive():
 
 async def test_server_whose_event_loop_is_stuck_is_not_alive(monkeypatch):
     monkeypatch.setattr(metrics_port, "LIVE_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("resnet50_server.readings.READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("resnet50_server.telemetry.gauges.READ_TIMEOUT_S", 0.1)
     async with serving(**ON) as server:
         answers = {}
 

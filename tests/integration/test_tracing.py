@@ -16,7 +16,7 @@ from serving import connected, engines_of, gate, server_processes, serving, unti
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import Client
-from resnet50_server import tracing
+from resnet50_server.telemetry import tracing
 
 PNG = encode(picture())
 IMAGE = image_pb2.Image(encoded=PNG)

@@ -15,8 +15,8 @@ from resnet50_server.errors import (
     Unauthenticated,
     Unloading,
 )
-from resnet50_server.metrics import Metrics
 from resnet50_server.observer import Batch, Image
+from resnet50_server.telemetry.metrics import Metrics
 
 
 def metrics() -> Metrics:

@@ -22,10 +22,11 @@ from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.response_cache import Lookups, ResponseCache
 from resnet50_server.lifecycle.devices import Devices
 from resnet50_server.lifecycle.registry import HeldVariants
-from resnet50_server.logs import lines_dropped
-from resnet50_server.metrics import ANSWERED, Metrics
 from resnet50_server.observer import Observers
 from resnet50_server.rollout.router import Traffic
+
+from .logs import lines_dropped
+from .metrics import ANSWERED, Metrics
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
-from resnet50_server.readings import ask
 from resnet50_server.runtime.worker_threads import name_thread
+
+from .gauges import ask
 
 # A loop that has not answered for so long is stuck.
 LIVE_TIMEOUT_S = 5.0

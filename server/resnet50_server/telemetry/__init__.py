@@ -1,0 +1,1 @@
+"""Metrics, tracing, logging and the HTTP port for scrapes; listeners to events."""
