@@ -20,8 +20,8 @@ from functools import partial
 
 import numpy as np
 
+import resnet50_server.cli.serve
 import resnet50_server.inference.pipeline
-import resnet50_server.process
 from resnet50_server.__main__ import run
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.batching.watchdog import LoopWatch
@@ -78,7 +78,7 @@ def in_loop(fault: Callable[[], object], gil_timeout_s: float = 60.0) -> None:
         return compute(pipeline, source, *arguments)
 
     resnet50_server.inference.pipeline.Pipeline.compute = compute_or_not
-    resnet50_server.process.LoopWatch = partial(LoopWatch, 1.0, gil_timeout_s)
+    resnet50_server.cli.serve.LoopWatch = partial(LoopWatch, 1.0, gil_timeout_s)
 
 
 def in_stop(fault: Callable[[], None]) -> None:
@@ -88,8 +88,8 @@ def in_stop(fault: Callable[[], None]) -> None:
         await asyncio.Event().wait()
 
     in_engine(fault)
-    resnet50_server.process.Server.stop = stop
-    resnet50_server.process.LAST_S = 0.5
+    resnet50_server.cli.serve.Server.stop = stop
+    resnet50_server.cli.serve.LAST_S = 0.5
 
 
 def fail() -> None:

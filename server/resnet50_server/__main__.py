@@ -63,13 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("serve")
     variants = commands.add_parser("variants")
     tokens = commands.add_parser("tokens")
-    from resnet50_server import token_command
+    from resnet50_server.cli import tokens as token_command
 
     token_command.add_arguments(tokens)
     if arguments[:1] == ["tokens"]:
         return token_command.run(parser.parse_args(arguments))
     # Brings torchvision along.
-    from resnet50_server.variants import command
+    from resnet50_server.cli import variants as command
 
     command.add_arguments(variants)
     options = parser.parse_args(arguments)
@@ -117,7 +117,7 @@ def _serve(arguments: list[str]) -> int:
     # Until a variant is loaded: what is made until then stays (see `serve`), and looking through it
     # for garbage again and again is a tenth of the start.
     gc.disable()
-    from resnet50_server.process import serve
+    from resnet50_server.cli.serve import serve
 
     # Not asyncio.run, which waits for threads.
     loop = _new_event_loop()

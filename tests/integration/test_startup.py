@@ -32,8 +32,8 @@ from resnet50.v1 import (
 )
 from resnet50_server.app import SERVICES, Server
 from resnet50_server.batching.queue import VariantQueue
+from resnet50_server.cli.serve import serve
 from resnet50_server.engines.stub_engines import NullEngine
-from resnet50_server.process import serve
 from resnet50_server.settings import Settings
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

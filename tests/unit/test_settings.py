@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from faults import unprivileged
 
-import resnet50_server.process
+import resnet50_server.cli.serve
 import resnet50_server.settings
 from resnet50_server.__main__ import main
 from resnet50_server.settings import ENV_PREFIX, Settings
@@ -39,7 +39,7 @@ def served(monkeypatch) -> Iterator[Served]:
         if name.upper().startswith(ENV_PREFIX):
             monkeypatch.delenv(name)
     served = Served()
-    monkeypatch.setattr(resnet50_server.process, "serve", served)
+    monkeypatch.setattr(resnet50_server.cli.serve, "serve", served)
     yield served
     gc.enable()  # which `serve` does
 

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet50_server.errors import WeightsError
-
-from .checkpoints import (
+from resnet50_server.variants.checkpoints import (
     fetch,
     official_path,
     published_hash,
@@ -20,7 +19,7 @@ from .checkpoints import (
     verify_official,
     weights_directory,
 )
-from .spec import Definition, define, official_definitions
+from resnet50_server.variants.spec import Definition, define, official_definitions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

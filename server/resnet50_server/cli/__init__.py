@@ -1,0 +1,1 @@
+"""The command `resnet50-server`: serve, variants, tokens."""
