@@ -323,7 +323,7 @@ async def measure_decode() -> None:
 
 async def measure_lag() -> None:
     """Watch the loop of a server in this process while another process calls it."""
-    from resnet50_server.app import Server
+    from resnet50_server.server import Server
     from resnet50_server.settings import Settings
 
     running = Server(

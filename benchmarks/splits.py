@@ -44,7 +44,7 @@ PHOTOS = 10
 
 async def measure_idle() -> None:
     """Time what is done for a call where no split is set."""
-    from resnet50_server.call import Call
+    from resnet50_server.context import Call
     from resnet50_server.rollout.router import Traffic
 
     traffic = Traffic(SimpleNamespace(), lambda source, job: None)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from unittest import mock
 import grpc
 
 from resnet50.v1 import inference_pb2, variant_pb2
-from resnet50_server import app
+from resnet50_server import server as app
 from resnet50_server.settings import Settings
 
 SECRET = "fuzz-0123456789-fuzz-0123456789"

@@ -21,9 +21,9 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_server.app import Server
 from resnet50_server.auth.tokens import hash_of
 from resnet50_server.lifecycle import loading
+from resnet50_server.server import Server
 
 ADMIN, APP = "a" * 43, "i" * 43
 IMAGE = image_pb2.Image(encoded=encode(picture()))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from resnet50_server.app import Server
+from resnet50_server.server import Server
 
 # host:0 takes a free port.
 ON = {"metrics_listen": "127.0.0.1:0"}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import grpc
 
-from resnet50_server.app import Server
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.engines.base import Engine
+from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 
 # The null engine looks at no pixels, so nothing is decoded for it; this one answers as fast.

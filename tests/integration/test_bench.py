@@ -13,7 +13,7 @@ import pytest
 from pictures import encode, photo_like
 from serving import engines_of, server_processes, serving
 
-import resnet50_server.app
+import resnet50_server.server
 from resnet50_client import UnavailableError
 from resnet50_client.cli.bench.bench import served
 from resnet50_client.cli.bench.calls import OK, calls_of
@@ -21,7 +21,7 @@ from resnet50_client.cli.bench.pictures import images_of
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.result import Bench
 from resnet50_client.cli.bench.run import measure, measuring
-from resnet50_server.app import Server
+from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 
 
@@ -190,14 +190,14 @@ def counting(server) -> list[int]:
 
 async def test_servers_that_still_load_are_not_measured(monkeypatch):
     arrived, gate = asyncio.Event(), asyncio.Event()
-    hold = resnet50_server.app.hold
+    hold = resnet50_server.server.hold
 
     async def gated_hold(*arguments):
         arrived.set()
         await gate.wait()
         return await hold(*arguments)
 
-    monkeypatch.setattr(resnet50_server.app, "hold", gated_hold)
+    monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
     server = Server(Settings(listen=["127.0.0.1:0"], variants=["x=random:0"], engine="null"))
     starting = asyncio.create_task(server.start())
     try:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from resnet50_client import Client
 from resnet50_client.cli.app import app
-from resnet50_server.app import Server
+from resnet50_server.server import Server
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import resnet50_client
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client import AsyncClient, CallObserver, ObservedCall, RetryPolicy
 from resnet50_client.calls import UPLOAD_ABOVE_BYTES
-from resnet50_server.call import Call
-from resnet50_server.observer import Observer
+from resnet50_server.context import Call
+from resnet50_server.events import Observer
 
 PNG = encode(picture())
 CLASSIFY = "resnet50.v1.InferenceService/Classify"

@@ -26,8 +26,8 @@ from resnet50_client import (
     VariantNotFoundError,
 )
 from resnet50_client.cli.app import app
-from resnet50_server.app import Server
 from resnet50_server.rollout.split import Split
+from resnet50_server.server import Server
 
 PNG = encode(photo_like(32, 32))
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"

@@ -20,10 +20,10 @@ from pictures import encode, picture
 from serving import server_processes
 
 import resnet50_client
-import resnet50_server.app
+import resnet50_server.server
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import RetryPolicy
-from resnet50_server.app import Server
+from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 
 PNG = encode(picture())
@@ -41,14 +41,14 @@ def kind(request):
 
 @pytest.mark.parametrize("early", [True, False])
 async def test_server_listens_while_it_loads_only_if_it_is_to(early, monkeypatch):
-    hold, loading, loaded = resnet50_server.app.hold, asyncio.Event(), asyncio.Event()
+    hold, loading, loaded = resnet50_server.server.hold, asyncio.Event(), asyncio.Event()
 
     async def gated_hold(*arguments):
         loading.set()
         await loaded.wait()
         return await hold(*arguments)
 
-    monkeypatch.setattr(resnet50_server.app, "hold", gated_hold)
+    monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = Server(
@@ -82,7 +82,7 @@ async def test_server_that_has_not_listened_yet_stops(monkeypatch):
         loading.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(resnet50_server.app, "hold", never)
+    monkeypatch.setattr(resnet50_server.server, "hold", never)
     server = Server(
         Settings(
             listen=["127.0.0.1:0"],

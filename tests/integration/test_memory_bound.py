@@ -21,7 +21,7 @@ import resnet50_server.images.decode
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server.api.outbox import CALL_BYTES
 from resnet50_server.api.transport import UNREAD_BYTES
-from resnet50_server.app import Server
+from resnet50_server.server import Server
 
 MIB = 2**20
 JPEG = encode(photo_like(64, 48), "JPEG")

@@ -16,7 +16,7 @@ from pictures import encode, photo_like
 from scrape import ON, Scrape, scrape, scrape_once
 from serving import DECODING, connected, engines_of, queues_of, serving
 
-import resnet50_server.app
+import resnet50_server.server
 from resnet50.v1 import (
     image_pb2,
     inference_pb2,
@@ -35,7 +35,7 @@ from resnet50_client import (
 )
 from resnet50_client.aio_status import keep_status
 from resnet50_server.__main__ import main
-from resnet50_server.observer import Observer
+from resnet50_server.events import Observer
 from resnet50_server.telemetry.metrics import SIZE_BUCKETS
 
 V2 = "IMAGENET1K_V2"
@@ -522,7 +522,7 @@ class Broken(Observer):
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_observer_that_fails_costs_no_answer_and_is_counted(kind, monkeypatch):
-    monkeypatch.setattr(resnet50_server.app, "RequestLog", Broken)
+    monkeypatch.setattr(resnet50_server.server, "RequestLog", Broken)
     async with (
         serving(log_level="debug", **DECODING, **ON) as server,
         Caller(kind, server.addresses[0], retry=RetryPolicy(attempts=1)) as caller,

@@ -15,8 +15,8 @@ from scrape import ON, Scrape, fetch, get, scrape
 from serving import engines_of, server_processes, serving
 
 from resnet50_client import AsyncClient, Resnet50Error
-from resnet50_server.app import Server
 from resnet50_server.batching.retry import MAX_FAILURES
+from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from resnet50_server.telemetry import http_server as metrics_port
 

@@ -19,10 +19,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pictures import encode, picture
 from serving import DECODING, connected, engines_of, server_processes, serving
 
-import resnet50_server.app
 import resnet50_server.inference.pipeline
 import resnet50_server.lifecycle.loader
 import resnet50_server.lifecycle.loading
+import resnet50_server.server
 from resnet50.v1 import (
     image_pb2,
     inference_pb2,
@@ -30,10 +30,10 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_server.app import SERVICES, Server
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.cli.serve import serve
 from resnet50_server.engines.stub_engines import NullEngine
+from resnet50_server.server import SERVICES, Server
 from resnet50_server.settings import Settings
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -118,7 +118,7 @@ def waiting(server: Server) -> int:
 
 
 async def test_server_that_loads_listens_says_so_and_becomes_healthy_when_done(monkeypatch):
-    hold = resnet50_server.app.hold
+    hold = resnet50_server.server.hold
     arrived, gates = asyncio.Queue(), {"IMAGENET1K_V1": asyncio.Event(), "x": asyncio.Event()}
 
     async def gated_hold(settings, devices, definition, *arguments):
@@ -126,7 +126,7 @@ async def test_server_that_loads_listens_says_so_and_becomes_healthy_when_done(m
         await gates[definition.name].wait()
         return await hold(settings, devices, definition, *arguments)
 
-    monkeypatch.setattr(resnet50_server.app, "hold", gated_hold)
+    monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
     server = Server(
         Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V1", "x=random:0"], engine="null")
     )
@@ -475,7 +475,7 @@ def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
 
 async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(monkeypatch):
     """The first variant answers while the second one is still being loaded."""
-    hold, second = resnet50_server.app.hold, asyncio.Event()
+    hold, second = resnet50_server.server.hold, asyncio.Event()
     entered, gate = asyncio.Event(), threading.Event()
     loop, started = asyncio.get_running_loop(), []
 
@@ -486,7 +486,7 @@ async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(
         started.append(held.definition)
         return held
 
-    monkeypatch.setattr(resnet50_server.app, "hold", slow_hold)
+    monkeypatch.setattr(resnet50_server.server, "hold", slow_hold)
     servers, start = [], Server.start
 
     async def watched_start(server):

@@ -10,8 +10,8 @@ from serving import DECODING, connected, engines_of, serving
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client.aio_status import keep_status
-from resnet50_server.app import Server
 from resnet50_server.errors import DeadlineUnreachable
+from resnet50_server.server import Server
 
 PNG = encode(picture(32, 32))
 ORDERED, LATEST = inference_pb2.DELIVERY_ORDERED, inference_pb2.DELIVERY_LATEST

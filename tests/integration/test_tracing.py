@@ -316,7 +316,7 @@ def test_without_a_collector_the_server_goes_on_and_says_so_once():
 
 def test_without_an_endpoint_opentelemetry_is_not_even_imported():
     script = (
-        "import sys; from resnet50_server.app import Server;"
+        "import sys; from resnet50_server.server import Server;"
         "from resnet50_server.settings import Settings;"
         "import asyncio\n"
         "async def main(): Server(Settings(variants=['IMAGENET1K_V2'], engine='null'))\n"

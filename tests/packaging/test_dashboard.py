@@ -17,7 +17,7 @@ from scrape import ON, get
 from serving import serving
 
 from resnet50_client import AsyncClient
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import InvalidImage, Unauthenticated
 from resnet50_server.rollout.split import Split
 

@@ -25,7 +25,7 @@ from deployments import (
 
 from resnet50_client.addresses import DEFAULT_PORT
 from resnet50_server.api.memory_bound import memory_bound, total
-from resnet50_server.app import SERVICES
+from resnet50_server.server import SERVICES
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
 
 # The health service's own name: SERVING for as long as the process lives.

@@ -13,7 +13,7 @@ from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.deadlines import PROBE_AFTER_S
 from resnet50_server.batching.retry import MAX_FAILURES
 from resnet50_server.batching.scheduler import Scheduler
-from resnet50_server.call import CALL, Call
+from resnet50_server.context import CALL, Call
 from resnet50_server.errors import (
     DeadlineUnreachable,
     EngineFailed,

@@ -20,7 +20,7 @@ import resnet50_server.inference.pipeline
 from resnet50.v1 import image_pb2
 from resnet50_server.batching.queue import Result
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import (
     DeadlineUnreachable,
     EngineFailed,

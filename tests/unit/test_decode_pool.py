@@ -8,7 +8,7 @@ import pytest
 import virtual_time
 
 import resnet50_server.inference.decode_pool
-from resnet50_server.call import CALL, Call
+from resnet50_server.context import CALL, Call
 from resnet50_server.errors import InvalidImage, ShuttingDown
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.runtime.fatal import DecodingHung

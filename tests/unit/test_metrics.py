@@ -3,7 +3,7 @@ from __future__ import annotations
 from prometheus_client import generate_latest
 from scrape import Scrape
 
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import (
     EngineFailed,
     InvalidImage,
@@ -15,7 +15,7 @@ from resnet50_server.errors import (
     Unauthenticated,
     Unloading,
 )
-from resnet50_server.observer import Batch, Image
+from resnet50_server.events import Batch, Image
 from resnet50_server.telemetry.metrics import Metrics
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from resnet50_server.call import Call
-from resnet50_server.observer import Batch, Image, Observer, Observers
+from resnet50_server.context import Call
+from resnet50_server.events import Batch, Image, Observer, Observers
 
 CALL = Call("Classify", "id", ())
 IMAGE = Image(CALL, "v", 0.0, 0.0, 0.0, 0.0, 0.0, 1)

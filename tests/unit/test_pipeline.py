@@ -13,7 +13,7 @@ from virtual_device import FakeEngine, VirtualDecoders, VirtualThreads, image
 import resnet50_server.inference.decode_pool
 import resnet50_server.inference.pipeline
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits

@@ -26,7 +26,7 @@ from resnet50_server.errors import (
     ShuttingDown,
     VariantUnhealthy,
 )
-from resnet50_server.observer import Batch, Observer
+from resnet50_server.events import Batch, Observer
 
 GREY = 128
 

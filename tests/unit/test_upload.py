@@ -13,11 +13,11 @@ from pictures import encode, picture
 
 from resnet50.v1 import inference_pb2
 from resnet50_server.api.upload import Upload
-from resnet50_server.call import CALL, Call
+from resnet50_server.context import CALL, Call
 from resnet50_server.errors import Stalled
+from resnet50_server.events import Observer
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
-from resnet50_server.observer import Observer
 from resnet50_server.variants.spec import define
 
 PNG = encode(picture())

@@ -21,10 +21,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from resnet50_server.auth.identity import Callers
-from resnet50_server.call import CALL, Call, Metadata
+from resnet50_server.context import CALL, Call, Metadata
 from resnet50_server.errors import InvalidRequest
+from resnet50_server.events import Observer
 from resnet50_server.inference.admission import Admission
-from resnet50_server.observer import Observer
 from resnet50_server.priority import BULK, INTERACTIVE
 
 from .outbox import Outbox

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_server.call import CALL, Call
+from resnet50_server.context import CALL, Call
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode import length_of, source_of
 from resnet50_server.inference.admission import Place

@@ -10,11 +10,11 @@ import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.queue import Result
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import InvalidRequest
+from resnet50_server.events import Image
 from resnet50_server.inference.pipeline import Job
 from resnet50_server.lifecycle.registry import HeldVariant
-from resnet50_server.observer import Image
 
 DEFAULT_TOP_K = 5
 # Each category costs the event loop about 1.5 us: ten thousand would hold up everybody.

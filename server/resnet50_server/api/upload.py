@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from resnet50.v1 import inference_pb2
-from resnet50_server.call import CALL
+from resnet50_server.context import CALL
 from resnet50_server.errors import DataLoss, InvalidImage, InvalidRequest, Stalled
 from resnet50_server.images.decode_guard import FIELD
 from resnet50_server.images.formats import HEADER_BYTES, check_header

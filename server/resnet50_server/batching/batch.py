@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import EngineFailed
-from resnet50_server.observer import Batch
+from resnet50_server.events import Batch
 
 from .queue import Result, VariantQueue, Waiting
 from .retry import Rescue

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from resnet50_server.engines.base import Engine
 from resnet50_server.errors import DeadlineUnreachable, ServingError, VariantUnhealthy
-from resnet50_server.observer import Batch, CacheUse
+from resnet50_server.events import Batch, CacheUse
 
 from .batch_limit import BatchLimit
 from .fair_queue import Entry, FairQueue

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from resnet50_server.engines.base import BatchOutput, Engine
 from resnet50_server.errors import EngineFailed, ServingError, ShuttingDown
-from resnet50_server.observer import Batch, Observer
+from resnet50_server.events import Batch, Observer
 from resnet50_server.runtime.fatal import EngineHung, Fault, dump_stacks
 from resnet50_server.runtime.worker_threads import Threads
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import grpc
 
-from resnet50_server.app import Server
 from resnet50_server.batching.watchdog import LoopWatch
 from resnet50_server.errors import UnusableSetting, WeightsError
 from resnet50_server.images.decode_guard import silence_libraries
 from resnet50_server.lifecycle.loading import FORESEEN
 from resnet50_server.runtime.memory import return_memory
+from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from resnet50_server.telemetry.logs import complain, flush, say
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from resnet50_server.batching.fair_queue import FairQueue, due_at
 from resnet50_server.batching.latency import LatencyModel
 from resnet50_server.batching.watchdog import LOOK_S, LOOKS
-from resnet50_server.call import CALL
+from resnet50_server.context import CALL
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode_guard import took_too_long
 from resnet50_server.runtime.cpus import set_torch_threads

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.batching.queue import Result
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import Overloaded
+from resnet50_server.events import Image, Observer
 from resnet50_server.images.decode import (
     JpegDecoder,
     Source,
@@ -27,7 +28,6 @@ from resnet50_server.images.decode import (
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import NoRoom, PixelBudget
 from resnet50_server.lifecycle.registry import HeldVariant
-from resnet50_server.observer import Image, Observer
 
 from .admission import Admission, Place
 from .decode_pool import DecodePool

@@ -14,7 +14,7 @@ import torch
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.engines.cpu import Division
-from resnet50_server.observer import Observer
+from resnet50_server.events import Observer
 from resnet50_server.runtime.cpus import cpus, set_torch_threads
 from resnet50_server.runtime.fatal import Fault
 from resnet50_server.runtime.worker_threads import Threads

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.batching.scheduler import Scheduler
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import NotNow, VariantLoading, VariantNotFound, WeightsError
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.runtime.worker_threads import Threads

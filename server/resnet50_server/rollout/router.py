@@ -7,12 +7,12 @@ from functools import partial
 from random import Random
 
 from resnet50_server.batching.queue import Result
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import NotNow, SplitNotFound
+from resnet50_server.events import Image, Observer
 from resnet50_server.images.decode import Source
 from resnet50_server.inference.pipeline import Job
 from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
-from resnet50_server.observer import Image, Observer
 from resnet50_server.variants.spec import Definition
 
 from .shadow import Compute, Shadow, Shadows, seen

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from resnet50_server.batching.queue import Result
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.images.decode import Source, length_of
 from resnet50_server.inference.pipeline import Answer, Job

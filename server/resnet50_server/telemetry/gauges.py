@@ -17,12 +17,12 @@ from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from resnet50_server.events import Observers
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.response_cache import Lookups, ResponseCache
 from resnet50_server.lifecycle.devices import Devices
 from resnet50_server.lifecycle.registry import HeldVariants
-from resnet50_server.observer import Observers
 from resnet50_server.rollout.router import Traffic
 
 from .logs import lines_dropped

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from resnet50_server.call import CALL, Call
-from resnet50_server.observer import Observer
+from resnet50_server.context import CALL, Call
+from resnet50_server.events import Observer
 from resnet50_server.runtime.line_writer import LineWriter
 from resnet50_server.runtime.texts import shortened
 

@@ -21,7 +21,7 @@ from prometheus_client import (
 )
 
 from resnet50_server.api.status import code_of
-from resnet50_server.call import Call
+from resnet50_server.context import Call
 from resnet50_server.errors import (
     DeadlineUnreachable,
     InvalidImage,
@@ -32,7 +32,7 @@ from resnet50_server.errors import (
     Unloading,
     VariantUnhealthy,
 )
-from resnet50_server.observer import Batch, Image, Observer
+from resnet50_server.events import Batch, Image, Observer
 
 Child = TypeVar("Child")
 

@@ -39,9 +39,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from resnet50.v1 import inference_pb2, variant_pb2
 from resnet50_server.api.status import code_of
-from resnet50_server.call import Call, Metadata
+from resnet50_server.context import Call, Metadata
 from resnet50_server.errors import UnusableSetting
-from resnet50_server.observer import Batch, Image, Observer
+from resnet50_server.events import Batch, Image, Observer
 
 log = logging.getLogger(__name__)
 

@@ -39,6 +39,7 @@ from resnet50_server.auth.identity import ADMIN, INFER, Callers
 from resnet50_server.auth.tls import Certificates
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.errors import WeightsError
+from resnet50_server.events import Observer, Observers
 from resnet50_server.images.decode import JpegDecoder
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
@@ -51,7 +52,6 @@ from resnet50_server.lifecycle.loading import hold
 from resnet50_server.lifecycle.registry import HeldVariants
 from resnet50_server.lifecycle.self_test import SelfTests
 from resnet50_server.lifecycle.watcher import FolderWatch
-from resnet50_server.observer import Observer, Observers
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import Fault

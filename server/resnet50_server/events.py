@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from resnet50_server.call import Call
+    from resnet50_server.context import Call
 
 log = logging.getLogger(__name__)
 
