@@ -22,9 +22,9 @@ import numpy as np
 
 import resnet50_server.cli.serve
 import resnet50_server.inference.pipeline
-from resnet50_server.__main__ import run
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.batching.watchdog import LoopWatch
+from resnet50_server.cli.main import run
 from resnet50_server.engines.stub_engines import TimedEngine
 
 # A decoder may be off by a little.

@@ -6,14 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from resnet50_server.auth.identity import Caller
 from resnet50_server.errors import ServingError
-from resnet50_server.inference.admission import Place
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 NOBODY = Caller("", frozenset())
+
+
+class Permit(Protocol):
+    """What admission has granted an RPC about one image."""
+
+    def grow(self, length: int) -> None:
+        """Take more bytes; raises `Overloaded` if there is no capacity for them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -26,7 +32,7 @@ class Call:
         metadata: What the caller sent along.
         caller: Who it is; nobody until that is known.
         bulk: Whether it gives way to interactive calls.
-        place: Its place in the server, if it is for a single image.
+        place: The permit of admission control, if the RPC is about a single image.
         key: What traffic splits know the caller by, if the caller says it.
         asked: The name of the variant that the caller asks for; "" until that is known.
         variant: The name of the variant that answers, which may be the candidate of a traffic split
@@ -43,7 +49,7 @@ class Call:
     metadata: Metadata
     caller: Caller = NOBODY
     bulk: bool = False
-    place: Place | None = None
+    place: Permit | None = None
     key: str = ""
     asked: str = ""
     variant: str = ""

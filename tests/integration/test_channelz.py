@@ -7,7 +7,7 @@ import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from serving import connected, serving
 
-from resnet50_server.__main__ import main
+from resnet50_server.cli.main import main
 
 ASK = channelz_pb2.GetServersRequest()
 

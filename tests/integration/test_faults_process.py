@@ -15,7 +15,7 @@ from serving import DECODING, gate, server_processes, serving, until
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import Client, RetryPolicy
-from resnet50_server.__main__ import main
+from resnet50_server.cli.main import main
 
 PNG = encode(picture())
 REQUEST = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))

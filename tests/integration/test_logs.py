@@ -19,7 +19,8 @@ from serving import connected, engines_of, server_processes, serving
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import Client, InvalidImageError
-from resnet50_server import logs, process
+from resnet50_server.cli import serve as process
+from resnet50_server.telemetry import logs
 
 PNG = encode(picture())
 NULL = ("--variants", "IMAGENET1K_V2", "--engine", "null")

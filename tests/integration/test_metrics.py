@@ -34,7 +34,7 @@ from resnet50_client import (
     VariantNotFoundError,
 )
 from resnet50_client.aio_status import keep_status
-from resnet50_server.__main__ import main
+from resnet50_server.cli.main import main
 from resnet50_server.events import Observer
 from resnet50_server.telemetry.metrics import SIZE_BUCKETS
 

@@ -448,7 +448,7 @@ class StallingDownload(http.server.BaseHTTPRequestHandler):
 def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
     script = (
         "import sys; from torchvision.models import ResNet50_Weights as weights;"
-        " from resnet50_server.__main__ import run;"
+        " from resnet50_server.cli.main import run;"
         " weights.IMAGENET1K_V2.value.url = sys.argv.pop(1); run()"
     )
     arguments = ["serve", "--listen", "127.0.0.1:0", "--variants", "IMAGENET1K_V2"]

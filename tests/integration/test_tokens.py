@@ -22,8 +22,8 @@ from resnet50.v1 import (
     variant_pb2_grpc,
 )
 from resnet50_client.aio_status import keep_status
-from resnet50_server.__main__ import main
 from resnet50_server.auth import tokens
+from resnet50_server.cli.main import main
 
 IMAGE = image_pb2.Image(encoded=encode(picture()))
 

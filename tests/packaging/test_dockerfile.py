@@ -45,7 +45,7 @@ def test_image_runs_the_command_of_make_serve(monkeypatch):
     # `python -m resnet50_server` is what the installed command runs.
     assert python == ["-m", "resnet50_server"]
     scripts = PROJECT["project"]["scripts"]
-    assert scripts[image.entrypoint[0]] == "resnet50_server.__main__:run"
+    assert scripts[image.entrypoint[0]] == "resnet50_server.cli.main:run"
     # What is served is for the image's user to say, by the environment instead of the option.
     assert (image.command[1:], option) == ([verb], "--variants")
     assert "RESNET50_VARIANTS" not in image.environment

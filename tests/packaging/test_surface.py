@@ -172,56 +172,6 @@ def test_server_and_client_never_import_each_other():
     assert importers(CLIENT, "resnet50_server") == set()
 
 
-def test_grpc_is_at_the_servers_edge_only():
-    assert importers(SERVER, "grpc", "grpc_channelz", "grpc_health", "grpc_reflection") == {
-        "app.py",
-        "health.py",
-        "listeners.py",
-        "process.py",
-        "servicers/boundary.py",
-        "status.py",
-        "transport.py",
-    }
-
-
-def test_prometheus_is_where_metrics_are_only():
-    assert importers(SERVER, "prometheus_client") == {
-        "metrics.py",
-        "metrics_port.py",
-        "readings.py",
-    }
-
-
-def test_the_batcher_knows_neither_grpc_nor_torch_nor_variants():
-    seen: set[str] = set()
-    for name in ("batcher", "batch", "rescue", "timetable", "variant_queue", "watchdog"):
-        seen |= imports(SERVER / f"{name}.py", SERVER)
-    ours = {module for module in seen if module.startswith("resnet50")}
-    assert {module.split(".")[1] for module in ours} == {
-        "batch",
-        "batch_limit",
-        "engine",
-        "errors",
-        "fair_queue",
-        "faults",
-        "latency",
-        "observer",
-        "priority",
-        "rescue",
-        "threads",
-        "timetable",
-        "variant_health",
-        "variant_queue",
-        "watchdog",
-    }
-    assert not any(module.split(".")[0] in ("grpc", "torch", "torchvision") for module in seen)
-
-
-def test_servicers_are_put_together_by_the_app_only():
-    users = importers(SERVER, "resnet50_server.servicers")
-    assert {path for path in users if not path.startswith("servicers/")} == {"app.py"}
-
-
 def test_importing_the_sdk_loads_nothing_heavy():
     script = (
         "import sys, resnet50_client;"

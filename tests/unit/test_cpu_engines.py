@@ -19,7 +19,8 @@ from pictures import encode, photo_like
 from torch import Tensor
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
-from resnet50_server.engine import calibration, cpu, onnx_graph
+from resnet50_server.engines import calibration, cpu
+from resnet50_server.engines import onnx_export as onnx_graph
 from resnet50_server.engines.base import BatchOutput, Engine, Images
 from resnet50_server.engines.cpu import Division
 from resnet50_server.engines.graph_cache import DIGEST_DIGITS

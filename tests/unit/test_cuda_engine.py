@@ -11,7 +11,8 @@ import weights
 from host_device import HostDevice
 from torchvision.models import ResNet50_Weights
 
-from resnet50_server.engine import cuda_device, cuda_engine
+from resnet50_server.engines.cuda import device as cuda_device
+from resnet50_server.engines.cuda import engine as cuda_engine
 from resnet50_server.engines.cuda.device import Slot
 from resnet50_server.engines.cuda.engine import CAPTURED_TOP_K, CudaEngine
 from resnet50_server.engines.cuda.forward import Answers, Forward

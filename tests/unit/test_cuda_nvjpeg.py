@@ -14,8 +14,9 @@ from pictures import photo_like
 from PIL import Image, ImageOps
 from torchvision.models import ResNet50_Weights
 
-from resnet50_server import decode, nvjpeg
+from resnet50_server.engines.cuda import nvjpeg
 from resnet50_server.engines.cuda.gathering import Gathering
+from resnet50_server.images import decode
 from resnet50_server.images.transform import Transform
 
 TRANSFORM = Transform.of(ResNet50_Weights.DEFAULT.transforms())

@@ -10,8 +10,9 @@ from pictures import encode, picture
 from run import inputs
 from targets import TARGETS, Finding, checked
 
-from resnet50_server import decode, pixels
 from resnet50_server.errors import InvalidImage, InvalidRequest
+from resnet50_server.images import decode
+from resnet50_server.images import raw as pixels
 from resnet50_server.inference.admission import Place
 
 CORPUS = targets.ROOT / "fuzz" / "corpus"

@@ -11,7 +11,7 @@ from faults import unprivileged
 
 import resnet50_server.cli.serve
 import resnet50_server.settings
-from resnet50_server.__main__ import main
+from resnet50_server.cli.main import main
 from resnet50_server.settings import ENV_PREFIX, Settings
 
 VARIANT = ("--variants", "x=random:0")

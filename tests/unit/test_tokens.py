@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from resnet50_server.__main__ import main
 from resnet50_server.auth import file_watch as watched
 from resnet50_server.auth.tokens import MAX_TOKENS, Token, Tokens, read_tokens
+from resnet50_server.cli.main import main
 from resnet50_server.errors import UnusableSetting
 
 SECRET = "r50_vhRyQvRA5QPb1gD5GJGJNZ1Xy2a4kOe7mCk1rNvWxhE"

@@ -7,7 +7,7 @@ import pytest
 import weights
 from torchvision.models import ResNet50_Weights
 
-from resnet50_server.__main__ import main
+from resnet50_server.cli.main import main
 
 V1, V2 = ResNet50_Weights.IMAGENET1K_V1, ResNet50_Weights.IMAGENET1K_V2
 

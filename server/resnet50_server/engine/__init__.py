@@ -1,1 +1,0 @@
-"""Engines: what turns a batch of decoded images into probabilities and embeddings."""

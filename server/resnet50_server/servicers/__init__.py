@@ -1,1 +1,0 @@
-"""The RPCs: where gRPC meets the rest."""
