@@ -31,59 +31,59 @@ test: $(VENV)/installed  ## Run all tests, JOBS=2 files of them at a time
 	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --max-worker-restart=0
 
 nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
-	$(BIN)/python tests/try_nginx.py
+	$(BIN)/python -m tests.e2e.nginx
 
 bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/benchmarks.md
-	$(BIN)/python benchmarks/standard.py
+	$(BIN)/python -m benchmarks.standard
 
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python -m benchmarks.gpu
 
 reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/reliability.md
-	$(BIN)/python benchmarks/reliability.py --write
+	$(BIN)/python -m benchmarks.reliability --write
 
 memory: $(VENV)/installed  ## Attack a server's memory and compare it with its bound, 5 minutes; writes docs/reliability.md
-	$(BIN)/python benchmarks/memory.py --write
+	$(BIN)/python -m benchmarks.memory --write
 
 overload: $(VENV)/installed  ## Real engines at 120% and 130% of what they can, 8 minutes; writes docs/reliability.md
-	$(BIN)/python benchmarks/overload.py --write
+	$(BIN)/python -m benchmarks.overload --write
 
 soak: $(VENV)/installed  ## Mixed load and changing weights, each answer checked, 2 hours; writes docs/reliability.md
-	$(BIN)/python benchmarks/soak.py --write
+	$(BIN)/python -m benchmarks.soak --write
 
 kills: $(VENV)/installed  ## Kill one of two servers every 10 s under load, 3 minutes; writes docs/reliability.md
-	$(BIN)/python benchmarks/kills.py --write
+	$(BIN)/python -m benchmarks.kills --write
 
 swaps: $(VENV)/installed  ## Replace weights 100 times under load, 10 minutes; writes docs/reliability.md
-	$(BIN)/python benchmarks/swaps.py --write
+	$(BIN)/python -m benchmarks.swaps --write
 
 netfaults: $(VENV)/installed  ## Lose, delay, cut and move the network between clients and servers, 8 minutes; needs root
-	$(BIN)/python benchmarks/netfaults.py --write
+	$(BIN)/python -m benchmarks.netfaults --write
 
 netfaults-short: $(VENV)/installed  ## The same within a minute, without judging times; what CI runs
-	$(BIN)/python benchmarks/netfaults.py --short
+	$(BIN)/python -m benchmarks.netfaults --short
 
 hostile-floor: $(VENV)/installed  ## The attacks of hostile files, on the oldest Pillow that is allowed
 	$(BIN)/pip install -q --upgrade --no-deps --target $(VENV)/hostile-floor pillow==$(PILLOW_FLOOR)
-	PYTHONPATH=$(VENV)/hostile-floor $(BIN)/python -m pytest tests/unit/test_decode.py tests/integration/test_attacks.py
+	PYTHONPATH=$(VENV)/hostile-floor $(BIN)/python -m pytest tests/unit/server/test_decode.py tests/integration/security/test_attacks.py
 
 metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal client, 2 minutes; writes docs/reliability.md
-	$(BIN)/python benchmarks/metadata_flood.py --write
+	$(BIN)/python -m benchmarks.metadata_flood --write
 
 sick-variant: $(VENV)/installed  ## A variant that answers NaN beside a healthy one, 1 minute; writes docs/reliability.md
-	$(BIN)/python benchmarks/sick_variant.py --write
+	$(BIN)/python -m benchmarks.sick_variant --write
 
 fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linux
-	$(BIN)/python fuzz/run.py --seconds $(FUZZ_S)
+	$(BIN)/python -m fuzz.run --seconds $(FUZZ_S)
 
 fuzz-live: $(VENV)/installed  ## 40,000 mutated images and messages through a server; writes docs/reliability.md
-	$(BIN)/python fuzz/live.py --write
+	$(BIN)/python -m fuzz.live --write
 
 check: $(VENV)/installed  ## Lint, types, stub drift, proto and Dockerfile lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/gpu.py
+	$(BIN)/mypy benchmarks/gpu.py
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python protos/generate.py --descriptor-set .cache/protos.binpb
 	$(BIN)/buf lint .cache/protos.binpb --config buf.yaml

@@ -1,4 +1,4 @@
-"""How close the server comes to its policy: python benchmarks/batching.py [NAME]...
+"""How close the server comes to its policy: python -m benchmarks.batching [NAME]...
 
 latency   open loop at 50% and 80% of a timed engine's capacity: p99 against the simulated policy's
 overload  1.3 times the capacity, with deadlines: answers on time, and how soon refusals come
@@ -7,8 +7,9 @@ goodput   the batcher in virtual time, on devices whose batches last longer or s
           expected, at 1.3 times their capacity: answers on time, and when the others are refused;
           with PYTHONPATH=CHECKOUT/server, another checkout's
 
-The simulation (tests/simulation.py) gets the very arrival times that are sent. Latencies count from
-the time at which a request should be sent, so that a generator that is late does not hide anything.
+The simulation (tests/support/simulation.py) gets the very arrival times that are sent. Latencies
+count from the time at which a request should be sent, so that a generator that is late does not
+hide anything.
 """
 
 from __future__ import annotations
@@ -19,25 +20,20 @@ import functools
 import math
 import random
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import grpc
-from process import cpu_s, server
 
+from benchmarks.process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-import virtual_time
-from simulation import Device, poisson, quantile, simulate
-from virtual_device import FakeEngine, image
-
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ServingError
+from tests.support import virtual_time
+from tests.support.simulation import Device, poisson, quantile, simulate
+from tests.support.virtual_device import FakeEngine, image
 
 DEVICE = Device(alpha_s=0.021, beta_s=0.00147, limit=32)
 CHANNELS = 4

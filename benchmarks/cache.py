@@ -1,4 +1,4 @@
-"""What the response cache costs and gives: python benchmarks/cache.py [NAME]...
+"""What the response cache costs and gives: python -m benchmarks.cache [NAME]...
 
 digest  SHA-256 against BLAKE2b, by the length of the image
 cpu     server CPU of a call and of a frame that misses or hits, against a server without a cache;
@@ -28,9 +28,18 @@ from collections.abc import Iterator
 
 import grpc
 import numpy as np
-from overhead import CLASSIFY, CLASSIFY_STREAM, IN_FLIGHT, STARTS, TURNS, cpu_of, photo, ratio
-from process import DECODING, resident_kib, server
 
+from benchmarks.overhead import (
+    CLASSIFY,
+    CLASSIFY_STREAM,
+    IN_FLIGHT,
+    STARTS,
+    TURNS,
+    cpu_of,
+    photo,
+    ratio,
+)
+from benchmarks.process import DECODING, resident_kib, server
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 
 CACHE = ("--cache-bytes", str(64 * 2**20))
@@ -169,7 +178,7 @@ async def measure_digest() -> None:
 async def measure_memory() -> None:
     """Fill a cache in a process of its own for each kind of answer."""
     for name in ENTRIES:
-        subprocess.run([sys.executable, __file__, "--fill", name], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.cache", "--fill", name], check=True)
 
 
 async def fill(name: str) -> None:

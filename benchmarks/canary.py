@@ -1,11 +1,11 @@
-"""What verifying weights costs, and what it finds: python benchmarks/canary.py [cost|margins]...
+"""What verifying weights costs, and what it finds: python -m benchmarks.canary [cost|margins]...
 
 cost     the steps of loading a variant on this machine's CPU, in seconds, for each engine whose
          graph is on disk; medians over turns
 margins  what right engines and wrong ones show for the fixed image, beside what is allowed
 
-The weights are of a trained network's kind (`tests/weights.py`), of 1000 categories. To be run
-alone on the machine.
+The weights are of a trained network's kind (`tests/support/weights.py`), of 1000 categories. To be
+run alone on the machine.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import Network, build_model, build_network, read_weights
 from resnet50_server.variants.spec import Definition, define
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from weights import custom_variant, trained_like
+from tests.support.weights import custom_variant, trained_like
 
 ENGINES = (
     ("torch", "fp32"),

@@ -1,7 +1,7 @@
 """What a compressed message costs a gRPC server at its peak, before its length is looked at.
 
-    python benchmarks/compression.py
-    pip install -t FOLDER grpcio==1.83.0 && PYTHONPATH=FOLDER python benchmarks/compression.py
+    python -m benchmarks.compression
+    pip install -t FOLDER grpcio==1.83.0 && PYTHONPATH=FOLDER python -m benchmarks.compression
 
 docs/adr/0012-compressed-messages.md. Linux only: peaks are the kernel's.
 """
@@ -46,7 +46,7 @@ def main() -> None:
     """Send zeros, compressed, to a server process; print what they cost it."""
     print(f"grpcio {grpc.__version__}, messages of at most {LIMIT_BYTES / 2**20:.1f} MiB")
     server = subprocess.Popen(
-        [sys.executable, __file__, "serve"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.compression", "serve"], stdout=subprocess.PIPE, text=True
     )
     assert server.stdout is not None
     try:

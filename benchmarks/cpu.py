@@ -1,4 +1,4 @@
-"""What a CPU gives: python benchmarks/cpu.py [engines|served|start|memory]...
+"""What a CPU gives: python -m benchmarks.cpu [engines|served|start|memory]...
 
 engines  images a second of each engine and precision, alone, in batches of 1 and 8
 served   images a second through a server (JPEG, unary, 16 callers) against the same decoding and
@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from overhead import photo
 from PIL import Image
-from process import SERVER, resident_kib, server
 from torchvision.models import ResNet50_Weights, quantization, resnet50
 
+from benchmarks.overhead import photo
+from benchmarks.process import SERVER, resident_kib, server
 from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.run import measure
@@ -174,7 +174,7 @@ def _alone(flags: tuple[str, ...], decoders: int, threads: int, batch: int) -> f
 
 def _child(*arguments: str) -> float:
     """Run a part of this file in a process of its own; return the number that it prints."""
-    command = [sys.executable, __file__, "--child", *arguments]
+    command = [sys.executable, "-m", "benchmarks.cpu", "--child", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.split()[-1])
 

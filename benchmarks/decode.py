@@ -1,4 +1,4 @@
-"""How long decoding takes, fast path against Pillow: python benchmarks/decode.py FOLDER."""
+"""How long decoding takes, fast path against Pillow: python -m benchmarks.decode FOLDER."""
 
 from __future__ import annotations
 

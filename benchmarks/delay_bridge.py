@@ -1,6 +1,6 @@
 """Two network devices between which each packet takes its own time, and so overtakes others.
 
-What `tc netem` does, for kernels without it: python benchmarks/delay_bridge.py NEAR FAR DELAY_MS
+What `tc netem` does, for kernels without it: python -m benchmarks.delay_bridge NEAR FAR DELAY_MS
 JITTER_MS makes two TUN devices and carries packets between them until it is told to end.
 """
 
@@ -44,7 +44,15 @@ class DelayBridge:
 
     def __init__(self, near: str, far: str, delay_ms: float, jitter_ms: float) -> None:
         self.carried = self.overtaken = 0
-        self._command = [sys.executable, __file__, near, far, str(delay_ms), str(jitter_ms)]
+        self._command = [
+            sys.executable,
+            "-m",
+            "benchmarks.delay_bridge",
+            near,
+            far,
+            str(delay_ms),
+            str(jitter_ms),
+        ]
 
     def __enter__(self) -> DelayBridge:
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,8 @@ from torchvision.transforms._presets import ImageClassification
 
 from resnet50_client import Category, Classification, Embedding, VariantRef, VideoFrame
 from resnet50_client.images import ImageInput
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from pictures import PHOTOS, encode, photo_like
-from weights import TRANSFORM, StateDict, calm, custom_variant, run, torchvision_model
+from tests.support.pictures import PHOTOS, encode, photo_like
+from tests.support.weights import TRANSFORM, StateDict, calm, custom_variant, run, torchvision_model
 
 # What an answer may be off: a probability, and a vector, as a share of its length. Resampling, in
 # which the server is within one level of Pillow, makes up nearly all of it: up to 7e-4 and 3e-5. A

@@ -1,6 +1,6 @@
 """The most expensive images within the limits: as many pixels as allowed, from few bytes.
 
-    python benchmarks/expensive_images.py
+    python -m benchmarks.expensive_images
 
 Time and peak memory of decoding each in this process, on one thread. docs/security.md. Linux only.
 """

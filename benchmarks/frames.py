@@ -11,12 +11,11 @@ from contextlib import aclosing
 from typing import Any
 
 # `expected` first: it leads to the tests' modules.
-from expected import Picture  # isort: skip
-from clients import Caller, items
-from ledger import LOST, WRONG
-from load import PATIENCE_S, Load, Question
-
+from benchmarks.expected import Picture  # isort: skip
+from benchmarks.ledger import LOST, WRONG
+from benchmarks.load import PATIENCE_S, Load, Question
 from resnet50_client import FrameAnswer
+from tests.support.clients import Caller, items
 
 # Frames that are no pictures, and have to be refused one by one.
 BROKEN = Picture("broken", b"\xff\xd8\xff\xe0 this is no JPEG", None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the CUDA engine gains and what serving costs it: python benchmarks/gpu.py [--only NAME ...].
+"""What the CUDA engine gains and what serving costs it: python -m benchmarks.gpu [--only NAME ...].
 
 served    frames/s through a real server (raw frames, SDK streams from several client processes)
           against the engine alone in this process
@@ -37,9 +37,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from process import SERVER
 from torchvision.models import ResNet50_Weights
 
+from benchmarks.process import SERVER
 from resnet50_client import Client
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.cuda.device import CudaDevice
@@ -231,7 +231,15 @@ def server(plan: Plan) -> Iterator[str]:
 @contextmanager
 def clients(plan: Plan, address: str) -> Iterator[Callable[[], float]]:
     """Start client processes; give what lets them stream for a turn and returns frames/s."""
-    command = [sys.executable, __file__, "--stream-to", address, "--streams", str(plan.streams)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--stream-to",
+        address,
+        "--streams",
+        str(plan.streams),
+    ]
     with ExitStack() as stack:
         processes = [
             stack.enter_context(

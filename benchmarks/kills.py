@@ -1,4 +1,4 @@
-"""Servers that are killed under load: python benchmarks/kills.py [--kills 12] [--write].
+"""Servers that are killed under load: python -m benchmarks.kills [--kills 12] [--write].
 
 Two server processes behind the SDK's round robin. One of them gets SIGKILL every 10 s and is
 started again at once, in turn; one that is not back by then is waited for; both clients make single
@@ -24,14 +24,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import page
-from expected import Expected, large_pictures, make, pictures
-from frames import many, stream
-from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, Shape, unary, upload
-from process import ServerProcess
-from timeline import Timeline
-
+from benchmarks import page
+from benchmarks.expected import Expected, large_pictures, make, pictures
+from benchmarks.frames import many, stream
+from benchmarks.ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
+from benchmarks.load import KINDS, Callers, Load, Shape, unary, upload
+from benchmarks.process import ServerProcess
+from benchmarks.timeline import Timeline
 from resnet50_client import CallObserver, ObservedCall, Resnet50Error
 
 NAME = "mine"

@@ -16,11 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # `expected` first: it leads to the tests' modules.
-from expected import Expected, Picture, Wrong  # isort: skip
-from clients import Caller
-from ledger import LOST, WRONG, Ledger
-from timeline import Timeline
-
+from benchmarks.expected import Expected, Picture, Wrong  # isort: skip
+from benchmarks.ledger import LOST, WRONG, Ledger
+from benchmarks.timeline import Timeline
 from resnet50_client import (
     AsyncClient,
     Classification,
@@ -28,6 +26,7 @@ from resnet50_client import (
     Embedding,
     VariantRef,
 )
+from tests.support.clients import Caller
 
 # Longer than any call may take: what has not ended by then is lost.
 PATIENCE_S = 300.0

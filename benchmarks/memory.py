@@ -1,4 +1,4 @@
-"""The bound of a server's memory under attack: python benchmarks/memory.py [untaken ...] [--write].
+"""The bound of a server's memory under attack: python -m benchmarks.memory [untaken ...] [--write].
 
 untaken   Clients on 1,024 connections make 500 calls/s for 60 s and grant no window for answers:
           the server's peak, against its computed bound, and the p99 of a normal client beside them.
@@ -21,7 +21,6 @@ import re
 import socket
 import statistics
 import struct
-import sys
 import threading
 import time
 import zlib
@@ -29,16 +28,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
-import page
-from process import cpu_s, server
-from reliability import CLASSIFY, STREAM, UPLOAD, p99, peak_kib, poisson, request, send
 
+from benchmarks import page
+from benchmarks.process import cpu_s, server
+from benchmarks.reliability import CLASSIFY, STREAM, UPLOAD, p99, peak_kib, poisson, request, send
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
 from resnet50_server.api.memory_bound import MIB, memory_bound, total
 from resnet50_server.settings import Settings
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from raw_http2 import RawClient, message
+from tests.support.raw_http2 import RawClient, message
 
 MANIFEST = Path(__file__).resolve().parents[1] / "deploy" / "kubernetes" / "deployment.yaml"
 CONNECTIONS, CALLERS = 1024, 8

@@ -1,4 +1,4 @@
-"""Metadata that is not UTF-8: python benchmarks/metadata_flood.py [--write].
+"""Metadata that is not UTF-8: python -m benchmarks.metadata_flood [--write].
 
 One connection makes 300 calls a second, each with 450 metadata pairs whose value is the byte 255;
 HPACK packs a pair into a byte, and no token is needed for it. A normal client makes 20 calls a
@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import page
 from PIL import Image
-from process import DECODING, cpu_s, server
 
+from benchmarks import page
+from benchmarks.process import DECODING, cpu_s, server
 from resnet50_client import Client, Resnet50Error, RetryPolicy
 
 PATHS = (b"/resnet50.v1.InferenceService/Classify", b"/grpc.health.v1.Health/Check")

@@ -1,4 +1,4 @@
-"""Faults of a real network: python benchmarks/netfaults.py [--short] [--only FAULT] [--write].
+"""Faults of a real network: python -m benchmarks.netfaults [--short] [--only FAULT] [--write].
 
 Two server processes and the clients, each in a network namespace of its own, joined by a router
 (see `network`). Packets are lost, delayed and overtaken, links become slow, silent or are reset, a
@@ -24,20 +24,19 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import page
-from network import Network, enter
+from benchmarks import page
+from benchmarks.network import Network, enter
 
 # `expected` first: it leads to the tests' modules.
-from expected import Checkpoint, Expected, large_pictures, make, pictures  # isort: skip
-from clients import Caller
-from frames import latest, many, stream
-from kills import Retries
-from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, Question, Shape, unary, upload
-from process import ServerProcess
-from timeline import Timeline
-
+from benchmarks.expected import Checkpoint, Expected, large_pictures, make, pictures  # isort: skip
+from benchmarks.frames import latest, many, stream
+from benchmarks.kills import Retries
+from benchmarks.ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
+from benchmarks.load import KINDS, Callers, Load, Question, Shape, unary, upload
+from benchmarks.process import ServerProcess
+from benchmarks.timeline import Timeline
 from resnet50_client import Client
+from tests.support.clients import Caller
 
 NAME, ONE, TWO, PORT = "mine", "one", "two", 50051
 # The SDK's own, which calls have unless a fault says otherwise.

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from delay_bridge import DelayBridge
+from benchmarks.delay_bridge import DelayBridge
 
 _INSIDE = "RESNET50_NETFAULTS_INSIDE"
 _PROGRAMS = {

@@ -1,4 +1,4 @@
-"""What the server adds to gRPC: python benchmarks/overhead.py [NAME]...
+"""What the server adds to gRPC: python -m benchmarks.overhead [NAME]...
 
 unary   server CPU of a unary call, null engine, against a bare grpc.aio echo of the same messages
 stream  server CPU of a frame on a stream against a unary call, and against a bare bidi echo
@@ -32,8 +32,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 import grpc
 import numpy as np
 from PIL import Image
-from process import DECODING, cpu_s, server
 
+from benchmarks.process import DECODING, cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 
 JPEG_BYTES = 110_000
@@ -131,7 +131,7 @@ def echo_server() -> Iterator[tuple[str, int]]:
     from resnet50_server.settings import Settings
 
     options = json.dumps(options_of(Settings(variants=["IMAGENET1K_V2"])))
-    command = [sys.executable, __file__, "--echo", options]
+    command = [sys.executable, "-m", "benchmarks.overhead", "--echo", options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # a pipe, as asked for
     try:
@@ -336,7 +336,9 @@ async def measure_lag() -> None:
         )
     )
     await running.start()
-    load = subprocess.Popen([sys.executable, __file__, "--load", running.addresses[0]])
+    load = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.overhead", "--load", running.addresses[0]]
+    )
     loop = asyncio.get_running_loop()
     try:
         await asyncio.sleep(3.0)

@@ -1,4 +1,4 @@
-"""Goodput of real engines under overload: python benchmarks/overload.py [fp32|int8]... [--write].
+"""Goodput of real engines under overload: python -m benchmarks.overload [fp32|int8]... [--write].
 
 A server on this machine's cores computes JPEG photographs of about 110 KB with the engine that
 `auto` chooses; weights are random, which changes nothing of the time. In turns: its sustained
@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-import page
-from batching import CHANNELS, CLASSIFY, poisson, quantile, send
-from process import ServerProcess
 
+from benchmarks import page
+from benchmarks.batching import CHANNELS, CLASSIFY, poisson, quantile, send
+from benchmarks.process import ServerProcess
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client.cli.bench.pictures import photograph
 

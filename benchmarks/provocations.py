@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 # `expected` first: it leads to the tests' modules.
-from expected import Picture, pictures  # isort: skip
-from clients import Caller, items
-from frames import Answers, Frames
-from ledger import LOST, WRONG
-from load import PATIENCE_S, Load, Question, describe
-
+from benchmarks.expected import Picture, pictures  # isort: skip
+from benchmarks.frames import Answers, Frames
+from benchmarks.ledger import LOST, WRONG
+from benchmarks.load import PATIENCE_S, Load, Question, describe
 from resnet50_client import AsyncClient
+from tests.support.clients import Caller, items
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What happens under fire: python benchmarks/reliability.py [overload|stalled|refused] [--write].
+"""What happens under fire: python -m benchmarks.reliability [overload|stalled|refused] [--write].
 
 overload   three times what the server can do for a minute, then half: how soon refusals come, how
            soon latency is back, and what grows meanwhile
@@ -23,15 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-import page
-from batching import CLASSIFY, Call, request, send
-from overhead import photo
-from process import cpu_s, resident_kib, server
 
+from benchmarks import page
+from benchmarks.batching import CLASSIFY, Call, request, send
+from benchmarks.overhead import photo
+from benchmarks.process import cpu_s, resident_kib, server
 from resnet50.v1 import image_pb2, inference_pb2
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from simulation import Device, poisson, quantile
+from tests.support.simulation import Device, poisson, quantile
 
 # About 150 images/s, so that the generator can offer three times as much on a shared machine.
 DEVICE = Device(alpha_s=0.020, beta_s=0.006, limit=32)
@@ -234,7 +232,7 @@ def p99(calls: list[Call]) -> float:
 @contextmanager
 def stalled_clients(address: str) -> Iterator[None]:
     """Run clients that stall, in a process of their own."""
-    command = [sys.executable, __file__, "--stall", address]
+    command = [sys.executable, "-m", "benchmarks.reliability", "--stall", address]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # a pipe, as asked for
     try:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from process import open_files, resident_kib, threads
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.process import open_files, resident_kib, threads
 
 # What is 0 once every call has been answered.
 PLACES = (

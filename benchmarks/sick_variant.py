@@ -1,4 +1,4 @@
-"""A variant that answers NaN beside a healthy one: python benchmarks/sick_variant.py [--write].
+"""A variant that answers NaN beside a healthy one: python -m benchmarks.sick_variant [--write].
 
 One server process holds both. Callers of both clients ask the healthy one all the time: single
 calls and an ordered stream. First others ask for the sick one by its name; then it is the candidate
@@ -7,8 +7,8 @@ health is watched throughout. The exit status is 1 if a call for the healthy var
 answered by another one, or the server was not SERVING.
 
 The engine is the timed one, which sleeps as a device computes; the sick variant's passes all checks
-of its loading and answers NaN from then on (tests/faulty_server.py). With --write, what is printed
-goes into docs/reliability.md; `make sick-variant` does that.
+of its loading and answers NaN from then on (tests/support/faulty_server.py). With --write, what is
+printed goes into docs/reliability.md; `make sick-variant` does that.
 """
 
 from __future__ import annotations
@@ -29,22 +29,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-import page
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks import page
 from resnet50_client import AsyncClient, Client, Resnet50Error, RetryPolicy
 from resnet50_server.auth.tokens import hash_of
 from resnet50_server.rollout.split import Split
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from clients import Caller, items
-from pictures import encode, photo_like
+from tests.support.clients import Caller, items
+from tests.support.pictures import encode, photo_like
 
 HEALTHY, SICK = "healthy", "sick"
 KINDS: dict[str, type] = {"blocking": Client, "asyncio": AsyncClient}
 CANARY_PERCENT = 1.0
 SERVICE = "resnet50.v1.InferenceService"
-FAULTY = Path(__file__).parents[1] / "tests" / "faulty_server.py"
+FAULTY = Path(__file__).parents[1] / "tests" / "support" / "faulty_server.py"
 TIMED = ("--engine", "timed", "--timed-alpha-ms", "5", "--timed-beta-ms", "1")
 STATUS = health_pb2.HealthCheckResponse.ServingStatus
 SERVING = "SERVING"

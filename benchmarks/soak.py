@@ -1,4 +1,4 @@
-"""A server under everything at once: python benchmarks/soak.py [--minutes 120] [--write].
+"""A server under everything at once: python -m benchmarks.soak [--minutes 120] [--write].
 
 Both clients make single calls, uploads, lists, ordered and latest streams; some callers give up,
 allow too little time, or send what is wrong. Meanwhile a variant is replaced every 20 s by another
@@ -22,16 +22,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import page
-from expected import Checkpoint, Expected, large_pictures, make, pictures
-from frames import latest, many, stream
-from ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, Shape, unary, upload
-from provocations import cancelled, hurried, left, wrong
-from resources import Sample, Samples, Slope, open_places, tenths
-from store import SECRET, Administrator, Store
-from timeline import Timeline
-
+from benchmarks import page
+from benchmarks.expected import Checkpoint, Expected, large_pictures, make, pictures
+from benchmarks.frames import latest, many, stream
+from benchmarks.ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
+from benchmarks.load import KINDS, Callers, Load, Shape, unary, upload
+from benchmarks.provocations import cancelled, hurried, left, wrong
+from benchmarks.resources import Sample, Samples, Slope, open_places, tenths
+from benchmarks.store import SECRET, Administrator, Store
+from benchmarks.timeline import Timeline
 from resnet50_client import AsyncClient
 
 SWAPPED, FIXED, PASSING = "swapped", "fixed", "passing"

@@ -1,4 +1,4 @@
-"""What a traffic split costs those who call: python benchmarks/splits.py [NAME]...
+"""What a traffic split costs those who call: python -m benchmarks.splits [NAME]...
 
 idle    what a call pays for there being splits while none is set, timed alone, in microseconds
 shadow  latency of calls (p50, p99) and server CPU of a call while every image is computed by a
@@ -26,9 +26,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
-from overhead import CLASSIFY, photo
-from process import cpu_s, server
 
+from benchmarks.overhead import CLASSIFY, photo
+from benchmarks.process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2, variant_pb2_grpc
 
 TOKEN = "t" * 43

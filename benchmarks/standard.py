@@ -1,4 +1,4 @@
-"""The standard set: python benchmarks/standard.py [--quick]; `make bench` runs it.
+"""The standard set: python -m benchmarks.standard [--quick]; `make bench` runs it.
 
 It loads servers on this machine as `resnet50 bench` would, runs other benchmarks of this folder,
 and writes what they say into docs/benchmarks.md, between its two marks. It takes about twenty
@@ -17,10 +17,9 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-from cpu import CALIBRATION_IMAGES, VARIANT
-from overhead import photo
-from process import server
-
+from benchmarks.cpu import CALIBRATION_IMAGES, VARIANT
+from benchmarks.overhead import photo
+from benchmarks.process import server
 from resnet50_client.cli.bench.bench import bench
 from resnet50_client.cli.bench.machine import machine, versions
 from resnet50_client.cli.bench.plan import Load, Plan
@@ -32,9 +31,9 @@ BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 SHARES = (0.5, 0.8, 0.95, 1.1, 1.3)
 # What else is run, and which of its parts.
 SCRIPTS = {
-    "cpu.py": ("engines", "served", "start", "memory"),
-    "overhead.py": ("stream", "serial", "decode", "lag", "import"),
-    "batching.py": ("latency", "overload"),
+    "cpu": ("engines", "served", "start", "memory"),
+    "overhead": ("stream", "serial", "decode", "lag", "import"),
+    "batching": ("latency", "overload"),
 }
 
 
@@ -111,11 +110,11 @@ def report(quick: bool) -> str:
                     )
                     parts += [_markdown(latencies(swept)), _markdown(stages(swept))]
     for script, measures in SCRIPTS.items():
-        parts.append(f"### python benchmarks/{script}\n")
+        parts.append(f"### python -m benchmarks.{script}\n")
         for name in measures[:1] if quick else measures:
             print(script, name, file=sys.stderr)
             done = subprocess.run(
-                [sys.executable, "-W", "ignore", FOLDER / script, name],
+                [sys.executable, "-W", "ignore", "-m", f"benchmarks.{script}", name],
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,

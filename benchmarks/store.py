@@ -10,11 +10,10 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from expected import CHECKPOINT, Checkpoint
-from ledger import Ledger
-from process import ServerProcess
-from timeline import Timeline
-
+from benchmarks.expected import CHECKPOINT, Checkpoint
+from benchmarks.ledger import Ledger
+from benchmarks.process import ServerProcess
+from benchmarks.timeline import Timeline
 from resnet50_client import AsyncClient, LoadedVariant, Resnet50Error
 from resnet50_server.auth.tokens import hash_of
 

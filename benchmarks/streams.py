@@ -1,4 +1,4 @@
-"""What streams cost and how fair they are: python benchmarks/streams.py [cpu|fair|idle]...
+"""What streams cost and how fair they are: python -m benchmarks.streams [cpu|fair|idle]...
 
 cpu     server CPU of a frame on a stream against a unary call: same message, decoded, constant
         answer
@@ -19,8 +19,8 @@ from collections.abc import Iterator
 
 import grpc
 import numpy as np
-from process import DECODING, cpu_s, resident_kib, server
 
+from benchmarks.process import DECODING, cpu_s, resident_kib, server
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient
 

@@ -1,4 +1,4 @@
-"""Weights that are replaced under load: python benchmarks/swaps.py [--swaps 100] [--write].
+"""Weights that are replaced under load: python -m benchmarks.swaps [--swaps 100] [--write].
 
 Both clients call a server without a pause while LoadVariant puts two checkpoints in each other's
 place, again and again; before and after that they call it without any swap. Each answer is compared
@@ -23,16 +23,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import page
-from expected import Checkpoint, Expected, large_pictures, make, pictures
-from frames import many, stream
-from ledger import LOST, RIGHT, WRONG, Ledger
-from load import KINDS, Callers, Load, Shape, unary, upload
-from process import ServerProcess, resident_kib
-from resources import open_places
-from store import SECRET, Administrator, Store
-from timeline import Timeline
-
+from benchmarks import page
+from benchmarks.expected import Checkpoint, Expected, large_pictures, make, pictures
+from benchmarks.frames import many, stream
+from benchmarks.ledger import LOST, RIGHT, WRONG, Ledger
+from benchmarks.load import KINDS, Callers, Load, Shape, unary, upload
+from benchmarks.process import ServerProcess, resident_kib
+from benchmarks.resources import open_places
+from benchmarks.store import SECRET, Administrator, Store
+from benchmarks.timeline import Timeline
 from resnet50_client import AsyncClient, CallObserver, ObservedCall
 
 NAME = "mine"

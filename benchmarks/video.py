@@ -1,4 +1,4 @@
-"""What video frames cost, raw and as JPEG, and how old answers are: python benchmarks/video.py.
+"""What video frames cost, raw and as JPEG, and how old answers are: python -m benchmarks.video.
 
 cost    bytes a frame, and CPU a frame on both sides, constant answer, for 640 x 480 and 1920 x 1080
 age     of answered frames under delivery "latest", an engine at a third of the frame rate
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import av
 from PIL import Image
-from process import DECODING, cpu_s, server
 
+from benchmarks.process import DECODING, cpu_s, server
 from resnet50_client import Client, VideoFrame, frames_from_video
 
 SIZES = ((640, 480), (1920, 1080))

@@ -1,4 +1,4 @@
-"""Mutated images and messages through a live server: python fuzz/live.py [--images N] [...].
+"""Mutated images and messages through a live server: python -m fuzz.live [--images N] [...].
 
 The server is a process that computes in PyTorch; the network is small and answers every image
 differently. Images are sent as requests, uploads and frames; messages are mutated calls of every
@@ -30,12 +30,12 @@ from typing import Any
 
 import grpc
 import numpy as np
-import seeds
-from calls import ALLOWED, SECRET
-from live_calls import Sent, Source
-from live_server import ANSWER_S, Server
-from seeds import INFERENCE
 
+from fuzz import seeds
+from fuzz.calls import ALLOWED, SECRET
+from fuzz.live_calls import Sent, Source
+from fuzz.live_server import ANSWER_S, Server
+from fuzz.seeds import INFERENCE
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client.cli.bench.machine import machine, versions
 
@@ -173,7 +173,7 @@ class Senders:
             sent.write(path)
             self._find(
                 f"{sent.name}: {sent.path}: {code.name}: {text}\n"
-                f"    python fuzz/live.py --repeat {os.path.relpath(path, ROOT)}"
+                f"    python -m fuzz.live --repeat {os.path.relpath(path, ROOT)}"
             )
 
     def _check_good(self, channel: grpc.Channel, number: int) -> None:

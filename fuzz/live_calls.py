@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-import seeds
-from message_mutations import mutated_messages
-from mutations import mutated
-from seeds import INFERENCE
-
+from fuzz import seeds
+from fuzz.message_mutations import mutated_messages
+from fuzz.mutations import mutated
+from fuzz.seeds import INFERENCE
 from resnet50.v1 import image_pb2, inference_pb2
 
 # Of an upload: with more of them the sender is what is tried.

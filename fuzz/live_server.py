@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from calls import SMALL, write_folders
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save_file
 from torchvision.models import resnet50
+
+from fuzz.calls import SMALL, write_folders
 
 # It is killed if it does not answer or end by then.
 ANSWER_S = 60.0

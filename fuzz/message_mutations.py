@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from mutations import ANYWHERE, NUMBERS, spliced
+from fuzz.mutations import ANYWHERE, NUMBERS, spliced
 
 # What makes a number of a message interesting; lengths and tags are numbers too.
 VARINTS = (*NUMBERS, 2**32, 2**35, 2**63 - 1, 2**63, 2**64 - 1)

@@ -1,4 +1,4 @@
-"""Fuzz decoding and parsing, guided by coverage: python fuzz/run.py [TARGET ...] [--seconds N].
+"""Fuzz decoding and parsing, guided by coverage: python -m fuzz.run [TARGET ...] [--seconds N].
 
 Each target (`targets.py`) has its share of the time, in a process of its own, and begins with what
 `seeds.py` makes and with the corpus that is kept in `fuzz/corpus`. What reaches new code is kept in
@@ -49,9 +49,9 @@ def fuzz(name: str, arguments: list[str]) -> NoReturn:
     import atheris
 
     with atheris.instrument_imports(include=INSTRUMENTED):
-        import targets
-    from message_mutations import mutated_messages
-    from mutations import mutated
+        from fuzz import targets
+    from fuzz.message_mutations import mutated_messages
+    from fuzz.mutations import mutated
 
     targets.forget_environment()
     target = targets.TARGETS[name]
@@ -64,7 +64,7 @@ def fuzz(name: str, arguments: list[str]) -> NoReturn:
             return bytes(atheris.Mutate(content, max_length))
         if name == "images":
             return mutated(draw, content, kept)[:max_length]
-        from calls import messages_of
+        from fuzz.calls import messages_of
 
         messages = messages_of(content)
         if not messages:
@@ -76,7 +76,7 @@ def fuzz(name: str, arguments: list[str]) -> NoReturn:
 
     options = {"custom_mutator": mutate} if name in ("images", "calls") else {}
     # To merge, libFuzzer starts itself again by what it was called.
-    itself = shlex.join([sys.executable, __file__, "--child", name])
+    itself = shlex.join([sys.executable, "-m", "fuzz.run", "--child", name])
     atheris.Setup([itself, *arguments], lambda content: targets.checked(target, content), **options)
     atheris.Fuzz()
     raise SystemExit
@@ -84,9 +84,9 @@ def fuzz(name: str, arguments: list[str]) -> NoReturn:
 
 def inputs() -> dict[str, list[bytes]]:
     """Return what fuzzing begins with, by target: what is sound, and what has one thing wrong."""
-    import seeds
-    from calls import call_bytes
-    from targets import raw_bytes
+    from fuzz import seeds
+    from fuzz.calls import call_bytes
+    from fuzz.targets import raw_bytes
 
     calls = [call for sent in seeds.calls().values() for call in sent]
     raw = [*seeds.raw_images().values(), *seeds.wrong_raw_images()]
@@ -129,7 +129,7 @@ def run(name: str, seconds: int) -> str | None:
     if result != 0 or not said:
         print("\n".join(lines[-60:]))
         print(f"{name}: FOUND something; what it was given lies in {found.relative_to(ROOT)}:")
-        print(f"    python fuzz/run.py {name} --repeat FILE")
+        print(f"    python -m fuzz.run {name} --repeat FILE")
         return None
     runs, covered, features, kept = (int(number) for number in said[-1].groups())
     return (
@@ -162,9 +162,9 @@ def keep(name: str) -> None:
 
 def _libfuzzer(name: str, *arguments: str) -> tuple[list[str], int]:
     """Run libFuzzer in a process of its own; return what it says, and its status."""
-    from targets import MAX_LENGTHS
+    from fuzz.targets import MAX_LENGTHS
 
-    command = [sys.executable, __file__, "--child", name]
+    command = [sys.executable, "-m", "fuzz.run", "--child", name]
     command += [f"-timeout={HANG_S}", f"-rss_limit_mb={MAX_MEMORY_MIB}", "-print_final_stats=1"]
     command += [f"-max_len={MAX_LENGTHS[name]}", "-verbosity=1", *arguments]
     made = subprocess.run(
@@ -175,7 +175,7 @@ def _libfuzzer(name: str, *arguments: str) -> tuple[list[str], int]:
 
 def repeat(name: str, path: Path) -> None:
     """Give a target one input, without instruments."""
-    import targets
+    from fuzz import targets
 
     targets.forget_environment()
     targets.checked(targets.TARGETS[name], path.read_bytes())

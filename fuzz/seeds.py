@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-import sys
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,8 @@ from resnet50.v1 import (
 )
 from resnet50_server.api.status import to_status
 from resnet50_server.errors import InvalidImage, Overloaded, VariantNotFound
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-import hostile
-from pictures import encode, photo_like, picture
+from tests.support import hostile
+from tests.support.pictures import encode, photo_like, picture
 
 INFERENCE = "/resnet50.v1.InferenceService/"
 VARIANTS = "/resnet50.v1.VariantService/"

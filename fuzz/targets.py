@@ -2,7 +2,7 @@
 
 The promise, wherever bytes come from a stranger: a result, or a refusal of ours that says what is
 wrong, within a bounded time and memory. What else must hold is said at each target. None of them
-needs atheris: `tests/unit/test_fuzz_corpus.py` replays the corpus in every run of the tests.
+needs atheris: `tests/unit/server/test_fuzz_corpus.py` replays the corpus in every run of the tests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
-from calls import Calls
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from PIL import Image
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from fuzz.calls import Calls
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
 from resnet50_client import Resnet50Error, messages
 from resnet50_client.errors import error_of, error_of_status

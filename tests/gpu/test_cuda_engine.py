@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import weights
-from serving import connected, engines_of, serving
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
@@ -26,6 +24,8 @@ from resnet50_server.engines.cuda.engine import CAPTURED_TOP_K, CudaEngine
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network, fold_batchnorm
+from tests.support import weights
+from tests.support.serving import connected, engines_of, serving
 
 pytestmark = [
     pytest.mark.gpu,

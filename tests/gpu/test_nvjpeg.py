@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from pictures import PHOTOS, photo_like
 from torchvision.models import ResNet50_Weights
 
 from resnet50_server.engines.cuda.nvjpeg import NvJpegDecoder
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
+from tests.support.pictures import PHOTOS, photo_like
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import weights
-from serving import connected, serving
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
@@ -22,6 +20,8 @@ from resnet50_server.lifecycle.loader import place
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network, fold_batchnorm
 from resnet50_server.variants.spec import define
+from tests.support import weights
+from tests.support.serving import connected, serving
 
 pytestmark = pytest.mark.gpu
 

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 
 import promql_parser
 import pytest
-from pictures import encode, picture
 from prometheus_client.parser import text_string_to_metric_families
-from scrape import ON, get
-from serving import serving
 
 from resnet50_client import AsyncClient
 from resnet50_server.context import Call
 from resnet50_server.errors import InvalidImage, Unauthenticated
 from resnet50_server.rollout.split import Split
+from tests.support.pictures import encode, picture
+from tests.support.scrape import ON, get
+from tests.support.serving import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())

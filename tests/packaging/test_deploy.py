@@ -9,7 +9,12 @@ import sys
 import kubernetes_validate
 import pytest
 import yaml
-from deployments import (
+
+from resnet50_client.addresses import DEFAULT_PORT
+from resnet50_server.api.memory_bound import memory_bound, total
+from resnet50_server.server import SERVICES
+from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
+from tests.support.deployments import (
     DEPLOY,
     KUBERNETES,
     ROOT,
@@ -22,11 +27,6 @@ from deployments import (
     unit,
     variables,
 )
-
-from resnet50_client.addresses import DEFAULT_PORT
-from resnet50_server.api.memory_bound import memory_bound, total
-from resnet50_server.server import SERVICES
-from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
 
 # The health service's own name: SERVING for as long as the process lives.
 ALIVE = "grpc.health.v1.Health"

@@ -9,8 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from pictures import encode, photo_like
-from serving import server_processes
+
+from tests.support.pictures import encode, photo_like
+from tests.support.serving import server_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 # The oldest supported pair is the toolchain of the stubs; "newest" is whatever pip finds.

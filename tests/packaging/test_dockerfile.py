@@ -13,7 +13,8 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
-from deployments import ROOT, Dockerfile
+
+from tests.support.deployments import ROOT, Dockerfile
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from administering import ADMIN, describe, tokens_file
-from pictures import encode, photo_like
-from serving import server_processes
 
 from resnet50_server.settings import ENV_PREFIX, Settings
+from tests.support.administering import ADMIN, describe, tokens_file
+from tests.support.pictures import encode, photo_like
+from tests.support.serving import server_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# What they say where memory is short, recorded in tests/unit/test_memory.py:
+# What they say where memory is short, recorded in tests/unit/server/test_memory.py:
 #   PyTorch on CUDA   OutOfMemoryError; CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
 #   PyTorch           RuntimeError: DefaultCPUAllocator: can't allocate memory
 #   oneDNN in it      RuntimeError: could not create a primitive (an engine that has warmed up can)

@@ -1,0 +1,1 @@
+"""Fuzzing of decoding and parsing: `python -m fuzz.run`."""

@@ -1,0 +1,333 @@
+"""`resnet50 bench` as scripts use it: a real process against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import resnet50_server.server
+from resnet50_client import UnavailableError
+from resnet50_client.cli.bench.bench import served
+from resnet50_client.cli.bench.calls import OK, calls_of
+from resnet50_client.cli.bench.pictures import images_of
+from resnet50_client.cli.bench.plan import Load, Plan
+from resnet50_client.cli.bench.result import Bench
+from resnet50_client.cli.bench.run import measure, measuring
+from resnet50_server.server import Server
+from resnet50_server.settings import Settings
+from tests.support.pictures import encode, photo_like
+from tests.support.serving import engines_of, server_processes, serving
+
+
+@pytest.fixture(scope="module")
+def server():
+    with server_processes() as start:
+        process = start("--variants", "IMAGENET1K_V2", "--engine", "null")
+        process.address = process.wait_until_listening()
+        yield process
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "resnet50_client", "bench", *map(str, arguments)]
+
+
+ENVIRONMENT = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+    )
+
+
+QUICK = ("--warm-up-s", 0, "--requests", 40)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--concurrency", 4),
+        ("--rate", 200),
+        ("--rate", 200, "--call", "embed", "--raw"),
+        ("--shape", "upload", "--concurrency", 4),
+        ("--shape", "upload", "--rate", 100, "--call", "embed", "--channels", 2),
+        ("--shape", "stream", "--concurrency", 8, "--streams", 2),
+        ("--shape", "stream", "--rate", 200, "--call", "embed"),
+        ("--streams", 3, "--fps", 30, "--raw"),
+        ("--streams", 3, "--fps", 30, "--delivery", "latest"),
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments)),
+)
+def test_every_shape_is_measured_under_every_load(server, arguments):
+    done = bench("--server", server.address, *arguments, *QUICK, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (run,) = found["runs"]
+    assert (run["calls"], run["errors"]) == (40, {})
+    assert run["latency_ms"]["count"] + run["dropped"] == 40
+    assert run["good_share"] * 40 == pytest.approx(run["latency_ms"]["count"])
+    assert 0 < run["latency_ms"]["p50"] <= run["latency_ms"]["max"]
+    assert run["latency_ms"]["p99"] is None  # of 40
+    assert sum(run["batch_sizes"].values()) == run["latency_ms"]["count"]
+    stages = run["stages_ms"]
+    assert stages["server"]["max"] <= run["latency_ms"]["max"]
+    assert found["variant"]["name"] == "IMAGENET1K_V2"
+    assert found["variant"]["engine"] == "null"
+
+
+def test_table_files_and_costs_of_the_server(server, tmp_path):
+    out, html = tmp_path / "bench.json", tmp_path / "bench.html"
+    done = bench(
+        *("--server", server.address, "--server-pid", server.process.pid),
+        *("--duration-s", 2, "--warm-up-s", 0.2, "--out", out, "--html", html),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "16 under way" in done.stdout
+    assert "IMAGENET1K_V2@" in done.stdout
+    (run,) = Bench.load(out).runs
+    assert run.server.cores > 0.05
+    assert run.server.cpu_ms_per_answer == pytest.approx(
+        run.server.cores / run.throughput_per_s * 1e3
+    )
+    assert run.server.peak_rss_mib > 50
+    assert run.generator.cpu_share > 0
+    assert run.generator.loop_lag_ms.count > 20
+    assert "<svg" in html.read_text()
+
+
+def test_sweep_finds_the_capacity_and_measures_shares_of_it(server, tmp_path):
+    out, html = tmp_path / "bench.json", tmp_path / "bench.html"
+    done = bench(
+        *("--server", server.address, "--sweep", "20%..80%x2", "--raw"),
+        *("--duration-s", 0.5, "--warm-up-s", 0.1, "--out", out, "--html", html),
+    )
+    assert done.returncode == 0, done.stderr
+    found = Bench.load(out)
+    assert found.capacity_per_s == max(run.throughput_per_s for run in found.probes)
+    rates = [run.load.rate_per_s for run in found.runs]
+    assert rates == pytest.approx([0.2 * found.capacity_per_s, 0.8 * found.capacity_per_s], abs=0.1)
+    assert "capacity" in done.stdout
+    compared = bench("--compare", out, out)
+    assert compared.returncode == 0
+    assert "1.00" in compared.stdout
+    told = json.loads(bench("--compare", out, out, "--json").stdout)
+    # On a busy machine the load generator may have been late, which is said of both.
+    assert all(one.startswith(("A, ", "B, ")) for one in told["differences"])
+    assert {row["load"] for row in told["rows"]} > {"capacity"}
+
+
+def test_comparison_warns_of_what_differs(server, tmp_path):
+    files = tmp_path / "one.json", tmp_path / "two.json"
+    for file, call in zip(files, ("classify", "embed"), strict=True):
+        arguments = ("--server", server.address, "--call", call, *QUICK)
+        assert bench(*arguments, "--out", file).returncode == 0
+    done = bench("--compare", *files)
+    assert done.returncode == 0
+    assert "plan, question: classify against embed" in done.stderr
+
+
+def test_own_images_are_sent_and_broken_ones_count_as_errors(server, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(photo_like(32, 32)))
+    (tmp_path / "b.jpg").write_bytes(b"nothing")
+    done = bench(tmp_path, "--server", server.address, *QUICK, "--json")
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(done.stdout)["runs"]
+    assert run["errors"] == {"INVALID_ARGUMENT": 20}
+    assert run["good_share"] == 0.5
+
+
+def test_exit_statuses_tell_what_went_wrong(server, tmp_path):
+    address = server.address
+    nobody = bench("--server", "127.0.0.1:1")
+    assert (nobody.returncode, "127.0.0.1:1" in nobody.stderr) == (3, True)
+    unknown = bench("--server", address, "--variant", "cats")
+    assert (unknown.returncode, "IMAGENET1K_V2" in unknown.stderr) == (1, True)
+    (tmp_path / "b.jpg").write_bytes(b"nothing")
+    unanswered = bench(tmp_path, "--server", address, *QUICK)
+    assert (unanswered.returncode, "nothing was answered" in unanswered.stderr) == (1, True)
+    assert "40 INVALID_ARGUMENT" in unanswered.stdout
+    for arguments, named in (
+        (("--rate", 5, "--concurrency", 5), "--rate"),
+        (("--sweep", "x"), "sweep"),
+        (("--fps", 5, "--shape", "unary"), "fps"),
+        (("--out", tmp_path / "bench.txt"), "--out"),
+        (("--html", tmp_path / "nowhere" / "bench.html"), "--html"),
+        (("--server-pid", 2**22 + 1), "server_pid"),
+        (("--compare", tmp_path / "b.jpg", tmp_path / "b.jpg"), "b.jpg"),
+    ):
+        wrong = bench("--server", address, *arguments)
+        assert (wrong.returncode, named in wrong.stderr) == (2, True), wrong.stderr
+    for done in (nobody, unknown, unanswered):
+        assert "Traceback" not in done.stderr
+
+
+def test_help_explains_every_option():
+    done = bench("--help")
+    assert done.returncode == 0
+    for named in ("--sweep", "Poisson", "Exit status", "RESNET50_SERVER", "--server-pid"):
+        assert named in done.stdout
+
+
+def counting(server) -> list[int]:
+    """Count the images that a server's engine computes."""
+    (engine,) = engines_of(server)
+    computed = [0]
+    inner = engine.run
+
+    def run(images, *arguments):
+        computed[0] += len(images)
+        return inner(images, *arguments)
+
+    engine.run = run
+    return computed
+
+
+async def test_servers_that_still_load_are_not_measured(monkeypatch):
+    arrived, gate = asyncio.Event(), asyncio.Event()
+    hold = resnet50_server.server.hold
+
+    async def gated_hold(*arguments):
+        arrived.set()
+        await gate.wait()
+        return await hold(*arguments)
+
+    monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
+    server = Server(Settings(listen=["127.0.0.1:0"], variants=["x=random:0"], engine="null"))
+    starting = asyncio.create_task(server.start())
+    try:
+        await arrived.wait()
+        with pytest.raises(UnavailableError, match="x is loading"):
+            await asyncio.to_thread(served, plan(server))
+        gate.set()
+        await starting
+        assert (await asyncio.to_thread(served, plan(server))).name == "x"
+    finally:
+        gate.set()
+        await starting
+        await server.stop()
+
+
+async def test_servers_of_different_weights_are_not_one_load():
+    async with serving(variants=["x=random:0"]) as one, serving(variants=["y=random:0"]) as two:
+        with pytest.raises(ValueError, match="different weights"):
+            await asyncio.to_thread(served, plan(one, two))
+
+
+async def test_interruption_ends_the_load_and_reports():
+    async with serving() as server:
+        (engine,) = engines_of(server)
+        inner, called, loop = engine.run, asyncio.Event(), asyncio.get_running_loop()
+
+        def run(*arguments):
+            loop.call_soon_threadsafe(called.set)
+            return inner(*arguments)
+
+        process = await asyncio.create_subprocess_exec(
+            *command("--server", server.addresses[0], "--duration-s", 600, "--warm-up-s", 0),
+            "--json",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
+        engine.run = run
+        await called.wait()
+        process.send_signal(signal.SIGINT)
+        out, complaints = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 130, complaints
+    (run,) = json.loads(out)["runs"]
+    assert run["interrupted"]
+    assert run["latency_ms"]["count"] == run["calls"] > 0
+    assert run["duration_s"] < 60
+
+
+def plan(*servers, **options) -> Plan:
+    addresses = tuple(server.addresses[0] for server in servers)
+    defaults = {"load": Load(concurrency=4), "warm_up_s": 0.0, "raw": True, "generated": 2}
+    return Plan(servers=addresses, **defaults | options)
+
+
+@pytest.mark.parametrize("shape", [{}, {"shape": "stream", "streams": 4}])
+async def test_load_is_spread_over_the_servers(shape):
+    async with serving() as one, serving() as two:
+        computed = counting(one), counting(two)
+        before = [count[0] for count in computed]
+        work = plan(one, two, requests=40, channels=2, **shape)
+        run = await measuring(work, images_of(work, 232))
+    assert run.answered == 40
+    assert [count[0] - old for count, old in zip(computed, before, strict=True)] == [20, 20]
+
+
+async def test_function_measures_without_a_command_line():
+    async with serving() as server:
+        work = plan(server, requests=20)
+        run = await asyncio.to_thread(measure, work, images_of(work, 232))
+        again = await asyncio.to_thread(measure, work, images_of(work, 232))
+    assert (run.answered, again.answered) == (20, 20)
+
+
+async def test_calls_fail_by_themselves_and_are_not_repeated():
+    async with serving() as server:
+        (engine,) = engines_of(server)
+        calls = 0
+
+        def broken(*arguments):
+            nonlocal calls
+            calls += 1
+            raise RuntimeError("no")
+
+        engine.run = broken
+        work = plan(server, load=Load(concurrency=1), requests=3)
+        run = await measuring(work, images_of(work, 232))
+    assert (run.errors, run.answered, calls) == ({"INTERNAL": 3}, 0, 3)
+
+
+@pytest.mark.parametrize("shape", ["unary", "stream"])
+async def test_a_server_that_comes_back_is_found_again(shape):
+    loop = asyncio.get_running_loop()
+    async with serving() as server:
+        work = plan(server, shape=shape)
+        stack = calls_of(work, images_of(work, 232))
+        call = await stack.__aenter__()
+        assert (await call(0, loop.time() + 10)).code == OK
+    assert (await call(1, loop.time() + 10)).code == "UNAVAILABLE"
+    async with serving(listen=list(work.servers)):
+        while (outcome := await call(2, loop.time() + 10)).code == "UNAVAILABLE":
+            await asyncio.sleep(0.05)
+        assert outcome.code == OK
+        await stack.__aexit__(None, None, None)
+
+
+async def test_frames_without_an_answer_fail_at_their_deadline():
+    async with serving(engine="timed", timed_alpha_ms=2000) as server:
+        work = plan(server, shape="stream")
+        async with calls_of(work, images_of(work, 232)) as call:
+            deadline = asyncio.get_running_loop().time() + 0.2
+            outcomes = await asyncio.gather(*(call(number, deadline) for number in range(5)))
+    assert {outcome.code for outcome in outcomes} == {"DEADLINE_EXCEEDED"}
+
+
+async def test_backlog_of_an_ordered_stream_shows_in_its_latencies():
+    """40 frames take 2 s at least; the last one was meant after 1 s and waits as long again."""
+    async with serving(engine="timed", timed_alpha_ms=50, max_batch_size=1) as server:
+        work = plan(server, shape="stream", load=Load(fps=40.0), duration_s=1.0)
+        run = await measuring(work, images_of(work, 232))
+    assert run.answered == run.calls == 40
+    assert run.latency_ms.max > 900
+    assert run.stages_ms["outside"].max > 500  # most of it held back before the server
+
+
+async def test_frames_of_latest_streams_are_dropped_and_counted():
+    async with serving(engine="timed", timed_alpha_ms=100) as server:
+        work = plan(
+            *(server,), shape="stream", delivery="latest", load=Load(fps=100.0), duration_s=0.8
+        )
+        run = await measuring(work, images_of(work, 232))
+    assert run.dropped > 0
+    assert run.dropped + run.answered == run.calls
+    assert run.good_share < 1

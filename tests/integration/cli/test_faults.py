@@ -1,0 +1,87 @@
+"""`resnet50` against servers that lose, swap or swallow frames: no image without an answer or an
+error, and an exit status that says so."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from resnet50_client import UnavailableError
+from resnet50_client.cli.app import app
+from resnet50_client.cli.images import Answer, answers
+from tests.support.pictures import encode, photo_like
+from tests.support.puppet_server import Puppet, puppet_server
+
+PHOTOS = 4
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(PHOTOS):
+        (folder / f"{number}.png").write_bytes(encode(photo_like(16, 16, number)))
+    return folder
+
+
+def run(name: str, photos, puppet: Puppet) -> Result:
+    command = {
+        "classify": ["classify", str(photos)],
+        "embed": ["embed", str(photos), "--out", str(photos.parent / "vectors.npz")],
+        "stream": ["stream", str(photos), "--fps", "1000"],
+    }[name]
+    environment = {one: None for one in os.environ if one.startswith("RESNET50_")}
+    with puppet_server(puppet) as address:
+        done = CliRunner().invoke(
+            app, [*command, "--timeout-s", "0.5", "--server", address], env=environment
+        )
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+COMMANDS = pytest.mark.parametrize("command", ["classify", "embed", "stream"])
+
+
+@COMMANDS
+def test_a_stream_that_ends_early_is_resumed_and_no_image_is_lost(command, photos):
+    done = run(command, photos, Puppet("cat", frames="ended"))
+    assert done.exit_code == 0, done.output
+    if command == "classify":
+        lines = [line.partition(":")[0] for line in done.stdout.splitlines()]
+        assert lines == [f"{photos}/{number}.png" for number in range(PHOTOS)]
+    else:
+        assert f"{PHOTOS} images embedded" in done.output or f"{PHOTOS} answered" in done.output
+
+
+@COMMANDS
+@pytest.mark.parametrize("frames", ["closed", "ignored"])
+def test_images_without_an_answer_are_counted_and_the_status_is_that_of_no_server(
+    command, frames, photos
+):
+    done = run(command, photos, Puppet("cat", frames=frames))
+    assert done.exit_code == 3, done.output
+    assert re.search(r"\d frames? had no answer", done.stderr)
+    assert "cat" not in done.stdout.replace(str(photos), "")
+
+
+@COMMANDS
+def test_answers_in_another_order_label_no_file_wrongly(command, photos):
+    done = run(command, photos, Puppet("cat", frames="swapped"))
+    assert done.exit_code == 1, done.output
+    assert "the server answered frame 1 of an ordered stream before frame 0" in done.stderr
+    assert "cat" not in done.stdout.replace(str(photos), "")
+
+
+def test_an_image_that_breaks_connections_fails_alone():
+    broke = UnavailableError("frame 0: was sent 3 times", code="UNAVAILABLE")
+    found = answers(lambda images: (one for one in (broke, *list(images)[1:])), ["a", "b"])
+    assert list(found) == [Answer("a", broke), Answer("b", "b")]
+
+
+def test_what_a_server_says_of_itself_ends_the_command():
+    draining = UnavailableError("variant a is unloaded", code="UNAVAILABLE", request_id="1")
+    with pytest.raises(UnavailableError, match="is unloaded"):
+        list(answers(lambda images: (draining for _ in images), ["a", "b"]))

@@ -1,0 +1,547 @@
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import socket
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import resnet50_client
+from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
+from resnet50_client import AsyncClient, CallObserver, Client, RetryPolicy
+from resnet50_client.errors import ERRORS
+from resnet50_server.batching.deadlines import Timetable
+from resnet50_server.errors import QueueFull
+from tests.support.clients import KINDS, Caller
+from tests.support.pictures import encode, photo_like
+from tests.support.serving import gate, queues_of, server_processes, serving, until
+
+RGB = np.asarray(photo_like(64, 48))
+PNG = encode(Image.fromarray(RGB))
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def untrained_server():
+    """A process that serves a real network, whose answers depend on the pixels."""
+    with server_processes() as start:
+        yield start("--variants", "untrained=random:0").wait_until_listening()
+
+
+class ScriptedServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Fails with the codes it was given, one a call, then answers."""
+
+    def __init__(self, *codes: grpc.StatusCode) -> None:
+        self.codes = list(codes)
+        self.calls = 0
+
+    def Classify(self, request, context):
+        self.calls += 1
+        if self.codes:
+            context.abort(self.codes.pop(0), "scripted")
+        return inference_pb2.ClassifyResponse(classification=result_pb2.Classification())
+
+
+@contextlib.contextmanager
+def scripted(*codes: grpc.StatusCode):
+    servicer = ScriptedServicer(*codes)
+    server = grpc.server(
+        concurrent.futures.ThreadPoolExecutor(4),
+        options=[("grpc.max_receive_message_length", -1)],
+    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", servicer
+    finally:
+        server.stop(None).wait()
+
+
+async def test_every_image_type_gives_the_same_embedding(kind, untrained_server, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(PNG)
+    bgr = RGB[:, :, ::-1]
+    async with Caller(kind, untrained_server) as client:
+        expected = (await client.embed(PNG)).vector
+        with path.open("rb") as file:
+            for image, options in (
+                (path, {}),
+                (str(path), {}),
+                (file, {}),
+                (Image.fromarray(RGB), {}),
+                (RGB, {}),
+                (torch.from_numpy(RGB.copy()).permute(2, 0, 1), {}),
+                (bgr, {"pixel_format": "BGR"}),
+            ):
+                vector = (await client.embed(image, **options)).vector
+                np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-4)
+        swapped = (await client.embed(bgr)).vector
+    assert not np.allclose(swapped, expected, rtol=1e-2)
+
+
+async def test_classification_is_typed_and_complete(kind, untrained_server):
+    async with Caller(kind, untrained_server) as client:
+        result = await client.classify(PNG, top_k=3, include_embedding=True)
+        alone = await client.embed(PNG)
+    probabilities = [category.probability for category in result]
+    assert len(result) == len(probabilities) == 3
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert result.top == result.categories[0]
+    assert result.top.label in repr(result)
+    assert result.variant.name == "untrained"
+    assert result.timing.batch_size == 1
+    assert 0 < result.timing.compute_ms <= result.timing.total_ms
+    np.testing.assert_allclose(result.embedding.vector, alone.vector, rtol=1e-4, atol=1e-4)
+    assert result.embedding.cosine(alone) == pytest.approx(1.0)
+
+
+async def test_embedding_honours_dtype_and_length(kind, untrained_server):
+    async with Caller(kind, untrained_server) as client:
+        plain = await client.embed(PNG)
+        unit = await client.embed(PNG, l2_normalize=True)
+        half = await client.embed(PNG, dtype="float16")
+    assert (plain.vector.dtype, plain.vector.shape) == (np.float32, (2048,))
+    assert half.vector.dtype == np.float16
+    assert np.linalg.norm(unit.vector) == pytest.approx(1.0, abs=1e-5)
+    assert unit.l2_normalized and not plain.l2_normalized
+    assert unit.cosine(plain) == pytest.approx(1.0, abs=1e-5)
+    assert (np.asarray(plain) == plain.vector).all()
+
+
+async def test_min_probability_may_leave_nothing(kind, untrained_server):
+    async with Caller(kind, untrained_server) as client:
+        result = await client.classify(PNG, min_probability=1.0)
+    assert result.categories == ()
+    with pytest.raises(IndexError, match="min_probability"):
+        _ = result.top
+
+
+async def test_embeddings_of_different_weights_are_not_compared(kind):
+    async with (
+        serving(variants=["IMAGENET1K_V1", "IMAGENET1K_V2"]) as server,
+        Caller(kind, server.addresses[0]) as client,
+    ):
+        one = await client.embed(PNG, variant="IMAGENET1K_V1")
+        two = await client.embed(PNG, variant="DEFAULT")
+    with pytest.raises(ValueError, match=r"IMAGENET1K_V1@.*IMAGENET1K_V2@"):
+        one.cosine(two)
+
+
+async def test_variants_are_described(kind):
+    async with (
+        serving(variants=["IMAGENET1K_V1", "IMAGENET1K_V2"]) as server,
+        Caller(kind, server.addresses[0]) as client,
+    ):
+        listed = await client.variants()
+        default = await client.variant()
+        spelled = await client.variant("ResNet50_Weights.DEFAULT")
+        (learned,) = {queue.latency for queue in queues_of(server) if queue.name == default.name}
+    assert default.latency == listed[0].latency
+    assert default.latency.alpha_ms == pytest.approx(learned.alpha_s * 1e3)
+    assert default.latency.beta_ms == pytest.approx(learned.beta_s * 1e3)
+    assert default.latency.alpha_ms > 0  # learned while warming up
+    assert [variant.name for variant in listed] == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
+    assert (default.name, default.server_default, default.state) == ("IMAGENET1K_V1", True, "ready")
+    assert (spelled.name, spelled.transform.resize) == ("IMAGENET1K_V2", 232)
+    assert spelled.published_accuracy.acc_at_1 == pytest.approx(80.858)
+    assert spelled.categories[207] == "golden retriever"
+    assert listed[0].categories == ()
+
+
+async def test_errors_are_ours_and_say_what_to_do(kind):
+    async with (
+        serving(max_image_bytes=60_000) as server,
+        Caller(kind, server.addresses[0]) as client,
+    ):
+        with pytest.raises(resnet50_client.InvalidImageError, match="not a readable") as broken:
+            await client.classify(b"not an image")
+        with pytest.raises(resnet50_client.InvalidImageError, match="max_image_bytes"):
+            await client.embed(bytes(60_001))
+        with pytest.raises(resnet50_client.InvalidRequestError, match="top_k") as wrong:
+            await client.classify(PNG, top_k=1001)
+        with pytest.raises(resnet50_client.InvalidRequestError, match="top_k"):
+            await client.classify(PNG, top_k=-1)
+        with pytest.raises(resnet50_client.InvalidRequestError, match="float32, float16"):
+            await client.embed(PNG, dtype="float64")
+        with pytest.raises(resnet50_client.VariantNotFoundError, match="cats") as missing:
+            await client.variant("cats")
+    assert (broken.value.field, broken.value.code) == ("image.encoded", "INVALID_ARGUMENT")
+    assert broken.value.request_id
+    assert isinstance(broken.value.__cause__, grpc.RpcError)
+    assert isinstance(broken.value, ValueError)
+    assert not isinstance(wrong.value, resnet50_client.InvalidImageError)
+    assert missing.value.served == ("DEFAULT", "IMAGENET1K_V2")
+    assert isinstance(missing.value, LookupError)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"top_k": "3"}, "top_k"),
+        ({"top_k": 2.5}, "top_k"),
+        ({"variant": 3}, "variant"),
+        ({"variant": "\ud800"}, "variant"),
+        ({"min_probability": "much"}, "min_probability"),
+    ],
+    ids=str,
+)
+async def test_option_of_a_wrong_type_is_named(kind, options, field):
+    async with Caller(kind, "127.0.0.1:1") as client:
+        with pytest.raises(
+            resnet50_client.InvalidRequestError, match=f"options.{field}: "
+        ) as wrong:
+            await client.classify(PNG, **options)
+    assert wrong.value.field == f"options.{field}"
+
+
+async def test_message_over_the_transports_limit_is_an_invalid_image(kind):
+    async with (
+        serving(max_image_bytes=1000, max_message_bytes=100_000) as server,
+        Caller(kind, server.addresses[0]) as client,
+    ):
+        with pytest.raises(resnet50_client.InvalidImageError, match=r"max_message_bytes\) is 1000"):
+            await client.classify(bytes(200_000))
+        assert len(await client.classify(PNG[:0] + encode(photo_like(8, 8)))) == 5
+
+
+@pytest.mark.parametrize(
+    "code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK], ids=str
+)
+async def test_every_status_code_is_one_of_our_errors(kind, code):
+    with scripted(*[code] * 9) as (address, _):
+        async with Caller(kind, address, retry=RetryPolicy(attempts=1)) as client:
+            with pytest.raises(resnet50_client.Resnet50Error) as failed:
+                await client.classify(PNG)
+    assert type(failed.value) is ERRORS[code]
+    assert failed.value.code == code.name
+    assert "scripted" in str(failed.value)
+
+
+async def test_unavailable_is_retried_with_images_of_any_size(kind):
+    large = bytes(3 * 2**20)
+    down = grpc.StatusCode.UNAVAILABLE
+    with scripted(down, down) as (address, servicer):
+        policy = RetryPolicy(attempts=3, initial_backoff_s=0.01, max_backoff_s=0.01)
+        async with Caller(kind, address, retry=policy) as client:
+            await client.classify(large)
+        assert servicer.calls == 3
+
+
+class Retries(CallObserver):
+    """Tells when the attempt of a number has failed and another will be made."""
+
+    def __init__(self, count: int) -> None:
+        self.errors: list[resnet50_client.Resnet50Error] = []
+        self.count = count
+        self.made = threading.Event()
+
+    def call_retried(self, call, error, pause_s):
+        self.errors.append(error)
+        if len(self.errors) == self.count:
+            self.made.set()
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+QUICK = {"initial_backoff_s": 0.01, "max_backoff_s": 0.01}
+
+
+@pytest.mark.parametrize("name", ["classify", "variants"])
+async def test_unary_call_goes_on_until_a_server_is_there(kind, name):
+    address, retries = free_address(), Retries(10)
+    policy = {"retry": RetryPolicy(**QUICK), "observers": [retries], "timeout_s": 300}
+    async with Caller(kind, address, **policy) as client:
+        call = asyncio.ensure_future(
+            client.classify(PNG) if name == "classify" else client.variants()
+        )
+        await asyncio.to_thread(retries.made.wait)
+        async with serving(listen=[address]):
+            assert len(await call)
+
+
+async def test_change_of_variants_is_tried_again_only_while_no_server_can_have_had_it(kind):
+    retries = Retries(10)
+    policy = {"retry": RetryPolicy(**QUICK), "observers": [retries], "timeout_s": 300}
+    address = free_address()
+    async with Caller(kind, address, **policy) as client:
+        call = asyncio.ensure_future(client.unload_variant("nobody"))
+        await asyncio.to_thread(retries.made.wait)
+        assert all(error.never_sent for error in retries.errors)
+        async with serving(listen=[address]):
+            with pytest.raises(resnet50_client.PermissionDeniedError):
+                await call
+
+
+async def test_call_without_a_server_ends_by_its_deadline_and_says_how_often_it_was_tried(kind):
+    async with Caller(kind, "127.0.0.1:1", retry=RetryPolicy(**QUICK)) as client:
+        says = r"127\.0\.0\.1:1: .*refused.*; tried \d+ times in [\d.]+ s$"
+        with pytest.raises(resnet50_client.UnavailableError, match=says):
+            await client.classify(PNG, timeout_s=0.5)
+
+
+async def test_retry_budget_of_the_caller_ends_before_the_deadline(kind):
+    down = grpc.StatusCode.UNAVAILABLE
+    with scripted(*[down] * 9) as (address, servicer):
+        policy = RetryPolicy(attempts=7, **QUICK)
+        async with Caller(kind, address, retry=policy, timeout_s=300) as client:
+            with pytest.raises(resnet50_client.UnavailableError, match="tried 7 times"):
+                await client.classify(PNG)
+        assert servicer.calls == 7
+
+
+@pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "ABORTED"])
+async def test_nothing_else_is_retried(kind, code):
+    with scripted(grpc.StatusCode[code]) as (address, servicer):
+        async with Caller(kind, address) as client:
+            with pytest.raises(resnet50_client.Resnet50Error):
+                await client.classify(PNG)
+        assert servicer.calls == 1
+
+
+async def test_overload_is_retried_when_asked(kind):
+    settings = {"engine": "timed", "timed_alpha_ms": 30, "max_queue_size": 1, "max_batch_size": 1}
+    async with serving(**settings) as server:
+        policy = RetryPolicy(overload_attempts=1000)
+        opened, scheduler = gate(server), server._devices._schedulers["cpu"]
+        async with (
+            Caller(kind, server.addresses[0]) as hasty,
+            Caller(kind, server.addresses[0], retry=policy) as patient,
+        ):
+            calls = [asyncio.ensure_future(hasty.classify(PNG))]
+            try:
+                # One computes, then one waits; the others find the queue full.
+                await until(lambda: scheduler._running)
+                calls += [asyncio.ensure_future(hasty.classify(PNG)) for _ in range(5)]
+                await until(lambda: sum(call.done() for call in calls) == 4)
+            finally:
+                opened.set()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            answered = await asyncio.gather(*(patient.classify(PNG) for _ in range(6)))
+    overloaded = [one for one in outcomes if isinstance(one, Exception)]
+    assert len(overloaded) == 4
+    for error in overloaded:
+        assert isinstance(error, resnet50_client.OverloadedError)
+        assert error.retry_after_s > 0
+    assert len(answered) == 6
+
+
+async def test_deadline_is_a_timeout_error(kind):
+    async with (
+        serving(engine="timed", timed_alpha_ms=400) as server,
+        Caller(kind, server.addresses[0]) as client,
+    ):
+        with pytest.raises(TimeoutError, match="allow more time") as late:
+            await client.classify(PNG, timeout_s=0.2)
+    assert isinstance(late.value, resnet50_client.DeadlineExceededError)
+
+
+async def test_no_server_is_unavailable_and_names_the_address(kind):
+    async with Caller(kind, "127.0.0.1:1", retry=RetryPolicy(attempts=1)) as client:
+        with pytest.raises(resnet50_client.UnavailableError, match=r"127\.0\.0\.1:1: "):
+            await client.classify(PNG)
+
+
+async def test_two_servers_take_turns(kind):
+    async with (
+        serving(variants=["IMAGENET1K_V1"]) as one,
+        serving(variants=["IMAGENET1K_V2"]) as two,
+        Caller(kind, [one.addresses[0], two.addresses[0]]) as client,
+    ):
+        seen = set()
+        # A second connection may be made a moment after the first; then the turns are strict.
+        for _ in range(200):
+            seen.add((await client.classify(PNG)).variant.name)
+            if len(seen) == 2:
+                break
+        turns = [(await client.classify(PNG)).variant.name for _ in range(10)]
+    assert seen == {"IMAGENET1K_V1", "IMAGENET1K_V2"}
+    assert turns.count("IMAGENET1K_V1") == 5
+
+
+async def test_killed_server_costs_no_call(kind):
+    with server_processes() as start:
+        arguments = ("--variants", "IMAGENET1K_V2", "--engine", "null")
+        processes = [start(*arguments), start(*arguments)]
+        addresses = [process.wait_until_listening() for process in processes]
+        async with Caller(kind, addresses) as client:
+            await asyncio.gather(*(client.classify(PNG) for _ in range(20)))
+            calls = asyncio.gather(*(client.classify(PNG) for _ in range(100)))
+            await asyncio.sleep(0)
+            processes[0].process.kill()
+            assert len(await calls) == 100
+            assert len(await asyncio.gather(*(client.classify(PNG) for _ in range(100)))) == 100
+
+
+async def test_unix_socket(kind, tmp_path):
+    address = f"unix:{tmp_path}/r.sock"
+    async with serving(listen=[address]), Caller(kind, address) as client:
+        assert len(await client.classify(PNG)) == 5
+
+
+async def test_wait_until_ready_returns_when_a_server_has_come(kind):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    async with Caller(kind, address) as client:
+        waiting = asyncio.ensure_future(client.wait_until_ready(30))
+        with pytest.raises(resnet50_client.UnavailableError):
+            await client.health(timeout_s=0.2)
+        assert not waiting.done()
+        async with serving(listen=[address]):
+            await waiting
+            assert await client.health() == "SERVING"
+            assert await client.health("resnet50.v1.InferenceService") == "SERVING"
+
+
+async def test_wait_until_ready_says_what_it_saw(kind):
+    async with serving() as server, Caller(kind, server.addresses[0]) as client:
+        server._admission.draining = True
+        server._health.look()
+        with pytest.raises(TimeoutError, match=r"not ready within 0\.3 s; seen last: NOT_SERVING"):
+            await client.wait_until_ready(0.3)
+    async with Caller(kind, "127.0.0.1:1") as client:
+        with pytest.raises(resnet50_client.DeadlineExceededError, match="Connection refused"):
+            await client.wait_until_ready(2)
+
+
+async def test_closed_client_says_so(kind):
+    async with serving() as server:
+        async with Caller(kind, server.addresses[0]) as client:
+            await client.classify(PNG)
+        with pytest.raises(RuntimeError, match="is closed; make a new one"):
+            await client.classify(PNG)
+        await client.close()
+
+
+async def test_close_ends_calls_under_way(kind):
+    async with serving() as server:
+        client, opened = Caller(kind, server.addresses[0]), gate(server)
+        call = asyncio.ensure_future(client.classify(PNG))
+        try:
+            await until(lambda: server._admission.requests)
+            await client.close()
+            with pytest.raises(resnet50_client.CallCancelledError):
+                await call
+        finally:
+            opened.set()
+
+
+async def test_cancelled_task_frees_its_place_at_the_server():
+    async with serving(max_batch_size=1) as server, AsyncClient(server.addresses[0]) as client:
+        opened, (queue,) = gate(server), queues_of(server)
+        try:
+            running = asyncio.create_task(client.classify(PNG))
+            await until(lambda: server._devices._schedulers["cpu"]._running)
+            waiting = asyncio.create_task(client.classify(PNG))
+            await until(lambda: len(queue.waiting) == 1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await until(lambda: server._admission.requests == 1)
+        finally:
+            opened.set()
+        assert (await running).timing.batch_size == 1
+
+
+async def test_one_client_serves_many_threads():
+    async with (
+        serving(engine="timed", timed_alpha_ms=5) as server,
+    ):
+        with Client(server.addresses[0]) as client:
+            results = await asyncio.gather(
+                *(asyncio.to_thread(client.classify, PNG, top_k=k) for k in range(1, 33))
+            )
+    assert [len(result) for result in results] == list(range(1, 33))
+
+
+def test_async_client_belongs_to_one_loop():
+    with server_processes() as start:
+        address = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
+        client = AsyncClient(address)
+
+        async def call() -> None:
+            await client.classify(PNG)
+
+        first = asyncio.new_event_loop()
+        first.run_until_complete(call())
+        with pytest.raises(RuntimeError, match="another event loop"):
+            asyncio.run(call())
+        first.run_until_complete(client.close())
+        first.close()
+
+
+def test_closed_clients_leave_no_thread_behind():
+    with server_processes() as start:
+        address = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
+        with Client(address) as client:
+            client.classify(PNG)
+        before = set(threading.enumerate())
+        for _ in range(5):
+            with Client(address) as client:
+                client.classify(PNG)
+        del client
+        gc.collect()
+        limit = time.monotonic() + 10
+        while left := set(threading.enumerate()) - before:
+            assert time.monotonic() < limit, left
+            time.sleep(0.01)
+
+
+async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind, monkeypatch):
+    refused = asyncio.Event()
+    require_room = Timetable.require_room
+
+    def watched(*arguments, **options):
+        try:
+            return require_room(*arguments, **options)
+        except QueueFull:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(Timetable, "require_room", watched)
+    settings = {"engine": "timed", "timed_alpha_ms": 300, "max_queue_size": 1, "max_batch_size": 1}
+    async with serving(**settings) as server:
+        policy = RetryPolicy(overload_attempts=1000)
+        client = Caller(kind, server.addresses[0], retry=policy)
+        calls = [asyncio.ensure_future(client.classify(PNG)) for _ in range(8)]
+        await refused.wait()
+        await client.close()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    kinds = {type(outcome).__name__ for outcome in outcomes}
+    assert "CallCancelledError" in kinds
+    assert kinds <= {"CallCancelledError", "Classification"}
+
+
+async def test_health_of_an_unknown_service_is_an_answer(kind):
+    async with serving() as server, Caller(kind, server.addresses[0]) as client:
+        assert await client.health("nobody") == "SERVICE_UNKNOWN"
+
+
+async def test_proxies_of_the_web_are_not_asked(kind, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with serving() as server, Caller(kind, server.addresses[0]) as client:
+        assert len(await client.classify(PNG)) == 5
+
+
+def test_reprs_name_the_servers():
+    with Client(["127.0.0.1:1", "127.0.0.1:2"]) as client:
+        assert repr(client) == "Client('127.0.0.1:1, 127.0.0.1:2')"
+    assert repr(AsyncClient("unix:/x")) == "AsyncClient('unix:/x')"

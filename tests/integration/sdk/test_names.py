@@ -1,0 +1,170 @@
+"""Lists of servers by name: found late, found again, and never in the way of anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import socket
+import threading
+
+import grpc
+import pytest
+
+import resnet50_client
+from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
+from resnet50_client import RetryPolicy
+from resnet50_client import resolver as resolver_module
+from tests.support.clients import KINDS, Caller, items
+
+PNG = b"anything: the server does not look"
+POLICY = RetryPolicy(initial_backoff_s=0.02, max_backoff_s=0.1)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def kind(request):
+    return request.param
+
+
+class Named(inference_pb2_grpc.InferenceServiceServicer):
+    """Answers with its name."""
+
+    def __init__(self, name: str) -> None:
+        self._variant = result_pb2.VariantRef(name=name)
+
+    def Classify(self, request, context):
+        found = result_pb2.Classification()
+        return inference_pb2.ClassifyResponse(classification=found, variant=self._variant)
+
+    def ClassifyStream(self, requests, context):
+        next(requests)
+        for request in requests:
+            yield inference_pb2.ClassifyStreamResponse(
+                frame_id=request.frame.frame_id,
+                classification=result_pb2.Classification(),
+                variant=self._variant,
+            )
+
+
+class Servers:
+    """Servers on addresses of this machine, all on one port, and the names for them.
+
+    Attributes:
+        hosts: The addresses of each name.
+        port: Of all servers.
+        asked_by: The threads that looked a name up.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self.hosts: dict[str, list[str]] = {}
+        self.port = 0
+        self.asked_by: list[threading.Thread] = []
+
+    def start(self, ip: str) -> grpc.Server:
+        server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(Named(ip), server)
+        host = f"[{ip}]" if ":" in ip else ip
+        self.port = server.add_insecure_port(f"{host}:{self.port}")
+        server.start()
+        self._stack.callback(lambda: server.stop(None).wait())
+        return server
+
+    def getaddrinfo(self, host, port, *arguments, **options):
+        self.asked_by.append(threading.current_thread())
+        if host not in self.hosts:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [
+            (socket.AF_INET6 if ":" in ip else socket.AF_INET, 1, 6, "", (ip, port))
+            for ip in self.hosts[host]
+        ]
+
+
+@pytest.fixture
+def servers(monkeypatch):
+    with contextlib.ExitStack() as stack:
+        servers = Servers(stack)
+        monkeypatch.setattr(socket, "getaddrinfo", servers.getaddrinfo)
+        monkeypatch.setattr(resolver_module, "AGAIN_S", 0.0)
+        yield servers
+
+
+async def seen(client, count: int = 12) -> set[str]:
+    return {(await client.classify(PNG)).variant.name for _ in range(count)}
+
+
+async def test_names_of_a_list_are_looked_up_by_the_first_call_and_by_a_thread_of_their_own(
+    kind, servers
+):
+    for ip in ("127.0.0.1", "127.0.0.2"):
+        servers.start(ip)
+    servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.2"]}
+    names = [f"{host}:{servers.port}" for host in servers.hosts]
+    async with Caller(kind, names) as client:
+        assert servers.asked_by == []
+        await client.classify(PNG)
+        assert {thread.name for thread in servers.asked_by} == {"resolve names"}
+        while await seen(client) != {"127.0.0.1", "127.0.0.2"}:
+            pass  # the second connection is being made
+
+
+async def test_name_without_ipv4_is_called_beside_one_that_has_nothing_else(kind, servers):
+    for ip in ("127.0.0.1", "127.0.0.2"):
+        servers.start(ip)
+    # An IPv6 address that is there on machines without IPv6 as well.
+    servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["::ffff:127.0.0.2"]}
+    names = [f"{host}:{servers.port}" for host in servers.hosts]
+    async with Caller(kind, names) as client:
+        while await seen(client) != {"127.0.0.1", "127.0.0.2"}:
+            pass
+
+
+async def test_server_that_moves_behind_its_name_is_found_again(kind, servers):
+    first = servers.start("127.0.0.1")
+    servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}
+    names = [f"{host}:{servers.port}" for host in servers.hosts]
+    async with Caller(kind, names, retry=POLICY) as client:
+        assert await seen(client, 1) == {"127.0.0.1"}
+        first.stop(None).wait()
+        servers.start("127.0.0.2")
+        servers.hosts = {"a.test": ["127.0.0.2"], "b.test": ["127.0.0.2"]}
+        assert await seen(client, 1) == {"127.0.0.2"}
+
+
+async def test_stream_goes_on_at_a_server_that_has_moved(kind, servers):
+    first = servers.start("127.0.0.1")
+    servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}
+    names = [f"{host}:{servers.port}" for host in servers.hosts]
+
+    def images():
+        for number in range(8):
+            if number == 4:
+                first.stop(None).wait()
+                servers.start("127.0.0.2")
+                servers.hosts = {"a.test": ["127.0.0.2"], "b.test": ["127.0.0.2"]}
+            yield PNG
+
+    async with Caller(kind, names, retry=POLICY) as client:
+        answers = [one async for one in items(client, "classify_stream", images(), window=1)]
+    assert [one.frame_id for one in answers] == list(range(8))
+    assert [one.result.variant.name for one in answers] == ["127.0.0.1"] * 4 + ["127.0.0.2"] * 4
+
+
+async def test_names_that_are_not_known_are_unavailable_until_they_are(kind, servers):
+    servers.start("127.0.0.1")
+    names = [f"{host}.invalid:{servers.port}" for host in ("a", "b")]
+    once = RetryPolicy(attempts=1)
+    async with Caller(kind, names, retry=once) as client:
+        with pytest.raises(resnet50_client.UnavailableError, match=r"a\.invalid"):
+            await client.classify(PNG)
+        with pytest.raises(resnet50_client.UnavailableError):
+            [one async for one in items(client, "classify_many", [PNG], resume_s=0)]
+        servers.hosts = {"a.invalid": ["127.0.0.1"], "b.invalid": ["127.0.0.1"]}
+        found = None
+        while (
+            found is None
+        ):  # names are looked up again within a second, and each call is made once
+            with contextlib.suppress(resnet50_client.UnavailableError):
+                found = await seen(client, 1)
+            await asyncio.sleep(0.01)
+        assert found == {"127.0.0.1"}

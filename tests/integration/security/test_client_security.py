@@ -1,0 +1,487 @@
+"""TLS, client certificates and tokens of both clients, against a server that wants them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import itertools
+import math
+import socket
+
+import grpc
+import pytest
+
+from resnet50_client import (
+    CallCancelledError,
+    PermissionDeniedError,
+    RetryPolicy,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from tests.support import certs
+from tests.support.certs import authority
+from tests.support.clients import KINDS, Caller, items
+from tests.support.pictures import encode, photo_like
+from tests.support.secured import (
+    Files,
+    bundle,
+    fronting,
+    overloaded,
+    replaced,
+    server_credentials,
+    unavailable,
+)
+from tests.support.serving import serving
+
+PNG = encode(photo_like(32, 32))
+TOKEN = "a-very-secret-token"
+ONCE = RetryPolicy(attempts=1)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def ca():
+    return authority()
+
+
+@pytest.fixture(scope="module")
+def other_ca():
+    return authority()
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path)
+
+
+async def every_call(client: Caller) -> None:
+    """Make a call of each kind."""
+    await client.wait_until_ready(30)
+    assert await client.health() == "SERVING"
+    assert (await client.classify(PNG)).top.label == "tench"
+    assert (await client.embed(large_png())).vector.shape == (2048,)
+    assert len(await client.variants()) == 1
+    assert (await client.variant()).name == "IMAGENET1K_V2"
+    for name in ("classify_many", "embed_many", "classify_stream", "embed_stream"):
+        assert len([item async for item in items(client, name, [PNG] * 3)]) == 3
+
+
+def large_png() -> bytes:
+    """Return one that goes by upload; what follows a PNG's end is nobody's business."""
+    return PNG + bytes(5 * 2**20)
+
+
+async def refusal(client: Caller) -> UnavailableError:
+    with pytest.raises(UnavailableError) as error:
+        await client.classify(PNG)
+    return error.value
+
+
+# TLS
+
+
+@pytest.mark.parametrize("form", ["path", "text path", "bytes"])
+async def test_every_call_goes_through_tls(kind, ca, files, form):
+    path = files.ca(ca)
+    trusted = {"path": path, "text path": str(path), "bytes": path.read_bytes()}[form]
+    async with (
+        fronting(server_credentials(ca)) as front,
+        Caller(kind, front.address, ca=trusted) as client,
+    ):
+        await every_call(client)
+    assert "ClassifyStream" in front.methods() and "EmbedUpload" in front.methods()
+    assert set(front.authorizations) == {None}
+
+
+async def test_list_of_addresses_goes_through_tls(kind, ca):
+    async with fronting(server_credentials(ca)) as one, fronting(server_credentials(ca)) as two:
+        addresses = [one.address, two.address]
+        async with Caller(kind, addresses, ca=bundle(ca)) as client:
+            while not (one.seen and two.seen):
+                await client.classify(PNG)
+
+
+async def test_unix_socket_speaks_tls_and_takes_tokens(kind, ca, tmp_path):
+    credentials = server_credentials(ca)
+    where = f"unix:{tmp_path / 's'}"
+    async with fronting(credentials, where) as front:
+        front.tokens = {TOKEN}
+        async with Caller(kind, front.address, ca=bundle(ca), token=TOKEN) as client:
+            await client.classify(PNG)
+
+
+async def test_authority_that_is_not_trusted_is_told(kind, ca, other_ca):
+    async with (
+        fronting(server_credentials(ca)) as front,
+        Caller(kind, front.address, ca=bundle(other_ca), retry=ONCE) as client,
+    ):
+        error = await refusal(client)
+    assert "TLS failed: the server's certificate is not of an authority in ca" in error.message
+    assert front.address in error.message
+    assert isinstance(error.__cause__, grpc.RpcError)
+    assert front.seen == []
+
+
+async def test_certificate_for_another_name_is_told_and_may_be_asked_for(kind, ca):
+    async with fronting(server_credentials(ca, "models.example")) as front:
+        async with Caller(kind, front.address, ca=bundle(ca), retry=ONCE) as client:
+            error = await refusal(client)
+        assert "another name; see server_name" in error.message
+        named = {"ca": bundle(ca), "server_name": "models.example"}
+        async with Caller(kind, front.address, **named) as client:
+            await client.classify(PNG)
+
+
+async def test_clear_text_and_tls_that_meet_are_told(kind, ca):
+    async with fronting() as plain, fronting(server_credentials(ca)) as secure:
+        async with Caller(kind, plain.address, ca=bundle(ca), retry=ONCE) as client:
+            assert "the server does not speak TLS" in (await refusal(client)).message
+        async with Caller(kind, secure.address, retry=ONCE) as client:
+            error = await refusal(client)
+        assert "this client speaks clear text: does the server want TLS" in error.message
+    assert plain.seen == secure.seen == []
+
+
+async def test_absent_server_is_not_blamed_on_tls(kind, ca):
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        for arguments in ({}, {"ca": bundle(ca)}):
+            async with Caller(kind, address, retry=ONCE, **arguments) as client:
+                assert "TLS" not in (await refusal(client)).message
+
+
+# Client certificates
+
+
+async def test_client_certificate_is_shown(kind, ca, files):
+    credentials = server_credentials(ca, clients=bundle(ca))
+    certificate = files.client(ca, "camera-7")
+    async with (
+        fronting(credentials) as front,
+        Caller(kind, front.address, ca=bundle(ca), **certificate) as client,
+    ):
+        await every_call(client)
+    assert {one.client for one in front.seen} == {"camera-7"}
+
+
+async def test_missing_or_foreign_client_certificate_is_told(kind, ca, other_ca, files):
+    async with fronting(server_credentials(ca, clients=bundle(ca))) as front:
+        for certificate in ({}, files.client(other_ca, "stranger")):
+            async with Caller(
+                kind, front.address, ca=bundle(ca), retry=ONCE, **certificate
+            ) as client:
+                assert "does it want a client certificate" in (await refusal(client)).message
+    assert front.seen == []
+
+
+async def test_renewed_client_certificate_is_used_and_streams_under_way_go_on(kind, ca, files):
+    credentials = server_credentials(ca, clients=bundle(ca))
+    certificate = files.client(ca, "old")
+    async with (
+        fronting(credentials) as front,
+        Caller(kind, front.address, ca=files.ca(ca), **certificate) as client,
+    ):
+        stream = items(client, "classify_many", [PNG] * 40, window=1)
+        await anext(stream)
+        files.client(ca, "new")
+        await client.classify(PNG)
+        assert (front.seen[0].client, front.seen[-1].client) == ("old", "new")
+        assert len([item async for item in stream]) == 39
+        await client.embed(PNG)
+    assert [one.client for one in front.seen] == ["old", "new", "new"]
+
+
+async def test_connection_of_an_old_certificate_goes_with_its_last_call(kind, ca, files):
+    credentials = server_credentials(ca, clients=bundle(ca))
+    certificate = files.client(ca, "old")
+    async with (
+        fronting(credentials) as front,
+        Caller(kind, front.address, ca=bundle(ca), **certificate) as client,
+    ):
+        stream = items(client, "classify_many", [PNG] * 8, window=1)
+        await anext(stream)
+        for name in ("new", "newer"):
+            files.client(ca, name)
+            await client.classify(PNG)
+        gc.collect()
+        channels = client.client._channels
+        assert len(channels._open) == 2
+        assert len([item async for item in stream]) == 7
+        del stream
+        gc.collect()
+        assert list(channels._open) == [channels.stubs().channel]
+
+
+async def test_closing_the_client_ends_streams_on_an_old_certificate_too(kind, ca, files):
+    credentials = server_credentials(ca, clients=bundle(ca))
+    certificate = files.client(ca, "old")
+    async with fronting(credentials) as front:
+        client = Caller(kind, front.address, ca=bundle(ca), **certificate)
+        stream = items(client, "classify_many", itertools.repeat(PNG), window=1)
+        await anext(stream)
+        files.client(ca, "new")
+        await client.classify(PNG)
+        await client.close()
+        with pytest.raises(CallCancelledError):
+            while True:
+                await anext(stream)
+
+
+async def test_renewed_authority_is_trusted(kind, ca, other_ca, files):
+    trusted = files.ca(other_ca)
+    async with (
+        fronting(server_credentials(ca)) as front,
+        Caller(kind, front.address, ca=trusted, retry=ONCE) as client,
+    ):
+        await refusal(client)
+        files.ca(other_ca, ca)
+        await client.classify(PNG)
+
+
+async def test_half_renewed_certificate_waits_for_its_key(kind, ca, files):
+    credentials = server_credentials(ca, clients=bundle(ca))
+    certificate = files.client(ca, "old")
+    old_key = files.key.read_bytes()
+    async with (
+        fronting(credentials) as front,
+        Caller(kind, front.address, ca=bundle(ca), **certificate) as client,
+    ):
+        await client.classify(PNG)
+        files.client(ca, "new")
+        new_key = files.key.read_bytes()
+        for between in (old_key, b"", b"nonsense"):
+            replaced(files.key, between)
+            await client.classify(PNG)
+        files.key.unlink()
+        await client.classify(PNG)
+        replaced(files.key, new_key)
+        await client.classify(PNG)
+    assert [one.client for one in front.seen] == ["old"] * 5 + ["new"]
+
+
+# Tokens
+
+
+async def test_token_goes_with_every_call(kind, ca):
+    async with fronting(server_credentials(ca)) as front:
+        front.tokens = {TOKEN}
+        async with Caller(kind, front.address, ca=bundle(ca), token=TOKEN) as client:
+            await every_call(client)
+    methods = {
+        *("Check", "Classify", "EmbedUpload", "ListVariants", "GetVariant"),
+        *("ClassifyStream", "EmbedStream"),
+    }
+    assert set(front.methods()) == methods
+    assert set(front.authorizations) == {f"Bearer {TOKEN}"}
+
+
+async def test_missing_wrong_and_unfit_tokens_are_told_apart(kind):
+    async with fronting() as front:
+        front.tokens = {TOKEN, "other"}
+        front.allowed = lambda token: token == TOKEN
+        for arguments, expected in (
+            ({}, UnauthenticatedError),
+            ({"token": "wrong"}, UnauthenticatedError),
+            ({"token": "other"}, PermissionDeniedError),
+        ):
+            async with Caller(kind, front.address, **arguments) as client:
+                with pytest.raises(expected):
+                    await client.classify(PNG)
+                with pytest.raises(expected):
+                    [item async for item in items(client, "classify_many", [PNG])]
+                with pytest.raises(expected):
+                    await client.wait_until_ready(30)
+
+
+async def test_function_gives_each_call_its_token(kind):
+    given = iter(["one", "two", "three"])
+    async with (
+        fronting() as front,
+        Caller(kind, front.address, token=lambda: next(given)) as client,
+    ):
+        await client.health()
+        await client.classify(PNG)
+        [item async for item in items(client, "embed_many", [PNG])]
+    assert front.authorizations == ["Bearer one", "Bearer two", "Bearer three"]
+
+
+async def test_token_file_is_read_again_when_it_changes(kind, tmp_path):
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    async with fronting() as front, Caller(kind, front.address, token_file=path) as client:
+        await client.health()
+        replaced(path, "second\n")
+        await client.health()
+        path.write_text("thirds")  # in place, of the same length
+        await client.health()
+        path.write_text("")  # about to be written
+        await client.health()
+        path.unlink()
+        await client.health()
+        path.write_text("fourth")
+        await client.health()
+    told = ["first", "second", "thirds", "thirds", "thirds", "fourth"]
+    assert front.authorizations == [f"Bearer {token}" for token in told]
+
+
+async def test_retries_of_the_channel_and_after_overload_keep_the_token(kind):
+    retry = RetryPolicy(initial_backoff_s=0.01, overload_attempts=2)
+    async with fronting() as front:
+        front.tokens = {TOKEN}
+        front.failures = [unavailable(), overloaded()]
+        async with Caller(kind, front.address, token=TOKEN, retry=retry) as client:
+            await client.classify(PNG)
+    assert front.authorizations == [f"Bearer {TOKEN}"] * 3
+
+
+async def test_resumed_stream_takes_the_token_of_the_moment(kind):
+    given = ["one", "two"]
+    async with fronting() as front:
+        front.cut_after = 5
+        options = {"token": lambda: given.pop(0), "retry": RetryPolicy(initial_backoff_s=0.01)}
+        async with Caller(kind, front.address, **options) as client:
+            answers = [one async for one in items(client, "classify_many", [PNG] * 20)]
+    assert [answer.top.label for answer in answers] == ["tench"] * 20
+    assert front.methods() == ["ClassifyStream", "ClassifyStream"]
+    assert front.authorizations == ["Bearer one", "Bearer two"]
+
+
+async def test_function_that_gives_no_token_is_told_and_not_what_it_gave(kind):
+    async with (
+        fronting() as front,
+        Caller(kind, front.address, token=lambda: f"Bearer {TOKEN}\n") as client,
+    ):
+        for call in (client.classify(PNG), anext(items(client, "classify_many", [PNG]))):
+            with pytest.raises(ValueError, match=r"^token: must be visible ASCII") as error:
+                await call
+            assert TOKEN not in str(error.value)
+    assert front.seen == []
+
+
+async def test_token_leaves_the_machine_in_clear_text_only_if_allowed(kind):
+    with pytest.raises(ValueError, match=r"^token: would go to models\.example:1 in clear text"):
+        Caller(kind, "models.example:1", token=TOKEN)
+    for allowed in ({"insecure_token": True}, {"tls": True}):
+        async with Caller(kind, "models.example:1", token=TOKEN, **allowed):
+            pass
+
+
+# The server's own TLS and tokens
+
+
+def hashed(**secrets: str) -> bytes:
+    """Return a server's file of tokens, by their names."""
+    entry = '[[token]]\nname = "{}"\nsha256 = "{}"\nscopes = ["infer"]\n'
+    return "".join(
+        entry.format(name, hashlib.sha256(secret.encode()).hexdigest())
+        for name, secret in secrets.items()
+    ).encode()
+
+
+async def until_accepted(client: Caller) -> None:
+    """Wait until the server has read its tokens again."""
+    while True:
+        try:
+            await client.classify(PNG)
+            return
+        except UnauthenticatedError:
+            await asyncio.sleep(0.05)
+
+
+async def test_everything_is_renewed_under_load_without_a_failed_call(kind, ca, other_ca, tmp_path):
+    first, second = (secret * 8 for secret in ("first-", "second-"))
+    for name in ("server", "client"):
+        (tmp_path / name).mkdir()
+    servers, files = certs.Files(tmp_path / "server", certs.issue(ca)), Files(tmp_path / "client")
+    tokens = replaced(tmp_path / "server" / "tokens.toml", hashed(a=first))
+    token = replaced(tmp_path / "client" / "token", first)
+    clients_ca = replaced(tmp_path / "server" / "clients.pem", bundle(ca) + bundle(other_ca))
+    certificate = files.client(ca, "old")
+    trusted = files.ca(ca)
+    settings = servers.settings | {"tls_client_ca": clients_ca, "tokens_file": tokens}
+    answered, over = 0, False
+    async with serving(**settings) as server:
+        address = server.addresses[0]
+        arguments = {"ca": trusted, **certificate, "retry": ONCE}
+        async with Caller(kind, address, token_file=token, **arguments) as client:
+
+            async def load() -> None:
+                nonlocal answered
+                while not over:
+                    await client.classify(PNG)
+                    answered += 1
+
+            async def some_answers() -> None:
+                wanted = answered + 10
+                while answered < wanted and not loading.done():
+                    await asyncio.sleep(0.01)
+
+            loading = asyncio.create_task(load())
+            await some_answers()
+            files.client(other_ca, "new")
+            await some_answers()
+            files.ca(ca, other_ca)
+            await some_answers()
+            servers.put(certs.issue(other_ca))
+            await some_answers()
+            files.client(other_ca, "newer")  # a connection that is shown the server's new one
+            await some_answers()
+            replaced(tokens, hashed(a=first, b=second))
+            async with Caller(kind, address, token=second, **arguments) as probe:
+                await until_accepted(probe)
+            replaced(token, second)
+            await some_answers()
+            replaced(tokens, hashed(b=second))
+            await some_answers()
+            over = True
+            await loading
+    assert answered > 50
+
+
+# Priority
+
+
+async def test_bulk_calls_say_so_and_a_stream_may_differ(kind):
+    async with fronting() as front:
+        async with Caller(kind, front.address) as client:
+            await client.classify(PNG)
+            [one async for one in items(client, "embed_many", [PNG], priority="bulk")]
+        async with Caller(kind, front.address, priority="bulk") as client:
+            await client.classify(PNG)
+            [one async for one in items(client, "classify_stream", [PNG], priority="interactive")]
+            with pytest.raises(ValueError, match=r"^priority: is 'low'"):
+                [one async for one in items(client, "classify_many", [PNG], priority="low")]
+    told = [one.metadata.get("x-priority") for one in front.seen]
+    assert told == [None, "bulk", "bulk", None]
+
+
+# Secrets
+
+
+async def test_secrets_are_in_no_representation_and_no_error(kind, ca, files, capfd, caplog):
+    caplog.set_level(0)
+    certificate = files.client(ca, "camera-7")
+    pem = {name: path.read_bytes() for name, path in certificate.items()}
+    key = pem["key"].decode().splitlines()[1]
+    shown = []
+    async with fronting(server_credentials(ca, clients=bundle(ca))) as front:
+        front.tokens = {"another"}
+        async with Caller(
+            kind, front.address, ca=bundle(ca), token=TOKEN, timeout_s=math.inf, **pem
+        ) as client:
+            inside = client.client._connection
+            shown += [client.client, inside, inside.credentials, inside.credentials.certificates]
+            shown += [inside.credentials.certificates.current(), inside.credentials.bearer]
+            with pytest.raises(UnauthenticatedError) as error:
+                await client.classify(PNG)
+            shown += [error.value, error.value.__cause__]
+    assert front.authorizations == [f"Bearer {TOKEN}"]
+    output = "".join(capfd.readouterr())
+    for text in (*map(repr, shown), *map(str, shown), caplog.text, output):
+        assert TOKEN not in text and key not in text

@@ -1,0 +1,553 @@
+"""Variants that change while the server answers: replaced, made the default, made to give way."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from torchvision.models import ResNet50_Weights
+
+from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
+from resnet50_server.engines.reference_check import Canary
+from resnet50_server.lifecycle import loading
+from resnet50_server.settings import Settings
+from tests.support.administering import (
+    ADMIN,
+    APP,
+    DRAINING,
+    IMAGE,
+    LOADING,
+    READY,
+    administrator,
+    describe,
+    refused,
+)
+from tests.support.pictures import encode, photo_like
+from tests.support.serving import DECODING, connected, engines_of, queues_of, serving, until
+from tests.support.weights import calm, custom_variant, publish
+
+# Small images: what is tested is which weights answer, not how fast.
+SMALL = {"resize": 64, "crop": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+CATEGORIES = 10
+REAL = {"engine": "torch", "variants": ["untrained=random:0"], "max_batch_size": 4}
+PICTURES = [image_pb2.Image(encoded=encode(photo_like(80, 70, seed))) for seed in range(3)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of variants, of which the null engine reads the descriptions only."""
+    describe(tmp_path / "variants" / "digits")
+    return tmp_path / "variants"
+
+
+def put(folder, name: str, seed: int):
+    """Put weights into a folder as one should: beside, then in their place at once."""
+    beside, state = folder.parent / "new" / name, dict(calm(1, CATEGORIES))
+    # Other weights, made fast: the categories trade places.
+    for key in ("fc.weight", "fc.bias"):
+        state[key] = state[key].roll(seed, 0).clone()
+    custom_variant(beside, state, CATEGORIES, transform=SMALL)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for path in beside.iterdir():
+        path.replace(folder / name / path.name)
+    return folder / name
+
+
+async def replace(admin, name: str) -> variant_pb2.LoadVariantResponse:
+    request = variant_pb2.LoadVariantRequest(name=name, replace=True)
+    return await admin.variants.LoadVariant(request, metadata=admin.token())
+
+
+async def set_default(admin, name: str, token: str = ADMIN):
+    request = variant_pb2.SetDefaultVariantRequest(name=name)
+    return await admin.variants.SetDefaultVariant(request, metadata=admin.token(token))
+
+
+async def listed(admin) -> list[variant_pb2.Variant]:
+    request = variant_pb2.ListVariantsRequest()
+    return list((await admin.variants.ListVariants(request, metadata=admin.token())).variants)
+
+
+def ask(admin, image: image_pb2.Image, variant: str):
+    options = inference_pb2.ClassifyOptions(variant=variant, top_k=1)
+    request = inference_pb2.ClassifyRequest(options=options, image=image)
+    return admin.inference.Classify(request, metadata=admin.token())
+
+
+def told(reply) -> tuple[int, float]:
+    category = reply.classification.categories[0]
+    return category.index, round(category.probability, 3)
+
+
+async def open_stream(admin, variant: str):
+    stream = admin.inference.ClassifyStream(metadata=admin.token())
+    options = inference_pb2.ClassifyOptions(variant=variant, top_k=1)
+    config = inference_pb2.ClassifyStreamConfig(options=options)
+    await stream.write(inference_pb2.ClassifyStreamRequest(config=config))
+    return stream
+
+
+async def send(stream, frame_id: int, image: image_pb2.Image = IMAGE) -> None:
+    frame = inference_pb2.Frame(frame_id=frame_id, image=image)
+    await stream.write(inference_pb2.ClassifyStreamRequest(frame=frame))
+
+
+# Replacing
+
+
+async def test_replies_across_a_swap_carry_the_digest_of_the_weights_that_answered(tmp_path):
+    """Under load: unary calls and a stream; no call fails, no number is another weights'."""
+    folder = tmp_path / "variants"
+    put(folder, "mine", 1)
+    async with administrator(folder, **REAL) as admin:
+        first = await admin.load("mine")
+        expected = {first.digest: [told(await ask(admin, one, "mine")) for one in PICTURES]}
+        seen: list[tuple[str, int, tuple[int, float]]] = []
+        stopped = asyncio.Event()
+
+        async def call() -> None:
+            while not stopped.is_set():
+                for number, picture in enumerate(PICTURES):
+                    reply = await ask(admin, picture, "mine")
+                    seen.append((reply.variant.digest, number, told(reply)))
+
+        async def watch() -> None:
+            stream, frame_id = await open_stream(admin, "mine"), 0
+            while not stopped.is_set():
+                await send(stream, frame_id, PICTURES[frame_id % 3])
+                reply = await stream.read()
+                assert (reply.frame_id, reply.HasField("error")) == (frame_id, False), reply
+                seen.append((reply.variant.digest, frame_id % 3, told(reply)))
+                frame_id += 1
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+
+        callers = [asyncio.create_task(one) for one in (call(), call(), watch())]
+        for seed in (2, 1, 2):
+            put(folder, "mine", seed)
+            before = len(seen)
+            swapped = await replace(admin, "mine")
+            assert swapped.replaced_digest != swapped.variant.digest
+            digest = swapped.variant.digest
+            expected[digest] = [told(await ask(admin, one, "mine")) for one in PICTURES]
+            await until(lambda digest=digest, n=before: any(one[0] == digest for one in seen[n:]))
+        stopped.set()
+        await asyncio.gather(*callers)
+        assert len(expected) == 2
+        assert len({tuple(answers) for answers in expected.values()}) == 2
+        for digest, number, answer in seen:
+            assert answer[0] == expected[digest][number][0]
+            assert answer[1] == pytest.approx(expected[digest][number][1], abs=2e-3)
+        # What was replaced goes away by itself.
+        while len(await listed(admin)) > 2:
+            await asyncio.sleep(0.005)
+        assert len(engines_of(admin.server)) == 2
+
+
+async def test_what_the_old_weights_have_taken_they_answer_and_then_they_are_closed(tmp_path):
+    folder = tmp_path / "variants"
+    put(folder, "mine", 1)
+    # Three engine threads: two are held by the old weights, the other one loads the new ones.
+    options = REAL | {"instances": 3, "engine_threads": 1}
+    async with administrator(folder, **options) as admin:
+        old = await admin.load("mine")
+        engine, opened, closed = engines_of(admin.server)[1], threading.Event(), []
+        run, close = engine.run, engine.close
+        engine.run = lambda *arguments: (opened.wait(), run(*arguments))[1]
+        engine.close = lambda: (close(), closed.append(True))
+        try:
+            stream = await open_stream(admin, "mine")
+            await send(stream, 1)
+            waiting = asyncio.ensure_future(ask(admin, PICTURES[0], "mine"))
+            held = admin.server._changes._variants.find("mine")
+            await until(lambda: held.requests == 2 and not held.queue.waiting)
+            put(folder, "mine", 2)
+            new = (await replace(admin, "mine")).variant
+            shown = [(one.digest, one.state, one.requests) for one in (await listed(admin))[1:]]
+            assert shown == [(new.digest, READY, 0), (old.digest, DRAINING, 2)]
+            assert (await ask(admin, PICTURES[0], "mine")).variant.digest == new.digest
+            await send(stream, 2)
+            await until(lambda: held.latest().requests == 0)
+            assert not closed
+        finally:
+            opened.set()
+        assert (await waiting).variant.digest == old.digest
+        replies = [await stream.read() for _ in range(2)]
+        assert [(one.frame_id, one.variant.digest) for one in replies] == [
+            (1, old.digest),
+            (2, new.digest),
+        ]
+        await until(lambda: closed)
+        assert held.requests == 0
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF
+
+
+async def test_an_upload_that_began_before_a_swap_is_answered_by_the_new_weights(tmp_path):
+    folder = tmp_path / "variants"
+    put(folder, "mine", 1)
+    content = encode(photo_like(80, 70, 0))
+    async with administrator(folder, **REAL) as admin:
+        old = await admin.load("mine")
+        upload = await begin_upload(admin, content, "mine")
+        put(folder, "mine", 2)
+        new = (await replace(admin, "mine")).variant
+        # The old weights wait for nobody who still sends.
+        while len(await listed(admin)) > 2:
+            await asyncio.sleep(0.005)
+        await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
+        await upload.done_writing()
+        reply = await upload
+        assert reply.variant.digest == new.digest != old.digest
+
+
+async def begin_upload(admin, content: bytes, variant: str):
+    """Send half an image."""
+    upload = admin.inference.ClassifyUpload(metadata=admin.token())
+    options = inference_pb2.ClassifyUploadOptions(
+        options=inference_pb2.ClassifyOptions(variant=variant)
+    )
+    await upload.write(inference_pb2.ClassifyUploadRequest(options=options))
+    await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[:50]))
+    await until(lambda: admin.server._admission.bytes == 50)
+    return upload
+
+
+async def test_an_upload_that_still_arrives_is_answered_before_its_variant_is_unloaded(folder):
+    content = encode(photo_like(80, 70, 0))
+    async with administrator(folder) as admin:
+        await admin.load("digits")
+        upload = await begin_upload(admin, content, "")
+        held = admin.server._changes._variants.find("")
+        await set_default(admin, "digits")
+        unloading = asyncio.create_task(admin.unload("IMAGENET1K_V2"))
+        await until(lambda: held.retired)
+        await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
+        await upload.done_writing()
+        assert (await upload).variant.name == "IMAGENET1K_V2"
+        await unloading
+        assert not held.uploads and not held.calls
+        assert await admin.states() == {"digits": READY}
+
+
+async def test_an_upload_that_takes_too_long_is_told_that_its_variant_is_unloaded(folder):
+    content = encode(photo_like(80, 70, 0))
+    async with administrator(folder, drain_timeout_s=0.1) as admin:
+        await admin.load("digits")
+        upload = await begin_upload(admin, content, "digits")
+        await admin.unload("digits")
+        await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
+        await upload.done_writing()
+        with refused("UNAVAILABLE", "variant digits is being unloaded"):
+            await upload
+
+
+async def test_options_that_do_not_suit_the_new_weights_fail_frame_by_frame(folder, tmp_path):
+    async with administrator(folder) as admin:
+        await admin.load("digits")
+        stream = admin.inference.ClassifyStream(metadata=admin.token())
+        options = inference_pb2.ClassifyOptions(variant="digits", top_k=2)
+        config = inference_pb2.ClassifyStreamConfig(options=options)
+        await stream.write(inference_pb2.ClassifyStreamRequest(config=config))
+        await send(stream, 1)
+        assert not (await stream.read()).HasField("error")
+        shutil.rmtree(folder / "digits")
+        describe(folder / "digits", categories=["only"])
+        await replace(admin, "digits")
+        await send(stream, 2)
+        error = (await stream.read()).error
+        assert (error.code, "options.top_k: is 2" in error.message) == (3, True)
+
+
+async def test_a_replacement_that_cannot_be_loaded_changes_nothing_and_is_shown(tmp_path):
+    folder = tmp_path / "variants"
+    directory = put(folder, "mine", 1)
+    async with administrator(folder, **REAL) as admin:
+        before = await admin.load("mine")
+        whole = (directory / "weights.pth").read_bytes()
+        (directory / "weights.pth").write_bytes(whole[: len(whole) // 2])
+        with refused("FAILED_PRECONDITION", "weights.pth was refused: it is broken"):
+            await replace(admin, "mine")
+        (shown,) = [one for one in await listed(admin) if one.name == "mine"]
+        assert (shown.state, shown.digest) == (READY, before.digest)
+        assert "it is broken" in shown.last_failure
+        assert (await ask(admin, PICTURES[0], "mine")).variant.digest == before.digest
+        (directory / "weights.pth").write_bytes(whole)
+        assert (await replace(admin, "mine")).variant.last_failure == ""
+
+
+async def test_an_engine_that_does_not_compute_its_weights_never_answers(tmp_path, monkeypatch):
+    folder = tmp_path / "variants"
+    put(folder, "mine", 1)
+    async with administrator(folder, **REAL) as admin:
+        before = await admin.load("mine")
+        open_engine, opened = loading.open_engine, []
+
+        def other(prepared, settings):
+            """Open what a mixed-up graph would be: other weights under the same digest."""
+            put(tmp_path / "other", "mine", 2)
+            definition = loading.prepare(prepared.definition, settings).definition
+            assert definition.name == "mine"
+            wrong = put(tmp_path / "other", "mine", 2)
+            moved = type(definition)(**vars(definition) | {"directory": wrong})
+            opened.append(open_engine(loading.prepare(moved, settings), settings))
+            return opened[-1]
+
+        monkeypatch.setattr(loading, "open_engine", other)
+        with refused("FAILED_PRECONDITION", "the engine does not compute these weights"):
+            await replace(admin, "mine")
+        assert not hasattr(opened[0].engine, "_network")  # closed: its memory is free
+        assert (await ask(admin, PICTURES[0], "mine")).variant.digest == before.digest
+
+
+async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
+    async with administrator(folder) as admin:
+        stages, hold = [], admin.server._changes._hold
+
+        async def slow(definition, loading, make_room):
+            for stage in ("waiting", "reading", "evicting", "building", "warming_up", "verifying"):
+                loading.stage = stage
+                (one,) = [one for one in await listed(admin) if one.name == "digits"]
+                assert one.loading.elapsed_s >= 0
+                stages.append((one.state, variant_pb2.LoadingStage.Name(one.loading.stage)))
+            return await hold(definition, loading, make_room)
+
+        monkeypatch.setattr(admin.server._changes, "_hold", slow)
+        loaded = await admin.load("digits")
+        assert not loaded.HasField("loading")
+        names = [f"LOADING_STAGE_{stage}" for stage in ["WAITING", "READING", "EVICTING"]]
+        names += [f"LOADING_STAGE_{stage}" for stage in ["BUILDING", "WARMING_UP", "VERIFYING"]]
+        assert stages == [(LOADING, name) for name in names]
+        stages.clear()
+        await replace(admin, "digits")
+        assert [state for state, _ in stages] == [READY] * 6
+
+
+async def test_torchvisions_weights_are_loaded_by_their_name(tmp_path, monkeypatch):
+    member = ResNet50_Weights.IMAGENET1K_V1
+    publish(monkeypatch, member, calm(1), tmp_path / "published")
+    options = REAL | {"weights_dir": tmp_path / "weights"}
+    async with administrator(tmp_path / "variants", **options) as admin:
+        loaded = await admin.load("ResNet50_Weights.IMAGENET1K_V1")
+        assert (loaded.name, loaded.category_count) == ("IMAGENET1K_V1", 1000)
+
+
+async def test_a_variant_of_the_start_is_replaced_from_its_own_folder(tmp_path):
+    directory = put(tmp_path / "elsewhere", "mine", 1)
+    options = REAL | {"variants": [f"mine={directory}"]}
+    async with administrator(tmp_path / "variants", **options) as admin:
+        (before,) = await listed(admin)
+        put(tmp_path / "elsewhere", "mine", 2)
+        swapped = await replace(admin, "mine")
+        assert swapped.replaced_digest == before.digest != swapped.variant.digest
+        assert swapped.variant.server_default
+        assert (await admin.classify("")).variant.digest == swapped.variant.digest
+
+
+# The default
+
+
+async def test_another_default_answers_requests_that_name_none(folder, tmp_path):
+    async with administrator(folder) as admin:
+        await admin.load("digits")
+        stream = await open_stream(admin, "")
+        await send(stream, 1)
+        assert (await stream.read()).variant.name == "IMAGENET1K_V2"
+
+        with refused("PERMISSION_DENIED", "admin"):
+            await set_default(admin, "digits", token=APP)
+        with refused("NOT_FOUND", "digits"):
+            await set_default(admin, "nothing")
+        with refused("INVALID_ARGUMENT", "is empty"):
+            await set_default(admin, "")
+        answer = await set_default(admin, "digits")
+        assert (answer.variant.name, answer.previous) == ("digits", "IMAGENET1K_V2")
+        assert answer.variant.server_default
+        assert [one.name for one in await listed(admin)] == ["digits", "IMAGENET1K_V2"]
+        assert (await admin.classify("")).variant.name == "digits"
+        # A stream keeps the weights that it began with.
+        await send(stream, 2)
+        assert (await stream.read()).variant.name == "IMAGENET1K_V2"
+        stream.cancel()
+        with refused("FAILED_PRECONDITION", "SetDefaultVariant"):
+            await admin.unload("digits")
+        await admin.unload("DEFAULT")
+        assert await admin.states() == {"digits": READY}
+
+
+# Memory
+
+
+def megabytes(count: int) -> int:
+    return count * 2**20
+
+
+@pytest.fixture
+def three(tmp_path):
+    folder = tmp_path / "variants"
+    for seed, name in enumerate(("one", "two", "three")):
+        put(folder, name, seed)
+    return folder
+
+
+async def test_a_variant_beyond_the_budget_is_refused_and_nothing_changes(three, tmp_path):
+    # Each takes about 117 MiB in eager PyTorch.
+    options = REAL | {"max_variants_bytes": megabytes(300)}
+    async with administrator(three, **options) as admin:
+        await admin.load("one")
+        with refused("FAILED_PRECONDITION", "max_variants_bytes: two takes about 116 MiB"):
+            await admin.load("two")
+        # Nor is there room for both while one replaces the other.
+        with refused("FAILED_PRECONDITION", "untrained 126, one 116"):
+            await replace(admin, "one")
+        assert (await admin.states())["one"] == READY
+        await admin.unload("one")
+        assert (await admin.load("two")).state == READY
+
+
+async def test_least_recently_used_variants_give_way_but_never_the_default(three, tmp_path):
+    options = REAL | {"max_variants_bytes": megabytes(400), "evict_variants": True}
+    async with administrator(three, **options) as admin:
+        await admin.load("one")
+        await admin.load("two")
+        await ask(admin, PICTURES[0], "two")
+        await ask(admin, PICTURES[0], "one")
+        request = variant_pb2.LoadVariantRequest(name="three")
+        loaded = await admin.variants.LoadVariant(request, metadata=admin.token())
+        assert list(loaded.evicted) == ["two"]
+        assert await admin.states() == {"untrained": READY, "one": READY, "three": READY}
+        # Its own place is no room for its replacement; the others are.
+        assert list((await replace(admin, "three")).evicted) == ["one"]
+
+
+async def test_a_server_whose_variants_exceed_the_budget_does_not_start(tmp_path):
+    from resnet50_server.errors import WeightsError
+    from tests.support.serving import serving
+
+    with pytest.raises(WeightsError, match="max_variants_bytes: untrained takes about"):
+        async with serving(**REAL, max_variants_bytes=megabytes(100)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"watch_variants_s": 1.0}, "watch_variants_s: needs variants_dir"),
+        ({"evict_variants": True}, "evict_variants: needs max_variants_bytes"),
+    ],
+)
+def test_settings_that_need_others_say_so(settings, text):
+    with pytest.raises(ValueError, match=text):
+        Settings(variants=["x=random:0"], **settings)
+
+
+# The folder
+
+
+async def test_watched_folder_loads_replaces_and_unloads(tmp_path):
+    folder = tmp_path / "variants"
+    folder.mkdir()
+    options = REAL | {"watch_variants_s": 0.05}
+    async with administrator(folder, **options) as admin:
+
+        async def digest_of(name: str) -> str:
+            found = [one for one in await listed(admin) if (one.name, one.state) == (name, READY)]
+            return found[0].digest if found else ""
+
+        async def changed(before: str) -> str:
+            while (now := await digest_of("mine")) == before:
+                await asyncio.sleep(0.005)
+            return now
+
+        put(folder, "mine", 1)
+        first = await changed("")
+        put(folder, "mine", 2)
+        second = await changed(first)
+        assert (await ask(admin, PICTURES[0], "mine")).variant.digest == second
+        # Half a file: what serves goes on, and the reason is shown.
+        (folder / "mine" / "weights.pth").write_bytes(b"half")
+        while not [one for one in await listed(admin) if "broken" in one.last_failure]:
+            await asyncio.sleep(0.005)
+        assert await digest_of("mine") == second
+        shutil.rmtree(folder / "mine")
+        assert await changed(second) == ""
+        while len(await listed(admin)) > 1:
+            await asyncio.sleep(0.005)
+        with refused("NOT_FOUND", "untrained"):
+            await ask(admin, PICTURES[0], "mine")
+
+
+async def test_variant_whose_folder_has_gone_goes_as_soon_as_it_can_be_done_without(
+    folder, tmp_path, caplog
+):
+    async with administrator(folder, watch_variants_s=0.01) as admin:
+        while (await admin.states()).get("digits") != READY:
+            await asyncio.sleep(0.005)
+        await set_default(admin, "digits")
+        shutil.rmtree(folder / "digits")
+        while "digits answers requests that name no variant" not in caplog.text:
+            await asyncio.sleep(0.005)
+        assert list(await admin.states()) == ["digits", "IMAGENET1K_V2"]
+        await set_default(admin, "IMAGENET1K_V2")
+        while "digits" in await admin.states():
+            await asyncio.sleep(0.005)
+        assert caplog.text.count("answers requests that name no variant") == 1
+
+
+# The check itself
+
+
+def test_the_check_knows_other_weights_and_takes_the_same_in_every_arithmetic(tmp_path):
+    import torch
+
+    from resnet50_server.engines.torch_engine import TorchEngine
+    from resnet50_server.errors import WeightsError
+    from resnet50_server.variants.checkpoints import read_custom
+    from resnet50_server.variants.network import build_network
+    from resnet50_server.variants.spec import define
+
+    def engine_of(name: str, seed: int, precision: str = "fp32"):
+        definition = define(f"{name}={put(tmp_path, name, seed)}")
+        weights = read_custom(definition)
+        network = build_network(definition, weights)
+        device = torch.device("cpu")
+        engine = TorchEngine(network, definition.transform, device, precision)
+        return definition, Canary.of(definition, weights), engine
+
+    definition, canary, engine = engine_of("one", 1)
+    canary.check(engine, definition, "fp32")
+    assert np.ptp(canary.probabilities) > 0.1  # a telling answer
+    for precision in ("bf16", "fp16"):
+        canary.check(engine_of("one", 1, precision)[2], definition, precision)
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        with pytest.raises(WeightsError, match="does not compute these weights"):
+            canary.check(engine_of("two", 2)[2], definition, precision)
+
+
+async def test_engine_that_waits_to_be_closed_holds_up_no_batch_of_others():
+    """On a GPU it waits while another engine is built, which takes minutes."""
+    names = ["IMAGENET1K_V2", "IMAGENET1K_V1"]
+    closing, released = threading.Event(), threading.Event()
+
+    def close() -> None:
+        closing.set()
+        released.wait()
+
+    async with serving(**DECODING, variants=names) as server, connected(server) as channel:
+        (unloaded,) = [one for one in queues_of(server) if one.name == names[1]]
+        unloaded.engine.close = close
+        unloading = asyncio.create_task(server._changes.unload(names[1]))
+        try:
+            await asyncio.to_thread(closing.wait)
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            request = inference_pb2.ClassifyRequest(image=PICTURES[0])
+            for _ in range(4):  # more than there are engine threads
+                await stub.Classify(request, timeout=60)
+            assert not unloading.done()
+        finally:
+            released.set()
+        await unloading

@@ -1,0 +1,580 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import resnet50_server.inference.pipeline
+import resnet50_server.lifecycle.loader
+import resnet50_server.lifecycle.loading
+import resnet50_server.server
+from resnet50.v1 import (
+    image_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    variant_pb2,
+    variant_pb2_grpc,
+)
+from resnet50_server.batching.queue import VariantQueue
+from resnet50_server.cli.serve import serve
+from resnet50_server.engines.stub_engines import NullEngine
+from resnet50_server.server import SERVICES, Server
+from resnet50_server.settings import Settings
+from tests.support import weights
+from tests.support.pictures import encode, picture
+from tests.support.serving import DECODING, connected, engines_of, server_processes, serving
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
+PNG = encode(picture())
+
+
+def classify(channel: grpc.aio.Channel, variant: str = "", **call):
+    request = inference_pb2.ClassifyRequest(
+        options=inference_pb2.ClassifyOptions(variant=variant),
+        image=image_pb2.Image(encoded=PNG),
+    )
+    return inference_pb2_grpc.InferenceServiceStub(channel).Classify(request, **call)
+
+
+async def health(channel: grpc.aio.Channel) -> set[int]:
+    """Return the health of everything that has one."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    replies = [
+        await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        for service in ("", *SERVICES)
+    ]
+    return {reply.status for reply in replies}
+
+
+async def alive(channel: grpc.aio.Channel) -> bool:
+    request = health_pb2.HealthCheckRequest(service="grpc.health.v1.Health")
+    return (await health_pb2_grpc.HealthStub(channel).Check(request)).status == SERVING
+
+
+async def listed(channel: grpc.aio.Channel) -> dict[str, variant_pb2.Variant]:
+    stub = variant_pb2_grpc.VariantServiceStub(channel)
+    reply = await stub.ListVariants(variant_pb2.ListVariantsRequest())
+    return {variant.name: variant for variant in reply.variants}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give way to the server until it has come so far; fails if it never does."""
+
+    async def reached() -> None:
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(reached(), timeout=60)
+
+
+class GatedEngine(NullEngine):
+    """Computes nothing while its gate is closed; knows its batches."""
+
+    def __init__(self, categories: int) -> None:
+        super().__init__(categories)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+
+    def run(self, images, top_k, with_embeddings):
+        self.batches.append(len(images))
+        assert self.gate.wait(60)
+        return super().run(images, top_k, with_embeddings)
+
+
+@contextlib.asynccontextmanager
+async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEngine]]:
+    """Run a server whose engine is warm and whose gate is closed."""
+    engine = GatedEngine(1000)
+    monkeypatch.setattr(resnet50_server.lifecycle.loader, "NullEngine", lambda categories: engine)
+    async with serving(**settings) as server:
+        engine.batches.clear()
+        engine.gate.clear()
+        try:
+            yield server, engine
+        finally:
+            engine.gate.set()
+
+
+def waiting(server: Server) -> int:
+    scheduler, _ = server._devices.get("cpu")
+    return sum(len(queue.waiting) for queue in scheduler._queues)
+
+
+# While weights load
+
+
+async def test_server_that_loads_listens_says_so_and_becomes_healthy_when_done(monkeypatch):
+    hold = resnet50_server.server.hold
+    arrived, gates = asyncio.Queue(), {"IMAGENET1K_V1": asyncio.Event(), "x": asyncio.Event()}
+
+    async def gated_hold(settings, devices, definition, *arguments):
+        await arrived.put(definition.name)
+        await gates[definition.name].wait()
+        return await hold(settings, devices, definition, *arguments)
+
+    monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
+    server = Server(
+        Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V1", "x=random:0"], engine="null")
+    )
+    starting = asyncio.create_task(server.start())
+    try:
+        assert await arrived.get() == "IMAGENET1K_V1"
+        async with connected(server) as channel:
+            assert await health(channel) == {NOT_SERVING}
+            assert await alive(channel)
+            states = {name: variant.state for name, variant in (await listed(channel)).items()}
+            assert set(states.values()) == {variant_pb2.VARIANT_STATE_LOADING}
+            for name in ("IMAGENET1K_V1", "x"):
+                with pytest.raises(grpc.RpcError) as refused:
+                    await classify(channel, name)
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert f"variant {name} is still being loaded" in refused.value.details()
+
+            gates["IMAGENET1K_V1"].set()
+            assert await arrived.get() == "x"
+            states = {name: variant.state for name, variant in (await listed(channel)).items()}
+            assert states == {
+                "IMAGENET1K_V1": variant_pb2.VARIANT_STATE_READY,
+                "x": variant_pb2.VARIANT_STATE_LOADING,
+            }
+            assert (await classify(channel)).variant.name == "IMAGENET1K_V1"
+            assert await health(channel) == {NOT_SERVING}
+
+            gates["x"].set()
+            await starting
+            assert await health(channel) == {SERVING}
+            assert (await listed(channel))["x"].state == variant_pb2.VARIANT_STATE_READY
+            assert (await classify(channel, "x")).variant.name == "x"
+    finally:
+        starting.cancel()
+        await server.stop()
+
+
+async def test_random_variant_is_served_as_untrained():
+    async with (
+        serving(variants=["x=random:0"], engine="torch", device="cpu", max_batch_size=1) as server,
+        connected(server) as channel,
+    ):
+        variant = (await listed(channel))["x"]
+    assert not variant.trained
+    assert "Untrained" in variant.description
+    assert (variant.engine, variant.device, variant.precision) == ("torch", "cpu", "fp32")
+    assert variant.parameter_count == 25_557_032
+    assert variant.embedding_space == f"x@{variant.digest[:12]}"
+
+
+# What cannot be served
+
+
+def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
+    unfit = weights.custom_variant(tmp_path / "unfit", weights.hollow(7))
+    half = weights.custom_variant(tmp_path / "half", weights.hollow(10))
+    whole = (half / "weights.pth").read_bytes()
+    (half / "weights.pth").write_bytes(whole[: len(whole) // 2])
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    with taken, server_processes() as start:
+        failing = {
+            "'IMAGENET1K_V9' is not one of torchvision's": start("--variants", "IMAGENET1K_V9"),
+            "fc has 7 classes": start("--variants", f"mine={unfit}", "--device", "cpu"),
+            f"half: {half}/weights.pth was refused: it is broken": start(
+                *("--variants", f"half={half}", "--device", "cpu"),
+            ),
+            f"cannot listen on 127.0.0.1:{port}: Address already in use; stop the process": start(
+                *("--listen", f"127.0.0.1:{port}"),
+                *("--variants", "IMAGENET1K_V2", "--engine", "null"),
+            ),
+        }
+        for reason, process in failing.items():
+            output, errors = process.process.communicate(timeout=120)
+            assert process.process.returncode == 1, errors
+            assert output == ""
+            (message,) = [line for line in errors.splitlines() if "resnet50-server:" in line]
+            assert reason in message
+            assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"variants": ["a=random:0", "a=random:1"]}, "variants: a is given twice"),
+        ({"default_variant": "b"}, "default_variant: 'b' is not among"),
+        (
+            {"precision": "int8", "engine": "torch"},
+            "engine: torch does not compute int8 of these weights",
+        ),
+        ({"device": "cuda:99"}, "device: cuda:99 was asked for"),
+        (
+            {"listen": ["unix:/no/such/directory/socket"]},
+            "unix:/no/such/directory/socket: No such file or directory; make the socket's folder",
+        ),
+        (
+            {"listen": ["192.0.2.1:0"], "allow_cleartext": True},
+            "192.0.2.1:0: Cannot assign requested address; name an address of this machine",
+        ),
+    ],
+    ids=str,
+)
+async def test_server_that_cannot_start_says_why_and_returns_one(capsys, settings, reason):
+    defaults = {"listen": ["127.0.0.1:0"], "variants": ["a=random:0"], "engine": "torch"}
+    assert await serve(Settings(**defaults | settings)) == 1
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("resnet50-server: ")
+    assert reason in errors
+    assert errors.count("\n") == 1
+
+
+async def test_weights_whose_answers_are_not_finite_are_refused(capsys, tmp_path):
+    # Each number of the checkpoint is finite, but their product through fifty layers is not.
+    directory = weights.custom_variant(tmp_path / "mine", weights.hollow())
+    settings = Settings(
+        listen=["127.0.0.1:0"], variants=[f"mine={directory}"], device="cpu", max_batch_size=1
+    )
+    assert await serve(settings) == 1
+    said = "mine: in float32, PyTorch's answer to a fixed image is not made of numbers"
+    assert said in capsys.readouterr().err
+
+
+# Where it listens
+
+
+async def test_server_answers_on_each_of_its_addresses_unix_socket_included(tmp_path):
+    address = f"unix:{tmp_path}/s"
+    async with serving(listen=["127.0.0.1:0", address]) as server:
+        assert server.addresses[0].startswith("127.0.0.1:")
+        assert not server.addresses[0].endswith(":0")
+        assert server.addresses[1] == address
+        for target in server.addresses:
+            async with grpc.aio.insecure_channel(target) as channel:
+                assert (await classify(channel)).timing.batch_size == 1
+
+
+# Callers that leave, callers that are late
+
+
+async def test_caller_that_cancels_costs_the_engine_nothing_and_disturbs_nobody(monkeypatch):
+    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
+        running = classify(channel)
+        await until(lambda: engine.batches == [1])
+        leaving, staying = classify(channel), classify(channel)
+        await until(lambda: waiting(server) == 2)
+        leaving.cancel()
+        await until(lambda: waiting(server) == 1)
+        engine.gate.set()
+        assert (await running).timing.batch_size == 1
+        assert (await staying).timing.batch_size == 1
+        assert engine.batches == [1, 1]
+        assert (server._admission.requests, server._admission.bytes) == (0, 0)
+
+
+async def test_caller_that_cancels_while_its_batch_runs_does_not_disturb_the_others(monkeypatch):
+    async with (
+        gated(monkeypatch, max_queue_delay_ms=10_000, max_batch_size=2) as (server, engine),
+        connected(server) as channel,
+    ):
+        leaving, staying = classify(channel), classify(channel)
+        await until(lambda: engine.batches == [2])
+        leaving.cancel()
+        await until(lambda: server._admission.requests == 1)
+        engine.gate.set()
+        assert (await staying).timing.batch_size == 2
+        again = await asyncio.gather(classify(channel), classify(channel))
+        assert [reply.timing.batch_size for reply in again] == [2, 2]
+
+
+async def test_call_whose_deadline_passes_in_the_queue_costs_the_engine_nothing(monkeypatch):
+    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
+        running = classify(channel)
+        await until(lambda: engine.batches == [1])
+        late = classify(channel, timeout=1.5)
+        await until(lambda: waiting(server) == 1)
+        assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: waiting(server) == 0 and server._admission.requests == 1)
+        engine.gate.set()
+        await running
+        await classify(channel)
+        assert engine.batches == [1, 1]
+
+
+class ObservedDecode:
+    """The real decode, which waits for its gate; knows which threads came."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.gate = threading.Event()
+        self.threads: list[threading.Thread] = []
+        self.left = 0
+        self._decode = resnet50_server.inference.pipeline.decode
+        monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", self)
+
+    def __call__(self, *arguments, **limits):
+        self.threads.append(threading.current_thread())
+        assert self.gate.wait(20)
+        self.left += 1
+        return self._decode(*arguments, **limits)
+
+
+async def test_call_whose_deadline_passes_while_it_is_decoded_costs_the_engine_nothing(monkeypatch):
+    decode = ObservedDecode(monkeypatch)
+    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
+        engine.needs_pixels = True
+        late = classify(channel, timeout=1.5)
+        await until(lambda: len(decode.threads) == 1)
+        assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: server._admission.requests == 0)
+        decode.gate.set()
+        engine.gate.set()
+        await classify(channel)
+        assert engine.batches == [1]
+
+
+async def test_decoding_leaves_the_event_loop_free(monkeypatch):
+    decode = ObservedDecode(monkeypatch)
+    async with serving(decode_threads=2, **DECODING) as server, connected(server) as channel:
+        calls = [classify(channel) for _ in range(2)]
+        await until(lambda: len(decode.threads) == 2)  # both at once
+        assert await health(channel) == {SERVING}
+        assert decode.left == 0
+        decode.gate.set()
+        for call in calls:
+            await call
+    assert threading.main_thread() not in decode.threads
+    assert len(set(decode.threads)) == 2
+
+
+# A fault of ours
+
+
+async def test_server_whose_scheduler_breaks_answers_and_exits_for_its_supervisor(
+    monkeypatch, tmp_path
+):
+    def broken(queue: VariantQueue, limit: int, now: float, free_at: float) -> None:
+        raise RuntimeError("secret")
+
+    address = f"unix:{tmp_path}/s"
+    running = asyncio.create_task(
+        serve(Settings(listen=[address], variants=["IMAGENET1K_V2"], engine="null"))
+    )
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), wait_for_ready=True
+        )
+        while (await watch.read()).status != SERVING:
+            pass
+        monkeypatch.setattr(VariantQueue, "take", broken)
+        call = classify(channel)
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE  # another server may compute it
+        assert "secret" not in await call.details()
+        assert (await watch.read()).status == NOT_SERVING
+        watch.cancel()
+    assert await running == 70
+
+
+async def test_garbage_is_not_looked_for_in_what_was_loaded(monkeypatch, tmp_path):
+    """It would stop the server for 0.2 s now and then (docs/adr/0011-batches-in-flight.md)."""
+    frozen = asyncio.Event()
+    monkeypatch.setattr(gc, "freeze", frozen.set)
+    running = asyncio.create_task(
+        serve(Settings(listen=[f"unix:{tmp_path}/s"], variants=["IMAGENET1K_V2"], engine="null"))
+    )
+    await frozen.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+
+
+async def test_garbage_is_looked_for_from_the_first_variant_on(monkeypatch, tmp_path):
+    """Others may load for minutes while it answers, and errors of gRPC are circles."""
+    loads, released = resnet50_server.lifecycle.loading.prepare, threading.Event()
+    frozen = asyncio.Event()
+
+    def prepare(definition, settings):
+        if definition.name == "IMAGENET1K_V1":
+            released.wait()
+        return loads(definition, settings)
+
+    monkeypatch.setattr(resnet50_server.lifecycle.loading, "prepare", prepare)
+    monkeypatch.setattr(gc, "freeze", frozen.set)
+    address = f"unix:{tmp_path}/s"
+    settings = Settings(
+        listen=[address], variants=["IMAGENET1K_V2", "IMAGENET1K_V1"], engine="null"
+    )
+    gc.disable()  # as the command does
+    try:
+        running = asyncio.create_task(serve(settings))
+        await frozen.wait()
+        assert gc.isenabled()
+        assert not released.is_set()  # the other one is still being loaded
+    finally:
+        gc.enable()
+        released.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+
+
+class StallingDownload(http.server.BaseHTTPRequestHandler):
+    """Promises a file and never sends it."""
+
+    asked = threading.Event()
+    released = threading.Event()
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.asked.set()
+        self.released.wait(60)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
+    script = (
+        "import sys; from torchvision.models import ResNet50_Weights as weights;"
+        " from resnet50_server.cli.main import run;"
+        " weights.IMAGENET1K_V2.value.url = sys.argv.pop(1); run()"
+    )
+    arguments = ["serve", "--listen", "127.0.0.1:0", "--variants", "IMAGENET1K_V2"]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StallingDownload) as peer:
+        threading.Thread(target=peer.serve_forever).start()
+        url = f"http://127.0.0.1:{peer.server_port}/resnet50-11ad3fa6.pth"
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, url, *arguments, "--weights-dir", str(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert StallingDownload.asked.wait(60)
+            process.terminate()
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+            process.communicate()
+            StallingDownload.released.set()
+            peer.shutdown()
+    assert process.returncode == 0, errors
+    assert "while loading" in errors
+
+
+async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(monkeypatch):
+    """The first variant answers while the second one is still being loaded."""
+    hold, second = resnet50_server.server.hold, asyncio.Event()
+    entered, gate = asyncio.Event(), threading.Event()
+    loop, started = asyncio.get_running_loop(), []
+
+    async def slow_hold(*arguments):
+        if started:
+            await second.wait()  # for ever
+        held = await hold(*arguments)
+        started.append(held.definition)
+        return held
+
+    monkeypatch.setattr(resnet50_server.server, "hold", slow_hold)
+    servers, start = [], Server.start
+
+    async def watched_start(server):
+        servers.append(server)
+        await start(server)
+
+    monkeypatch.setattr(Server, "start", watched_start)
+    settings = Settings(
+        listen=["127.0.0.1:0"], variants=["IMAGENET1K_V1", "IMAGENET1K_V2"], engine="null"
+    )
+    serving_task = asyncio.create_task(serve(settings))
+    await until(lambda: started and servers[0].addresses)
+    async with grpc.aio.insecure_channel(servers[0].addresses[0]) as channel:
+        await classify(channel, "IMAGENET1K_V1", wait_for_ready=True)
+
+        (engine,) = engines_of(servers[0])
+        run = engine.run
+
+        def gated(*arguments):
+            loop.call_soon_threadsafe(entered.set)
+            gate.wait(60)
+            return run(*arguments)
+
+        monkeypatch.setattr(engine, "run", gated)
+        call = classify(channel, "IMAGENET1K_V1")
+        await entered.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: servers[0]._admission.draining)
+        gate.set()
+        assert (await call).variant.name == "IMAGENET1K_V1"
+    assert await serving_task == 0
+
+
+async def test_caller_that_watches_the_health_does_not_hold_up_the_drain():
+    async with serving(drain_timeout_s=600) as server, connected(server) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        await asyncio.wait_for(server.stop(), 60)
+
+
+class Fail(Exception):
+    """As onnxruntime's errors: no kin of RuntimeError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "traced"), [(MemoryError("97 MiB"), False), (Fail("what nobody foresaw"), True)]
+)
+async def test_whatever_a_load_raises_ends_the_start_with_one_line(
+    error, traced, monkeypatch, capsys, caplog
+):
+    def prepare(*_):
+        raise error
+
+    monkeypatch.setattr(resnet50_server.lifecycle.loading, "prepare", prepare)
+    settings = Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V2"], engine="null")
+    assert await serve(settings) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"resnet50-server: cannot load and warm up: {type(error).__name__}")
+    assert any(record.exc_info for record in caplog.records) is traced
+
+
+async def test_unix_socket_of_a_running_server_is_not_taken_away(tmp_path, capsys):
+    address = f"unix:{tmp_path}/r.sock"
+    async with serving(listen=[address]) as server, connected(server) as channel:
+        second = Settings(listen=[address], variants=["IMAGENET1K_V2"], engine="null")
+        assert await serve(second) == 1
+        assert "another server does" in capsys.readouterr().err
+        await classify(channel)
+
+
+def test_second_signal_ends_the_drain():
+    with server_processes() as start:
+        process = start("--variants", "IMAGENET1K_V2", "--engine", "timed")
+        address = process.wait_until_listening()
+        with grpc.insecure_channel(address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            next(watch)
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            held = stub.ClassifyUpload.future(_endless())
+            process.process.send_signal(signal.SIGTERM)
+            while "stopping: asked to" not in process.process.stderr.readline():
+                pass
+            status, _ = process.terminate()
+            held.cancel()
+    assert status == 128 + signal.SIGTERM
+
+
+def _endless() -> Iterator[inference_pb2.ClassifyUploadRequest]:
+    """Begin an upload and never go on."""
+    yield inference_pb2.ClassifyUploadRequest(options=inference_pb2.ClassifyUploadOptions())
+    threading.Event().wait(20)

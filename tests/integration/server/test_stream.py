@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import grpc
+import pytest
+
+from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
+from resnet50_client.aio_status import keep_status
+from resnet50_server.errors import DeadlineUnreachable
+from resnet50_server.server import Server
+from tests.support.pictures import encode, photo_like, picture
+from tests.support.serving import DECODING, connected, engines_of, serving
+
+PNG = encode(picture(32, 32))
+ORDERED, LATEST = inference_pb2.DELIVERY_ORDERED, inference_pb2.DELIVERY_LATEST
+Request = inference_pb2.ClassifyStreamRequest
+
+
+def config(delivery=ORDERED, max_in_flight=0, **options) -> Request:
+    return Request(
+        config=inference_pb2.ClassifyStreamConfig(
+            options=inference_pb2.ClassifyOptions(**options),
+            delivery=delivery,
+            max_in_flight=max_in_flight,
+        )
+    )
+
+
+def frame(frame_id: int, encoded: bytes = PNG) -> Request:
+    image = image_pb2.Image(encoded=encoded)
+    return Request(frame=inference_pb2.Frame(frame_id=frame_id, image=image))
+
+
+def open_stream(channel: grpc.aio.Channel):
+    return inference_pb2_grpc.InferenceServiceStub(channel).ClassifyStream()
+
+
+async def converse(channel: grpc.aio.Channel, *requests: Request) -> list:
+    """Send all requests, end them, and return all answers."""
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    call = keep_status(stub.ClassifyStream(iter(requests)))
+    return [reply async for reply in call]
+
+
+def outcomes(replies) -> list[str]:
+    return [reply.WhichOneof("outcome") for reply in replies]
+
+
+async def test_every_frame_is_answered_in_order_and_the_stream_ends_ok():
+    async with (
+        serving(engine="timed", timed_alpha_ms=2, timed_beta_ms=1) as server,
+        connected(server) as channel,
+    ):
+        sizes = [16 if number % 3 else 700 for number in range(60)]  # some take long to decode
+        requests = [frame(5 * n, encode(photo_like(size, size))) for n, size in enumerate(sizes)]
+        replies = await converse(channel, config(top_k=2), *requests)
+    assert [reply.frame_id for reply in replies] == [5 * n for n in range(60)]
+    assert set(outcomes(replies)) == {"classification"}
+    assert {len(reply.classification.categories) for reply in replies} == {2}
+    assert {reply.variant.name for reply in replies} == {"IMAGENET1K_V2"}
+    assert max(reply.timing.batch_size for reply in replies) > 1
+
+
+async def test_embed_stream_answers_vectors():
+    async with serving() as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        requests = [inference_pb2.EmbedStreamRequest(config=inference_pb2.EmbedStreamConfig())]
+        requests += [inference_pb2.EmbedStreamRequest(frame=frame(n).frame) for n in range(3)]
+        replies = [reply async for reply in stub.EmbedStream(iter(requests))]
+    assert [reply.embedding.dimension for reply in replies] == [2048] * 3
+
+
+async def test_bad_frames_are_answered_in_place_and_the_stream_goes_on():
+    async with (
+        serving(max_image_bytes=60_000, **DECODING) as server,
+        connected(server) as channel,
+    ):
+        raw = image_pb2.Image(raw=image_pb2.RawImage(width=8, height=8, pixel_format=99))
+        bad_raw = Request(frame=inference_pb2.Frame(frame_id=4, image=raw))
+        requests = [
+            frame(0),
+            frame(1, b"no image"),
+            frame(2, b""),
+            frame(3, bytes(60_001)),
+            bad_raw,
+            frame(5, PNG[:100]),
+            frame(6),
+        ]
+        replies = await converse(channel, config(), *requests)
+    assert outcomes(replies) == ["classification", *["error"] * 5, "classification"]
+    assert [reply.frame_id for reply in replies] == list(range(7))
+    for reply, text in zip(
+        replies[1:6],
+        ["not a readable", "0 bytes", "max_image_bytes", "pixel_format", "truncated"],
+        strict=True,
+    ):
+        assert reply.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert text in reply.error.message
+        assert any("BadRequest" in detail.type_url for detail in reply.error.details)
+
+
+async def test_frame_that_fails_gives_its_place_back_though_nobody_takes_its_answer(monkeypatch):
+    async with serving(max_batch_size=1) as server:
+        gate = Gate(server, monkeypatch)
+        async with connected(server) as channel:
+            call = open_stream(channel)
+            await call.write(config(max_in_flight=8))
+            for number in range(8):
+                await call.write(frame(number))
+            await gate.entered.get()
+            while server._admission.requests < 8:
+                await asyncio.sleep(0.01)
+            queues = [
+                queue
+                for scheduler in server._devices._schedulers.values()
+                for queue in scheduler._queues
+            ]
+            waiting = [entry.item for queue in queues for entry in queue.waiting]
+            assert waiting
+            for one in waiting:
+                one.future.set_exception(DeadlineUnreachable("too late"))
+            while server._admission.requests > 8 - len(waiting):
+                await asyncio.sleep(0.01)
+            call.cancel()
+            gate.let(8)
+            while server._admission.requests or server._inference._streams:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("requests", "answered", "text"),
+    [
+        ([], 0, "config: is missing"),
+        ([frame(0)], 0, "config: is missing"),
+        ([Request()], 0, "config: is missing"),
+        ([config(), frame(0), config()], 1, "config: after the first message"),
+        ([config(), frame(0), Request()], 1, "frame: after the first message"),
+        ([config(), frame(3), frame(3)], 1, "frame.frame_id: is 3 after 3"),
+        ([config(), frame(3), frame(2)], 1, "frame.frame_id: is 2 after 3"),
+        ([config(delivery=77), frame(0)], 0, "config.delivery: is 77, must be one of DELIVERY_ORD"),
+        ([config(top_k=1001), frame(0)], 0, "options.top_k"),
+    ],
+)
+async def test_broken_order_of_messages_ends_the_stream_after_the_frames_before(
+    requests, answered, text
+):
+    async with serving() as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        call = keep_status(stub.ClassifyStream(iter(requests)))
+        replies = []
+        with pytest.raises(grpc.RpcError) as ended:
+            async for reply in call:
+                replies.append(reply)
+        assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert text in ended.value.details()
+        assert len(replies) == answered
+        assert len(await converse(channel, config(), frame(0))) == 1
+
+
+async def test_unknown_variant_ends_the_stream_with_not_found():
+    async with serving() as server, connected(server) as channel:
+        with pytest.raises(grpc.RpcError) as ended:
+            await converse(channel, config(variant="cats"), frame(0))
+        assert ended.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+class Gate:
+    """An engine that computes a batch each time it is let."""
+
+    def __init__(self, server: Server, monkeypatch) -> None:
+        self.batches: list[int] = []
+        self.loop = asyncio.get_running_loop()
+        self.entered: asyncio.Queue[int] = asyncio.Queue()
+        self.permits = asyncio.Queue()
+        (engine,) = engines_of(server)
+        run = engine.run
+
+        def gated(images, *arguments):
+            self.loop.call_soon_threadsafe(self.entered.put_nowait, len(images))
+            asyncio.run_coroutine_threadsafe(self.permits.get(), self.loop).result()
+            return run(images, *arguments)
+
+        monkeypatch.setattr(engine, "run", gated)
+
+    def let(self, batches: int = 1) -> None:
+        for _ in range(batches):
+            self.permits.put_nowait(None)
+
+
+async def test_latest_computes_the_newest_and_says_what_it_dropped(monkeypatch):
+    async with serving() as server, connected(server) as channel:
+        gate = Gate(server, monkeypatch)
+        call = open_stream(channel)
+        await call.write(config(LATEST))
+        await call.write(frame(0))
+        await gate.entered.get()  # frame 0 is on the engine
+        for number in range(1, 6):
+            await call.write(frame(number))
+        dropped = [await call.read() for _ in range(4)]
+        gate.let()
+        first = await call.read()
+        await gate.entered.get()
+        await call.done_writing()
+        gate.let()
+        last = await call.read()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+    assert [(one.frame_id, one.dropped.replaced_by_frame_id) for one in dropped] == [
+        (1, 2),
+        (2, 3),
+        (3, 4),
+        (4, 5),
+    ]
+    assert (first.frame_id, last.frame_id) == (0, 5)
+    assert outcomes([first, last]) == ["classification"] * 2
+
+
+async def test_latest_keeps_answers_fresh_when_frames_come_three_times_too_fast():
+    """In steps of the engine: for each batch that has ended, three more frames are sent."""
+    async with (
+        serving(engine="timed", timed_alpha_ms=20, timed_beta_ms=0) as server,
+        connected(server) as channel,
+    ):
+        (engine,) = engines_of(server)
+        run, loop = engine.run, asyncio.get_running_loop()
+        due = asyncio.Semaphore(3)
+
+        def counted(*arguments):
+            try:
+                return run(*arguments)
+            finally:
+                for _ in range(3):
+                    loop.call_soon_threadsafe(due.release)
+
+        engine.run = counted
+        call = open_stream(channel)
+        await call.write(config(LATEST))
+        newest = -1
+
+        async def send() -> None:
+            nonlocal newest
+            for number in range(90):
+                await due.acquire()
+                newest = number
+                await call.write(frame(number))
+            await call.done_writing()
+
+        sending = asyncio.create_task(send())
+        kinds, behind = Counter(), []
+        while (reply := await call.read()) is not grpc.aio.EOF:
+            kinds[reply.WhichOneof("outcome")] += 1
+            if reply.HasField("classification"):
+                behind.append(newest - reply.frame_id)
+        await sending
+    assert kinds["classification"] + kinds["dropped"] == 90
+    assert kinds["dropped"] > kinds["classification"] > 10
+    # A queue would fall back by two frames a batch; the newest wins instead.
+    assert sorted(behind)[len(behind) // 2] <= 6
+
+
+async def test_ordered_stream_holds_its_sender_back(monkeypatch):
+    async with serving(max_frames_in_flight=4, max_batch_size=1) as server:
+        gate = Gate(server, monkeypatch)
+        async with connected(server) as channel:
+            call = open_stream(channel)
+            await call.write(config(max_in_flight=1000))
+            big = encode(photo_like(400, 300), "PNG")
+            written = 0
+
+            async def send() -> None:
+                nonlocal written
+                for number in range(400):
+                    await call.write(frame(number, big))
+                    written += 1
+                await call.done_writing()
+
+            sending = asyncio.create_task(send())
+            await gate.entered.get()
+            # Written means: taken by the transport. That stops, for the server stops reading.
+            before = -1
+            while written != before:
+                before = written
+                await asyncio.sleep(0.3)
+            while server._admission.requests < 4:
+                await asyncio.sleep(0.01)
+            assert server._admission.requests == 4
+            assert written * len(big) < 12 * 2**20 < 400 * len(big)
+            gate.let(400)
+            replies = [await call.read() for _ in range(400)]
+            await sending
+            assert await call.read() is grpc.aio.EOF
+    assert [reply.frame_id for reply in replies] == list(range(400))
+
+
+@pytest.mark.parametrize("delivery", [ORDERED, LATEST])
+async def test_caller_that_reads_no_answers_stops_being_read(delivery):
+    async with serving() as server, connected(server) as channel:
+        call = open_stream(channel)
+        await call.write(config(delivery, top_k=1000))
+        written = 0
+        pixel = image_pb2.RawImage(
+            width=1, height=1, pixel_format=image_pb2.PIXEL_FORMAT_GRAY, pixels=b"x"
+        )
+
+        async def send() -> None:
+            nonlocal written
+            for number in range(1_000_000):
+                tiny = inference_pb2.Frame(frame_id=number, image=image_pb2.Image(raw=pixel))
+                await call.write(Request(frame=tiny))
+                written += 1
+
+        sending = asyncio.create_task(send())
+        before = -1
+        while written != before:
+            before = written
+            await asyncio.sleep(0.5)
+        assert not sending.done()
+        assert server._admission.requests <= 64
+        # Another caller does not notice.
+        async with connected(server) as other:
+            assert len(await converse(other, config(), frame(0))) == 1
+        call.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        while server._admission.requests or server._inference._streams:
+            await asyncio.sleep(0.01)
+
+
+async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
+    async with serving(max_batch_size=1) as server:
+        gate = Gate(server, monkeypatch)
+        async with connected(server) as channel:
+            call = open_stream(channel)
+            await call.write(config())
+            for number in range(2):
+                await call.write(frame(number))
+            await gate.entered.get()
+            while server._admission.requests < 2:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            while server._inference._streams:
+                await asyncio.sleep(0.01)
+            gate.let(1)
+            while server._admission.requests:
+                await asyncio.sleep(0.01)
+            gate.let(1)
+            assert len(await converse(channel, config(), frame(0))) == 1
+            assert gate.entered.qsize() == 1  # frame 1 never came to the engine
+
+
+async def test_draining_server_answers_what_it_has_and_names_the_last_frame(monkeypatch):
+    async with serving(max_batch_size=1) as server:
+        gate = Gate(server, monkeypatch)
+        async with connected(server) as channel:
+            call, idle = open_stream(channel), open_stream(channel)
+            for one in (call, idle):
+                await one.write(config(max_in_flight=8))
+            for number in range(3):
+                await call.write(frame(number))
+            await gate.entered.get()
+            while server._admission.requests < 3 or len(server._inference._streams) < 2:
+                await asyncio.sleep(0.01)
+            stopping = asyncio.create_task(server.stop())
+            gate.let(3)
+            replies = [await call.read() for _ in range(3)]
+            with pytest.raises(grpc.RpcError) as ended:
+                await call.read()
+            with pytest.raises(grpc.RpcError) as idle_ended:
+                await idle.read()
+            await stopping
+    assert [reply.frame_id for reply in replies] == [0, 1, 2]
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "frame 2 was the last one answered" in ended.value.details()
+    assert "no frame was answered" in idle_ended.value.details()
+
+
+async def test_frame_that_waits_for_room_when_the_drain_begins_is_not_answered(monkeypatch):
+    """Whoever sent it sends it to another server; an error in its place would look final."""
+    async with serving(max_requests=2, max_batch_size=1) as server:
+        gate = Gate(server, monkeypatch)
+        async with connected(server) as channel:
+            call = open_stream(channel)
+            await call.write(config(max_in_flight=8))
+            for number in range(4):
+                await call.write(frame(number))
+            await gate.entered.get()
+            while server._admission.requests < 2:
+                await asyncio.sleep(0.01)
+            stopping = asyncio.create_task(server.stop())
+            while not server._admission.draining:
+                await asyncio.sleep(0.01)
+            gate.let(4)
+            replies = [await call.read() for _ in range(2)]
+            with pytest.raises(grpc.RpcError) as ended:
+                await call.read()
+            await stopping
+    assert outcomes(replies) == ["classification"] * 2
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "frame 1 was the last one answered" in ended.value.details()
+
+
+async def test_silent_stream_is_ended_if_the_server_says_so():
+    async with serving(stream_idle_timeout_s=0.3) as server, connected(server) as channel:
+        call = open_stream(channel)
+        await call.write(config())
+        await call.write(frame(0))
+        assert (await call.read()).frame_id == 0
+        with pytest.raises(grpc.RpcError) as ended:
+            await call.read()
+        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "stream_idle_timeout_s" in ended.value.details()
+
+
+async def test_stream_waits_where_a_single_call_is_refused(monkeypatch):
+    async with serving(max_requests=2, max_batch_size=1) as server:
+        gate = Gate(server, monkeypatch)
+        async with connected(server) as channel:
+            streaming = asyncio.create_task(
+                converse(channel, config(), *(frame(number) for number in range(6)))
+            )
+            await gate.entered.get()
+            while server._admission.requests < 2:
+                await asyncio.sleep(0.01)
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            with pytest.raises(grpc.RpcError, match="max_requests"):
+                await stub.Classify(
+                    inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
+                )
+            gate.let(6)
+            assert outcomes(await streaming) == ["classification"] * 6

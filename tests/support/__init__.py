@@ -1,0 +1,1 @@
+"""Shared by tests, benchmarks and fuzzing: servers, clients, weights, images, faults, fakes."""

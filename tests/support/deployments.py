@@ -1,0 +1,130 @@
+"""The files that deploy the server, read as what runs them reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic_settings import CliSettingsSource
+
+from resnet50_server.settings import ENV_PREFIX, Settings, unknown_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+
+
+def settings_of(
+    arguments: Sequence[str], environment: Mapping[str, str], patch: pytest.MonkeyPatch
+) -> Settings:
+    """Return what a server is told by its arguments (after `serve`) and its environment."""
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        patch.delenv(name)
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    assert unknown_environment() == []
+    source = CliSettingsSource[object](
+        Settings, cli_parse_args=list(arguments), cli_exit_on_error=False
+    )
+    return Settings(_cli_settings_source=source)
+
+
+def documents(path: Path) -> list[Any]:
+    return [one for one in yaml.safe_load_all(path.read_text()) if one is not None]
+
+
+def manifests() -> dict[str, dict[str, Any]]:
+    """Return the objects of Kubernetes by kind; none occurs twice."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(KUBERNETES.glob("*.yaml")):
+        for document in documents(path):
+            assert document["kind"] not in found
+            found[document["kind"]] = document
+    return found
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    """Return the pod templates of Kubernetes by the kind of object that has them."""
+    return {
+        kind: document["spec"]["template"]
+        for kind, document in manifests().items()
+        if "template" in document.get("spec", {})
+    }
+
+
+def variables(container: Mapping[str, Any]) -> dict[str, str]:
+    """Return a container's environment; each value has to be a string, or Kubernetes refuses it."""
+    assert all(isinstance(one["value"], str) for one in container["env"])
+    return {one["name"]: one["value"] for one in container["env"]}
+
+
+class Dockerfile:
+    """The last stage of the Dockerfile, and what all stages copy.
+
+    Attributes:
+        environment: What ENV sets.
+        ports: What EXPOSE names.
+        command: ENTRYPOINT with CMD.
+        entrypoint: ENTRYPOINT alone.
+        check: The command of HEALTHCHECK.
+        run: All that RUN runs.
+        copied: What is copied from the repository.
+        user: Who runs it.
+    """
+
+    def __init__(self) -> None:
+        lines = (ROOT / "Dockerfile").read_text().splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("#"))
+        instructions = [
+            (name, rest.strip())
+            for name, _, rest in (
+                line.partition(" ") for line in text.replace("\\\n", " ").splitlines() if line
+            )
+        ]
+        self.copied = [
+            source
+            for name, rest in instructions
+            if name == "COPY" and not rest.startswith("--from")
+            for source in rest.split()[:-1]
+        ]
+        last = max(at for at, (name, _) in enumerate(instructions) if name == "FROM")
+        stage: dict[str, list[str]] = {}
+        for name, rest in instructions[last:]:
+            stage.setdefault(name, []).append(rest)
+        self.environment = dict(
+            word.split("=", 1) for rest in stage["ENV"] for word in shlex.split(rest)
+        )
+        self.ports = {int(port) for port in " ".join(stage["EXPOSE"]).split()}
+        self.entrypoint: list[str] = json.loads(stage["ENTRYPOINT"][0])
+        self.command: list[str] = self.entrypoint + json.loads(stage["CMD"][0])
+        _, _, check = stage["HEALTHCHECK"][0].partition(" CMD ")
+        self.check: list[str] = json.loads(check)
+        self.run = "\n".join(stage["RUN"])
+        (self.user,) = stage["USER"]
+        (self.volume,) = stage["VOLUME"]
+
+
+def unit() -> dict[str, list[str]]:
+    """Return the [Service] section of the systemd unit: each key's values in order."""
+    section, found = "", {}
+    for line in (DEPLOY / "resnet50-server.service").read_text().splitlines():
+        if line.startswith("["):
+            section = line
+        elif section == "[Service]" and line and not line.startswith("#"):
+            key, equals, value = line.partition("=")
+            assert equals, line
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def seconds(duration: str) -> float:
+    """Return the length of "45s", "2m" or "45"."""
+    number, unit = re.fullmatch(r"(\d+)(s|m|h)?", duration).groups()
+    return float(number) * {None: 1, "s": 1, "m": 60, "h": 3600}[unit]

@@ -1,0 +1,132 @@
+"""`resnet50-server serve` with a fault in it, which a magenta or a marked image brings about; or
+with a variant named "sick", which is loaded like any other and then answers NaN to everything.
+
+    python tests/support/faulty_server.py FAULT serve OPTIONS
+
+What hangs, hangs where a real one would: in an engine thread, in a decode thread, in a turn of the
+event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import dataclasses
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+import resnet50_server.cli.serve
+import resnet50_server.inference.pipeline
+from resnet50_server.batching.scheduler import Scheduler
+from resnet50_server.batching.watchdog import LoopWatch
+from resnet50_server.cli.main import run
+from resnet50_server.engines.stub_engines import TimedEngine
+
+# A decoder may be off by a little.
+MAGENTA = np.array([255, 0, 255], dtype=np.uint8)
+# What follows a file's end is read by no decoder.
+MARK = b"this one"
+
+
+def hang_here() -> None:
+    """Never return."""
+    threading.Event().wait()
+
+
+def is_bad(pixels: np.ndarray) -> bool:
+    return bool(np.abs(pixels[0, 0].astype(int) - MAGENTA).max() < 16)
+
+
+def is_marked(source: object) -> bool:
+    return isinstance(source, bytes) and source.endswith(MARK)
+
+
+def in_engine(fault: Callable[[], object]) -> None:
+    """Have the timed engine meet a fault in a batch that holds such an image."""
+    compute = TimedEngine.run
+
+    def run(engine, images, *arguments):
+        if any(is_bad(pixels) for pixels in images):
+            fault()
+        return compute(engine, images, *arguments)
+
+    TimedEngine.run = run
+
+
+def in_decoder(fault: Callable[[], object]) -> None:
+    decode = resnet50_server.inference.pipeline.decode
+
+    def decode_or_not(source, *arguments, **options):
+        if is_marked(source):
+            fault()
+        return decode(source, *arguments, **options)
+
+    resnet50_server.inference.pipeline.decode = decode_or_not
+
+
+def in_loop(fault: Callable[[], object], gil_timeout_s: float = 60.0) -> None:
+    compute = resnet50_server.inference.pipeline.Pipeline.compute
+
+    def compute_or_not(pipeline, source, *arguments):
+        if is_marked(source):
+            fault()
+        return compute(pipeline, source, *arguments)
+
+    resnet50_server.inference.pipeline.Pipeline.compute = compute_or_not
+    resnet50_server.cli.serve.LoopWatch = partial(LoopWatch, 1.0, gil_timeout_s)
+
+
+def in_stop(fault: Callable[[], None]) -> None:
+    """Have the engine hang, and stopping the server as well, on the loop."""
+
+    async def stop(_: object) -> None:
+        await asyncio.Event().wait()
+
+    in_engine(fault)
+    resnet50_server.cli.serve.Server.stop = stop
+    resnet50_server.cli.serve.LAST_S = 0.5
+
+
+def fail() -> None:
+    raise RuntimeError("as the test wants it")
+
+
+def in_variant(name: str) -> None:
+    """Have a variant answer with what are not numbers, once its loading has found nothing wrong."""
+    add = Scheduler.add
+
+    def add_sick(scheduler, named, engine, *arguments):
+        if named == name:
+            compute = engine.run
+
+            def run(*batch):
+                output = compute(*batch)
+                nan = np.full_like(output.probabilities, np.nan)
+                return dataclasses.replace(output, probabilities=nan)
+
+            engine.run = run
+        return add(scheduler, named, engine, *arguments)
+
+    Scheduler.add = add_sick
+
+
+FAULTS = {
+    "variant-answers-nan": lambda: in_variant("sick"),
+    "engine-hangs": lambda: in_engine(hang_here),
+    "engine-and-stop-hang": lambda: in_stop(hang_here),
+    "engine-fails": lambda: in_engine(fail),
+    "decoder-hangs": lambda: in_decoder(hang_here),
+    "loop-hangs": lambda: in_loop(partial(time.sleep, 10**6)),
+    # PyDLL keeps the interpreter's lock while it calls.
+    "lock-is-held": lambda: in_loop(partial(ctypes.PyDLL(None).sleep, 10**6), 2.0),
+}
+
+
+if __name__ == "__main__":
+    FAULTS[sys.argv.pop(1)]()
+    run()

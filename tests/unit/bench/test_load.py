@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import numpy as np
+import pytest
+
+from resnet50.v1 import result_pb2
+from resnet50_client.cli.bench.calls import DROPPED, OK, Outcome
+from resnet50_client.cli.bench.load import PAUSE_WHILE_AWAY_S, Generator, paced, poisson
+from resnet50_client.cli.bench.plan import Load, Plan
+from resnet50_client.cli.bench.record import Record
+from tests.support.virtual_time import run
+
+
+class FakeServer:
+    """Answers one call after the other, each in `service_s`; ends those whose deadline passes."""
+
+    def __init__(self, service_s: float = 0.01, workers: int = 1) -> None:
+        self.service_s = service_s
+        self.workers = asyncio.Semaphore(workers)
+        self.numbers: list[int] = []
+        self.under_way = self.most = 0
+        self.codes = itertools.repeat(OK)
+
+    async def _serve(self) -> None:
+        async with self.workers:
+            await asyncio.sleep(self.service_s)
+
+    async def __call__(self, number: int, deadline: float) -> Outcome:
+        self.numbers.append(number)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            left_s = deadline - asyncio.get_running_loop().time()
+            await asyncio.wait_for(self._serve(), left_s)
+        except asyncio.TimeoutError:
+            return Outcome("DEADLINE_EXCEEDED")
+        finally:
+            self.under_way -= 1
+        code = next(self.codes)
+        timing = result_pb2.Timing(compute_us=1000, total_us=2000, batch_size=4)
+        return Outcome(code, timing if code == OK else None)
+
+
+async def drive(plan: Plan, call, stop_after_s: float | None = None) -> Record:
+    clock = asyncio.get_running_loop().time
+    record = Record(clock(), plan.warm_up_s, plan.duration_s, plan.timeout_s, plan.requests)
+    generator = Generator(plan, call, record)
+    if stop_after_s is not None:
+        asyncio.get_running_loop().call_later(stop_after_s, generator.stop)
+    await generator.run()
+    await generator.drain()
+    record.close(clock())
+    return record
+
+
+def load(concurrency: int | None = None, rate: float | None = None, **options) -> Plan:
+    defaults = {"duration_s": 10.0, "warm_up_s": 0.0}
+    return Plan(load=Load(concurrency=concurrency, rate_per_s=rate), **defaults | options)
+
+
+def test_open_loop_latency_counts_from_when_a_call_was_meant_so_a_backlog_shows():
+    async def scenario():
+        # 20 calls a second to a server that answers 10: by the end the backlog is about 10 s.
+        return await drive(load(rate=20), FakeServer(service_s=0.1))
+
+    record = run(scenario())
+    assert max(record.latency_ms) > 6000
+    assert np.polyfit(range(len(record.latency_ms)), record.latency_ms, 1)[0] > 20
+
+
+def test_calls_that_the_generator_makes_late_count_from_when_they_were_meant():
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        # The generator's own event loop stands still for 2 s in the middle.
+        loop.call_later(5, lambda: setattr(loop, "now", loop.now + 2.0))
+        return await drive(load(rate=100), FakeServer(0.001, workers=1000))
+
+    record = run(scenario())
+    assert len(record.latency_ms) == record.calls
+    slow = [ms for ms in record.latency_ms if ms > 100]
+    assert 150 < len(slow) < 250  # those meant in these 2 s, though each took 1 ms by itself
+    assert 1900 < max(record.latency_ms) <= 2001
+    assert max(record.late_ms) > 1900  # and it is said that the generator was late
+
+
+def test_deadline_of_a_call_that_is_made_late_counts_from_when_it_was_meant():
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        loop.call_later(5, lambda: setattr(loop, "now", loop.now + 2.0))
+        left_s = []
+
+        async def call(number: int, deadline: float) -> Outcome:
+            left_s.append(deadline - loop.time())
+            return Outcome(OK, result_pb2.Timing())
+
+        await drive(load(rate=100, timeout_s=3.0), call)
+        return left_s
+
+    left_s = run(scenario())
+    assert max(left_s) == pytest.approx(3.0)
+    assert min(left_s) == pytest.approx(1.0, abs=0.1)
+
+
+def test_throughput_of_an_overloaded_server_is_what_it_answers_within_the_time():
+    async def scenario():
+        return await drive(load(rate=20), FakeServer(service_s=0.1))
+
+    record = run(scenario())
+    assert len(record.latency_ms) == record.calls > 150  # all are answered in the end
+    assert record.answered == pytest.approx(100, abs=2)
+
+
+def test_answers_after_their_deadline_are_not_in_time():
+    async def scenario():
+        slow = FakeServer(service_s=0.3, workers=1000)
+
+        async def call(number: int, deadline: float) -> Outcome:
+            return await slow(number, deadline + 100)  # as a frame's answer may come
+
+        return await drive(load(concurrency=3, timeout_s=0.2), call)
+
+    record = run(scenario())
+    assert record.answered > 90
+    assert (record.good, record.on_time) == (0, 0)
+
+
+def test_errors_are_counted_by_code_and_are_no_answers():
+    async def scenario():
+        server = FakeServer()
+        server.codes = itertools.cycle([OK, "RESOURCE_EXHAUSTED", "INTERNAL", DROPPED, OK])
+        return await drive(load(concurrency=1, requests=50), server)
+
+    record = run(scenario())
+    assert record.errors == {"INTERNAL": 10, "RESOURCE_EXHAUSTED": 10}
+    assert (record.calls, record.good, record.dropped) == (50, 20, 10)
+    assert len(record.latency_ms) == 20
+
+
+def test_deadline_counts_from_when_a_call_was_meant():
+    async def scenario():
+        return await drive(load(rate=20, timeout_s=1.0), FakeServer(service_s=0.1))
+
+    record = run(scenario())
+    assert record.errors["DEADLINE_EXCEEDED"] > 50
+    assert max(record.latency_ms) <= 1000
+
+
+def test_warm_up_is_not_counted():
+    async def scenario():
+        server = FakeServer(service_s=1.0, workers=4)
+        asyncio.get_running_loop().call_later(5, setattr, server, "service_s", 0.1)
+        return await drive(load(concurrency=4, warm_up_s=6.5), server)
+
+    record = run(scenario())
+    assert max(record.latency_ms) < 150
+    assert record.calls == pytest.approx(400, abs=4)
+    assert record.duration_s == 10.0
+
+
+def test_closed_loop_keeps_that_many_calls_under_way():
+    async def scenario():
+        server = FakeServer(0.1, workers=100)
+        record = await drive(load(concurrency=7), server)
+        return record, server
+
+    record, server = run(scenario())
+    assert server.most == 7
+    assert record.answered == pytest.approx(700, abs=7)
+    assert sorted(server.numbers) == list(range(len(server.numbers)))
+
+
+def test_open_loop_does_not_wait_for_answers():
+    async def scenario():
+        server = FakeServer(5.0, workers=1000)
+        await drive(load(rate=50), server)
+        return server.most
+
+    assert run(scenario()) > 150
+
+
+@pytest.mark.parametrize("how", [{"concurrency": 5}, {"rate": 100}])
+def test_stops_after_so_many_calls(how):
+    async def scenario():
+        return await drive(load(**how, requests=37), FakeServer())
+
+    record = run(scenario())
+    assert (record.calls, len(record.latency_ms)) == (37, 37)
+    assert 0 < record.duration_s < 5  # what was left of the time does not lower the rate
+
+
+@pytest.mark.parametrize("how", [{"concurrency": 5}, {"rate": 0.01}])
+def test_stop_ends_the_load_at_once(how):
+    async def scenario():
+        await drive(load(**how), FakeServer(), stop_after_s=2)
+        return asyncio.get_running_loop().time()
+
+    assert run(scenario()) == pytest.approx(2, abs=0.1)
+
+
+def test_time_without_arrivals_counts_too():
+    async def scenario():
+        return await drive(load(rate=0.01), FakeServer())
+
+    record = run(scenario())
+    assert (record.calls, record.duration_s) == (0, 10.0)
+
+
+def test_a_server_that_is_away_is_not_asked_in_a_tight_loop():
+    async def scenario():
+        async def refuse(number: int, deadline: float) -> Outcome:
+            return Outcome("UNAVAILABLE")
+
+        return await drive(load(concurrency=2, duration_s=5), refuse)
+
+    assert run(scenario()).calls == pytest.approx(2 * 5 / PAUSE_WHILE_AWAY_S, abs=3)
+
+
+def test_poisson_arrivals_are_seeded_independent_and_have_their_mean():
+    times = list(itertools.islice(poisson(50, seed=3), 20_000))
+    assert times == list(itertools.islice(poisson(50, seed=3), 20_000))
+    assert times != list(itertools.islice(poisson(50, seed=4), 20_000))
+    gaps = np.diff([0.0, *times])
+    assert (gaps > 0).all()
+    assert gaps.mean() == pytest.approx(1 / 50, rel=0.03)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.03)  # of an exponential
+
+
+def test_paced_streams_send_their_frames_evenly_and_not_in_step():
+    times = list(itertools.islice(paced(fps=10, streams=3, seed=0), 30))
+    assert times == sorted(times)
+    for stream in range(3):
+        np.testing.assert_allclose(np.diff(times[stream::3]), 0.1)
+    assert len({round(time % 0.1, 6) for time in times}) == 3
+
+
+def test_paced_load_makes_the_calls_of_its_streams():
+    async def scenario():
+        plan = Plan(
+            load=Load(fps=10), streams=3, shape="stream", duration_s=2.0, warm_up_s=0.0, seed=1
+        )
+        return await drive(plan, FakeServer(0.001))
+
+    assert run(scenario()).calls == 60
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"load": {}}, "load"),
+        ({"load": {"concurrency": 1, "rate_per_s": 2.0}}, "load"),
+        ({"load": {"rate_per_s": 0.0}}, "load"),
+        ({"duration_s": 0.0}, "duration_s"),
+        ({"timeout_s": 0.0}, "timeout_s"),
+        ({"requests": 0}, "requests"),
+        ({"load": {"fps": 10.0}}, "fps"),
+        ({"streams": 2}, "streams"),
+        ({"delivery": "latest"}, "delivery"),
+        ({"shape": "upload", "raw": True}, "raw"),
+        ({"servers": ()}, "server"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused_by_name(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        Plan(load=Load(**wrong.pop("load", {"concurrency": 1})), **wrong)

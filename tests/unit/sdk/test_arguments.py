@@ -1,0 +1,201 @@
+"""What both clients refuse before a call begins: no server is needed."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet50_client import InvalidRequestError, RetryPolicy, VideoFrame
+from tests.support.clients import KINDS
+from tests.support.pictures import encode, photo_like
+
+NOWHERE = "127.0.0.1:1"
+RGB = np.asarray(photo_like(32, 24))
+PNG = encode(Image.fromarray(RGB))
+MANY = ["classify_many", "embed_many", "classify_stream", "embed_stream"]
+SINGLE = ["classify", "embed"]
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def client(request):
+    """Give a client whose calls would fail, which none here gets to."""
+    return request.param(NOWHERE)
+
+
+class UnreadSource:
+    """Images that nobody may take."""
+
+    def __iter__(self):
+        raise AssertionError("the source was read")
+
+
+ONE_IMAGE = {
+    "str": "cat.jpg",
+    "path": Path("cat.jpg"),
+    "bytes": PNG,
+    "bytearray": bytearray(PNG),
+    "memoryview": memoryview(PNG),
+    "file": io.BytesIO(PNG),
+    "PIL image": Image.fromarray(RGB),
+    "array": RGB,
+    "grey array": RGB[:, :, 0],
+    "array of floats": RGB / 255,
+    "tensor": torch.zeros(3, 24, 32, dtype=torch.uint8),
+    "video frame": VideoFrame(RGB, None, 0.0, 0),
+}
+
+
+@pytest.mark.parametrize("method", MANY)
+@pytest.mark.parametrize("one", ONE_IMAGE)
+def test_one_image_where_many_are_expected_is_refused_at_the_call(client, method, one):
+    name = "images" if method.endswith("many") else "frames"
+    with pytest.raises(TypeError, match=rf"^{name}: is one image \(.*\[image\].*classify"):
+        getattr(client, method)(ONE_IMAGE[one])
+
+
+@pytest.mark.parametrize("method", MANY)
+def test_what_cannot_be_iterated_is_refused_at_the_call(client, method):
+    for wrong in (None, 7, object()):
+        with pytest.raises(TypeError, match="must be an iterable of images"):
+            getattr(client, method)(wrong)
+
+
+async def endless():
+    while True:
+        yield PNG
+
+
+def test_asynchronous_source_goes_with_the_asyncio_client():
+    blocking, asynchronous = (kind(NOWHERE) for kind in KINDS)
+    asynchronous.classify_many(endless())
+    with pytest.raises(TypeError, match="AsyncClient"):
+        blocking.classify_many(endless())
+
+
+@pytest.mark.parametrize(
+    ("images", "options"),
+    [
+        (RGB[None], {}),
+        (torch.zeros(2, 3, 24, 32, dtype=torch.uint8), {}),
+        (np.zeros((2, 36, 32), np.uint8), {"pixel_format": "NV12"}),
+        (np.array(["a.jpg", "b.jpg"]), {}),
+        (np.array([PNG, "b.jpg"], dtype=object), {}),
+        (["a.jpg"], {}),
+        ({"a.jpg": 1}, {}),
+        (iter([]), {}),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_batches_and_iterables_of_images_are_many(client, images, options):
+    client.classify_many(images, **options)
+
+
+def test_planar_frame_alone_is_one_image(client):
+    with pytest.raises(TypeError, match="a batch has 3 axes"):
+        client.classify_many(np.zeros((36, 32), np.uint8), pixel_format="NV12")
+
+
+EVERYWHERE = {
+    "priority": ["Bulk", "", 3],
+    "caller_key": ["", "a\nb", 3],
+    "pixel_format": ["rgb", "HSV", 3],
+    "window": [0, -1, 2.5, True, "32", 2**40],
+    "resume_s": [-1, math.nan, True, "3"],
+}
+CLASSIFYING = {
+    "top_k": [-1, 2.5, True, "3", 2**40, None],
+    "min_probability": [-0.1, 1.1, math.nan, True, "much"],
+}
+OF_MANY = {"errors": ["Raise", "", None, True]}
+OF_STREAMS = {"delivery": ["Ordered", "", None, 1]}
+EMBEDDING = {"dtype": ["float64", "", None, np.float32]}
+SINGLE_ONLY = {"timeout_s": [0, -1, math.nan, True, "3"]}
+
+
+def cases():
+    for method in MANY + SINGLE:
+        options = dict(CLASSIFYING if method.startswith("classify") else EMBEDDING)
+        if method in MANY:
+            options |= EVERYWHERE | (OF_MANY if method.endswith("many") else OF_STREAMS)
+        for name, values in options.items():
+            for value in values:
+                yield method, name, value
+
+
+@pytest.mark.parametrize(("method", "name", "value"), list(cases()))
+async def test_wrong_option_is_refused_at_the_call(client, method, name, value):
+    """The message names the option, its value, and what it may be."""
+    with pytest.raises(ValueError, match=rf"{name}: is .*must be") as refused:
+        called = getattr(client, method)(UnreadSource() if method in MANY else PNG, **{name: value})
+        await called  # only a call with one answer comes to this
+    assert repr(value) in str(refused.value)
+    if name not in ("priority", "caller_key"):
+        assert isinstance(refused.value, InvalidRequestError)
+        assert refused.value.field in (name, f"options.{name}", f"config.{name}", "options.type")
+
+
+@pytest.mark.parametrize("value", SINGLE_ONLY["timeout_s"])
+async def test_wrong_timeout_is_refused(client, value):
+    for method in ("classify", "embed", "health", "variants", "wait_until_ready"):
+        arguments = [PNG] if method in SINGLE else []
+        with pytest.raises(InvalidRequestError, match=r"timeout_s: is .*number of seconds above 0"):
+            await getattr(client, method)(*arguments, timeout_s=value)
+    with pytest.raises(InvalidRequestError, match="timeout_s: is"):
+        type(client)(NOWHERE, timeout_s=value)
+
+
+@pytest.mark.parametrize("value", ["rgb", "HSV"])
+async def test_unknown_pixel_format_of_one_image_is_refused(client, value):
+    for image in (RGB, PNG):
+        with pytest.raises(InvalidRequestError, match=r"pixel_format: is .*RGB, BGR, RGBA, GRAY"):
+            await client.classify(image, pixel_format=value)
+
+
+async def test_integers_of_numpy_are_integers(client):
+    client.classify_many(["a.jpg"], top_k=np.int64(3), window=np.int32(4))
+
+
+def test_client_that_is_pickled_or_copied_says_what_to_do(client):
+    for take in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match=f"{type(client).__name__} can be .*in each process"):
+            take(client)
+
+
+@pytest.mark.parametrize("value", [3, "\ud800"], ids=repr)
+async def test_name_that_is_no_text_is_refused_in_every_method(client, value):
+    for method, arguments, name in (
+        ("variant", [value], "name"),
+        ("load_variant", [value], "name"),
+        ("unload_variant", [value], "name"),
+        ("set_default_variant", [value], "name"),
+        ("set_traffic_split", [value, "b"], "split.variant"),
+        ("set_traffic_split", ["a", value], "split.candidate"),
+        ("delete_traffic_split", [value], "variant"),
+        ("health", [value], "service"),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"^{name}: ") as refused:
+            await getattr(client, method)(*arguments)
+        assert refused.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("attempts", value) for value in (0, 2.5, True, "3")),
+        *(("overload_attempts", value) for value in (0, True, "3", None)),
+        *(("initial_backoff_s", value) for value in (math.nan, True, "1")),
+        *(("max_backoff_s", value) for value in (math.nan, "1", None)),
+    ],
+)
+def test_wrong_retry_policy_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: is .*must be") as refused:
+        RetryPolicy(**{name: value})
+    assert repr(value) in str(refused.value)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet50.v1 import image_pb2
+from resnet50_client import InvalidImageError
+from resnet50_client.images import to_image
+from tests.support.pictures import encode, photo_like, picture
+
+RGB = np.asarray(photo_like(32, 24))
+PNG = encode(Image.fromarray(RGB))
+
+
+def format_name(raw: image_pb2.RawImage) -> str:
+    return image_pb2.PixelFormat.Name(raw.pixel_format).removeprefix("PIXEL_FORMAT_")
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "picture.png"
+    file.write_bytes(PNG)
+    return file
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path,
+        lambda path: str(path),
+        lambda _: PNG,
+        lambda _: bytearray(PNG),
+        lambda _: memoryview(PNG),
+        lambda _: io.BytesIO(PNG),
+        lambda path: path.open("rb"),
+        lambda _: np.frombuffer(PNG, np.uint8),
+        lambda _: np.frombuffer(PNG, np.uint8)[:, None],
+    ],
+    ids=[
+        *("path", "str", "bytes", "bytearray", "memoryview", "BytesIO", "file"),
+        *("array of a row, as by cv2.imencode", "array of a column, as by older ones"),
+    ],
+)
+def test_file_travels_as_it_is(path, make):
+    source = make(path)
+    assert to_image(source).encoded == PNG
+    if isinstance(source, io.BufferedReader):
+        source.close()
+
+
+@pytest.mark.parametrize(
+    ("image", "expected_format", "pixels"),
+    [
+        (RGB, "RGB", RGB),
+        (np.dstack([RGB, RGB[:, :, :1]]), "RGBA", np.dstack([RGB, RGB[:, :, :1]])),
+        (RGB[:, :, 0], "GRAY", RGB[:, :, 0]),
+        (RGB[:, :, :1], "GRAY", RGB[:, :, 0]),
+        (RGB[::-1, ::-1], "RGB", RGB[::-1, ::-1]),
+        (torch.from_numpy(RGB.copy()).permute(2, 0, 1), "RGB", RGB),
+        (torch.from_numpy(RGB[None, :, :, 0].copy()), "GRAY", RGB[:, :, 0]),
+        (Image.fromarray(RGB), "RGB", RGB),
+        (Image.fromarray(RGB[:, :, 0]), "GRAY", RGB[:, :, 0]),
+    ],
+)
+def test_pixels_travel_row_by_row(image, expected_format, pixels):
+    raw = to_image(image).raw
+    assert (raw.width, raw.height, format_name(raw)) == (32, 24, expected_format)
+    assert raw.pixels == np.ascontiguousarray(pixels).tobytes()
+
+
+def test_layout_of_an_array_can_be_named():
+    assert format_name(to_image(RGB, "BGR").raw) == "BGR"
+
+
+@pytest.mark.parametrize("pixel_format", ["NV12", "I420"])
+def test_camera_frames_are_planes_one_below_the_other(pixel_format):
+    raw = to_image(np.zeros((36, 32), dtype=np.uint8), pixel_format).raw
+    assert (raw.width, raw.height, format_name(raw)) == (32, 24, pixel_format)
+    assert len(raw.pixels) == 36 * 32
+
+
+def test_pil_image_is_turned_upright_as_its_file_would_be():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    opened = Image.open(io.BytesIO(encode(Image.fromarray(RGB), "PNG", exif=exif)))
+    raw = to_image(opened).raw
+    assert (raw.width, raw.height) == (24, 32)
+    assert raw.pixels == np.rot90(RGB, -1).tobytes()
+
+
+def test_deep_pil_image_is_scaled_not_clipped():
+    deep = Image.fromarray(np.full((8, 8), 257 * 130, dtype=np.uint16))
+    assert to_image(deep).raw.pixels == bytes([130]) * 64
+
+
+def test_pil_palette_becomes_rgb():
+    image = picture(16, 16).quantize(8)
+    assert to_image(image).raw.pixels == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "text"),
+    [
+        (RGB.astype(np.float32) / 255, {}, "convert it to uint8"),
+        (RGB.transpose(2, 0, 1), {}, r"channels neither last nor"),
+        (RGB[None], {}, "send one at a time"),
+        (np.zeros((0, 4, 3), np.uint8), {}, "send one at a time"),
+        (RGB, {"pixel_format": "RGBA"}, "does not fit pixel_format 'RGBA' with its 4"),
+        (RGB, {"pixel_format": "HSV"}, "is 'HSV', must be one of RGB, BGR, RGBA, GRAY, NV12, I420"),
+        (RGB[:, :, 0], {"pixel_format": "RGB"}, "does not fit pixel_format"),
+        (np.zeros((25, 32), np.uint8), {"pixel_format": "NV12"}, r"height \* 3 / 2"),
+        (torch.zeros(24, 32, 3, dtype=torch.uint8), {}, r"not \[3, height, width\]"),
+        (Image.new("F", (4, 4)), {}, "mode F"),
+        (PNG, {"pixel_format": "RGB"}, r"goes with an array only.*np.frombuffer"),
+        (np.zeros(24 * 32 * 3, np.uint8), {"pixel_format": "RGB"}, "send one at a time"),
+    ],
+)
+def test_unusable_pixels_are_refused_with_the_reason(image, options, text):
+    with pytest.raises(InvalidImageError, match=text):
+        to_image(image, **options)
+
+
+def test_unknown_type_and_text_file_are_type_errors(path):
+    with pytest.raises(TypeError, match="int is not a path"):
+        to_image(7)
+    with path.open("r", encoding="latin-1") as text, pytest.raises(TypeError, match="mode 'rb'"):
+        to_image(text)
+
+
+def test_missing_file_is_the_builtin_error():
+    with pytest.raises(FileNotFoundError):
+        to_image("no/such/file.jpg")
+
+
+class Upload:
+    """A file as Starlette and FastAPI give it."""
+
+    async def read(self) -> bytes:
+        return PNG
+
+
+@pytest.mark.filterwarnings("error")
+def test_file_that_is_read_asynchronously_says_what_to_do():
+    with pytest.raises(TypeError, match=r"Upload is asynchronous.*await file.read\(\)"):
+        to_image(Upload())
+
+
+def test_column_whose_layout_is_named_is_pixels():
+    raw = to_image(RGB[:, :1, 0], "GRAY").raw
+    assert (raw.width, raw.height) == (1, 24)
+
+
+def test_url_is_not_taken_for_a_path_and_not_shown():
+    with pytest.raises(
+        InvalidImageError, match="is a URL, which the SDK does not fetch"
+    ) as refused:
+        to_image("rtsp://user:s3cret@camera/stream")
+    assert "s3cret" not in str(refused.value)

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet50.v1 import image_pb2
+from resnet50_client import VideoFrame, frames_from_video
+from resnet50_client.images import to_image
+from resnet50_server.images.raw import raw_to_rgb, take_raw
+from tests.support.clips import fill, hold_turned, picture_frame, write_clip, yuv_of
+from tests.support.pictures import picture
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (255, 255, 255), (16, 30, 20)]
+
+
+def rgb_of(frame: VideoFrame) -> np.ndarray:
+    """Return what the server sees of a frame: uint8 [height, width, 3]."""
+    image = to_image(frame)
+    assert isinstance(image, image_pb2.Image)
+    if image.WhichOneof("source") == "raw":
+        return raw_to_rgb(take_raw(image.raw, 10**8))
+    return np.asarray(Image.open(io.BytesIO(image.encoded)).convert("RGB"))
+
+
+def one_frame(path, **options) -> VideoFrame:
+    (frame,) = frames_from_video(path, **options)
+    return frame
+
+
+@pytest.mark.parametrize("size", [(64, 48), (50, 46), (34, 2), (2, 34), (322, 182)])
+@pytest.mark.parametrize("format", ["yuv420p", "nv12"])
+def test_pixels_are_the_decoders_own_without_what_pads_their_rows(size, format, tmp_path):
+    frame = picture_frame(picture(*size), format)
+    path = write_clip(tmp_path / "clip.nut", [frame], codec="rawvideo")
+    given = one_frame(path)
+    width, height = size
+    assert given.pixel_format == {"yuv420p": "I420", "nv12": "NV12"}[format]
+    assert given.image.shape == (height * 3 // 2, width)
+    assert given.image.dtype == np.uint8
+    np.testing.assert_array_equal(given.image, frame.to_ndarray().reshape(given.image.shape))
+
+
+def test_frames_carry_their_number_and_time_and_outlive_the_decoder(tmp_path):
+    frames = [fill((value, 128, 128), 32, 32, "yuv420p") for value in range(16, 226, 10)]
+    path = write_clip(tmp_path / "clip.mkv", frames, fps=10)
+    given = list(frames_from_video(str(path)))
+    assert [frame.number for frame in given] == list(range(21))
+    assert [frame.time_s for frame in given] == pytest.approx([0.1 * one for one in range(21)])
+    assert [frame.image[0, 0] for frame in given] == list(range(16, 226, 10))
+
+
+def test_time_starts_at_the_first_frame(tmp_path):
+    frames = [fill((16, 128, 128), 32, 32, "yuv420p")] * 3
+    path = write_clip(tmp_path / "clip.nut", frames, times_ms=[5000, 5040, 5080])
+    assert [frame.time_s for frame in frames_from_video(path)] == pytest.approx([0, 0.04, 0.08])
+
+
+def test_stream_without_times_is_counted_out(tmp_path):
+    frames = [picture_frame(picture(64, 48))] * 4
+    path = write_clip(tmp_path / "clip.m4v", frames, codec="mpeg4", fps=20)
+    times = [frame.time_s for frame in frames_from_video(path)]
+    assert times[0] == 0
+    assert np.all(np.diff(times) > 0)
+
+
+@pytest.mark.parametrize(
+    "source_fps, fps, kept",
+    [
+        (30, 10, [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]),
+        (30, 15, list(range(0, 30, 2))),
+        (30, 20, [one for one in range(30) if one % 3 != 1]),
+        (30, 30, list(range(30))),
+        (30, 1000, list(range(30))),
+        (25, 10, [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]),
+        (30, 0.5, [0]),
+    ],
+)
+def test_fps_keeps_frames_by_their_times(source_fps, fps, kept, tmp_path):
+    # Matroska rounds to milliseconds, which must cost no frame.
+    frames = [fill((16, 128, 128), 32, 32, "yuv420p")] * 30
+    path = write_clip(tmp_path / "clip.mkv", frames, fps=source_fps)
+    assert [frame.number for frame in frames_from_video(path, fps=fps)] == kept
+
+
+def test_fps_goes_by_time_where_frames_come_unevenly(tmp_path):
+    times_ms = [0, 10, 20, 30, 500, 510, 1000, 2000, 2010]
+    frames = [fill((16, 128, 128), 32, 32, "yuv420p")] * len(times_ms)
+    path = write_clip(tmp_path / "clip.nut", frames, times_ms=times_ms)
+    kept = list(frames_from_video(path, fps=2))
+    assert [frame.number for frame in kept] == [0, 4, 6, 7]
+    assert [frame.time_s for frame in kept] == pytest.approx([0, 0.5, 1, 2])
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize(
+    "matrix, full_range, format",
+    [
+        ("bt601", False, "yuv420p"),
+        ("bt601", False, "nv12"),
+        (None, False, "yuv420p"),
+        ("bt709", False, "yuv420p"),
+        ("bt709", False, "nv12"),
+        ("bt601", True, "yuv420p"),
+        ("bt601", True, "nv12"),
+        ("bt709", True, "yuv420p"),
+        ("bt709", True, "nv12"),
+        ("bt601", False, "yuv444p"),
+        ("bt601", True, "yuv444p"),
+        ("bt709", False, "yuv444p"),
+    ],
+)
+def test_colours_come_out_right(matrix, full_range, format, colour, encoding, tmp_path):
+    frame = fill(yuv_of(colour, matrix or "bt601", full_range), 64, 48, format)
+    codec = "rawvideo" if format == "nv12" else "ffv1"
+    path = write_clip(
+        tmp_path / "clip.mkv", [frame], codec=codec, matrix=matrix, full_range=full_range
+    )
+    given = one_frame(path, encoding=encoding)
+    assert given.pixel_format in (("I420", "NV12") if encoding == "raw" else (None,))
+    np.testing.assert_allclose(rgb_of(given)[24, 32], colour, atol=5)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize("format", ["bgr0", "gray", "yuv420p10le", "yuv422p", "rgb24"])
+def test_other_formats_become_what_the_contract_has(format, encoding, tmp_path):
+    colour = (120, 120, 120) if format == "gray" else (200, 120, 40)
+    frame = picture_frame(Image.new("RGB", (64, 48), colour), format)
+    if format in ("gray", "bgr0", "rgb24"):
+        frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), colour)).reformat(format=format)
+    codec = "rawvideo" if format == "rgb24" else "ffv1"
+    path = write_clip(tmp_path / "clip.nut", [frame], codec=codec, full_range=format == "gray")
+    given = one_frame(path, encoding=encoding)
+    assert given.pixel_format == ("I420" if encoding == "raw" else None)
+    np.testing.assert_allclose(rgb_of(given)[24, 32], colour, atol=5)
+
+
+@pytest.mark.parametrize(
+    "size, even", [((35, 27), (34, 26)), ((34, 27), (34, 26)), ((1, 8), (2, 8))]
+)
+def test_odd_sizes_lose_a_column_and_a_row(size, even, tmp_path):
+    frame = picture_frame(picture(*size))
+    path = write_clip(tmp_path / "clip.nut", [frame], codec="rawvideo")
+    given = one_frame(path)
+    assert given.image.shape == (even[1] * 3 // 2, even[0])
+    luma = np.frombuffer(frame.planes[0], np.uint8).reshape(-1, frame.planes[0].line_size)
+    if size[0] > 1:
+        np.testing.assert_array_equal(given.image[: even[1]], luma[: even[1], : even[0]])
+    assert rgb_of(one_frame(path, encoding="jpeg")).shape == (size[1], size[0], 3)
+
+
+def test_jpeg_frames_are_files_of_the_quality_asked_for(tmp_path):
+    source = picture(96, 64)
+    path = write_clip(tmp_path / "clip.mkv", [picture_frame(source)])
+    good, poor = (one_frame(path, encoding="jpeg", jpeg_quality=one) for one in (95, 10))
+    assert Image.open(io.BytesIO(good.image)).format == "JPEG"
+    assert len(poor.image) < len(good.image)
+    # Chroma of half the size is all that was lost.
+    assert np.abs(rgb_of(good).astype(int) - np.asarray(source)).mean() < 4
+    assert (good.pixel_format, good.number, good.time_s) == (None, 0, 0.0)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize("degrees, transpose", [(90, "ROTATE_270"), (-90, "ROTATE_90")])
+def test_video_that_was_held_turned_comes_upright(degrees, transpose, encoding, tmp_path):
+    source = picture(96, 64)
+    path = write_clip(tmp_path / "clip.mp4", [picture_frame(source)], codec="mpeg4")
+    hold_turned(path, degrees)
+    upright = np.asarray(source.transpose(Image.Transpose[transpose]))
+    seen = rgb_of(one_frame(path, encoding=encoding))
+    assert seen.shape == upright.shape
+    assert np.abs(seen.astype(int) - upright).mean() < 8
+
+
+def test_binary_files_are_sources_too_and_stay_open(tmp_path):
+    frames = [picture_frame(picture(64, 48))] * 3
+    content = write_clip(tmp_path / "clip.mkv", frames).read_bytes()
+    file = io.BytesIO(content)
+    assert len(list(frames_from_video(file))) == 3
+    assert not file.closed
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list:
+    """List the containers that are opened from now on, and whether each was closed."""
+    containers = []
+    real = av.open
+
+    class Watched:
+        def __init__(self, container) -> None:
+            self.container, self.closed = container, False
+            containers.append(self)
+
+        def __getattr__(self, name: str):
+            return getattr(self.container, name)
+
+        def close(self) -> None:
+            self.closed = True
+            self.container.close()
+
+    def watch(file, mode="r", **options):
+        container = real(file, mode, **options)
+        return Watched(container) if mode == "r" else container
+
+    monkeypatch.setattr(av, "open", watch)
+    return containers
+
+
+def test_source_is_closed_with_the_generator_and_opened_by_its_first_frame(opened, tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", [picture_frame(picture(64, 48))] * 5)
+    frames = frames_from_video(path)
+    frames.close()
+    assert opened == []
+    frames = frames_from_video(path)
+    next(frames)
+    assert [one.closed for one in opened] == [False]
+    frames.close()
+    assert [one.closed for one in opened] == [True]
+    assert len(list(frames_from_video(path))) == 5
+    assert [one.closed for one in opened] == [True, True]
+
+
+def silence(path) -> None:
+    """Write a file that holds sound only."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+
+
+def sources_that_are_no_video(folder) -> Iterator[tuple[object, type, str]]:
+    yield folder / "none.mp4", FileNotFoundError, "none.mp4"
+    yield str(folder), OSError, folder.name
+    yield "http://127.0.0.1:1/clip.mp4", ConnectionError, "127.0.0.1:1"
+    yield 4242, OSError, "/dev/video4242"
+    yield "/dev/video4242", OSError, "/dev/video4242"
+    (folder / "text.mp4").write_bytes(b"no video at all " * 100)
+    yield folder / "text.mp4", OSError, r"text\.mp4.*cannot be read as video"
+    (folder / "empty.mp4").touch()
+    yield folder / "empty.mp4", OSError, r"empty\.mp4"
+    yield io.BytesIO(b"no video"), OSError, "BytesIO"
+    silence(folder / "sound.wav")
+    yield folder / "sound.wav", OSError, r"sound\.wav.*holds no video"
+
+
+def test_errors_name_the_source(opened, tmp_path):
+    for source, kind, text in sources_that_are_no_video(tmp_path):
+        with pytest.raises(kind, match=text):
+            next(frames_from_video(source))
+    assert [one.closed for one in opened] == [True]  # the sound's: all others do not open
+
+
+def test_what_cannot_be_decoded_is_left_out(tmp_path, caplog):
+    path = write_clip(
+        tmp_path / "clip.avi",
+        [picture_frame(picture(64, 48, "RGB"), "yuvj420p")] * 6,
+        codec="mjpeg",
+        full_range=True,
+    )
+    content = bytearray(path.read_bytes())
+    starts = [at for at in range(len(content) - 2) if content[at : at + 3] == b"\xff\xd8\xff"]
+    assert len(starts) == 6
+    length = starts[3] - starts[2] - 8
+    content[starts[2] : starts[2] + length] = bytes(length)
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        given = list(frames_from_video(path))
+    assert len(given) == 5
+    assert "clip.avi: a packet cannot be decoded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"fps": 0}, "fps: is 0"),
+        ({"fps": float("nan")}, "fps: is nan"),
+        ({"fps": "5"}, "fps: is '5'"),
+        ({"fps": True}, "fps: is True"),
+        ({"jpeg_quality": "90"}, "jpeg_quality: is '90'"),
+        ({"encoding": "png"}, "encoding: is 'png'"),
+        ({"jpeg_quality": 0}, "jpeg_quality: is 0"),
+    ],
+)
+def test_wrong_arguments_raise_at_the_call(options, text):
+    with pytest.raises(ValueError, match=text):
+        frames_from_video("clip.mp4", **options)
+
+
+@pytest.mark.parametrize("module, options", [("av", {}), ("PIL", {"encoding": "jpeg"})])
+def test_missing_extra_is_named_at_the_call(module, options, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=r"resnet50-serving\[video\]"):
+        frames_from_video("clip.mp4", **options)
+
+
+def test_raw_frames_need_no_pil(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", [picture_frame(picture(64, 48))])
+    script = (
+        "import sys; from resnet50_client import frames_from_video;"
+        "assert not {'av', 'PIL'} & set(sys.modules);"
+        f"next(frames_from_video({str(path)!r}));"
+        "print('av' in sys.modules, 'PIL' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_it_is_a_generator():
+    assert inspect.isgenerator(frames_from_video("clip.mp4"))

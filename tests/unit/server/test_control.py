@@ -1,0 +1,653 @@
+"""How the variants of a server change, where it goes wrong: engines are fakes, the rest is real."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import threading
+import weakref
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
+from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, WeightsError
+from resnet50_server.lifecycle.control import Budget, Changes
+from resnet50_server.lifecycle.loader import OpenEngine
+from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
+from resnet50_server.lifecycle.watcher import FolderWatch
+from resnet50_server.variants.directory import VariantsDirectory
+from resnet50_server.variants.disk import Disk
+from resnet50_server.variants.spec import define
+from tests.support.administering import describe
+from tests.support.virtual_device import FakeEngine, VirtualThreads
+
+EACH = 2**20
+
+
+class AtOnce(VirtualThreads):
+    """Runs what is no batch within the turn."""
+
+    async def run(self, call: Callable[[], object]) -> object:
+        return call()
+
+
+class Weights:
+    """What a load has read."""
+
+
+class EngineError(Exception):
+    """As onnxruntime's: no kin of RuntimeError."""
+
+
+@dataclass
+class Engines:
+    """Stands for what loads variants: each takes `EACH` bytes.
+
+    Attributes:
+        errors: What becomes of the loads of a name.
+        bytes: What takes more or less.
+        loads: Names, in the order in which they were loaded or could not be.
+        wait: Is awaited by each load.
+        weights: What each has read.
+    """
+
+    errors: dict[str, BaseException] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    loads: list[str] = field(default_factory=list)
+    wait: Callable[[], Awaitable[object]] | None = None
+    weights: list[weakref.ref[Weights]] = field(default_factory=list)
+
+    async def hold(self, definition, loading, make_room) -> HeldVariant:
+        takes = self.bytes.get(definition.name, EACH)
+        self.loads.append(definition.name)
+        await make_room(takes)
+        if self.wait is not None:
+            await self.wait()
+        weights = Weights()
+        self.weights.append(weakref.ref(weights))
+        if definition.name in self.errors:
+            raise self.errors[definition.name]
+        engine, threads = FakeEngine(0.0), AtOnce()
+        scheduler = Scheduler(BatchPolicy(), threads)
+        queue = scheduler.add(definition.name, engine)
+        opened = OpenEngine(
+            engine, "torch", "0" * 64, 0, "cpu", "fp32", trained=False, memory_bytes=takes
+        )
+        return HeldVariant(definition, opened, queue, scheduler, threads)
+
+
+@dataclass
+class Served:
+    """A server's variants, and what changes them."""
+
+    variants: HeldVariants
+    changes: Changes
+    engines: Engines
+
+    @property
+    def names(self) -> list[str]:
+        return [one.definition.name for one in self.variants.held]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder of variants."""
+    for name in ("x", "y"):
+        describe(tmp_path / "variants" / name)
+    return tmp_path / "variants"
+
+
+def serve(folder: Path, *specs: str, engines: Engines | None = None, **budget) -> Served:
+    """Return variants that are not loaded yet."""
+    engines = engines or Engines()
+    variants = HeldVariants([define(spec) for spec in specs], None)
+    directory = VariantsDirectory(folder)
+    changes = Changes(variants, engines.hold, Budget(**budget), 1.0, directory)
+    return Served(variants, changes, engines)
+
+
+async def served(folder: Path, *specs: str, engines: Engines | None = None, **budget) -> Served:
+    """Return variants that are loaded."""
+    found = serve(folder, *specs, engines=engines, **budget)
+    await found.changes.begin()
+    return found
+
+
+# One change at a time
+
+
+async def test_variant_that_became_the_default_as_its_unloading_began_stays(folder):
+    server = await served(folder, "a=random:0", "b=random:1")
+    unloading = asyncio.ensure_future(server.changes.unload("b"))
+    asyncio.get_running_loop().call_soon(server.changes.set_default, "b")
+    with pytest.raises(NotNow, match="b answers requests that name no variant"):
+        await unloading
+    assert server.variants.find("").definition.name == "b"
+    assert [one.name for one in server.variants.definitions] == ["b", "a"]
+
+
+async def test_variant_that_a_split_named_as_its_unloading_began_stays(folder):
+    server, splits = await served(folder, "a=random:0", "b=random:1"), []
+    server.changes._naming = lambda name: splits
+    unloading = asyncio.ensure_future(server.changes.unload("b"))
+    asyncio.get_running_loop().call_soon(splits.append, "a")
+    with pytest.raises(NotNow, match="named by the traffic split of a"):
+        await unloading
+    assert server.names == ["a", "b"]
+
+
+async def test_what_is_loaded_at_the_start_and_by_a_caller_is_loaded_one_after_the_other(folder):
+    at_once, most = 0, 0
+
+    async def count() -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0)
+        at_once -= 1
+
+    server = serve(folder, "a=random:0", "b=random:1", engines=Engines(wait=count))
+    starting = asyncio.create_task(server.changes.begin())
+    await asyncio.sleep(0)
+    with pytest.raises(NotNow, match="another variant is being loaded"):
+        await server.changes.load("x")
+    await starting
+    assert (server.names, most) == (["a", "b"], 1)
+
+
+async def test_start_waits_for_what_a_caller_has_begun_to_load(folder):
+    server = serve(folder, "a=random:0")
+    loading = asyncio.create_task(server.changes.load("x"))
+    await asyncio.sleep(0)
+    await server.changes.begin()
+    assert loading.done()
+    assert server.engines.loads == ["x", "a"]
+
+
+async def test_start_that_is_given_up_loads_nothing_more(folder):
+    entered, never = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        entered.set()
+        await never.wait()
+
+    server = serve(folder, "a=random:0", engines=Engines(wait=wait))
+    starting = asyncio.create_task(server.changes.begin())
+    await entered.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await asyncio.wait_for(server.changes.settle(), 30)
+    assert server.names == []
+
+
+# Memory
+
+
+async def test_variants_that_gave_way_in_vain_are_loaded_again(folder):
+    server = await served(folder, "a=random:0", "b=random:1", max_bytes=2 * EACH, evict=True)
+    server.engines.errors["x"] = WeightsError("they are not what they should be")
+    told = "should be; b gave way to it and answers again"
+    with pytest.raises(NotNow, match=f"^name: x cannot be loaded: they are not what they {told}$"):
+        await server.changes.load("x")
+    assert server.names == ["a", "b"]
+    assert server.engines.loads == ["a", "b", "x", "b"]
+    assert server.variants.failures["x"].endswith(told)
+
+
+async def test_variant_that_gave_way_in_vain_and_does_not_come_back_is_named(folder):
+    server = await served(folder, "a=random:0", "b=random:1", max_bytes=2 * EACH, evict=True)
+    server.engines.errors |= {"x": WeightsError("broken"), "b": OSError("no such file")}
+    with pytest.raises(NotNow, match="broken; b gave way to it and cannot be loaded again"):
+        await server.changes.load("x")
+    assert server.names == ["a"]
+    assert "no such file" in server.variants.failures["b"]
+    # It may be tried again by hand.
+    server.engines.errors.clear()
+    await server.changes.load("b")
+    assert server.names == ["a", "b"]
+
+
+async def test_variant_that_would_not_fit_once_those_that_leave_are_gone_is_refused_at_once(folder):
+    engines = Engines(bytes={"y": 3 * EACH})
+    server = await served(folder, "a=random:0", engines=engines, max_bytes=3 * EACH)
+    await server.changes.load("x")
+    old = server.variants.find("x")
+    old.enter_frame()
+    await server.changes.load("x", replace=True)
+    assert server.variants.leaving == [old]
+    with pytest.raises(NotNow, match="max_variants_bytes: y takes about 3 MiB"):
+        await server.changes.load("y")
+    assert server.variants.leaving == [old]
+    old.leave_frame()
+
+
+async def test_variant_waits_for_those_that_leave_before_others_give_way(folder):
+    engines, stages = Engines(bytes={"y": 2 * EACH}), []
+    server = await served(folder, "a=random:0", engines=engines, max_bytes=4 * EACH, evict=True)
+    await server.changes.load("x")
+    old = server.variants.find("x")
+    old.enter_frame()
+    await server.changes.load("x", replace=True)
+
+    async def look() -> None:
+        loading = server.variants.loading(server.variants.define("y", "name"))
+        stages.append(loading.stage)
+
+    engines.wait = look
+    loading = asyncio.create_task(server.changes.load("y"))
+    while (found := server.variants.by_name("y")) is None:
+        await asyncio.sleep(0)
+    while server.variants.loading(found).stage != "evicting":
+        await asyncio.sleep(0)
+    old.leave_frame()
+    assert (await loading).evicted == []
+    assert server.names == ["a", "x", "y"]
+    assert stages == ["evicting"]
+
+
+async def test_nothing_is_evicted_where_there_is_room(folder):
+    server, stages = await served(folder, "a=random:0", max_bytes=2 * EACH, evict=True), []
+
+    async def look() -> None:
+        stages.append(server.variants.loading(server.variants.define("x", "name")).stage)
+
+    server.engines.wait = look
+    await server.changes.load("x")
+    assert stages == ["waiting"]  # as the fake says nothing else
+
+
+async def test_memory_of_an_engine_that_does_not_return_stays_taken(folder):
+    server = await served(folder, "a=random:0", "b=random:1", max_bytes=2 * EACH)
+    held = server.variants.find("b")
+
+    async def remove(*_) -> bool:
+        return False
+
+    held.scheduler.remove = remove
+    with pytest.raises(NotNow, match=r"b is unloaded .* its memory stays taken"):
+        await server.changes.unload("b")
+    assert server.variants.by_name("b") is None
+    assert server.variants.leaving == [held]
+    with pytest.raises(NotNow, match=r"max_variants_bytes: x takes about 1 MiB .*a 1, b 1"):
+        await server.changes.load("x")
+
+
+async def test_caller_is_told_of_an_engine_that_could_not_be_closed(folder, caplog):
+    server = await served(folder, "a=random:0", "b=random:1")
+    held = server.variants.find("b")
+
+    def close() -> None:
+        raise EngineError("still in use")
+
+    held.opened.engine.close = close
+    with pytest.raises(NotNow, match=r"b is unloaded .* could not be closed"):
+        await server.changes.unload("b")
+    assert server.variants.by_name("b") is None
+    assert server.variants.leaving == [held]
+    assert "EngineError: still in use" in caplog.text
+
+
+# Failures
+
+
+@pytest.mark.parametrize("error", [EngineError("bad allocation"), MemoryError(), KeyError("x")])
+async def test_whatever_an_engine_raises_is_why_a_variant_cannot_be_loaded(folder, error, caplog):
+    server = await served(folder, "a=random:0")
+    server.engines.errors["x"] = error
+    with pytest.raises(NotNow) as refused:
+        await server.changes.load("x")
+    assert str(refused.value) == f"name: x cannot be loaded: {error!r}"
+    assert server.variants.failures == {"x": repr(error)}
+    (warning,) = [one for one in caplog.records if "was not loaded" in one.getMessage()]
+    assert bool(warning.exc_info) is not isinstance(error, MemoryError)
+
+
+async def test_weights_of_a_load_that_failed_are_let_go_of(folder):
+    server = await served(folder, "a=random:0")
+
+    async def load() -> None:
+        with pytest.raises(NotNow):
+            await server.changes.load("x")
+
+    server.engines.errors["x"] = WeightsError("broken")
+    # Errors hold each other in circles.
+    gc.disable()
+    try:
+        await load()
+        await asyncio.sleep(0)
+        server.engines.errors.clear()
+        assert server.engines.weights[-1]() is None
+    finally:
+        gc.enable()
+
+
+async def test_plain_refusals_are_no_failures(folder):
+    server = await served(folder, "IMAGENET1K_V2")
+    for name in ("DEFAULT", "IMAGENET1K_V2", "ResNet50_Weights.IMAGENET1K_V2"):
+        with pytest.raises(NotNow, match="IMAGENET1K_V2 is served already"):
+            await server.changes.load(name)
+    assert server.variants.failures == {}
+
+
+async def test_failure_of_an_alias_is_its_variants(folder):
+    server = await served(folder, "IMAGENET1K_V2")
+    server.engines.errors["IMAGENET1K_V2"] = WeightsError("broken")
+    with pytest.raises(NotNow, match="broken"):
+        await server.changes.load("DEFAULT", replace=True)
+    assert server.variants.failures == {"IMAGENET1K_V2": "broken"}
+    server.engines.errors.clear()
+    await server.changes.load("DEFAULT", replace=True)
+    assert server.variants.failures == {}
+
+
+# What can be loaded
+
+
+@pytest.mark.parametrize("source", ["elsewhere", "random:1"])
+async def test_variant_of_the_start_comes_back_after_it_was_unloaded(folder, tmp_path, source):
+    if source == "elsewhere":
+        describe(tmp_path / source)
+        source = str(tmp_path / source)
+    server = await served(folder, "a=random:0", f"m={source}")
+    await server.changes.unload("m")
+    await server.changes.load("m")
+    assert server.names == ["a", "m"]
+
+
+async def test_unknown_name_is_told_what_can_be_loaded(folder):
+    server = await served(folder, "a=random:0")
+    with pytest.raises(VariantNotFound) as unknown:
+        await server.changes.load("cats")
+    text = str(unknown.value)
+    assert text.startswith("name: no variant 'cats' can be loaded here; there are: IMAGENET1K_")
+    assert text.endswith(", a, x, y")
+
+
+# The folder
+
+
+class Watched:
+    """The folder of a server, looked at twice at a time as the watch wants it."""
+
+    def __init__(self, folder: Path, server: Served) -> None:
+        self.directory = VariantsDirectory(folder)
+        self.watch = FolderWatch(self.directory, server.variants, server.changes, 0.001)
+
+    @classmethod
+    async def of(cls, folder: Path, server: Served) -> Watched:
+        watched = cls(folder, server)
+        await watched.watch.begin()
+        return watched
+
+    async def look(self) -> None:
+        for _ in range(2):
+            await self.watch._look()
+
+
+async def test_folder_that_is_still_being_written_is_left_alone(folder):
+    server = await served(folder, "a=random:0", f"x={folder}/x", f"y={folder}/y")
+    watched = await Watched.of(folder, server)
+    loaded = list(server.engines.loads)
+    for number in range(3):
+        describe(folder / "x", ["longer"] * (number + 1))  # other sizes, whatever clocks say
+        await watched.watch._look()
+        assert server.engines.loads == loaded
+    await watched.watch._look()
+    assert server.engines.loads == [*loaded, "x"]
+
+
+async def test_variant_that_an_administrator_has_loaded_is_not_loaded_again_by_the_watch(folder):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    await server.changes.load("x")
+    await watched.look()
+    assert server.engines.loads == ["a", "x"]
+    # What changes then is; what goes then goes.
+    describe(folder / "x", ["other"])
+    await watched.look()
+    assert server.engines.loads == ["a", "x", "x"]
+    shutil.rmtree(folder / "x")
+    await watched.look()
+    assert "x" not in [one.name for one in server.variants.definitions]
+
+
+async def test_variant_that_changed_while_an_administrator_loaded_it_is_loaded_again(folder):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+
+    async def change() -> None:
+        describe(folder / "x", ["other"])
+
+    server.engines.wait = change
+    await server.changes.load("x")
+    server.engines.wait = None
+    await watched.look()
+    assert server.engines.loads == ["a", "x", "x"]
+
+
+async def test_folder_that_is_not_there_says_nothing_of_its_variants(folder, caplog):
+    server = await served(folder, f"x={folder / 'x'}", f"y={folder / 'y'}")
+    watched = await Watched.of(folder, server)
+    folder.rename(folder.parent / "unmounted")
+    watching = asyncio.create_task(watched.watch.run())
+    looks, stamps = 0, watched.watch._directory.stamps
+
+    def count() -> object:
+        nonlocal looks
+        looks += 1
+        return stamps()
+
+    watched.watch._directory.stamps = count
+    while looks < 4:
+        await asyncio.sleep(0.001)
+    assert server.names == ["x", "y"]
+    assert caplog.text.count("is not there") == 1
+    assert "Traceback" not in caplog.text
+    # Once it is there again, changes are seen.
+    (folder.parent / "unmounted").rename(folder)
+    shutil.rmtree(folder / "y")
+    while server.names != ["x"]:
+        await asyncio.sleep(0.001)
+    watching.cancel()
+
+
+async def test_watch_of_a_folder_that_is_not_there_yet_loads_what_it_holds_later(tmp_path):
+    folder = tmp_path / "later"
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    describe(folder / "x")
+    await watched.look()
+    assert server.names == ["a", "x"]
+
+
+@pytest.mark.parametrize("name", ["IMAGENET1K_V1", "DEFAULT", "ResNet50_Weights.IMAGENET1K_V1"])
+async def test_folder_with_a_name_of_torchvisions_is_passed_over(tmp_path, caplog, name):
+    folder = tmp_path / "variants"
+    folder.mkdir()
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    describe(folder / name)
+    await watched.look()
+    await watched.look()
+    assert server.names == ["a"]
+    assert caplog.text.count(f"{name} is not loaded: it is torchvision's name") == 1
+
+
+async def test_folder_that_has_gone_is_said_to_once_while_its_variant_is_needed(folder, caplog):
+    caplog.set_level("INFO")
+    server = await served(folder, f"x={folder / 'x'}", f"y={folder / 'y'}")
+    watched = await Watched.of(folder, server)
+    shutil.rmtree(folder / "x")  # the default
+    for _ in range(3):
+        await watched.look()
+    assert server.names == ["x", "y"]
+    assert caplog.text.count("variants_dir: x has gone") == 1
+    assert caplog.text.count("x answers requests that name no variant") == 1
+
+
+PASSING = [
+    MemoryError(),
+    RuntimeError("CUDA out of memory"),
+    OSError(5, "Input/output error"),
+    NotNow("max_variants_bytes: takes about 1 MiB"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
+async def test_folder_that_could_not_be_loaded_for_a_passing_reason_is_tried_again(
+    folder, error, monkeypatch
+):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    watched.watch._every_s = 8.0
+    now = [0.0]
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: now[0], raising=False)
+    server.engines.errors["x"] = error
+    tries = []
+    for now[0] in range(60):
+        before = len(server.engines.loads)
+        await watched.watch._look()
+        tries += [now[0]] * (len(server.engines.loads) - before)
+    assert tries == [0, 8, 24, 56]
+    # Once the reason has passed, it is loaded at its next turn; and then never again.
+    del server.engines.errors["x"]
+    now[0] = 119.0
+    await watched.look()
+    assert server.names == ["a"]
+    now[0] = 120.0
+    await watched.look()
+    await watched.look()
+    assert server.names == ["a", "x"]
+    assert server.engines.loads == ["a", *["x"] * 5]
+
+
+async def test_folder_that_changes_is_tried_again_at_once(folder):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    watched.watch._every_s = 600.0
+    server.engines.errors["x"] = MemoryError()
+    await watched.look()
+    await watched.look()
+    assert server.engines.loads == ["a", "x"]
+    del server.engines.errors["x"]
+    describe(folder / "x", ["other"])
+    await watched.look()
+    assert server.names == ["a", "x"]
+
+
+async def test_folder_whose_files_are_wrong_is_tried_when_they_change_and_not_before(folder):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+    server.engines.errors["x"] = WeightsError("x: weights.pth is not a state dict")
+    (folder / "z").mkdir()
+    (folder / "z" / "variant.json").write_text("{}")
+    for _ in range(4):
+        await watched.look()
+    assert server.engines.loads == ["a", "x"]
+    assert list(server.variants.failures) == ["x", "z"]
+    del server.engines.errors["x"]
+    for name in ("x", "z"):
+        describe(folder / name, ["other"])
+    await watched.look()
+    assert server.names == ["a", "x", "z"]
+
+
+async def test_folder_that_fits_once_another_is_unloaded_is_loaded_then(folder):
+    server = await served(folder, "a=random:0", max_bytes=2 * EACH)
+    watched = await Watched.of(folder, server)
+    await watched.look()
+    assert server.names == ["a", "x"]
+    assert "max_variants_bytes" in server.variants.failures["y"]
+    shutil.rmtree(folder / "x")
+    while server.names != ["a", "y"]:
+        await watched.look()
+    assert server.variants.failures == {}
+
+
+# A disk that hangs
+
+
+class Hanging(VariantsDirectory):
+    """A folder on a disk that hangs until it is told to answer."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.hangs = False
+        self.asked = threading.Event()
+        self.answers = threading.Event()
+
+    def _wait(self) -> None:
+        if self.hangs:
+            self.asked.set()
+            self.answers.wait()
+
+    def find(self, name: str) -> Path:
+        self._wait()
+        return super().find(name)
+
+    def stamps(self) -> dict[str, object]:
+        self._wait()
+        return super().stamps()
+
+
+async def test_disk_that_hangs_is_told_and_holds_one_thread_only(folder, monkeypatch):
+    server = await served(folder, "a=random:0")
+    directory = Hanging(folder)
+    server.changes.directory, server.changes._disk = directory, Disk(str(directory), 0.05)
+    directory.hangs = True
+    before = threading.active_count()
+    try:
+        for _ in range(5):
+            with pytest.raises(DiskTimeout, match=r"variants_dir: .* within 0\.05 s"):
+                await server.changes.load("x")
+        assert threading.active_count() == before + 1
+        # What needs no files goes on meanwhile.
+        assert server.changes.set_default("a")[1] == "a"
+    finally:
+        directory.answers.set()
+    directory.hangs = False
+    assert (await server.changes.load("x")).variant.definition.name == "x"
+
+
+async def test_watch_of_a_disk_that_hangs_says_so_and_goes_on_once_it_answers(folder, caplog):
+    server = await served(folder, "a=random:0")
+    directory = Hanging(folder)
+    watch = FolderWatch(directory, server.variants, server.changes, 0.001)
+    watch._disk = Disk(str(directory), 0.05)
+    directory.hangs = True
+    await watch.begin()
+    watching = asyncio.create_task(watch.run())
+    while "could not be looked at" not in caplog.text:
+        await asyncio.sleep(0.001)
+    assert "did not answer within 0.05 s" in caplog.text
+    assert "Traceback" not in caplog.text
+    directory.hangs = False
+    directory.answers.set()
+    while server.names != ["a", "x", "y"]:
+        await asyncio.sleep(0.001)
+    watching.cancel()
+
+
+async def test_replaced_variant_is_held_by_nothing_once_it_is_freed(folder):
+    served = serve(folder, f"x={folder}/x")
+    await served.changes.begin()
+    old = weakref.ref(served.variants.held[0])
+    await served.changes.load("x", replace=True)
+
+    async def gone() -> None:
+        while old() is not None:
+            await asyncio.sleep(0.01)
+            gc.collect()
+
+    await asyncio.wait_for(gone(), 10)

@@ -1,0 +1,481 @@
+"""Engines for the CPU: which one computes, from what, and whether it answers as PyTorch does."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.quantization import ResNet50_QuantizedWeights
+
+from resnet50_server.engines import calibration, cpu
+from resnet50_server.engines import onnx_export as onnx_graph
+from resnet50_server.engines.base import BatchOutput, Engine, Images
+from resnet50_server.engines.cpu import Division
+from resnet50_server.engines.graph_cache import DIGEST_DIGITS
+from resnet50_server.engines.topk import ranked
+from resnet50_server.errors import WeightsError
+from resnet50_server.lifecycle import loader as opening
+from resnet50_server.lifecycle.loader import OpenEngine, open_engine, prepare
+from resnet50_server.lifecycle.registry import HeldVariant
+from resnet50_server.settings import Settings
+from resnet50_server.variants.network import Network
+from resnet50_server.variants.spec import define
+from tests.support import weights
+from tests.support.pictures import encode, photo_like
+
+pytestmark = weights.ignore_torchs_plans_for_int8
+
+UINT8 = onnx.TensorProto.UINT8
+CATEGORIES = 10
+CROP = 64
+GRAPHS = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory) -> str:
+    """A custom variant of small pictures, which computes fast."""
+    transform = weights.TRANSFORM | {"resize": CROP, "crop": CROP}
+    directory = weights.custom_variant(
+        tmp_path_factory.mktemp("variant") / "mine",
+        weights.calm(3, CATEGORIES),
+        CATEGORIES,
+        transform=transform,
+    )
+    return f"mine={directory}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Pictures to calibrate with."""
+    directory = tmp_path_factory.mktemp("calibration")
+    for seed in range(20):
+        (directory / f"{seed}.png").write_bytes(encode(photo_like(80, 70, seed)))
+    return directory
+
+
+def pictures(count: int = 4, crop: int = CROP) -> Images:
+    return [np.asarray(photo_like(crop, crop, 100 + seed)) for seed in range(count)]
+
+
+def open_variant(spec: str, cache: Path, **settings: object) -> OpenEngine:
+    options = Settings(variants=[spec], device="cpu", cache_dir=cache, **settings)
+    return open_engine(prepare(define(spec), options), options)
+
+
+def in_order(output: BatchOutput) -> np.ndarray:
+    """Return the probability of each category, by its index."""
+    found = np.full_like(output.probabilities, np.nan)
+    np.put_along_axis(found, output.indices, output.probabilities, axis=1)
+    return found
+
+
+def assert_equal(found: BatchOutput, expected: BatchOutput, tolerance: float) -> None:
+    assert np.abs(in_order(found) - in_order(expected)).max() <= tolerance
+    assert found.embeddings.shape == expected.embeddings.shape
+    for one, two in zip(found.embeddings, expected.embeddings, strict=True):
+        assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_float_weights_are_computed_as_by_pytorch(mine, tmp_path, kind):
+    expected = open_variant(mine, tmp_path, engine="torch")
+    found = open_variant(mine, tmp_path, engine=kind)
+    assert (found.kind, found.precision, found.digest) == (kind, "fp32", expected.digest)
+    for batch in (pictures(1), pictures(4)):
+        right = expected.engine.run(batch, CATEGORIES, True)
+        assert_equal(found.engine.run(batch, CATEGORIES, True), right, tolerance=1e-4)
+        assert right.probabilities.max() > 0.2  # it answers something
+
+
+def test_each_int8_layer_of_a_graph_is_torchvisions_to_one_level():
+    """Each layer is given what the graph gave to it, so that rounding cannot add up."""
+    model = weights.torchvision_model(weights.trained_like_int8())
+    transform = define("IMAGENET1K_FBGEMM_V1").transform
+    graph = onnx_graph.onnx_graph(Network(model), transform)
+    steps = [
+        node.output[0] for node in graph.graph.node if node.op_type in ("QuantizeLinear", "MaxPool")
+    ]
+    for name in steps:
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(name, UINT8, None))
+    # With [1] in place of scalars, onnxruntime computes most of it in float.
+    shapes = {tuple(one.dims) for one in graph.graph.initializer if one.data_type == UINT8}
+    assert shapes == {()}
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    images = np.stack(pictures(3, 224))
+    found = iter(session.run(steps, {"images": images}))
+    compared = 0
+
+    def same(expected: Tensor) -> Tensor:
+        """Compare with the graph's next step; return that as torchvision would have it."""
+        nonlocal compared
+        levels = torch.from_numpy(next(found))
+        assert (levels.int() - expected.int_repr().int()).abs().max() <= 1
+        compared += 1
+        return torch._make_per_tensor_quantized_tensor(
+            levels, expected.q_scale(), expected.q_zero_point()
+        )
+
+    normalised = (
+        torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+        - torch.tensor(transform.mean).view(3, 1, 1)
+    ) / torch.tensor(transform.std).view(3, 1, 1)
+    with torch.inference_mode():
+        x = same(model.quant(normalised))
+        x = same(model.maxpool(same(model.conv1(x))))
+        for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+            for block in layer:
+                y = same(block.conv3(same(block.conv2(same(block.conv1(x))))))
+                shortcut = same(block.downsample(x)) if block.downsample is not None else x
+                x = same(block.skip_add_relu.add_relu(y, shortcut))
+        x = same(model.avgpool(x))
+        same(model.fc(x.flatten(1)))
+    assert compared == len(steps) == 1 + 53 + 1 + 16 + 1 + 1
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_official_int8_is_computed_as_by_pytorch_but_for_rounding(monkeypatch, tmp_path, kind):
+    member = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
+    weights.publish(monkeypatch, member, weights.int8_of(weights.calm()), tmp_path)
+    one, two = (
+        open_variant(member.name, tmp_path, engine=engine, weights_dir=tmp_path)
+        for engine in ("torch", kind)
+    )
+    assert (two.kind, two.precision, two.quantization) == (kind, "int8", None)
+    batch = pictures(4, 224)
+    right = one.engine.run(batch, 1000, True)
+    assert_equal(two.engine.run(batch, 1000, True), right, tolerance=0.15)
+    assert right.probabilities[:, 0].min() > 0.03
+
+
+def test_official_int8_stays_with_pytorch_unless_asked(monkeypatch, tmp_path):
+    member = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
+    weights.publish(monkeypatch, member, weights.trained_like_int8(), tmp_path)
+    opened = open_variant(member.name, tmp_path / "cache", weights_dir=tmp_path)
+    assert opened.kind == "torch"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_two_instances_compute_at_once_and_apart(mine, tmp_path, kind):
+    opened = open_variant(mine, tmp_path, engine=kind, instances=2, engine_threads=1)
+    batches = [[picture] for picture in pictures(4)] * 4
+    expected = [opened.engine.run(batch, CATEGORIES, True) for batch in batches]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda batch: opened.engine.run(batch, CATEGORIES, True), batches))
+    for one, two in zip(found, expected, strict=True):
+        assert_equal(one, two, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("kind", [*GRAPHS, "torch"])
+def test_an_answer_is_not_changed_by_the_next_batch(mine, tmp_path, kind):
+    engine = open_variant(mine, tmp_path, engine=kind).engine
+    one, two = pictures(2)
+    first = engine.run([one], CATEGORIES, True)
+    before = (first.probabilities.copy(), first.embeddings.copy())
+    engine.run([two], CATEGORIES, True)
+    assert (first.probabilities == before[0]).all()
+    assert (first.embeddings == before[1]).all()
+
+
+def test_a_graph_is_made_once_for_its_weights(mine, tmp_path, monkeypatch):
+    before = open_variant(mine, tmp_path, engine="onnxruntime")
+    expected = before.engine.run(pictures(), CATEGORIES, True)
+
+    def refuse(*_: object) -> Network:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(opening, "build_network", refuse)
+    again = open_variant(mine, tmp_path, engine="onnxruntime")
+    assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
+
+
+def test_categories_that_do_not_fit_are_refused_even_where_a_graph_is_kept(tmp_path):
+    for count in (CATEGORIES, CATEGORIES + 1):
+        directory = weights.custom_variant(
+            tmp_path / "mine", weights.calm(3, CATEGORIES), count, transform=weights.TRANSFORM
+        )
+        spec = f"mine={directory}"
+        if count == CATEGORIES:
+            open_variant(spec, tmp_path, engine="onnxruntime")
+    with pytest.raises(WeightsError, match=r"^mine: .* fc has 10 classes, variant\.json names 11"):
+        open_variant(spec, tmp_path, engine="onnxruntime")
+
+
+def test_other_weights_and_another_transform_get_graphs_of_their_own(tmp_path):
+    specs = []
+    for name, seed, crop in (("one", 3, CROP), ("two", 4, CROP), ("three", 3, 32)):
+        transform = weights.TRANSFORM | {"resize": crop, "crop": crop}
+        directory = weights.custom_variant(
+            tmp_path / name, weights.calm(seed, CATEGORIES), CATEGORIES, transform=transform
+        )
+        specs.append(f"{name}={directory}")
+    for spec in specs:
+        open_variant(spec, tmp_path / "cache", engine="onnxruntime")
+    assert len(list((tmp_path / "cache").glob("*.onnx"))) == 3
+
+
+def test_a_folder_that_cannot_be_written_costs_time_but_not_the_server(mine, tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        opened = open_variant(mine, tmp_path / "file" / "cache", engine="onnxruntime")
+    assert opened.engine.run(pictures(1), 1, False).probabilities.shape == (1, 1)
+    (record,) = [one for one in caplog.records if "cache_dir" in one.message]
+    assert "cannot be written" in record.message
+
+
+def test_a_flipped_bit_of_a_graph_changes_no_answer(mine, tmp_path, caplog):
+    before = open_variant(mine, tmp_path, engine="onnxruntime")
+    expected = before.engine.run(pictures(), CATEGORIES, True)
+    (path,) = tmp_path.glob("*.onnx")
+    with path.open("r+b") as file:  # in the middle of the weights: it stays a graph
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 0x40]))
+    onnx.load(path)
+    again = open_variant(mine, tmp_path, engine="onnxruntime")
+    assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
+    assert "is damaged, and is made anew" in caplog.text
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_a_graph_that_a_runtime_cannot_read_is_named_and_removed(mine, tmp_path, kind):
+    open_variant(mine, tmp_path, engine=kind)
+    (path,) = tmp_path.glob("*.onnx")
+    other = b"whole, but no graph"
+    stem = path.name.split(".")[0]
+    path.unlink()
+    path = path.with_name(f"{stem}.{hashlib.sha256(other).hexdigest()[:DIGEST_DIGITS]}.onnx")
+    path.write_bytes(other)
+    with pytest.raises(WeightsError, match=f"engine: {kind} cannot read .*{path.name}"):
+        open_variant(mine, tmp_path, engine=kind)
+    assert open_variant(mine, tmp_path, engine=kind).kind == kind
+
+
+def test_a_graph_that_finds_no_memory_is_kept(mine, tmp_path, monkeypatch):
+    open_variant(mine, tmp_path, engine="onnxruntime")
+    (path,) = tmp_path.glob("*.onnx")
+
+    def open_graph(*_):
+        raise RuntimeError("bad allocation")
+
+    monkeypatch.setattr(cpu, "_open_graph", open_graph)
+    with pytest.raises(RuntimeError, match="bad allocation"):
+        open_variant(mine, tmp_path, engine="onnxruntime")
+    assert path.exists()
+
+
+def test_a_graph_that_differs_from_pytorch_is_not_used(mine, tmp_path, monkeypatch, caplog):
+    right = onnx_graph.onnx_graph
+
+    def wrong(network, transform):
+        graph = right(network, transform)
+        bias = next(one for one in graph.graph.initializer if list(one.dims) == [CATEGORIES])
+        values = onnx.numpy_helper.to_array(bias) + np.arange(CATEGORIES, dtype=np.float32)
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        return graph
+
+    monkeypatch.setattr(onnx_graph, "onnx_graph", wrong)
+    with pytest.raises(WeightsError, match=r"mine: .* differ by .* use --engine torch"):
+        open_variant(mine, tmp_path, engine="openvino")
+    with caplog.at_level(logging.WARNING):
+        assert open_variant(mine, tmp_path).kind == "torch"
+    assert "differ by" in caplog.text
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, tmp_path, monkeypatch):
+    rates = {"TorchEngine": 1.0, "OnnxRuntimeEngine": 3.0, "OpenVinoEngine": 2.0}
+    measured: list[str] = []
+
+    def rate(engine: Engine, images: Images) -> float:
+        measured.append(type(engine).__name__)
+        return rates[measured[-1]]
+
+    monkeypatch.setattr(cpu, "_images_per_s", rate)
+    assert open_variant(mine, tmp_path).kind == "onnxruntime"
+    assert sorted(measured) == sorted(rates)
+    rates["OpenVinoEngine"] = 9.0
+    assert open_variant(mine, tmp_path).kind == "onnxruntime"
+    assert len(measured) == 3
+    # Threads change what is fastest, so it is measured again.
+    assert open_variant(mine, tmp_path, engine_threads=1).kind == "openvino"
+    # What is hardly slower and needs less memory is taken.
+    rates["OpenVinoEngine"] = 3.2
+    assert open_variant(mine, tmp_path, engine_threads=3).kind == "onnxruntime"
+
+
+def test_without_the_extra_pytorch_computes_and_others_are_refused(mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    assert open_variant(mine, tmp_path).kind == "torch"
+    with pytest.raises(WeightsError, match=r"openvino is not installed: pip install .*\[cpu\]"):
+        open_variant(mine, tmp_path, engine="openvino")
+    with pytest.raises(WeightsError, match="int8 of float weights needs onnxruntime or OpenVINO"):
+        open_variant(mine, tmp_path, precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("onnxruntime", "bf16"), ("openvino", "fp16"), ("torch", "int8")]
+)
+def test_a_precision_that_an_engine_lacks_is_refused(mine, tmp_path, folder, engine, precision):
+    with pytest.raises(WeightsError, match=f"engine: {engine} does not compute {precision}"):
+        open_variant(mine, tmp_path, engine=engine, precision=precision, calibration_dir=folder)
+
+
+def test_bf16_runs_in_openvino_and_stays_near(mine, tmp_path):
+    right = open_variant(mine, tmp_path, engine="torch").engine.run(pictures(), 10, True)
+    opened = open_variant(mine, tmp_path, engine="openvino", precision="bf16")
+    assert opened.precision == "bf16"
+    assert_equal(opened.engine.run(pictures(), 10, True), right, tolerance=0.1)
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_int8_is_made_of_float_weights_and_compared_on_other_images(
+    mine, tmp_path, folder, kind, monkeypatch
+):
+    used: list[Images] = []
+    write = calibration.write_int8
+
+    def watched(graph: Path, images: Images, out: Path) -> None:
+        used.append(images)
+        write(graph, images, out)
+
+    monkeypatch.setattr(calibration, "write_int8", watched)
+    # tests/integration/cli/test_digits.py says how little int8 changes answers that matter.
+    asked = {"engine": kind, "precision": "int8", "min_int8_agreement": 0.0}
+    opened = open_variant(mine, tmp_path, calibration_dir=folder, **asked)
+    assert (opened.kind, opened.precision) == (kind, "int8")
+    found = opened.quantization
+    assert (found.calibration_images, found.compared_images) == (15, 5)
+    assert 0.0 <= found.top_1 <= 1.0 and 0.99 < found.cosine < 1.0
+    # The convolutions really are int8.
+    graph = next(onnx.load(path).graph for path in tmp_path.glob("*-int8-*.onnx"))
+    assert sum(one.data_type == onnx.TensorProto.INT8 for one in graph.initializer) >= 53
+    # ... and so is what lies between them: a Relu of its own would be float.
+    assert not [node for node in graph.node if node.op_type == "Relu"]
+    images = calibration.read_images(folder, define(mine).transform, calibration.ImageLimits())
+    assert len(used) == 1 and len(used[0]) == 15
+    for held_out in images.held_out:
+        assert not any((held_out == one).all() for one in used[0])
+    again = open_variant(mine, tmp_path, calibration_dir=folder, **asked)
+    assert again.quantization == found
+    assert len(used) == 1
+
+
+def test_int8_that_strays_too_far_is_refused(mine, tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(cpu, "compare", lambda *_: cpu.Agreement(15, 5, 0.6, 0.99), raising=True)
+    with pytest.raises(WeightsError, match=r"60\.0% of 5 images .*min_int8_agreement is 90\.0%"):
+        open_variant(mine, tmp_path, precision="int8", calibration_dir=folder)
+    opened = open_variant(
+        mine, tmp_path, precision="int8", calibration_dir=folder, min_int8_agreement=0.5
+    )
+    assert opened.quantization.top_1 == 0.6
+
+
+def test_int8_needs_images_and_names_one_that_is_broken(mine, tmp_path, folder):
+    with pytest.raises(WeightsError, match="--calibration-dir"):
+        open_variant(mine, tmp_path, precision="int8")
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "one.png").write_bytes(encode(photo_like(80, 70, 0)))
+    with pytest.raises(WeightsError, match="holds 1 files; int8 needs at least 16"):
+        open_variant(mine, tmp_path, precision="int8", calibration_dir=few)
+    for path in folder.iterdir():
+        (few / path.name).write_bytes(path.read_bytes())
+    (few / "notes.txt").write_text("not an image")
+    with pytest.raises(WeightsError, match=r"notes\.txt cannot be used"):
+        open_variant(mine, tmp_path, precision="int8", calibration_dir=few)
+
+
+def test_vectors_of_int8_made_here_have_a_space_of_their_own():
+    def space(quantization: object) -> str:
+        opened = OpenEngine(None, "openvino", "ab" * 32, 1, "cpu", "int8", True, quantization)
+        return HeldVariant(define("IMAGENET1K_V2"), opened, None, None, None).space
+
+    assert space(None) == "IMAGENET1K_V2@abababababab"
+    assert space(cpu.Agreement(1, 1, 1.0, 1.0)) == "IMAGENET1K_V2@abababababab-int8"
+
+
+def test_importing_openvino_neither_forks_nor_calls_anyone():
+    program = """
+import sys
+def refuse(event, arguments):
+    if event in ("os.fork", "os.posix_spawn", "subprocess.Popen", "socket.getaddrinfo",
+                 "socket.connect"):
+        print(event, arguments)
+sys.addaudithook(refuse)
+from resnet50_server.engines import openvino_engine
+import threading
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(10)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+
+
+def test_process_takes_signals_where_openvinos_engines_have_come_and_gone(mine, tmp_path):
+    """OpenVINO gives a thread a stack for its signals, and must not take that one away again."""
+    open_variant(mine, tmp_path, engine="openvino").engine.close()
+    (graph,) = tmp_path.glob("*.onnx")
+    program = """
+import os, signal, sys
+from pathlib import Path
+from resnet50_server.engines.openvino_engine import OpenVinoEngine
+signal.signal(signal.SIGTERM, lambda *_: print("stopping"))
+engines = [OpenVinoEngine(Path(sys.argv[1]), "fp32", 1, 1) for _ in range(2)]
+while engines:
+    engines.pop(0).close()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, graph], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "stopping\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cores", "instances", "each", "expected"),
+    [
+        (1, None, None, (1, 1)),
+        (2, None, None, (1, 2)),
+        (8, None, None, (1, 8)),
+        (17, None, None, (2, 8)),
+        (64, None, None, (8, 8)),
+        (64, 4, None, (4, 16)),
+        (2, 4, None, (4, 1)),
+        (8, None, 3, (1, 3)),
+    ],
+)
+def test_cores_are_divided(cores, instances, each, expected):
+    threads = Division.divide(cores, instances, each)
+    assert (threads.instances, threads.each) == expected
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 37])
+def test_ranking_is_that_of_a_full_sort(top_k):
+    probabilities = np.random.default_rng(0).random((6, 37), dtype=np.float32)
+    indices, values = ranked(probabilities, top_k)
+    assert indices.dtype == np.int64 and values.dtype == np.float32
+    assert (indices == np.argsort(-probabilities, axis=1)[:, :top_k]).all()
+    assert (values == -np.sort(-probabilities, axis=1)[:, :top_k]).all()
+
+
+def test_random_networks_have_graphs_too(tmp_path):
+    opened = open_variant("untrained=random:0", tmp_path, engine="onnxruntime")
+    assert (opened.kind, opened.trained) == ("onnxruntime", False)
+    assert torch.isfinite(
+        torch.tensor(opened.engine.run(pictures(1, 224), 1, True).embeddings)
+    ).all()

@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps, TiffImagePlugin
+from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.transforms.functional import center_crop, pil_to_tensor
+
+from resnet50.v1 import image_pb2
+from resnet50_server.errors import InvalidImage
+from resnet50_server.images.decode import decode, is_at_hand, source_of
+from resnet50_server.images.decode_guard import check_tags
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.raw import RawPixels
+from resnet50_server.images.transform import Transform
+from tests.support import hostile
+from tests.support.pictures import PHOTOS, encode, photo_like, picture
+
+LIMITS = ImageLimits()
+SQUARE = Transform(resize=32, crop=32, mean=(0, 0, 0), std=(1, 1, 1))
+SIZES = [(640, 480), (480, 640), (500, 375), (233, 231), (224, 224), (100, 300), (1500, 301)]
+
+
+def decoded(encoded: bytes, transform: Transform = SQUARE) -> np.ndarray:
+    source = source_of(image_pb2.Image(encoded=encoded), LIMITS)
+    return decode(source, transform, LIMITS).transpose(2, 0, 1)
+
+
+def reference(encoded: bytes, weights: ResNet50_Weights) -> torch.Tensor:
+    """What torchvision makes of the file: float32 [3, crop, crop], normalised."""
+    return weights.transforms()(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def levels(normal: torch.Tensor, transform: Transform) -> torch.Tensor:
+    """Undo the normalisation: pixels from 0 to 255."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
+    return (normal * std + mean) * 255
+
+
+@pytest.fixture(scope="module")
+def backbone() -> torch.nn.Module:
+    """A ResNet50 with random weights: what it makes of two pictures still tells them apart."""
+    torch.manual_seed(0)
+    network = resnet50(weights=None).eval()
+    network.fc = torch.nn.Identity()
+    return network
+
+
+def normalised(pixels: np.ndarray, transform: Transform) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
+    return (torch.from_numpy(pixels).float() / 255 - mean) / std
+
+
+@pytest.mark.parametrize("weights", list(ResNet50_Weights), ids=lambda weights: weights.name)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_pixels_are_within_one_level_of_torchvisions_own_transform(weights, size, format):
+    transform = Transform.of(weights.transforms())
+    encoded = encode(photo_like(*size), format)
+    expected = levels(reference(encoded, weights), transform)
+    difference = (expected - torch.from_numpy(decoded(encoded, transform))).abs()
+    assert difference.max() <= 1.001
+    assert difference.mean() <= 0.05
+
+
+@pytest.mark.parametrize("weights", list(ResNet50_Weights), ids=lambda weights: weights.name)
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.name)
+def test_photo_is_within_one_level_and_its_embedding_agrees(weights, photo, backbone):
+    transform = Transform.of(weights.transforms())
+    encoded = photo.read_bytes()
+    pixels, theirs = decoded(encoded, transform), reference(encoded, weights)
+    assert (levels(theirs, transform) - torch.from_numpy(pixels)).abs().max() <= 1.001
+    with torch.inference_mode():
+        ours = backbone(normalised(pixels, transform)[None])
+        cosine = torch.cosine_similarity(ours, backbone(theirs[None]))
+    assert cosine.item() >= 0.999
+
+
+@pytest.mark.parametrize("wrong", [{"resize": 256}, {"crop": 232}], ids=str)
+def test_parity_check_sees_a_wrong_geometry(wrong):
+    """The two tests above are worth something only if they can fail."""
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    transform = replace(Transform.of(weights.transforms()), **wrong)
+    encoded = PHOTOS[0].read_bytes()
+    theirs = levels(reference(encoded, weights), transform)[:, :224, :224]
+    ours = torch.from_numpy(decoded(encoded, transform))[:, :224, :224]
+    assert (theirs - ours).abs().max() > 50
+
+
+def test_variants_have_torchvisions_sizes():
+    sizes = {
+        weights.name: Transform.of(weights.transforms()).resize for weights in ResNet50_Weights
+    }
+    assert sizes == {"IMAGENET1K_V1": 256, "IMAGENET1K_V2": 232}
+
+
+@pytest.mark.parametrize(
+    ("format", "mode", "options"),
+    [
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "L", {}),
+        ("PNG", "LA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "1", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("BMP", "RGB", {}),
+        ("GIF", "P", {}),
+        ("TIFF", "RGB", {}),
+        ("TIFF", "CMYK", {}),
+        ("JPEG", "RGB", {"quality": 95}),
+        ("JPEG", "L", {"quality": 95}),
+        ("JPEG", "CMYK", {"quality": 95}),
+    ],
+)
+def test_every_format_and_mode_gives_what_pillow_shows(format, mode, options):
+    encoded = encode(picture(32, 32, mode), format, **options)
+    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).transpose(2, 0, 1)
+    assert np.abs(decoded(encoded).astype(int) - expected).max() <= 1
+
+
+def test_sixteen_bit_greyscale_is_scaled_not_clipped():
+    values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    shown = decoded(encode(Image.fromarray(values)))
+    assert np.abs(shown[0].astype(int) - values / 257).max() <= 1
+    assert (shown[0] == shown[1]).all()
+
+
+def test_dark_sixteen_bit_greyscale_stays_dark():
+    values = np.full((32, 32), 200, dtype=np.uint16)
+    assert decoded(encode(Image.fromarray(values))).max() <= 1
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_without_a_known_white_are_refused(kind):
+    deep = encode(Image.fromarray(np.full((32, 32), 1000, dtype=kind)), "TIFF")
+    with pytest.raises(InvalidImage, match=r"32-bit pixels.*send 8 or 16 bits"):
+        decoded(deep)
+
+
+def test_sixteen_bit_tiff_is_scaled_like_png():
+    values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    shown = decoded(encode(Image.fromarray(values), "TIFF"))
+    assert np.abs(shown[0].astype(int) - values / 257).max() <= 1
+
+
+def test_palette_with_transparency_is_read_without_a_warning():
+    image = picture(32, 32).quantize(16)
+    encoded = encode(image, "PNG", transparency=b"\x00\x80" + b"\xff" * 14)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decoded(encoded).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "WEBP"])
+def test_first_frame_is_taken(format):
+    first, second = Image.new("RGB", (32, 32), (255, 0, 0)), Image.new("RGB", (32, 32), (0, 0, 255))
+    encoded = encode(first, format, save_all=True, append_images=[second], quality=100)
+    red, _, blue = decoded(encoded).reshape(3, -1).mean(axis=1)
+    assert red > 200
+    assert blue < 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = picture(32, 32)
+    encoded = encode(image, format, exif=exif, **({"quality": 100} if format == "JPEG" else {}))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+    expected = np.asarray(upright.convert("RGB")).transpose(2, 0, 1)
+    assert np.abs(decoded(encoded).astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(200, 1), (1, 200), (1, 1)])
+def test_exif_orientation_is_applied_to_a_single_row_or_column(size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(picture(*size), exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
+    assert np.array_equal(decoded(encoded), decoded(encode(upright)))
+
+
+ORIENTED = {
+    "text for a number": hostile.exif((0x0112, 2, 3, int.from_bytes(b"up\0\0", "little"))),
+    "no number": hostile.exif((0x0112, 3, 0, 0)),
+    "cut off": b"II*\0",
+    "no EXIF": b"HI*\0\x08\0\0\0\0\0",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("exif", ORIENTED.values(), ids=ORIENTED)
+def test_image_whose_exif_cannot_be_read_is_decoded_as_it_is_stored(exif):
+    """As every viewer shows it: its pixels are whole."""
+    jpeg, png = encode(picture(32, 32), "JPEG"), encode(picture(32, 32))
+    in_jpeg = jpeg[:2] + hostile.segment(0xE1, b"Exif\0\0" + exif) + jpeg[2:]
+    in_png = png[:33] + hostile.chunk(b"eXIf", exif) + png[33:]
+    text = b"Raw profile type exif\0\nexif\n%d\n%s" % (len(exif), exif.hex().encode())
+    in_text = png[:33] + hostile.chunk(b"tEXt", text) + png[33:]
+    for oriented, plain in ((in_jpeg, jpeg), (in_png, png), (in_text, png)):
+        assert (decoded(oriented) == decoded(plain)).all()
+
+
+def test_image_smaller_than_the_crop_is_padded_like_torchvision():
+    transform = Transform(resize=20, crop=32, mean=(0, 0, 0), std=(1, 1, 1))
+    image = picture(20, 20)
+    expected = center_crop(pil_to_tensor(image), [32, 32]).numpy()
+    assert (decoded(encode(image), transform) == expected).all()
+
+
+JPEG = encode(photo_like(320, 240), "JPEG")
+BROKEN = {
+    "text": (b"hello, this is no image at all", "JPEG, PNG, WebP"),
+    "one byte": (b"\xff", "JPEG, PNG, WebP"),
+    "jpeg header only": (JPEG[:20], "send the whole file"),
+    "half a jpeg": (JPEG[: len(JPEG) // 2], "send the whole file"),
+    "half a png": (encode(picture())[:400], "send the whole file"),
+    "half a webp": (encode(photo_like(64, 64), "WEBP")[:200], "send the whole file"),
+    "half a gif": (encode(photo_like(64, 64), "GIF")[:900], "send the whole file"),
+    "half a cmyk jpeg": (encode(picture(64, 64, "CMYK"), "JPEG")[:900], "send the whole file"),
+    "all but the end of a jpeg": (JPEG[:-200], "send the whole file"),
+    "pdf": (b"%PDF-1.4\n" + bytes(100), "JPEG, PNG, WebP"),
+}
+
+
+@pytest.mark.parametrize(("encoded", "text"), BROKEN.values(), ids=BROKEN)
+def test_broken_file_is_refused_with_the_field(encoded, text):
+    with pytest.raises(InvalidImage, match=text) as refused:
+        decoded(encoded)
+    assert refused.value.field == "image.encoded"
+
+
+KINDS = {
+    "empty": (lambda: source_of(image_pb2.Image(), LIMITS), "empty"),
+    "no bytes": (lambda: source_of(image_pb2.Image(encoded=b""), LIMITS), "empty"),
+    "too long": (
+        lambda: source_of(image_pb2.Image(encoded=bytes(9)), ImageLimits(max_bytes=8)),
+        "too_many_bytes",
+    ),
+    "text": (lambda: decoded(b"hello, this is no image at all"), "unsupported"),
+    "half a png": (lambda: decoded(BROKEN["half a png"][0]), "truncated"),
+    "half a jpeg": (lambda: decoded(JPEG[: len(JPEG) // 2]), "truncated"),
+    "huge": (lambda: decoded(hostile.png(60_000, 60_000)), "too_many_pixels"),
+    "long and thin": (lambda: decoded(hostile.png(2_000_000, 1)), "too_many_pixels"),
+    "many scans": (lambda: decoded(hostile.progressive(64, 64, 101)), "too_complex"),
+    "scans of one component": (
+        lambda: decoded(hostile.scans_of_one_component(101)),
+        "too_complex",
+    ),
+    "many pieces": (lambda: decoded(hostile.png_of_chunks(20_000)), "too_complex"),
+    "32-bit": (
+        lambda: decoded(encode(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF")),
+        "unsupported",
+    ),
+    "slow": (lambda: decode(JPEG, SQUARE, ImageLimits(timeout_s=1e-9)), "timeout"),
+    "raw": (lambda: source_of(image_pb2.Image(raw=image_pb2.RawImage()), LIMITS), "bad_raw"),
+    "huge raw": (
+        lambda: source_of(
+            image_pb2.Image(raw=image_pb2.RawImage(width=60_000, height=60_000, pixel_format=1)),
+            LIMITS,
+        ),
+        "too_many_pixels",
+    ),
+}
+
+
+@pytest.mark.parametrize(("read", "kind"), KINDS.values(), ids=KINDS)
+def test_refusal_says_in_one_word_why(read, kind):
+    with pytest.raises(InvalidImage) as refused:
+        read()
+    assert refused.value.kind == kind
+
+
+def test_large_run_length_bmp_is_refused_because_it_would_be_decoded_in_python():
+    runs = b"\xff\1" * 8 + b"\x08\1\0\0"
+    assert decoded(hostile.bmp(2048, 8, runs * 8, 1)).shape == (3, 32, 32)
+    with pytest.raises(InvalidImage, match="run-length BMP of 4196352 pixels") as refused:
+        decoded(hostile.bmp(2048, 2049, runs * 2049, 1))
+    assert refused.value.kind == "too_complex"
+
+
+def test_tags_that_share_their_bytes_are_refused_by_any_pillow():
+    """Newer ones skip such tags; older ones copy the bytes for each."""
+    with pytest.raises(InvalidImage, match=r"tags .* save it anew without metadata"):
+        check_tags(hostile.exif(*hostile.tags_that_share(100, 1000)))
+    check_tags(hostile.exif(*hostile.tags_that_share(2, 20), (282, 5, 1, 8)))
+
+
+def test_numbers_of_tags_are_limited():
+    content = hostile.exif((273, 4, 2**19 + 1, 8), padding=4 * 2**19)
+    with pytest.raises(InvalidImage, match="more numbers than 524288"):
+        check_tags(content)
+
+
+def test_declared_pixels_are_limited_before_decoding():
+    # A PNG header that declares 60,000 x 60,000 pixels, and nothing behind it.
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", len(header))
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + struct.pack(">I", 0)
+        + b"IDAT"
+        + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
+    with pytest.raises(InvalidImage, match=r"max_image_pixels\) is 50000000"):
+        decoded(bomb)
+
+
+def test_long_thin_image_is_refused_before_it_is_blown_up():
+    thin = encode(Image.new("L", (20_000, 1)))
+    with pytest.raises(InvalidImage, match=r"20000 x 1 .*max_image_pixels\) of 50000000"):
+        decoded(thin, Transform(resize=232, crop=224, mean=(0, 0, 0), std=(1, 1, 1)))
+
+
+def test_encoded_length_is_limited():
+    with pytest.raises(InvalidImage, match="max_image_bytes"):
+        source_of(image_pb2.Image(encoded=bytes(101)), ImageLimits(max_bytes=100))
+
+
+def test_empty_image_names_its_two_sources():
+    with pytest.raises(InvalidImage, match=r"image\.encoded or image\.raw"):
+        source_of(image_pb2.Image(), LIMITS)
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is there again and again."""
+    whole = encode(photo_like(64, 64), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * (scans - whole.count(b"\xff\xda") + 1) + b"\xff\xd9"
+
+
+def test_jpeg_with_very_many_scans_is_refused_before_it_is_decoded():
+    assert decoded(progressive(20)).shape == (3, 32, 32)
+    with pytest.raises(InvalidImage, match="in 101 scans; at most 100"):
+        decoded(progressive(101))
+
+
+def test_many_scans_of_many_pixels_are_refused():
+    content = progressive(20)
+    limits = ImageLimits(max_pixels=64 * 64)
+    with pytest.raises(InvalidImage, match="in 20 scans"):
+        decode(content, SQUARE, limits)
+
+
+def test_tiff_with_tiles_far_larger_than_itself_is_refused():
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in ((256, 10), (257, 10), (258, 8), (259, 1), (262, 1), (277, 1)):
+        tags[tag] = value
+    tags[322], tags[323], tags[324], tags[325] = 60_000, 30_000, 8, 100
+    out = io.BytesIO()
+    out.write(b"II*\0\x08\0\0\0")
+    tags.save(out)
+    with pytest.raises(InvalidImage, match="with tiles of 1800000000 pixels"):
+        decoded(out.getvalue())
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "raw"])
+def test_cut_off_tiff_is_called_that(compression):
+    whole = encode(photo_like(64, 64), "TIFF", compression=compression)
+    with pytest.raises(InvalidImage, match="truncated or broken"):
+        decoded(whole[: len(whole) // 2])
+
+
+def test_missing_memory_is_not_the_images_fault(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("resnet50_server.images.decode._decode_pillow", fail)
+    with pytest.raises(MemoryError):
+        decoded(encode(picture()))
+
+
+@pytest.mark.parametrize(
+    ("format", "width", "height", "at_hand"),
+    [
+        ("RGB", 48, 32, True),
+        ("GRAY", 32, 32, True),
+        ("BGR", 32, 32, False),
+        ("NV12", 32, 32, False),
+        ("RGB", 64, 64, False),
+        ("RGB", 32, 31, False),
+    ],
+)
+def test_only_what_is_just_copied_is_decoded_without_a_thread(format, width, height, at_hand):
+    pixel_format = image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{format}")
+    assert is_at_hand(RawPixels(width, height, pixel_format, 0, b""), SQUARE) is at_hand
+
+
+def test_files_are_never_decoded_without_a_thread():
+    assert not is_at_hand(encode(picture(32, 32)), SQUARE)

@@ -1,0 +1,210 @@
+"""Threads that decode, in virtual time: what a call takes is known exactly."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import resnet50_server.inference.decode_pool
+from resnet50_server.context import CALL, Call
+from resnet50_server.errors import InvalidImage, ShuttingDown
+from resnet50_server.inference.decode_pool import DecodePool
+from resnet50_server.runtime.fatal import DecodingHung
+from tests.support import virtual_time
+
+LIMIT_S = 10.0
+
+
+class VirtualThreads:
+    """Runs a call, which says how long it takes, for that many virtual seconds.
+
+    Attributes:
+        count: How many there are.
+        running: Calls that run now.
+        most: Calls that have run at once.
+    """
+
+    def __init__(self, count: int, *_: object) -> None:
+        self.count = count
+        self.running = self.most = 0
+
+    def add(self) -> None:
+        self.count += 1
+
+    def retire(self) -> None:
+        self.count -= 1
+
+    def start(self, call, done) -> None:
+        self.running += 1
+        assert self.running <= self.count
+        self.most = max(self.most, self.running)
+        duration_s = call()
+
+        def end() -> None:
+            self.running -= 1
+            done(duration_s, None)
+
+        asyncio.get_running_loop().call_later(duration_s, end)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def virtual_threads(monkeypatch):
+    monkeypatch.setattr(resnet50_server.inference.decode_pool, "Threads", VirtualThreads)
+
+
+def hung_pool(threads: int) -> tuple[DecodePool, list[DecodingHung]]:
+    """Return a pool, and what it says when it is lost."""
+    faults: list[DecodingHung] = []
+    return DecodePool(threads, LIMIT_S, faults.append), faults
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_call_that_takes_too_long_is_answered_at_the_limit_and_another_thread_takes_its_place():
+    async def call() -> None:
+        pool = DecodePool(1, LIMIT_S)
+        with pytest.raises(InvalidImage, match=r"within 10 s, the limit \(decode_timeout_s\)") as e:
+            await pool.run(lambda: 25.0)
+        assert (e.value.field, e.value.kind) == ("image", "timeout")
+        assert now() == LIMIT_S
+        assert (pool.stuck, pool.busy, pool._threads.count) == (1, 1, 2)
+        assert await pool.run(lambda: 1.0) == 1.0
+        assert now() == 11.0
+        await asyncio.sleep(15.0)  # the call has returned after all
+        assert (pool.stuck, pool.busy, pool._threads.count) == (0, 0, 1)
+        assert await asyncio.gather(pool.run(lambda: 1.0), pool.run(lambda: 1.0)) == [1.0, 1.0]
+        assert now() == 28.0  # one thread, as before
+
+    virtual_time.run(call())
+
+
+def test_time_in_which_the_process_stood_still_is_not_counted():
+    async def scenario():
+        pool, loop = DecodePool(1, LIMIT_S), asyncio.get_running_loop()
+        call = asyncio.create_task(pool.run(lambda: 9.0))
+        await asyncio.sleep(5.0)
+        loop.now += 3600.0  # SIGSTOP, SIGCONT
+        assert await call == 9.0
+        with pytest.raises(InvalidImage):
+            await pool.run(lambda: 12.0)
+
+    virtual_time.run(scenario())
+
+
+def test_warning_of_a_slow_decoder_names_the_request_that_it_works_for(caplog):
+    async def scenario():
+        pool = DecodePool(1, LIMIT_S)
+
+        async def decode(request_id: str, lasting: float) -> None:
+            CALL.set(Call("Classify", request_id, ()))
+            await pool.run(lambda: lasting)
+
+        # The second one is started by what ends the first.
+        calls = [asyncio.create_task(decode(*one)) for one in (("first", 1.0), ("second", 99.0))]
+        with pytest.raises(InvalidImage):
+            await asyncio.gather(*calls)
+
+    virtual_time.run(scenario())
+    (warning,) = caplog.messages
+    assert "of request second takes longer than 10 s" in warning
+
+
+def test_threads_are_replaced_up_to_a_bound_and_again_once_one_has_come_back():
+    async def call() -> None:
+        pool, faults = hung_pool(1)
+        for _ in range(1 + pool.spares):
+            with pytest.raises(InvalidImage):
+                await pool.run(lambda: 51.0)
+        assert pool._threads.count == pool.stuck == 1 + pool.spares
+        # None is free until the first of them returns, a second later.
+        assert await pool.run(lambda: 1.0) == 1.0
+        assert now() == 52.0
+        assert faults == []
+        await asyncio.sleep(100.0)
+        assert (pool.stuck, pool.busy, pool._threads.count) == (0, 0, 1)
+        assert faults == []
+
+    virtual_time.run(call())
+
+
+def test_pool_of_which_no_thread_comes_back_is_lost_after_as_long_again():
+    async def call() -> None:
+        pool, faults = hung_pool(2)
+        calls = [asyncio.ensure_future(pool.run(lambda: 1000.0)) for _ in range(2 + pool.spares)]
+        await asyncio.wait(calls)
+        assert {type(one.exception()) for one in calls} == {InvalidImage}
+        held = now()
+        assert faults == []
+        waits = asyncio.ensure_future(pool.run(lambda: 1.0))
+        await asyncio.sleep(LIMIT_S - 0.1)
+        assert (faults, waits.done()) == ([], False)
+        await asyncio.sleep(0.2)
+        assert [type(fault) for fault in faults] == [DecodingHung]
+        assert faults[0].status == 72
+        assert f"all {2 + pool.spares} decode threads" in str(faults[0])
+        assert now() == pytest.approx(held + LIMIT_S + 0.1)
+        for turned_away in (waits, pool.run(lambda: 1.0)):
+            with pytest.raises(ShuttingDown, match="cannot decode images any more; call another"):
+                await turned_away
+
+    virtual_time.run(call())
+
+
+def test_pool_that_the_system_gives_no_thread_goes_on_with_those_it_has(monkeypatch, caplog):
+    def refuse(threads: VirtualThreads) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def call() -> None:
+        pool, faults = hung_pool(1)
+        monkeypatch.setattr(VirtualThreads, "add", refuse)
+        with pytest.raises(InvalidImage):
+            await pool.run(lambda: 15.0)
+        assert await pool.run(lambda: 1.0) == 1.0
+        assert now() == 16.0
+        assert (pool.stuck, pool._threads.count, faults) == (0, 1, [])
+
+    virtual_time.run(call())
+    assert "can't start new thread" in caplog.text
+
+
+def test_waiting_for_a_thread_is_not_counted():
+    async def call() -> None:
+        pool = DecodePool(1, LIMIT_S)
+        assert await asyncio.gather(*(pool.run(lambda: 8.0) for _ in range(4))) == [8.0] * 4
+        assert now() == 32.0
+
+    virtual_time.run(call())
+
+
+def test_caller_whose_deadline_passes_while_all_threads_are_stuck_costs_nothing():
+    async def call() -> None:
+        pool, started = DecodePool(1, LIMIT_S), []
+        for _ in range(1 + pool.spares):
+            with pytest.raises(InvalidImage):
+                await pool.run(lambda: 60.0)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(pool.run(lambda: started.append(1) or 1.0), 5.0)
+        assert await pool.run(lambda: 2.0) == 2.0
+        assert now() == 62.0
+        assert started == []
+
+    virtual_time.run(call())
+
+
+def test_thread_of_a_caller_that_left_is_counted_as_stuck_until_it_ends():
+    async def call() -> None:
+        pool = DecodePool(1, LIMIT_S)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(pool.run(lambda: 20.0), 5.0)
+        await asyncio.sleep(10.0)
+        assert pool.stuck == 1
+        await asyncio.sleep(10.0)
+        assert pool.stuck == 0
+
+    virtual_time.run(call())

@@ -1,0 +1,61 @@
+"""The bound of the server's memory follows from its settings, and the docs say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from resnet50_server.api.memory_bound import MIB, describe, memory_bound, total
+from resnet50_server.lifecycle.loader import memory_of
+from resnet50_server.settings import Settings
+
+LIMITS = Path(__file__).resolve().parents[3] / "docs" / "limits.md"
+
+
+def settings(**values: object) -> Settings:
+    return Settings(variants=["IMAGENET1K_V2"], **values)
+
+
+def test_docs_have_the_parts_of_the_defaults():
+    parts = memory_bound(settings())
+    text = LIMITS.read_text().partition("## Memory")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| ([a-z' ]+) \| (\d+) \|", text, re.MULTILINE))
+    assert {part.what: str(part.size // MIB) for part in parts} == rows
+    assert f"| **in all** | **{total(parts) // MIB}** |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "bytes_each"),
+    [
+        ("max_request_bytes", 10 * MIB, 2),
+        ("max_receive_bytes", 8 * MIB, 1),
+        ("max_streams", 10, 3 * 4 * MIB),
+        ("max_uploads", 10, 2 * 4 * MIB),
+        ("max_answer_bytes", MIB, 1),
+        ("cache_bytes", 10 * MIB, 1),
+        ("max_image_pixels", 1_000_000, 22),
+        ("max_requests", 100, 2 * 2 * 128 * 1024),
+        ("max_connections", 100, 64 * 1024),
+    ],
+)
+def test_every_limit_counts(name, more, bytes_each):
+    before = getattr(settings(), name)
+    grown = total(memory_bound(settings(**{name: before + more})))
+    assert grown - total(memory_bound(settings())) >= more * bytes_each
+
+
+def test_line_in_the_log_names_the_whole_and_its_parts():
+    line = describe(memory_bound(settings(engine="null", max_streams=100)))
+    assert re.match(r"\d+ MiB of memory at most: streams' messages 1232, decoding \d+, ", line)
+    assert "variants" not in line
+
+
+def test_estimate_counts_every_instance_of_an_engine_that_has_its_weights_by_itself():
+    assert memory_of(1000, "fp32", "onnxruntime", 8) == 8 * memory_of(1000, "fp32", "onnxruntime")
+    assert memory_of(1000, "fp32", "openvino", 8) == memory_of(1000, "fp32", "openvino")
+    # Which one it will be is not known yet.
+    assert memory_of(1000, "fp32", "auto", 8) == memory_of(1000, "fp32", "onnxruntime", 8)
+    before, after = (total(memory_bound(settings(), instances)) for instances in (1, 8))
+    assert after - before > 1000 * MIB

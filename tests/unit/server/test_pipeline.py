@@ -1,0 +1,149 @@
+"""The way of one image, where no server is needed to see it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+import resnet50_server.inference.decode_pool
+import resnet50_server.inference.pipeline
+from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
+from resnet50_server.context import Call
+from resnet50_server.errors import DeadlineUnreachable
+from resnet50_server.images.formats import ImageLimits
+from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.decode_pool import DecodePool
+from resnet50_server.inference.pipeline import Job, Pipeline
+from resnet50_server.variants.spec import define
+from tests.support import virtual_time
+from tests.support.pictures import encode, photo_like
+from tests.support.virtual_device import FakeEngine, VirtualDecoders, VirtualThreads, image
+
+PHOTO = encode(photo_like(64, 48))
+
+
+class Bench:
+    """A pipeline in virtual time.
+
+    Args:
+        monkeypatch: Puts decoders into it that take time instead of decoding.
+        decode_s: How long one takes.
+        batch_s: How long the engine takes, one image at a time.
+
+    Attributes:
+        decoded: How many images were decoded, or are being.
+    """
+
+    def __init__(self, monkeypatch, decode_s: float, batch_s: float) -> None:
+        self.decoded = 0
+        monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", self._decode)
+        monkeypatch.setattr(
+            resnet50_server.inference.decode_pool,
+            "Threads",
+            lambda count, *_: VirtualDecoders(count, decode_s),
+        )
+        self.engine = FakeEngine(alpha=batch_s)
+        self.engine.needs_pixels = True
+        self.scheduler = Scheduler(BatchPolicy(max_batch_size=1), VirtualThreads())
+        self.queue = self.scheduler.add("v", self.engine, warm=[(1, batch_s)])
+        self._variant = SimpleNamespace(
+            definition=define("IMAGENET1K_V2"),
+            opened=SimpleNamespace(engine=self.engine),
+            queue=self.queue,
+            scheduler=self.scheduler,
+        )
+        self.pool = DecodePool(1)
+        self.pipeline = Pipeline(
+            Admission(Limits(requests=8, bytes=2**20)), self.pool, ImageLimits()
+        )
+
+    def ask(self, within: float | None = None, *, bulk: bool = False) -> asyncio.Task:
+        deadline = None if within is None else asyncio.get_running_loop().time() + within
+        call = Call("", "", (), bulk=bulk)
+        job = Job(self._variant, 1, False, call, deadline)
+        return asyncio.create_task(self.pipeline.answer(PHOTO, job))
+
+    def _decode(self, *_, **__):
+        self.decoded += 1
+        return image(1)
+
+
+def in_virtual_time(test):
+    def run(monkeypatch) -> None:
+        virtual_time.run(test(monkeypatch))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@in_virtual_time
+async def test_image_whose_deadline_cannot_be_met_is_refused_before_it_is_decoded(monkeypatch):
+    bench = Bench(monkeypatch, decode_s=0.0, batch_s=1.0)
+    running = bench.scheduler.submit(bench.queue, image(0), top_k=1, with_embedding=False)
+    await asyncio.sleep(0)
+    # The device is busy for 1 s, and then for 1 s more.
+    with pytest.raises(DeadlineUnreachable):
+        await bench.ask(within=1.5)
+    assert bench.decoded == 0
+    assert bench.pipeline.admission.requests == 0
+    await running
+    assert bench.engine.batches == [[0]]
+
+
+@in_virtual_time
+async def test_image_behind_others_that_are_not_decoded_yet_is_refused_before_it_is(monkeypatch):
+    bench = Bench(monkeypatch, decode_s=0.1, batch_s=1.0)
+    accepted = [bench.ask(within=3.5) for _ in range(3)]
+    refused = bench.ask(within=3.5)
+    await asyncio.sleep(0.01)
+    with pytest.raises(DeadlineUnreachable):
+        refused.result()
+    await asyncio.gather(*accepted)
+    assert bench.decoded == 3
+    assert len(bench.engine.batches) == 3
+
+
+@in_virtual_time
+async def test_image_is_refused_before_decoding_where_decoding_takes_too_long(monkeypatch):
+    bench = Bench(monkeypatch, decode_s=1.0, batch_s=0.01)
+    await bench.ask()
+    calls = [bench.ask(within=2.5) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    assert [call.done() for call in calls] == [False, False, True, True]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes[2:]] == [DeadlineUnreachable] * 2
+    assert bench.decoded == 3
+    assert len(bench.engine.batches) == 3
+
+
+@in_virtual_time
+async def test_images_are_decoded_by_their_deadlines(monkeypatch):
+    bench = Bench(monkeypatch, decode_s=1.0, batch_s=0.01)
+    first, bulk, late, soon = (
+        bench.ask(),
+        bench.ask(within=9.0, bulk=True),
+        bench.ask(within=9.0),
+        bench.ask(within=8.0),
+    )
+    ended = []
+    for name, call in (("first", first), ("bulk", bulk), ("late", late), ("soon", soon)):
+        call.add_done_callback(lambda _, name=name: ended.append(name))
+    await asyncio.gather(first, bulk, late, soon)
+    assert ended == ["first", "soon", "late", "bulk"]
+
+
+@in_virtual_time
+async def test_request_cancelled_before_it_is_decoded_costs_nothing(monkeypatch):
+    bench = Bench(monkeypatch, decode_s=1.0, batch_s=0.01)
+    first, gone = bench.ask(), bench.ask()
+    await asyncio.sleep(0.5)
+    assert bench.queue.accepted == 2
+    gone.cancel()
+    await first
+    await asyncio.gather(gone, return_exceptions=True)
+    assert bench.decoded == 1
+    assert bench.queue.accepted == 0
+    # And nobody waits behind it.
+    await bench.ask(within=1.02)

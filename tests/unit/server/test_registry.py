@@ -1,0 +1,202 @@
+"""How a device is fed and an engine warmed up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+
+import resnet50_server.lifecycle.devices
+from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
+from resnet50_server.engines.base import BatchOutput
+from resnet50_server.errors import ShuttingDown, WeightsError
+from resnet50_server.lifecycle import loading
+from resnet50_server.lifecycle.devices import Devices
+from resnet50_server.lifecycle.loader import WARM_UP_S, OpenEngine, warm_up
+from resnet50_server.lifecycle.loading import LAST_BATCHES_S, hold, let_go
+from resnet50_server.lifecycle.registry import HeldVariant
+from resnet50_server.lifecycle.stages import Loading
+from resnet50_server.settings import Settings
+from resnet50_server.variants.spec import define
+from tests.support import virtual_time
+from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+
+
+class StatedEngine:
+    """Says that a batch took `alpha + beta * n` seconds, and twice that when the size is new."""
+
+    needs_pixels = True
+
+    def __init__(self, alpha: float, beta: float) -> None:
+        self.alpha, self.beta = alpha, beta
+        self.sizes: list[int] = []
+
+    def run(self, images, top_k, with_embeddings) -> BatchOutput:
+        count = len(images)
+        compute_s = (self.alpha + self.beta * count) * (1 if count in self.sizes else 2)
+        self.sizes.append(count)
+        indices = np.zeros((count, top_k), dtype=np.int64)
+        ones = np.ones((count, top_k), dtype=np.float32)
+        return BatchOutput(indices, ones, np.ones((count, 2048), dtype=np.float32), compute_s)
+
+    def padded(self, images: int) -> int:
+        return images
+
+    def close(self) -> None:
+        pass
+
+
+class ClosingEngine(FakeEngine):
+    """Remembers the threads that it was closed on."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__(alpha)
+        self.closed_on: list[str] = []
+
+    def close(self) -> None:
+        self.closed_on.append(threading.current_thread().name)
+
+
+def opened(engine: FakeEngine) -> OpenEngine:
+    return OpenEngine(engine, "torch", "0" * 64, 0, "cpu", "fp32", trained=False)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "sizes"),
+    [
+        (0.002, 0.0001, [1, 1, 32, 32]),  # a GPU: all of it
+        (0.005, 0.095, [1, 1, 2, 2]),  # a slow CPU: as much as the slope needs
+        (0.000, 10.000, [1, 1]),
+    ],
+)
+def test_warming_up_is_as_thorough_as_the_time_for_it_allows(alpha, beta, sizes):
+    engine = StatedEngine(alpha, beta)
+    measured = warm_up(engine, define("u=random:0"), max_batch_size=32)
+    assert engine.sizes == sizes
+    assert measured == [(size, pytest.approx(alpha + beta * size)) for size in sizes[::2]]
+    larger = [size for size, _ in measured[1:]]
+    assert sum(2 * (alpha + beta * size) for size in larger) <= WARM_UP_S
+
+
+async def test_a_gpu_is_handed_one_batch_ahead_and_a_cpu_computes_as_many_as_it_has_instances():
+    devices = Devices(Settings(variants=["u=random:0"], instances=3), lambda error: None)
+    try:
+        gpu, _ = devices.get("cuda:0")
+        assert (gpu.workers, gpu.ahead) == (1, 1)
+        cpu, threads = devices.get("cpu")
+        assert (cpu.workers, cpu.ahead) == (3, 0)
+        assert devices.get("cpu")[0] is cpu
+        # As many threads as there are batches at once: each waits until all have come.
+        together = threading.Barrier(3)
+        waiting = [threads.run(partial(together.wait, 30)) for _ in range(3)]
+        assert sorted(await asyncio.gather(*waiting)) == [0, 1, 2]
+    finally:
+        await devices.close()
+
+
+async def test_an_engine_that_stands_for_one_device_computes_one_batch_at_a_time():
+    settings = Settings(variants=["u=random:0"], engine="timed", instances=3)
+    devices = Devices(settings, lambda error: None)
+    try:
+        scheduler, _ = devices.get("cpu")
+        assert (scheduler.workers, scheduler.ahead) == (1, 0)
+    finally:
+        await devices.close()
+
+
+async def no_limit(needed_bytes: int) -> None:
+    """Make as much room as is wanted."""
+
+
+async def test_engines_are_closed_in_no_engine_thread_when_the_server_stops():
+    devices = Devices(Settings(variants=["u=random:0"], instances=1), lambda fault: None)
+    scheduler, _ = devices.get("cpu")
+    engines = [ClosingEngine(), ClosingEngine()]
+    for name, engine in zip("ab", engines, strict=True):
+        scheduler.add(name, engine)
+    await devices.close()
+    for engine in engines:
+        (thread,) = engine.closed_on
+        assert not thread.startswith(("engine", "MainThread"))
+
+
+@pytest.mark.parametrize("hung", [True, False])
+async def test_engine_that_does_not_come_back_is_not_closed_and_not_waited_for(
+    hung, monkeypatch, caplog
+):
+    monkeypatch.setattr(resnet50_server.lifecycle.devices, "CLOSE_S", 600.0 if hung else 0.01)
+    devices = Devices(Settings(variants=["u=random:0"], instances=1), lambda fault: None)
+    scheduler, _ = devices.get("cpu")
+    engine, entered, leave = ClosingEngine(), threading.Event(), threading.Event()
+
+    def run(*_) -> None:
+        entered.set()
+        leave.wait()
+
+    engine.run = run
+    call = scheduler.submit(scheduler.add("a", engine), image(0), top_k=1, with_embedding=False)
+    try:
+        await asyncio.to_thread(entered.wait)
+        scheduler.hung = hung
+        await devices.close()
+        with pytest.raises(ShuttingDown):
+            await call
+        assert engine.closed_on == []
+        assert ("not closed" in caplog.text) is not hung
+    finally:
+        leave.set()
+
+
+async def test_engine_that_does_not_warm_up_is_closed_in_no_engine_thread(monkeypatch):
+    engine = ClosingEngine()
+    engine.without_answer = 128  # the grey image
+    monkeypatch.setattr(loading, "open_engine", lambda *_: opened(engine))
+    settings = Settings(variants=["u=random:0"], instances=1)
+    devices = Devices(settings, lambda error: None)
+    try:
+        with pytest.raises(WeightsError, match="not finite"):
+            await hold(settings, devices, define("u=random:0"), Loading(), no_limit)
+        (thread,) = engine.closed_on
+        assert not thread.startswith(("engine", "MainThread"))
+    finally:
+        await devices.close()
+
+
+class AtOnce(VirtualThreads):
+    """Runs what is no batch within the turn."""
+
+    async def run(self, call):
+        return call()
+
+
+@pytest.mark.parametrize(
+    ("patience_s", "batch_s", "closed"),
+    [(30.0, 20.0, True), (30.0, 40.0, False), (0.0, 0.9 * LAST_BATCHES_S, True)],
+)
+def test_variant_whose_batch_does_not_end_goes_without_its_engine_being_closed(
+    patience_s, batch_s, closed, caplog
+):
+    engine = ClosingEngine(batch_s)
+
+    async def unload() -> tuple[float, bool]:
+        loop, threads = asyncio.get_running_loop(), AtOnce()
+        scheduler = Scheduler(BatchPolicy(), threads)
+        queue = scheduler.add("u", engine)
+        variant = HeldVariant(define("u=random:0"), opened(engine), queue, scheduler, threads)
+        running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
+        await asyncio.sleep(0.1)
+        freed = await let_go(variant, patience_s)
+        took_s = loop.time()
+        await running
+        return took_s, freed
+
+    took_s, freed = virtual_time.run(unload())
+    assert freed is closed
+    assert took_s == pytest.approx(batch_s if closed else patience_s + 0.1, abs=0.05)
+    assert bool(engine.closed_on) is closed
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == (not closed)
+    assert all("variant u" in text and "30 s" in text for text in errors)

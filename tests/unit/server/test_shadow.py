@@ -1,0 +1,164 @@
+"""The line of images that a candidate computes as well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from resnet50_server.batching.queue import Result
+from resnet50_server.errors import EngineFailed, InvalidImage, Overloaded, Unloading
+from resnet50_server.inference.pipeline import Answer
+from resnet50_server.rollout.shadow import MAX_WAITING, MAX_WAITING_BYTES, Shadow, Shadows, seen
+from resnet50_server.rollout.split import Seen, Tally
+from tests.support.serving import until
+
+CANDIDATE = SimpleNamespace(definition=SimpleNamespace(categories=["dog", "cat"]))
+VECTOR = np.array([1.0, 2.0], dtype=np.float32)
+
+
+class Bench:
+    """Shadows whose images are computed when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list = []
+        self.computing: asyncio.Future | None = None
+        self.shadows = Shadows(self.compute, "V2")
+        self.tally = Tally("a" * 64, "b" * 64)
+
+    async def compute(self, source, job):
+        assert self.computing is None, "two at once"
+        self.jobs.append((source, job))
+        self.computing = asyncio.get_running_loop().create_future()
+        try:
+            return await self.computing
+        finally:
+            self.computing = None
+
+    def add(self, source: bytes = b"image", label: str = "cat") -> None:
+        self.shadows.add(Shadow(source, Seen(label, VECTOR, 0.001), CANDIDATE, self.tally))
+
+    async def answer(self, error: Exception | None = None) -> None:
+        """Let the image that is being computed, or will be next, be computed."""
+        await until(lambda: self.computing)
+        computing, before = self.computing, len(self.jobs)
+        if error is not None:
+            computing.set_exception(error)
+        else:
+            result = Result(np.array([1]), np.ones(1), VECTOR, 0.0, 0.002, 1)
+            computing.set_result(Answer(result, 0.0, 0.0))
+        await until(lambda: self.idle or len(self.jobs) > before)
+
+    @property
+    def idle(self) -> bool:
+        return self.shadows._working is None
+
+
+@contextlib.asynccontextmanager
+async def bench():
+    one = Bench()
+    yield one
+    one.shadows.close()
+    await until(lambda: one.idle)
+
+
+async def test_images_are_computed_one_at_a_time_in_their_order_as_bulk_for_nobody():
+    async with bench() as line:
+        for number in range(3):
+            line.add(bytes([number]), "cat" if number else "dog")
+        for _ in range(3):
+            await line.answer()
+        assert [source for source, _ in line.jobs] == [b"\0", b"\1", b"\2"]
+        for _, job in line.jobs:
+            assert (job.variant, job.shadow, job.call.bulk) == (CANDIDATE, True, True)
+            assert (job.top_k, job.with_embedding, job.deadline) == (1, True, None)
+        comparison = line.tally.comparison
+        assert (comparison.images, comparison.agreed) == (3, 2)
+        assert comparison.min_cosine == pytest.approx(1.0)
+        assert line.idle  # and starts again
+        line.add()
+        await line.answer()
+        assert comparison.images == 4
+
+
+async def test_those_that_find_no_room_are_skipped():
+    async with bench() as line:
+        line.add()
+        await until(lambda: line.computing)
+        for _ in range(MAX_WAITING):
+            assert line.shadows.has_room(b"image")
+            line.add()
+        assert not line.shadows.has_room(b"image")
+        for _ in range(1000):
+            line.add()
+        assert len(line.shadows._waiting) == MAX_WAITING
+        assert (line.tally.skipped, line.tally.failed) == (1000, 0)
+        await line.answer()
+        line.add()
+        assert line.tally.skipped == 1000
+
+
+async def test_bytes_that_wait_are_bounded_but_for_one_image():
+    huge, half = bytes(MAX_WAITING_BYTES + 1), bytes(MAX_WAITING_BYTES // 2)
+    async with bench() as line:
+        line.add()
+        await until(lambda: line.computing)
+        line.add(huge)
+        line.add()
+        assert line.tally.skipped == 1
+        await line.answer()
+        line.add(half)
+        line.add(half)
+        line.add(b"x")
+        assert line.tally.skipped == 2
+        assert line.shadows._bytes == 2 * len(half)
+        for _ in range(3):
+            await line.answer()
+        assert line.idle
+        assert line.shadows._bytes == 0
+        assert line.tally.comparison.images == 4
+
+
+async def test_failures_are_counted_and_the_next_image_goes_on(caplog):
+    async with bench() as line:
+        errors = [
+            EngineFailed("the engine failed on this batch"),
+            InvalidImage("image", "is not what the candidate takes"),
+            RuntimeError("a fault of ours"),
+            Overloaded("max_queue_size", "full", 0.1),
+            Unloading("the candidate has been replaced"),
+        ]
+        for _ in (*errors, None):
+            line.add()
+        for error in errors:
+            await line.answer(error)
+        await line.answer()
+        assert (line.tally.failed, line.tally.skipped) == (3, 1)
+        assert line.tally.comparison.images == 1
+    faults = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [str(record.exc_info[1]) for record in faults] == ["a fault of ours"]
+
+
+async def test_after_the_end_nothing_is_computed_or_kept():
+    line = Bench()
+    for _ in range(5):
+        line.add()
+    await until(lambda: line.computing)
+    line.shadows.close()
+    await until(lambda: line.idle)
+    line.add()
+    assert not line.shadows._waiting
+    assert (len(line.jobs), line.idle) == (1, True)
+    assert not line.shadows.has_room(b"image")
+
+
+def test_vector_is_copied_out_of_its_batch():
+    batch = np.ones((64, 2), dtype=np.float32)
+    kept = seen(Result(np.array([0]), np.ones(1), batch[3], 0.0, 0.002, 64), CANDIDATE)
+    batch[:] = 0.0
+    assert (kept.label, kept.embedding.tolist()) == ("dog", [1.0, 1.0])
+    assert kept.embedding.base is None

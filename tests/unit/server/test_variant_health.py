@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.scheduler import Scheduler
+from resnet50_server.batching.variant_health import (
+    LEAST,
+    MAX_RETEST_S,
+    RETEST_S,
+    STABLE_S,
+    WINDOW_S,
+    VariantHealth,
+)
+from resnet50_server.errors import EngineFailed, VariantUnhealthy
+from tests.support import virtual_time
+from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+
+
+class Health(VariantHealth):
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.seen: list[str | None] = []
+        super().__init__("v", lambda: self.now)
+        self.watch(lambda: self.seen.append(self.problem))
+
+
+def test_variant_is_unhealthy_once_most_of_its_answers_are_not_numbers():
+    health = Health()
+    health.observe(LEAST, LEAST - 1)
+    assert health.problem is None  # a handful
+    health.now = 1.0
+    health.observe(1, 1)
+    assert health.problem == f"{LEAST} of its last {LEAST + 1} answers are not numbers"
+    assert health.seen == [health.problem]
+
+
+def test_images_that_overflow_among_many_that_do_not_are_their_callers_affair():
+    health = Health()
+    for second in range(100):
+        health.now = float(second)
+        health.observe(32, 15)
+        assert health.problem is None
+
+
+def test_answers_of_more_than_a_minute_ago_are_forgotten():
+    health = Health()
+    health.observe(LEAST - 1, LEAST - 1)
+    health.now = WINDOW_S
+    health.observe(LEAST - 1, LEAST - 1)
+    assert health.problem is None
+    health.now += WINDOW_S - 1.0
+    health.observe(1, 1)
+    assert health.problem == f"{LEAST} of its last {LEAST} answers are not numbers"
+
+
+def test_answers_neither_add_to_a_problem_nor_end_it():
+    health = Health()
+    health.observe(LEAST, LEAST)
+    problem = health.problem
+    health.observe(1000, 0)
+    health.observe(2000, 2000)
+    assert health.problem == problem
+    assert health.seen == [problem]
+
+
+def test_recovered_variant_is_judged_by_what_it_answers_from_then_on():
+    health = Health()
+    health.observe(LEAST, LEAST)
+    health.recover()
+    assert health.problem is None
+    health.observe(LEAST - 1, LEAST - 1)
+    assert health.problem is None
+    health.observe(1, 1)
+    assert [problem is None for problem in health.seen] == [False, True, False]
+
+
+def test_tests_come_ever_later_until_the_variant_has_been_healthy_for_long():
+    health = Health()
+    waits = []
+    for _ in range(7):
+        health.fail("as the test wants it", "nothing")
+        waits.append(health.retest_s)
+        health.now += health.retest_s
+        health.recover()
+        health.now += 1.0
+    assert waits == [RETEST_S * 2**number for number in range(5)] + [MAX_RETEST_S] * 2
+    health.now += STABLE_S
+    health.fail("as the test wants it", "nothing")
+    assert health.retest_s == RETEST_S
+    health.failed_again()
+    assert health.retest_s == 2 * RETEST_S
+
+
+def test_each_variant_is_judged_by_its_own_answers_and_refused_by_itself(caplog):
+    async def ask() -> None:
+        scheduler = Scheduler(BatchPolicy(max_batch_size=1), VirtualThreads())
+        engines = {"good": FakeEngine(alpha=0.1), "bad": FakeEngine(alpha=0.1)}
+        engines["bad"].without_answer = 1
+        queues = {name: scheduler.add(name, engine) for name, engine in engines.items()}
+        for _ in range(LEAST):
+            for queue in queues.values():
+                answer = scheduler.submit(queue, image(1), top_k=1, with_embedding=False)
+                with contextlib.suppress(EngineFailed):
+                    await answer
+        for call in (
+            lambda: scheduler.submit(queues["bad"], image(2), top_k=1, with_embedding=False),
+            lambda: scheduler.accept(queues["bad"]).__enter__(),
+        ):
+            with pytest.raises(VariantUnhealthy, match="variant bad is out of service: "):
+                call()
+        assert queues["good"].health.problem is None
+        answer = await scheduler.submit(queues["good"], image(3), top_k=1, with_embedding=False)
+        assert answer.indices.tolist() == [3]
+
+    virtual_time.run(ask())
+    (record,) = [one for one in caplog.records if one.name.startswith("resnet50_server")]
+    assert "variant bad is out of service" in record.getMessage()
+    assert "--precision fp32" in record.getMessage()
+
+
+def test_images_that_wait_when_their_variant_goes_out_of_service_are_refused_at_once():
+    async def ask() -> None:
+        scheduler = Scheduler(BatchPolicy(max_batch_size=LEAST), VirtualThreads())
+        engine = FakeEngine(alpha=1.0)
+        engine.without_answer = 1
+        queue = scheduler.add("v", engine)
+        calls = [
+            scheduler.submit(queue, image(1), top_k=1, with_embedding=False)
+            for _ in range(2 * LEAST)
+        ]
+        for call in calls[:LEAST]:
+            with pytest.raises(EngineFailed):
+                await call
+        assert all(call.done() for call in calls)
+        assert {type(call.exception()) for call in calls[LEAST:]} == {VariantUnhealthy}
+        assert len(engine.batches) == 1
+
+    virtual_time.run(ask())

@@ -1,0 +1,511 @@
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import ResNet50_Weights
+from torchvision.models.quantization import ResNet50_QuantizedWeights
+
+from resnet50_server.errors import WeightsError
+from resnet50_server.lifecycle.registry import HeldVariants
+from resnet50_server.variants.checkpoints import official_path, read_custom, read_official
+from resnet50_server.variants.network import (
+    build_network,
+    parameter_count,
+    read_weights,
+)
+from resnet50_server.variants.spec import define, official_definitions
+from tests.support import weights
+from tests.support.faults import unprivileged
+
+pytestmark = weights.ignore_torchs_plans_for_int8
+
+V1, V2 = ResNet50_Weights.IMAGENET1K_V1, ResNet50_Weights.IMAGENET1K_V2
+INT8_V1 = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V1
+INT8_V2 = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
+
+
+def load(spec: str, directory: Path = Path("nowhere"), download: bool = False):
+    definition = define(spec)
+    weights = read_weights(definition, directory, download)
+    network = build_network(definition, weights)
+    return network, weights.digest, parameter_count(definition, weights)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("member", "resize", "acc_at_1"),
+    [(V1, 256, 76.13), (V2, 232, 80.858), (INT8_V1, 256, 75.92), (INT8_V2, 232, 80.282)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_official_variants_are_what_torchvisions_enums_say(member, resize, acc_at_1):
+    definition = define(member.name)
+    assert definition.official is member
+    assert (definition.transform.resize, definition.transform.crop) == (resize, 224)
+    assert definition.transform.mean == tuple(member.transforms().mean)
+    assert definition.transform.std == tuple(member.transforms().std)
+    assert definition.transform.interpolation == "bilinear"
+    assert list(definition.categories) == member.meta["categories"]
+    assert len(definition.categories) == 1000
+    assert definition.published.acc_at_1 == acc_at_1
+    assert definition.published.dataset == "ImageNet-1K"
+    assert definition.quantized == isinstance(member, ResNet50_QuantizedWeights)
+    assert "`" not in definition.description
+
+
+def test_all_four_official_variants_are_there_and_one_is_the_default():
+    assert list(official_definitions()) == [one.name for one in (V1, V2, INT8_V1, INT8_V2)]
+    assert define("DEFAULT") == define("IMAGENET1K_V2")
+    aliases = {name: one.aliases for name, one in official_definitions().items() if one.aliases}
+    assert aliases == {"IMAGENET1K_V2": ("DEFAULT",)}
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("ResNet50_Weights.IMAGENET1K_V1", "IMAGENET1K_V1"),
+        ("ResNet50_Weights.DEFAULT", "IMAGENET1K_V2"),
+        ("ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2", "IMAGENET1K_FBGEMM_V2"),
+    ],
+)
+def test_pythons_spelling_of_a_member_is_accepted(spelling, name):
+    assert define(spelling).name == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("", "IMAGENET1K_V1, IMAGENET1K_V2"),
+        ("IMAGENET1K_V3", "NAME=DIRECTORY"),
+        ("resnet50", "NAME=random:SEED"),
+        ("=random:0", "1 to 64 letters"),
+        ("a cat=random:0", "1 to 64 letters"),
+        ("a" * 65 + "=random:0", "1 to 64 letters"),
+        ("DEFAULT=random:0", "torchvision's name"),
+        ("IMAGENET1K_V1=random:0", "torchvision's name"),
+        ("ResNet50_Weights.IMAGENET1K_V1=random:0", "torchvision's"),
+        ("ResNet50_Weights.mine=random:0", "torchvision's"),
+        ("x=random:", "whole number"),
+        ("x=random:-1", "whole number"),
+        ("x=random:1.5", "whole number"),
+        (f"x=random:{2**63}", "whole number"),
+        ("x=/no/such/directory", "/no/such/directory/variant.json"),
+    ],
+)
+def test_what_names_no_variant_is_refused_with_the_reason(spec, reason):
+    with pytest.raises(WeightsError, match=r"^variants: ") as refused:
+        define(spec)
+    assert reason in str(refused.value)
+
+
+def test_two_variants_of_one_name_are_refused():
+    for specs in (["x=random:0", "x=random:1"], ["DEFAULT", "IMAGENET1K_V2"]):
+        with pytest.raises(WeightsError, match="given twice"):
+            HeldVariants([define(spec) for spec in specs], None)
+
+
+def test_default_variant_must_be_among_those_served():
+    definitions = [define("IMAGENET1K_V1"), define("x=random:0")]
+    assert HeldVariants(definitions, "x").default.name == "x"
+    with pytest.raises(WeightsError, match=r"default_variant.*IMAGENET1K_V2.*IMAGENET1K_V1, x"):
+        HeldVariants(definitions, "IMAGENET1K_V2")
+
+
+# Custom variants
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """Holds a variant for each format of checkpoint, with the same weights."""
+    folder = tmp_path_factory.mktemp("good")
+    for checkpoint in ("weights.pth", "weights.safetensors"):
+        weights.custom_variant(
+            folder / checkpoint, weights.trained_like(), 1000, checkpoint=checkpoint
+        )
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("checkpoint", ["weights.pth", "weights.safetensors"])
+def test_folded_network_answers_as_torchvisions_own(good, checkpoint):
+    network, digest, parameters = load(f"mine={good / checkpoint}")
+    assert digest == sha256(good / checkpoint / checkpoint)
+    assert parameters == 25_557_032
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    with torch.inference_mode():
+        embeddings, logits = network(weights.photos())
+    reference = weights.run(weights.torchvision_model(weights.trained_like()), weights.photos())
+    weights.assert_telling(*reference)
+    assert (logits.softmax(dim=1) - reference[0]).abs().max() < 1e-4
+    assert torch.cosine_similarity(embeddings, reference[1]).min() > 0.9999
+
+
+def test_int8_network_answers_exactly_as_torchvisions_own(monkeypatch, tmp_path):
+    state = weights.trained_like_int8()
+    path = weights.publish(monkeypatch, INT8_V2, state, tmp_path)
+    network, digest, parameters = load("IMAGENET1K_FBGEMM_V2", tmp_path)
+    assert (digest, parameters) == (sha256(path), 25_557_032)
+    with torch.inference_mode():
+        embeddings, logits = network(weights.photos())
+    reference = weights.run(weights.torchvision_model(state), weights.photos())
+    weights.assert_telling(*reference)
+    assert torch.equal(logits.softmax(dim=1), reference[0])
+    assert torch.equal(embeddings, reference[1])
+
+
+def test_every_module_of_a_loaded_network_is_in_eval_mode(monkeypatch, tmp_path):
+    directory = weights.custom_variant(tmp_path / "mine", weights.hollow())
+    weights.publish(monkeypatch, INT8_V2, weights.trained_like_int8(), tmp_path)
+    for spec in (f"mine={directory}", "x=random:0", "IMAGENET1K_FBGEMM_V2"):
+        network = load(spec, tmp_path)[0]
+        assert [name for name, module in network.named_modules() if module.training] == [], spec
+
+
+def test_safetensors_are_preferred_to_a_pickle(good):
+    directory = good / "weights.safetensors"
+    pickle = weights.save(weights.hollow(1000), directory / "weights.pth")
+    try:
+        digest = load(f"mine={directory}")[1]
+    finally:
+        pickle.unlink()
+    assert digest == sha256(directory / "weights.safetensors")
+
+
+def test_half_precision_checkpoint_and_one_without_step_counters_are_taken(tmp_path):
+    state = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in weights.hollow().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    network, _, _ = load(f"mine={weights.custom_variant(tmp_path / 'mine', state)}")
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def changed(**replaced: object) -> dict[str, object]:
+    """A hollow state dict with other values for some keys; "_" stands for "."; None drops one."""
+    state = weights.hollow() | {key.replace("__", "."): value for key, value in replaced.items()}
+    return {key: value for key, value in state.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("state", "reasons"),
+    [
+        (changed(fc__weight=None, fc__bias=None), ["2 keys are missing (fc.weight, fc.bias)"]),
+        (changed(neck__weight=torch.ones(3)), ["1 are unknown (neck.weight)"]),
+        (
+            {f"module.{key}": value for key, value in weights.hollow().items()},
+            ["are unknown (module.conv1.weight", "strip the 'module.' that DataParallel put"],
+        ),
+        (
+            changed(conv1__weight=torch.ones(64, 3, 3, 3)),
+            ["conv1.weight has shape (64, 3, 3, 3), expected (64, 3, 7, 7)"],
+        ),
+        (weights.hollow(7), ["fc has 7 classes, variant.json names 10 categories"]),
+        (
+            changed(bn1__bias=torch.full((64,), math.nan)),
+            ["bn1.bias holds numbers that are not finite"],
+        ),
+        (changed(bn1__bias=[0.0] * 64), ["bn1.bias is a list, not a tensor"]),
+        ({"state_dict": weights.hollow(), "epoch": 90}, ["training checkpoint", "'state_dict'"]),
+        ({"model": weights.hollow(), "optimizer": {}}, ["training checkpoint", "'model'"]),
+        ([torch.ones(3)], ["holds a list, not a state dict"]),
+        ({3: torch.ones(3)}, ["not a state dict"]),
+        (nn.Linear(2, 2), ["pickle that could run code", "state_dict() alone"]),
+    ],
+    ids=[
+        *("missing keys", "unknown keys", "DataParallel", "wrong shape", "class count", "NaN"),
+        *("no tensor", "state_dict inside", "model inside", "a list", "numbered", "a module"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_is_refused_with_the_reason(tmp_path, state, reasons):
+    directory = weights.custom_variant(tmp_path / "mine", state)
+    with pytest.raises(WeightsError, match=r"^mine: ") as refused:
+        load(f"mine={directory}")
+    for reason in reasons:
+        assert reason in str(refused.value)
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_pickle_does_not_run(tmp_path):
+    sprung = tmp_path / "sprung"
+    directory = weights.custom_variant(tmp_path / "mine", {"fc.weight": Trap(sprung)})
+    with pytest.raises(WeightsError, match="could run code"):
+        load(f"mine={directory}")
+    assert not sprung.exists()
+    torch.load(directory / "weights.pth", weights_only=False)
+    assert sprung.exists()  # it was a trap indeed
+
+
+BROKEN = {
+    "cut": lambda path, content: path.write_bytes(content[:100_000]),
+    "empty": lambda path, content: path.write_bytes(b""),
+    "garbage first": lambda path, content: path.write_bytes(b"\xff" * 64 + content[64:]),
+    "a page of an error": lambda path, content: path.write_bytes(b"<html>404</html>" * 20),
+    "a folder": lambda path, content: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN)
+@pytest.mark.parametrize("checkpoint", ["weights.pth", "weights.safetensors"])
+def test_broken_checkpoint_is_refused_with_its_path(good, checkpoint, breakage, tmp_path):
+    whole = good / checkpoint
+    shutil.copy(whole / "variant.json", tmp_path)
+    with (whole / checkpoint).open("rb") as file:
+        BROKEN[breakage](tmp_path / checkpoint, file.read(2**20))
+    advice = "copy it there again|has to be a file"
+    with pytest.raises(WeightsError, match=f"^mine: .*{checkpoint} .*({advice})"):
+        load(f"mine={tmp_path}")
+
+
+@pytest.mark.parametrize("checkpoint", ["weights.pth", "weights.safetensors"])
+def test_checkpoint_that_may_not_be_read_is_refused_with_its_path(good, checkpoint):
+    path = good / checkpoint / checkpoint
+    definition = define(f"mine={path.parent}")
+    path.chmod(0)
+    try:
+        with (
+            pytest.raises(WeightsError, match=r"cannot be read \(Permission denied\)"),
+            unprivileged(),
+        ):
+            read_custom(definition)
+    finally:
+        path.chmod(0o644)
+
+
+def test_weights_that_are_overwritten_while_they_serve_do_not_change(good, tmp_path):
+    """Nothing is mapped to the file: copying over it changes no answer, and crashes nobody."""
+    directory = shutil.copytree(good / "weights.safetensors", tmp_path / "mine")
+    network, digest = load(f"mine={directory}")[:2]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    path = directory / "weights.safetensors"
+    with path.open("r+b") as file:  # in place, as cp does
+        file.write(bytes(path.stat().st_size))
+        file.truncate(1000)
+    after = network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert digest != sha256(path)
+
+
+def test_directory_without_a_checkpoint_is_refused(tmp_path):
+    directory = weights.custom_variant(tmp_path / "mine", weights.hollow())
+    (directory / "weights.pth").unlink()
+    with pytest.raises(WeightsError, match=r"neither weights\.safetensors nor weights\.pth"):
+        load(f"mine={directory}")
+
+
+def test_directory_without_variant_json_is_refused(tmp_path):
+    directory = weights.custom_variant(tmp_path / "mine", weights.hollow())
+    (directory / "variant.json").unlink()
+    with pytest.raises(WeightsError, match=r"mine=.*cannot read .*variant\.json: No such file"):
+        define(f"mine={directory}")
+
+
+@pytest.mark.parametrize(
+    ("description", "reason"),
+    [
+        ({"color": "red"}, "file: has 'color'; known are categories, transform, "),
+        ({"categories": None}, "categories: Field required"),
+        ({"categories": []}, "categories: "),
+        ({"categories": ["cat", " "]}, "categories: 1: is empty"),
+        ({"categories": "cat"}, "categories: must be a list of names"),
+        (
+            {"categories": ["cat", "\x1b[2J"]},
+            r"categories: 1: '\x1b[2J' has characters that do not",
+        ),
+        ({"categories": ["a\nb", "\u202eb", "\x9b"]}, r"0: 'a\nb' has"),
+        ({"categories": ["a" * 257]}, "0: has 257 characters, at most 256 are allowed"),
+        ({"categories": ["a"] * 32_769}, "has 32769 names, at most 32768 are allowed"),
+        ({"categories": ["é" * 200] * 6000}, "take 2400000 bytes together, at most 2097152"),
+        ({"categories": list(range(1000))}, "2: is no text; and 997 more"),
+        ({str(key): 0 for key in range(300_000)}, "'2'; and 299997 more; known are"),
+        ({"\x1b[2J": 0}, r"'\x1b[2J'"),
+        ({"description": "a\x07"}, r"description: 'a\x07' has characters that do not print"),
+        ({"description": "a" * 2001}, "description: has 2001 characters, at most 2000"),
+        ({"transform": None}, "transform: Field required"),
+        ({"transform": weights.TRANSFORM | {"padding": 3}}, "transform: has 'padding'; known are"),
+        ({"transform": weights.TRANSFORM | {"crop": 0}}, "crop is 0, must be 1 to 4096"),
+        ({"transform": weights.TRANSFORM | {"resize": 9000}}, "resize is 9000"),
+        ({"transform": weights.TRANSFORM | {"std": [0.2, 0.0, 0.2]}}, "std holds"),
+        ({"transform": weights.TRANSFORM | {"mean": [0.5, math.nan, 0.5]}}, "mean holds"),
+        ({"transform": weights.TRANSFORM | {"mean": [0.5, 0.5]}}, "transform.mean"),
+        ({"transform": weights.TRANSFORM | {"interpolation": "lanczos"}}, "interpolation"),
+        ({"published_accuracy": {"dataset": "pets", "acc_at_1": 101}}, "acc_at_1"),
+        ({"published_accuracy": {"dataset": "\u2066", "acc_at_1": 1}}, r"'\u2066' has characters"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_variant_json_that_is_wrong_is_refused_with_the_key(tmp_path, description, reason):
+    directory = weights.custom_variant(tmp_path / "mine", {}, **description)
+    with pytest.raises(WeightsError, match=r"^variants: mine: .*variant\.json: ") as refused:
+        define(f"mine={directory}")
+    assert reason in str(refused.value)
+    assert len(str(refused.value)) < 1500
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_variant_json_that_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
+    directory = weights.custom_variant(tmp_path / "mine", {})
+    (directory / "variant.json").unlink()
+    make(directory / "variant.json")
+    with pytest.raises(WeightsError, match=r"cannot read .*variant\.json: is no file"):
+        define(f"mine={directory}")
+
+
+def test_variant_json_that_is_too_long_is_refused(tmp_path):
+    directory = weights.custom_variant(tmp_path / "mine", {})
+    with (directory / "variant.json").open("ab") as file:
+        file.truncate(9 * 2**20)
+    with pytest.raises(WeightsError, match=r"variant\.json: is longer than 8 MiB"):
+        define(f"mine={directory}")
+
+
+def test_labels_of_all_languages_are_taken(tmp_path):
+    labels = [
+        "\u0634\u06cc\u0631\u200c\u0647\u0627",
+        "हि\u200dन्दी",
+        "猫\u3000二",
+        "chien\u00a0!",
+        "🦊",
+    ]
+    directory = weights.custom_variant(tmp_path / "mine", {}, categories=labels)
+    assert define(f"mine={directory}").categories == tuple(labels)
+
+
+def test_variant_json_that_is_no_json_is_refused(tmp_path):
+    directory = weights.custom_variant(tmp_path / "mine", {})
+    (directory / "variant.json").write_text("{categories:")
+    with pytest.raises(WeightsError, match=r"variant\.json: .*JSON"):
+        define(f"mine={directory}")
+
+
+def test_custom_variant_is_described_by_its_file(tmp_path):
+    accuracy = {"dataset": "pets", "acc_at_1": 92.5}
+    transform = weights.TRANSFORM | {"resize": 288, "crop": 256, "interpolation": "bicubic"}
+    directory = weights.custom_variant(
+        tmp_path / "mine", {}, count=3, transform=transform, published_accuracy=accuracy
+    )
+    definition = define(f"pets={directory}")
+    assert definition.name == "pets"
+    assert definition.categories == ("kind 0", "kind 1", "kind 2")
+    assert (definition.transform.resize, definition.transform.crop) == (288, 256)
+    assert definition.transform.interpolation == "bicubic"
+    assert (definition.published.acc_at_1, definition.published.acc_at_5) == (92.5, None)
+
+
+# Random variants
+
+
+def test_random_variant_is_determined_by_its_seed_and_says_that_it_is_untrained(caplog):
+    state = torch.random.get_rng_state()
+    with caplog.at_level(logging.WARNING):
+        first, digest, parameters = load("x=random:7")
+    assert "variant x is UNTRAINED" in caplog.text
+    assert torch.equal(torch.random.get_rng_state(), state)
+    second, again, _ = load("y=random:7")
+    assert digest == again != load("z=random:8")[1]
+    assert parameters == 25_557_032
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# Official files: found, downloaded, verified
+
+
+@pytest.mark.parametrize("member", [V1, V2, INT8_V1, INT8_V2], ids=lambda member: member.name)
+def test_missing_official_file_is_downloaded(monkeypatch, tmp_path, member, capsys):
+    published = weights.publish(monkeypatch, member, weights.hollow(1000), tmp_path / "there")
+    here = tmp_path / "not yet" / "here"
+    state = read_official(define(member.name), here, download=True)
+    assert [path.name for path in here.iterdir() if path.suffix != ".lock"] == [published.name]
+    assert state.digest == sha256(published)
+    assert state.state.keys() == weights.hollow().keys()
+    assert capsys.readouterr().out == ""  # stdout is for scripts that wait for `listening on`
+
+
+@pytest.mark.parametrize("member", [V1, V2, INT8_V1, INT8_V2], ids=lambda member: member.name)
+def test_download_with_a_wrong_hash_is_refused_and_leaves_nothing(monkeypatch, tmp_path, member):
+    published = weights.publish(monkeypatch, member, weights.hollow(1000), tmp_path / "there")
+    published.write_bytes(published.read_bytes() + b"!")
+    here = tmp_path / "here"
+    with pytest.raises(WeightsError, match="hash") as refused:
+        read_official(define(member.name), here, download=True)
+    assert published.name in str(refused.value)
+    assert [path.suffix for path in here.iterdir()] == [".lock"]
+
+
+def test_file_that_is_here_is_used_without_the_network(monkeypatch, tmp_path):
+    published = weights.publish(monkeypatch, V2, weights.hollow(1000), tmp_path / "there")
+    here = tmp_path / "here"
+    here.mkdir()
+    published.rename(here / published.name)  # nothing is left at the URL
+    assert load("IMAGENET1K_V2", here, download=True)[1] == sha256(here / published.name)
+
+
+def test_missing_file_without_download_says_which_file_from_where_and_what_else(tmp_path):
+    definition = define("IMAGENET1K_V2")
+    with pytest.raises(WeightsError) as refused:
+        read_official(definition, tmp_path, download=False)
+    for part in (
+        str(tmp_path / "resnet50-11ad3fa6.pth"),
+        "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
+        *("--no-download", "--weights-dir", "NAME=DIRECTORY", "random:0"),
+        "never replaced by random",
+    ):
+        assert part in str(refused.value)
+
+
+def test_unreachable_url_says_why_and_what_else(monkeypatch, tmp_path):
+    monkeypatch.setattr(V2.value, "url", (tmp_path / "nothing-11ad3fa6.pth").as_uri())
+    with pytest.raises(WeightsError, match=r"cannot be downloaded .*URLError.*random:0"):
+        read_official(define("IMAGENET1K_V2"), tmp_path / "here", download=True)
+
+
+def test_server_that_does_not_speak_http_is_a_failed_download(monkeypatch, tmp_path):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"what?\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/resnet50-11ad3fa6.pth"
+        monkeypatch.setattr(V2.value, "url", url)
+        with pytest.raises(WeightsError, match="cannot be downloaded"):
+            read_official(define("IMAGENET1K_V2"), tmp_path, download=True)
+        thread.join()
+
+
+def test_half_downloaded_official_file_is_refused_by_its_hash(monkeypatch, tmp_path):
+    published = weights.publish(monkeypatch, V2, weights.hollow(1000), tmp_path)
+    content = published.read_bytes()
+    published.write_bytes(content[: len(content) // 2])
+    with pytest.raises(WeightsError, match=r"not what torchvision published.*delete it") as refused:
+        load("IMAGENET1K_V2", tmp_path, download=True)
+    assert str(published) in str(refused.value)
+    assert published == official_path(define("IMAGENET1K_V2"), tmp_path)
