@@ -2,7 +2,8 @@
 
 Written from the policy's description (docs/adr/0004-deadlines.md, 0011-batches-in-flight.md), not
 from the batcher's code, which is held against it in `unit/server/test_simulation.py`; the server
-is, in `benchmarks/batching.py`. One variant on one device, every batch lasting exactly what it should.
+is, in `benchmarks/batching.py`. One variant on one device, every batch lasting exactly what it
+should.
 """
 
 from __future__ import annotations
