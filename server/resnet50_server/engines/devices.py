@@ -1,0 +1,53 @@
+"""What torch knows of the devices; torch is imported when a function here is called, not before."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cuda.device import CudaDevice
+
+
+def cuda_device_count() -> int:
+    """Return how many CUDA devices torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def cuda_available() -> bool:
+    """Return whether torch can use a CUDA device."""
+    return cuda_device_count() > 0
+
+
+def torch_version() -> str:
+    """Return torch's version, for error messages."""
+    import torch
+
+    return str(torch.__version__)
+
+
+@functools.cache
+def cuda_device(name: str) -> CudaDevice:
+    """Return the one object that all engines on a CUDA device share.
+
+    Args:
+        name: "cuda" or "cuda:N".
+    """
+    from .cuda.device import CudaDevice
+
+    # One batch computes while the next one is stacked and copied.
+    return CudaDevice(int(name.partition(":")[2] or 0), batches_in_flight=2)
+
+
+def set_threads(count: int) -> None:
+    """Make torch use `count` CPU threads for operations called from this thread.
+
+    A thread takes over the number that any thread set last when it first uses torch, so that is
+    triggered before the number is set.
+    """
+    import torch
+
+    torch.get_num_threads()
+    torch.set_num_threads(count)
