@@ -232,5 +232,5 @@ def _deadline(context: Context) -> float | None:
 
 
 def _place(call: Call) -> Place:
-    assert call.place is not None  # the boundary gave it one
+    assert isinstance(call.place, Place)  # the guard set it
     return call.place
