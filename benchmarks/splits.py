@@ -44,11 +44,11 @@ PHOTOS = 10
 
 async def measure_idle() -> None:
     """Time what is done for a call where no split is set."""
-    from resnet50_server.context import Call
+    from resnet50_server.context import RequestContext
     from resnet50_server.rollout.router import Traffic
 
     traffic = Traffic(SimpleNamespace(), lambda source, job: None)  # type: ignore[arg-type]
-    call = Call("Classify", "id", ())
+    call = RequestContext("Classify", "id", ())
     variant = SimpleNamespace(definition=SimpleNamespace(name=VARIANT))
     job = SimpleNamespace(call=call)
 

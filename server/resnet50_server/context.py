@@ -1,4 +1,4 @@
-"""One RPC, from the moment it is known to the moment it has ended, and whoever watches it."""
+"""The context of one request: who calls, what for, and since when."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from resnet50_server.auth.identity import Caller
 from resnet50_server.errors import ServingError
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
-NOBODY = Caller("", frozenset())
+UNKNOWN_CALLER = Caller("", frozenset())
 
 
 class Permit(Protocol):
-    """What admission has granted an RPC about one image."""
+    """What admission control has granted a request for one image."""
 
     def grow(self, length: int) -> None:
-        """Take more bytes; raises `Overloaded` if there is no capacity for them."""
+        """Add bytes to it; raises `Overloaded` beyond a limit."""
 
 
 @dataclass(eq=False, slots=True)
-class Call:
-    """An RPC that runs.
+class RequestContext:
+    """An RPC in progress.
 
     Attributes:
         method: Its name, e.g. "Classify".
         request_id: Connects log, metadata and trace.
-        metadata: What the caller sent along.
-        caller: Who it is; nobody until that is known.
-        bulk: Whether it gives way to interactive calls.
-        place: The permit of admission control, if the RPC is about a single image.
-        key: What traffic splits know the caller by, if the caller says it.
-        asked: The name of the variant that the caller asks for; "" until that is known.
-        variant: The name of the variant that answers, which may be the candidate of a traffic split
-            instead; "" until that is known.
-        leave: Called at its end, if it uses a variant.
-        stop: Ends a stream after the frames that are inside, for a reason.
+        metadata: Invocation metadata.
+        caller: Who calls; `UNKNOWN_CALLER` until authenticated.
+        bulk: Whether it has bulk priority.
+        place: Its permit, if the RPC is about a single image.
+        key: Identifies the caller to traffic splits, from `x-caller-key`; "" if absent.
+        asked: Name of the requested variant; "" until it is resolved.
+        variant: Name of the variant that computes it, which may be the candidate of a traffic
+            split; "" until it is resolved.
+        leave: Called when it ends, if it uses a variant.
+        stop: Ends a stream after its frames in flight, with a reason.
         started: On the clock of `time.perf_counter`.
-        notes: What observers keep with it, by their own keys.
-        trace_id: Of the trace that it is recorded in, 32 hexadecimal digits; "" if it is not.
+        notes: What listeners keep with it, by their own keys.
+        trace_id: 32 hexadecimal digits if it is traced, else "".
     """
 
     method: str
     request_id: str
     metadata: Metadata
-    caller: Caller = NOBODY
+    caller: Caller = UNKNOWN_CALLER
     bulk: bool = False
     place: Permit | None = None
     key: str = ""
@@ -60,5 +60,5 @@ class Call:
     trace_id: str = ""
 
 
-# The call that runs.
-CALL: ContextVar[Call] = ContextVar("call")
+# For log records: the request that the running task belongs to.
+CURRENT_REQUEST: ContextVar[RequestContext] = ContextVar("call")

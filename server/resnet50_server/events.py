@@ -1,4 +1,7 @@
-"""Observers of the server: metrics, traces. Called on the event loop, so they must be quick."""
+"""Events of the server that telemetry and other listeners receive.
+
+They are delivered on the event loop, so listeners must be quick.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,35 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from resnet50_server.context import Call
+    from resnet50_server.context import RequestContext
 
 log = logging.getLogger(__name__)
 
 CacheUse: TypeAlias = Literal["none", "hit", "shared"]
-"""What the response cache had to do with an answer; see the contract."""
+"""Whether a result came from the response cache, or from another request's computation."""
+CancelStage: TypeAlias = Literal["receive", "upload"]
+"""What was being received when the client cancelled: its one request, or an upload's chunks."""
 
 
 @dataclass(eq=False, slots=True)
-class Image:
-    """An image that was answered.
+class ImageEvent:
+    """An image whose response is about to be sent.
 
     Attributes:
-        call: That it came with.
-        variant: That answered.
-        ended: When the answer was there, on the clock of `time.perf_counter`, in seconds.
-        decode_s: Decoding, the wait for a thread included.
+        context: The request that carried it.
+        variant: Name of the variant that computed it.
+        ended: When the result was ready, on the clock of `time.perf_counter`, in seconds.
+        decode_s: Decoding, including the wait for a thread.
         queue_s: From decoded to the start of its batch.
         compute_s: Its batch on the engine.
-        total_s: From its arrival to the answer.
+        total_s: From arrival to result.
         batch_size: Images in its batch.
         decoded: When it was decoded, on the clock of `time.perf_counter`.
         batch: Its batch; None if it was in none.
-        cache: Whether it was computed for another request; it was in no batch then.
+        cache: How the response cache was used; anything but "none" means that it was in no batch.
     """
 
-    call: Call
+    context: RequestContext
     variant: str
     ended: float
     decode_s: float
@@ -44,26 +49,27 @@ class Image:
     total_s: float
     batch_size: int
     decoded: float = 0.0
-    batch: Batch | None = None
+    batch: BatchEvent | None = None
     cache: CacheUse = "none"
 
 
 @dataclass(eq=False, slots=True)
-class Batch:
+class BatchEvent:
     """A batch that the engine has computed, or failed on.
 
     Attributes:
-        variant: Whose.
-        size: Images in it, also those whose callers gave up meanwhile.
-        compute_s: On the engine, in seconds; 0 if it failed.
+        variant: Name of its variant.
+        size: Images in it, including those cancelled meanwhile.
+        compute_s: Time on the engine, in seconds; 0 if it failed.
         ended: On the clock of `time.perf_counter`, in seconds.
         contexts: What `submit` was given with each image.
-        failed: Whether the engine raised. Its images may be in others again; see `rescue`.
+        failed: Whether the engine raised. Its images may be in later batches again, see
+            `batching.retry`.
         started: When its images left the queue, on the same clock as `ended`.
-        device: That computed it, e.g. "cpu" or "cuda:0".
-        out_of_memory: Whether it failed because the device had no memory for it.
-        not_numbers: How many of its answers are not numbers, and were failed.
-        notes: What observers keep with it, by their own keys.
+        device: Name of the device, e.g. "cpu" or "cuda:0".
+        out_of_memory: Whether it failed because the device had too little memory.
+        not_numbers: How many of its results had NaN or Inf, and were failed.
+        notes: What listeners keep with it, by their own keys.
     """
 
     variant: str
@@ -79,103 +85,103 @@ class Batch:
     notes: dict[object, Any] = field(default_factory=dict)
 
 
-class Observer:
-    """Sees what happens; each method does nothing unless it is overridden."""
+class ServerEvents:
+    """A listener; each method does nothing unless it is overridden."""
 
-    def call_started(self, call: Call) -> None:
-        """See an RPC whose headers have arrived."""
+    def call_started(self, context: RequestContext) -> None:
+        """Receive an RPC whose headers have arrived."""
 
-    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
-        """See how an RPC ended.
-
-        Args:
-            call: The RPC.
-            code: The name of the gRPC status code that its caller is told; "CANCELLED" if the
-                caller gave up, "DEADLINE_EXCEEDED" also if its deadline passed meanwhile.
-            error: Why it failed; None if it did not, or gRPC ended it for its caller's sake.
-        """
-
-    def gave_up(self, call: Call, stage: str) -> None:
-        """See a caller that gave up while it was still sending.
-
-        What is inside by then is counted where it waits; see `DecodePool` and `VariantQueue`.
+    def call_ended(self, context: RequestContext, code: str, error: Exception | None) -> None:
+        """Receive how an RPC ended.
 
         Args:
-            call: The RPC; it ends as "CANCELLED".
-            stage: "receive" (its one request) or "upload" (its chunks).
+            context: The RPC.
+            code: Name of its gRPC status code: "CANCELLED" if the client cancelled it,
+                "DEADLINE_EXCEEDED" also if its deadline passed meanwhile.
+            error: Why it failed; None if it succeeded, or gRPC ended it for the client.
         """
 
-    def image_answered(self, image: Image) -> None:
-        """See an image whose answer is about to leave."""
+    def cancelled(self, context: RequestContext, stage: CancelStage) -> None:
+        """Receive a client that cancelled while it was still sending.
 
-    def frame_refused(self, call: Call, error: Exception) -> None:
-        """See a frame of a stream that is answered with an error."""
+        Requests cancelled later are counted where they wait, see `DecodePool` and `VariantQueue`.
 
-    def frame_dropped(self, call: Call) -> None:
-        """See a frame of a stream that a newer one has replaced."""
+        Args:
+            context: The RPC; it ends as "CANCELLED".
+            stage: What was being received.
+        """
 
-    def batch_ended(self, batch: Batch) -> None:
-        """See a batch that has left the engine."""
+    def image_answered(self, image: ImageEvent) -> None:
+        """Receive an image whose response is about to be sent."""
+
+    def frame_refused(self, context: RequestContext, error: Exception) -> None:
+        """Receive a frame of a stream that is answered with an error."""
+
+    def frame_dropped(self, context: RequestContext) -> None:
+        """Receive a frame of a stream that a newer one has replaced."""
+
+    def batch_ended(self, batch: BatchEvent) -> None:
+        """Receive a batch that has left the engine."""
 
 
-class Observers(Observer):
-    """Several as one. An observer that raises harms neither the others nor the request.
+class CompositeEvents(ServerEvents):
+    """Several listeners as one. A listener that raises affects neither the others nor requests.
 
     Args:
-        observers: Each sees everything; more may be added while the server runs.
+        listeners: Each receives everything; `add` adds more while the server runs.
 
     Attributes:
-        errors: How many calls of each observer raised, by the name of its class.
+        errors: How many events of each listener raised, by the name of its class.
     """
 
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._observers: list[Observer] = []
+    def __init__(self, listeners: Iterable[ServerEvents] = ()) -> None:
+        self._listeners: list[ServerEvents] = []
         self.errors: dict[str, int] = {}
-        for observer in observers:
-            self.add(observer)
+        for listener in listeners:
+            self.add(listener)
 
-    def add(self, observer: Observer) -> None:
-        """Let one more see everything from now on."""
-        self._observers.append(observer)
-        self.errors.setdefault(type(observer).__name__, 0)
+    def add(self, listener: ServerEvents) -> None:
+        """Deliver all events from now on to one more listener."""
+        self._listeners.append(listener)
+        self.errors.setdefault(type(listener).__name__, 0)
 
-    def call_started(self, call: Call) -> None:
-        """Tell all."""
-        self._tell("call_started", call)
+    def call_started(self, context: RequestContext) -> None:
+        """Deliver it to all."""
+        self._deliver("call_started", context)
 
-    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
-        """Tell all."""
-        self._tell("call_ended", call, code, error)
+    def call_ended(self, context: RequestContext, code: str, error: Exception | None) -> None:
+        """Deliver it to all."""
+        self._deliver("call_ended", context, code, error)
 
-    def gave_up(self, call: Call, stage: str) -> None:
-        """Tell all."""
-        self._tell("gave_up", call, stage)
+    def cancelled(self, context: RequestContext, stage: CancelStage) -> None:
+        """Deliver it to all."""
+        self._deliver("cancelled", context, stage)
 
-    def image_answered(self, image: Image) -> None:
-        """Tell all."""
-        self._tell("image_answered", image)
+    def image_answered(self, image: ImageEvent) -> None:
+        """Deliver it to all."""
+        self._deliver("image_answered", image)
 
-    def frame_refused(self, call: Call, error: Exception) -> None:
-        """Tell all."""
-        self._tell("frame_refused", call, error)
+    def frame_refused(self, context: RequestContext, error: Exception) -> None:
+        """Deliver it to all."""
+        self._deliver("frame_refused", context, error)
 
-    def frame_dropped(self, call: Call) -> None:
-        """Tell all."""
-        self._tell("frame_dropped", call)
+    def frame_dropped(self, context: RequestContext) -> None:
+        """Deliver it to all."""
+        self._deliver("frame_dropped", context)
 
-    def batch_ended(self, batch: Batch) -> None:
-        """Tell all."""
-        self._tell("batch_ended", batch)
+    def batch_ended(self, batch: BatchEvent) -> None:
+        """Deliver it to all."""
+        self._deliver("batch_ended", batch)
 
-    def _tell(self, event: str, *values: Any) -> None:
-        for observer in self._observers:
+    def _deliver(self, event: str, *values: Any) -> None:
+        for listener in self._listeners:
             try:
-                getattr(observer, event)(*values)
+                getattr(listener, event)(*values)
             except Exception:
-                name = type(observer).__name__
+                name = type(listener).__name__
                 self.errors[name] += 1
                 log.exception(
-                    "the observer %s failed in %s: what it records is incomplete; requests go on",
+                    "%s failed to record %s; its data is incomplete, requests are not affected",
                     name,
                     event,
                 )

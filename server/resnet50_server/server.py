@@ -39,7 +39,7 @@ from resnet50_server.auth.identity import ADMIN, INFER, Callers
 from resnet50_server.auth.tls import Certificates
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.errors import WeightsError
-from resnet50_server.events import Observer, Observers
+from resnet50_server.events import CompositeEvents, ServerEvents
 from resnet50_server.images.decode import JpegDecoder
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
@@ -127,13 +127,13 @@ class Server:
         self._metrics = _metrics() if settings.metrics_listen is not None else None
         self._tracing = _tracing(settings)
         request_log = RequestLog() if settings.log_level == "debug" else None
-        observers = (self._metrics, self._tracing, request_log)
-        self._observers = Observers(one for one in observers if one is not None)
+        listeners = (self._metrics, self._tracing, request_log)
+        self._events = CompositeEvents(one for one in listeners if one is not None)
         self._health = ServingHealth(("", *SERVICES), self._unready, self._variants_unready)
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
         self.fault: Fault | None = None
-        self._devices = Devices(settings, self._on_broken, self._observers)
+        self._devices = Devices(settings, self._on_broken, self._events)
         on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
         # Engines that need no processor stand for a GPU.
         on_cpu = on_cpu and settings.engine not in ("null", "timed")
@@ -186,7 +186,7 @@ class Server:
         variants.watch_health(lambda _: self._health.look())
         traffic = Traffic(variants, lambda source, job: pipeline.compute(source, job))
         if settings.variants_dir is not None:
-            self._observers.add(traffic)
+            self._events.add(traffic)
         variants.watch(lambda name: self._on_loaded())
         if self._cache is not None:
             variants.watch_retired(self._cache.drop)
@@ -201,7 +201,7 @@ class Server:
             self._decode_pool,
             limits,
             _jpegs(settings),
-            self._observers,
+            self._events,
             self._cache,
             settings.max_decode_pixels,
         )
@@ -210,7 +210,7 @@ class Server:
         variant_servicer = VariantServicer(variants, changes, traffic)
         callers = Callers(tokens)
 
-        def boundary(limits: Limits, observer: Observer) -> Boundary:
+        def boundary(limits: Limits, events: ServerEvents) -> Boundary:
             largest = settings.max_message_bytes
             receiving = Receiving(
                 SIDE_RECEIVED * largest,
@@ -219,9 +219,9 @@ class Server:
                 limits.requests,
                 min(SIDE_RECEIVE_TIMEOUT_S, settings.receive_timeout_s),
             )
-            return Boundary(callers, Admission(limits), receiving, self._outbox, observer)
+            return Boundary(callers, Admission(limits), receiving, self._outbox, events)
 
-        images = Boundary(callers, self._admission, self._receiving, self._outbox, self._observers)
+        images = Boundary(callers, self._admission, self._receiving, self._outbox, self._events)
         images.add(
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
             self._inference,
@@ -229,7 +229,7 @@ class Server:
             INFER,
         )
         # What is not about images has room of its own, and goes on during a drain.
-        side = boundary(SIDE_LIMITS, self._observers)
+        side = boundary(SIDE_LIMITS, self._events)
         side.add(
             variant_pb2_grpc.add_VariantServiceServicer_to_server,
             variant_servicer,
@@ -247,7 +247,7 @@ class Server:
         )
         if settings.channelz:
             _add_channelz(side, server)
-        probes = boundary(PROBE_LIMITS, Observer())
+        probes = boundary(PROBE_LIMITS, ServerEvents())
         probes.add(
             health_pb2_grpc.add_HealthServicer_to_server, self._health.servicer, server, None
         )
@@ -333,7 +333,7 @@ class Server:
             self._devices,
             traffic,
             lambda: self._unready() is None,
-            self._observers,
+            self._events,
             self._cache,
         )
         metrics.registry.register(readings)

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from resnet50_client import AsyncClient
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidImage, Unauthenticated
 from resnet50_server.rollout.split import Split
 from tests.support.pictures import encode, picture
@@ -45,7 +45,7 @@ async def exported() -> str:
         await client.classify(encode(picture()))
         server._inference._traffic.set(Split(*both, shadow_percent=100.0))
         # Families show their labels once they have counted.
-        call = Call("Classify", "id", ())
+        call = RequestContext("Classify", "id", ())
         server._metrics.call_ended(call, "INVALID_ARGUMENT", InvalidImage("image", "is broken"))
         server._metrics.call_ended(
             call, "UNAUTHENTICATED", Unauthenticated("TOKEN_MISSING", "none")

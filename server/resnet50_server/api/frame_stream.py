@@ -271,11 +271,11 @@ class FrameStream(Generic[Reply]):
         call = self._job.call
         if is_fault(error):
             log.error("frame %d of stream %s failed", frame_id, call.request_id, exc_info=error)
-        self._pipeline.observer.frame_refused(call, error)
+        self._pipeline.events.frame_refused(call, error)
         return self._reply(frame_id=frame_id, error=to_status(error, call.request_id))
 
     def _drop(self, frame: inference_pb2.Frame, newer: inference_pb2.Frame) -> Reply:
-        self._pipeline.observer.frame_dropped(self._job.call)
+        self._pipeline.events.frame_dropped(self._job.call)
         dropped = result_pb2.Dropped(replaced_by_frame_id=newer.frame_id)
         return self._reply(frame_id=frame.frame_id, dropped=dropped)
 

@@ -21,9 +21,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from resnet50_server.auth.identity import Callers
-from resnet50_server.context import CALL, Call, Metadata
+from resnet50_server.context import CURRENT_REQUEST, Metadata, RequestContext
 from resnet50_server.errors import InvalidRequest
-from resnet50_server.events import Observer
+from resnet50_server.events import ServerEvents
 from resnet50_server.inference.admission import Admission
 from resnet50_server.priority import BULK, INTERACTIVE
 
@@ -64,7 +64,7 @@ class Boundary:
         admission: Gives permits to calls with one response, and counts those with many.
         receiving: Reads the one request of a call.
         outbox: Counts answers that have not been taken.
-        observer: Sees every call.
+        events: Receive every call.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Boundary:
         admission: Admission,
         receiving: Receiving,
         outbox: Outbox,
-        observer: Observer,
+        events: ServerEvents,
     ) -> None:
         self._callers = callers
         self._admission = admission
         self._receiving = receiving
         self._outbox = outbox
-        self._observer = observer
+        self._events = events
 
     def add(
         self,
@@ -129,8 +129,8 @@ class Boundary:
         """
 
         async def refuse(requests: Any, context: Context) -> NoReturn:
-            call = Call(name, _request_id(()), ())
-            self._observer.call_started(call)
+            call = RequestContext(name, _request_id(()), ())
+            self._events.call_started(call)
             error = InvalidRequest(
                 "metadata", f"has more pairs than {MAX_METADATA_PAIRS}, the limit; send fewer"
             )
@@ -139,7 +139,7 @@ class Boundary:
             try:
                 await _abort(context, error, call)
             finally:
-                self._observer.call_ended(call, code_of(error).name, error)
+                self._events.call_ended(call, code_of(error).name, error)
 
         kind = (
             grpc.stream_stream_rpc_method_handler
@@ -217,21 +217,21 @@ class Boundary:
 
         server.add_generic_rpc_handlers((_Unknown(grpc.stream_stream_rpc_method_handler(refuse)),))
 
-    def _enter(self, method: str, context: Context) -> Call:
+    def _enter(self, method: str, context: Context) -> RequestContext:
         """Give a call its id, for the log and the caller."""
         metadata: Metadata = tuple(context.invocation_metadata() or ())
-        call = Call(method, _request_id(metadata), metadata)
+        call = RequestContext(method, _request_id(metadata), metadata)
         context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-        CALL.set(call)
-        self._observer.call_started(call)
+        CURRENT_REQUEST.set(call)
+        self._events.call_started(call)
         return call
 
-    def _leave(self, call: Call, code: str, failure: Exception | None) -> None:
+    def _leave(self, call: RequestContext, code: str, failure: Exception | None) -> None:
         if call.leave is not None:
             call.leave()
-        self._observer.call_ended(call, code, failure)
+        self._events.call_ended(call, code, failure)
 
-    def _identify(self, call: Call, context: Context, scope: str | None) -> None:
+    def _identify(self, call: RequestContext, context: Context, scope: str | None) -> None:
         """Say who calls, how urgent it is, and who the caller is to a traffic split.
 
         Raises:
@@ -257,7 +257,7 @@ class Boundary:
                     )
                 call.key = value
 
-    async def _receive(self, call: Call, context: Context) -> Any:
+    async def _receive(self, call: RequestContext, context: Context) -> Any:
         """Return the one request of a call.
 
         Raises:
@@ -271,7 +271,7 @@ class Boundary:
                 # A caller who has left ends its messages a moment before gRPC says so.
                 await asyncio.sleep(LEAVING_S)
         except asyncio.CancelledError:
-            self._observer.gave_up(call, "receive")
+            self._events.cancelled(call, "receive")
             raise
         if request is EOF:
             # Also where gRPC itself refused the message as too long, and has said so.
@@ -363,7 +363,7 @@ def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return parse_or_refuse
 
 
-async def _abort(context: Context, error: Exception, call: Call) -> NoReturn:
+async def _abort(context: Context, error: Exception, call: RequestContext) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     code = code_of(error)
@@ -384,7 +384,7 @@ async def _abort(context: Context, error: Exception, call: Call) -> NoReturn:
         raise asyncio.CancelledError from error
 
 
-def _code_of_cancelled(context: Context, call: Call) -> str:
+def _code_of_cancelled(context: Context, call: RequestContext) -> str:
     """Return how a call ended that gRPC has cancelled: by its deadline, or by its caller."""
     left_s = context.time_remaining()
     if left_s is None:

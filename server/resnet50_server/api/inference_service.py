@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_server.context import CALL, Call
+from resnet50_server.context import CURRENT_REQUEST, Permit, RequestContext
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode import length_of, source_of
-from resnet50_server.inference.admission import Place
 from resnet50_server.inference.pipeline import Answer, Job, Pipeline
 from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
 from resnet50_server.rollout.router import Traffic
@@ -123,7 +122,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def _find(self, name: str, with_embedding: bool) -> HeldVariant:
         """Return the variant that answers a call, by what the call says."""
-        call = CALL.get()
+        call = CURRENT_REQUEST.get()
         variant = self._traffic.route(
             call, self._variants.find(name), with_embedding=with_embedding
         )
@@ -132,7 +131,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return variant
 
     async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> _Told:
-        started, call = time.perf_counter(), CALL.get()
+        started, call = time.perf_counter(), CURRENT_REQUEST.get()
         question.variant.enter(call)
         source = source_of(image, self._pipeline.limits)
         _place(call).grow(length_of(source))
@@ -152,7 +151,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         question_of: Callable[[Any, HeldVariant], Question],
         context: Context,
     ) -> _Told:
-        started, call = time.perf_counter(), CALL.get()
+        started, call = time.perf_counter(), CURRENT_REQUEST.get()
         with self._pipeline.admission.upload(call.caller.name):
             upload = self._upload(parts)
             options = (await upload.options()).options
@@ -181,7 +180,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reply: Callable[..., Reply],
         outcome: str,
     ) -> AsyncGenerator[Reply, None]:
-        call = CALL.get()
+        call = CURRENT_REQUEST.get()
         messages = Messages(context.read, self._patience.stream_idle_timeout_s)
         self._streams.add(messages)
         call.stop = messages.stop
@@ -231,6 +230,6 @@ def _deadline(context: Context) -> float | None:
     return asyncio.get_running_loop().time() + remaining_s
 
 
-def _place(call: Call) -> Place:
-    assert isinstance(call.place, Place)  # the guard set it
-    return call.place
+def _place(context: RequestContext) -> Permit:
+    assert context.place is not None  # set by the guard
+    return context.place

@@ -10,9 +10,9 @@ import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.queue import Result
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidRequest
-from resnet50_server.events import Image
+from resnet50_server.events import ImageEvent
 from resnet50_server.inference.pipeline import Job
 from resnet50_server.lifecycle.registry import HeldVariant
 
@@ -49,7 +49,9 @@ class ClassifyQuestion:
         self._with_embedding = options.include_embedding
         self._min_probability = _min_probability(options)
 
-    def job(self, call: Call, deadline: float | None, flow: Hashable | None = None) -> Job:
+    def job(
+        self, call: RequestContext, deadline: float | None, flow: Hashable | None = None
+    ) -> Job:
         """Return what is to be done with an image; see `Job`."""
         return Job(self.variant, self._top_k, self._with_embedding, call, deadline, flow)
 
@@ -100,7 +102,9 @@ class EmbedQuestion:
             )
         self._options = options
 
-    def job(self, call: Call, deadline: float | None, flow: Hashable | None = None) -> Job:
+    def job(
+        self, call: RequestContext, deadline: float | None, flow: Hashable | None = None
+    ) -> Job:
         """Return what is to be done with an image; see `Job`."""
         return Job(self.variant, 0, True, call, deadline, flow)
 
@@ -122,7 +126,7 @@ def _reference(variant: HeldVariant) -> result_pb2.VariantRef:
     return result_pb2.VariantRef(name=variant.definition.name, digest=variant.opened.digest)
 
 
-def timing(image: Image) -> result_pb2.Timing:
+def timing(image: ImageEvent) -> result_pb2.Timing:
     """Return where an image's time went."""
     return result_pb2.Timing(
         decode_us=int(image.decode_s * 1e6),

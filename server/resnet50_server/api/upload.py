@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from resnet50.v1 import inference_pb2
-from resnet50_server.context import CALL
+from resnet50_server.context import CURRENT_REQUEST, Permit
 from resnet50_server.errors import DataLoss, InvalidImage, InvalidRequest, Stalled
 from resnet50_server.images.decode_guard import FIELD
 from resnet50_server.images.formats import HEADER_BYTES, check_header
 from resnet50_server.images.transform import Transform
-from resnet50_server.inference.admission import Place
 from resnet50_server.inference.pipeline import Pipeline
 
 Part: TypeAlias = inference_pb2.ClassifyUploadRequest | inference_pb2.EmbedUploadRequest
@@ -76,7 +75,7 @@ class Upload:
         return options
 
     async def image(
-        self, transform: Transform, place: Place, deadline: float | None = None
+        self, transform: Transform, place: Permit, deadline: float | None = None
     ) -> bytes:
         """Return the whole image.
 
@@ -94,7 +93,9 @@ class Upload:
         """
         # A BytesIO grows like a bytearray, and gives its bytes without a copy.
         limits, arrived, length = self._pipeline.limits, io.BytesIO(), 0
-        in_thread = partial(self._pipeline.decode_pool.run, deadline=deadline, bulk=CALL.get().bulk)
+        in_thread = partial(
+            self._pipeline.decode_pool.run, deadline=deadline, bulk=CURRENT_REQUEST.get().bulk
+        )
         # The header is looked at early, and again each time twice as much is there.
         look_at: float = HEADER_BYTES
         while (part := await self._next()) is not None:
@@ -166,7 +167,7 @@ class Upload:
                     f"nothing arrived for {self._idle_timeout_s:g} s (upload_idle_timeout_s); send"
                     " without pauses"
                 ) from None
-            self._pipeline.observer.gave_up(CALL.get(), "upload")
+            self._pipeline.events.cancelled(CURRENT_REQUEST.get(), "upload")
             raise
         finally:
             timer.cancel()

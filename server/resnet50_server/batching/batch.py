@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import EngineFailed
-from resnet50_server.events import Batch
+from resnet50_server.events import BatchEvent
 
 from .queue import Result, VariantQueue, Waiting
 from .retry import Rescue
@@ -63,7 +63,7 @@ class Running:
         return max(self.handed, self.free_at)
 
 
-def seen(running: Running, output: BatchOutput | None, now: float, device: str) -> Batch:
+def seen(running: Running, output: BatchOutput | None, now: float, device: str) -> BatchEvent:
     """Return a batch that has left the engine just now, as observers see it.
 
     Args:
@@ -73,7 +73,7 @@ def seen(running: Running, output: BatchOutput | None, now: float, device: str) 
         device: That computed it.
     """
     ended = time.perf_counter()
-    return Batch(
+    return BatchEvent(
         running.queue.name,
         len(running.entries),
         0.0 if output is None else output.compute_s,
@@ -85,7 +85,7 @@ def seen(running: Running, output: BatchOutput | None, now: float, device: str) 
     )
 
 
-def answer(running: Running, output: BatchOutput, batch: Batch) -> None:
+def answer(running: Running, output: BatchOutput, batch: BatchEvent) -> None:
     """Give each image of a batch what it asked for, if that is made of numbers."""
     numbers = _finite(output)
     # Nobody is failed by what a candidate makes of a shadow.
@@ -110,7 +110,7 @@ def _finite(output: BatchOutput) -> list[bool]:
     return listed
 
 
-def _result(output: BatchOutput, position: int, running: Running, batch: Batch) -> Result:
+def _result(output: BatchOutput, position: int, running: Running, batch: BatchEvent) -> Result:
     waiting = running.entries[position]
     embedding = None
     if waiting.with_embedding:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from resnet50_server.engines.base import Engine
 from resnet50_server.errors import DeadlineUnreachable, ServingError, VariantUnhealthy
-from resnet50_server.events import Batch, CacheUse
+from resnet50_server.events import BatchEvent, CacheUse
 
 from .batch_limit import BatchLimit
 from .fair_queue import Entry, FairQueue
@@ -49,7 +49,7 @@ class Result:
     queue_s: float
     compute_s: float
     batch_size: int
-    batch: Batch | None = None
+    batch: BatchEvent | None = None
     cache: CacheUse = "none"
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from resnet50_server.engines.base import BatchOutput, Engine
 from resnet50_server.errors import EngineFailed, ServingError, ShuttingDown
-from resnet50_server.events import Batch, Observer
+from resnet50_server.events import BatchEvent, ServerEvents
 from resnet50_server.runtime.fatal import EngineHung, Fault, dump_stacks
 from resnet50_server.runtime.worker_threads import Threads
 
@@ -51,7 +51,7 @@ class Scheduler:
         workers: How many batches compute at once.
         ahead: How many more may be handed over before the device is free for them, so that they
             are stacked and copied by then (docs/adr/0011-batches-in-flight.md).
-        observer: Sees every batch.
+        events: Receive every batch.
         device: Its name, for observers.
         engine_timeout_s: See `BatchWatch`.
 
@@ -69,7 +69,7 @@ class Scheduler:
         on_broken: Callable[[Fault], None] | None = None,
         workers: int = 1,
         ahead: int = 0,
-        observer: Observer | None = None,
+        events: ServerEvents | None = None,
         device: str = "",
         engine_timeout_s: float = 0.0,
     ) -> None:
@@ -82,7 +82,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._threads = threads
         self._on_broken = on_broken
-        self._observer = observer or Observer()
+        self._events = events or ServerEvents()
         self._device = device
         self._queues: list[VariantQueue] = []  # two of one name while one replaces the other
         self._running: list[Running] = []  # in the order in which they were handed over
@@ -397,14 +397,14 @@ class Scheduler:
         # One that failed took the device's time as well, as far as can be seen from here.
         took_s = batch.ended - batch.started if batch.failed else batch.compute_s
         self.busy_s += max(0.0, took_s) / self.workers
-        self._observer.batch_ended(batch)
+        self._events.batch_ended(batch)
 
     def _answer(
         self,
         running: Running,
         output: BatchOutput | None,
         error: BaseException | None,
-        batch: Batch,
+        batch: BatchEvent,
     ) -> None:
         """Take in what a batch made, and answer its images."""
         now, queue, size = self._loop.time(), running.queue, len(running.entries)

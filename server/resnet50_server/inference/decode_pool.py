@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from resnet50_server.batching.fair_queue import FairQueue, due_at
 from resnet50_server.batching.latency import LatencyModel
 from resnet50_server.batching.watchdog import LOOK_S, LOOKS
-from resnet50_server.context import CALL
+from resnet50_server.context import CURRENT_REQUEST
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode_guard import took_too_long
 from resnet50_server.runtime.cpus import set_torch_threads
@@ -119,7 +119,7 @@ class DecodePool:
         if self._lost:
             raise _turned_away()
         loop = asyncio.get_running_loop()
-        asked = CALL.get(None)
+        asked = CURRENT_REQUEST.get(None)
         job = _Job(call, loop.create_future(), asked.request_id if asked is not None else "")
         entry = self._waiting.push(job, loop.time(), deadline=deadline, flow=flow, bulk=bulk)
         self._start(loop)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.batching.queue import Result
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded
-from resnet50_server.events import Image, Observer
+from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.decode import (
     JpegDecoder,
     Source,
@@ -55,10 +55,10 @@ class Job(NamedTuple):
     variant: HeldVariant
     top_k: int
     with_embedding: bool
-    call: Call
+    call: RequestContext
     deadline: float | None = None
     flow: Hashable | None = None
-    seen: Callable[[Result, Image], None] | None = None
+    seen: Callable[[Result, ImageEvent], None] | None = None
     shadow: bool = False
 
 
@@ -98,12 +98,12 @@ class Pipeline:
         decode_pool: Threads that decode.
         limits: What an image may weigh.
         jpegs: Decodes JPEGs elsewhere than on the CPU.
-        observer: Sees every image that is answered.
+        events: Receive every image that is answered.
         cache: Keeps answers; None to compute every image.
         max_decode_pixels: How many are decoded at once; None for one image of the largest size.
 
     Attributes:
-        observer: The same.
+        events: As given.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class Pipeline:
         decode_pool: DecodePool,
         limits: ImageLimits,
         jpegs: JpegDecoder | None = None,
-        observer: Observer | None = None,
+        events: ServerEvents | None = None,
         cache: ResponseCache | None = None,
         max_decode_pixels: int | None = None,
     ) -> None:
         self.admission = admission
         self.decode_pool = decode_pool
         self.limits = limits
-        self.observer = observer or Observer()
+        self.events = events or ServerEvents()
         self._cache = cache
         self._decode = partial(decode, limits=limits, jpegs=jpegs)
         self._look = partial(look, limits=limits)
@@ -259,8 +259,8 @@ class Pipeline:
         finally:
             grant.give_back()
 
-    def answered(self, job: Job, answer: Answer, started: float) -> Image:
-        """Tell the observer of an answer that is about to leave, and return where its time went.
+    def answered(self, job: Job, answer: Answer, started: float) -> ImageEvent:
+        """Tell listeners of an answer that is about to leave, and return where its time went.
 
         Args:
             job: What was wanted.
@@ -268,7 +268,7 @@ class Pipeline:
             started: When the image was there, on the clock of `time.perf_counter`.
         """
         ended, result = time.perf_counter(), answer.result
-        image = Image(
+        image = ImageEvent(
             job.call,
             job.variant.definition.name,
             ended,
@@ -281,7 +281,7 @@ class Pipeline:
             result.batch,
             result.cache,
         )
-        self.observer.image_answered(image)
+        self.events.image_answered(image)
         if job.seen is not None:
             try:
                 job.seen(result, image)

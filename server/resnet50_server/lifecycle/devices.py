@@ -14,7 +14,7 @@ import torch
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.engines.cpu import Division
-from resnet50_server.events import Observer
+from resnet50_server.events import ServerEvents
 from resnet50_server.runtime.cpus import cpus, set_torch_threads
 from resnet50_server.runtime.fatal import Fault
 from resnet50_server.runtime.worker_threads import Threads
@@ -51,18 +51,18 @@ class Devices:
     Args:
         settings: For the batch policy and thread counts.
         on_broken: See `Scheduler`.
-        observer: Sees every batch.
+        events: Receive every batch.
     """
 
     def __init__(
         self,
         settings: Settings,
         on_broken: Callable[[Fault], None],
-        observer: Observer | None = None,
+        events: ServerEvents | None = None,
     ) -> None:
         self._settings = settings
         self._on_broken = on_broken
-        self._observer = observer
+        self._events = events
         self._schedulers: dict[str, Scheduler] = {}
         self._threads: dict[str, Threads] = {}
 
@@ -93,7 +93,7 @@ class Devices:
                 self._on_broken,
                 workers,
                 ahead,
-                self._observer,
+                self._events,
                 device,
                 settings.engine_timeout_s,
             )

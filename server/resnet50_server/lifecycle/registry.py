@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.batching.scheduler import Scheduler
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import NotNow, VariantLoading, VariantNotFound, WeightsError
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.runtime.worker_threads import Threads
@@ -54,26 +54,26 @@ class HeldVariant:
     scheduler: Scheduler
     threads: Threads
     reference: Reference | None = None
-    calls: set[Call] = field(default_factory=set)
-    uploads: set[Call] = field(default_factory=set)
-    streams: set[Call] = field(default_factory=set)
+    calls: set[RequestContext] = field(default_factory=set)
+    uploads: set[RequestContext] = field(default_factory=set)
+    streams: set[RequestContext] = field(default_factory=set)
     frames: int = 0
     retired: bool = False
     stuck: bool = False
     successor: HeldVariant | None = None
     used: float = field(default_factory=time.monotonic)
 
-    def enter(self, call: Call) -> None:
+    def enter(self, call: RequestContext) -> None:
         """Count a call with one image until it ends."""
         self._enter(call, self.calls)
         self.used = time.monotonic()
 
-    def enter_upload(self, call: Call) -> None:
+    def enter_upload(self, call: RequestContext) -> None:
         """Count a call whose image still arrives until it enters, here or elsewhere, or ends."""
         self._enter(call, self.uploads)
         self.used = time.monotonic()
 
-    def enter_stream(self, call: Call) -> None:
+    def enter_stream(self, call: RequestContext) -> None:
         """Count a stream until it ends or follows to a successor."""
         self._enter(call, self.streams)
 
@@ -86,7 +86,7 @@ class HeldVariant:
         """Count a frame no longer."""
         self.frames -= 1
 
-    def _enter(self, call: Call, those: set[Call]) -> None:
+    def _enter(self, call: RequestContext, those: set[RequestContext]) -> None:
         if call.leave is not None:
             call.leave()
         call.variant = self.definition.name

@@ -7,9 +7,9 @@ from functools import partial
 from random import Random
 
 from resnet50_server.batching.queue import Result
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import NotNow, SplitNotFound
-from resnet50_server.events import Image, Observer
+from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.decode import Source
 from resnet50_server.inference.pipeline import Job
 from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
@@ -94,7 +94,7 @@ class Trial:
         return tally.candidate_answers if name == self.split.candidate else None
 
 
-class Traffic(Observer):
+class Traffic(ServerEvents):
     """All traffic splits of a server, one a variant. Event loop only.
 
     As an observer it counts the calls that fail. A split whose candidate goes out of service, or is
@@ -169,7 +169,9 @@ class Traffic(Observer):
             if name in (trial.split.variant, trial.split.candidate) and not trial.ended
         ]
 
-    def route(self, call: Call, variant: HeldVariant, *, with_embedding: bool) -> HeldVariant:
+    def route(
+        self, call: RequestContext, variant: HeldVariant, *, with_embedding: bool
+    ) -> HeldVariant:
         """Return what answers a call.
 
         Args:
@@ -209,7 +211,7 @@ class Traffic(Observer):
             tally.skipped += 1
             return job._replace(seen=partial(_count, share))
 
-        def compare(result: Result, image: Image) -> None:
+        def compare(result: Result, image: ImageEvent) -> None:
             _count(share, result, image)
             if result.cache != "none":
                 return  # the variant did not take the time that is to be compared
@@ -217,12 +219,12 @@ class Traffic(Observer):
 
         return job._replace(top_k=max(1, job.top_k), with_embedding=True, seen=compare)
 
-    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
+    def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
         """Count a call with one image that was not answered."""
         if code != OK and call.place is not None:
             self._count_failed(call)
 
-    def frame_refused(self, call: Call, error: Exception) -> None:
+    def frame_refused(self, call: RequestContext, error: Exception) -> None:
         """Count a frame."""
         self._count_failed(call)
 
@@ -231,7 +233,7 @@ class Traffic(Observer):
         for trial in self._trials.values():
             trial.shadows.close()
 
-    def _count_failed(self, call: Call) -> None:
+    def _count_failed(self, call: RequestContext) -> None:
         if (trial := self._trials.get(call.asked)) is None:
             return
         if trial.ended and call.variant != trial.split.candidate:
@@ -287,7 +289,7 @@ class Traffic(Observer):
         return held
 
 
-def _count(share: Share, result: Result, image: Image) -> None:
+def _count(share: Share, result: Result, image: ImageEvent) -> None:
     share.answered += 1
     share.total_s.add(image.total_s)
 

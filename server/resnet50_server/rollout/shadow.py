@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from resnet50_server.batching.queue import Result
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.images.decode import Source, length_of
 from resnet50_server.inference.pipeline import Answer, Job
@@ -104,7 +104,7 @@ class Shadows:
 
     async def _compare(self, shadow: Shadow) -> None:
         candidate, tally = shadow.candidate, shadow.tally
-        call = Call("Shadow", "", (), bulk=True, variant=self._name)
+        call = RequestContext("Shadow", "", (), bulk=True, variant=self._name)
         try:
             answer = await self._compute(shadow.source, Job(candidate, 1, True, call, shadow=True))
         except ShuttingDown:

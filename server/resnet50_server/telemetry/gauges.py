@@ -17,7 +17,7 @@ from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from resnet50_server.events import Observers
+from resnet50_server.events import CompositeEvents
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.response_cache import Lookups, ResponseCache
@@ -92,7 +92,7 @@ class Readings(Collector):
         devices: Devices,
         traffic: Traffic,
         ready: Callable[[], bool],
-        observers: Observers,
+        observers: CompositeEvents,
         cache: ResponseCache | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()

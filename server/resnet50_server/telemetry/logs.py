@@ -17,8 +17,8 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from resnet50_server.context import CALL, Call
-from resnet50_server.events import Observer
+from resnet50_server.context import CURRENT_REQUEST, RequestContext
+from resnet50_server.events import ServerEvents
 from resnet50_server.runtime.line_writer import LineWriter
 from resnet50_server.runtime.texts import shortened
 
@@ -238,10 +238,10 @@ class _Handler(logging.Handler):
         super().close()
 
 
-class RequestLog(Observer):
+class RequestLog(ServerEvents):
     """Writes a line at the level DEBUG for each RPC that has ended."""
 
-    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
+    def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
         """Write it."""
         duration_s = time.perf_counter() - call.started
         log.debug(
@@ -273,13 +273,13 @@ class _CallFields(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record through."""
-        call = CALL.get(None)
+        call = CURRENT_REQUEST.get(None)
         if call is not None and not hasattr(record, "request_id"):
             vars(record).update(_fields(call))
         return True
 
 
-def _fields(call: Call) -> dict[str, Any]:
+def _fields(call: RequestContext) -> dict[str, Any]:
     """Return what may be logged of a call: nothing of its metadata but the checked id."""
     return {
         "request_id": call.request_id,

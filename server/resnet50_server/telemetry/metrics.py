@@ -21,7 +21,7 @@ from prometheus_client import (
 )
 
 from resnet50_server.api.status import code_of
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import (
     DeadlineUnreachable,
     InvalidImage,
@@ -32,7 +32,7 @@ from resnet50_server.errors import (
     Unloading,
     VariantUnhealthy,
 )
-from resnet50_server.events import Batch, Image, Observer
+from resnet50_server.events import BatchEvent, ImageEvent, ServerEvents
 
 Child = TypeVar("Child")
 
@@ -109,7 +109,7 @@ class _OfVariant:
         self.stages = stages
 
 
-class Metrics(Observer):
+class Metrics(ServerEvents):
     """Counts; several servers of a process have one each.
 
     Args:
@@ -252,7 +252,7 @@ class Metrics(Observer):
         for family in self._families:
             family.forget(variant)
 
-    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
+    def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
         """Count an RPC, and why it failed."""
         method = call.method if call.method in self._methods else OTHER
         variant = self._served(call)
@@ -265,11 +265,11 @@ class Metrics(Observer):
             self._images[variant, REFUSED].inc()
         self._refused(error)
 
-    def gave_up(self, call: Call, stage: str) -> None:
+    def cancelled(self, call: RequestContext, stage: str) -> None:
         """Count a caller that gave up while it was still sending."""
         self.gave_up_at[stage] += 1
 
-    def image_answered(self, image: Image) -> None:
+    def image_answered(self, image: ImageEvent) -> None:
         """Count an image, and where its time went."""
         of = self._of.get(image.variant) or self._variant(image.variant)
         of.answered.inc()
@@ -280,20 +280,20 @@ class Metrics(Observer):
             queue.observe(image.queue_s)
             compute.observe(image.compute_s)
 
-    def frame_refused(self, call: Call, error: Exception) -> None:
+    def frame_refused(self, call: RequestContext, error: Exception) -> None:
         """Count a frame, and why it was refused."""
         variant = self._served(call)
         self._images[variant, REFUSED].inc()
         self._frame_errors[variant, code_of(error).name].inc()
         self._refused(error)
 
-    def frame_dropped(self, call: Call) -> None:
+    def frame_dropped(self, call: RequestContext) -> None:
         """Count a frame."""
         variant = self._served(call)
         self._images[variant, DROPPED].inc()
         self._dropped[variant,].inc()
 
-    def batch_ended(self, batch: Batch) -> None:
+    def batch_ended(self, batch: BatchEvent) -> None:
         """Count a batch."""
         of = self._of.get(batch.variant) or self._variant(batch.variant)
         of.batch_size.observe(batch.size)
@@ -304,7 +304,7 @@ class Metrics(Observer):
         if batch.not_numbers:
             self._not_numbers[batch.variant,].inc(batch.not_numbers)
 
-    def _served(self, call: Call) -> str:
+    def _served(self, call: RequestContext) -> str:
         """Return the name of a call's variant; "" if it is not known, or not served any more."""
         return call.variant if call.variant in self._of else ""
 
@@ -335,5 +335,5 @@ class Metrics(Observer):
         return of
 
 
-def _since(call: Call) -> float:
+def _since(call: RequestContext) -> float:
     return time.perf_counter() - call.started

@@ -39,9 +39,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from resnet50.v1 import inference_pb2, variant_pb2
 from resnet50_server.api.status import code_of
-from resnet50_server.context import Call, Metadata
+from resnet50_server.context import Metadata, RequestContext
 from resnet50_server.errors import UnusableSetting
-from resnet50_server.events import Batch, Image, Observer
+from resnet50_server.events import BatchEvent, ImageEvent, ServerEvents
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +79,13 @@ class _Traced:
     """
 
     span: Span
-    image: Image | None = None
+    image: ImageEvent | None = None
     frames: int = 0
     refused: int = 0
     dropped: int = 0
 
 
-class Tracing(Observer):
+class Tracing(ServerEvents):
     """Makes spans of what it sees.
 
     Args:
@@ -133,12 +133,12 @@ class Tracing(Observer):
         await asyncio.wait([flushing], timeout=FLUSH_S)
         self._exporter.shutdown()  # ends an export that still waits
 
-    def call_started(self, call: Call) -> None:
+    def call_started(self, call: RequestContext) -> None:
         """Decide whether a call is recorded."""
         # Whoever calls this has not begun to answer, so what fails here must not leave it.
         _guarded(self._begin, (call,))
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: RequestContext) -> None:
         context, sampled = _context(call.metadata)
         if not (random() < self._ratio if sampled is None else sampled):
             return
@@ -157,19 +157,19 @@ class Tracing(Observer):
         call.trace_id = f"{span.get_span_context().trace_id:032x}"
         call.notes[self] = _Traced(span)
 
-    def image_answered(self, image: Image) -> None:
+    def image_answered(self, image: ImageEvent) -> None:
         """Keep its times; a frame of a stream gets its spans."""
-        traced: _Traced | None = image.call.notes.get(self)
+        traced: _Traced | None = image.context.notes.get(self)
         if traced is None:
             return
-        if image.call.place is not None:  # which only calls about a single image have
+        if image.context.place is not None:  # which only calls about a single image have
             traced.image = image
             return
         traced.frames += 1
         if traced.frames <= MAX_FRAME_SPANS:
             _soon(self._make_frame, traced.span, image)
 
-    def frame_refused(self, call: Call, error: Exception) -> None:
+    def frame_refused(self, call: RequestContext, error: Exception) -> None:
         """Note it in the stream's span, which has room for so many."""
         traced: _Traced | None = call.notes.get(self)
         if traced is not None:
@@ -178,28 +178,33 @@ class Tracing(Observer):
                 "frame refused", {"error.type": code_of(error).name, "message": _message(error)}
             )
 
-    def frame_dropped(self, call: Call) -> None:
+    def frame_dropped(self, call: RequestContext) -> None:
         """Count it."""
         traced: _Traced | None = call.notes.get(self)
         if traced is not None:
             traced.dropped += 1
 
-    def batch_ended(self, batch: Batch) -> None:
+    def batch_ended(self, batch: BatchEvent) -> None:
         """Make its span if one of its requests is recorded."""
-        calls = dict.fromkeys(call for call in batch.contexts if isinstance(call, Call))
+        calls = dict.fromkeys(call for call in batch.contexts if isinstance(call, RequestContext))
         requests = [call.notes[self].span for call in calls if self in call.notes]
         if requests:
             # Before those of its requests, whose calls have not ended yet.
             _soon(self._make_batch, batch, requests)
 
-    def call_ended(self, call: Call, code: str, error: Exception | None) -> None:
+    def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
         """Have its spans made once the reply is on its way."""
         traced: _Traced | None = call.notes.get(self)
         if traced is not None:
             _soon(self._make_call, call, traced, code, error, time.perf_counter())
 
     def _make_call(
-        self, call: Call, traced: _Traced, code: str, error: Exception | None, ended: float
+        self,
+        call: RequestContext,
+        traced: _Traced,
+        code: str,
+        error: Exception | None,
+        ended: float,
     ) -> None:
         span = traced.span
         span.set_attribute("rpc.response.status_code", code)
@@ -217,13 +222,13 @@ class Tracing(Observer):
                     span.set_attribute(f"resnet50.stream.{name}", count)
         span.end(self._ns(ended))
 
-    def _make_frame(self, stream: Span, image: Image) -> None:
+    def _make_frame(self, stream: Span, image: ImageEvent) -> None:
         started = self._ns(image.ended - image.total_s)
         span = self._tracer.start_span("frame", set_span_in_context(stream), start_time=started)
         self._make_stages(span, image)
         span.end(self._ns(image.ended))
 
-    def _make_stages(self, parent: Span, image: Image) -> None:
+    def _make_stages(self, parent: Span, image: ImageEvent) -> None:
         if image.cache != "none":
             parent.set_attribute("resnet50.cache", image.cache)
         batch = image.batch
@@ -249,7 +254,7 @@ class Tracing(Observer):
             [Link(made)] if made is not None else (),
         )
 
-    def _make_batch(self, batch: Batch, requests: Sequence[Span]) -> None:
+    def _make_batch(self, batch: BatchEvent, requests: Sequence[Span]) -> None:
         # A trace of its own: it belongs to all of them.
         span = self._tracer.start_span(
             "batch",

@@ -11,8 +11,8 @@ import resnet50_client
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client import AsyncClient, CallObserver, ObservedCall, RetryPolicy
 from resnet50_client.calls import UPLOAD_ABOVE_BYTES
-from resnet50_server.context import Call
-from resnet50_server.events import Observer
+from resnet50_server.context import RequestContext
+from resnet50_server.events import ServerEvents
 from tests.support.clients import KINDS, Caller, items
 from tests.support.pictures import encode, picture
 from tests.support.serving import gate, serving, until
@@ -55,20 +55,20 @@ class Recorder(CallObserver):
         self.ended.append(call)
 
 
-class Calls(Observer):
+class Calls(ServerEvents):
     """Keeps the calls that a server gets."""
 
     def __init__(self) -> None:
-        self.seen: list[Call] = []
+        self.seen: list[RequestContext] = []
 
     def call_started(self, call):
         self.seen.append(call)
 
 
-def watched(server) -> list[Call]:
+def watched(server) -> list[RequestContext]:
     """Return the calls that a server will have got."""
     calls = Calls()
-    server._observers.add(calls)
+    server._events.add(calls)
     return calls.seen
 
 

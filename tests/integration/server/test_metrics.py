@@ -30,7 +30,7 @@ from resnet50_client import (
 )
 from resnet50_client.aio_status import keep_status
 from resnet50_server.cli.main import main
-from resnet50_server.events import Observer
+from resnet50_server.events import ServerEvents
 from resnet50_server.telemetry.metrics import SIZE_BUCKETS
 from tests.support.administering import administrator, describe
 from tests.support.clients import KINDS, Caller, items
@@ -511,11 +511,11 @@ async def test_call_whose_deadline_passes_is_counted_as_that_and_not_as_given_up
         assert durations == {"Classify": 1}
 
 
-class Broken(Observer):
+class Broken(ServerEvents):
     """Fails on everything that it is told."""
 
     def __getattribute__(self, name: str):
-        if name in vars(Observer) and not name.startswith("_"):
+        if name in vars(ServerEvents) and not name.startswith("_"):
             raise KeyError(name)
         return super().__getattribute__(name)
 

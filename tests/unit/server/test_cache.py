@@ -18,7 +18,7 @@ import resnet50_server.inference.pipeline
 from resnet50.v1 import image_pb2
 from resnet50_server.batching.queue import Result
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import (
     DeadlineUnreachable,
     EngineFailed,
@@ -107,7 +107,7 @@ class Bench:
         if isinstance(source, int):
             source = bytes([source])
         deadline = None if within is None else now() + within
-        call = Call("", "", (), bulk=bulk)
+        call = RequestContext("", "", (), bulk=bulk)
         job = Job(variant or self.variant, top_k, embed, call, deadline, flow)
         return asyncio.create_task(self.pipeline.answer(source, job))
 
@@ -190,7 +190,7 @@ async def test_image_that_comes_again_is_neither_decoded_nor_computed():
 async def test_hit_needs_no_task():
     bench = Bench()
     await bench.ask(7)
-    job = Job(bench.variant, 1, False, Call("", "", ()))
+    job = Job(bench.variant, 1, False, RequestContext("", "", ()))
     begun = bench.pipeline.begin(b"\x07", job)
     assert isinstance(begun, Submitted)
     assert begun.result.done()
@@ -683,7 +683,7 @@ async def test_pixels_at_hand_are_computed_once_and_kept(monkeypatch):
     bench.pipeline._look = bench.decode
     before = bench.ask(1)
     await asyncio.sleep(0.1)
-    job = Job(bench.variant, 1, False, Call("", "", ()), None, "stream")
+    job = Job(bench.variant, 1, False, RequestContext("", "", ()), None, "stream")
     first = bench.pipeline.begin(b"\x07", job)
     second = asyncio.ensure_future(bench.pipeline.begin(b"\x07", job))
     leaving = bench.pipeline.begin(b"\x08", job)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 import resnet50_server.inference.decode_pool
-from resnet50_server.context import CALL, Call
+from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import InvalidImage, ShuttingDown
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.runtime.fatal import DecodingHung
@@ -102,7 +102,7 @@ def test_warning_of_a_slow_decoder_names_the_request_that_it_works_for(caplog):
         pool = DecodePool(1, LIMIT_S)
 
         async def decode(request_id: str, lasting: float) -> None:
-            CALL.set(Call("Classify", request_id, ()))
+            CURRENT_REQUEST.set(RequestContext("Classify", request_id, ()))
             await pool.run(lambda: lasting)
 
         # The second one is started by what ends the first.

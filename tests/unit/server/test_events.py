@@ -1,27 +1,27 @@
-"""Observers that fail: counted, logged, and nobody else's affair."""
+"""A listener that fails is counted and logged; the others and requests are unaffected."""
 
 from __future__ import annotations
 
 import logging
 
-from resnet50_server.context import Call
-from resnet50_server.events import Batch, Image, Observer, Observers
+from resnet50_server.context import RequestContext
+from resnet50_server.events import BatchEvent, CompositeEvents, ImageEvent, ServerEvents
 
-CALL = Call("Classify", "id", ())
-IMAGE = Image(CALL, "v", 0.0, 0.0, 0.0, 0.0, 0.0, 1)
-BATCH = Batch("v", 1, 0.0, 0.0, [CALL], failed=False)
+CONTEXT = RequestContext("Classify", "id", ())
+IMAGE = ImageEvent(CONTEXT, "v", 0.0, 0.0, 0.0, 0.0, 0.0, 1)
+BATCH = BatchEvent("v", 1, 0.0, 0.0, [CONTEXT], failed=False)
 EVENTS = {
-    "call_started": (CALL,),
-    "call_ended": (CALL, "OK", None),
-    "gave_up": (CALL, "receive"),
+    "call_started": (CONTEXT,),
+    "call_ended": (CONTEXT, "OK", None),
+    "cancelled": (CONTEXT, "receive"),
     "image_answered": (IMAGE,),
-    "frame_refused": (CALL, RuntimeError("a frame's")),
-    "frame_dropped": (CALL,),
+    "frame_refused": (CONTEXT, RuntimeError("a frame's")),
+    "frame_dropped": (CONTEXT,),
     "batch_ended": (BATCH,),
 }
 
 
-class Recorder(Observer):
+class Recorder(ServerEvents):
     def __init__(self) -> None:
         self.seen: list[tuple] = []
 
@@ -31,7 +31,7 @@ class Recorder(Observer):
         return super().__getattribute__(name)
 
 
-class Broken(Observer):
+class Broken(ServerEvents):
     def __getattribute__(self, name: str):
         if name in EVENTS:
             raise KeyError(name)
@@ -39,19 +39,19 @@ class Broken(Observer):
 
 
 def test_every_event_is_in_the_list_of_this_test():
-    assert set(EVENTS) == {name for name in vars(Observer) if not name.startswith("_")}
+    assert set(EVENTS) == {name for name in vars(ServerEvents) if not name.startswith("_")}
 
 
-def test_observer_that_fails_is_counted_and_hides_no_event_from_the_others(caplog):
+def test_failing_listener_is_counted_and_hides_no_event(caplog):
     first, last = Recorder(), Recorder()
-    observers = Observers([first, Broken()])
-    observers.add(last)
+    events = CompositeEvents([first, Broken()])
+    events.add(last)
     for event, values in EVENTS.items():
-        getattr(observers, event)(*values)
+        getattr(events, event)(*values)
     assert first.seen == last.seen == [(event, *values) for event, values in EVENTS.items()]
-    assert observers.errors == {"Recorder": 0, "Broken": len(EVENTS)}
+    assert events.errors == {"Recorder": 0, "Broken": len(EVENTS)}
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [record.getMessage().split(":")[0] for record in errors] == [
-        f"the observer Broken failed in {event}" for event in EVENTS
+    assert [record.getMessage().split(";")[0] for record in errors] == [
+        f"Broken failed to record {event}" for event in EVENTS
     ]
     assert all(record.exc_info[0] is KeyError for record in errors)

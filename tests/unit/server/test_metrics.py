@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from prometheus_client import generate_latest
 
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import (
     EngineFailed,
     InvalidImage,
@@ -14,7 +14,7 @@ from resnet50_server.errors import (
     Unauthenticated,
     Unloading,
 )
-from resnet50_server.events import Batch, Image
+from resnet50_server.events import BatchEvent, ImageEvent
 from resnet50_server.telemetry.metrics import Metrics
 from tests.support.scrape import Scrape
 
@@ -29,8 +29,8 @@ def shown(counted: Metrics) -> Scrape:
     return Scrape(generate_latest(counted.registry).decode())
 
 
-def call(method: str, variant: str = "") -> Call:
-    return Call(method, "id", (), variant=variant)
+def call(method: str, variant: str = "") -> RequestContext:
+    return RequestContext(method, "id", (), variant=variant)
 
 
 def test_method_that_is_not_known_is_counted_as_other():
@@ -123,8 +123,8 @@ def test_nothing_is_exported_of_a_variant_that_is_gone_nor_of_its_last_streams()
         counted.call_ended(call("Classify", name), "OK", None)
         counted.frame_refused(call("ClassifyStream", name), EngineFailed("it did"))
         counted.frame_dropped(call("ClassifyStream", name))
-        counted.image_answered(Image(call("Classify", name), name, 0.0, 0.1, 0.1, 0.1, 0.3, 1))
-        counted.batch_ended(Batch(name, 1, 0.1, 0.0, [], failed=True, not_numbers=1))
+        counted.image_answered(ImageEvent(call("Classify", name), name, 0.0, 0.1, 0.1, 0.1, 0.3, 1))
+        counted.batch_ended(BatchEvent(name, 1, 0.1, 0.0, [], failed=True, not_numbers=1))
     counted.forget("w")
     counted.call_ended(call("ClassifyStream", "w"), "UNAVAILABLE", Unloading("w goes"))
     found = shown(counted)

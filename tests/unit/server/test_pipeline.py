@@ -10,7 +10,7 @@ import pytest
 import resnet50_server.inference.decode_pool
 import resnet50_server.inference.pipeline
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
-from resnet50_server.context import Call
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
@@ -61,7 +61,7 @@ class Bench:
 
     def ask(self, within: float | None = None, *, bulk: bool = False) -> asyncio.Task:
         deadline = None if within is None else asyncio.get_running_loop().time() + within
-        call = Call("", "", (), bulk=bulk)
+        call = RequestContext("", "", (), bulk=bulk)
         job = Job(self._variant, 1, False, call, deadline)
         return asyncio.create_task(self.pipeline.answer(PHOTO, job))
 

@@ -24,7 +24,7 @@ from resnet50_server.errors import (
     ShuttingDown,
     VariantUnhealthy,
 )
-from resnet50_server.events import Batch, Observer
+from resnet50_server.events import BatchEvent, ServerEvents
 from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, image
 
@@ -55,11 +55,11 @@ class FaultyEngine(FakeEngine):
         return output
 
 
-class Seen(Observer):
+class Seen(ServerEvents):
     def __init__(self) -> None:
-        self.batches: list[Batch] = []
+        self.batches: list[BatchEvent] = []
 
-    def batch_ended(self, batch: Batch) -> None:
+    def batch_ended(self, batch: BatchEvent) -> None:
         self.batches.append(batch)
 
 

@@ -11,7 +11,7 @@ from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.deadlines import PROBE_AFTER_S
 from resnet50_server.batching.retry import MAX_FAILURES
 from resnet50_server.batching.scheduler import Scheduler
-from resnet50_server.context import CALL, Call
+from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import (
     DeadlineUnreachable,
     EngineFailed,
@@ -875,17 +875,17 @@ async def test_failing_on_shadows_does_not_mean_that_the_device_is_lost():
 
 @in_virtual_time
 async def test_faults_of_the_device_are_logged_as_no_requests_own():
-    logged: list[tuple[str, Call | None]] = []
+    logged: list[tuple[str, RequestContext | None]] = []
 
     class Log(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            logged.append((record.getMessage(), CALL.get(None)))
+            logged.append((record.getMessage(), CURRENT_REQUEST.get(None)))
 
     bench = Bench()
     bench.engine.error = RuntimeError("as the test wants it")
 
     async def ask() -> None:
-        CALL.set(Call("Classify", "somebody's", ()))
+        CURRENT_REQUEST.set(RequestContext("Classify", "somebody's", ()))
         with pytest.raises(EngineFailed):
             await bench.submit(1)
 

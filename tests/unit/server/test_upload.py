@@ -11,9 +11,9 @@ import pytest
 
 from resnet50.v1 import inference_pb2
 from resnet50_server.api.upload import Upload
-from resnet50_server.context import CALL, Call
+from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import Stalled
-from resnet50_server.events import Observer
+from resnet50_server.events import ServerEvents
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
 from resnet50_server.variants.spec import define
@@ -45,7 +45,7 @@ async def parts(chunk_bytes: int, pause_s: float) -> AsyncIterator[Part]:
 
 
 async def receive(pool: Pool, sent: AsyncIterator[Part], deadline: float | None = None) -> bytes:
-    pipeline = SimpleNamespace(limits=ImageLimits(), decode_pool=pool, observer=Observer())
+    pipeline = SimpleNamespace(limits=ImageLimits(), decode_pool=pool, events=ServerEvents())
     upload = Upload(sent, pipeline, 30.0, 600.0)
     await upload.options()
     with Admission(Limits()).admit("me") as place:
@@ -55,7 +55,7 @@ async def receive(pool: Pool, sent: AsyncIterator[Part], deadline: float | None 
 @pytest.mark.parametrize("pause_s", [29.0, 31.0])
 def test_upload_that_trickles_is_cut_in_the_end(pause_s):
     async def trickle() -> float:
-        CALL.set(Call("ClassifyUpload", "id", ()))
+        CURRENT_REQUEST.set(RequestContext("ClassifyUpload", "id", ()))
         name = "upload_timeout_s" if pause_s < 30.0 else "upload_idle_timeout_s"
         with pytest.raises(Stalled, match=name):
             await receive(Pool(), parts(1, pause_s))
@@ -72,7 +72,7 @@ def test_upload_whose_parts_are_always_there_is_cut_in_the_end():
             yield Part(chunk=PNG)
 
     async def never_wait() -> None:
-        CALL.set(Call("ClassifyUpload", "id", ()))
+        CURRENT_REQUEST.set(RequestContext("ClassifyUpload", "id", ()))
         with pytest.raises(Stalled, match="upload_timeout_s"):
             await receive(Pool(), flood())
 
@@ -82,7 +82,7 @@ def test_upload_whose_parts_are_always_there_is_cut_in_the_end():
 def test_upload_waits_for_threads_as_its_call_says():
     async def upload() -> None:
         pool = Pool()
-        CALL.set(Call("ClassifyUpload", "id", (), bulk=True))
+        CURRENT_REQUEST.set(RequestContext("ClassifyUpload", "id", (), bulk=True))
         assert await receive(pool, parts(10_000, 0.0), deadline=5.0) == PNG
         assert len(pool.urgency) >= 2  # the header, and the digest
         assert set(pool.urgency) == {(5.0, True)}
