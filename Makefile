@@ -7,7 +7,7 @@ JOBS   ?= 2
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos clean
+.PHONY: help demo serve test nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -95,6 +95,9 @@ format: $(VENV)/installed  ## Rewrite the code in the project's style
 
 protos: $(VENV)/installed  ## Regenerate the stubs from the protos
 	$(BIN)/python protos/generate.py
+
+pictures:  ## Draw docs/*.svg from docs/*.dot; needs Graphviz
+	for one in docs/*.dot; do dot -Tsvg $$one -o $${one%.dot}.svg; done
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) .cache build dist *.egg-info
