@@ -7,7 +7,7 @@ latency   one image: a replayed graph against eager kernels
 copies    two batches in flight with copies both ways against replaying the graph alone
 memory    graphs of all buckets against the largest one's
 variants  two variants on one device against one
-decode    JPEGs/s on all cores and on the GPU, and how far their pixels are apart
+decode    JPEGs/s on all cores
 
 Figures are medians over turns in which both sides alternate. Everything runs on random weights.
 `--device cpu --quick` runs whatever needs no CUDA, with the eager engine on both sides: it shows
@@ -44,7 +44,6 @@ from resnet50_client import Client
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.cuda.device import CudaDevice
 from resnet50_server.engines.cuda.engine import CudaEngine
-from resnet50_server.engines.cuda.nvjpeg import NvJpegDecoder
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
@@ -414,38 +413,12 @@ def measure_decode(plan: Plan) -> Iterator[Figure]:
     folder = resources.files("sklearn.datasets.images")
     files = [(folder / name).read_bytes() for name in ("china.jpg", "flower.jpg")]
     limits = ImageLimits()
-
-    def on_cores(file: bytes) -> Image:
-        return decode(file, TRANSFORM, limits)
-
-    def rate(decoder: Callable[[bytes], Image]) -> float:
-        done = 0
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            started = time.perf_counter()
-            while (taken := time.perf_counter() - started) < plan.seconds:
-                done += len(list(pool.map(decoder, files * cores)))
-            return done / taken
-
-    if not plan.cuda:
-        yield Figure(f"JPEG decode, {cores} cores, 640 x 427", f"{rate(on_cores):.0f} img/s")
-        return
-    gpu = NvJpegDecoder(torch.device("cuda:0"))
-
-    def on_gpu(file: bytes) -> Image:
-        return gpu.decode(file, TRANSFORM)
-
-    gpu_rate, cpu_rate, ratio = alternate(lambda: rate(on_gpu), lambda: rate(on_cores), plan.turns)
-    yield Figure(f"JPEG decode, {cores} cores, 640 x 427", f"{cpu_rate:.0f} img/s")
-    yield Figure(
-        f"JPEG decode on the GPU, {cores} threads",
-        f"{gpu_rate:.0f} img/s, {ratio:.2f} times as many",
-        "≥ 5 000",
-    )
-    apart = np.abs(np.stack([on_gpu(f).astype(int) - on_cores(f) for f in files]))
-    yield Figure(
-        "GPU against CPU decode, levels of 256 apart",
-        f"at most {apart.max()}, mean {apart.mean():.3f}",
-    )
+    done, taken = 0, 0.0
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        started = time.perf_counter()
+        while (taken := time.perf_counter() - started) < plan.seconds:
+            done += len(list(pool.map(lambda file: decode(file, TRANSFORM, limits), files * cores)))
+    yield Figure(f"JPEG decode, {cores} cores, 640 x 427", f"{done / taken:.0f} img/s")
 
 
 MEASURES: dict[str, Callable[[Plan], Iterator[Figure]]] = {

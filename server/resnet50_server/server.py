@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import grpc
-import torch
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -38,9 +37,8 @@ from resnet50_server.api.variant_service import VariantServicer
 from resnet50_server.auth.identity import ADMIN, INFER, Callers
 from resnet50_server.auth.tls import Certificates
 from resnet50_server.auth.tokens import Tokens
-from resnet50_server.errors import WeightsError
+from resnet50_server.engines.devices import cuda_available
 from resnet50_server.events import CompositeEvents, ServerEvents
-from resnet50_server.images.decode import JpegDecoder
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
 from resnet50_server.inference.decode_pool import DecodePool, decode_threads
@@ -134,9 +132,10 @@ class Server:
         self.broken = asyncio.Event()
         self.fault: Fault | None = None
         self._devices = Devices(settings, self._on_broken, self._events)
-        on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
-        # Engines that need no processor stand for a GPU.
-        on_cpu = on_cpu and settings.engine not in ("null", "timed")
+        # The stub engines need no processor, like a GPU.
+        on_cpu = settings.engine not in ("null", "timed") and (
+            settings.device == "cpu" or not cuda_available()
+        )
         decoding = settings.decode_threads or decode_threads(cpus(), engine_on_cpu=on_cpu)
         divided = division(settings)
         log.info(
@@ -200,7 +199,6 @@ class Server:
             self._admission,
             self._decode_pool,
             limits,
-            _jpegs(settings),
             self._events,
             self._cache,
             settings.max_decode_pixels,
@@ -453,23 +451,6 @@ def _tracing(settings: Settings) -> Tracing | None:
     from resnet50_server.telemetry.tracing import Tracing
 
     return Tracing(settings.otlp_endpoint, settings.trace_ratio)
-
-
-def _jpegs(settings: Settings) -> JpegDecoder | None:
-    """Return what decodes JPEGs instead of the CPU, if that was asked for.
-
-    Raises:
-        WeightsError: It cannot be had.
-    """
-    if settings.decode == "cpu":
-        return None
-    from resnet50_server.engines.cuda.nvjpeg import NvJpegDecoder
-
-    device = settings.device if settings.device.startswith("cuda") else "cuda:0"
-    try:
-        return NvJpegDecoder(torch.device(device))
-    except RuntimeError as error:
-        raise WeightsError(str(error)) from error
 
 
 def _patience(settings: Settings) -> Patience:

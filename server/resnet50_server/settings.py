@@ -359,13 +359,6 @@ class Settings(BaseSettings):
         float,
         Field(ge=0, description="Seconds that a stream may be silent before it is ended; 0: any."),
     ] = 0.0
-    decode: Annotated[
-        Literal["cpu", "cuda"],
-        Field(
-            description="Where JPEGs are decoded: cuda is nvJPEG, whose pixels differ a little;"
-            " other formats stay on the CPU."
-        ),
-    ] = "cpu"
     decode_threads: Annotated[
         int | None,
         Field(

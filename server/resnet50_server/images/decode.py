@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -51,26 +51,6 @@ UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 
 Source: TypeAlias = bytes | RawPixels
 """An image as it came: a complete file, or raw pixels."""
-
-
-class JpegDecoder(Protocol):
-    """Decodes JPEGs, from several threads at once."""
-
-    def decode(self, encoded: bytes, transform: Transform, orientation: int) -> NDArray[np.uint8]:
-        """Decode, turn upright, resize and crop.
-
-        Args:
-            encoded: A complete JPEG file, in RGB or grey.
-            transform: The variant's.
-            orientation: As its EXIF header has it.
-
-        Returns:
-            uint8 [crop, crop, 3], RGB.
-
-        Raises:
-            ValueError: It does not take this one.
-        """
-        ...
 
 
 def source_of(image: image_pb2.Image, limits: ImageLimits) -> Source:
@@ -135,7 +115,6 @@ def decode(
     source: Source,
     transform: Transform,
     limits: ImageLimits,
-    jpegs: JpegDecoder | None = None,
     room: Room = any_room,
 ) -> NDArray[np.uint8]:
     """Decode, resize and crop one image that `source_of` has passed.
@@ -145,7 +124,6 @@ def decode(
         transform: The variant's; its normalisation is left to the engine.
         limits: For the pixels that an encoded image's header declares, and for those that a very
             long image would have once its shorter side is resized.
-        jpegs: Decodes JPEGs that it takes, elsewhere than on the CPU.
         room: Holds memory for the image's pixels.
 
     Returns:
@@ -156,11 +134,6 @@ def decode(
         NoRoom: `room` has none for it now.
     """
     if isinstance(source, bytes):
-        if jpegs is not None:
-            orientation = _jpeg_orientation(source, transform, limits)
-            if orientation is not None:
-                with contextlib.suppress(ValueError):
-                    return jpegs.decode(source, transform, orientation)
         with contextlib.ExitStack() as held:
             pixels = _decode_encoded(
                 source, transform, limits, lambda size: held.enter_context(room(size))
@@ -222,12 +195,6 @@ def _decode_encoded(
         # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
         # single row as it is.
         return pixels if upright is None else upright(pixels).copy()
-
-
-def _jpeg_orientation(encoded: bytes, transform: Transform, limits: ImageLimits) -> int | None:
-    """Return how a JPEG in RGB or grey is to be turned, by its EXIF header; None for others."""
-    with opened_image(encoded, transform, limits) as (image, _):
-        return _orientation(image) if _is_plain_jpeg(image) else None
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:

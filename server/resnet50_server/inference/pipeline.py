@@ -17,7 +17,6 @@ from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded
 from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.decode import (
-    JpegDecoder,
     Source,
     decode,
     is_at_hand,
@@ -97,7 +96,6 @@ class Pipeline:
         admission: How much may be inside.
         decode_pool: Threads that decode.
         limits: What an image may weigh.
-        jpegs: Decodes JPEGs elsewhere than on the CPU.
         events: Receive every image that is answered.
         cache: Keeps answers; None to compute every image.
         max_decode_pixels: How many are decoded at once; None for one image of the largest size.
@@ -111,7 +109,6 @@ class Pipeline:
         admission: Admission,
         decode_pool: DecodePool,
         limits: ImageLimits,
-        jpegs: JpegDecoder | None = None,
         events: ServerEvents | None = None,
         cache: ResponseCache | None = None,
         max_decode_pixels: int | None = None,
@@ -121,7 +118,7 @@ class Pipeline:
         self.limits = limits
         self.events = events or ServerEvents()
         self._cache = cache
-        self._decode = partial(decode, limits=limits, jpegs=jpegs)
+        self._decode = partial(decode, limits=limits)
         self._look = partial(look, limits=limits)
         self._pixels = PixelBudget(max_decode_pixels or limits.max_pixels)
 
