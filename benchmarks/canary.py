@@ -25,11 +25,11 @@ from torchvision.models import ResNet
 
 from resnet50_server.engines.reference_check import TOLERANCES, Canary
 from resnet50_server.engines.torch_engine import TorchEngine
-from resnet50_server.lifecycle.loader import open_engine, prepare, verify, warm_up
+from resnet50_server.lifecycle.loader import build_engine, prepare, verify, warm_up
 from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import Network, build_model, build_network, read_weights
-from resnet50_server.variants.spec import Definition, define
+from resnet50_server.variants.spec import VariantSpec, parse_variant
 from tests.support.weights import custom_variant, trained_like
 
 ENGINES = (
@@ -56,14 +56,14 @@ def settings_of(folder: Path, engine: str, precision: str) -> Settings:
     )
 
 
-def measure_cost(folder: Path, definition: Definition) -> None:
+def measure_cost(folder: Path, spec: VariantSpec) -> None:
     """Print how long each step of a load takes."""
     print("| engine | read | canary | build | warm up | verify | canary and verify, of all |")
     print("|---|---|---|---|---|---|---|")
     for engine, precision in ENGINES[:3]:
         settings = settings_of(folder, engine, precision)
-        load(definition, settings)  # makes the graph
-        turns = [load(definition, settings) for _ in range(TURNS)]
+        load(spec, settings)  # makes the graph
+        turns = [load(spec, settings) for _ in range(TURNS)]
         read, canary, build, warm, check = map(statistics.median, zip(*turns, strict=True))
         share = (canary + check) / (read + canary + build + warm + check)
         print(
@@ -73,17 +73,17 @@ def measure_cost(folder: Path, definition: Definition) -> None:
         )
 
 
-def load(definition: Definition, settings: Settings) -> list[float]:
+def load(spec: VariantSpec, settings: Settings) -> list[float]:
     """Load a variant step by step, and close it; return the seconds of each."""
-    prepared = prepare(definition, settings)
+    prepared = prepare(spec, settings)
     marks = [time.perf_counter()]
-    weights = read_weights(definition, Path(), False)
+    weights = read_weights(spec, Path(), False)
     marks.append(time.perf_counter())
-    Canary.of(definition, weights)
+    Canary.of(spec, weights)
     marks.append(time.perf_counter())
-    opened = open_engine(prepared, settings)
+    opened = build_engine(prepared, settings)
     marks.append(time.perf_counter())
-    warm_up(opened.engine, definition, settings.max_batch_size)
+    warm_up(opened.engine, spec, settings.max_batch_size)
     marks.append(time.perf_counter())
     verify(prepared, opened)
     marks.append(time.perf_counter())
@@ -91,30 +91,30 @@ def load(definition: Definition, settings: Settings) -> list[float]:
     return [after - before for before, after in itertools.pairwise(marks)]
 
 
-def measure_margins(folder: Path, definitions: list[Definition]) -> None:
+def measure_margins(folder: Path, specs: list[VariantSpec]) -> None:
     """Print the most that right engines show, and what the first network shows if it is wrong."""
     print("| what | probabilities differ by | cosine | allowed |")
     print("|---|---|---|---|")
-    all_weights = [read_weights(one, Path(), False) for one in definitions]
-    canaries = [Canary.of(*pair) for pair in zip(definitions, all_weights, strict=True)]
+    all_weights = [read_weights(one, Path(), False) for one in specs]
+    canaries = [Canary.of(*pair) for pair in zip(specs, all_weights, strict=True)]
     for name, precision in ENGINES:
         settings = settings_of(folder, name, precision)
         shown = []
-        for definition, canary in zip(definitions, canaries, strict=True):
-            opened = open_engine(prepare(definition, settings), settings)
+        for spec, canary in zip(specs, canaries, strict=True):
+            opened = build_engine(prepare(spec, settings), settings)
             shown.append(canary.compare(opened.engine))
             opened.engine.close()
         allowed = TOLERANCES[precision]
         row(f"{name}, {precision}", shown, f"{allowed.probability:g}, {allowed.cosine:g}")
-    for number, (definition, weights) in enumerate(zip(definitions, all_weights, strict=True)):
+    for number, (spec, weights) in enumerate(zip(specs, all_weights, strict=True)):
         # fp16 engines are CUDA's; PyTorch computes it on the CPU as well.
-        network = build_network(definition, weights)
-        engine = TorchEngine(network, definition.transform, torch.device("cpu"), "fp16")
+        network = build_network(spec, weights)
+        engine = TorchEngine(network, spec.transform, torch.device("cpu"), "fp16")
         shown[number] = canaries[number].compare(engine)
     allowed = TOLERANCES["fp16"]
     row("torch, fp16", shown, f"{allowed.probability:g}, {allowed.cosine:g}")
-    for what, model in wrong(definitions[0], all_weights[0], all_weights[1]):
-        transform = definitions[0].transform
+    for what, model in wrong(specs[0], all_weights[0], all_weights[1]):
+        transform = specs[0].transform
         engine = TorchEngine(Network(model), transform, torch.device("cpu"), "fp32")
         row(what, [canaries[0].compare(engine)], "no")
 
@@ -126,10 +126,10 @@ def row(what: str, shown: list[tuple[float, float]], allowed: str) -> None:
     print(f"| {what} | {difference:.1e} | {cosine:.6f} | {allowed} |", flush=True)
 
 
-def wrong(definition: Definition, weights: Weights, others: Weights) -> list[tuple[str, ResNet]]:
+def wrong(spec: VariantSpec, weights: Weights, others: Weights) -> list[tuple[str, ResNet]]:
     """Return networks that are wrong in one way each."""
     # Models take tensors of the state as they are.
-    build = partial(copy.deepcopy, build_model(definition, weights))
+    build = partial(copy.deepcopy, build_model(spec, weights))
     swapped, head, norm, stale, bit = build(), build(), build(), build(), build()
     with torch.inference_mode():
         first = swapped.conv1.weight
@@ -140,7 +140,7 @@ def wrong(definition: Definition, weights: Weights, others: Weights) -> list[tup
         number = bit.layer1[0].conv1.weight.view(-1)[:1]
         number.view(torch.int32).bitwise_xor_(1 << 29)
     return [
-        ("another checkpoint's weights", build_model(definition, others)),
+        ("another checkpoint's weights", build_model(spec, others)),
         ("blue where red should be", swapped),
         ("another checkpoint's head", head),
         ("one convolution of another checkpoint", stale),
@@ -156,15 +156,15 @@ def main() -> None:
         sys.exit(f"unknown: {', '.join(sorted(unknown))}\n\n{__doc__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        definitions = []
+        specs = []
         for seed in range(NETWORKS):
             state = trained_like(seed, CATEGORIES)
             made = custom_variant(folder / f"seed{seed}", state, CATEGORIES)
-            definitions.append(define(f"seed{seed}={made}"))
+            specs.append(parse_variant(f"seed{seed}={made}"))
         if "cost" in asked:
-            measure_cost(folder, definitions[0])
+            measure_cost(folder, specs[0])
         if "margins" in asked:
-            measure_margins(folder, definitions)
+            measure_margins(folder, specs)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ from resnet50_server.engines.graph_cache import GraphStore
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
-from resnet50_server.lifecycle.loader import open_engine, prepare
+from resnet50_server.lifecycle.loader import build_engine, prepare
 from resnet50_server.runtime.cpus import cpus
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network, fold_batchnorm
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 
 VARIANT = "untrained=random:0"
 TRANSFORM = Transform.of(ResNet50_Weights.IMAGENET1K_V2.transforms())
@@ -95,7 +95,7 @@ def measure_engines(cache: Path) -> None:
                 fold_batchnorm(network.model)
             name = "IMAGENET1K_FBGEMM_V2" if quantized else "IMAGENET1K_V2"
             opened[f"{precision} {kind}"] = engines.open(
-                define(name), partial(_same, network), name, precision, kind
+                parse_variant(name), partial(_same, network), name, precision, kind
             ).engine.run
     model = _model().eval()
 
@@ -212,7 +212,7 @@ def pipeline(flags: list[str], decoders: int, threads: int, batch: int) -> float
         **{name[2:].replace("-", "_"): value for name, value in options.items()},
     )
     torch.set_num_threads(threads)
-    engine = open_engine(prepare(define(VARIANT), settings), settings).engine
+    engine = build_engine(prepare(parse_variant(VARIANT), settings), settings).engine
     encoded, stopped = photo(), threading.Event()
     decoded: queue.Queue = queue.Queue(2 * batch)
 

@@ -49,7 +49,7 @@ from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network, build_network, read_weights
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 
 TRANSFORM = Transform.of(ResNet50_Weights.DEFAULT.transforms())
 PRECISION = "fp16"
@@ -107,8 +107,8 @@ def frames(count: int) -> list[Image]:
 
 def network(seed: int = 0) -> Network:
     """Return an untrained network, folded, on the CPU."""
-    definition = define(f"bench=random:{seed}")
-    return build_network(definition, read_weights(definition, Path(), download=False))
+    spec = parse_variant(f"bench=random:{seed}")
+    return build_network(spec, read_weights(spec, Path(), download=False))
 
 
 def eager(plan: Plan) -> TorchEngine:

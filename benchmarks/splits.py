@@ -49,7 +49,7 @@ async def measure_idle() -> None:
 
     traffic = Traffic(SimpleNamespace(), lambda source, job: None)  # type: ignore[arg-type]
     call = RequestContext("Classify", "id", ())
-    variant = SimpleNamespace(definition=SimpleNamespace(name=VARIANT))
+    variant = SimpleNamespace(spec=SimpleNamespace(name=VARIANT))
     job = SimpleNamespace(call=call)
 
     def one() -> None:

@@ -71,7 +71,7 @@ class Store:
 
 
 class Administrator:
-    """Changes a server's variants, one at a time.
+    """VariantControl a server's variants, one at a time.
 
     Args:
         store: Where they come from.

@@ -41,7 +41,7 @@ from resnet50_server.images.formats import FORMATS, ImageLimits, check_header
 from resnet50_server.images.raw import RawPixels, raw_to_rgb
 from resnet50_server.images.transform import Transform
 from resnet50_server.settings import Settings
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 
 Target: TypeAlias = Callable[[bytes], None]
 
@@ -346,7 +346,7 @@ def files(content: bytes) -> None:
             parse_tokens(Path("tokens.toml"), content)
         elif kind == b"v":
             (_folder / "variant.json").write_bytes(content)
-            define(f"own={_folder}")
+            parse_variant(f"own={_folder}")
         else:
             config = _folder / "config.toml"
             config.write_bytes(content)

@@ -34,8 +34,8 @@ from resnet50_server.api.outbox import Outbox
 from resnet50_server.api.receiving import Receiving
 from resnet50_server.api.transport import options
 from resnet50_server.api.variant_service import VariantServicer
-from resnet50_server.auth.identity import ADMIN, INFER, Callers
-from resnet50_server.auth.tls import Certificates
+from resnet50_server.auth.identity import ADMIN, INFER, Authenticator
+from resnet50_server.auth.tls import TlsReloader
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.engines.devices import cuda_available
 from resnet50_server.events import CompositeEvents, ServerEvents
@@ -44,12 +44,12 @@ from resnet50_server.inference.admission import Admission, Limits
 from resnet50_server.inference.decode_pool import DecodePool, decode_threads
 from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.inference.response_cache import ResponseCache
-from resnet50_server.lifecycle.control import Budget, Changes
+from resnet50_server.lifecycle.control import Budget, VariantControl
 from resnet50_server.lifecycle.devices import Devices, division
 from resnet50_server.lifecycle.loading import hold
-from resnet50_server.lifecycle.registry import HeldVariants
+from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.lifecycle.self_test import SelfTests
-from resnet50_server.lifecycle.watcher import FolderWatch
+from resnet50_server.lifecycle.watcher import DirectoryWatcher
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import Fault
@@ -59,7 +59,7 @@ from resnet50_server.telemetry.http_server import MetricsPort
 from resnet50_server.telemetry.logs import RequestLog
 from resnet50_server.telemetry.metrics import Metrics
 from resnet50_server.variants.directory import VariantsDirectory
-from resnet50_server.variants.spec import Definition, define
+from resnet50_server.variants.spec import VariantSpec, parse_variant
 
 if TYPE_CHECKING:
     from resnet50_server.telemetry.tracing import Tracing
@@ -153,12 +153,12 @@ class Server:
             self._on_broken,
         )
         self._cache = ResponseCache(settings.cache_bytes) if settings.cache_bytes else None
-        self._variants: HeldVariants | None = None
+        self._variants: VariantRegistry | None = None
         self._inference: InferenceServicer | None = None
-        self._changes: Changes | None = None
+        self._control: VariantControl | None = None
         self._self_tests: SelfTests | None = None
         self._watching: asyncio.Task[None] | None = None
-        self.certificates: Certificates | None = None
+        self.certificates: TlsReloader | None = None
         self._loaded = False
         self._port: MetricsPort | None = None
         self._lag: LagWatch | None = None
@@ -179,17 +179,17 @@ class Server:
             self._tracing.start()
         self.certificates = certificates_of(settings)
         tokens = Tokens(settings.tokens_file) if settings.tokens_file is not None else None
-        definitions = [define(spec) for spec in settings.variants]
-        self._variants = variants = HeldVariants(definitions, settings.default_variant)
+        specs = [parse_variant(argument) for argument in settings.variants]
+        self._variants = variants = VariantRegistry(specs, settings.default_variant)
         self._self_tests = SelfTests(variants)
-        variants.watch_health(lambda _: self._health.look())
+        variants.on_health_change(lambda _: self._health.look())
         traffic = Traffic(variants, lambda source, job: pipeline.compute(source, job))
         if settings.variants_dir is not None:
             self._events.add(traffic)
-        variants.watch(lambda name: self._on_loaded())
+        variants.on_loaded(lambda name: self._on_loaded())
         if self._cache is not None:
-            variants.watch_retired(self._cache.drop)
-            variants.watch_gone(self._cache.forget)
+            variants.on_retired(self._cache.drop)
+            variants.on_removed(self._cache.forget)
         self._export(variants, traffic)
         self._grpc = server = grpc.aio.server(options=options(settings))
         limits = ImageLimits(
@@ -204,9 +204,9 @@ class Server:
             settings.max_decode_pixels,
         )
         self._inference = InferenceServicer(variants, pipeline, _patience(settings), traffic)
-        self._changes = changes = self._changes_of(variants, traffic)
-        variant_servicer = VariantServicer(variants, changes, traffic)
-        callers = Callers(tokens)
+        self._control = control = self._variant_control(variants, traffic)
+        variant_servicer = VariantServicer(variants, control, traffic)
+        callers = Authenticator(tokens)
 
         def boundary(limits: Limits, events: ServerEvents) -> Boundary:
             largest = settings.max_message_bytes
@@ -254,10 +254,10 @@ class Server:
         if settings.listen_while_loading:
             await self._listen(server)
         log.info("loading the variants")
-        watch = self._folder_watch(variants, changes)
+        watch = self._directory_watcher(variants, control)
         if watch is not None:
             await watch.begin()
-        await changes.begin()
+        await control.begin()
         if watch is not None:
             self._watching = asyncio.create_task(watch.run(), name="watch variants_dir")
         self._loaded = True
@@ -299,8 +299,8 @@ class Server:
             self._watching.cancel()
         if self._self_tests is not None:
             self._self_tests.close()
-        if self._changes is not None:
-            self._changes.close()
+        if self._control is not None:
+            self._control.close()
         await self._devices.close()
         self._decode_pool.close()
         self._outbox.close()
@@ -317,12 +317,12 @@ class Server:
         """Where metrics are served over HTTP; None if they are not."""
         return None if self._port is None else self._port.url
 
-    def _export(self, variants: HeldVariants, traffic: Traffic) -> None:
+    def _export(self, variants: VariantRegistry, traffic: Traffic) -> None:
         """Serve metrics, and say how the server is, if that is asked for."""
         metrics, address = self._metrics, self._settings.metrics_listen
         if metrics is None or address is None:
             return
-        metrics.expect(definition.name for definition in variants.definitions)
+        metrics.expect(spec.name for spec in variants.specs)
         readings = Readings(
             metrics,
             self._admission,
@@ -359,21 +359,21 @@ class Server:
         stopped = self._stopped()
         return {
             f"{_INFERENCE.full_name}/{one.name}": stopped or self._problem_of(one)
-            for one in self._variants.definitions
+            for one in self._variants.specs
         }
 
     def _stopped(self) -> str | None:
         """Say why the server takes no images for any variant; None if it does."""
         return "the server is shutting down" if self._admission.draining else self._dead()
 
-    def _problem_of(self, definition: Definition) -> str | None:
-        assert self._variants is not None  # the definition is one of them
-        held = self._variants.loaded(definition)
+    def _problem_of(self, spec: VariantSpec) -> str | None:
+        assert self._variants is not None  # the spec is one of them
+        held = self._variants.loaded_variant(spec)
         return "it is being loaded" if held is None else held.queue.health.problem
 
-    def _changes_of(self, variants: HeldVariants, traffic: Traffic) -> Changes:
+    def _variant_control(self, variants: VariantRegistry, traffic: Traffic) -> VariantControl:
         settings, directory = self._settings, self._settings.variants_dir
-        return Changes(
+        return VariantControl(
             variants,
             partial(hold, settings, self._devices),
             Budget(settings.max_variants_bytes, settings.evict_variants),
@@ -382,11 +382,13 @@ class Server:
             traffic.naming,
         )
 
-    def _folder_watch(self, variants: HeldVariants, changes: Changes) -> FolderWatch | None:
+    def _directory_watcher(
+        self, variants: VariantRegistry, control: VariantControl
+    ) -> DirectoryWatcher | None:
         every_s = self._settings.watch_variants_s
-        if not every_s or changes.directory is None:
+        if not every_s or control.directory is None:
             return None
-        return FolderWatch(changes.directory, variants, changes, every_s)
+        return DirectoryWatcher(control.directory, variants, control, every_s)
 
     async def _listen(self, server: grpc.aio.Server) -> None:
         self.addresses = await listen(server, self._settings, self.certificates)

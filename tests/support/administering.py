@@ -101,13 +101,13 @@ async def administrator(folder: Path, **settings: Any) -> AsyncIterator[Administ
 @contextlib.contextmanager
 def engines_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Let no engine be built before the event is set; it is at the end in any case."""
-    open_engine, opened = loading.open_engine, threading.Event()
+    build_engine, opened = loading.build_engine, threading.Event()
 
     def held(*arguments: Any) -> Any:
         opened.wait()
-        return open_engine(*arguments)
+        return build_engine(*arguments)
 
-    monkeypatch.setattr(loading, "open_engine", held)
+    monkeypatch.setattr(loading, "build_engine", held)
     try:
         yield opened
     finally:

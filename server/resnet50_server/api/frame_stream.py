@@ -218,7 +218,7 @@ class FrameStream(Generic[Reply]):
         """Begin to compute a frame as soon as there is room for it."""
         started, frame_id = time.perf_counter(), frame.frame_id
         place: Place | None = None
-        if self._question.variant.successor is not None:
+        if self._question.variant.replaced_by is not None:
             try:
                 self._follow()
             except InvalidRequest as error:  # the options do not suit the new weights

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from resnet50_server.auth.identity import Callers
+from resnet50_server.auth.identity import Authenticator
 from resnet50_server.context import CURRENT_REQUEST, Metadata, RequestContext
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.events import ServerEvents
@@ -69,7 +69,7 @@ class Boundary:
 
     def __init__(
         self,
-        callers: Callers,
+        callers: Authenticator,
         admission: Admission,
         receiving: Receiving,
         outbox: Outbox,
@@ -134,7 +134,7 @@ class Boundary:
             error = InvalidRequest(
                 "metadata", f"has more pairs than {MAX_METADATA_PAIRS}, the limit; send fewer"
             )
-            caller = self._callers.connected(context.peer(), context.auth_context())
+            caller = self._callers.peer_identity(context.peer(), context.auth_context())
             self._outbox.add(caller.name, 0)
             try:
                 await _abort(context, error, call)
@@ -211,7 +211,7 @@ class Boundary:
         """Answer calls of methods that no servicer has; to be added behind all servicers."""
 
         async def refuse(_: Any, context: Context) -> None:
-            caller = self._callers.connected(context.peer(), context.auth_context())
+            caller = self._callers.peer_identity(context.peer(), context.auth_context())
             self._outbox.add(caller.name, 0)
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
@@ -239,9 +239,9 @@ class Boundary:
         """
         peer, connection = context.peer(), context.auth_context()
         if scope is None:
-            call.caller = self._callers.connected(peer, connection)
+            call.caller = self._callers.peer_identity(peer, connection)
         else:
-            call.caller = self._callers.identify(call.metadata, peer, connection)
+            call.caller = self._callers.authenticate(call.metadata, peer, connection)
             call.caller.require(scope)
         for key, value in call.metadata:
             if key == PRIORITY_KEY:

@@ -14,7 +14,7 @@ from resnet50_server.context import CURRENT_REQUEST, Permit, RequestContext
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode import length_of, source_of
 from resnet50_server.inference.pipeline import Answer, Job, Pipeline
-from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
+from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
 from resnet50_server.rollout.router import Traffic
 
 from .frame_stream import FrameStream, Messages, Reply
@@ -54,7 +54,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """
 
     def __init__(
-        self, variants: HeldVariants, pipeline: Pipeline, patience: Patience, traffic: Traffic
+        self, variants: VariantRegistry, pipeline: Pipeline, patience: Patience, traffic: Traffic
     ) -> None:
         self._variants = variants
         self._pipeline = pipeline
@@ -120,13 +120,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reply = inference_pb2.EmbedStreamResponse
         return self._stream(context, EmbedQuestion, reply, "embedding")
 
-    def _find(self, name: str, with_embedding: bool) -> HeldVariant:
+    def _find(self, name: str, with_embedding: bool) -> LoadedVariant:
         """Return the variant that answers a call, by what the call says."""
         call = CURRENT_REQUEST.get()
         variant = self._traffic.route(
             call, self._variants.find(name), with_embedding=with_embedding
         )
-        call.variant = variant.definition.name
+        call.variant = variant.spec.name
         variant.require_health()
         return variant
 
@@ -148,7 +148,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _answer_upload(
         self,
         parts: AsyncIterator[UploadPart],
-        question_of: Callable[[Any, HeldVariant], Question],
+        question_of: Callable[[Any, LoadedVariant], Question],
         context: Context,
     ) -> _Told:
         started, call = time.perf_counter(), CURRENT_REQUEST.get()
@@ -158,7 +158,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             variant = self._find(options.variant, _with_embedding(options))
             question = question_of(options, variant)
             question.variant.enter_upload(call)
-            transform, deadline = question.variant.definition.transform, _deadline(context)
+            transform, deadline = question.variant.spec.transform, _deadline(context)
             image = await upload.image(transform, _place(call), deadline)
         # It may have taken minutes, and a successor has not waited for it.
         question = question.latest()
@@ -176,7 +176,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _stream(
         self,
         context: Context,
-        question_of: Callable[[Any, HeldVariant], Question],
+        question_of: Callable[[Any, LoadedVariant], Question],
         reply: Callable[..., Reply],
         outcome: str,
     ) -> AsyncGenerator[Reply, None]:

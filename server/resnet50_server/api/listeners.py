@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import grpc
 
-from resnet50_server.auth.tls import Certificates, TlsMaterial
+from resnet50_server.auth.tls import TlsBundle, TlsReloader
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.settings import Settings
 
@@ -31,7 +31,7 @@ ADVICE = {
 OTHERWISE = "name another address with --listen"
 
 
-def certificates_of(settings: Settings) -> Certificates | None:
+def certificates_of(settings: Settings) -> TlsReloader | None:
     """Return the files that TLS needs; None without TLS.
 
     Raises:
@@ -39,11 +39,11 @@ def certificates_of(settings: Settings) -> Certificates | None:
     """
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    return TlsReloader(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
 
 async def listen(
-    server: grpc.aio.Server, settings: Settings, certificates: Certificates | None
+    server: grpc.aio.Server, settings: Settings, certificates: TlsReloader | None
 ) -> list[str]:
     """Bind the addresses of `settings.listen`: TCP in TLS if there are certificates.
 
@@ -109,7 +109,7 @@ def _check_cleartext(address: str, settings: Settings) -> None:
     log.warning("listen: %s is in clear text: others on the way can read it all%s", address, tokens)
 
 
-def _bind(server: grpc.aio.Server, address: str, certificates: Certificates | None) -> str:
+def _bind(server: grpc.aio.Server, address: str, certificates: TlsReloader | None) -> str:
     """Bind an address; return it with the port that was chosen."""
     try:
         if address.startswith("unix:"):
@@ -150,7 +150,7 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
 
 
-def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+def _credentials(certificates: TlsReloader) -> grpc.ServerCredentials:
     """Return credentials that take new certificates over as they come, for one address."""
     first = certificates.current()
     return grpc.dynamic_ssl_server_credentials(
@@ -162,7 +162,7 @@ def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
 
 
 def _news(
-    certificates: Certificates, known: TlsMaterial
+    certificates: TlsReloader, known: TlsBundle
 ) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
     """Return what gRPC calls, on a thread of its own, before each handshake.
 
@@ -181,7 +181,7 @@ def _news(
     return news
 
 
-def _configuration(material: TlsMaterial) -> grpc.ServerCertificateConfiguration:
+def _configuration(material: TlsBundle) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(material.key, material.certificate)], root_certificates=material.client_ca
     )

@@ -14,7 +14,7 @@ from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.events import ImageEvent
 from resnet50_server.inference.pipeline import Job
-from resnet50_server.lifecycle.registry import HeldVariant
+from resnet50_server.lifecycle.registry import LoadedVariant
 
 DEFAULT_TOP_K = 5
 # Each category costs the event loop about 1.5 us: ten thousand would hold up everybody.
@@ -41,7 +41,7 @@ class ClassifyQuestion:
         InvalidRequest: An option is wrong.
     """
 
-    def __init__(self, options: inference_pb2.ClassifyOptions, variant: HeldVariant) -> None:
+    def __init__(self, options: inference_pb2.ClassifyOptions, variant: LoadedVariant) -> None:
         self._options = options
         self.variant = variant
         self.reference = _reference(self.variant)
@@ -62,7 +62,7 @@ class ClassifyQuestion:
 
     def answer(self, result: Result) -> result_pb2.Classification:
         """Return what the image shows."""
-        labels = self.variant.definition.categories
+        labels = self.variant.spec.categories
         classification = result_pb2.Classification()
         add = classification.categories.add  # in place: a message made before would be copied
         for index, probability in zip(
@@ -92,7 +92,7 @@ class EmbedQuestion:
         InvalidRequest: An option is wrong.
     """
 
-    def __init__(self, options: inference_pb2.EmbedOptions, variant: HeldVariant) -> None:
+    def __init__(self, options: inference_pb2.EmbedOptions, variant: LoadedVariant) -> None:
         self.variant = variant
         self.reference = _reference(self.variant)
         if options.type not in result_pb2.EmbeddingType.values():
@@ -121,9 +121,9 @@ class EmbedQuestion:
 Question: TypeAlias = ClassifyQuestion | EmbedQuestion
 
 
-def _reference(variant: HeldVariant) -> result_pb2.VariantRef:
+def _reference(variant: LoadedVariant) -> result_pb2.VariantRef:
     """Return which weights answered."""
-    return result_pb2.VariantRef(name=variant.definition.name, digest=variant.opened.digest)
+    return result_pb2.VariantRef(name=variant.spec.name, digest=variant.built.digest)
 
 
 def timing(image: ImageEvent) -> result_pb2.Timing:
@@ -138,12 +138,12 @@ def timing(image: ImageEvent) -> result_pb2.Timing:
     )
 
 
-def _top_k(asked: int, variant: HeldVariant) -> int:
-    count = len(variant.definition.categories)
+def _top_k(asked: int, variant: LoadedVariant) -> int:
+    count = len(variant.spec.categories)
     if asked > count:
         raise InvalidRequest(
             "options.top_k",
-            f"is {asked}, variant {variant.definition.name} has {count} categories; ask for"
+            f"is {asked}, variant {variant.spec.name} has {count} categories; ask for"
             f" 1 to {min(count, MAX_TOP_K)}, or 0 for the default",
         )
     if asked > MAX_TOP_K:
@@ -166,7 +166,7 @@ def _min_probability(options: inference_pb2.ClassifyOptions) -> float:
 
 
 def _embedding(
-    result: Result, variant: HeldVariant, options: inference_pb2.EmbedOptions
+    result: Result, variant: LoadedVariant, options: inference_pb2.EmbedOptions
 ) -> result_pb2.Embedding:
     assert result.embedding is not None  # asked for by the caller
     vector = result.embedding

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from resnet50.v1 import variant_pb2
 from resnet50_server.errors import InvalidRequest
-from resnet50_server.lifecycle.registry import HeldVariants
+from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import Trial
 from resnet50_server.rollout.split import Comparison, Share, Split
 
 
-def split_of(message: variant_pb2.TrafficSplit, variants: HeldVariants) -> Split:
+def split_of(message: variant_pb2.TrafficSplit, variants: VariantRegistry) -> Split:
     """Return the split that a message asks for, with the names of its variants.
 
     Raises:
@@ -20,8 +20,8 @@ def split_of(message: variant_pb2.TrafficSplit, variants: HeldVariants) -> Split
         if not getattr(message, field):
             raise InvalidRequest(f"split.{field}", "is empty: name a loaded variant")
     return Split(
-        variants.define(message.variant, "split.variant").name,
-        variants.define(message.candidate, "split.candidate").name,
+        variants.resolve(message.variant, "split.variant").name,
+        variants.resolve(message.candidate, "split.candidate").name,
         message.canary_percent,
         message.shadow_percent,
         message.canary_embeddings,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from resnet50_server.errors import InvalidRequest, NotEnabled
-from resnet50_server.lifecycle.control import Changes
-from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
+from resnet50_server.lifecycle.control import VariantControl
+from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
 from resnet50_server.rollout.router import Traffic
-from resnet50_server.variants.spec import EMBEDDING_DIMENSION, Definition
+from resnet50_server.variants.spec import EMBEDDING_DIMENSION, VariantSpec
 
 from .guard import Context
 from .variant_reports import report_of, split_of
@@ -18,13 +18,15 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
 
     Args:
         variants: Those that the server holds.
-        changes: Changes them.
+        control: Loads and unloads them.
         traffic: Those that are compared.
     """
 
-    def __init__(self, variants: HeldVariants, changes: Changes, traffic: Traffic) -> None:
+    def __init__(
+        self, variants: VariantRegistry, control: VariantControl, traffic: Traffic
+    ) -> None:
         self._variants = variants
-        self._changes = changes
+        self._control = control
         self._traffic = traffic
 
     async def ListVariants(
@@ -32,8 +34,8 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
     ) -> variant_pb2.ListVariantsResponse:
         """List all, without their categories; see the contract."""
         variants = self._variants
-        listed = [self._describe(definition) for definition in variants.definitions]
-        listed += [_leaving(one) for one in variants.leaving]
+        listed = [self._describe(spec) for spec in variants.specs]
+        listed += [_leaving(one) for one in variants.draining]
         listed += [
             variant_pb2.Variant(
                 name=name, state=variant_pb2.VARIANT_STATE_FAILED, last_failure=reason
@@ -47,9 +49,9 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         self, request: variant_pb2.GetVariantRequest, context: Context
     ) -> variant_pb2.GetVariantResponse:
         """Show one, with its categories; see the contract."""
-        definition = self._variants.define(request.name, field="name")
-        variant = self._describe(definition)
-        variant.categories.extend(definition.categories)
+        spec = self._variants.resolve(request.name, field="name")
+        variant = self._describe(spec)
+        variant.categories.extend(spec.categories)
         return variant_pb2.GetVariantResponse(variant=variant)
 
     async def LoadVariant(
@@ -57,10 +59,10 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
     ) -> variant_pb2.LoadVariantResponse:
         """Load one from the variants' folder; see the contract."""
         self._require_enabled("LoadVariant")
-        loaded = await self._changes.load(request.name, replace=request.replace)
+        loaded = await self._control.load(request.name, replace=request.replace)
         return variant_pb2.LoadVariantResponse(
-            variant=self._describe(loaded.variant.definition),
-            replaced_digest="" if loaded.replaced is None else loaded.replaced.opened.digest,
+            variant=self._describe(loaded.variant.spec),
+            replaced_digest="" if loaded.replaced is None else loaded.replaced.built.digest,
             evicted=loaded.evicted,
         )
 
@@ -72,7 +74,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         if not request.name:
             raise InvalidRequest("name", "is empty: say which variant to unload")
         return variant_pb2.UnloadVariantResponse(
-            variant=_leaving(await self._changes.unload(request.name))
+            variant=_leaving(await self._control.unload(request.name))
         )
 
     async def SetDefaultVariant(
@@ -82,9 +84,9 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         self._require_enabled("SetDefaultVariant")
         if not request.name:
             raise InvalidRequest("name", "is empty: say which variant is to be the default")
-        variant, previous = self._changes.set_default(request.name)
+        variant, previous = self._control.set_default(request.name)
         return variant_pb2.SetDefaultVariantResponse(
-            variant=self._describe(variant.definition), previous=previous
+            variant=self._describe(variant.spec), previous=previous
         )
 
     async def SetTrafficSplit(
@@ -109,70 +111,68 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         self._require_enabled("DeleteTrafficSplit")
         if not request.variant:
             raise InvalidRequest("variant", "is empty: name the variant that has the split")
-        definition = self._variants.define(request.variant, field="variant")
-        trial = self._traffic.delete(definition.name)
+        spec = self._variants.resolve(request.variant, field="variant")
+        trial = self._traffic.delete(spec.name)
         return variant_pb2.DeleteTrafficSplitResponse(report=report_of(trial))
 
     def _require_enabled(self, method: str) -> None:
-        if self._changes.directory is None:
+        if self._control.directory is None:
             raise NotEnabled(method, "--variants-dir")
 
-    def _describe(self, definition: Definition) -> variant_pb2.Variant:
+    def _describe(self, spec: VariantSpec) -> variant_pb2.Variant:
         """Return what is known of a variant that answers or is being loaded."""
-        held, loading = self._variants.loaded(definition), self._variants.loading(definition)
+        held, loading = self._variants.loaded_variant(spec), self._variants.load_progress(spec)
         if held is None:
-            variant = _defined(definition, variant_pb2.VARIANT_STATE_LOADING)
+            variant = _defined(spec, variant_pb2.VARIANT_STATE_LOADING)
         else:
             variant = _described(held, variant_pb2.VARIANT_STATE_READY)
             if (problem := held.queue.health.problem) is not None:
                 variant.state = variant_pb2.VARIANT_STATE_UNHEALTHY
                 variant.problem = problem
-        variant.server_default = definition is self._variants.default
-        variant.last_failure = self._variants.failures.get(definition.name, "")
+        variant.server_default = spec is self._variants.default
+        variant.last_failure = self._variants.failures.get(spec.name, "")
         if loading is not None:
             stage = variant_pb2.LoadingStage.Value(f"LOADING_STAGE_{loading.stage.upper()}")
             variant.loading.stage, variant.loading.elapsed_s = stage, loading.elapsed_s
         return variant
 
 
-def _leaving(held: HeldVariant) -> variant_pb2.Variant:
+def _leaving(held: LoadedVariant) -> variant_pb2.Variant:
     """Return what is known of a variant that no new request finds."""
     return _described(held, variant_pb2.VARIANT_STATE_DRAINING)
 
 
-def _defined(
-    definition: Definition, state: variant_pb2.VariantState.ValueType
-) -> variant_pb2.Variant:
+def _defined(spec: VariantSpec, state: variant_pb2.VariantState.ValueType) -> variant_pb2.Variant:
     """Return what is known of a variant before its weights are."""
     variant = variant_pb2.Variant(
-        name=definition.name,
-        aliases=definition.aliases,
+        name=spec.name,
+        aliases=spec.aliases,
         state=state,
         embedding_dimension=EMBEDDING_DIMENSION,
-        category_count=len(definition.categories),
-        transform=variant_pb2.Transform(**vars(definition.transform)),
-        description=definition.description,
+        category_count=len(spec.categories),
+        transform=variant_pb2.Transform(**vars(spec.transform)),
+        description=spec.description,
     )
-    if definition.published is not None:
-        variant.published_accuracy.CopyFrom(
-            variant_pb2.PublishedAccuracy(**vars(definition.published))
-        )
+    if spec.published is not None:
+        variant.published_accuracy.CopyFrom(variant_pb2.PublishedAccuracy(**vars(spec.published)))
     return variant
 
 
-def _described(held: HeldVariant, state: variant_pb2.VariantState.ValueType) -> variant_pb2.Variant:
+def _described(
+    held: LoadedVariant, state: variant_pb2.VariantState.ValueType
+) -> variant_pb2.Variant:
     """Return what is known of a variant whose weights are loaded."""
-    variant, opened, latency = _defined(held.definition, state), held.opened, held.queue.latency
-    variant.trained = opened.trained
-    variant.digest = opened.digest
-    variant.parameter_count = opened.parameter_count
+    variant, built, latency = _defined(held.spec, state), held.built, held.queue.latency
+    variant.trained = built.trained
+    variant.digest = built.digest
+    variant.parameter_count = built.parameter_count
     variant.embedding_space = held.space
-    variant.precision = opened.precision
-    variant.device = opened.device
-    variant.engine = opened.kind
-    variant.memory_bytes = opened.memory_bytes
+    variant.precision = built.precision
+    variant.device = built.device
+    variant.engine = built.kind
+    variant.memory_bytes = built.memory_bytes
     variant.requests = held.requests
-    if (quantization := opened.quantization) is not None:
+    if (quantization := built.quantization) is not None:
         variant.quantization.CopyFrom(
             variant_pb2.Quantization(
                 calibration_images=quantization.calibration_images,

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 # A file that has changed so recently may change again without its time or size telling.
-SETTLED_NS = 2_000_000_000
+MTIME_GRANULARITY_NS = 2_000_000_000
 
 
-class WatchedFiles:
+class FileChangeDetector:
     """Tells, for the price of a `stat` each, whether files may have changed.
 
     Not safe for several threads at once.
@@ -41,6 +41,6 @@ class WatchedFiles:
             # The time of the last change of any kind; unlike the content's, it cannot be set.
             stamps.append((found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev))
             # A time to come is from before the clock was set back: a change now has another one.
-            settled = settled and abs(now_ns - found.st_ctime_ns) > SETTLED_NS
+            settled = settled and abs(now_ns - found.st_ctime_ns) > MTIME_GRANULARITY_NS
         seen, self._seen = self._seen, tuple(stamps) if settled else None
         return not settled or seen != self._seen

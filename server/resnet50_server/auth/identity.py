@@ -43,7 +43,7 @@ class Caller:
             raise PermissionDenied(self.name, scope)
 
 
-class Callers:
+class Authenticator:
     """Tells callers apart.
 
     With tokens, every call needs one, also over a connection with a client certificate; it gives
@@ -59,7 +59,7 @@ class Callers:
         self._tokens = tokens
         self._now = now
 
-    def identify(
+    def authenticate(
         self,
         metadata: Sequence[tuple[str, str | bytes]],
         peer: str,
@@ -77,9 +77,9 @@ class Callers:
         """
         if self._tokens is not None:
             return self._bearer(self._tokens, metadata)
-        return Caller(self.connected(peer, auth_context).name, frozenset({INFER}))
+        return Caller(self.peer_identity(peer, auth_context).name, frozenset({INFER}))
 
-    def connected(self, peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> Caller:
+    def peer_identity(self, peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> Caller:
         """Return who makes a call that needs no scope and no token, such as a health check.
 
         Args:

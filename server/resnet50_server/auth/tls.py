@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 
 from resnet50_server.errors import UnusableSetting
 
-from .file_watch import WatchedFiles
+from .file_watch import FileChangeDetector
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ EXPIRY_WARNING_S = 14 * DAY_S
 
 
 @dataclass(frozen=True)
-class TlsMaterial:
+class TlsBundle:
     """What a TLS handshake needs, all PEM.
 
     Attributes:
@@ -47,7 +47,7 @@ class TlsMaterial:
     expires_at: float
 
 
-class Certificates:
+class TlsReloader:
     """The files of `tls_cert`, `tls_key` and `tls_client_ca`. For any thread.
 
     New files take the place of the old ones only if they are sound: readable, the key that of the
@@ -75,7 +75,7 @@ class Certificates:
         self._key = key
         self._client_ca = client_ca
         self._clock = clock
-        self._files = WatchedFiles(*filter(None, (cert, key, client_ca)))
+        self._files = FileChangeDetector(*filter(None, (cert, key, client_ca)))
         self._lock = threading.Lock()
         self._complaint = ""
         self._warn_at = 0.0
@@ -89,7 +89,7 @@ class Certificates:
         """When the certificate in use expires, in Unix seconds."""
         return self.current().expires_at
 
-    def current(self) -> TlsMaterial:
+    def current(self) -> TlsBundle:
         """Return what to use now. Costs some `stat`s while nothing changes."""
         # Whoever comes while another thread looks takes what there is.
         if self._lock.acquire(blocking=False):
@@ -136,7 +136,7 @@ class Certificates:
             _date(expires_at),
         )
 
-    def _read(self) -> TlsMaterial:
+    def _read(self) -> TlsBundle:
         certificate, chain = _certificates("tls_cert", self._cert)
         key = _content("tls_key", self._key)
         try:
@@ -156,9 +156,9 @@ class Certificates:
         client_ca = None
         if self._client_ca is not None:
             client_ca, _ = _certificates("tls_client_ca", self._client_ca)
-        return TlsMaterial(certificate, key, client_ca, expires_at)
+        return TlsBundle(certificate, key, client_ca, expires_at)
 
-    def _check_expiry(self, material: TlsMaterial) -> None:
+    def _check_expiry(self, material: TlsBundle) -> None:
         if material.expires_at <= self._clock():
             raise UnusableSetting(
                 "tls_cert", f"{self._cert} has expired on {_date(material.expires_at)}"

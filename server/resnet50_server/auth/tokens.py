@@ -29,7 +29,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from resnet50_server.errors import UnusableSetting
 
-from .file_watch import WatchedFiles
+from .file_watch import FileChangeDetector
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -98,7 +98,7 @@ class Tokens:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
-        self._file = WatchedFiles(path)
+        self._file = FileChangeDetector(path)
         self._complaint = ""
         self._file.changed()
         self._look_at = clock() + LOOK_EVERY_S

@@ -14,7 +14,7 @@ import grpc
 from resnet50_server.batching.watchdog import LoopWatch
 from resnet50_server.errors import UnusableSetting, WeightsError
 from resnet50_server.images.decode_guard import silence_libraries
-from resnet50_server.lifecycle.loading import FORESEEN
+from resnet50_server.lifecycle.loading import EXPECTED_ERRORS
 from resnet50_server.runtime.memory import return_memory
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
@@ -71,7 +71,7 @@ async def serve(settings: Settings) -> int:
             complain(f"resnet50-server: {error}")
             return 2
         except Exception as error:
-            if not isinstance(error, FORESEEN):
+            if not isinstance(error, EXPECTED_ERRORS):
                 log.error("the server could not start", exc_info=error)
             complain(f"resnet50-server: {_text(error)}")
             return 1

@@ -19,7 +19,7 @@ from resnet50_server.variants.checkpoints import (
     verify_official,
     weights_directory,
 )
-from resnet50_server.variants.spec import Definition, define, official_definitions
+from resnet50_server.variants.spec import VariantSpec, official_specs, parse_variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,75 +49,75 @@ def run(options: argparse.Namespace) -> int:
         if options.action == "list":
             return _list(directory, console)
         if options.action == "show":
-            return _show(define(options.name), directory, console)
+            return _show(parse_variant(options.name), directory, console)
         if options.action == "verify":
             return _verify(directory, console)
-        for definition in [define(name) for name in options.names]:
-            if definition.official is None:
-                raise WeightsError(f"{definition.name} is not torchvision's: nothing to download")
-            path = official_path(definition, directory)
+        for spec in [parse_variant(name) for name in options.names]:
+            if spec.official is None:
+                raise WeightsError(f"{spec.name} is not torchvision's: nothing to download")
+            path = official_path(spec, directory)
             if not path.exists():
-                fetch(definition, directory)
-            verify_official(definition, path)
-            console.print(f"{definition.name}: {path}", highlight=False)
+                fetch(spec, directory)
+            verify_official(spec, path)
+            console.print(f"{spec.name}: {path}", highlight=False)
         return 0
     except WeightsError as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
         return 1
 
 
-def _condition(definition: Definition, directory: Path) -> str:
+def _condition(spec: VariantSpec, directory: Path) -> str:
     """Say whether the variant's file is here, and is what was published."""
-    path = official_path(definition, directory)
+    path = official_path(spec, directory)
     try:
         digest = sha256(path)
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"UNREADABLE: {error.strerror or error}"
-    return "verified" if digest.startswith(published_hash(definition)) else "BAD HASH"
+    return "verified" if digest.startswith(published_hash(spec)) else "BAD HASH"
 
 
 def _list(directory: Path, console: Console) -> int:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("name", "acc@1", "acc@5", "transform", "size", "params", "file"):
         table.add_column(heading, no_wrap=True)
-    for definition in official_definitions().values():
-        published, meta = definition.published, definition.official.meta
+    for spec in official_specs().values():
+        published, meta = spec.published, spec.official.meta
         assert published is not None  # torchvision publishes it for all four
         table.add_row(
-            definition.name,
+            spec.name,
             f"{published.acc_at_1:.3f}",
             f"{published.acc_at_5:.3f}",
-            f"{definition.transform.resize} → {definition.transform.crop}",
+            f"{spec.transform.resize} → {spec.transform.crop}",
             f"{meta['_file_size']:.0f} MB",
             f"{meta['num_params'] / 1e6:.1f} M",
-            _condition(definition, directory),
+            _condition(spec, directory),
         )
     console.print(table)
     console.print(
-        f"DEFAULT is {define('DEFAULT').name}. acc: percent on ImageNet-1K, as published."
+        f"DEFAULT is {parse_variant('DEFAULT').name}. acc: percent on ImageNet-1K, as published."
         f" transform: resize → crop, pixels. Files in {directory}",
         highlight=False,
     )
     return 0
 
 
-def _show(definition: Definition, directory: Path, console: Console) -> int:
-    categories = definition.categories
+def _show(spec: VariantSpec, directory: Path, console: Console) -> int:
+    categories = spec.categories
     more = ", …" if len(categories) > 3 else ""
     rows = {
-        "name": ", ".join((definition.name, *definition.aliases)),
-        "description": definition.description,
+        "name": ", ".join((spec.name, *spec.aliases)),
+        "description": spec.description,
         "categories": f"{len(categories)}: {', '.join(categories[:3])}{more}",
-        "transform": str(definition.transform),
-        "published": str(definition.published) if definition.published else "nothing",
+        "transform": str(spec.transform),
+        "published": str(spec.published) if spec.published else "nothing",
     }
-    if definition.official is not None:
-        rows["url"] = definition.official.url
-        rows["file"] = str(official_path(definition, directory))
-        rows["condition"] = _condition(definition, directory)
-        rows["parameters"] = f"{definition.official.meta['num_params']:,}"
+    if spec.official is not None:
+        rows["url"] = spec.official.url
+        rows["file"] = str(official_path(spec, directory))
+        rows["condition"] = _condition(spec, directory)
+        rows["parameters"] = f"{spec.official.meta['num_params']:,}"
     for key, value in rows.items():
         console.print(f"{key:12} {value}", highlight=False, markup=False)
     return 0
@@ -125,10 +125,10 @@ def _show(definition: Definition, directory: Path, console: Console) -> int:
 
 def _verify(directory: Path, console: Console) -> int:
     wrong = 0
-    for definition in official_definitions().values():
-        condition = _condition(definition, directory)
+    for spec in official_specs().values():
+        condition = _condition(spec, directory)
         wrong += condition not in ("verified", "missing")
-        path = official_path(definition, directory)
+        path = official_path(spec, directory)
         digest = f" sha256 {sha256(path)}" if condition in ("verified", "BAD HASH") else ""
-        console.print(f"{definition.name}: {condition}: {path}{digest}", highlight=False)
+        console.print(f"{spec.name}: {condition}: {path}{digest}", highlight=False)
     return 1 if wrong else 0

@@ -26,7 +26,7 @@ import torch
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.variants.network import Network
-from resnet50_server.variants.spec import Definition
+from resnet50_server.variants.spec import VariantSpec
 
 from .agreement import Agreement, compare
 from .base import Engine, Images
@@ -131,7 +131,7 @@ class CpuEngines:
 
     def open(
         self,
-        definition: Definition,
+        spec: VariantSpec,
         network: Callable[[], Network],
         digest: str,
         precision: str,
@@ -140,7 +140,7 @@ class CpuEngines:
         """Open a variant's engine.
 
         Args:
-            definition: The variant.
+            spec: The variant.
             network: Returns its network, in float32 or int8; not called where a graph is at hand.
             digest: Of the weights, 64 hex digits.
             precision: "fp32", "bf16", "fp16" or "int8".
@@ -149,34 +149,34 @@ class CpuEngines:
         Raises:
             WeightsError: What was asked for cannot be, or the weights do not fit the variant.
         """
-        transform = definition.transform
-        if definition.quantized and kind == "auto":
+        transform = spec.transform
+        if spec.quantized and kind == "auto":
             kind = "torch"  # what was published; others round differently here and there
-        made_here = precision == "int8" and not definition.quantized
+        made_here = precision == "int8" and not spec.quantized
         kinds = _kinds(precision, kind, made_here)
         openers: dict[str, Opener] = {}
         if "torch" in kinds:
             openers["torch"] = lambda: TorchEngine(network(), transform, _CPU, precision)
         if kinds != ["torch"]:
             try:
-                graph = self._graph(definition, network, digest)
+                graph = self._graph(spec, network, digest)
             except (_Inexact, NoRoom) as error:
                 if kind != "auto" or made_here:
                     raise
                 log.warning("%s; PyTorch computes these weights", error)
                 kinds = ["torch"]
         if made_here:
-            return self._open_int8(definition, graph, kinds)
+            return self._open_int8(spec, graph, kinds)
         for one in kinds:
             if one != "torch":
                 openers[one] = partial(self._open_graph, one, graph, precision)
         return self._fastest(openers, transform.crop, precision)
 
-    def _open_int8(self, definition: Definition, fp32_graph: Path, kinds: list[str]) -> CpuEngine:
+    def _open_int8(self, spec: VariantSpec, fp32_graph: Path, kinds: list[str]) -> CpuEngine:
         """Open float weights as int8, made now or at an earlier start."""
         from .calibration import read_images, write_int8
 
-        transform, asked = definition.transform, self._calibration
+        transform, asked = spec.transform, self._calibration
         if asked is None:
             raise WeightsError(
                 "precision: int8 of float weights is made from images: name a folder of them with"
@@ -200,7 +200,7 @@ class CpuEngines:
 
         found = Agreement(**self._store.remember(f"{known}-{opened.kind}.json", measure))
         text = (
-            f"{definition.name}: int8 keeps the first category of {found.top_1:.1%} of"
+            f"{spec.name}: int8 keeps the first category of {found.top_1:.1%} of"
             f" {found.compared_images} images that did not calibrate it; embeddings keep a"
             f" cosine of {found.cosine:.4f}"
         )
@@ -213,7 +213,7 @@ class CpuEngines:
         log.info("%s", text)
         return CpuEngine(opened.engine, opened.kind, found)
 
-    def _graph(self, definition: Definition, network: Callable[[], Network], digest: str) -> Path:
+    def _graph(self, spec: VariantSpec, network: Callable[[], Network], digest: str) -> Path:
         """Return a network's graph, exported now or at an earlier start.
 
         Raises:
@@ -221,7 +221,7 @@ class CpuEngines:
             NoRoom: It can be written nowhere.
             WeightsError: The weights do not fit the variant.
         """
-        transform = definition.transform
+        transform = spec.transform
 
         def export(path: Path) -> None:
             import onnx
@@ -229,13 +229,13 @@ class CpuEngines:
             from .onnx_export import onnx_graph
 
             onnx.save(onnx_graph(network(), transform), path)
-            if not definition.quantized:
+            if not spec.quantized:
                 kind = _installed(GRAPH_RUNTIMES["fp32"])[0]
                 graph = _open_graph(kind, path, "fp32", self._threads)
-                _require_equal(definition, graph, TorchEngine(network(), transform, _CPU, "fp32"))
+                _require_equal(spec, graph, TorchEngine(network(), transform, _CPU, "fp32"))
 
         # Weights that fitted the variant's categories once do so again.
-        key = _key(digest, asdict(transform), len(definition.categories))
+        key = _key(digest, asdict(transform), len(spec.categories))
         return self._store.path(f"{key}.onnx", export)
 
     def _open_graph(self, kind: str, graph: Path, precision: str) -> Engine:
@@ -323,14 +323,14 @@ def _open_graph(kind: str, graph: Path, precision: str, threads: Division) -> En
     return OpenVinoEngine(graph, precision, threads.each, threads.instances)
 
 
-def _require_equal(definition: Definition, graph: Engine, pytorch: Engine) -> None:
+def _require_equal(spec: VariantSpec, graph: Engine, pytorch: Engine) -> None:
     """Raise `_Inexact` unless both give noise the same probabilities."""
-    images = _noise(definition.transform.crop, 2)
+    images = _noise(spec.transform.crop, 2)
     one, two = (engine.run(images, 1, True) for engine in (graph, pytorch))
     difference = float(np.abs(one.probabilities - two.probabilities).max())
     if not difference <= TOLERANCE:
         raise _Inexact(
-            f"{definition.name}: exported, these weights give probabilities that differ by"
+            f"{spec.name}: exported, these weights give probabilities that differ by"
             f" {difference:.1e} from PyTorch's, more than {TOLERANCE:g}; use --engine torch"
         )
 

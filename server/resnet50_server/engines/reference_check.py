@@ -13,7 +13,7 @@ from torch import Tensor
 from resnet50_server.errors import WeightsError
 from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import build_model
-from resnet50_server.variants.spec import Definition
+from resnet50_server.variants.spec import VariantSpec
 
 from .base import Engine
 
@@ -60,21 +60,21 @@ class Canary:
     embeddings: NDArray[np.float32]
 
     @classmethod
-    def of(cls, definition: Definition, weights: Weights) -> Canary:
+    def of(cls, spec: VariantSpec, weights: Weights) -> Canary:
         """Compute it; blocks for about as long as two images take in eager PyTorch.
 
         Raises:
             WeightsError: The weights do not fit, or the answer is not made of numbers.
         """
-        image = fixed_image(definition.transform.crop)
+        image = fixed_image(spec.transform.crop)
         # The second one is upside down: rows of a batch that are mixed up show.
         images = [image, np.ascontiguousarray(image[::-1])]
-        model = build_model(definition, weights)
+        model = build_model(spec, weights)
         pooled: list[Tensor] = []
         model.avgpool.register_forward_hook(lambda *call: pooled.append(call[2].dequantize()))
         mean, std = (
             torch.tensor(values).view(1, 3, 1, 1)
-            for values in (definition.transform.mean, definition.transform.std)
+            for values in (spec.transform.mean, spec.transform.std)
         )
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
         with torch.inference_mode():
@@ -83,17 +83,17 @@ class Canary:
         embeddings = pooled[0].flatten(1).numpy()
         if not (np.isfinite(probabilities).all() and np.isfinite(embeddings).all()):
             raise WeightsError(
-                f"{definition.name}: in float32, PyTorch's answer to a fixed image is not made of"
+                f"{spec.name}: in float32, PyTorch's answer to a fixed image is not made of"
                 " numbers: the weights are broken"
             )
         return cls(images, probabilities, embeddings)
 
-    def check(self, engine: Engine, definition: Definition, precision: str) -> None:
+    def check(self, engine: Engine, spec: VariantSpec, precision: str) -> None:
         """Compare an engine's answers, in each size of batch; blocks, on an engine thread.
 
         Args:
             engine: Warmed up.
-            definition: What it computes.
+            spec: What it computes.
             precision: "fp32", "fp16", "bf16", or "int8" if the weights are.
 
         Raises:
@@ -105,7 +105,7 @@ class Canary:
             if difference <= tolerance.probability and cosine >= tolerance.cosine:
                 continue
             raise WeightsError(
-                f"{definition.name}: the engine does not compute these weights: for fixed images"
+                f"{spec.name}: the engine does not compute these weights: for fixed images"
                 f" in a batch of {size} its probabilities differ from PyTorch's by"
                 f" {difference:.2e} (at most {tolerance.probability:g} is allowed in {precision})"
                 f" and the cosine of the embeddings is {cosine:.6f} (at least"

@@ -26,7 +26,7 @@ from resnet50_server.images.decode import (
 )
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import NoRoom, PixelBudget
-from resnet50_server.lifecycle.registry import HeldVariant
+from resnet50_server.lifecycle.registry import LoadedVariant
 
 from .admission import Admission, Place
 from .decode_pool import DecodePool
@@ -51,7 +51,7 @@ class Job(NamedTuple):
         shadow: Whether no caller waits for it.
     """
 
-    variant: HeldVariant
+    variant: LoadedVariant
     top_k: int
     with_embedding: bool
     call: RequestContext
@@ -240,11 +240,11 @@ class Pipeline:
 
     async def _decoded(self, source: Source, job: Job) -> NDArray[np.uint8]:
         """Return the engine's input, from a decode thread."""
-        transform = job.variant.definition.transform
+        transform = job.variant.spec.transform
         run = partial(
             self.decode_pool.run, deadline=job.deadline, flow=job.flow, bulk=job.call.bulk
         )
-        if not job.variant.opened.engine.needs_pixels:
+        if not job.variant.built.engine.needs_pixels:
             return await run(partial(self._look, source, transform))
         try:
             return await run(partial(self._decode, source, transform, room=self._pixels.take))
@@ -267,7 +267,7 @@ class Pipeline:
         ended, result = time.perf_counter(), answer.result
         image = ImageEvent(
             job.call,
-            job.variant.definition.name,
+            job.variant.spec.name,
             ended,
             answer.decode_s,
             result.queue_s,
@@ -288,8 +288,8 @@ class Pipeline:
 
     def _at_hand(self, source: Source, job: Job) -> NDArray[np.uint8] | None:
         """Return the engine's input if that takes less than the way into a thread and back."""
-        transform = job.variant.definition.transform
-        if not job.variant.opened.engine.needs_pixels:
+        transform = job.variant.spec.transform
+        if not job.variant.built.engine.needs_pixels:
             if is_looked_at_fast(source):
                 return self._look(source, transform)
         elif is_at_hand(source, transform):
@@ -313,7 +313,7 @@ def _submit(pixels: NDArray[np.uint8], job: Job, accepted: bool = False) -> asyn
 
 
 def _ask(cache: ResponseCache, digest: bytes, job: Job) -> Asked:
-    name = job.variant.definition.name
+    name = job.variant.spec.name
     return cache.ask(job.variant, name, digest, job.top_k, job.with_embedding)
 
 

@@ -1,4 +1,4 @@
-"""Changes of what is served: variants loaded, replaced and unloaded while the others answer."""
+"""Administration of variants: load, replace and unload while the others serve."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from resnet50_server.runtime.memory import return_memory
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.variants.directory import Stamp, VariantsDirectory
 from resnet50_server.variants.disk import FEW_FILES_S, Disk
-from resnet50_server.variants.spec import Definition, define, official_definitions, plain
+from resnet50_server.variants.spec import VariantSpec, official_specs, parse_variant, plain
 
-from .loading import FORESEEN, let_go
-from .registry import HeldVariant, HeldVariants
+from .loading import EXPECTED_ERRORS, let_go
+from .registry import LoadedVariant, VariantRegistry
 from .stages import Loading
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Hold: TypeAlias = Callable[
-    [Definition, Loading, Callable[[int], Awaitable[None]]], Awaitable[HeldVariant]
+    [VariantSpec, Loading, Callable[[int], Awaitable[None]]], Awaitable[LoadedVariant]
 ]
 
 # What a replaced variant has taken it may answer for so long: nobody is told to call again, and no
@@ -56,13 +56,13 @@ class Loaded:
         evicted: Names of those that were unloaded for it.
     """
 
-    variant: HeldVariant
-    replaced: HeldVariant | None
+    variant: LoadedVariant
+    replaced: LoadedVariant | None
     evicted: list[str]
 
 
-class Changes:
-    """Changes the variants that a server holds, one change at a time; event loop only.
+class VariantControl:
+    """VariantControl the variants that a server holds, one change at a time; event loop only.
 
     Args:
         variants: Those that it holds.
@@ -80,7 +80,7 @@ class Changes:
 
     def __init__(
         self,
-        variants: HeldVariants,
+        variants: VariantRegistry,
         hold: Hold,
         budget: Budget,
         patience_s: float,
@@ -91,7 +91,7 @@ class Changes:
         self._disk = Disk(str(directory), FEW_FILES_S)
         self.stamps: dict[str, Stamp] = {}
         # What the server was started with may come back after it was unloaded.
-        self._given = {one.name: one.spec for one in variants.definitions}
+        self._given = {one.name: one.argument for one in variants.specs}
         self._naming = naming
         self._variants = variants
         self._hold = hold
@@ -111,12 +111,12 @@ class Changes:
         await self._start(self._begin())
 
     async def _begin(self) -> None:
-        for definition in self._variants.definitions:
-            loading = self._variants.loading(definition)
+        for spec in self._variants.specs:
+            loading = self._variants.load_progress(spec)
             if loading is None:
                 continue  # by such a caller
             try:
-                await self._put(definition, loading, None)
+                await self._put(spec, loading, None)
             except NotNow as error:
                 raise WeightsError(str(error)) from error
 
@@ -135,7 +135,7 @@ class Changes:
         """
         return await self._change(self._load(name, replace))
 
-    async def unload(self, name: str) -> HeldVariant:
+    async def unload(self, name: str) -> LoadedVariant:
         """Unload a variant; returns once it is freed.
 
         Raises:
@@ -144,19 +144,19 @@ class Changes:
         """
         return await self._change(self._unload(name))
 
-    def set_default(self, name: str) -> tuple[HeldVariant, str]:
+    def set_default(self, name: str) -> tuple[LoadedVariant, str]:
         """Let a variant answer requests that name none; return it, and the name of the last one.
 
         Raises:
             VariantNotFound: There is none.
             NotNow: It is not loaded yet, or out of service.
         """
-        variant = self._answering(self._variants.define(name, field="name"))
+        variant = self._answering(self._variants.resolve(name, field="name"))
         if (problem := variant.queue.health.problem) is not None:
-            raise NotNow(f"name: {variant.definition.name} is out of service: {problem}")
+            raise NotNow(f"name: {variant.spec.name} is out of service: {problem}")
         previous = self._variants.default.name
         self._variants.set_default(variant)
-        log.info("variant %s is the default now; it was %s", variant.definition.name, previous)
+        log.info("variant %s is the default now; it was %s", variant.spec.name, previous)
         return variant, previous
 
     async def settle(self) -> None:
@@ -170,14 +170,14 @@ class Changes:
             if task is not None:
                 task.cancel()
 
-    def _answering(self, definition: Definition) -> HeldVariant:
-        held = self._variants.loaded(definition)
+    def _answering(self, spec: VariantSpec) -> LoadedVariant:
+        held = self._variants.loaded_variant(spec)
         if held is None:
-            raise NotNow(f"name: {definition.name} is not loaded yet")
+            raise NotNow(f"name: {spec.name} is not loaded yet")
         return held
 
     async def _source(self, name: str) -> str:
-        """Return what `define` takes for a name: never a path that a caller has chosen."""
+        """Return what `parse_variant` takes for a name: never a path that a caller has chosen."""
         assert self.directory is not None  # changes are enabled
         if self.directory.is_official(name):
             return plain(name)
@@ -186,7 +186,7 @@ class Changes:
         except VariantNotFound as error:
             if name in self._given:
                 return self._given[name]
-            there = {*error.served, *self._given, *official_definitions()}
+            there = {*error.served, *self._given, *official_specs()}
             raise VariantNotFound("name", name, sorted(there), "can be loaded") from None
 
     async def _change(self, change: Coroutine[None, None, Result]) -> Result:
@@ -207,73 +207,73 @@ class Changes:
             self._changing = None
 
     async def _load(self, name: str, replace: bool) -> Loaded:
-        spec = await self._source(name)
+        argument = await self._source(name)
         name = plain(name)
         try:
-            definition, stamp = await self._disk.run(partial(self._read, name, spec))
+            spec, stamp = await self._disk.run(partial(self._read, name, argument))
         except DiskTimeout as error:
             _warn(name, str(error), error)
-            self._variants.fail(name, str(error))
+            self._variants.record_failure(name, str(error))
             raise
         except Exception as error:
             text = _text(error)
             _warn(name, text, error)
-            self._variants.fail(name, text)
+            self._variants.record_failure(name, text)
             raise _refusal(name, text, error) from error
         # Of a plain refusal nothing is remembered: nothing was tried.
-        loading = self._variants.announce(definition, replace=replace)
-        gone: list[Definition] = []
+        loading = self._variants.begin_load(spec, replace=replace)
+        gone: list[VariantSpec] = []
         try:
-            loaded = await self._put(definition, loading, gone if self._budget.evict else None)
+            loaded = await self._put(spec, loading, gone if self._budget.evict else None)
         except Exception as error:
             text = _text(error)
-            self._variants.abandon(definition.name, text)
-            _warn(definition.name, text, error)
+            self._variants.rollback(spec.name, text)
+            _warn(spec.name, text, error)
             let_go_of(error)  # its frames hold weights, and those that gave way need the memory
             if gone:
                 text += f"; {await self._restore(gone)}"
-                self._variants.fail(definition.name, text)
-            raise _refusal(definition.name, text, error) from error
+                self._variants.record_failure(spec.name, text)
+            raise _refusal(spec.name, text, error) from error
         except BaseException:
-            self._variants.abandon(definition.name, "the load was given up")
+            self._variants.rollback(spec.name, "the load was given up")
             raise
         if stamp is not None:
-            self.stamps[definition.name] = stamp
+            self.stamps[spec.name] = stamp
         return loaded
 
-    def _read(self, name: str, spec: str) -> tuple[Definition, Stamp | None]:
+    def _read(self, name: str, argument: str) -> tuple[VariantSpec, Stamp | None]:
         """Return what is to be loaded, and what its folder was like before; blocks."""
         assert self.directory is not None  # changes are enabled
         stamp = self.directory.stamp(name)
-        return define(spec), stamp
+        return parse_variant(argument), stamp
 
-    async def _restore(self, gone: list[Definition]) -> str:
+    async def _restore(self, gone: list[VariantSpec]) -> str:
         """Load again what gave way in vain; return what became of it, in words."""
         back, lost = [], []
-        for definition in gone:
-            loading = self._variants.announce(definition)
+        for spec in gone:
+            loading = self._variants.begin_load(spec)
             try:
-                await self._put(definition, loading, None)
+                await self._put(spec, loading, None)
             except Exception as error:
                 text = _text(error)
-                log.error("variant %s, which gave way, is not back: %s", definition.name, text)
-                self._variants.abandon(definition.name, text)
+                log.error("variant %s, which gave way, is not back: %s", spec.name, text)
+                self._variants.rollback(spec.name, text)
                 let_go_of(error)
-                lost.append(definition.name)
+                lost.append(spec.name)
             else:
-                back.append(definition.name)
+                back.append(spec.name)
         told = [f"{', '.join(back)} gave way to it and answers again"] if back else []
         if lost:
             told.append(f"{', '.join(lost)} gave way to it and cannot be loaded again")
         return ", ".join(told)
 
     async def _put(
-        self, definition: Definition, loading: Loading, gone: list[Definition] | None
+        self, spec: VariantSpec, loading: Loading, gone: list[VariantSpec] | None
     ) -> Loaded:
         """Load a variant and let it answer.
 
         Args:
-            definition: Which one.
+            spec: Which one.
             loading: Is told how far it is.
             gone: Gets those that gave way to it; None if none does.
 
@@ -283,25 +283,25 @@ class Changes:
         """
 
         async def make_room(needed_bytes: int) -> None:
-            await self._make_room(definition, loading, needed_bytes, gone)
+            await self._make_room(spec, loading, needed_bytes, gone)
 
-        variant = await self._hold(definition, loading, make_room)
-        replaced = self._variants.add(variant)
+        variant = await self._hold(spec, loading, make_room)
+        replaced = self._variants.commit(variant)
         if replaced is not None:
             self._go(replaced, REPLACED_S)
         return Loaded(variant, replaced, [one.name for one in gone or ()])
 
     async def _make_room(
         self,
-        definition: Definition,
+        spec: VariantSpec,
         loading: Loading,
         needed_bytes: int,
-        gone: list[Definition] | None,
+        gone: list[VariantSpec] | None,
     ) -> None:
         """Wait until there is memory for a variant.
 
         Args:
-            definition: What is to be loaded.
+            spec: What is to be loaded.
             loading: Is told if that takes time.
             needed_bytes: What it takes.
             gone: Gets those that give way; None if none does.
@@ -313,114 +313,111 @@ class Changes:
         if not limit:
             return
         # What would not fit though all were gone that can go is not waited for.
-        self._victims(definition, needed_bytes, gone is not None)
+        self._victims(spec, needed_bytes, gone is not None)
         # What goes anyway frees its memory soon.
         while self._leaving and self._taken() + needed_bytes > limit:
             loading.stage = "evicting"
             await asyncio.wait(self._leaving, return_when=asyncio.FIRST_COMPLETED)
-        victims = self._victims(definition, needed_bytes, gone is not None)
+        victims = self._victims(spec, needed_bytes, gone is not None)
         if not victims:
             return
         assert gone is not None  # there are victims
         loading.stage = "evicting"
         for victim in victims:
-            log.info("variant %s gives way to %s", victim.definition.name, definition.name)
-            self._variants.withdraw(victim)
-            gone.append(victim.definition)
+            log.info("variant %s gives way to %s", victim.spec.name, spec.name)
+            self._variants.unpublish(victim)
+            gone.append(victim.spec)
         await asyncio.gather(*(self._go(victim, self._patience_s) for victim in victims))
         if self._taken() + needed_bytes > limit:
-            raise NotNow(self._too_much(definition, needed_bytes, evict=True))
+            raise NotNow(self._too_much(spec, needed_bytes, evict=True))
 
-    def _victims(self, definition: Definition, needed_bytes: int, evict: bool) -> list[HeldVariant]:
+    def _victims(self, spec: VariantSpec, needed_bytes: int, evict: bool) -> list[LoadedVariant]:
         """Return what has to give way to a variant beside those that leave anyway.
 
         Raises:
             NotNow: That would not be enough.
         """
-        soon = sum(one.opened.memory_bytes for one in self._variants.leaving if not one.stuck)
+        soon = sum(one.built.memory_bytes for one in self._variants.draining if not one.leaked)
         missing = self._taken() - soon + needed_bytes - self._budget.max_bytes
-        victims: list[HeldVariant] = []
+        victims: list[LoadedVariant] = []
         if evict:
-            for one in sorted(self._spare(definition), key=lambda one: one.used):
+            for one in sorted(self._spare(spec), key=lambda one: one.last_used):
                 if missing <= 0:
                     break
                 victims.append(one)
-                missing -= one.opened.memory_bytes
+                missing -= one.built.memory_bytes
         if missing > 0:
-            raise NotNow(self._too_much(definition, needed_bytes, evict))
+            raise NotNow(self._too_much(spec, needed_bytes, evict))
         return victims
 
-    def _spare(self, definition: Definition) -> list[HeldVariant]:
+    def _spare(self, spec: VariantSpec) -> list[LoadedVariant]:
         """Return those that could give way: not the default, nor what is replaced or compared."""
-        needed = (self._variants.default.name, definition.name)
+        needed = (self._variants.default.name, spec.name)
         return [
             one
-            for one in self._variants.held
-            if not one.retired
-            and one.definition.name not in needed
-            and not self._naming(one.definition.name)
+            for one in self._variants.loaded
+            if not one.retired and one.spec.name not in needed and not self._naming(one.spec.name)
         ]
 
     def _taken(self) -> int:
-        return sum(one.opened.memory_bytes for one in self._variants.held)
+        return sum(one.built.memory_bytes for one in self._variants.loaded)
 
-    def _too_much(self, definition: Definition, needed_bytes: int, evict: bool) -> str:
+    def _too_much(self, spec: VariantSpec, needed_bytes: int, evict: bool) -> str:
         held = ", ".join(
-            f"{one.definition.name} {one.opened.memory_bytes // 2**20}"
-            for one in self._variants.held
+            f"{one.spec.name} {one.built.memory_bytes // 2**20}" for one in self._variants.loaded
         )
         what = "unload what can be done without, or allow more"
         if not evict:
             what += ", or let the least recently used give way (--evict-variants)"
         return (
-            f"max_variants_bytes: {definition.name} takes about {needed_bytes // 2**20} MiB beside"
+            f"max_variants_bytes: {spec.name} takes about {needed_bytes // 2**20} MiB beside"
             f" those that are held ({held or 'none'}), and {self._budget.max_bytes // 2**20} MiB"
             f" are allowed; {what}"
         )
 
-    async def _unload(self, name: str) -> HeldVariant:
+    async def _unload(self, name: str) -> LoadedVariant:
         # Within one turn of the loop: the default and the splits may be others at the next one.
-        definition = self._variants.define(name, field="name")
-        if definition is self._variants.default:
+        spec = self._variants.resolve(name, field="name")
+        if spec is self._variants.default:
             raise NotNow(
-                f"name: {definition.name} answers requests that name no variant; let another one"
+                f"name: {spec.name} answers requests that name no variant; let another one"
                 " do that first (SetDefaultVariant)"
             )
-        if splits := self._naming(definition.name):
+        if splits := self._naming(spec.name):
             raise NotNow(
-                f"name: {definition.name} is named by the traffic split of {', '.join(splits)}; end"
+                f"name: {spec.name} is named by the traffic split of {', '.join(splits)}; end"
                 " that first (DeleteTrafficSplit)"
             )
-        variant = self._answering(definition)
-        self._variants.withdraw(variant)
+        variant = self._answering(spec)
+        self._variants.unpublish(variant)
         await self._go(variant, self._patience_s)
-        if variant.stuck:
+        if variant.leaked:
             raise NotNow(
-                f"name: {definition.name} is unloaded and answers no more, but its memory stays"
+                f"name: {spec.name} is unloaded and answers no more, but its memory stays"
                 " taken: its engine has not returned from a batch, or could not be closed (the"
                 " server's log says which); restart the server to have it back"
             )
         return variant
 
-    def _go(self, variant: HeldVariant, patience_s: float) -> asyncio.Task[None]:
+    def _go(self, variant: LoadedVariant, patience_s: float) -> asyncio.Task[None]:
         """Free a variant that no new request finds; goes on by itself."""
-        name = f"unload {variant.definition.name}"
+        name = f"unload {variant.spec.name}"
         task = asyncio.create_task(self._free(variant, patience_s), name=name)
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
         return task
 
-    async def _free(self, variant: HeldVariant, patience_s: float) -> None:
+    async def _free(self, variant: LoadedVariant, patience_s: float) -> None:
         freed = False
         try:
             freed = await let_go(variant, patience_s)
         except Exception:
             # Nobody waits for a variant that was replaced.
-            log.exception("variant %s could not be freed", variant.definition.name)
+            log.exception("variant %s could not be freed", variant.spec.name)
         if freed:
-            self._variants.free(variant)
+            self._variants.remove(variant)
         else:
-            variant.stuck = True
+            variant.leaked = True
         await asyncio.to_thread(return_memory)
 
 
@@ -431,7 +428,7 @@ def _text(error: Exception) -> str:
 
 
 def _warn(name: str, text: str, error: Exception) -> None:
-    unforeseen = None if isinstance(error, FORESEEN) else error
+    unforeseen = None if isinstance(error, EXPECTED_ERRORS) else error
     log.warning("variant %s was not loaded: %s", name, text, exc_info=unforeseen)
 
 

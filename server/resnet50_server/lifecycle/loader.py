@@ -1,4 +1,4 @@
-"""From a variant's definition to an engine with its weights: where, how exact, run by what."""
+"""From a variant's spec to an engine with its weights: where, how exact, run by what."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resnet50_server.runtime.cpus import set_torch_threads
 from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights, weights_directory
 from resnet50_server.variants.network import build_network, parameter_count, read_weights
-from resnet50_server.variants.spec import Definition
+from resnet50_server.variants.spec import VariantSpec
 
 from .devices import cuda_device, division
 
@@ -38,7 +38,7 @@ MEMORY_FACTORS = {"torch": 1.3, "onnxruntime": 2.4, "openvino": 3.1, "cuda-graph
 
 
 @dataclass(frozen=True)
-class OpenEngine:
+class BuiltEngine:
     """An engine with its weights, and how it came about.
 
     Attributes:
@@ -64,7 +64,7 @@ class OpenEngine:
     memory_bytes: int = 0
 
 
-def place(definition: Definition, settings: Settings) -> tuple[str, str]:
+def place(spec: VariantSpec, settings: Settings) -> tuple[str, str]:
     """Choose a variant's device and precision.
 
     Returns:
@@ -73,7 +73,7 @@ def place(definition: Definition, settings: Settings) -> tuple[str, str]:
     Raises:
         WeightsError: The settings ask for what cannot be.
     """
-    if definition.quantized:
+    if spec.quantized:
         return "cpu", "int8"  # fbgemm kernels exist for the CPU only
     device = settings.device
     if device == "auto":
@@ -103,11 +103,11 @@ def place(definition: Definition, settings: Settings) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedVariant:
     """A variant whose weights are read and checked, and nothing is built of them yet.
 
     Attributes:
-        definition: The variant.
+        spec: The variant.
         device: Where it will run.
         precision: In which arithmetic.
         weights: Its weights; None for engines without a network.
@@ -116,7 +116,7 @@ class Prepared:
         memory_bytes: What its engine will take at most, as estimated; see `memory_of`.
     """
 
-    definition: Definition
+    spec: VariantSpec
     device: str = "cpu"
     precision: str = "fp32"
     weights: Weights | None = None
@@ -125,24 +125,24 @@ class Prepared:
     memory_bytes: int = 0
 
 
-def prepare(definition: Definition, settings: Settings) -> Prepared:
+def prepare(spec: VariantSpec, settings: Settings) -> PreparedVariant:
     """Read and check a variant's weights; blocks, so not for the event loop.
 
     Raises:
         WeightsError: The weights cannot be had, or the settings ask for what cannot be.
     """
     if settings.engine in ("null", "timed"):
-        return Prepared(definition)
-    device, precision = place(definition, settings)
-    weights = read_weights(definition, weights_directory(settings.weights_dir), settings.download)
+        return PreparedVariant(spec)
+    device, precision = place(spec, settings)
+    weights = read_weights(spec, weights_directory(settings.weights_dir), settings.download)
     set_torch_threads(division(settings).each)
-    canary = Canary.of(definition, weights)
-    parameters = parameter_count(definition, weights)
+    canary = Canary.of(spec, weights)
+    parameters = parameter_count(spec, weights)
     kind: str = settings.engine
-    if kind == "auto" and (device != "cpu" or definition.quantized):
+    if kind == "auto" and (device != "cpu" or spec.quantized):
         kind = "cuda-graphs" if device != "cpu" else "torch"
     at_most = memory_of(parameters, precision, kind, division(settings).instances)
-    return Prepared(definition, device, precision, weights, canary, parameters, at_most)
+    return PreparedVariant(spec, device, precision, weights, canary, parameters, at_most)
 
 
 def memory_of(parameters: int, precision: str, kind: str, instances: int = 1) -> int:
@@ -153,32 +153,32 @@ def memory_of(parameters: int, precision: str, kind: str, instances: int = 1) ->
     Args:
         parameters: How many its network has.
         precision: "fp32", "fp16", "bf16" or "int8".
-        kind: As `OpenEngine.kind`; the greediest one for "auto".
+        kind: As `BuiltEngine.kind`; the greediest one for "auto".
         instances: How many batches it computes at once.
     """
     factors = MEMORY_FACTORS | {"onnxruntime": instances * MEMORY_FACTORS["onnxruntime"]}
     return int(parameters * BYTES_EACH[precision] * factors.get(kind, max(factors.values())))
 
 
-def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
+def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
     """Build a variant's engine; blocks, so not for the event loop.
 
     Raises:
         WeightsError: It cannot be built; says why.
     """
-    definition, weights = prepared.definition, prepared.weights
+    spec, weights = prepared.spec, prepared.weights
     device, precision = prepared.device, prepared.precision
     if weights is None:
-        count = len(definition.categories)
+        count = len(spec.categories)
         engine: Engine = (
             NullEngine(count)
             if settings.engine == "null"
             else TimedEngine(count, settings.timed_alpha_ms, settings.timed_beta_ms)
         )
-        digest = hashlib.sha256(f"{settings.engine}:{definition.name}".encode()).hexdigest()
-        return OpenEngine(engine, settings.engine, digest, 0, device, precision, trained=False)
-    network = functools.cache(partial(build_network, definition, weights))
-    transform, quantization = definition.transform, None
+        digest = hashlib.sha256(f"{settings.engine}:{spec.name}".encode()).hexdigest()
+        return BuiltEngine(engine, settings.engine, digest, 0, device, precision, trained=False)
+    network = functools.cache(partial(build_network, spec, weights))
+    transform, quantization = spec.transform, None
     if device != "cpu" and settings.engine == "torch":
         kind = "torch"
         engine = TorchEngine(network(), transform, torch.device(device), precision)
@@ -195,17 +195,17 @@ def open_engine(prepared: Prepared, settings: Settings) -> OpenEngine:
         directory = settings.cache_dir or platformdirs.user_cache_path("resnet50-serving")
         with GraphStore(directory, settings.max_cache_bytes) as store:
             opened = _cpu_engines(store, settings).open(
-                definition, network, weights.digest, precision, settings.engine
+                spec, network, weights.digest, precision, settings.engine
             )
         engine, kind, quantization = opened.engine, opened.kind, opened.quantization
-    return OpenEngine(
+    return BuiltEngine(
         engine,
         kind,
         weights.digest,
         prepared.parameters,
         device,
         precision,
-        trained=definition.seed is None,
+        trained=spec.seed is None,
         quantization=quantization,
         memory_bytes=memory_of(prepared.parameters, precision, kind, division(settings).instances),
     )
@@ -219,7 +219,7 @@ def _cpu_engines(store: GraphStore, settings: Settings) -> CpuEngines:
     return CpuEngines(store, division(settings), calibration)
 
 
-def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> list[tuple[int, float]]:
+def warm_up(engine: Engine, spec: VariantSpec, max_batch_size: int) -> list[tuple[int, float]]:
     """Run an engine at batch 1 and at a larger batch; blocks, on an engine thread.
 
     Each twice, for the first run allocates. The larger batch is as large as `WARM_UP_S` allows: the
@@ -231,7 +231,7 @@ def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> list
     Raises:
         WeightsError: The network's answer is not finite.
     """
-    crop = definition.transform.crop
+    crop = spec.transform.crop
     image = np.full((crop, crop, 3), 128, dtype=np.uint8)
 
     def run(size: int) -> float:
@@ -239,7 +239,7 @@ def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> list
         assert output.embeddings is not None  # asked for
         if not (np.isfinite(output.probabilities).all() and np.isfinite(output.embeddings).all()):
             raise WeightsError(
-                f"{definition.name}: a grey image gives numbers that are not finite; the weights"
+                f"{spec.name}: a grey image gives numbers that are not finite; the weights"
                 " are broken, or --precision is too low for them"
             )
         return output.compute_s
@@ -254,7 +254,7 @@ def warm_up(engine: Engine, definition: Definition, max_batch_size: int) -> list
     return measured
 
 
-def verify(prepared: Prepared, opened: OpenEngine) -> None:
+def verify(prepared: PreparedVariant, opened: BuiltEngine) -> None:
     """Compare an engine's answer to a fixed image with PyTorch's; blocks, on an engine thread.
 
     Int8 that was made here has been compared with its weights on many images already.
@@ -263,4 +263,4 @@ def verify(prepared: Prepared, opened: OpenEngine) -> None:
         WeightsError: It is another one.
     """
     if prepared.canary is not None and opened.quantization is None:
-        prepared.canary.check(opened.engine, prepared.definition, opened.precision)
+        prepared.canary.check(opened.engine, prepared.spec, opened.precision)

@@ -14,9 +14,9 @@ from resnet50_server.batching.queue import Result
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.reference_check import TOLERANCES, TOP_K, fixed_image
 from resnet50_server.errors import ServingError
-from resnet50_server.variants.spec import Definition
+from resnet50_server.variants.spec import VariantSpec
 
-from .registry import HeldVariant, HeldVariants
+from .registry import LoadedVariant, VariantRegistry
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ class Reference:
     embedding: NDArray[np.float32]
 
     @classmethod
-    def of(cls, engine: Engine, definition: Definition) -> Reference:
+    def of(cls, engine: Engine, spec: VariantSpec) -> Reference:
         """Compute it; blocks, on an engine thread."""
-        image = fixed_image(definition.transform.crop)
-        output = engine.run([image], min(TOP_K, len(definition.categories)), True)
+        image = fixed_image(spec.transform.crop)
+        output = engine.run([image], min(TOP_K, len(spec.categories)), True)
         assert output.embeddings is not None  # asked for
         return cls(image, output.probabilities[0].copy(), output.embeddings[0].copy())
 
@@ -67,28 +67,28 @@ class SelfTests:
         variants: Those of the server.
     """
 
-    def __init__(self, variants: HeldVariants) -> None:
+    def __init__(self, variants: VariantRegistry) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
-        variants.watch_health(self._on_health)
+        variants.on_health_change(self._on_health)
 
     def close(self) -> None:
         """Test no more."""
         for task in self._tasks:
             task.cancel()
 
-    def _on_health(self, variant: HeldVariant) -> None:
+    def _on_health(self, variant: LoadedVariant) -> None:
         if variant.queue.health.problem is None or variant.reference is None:
             return
         # In a context of its own: what is logged there is none of the call's that was failed.
         task = Context().run(
             asyncio.create_task,
             self._recover(variant, variant.reference),
-            name=f"test variant {variant.definition.name}",
+            name=f"test variant {variant.spec.name}",
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _recover(self, variant: HeldVariant, reference: Reference) -> None:
+    async def _recover(self, variant: LoadedVariant, reference: Reference) -> None:
         health = variant.queue.health
         while True:
             await asyncio.sleep(health.retest_s)
@@ -102,13 +102,13 @@ class SelfTests:
             log.error(
                 "variant %s has failed its test and stays out of service: %s; it is tested again in"
                 " %g s",
-                variant.definition.name,
+                variant.spec.name,
                 problem,
                 health.retest_s,
             )
 
 
-async def _problem(variant: HeldVariant, reference: Reference) -> str | None:
+async def _problem(variant: LoadedVariant, reference: Reference) -> str | None:
     """Say why a variant fails the test; None if it passes."""
     try:
         result = await variant.scheduler.submit(
@@ -119,9 +119,9 @@ async def _problem(variant: HeldVariant, reference: Reference) -> str | None:
             bulk=True,
             shadow=True,
         )
-        return reference.difference(result, variant.opened.precision)
+        return reference.difference(result, variant.built.precision)
     except ServingError as error:  # the engine's own are in the log already
         return str(error)
     except Exception as error:
-        log.exception("the test of variant %s failed", variant.definition.name)
+        log.exception("the test of variant %s failed", variant.spec.name)
         return repr(error)

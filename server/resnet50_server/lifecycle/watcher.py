@@ -11,8 +11,8 @@ from resnet50_server.errors import DiskTimeout, NotNow, ServingError
 from resnet50_server.variants.directory import Stamp, VariantsDirectory
 from resnet50_server.variants.disk import ALL_FILES_S, Disk
 
-from .control import Changes
-from .registry import HeldVariants
+from .control import VariantControl
+from .registry import VariantRegistry
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class _Retry:
     due_s: float
 
 
-class FolderWatch:
+class DirectoryWatcher:
     """Looks at the folder now and then, and loads and unloads what has changed.
 
     A folder is taken as it is once two looks in a row have found the same: files that are still
@@ -46,26 +46,26 @@ class FolderWatch:
     Args:
         directory: The folder.
         variants: Those that the server holds.
-        changes: Changes them.
+        control: VariantControl them.
         every_s: From one look to the next, in seconds.
     """
 
     def __init__(
         self,
         directory: VariantsDirectory,
-        variants: HeldVariants,
-        changes: Changes,
+        variants: VariantRegistry,
+        control: VariantControl,
         every_s: float,
     ) -> None:
         self._directory = directory
         self._disk = Disk(str(directory), ALL_FILES_S)
         self._variants = variants
-        self._changes = changes
+        self._control = control
         self._every_s = every_s
         # What looks have found: the last one, and those whose outcome is final until files change,
         # be it an administrator's doing.
         self._last: dict[str, Stamp] = {}
-        self._done = changes.stamps
+        self._done = control.stamps
         self._retries: dict[str, _Retry] = {}
         self._refused: dict[str, str] = {}
         self._passed_over: set[str] = set()
@@ -73,10 +73,10 @@ class FolderWatch:
 
     async def begin(self) -> None:
         """Take a first look, before the server loads what it is started with from the folder."""
-        definitions = self._variants.definitions
+        specs = self._variants.specs
 
         def look() -> tuple[dict[str, Stamp], set[str]]:
-            served = {one.name for one in definitions if self._directory.holds(one)}
+            served = {one.name for one in specs if self._directory.holds(one)}
             return self._directory.stamps(), served
 
         try:
@@ -114,7 +114,7 @@ class FolderWatch:
             if self._directory.is_official(name):
                 self._pass_over(name)
                 continue
-            await self._changes.settle()  # it may be an administrator's load of the same
+            await self._control.settle()  # it may be an administrator's load of the same
             if stamp == self._done.get(name) or stamp != last.get(name):
                 continue
             try:
@@ -145,7 +145,7 @@ class FolderWatch:
             ServingError: It cannot be loaded, or not now.
         """
         try:
-            await self._changes.load(name, replace=True)  # notes the stamp itself
+            await self._control.load(name, replace=True)  # notes the stamp itself
         except DiskTimeout:
             self._try_again(name, stamp)
             raise
@@ -169,13 +169,13 @@ class FolderWatch:
         self._retries[name] = _Retry(stamp, pause_s, due_s)
 
     async def _unload(self, name: str) -> None:
-        definition = self._variants.by_name(name)
-        if definition is None:
+        spec = self._variants.by_name(name)
+        if spec is None:
             self._variants.failures.pop(name, None)
-        elif await self._disk.run(partial(self._directory.holds, definition)):
+        elif await self._disk.run(partial(self._directory.holds, spec)):
             if name not in self._refused:  # else it is said already why it stays
                 log.info("variants_dir: %s has gone", name)
-            await self._changes.unload(name)
+            await self._control.unload(name)
 
     def _pass_over(self, name: str) -> None:
         """Leave alone a folder whose name loads other weights; say so once."""

@@ -12,8 +12,8 @@ from resnet50_server.errors import NotNow, SplitNotFound
 from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.decode import Source
 from resnet50_server.inference.pipeline import Job
-from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
-from resnet50_server.variants.spec import Definition
+from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
+from resnet50_server.variants.spec import VariantSpec
 
 from .shadow import Compute, Shadow, Shadows, seen
 from .split import Share, Split, Tally
@@ -42,17 +42,17 @@ class Trial:
     def __init__(
         self,
         split: Split,
-        variant: HeldVariant,
-        candidate: HeldVariant,
-        variants: HeldVariants,
+        variant: LoadedVariant,
+        candidate: LoadedVariant,
+        variants: VariantRegistry,
         shadows: Shadows,
     ) -> None:
         self.split = split
         self.shadows = shadows
         self.ended = ""
         self._variants = variants
-        self._definitions = variant.definition, candidate.definition
-        self._tally = Tally(variant.opened.digest, candidate.opened.digest)
+        self._specs = variant.spec, candidate.spec
+        self._tally = Tally(variant.built.digest, candidate.built.digest)
 
     def end(self, reason: str) -> None:
         """Compare no more; what was counted stays as it is.
@@ -65,14 +65,14 @@ class Trial:
         self.shadows.close()
 
     @property
-    def variant(self) -> HeldVariant | None:
+    def variant(self) -> LoadedVariant | None:
         """The variant, if it answers."""
-        return self._variants.loaded(self._definitions[0])
+        return self._variants.loaded_variant(self._specs[0])
 
     @property
-    def candidate(self) -> HeldVariant | None:
+    def candidate(self) -> LoadedVariant | None:
         """The candidate, if it answers."""
-        return self._variants.loaded(self._definitions[1])
+        return self._variants.loaded_variant(self._specs[1])
 
     @property
     def tally(self) -> Tally:
@@ -81,7 +81,7 @@ class Trial:
             return self._tally
         variant, candidate = self.variant, self.candidate
         if variant is not None and candidate is not None:
-            digests = variant.opened.digest, candidate.opened.digest
+            digests = variant.built.digest, candidate.built.digest
             if digests != (self._tally.variant_digest, self._tally.candidate_digest):
                 self._tally = Tally(*digests)
         return self._tally
@@ -108,14 +108,14 @@ class Traffic(ServerEvents):
     """
 
     def __init__(
-        self, variants: HeldVariants, compute: Compute, random: Random | None = None
+        self, variants: VariantRegistry, compute: Compute, random: Random | None = None
     ) -> None:
         self._variants = variants
         self._compute = compute
         self._random = random or Random()
         self._trials: dict[str, Trial] = {}  # by the names of their variants
-        variants.watch_health(self._on_health)
-        variants.watch_retired(self._on_retired)
+        variants.on_health_change(self._on_health)
+        variants.on_retired(self._on_retired)
 
     @property
     def trials(self) -> list[Trial]:
@@ -170,8 +170,8 @@ class Traffic(ServerEvents):
         ]
 
     def route(
-        self, call: RequestContext, variant: HeldVariant, *, with_embedding: bool
-    ) -> HeldVariant:
+        self, call: RequestContext, variant: LoadedVariant, *, with_embedding: bool
+    ) -> LoadedVariant:
         """Return what answers a call.
 
         Args:
@@ -180,7 +180,7 @@ class Traffic(ServerEvents):
             with_embedding: Whether it asks for embeddings. Vectors of two weights must not get
                 into one index unnoticed, so the candidate answers them only if the split says so.
         """
-        call.asked = name = variant.definition.name
+        call.asked = name = variant.spec.name
         if (trial := self._holding(name)) is None:
             return variant
         if with_embedding and not trial.split.canary_embeddings:
@@ -197,13 +197,13 @@ class Traffic(ServerEvents):
         """
         if not self._trials or (trial := self._holding(job.call.asked)) is None:
             return job
-        name, tally = job.variant.definition.name, trial.tally
+        name, tally = job.variant.spec.name, trial.tally
         if (share := trial.share(name, tally)) is None:
             return job
         candidate = trial.candidate
         if (
             candidate is None
-            or name == candidate.definition.name
+            or name == candidate.spec.name
             or self._random.random() * 100 >= trial.split.shadow_percent
         ):
             return job._replace(seen=partial(_count, share))
@@ -246,7 +246,7 @@ class Traffic(ServerEvents):
         trial = self._trials.get(variant)
         return None if trial is None or trial.ended else trial
 
-    def _on_health(self, variant: HeldVariant) -> None:
+    def _on_health(self, variant: LoadedVariant) -> None:
         """End the splits whose candidate has gone out of service."""
         if (problem := variant.queue.health.problem) is None or variant.retired:
             return
@@ -254,11 +254,11 @@ class Traffic(ServerEvents):
             if trial.candidate is variant:
                 self._end(trial, f"candidate {trial.split.candidate} is out of service: {problem}")
 
-    def _on_retired(self, replaced: HeldVariant) -> None:
+    def _on_retired(self, replaced: LoadedVariant) -> None:
         """End the canaries that the weights which came in a variant's place do not suit."""
-        if (successor := replaced.successor) is None:
+        if (successor := replaced.replaced_by) is None:
             # Those that hold name no variant that is unloaded.
-            self._trials.pop(replaced.definition.name, None)
+            self._trials.pop(replaced.spec.name, None)
             return
         for trial in self._trials.values():
             variant, candidate = trial.variant, trial.candidate
@@ -281,9 +281,9 @@ class Traffic(ServerEvents):
                 reason,
             )
 
-    def _loaded(self, field: str, name: str) -> HeldVariant:
-        definition: Definition = self._variants.define(name, field)
-        held = self._variants.loaded(definition)
+    def _loaded(self, field: str, name: str) -> LoadedVariant:
+        spec: VariantSpec = self._variants.resolve(name, field)
+        held = self._variants.loaded_variant(spec)
         if held is None:
             raise NotNow(f"{field}: {name} is not loaded yet")
         return held
@@ -294,10 +294,10 @@ def _count(share: Share, result: Result, image: ImageEvent) -> None:
     share.total_s.add(image.total_s)
 
 
-def _difference(variant: HeldVariant, candidate: HeldVariant) -> str | None:
+def _difference(variant: LoadedVariant, candidate: LoadedVariant) -> str | None:
     """Say how the categories of two variants differ; None if they are the same, in one order."""
-    ours, theirs = variant.definition.categories, candidate.definition.categories
-    names = f"{candidate.definition.name} has other categories than {variant.definition.name}"
+    ours, theirs = variant.spec.categories, candidate.spec.categories
+    names = f"{candidate.spec.name} has other categories than {variant.spec.name}"
     if len(ours) != len(theirs):
         return f"{names}: {len(theirs)} instead of {len(ours)}"
     for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):

@@ -19,7 +19,7 @@ from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.images.decode import Source, length_of
 from resnet50_server.inference.pipeline import Answer, Job
-from resnet50_server.lifecycle.registry import HeldVariant
+from resnet50_server.lifecycle.registry import LoadedVariant
 
 from .split import Seen, Tally
 
@@ -45,7 +45,7 @@ class Shadow:
 
     source: Source
     seen: Seen
-    candidate: HeldVariant
+    candidate: LoadedVariant
     tally: Tally
 
 
@@ -121,9 +121,9 @@ class Shadows:
             tally.comparison.add(shadow.seen, seen(answer.result, candidate))
 
 
-def seen(result: Result, variant: HeldVariant) -> Seen:
+def seen(result: Result, variant: LoadedVariant) -> Seen:
     """Return what a comparison needs of a result with an embedding and at least one category."""
     assert result.embedding is not None  # asked for
-    label = variant.definition.categories[int(result.indices[0])]
+    label = variant.spec.categories[int(result.indices[0])]
     # A copy: the vector is a part of its batch's.
     return Seen(label, result.embedding.copy(), result.compute_s)

@@ -22,7 +22,7 @@ from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.response_cache import Lookups, ResponseCache
 from resnet50_server.lifecycle.devices import Devices
-from resnet50_server.lifecycle.registry import HeldVariants
+from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import Traffic
 
 from .logs import lines_dropped
@@ -88,7 +88,7 @@ class Readings(Collector):
         metrics: Metrics,
         admission: Admission,
         decode_pool: DecodePool,
-        variants: HeldVariants,
+        variants: VariantRegistry,
         devices: Devices,
         traffic: Traffic,
         ready: Callable[[], bool],
@@ -105,8 +105,8 @@ class Readings(Collector):
         self._ready = ready
         self._observers = observers
         self._cache = cache
-        variants.watch(lambda name: metrics.expect([name]))
-        variants.watch_gone(metrics.forget)
+        variants.on_loaded(lambda name: metrics.expect([name]))
+        variants.on_removed(metrics.forget)
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: the registry need not compare names with others'."""
@@ -183,11 +183,11 @@ class Readings(Collector):
             "1 for each variant that is loaded.",
             labels=["variant", "digest", "engine", "device", "precision", "default"],
         )
-        for definition in self._variants.definitions:
-            held = self._variants.loaded(definition)
+        for spec in self._variants.specs:
+            held = self._variants.loaded_variant(spec)
             if held is None:
                 continue
-            queue, name, opened = held.queue, [definition.name], held.opened
+            queue, name, built = held.queue, [spec.name], held.built
             images.add_metric(name, len(queue.waiting))
             waited_s = self._loop.time() - queue.oldest() if len(queue.waiting) else 0.0
             age.add_metric(name, waited_s)
@@ -196,9 +196,9 @@ class Readings(Collector):
             if queue.latency.known:
                 alpha.add_metric(name, queue.latency.alpha_s)
                 beta.add_metric(name, queue.latency.beta_s)
-            default = str(definition is self._variants.default).lower()
+            default = str(spec is self._variants.default).lower()
             info.add_metric(
-                [*name, opened.digest, opened.kind, opened.device, opened.precision, default], 1.0
+                [*name, built.digest, built.kind, built.device, built.precision, default], 1.0
             )
         yield from (images, age, alpha, beta, limit, healthy, info)
 
@@ -252,7 +252,7 @@ class Readings(Collector):
             "Images looked for in the response cache, by what came of it.",
             labels=["variant", "outcome"],
         )
-        loaded = {definition.name: Lookups() for definition in self._variants.definitions}
+        loaded = {spec.name: Lookups() for spec in self._variants.specs}
         for name, of in (loaded | cache.lookups).items():
             lookups.add_metric([name, "hit"], of.hits)
             lookups.add_metric([name, "shared"], of.shared)

@@ -26,7 +26,7 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.file_lock import locked
 
 from .disk import read_file
-from .spec import CHECKPOINT_NAMES, Definition
+from .spec import CHECKPOINT_NAMES, VariantSpec
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +57,16 @@ def weights_directory(configured: Path | None) -> Path:
     return configured if configured is not None else Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def official_path(definition: Definition, directory: Path) -> Path:
+def official_path(spec: VariantSpec, directory: Path) -> Path:
     """Return where an official variant's file lies, whether it is there or not."""
-    return directory / Path(urlparse(definition.official.url).path).name
+    return directory / Path(urlparse(spec.official.url).path).name
 
 
-def published_hash(definition: Definition) -> str:
+def published_hash(spec: VariantSpec) -> str:
     """Return the first digits of the file's SHA-256, which torchvision puts into its name."""
-    match = re.search(r"[-_]([0-9a-f]{8,})\.", definition.official.url)
+    match = re.search(r"[-_]([0-9a-f]{8,})\.", spec.official.url)
     if match is None:
-        raise WeightsError(f"{definition.name}: no hash in {definition.official.url}")
+        raise WeightsError(f"{spec.name}: no hash in {spec.official.url}")
     return match[1]
 
 
@@ -79,30 +79,30 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_official(definition: Definition, directory: Path, download: bool) -> Weights:
+def read_official(spec: VariantSpec, directory: Path, download: bool) -> Weights:
     """Read an official variant's weights, fetching them first where that is allowed and needed.
 
     Args:
-        definition: The variant.
+        spec: The variant.
         directory: Where its file lies or goes.
         download: Whether the network may be used.
 
     Raises:
         WeightsError: The file is not to be had, or is not what torchvision published.
     """
-    path = official_path(definition, directory)
-    content = _content(path, definition.name)
+    path = official_path(spec, directory)
+    content = _content(path, spec.name)
     if content is None:
-        fetch(definition, directory, download)
-        content = _content(path, definition.name)
+        fetch(spec, directory, download)
+        content = _content(path, spec.name)
     if content is None:
-        raise WeightsError(f"{definition.name}: {path} was removed as soon as it was there")
+        raise WeightsError(f"{spec.name}: {path} was removed as soon as it was there")
     digest = hashlib.sha256(content).hexdigest()
-    _require_published(definition, path, digest)
-    return Weights(_unpickled(content, path, definition.name), digest)
+    _require_published(spec, path, digest)
+    return Weights(_unpickled(content, path, spec.name), digest)
 
 
-def verify_official(definition: Definition, path: Path) -> str:
+def verify_official(spec: VariantSpec, path: Path) -> str:
     """Return the file's SHA-256 if it is what torchvision published.
 
     Raises:
@@ -111,12 +111,12 @@ def verify_official(definition: Definition, path: Path) -> str:
     try:
         digest = sha256(path)
     except OSError as error:
-        raise _unreadable(definition.name, path, error) from error
-    _require_published(definition, path, digest)
+        raise _unreadable(spec.name, path, error) from error
+    _require_published(spec, path, digest)
     return digest
 
 
-def fetch(definition: Definition, directory: Path, download: bool = True) -> None:
+def fetch(spec: VariantSpec, directory: Path, download: bool = True) -> None:
     """Download an official variant's file; its hash is checked.
 
     Of several processes that want it at once, one downloads it and the others wait. The file
@@ -126,7 +126,7 @@ def fetch(definition: Definition, directory: Path, download: bool = True) -> Non
         WeightsError: It cannot be had; the message says which file, from where, where to put it,
             and how to start without it.
     """
-    path, url = official_path(definition, directory), definition.official.url
+    path, url = official_path(spec, directory), spec.official.url
     reason = "downloads are off (--no-download)"
     if download:
         try:
@@ -134,15 +134,15 @@ def fetch(definition: Definition, directory: Path, download: bool = True) -> Non
             lock = path.with_name(f".{path.name}.lock")
             with locked(lock, f"downloads {path.name}"):
                 if not path.exists():
-                    log.info("%s: downloading %s", definition.name, url)
-                    _download(url, path, published_hash(definition))
+                    log.info("%s: downloading %s", spec.name, url)
+                    _download(url, path, published_hash(spec))
             return
         except (OSError, HTTPException, RuntimeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 reason += f"; free space in {directory}"
     raise WeightsError(
-        f"{definition.name}: no weights at {path}, and {url} cannot be downloaded ({reason})."
+        f"{spec.name}: no weights at {path}, and {url} cannot be downloaded ({reason})."
         f" Put that file there (or into a folder named by --weights-dir), or serve another variant:"
         " --variants NAME=DIRECTORY for your own, --variants untrained=random:0 for an untrained"
         " network. Weights are never replaced by random ones"
@@ -190,22 +190,22 @@ def _remove_parts(part: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def read_custom(definition: Definition) -> Weights:
+def read_custom(spec: VariantSpec) -> Weights:
     """Read a custom variant's checkpoint.
 
     Raises:
         WeightsError: There is none, or it is not a plain state dict.
     """
-    assert definition.directory is not None
+    assert spec.directory is not None
     for name in CHECKPOINT_NAMES:
-        path = definition.directory / name
-        content = _content(path, definition.name)
+        path = spec.directory / name
+        content = _content(path, spec.name)
         if content is not None:
             read = _safetensors if path.suffix == ".safetensors" else _unpickled
-            state = read(content, path, definition.name)
+            state = read(content, path, spec.name)
             return Weights(state, hashlib.sha256(content).hexdigest())
     raise WeightsError(
-        f"{definition.name}: {definition.directory} holds neither {' nor '.join(CHECKPOINT_NAMES)}"
+        f"{spec.name}: {spec.directory} holds neither {' nor '.join(CHECKPOINT_NAMES)}"
     )
 
 
@@ -230,13 +230,13 @@ def _unreadable(name: str, path: Path, error: OSError) -> WeightsError:
     )
 
 
-def _require_published(definition: Definition, path: Path, digest: str) -> None:
-    expected = published_hash(definition)
+def _require_published(spec: VariantSpec, path: Path, digest: str) -> None:
+    expected = published_hash(spec)
     if not digest.startswith(expected):
         raise WeightsError(
-            f"{definition.name}: {path} is not what torchvision published: its SHA-256 begins with"
+            f"{spec.name}: {path} is not what torchvision published: its SHA-256 begins with"
             f" {digest[: len(expected)]}, not {expected}; probably a broken download: delete it and"
-            f" run `resnet50-server variants download {definition.name}`"
+            f" run `resnet50-server variants download {spec.name}`"
         )
 
 

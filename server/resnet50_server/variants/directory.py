@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from resnet50_server.errors import InvalidRequest, NotNow, VariantNotFound
 
-from .spec import CHECKPOINT_NAMES, NAME, Definition, official_definitions, plain
+from .spec import CHECKPOINT_NAMES, NAME, VariantSpec, official_specs, plain
 
 # What changes with a variant's files.
 Stamp: TypeAlias = tuple[object, ...]
@@ -51,16 +51,16 @@ class VariantsDirectory:
         folder = self._path / name
         return _stamp(folder) if folder.is_dir() else None
 
-    def holds(self, definition: Definition) -> bool:
+    def holds(self, spec: VariantSpec) -> bool:
         """Return whether a variant's folder is one of them."""
-        if definition.directory is None:
+        if spec.directory is None:
             return False
-        return definition.directory.resolve().is_relative_to(self._path.resolve())
+        return spec.directory.resolve().is_relative_to(self._path.resolve())
 
     @staticmethod
     def is_official(name: str) -> bool:
         """Return whether a name is one of torchvision's: such weights lie elsewhere."""
-        return plain(name) == "DEFAULT" or plain(name) in official_definitions()
+        return plain(name) == "DEFAULT" or plain(name) in official_specs()
 
     def find(self, name: str) -> Path:
         """Return a variant's folder, with links resolved; none of its files lies elsewhere.

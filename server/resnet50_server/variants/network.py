@@ -14,7 +14,7 @@ from torchvision.models import ResNet, quantization, resnet50
 from resnet50_server.errors import WeightsError
 
 from .checkpoints import StateDict, Weights, read_custom, read_official
-from .spec import Definition
+from .spec import VariantSpec
 
 log = logging.getLogger(__name__)
 
@@ -52,40 +52,40 @@ class Network(nn.Module):
         return pooled, logits
 
 
-def read_weights(definition: Definition, directory: Path, download: bool) -> Weights:
+def read_weights(spec: VariantSpec, directory: Path, download: bool) -> Weights:
     """Read a variant's weights, or draw them if the variant is a random one.
 
     Args:
-        definition: The variant.
+        spec: The variant.
         directory: Where official weights lie.
         download: Whether missing official weights may be downloaded.
 
     Raises:
         WeightsError: The weights cannot be had; says which and why.
     """
-    if definition.seed is not None:
-        return _random_weights(definition)
-    if definition.official is not None:
-        return read_official(definition, directory, download)
-    return read_custom(definition)
+    if spec.seed is not None:
+        return _random_weights(spec)
+    if spec.official is not None:
+        return read_official(spec, directory, download)
+    return read_custom(spec)
 
 
-def build_network(definition: Definition, weights: Weights) -> Network:
+def build_network(spec: VariantSpec, weights: Weights) -> Network:
     """Build a network in eval mode, on the CPU, in float32 or int8.
 
     Raises:
         WeightsError: The weights do not fit; says why.
     """
-    model = build_model(definition, weights)
-    if not definition.quantized:
+    model = build_model(spec, weights)
+    if not spec.quantized:
         fold_batchnorm(model)
     return Network(model)
 
 
-def parameter_count(definition: Definition, weights: Weights) -> int:
+def parameter_count(spec: VariantSpec, weights: Weights) -> int:
     """Return how many parameters a variant's network has, of weights that fit it."""
-    if definition.official is not None:
-        return int(definition.official.meta["num_params"])
+    if spec.official is not None:
+        return int(spec.official.meta["num_params"])
     return sum(
         value.numel()
         for key, value in weights.state.items()
@@ -112,31 +112,31 @@ def fold_batchnorm(model: ResNet) -> None:
                 block.downsample = fuse_conv_bn_eval(convolution, norm)
 
 
-def _random_weights(definition: Definition) -> Weights:
-    assert definition.seed is not None
+def _random_weights(spec: VariantSpec) -> Weights:
+    assert spec.seed is not None
     log.warning(
         "variant %s is UNTRAINED (random weights, seed %d): its answers mean nothing",
-        definition.name,
-        definition.seed,
+        spec.name,
+        spec.seed,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(definition.seed)
-        state = resnet50(weights=None, num_classes=len(definition.categories)).state_dict()
+        torch.manual_seed(spec.seed)
+        state = resnet50(weights=None, num_classes=len(spec.categories)).state_dict()
     digest = hashlib.sha256()
     for tensor in state.values():
         digest.update(tensor.numpy().tobytes())
     return Weights(state, digest.hexdigest())
 
 
-def build_model(definition: Definition, weights: Weights) -> ResNet:
+def build_model(spec: VariantSpec, weights: Weights) -> ResNet:
     """Build torchvision's own network in eval mode, on the CPU, in float32 or int8.
 
     Raises:
         WeightsError: The weights do not fit; says why.
     """
-    count = len(definition.categories)
-    if definition.quantized:
-        torch.backends.quantized.engine = definition.official.meta["backend"]
+    count = len(spec.categories)
+    if spec.quantized:
+        torch.backends.quantized.engine = spec.official.meta["backend"]
         model = quantization.resnet50(weights=None, quantize=True, num_classes=count)
         model.load_state_dict(weights.state)
         return model.eval()
@@ -144,7 +144,7 @@ def build_model(definition: Definition, weights: Weights) -> ResNet:
     with torch.device("meta"):
         model = resnet50(weights=None, num_classes=count)
     if problem := _mismatch(model, weights.state, count):
-        raise WeightsError(f"{definition.name}: the checkpoint does not fit ResNet50: {problem}")
+        raise WeightsError(f"{spec.name}: the checkpoint does not fit ResNet50: {problem}")
     state = {key: value.to(model.state_dict()[key].dtype) for key, value in weights.state.items()}
     for key in model.state_dict().keys() - state.keys():  # num_batches_tracked; see _mismatch
         state[key] = torch.zeros((), dtype=torch.long)

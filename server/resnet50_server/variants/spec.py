@@ -47,7 +47,7 @@ class PublishedAccuracy:
 
 
 @dataclass(frozen=True)
-class Definition:
+class VariantSpec:
     """One variant: its name and everything that belongs to its weights but the weights.
 
     Attributes:
@@ -73,8 +73,8 @@ class Definition:
     published: PublishedAccuracy | None = None
 
     @property
-    def spec(self) -> str:
-        """What `define` reads it from."""
+    def argument(self) -> str:
+        """What `parse_variant` reads it from."""
         if self.directory is not None:
             return f"{self.name}={self.directory}"
         return self.name if self.seed is None else f"{self.name}=random:{self.seed}"
@@ -93,13 +93,13 @@ def plain(name: str) -> str:
     return name
 
 
-def official_definitions() -> dict[str, Definition]:
+def official_specs() -> dict[str, VariantSpec]:
     """Return torchvision's variants by name, float ones first."""
-    definitions: dict[str, Definition] = {}
+    specs: dict[str, VariantSpec] = {}
     for weights in (*ResNet50_Weights, *ResNet50_QuantizedWeights):
         dataset, metrics = next(iter(weights.meta["_metrics"].items()))
         aliases = ("DEFAULT",) if weights is ResNet50_Weights.DEFAULT else ()
-        definitions[weights.name] = Definition(
+        specs[weights.name] = VariantSpec(
             name=weights.name,
             aliases=aliases,
             transform=Transform.of(weights.transforms()),
@@ -108,18 +108,18 @@ def official_definitions() -> dict[str, Definition]:
             official=weights,
             published=PublishedAccuracy(dataset, metrics["acc@1"], metrics["acc@5"]),
         )
-    return definitions
+    return specs
 
 
-def define(spec: str) -> Definition:
+def parse_variant(argument: str) -> VariantSpec:
     """Read one `--variants` value: an official name, `NAME=DIR` or `NAME=random:SEED`.
 
     Raises:
         WeightsError: It is none of these, or the directory's description is wrong.
     """
-    name, has_source, source = spec.partition("=")
+    name, has_source, source = argument.partition("=")
     if not has_source:
-        official = official_definitions()
+        official = official_specs()
         default = next(one for one in official.values() if one.aliases).name
         found = official.get(default if plain(name) == "DEFAULT" else plain(name))
         if found is None:
@@ -134,19 +134,19 @@ def define(spec: str) -> Definition:
             f"variants: name {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
         )
     # Requests strip the enum's name, so that a variant of such a name would not be found.
-    if plain(name) != name or name == "DEFAULT" or name in official_definitions():
+    if plain(name) != name or name == "DEFAULT" or name in official_specs():
         raise WeightsError(f"variants: {name} is torchvision's name; choose another for {source}")
     if source.startswith("random:"):
         return _random(name, source)
     return _custom(name, Path(source))
 
 
-def _random(name: str, source: str) -> Definition:
+def _random(name: str, source: str) -> VariantSpec:
     seed = source.removeprefix("random:")
     if not seed.isdecimal() or int(seed) >= 2**63:
         raise WeightsError(f"variants: {name}={source}: the seed must be a whole number from 0")
     model = ResNet50_Weights.DEFAULT
-    return Definition(
+    return VariantSpec(
         name=name,
         transform=Transform.of(model.transforms()),
         categories=tuple(model.meta["categories"]),
@@ -244,7 +244,7 @@ def _checked(text: str, most: int) -> str:
     return text
 
 
-def _custom(name: str, directory: Path) -> Definition:
+def _custom(name: str, directory: Path) -> VariantSpec:
     path = directory / "variant.json"
     try:
         file = _VariantFile.model_validate_json(read_file(path, MAX_FILE_BYTES))
@@ -264,7 +264,7 @@ def _custom(name: str, directory: Path) -> Definition:
     if problems := transform.problems():
         raise WeightsError(f"variants: {name}: {path}: transform: {'; '.join(problems)}")
     accuracy = file.published_accuracy
-    return Definition(
+    return VariantSpec(
         name=name,
         transform=transform,
         categories=file.categories,

@@ -375,5 +375,5 @@ async def test_variant_whose_weights_overflow_on_real_images_is_out_of_service(t
         assert found.one("resnet50_answers_not_numbers_total", variant="v") == LEAST
         assert "load the variant again (LoadVariant with replace)" in caplog.text
         # The fixed image does not overflow, so that the server's own test takes it in again.
-        (held,) = server._variants.held
+        (held,) = server._variants.loaded
         assert await _problem(held, held.reference) is None

@@ -302,7 +302,7 @@ async def test_upload_for_a_variant_that_goes_out_of_service_meanwhile_is_refuse
         begin = inference_pb2.ClassifyUploadOptions(options=options)
         await upload.write(Part(options=begin))
         await upload.write(Part(chunk=PNG[:100]))
-        (entry,) = [one for one in server._variants.held if one.definition.name == V1]
+        (entry,) = [one for one in server._variants.loaded if one.spec.name == V1]
         await until(lambda: entry.uploads)
         sick = Sick(engine_of(server, V1))
         await fail_often(caller)
@@ -394,7 +394,7 @@ async def test_canary_that_fails_ends_its_split_and_its_callers_are_answered(tmp
             await set_split(canary_percent=50.0)
         # Once it is well, a split that is set anew begins anew, also if it is the same.
         sick.cure()
-        (entry,) = [one for one in admin.server._variants.held if one.definition.name == V1]
+        (entry,) = [one for one in admin.server._variants.loaded if one.spec.name == V1]
         entry.queue.health.recover()
         assert await classify(canary) == V2
         again = (await set_split(canary_percent=50.0, shadow_percent=100.0)).report

@@ -18,7 +18,7 @@ from cryptography import x509
 import resnet50_server.api.transport
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_server.api.inference_service import InferenceServicer
-from resnet50_server.auth.identity import Callers
+from resnet50_server.auth.identity import Authenticator
 from tests.support import certs
 from tests.support.pictures import encode, picture
 from tests.support.serving import server_processes, serving
@@ -129,7 +129,7 @@ def seen(monkeypatch) -> list[str]:
     answer = InferenceServicer.Classify
 
     async def Classify(servicer, request, context):
-        caller = Callers(None).identify(
+        caller = Authenticator(None).authenticate(
             context.invocation_metadata(), context.peer(), context.auth_context()
         )
         names.append(caller.name)

@@ -46,8 +46,8 @@ async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
         loaded = await admin.load("digits")
         assert (loaded.name, loaded.state, loaded.category_count) == ("digits", READY, 2)
         assert (await admin.classify("digits")).variant.digest == loaded.digest
-        variants = admin.server._changes._variants
-        held = variants.loaded(variants.define("digits", "name"))
+        variants = admin.server._control._variants
+        held = variants.loaded_variant(variants.resolve("digits", "name"))
         # Unloading waits for calls that use it, and no longer.
         while held.calls:
             await asyncio.sleep(0.005)
@@ -326,7 +326,7 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
 async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypatch):
     async with administrator(folder) as admin:
         entered, opened = asyncio.Event(), asyncio.Event()
-        changes = admin.server._changes
+        changes = admin.server._control
         hold = changes._hold
 
         async def slow(*arguments):

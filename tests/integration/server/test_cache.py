@@ -223,15 +223,15 @@ async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
         async def uses(variant: str) -> list[str | None]:
             return [(await client.classify(PNG, variant=variant)).timing.cache for _ in range(2)]
 
-        server._changes.directory = VariantsDirectory(tmp_path)
+        server._control.directory = VariantsDirectory(tmp_path)
         for variant in (V2, V1):
             assert await uses(variant) == [None, "hit"]
         assert len(server._cache) == 2
-        await server._changes.load(V1, replace=True)
+        await server._control.load(V1, replace=True)
         assert len(server._cache) == 1
         # The weights are the same as before, and yet they are asked themselves.
         assert await uses(V1) == [None, "hit"]
-        await server._changes.unload(V1)
+        await server._control.unload(V1)
         assert len(server._cache) == 1
         assert await uses(V2) == ["hit", "hit"]
 
@@ -242,11 +242,11 @@ async def test_stream_that_follows_to_new_weights_takes_none_of_the_old_ones_ans
         async def frames():
             for number in range(4):
                 if number == 2:
-                    await server._changes.load(V2, replace=True)
+                    await server._control.load(V2, replace=True)
                 yield PNG
                 await until(lambda number=number: len(uses) > number)
 
-        server._changes.directory = VariantsDirectory(tmp_path)
+        server._control.directory = VariantsDirectory(tmp_path)
         uses: list[str | None] = []
         async for answer in client.classify_stream(frames()):
             uses.append(answer.result.timing.cache)

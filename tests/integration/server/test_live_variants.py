@@ -163,7 +163,7 @@ async def test_what_the_old_weights_have_taken_they_answer_and_then_they_are_clo
             stream = await open_stream(admin, "mine")
             await send(stream, 1)
             waiting = asyncio.ensure_future(ask(admin, PICTURES[0], "mine"))
-            held = admin.server._changes._variants.find("mine")
+            held = admin.server._control._variants.find("mine")
             await until(lambda: held.requests == 2 and not held.queue.waiting)
             put(folder, "mine", 2)
             new = (await replace(admin, "mine")).variant
@@ -222,7 +222,7 @@ async def test_an_upload_that_still_arrives_is_answered_before_its_variant_is_un
     async with administrator(folder) as admin:
         await admin.load("digits")
         upload = await begin_upload(admin, content, "")
-        held = admin.server._changes._variants.find("")
+        held = admin.server._control._variants.find("")
         await set_default(admin, "digits")
         unloading = asyncio.create_task(admin.unload("IMAGENET1K_V2"))
         await until(lambda: held.retired)
@@ -285,19 +285,19 @@ async def test_an_engine_that_does_not_compute_its_weights_never_answers(tmp_pat
     put(folder, "mine", 1)
     async with administrator(folder, **REAL) as admin:
         before = await admin.load("mine")
-        open_engine, opened = loading.open_engine, []
+        build_engine, opened = loading.build_engine, []
 
         def other(prepared, settings):
             """Open what a mixed-up graph would be: other weights under the same digest."""
             put(tmp_path / "other", "mine", 2)
-            definition = loading.prepare(prepared.definition, settings).definition
-            assert definition.name == "mine"
+            spec = loading.prepare(prepared.spec, settings).spec
+            assert spec.name == "mine"
             wrong = put(tmp_path / "other", "mine", 2)
-            moved = type(definition)(**vars(definition) | {"directory": wrong})
-            opened.append(open_engine(loading.prepare(moved, settings), settings))
+            moved = type(spec)(**vars(spec) | {"directory": wrong})
+            opened.append(build_engine(loading.prepare(moved, settings), settings))
             return opened[-1]
 
-        monkeypatch.setattr(loading, "open_engine", other)
+        monkeypatch.setattr(loading, "build_engine", other)
         with refused("FAILED_PRECONDITION", "the engine does not compute these weights"):
             await replace(admin, "mine")
         assert not hasattr(opened[0].engine, "_network")  # closed: its memory is free
@@ -306,17 +306,17 @@ async def test_an_engine_that_does_not_compute_its_weights_never_answers(tmp_pat
 
 async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
     async with administrator(folder) as admin:
-        stages, hold = [], admin.server._changes._hold
+        stages, hold = [], admin.server._control._hold
 
-        async def slow(definition, loading, make_room):
+        async def slow(spec, loading, make_room):
             for stage in ("waiting", "reading", "evicting", "building", "warming_up", "verifying"):
                 loading.stage = stage
                 (one,) = [one for one in await listed(admin) if one.name == "digits"]
                 assert one.loading.elapsed_s >= 0
                 stages.append((one.state, variant_pb2.LoadingStage.Name(one.loading.stage)))
-            return await hold(definition, loading, make_room)
+            return await hold(spec, loading, make_room)
 
-        monkeypatch.setattr(admin.server._changes, "_hold", slow)
+        monkeypatch.setattr(admin.server._control, "_hold", slow)
         loaded = await admin.load("digits")
         assert not loaded.HasField("loading")
         names = [f"LOADING_STAGE_{stage}" for stage in ["WAITING", "READING", "EVICTING"]]
@@ -508,24 +508,24 @@ def test_the_check_knows_other_weights_and_takes_the_same_in_every_arithmetic(tm
     from resnet50_server.errors import WeightsError
     from resnet50_server.variants.checkpoints import read_custom
     from resnet50_server.variants.network import build_network
-    from resnet50_server.variants.spec import define
+    from resnet50_server.variants.spec import parse_variant
 
     def engine_of(name: str, seed: int, precision: str = "fp32"):
-        definition = define(f"{name}={put(tmp_path, name, seed)}")
-        weights = read_custom(definition)
-        network = build_network(definition, weights)
+        spec = parse_variant(f"{name}={put(tmp_path, name, seed)}")
+        weights = read_custom(spec)
+        network = build_network(spec, weights)
         device = torch.device("cpu")
-        engine = TorchEngine(network, definition.transform, device, precision)
-        return definition, Canary.of(definition, weights), engine
+        engine = TorchEngine(network, spec.transform, device, precision)
+        return spec, Canary.of(spec, weights), engine
 
-    definition, canary, engine = engine_of("one", 1)
-    canary.check(engine, definition, "fp32")
+    spec, canary, engine = engine_of("one", 1)
+    canary.check(engine, spec, "fp32")
     assert np.ptp(canary.probabilities) > 0.1  # a telling answer
     for precision in ("bf16", "fp16"):
-        canary.check(engine_of("one", 1, precision)[2], definition, precision)
+        canary.check(engine_of("one", 1, precision)[2], spec, precision)
     for precision in ("fp32", "fp16", "bf16", "int8"):
         with pytest.raises(WeightsError, match="does not compute these weights"):
-            canary.check(engine_of("two", 2)[2], definition, precision)
+            canary.check(engine_of("two", 2)[2], spec, precision)
 
 
 async def test_engine_that_waits_to_be_closed_holds_up_no_batch_of_others():
@@ -540,7 +540,7 @@ async def test_engine_that_waits_to_be_closed_holds_up_no_batch_of_others():
     async with serving(**DECODING, variants=names) as server, connected(server) as channel:
         (unloaded,) = [one for one in queues_of(server) if one.name == names[1]]
         unloaded.engine.close = close
-        unloading = asyncio.create_task(server._changes.unload(names[1]))
+        unloading = asyncio.create_task(server._control.unload(names[1]))
         try:
             await asyncio.to_thread(closing.wait)
             stub = inference_pb2_grpc.InferenceServiceStub(channel)

@@ -121,10 +121,10 @@ async def test_server_that_loads_listens_says_so_and_becomes_healthy_when_done(m
     hold = resnet50_server.server.hold
     arrived, gates = asyncio.Queue(), {"IMAGENET1K_V1": asyncio.Event(), "x": asyncio.Event()}
 
-    async def gated_hold(settings, devices, definition, *arguments):
-        await arrived.put(definition.name)
-        await gates[definition.name].wait()
-        return await hold(settings, devices, definition, *arguments)
+    async def gated_hold(settings, devices, spec, *arguments):
+        await arrived.put(spec.name)
+        await gates[spec.name].wait()
+        return await hold(settings, devices, spec, *arguments)
 
     monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
     server = Server(
@@ -401,10 +401,10 @@ async def test_garbage_is_looked_for_from_the_first_variant_on(monkeypatch, tmp_
     loads, released = resnet50_server.lifecycle.loading.prepare, threading.Event()
     frozen = asyncio.Event()
 
-    def prepare(definition, settings):
-        if definition.name == "IMAGENET1K_V1":
+    def prepare(spec, settings):
+        if spec.name == "IMAGENET1K_V1":
             released.wait()
-        return loads(definition, settings)
+        return loads(spec, settings)
 
     monkeypatch.setattr(resnet50_server.lifecycle.loading, "prepare", prepare)
     monkeypatch.setattr(gc, "freeze", frozen.set)
@@ -483,7 +483,7 @@ async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(
         if started:
             await second.wait()  # for ever
         held = await hold(*arguments)
-        started.append(held.definition)
+        started.append(held.spec)
         return held
 
     monkeypatch.setattr(resnet50_server.server, "hold", slow_hold)

@@ -477,7 +477,7 @@ async def put_elsewhere(operator: Operator, name: str) -> None:
     threads = Threads(1, "engine-other", lambda: None)
     scheduler = Scheduler(held.scheduler.policy, threads)
     await held.scheduler.remove(held.queue, ShuttingDown(), 0.0)
-    held.scheduler, held.queue = scheduler, scheduler.add(name, held.opened.engine, [(1, 0.001)])
+    held.scheduler, held.queue = scheduler, scheduler.add(name, held.built.engine, [(1, 0.001)])
     operator.server._devices._schedulers["other"] = scheduler
     operator.server._devices._threads["other"] = threads
 

@@ -39,7 +39,7 @@ from resnet50_server.inference.response_cache import (
     ResponseCache,
     digest_of,
 )
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, image
 
@@ -74,7 +74,7 @@ class Bench:
         self.pipeline = Pipeline(Admission(Limits()), self.pool, ImageLimits(), cache=self.cache)
         self.pipeline._decode = self.decode
         self.variant = self.load()
-        self.engine = self.variant.opened.engine
+        self.engine = self.variant.built.engine
 
     def decode(self, source, *_, **__) -> np.ndarray:
         self.decoded.append(source)
@@ -86,8 +86,8 @@ class Bench:
         engine = FakeEngine()
         engine.needs_pixels = True
         return Held(
-            definition=define("IMAGENET1K_V2"),
-            opened=SimpleNamespace(engine=engine),
+            spec=parse_variant("IMAGENET1K_V2"),
+            built=SimpleNamespace(engine=engine),
             queue=self.scheduler.add("v", engine),
             scheduler=self.scheduler,
             retired=False,
@@ -218,7 +218,7 @@ async def test_other_weights_are_asked_themselves_even_if_they_are_the_same_agai
     other = bench.load()
     await bench.ask(7)
     assert await bench.uses(bench.ask(7, variant=other)) == ["none"]
-    assert other.opened.engine.batches == [[7]]
+    assert other.built.engine.batches == [[7]]
 
 
 def raw(pixels: bytes = bytes(24), **changed) -> RawPixels:

@@ -15,13 +15,13 @@ import pytest
 
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, WeightsError
-from resnet50_server.lifecycle.control import Budget, Changes
-from resnet50_server.lifecycle.loader import OpenEngine
-from resnet50_server.lifecycle.registry import HeldVariant, HeldVariants
-from resnet50_server.lifecycle.watcher import FolderWatch
+from resnet50_server.lifecycle.control import Budget, VariantControl
+from resnet50_server.lifecycle.loader import BuiltEngine
+from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
+from resnet50_server.lifecycle.watcher import DirectoryWatcher
 from resnet50_server.variants.directory import VariantsDirectory
 from resnet50_server.variants.disk import Disk
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 from tests.support.administering import describe
 from tests.support.virtual_device import FakeEngine, VirtualThreads
 
@@ -61,36 +61,36 @@ class Engines:
     wait: Callable[[], Awaitable[object]] | None = None
     weights: list[weakref.ref[Weights]] = field(default_factory=list)
 
-    async def hold(self, definition, loading, make_room) -> HeldVariant:
-        takes = self.bytes.get(definition.name, EACH)
-        self.loads.append(definition.name)
+    async def hold(self, spec, loading, make_room) -> LoadedVariant:
+        takes = self.bytes.get(spec.name, EACH)
+        self.loads.append(spec.name)
         await make_room(takes)
         if self.wait is not None:
             await self.wait()
         weights = Weights()
         self.weights.append(weakref.ref(weights))
-        if definition.name in self.errors:
-            raise self.errors[definition.name]
+        if spec.name in self.errors:
+            raise self.errors[spec.name]
         engine, threads = FakeEngine(0.0), AtOnce()
         scheduler = Scheduler(BatchPolicy(), threads)
-        queue = scheduler.add(definition.name, engine)
-        opened = OpenEngine(
+        queue = scheduler.add(spec.name, engine)
+        opened = BuiltEngine(
             engine, "torch", "0" * 64, 0, "cpu", "fp32", trained=False, memory_bytes=takes
         )
-        return HeldVariant(definition, opened, queue, scheduler, threads)
+        return LoadedVariant(spec, opened, queue, scheduler, threads)
 
 
 @dataclass
 class Served:
     """A server's variants, and what changes them."""
 
-    variants: HeldVariants
-    changes: Changes
+    variants: VariantRegistry
+    changes: VariantControl
     engines: Engines
 
     @property
     def names(self) -> list[str]:
-        return [one.definition.name for one in self.variants.held]
+        return [one.spec.name for one in self.variants.loaded]
 
 
 @pytest.fixture
@@ -101,18 +101,18 @@ def folder(tmp_path) -> Path:
     return tmp_path / "variants"
 
 
-def serve(folder: Path, *specs: str, engines: Engines | None = None, **budget) -> Served:
+def serve(folder: Path, *arguments: str, engines: Engines | None = None, **budget) -> Served:
     """Return variants that are not loaded yet."""
     engines = engines or Engines()
-    variants = HeldVariants([define(spec) for spec in specs], None)
+    variants = VariantRegistry([parse_variant(argument) for argument in arguments], None)
     directory = VariantsDirectory(folder)
-    changes = Changes(variants, engines.hold, Budget(**budget), 1.0, directory)
+    changes = VariantControl(variants, engines.hold, Budget(**budget), 1.0, directory)
     return Served(variants, changes, engines)
 
 
-async def served(folder: Path, *specs: str, engines: Engines | None = None, **budget) -> Served:
+async def served(folder: Path, *arguments: str, engines: Engines | None = None, **budget) -> Served:
     """Return variants that are loaded."""
-    found = serve(folder, *specs, engines=engines, **budget)
+    found = serve(folder, *arguments, engines=engines, **budget)
     await found.changes.begin()
     return found
 
@@ -126,8 +126,8 @@ async def test_variant_that_became_the_default_as_its_unloading_began_stays(fold
     asyncio.get_running_loop().call_soon(server.changes.set_default, "b")
     with pytest.raises(NotNow, match="b answers requests that name no variant"):
         await unloading
-    assert server.variants.find("").definition.name == "b"
-    assert [one.name for one in server.variants.definitions] == ["b", "a"]
+    assert server.variants.find("").spec.name == "b"
+    assert [one.name for one in server.variants.specs] == ["b", "a"]
 
 
 async def test_variant_that_a_split_named_as_its_unloading_began_stays(folder):
@@ -219,10 +219,10 @@ async def test_variant_that_would_not_fit_once_those_that_leave_are_gone_is_refu
     old = server.variants.find("x")
     old.enter_frame()
     await server.changes.load("x", replace=True)
-    assert server.variants.leaving == [old]
+    assert server.variants.draining == [old]
     with pytest.raises(NotNow, match="max_variants_bytes: y takes about 3 MiB"):
         await server.changes.load("y")
-    assert server.variants.leaving == [old]
+    assert server.variants.draining == [old]
     old.leave_frame()
 
 
@@ -235,14 +235,14 @@ async def test_variant_waits_for_those_that_leave_before_others_give_way(folder)
     await server.changes.load("x", replace=True)
 
     async def look() -> None:
-        loading = server.variants.loading(server.variants.define("y", "name"))
+        loading = server.variants.load_progress(server.variants.resolve("y", "name"))
         stages.append(loading.stage)
 
     engines.wait = look
     loading = asyncio.create_task(server.changes.load("y"))
     while (found := server.variants.by_name("y")) is None:
         await asyncio.sleep(0)
-    while server.variants.loading(found).stage != "evicting":
+    while server.variants.load_progress(found).stage != "evicting":
         await asyncio.sleep(0)
     old.leave_frame()
     assert (await loading).evicted == []
@@ -254,7 +254,7 @@ async def test_nothing_is_evicted_where_there_is_room(folder):
     server, stages = await served(folder, "a=random:0", max_bytes=2 * EACH, evict=True), []
 
     async def look() -> None:
-        stages.append(server.variants.loading(server.variants.define("x", "name")).stage)
+        stages.append(server.variants.load_progress(server.variants.resolve("x", "name")).stage)
 
     server.engines.wait = look
     await server.changes.load("x")
@@ -272,7 +272,7 @@ async def test_memory_of_an_engine_that_does_not_return_stays_taken(folder):
     with pytest.raises(NotNow, match=r"b is unloaded .* its memory stays taken"):
         await server.changes.unload("b")
     assert server.variants.by_name("b") is None
-    assert server.variants.leaving == [held]
+    assert server.variants.draining == [held]
     with pytest.raises(NotNow, match=r"max_variants_bytes: x takes about 1 MiB .*a 1, b 1"):
         await server.changes.load("x")
 
@@ -284,11 +284,11 @@ async def test_caller_is_told_of_an_engine_that_could_not_be_closed(folder, capl
     def close() -> None:
         raise EngineError("still in use")
 
-    held.opened.engine.close = close
+    held.built.engine.close = close
     with pytest.raises(NotNow, match=r"b is unloaded .* could not be closed"):
         await server.changes.unload("b")
     assert server.variants.by_name("b") is None
-    assert server.variants.leaving == [held]
+    assert server.variants.draining == [held]
     assert "EngineError: still in use" in caplog.text
 
 
@@ -376,7 +376,7 @@ class Watched:
 
     def __init__(self, folder: Path, server: Served) -> None:
         self.directory = VariantsDirectory(folder)
-        self.watch = FolderWatch(self.directory, server.variants, server.changes, 0.001)
+        self.watch = DirectoryWatcher(self.directory, server.variants, server.changes, 0.001)
 
     @classmethod
     async def of(cls, folder: Path, server: Served) -> Watched:
@@ -414,7 +414,7 @@ async def test_variant_that_an_administrator_has_loaded_is_not_loaded_again_by_t
     assert server.engines.loads == ["a", "x", "x"]
     shutil.rmtree(folder / "x")
     await watched.look()
-    assert "x" not in [one.name for one in server.variants.definitions]
+    assert "x" not in [one.name for one in server.variants.specs]
 
 
 async def test_variant_that_changed_while_an_administrator_loaded_it_is_loaded_again(folder):
@@ -617,13 +617,13 @@ async def test_disk_that_hangs_is_told_and_holds_one_thread_only(folder, monkeyp
     finally:
         directory.answers.set()
     directory.hangs = False
-    assert (await server.changes.load("x")).variant.definition.name == "x"
+    assert (await server.changes.load("x")).variant.spec.name == "x"
 
 
 async def test_watch_of_a_disk_that_hangs_says_so_and_goes_on_once_it_answers(folder, caplog):
     server = await served(folder, "a=random:0")
     directory = Hanging(folder)
-    watch = FolderWatch(directory, server.variants, server.changes, 0.001)
+    watch = DirectoryWatcher(directory, server.variants, server.changes, 0.001)
     watch._disk = Disk(str(directory), 0.05)
     directory.hangs = True
     await watch.begin()
@@ -642,7 +642,7 @@ async def test_watch_of_a_disk_that_hangs_says_so_and_goes_on_once_it_answers(fo
 async def test_replaced_variant_is_held_by_nothing_once_it_is_freed(folder):
     served = serve(folder, f"x={folder}/x")
     await served.changes.begin()
-    old = weakref.ref(served.variants.held[0])
+    old = weakref.ref(served.variants.loaded[0])
     await served.changes.load("x", replace=True)
 
     async def gone() -> None:

@@ -25,11 +25,11 @@ from resnet50_server.engines.graph_cache import DIGEST_DIGITS
 from resnet50_server.engines.topk import ranked
 from resnet50_server.errors import WeightsError
 from resnet50_server.lifecycle import loader as opening
-from resnet50_server.lifecycle.loader import OpenEngine, open_engine, prepare
-from resnet50_server.lifecycle.registry import HeldVariant
+from resnet50_server.lifecycle.loader import BuiltEngine, build_engine, prepare
+from resnet50_server.lifecycle.registry import LoadedVariant
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 from tests.support import weights
 from tests.support.pictures import encode, photo_like
 
@@ -67,9 +67,9 @@ def pictures(count: int = 4, crop: int = CROP) -> Images:
     return [np.asarray(photo_like(crop, crop, 100 + seed)) for seed in range(count)]
 
 
-def open_variant(spec: str, cache: Path, **settings: object) -> OpenEngine:
-    options = Settings(variants=[spec], device="cpu", cache_dir=cache, **settings)
-    return open_engine(prepare(define(spec), options), options)
+def open_variant(argument: str, cache: Path, **settings: object) -> BuiltEngine:
+    options = Settings(variants=[argument], device="cpu", cache_dir=cache, **settings)
+    return build_engine(prepare(parse_variant(argument), options), options)
 
 
 def in_order(output: BatchOutput) -> np.ndarray:
@@ -100,7 +100,7 @@ def test_float_weights_are_computed_as_by_pytorch(mine, tmp_path, kind):
 def test_each_int8_layer_of_a_graph_is_torchvisions_to_one_level():
     """Each layer is given what the graph gave to it, so that rounding cannot add up."""
     model = weights.torchvision_model(weights.trained_like_int8())
-    transform = define("IMAGENET1K_FBGEMM_V1").transform
+    transform = parse_variant("IMAGENET1K_FBGEMM_V1").transform
     graph = onnx_graph.onnx_graph(Network(model), transform)
     steps = [
         node.output[0] for node in graph.graph.node if node.op_type in ("QuantizeLinear", "MaxPool")
@@ -204,23 +204,23 @@ def test_categories_that_do_not_fit_are_refused_even_where_a_graph_is_kept(tmp_p
         directory = weights.custom_variant(
             tmp_path / "mine", weights.calm(3, CATEGORIES), count, transform=weights.TRANSFORM
         )
-        spec = f"mine={directory}"
+        argument = f"mine={directory}"
         if count == CATEGORIES:
-            open_variant(spec, tmp_path, engine="onnxruntime")
+            open_variant(argument, tmp_path, engine="onnxruntime")
     with pytest.raises(WeightsError, match=r"^mine: .* fc has 10 classes, variant\.json names 11"):
-        open_variant(spec, tmp_path, engine="onnxruntime")
+        open_variant(argument, tmp_path, engine="onnxruntime")
 
 
 def test_other_weights_and_another_transform_get_graphs_of_their_own(tmp_path):
-    specs = []
+    arguments = []
     for name, seed, crop in (("one", 3, CROP), ("two", 4, CROP), ("three", 3, 32)):
         transform = weights.TRANSFORM | {"resize": crop, "crop": crop}
         directory = weights.custom_variant(
             tmp_path / name, weights.calm(seed, CATEGORIES), CATEGORIES, transform=transform
         )
-        specs.append(f"{name}={directory}")
-    for spec in specs:
-        open_variant(spec, tmp_path / "cache", engine="onnxruntime")
+        arguments.append(f"{name}={directory}")
+    for argument in arguments:
+        open_variant(argument, tmp_path / "cache", engine="onnxruntime")
     assert len(list((tmp_path / "cache").glob("*.onnx"))) == 3
 
 
@@ -363,7 +363,9 @@ def test_int8_is_made_of_float_weights_and_compared_on_other_images(
     assert sum(one.data_type == onnx.TensorProto.INT8 for one in graph.initializer) >= 53
     # ... and so is what lies between them: a Relu of its own would be float.
     assert not [node for node in graph.node if node.op_type == "Relu"]
-    images = calibration.read_images(folder, define(mine).transform, calibration.ImageLimits())
+    images = calibration.read_images(
+        folder, parse_variant(mine).transform, calibration.ImageLimits()
+    )
     assert len(used) == 1 and len(used[0]) == 15
     for held_out in images.held_out:
         assert not any((held_out == one).all() for one in used[0])
@@ -399,8 +401,8 @@ def test_int8_needs_images_and_names_one_that_is_broken(mine, tmp_path, folder):
 
 def test_vectors_of_int8_made_here_have_a_space_of_their_own():
     def space(quantization: object) -> str:
-        opened = OpenEngine(None, "openvino", "ab" * 32, 1, "cpu", "int8", True, quantization)
-        return HeldVariant(define("IMAGENET1K_V2"), opened, None, None, None).space
+        opened = BuiltEngine(None, "openvino", "ab" * 32, 1, "cpu", "int8", True, quantization)
+        return LoadedVariant(parse_variant("IMAGENET1K_V2"), opened, None, None, None).space
 
     assert space(None) == "IMAGENET1K_V2@abababababab"
     assert space(cpu.Agreement(1, 1, 1.0, 1.0)) == "IMAGENET1K_V2@abababababab-int8"

@@ -20,7 +20,7 @@ from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network, fold_batchnorm
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 from tests.support import weights
 from tests.support.host_device import HostDevice
 
@@ -306,9 +306,9 @@ def test_every_row_of_every_bucket_is_compared_with_pytorch(images, reference):
     probabilities = np.empty_like(found.probabilities)
     np.put_along_axis(probabilities, found.indices, found.probabilities, axis=1)
     canary = Canary(images[:2], probabilities, found.embeddings)
-    definition, one = define("IMAGENET1K_V2"), engine()
+    spec, one = parse_variant("IMAGENET1K_V2"), engine()
     assert one.sizes == (1, 2, 4)
-    canary.check(one, definition, "fp32")
+    canary.check(one, spec, "fp32")
     run = one.run
 
     def break_row(broken: int, row: int) -> None:
@@ -324,11 +324,11 @@ def test_every_row_of_every_bucket_is_compared_with_pytorch(images, reference):
         for row in range(size):
             break_row(size, row)
             with pytest.raises(WeightsError, match=f"in a batch of {size} its"):
-                canary.check(one, definition, "fp32")
+                canary.check(one, spec, "fp32")
 
     def mix_up(batch, *arguments):
         return run(batch[::-1] if len(batch) == 4 else batch, *arguments)
 
     one.run = mix_up
     with pytest.raises(WeightsError, match="in a batch of 4 its"):
-        canary.check(one, definition, "fp32")
+        canary.check(one, spec, "fp32")

@@ -9,7 +9,7 @@ from torchvision.models import ResNet50_Weights
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.variants import checkpoints as files
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 
 V2 = ResNet50_Weights.IMAGENET1K_V2
 
@@ -21,7 +21,7 @@ def test_network_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
         port = silent.getsockname()[1]
         monkeypatch.setattr(V2.value, "url", f"http://127.0.0.1:{port}/resnet50-11ad3fa6.pth")
         with pytest.raises(WeightsError, match=r"no answer within 0\.2 s|timed out") as refused:
-            files.fetch(define("IMAGENET1K_V2"), tmp_path)
+            files.fetch(parse_variant("IMAGENET1K_V2"), tmp_path)
     assert "random:0" in str(refused.value)
     assert list(tmp_path.glob("resnet50*")) == []
 
@@ -47,7 +47,7 @@ def test_download_that_stalls_is_given_up_and_other_sockets_keep_their_limits(
         port = peer.getsockname()[1]
         monkeypatch.setattr(V2.value, "url", f"http://127.0.0.1:{port}/resnet50-11ad3fa6.pth")
         with pytest.raises(WeightsError, match=r"TimeoutError|timed out"):
-            files.fetch(define("IMAGENET1K_V2"), tmp_path)
+            files.fetch(parse_variant("IMAGENET1K_V2"), tmp_path)
         sending.join()
     assert limits == [None]
     assert list(tmp_path.glob("resnet50*")) == []
@@ -59,6 +59,6 @@ def test_name_look_up_that_hangs_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "urlopen", lambda *_, **__: released.wait(30))
     try:
         with pytest.raises(WeightsError, match=r"no answer within 0\.2 s"):
-            files.fetch(define("IMAGENET1K_V2"), tmp_path)
+            files.fetch(parse_variant("IMAGENET1K_V2"), tmp_path)
     finally:
         released.set()

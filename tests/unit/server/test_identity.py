@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from resnet50_server.api.status import code_of
-from resnet50_server.auth.identity import ADMIN, INFER, Caller, Callers, certificate_identity
+from resnet50_server.auth.identity import ADMIN, INFER, Authenticator, Caller, certificate_identity
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.errors import PermissionDenied, Unauthenticated
 
@@ -21,8 +21,8 @@ CERTIFICATE = {
 
 
 @pytest.fixture
-def with_tokens(tmp_path) -> Callers:
-    return Callers(Tokens(tokens_file(tmp_path)), now=lambda: 1_700_000_000.0)
+def with_tokens(tmp_path) -> Authenticator:
+    return Authenticator(Tokens(tokens_file(tmp_path)), now=lambda: 1_700_000_000.0)
 
 
 def tokens_file(directory: Path) -> Path:
@@ -67,18 +67,18 @@ def bearer(value: str) -> tuple[tuple[str, str], ...]:
     ],
 )
 def test_caller_without_certificate_is_its_address_without_port(peer, name):
-    caller = Callers(None).identify((), peer, CLEARTEXT)
+    caller = Authenticator(None).authenticate((), peer, CLEARTEXT)
     assert caller == Caller(name, frozenset({INFER}))
 
 
 def test_caller_with_certificate_is_the_name_in_it():
-    caller = Callers(None).identify((), PEER, CERTIFICATE)
+    caller = Authenticator(None).authenticate((), PEER, CERTIFICATE)
     assert caller == Caller("cert:cam.example", frozenset({INFER}))
 
 
 def test_without_tokens_nobody_administers_and_a_token_changes_nothing():
     for peer in (PEER, "unix:", "ipv4:127.0.0.1:1"):
-        caller = Callers(None).identify(bearer("Bearer ops-secret"), peer, CLEARTEXT)
+        caller = Authenticator(None).authenticate(bearer("Bearer ops-secret"), peer, CLEARTEXT)
         assert caller.name.startswith("address:")
         caller.require(INFER)
         with pytest.raises(PermissionDenied):
@@ -130,7 +130,7 @@ def test_identity_of_a_certificate_is_its_best_name(says, name):
 )
 @pytest.mark.parametrize("says", [CLEARTEXT, CERTIFICATE], ids=["cleartext", "mtls"])
 def test_token_gives_name_and_scopes(with_tokens, value, name, scopes, says):
-    assert with_tokens.identify(bearer(value), PEER, says) == Caller(name, frozenset(scopes))
+    assert with_tokens.authenticate(bearer(value), PEER, says) == Caller(name, frozenset(scopes))
 
 
 @pytest.mark.parametrize("says", [CLEARTEXT, CERTIFICATE], ids=["cleartext", "mtls"])
@@ -159,7 +159,7 @@ def test_token_gives_name_and_scopes(with_tokens, value, name, scopes, says):
 )
 def test_call_without_a_valid_token_is_refused_with_the_reason(with_tokens, metadata, reason, says):
     with pytest.raises(Unauthenticated) as refused:
-        with_tokens.identify(metadata, PEER, says)
+        with_tokens.authenticate(metadata, PEER, says)
     assert refused.value.reason == reason
     assert code_of(refused.value).name == "UNAUTHENTICATED"
     # A refusal repeats nothing of what was sent; it may be logged.
@@ -168,20 +168,20 @@ def test_call_without_a_valid_token_is_refused_with_the_reason(with_tokens, meta
 
 
 def test_who_is_connected_is_named_without_a_token_and_may_do_nothing(with_tokens):
-    for callers in (with_tokens, Callers(None)):
-        assert callers.connected(PEER, CLEARTEXT) == Caller("address:10.0.0.7", frozenset())
-        assert callers.connected(PEER, CERTIFICATE) == Caller("cert:cam.example", frozenset())
+    for callers in (with_tokens, Authenticator(None)):
+        assert callers.peer_identity(PEER, CLEARTEXT) == Caller("address:10.0.0.7", frozenset())
+        assert callers.peer_identity(PEER, CERTIFICATE) == Caller("cert:cam.example", frozenset())
 
 
 def test_scope_that_is_missing_is_named(with_tokens):
-    caller = with_tokens.identify(bearer("Bearer camera-secret"), PEER, CLEARTEXT)
+    caller = with_tokens.authenticate(bearer("Bearer camera-secret"), PEER, CLEARTEXT)
     caller.require(INFER)
     with pytest.raises(PermissionDenied) as refused:
         caller.require(ADMIN)
     assert "token:cameras" in str(refused.value)
     assert "'admin'" in str(refused.value)
     # One does not hold the other.
-    loader = with_tokens.identify(bearer("Bearer loader-secret"), PEER, CLEARTEXT)
+    loader = with_tokens.authenticate(bearer("Bearer loader-secret"), PEER, CLEARTEXT)
     loader.require(ADMIN)
     with pytest.raises(PermissionDenied):
         loader.require(INFER)

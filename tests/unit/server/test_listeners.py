@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from resnet50_server.api.listeners import is_local, listen
-from resnet50_server.auth.tls import DAY_S, Certificates
+from resnet50_server.auth.tls import DAY_S, TlsReloader
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.settings import Settings
 from tests.support import certs
@@ -126,7 +126,7 @@ async def test_with_tls_every_tcp_address_speaks_it_and_unix_sockets_do_not(tmp_
     await listen(
         server,
         settings(*addresses, allow_cleartext=True, **files.settings),
-        Certificates(files.cert, files.key),
+        TlsReloader(files.cert, files.key),
     )
     assert server.bound == list(zip(["TLS", "TLS", "clear text"], addresses, strict=True))
     assert caplog.messages == []
@@ -158,7 +158,7 @@ async def test_each_address_is_told_of_a_new_certificate_once(tmp_path, monkeypa
     )
     ca = certs.authority()
     files = certs.Files(tmp_path, certs.issue(ca))
-    certificates = Certificates(files.cert, files.key)
+    certificates = TlsReloader(files.cert, files.key)
     await listen(Server(), settings("127.0.0.1:0", "127.0.0.1:0", **files.settings), certificates)
     assert [fetch() for fetch in fetchers] == [None, None]
     files.put(certs.issue(ca))
@@ -189,7 +189,7 @@ class Clock:
 
 
 def test_new_pair_takes_the_place_of_the_old_one(ca, files):
-    certificates = Certificates(files.cert, files.key)
+    certificates = TlsReloader(files.cert, files.key)
     first = certificates.current()
     assert certificates.current() is first
     leaf = certs.issue(ca, days=500)
@@ -203,17 +203,17 @@ def test_new_pair_takes_the_place_of_the_old_one(ca, files):
 def test_new_client_ca_takes_the_place_of_the_old_one(files, tmp_path):
     path = tmp_path / "clients.pem"
     certs.authority().cert_pem.write_to_path(path)
-    certificates = Certificates(files.cert, files.key, path)
+    certificates = TlsReloader(files.cert, files.key, path)
     assert certificates.current().client_ca == path.read_bytes()
     certs.authority().cert_pem.write_to_path(path)
     assert certificates.current().client_ca == path.read_bytes()
 
 
 def test_files_that_do_not_change_are_not_read_again(files, monkeypatch):
-    monkeypatch.setattr("resnet50_server.auth.file_watch.SETTLED_NS", 0)
-    certificates = Certificates(files.cert, files.key)
+    monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
+    certificates = TlsReloader(files.cert, files.key)
     certificates.current()
-    monkeypatch.setattr(Certificates, "_read", None)
+    monkeypatch.setattr(TlsReloader, "_read", None)
     for _ in range(3):
         certificates.current()
 
@@ -226,7 +226,7 @@ def test_link_that_is_turned_to_other_files_is_a_change(ca, tmp_path):
         certs.Files(tmp_path / name, leaf)
     link = tmp_path / "current"
     link.symlink_to("one")
-    certificates = Certificates(link / "server.pem", link / "server.key")
+    certificates = TlsReloader(link / "server.pem", link / "server.key")
     link.unlink()
     link.symlink_to("two")
     assert certificates.current().certificate == certs.chain(leaves["two"])
@@ -260,7 +260,7 @@ def errors(caplog) -> list[str]:
 def test_broken_new_pair_keeps_the_old_one_and_is_complained_of_once(
     ca, files, caplog, breakage, part
 ):
-    certificates = Certificates(files.cert, files.key)
+    certificates = TlsReloader(files.cert, files.key)
     first = certificates.current()
     breakage(files, ca)
     for _ in range(3):
@@ -298,7 +298,7 @@ def test_broken_new_pair_keeps_the_old_one_and_is_complained_of_once(
 def test_pair_that_is_not_sound_is_refused_with_the_reason(files, breakage, parts):
     breakage(files)
     with pytest.raises(UnusableSetting) as refused:
-        Certificates(files.cert, files.key)
+        TlsReloader(files.cert, files.key)
     for part in parts:
         assert part in str(refused.value)
 
@@ -320,13 +320,13 @@ def test_client_ca_that_is_none_is_refused(files, tmp_path):
     path = tmp_path / "clients.pem"
     path.write_bytes(files.key.read_bytes())
     with pytest.raises(UnusableSetting, match=r"tls_client_ca: .*clients.pem holds no cert"):
-        Certificates(files.cert, files.key, path)
+        TlsReloader(files.cert, files.key, path)
 
 
 def test_expiry_is_logged_and_warned_of_once_a_day_in_the_last_two_weeks(ca, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     files, clock = certs.Files(tmp_path, certs.issue(ca, days=30)), Clock()
-    certificates = Certificates(files.cert, files.key, clock=clock)
+    certificates = TlsReloader(files.cert, files.key, clock=clock)
     assert "valid until" in caplog.text
 
     def warned() -> list[str]:
@@ -353,7 +353,7 @@ def test_expiry_is_logged_and_warned_of_once_a_day_in_the_last_two_weeks(ca, tmp
 
 def test_certificate_that_is_about_to_expire_is_warned_of_at_once(ca, tmp_path, caplog):
     files = certs.Files(tmp_path, certs.issue(ca, days=3))
-    Certificates(files.cert, files.key)
+    TlsReloader(files.cert, files.key)
     assert "expires on" in caplog.text
 
 
@@ -361,22 +361,22 @@ def test_chain_expires_with_the_first_of_its_certificates(ca, files):
     with_key, other = certs.issue(ca, days=50), certs.issue(ca, days=20)
     files.put(with_key)
     certs.replace(files.cert, certs.chain(with_key) + certs.chain(other))
-    remaining_s = Certificates(files.cert, files.key).expires_at - time.time()
+    remaining_s = TlsReloader(files.cert, files.key).expires_at - time.time()
     assert 19 * DAY_S < remaining_s < 21 * DAY_S
 
 
 def test_key_that_everybody_can_read_is_warned_of(files, caplog):
-    Certificates(files.cert, files.key)
+    TlsReloader(files.cert, files.key)
     assert caplog.messages == []
     files.key.chmod(0o644)
-    Certificates(files.cert, files.key)
+    TlsReloader(files.cert, files.key)
     assert "server.key can be read by every user" in caplog.text
 
 
 def test_keys_are_in_no_log_and_no_repr(ca, files, caplog):
     caplog.set_level(logging.DEBUG)
     key = files.key.read_text()
-    certificates = Certificates(files.cert, files.key)
+    certificates = TlsReloader(files.cert, files.key)
     shown = repr(certificates) + repr(certificates.current())
     certs.replace(files.key, key.replace("BEGIN", "BEGIN ").encode())
     certificates.current()

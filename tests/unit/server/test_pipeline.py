@@ -16,7 +16,7 @@ from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.pipeline import Job, Pipeline
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.pictures import encode, photo_like
 from tests.support.virtual_device import FakeEngine, VirtualDecoders, VirtualThreads, image
@@ -49,8 +49,8 @@ class Bench:
         self.scheduler = Scheduler(BatchPolicy(max_batch_size=1), VirtualThreads())
         self.queue = self.scheduler.add("v", self.engine, warm=[(1, batch_s)])
         self._variant = SimpleNamespace(
-            definition=define("IMAGENET1K_V2"),
-            opened=SimpleNamespace(engine=self.engine),
+            spec=parse_variant("IMAGENET1K_V2"),
+            built=SimpleNamespace(engine=self.engine),
             queue=self.queue,
             scheduler=self.scheduler,
         )

@@ -15,12 +15,12 @@ from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import ShuttingDown, WeightsError
 from resnet50_server.lifecycle import loading
 from resnet50_server.lifecycle.devices import Devices
-from resnet50_server.lifecycle.loader import WARM_UP_S, OpenEngine, warm_up
-from resnet50_server.lifecycle.loading import LAST_BATCHES_S, hold, let_go
-from resnet50_server.lifecycle.registry import HeldVariant
+from resnet50_server.lifecycle.loader import WARM_UP_S, BuiltEngine, warm_up
+from resnet50_server.lifecycle.loading import MIN_DRAIN_S, hold, let_go
+from resnet50_server.lifecycle.registry import LoadedVariant
 from resnet50_server.lifecycle.stages import Loading
 from resnet50_server.settings import Settings
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, image
 
@@ -60,8 +60,8 @@ class ClosingEngine(FakeEngine):
         self.closed_on.append(threading.current_thread().name)
 
 
-def opened(engine: FakeEngine) -> OpenEngine:
-    return OpenEngine(engine, "torch", "0" * 64, 0, "cpu", "fp32", trained=False)
+def opened(engine: FakeEngine) -> BuiltEngine:
+    return BuiltEngine(engine, "torch", "0" * 64, 0, "cpu", "fp32", trained=False)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def opened(engine: FakeEngine) -> OpenEngine:
 )
 def test_warming_up_is_as_thorough_as_the_time_for_it_allows(alpha, beta, sizes):
     engine = StatedEngine(alpha, beta)
-    measured = warm_up(engine, define("u=random:0"), max_batch_size=32)
+    measured = warm_up(engine, parse_variant("u=random:0"), max_batch_size=32)
     assert engine.sizes == sizes
     assert measured == [(size, pytest.approx(alpha + beta * size)) for size in sizes[::2]]
     larger = [size for size, _ in measured[1:]]
@@ -153,12 +153,12 @@ async def test_engine_that_does_not_come_back_is_not_closed_and_not_waited_for(
 async def test_engine_that_does_not_warm_up_is_closed_in_no_engine_thread(monkeypatch):
     engine = ClosingEngine()
     engine.without_answer = 128  # the grey image
-    monkeypatch.setattr(loading, "open_engine", lambda *_: opened(engine))
+    monkeypatch.setattr(loading, "build_engine", lambda *_: opened(engine))
     settings = Settings(variants=["u=random:0"], instances=1)
     devices = Devices(settings, lambda error: None)
     try:
         with pytest.raises(WeightsError, match="not finite"):
-            await hold(settings, devices, define("u=random:0"), Loading(), no_limit)
+            await hold(settings, devices, parse_variant("u=random:0"), Loading(), no_limit)
         (thread,) = engine.closed_on
         assert not thread.startswith(("engine", "MainThread"))
     finally:
@@ -174,7 +174,7 @@ class AtOnce(VirtualThreads):
 
 @pytest.mark.parametrize(
     ("patience_s", "batch_s", "closed"),
-    [(30.0, 20.0, True), (30.0, 40.0, False), (0.0, 0.9 * LAST_BATCHES_S, True)],
+    [(30.0, 20.0, True), (30.0, 40.0, False), (0.0, 0.9 * MIN_DRAIN_S, True)],
 )
 def test_variant_whose_batch_does_not_end_goes_without_its_engine_being_closed(
     patience_s, batch_s, closed, caplog
@@ -185,7 +185,9 @@ def test_variant_whose_batch_does_not_end_goes_without_its_engine_being_closed(
         loop, threads = asyncio.get_running_loop(), AtOnce()
         scheduler = Scheduler(BatchPolicy(), threads)
         queue = scheduler.add("u", engine)
-        variant = HeldVariant(define("u=random:0"), opened(engine), queue, scheduler, threads)
+        variant = LoadedVariant(
+            parse_variant("u=random:0"), opened(engine), queue, scheduler, threads
+        )
         running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
         await asyncio.sleep(0.1)
         freed = await let_go(variant, patience_s)

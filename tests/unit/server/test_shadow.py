@@ -17,7 +17,7 @@ from resnet50_server.rollout.shadow import MAX_WAITING, MAX_WAITING_BYTES, Shado
 from resnet50_server.rollout.split import Seen, Tally
 from tests.support.serving import until
 
-CANDIDATE = SimpleNamespace(definition=SimpleNamespace(categories=["dog", "cat"]))
+CANDIDATE = SimpleNamespace(spec=SimpleNamespace(categories=["dog", "cat"]))
 VECTOR = np.array([1.0, 2.0], dtype=np.float32)
 
 

@@ -125,7 +125,7 @@ async def test_file_whose_disk_hangs_holds_up_no_call(path, clock, monkeypatch):
 
 def test_file_that_does_not_change_is_not_read_again(path, clock, monkeypatch):
     tokens, reads = Tokens(path, clock), []
-    monkeypatch.setattr("resnet50_server.auth.file_watch.SETTLED_NS", 0)
+    monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
     monkeypatch.setattr(
         "resnet50_server.auth.tokens.read_tokens", lambda path: reads.append(1) or read_tokens(path)
     )

@@ -16,12 +16,12 @@ from resnet50_server.errors import Stalled
 from resnet50_server.events import ServerEvents
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
-from resnet50_server.variants.spec import define
+from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.pictures import encode, picture
 
 PNG = encode(picture())
-TRANSFORM = define("IMAGENET1K_V2").transform
+TRANSFORM = parse_variant("IMAGENET1K_V2").transform
 Part = inference_pb2.ClassifyUploadRequest
 
 

@@ -16,14 +16,14 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.lifecycle.registry import HeldVariants
+from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.variants.checkpoints import official_path, read_custom, read_official
 from resnet50_server.variants.network import (
     build_network,
     parameter_count,
     read_weights,
 )
-from resnet50_server.variants.spec import define, official_definitions
+from resnet50_server.variants.spec import official_specs, parse_variant
 from tests.support import weights
 from tests.support.faults import unprivileged
 
@@ -34,11 +34,11 @@ INT8_V1 = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V1
 INT8_V2 = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
 
 
-def load(spec: str, directory: Path = Path("nowhere"), download: bool = False):
-    definition = define(spec)
-    weights = read_weights(definition, directory, download)
-    network = build_network(definition, weights)
-    return network, weights.digest, parameter_count(definition, weights)
+def load(argument: str, directory: Path = Path("nowhere"), download: bool = False):
+    spec = parse_variant(argument)
+    weights = read_weights(spec, directory, download)
+    network = build_network(spec, weights)
+    return network, weights.digest, parameter_count(spec, weights)
 
 
 def sha256(path: Path) -> str:
@@ -51,24 +51,24 @@ def sha256(path: Path) -> str:
     ids=lambda value: getattr(value, "name", None),
 )
 def test_official_variants_are_what_torchvisions_enums_say(member, resize, acc_at_1):
-    definition = define(member.name)
-    assert definition.official is member
-    assert (definition.transform.resize, definition.transform.crop) == (resize, 224)
-    assert definition.transform.mean == tuple(member.transforms().mean)
-    assert definition.transform.std == tuple(member.transforms().std)
-    assert definition.transform.interpolation == "bilinear"
-    assert list(definition.categories) == member.meta["categories"]
-    assert len(definition.categories) == 1000
-    assert definition.published.acc_at_1 == acc_at_1
-    assert definition.published.dataset == "ImageNet-1K"
-    assert definition.quantized == isinstance(member, ResNet50_QuantizedWeights)
-    assert "`" not in definition.description
+    spec = parse_variant(member.name)
+    assert spec.official is member
+    assert (spec.transform.resize, spec.transform.crop) == (resize, 224)
+    assert spec.transform.mean == tuple(member.transforms().mean)
+    assert spec.transform.std == tuple(member.transforms().std)
+    assert spec.transform.interpolation == "bilinear"
+    assert list(spec.categories) == member.meta["categories"]
+    assert len(spec.categories) == 1000
+    assert spec.published.acc_at_1 == acc_at_1
+    assert spec.published.dataset == "ImageNet-1K"
+    assert spec.quantized == isinstance(member, ResNet50_QuantizedWeights)
+    assert "`" not in spec.description
 
 
 def test_all_four_official_variants_are_there_and_one_is_the_default():
-    assert list(official_definitions()) == [one.name for one in (V1, V2, INT8_V1, INT8_V2)]
-    assert define("DEFAULT") == define("IMAGENET1K_V2")
-    aliases = {name: one.aliases for name, one in official_definitions().items() if one.aliases}
+    assert list(official_specs()) == [one.name for one in (V1, V2, INT8_V1, INT8_V2)]
+    assert parse_variant("DEFAULT") == parse_variant("IMAGENET1K_V2")
+    aliases = {name: one.aliases for name, one in official_specs().items() if one.aliases}
     assert aliases == {"IMAGENET1K_V2": ("DEFAULT",)}
 
 
@@ -81,11 +81,11 @@ def test_all_four_official_variants_are_there_and_one_is_the_default():
     ],
 )
 def test_pythons_spelling_of_a_member_is_accepted(spelling, name):
-    assert define(spelling).name == name
+    assert parse_variant(spelling).name == name
 
 
 @pytest.mark.parametrize(
-    ("spec", "reason"),
+    ("argument", "reason"),
     [
         ("", "IMAGENET1K_V1, IMAGENET1K_V2"),
         ("IMAGENET1K_V3", "NAME=DIRECTORY"),
@@ -104,23 +104,23 @@ def test_pythons_spelling_of_a_member_is_accepted(spelling, name):
         ("x=/no/such/directory", "/no/such/directory/variant.json"),
     ],
 )
-def test_what_names_no_variant_is_refused_with_the_reason(spec, reason):
+def test_what_names_no_variant_is_refused_with_the_reason(argument, reason):
     with pytest.raises(WeightsError, match=r"^variants: ") as refused:
-        define(spec)
+        parse_variant(argument)
     assert reason in str(refused.value)
 
 
 def test_two_variants_of_one_name_are_refused():
-    for specs in (["x=random:0", "x=random:1"], ["DEFAULT", "IMAGENET1K_V2"]):
+    for arguments in (["x=random:0", "x=random:1"], ["DEFAULT", "IMAGENET1K_V2"]):
         with pytest.raises(WeightsError, match="given twice"):
-            HeldVariants([define(spec) for spec in specs], None)
+            VariantRegistry([parse_variant(argument) for argument in arguments], None)
 
 
 def test_default_variant_must_be_among_those_served():
-    definitions = [define("IMAGENET1K_V1"), define("x=random:0")]
-    assert HeldVariants(definitions, "x").default.name == "x"
+    specs = [parse_variant("IMAGENET1K_V1"), parse_variant("x=random:0")]
+    assert VariantRegistry(specs, "x").default.name == "x"
     with pytest.raises(WeightsError, match=r"default_variant.*IMAGENET1K_V2.*IMAGENET1K_V1, x"):
-        HeldVariants(definitions, "IMAGENET1K_V2")
+        VariantRegistry(specs, "IMAGENET1K_V2")
 
 
 # Custom variants
@@ -168,9 +168,9 @@ def test_int8_network_answers_exactly_as_torchvisions_own(monkeypatch, tmp_path)
 def test_every_module_of_a_loaded_network_is_in_eval_mode(monkeypatch, tmp_path):
     directory = weights.custom_variant(tmp_path / "mine", weights.hollow())
     weights.publish(monkeypatch, INT8_V2, weights.trained_like_int8(), tmp_path)
-    for spec in (f"mine={directory}", "x=random:0", "IMAGENET1K_FBGEMM_V2"):
-        network = load(spec, tmp_path)[0]
-        assert [name for name, module in network.named_modules() if module.training] == [], spec
+    for argument in (f"mine={directory}", "x=random:0", "IMAGENET1K_FBGEMM_V2"):
+        network = load(argument, tmp_path)[0]
+        assert [name for name, module in network.named_modules() if module.training] == [], argument
 
 
 def test_safetensors_are_preferred_to_a_pickle(good):
@@ -281,14 +281,14 @@ def test_broken_checkpoint_is_refused_with_its_path(good, checkpoint, breakage, 
 @pytest.mark.parametrize("checkpoint", ["weights.pth", "weights.safetensors"])
 def test_checkpoint_that_may_not_be_read_is_refused_with_its_path(good, checkpoint):
     path = good / checkpoint / checkpoint
-    definition = define(f"mine={path.parent}")
+    spec = parse_variant(f"mine={path.parent}")
     path.chmod(0)
     try:
         with (
             pytest.raises(WeightsError, match=r"cannot be read \(Permission denied\)"),
             unprivileged(),
         ):
-            read_custom(definition)
+            read_custom(spec)
     finally:
         path.chmod(0o644)
 
@@ -318,7 +318,7 @@ def test_directory_without_variant_json_is_refused(tmp_path):
     directory = weights.custom_variant(tmp_path / "mine", weights.hollow())
     (directory / "variant.json").unlink()
     with pytest.raises(WeightsError, match=r"mine=.*cannot read .*variant\.json: No such file"):
-        define(f"mine={directory}")
+        parse_variant(f"mine={directory}")
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_directory_without_variant_json_is_refused(tmp_path):
 def test_variant_json_that_is_wrong_is_refused_with_the_key(tmp_path, description, reason):
     directory = weights.custom_variant(tmp_path / "mine", {}, **description)
     with pytest.raises(WeightsError, match=r"^variants: mine: .*variant\.json: ") as refused:
-        define(f"mine={directory}")
+        parse_variant(f"mine={directory}")
     assert reason in str(refused.value)
     assert len(str(refused.value)) < 1500
     assert str(refused.value).isprintable()
@@ -370,7 +370,7 @@ def test_variant_json_that_is_no_file_is_refused_and_not_waited_for(tmp_path, ma
     (directory / "variant.json").unlink()
     make(directory / "variant.json")
     with pytest.raises(WeightsError, match=r"cannot read .*variant\.json: is no file"):
-        define(f"mine={directory}")
+        parse_variant(f"mine={directory}")
 
 
 def test_variant_json_that_is_too_long_is_refused(tmp_path):
@@ -378,7 +378,7 @@ def test_variant_json_that_is_too_long_is_refused(tmp_path):
     with (directory / "variant.json").open("ab") as file:
         file.truncate(9 * 2**20)
     with pytest.raises(WeightsError, match=r"variant\.json: is longer than 8 MiB"):
-        define(f"mine={directory}")
+        parse_variant(f"mine={directory}")
 
 
 def test_labels_of_all_languages_are_taken(tmp_path):
@@ -390,14 +390,14 @@ def test_labels_of_all_languages_are_taken(tmp_path):
         "🦊",
     ]
     directory = weights.custom_variant(tmp_path / "mine", {}, categories=labels)
-    assert define(f"mine={directory}").categories == tuple(labels)
+    assert parse_variant(f"mine={directory}").categories == tuple(labels)
 
 
 def test_variant_json_that_is_no_json_is_refused(tmp_path):
     directory = weights.custom_variant(tmp_path / "mine", {})
     (directory / "variant.json").write_text("{categories:")
     with pytest.raises(WeightsError, match=r"variant\.json: .*JSON"):
-        define(f"mine={directory}")
+        parse_variant(f"mine={directory}")
 
 
 def test_custom_variant_is_described_by_its_file(tmp_path):
@@ -406,12 +406,12 @@ def test_custom_variant_is_described_by_its_file(tmp_path):
     directory = weights.custom_variant(
         tmp_path / "mine", {}, count=3, transform=transform, published_accuracy=accuracy
     )
-    definition = define(f"pets={directory}")
-    assert definition.name == "pets"
-    assert definition.categories == ("kind 0", "kind 1", "kind 2")
-    assert (definition.transform.resize, definition.transform.crop) == (288, 256)
-    assert definition.transform.interpolation == "bicubic"
-    assert (definition.published.acc_at_1, definition.published.acc_at_5) == (92.5, None)
+    spec = parse_variant(f"pets={directory}")
+    assert spec.name == "pets"
+    assert spec.categories == ("kind 0", "kind 1", "kind 2")
+    assert (spec.transform.resize, spec.transform.crop) == (288, 256)
+    assert spec.transform.interpolation == "bicubic"
+    assert (spec.published.acc_at_1, spec.published.acc_at_5) == (92.5, None)
 
 
 # Random variants
@@ -437,7 +437,7 @@ def test_random_variant_is_determined_by_its_seed_and_says_that_it_is_untrained(
 def test_missing_official_file_is_downloaded(monkeypatch, tmp_path, member, capsys):
     published = weights.publish(monkeypatch, member, weights.hollow(1000), tmp_path / "there")
     here = tmp_path / "not yet" / "here"
-    state = read_official(define(member.name), here, download=True)
+    state = read_official(parse_variant(member.name), here, download=True)
     assert [path.name for path in here.iterdir() if path.suffix != ".lock"] == [published.name]
     assert state.digest == sha256(published)
     assert state.state.keys() == weights.hollow().keys()
@@ -450,7 +450,7 @@ def test_download_with_a_wrong_hash_is_refused_and_leaves_nothing(monkeypatch, t
     published.write_bytes(published.read_bytes() + b"!")
     here = tmp_path / "here"
     with pytest.raises(WeightsError, match="hash") as refused:
-        read_official(define(member.name), here, download=True)
+        read_official(parse_variant(member.name), here, download=True)
     assert published.name in str(refused.value)
     assert [path.suffix for path in here.iterdir()] == [".lock"]
 
@@ -464,9 +464,9 @@ def test_file_that_is_here_is_used_without_the_network(monkeypatch, tmp_path):
 
 
 def test_missing_file_without_download_says_which_file_from_where_and_what_else(tmp_path):
-    definition = define("IMAGENET1K_V2")
+    spec = parse_variant("IMAGENET1K_V2")
     with pytest.raises(WeightsError) as refused:
-        read_official(definition, tmp_path, download=False)
+        read_official(spec, tmp_path, download=False)
     for part in (
         str(tmp_path / "resnet50-11ad3fa6.pth"),
         "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
@@ -479,7 +479,7 @@ def test_missing_file_without_download_says_which_file_from_where_and_what_else(
 def test_unreachable_url_says_why_and_what_else(monkeypatch, tmp_path):
     monkeypatch.setattr(V2.value, "url", (tmp_path / "nothing-11ad3fa6.pth").as_uri())
     with pytest.raises(WeightsError, match=r"cannot be downloaded .*URLError.*random:0"):
-        read_official(define("IMAGENET1K_V2"), tmp_path / "here", download=True)
+        read_official(parse_variant("IMAGENET1K_V2"), tmp_path / "here", download=True)
 
 
 def test_server_that_does_not_speak_http_is_a_failed_download(monkeypatch, tmp_path):
@@ -497,7 +497,7 @@ def test_server_that_does_not_speak_http_is_a_failed_download(monkeypatch, tmp_p
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/resnet50-11ad3fa6.pth"
         monkeypatch.setattr(V2.value, "url", url)
         with pytest.raises(WeightsError, match="cannot be downloaded"):
-            read_official(define("IMAGENET1K_V2"), tmp_path, download=True)
+            read_official(parse_variant("IMAGENET1K_V2"), tmp_path, download=True)
         thread.join()
 
 
@@ -508,4 +508,4 @@ def test_half_downloaded_official_file_is_refused_by_its_hash(monkeypatch, tmp_p
     with pytest.raises(WeightsError, match=r"not what torchvision published.*delete it") as refused:
         load("IMAGENET1K_V2", tmp_path, download=True)
     assert str(published) in str(refused.value)
-    assert published == official_path(define("IMAGENET1K_V2"), tmp_path)
+    assert published == official_path(parse_variant("IMAGENET1K_V2"), tmp_path)
