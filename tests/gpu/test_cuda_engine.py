@@ -133,7 +133,7 @@ def test_compiled_network_answers_as_torchvision(build, pixels, references, prec
     close(answers(engine, pixels[:1]), tuple(one[:1] for one in references[0]), precision)
 
 
-def test_compiled_and_captured_engine_answers_as_the_eager_engine(build, pixels):
+def test_compiled_engine_matches_the_eager_engine(build, pixels):
     ours = build(precision="fp32", compile_network=True, buckets=[4])
     eager = TorchEngine(network(), TRANSFORM, torch.device("cuda:0"), "fp32")
     close(answers(ours, pixels[:4]), answers(eager, pixels[:4]), "fp32")
@@ -149,7 +149,7 @@ def test_categories_come_by_falling_probability_however_many(build, pixels, refe
     assert (np.diff(output.probabilities, axis=1) <= 0).all()
 
 
-def test_two_variants_interleaved_from_two_threads_answer_as_alone(build, pixels, references):
+def test_two_variants_on_two_threads_match_each_alone(build, pixels, references):
     engines = {seed: build(seed) for seed in (0, 1)}
     failures: list[BaseException] = []
 
@@ -173,9 +173,7 @@ def test_two_variants_interleaved_from_two_threads_answer_as_alone(build, pixels
     assert not failures
 
 
-def test_variant_answers_while_another_is_built_and_after_it_is_closed(
-    build, pixels, references, device
-):
+def test_variant_answers_while_another_is_built_or_closed(build, pixels, references, device):
     served = build(0)
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -251,7 +249,7 @@ def test_last_engine_to_leave_frees_the_devices_memory(pixels):
     again.close()
 
 
-def test_graph_memory_of_all_buckets_is_little_more_than_the_largest_ones(pixels):
+def test_memory_of_all_buckets_is_near_that_of_the_largest(pixels):
     def reserved(buckets: list[int] | None) -> int:
         device = CudaDevice(0)
         gc.collect()

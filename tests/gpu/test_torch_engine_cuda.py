@@ -80,7 +80,7 @@ def test_engine_answers_as_torchvision(pixels, reference, precision, probability
     assert torch.cosine_similarity(embeddings, reference[1]).min() > cosine
 
 
-def test_fp32_without_tf32_answers_within_rounding_of_torchvision(pixels, reference, monkeypatch):
+def test_fp32_without_tf32_matches_torchvision(pixels, reference, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     probabilities, embeddings = answers(engine("fp32"), pixels)
     assert (probabilities - reference[0]).abs().max() < 1e-4

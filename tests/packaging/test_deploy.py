@@ -81,7 +81,7 @@ def test_compose_file_is_what_compose_takes():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_yaml_file_parses_and_kustomize_names_every_manifest():
+def test_yaml_parses_and_kustomize_names_every_manifest():
     for path in DEPLOY.rglob("*.y*ml"):
         assert documents(path), path
     named = set(manifests()["Kustomization"]["resources"])
@@ -124,7 +124,7 @@ PLACES = ["image", "compose", "kubernetes", "systemd"]
 
 
 @pytest.mark.parametrize("where", PLACES)
-def test_server_is_told_nothing_that_it_refuses_and_listens_where_clients_look(where, monkeypatch):
+def test_manifests_use_valid_settings_and_matching_ports(where, monkeypatch):
     (address,) = settings(where, monkeypatch).listen
     assert address.endswith(f":{DEFAULT_PORT}")
     # In a container the outside is another machine; on a host it is what nobody has asked for.
@@ -197,7 +197,7 @@ def test_prometheus_and_grafana_find_what_they_are_pointed_at():
 # Kubernetes
 
 
-def test_probes_ask_what_the_server_answers_and_none_kills_one_that_loads_or_drains():
+def test_probes_match_the_server_and_spare_loading_or_draining():
     server = container_of("Deployment")
     probes = {name: server[name]["grpc"] for name in server if name.endswith("Probe")}
     assert {probe["port"] for probe in probes.values()} == {DEFAULT_PORT}
@@ -246,7 +246,7 @@ def test_pods_have_no_right_that_they_do_not_need(kind):
     assert mounted == {one["name"] for one in pod["volumes"]}
 
 
-def test_servers_may_write_where_they_write_and_find_the_weights_that_the_job_fetches(monkeypatch):
+def test_manifests_mount_writable_caches_and_job_weights(monkeypatch):
     server, job = container_of("Deployment"), container_of("Job")
     told = settings("kubernetes", monkeypatch)
     mounts = {one["mountPath"]: one for one in server["volumeMounts"]}

@@ -125,7 +125,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_all_that_the_wheel_is_built_from_is_copied_and_not_ignored():
+def test_wheel_sources_are_copied_and_not_ignored():
     project = PROJECT["project"]
     needed = {"pyproject.toml", project["readme"], *project["license-files"]}
     needed |= {path.split("/")[0] for path in PROJECT["tool"]["setuptools"]["package-dir"].values()}
@@ -135,7 +135,7 @@ def test_all_that_the_wheel_is_built_from_is_copied_and_not_ignored():
     assert {line[1:] for line in ignored if line.startswith("!")} == needed
 
 
-def test_image_is_not_root_and_keeps_what_it_fetches_in_its_volume():
+def test_image_is_not_root_and_caches_in_its_volume():
     image = Dockerfile()
     assert image.user.isdecimal() and int(image.user) > 0
     assert image.volume == image.environment["TORCH_HOME"]

@@ -32,7 +32,7 @@ def test_every_test_that_a_page_names_exists(page):
     assert named or files
 
 
-def test_every_entry_of_the_reviews_names_a_test_of_a_file_or_says_why_not():
+def test_every_entry_names_an_existing_test_or_a_reason():
     text = (ROOT / "docs" / "reliability.md").read_text()
     _, _, table = text.partition("| entry | fault in 0.1 | now | held by |")
     table, _, _ = table.partition("\n\n")

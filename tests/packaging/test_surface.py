@@ -217,7 +217,7 @@ print(seen)
 """
 
 
-def test_types_of_all_public_names_resolve_without_what_the_sdk_does_not_need():
+def test_public_types_resolve_without_optional_packages():
     done = subprocess.run([sys.executable, "-c", RESOLVE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100

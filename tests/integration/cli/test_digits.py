@@ -42,9 +42,7 @@ def test_served_digits_are_recognised_through_the_sdk(digits, built):
     assert variant.quantization is None
 
 
-def test_int8_made_of_them_recognises_them_as_well_and_says_how_close_it_comes(
-    digits, built, tmp_path
-):
+def test_int8_digits_keep_accuracy_and_report_agreement(digits, built, tmp_path):
     directory, accuracy = built
     for number, image in enumerate(digits.digits().train[:120]):
         image.save(tmp_path / f"{number}.png")

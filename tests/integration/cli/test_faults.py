@@ -46,7 +46,7 @@ COMMANDS = pytest.mark.parametrize("command", ["classify", "embed", "stream"])
 
 
 @COMMANDS
-def test_a_stream_that_ends_early_is_resumed_and_no_image_is_lost(command, photos):
+def test_stream_that_ends_early_resumes_and_loses_no_image(command, photos):
     done = run(command, photos, Puppet("cat", frames="ended"))
     assert done.exit_code == 0, done.output
     if command == "classify":
@@ -58,9 +58,7 @@ def test_a_stream_that_ends_early_is_resumed_and_no_image_is_lost(command, photo
 
 @COMMANDS
 @pytest.mark.parametrize("frames", ["closed", "ignored"])
-def test_images_without_an_answer_are_counted_and_the_status_is_that_of_no_server(
-    command, frames, photos
-):
+def test_unanswered_images_are_counted_and_exit_as_unavailable(command, frames, photos):
     done = run(command, photos, Puppet("cat", frames=frames))
     assert done.exit_code == 3, done.output
     assert re.search(r"\d frames? had no answer", done.stderr)

@@ -196,7 +196,7 @@ async def test_killed_embed_goes_on_from_what_is_on_disk(engine, many, tmp_path)
     assert sum(again) <= engine.hold_at - kept + 16
 
 
-async def test_interrupted_embed_loses_nothing_and_computes_nothing_twice(engine, many, tmp_path):
+async def test_interrupted_embed_loses_and_repeats_nothing(engine, many, tmp_path):
     out = tmp_path / "all.npz"
     partial = tmp_path / "all.npz.partial"
     engine.hold_at = 300
@@ -218,9 +218,7 @@ async def test_interrupted_embed_loses_nothing_and_computes_nothing_twice(engine
     assert set(engine.computed.values()) == {1}
 
 
-async def test_second_embed_on_an_output_is_refused_and_a_killed_one_keeps_nobody_out(
-    engine, many, tmp_path
-):
+async def test_second_embed_is_refused_but_not_after_a_kill(engine, many, tmp_path):
     out = tmp_path / "all.npz"
     engine.hold_at = 300
     async with serving() as server:
@@ -237,7 +235,7 @@ async def test_second_embed_on_an_output_is_refused_and_a_killed_one_keeps_nobod
     assert_whole(out, many)
 
 
-async def test_server_gone_for_good_is_status_3_and_what_is_done_is_kept(engine, many, tmp_path):
+async def test_lost_server_exits_3_and_keeps_finished_work(engine, many, tmp_path):
     out, endless = tmp_path / "all.npz", tmp_path / "endless.png"
     os.mkfifo(endless)  # nobody writes into it: the command waits for its last image
     async with serving() as server:
@@ -272,7 +270,7 @@ async def test_other_weights_or_options_do_not_mix_with_what_is_there(engine, ma
     assert str(np.load(out)["variant"]) == "two"
 
 
-async def test_changed_images_are_computed_again_and_failed_ones_tried_again(engine, tmp_path):
+async def test_changed_and_failed_images_are_recomputed(engine, tmp_path):
     folder, out = tmp_path / "images", tmp_path / "all.npz"
     folder.mkdir()
     for number in range(300):
@@ -345,7 +343,7 @@ async def test_clip_is_classified_written_and_annotated(clip, tmp_path):
     assert 9 <= len(numbers) <= 11  # 2 s at 5 a second; the end may count
 
 
-async def test_annotation_shows_label_and_leaves_the_rest_of_the_picture(clip, tmp_path):
+async def test_annotation_draws_the_label_and_nothing_else(clip, tmp_path):
     video = tmp_path / "out.mp4"
     async with serving() as server:
         await resnet50("stream", clip, "--annotate", video, server=server)

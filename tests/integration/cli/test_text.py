@@ -165,7 +165,7 @@ def answering_with(reason: str) -> Iterator[str]:
             thread.join()
 
 
-def test_nothing_in_the_words_of_a_http_status_steers_the_terminal(places):
+def test_http_status_text_is_escaped_for_the_terminal(places):
     with answering_with("\x1b[2J\x9bcat") as address:
         done = run(("top", "--once", "--metrics", address), places)
     assert done.exit_code == 3

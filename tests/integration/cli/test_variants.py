@@ -69,7 +69,7 @@ async def test_each_server_is_listed_with_what_it_holds(folder):
         ]
 
 
-async def test_variant_that_is_out_of_service_is_shown_with_its_reason_and_its_split(folder):
+async def test_unhealthy_variant_is_shown_with_reason_and_split(folder):
     async with administered(folder, variants=["IMAGENET1K_V2", "IMAGENET1K_V1"]) as one:
         pair = ("IMAGENET1K_V2", "IMAGENET1K_V1")
         done = await variants("split", *pair, "--canary", "1", "--canary-embeddings", servers=[one])
@@ -94,7 +94,7 @@ async def test_variant_that_is_out_of_service_is_shown_with_its_reason_and_its_s
         assert "IMAGENET1K_V1 is out of service" in refused.stderr
 
 
-async def test_classify_asks_a_variant_of_few_categories_for_all_it_has(folder, tmp_path):
+async def test_classify_asks_a_small_variant_for_all_categories(folder, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture()))
     async with administered(folder) as one:
         await variants("load", "digits", servers=[one])

@@ -103,7 +103,7 @@ class Load:
 # A device that hangs
 
 
-async def test_engine_that_hangs_turns_its_callers_away_and_ends_the_process():
+async def test_hung_engine_refuses_calls_and_ends_the_process():
     with server_processes() as start:
         hanging = start(*TIMED, "--engine-timeout-s", "0.5", fault="engine-hangs")
         other = start(*TIMED)
@@ -125,7 +125,7 @@ async def test_engine_that_hangs_turns_its_callers_away_and_ends_the_process():
     assert "hang_here" in errors  # where it hangs
 
 
-async def test_process_whose_engine_hangs_ends_with_its_status_whatever_else_hangs():
+async def test_hung_engine_exits_with_its_status_whatever_else_hangs():
     flags = ("--engine-timeout-s", "0.5", "--drain-timeout-s", "0.5")
     with server_processes() as start:
         process = start(*TIMED, *flags, fault="engine-and-stop-hang")
@@ -152,7 +152,7 @@ async def test_event_loop_that_hangs_ends_the_process():
     assert "in compute_or_not" in errors
 
 
-async def test_c_call_that_keeps_the_interpreters_lock_ends_the_process():
+async def test_c_call_that_holds_the_gil_ends_the_process():
     """No thread of Python can notice it."""
     with server_processes() as start:
         process = start(*TIMED, fault="lock-is-held")
@@ -250,7 +250,7 @@ async def test_whatever_a_decoder_raises_fails_its_image_alone(raised, monkeypat
 # An image that the engine fails on
 
 
-async def test_image_that_the_engine_fails_on_fails_alone_in_a_batch_of_many():
+async def test_failing_image_fails_alone_in_a_batch():
     with server_processes() as start:
         process = start(*TIMED, "--timed-alpha-ms", "50", fault="engine-fails")
         async with AsyncClient(process.wait_until_listening(), retry=ONCE) as client:
@@ -282,7 +282,7 @@ def size_of(process: ServerProcess) -> int:
     return int(re.search(r"VmSize:\s+(\d+) kB", status)[1]) * 1024
 
 
-async def test_batch_that_the_memory_does_not_hold_is_computed_in_smaller_ones(tmp_path):
+async def test_batch_out_of_memory_is_retried_in_halves(tmp_path):
     folder = weights.custom_variant(tmp_path / "v", weights.calm(categories=10))
     pictures = [np.asarray(photo_like(224, 224, seed)) for seed in range(4)]
     with server_processes() as start:
@@ -348,7 +348,7 @@ def overflowing(folder: Path) -> Path:
     return weights.custom_variant(folder, state, transform=transform)
 
 
-async def test_variant_whose_weights_overflow_on_real_images_is_out_of_service(tmp_path, caplog):
+async def test_variant_that_overflows_is_out_of_service(tmp_path, caplog):
     """It passes every check at its loading; the rest of the behaviour is `test_sick_variants`'s."""
     photo, white = PHOTOS[0].read_bytes(), encode(Image.new("RGB", (64, 64), "white"))
     async with (

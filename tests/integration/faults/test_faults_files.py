@@ -63,7 +63,7 @@ def written_until(process: subprocess.Popen, text: str) -> str:
     return seen
 
 
-def test_server_starts_and_answers_although_no_disk_has_room_for_its_graph(tmp_path):
+def test_server_starts_without_disk_space_for_its_graph(tmp_path):
     """Neither the cache nor the temporary folder; a graph is 100 MB."""
     cache, temporary = tmp_path / "cache", tmp_path / "tmp"
     for folder in (cache, temporary):
@@ -91,7 +91,7 @@ def test_server_starts_and_answers_although_no_disk_has_room_for_its_graph(tmp_p
     assert "Traceback" not in errors
 
 
-def test_server_serves_and_stops_cleanly_although_its_log_is_not_taken(tmp_path):
+def test_server_serves_and_stops_while_its_log_is_not_read(tmp_path):
     """stdout and stderr on a full disk, or in a pipe whose reader has left."""
     reader, broken = os.pipe()
     os.close(reader)

@@ -33,7 +33,7 @@ def empty(server) -> bool:
     return (inside.requests, inside.bytes, inside.streams) == (0, 0, 0)
 
 
-async def test_line_that_is_cut_in_the_middle_of_an_upload_costs_no_call(kind):
+async def test_connection_cut_during_an_upload_fails_no_call(kind):
     async with serving() as server, line_to(server.addresses[0]) as line:
         async with Caller(kind, line.address, retry=QUICK) as client:
             await client.classify(PNG)
@@ -61,7 +61,7 @@ async def test_line_that_is_cut_under_a_stream_costs_no_frame(kind):
     assert all(answer.result is not None for answer in answers)
 
 
-async def test_line_that_is_cut_while_the_engine_computes_gives_the_place_back():
+async def test_connection_cut_during_compute_releases_the_permit():
     async with serving() as server, line_to(server.addresses[0]) as line:
         opened = gate(server)
         async with grpc.aio.insecure_channel(line.address, [("grpc.enable_retries", 0)]) as channel:

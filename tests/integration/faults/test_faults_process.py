@@ -69,7 +69,7 @@ async def frames_of(call: grpc.aio.Call) -> list[int]:
 
 
 @pytest.mark.parametrize("stuck", [False, True], ids=["engine works", "engine hangs"])
-async def test_stopping_under_load_answers_or_refuses_every_call_in_bounded_time(stuck):
+async def test_stop_under_load_answers_or_refuses_every_call(stuck):
     """In a batch, in the queue, decoded, half sent, in streams of both kinds."""
     drain_timeout_s = 0.5 if stuck else 30.0
     async with serving(
@@ -114,7 +114,7 @@ async def test_stopping_under_load_answers_or_refuses_every_call_in_bounded_time
 # SIGKILL
 
 
-async def test_killed_server_costs_neither_uploads_nor_streams_nor_many_images():
+async def test_killed_server_fails_no_upload_stream_or_list():
     """Of three servers one is killed under a client of each kind; the rest does the work."""
     arguments = ("--variants", "IMAGENET1K_V2", "--engine", "timed", "--timed-alpha-ms", "3")
     retry = RetryPolicy(attempts=5, initial_backoff_s=0.05)
@@ -173,7 +173,7 @@ def test_socket_that_a_killed_server_left_is_taken_over(tmp_path):
 # The time of day
 
 
-async def test_calls_streams_and_watched_files_go_on_when_the_clock_jumps(tmp_path, capsys):
+async def test_clock_jumps_disturb_no_calls_streams_or_file_watches(tmp_path, capsys):
     clock, tokens = JumpingClock(tmp_path), tmp_path / "tokens.toml"
 
     def new(name: str) -> str:

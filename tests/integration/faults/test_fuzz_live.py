@@ -37,7 +37,7 @@ def report(found) -> Report:
         return live.run(Plan(seed=2, images=CALLS, messages=CALLS, warm_up=0, flat=False))
 
 
-def test_mutated_images_and_messages_are_answered_or_refused_and_leave_nothing(report):
+def test_mutated_input_is_answered_or_refused_without_leaks(report):
     made_wrong = (WRONG_CALL, WRONG_ANSWER)
     assert [one for one in report.findings if not any(text in one for text in made_wrong)] == []
     for codes in report.codes.values():  # neither is everything refused, nor nothing
@@ -47,7 +47,7 @@ def test_mutated_images_and_messages_are_answered_or_refused_and_leave_nothing(r
     assert report.good > live.SENDERS
 
 
-def test_call_that_is_told_a_code_that_it_should_not_be_is_found_and_written_down(report, found):
+def test_unexpected_status_code_is_found_and_written_down(report, found):
     (one,) = [finding for finding in report.findings if WRONG_CALL in finding]
     assert "--repeat" in one
     (path,) = found.iterdir()
@@ -55,7 +55,7 @@ def test_call_that_is_told_a_code_that_it_should_not_be_is_found_and_written_dow
     assert Sent.read(path).messages == Source(2).make("image:3").messages
 
 
-def test_good_image_that_is_answered_otherwise_than_before_is_found(report):
+def test_changed_answer_to_a_good_image_is_found(report):
     assert any(WRONG_ANSWER in finding for finding in report.findings)
 
 

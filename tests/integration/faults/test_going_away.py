@@ -102,7 +102,7 @@ async def test_server_that_has_not_listened_yet_stops(monkeypatch):
 # A server that stops
 
 
-async def test_calls_that_arrive_as_the_server_stops_are_refused_as_unavailable():
+async def test_calls_during_stop_are_refused_as_unavailable():
     # gRPC by itself cancels most of them: those that it has not handed over yet.
     request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
     with server_processes() as start:

@@ -75,7 +75,7 @@ async def ends(client: RawClient, calls: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["inference", "variants", "health"])
-async def test_answer_that_is_never_taken_is_counted_and_then_cancelled(kind, caplog):
+async def test_unread_reply_is_counted_and_then_cancelled(kind, caplog):
     path, request = UNTAKEN[kind]
     async with serving(answer_timeout_s=0.5) as server, raw(server, window=0) as client:
         await classify(server)  # gRPC holds on to its very first call
@@ -92,7 +92,7 @@ async def test_answer_that_is_never_taken_is_counted_and_then_cancelled(kind, ca
         assert "answer_timeout_s" in caplog.text
 
 
-async def test_answers_that_are_never_taken_make_room_oldest_first_and_for_others(caplog):
+async def test_unread_replies_are_cancelled_oldest_first(caplog):
     async with (
         serving(max_answer_bytes=MIB, answer_timeout_s=60.0) as server,
         raw(server, window=0) as client,
@@ -109,7 +109,7 @@ async def test_answers_that_are_never_taken_make_room_oldest_first_and_for_other
     assert server._outbox.bytes == 0
 
 
-async def test_client_that_takes_its_answers_loses_none_to_one_that_does_not():
+async def test_reading_client_loses_no_reply_to_one_that_does_not():
     async with (
         serving(max_answer_bytes=MIB, answer_timeout_s=60.0) as server,
         raw(server, window=0) as client,
@@ -132,7 +132,7 @@ async def test_unknown_method_is_refused_and_counted():
 # Messages that do not arrive
 
 
-async def test_idle_calls_hold_no_permits_and_make_way_for_other_callers():
+async def test_idle_calls_take_no_permits_from_other_callers():
     async with (
         serving(max_requests=8, receive_timeout_s=60.0) as server,
         raw(server) as client,
@@ -150,7 +150,7 @@ async def test_idle_calls_hold_no_permits_and_make_way_for_other_callers():
         task.cancel()
 
 
-async def test_one_callers_messages_that_do_not_arrive_leave_slots_to_others():
+async def test_one_callers_stalled_messages_leave_slots_to_others():
     limits = {"max_receive_bytes": 4 * MIB, "max_receive_bytes_per_caller": 2 * MIB}
     async with (
         serving(max_message_bytes=MIB, receive_timeout_s=60.0, **limits) as server,
@@ -166,7 +166,7 @@ async def test_one_callers_messages_that_do_not_arrive_leave_slots_to_others():
         await asyncio.wait_for(receiving.read("another", arrived.wait), 30)
 
 
-async def test_message_that_waits_for_its_turn_too_long_is_refused_with_the_limit():
+async def test_message_that_waits_too_long_is_refused_with_the_limit():
     limits = {"max_receive_bytes": MIB, "max_receive_bytes_per_caller": MIB}
     async with (
         serving(max_message_bytes=MIB, receive_timeout_s=0.5, **limits) as server,

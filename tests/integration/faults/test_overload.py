@@ -32,7 +32,7 @@ def empty(server) -> bool:
     )
 
 
-async def test_overload_is_answered_or_refused_and_leaves_nothing_behind():
+async def test_overload_is_answered_or_refused_without_leaks():
     limits = {"max_queue_size": 16, "max_requests": 64}
     async with serving(**TIMED, **limits) as server, AsyncClient(server.addresses[0]) as client:
         outcomes: collections.Counter[str] = collections.Counter()
@@ -64,7 +64,7 @@ async def test_overload_is_answered_or_refused_and_leaves_nothing_behind():
         assert outcomes["answered"] + outcomes["refused"] == 3 * 192 + 1
 
 
-async def test_deadlines_that_cannot_be_met_are_refused_and_the_rest_is_answered_in_time():
+async def test_unreachable_deadlines_are_refused_the_rest_met():
     slower = TIMED | {"timed_beta_ms": 4.0}
     async with serving(**slower) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -83,7 +83,7 @@ async def test_deadlines_that_cannot_be_met_are_refused_and_the_rest_is_answered
         await until(lambda: empty(server))
 
 
-async def test_what_overload_leaves_no_time_for_is_refused_before_it_is_decoded(monkeypatch):
+async def test_hopeless_requests_are_refused_before_decoding(monkeypatch):
     decoded: list[object] = []
 
     def decode(*arguments, **options):

@@ -87,7 +87,7 @@ async def fail_often(caller: Caller, variant: str = V1, times: int = LEAST) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_variant_whose_answers_are_no_numbers_is_refused_and_the_others_go_on(kind):
+async def test_variant_that_answers_nan_is_refused_and_others_serve(kind):
     async with (
         serving(**BOTH, **ON) as server,
         connected(server) as channel,
@@ -157,7 +157,7 @@ async def test_refusal_says_to_programs_that_it_is_the_variant():
         assert info.reason == "VARIANT_UNHEALTHY"
 
 
-async def test_only_the_default_variant_makes_the_server_unready_and_another_one_ready(tmp_path):
+async def test_only_the_default_variant_decides_readiness(tmp_path):
     (tmp_path / "variants").mkdir()
     async with (
         administrator(tmp_path / "variants", **BOTH, **ON) as admin,
@@ -188,9 +188,7 @@ async def test_only_the_default_variant_makes_the_server_unready_and_another_one
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_variant_is_in_service_again_once_it_passes_the_servers_own_test(
-    kind, monkeypatch, caplog
-):
+async def test_variant_recovers_once_it_passes_the_self_test(kind, monkeypatch, caplog):
     monkeypatch.setattr(variant_health, "RETEST_S", 0.02)
     monkeypatch.setattr(variant_health, "MAX_RETEST_S", 0.02)
     async with (
@@ -215,9 +213,7 @@ async def test_variant_is_in_service_again_once_it_passes_the_servers_own_test(
         assert (await scrape(server)).one("resnet50_variant_healthy", variant=V1) == 1
 
 
-async def test_variant_that_was_loaded_again_is_in_service_and_the_old_one_is_not_tested(
-    tmp_path, monkeypatch
-):
+async def test_reloaded_variant_serves_and_the_old_one_is_not_tested(tmp_path, monkeypatch):
     monkeypatch.setattr(variant_health, "RETEST_S", 0.02)
     describe(tmp_path / "variants" / "v")
     options = {"variants": [V2], **DECODING}
@@ -258,7 +254,7 @@ async def test_health_name_of_a_variant_comes_and_goes_with_it(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_stream_on_a_variant_that_goes_out_of_service_goes_on_at_another_server(kind):
+async def test_stream_on_an_unhealthy_variant_moves_to_another_server(kind):
     async with serving(**BOTH) as one, serving(**BOTH) as other:
         sick = Sick(engine_of(one, V1))
         go_on = asyncio.Event()
@@ -290,7 +286,7 @@ async def test_stream_on_a_variant_that_goes_out_of_service_goes_on_at_another_s
         assert failed == (list(range(LEAST)) if sick.batches else [])
 
 
-async def test_upload_for_a_variant_that_goes_out_of_service_meanwhile_is_refused():
+async def test_upload_to_a_variant_that_turns_unhealthy_is_refused():
     Part = inference_pb2.ClassifyUploadRequest
     options = inference_pb2.ClassifyOptions(variant=V1)
     async with (
@@ -318,7 +314,7 @@ async def test_upload_for_a_variant_that_goes_out_of_service_meanwhile_is_refuse
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_variant_whose_batches_fail_is_out_of_service_and_the_device_is_not_lost(kind):
+async def test_variant_of_failing_batches_does_not_lose_the_device(kind):
     async with (
         serving(**BOTH, **ON) as server,
         Caller(kind, server.addresses[0], retry=ONCE) as caller,
@@ -351,7 +347,7 @@ async def test_device_on_which_all_variants_fail_is_lost():
 # Traffic splits
 
 
-async def test_canary_that_fails_ends_its_split_and_its_callers_are_answered(tmp_path, caplog):
+async def test_failing_canary_ends_its_split_and_loses_no_call(tmp_path, caplog):
     (tmp_path / "variants").mkdir()
     split = Split(V2, V1, canary_percent=50.0)
     keys = [f"user-{number}" for number in range(40)]
@@ -402,7 +398,7 @@ async def test_canary_that_fails_ends_its_split_and_its_callers_are_answered(tmp
         assert await classify(canary) == V1
 
 
-async def test_split_that_has_ended_keeps_no_variant_from_being_unloaded(tmp_path):
+async def test_ended_split_does_not_block_unloading(tmp_path):
     describe(tmp_path / "variants" / "v")
     options = {"variants": [V2], **DECODING}
     async with administrator(tmp_path / "variants", **options) as admin:
@@ -422,7 +418,7 @@ async def test_split_that_has_ended_keeps_no_variant_from_being_unloaded(tmp_pat
         assert not listed.reports
 
 
-async def test_trial_of_a_sick_variant_beside_a_healthy_one_in_a_real_process(tmp_path):
+async def test_sick_variant_beside_a_healthy_one_in_a_process(tmp_path):
     """`make sick-variant`, as short as it can be."""
     for outcome in await sick_variant.trial(tmp_path, seconds=0.5):
         assert outcome.faults == []

@@ -9,7 +9,7 @@ from benchmarks.ledger import LOST, REFUSED, RIGHT, WRONG
 ENGINE = ["--engine", "torch", "--max-batch-size", "4"]
 
 
-async def test_every_answer_of_a_mixed_load_is_right_while_variants_change(tmp_path):
+async def test_answers_are_right_while_variants_change(tmp_path):
     outcome = await soak.trial(tmp_path, seconds=20, swap_every_s=4, flags=ENGINE, few=4)
     ledger = outcome.ledger
     assert ledger.faults == []

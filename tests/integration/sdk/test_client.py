@@ -276,7 +276,7 @@ async def test_unary_call_goes_on_until_a_server_is_there(kind, name):
             assert len(await call)
 
 
-async def test_change_of_variants_is_tried_again_only_while_no_server_can_have_had_it(kind):
+async def test_variant_change_is_retried_only_before_it_is_sent(kind):
     retries = Retries(10)
     policy = {"retry": RetryPolicy(**QUICK), "observers": [retries], "timeout_s": 300}
     address = free_address()
@@ -289,7 +289,7 @@ async def test_change_of_variants_is_tried_again_only_while_no_server_can_have_h
                 await call
 
 
-async def test_call_without_a_server_ends_by_its_deadline_and_says_how_often_it_was_tried(kind):
+async def test_call_without_a_server_ends_by_deadline_with_attempts(kind):
     async with Caller(kind, "127.0.0.1:1", retry=RetryPolicy(**QUICK)) as client:
         says = r"127\.0\.0\.1:1: .*refused.*; tried \d+ times in [\d.]+ s$"
         with pytest.raises(resnet50_client.UnavailableError, match=says):

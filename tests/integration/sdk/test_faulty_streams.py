@@ -94,7 +94,7 @@ async def test_stream_that_a_server_ends_early_is_resumed(kind, script):
     assert len(server.streams) == 2
 
 
-async def test_stream_that_always_ends_early_fails_and_says_how_much_is_missing(kind):
+async def test_stream_that_always_ends_early_reports_missing_frames(kind):
     async def script(stream: Stream):
         if stream.number == 1:
             async for reply in ending(2)(stream):
@@ -112,7 +112,7 @@ async def test_stream_that_always_ends_early_fails_and_says_how_much_is_missing(
     assert len(server.streams) > 2
 
 
-async def test_stream_that_ends_early_while_its_source_goes_on_is_resumed(kind):
+async def test_stream_that_ends_before_its_source_is_resumed(kind):
     """Every frame that came is answered, and still there are more to come."""
     async with (
         scripted_stream(at_first(ending(1))) as server,
@@ -288,7 +288,7 @@ async def test_stream_to_mute_servers_alone_fails_and_says_so(kind):
             await collect(client, [PNG], resume_s=0)
 
 
-async def test_late_frame_gets_its_error_and_its_late_answer_is_not_taken_for_another(kind):
+async def test_late_answer_is_not_taken_for_another_frame(kind):
     released, late = asyncio.Event(), threading.Event()
 
     async def script(stream: Stream):
@@ -348,7 +348,7 @@ def breaking(*bad: int):
     return script
 
 
-async def test_frame_that_stops_servers_is_given_up_and_the_others_are_answered(kind):
+async def test_poison_frame_fails_and_the_others_are_answered(kind):
     async with (
         scripted_stream(breaking(3, 7)) as server,
         Caller(kind, server.address, retry=QUICK) as client,
@@ -434,7 +434,7 @@ async def test_closing_a_client_ends_a_stream_that_waits_for_an_answer(kind):
             await call
 
 
-async def test_stream_that_is_first_read_after_its_client_was_closed_opens_nothing(kind):
+async def test_stream_first_read_after_close_opens_no_channel(kind):
     async with scripted_stream(healthy) as server:
         client = Caller(kind, server.address)
         for name in ("classify_many", "classify_stream"):
@@ -525,7 +525,7 @@ async def test_source_is_closed_when_its_stream_ends_before_it(sourced, script):
         await asyncio.to_thread(frames.closed.wait)
 
 
-async def test_source_is_closed_when_its_client_is_while_it_is_being_read(sourced):
+async def test_source_is_closed_with_its_client_while_being_read(sourced):
     kind, make = sourced
     frames = make()
     frames.hold_at = 2

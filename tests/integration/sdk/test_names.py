@@ -93,9 +93,7 @@ async def seen(client, count: int = 12) -> set[str]:
     return {(await client.classify(PNG)).variant.name for _ in range(count)}
 
 
-async def test_names_of_a_list_are_looked_up_by_the_first_call_and_by_a_thread_of_their_own(
-    kind, servers
-):
+async def test_names_are_resolved_at_first_call_in_their_own_thread(kind, servers):
     for ip in ("127.0.0.1", "127.0.0.2"):
         servers.start(ip)
     servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.2"]}
@@ -108,7 +106,7 @@ async def test_names_of_a_list_are_looked_up_by_the_first_call_and_by_a_thread_o
             pass  # the second connection is being made
 
 
-async def test_name_without_ipv4_is_called_beside_one_that_has_nothing_else(kind, servers):
+async def test_ipv6_only_name_is_called_beside_an_ipv4_only_one(kind, servers):
     for ip in ("127.0.0.1", "127.0.0.2"):
         servers.start(ip)
     # An IPv6 address that is there on machines without IPv6 as well.

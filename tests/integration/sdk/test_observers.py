@@ -122,7 +122,7 @@ async def test_an_upload_is_seen_as_what_it_is(kind):
     assert call.timing is not None
 
 
-async def test_waiting_for_a_server_is_one_call_however_often_it_is_asked(kind):
+async def test_waiting_for_a_server_is_observed_as_one_call(kind):
     recorder = Recorder()
     async with Caller(kind, "127.0.0.1:1", observers=[recorder]) as client:
         with pytest.raises(resnet50_client.DeadlineExceededError):

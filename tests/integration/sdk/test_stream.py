@@ -118,7 +118,7 @@ async def test_async_iterables_are_frames_too():
     assert [answer.frame_id for answer in answers] == list(range(5))
 
 
-async def test_error_of_the_source_is_raised_after_the_answers_before_it(kind):
+async def test_source_error_is_raised_after_earlier_answers(kind):
     def failing():
         yield PNG
         yield PNG
@@ -153,7 +153,7 @@ async def test_latest_answers_or_drops_every_frame(kind):
     assert answers[-1].frame_id == 59
 
 
-async def test_closing_a_half_read_stream_cancels_it_and_leaves_nothing(kind):
+async def test_closing_a_half_read_stream_cancels_it(kind):
     async with (
         serving(engine="timed", timed_alpha_ms=20) as server,
         Caller(kind, server.addresses[0]) as client,
@@ -209,7 +209,7 @@ def sending() -> list[asyncio.Task]:
 
 
 @pytest.mark.parametrize("variant", ["nobody", ""])
-async def test_stream_that_ends_early_leaves_no_task_that_waits_to_send(variant):
+async def test_stream_that_ends_early_leaves_no_send_task(variant):
     # grpc.aio does not end the task that sends when a server ends the call, here with NOT_FOUND.
     async with serving() as server, AsyncClient(server.addresses[0]) as client:
         stream = client.classify_stream([PNG] * 100, variant=variant, window=1)
@@ -290,7 +290,7 @@ async def test_large_file_travels_in_chunks_by_itself(kind):
             await client.classify(large + bytes(8 * 2**20))
 
 
-async def test_image_longer_than_a_message_fails_in_its_place_and_the_list_goes_on(kind):
+async def test_oversized_image_fails_in_its_place_in_a_list(kind):
     long = PNG + bytes(200_000)
     async with (
         serving(max_message_bytes=100_000) as server,

@@ -126,7 +126,7 @@ async def test_key_of_a_call_goes_before_that_of_the_client(kind):
     assert told == ["all of us", "ada", "ada", *["all of us", "ada"] * 4, None]
 
 
-async def test_splits_are_not_changed_again_since_another_server_might_take_it(kind):
+async def test_split_changes_are_not_retried_on_another_server(kind):
     async with fronting() as front, Caller(kind, front.address) as client:
         for change, arguments in (
             (client.set_traffic_split, (V2, V1)),
@@ -151,7 +151,7 @@ async def variants(*arguments: str, servers: list[Server]) -> Result:
     )
 
 
-async def test_split_is_set_on_each_server_shown_side_by_side_and_ended(folder):
+async def test_split_is_set_shown_and_ended_on_each_server(folder):
     async with administered(folder, **BOTH) as one, administered(folder, **BOTH) as other:
         both = [one, other]
         done = await variants("split", V2, V1, "--canary", "30", "--shadow", "100", servers=both)
@@ -185,7 +185,7 @@ async def test_split_is_set_on_each_server_shown_side_by_side_and_ended(folder):
         assert f"stopped at {one.addresses[0]}" in again.stderr
 
 
-async def test_server_that_does_not_answer_hides_none_of_the_others_splits(folder):
+async def test_silent_server_hides_no_splits_of_the_others(folder):
     async with administered(folder, **BOTH) as here, administered(folder) as gone:
         await gone.stop()
         await variants("split", V2, V1, "--shadow", "1", servers=[here])

@@ -102,7 +102,7 @@ async def test_what_a_server_refuses_is_told_apart(kind, folder, tmp_path):
             await client.load_variant("digits")
 
 
-async def test_changes_are_not_made_again_since_another_server_might_take_them(kind):
+async def test_variant_changes_are_not_retried_on_another_server(kind):
     async with fronting() as front, Caller(kind, front.address) as client:
         for change in (client.load_variant, client.unload_variant, client.set_default_variant):
             front.failures = [unavailable()]
@@ -117,7 +117,7 @@ async def test_changes_are_not_made_again_since_another_server_might_take_them(k
         ]
 
 
-async def test_loading_and_unloading_have_minutes_whatever_the_client_has(kind):
+async def test_load_and_unload_have_a_timeout_of_their_own(kind):
     async with fronting() as front, Caller(kind, front.address, timeout_s=30.0) as client:
         for change in (client.load_variant, client.unload_variant, client.set_default_variant):
             with pytest.raises(PermissionDeniedError):

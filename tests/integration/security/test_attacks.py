@@ -292,7 +292,7 @@ async def victim(process: Victim) -> AsyncIterator[Victim]:
 
 
 @pytest.mark.parametrize("attack", REFUSED.values(), ids=REFUSED)
-async def test_hostile_file_has_a_defined_answer_and_leaves_memory_flat(victim, attack):
+async def test_hostile_file_is_answered_and_leaves_memory_flat(victim, attack):
     before = victim.reset_peak()
     sends = [victim.unary] * TIMES + [victim.upload, victim.frame] * 5
     for send in sends:
@@ -307,7 +307,7 @@ async def test_hostile_file_has_a_defined_answer_and_leaves_memory_flat(victim, 
 
 
 @pytest.mark.parametrize("content", DECODED.values(), ids=DECODED)
-async def test_image_of_as_many_pixels_as_allowed_costs_a_bounded_multiple_of_them(victim, content):
+async def test_largest_allowed_image_costs_bounded_memory(victim, content):
     before = victim.reset_peak()
     for send in [victim.unary] * TIMES + [victim.upload, victim.frame] * 5:
         assert await send(content) == (grpc.StatusCode.OK, "")
@@ -333,7 +333,7 @@ async def test_compressed_bomb_is_refused_before_it_is_expanded(victim, method, 
     assert victim.peak - before <= REFUSED_BYTES
 
 
-async def test_message_over_the_limit_is_refused_and_leaves_memory_flat(victim):
+async def test_oversized_message_is_refused_and_leaves_memory_flat(victim):
     before = victim.reset_peak()
     for _ in range(5):
         code, _ = await victim.unary(bytes(20 * MAX_MESSAGE_BYTES))
@@ -387,7 +387,7 @@ OTHERS += ["grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
 
 
 @pytest.mark.parametrize("method", [*METHODS, *OTHERS])
-async def test_malformed_message_is_an_invalid_argument_and_leaves_memory_flat(victim, method):
+async def test_malformed_message_is_invalid_and_leaves_memory_flat(victim, method):
     before = victim.reset_peak()
     for name, content in MALFORMED.items():
         if method.endswith("ListVariants") and name in UNKNOWN_FIELDS:
@@ -403,7 +403,7 @@ async def test_malformed_message_is_an_invalid_argument_and_leaves_memory_flat(v
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_meaningless_message_is_an_invalid_argument_and_leaves_memory_flat(victim, method):
+async def test_meaningless_message_is_invalid_and_leaves_memory_flat(victim, method):
     before = victim.reset_peak()
     for content in MEANINGLESS.values():
         for _ in range(5):
@@ -466,7 +466,7 @@ async def test_attacks_leave_only_our_own_lines_on_stderr():
     assert foreign == []
 
 
-async def test_metadata_that_is_not_utf_8_is_not_logged_and_others_are_answered():
+async def test_non_utf8_metadata_is_not_logged_and_calls_go_on():
     """gRPC logs a traceback for each value, on the event loop, for calls of anybody."""
     with server_processes() as start:
         victim = Victim(start(*SETTINGS))
@@ -536,7 +536,7 @@ def is_ours(line: str) -> bool:
     return re.match(r"\S+ \S+ INFO resnet50_server\.", line) is not None
 
 
-async def test_decoding_that_takes_too_long_is_refused_in_a_real_process():
+async def test_slow_decoding_is_refused_in_a_process():
     with server_processes() as start:
         victim = Victim(start(*SETTINGS, "--decode-timeout-s", "1e-9"))
         async with grpc.aio.insecure_channel(victim.address) as victim.channel:
@@ -546,7 +546,7 @@ async def test_decoding_that_takes_too_long_is_refused_in_a_real_process():
                 assert "the limit (decode_timeout_s); send a smaller or simpler image" in text
 
 
-async def test_image_that_does_not_end_is_refused_and_another_thread_decodes(monkeypatch):
+async def test_endless_image_is_refused_and_a_spare_thread_decodes(monkeypatch):
     entered, leave = threading.Event(), threading.Event()
 
     def stand_still(source, *arguments, **options):
@@ -575,7 +575,7 @@ async def test_image_that_does_not_end_is_refused_and_another_thread_decodes(mon
         leave.set()
 
 
-def test_code_in_weights_does_not_run_and_the_server_does_not_start(tmp_path):
+def test_code_in_weights_is_not_run_and_stops_the_start(tmp_path):
     sprung = tmp_path / "sprung"
     directory = weights.custom_variant(tmp_path / "mine", {"fc.weight": Trap(sprung)})
     with server_processes() as start:

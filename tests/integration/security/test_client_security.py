@@ -127,7 +127,7 @@ async def test_authority_that_is_not_trusted_is_told(kind, ca, other_ca):
     assert front.seen == []
 
 
-async def test_certificate_for_another_name_is_told_and_may_be_asked_for(kind, ca):
+async def test_certificate_of_another_name_is_named_or_expected(kind, ca):
     async with fronting(server_credentials(ca, "models.example")) as front:
         async with Caller(kind, front.address, ca=bundle(ca), retry=ONCE) as client:
             error = await refusal(client)
@@ -180,7 +180,7 @@ async def test_missing_or_foreign_client_certificate_is_told(kind, ca, other_ca,
     assert front.seen == []
 
 
-async def test_renewed_client_certificate_is_used_and_streams_under_way_go_on(kind, ca, files):
+async def test_renewed_client_certificate_does_not_end_streams(kind, ca, files):
     credentials = server_credentials(ca, clients=bundle(ca))
     certificate = files.client(ca, "old")
     async with (
@@ -197,7 +197,7 @@ async def test_renewed_client_certificate_is_used_and_streams_under_way_go_on(ki
     assert [one.client for one in front.seen] == ["old", "new", "new"]
 
 
-async def test_connection_of_an_old_certificate_goes_with_its_last_call(kind, ca, files):
+async def test_connection_of_an_old_certificate_ends_after_its_calls(kind, ca, files):
     credentials = server_credentials(ca, clients=bundle(ca))
     certificate = files.client(ca, "old")
     async with (
@@ -218,7 +218,7 @@ async def test_connection_of_an_old_certificate_goes_with_its_last_call(kind, ca
         assert list(channels._open) == [channels.stubs().channel]
 
 
-async def test_closing_the_client_ends_streams_on_an_old_certificate_too(kind, ca, files):
+async def test_close_ends_streams_on_an_old_certificate(kind, ca, files):
     credentials = server_credentials(ca, clients=bundle(ca))
     certificate = files.client(ca, "old")
     async with fronting(credentials) as front:
@@ -330,7 +330,7 @@ async def test_token_file_is_read_again_when_it_changes(kind, tmp_path):
     assert front.authorizations == [f"Bearer {token}" for token in told]
 
 
-async def test_retries_of_the_channel_and_after_overload_keep_the_token(kind):
+async def test_retries_keep_the_token(kind):
     retry = RetryPolicy(initial_backoff_s=0.01, overload_attempts=2)
     async with fronting() as front:
         front.tokens = {TOKEN}
@@ -352,7 +352,7 @@ async def test_resumed_stream_takes_the_token_of_the_moment(kind):
     assert front.authorizations == ["Bearer one", "Bearer two"]
 
 
-async def test_function_that_gives_no_token_is_told_and_not_what_it_gave(kind):
+async def test_token_function_error_does_not_show_its_value(kind):
     async with (
         fronting() as front,
         Caller(kind, front.address, token=lambda: f"Bearer {TOKEN}\n") as client,

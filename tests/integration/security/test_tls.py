@@ -80,7 +80,7 @@ def files(ca, tmp_path) -> certs.Files:
 # TLS
 
 
-async def test_tls_serves_who_trusts_its_authority_and_nobody_in_clear_text(ca, files):
+async def test_tls_port_refuses_plaintext_and_unknown_authorities(ca, files):
     async with serving(**files.settings) as server:
         (address,) = server.addresses
         async with secured(address, certs.credentials(ca)) as channel:
@@ -139,9 +139,7 @@ def seen(monkeypatch) -> list[str]:
     return names
 
 
-async def test_mtls_lets_in_who_shows_a_certificate_of_the_clients_authority(
-    ca, files, tmp_path, seen
-):
+async def test_mtls_accepts_certificates_of_the_client_authority(ca, files, tmp_path, seen):
     clients = certs.authority()
     clients.cert_pem.write_to_path(tmp_path / "clients.pem")
     async with serving(**files.settings, tls_client_ca=tmp_path / "clients.pem") as server:
@@ -165,7 +163,7 @@ async def test_mtls_lets_in_who_shows_a_certificate_of_the_clients_authority(
     assert seen == []
 
 
-async def test_caller_over_tls_without_client_certificates_is_an_address(ca, files, seen):
+async def test_tls_caller_without_certificate_is_its_address(ca, files, seen):
     async with serving(**files.settings) as server:
         leaf = certs.issue(ca, "cam.example")
         async with secured(server.addresses[0], certs.credentials(ca, leaf)) as channel:
@@ -227,7 +225,7 @@ class Load:
         await asyncio.gather(*self._tasks)  # raises what a call has raised
 
 
-async def test_certificates_are_replaced_under_load_without_a_failed_call(ca, files):
+async def test_certificate_rotation_under_load_fails_no_call(ca, files):
     async with serving(listen=["127.0.0.1:0", "127.0.0.1:0"], **files.settings) as server:
         async with Load(server.addresses[0], certs.credentials(ca)) as load:
             for _ in range(5):
@@ -258,9 +256,7 @@ async def test_broken_new_certificate_keeps_the_old_one_serving(ca, files, caplo
     assert "not a private key in PEM" in caplog.text
 
 
-async def test_clients_of_a_new_authority_are_let_in_and_of_the_old_one_no_more(
-    ca, files, tmp_path
-):
+async def test_new_client_authority_replaces_the_old_one(ca, files, tmp_path):
     old, new = certs.authority(), certs.authority()
     path = tmp_path / "clients.pem"
     certs.replace(path, old.cert_pem.bytes())
@@ -335,7 +331,7 @@ def test_start_with_a_file_that_is_not_sound_is_refused(files, tmp_path, setting
     assert line.startswith(f"resnet50-server: {setting}: {broken}")
 
 
-async def test_process_serves_others_in_tls_or_if_told_to_in_clear_text(ca, files):
+async def test_process_serves_tls_or_plaintext_if_allowed(ca, files):
     with server_processes() as start:
         serve = ("--variants", "IMAGENET1K_V2", "--engine", "null", "--listen", "0.0.0.0:0")
         one, two = start(*serve, *files.flags), start(*serve, "--allow-cleartext")

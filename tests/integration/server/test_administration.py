@@ -106,7 +106,7 @@ async def test_paths_are_not_names(folder, tmp_path, name):
             await admin.load(name)
 
 
-async def test_name_without_a_folder_is_not_found_and_says_what_there_is(folder, tmp_path):
+async def test_unknown_name_is_not_found_and_lists_the_directories(folder, tmp_path):
     (folder / "a file").write_text("")
     async with administrator(folder) as admin:
         with refused("NOT_FOUND", "digits, pets"):
@@ -135,7 +135,7 @@ async def test_links_within_the_folder_are_followed(folder, tmp_path):
         assert (await admin.load("current")).name == "current"
 
 
-async def test_variant_that_cannot_be_loaded_changes_nothing_and_says_why(folder, tmp_path):
+async def test_failed_load_changes_nothing_and_gives_the_reason(folder, tmp_path):
     (folder / "digits" / "variant.json").write_text("{}")
     describe(folder / "bare")  # no weights
     options = {"engine": "torch", "variants": ["untrained=random:0"]}
@@ -149,7 +149,7 @@ async def test_variant_that_cannot_be_loaded_changes_nothing_and_says_why(folder
             await admin.classify("bare")
 
 
-async def test_a_description_with_very_many_mistakes_is_told_in_a_few_lines(folder, caplog):
+async def test_spec_with_many_errors_is_reported_in_a_few_lines(folder, caplog):
     describe(folder / "pets", categories=range(30_000))
     (folder / "digits" / "variant.json").write_text(
         json.dumps({f"{number:060}": 0 for number in range(50_000)})
@@ -246,7 +246,7 @@ class Gate:
         self._opened.set()
 
 
-async def test_unloading_answers_calls_ends_streams_and_then_frees_the_engine(folder, tmp_path):
+async def test_unload_answers_calls_ends_streams_then_frees_engine(folder, tmp_path):
     async with administrator(folder, max_batch_size=1, **ON) as admin:
         await admin.load("digits")
         engine = engines_of(admin.server)[1]

@@ -191,7 +191,7 @@ async def test_caller_who_leaves_takes_nobody_along():
         assert batches == [1]
 
 
-async def test_kept_answer_is_given_while_the_server_has_no_room_to_compute():
+async def test_cache_hit_is_answered_while_the_queue_is_full():
     settings = CACHING | {"max_queue_size": 1, "max_batch_size": 1}
     async with serving(**settings) as server, AsyncClient(server.addresses[0]) as client:
         await client.classify(PNG)
@@ -236,7 +236,7 @@ async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
         assert await uses(V2) == ["hit", "hit"]
 
 
-async def test_stream_that_follows_to_new_weights_takes_none_of_the_old_ones_answers(tmp_path):
+async def test_stream_after_a_swap_gets_no_answer_of_the_old_weights(tmp_path):
     async with serving(**CACHING) as server, AsyncClient(server.addresses[0]) as client:
 
         async def frames():
@@ -266,7 +266,7 @@ async def test_split_compares_only_what_the_variant_has_computed():
         assert (await client.classify(PNG, variant=V2)).timing.cache is None
 
 
-async def test_answers_that_are_found_are_counted_and_leave_other_figures_alone():
+async def test_cache_hits_are_counted_apart_from_computed_images():
     async with serving(**CACHING, **ON) as server, AsyncClient(server.addresses[0]) as client:
         opened = gate(server)
         both = [asyncio.ensure_future(client.classify(PNG)) for _ in range(2)]

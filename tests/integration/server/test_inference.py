@@ -42,7 +42,7 @@ def details(error: grpc.RpcError) -> dict[str, object]:
     return found
 
 
-async def test_classify_answers_with_variant_timing_and_five_categories():
+async def test_classify_replies_with_variant_timing_and_top_5():
     async with serving() as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         reply = await stub.Classify(classify_request())
@@ -145,7 +145,7 @@ async def test_bad_input_never_reaches_the_engine(monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-async def test_engine_that_looks_at_no_pixels_gets_none_and_limits_hold(form, monkeypatch):
+async def test_engine_without_pixels_gets_none_and_limits_hold(form, monkeypatch):
     async with serving(max_image_pixels=80_000) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         (engine,) = engines_of(server)
@@ -193,7 +193,7 @@ async def test_malformed_message_is_an_invalid_argument(method, caplog):
     assert "Traceback" not in caplog.text
 
 
-async def test_raw_pixels_are_classified_and_unknown_enum_values_refused():
+async def test_raw_pixels_are_classified_and_unknown_formats_refused():
     raw = image_pb2.RawImage(
         width=8, height=8, pixel_format=image_pb2.PIXEL_FORMAT_NV12, pixels=bytes(96)
     )
@@ -266,7 +266,7 @@ async def test_request_id_of_the_caller_comes_back():
         assert ("x-request-id", "frame-7") in tuple(await call.trailing_metadata())
 
 
-async def test_health_is_serving_per_service_and_unknown_services_are_not_found():
+async def test_health_is_per_service_and_unknown_ones_not_found():
     async with serving() as server, connected(server) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", "resnet50.v1.InferenceService", "resnet50.v1.VariantService"):

@@ -212,7 +212,7 @@ async def test_interactive_request_overtakes_bulk_and_finds_room():
         assert all(frame.HasField("classification") for frame in await frames)
 
 
-async def test_bulk_beyond_its_share_is_refused_while_interactive_is_not():
+async def test_bulk_beyond_its_share_is_refused_interactive_is_not():
     bulk = (("x-priority", "bulk"),)
     async with busy(max_requests=4) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)

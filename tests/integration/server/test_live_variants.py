@@ -99,7 +99,7 @@ async def send(stream, frame_id: int, image: image_pb2.Image = IMAGE) -> None:
 # Replacing
 
 
-async def test_replies_across_a_swap_carry_the_digest_of_the_weights_that_answered(tmp_path):
+async def test_replies_across_a_swap_carry_the_right_digest(tmp_path):
     """Under load: unary calls and a stream; no call fails, no number is another weights'."""
     folder = tmp_path / "variants"
     put(folder, "mine", 1)
@@ -148,7 +148,7 @@ async def test_replies_across_a_swap_carry_the_digest_of_the_weights_that_answer
         assert len(engines_of(admin.server)) == 2
 
 
-async def test_what_the_old_weights_have_taken_they_answer_and_then_they_are_closed(tmp_path):
+async def test_old_weights_answer_their_requests_then_close(tmp_path):
     folder = tmp_path / "variants"
     put(folder, "mine", 1)
     # Three engine threads: two are held by the old weights, the other one loads the new ones.
@@ -187,7 +187,7 @@ async def test_what_the_old_weights_have_taken_they_answer_and_then_they_are_clo
         assert await stream.read() is grpc.aio.EOF
 
 
-async def test_an_upload_that_began_before_a_swap_is_answered_by_the_new_weights(tmp_path):
+async def test_upload_begun_before_a_swap_gets_the_new_weights(tmp_path):
     folder = tmp_path / "variants"
     put(folder, "mine", 1)
     content = encode(photo_like(80, 70, 0))
@@ -217,7 +217,7 @@ async def begin_upload(admin, content: bytes, variant: str):
     return upload
 
 
-async def test_an_upload_that_still_arrives_is_answered_before_its_variant_is_unloaded(folder):
+async def test_arriving_upload_is_answered_before_its_unload(folder):
     content = encode(photo_like(80, 70, 0))
     async with administrator(folder) as admin:
         await admin.load("digits")
@@ -234,7 +234,7 @@ async def test_an_upload_that_still_arrives_is_answered_before_its_variant_is_un
         assert await admin.states() == {"digits": READY}
 
 
-async def test_an_upload_that_takes_too_long_is_told_that_its_variant_is_unloaded(folder):
+async def test_slow_upload_is_told_that_its_variant_is_unloaded(folder):
     content = encode(photo_like(80, 70, 0))
     async with administrator(folder, drain_timeout_s=0.1) as admin:
         await admin.load("digits")
@@ -246,7 +246,7 @@ async def test_an_upload_that_takes_too_long_is_told_that_its_variant_is_unloade
             await upload
 
 
-async def test_options_that_do_not_suit_the_new_weights_fail_frame_by_frame(folder, tmp_path):
+async def test_options_unfit_for_new_weights_fail_frame_by_frame(folder, tmp_path):
     async with administrator(folder) as admin:
         await admin.load("digits")
         stream = admin.inference.ClassifyStream(metadata=admin.token())
@@ -263,7 +263,7 @@ async def test_options_that_do_not_suit_the_new_weights_fail_frame_by_frame(fold
         assert (error.code, "options.top_k: is 2" in error.message) == (3, True)
 
 
-async def test_a_replacement_that_cannot_be_loaded_changes_nothing_and_is_shown(tmp_path):
+async def test_failed_replacement_changes_nothing_and_is_shown(tmp_path):
     folder = tmp_path / "variants"
     directory = put(folder, "mine", 1)
     async with administrator(folder, **REAL) as admin:
@@ -280,7 +280,7 @@ async def test_a_replacement_that_cannot_be_loaded_changes_nothing_and_is_shown(
         assert (await replace(admin, "mine")).variant.last_failure == ""
 
 
-async def test_an_engine_that_does_not_compute_its_weights_never_answers(tmp_path, monkeypatch):
+async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):
     folder = tmp_path / "variants"
     put(folder, "mine", 1)
     async with administrator(folder, **REAL) as admin:
@@ -394,7 +394,7 @@ def three(tmp_path):
     return folder
 
 
-async def test_a_variant_beyond_the_budget_is_refused_and_nothing_changes(three, tmp_path):
+async def test_variant_beyond_the_budget_is_refused(three, tmp_path):
     # Each takes about 117 MiB in eager PyTorch.
     options = REAL | {"max_variants_bytes": megabytes(300)}
     async with administrator(three, **options) as admin:
@@ -409,7 +409,7 @@ async def test_a_variant_beyond_the_budget_is_refused_and_nothing_changes(three,
         assert (await admin.load("two")).state == READY
 
 
-async def test_least_recently_used_variants_give_way_but_never_the_default(three, tmp_path):
+async def test_lru_variants_are_evicted_but_never_the_default(three, tmp_path):
     options = REAL | {"max_variants_bytes": megabytes(400), "evict_variants": True}
     async with administrator(three, **options) as admin:
         await admin.load("one")
@@ -424,7 +424,7 @@ async def test_least_recently_used_variants_give_way_but_never_the_default(three
         assert list((await replace(admin, "three")).evicted) == ["one"]
 
 
-async def test_a_server_whose_variants_exceed_the_budget_does_not_start(tmp_path):
+async def test_variants_beyond_the_budget_stop_the_start(tmp_path):
     from resnet50_server.errors import WeightsError
     from tests.support.serving import serving
 
@@ -481,9 +481,7 @@ async def test_watched_folder_loads_replaces_and_unloads(tmp_path):
             await ask(admin, PICTURES[0], "mine")
 
 
-async def test_variant_whose_folder_has_gone_goes_as_soon_as_it_can_be_done_without(
-    folder, tmp_path, caplog
-):
+async def test_variant_of_a_removed_directory_is_unloaded_when_unused(folder, tmp_path, caplog):
     async with administrator(folder, watch_variants_s=0.01) as admin:
         while (await admin.states()).get("digits") != READY:
             await asyncio.sleep(0.005)
@@ -501,7 +499,7 @@ async def test_variant_whose_folder_has_gone_goes_as_soon_as_it_can_be_done_with
 # The check itself
 
 
-def test_the_check_knows_other_weights_and_takes_the_same_in_every_arithmetic(tmp_path):
+def test_reference_check_finds_other_weights_in_any_precision(tmp_path):
     import torch
 
     from resnet50_server.engines.torch_engine import TorchEngine
@@ -528,7 +526,7 @@ def test_the_check_knows_other_weights_and_takes_the_same_in_every_arithmetic(tm
             canary.check(engine_of("two", 2)[2], spec, precision)
 
 
-async def test_engine_that_waits_to_be_closed_holds_up_no_batch_of_others():
+async def test_closing_engine_delays_no_batch_of_others():
     """On a GPU it waits while another engine is built, which takes minutes."""
     names = ["IMAGENET1K_V2", "IMAGENET1K_V1"]
     closing, released = threading.Event(), threading.Event()

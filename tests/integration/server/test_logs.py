@@ -76,7 +76,7 @@ class _Any:
 ANY = _Any()
 
 
-async def test_nothing_is_logged_for_requests_that_end_too_late_or_wrongly():
+async def test_failed_requests_log_nothing_at_info():
     """Not even by gRPC, whose reply may meet a deadline that has passed in that very moment."""
     with server_processes() as start:
         server = start(*NULL, "--metrics-listen", "127.0.0.1:0")
@@ -110,7 +110,7 @@ async def test_nothing_is_logged_for_requests_that_end_too_late_or_wrongly():
     assert len(lines) < 10, written  # of the start and the stop
 
 
-async def test_fault_of_a_task_is_logged_unless_it_is_a_reply_that_came_too_late(caplog):
+async def test_task_errors_are_logged_except_late_replies(caplog):
     caplog.set_level("DEBUG")
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(process._on_loop_exception)
@@ -126,7 +126,7 @@ async def test_fault_of_a_task_is_logged_unless_it_is_a_reply_that_came_too_late
     assert "a fault of ours" in str(fault.exc_info[1])
 
 
-def test_reply_that_came_too_late_is_kept_out_of_grpcs_own_log_too():
+def test_late_reply_is_kept_out_of_the_grpc_log():
     error, fault = grpc.aio.InternalError('Failed "execute_batch"'), ValueError("a fault of ours")
     told = []
     for one in (error, fault):
@@ -238,7 +238,7 @@ def records(count: int, handler: logging.Handler, logger: str, error: Exception 
         log.removeHandler(handler)
 
 
-def test_what_was_left_out_is_said_when_the_window_ends_though_nothing_more_comes():
+def test_suppressed_lines_are_reported_when_the_window_ends():
     said = threading.Event()
     written = io.StringIO()
 

@@ -391,7 +391,7 @@ async def test_decode_threads_and_what_waits_for_them_are_seen():
         assert found.one("resnet50_decode_queue_calls") == 3
 
 
-async def test_calls_that_cannot_be_answered_in_time_are_counted_as_shed():
+async def test_calls_with_unreachable_deadlines_count_as_shed():
     slow = {"engine": "timed", "timed_alpha_ms": 500.0, "timed_beta_ms": 0.0}
     async with serving(**ON, **slow) as server, AsyncClient(server.addresses[0]) as client:
         await client.classify(JPEG)
@@ -479,7 +479,7 @@ async def test_callers_cannot_make_series():
         assert new <= {""}
 
 
-async def test_call_whose_deadline_passes_is_counted_as_that_and_not_as_given_up():
+async def test_expired_call_is_counted_as_deadline_exceeded():
     async with loaded() as load:
         await load.client.classify(JPEG)
         with load.stuck():

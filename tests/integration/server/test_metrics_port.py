@@ -35,7 +35,7 @@ async def health(server: Server) -> tuple[int, int, float]:
     return live, ready, (await scrape(server)).one("resnet50_ready")
 
 
-async def test_server_is_alive_from_the_start_and_ready_once_all_is_loaded():
+async def test_server_is_live_at_once_and_ready_when_loaded():
     settings = Settings(
         listen=["127.0.0.1:0"],
         variants=["IMAGENET1K_V2", "IMAGENET1K_V1"],

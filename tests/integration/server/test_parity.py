@@ -173,7 +173,7 @@ def assert_embedding(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", [png, raw])
-async def test_picture_alone_is_answered_as_by_torchvision(stub, variants, name, form):
+async def test_single_image_matches_torchvision(stub, variants, name, form):
     variant = variants[name]
     for number, picture in enumerate(variant.pictures):
         reply = await classify(
@@ -188,7 +188,7 @@ async def test_picture_alone_is_answered_as_by_torchvision(stub, variants, name,
         assert_embedding(vector(reply.classification.embedding), variant.embeddings[number])
 
 
-async def test_mixed_batches_of_several_variants_are_answered_as_by_torchvision(settings, variants):
+async def test_mixed_batches_of_variants_match_torchvision(settings, variants):
     # Nothing starts before its batch is full, so four calls of a variant are one batch for certain.
     async with (
         serving(**settings, max_queue_delay_ms=10_000) as server,
@@ -229,9 +229,7 @@ async def test_mixed_batches_of_several_variants_are_answered_as_by_torchvision(
 # Not the int8 variant: rounding to 8 bits makes more of one level than this tolerance holds.
 @pytest.mark.parametrize("name", ["mine", "IMAGENET1K_V2"])
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.name)
-async def test_photo_file_is_answered_as_by_torchvisions_transform_and_network(
-    stub, variants, name, photo
-):
+async def test_photo_file_matches_torchvision(stub, variants, name, photo):
     # The resize may differ by one level of 255 from Pillow's, so this is near and not equal.
     expected = variants[name].reference([Image.open(photo).convert("RGB")])
     image = image_pb2.Image(encoded=photo.read_bytes())
@@ -242,7 +240,7 @@ async def test_photo_file_is_answered_as_by_torchvisions_transform_and_network(
     assert top.index == expected[0][0].argmax()
 
 
-async def test_each_variant_answers_with_its_own_labels_digest_and_space(stub, variants):
+async def test_each_variant_has_its_own_labels_digest_and_space(stub, variants):
     seen = set()
     for name, variant in variants.items():
         reply = await classify(stub, png(variant.pictures[0]), variant=name, include_embedding=True)

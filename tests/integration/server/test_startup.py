@@ -117,7 +117,7 @@ def waiting(server: Server) -> int:
 # While weights load
 
 
-async def test_server_that_loads_listens_says_so_and_becomes_healthy_when_done(monkeypatch):
+async def test_loading_server_listens_and_turns_healthy_when_done(monkeypatch):
     hold = resnet50_server.server.hold
     arrived, gates = asyncio.Queue(), {"IMAGENET1K_V1": asyncio.Event(), "x": asyncio.Event()}
 
@@ -253,7 +253,7 @@ async def test_weights_whose_answers_are_not_finite_are_refused(capsys, tmp_path
 # Where it listens
 
 
-async def test_server_answers_on_each_of_its_addresses_unix_socket_included(tmp_path):
+async def test_server_answers_on_each_address_and_unix_socket(tmp_path):
     address = f"unix:{tmp_path}/s"
     async with serving(listen=["127.0.0.1:0", address]) as server:
         assert server.addresses[0].startswith("127.0.0.1:")
@@ -267,7 +267,7 @@ async def test_server_answers_on_each_of_its_addresses_unix_socket_included(tmp_
 # Callers that leave, callers that are late
 
 
-async def test_caller_that_cancels_costs_the_engine_nothing_and_disturbs_nobody(monkeypatch):
+async def test_cancelled_call_never_reaches_the_engine(monkeypatch):
     async with gated(monkeypatch) as (server, engine), connected(server) as channel:
         running = classify(channel)
         await until(lambda: engine.batches == [1])
@@ -282,7 +282,7 @@ async def test_caller_that_cancels_costs_the_engine_nothing_and_disturbs_nobody(
         assert (server._admission.requests, server._admission.bytes) == (0, 0)
 
 
-async def test_caller_that_cancels_while_its_batch_runs_does_not_disturb_the_others(monkeypatch):
+async def test_cancel_during_a_batch_does_not_disturb_it(monkeypatch):
     async with (
         gated(monkeypatch, max_queue_delay_ms=10_000, max_batch_size=2) as (server, engine),
         connected(server) as channel,
@@ -297,7 +297,7 @@ async def test_caller_that_cancels_while_its_batch_runs_does_not_disturb_the_oth
         assert [reply.timing.batch_size for reply in again] == [2, 2]
 
 
-async def test_call_whose_deadline_passes_in_the_queue_costs_the_engine_nothing(monkeypatch):
+async def test_call_expiring_in_the_queue_never_reaches_the_engine(monkeypatch):
     async with gated(monkeypatch) as (server, engine), connected(server) as channel:
         running = classify(channel)
         await until(lambda: engine.batches == [1])
@@ -328,7 +328,7 @@ class ObservedDecode:
         return self._decode(*arguments, **limits)
 
 
-async def test_call_whose_deadline_passes_while_it_is_decoded_costs_the_engine_nothing(monkeypatch):
+async def test_call_expiring_in_decoding_never_reaches_the_engine(monkeypatch):
     decode = ObservedDecode(monkeypatch)
     async with gated(monkeypatch) as (server, engine), connected(server) as channel:
         engine.needs_pixels = True
@@ -359,9 +359,7 @@ async def test_decoding_leaves_the_event_loop_free(monkeypatch):
 # A fault of ours
 
 
-async def test_server_whose_scheduler_breaks_answers_and_exits_for_its_supervisor(
-    monkeypatch, tmp_path
-):
+async def test_broken_scheduler_refuses_calls_and_exits(monkeypatch, tmp_path):
     def broken(queue: VariantQueue, limit: int, now: float, free_at: float) -> None:
         raise RuntimeError("secret")
 
@@ -473,7 +471,7 @@ def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
     assert "while loading" in errors
 
 
-async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(monkeypatch):
+async def test_stop_during_a_load_answers_in_flight_requests(monkeypatch):
     """The first variant answers while the second one is still being loaded."""
     hold, second = resnet50_server.server.hold, asyncio.Event()
     entered, gate = asyncio.Event(), threading.Event()
@@ -520,7 +518,7 @@ async def test_stopping_while_a_variant_loads_answers_what_the_loaded_ones_have(
     assert await serving_task == 0
 
 
-async def test_caller_that_watches_the_health_does_not_hold_up_the_drain():
+async def test_health_watch_does_not_delay_the_drain():
     async with serving(drain_timeout_s=600) as server, connected(server) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == SERVING

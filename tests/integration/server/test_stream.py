@@ -101,7 +101,7 @@ async def test_bad_frames_are_answered_in_place_and_the_stream_goes_on():
         assert any("BadRequest" in detail.type_url for detail in reply.error.details)
 
 
-async def test_frame_that_fails_gives_its_place_back_though_nobody_takes_its_answer(monkeypatch):
+async def test_failed_frame_releases_its_permit_if_unread(monkeypatch):
     async with serving(max_batch_size=1) as server:
         gate = Gate(server, monkeypatch)
         async with connected(server) as channel:
@@ -143,9 +143,7 @@ async def test_frame_that_fails_gives_its_place_back_though_nobody_takes_its_ans
         ([config(top_k=1001), frame(0)], 0, "options.top_k"),
     ],
 )
-async def test_broken_order_of_messages_ends_the_stream_after_the_frames_before(
-    requests, answered, text
-):
+async def test_out_of_order_messages_end_the_stream_after_its_frames(requests, answered, text):
     async with serving() as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         call = keep_status(stub.ClassifyStream(iter(requests)))
@@ -217,7 +215,7 @@ async def test_latest_computes_the_newest_and_says_what_it_dropped(monkeypatch):
     assert outcomes([first, last]) == ["classification"] * 2
 
 
-async def test_latest_keeps_answers_fresh_when_frames_come_three_times_too_fast():
+async def test_latest_stays_fresh_at_three_times_the_capacity():
     """In steps of the engine: for each batch that has ended, three more frames are sent."""
     async with (
         serving(engine="timed", timed_alpha_ms=20, timed_beta_ms=0) as server,
@@ -349,7 +347,7 @@ async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
             assert gate.entered.qsize() == 1  # frame 1 never came to the engine
 
 
-async def test_draining_server_answers_what_it_has_and_names_the_last_frame(monkeypatch):
+async def test_drain_answers_queued_frames_and_names_the_last(monkeypatch):
     async with serving(max_batch_size=1) as server:
         gate = Gate(server, monkeypatch)
         async with connected(server) as channel:
@@ -375,7 +373,7 @@ async def test_draining_server_answers_what_it_has_and_names_the_last_frame(monk
     assert "no frame was answered" in idle_ended.value.details()
 
 
-async def test_frame_that_waits_for_room_when_the_drain_begins_is_not_answered(monkeypatch):
+async def test_frame_waiting_for_a_permit_at_drain_is_not_answered(monkeypatch):
     """Whoever sent it sends it to another server; an error in its place would look final."""
     async with serving(max_requests=2, max_batch_size=1) as server:
         gate = Gate(server, monkeypatch)

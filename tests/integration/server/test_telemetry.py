@@ -164,7 +164,7 @@ async def test_a_call_is_a_span_with_what_the_server_said(kind):
     assert sent.value > len(PNG)
 
 
-async def test_what_the_servers_cache_answers_is_not_counted_as_computed(kind):
+async def test_cache_hits_are_not_counted_as_computed(kind):
     app = App()
     async with (
         serving(cache_bytes=2**20) as server,

@@ -122,7 +122,7 @@ async def test_failed_call_says_its_code(request_, code, failed):
     assert bool(call.message) == failed
 
 
-async def test_cancelled_call_ends_its_span_and_its_batch_still_names_it():
+async def test_cancelled_call_ends_its_span_and_stays_linked():
     async with traced() as (server, collector), connected(server) as channel:
         opened = gate(server)
         classify = inference_pb2_grpc.InferenceServiceStub(channel).Classify
@@ -271,7 +271,7 @@ async def test_the_environment_names_the_service(monkeypatch):
     assert resource["deployment.environment.name"] == "test"
 
 
-async def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(monkeypatch):
+async def test_silent_collector_does_not_delay_the_shutdown(monkeypatch):
     monkeypatch.setattr(tracing, "FLUSH_S", 0.1)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
     ended, shut_down = threading.Event(), tracing.OTLPSpanExporter.shutdown

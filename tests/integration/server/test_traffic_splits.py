@@ -156,7 +156,7 @@ def held_back(engine) -> threading.Event:
 # Who answers
 
 
-async def test_canaries_are_answered_by_the_candidate_always_and_by_every_method(tmp_path):
+async def test_canaries_are_answered_by_the_candidate_in_every_method(tmp_path):
     split = Split(V2, V1, canary_percent=30.0)
     keys = [f"user-{number}" for number in range(60)]
     expected = {key: V1 if split.is_canary(key) else V2 for key in keys}
@@ -188,7 +188,7 @@ async def test_canaries_are_answered_by_the_candidate_always_and_by_every_method
     assert not report.HasField("comparison")
 
 
-async def test_requests_for_the_variant_by_any_name_are_the_splits_and_no_others(tmp_path):
+async def test_split_applies_to_every_name_of_its_variant_only(tmp_path):
     async with operated(tmp_path) as operator:
         await operator.split("DEFAULT", V1, canary_percent=100.0)
         for name in ("", V2, "DEFAULT", f"ResNet50_Weights.{V2}"):
@@ -214,7 +214,7 @@ async def test_caller_without_a_key_is_who_its_token_says(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["", "k" * 129])
-async def test_key_that_is_none_is_refused_whether_or_not_there_is_a_split(tmp_path, key):
+async def test_invalid_routing_key_is_refused_with_or_without_split(tmp_path, key):
     async with operated(tmp_path) as operator:
         for _ in range(2):
             with refused("INVALID_ARGUMENT", "x-caller-key", "1 to 128 printable ASCII"):
@@ -242,7 +242,7 @@ async def test_canary_has_the_categories_of_the_variant(tmp_path, categories, di
         await operator.split("two", "few", shadow_percent=1.0)
 
 
-async def test_canary_ends_once_one_of_the_two_is_replaced_by_other_categories(tmp_path):
+async def test_canary_ends_if_categories_change_in_a_replacement(tmp_path):
     folder = tmp_path / "variants"
     for name in ("one", "two"):
         describe(folder / name, ("a", "b"))
@@ -269,7 +269,7 @@ async def test_canary_ends_once_one_of_the_two_is_replaced_by_other_categories(t
         assert await operator.reports() == []
 
 
-async def test_embeddings_are_the_variants_unless_the_split_says_otherwise(tmp_path):
+async def test_canary_leaves_embeddings_out_unless_asked(tmp_path):
     async with operated(tmp_path) as operator:
         for embeddings in (False, True):
             report = await operator.split(
@@ -341,9 +341,7 @@ def plainly(state: dict, images: list[bytes], resize: int):
     return probabilities.argmax(dim=1), embeddings
 
 
-async def test_comparison_is_that_of_plain_torch_and_begins_anew_with_other_weights(
-    tmp_path, tuned
-):
+async def test_comparison_matches_torch_and_resets_with_new_weights(tmp_path, tuned):
     base, other, images = tuned
     names = [f"kind {index}" for index in range(10)]
     folder = tmp_path / "variants"
@@ -447,7 +445,7 @@ async def test_candidate_that_fails_fails_nobody(tmp_path):
         assert not operator.server.broken.is_set()
 
 
-async def test_candidate_that_hangs_takes_one_image_and_the_rest_is_skipped(tmp_path):
+async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
     # On a device of its own: on the variant's, a batch that hangs hangs the device, whoever it is
     # for. With room for one request, none of what is computed for nobody may take it.
     limits = {"max_requests": 1, "max_requests_per_caller": 1, "max_request_bytes": len(PNG)}
@@ -501,7 +499,7 @@ async def test_drain_waits_for_nothing_that_the_candidate_computes(tmp_path):
 # How it is set
 
 
-async def test_shares_that_change_forget_what_was_counted_and_the_same_do_not(tmp_path):
+async def test_changed_shares_reset_the_comparison(tmp_path):
     async with operated(tmp_path) as operator:
         await operator.split(V2, V1, shadow_percent=100.0)
         await operator.classify()
@@ -520,7 +518,7 @@ async def test_shares_that_change_forget_what_was_counted_and_the_same_do_not(tm
             await operator.delete(V2)
 
 
-async def test_stream_learns_of_a_split_that_comes_later_but_keeps_its_weights(tmp_path):
+async def test_stream_sees_a_later_split_but_keeps_its_weights(tmp_path):
     async with operated(tmp_path) as operator:
         call = operator.inference.ClassifyStream(metadata=metadata())
         config = inference_pb2.ClassifyStreamConfig()
@@ -579,7 +577,7 @@ async def test_split_needs_two_variants_shares_and_a_token_that_may(tmp_path):
         assert await operator.reports() == []
 
 
-async def test_metrics_say_what_the_report_says_and_forget_a_split_that_ended(tmp_path):
+async def test_split_metrics_match_the_report_and_end_with_it(tmp_path):
     async with operated(tmp_path, **ON) as operator:
         await operator.split(V2, V1, canary_percent=30.0, shadow_percent=100.0)
         for number in range(20):

@@ -40,7 +40,7 @@ async def upload(channel: grpc.aio.Channel, *requests: Request):
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**9])
-async def test_upload_in_chunks_of_any_size_is_answered_like_a_single_call(size):
+async def test_upload_in_any_chunk_size_matches_a_unary_call(size):
     small = encode(photo_like(24, 24), "PNG")
     async with serving() as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -208,7 +208,7 @@ def peak_kib(pid: int) -> int:
     return int(line.split()[1])
 
 
-async def test_memory_of_a_large_upload_stays_within_two_and_a_half_times_its_size():
+async def test_large_upload_takes_at_most_2_5_times_its_size():
     """24 MB whose few pixels weigh little: what is held are the bytes. Decoders stop at the end."""
     content = encode(Image.new("RGB", (64, 64)), "PNG") + os.urandom(24_000_000)
     with server_processes() as start:

@@ -61,7 +61,7 @@ def load(concurrency: int | None = None, rate: float | None = None, **options) -
     return Plan(load=Load(concurrency=concurrency, rate_per_s=rate), **defaults | options)
 
 
-def test_open_loop_latency_counts_from_when_a_call_was_meant_so_a_backlog_shows():
+def test_open_loop_latency_includes_the_backlog():
     async def scenario():
         # 20 calls a second to a server that answers 10: by the end the backlog is about 10 s.
         return await drive(load(rate=20), FakeServer(service_s=0.1))
@@ -71,7 +71,7 @@ def test_open_loop_latency_counts_from_when_a_call_was_meant_so_a_backlog_shows(
     assert np.polyfit(range(len(record.latency_ms)), record.latency_ms, 1)[0] > 20
 
 
-def test_calls_that_the_generator_makes_late_count_from_when_they_were_meant():
+def test_late_calls_count_from_their_scheduled_time():
     async def scenario():
         loop = asyncio.get_running_loop()
         # The generator's own event loop stands still for 2 s in the middle.
@@ -86,7 +86,7 @@ def test_calls_that_the_generator_makes_late_count_from_when_they_were_meant():
     assert max(record.late_ms) > 1900  # and it is said that the generator was late
 
 
-def test_deadline_of_a_call_that_is_made_late_counts_from_when_it_was_meant():
+def test_late_deadlines_count_from_the_scheduled_time():
     async def scenario():
         loop = asyncio.get_running_loop()
         loop.call_later(5, lambda: setattr(loop, "now", loop.now + 2.0))
@@ -104,7 +104,7 @@ def test_deadline_of_a_call_that_is_made_late_counts_from_when_it_was_meant():
     assert min(left_s) == pytest.approx(1.0, abs=0.1)
 
 
-def test_throughput_of_an_overloaded_server_is_what_it_answers_within_the_time():
+def test_overloaded_throughput_counts_answers_in_time():
     async def scenario():
         return await drive(load(rate=20), FakeServer(service_s=0.1))
 
@@ -218,7 +218,7 @@ def test_a_server_that_is_away_is_not_asked_in_a_tight_loop():
     assert run(scenario()).calls == pytest.approx(2 * 5 / PAUSE_WHILE_AWAY_S, abs=3)
 
 
-def test_poisson_arrivals_are_seeded_independent_and_have_their_mean():
+def test_poisson_arrivals_are_seeded_and_have_their_mean():
     times = list(itertools.islice(poisson(50, seed=3), 20_000))
     assert times == list(itertools.islice(poisson(50, seed=3), 20_000))
     assert times != list(itertools.islice(poisson(50, seed=4), 20_000))

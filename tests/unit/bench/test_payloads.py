@@ -26,7 +26,7 @@ def test_unary_requests_hold_image_and_variant():
     assert inference_pb2.EmbedRequest.FromString(request).options.variant == "mine"
 
 
-def test_upload_is_options_with_the_digest_then_the_image_in_chunks():
+def test_upload_sends_options_with_digest_then_chunks():
     (parts,) = payloads.uploads(replace(PLAN, shape="upload"), [IMAGE])
     first, *chunks = map(inference_pb2.ClassifyUploadRequest.FromString, parts)
     assert first.options.options.variant == "mine"
@@ -52,7 +52,7 @@ def test_stream_config_leaves_room_for_what_is_under_way():
     assert (config.delivery, config.max_in_flight) == (inference_pb2.DELIVERY_LATEST, 0)
 
 
-def test_generated_pictures_are_as_large_as_photographs_and_seeded():
+def test_generated_images_have_photo_sizes_and_a_seed():
     files = [photograph(seed) for seed in range(4)]
     assert all(90_000 < len(file) < 130_000 for file in files)
     assert len(set(files)) == 4

@@ -38,7 +38,7 @@ class FakeServer:
 PLAN = Plan(load=Load(concurrency=1), duration_s=10.0, warm_up_s=2.0, server_pid=1)
 
 
-def test_capacity_is_found_where_more_calls_bring_no_more_answers():
+def test_capacity_is_where_more_calls_add_no_answers():
     server = FakeServer(most=700)
     found = list(probes(PLAN, server, threading.Event()))
     assert [run.load.concurrency for run in found] == [1, 2, 4, 8, 16, 32]

@@ -98,7 +98,7 @@ def test_a_restarted_server_has_no_rates_for_one_interval(started_s):
     assert reading(middle, scraped(again, 14.0)).images_per_s == 10.0
 
 
-def test_counters_of_one_series_that_start_anew_are_never_negative(exported):
+def test_reset_counters_are_never_negative(exported):
     before = scraped(exported, 10.0)
     for family in (exported.images, exported.stages, exported.batch_size, exported.requests):
         family.clear()
@@ -166,7 +166,7 @@ def two_servers() -> list[Interval]:
     return found
 
 
-def test_servers_are_added_up_and_the_worst_is_told_where_a_sum_means_nothing():
+def test_servers_are_summed_or_the_worst_is_shown():
     seen = Reading.of(Interval.together(two_servers()), 1000.0)
     (variant,) = seen.variants
     assert variant.images_per_s == pytest.approx(20.0)
@@ -192,7 +192,7 @@ def test_histograms_of_servers_meet_on_the_bounds_that_both_have():
     assert Interval.together([one, other]).buckets("x") == {2.0: 7.0, math.inf: 8.0}
 
 
-def test_a_server_without_rates_yet_does_not_hide_those_of_others():
+def test_server_without_rates_does_not_hide_others():
     first, second = two_servers()
     together = Interval.together([Interval({}, first.now), second])
     assert Reading.of(together, 1000.0).images_per_s == pytest.approx(10.0)

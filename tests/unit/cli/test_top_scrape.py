@@ -46,7 +46,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated():
     assert "secret" not in str(caught.value)
 
 
-def test_values_are_read_by_name_and_labels_and_a_family_without_series_is_known():
+def test_values_are_read_by_name_and_labels():
     exported = Exported()
     exported.load("digits")
     exported.answer("digits", 8)

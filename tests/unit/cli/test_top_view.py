@@ -225,7 +225,7 @@ def test_methods_without_calls_give_way_to_those_with():
     assert any("more methods: make the window taller" in line for line in low)
 
 
-def test_a_batch_longer_than_the_interval_does_not_make_a_device_busier_than_it_can_be():
+def test_long_batch_does_not_exceed_full_utilisation():
     assert [cells.busy(one) for one in (None, 0.4, 4.5)] == ["-", "40%", "100%"]
 
 

@@ -30,7 +30,7 @@ def seen(*watches: Watch) -> Snapshot:
     return Snapshot.of(watches, NO_FACTS, 2.0)
 
 
-def test_a_server_that_dies_is_shown_as_such_and_comes_back_by_itself():
+def test_dead_server_is_shown_and_recovers():
     exported = Exported()
     exported.load("digits")
     with exporting(exported) as address:
@@ -56,7 +56,7 @@ def test_a_server_that_dies_is_shown_as_such_and_comes_back_by_itself():
     assert back.together.images_per_s > 0
 
 
-def test_a_restarted_server_shows_no_rates_until_they_are_its_own():
+def test_restarted_server_shows_no_rates_of_the_old_one():
     old, new = Exported(1000.0), Exported(2000.0)
     for exported, images in ((old, 10), (new, 500)):
         exported.load("digits")
@@ -132,7 +132,7 @@ def test_of_servers_that_differ_the_worst_state_is_told():
         client.close()
 
 
-def test_of_two_variants_of_one_name_the_one_that_answers_is_told():
+def test_of_two_variants_of_a_name_the_serving_one_is_shown():
     fields = dict.fromkeys(one.name for one in dataclasses.fields(Variant))
     named = fields | {"name": "digits", "trained": True}
     client = Client("127.0.0.1:1")
@@ -145,7 +145,7 @@ def test_of_two_variants_of_one_name_the_one_that_answers_is_told():
     client.close()
 
 
-def test_looks_are_an_interval_apart_and_late_ones_are_not_made_up_for(monkeypatch):
+def test_polls_are_an_interval_apart_without_catching_up(monkeypatch):
     clock, slept = [0.0], []
 
     def sleep(seconds: float) -> None:
@@ -179,7 +179,7 @@ def test_json_is_whole_and_has_no_numbers_that_json_lacks():
     assert found["together"]["uptime_s"] == pytest.approx(60, abs=30)
 
 
-def test_a_fault_while_a_server_is_looked_at_is_that_servers_state_and_the_others_are_shown(
+def test_poll_error_is_shown_for_its_server_only(
     monkeypatch,
 ):
     fetch = Watch.look.__globals__["fetch"]
@@ -219,7 +219,7 @@ def test_figures_that_cannot_be_read_are_that_servers_state(monkeypatch):
         assert seen(one).servers[0].failure == ""
 
 
-def test_a_server_that_cannot_be_asked_is_named_and_the_asking_goes_on():
+def test_unreachable_server_is_named_and_polled_again():
     class Told:
         """As a `Client` whose token file has gone, and comes back."""
 

@@ -40,7 +40,7 @@ async def test_missing_repair_of_grpc_is_logged_once(caplog):
     assert "ServerError" in record.getMessage()
 
 
-async def test_call_that_breaks_at_its_last_request_is_left_to_its_status():
+async def test_call_broken_at_its_last_request_reports_its_status():
     async def send_receive_close() -> None:
         raise grpc.aio.InternalError("Internal error from Core")
 
@@ -58,7 +58,7 @@ async def test_reply_is_that_of_the_call():
     assert await waiting == "cat"
 
 
-async def test_task_that_is_cancelled_cancels_its_call_and_is_told_so_itself():
+async def test_cancelled_task_cancels_its_call():
     call = Call()
     waiting = asyncio.create_task(reply_of(call))
     await asyncio.sleep(0)
@@ -68,7 +68,7 @@ async def test_task_that_is_cancelled_cancels_its_call_and_is_told_so_itself():
     assert call.cancelled()
 
 
-async def test_call_that_is_cancelled_does_not_look_like_the_tasks_own_end():
+async def test_cancelled_call_is_not_a_cancelled_task():
     """On Python 3.10 as well, where a task does not know whether it was cancelled."""
     call = Call()
     waiting = asyncio.create_task(reply_of(call))
@@ -78,7 +78,7 @@ async def test_call_that_is_cancelled_does_not_look_like_the_tasks_own_end():
         await waiting
 
 
-async def test_task_and_call_that_are_cancelled_at_once_end_as_the_task_was_told():
+async def test_task_and_call_cancelled_together_cancel_the_task():
     call = Call()
     waiting = asyncio.create_task(reply_of(call))
     await asyncio.sleep(0)

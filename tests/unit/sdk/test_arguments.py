@@ -55,7 +55,7 @@ ONE_IMAGE = {
 
 @pytest.mark.parametrize("method", MANY)
 @pytest.mark.parametrize("one", ONE_IMAGE)
-def test_one_image_where_many_are_expected_is_refused_at_the_call(client, method, one):
+def test_single_image_where_many_are_expected_is_refused(client, method, one):
     name = "images" if method.endswith("many") else "frames"
     with pytest.raises(TypeError, match=rf"^{name}: is one image \(.*\[image\].*classify"):
         getattr(client, method)(ONE_IMAGE[one])

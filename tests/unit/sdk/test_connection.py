@@ -99,7 +99,7 @@ def test_overload_is_not_retried_unless_asked(clock):
     assert Attempts(RetryPolicy(), 10.0).pause_s(FULL) is None
 
 
-def test_overload_is_retried_as_often_as_asked_after_the_servers_pause(clock):
+def test_overload_is_retried_after_the_servers_delay(clock):
     attempts = Attempts(RetryPolicy(overload_attempts=3), 10.0)
     assert [attempts.pause_s(FULL) for _ in range(3)] == [0.5, 0.5, None]
 
@@ -112,7 +112,7 @@ def test_overload_is_not_retried_past_the_deadline(clock):
     assert attempts.grpc_timeout() == pytest.approx(0.3)
 
 
-def test_overload_without_the_servers_word_and_other_errors_are_not_retried(clock):
+def test_overload_without_retry_info_is_not_retried(clock):
     policy = RetryPolicy(overload_attempts=9)
     assert Attempts(policy, 10.0).pause_s(OverloadedError("full")) is None
     assert Attempts(policy, 10.0).pause_s(ServerError("broken")) is None
@@ -130,7 +130,7 @@ def pauses(attempts: Attempts, clock: Clock, **of_error: bool) -> list[float]:
     return found
 
 
-def test_unavailable_is_retried_until_the_deadline_with_growing_pauses(clock):
+def test_unavailable_is_retried_with_backoff_until_deadline(clock):
     found = pauses(Attempts(RetryPolicy(initial_backoff_s=0.1, max_backoff_s=2.0), 30.0), clock)
     expected = [0.1, 0.2, 0.4, 0.8, 1.6, *[2.0] * (len(found) - 5)]
     assert found == [pytest.approx(pause_s, rel=0.21) for pause_s in expected]
@@ -163,7 +163,7 @@ def test_deadline_after_failed_attempts_says_how_they_failed(clock):
     assert late.message == "no answer; the attempt before it failed: gone"
 
 
-def test_what_must_not_be_repeated_is_retried_while_no_connection_can_be_made(clock):
+def test_unsafe_calls_are_retried_only_before_connecting(clock):
     def attempts() -> Attempts:
         return Attempts(RetryPolicy(), 900.0, connect_timeout_s=30.0)
 
@@ -180,7 +180,7 @@ def test_infinite_timeout_is_no_deadline(clock):
     assert Attempts(RetryPolicy(), math.inf).grpc_timeout() is None
 
 
-def test_stream_is_resumed_until_no_answer_has_come_for_long_enough(clock):
+def test_stream_is_resumed_until_resume_s_without_an_answer(clock):
     resumption = Resumption(RetryPolicy(), 10.0)
     gone = UnavailableError(GONE)
     assert resumption.pause_s(gone) is not None
@@ -193,7 +193,7 @@ def test_stream_is_resumed_until_no_answer_has_come_for_long_enough(clock):
     assert resumption.pause_s(gone) is None
 
 
-def test_stream_that_broke_under_a_frame_goes_on_until_the_frame_is_given_up(clock):
+def test_stream_resumes_until_its_poison_frame_fails(clock):
     """Though each restart takes most of the time, and only if answers come after that frame."""
     resumption = Resumption(RetryPolicy(), 10.0)
     for _ in range(MAX_SENDS):
@@ -204,6 +204,6 @@ def test_stream_that_broke_under_a_frame_goes_on_until_the_frame_is_given_up(clo
     assert resumption.pause_s(UnavailableError(GONE), broke=True) is None
 
 
-def test_stream_is_not_resumed_where_that_is_not_wanted_or_of_no_use(clock):
+def test_stream_is_not_resumed_where_useless_or_disabled(clock):
     assert Resumption(RetryPolicy(), 0.0).pause_s(UnavailableError(GONE)) is None
     assert Resumption(RetryPolicy(), 10.0).pause_s(ServerError("broken")) is None

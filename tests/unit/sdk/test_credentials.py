@@ -29,7 +29,7 @@ def files(tmp_path):
 # When TLS is spoken
 
 
-def test_tls_is_spoken_when_something_of_it_is_given_or_asked_for(ca, files):
+def test_tls_is_used_when_any_tls_option_is_given(ca, files):
     assert not Credentials.of().secure
     assert not Credentials.of(tls=False).secure
     assert not Credentials.of(token="x").secure
@@ -84,7 +84,7 @@ def test_key_of_another_certificate_is_refused(ca, files, tmp_path):
         Credentials.of(cert=mine["cert"], key=other["key"])
 
 
-def test_encrypted_key_is_refused_instead_of_asking_for_its_password(ca, files):
+def test_encrypted_key_is_refused_without_a_prompt(ca, files):
     from cryptography.hazmat.primitives import serialization as form
 
     certificate = files.client(ca, "a")
@@ -139,12 +139,12 @@ def test_token_does_not_leave_this_machine_in_clear_text(address):
         Connection.to(address, 1.0, None, credentials=Credentials.of(token="x", **allowed))
 
 
-def test_one_remote_address_of_a_list_is_enough_to_keep_the_token():
+def test_one_remote_address_is_enough_to_withhold_the_token():
     with pytest.raises(ValueError, match=r"^token: would go to models\.example:1"):
         Client(["localhost:1", "models.example:1"], token="x")
 
 
-def test_list_of_several_hosts_needs_the_name_of_their_certificates(ca):
+def test_several_hosts_need_the_name_of_their_certificates(ca):
     with pytest.raises(ValueError, match=r"^server_name: "):
         Client(["127.0.0.1:1", "127.0.0.2:1"], ca=bundle(ca))
     named = Credentials.of(ca=bundle(ca), server_name="models.example")
@@ -178,7 +178,7 @@ def test_advice_knows_the_words_of_the_oldest_grpc():
 # Files that change
 
 
-def test_change_right_after_another_is_seen_where_stamps_are_coarse(tmp_path, monkeypatch):
+def test_second_change_within_mtime_granularity_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr("resnet50_client.watched_file._stamp", lambda status: (status.st_size,))
     path = tmp_path / "file"
     path.write_bytes(b"one")

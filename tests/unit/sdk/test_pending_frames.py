@@ -70,7 +70,7 @@ def test_frames_that_are_unanswered_are_sent_again_and_no_others():
     assert len(pending) == 3
 
 
-def test_answer_to_a_frame_that_was_not_sent_on_this_attempt_is_refused():
+def test_answer_to_a_frame_of_another_attempt_is_refused():
     pending = pending_frames(2)
     pending.restart()
     with pytest.raises(ServerError, match="frame 0"):
@@ -78,7 +78,7 @@ def test_answer_to_a_frame_that_was_not_sent_on_this_attempt_is_refused():
     assert send_all(pending) == [0, 1]
 
 
-def test_images_over_the_limit_that_a_server_tells_are_sent_no_more():
+def test_images_over_the_servers_limit_are_not_sent():
     pending = pending_frames()
     sizes = [10, 5000, 20, 6000]
     for size in sizes[:3]:
@@ -119,7 +119,7 @@ def test_latest_sends_only_the_newest_again():
     assert send_all(pending) == [3]
 
 
-def test_frame_that_breaks_connections_is_tried_alone_and_then_given_up():
+def test_poison_frame_is_resent_alone_and_then_fails():
     """Frame 3 breaks each connection; those before it are innocent, and in flight with it."""
     pending, outcomes, sends = pending_frames(), {}, 0
     for _ in range(6):
@@ -142,14 +142,14 @@ def pending_is_alone(pending: PendingFrames) -> bool:
     return len(pending._in_flight) == 1 and pending._is_suspect()
 
 
-def test_connections_that_end_with_a_word_from_the_server_are_held_against_no_frame():
+def test_clean_stream_ends_count_against_no_frame():
     pending = pending_frames(3)
     for _ in range(10 * MAX_SENDS):
         assert pending.restart() == []
         assert send_all(pending) == [0, 1, 2]
 
 
-def test_frames_that_were_not_sent_are_not_held_to_have_broken_anything():
+def test_unsent_frames_are_not_blamed():
     pending = pending_frames(1)
     pending.add(IMAGE)
     for _ in range(MAX_SENDS):
@@ -191,7 +191,7 @@ def test_late_frames_that_the_server_still_has_take_room():
     assert pending.has_room
 
 
-def test_silence_counts_from_the_last_frame_sent_or_answered_while_any_is_in_flight():
+def test_idle_timeout_counts_from_the_last_frame():
     clock = Clock()
     pending = pending_frames(clock=clock, idle_timeout_s=10.0)
     clock.now += 1000.0  # a slow source is no idle server

@@ -92,12 +92,12 @@ def test_one_name_is_left_to_grpc_and_numbers_need_no_lookup(names, addresses):
         ({"a": ["10.0.0.1"], "b": ["::2"]}, "ipv6:[::ffff:10.0.0.1]:1,[::2]:1"),
     ],
 )
-def test_every_server_of_a_list_is_reached_whichever_version_of_ip_it_has(names, hosts, target):
+def test_servers_of_a_list_are_reached_by_ipv4_and_ipv6(names, hosts, target):
     names.hosts = hosts
     assert looked_up(Resolver(["a:1", "b:1"])) == target
 
 
-def test_names_that_cannot_be_looked_up_are_left_to_grpc_and_tried_again(names, caplog):
+def test_unresolvable_names_are_left_to_grpc_and_retried(names, caplog):
     resolver = Resolver(["a:1", "b:1"])
     with caplog.at_level(logging.WARNING):
         assert looked_up(resolver) == "dns:///a:1"  # gRPC's failure of it is UNAVAILABLE
@@ -108,7 +108,7 @@ def test_names_that_cannot_be_looked_up_are_left_to_grpc_and_tried_again(names, 
     assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.2:1"
 
 
-def test_one_name_that_cannot_be_looked_up_is_left_out_and_logged_once(names, caplog):
+def test_one_unresolvable_name_is_skipped_and_logged_once(names, caplog):
     names.hosts = {"b": ["10.0.0.2"]}
     resolver = Resolver(["a:1", "b:1"])
     with caplog.at_level(logging.WARNING):
@@ -143,7 +143,7 @@ def test_names_are_not_looked_up_at_every_failure(names):
     assert names.asked == ["a", "b"]
 
 
-def test_name_that_cannot_be_looked_up_any_more_keeps_its_last_addresses(names):
+def test_unresolvable_name_keeps_its_last_addresses(names):
     names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
     resolver = Resolver(["a:1", "b:1"])
     looked_up(resolver)

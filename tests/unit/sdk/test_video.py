@@ -38,7 +38,7 @@ def one_frame(path, **options) -> VideoFrame:
 
 @pytest.mark.parametrize("size", [(64, 48), (50, 46), (34, 2), (2, 34), (322, 182)])
 @pytest.mark.parametrize("format", ["yuv420p", "nv12"])
-def test_pixels_are_the_decoders_own_without_what_pads_their_rows(size, format, tmp_path):
+def test_pixels_are_the_decoders_without_row_padding(size, format, tmp_path):
     frame = picture_frame(picture(*size), format)
     path = write_clip(tmp_path / "clip.nut", [frame], codec="rawvideo")
     given = one_frame(path)
@@ -49,7 +49,7 @@ def test_pixels_are_the_decoders_own_without_what_pads_their_rows(size, format, 
     np.testing.assert_array_equal(given.image, frame.to_ndarray().reshape(given.image.shape))
 
 
-def test_frames_carry_their_number_and_time_and_outlive_the_decoder(tmp_path):
+def test_frames_carry_index_and_time_and_outlive_the_decoder(tmp_path):
     frames = [fill((value, 128, 128), 32, 32, "yuv420p") for value in range(16, 226, 10)]
     path = write_clip(tmp_path / "clip.mkv", frames, fps=10)
     given = list(frames_from_video(str(path)))
@@ -215,7 +215,7 @@ def opened(monkeypatch) -> list:
     return containers
 
 
-def test_source_is_closed_with_the_generator_and_opened_by_its_first_frame(opened, tmp_path):
+def test_source_opens_at_first_frame_and_closes_with_generator(opened, tmp_path):
     path = write_clip(tmp_path / "clip.mkv", [picture_frame(picture(64, 48))] * 5)
     frames = frames_from_video(path)
     frames.close()

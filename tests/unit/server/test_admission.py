@@ -29,7 +29,7 @@ def refused_by(limit: str):
     assert refused.value.retry_after_s > 0
 
 
-def test_request_beyond_max_requests_is_refused_and_names_the_limit():
+def test_request_beyond_max_requests_names_the_limit():
     admission = Admission(Limits(requests=2))
     with admission.admit("a", 1), admission.admit("b", 1):
         with refused_by("max_requests") as refused, admission.admit("c"):
@@ -70,7 +70,7 @@ def test_lone_request_is_admitted_however_large():
         pass
 
 
-def test_one_caller_may_have_its_part_only_and_others_still_come_in():
+def test_one_caller_is_limited_to_its_share():
     admission = Admission(Limits(requests=4, requests_per_caller=2))
     with admission.admit("a"), admission.admit("a"):
         with refused_by("max_requests_per_caller") as refused, admission.admit("a"):
@@ -134,7 +134,7 @@ def test_rate_below_one_a_second_lets_one_in_at_a_time():
         pass
 
 
-def test_request_that_another_limit_refuses_does_not_count_for_the_rate():
+def test_refused_request_does_not_count_for_the_rate():
     admission = Admission(Limits(requests=1, rate_per_caller=1.0), Clock())
     with admission.admit("b"):
         for _ in range(3):
@@ -261,7 +261,7 @@ async def test_frames_are_admitted_in_the_order_in_which_they_came():
     assert (frames.admission.requests, frames.admission.waiting) == (2, 0)
 
 
-async def test_callers_take_turns_however_many_frames_one_of_them_has_waiting():
+async def test_callers_share_permits_whatever_one_has_queued():
     frames = Frames(Admission(Limits(requests=1)))
     await frames.ask("a1", "a2", "a3", "a4", "b1", "b2")
     for _ in range(5):
@@ -290,7 +290,7 @@ async def test_large_frame_is_not_overtaken_until_it_never_fits():
     assert frames.admitted == ["a1", "b1", "c1", "d1"]
 
 
-async def test_frame_that_gives_up_waiting_leaves_nothing_and_lets_others_past():
+async def test_frame_cancelled_while_waiting_lets_others_past():
     frames = Frames(Admission(Limits(bytes=100)))
     await frames.ask("a1", length=50)
     await frames.ask("b1", length=90)
@@ -301,7 +301,7 @@ async def test_frame_that_gives_up_waiting_leaves_nothing_and_lets_others_past()
     assert inside(frames.admission) == (2, 60)
 
 
-async def test_frame_that_gives_up_as_it_is_admitted_gives_its_permit_back():
+async def test_frame_cancelled_at_admission_releases_its_permit():
     frames = Frames(Admission(Limits(requests=1)))
     await frames.ask("a1", "a2")
     frames.places["a1"].leave()  # admits a2, whose task has not run yet
@@ -322,7 +322,7 @@ async def test_draining_refuses_frames_that_wait():
     assert frames.admitted == ["a1"]
 
 
-async def test_bulk_frames_wait_behind_interactive_ones_but_not_for_ever():
+async def test_bulk_frames_wait_behind_interactive_but_not_forever():
     frames = Frames(Admission(Limits(requests=1)))
     await frames.ask("a0")
     await frames.ask("b0", bulk=True)
@@ -332,7 +332,7 @@ async def test_bulk_frames_wait_behind_interactive_ones_but_not_for_ever():
     assert frames.admitted.index("b0") == BULK_EVERY
 
 
-async def test_frame_above_its_callers_rate_is_admitted_when_the_rate_allows_it():
+async def test_frame_above_the_rate_is_admitted_later():
     frames = Frames(Admission(Limits(rate_per_caller=20.0)))
     await frames.ask(*(f"a{number}" for number in range(21)))
     await frames.ask("b0")
@@ -359,7 +359,7 @@ async def test_single_requests_and_frames_that_wait_take_turns():
     assert "ff" not in got.lstrip("f")
 
 
-async def test_room_that_is_kept_for_a_single_request_is_not_kept_for_ever():
+async def test_reserved_permit_of_a_unary_call_expires():
     frames = Frames(Admission(Limits(requests=1)))
     await frames.ask("a1", "a2")
     with refused_by("max_requests"):

@@ -213,7 +213,7 @@ async def test_other_options_are_another_question(other):
 
 
 @in_virtual_time
-async def test_other_weights_are_asked_themselves_even_if_they_are_the_same_again():
+async def test_reloaded_weights_do_not_share_cache_entries():
     bench = Bench()
     other = bench.load()
     await bench.ask(7)
@@ -258,7 +258,7 @@ async def test_large_images_are_digested_in_a_thread():
 
 
 @in_virtual_time
-async def test_variant_that_is_replaced_while_an_image_is_digested_is_not_asked_of():
+async def test_variant_replaced_during_hashing_is_not_used():
     bench = Bench()
     asked = bench.ask(bytes([1]) + bytes(MAX_DIGEST_AT_HAND_BYTES))
     await asyncio.sleep(DECODE_S / 2)
@@ -341,7 +341,7 @@ async def test_answer_that_is_larger_than_the_cache_is_not_kept():
 
 
 @in_virtual_time
-async def test_answer_that_fills_the_cache_takes_the_place_of_all_others():
+async def test_entry_as_large_as_the_cache_evicts_all_others():
     cache = ResponseCache(8500)
     keep(cache, "v", b"small", result())
     keep(cache, "v", b"large", result(2048))
@@ -419,7 +419,7 @@ async def test_what_is_asked_while_it_is_computed_is_computed_once(wait_s):
 
 
 @in_virtual_time
-async def test_whoever_waited_goes_on_if_the_one_it_waited_for_leaves_while_decoding():
+async def test_waiters_continue_if_the_leader_cancels_in_decoding():
     bench = Bench()
     leader, *others = [bench.ask(7) for _ in range(4)]
     await asyncio.sleep(DECODE_S / 2)
@@ -431,7 +431,7 @@ async def test_whoever_waited_goes_on_if_the_one_it_waited_for_leaves_while_deco
 
 @pytest.mark.parametrize("queued", [True, False])
 @in_virtual_time
-async def test_computation_goes_on_for_others_if_the_one_it_was_begun_for_leaves(queued):
+async def test_computation_continues_if_its_first_caller_cancels(queued):
     bench = Bench()
     before = bench.ask(1) if queued else None
     await asyncio.sleep(0.1)
@@ -521,7 +521,7 @@ async def test_whoever_waited_computes_if_the_other_is_too_late():
 
 
 @in_virtual_time
-async def test_waiting_takes_no_place_in_the_queue_and_its_end_is_everybodys_own():
+async def test_waiters_take_no_queue_slot_and_keep_their_deadlines():
     bench = Bench(max_queue_size=1, max_batch_size=1)
     bench.ask(1)
     await asyncio.sleep(DECODE_S + 0.1)
@@ -552,7 +552,7 @@ async def test_hit_needs_no_room_in_the_queue():
 
 
 @in_virtual_time
-async def test_interactive_image_does_not_wait_for_the_same_one_in_bulk():
+async def test_interactive_image_does_not_wait_for_bulk():
     bench = Bench(max_batch_size=1)
     others = [bench.ask(number) for number in range(1, 6)]
     bulk = bench.ask(7, bulk=True)
@@ -595,7 +595,7 @@ async def test_image_that_is_due_earlier_does_not_wait():
 
 
 @in_virtual_time
-async def test_image_that_stands_alone_does_not_wait_for_the_same_frame_of_a_stream():
+async def test_unary_image_does_not_wait_for_the_same_frame():
     bench = Bench(max_batch_size=1)
     frames = []
     for number in range(1, 7):
@@ -612,7 +612,7 @@ async def test_image_that_stands_alone_does_not_wait_for_the_same_frame_of_a_str
 
 
 @in_virtual_time
-async def test_broken_image_is_decoded_once_for_all_who_wait_and_again_for_the_next():
+async def test_broken_image_is_decoded_once_for_all_waiters():
     bench = Bench()
     for times in (1, 2):
         asked = [bench.ask(BROKEN) for _ in range(4)]
@@ -626,7 +626,7 @@ async def test_broken_image_is_decoded_once_for_all_who_wait_and_again_for_the_n
 
 
 @in_virtual_time
-async def test_failed_batch_fails_all_who_wait_once_and_is_tried_again_for_the_next():
+async def test_failed_batch_fails_all_waiters_once():
     bench = Bench()
     bench.engine.error = RuntimeError("broken")
     asked = [bench.ask(7) for _ in range(8)]
@@ -698,7 +698,7 @@ async def test_pixels_at_hand_are_computed_once_and_kept(monkeypatch):
 
 
 @in_virtual_time
-async def test_without_a_cache_the_same_image_is_computed_as_often_as_it_comes():
+async def test_without_a_cache_each_image_is_computed():
     bench = Bench()
     bench.pipeline._cache = None
     assert await bench.uses(bench.ask(7), bench.ask(7)) == ["none", "none"]

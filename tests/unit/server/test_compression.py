@@ -11,7 +11,7 @@ ONLY_IDENTITY = [("grpc.compression_enabled_algorithms_bitset", 1)]
 
 
 @pytest.mark.parametrize("version", ["1.72.1", "1.83.0", "1.83.2"])
-def test_grpc_that_expands_without_bound_takes_no_compressed_message(version):
+def test_unbounded_grpc_decompression_is_refused(version):
     assert _compression(version) == ONLY_IDENTITY
 
 

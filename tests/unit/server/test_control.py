@@ -120,7 +120,7 @@ async def served(folder: Path, *arguments: str, engines: Engines | None = None, 
 # One change at a time
 
 
-async def test_variant_that_became_the_default_as_its_unloading_began_stays(folder):
+async def test_variant_made_default_during_unload_stays(folder):
     server = await served(folder, "a=random:0", "b=random:1")
     unloading = asyncio.ensure_future(server.changes.unload("b"))
     asyncio.get_running_loop().call_soon(server.changes.set_default, "b")
@@ -140,7 +140,7 @@ async def test_variant_that_a_split_named_as_its_unloading_began_stays(folder):
     assert server.names == ["a", "b"]
 
 
-async def test_what_is_loaded_at_the_start_and_by_a_caller_is_loaded_one_after_the_other(folder):
+async def test_startup_and_admin_loads_run_one_at_a_time(folder):
     at_once, most = 0, 0
 
     async def count() -> None:
@@ -199,7 +199,7 @@ async def test_variants_that_gave_way_in_vain_are_loaded_again(folder):
     assert server.variants.failures["x"].endswith(told)
 
 
-async def test_variant_that_gave_way_in_vain_and_does_not_come_back_is_named(folder):
+async def test_evicted_variant_that_is_not_restored_is_named(folder):
     server = await served(folder, "a=random:0", "b=random:1", max_bytes=2 * EACH, evict=True)
     server.engines.errors |= {"x": WeightsError("broken"), "b": OSError("no such file")}
     with pytest.raises(NotNow, match="broken; b gave way to it and cannot be loaded again"):
@@ -212,7 +212,7 @@ async def test_variant_that_gave_way_in_vain_and_does_not_come_back_is_named(fol
     assert server.names == ["a", "b"]
 
 
-async def test_variant_that_would_not_fit_once_those_that_leave_are_gone_is_refused_at_once(folder):
+async def test_variant_too_large_even_after_drains_is_refused_at_once(folder):
     engines = Engines(bytes={"y": 3 * EACH})
     server = await served(folder, "a=random:0", engines=engines, max_bytes=3 * EACH)
     await server.changes.load("x")
@@ -226,7 +226,7 @@ async def test_variant_that_would_not_fit_once_those_that_leave_are_gone_is_refu
     old.leave_frame()
 
 
-async def test_variant_waits_for_those_that_leave_before_others_give_way(folder):
+async def test_load_waits_for_drains_before_it_evicts(folder):
     engines, stages = Engines(bytes={"y": 2 * EACH}), []
     server = await served(folder, "a=random:0", engines=engines, max_bytes=4 * EACH, evict=True)
     await server.changes.load("x")
@@ -296,7 +296,7 @@ async def test_caller_is_told_of_an_engine_that_could_not_be_closed(folder, capl
 
 
 @pytest.mark.parametrize("error", [EngineError("bad allocation"), MemoryError(), KeyError("x")])
-async def test_whatever_an_engine_raises_is_why_a_variant_cannot_be_loaded(folder, error, caplog):
+async def test_any_engine_error_is_the_load_error(folder, error, caplog):
     server = await served(folder, "a=random:0")
     server.engines.errors["x"] = error
     with pytest.raises(NotNow) as refused:
@@ -401,7 +401,7 @@ async def test_folder_that_is_still_being_written_is_left_alone(folder):
     assert server.engines.loads == [*loaded, "x"]
 
 
-async def test_variant_that_an_administrator_has_loaded_is_not_loaded_again_by_the_watch(folder):
+async def test_watcher_does_not_reload_an_admins_variant(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
@@ -417,7 +417,7 @@ async def test_variant_that_an_administrator_has_loaded_is_not_loaded_again_by_t
     assert "x" not in [one.name for one in server.variants.specs]
 
 
-async def test_variant_that_changed_while_an_administrator_loaded_it_is_loaded_again(folder):
+async def test_variant_changed_during_a_load_is_reloaded(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
@@ -458,7 +458,7 @@ async def test_folder_that_is_not_there_says_nothing_of_its_variants(folder, cap
     watching.cancel()
 
 
-async def test_watch_of_a_folder_that_is_not_there_yet_loads_what_it_holds_later(tmp_path):
+async def test_watcher_loads_from_a_directory_created_later(tmp_path):
     folder = tmp_path / "later"
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
@@ -480,7 +480,7 @@ async def test_folder_with_a_name_of_torchvisions_is_passed_over(tmp_path, caplo
     assert caplog.text.count(f"{name} is not loaded: it is torchvision's name") == 1
 
 
-async def test_folder_that_has_gone_is_said_to_once_while_its_variant_is_needed(folder, caplog):
+async def test_removed_directory_of_a_used_variant_is_logged_once(folder, caplog):
     caplog.set_level("INFO")
     server = await served(folder, f"x={folder / 'x'}", f"y={folder / 'y'}")
     watched = await Watched.of(folder, server)
@@ -501,9 +501,7 @@ PASSING = [
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
-async def test_folder_that_could_not_be_loaded_for_a_passing_reason_is_tried_again(
-    folder, error, monkeypatch
-):
+async def test_transient_load_failure_is_retried(folder, error, monkeypatch):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
@@ -545,7 +543,7 @@ async def test_folder_that_changes_is_tried_again_at_once(folder):
     assert server.names == ["a", "x"]
 
 
-async def test_folder_whose_files_are_wrong_is_tried_when_they_change_and_not_before(folder):
+async def test_invalid_directory_is_retried_when_its_files_change(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
@@ -563,7 +561,7 @@ async def test_folder_whose_files_are_wrong_is_tried_when_they_change_and_not_be
     assert server.names == ["a", "x", "z"]
 
 
-async def test_folder_that_fits_once_another_is_unloaded_is_loaded_then(folder):
+async def test_directory_is_loaded_once_memory_is_freed(folder):
     server = await served(folder, "a=random:0", max_bytes=2 * EACH)
     watched = await Watched.of(folder, server)
     await watched.look()
@@ -620,7 +618,7 @@ async def test_disk_that_hangs_is_told_and_holds_one_thread_only(folder, monkeyp
     assert (await server.changes.load("x")).variant.spec.name == "x"
 
 
-async def test_watch_of_a_disk_that_hangs_says_so_and_goes_on_once_it_answers(folder, caplog):
+async def test_watcher_reports_a_hung_disk_and_recovers(folder, caplog):
     server = await served(folder, "a=random:0")
     directory = Hanging(folder)
     watch = DirectoryWatcher(directory, server.variants, server.changes, 0.001)

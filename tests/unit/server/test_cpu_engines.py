@@ -143,7 +143,7 @@ def test_each_int8_layer_of_a_graph_is_torchvisions_to_one_level():
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_official_int8_is_computed_as_by_pytorch_but_for_rounding(monkeypatch, tmp_path, kind):
+def test_official_int8_matches_pytorch_within_rounding(monkeypatch, tmp_path, kind):
     member = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
     weights.publish(monkeypatch, member, weights.int8_of(weights.calm()), tmp_path)
     one, two = (
@@ -199,7 +199,7 @@ def test_a_graph_is_made_once_for_its_weights(mine, tmp_path, monkeypatch):
     assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
 
 
-def test_categories_that_do_not_fit_are_refused_even_where_a_graph_is_kept(tmp_path):
+def test_wrong_category_count_is_refused_with_a_cached_graph(tmp_path):
     for count in (CATEGORIES, CATEGORIES + 1):
         directory = weights.custom_variant(
             tmp_path / "mine", weights.calm(3, CATEGORIES), count, transform=weights.TRANSFORM
@@ -211,7 +211,7 @@ def test_categories_that_do_not_fit_are_refused_even_where_a_graph_is_kept(tmp_p
         open_variant(argument, tmp_path, engine="onnxruntime")
 
 
-def test_other_weights_and_another_transform_get_graphs_of_their_own(tmp_path):
+def test_graphs_are_keyed_by_weights_and_transform(tmp_path):
     arguments = []
     for name, seed, crop in (("one", 3, CROP), ("two", 4, CROP), ("three", 3, 32)):
         transform = weights.TRANSFORM | {"resize": crop, "crop": crop}
@@ -224,7 +224,7 @@ def test_other_weights_and_another_transform_get_graphs_of_their_own(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.onnx"))) == 3
 
 
-def test_a_folder_that_cannot_be_written_costs_time_but_not_the_server(mine, tmp_path, caplog):
+def test_unwritable_cache_dir_does_not_stop_the_server(mine, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         opened = open_variant(mine, tmp_path / "file" / "cache", engine="onnxruntime")
@@ -315,7 +315,7 @@ def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, tmp_path, monk
     assert open_variant(mine, tmp_path, engine_threads=3).kind == "onnxruntime"
 
 
-def test_without_the_extra_pytorch_computes_and_others_are_refused(mine, tmp_path, monkeypatch):
+def test_without_the_extra_only_pytorch_is_available(mine, tmp_path, monkeypatch):
     monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
     assert open_variant(mine, tmp_path).kind == "torch"
     with pytest.raises(WeightsError, match=r"openvino is not installed: pip install .*\[cpu\]"):
@@ -340,9 +340,7 @@ def test_bf16_runs_in_openvino_and_stays_near(mine, tmp_path):
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_int8_is_made_of_float_weights_and_compared_on_other_images(
-    mine, tmp_path, folder, kind, monkeypatch
-):
+def test_int8_is_quantized_and_compared_on_other_images(mine, tmp_path, folder, kind, monkeypatch):
     used: list[Images] = []
     write = calibration.write_int8
 
@@ -428,7 +426,7 @@ for thread in threading.enumerate():
     assert done.stdout == ""
 
 
-def test_process_takes_signals_where_openvinos_engines_have_come_and_gone(mine, tmp_path):
+def test_signals_work_after_openvino_engines_are_closed(mine, tmp_path):
     """OpenVINO gives a thread a stack for its signals, and must not take that one away again."""
     open_variant(mine, tmp_path, engine="openvino").engine.close()
     (graph,) = tmp_path.glob("*.onnx")

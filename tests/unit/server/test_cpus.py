@@ -156,13 +156,13 @@ def test_system_without_these_files_has_no_quota(tmp_path):
         (1, 1.0, 1),
     ],
 )
-def test_budget_is_the_smaller_of_affinity_and_quota_in_whole_cpus(affinity, quota, cpus):
+def test_cpu_budget_is_the_smaller_of_affinity_and_quota(affinity, quota, cpus):
     budget = CpuBudget(affinity, quota, Path("/sys/fs/cgroup/cpu.max"))
     assert budget.cpus == cpus
     assert str(budget).startswith(f"{cpus} CPUs ({affinity} by affinity, ")
 
 
-def test_thread_keeps_its_number_of_torch_threads_when_another_sets_its_own():
+def test_torch_threads_are_set_per_thread():
     """Torch gives a thread in which it has not computed yet the number that was set last."""
     first, second, seen = threading.Event(), threading.Event(), []
 

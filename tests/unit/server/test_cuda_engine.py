@@ -93,7 +93,7 @@ def test_engine_answers_as_the_eager_one_at_every_size(images, reference):
 
 
 @pytest.mark.parametrize("top_k", [CAPTURED_TOP_K, CAPTURED_TOP_K + 1, CATEGORIES])
-def test_more_categories_than_were_captured_are_sorted_all_the_same(images, reference, top_k):
+def test_top_k_beyond_the_captured_count_is_sorted(images, reference, top_k):
     same(engine().run(images[:3], top_k, False), reference.run(images[:3], top_k, False))
 
 
@@ -142,7 +142,7 @@ def test_batch_of_a_size_that_was_not_prepared_is_refused(images, count):
         engine().run((images * 2)[:count], 1, False)
 
 
-def test_image_of_another_size_is_refused_and_the_slot_given_back(images):
+def test_wrong_image_size_is_refused_and_its_slot_released(images):
     device = HostDevice(batches_in_flight=1)
     one = engine(device)
     with pytest.raises(ValueError):
@@ -212,7 +212,7 @@ def test_engine_without_graphs_launches_kernels_one_by_one(images, reference, ca
     same(one.run(images[:3], 5, True), reference.run(images[:3], 5, True))
 
 
-def test_engine_that_runs_out_of_memory_while_it_is_built_leaves_the_device():
+def test_engine_oom_while_building_leaves_the_device_usable():
     device = HostDevice()
     device.capture_error = torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(torch.OutOfMemoryError):
@@ -237,9 +237,7 @@ def test_compiler_that_fails_leaves_pytorchs_own_kernels(images, reference, monk
     same(one.run(images[:3], 5, True), reference.run(images[:3], 5, True))
 
 
-def test_captured_function_compiles_as_one_graph_for_more_sizes_than_dynamos_limit(
-    images, reference, monkeypatch
-):
+def test_captured_function_compiles_for_every_bucket(images, reference, monkeypatch):
     sizes: list[int] = []
 
     def count(module: torch.fx.GraphModule, inputs: list[torch.Tensor]):
@@ -291,7 +289,7 @@ def test_only_wanted_answers_are_copied():
     assert layout.bytes_of(with_embeddings=False, with_probabilities=True) == layout.nbytes
 
 
-def test_transform_of_the_official_weights_normalises_as_the_eager_engine():
+def test_official_transform_normalises_as_the_eager_engine():
     transform = Transform.of(ResNet50_Weights.DEFAULT.transforms())
     forward = Forward(network(), transform, 5)
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)

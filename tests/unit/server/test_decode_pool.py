@@ -66,7 +66,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_call_that_takes_too_long_is_answered_at_the_limit_and_another_thread_takes_its_place():
+def test_decode_timeout_answers_and_starts_a_spare_thread():
     async def call() -> None:
         pool = DecodePool(1, LIMIT_S)
         with pytest.raises(InvalidImage, match=r"within 10 s, the limit \(decode_timeout_s\)") as e:
@@ -97,7 +97,7 @@ def test_time_in_which_the_process_stood_still_is_not_counted():
     virtual_time.run(scenario())
 
 
-def test_warning_of_a_slow_decoder_names_the_request_that_it_works_for(caplog):
+def test_slow_decode_warning_names_the_request(caplog):
     async def scenario():
         pool = DecodePool(1, LIMIT_S)
 
@@ -115,7 +115,7 @@ def test_warning_of_a_slow_decoder_names_the_request_that_it_works_for(caplog):
     assert "of request second takes longer than 10 s" in warning
 
 
-def test_threads_are_replaced_up_to_a_bound_and_again_once_one_has_come_back():
+def test_stuck_threads_are_replaced_up_to_a_bound():
     async def call() -> None:
         pool, faults = hung_pool(1)
         for _ in range(1 + pool.spares):
@@ -133,7 +133,7 @@ def test_threads_are_replaced_up_to_a_bound_and_again_once_one_has_come_back():
     virtual_time.run(call())
 
 
-def test_pool_of_which_no_thread_comes_back_is_lost_after_as_long_again():
+def test_pool_with_all_threads_stuck_is_fatal():
     async def call() -> None:
         pool, faults = hung_pool(2)
         calls = [asyncio.ensure_future(pool.run(lambda: 1000.0)) for _ in range(2 + pool.spares)]
@@ -156,7 +156,7 @@ def test_pool_of_which_no_thread_comes_back_is_lost_after_as_long_again():
     virtual_time.run(call())
 
 
-def test_pool_that_the_system_gives_no_thread_goes_on_with_those_it_has(monkeypatch, caplog):
+def test_pool_without_a_spare_thread_continues(monkeypatch, caplog):
     def refuse(threads: VirtualThreads) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -182,7 +182,7 @@ def test_waiting_for_a_thread_is_not_counted():
     virtual_time.run(call())
 
 
-def test_caller_whose_deadline_passes_while_all_threads_are_stuck_costs_nothing():
+def test_call_expiring_while_all_threads_are_stuck_is_dropped():
     async def call() -> None:
         pool, started = DecodePool(1, LIMIT_S), []
         for _ in range(1 + pool.spares):
@@ -197,7 +197,7 @@ def test_caller_whose_deadline_passes_while_all_threads_are_stuck_costs_nothing(
     virtual_time.run(call())
 
 
-def test_thread_of_a_caller_that_left_is_counted_as_stuck_until_it_ends():
+def test_stuck_thread_of_a_cancelled_call_is_counted():
     async def call() -> None:
         pool = DecodePool(1, LIMIT_S)
         with pytest.raises(asyncio.TimeoutError):

@@ -26,9 +26,7 @@ def test_network_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
     assert list(tmp_path.glob("resnet50*")) == []
 
 
-def test_download_that_stalls_is_given_up_and_other_sockets_keep_their_limits(
-    monkeypatch, tmp_path
-):
+def test_stalled_download_fails_without_global_timeouts(monkeypatch, tmp_path):
     """A server that serves has other sockets than that of its download."""
     monkeypatch.setattr(files, "STALL_TIMEOUT_S", 0.2)
     limits = []

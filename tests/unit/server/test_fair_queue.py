@@ -67,7 +67,7 @@ def test_removed_items_leave_at_once_wherever_they_stand():
     assert queue._later == {}
 
 
-def test_bulk_goes_behind_what_is_interactive_whatever_its_deadline():
+def test_bulk_waits_behind_interactive_whatever_its_deadline():
     queue: FairQueue[str] = FairQueue()
     queue.push("bulk", 0.0, deadline=0.1, bulk=True)
     queue.push("late", 5.0)

@@ -12,7 +12,7 @@ from resnet50_server.api.delivery import answer_in_order, answer_latest
 from resnet50_server.errors import ShuttingDown
 
 
-async def test_latest_holds_one_frame_while_the_server_is_full_and_then_takes_the_newest():
+async def test_latest_keeps_the_newest_frame_while_full():
     room = asyncio.Semaphore(0)
     held: list[int] = []
     everything_read = asyncio.Event()
@@ -53,7 +53,7 @@ async def test_latest_holds_one_frame_while_the_server_is_full_and_then_takes_th
     )
 
 
-async def test_latest_stream_whose_computation_failed_answers_what_is_computed_and_ends():
+async def test_latest_stream_ends_after_a_failed_computation():
     fails: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     succeeds: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     pending = [fails, succeeds]

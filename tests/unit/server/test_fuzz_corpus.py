@@ -67,7 +67,7 @@ def test_error_that_is_no_refusal_is_found(monkeypatch, step):
         checked(targets.images, encode(picture()))
 
 
-def test_upload_that_would_be_refused_though_its_image_is_sound_is_found(monkeypatch):
+def test_refused_upload_of_a_sound_image_is_found(monkeypatch):
     def refuse(*_):
         raise InvalidImage("image.encoded", "declares too much")
 

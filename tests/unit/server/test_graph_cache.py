@@ -118,9 +118,7 @@ def test_open_file_outlives_its_removal(tmp_path):
             assert in_use.read() == b"in use"
 
 
-def test_store_that_another_process_holds_for_too_long_is_done_without(
-    tmp_path, monkeypatch, caplog
-):
+def test_graph_cache_locked_for_too_long_is_skipped(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(graph_store, "LOCK_PATIENCE_S", 0.1)
     with locked(tmp_path / ".lock", "hangs"), GraphStore(tmp_path, PLENTY) as store:

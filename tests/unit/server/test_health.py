@@ -52,7 +52,7 @@ async def test_name_that_comes_and_goes_is_told_to_who_watches_it():
     await watching.aclose()
 
 
-async def test_watcher_who_never_reads_holds_up_nobody_and_learns_the_latest():
+async def test_health_watcher_that_never_reads_blocks_nothing():
     response = health_pb2.HealthCheckResponse
     servicer = HealthServicer()
     servicer.set({"": response.SERVING})

@@ -76,7 +76,7 @@ def test_caller_with_certificate_is_the_name_in_it():
     assert caller == Caller("cert:cam.example", frozenset({INFER}))
 
 
-def test_without_tokens_nobody_administers_and_a_token_changes_nothing():
+def test_without_a_token_file_there_is_no_admin_scope():
     for peer in (PEER, "unix:", "ipv4:127.0.0.1:1"):
         caller = Authenticator(None).authenticate(bearer("Bearer ops-secret"), peer, CLEARTEXT)
         assert caller.name.startswith("address:")
@@ -167,7 +167,7 @@ def test_call_without_a_valid_token_is_refused_with_the_reason(with_tokens, meta
         assert secret not in str(refused.value)
 
 
-def test_who_is_connected_is_named_without_a_token_and_may_do_nothing(with_tokens):
+def test_peer_without_token_is_named_and_has_no_scopes(with_tokens):
     for callers in (with_tokens, Authenticator(None)):
         assert callers.peer_identity(PEER, CLEARTEXT) == Caller("address:10.0.0.7", frozenset())
         assert callers.peer_identity(PEER, CERTIFICATE) == Caller("cert:cam.example", frozenset())

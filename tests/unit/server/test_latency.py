@@ -29,7 +29,7 @@ def learned(alpha_s: float, beta_s: float, **options) -> LatencyModel:
     return model
 
 
-def test_batches_are_as_long_as_there_is_time_but_no_less_efficient_than_they_may_be():
+def test_batches_fit_the_time_at_acceptable_efficiency():
     model = learned(0.010, 0.010)
     assert model.size(32, 10.0) == 32
     assert model.size(32, 0.2505) == 24  # t(24) is 250 ms
@@ -90,7 +90,7 @@ def test_a_stall_counts_as_a_few_times_the_expected():
     assert model.batch_s(1) < 0.010 * (1 + CLIP / weight)
 
 
-def test_a_size_that_was_never_seen_may_take_as_much_longer_as_it_is_larger():
+def test_unseen_batch_size_is_extrapolated_linearly():
     model = LatencyModel()
     for _ in range(100):
         model.observe(1, 0.060)
@@ -108,7 +108,7 @@ def test_the_slope_outlives_a_long_time_at_one_size():
     assert model.batch_s(1) == pytest.approx(0.003, rel=0.1)
 
 
-def test_margin_covers_what_is_usual_and_shrinks_when_it_no_longer_is():
+def test_jitter_margin_follows_recent_latency():
     margin = Margin()
     draw = random.Random(0)
     for _ in range(100):

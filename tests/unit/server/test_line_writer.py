@@ -46,7 +46,7 @@ def test_lines_of_several_threads_are_written_each_in_its_order():
         assert of_one == [f"{name} {number}" for number in range(200)]
 
 
-def test_lines_that_nobody_takes_are_dropped_counted_and_reported_once():
+def test_unread_lines_are_dropped_counted_and_reported():
     stream = Slow()
     writer = LineWriter(lambda: stream, dropped, max_pending=100)
     for number in range(1000):
@@ -66,7 +66,7 @@ def test_lines_that_nobody_takes_are_dropped_counted_and_reported_once():
     assert lines[-1] == "later"
 
 
-def test_line_that_cannot_be_written_is_handed_back_and_the_next_is_tried():
+def test_unwritable_line_is_returned_and_the_next_tried():
     class Full(io.StringIO):
         failures = 1
 

@@ -95,7 +95,7 @@ async def test_localhost_is_local():
     assert await is_local("localhost:0")
 
 
-async def test_cleartext_that_others_reach_is_refused_before_anything_is_bound():
+async def test_remote_plaintext_is_refused_before_binding():
     server = Server()
     with pytest.raises(UnusableSetting) as refused:
         await listen(server, settings("127.0.0.1:1", "0.0.0.0:2"), None)
@@ -104,7 +104,7 @@ async def test_cleartext_that_others_reach_is_refused_before_anything_is_bound()
     assert server.bound == []
 
 
-async def test_cleartext_that_others_reach_is_allowed_if_asked_for_and_warned_of(caplog):
+async def test_remote_plaintext_is_allowed_if_asked_and_logged(caplog):
     server = Server()
     allowed = settings("127.0.0.1:1", "0.0.0.0:0", allow_cleartext=True)
     assert await listen(server, allowed, None) == ["127.0.0.1:1234", "0.0.0.0:1234"]
@@ -119,7 +119,7 @@ async def test_warning_says_that_tokens_are_readable_too(tmp_path, caplog):
     assert "tokens too" in caplog.text
 
 
-async def test_with_tls_every_tcp_address_speaks_it_and_unix_sockets_do_not(tmp_path, caplog):
+async def test_tls_applies_to_tcp_and_not_to_unix_sockets(tmp_path, caplog):
     files = certs.Files(tmp_path, certs.issue(certs.authority()))
     addresses = ["0.0.0.0:0", "127.0.0.1:0", "unix:/tmp/r.sock"]
     server = Server()
@@ -132,7 +132,7 @@ async def test_with_tls_every_tcp_address_speaks_it_and_unix_sockets_do_not(tmp_
     assert caplog.messages == []
 
 
-async def test_unix_socket_of_a_server_that_stands_still_is_not_taken_away(tmp_path):
+async def test_unix_socket_of_a_stopped_process_is_not_replaced(tmp_path):
     path = str(tmp_path / "r.sock")
     with contextlib.ExitStack() as stack:
         stuck = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -257,9 +257,7 @@ def errors(caplog) -> list[str]:
     ],
     ids=["cert torn", "cert missing", "key torn", "only cert new", "expired", "chain torn"],
 )
-def test_broken_new_pair_keeps_the_old_one_and_is_complained_of_once(
-    ca, files, caplog, breakage, part
-):
+def test_broken_new_certificate_keeps_the_old_and_logs_once(ca, files, caplog, breakage, part):
     certificates = TlsReloader(files.cert, files.key)
     first = certificates.current()
     breakage(files, ca)
@@ -323,7 +321,7 @@ def test_client_ca_that_is_none_is_refused(files, tmp_path):
         TlsReloader(files.cert, files.key, path)
 
 
-def test_expiry_is_logged_and_warned_of_once_a_day_in_the_last_two_weeks(ca, tmp_path, caplog):
+def test_expiry_is_logged_daily_in_the_last_two_weeks(ca, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     files, clock = certs.Files(tmp_path, certs.issue(ca, days=30)), Clock()
     certificates = TlsReloader(files.cert, files.key, clock=clock)
@@ -351,7 +349,7 @@ def test_expiry_is_logged_and_warned_of_once_a_day_in_the_last_two_weeks(ca, tmp
     assert warned() == ["INFO"]
 
 
-def test_certificate_that_is_about_to_expire_is_warned_of_at_once(ca, tmp_path, caplog):
+def test_expiring_certificate_is_logged_at_start(ca, tmp_path, caplog):
     files = certs.Files(tmp_path, certs.issue(ca, days=3))
     TlsReloader(files.cert, files.key)
     assert "expires on" in caplog.text

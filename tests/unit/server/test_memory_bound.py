@@ -52,7 +52,7 @@ def test_line_in_the_log_names_the_whole_and_its_parts():
     assert "variants" not in line
 
 
-def test_estimate_counts_every_instance_of_an_engine_that_has_its_weights_by_itself():
+def test_estimate_counts_weights_of_each_engine_instance():
     assert memory_of(1000, "fp32", "onnxruntime", 8) == 8 * memory_of(1000, "fp32", "onnxruntime")
     assert memory_of(1000, "fp32", "openvino", 8) == memory_of(1000, "fp32", "openvino")
     # Which one it will be is not known yet.

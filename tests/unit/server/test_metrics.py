@@ -68,7 +68,7 @@ def test_image_that_cannot_be_read_is_counted_under_its_fault():
     assert shown(counted).of("resnet50_decode_failures_total", "reason") == {"truncated": 2}
 
 
-def test_frame_that_is_refused_is_counted_under_the_code_of_its_answer():
+def test_refused_frame_is_counted_under_its_status_code():
     counted = metrics()
     counted.expect(["v"])
     found = shown(counted)
@@ -115,7 +115,7 @@ def test_variant_has_zeros_before_anything_happens():
     assert found.one("resnet50_build_info", version="1.2.3") == 1
 
 
-def test_nothing_is_exported_of_a_variant_that_is_gone_nor_of_its_last_streams():
+def test_unloaded_variant_has_no_series():
     counted = metrics()
     before = set(shown(counted))
     counted.expect(["w"])

@@ -79,7 +79,7 @@ def in_virtual_time(test):
 
 
 @in_virtual_time
-async def test_image_whose_deadline_cannot_be_met_is_refused_before_it_is_decoded(monkeypatch):
+async def test_unreachable_deadline_is_refused_before_decoding(monkeypatch):
     bench = Bench(monkeypatch, decode_s=0.0, batch_s=1.0)
     running = bench.scheduler.submit(bench.queue, image(0), top_k=1, with_embedding=False)
     await asyncio.sleep(0)
@@ -93,7 +93,7 @@ async def test_image_whose_deadline_cannot_be_met_is_refused_before_it_is_decode
 
 
 @in_virtual_time
-async def test_image_behind_others_that_are_not_decoded_yet_is_refused_before_it_is(monkeypatch):
+async def test_undecoded_queue_counts_for_the_deadline_check(monkeypatch):
     bench = Bench(monkeypatch, decode_s=0.1, batch_s=1.0)
     accepted = [bench.ask(within=3.5) for _ in range(3)]
     refused = bench.ask(within=3.5)
@@ -106,7 +106,7 @@ async def test_image_behind_others_that_are_not_decoded_yet_is_refused_before_it
 
 
 @in_virtual_time
-async def test_image_is_refused_before_decoding_where_decoding_takes_too_long(monkeypatch):
+async def test_slow_decoding_counts_for_the_deadline_check(monkeypatch):
     bench = Bench(monkeypatch, decode_s=1.0, batch_s=0.01)
     await bench.ask()
     calls = [bench.ask(within=2.5) for _ in range(4)]

@@ -96,7 +96,7 @@ async def test_image_that_gives_up_leaves_its_room(when):
         pass
 
 
-async def test_room_that_was_granted_is_used_by_the_thread_or_given_back_but_not_both():
+async def test_pixel_grant_is_used_or_released_once():
     budget = PixelBudget(LARGE)
     grant = await budget.wait(LARGE)
     with grant.take(LARGE):

@@ -126,7 +126,7 @@ def test_yuv_of_a_tall_frame_is_that_of_its_parts():
 
 
 @pytest.mark.parametrize("format", ["NV12", "I420"])
-def test_frame_made_smaller_before_it_is_converted_looks_like_one_made_smaller_after(format):
+def test_downscaling_before_conversion_matches_after(format):
     whole = photo_like(640, 480)
     y, u, v = (np.asarray(plane) for plane in whole.convert("YCbCr").split())
     # Pillow's YCbCr is of full range; what matters here is that all three planes vary.

@@ -81,7 +81,7 @@ def test_warming_up_is_as_thorough_as_the_time_for_it_allows(alpha, beta, sizes)
     assert sum(2 * (alpha + beta * size) for size in larger) <= WARM_UP_S
 
 
-async def test_a_gpu_is_handed_one_batch_ahead_and_a_cpu_computes_as_many_as_it_has_instances():
+async def test_gpu_prefetches_one_batch_cpu_runs_one_per_instance():
     devices = Devices(Settings(variants=["u=random:0"], instances=3), lambda error: None)
     try:
         gpu, _ = devices.get("cuda:0")
@@ -97,7 +97,7 @@ async def test_a_gpu_is_handed_one_batch_ahead_and_a_cpu_computes_as_many_as_it_
         await devices.close()
 
 
-async def test_an_engine_that_stands_for_one_device_computes_one_batch_at_a_time():
+async def test_single_device_engine_computes_one_batch_at_a_time():
     settings = Settings(variants=["u=random:0"], engine="timed", instances=3)
     devices = Devices(settings, lambda error: None)
     try:
@@ -111,7 +111,7 @@ async def no_limit(needed_bytes: int) -> None:
     """Make as much room as is wanted."""
 
 
-async def test_engines_are_closed_in_no_engine_thread_when_the_server_stops():
+async def test_stop_closes_engines_outside_engine_threads():
     devices = Devices(Settings(variants=["u=random:0"], instances=1), lambda fault: None)
     scheduler, _ = devices.get("cpu")
     engines = [ClosingEngine(), ClosingEngine()]
@@ -124,9 +124,7 @@ async def test_engines_are_closed_in_no_engine_thread_when_the_server_stops():
 
 
 @pytest.mark.parametrize("hung", [True, False])
-async def test_engine_that_does_not_come_back_is_not_closed_and_not_waited_for(
-    hung, monkeypatch, caplog
-):
+async def test_hung_engine_is_not_closed_or_awaited(hung, monkeypatch, caplog):
     monkeypatch.setattr(resnet50_server.lifecycle.devices, "CLOSE_S", 600.0 if hung else 0.01)
     devices = Devices(Settings(variants=["u=random:0"], instances=1), lambda fault: None)
     scheduler, _ = devices.get("cpu")
@@ -150,7 +148,7 @@ async def test_engine_that_does_not_come_back_is_not_closed_and_not_waited_for(
         leave.set()
 
 
-async def test_engine_that_does_not_warm_up_is_closed_in_no_engine_thread(monkeypatch):
+async def test_failed_warm_up_closes_outside_engine_threads(monkeypatch):
     engine = ClosingEngine()
     engine.without_answer = 128  # the grey image
     monkeypatch.setattr(loading, "build_engine", lambda *_: opened(engine))
@@ -176,9 +174,7 @@ class AtOnce(VirtualThreads):
     ("patience_s", "batch_s", "closed"),
     [(30.0, 20.0, True), (30.0, 40.0, False), (0.0, 0.9 * MIN_DRAIN_S, True)],
 )
-def test_variant_whose_batch_does_not_end_goes_without_its_engine_being_closed(
-    patience_s, batch_s, closed, caplog
-):
+def test_variant_with_a_hung_batch_leaks_its_engine(patience_s, batch_s, closed, caplog):
     engine = ClosingEngine(batch_s)
 
     async def unload() -> tuple[float, bool]:

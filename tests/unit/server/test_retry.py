@@ -118,7 +118,7 @@ async def test_image_that_the_engine_fails_on_fails_alone(poisoned):
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @in_virtual_time
-async def test_two_such_images_in_one_batch_are_both_found_wherever_they_are(workers):
+async def test_two_failing_images_of_a_batch_are_both_found(workers):
     for size in (2, 3, 5, 8, 13):
         for first in range(size):
             for second in range(first + 1, size):
@@ -129,7 +129,7 @@ async def test_two_such_images_in_one_batch_are_both_found_wherever_they_are(wor
 
 
 @in_virtual_time
-async def test_looking_for_two_such_images_among_32_takes_19_runs_at_most():
+async def test_finding_two_bad_images_of_32_takes_at_most_19_runs():
     most = 0
     for first, second in ((0, 31), (0, 16), (15, 16), (0, 1), (0, 8), (3, 30)):
         bench = Bench()
@@ -161,7 +161,7 @@ async def test_batches_that_are_rescued_say_nothing_against_the_device():
 
 
 @in_virtual_time
-async def test_image_that_comes_again_and_again_does_not_end_the_server():
+async def test_repeatedly_failing_image_does_not_end_the_server():
     bench = Bench()
     bench.engine.poison = {3}
     for _ in range(3 * MAX_FAILURES):
@@ -174,7 +174,7 @@ async def test_image_that_comes_again_and_again_does_not_end_the_server():
 
 
 @in_virtual_time
-async def test_device_that_fails_on_everything_is_lost_and_those_who_wait_are_sent_elsewhere():
+async def test_device_loss_answers_queued_requests_unavailable():
     bench = Bench(size=4)
     bench.engine.broken = True
     for _ in range(MAX_FAILURES - 1):
@@ -192,7 +192,7 @@ async def test_device_that_fails_on_everything_is_lost_and_those_who_wait_are_se
 
 
 @in_virtual_time
-async def test_device_that_fails_on_everything_is_lost_although_deadlines_leave_no_second_try():
+async def test_device_loss_is_found_despite_short_deadlines():
     bench = Bench(size=4)
     await bench.outcomes([9])  # batches take 1 s
     bench.engine.broken = True
@@ -250,7 +250,7 @@ async def test_image_whose_caller_left_is_not_run_again():
 
 
 @in_virtual_time
-async def test_image_whose_deadline_would_pass_is_told_so_and_not_run_again():
+async def test_expired_request_is_not_retried():
     bench = Bench(size=4)
     await bench.outcomes([9])  # batches take 1 s
     bench.engine.poison = {0}
@@ -276,7 +276,7 @@ async def test_deadline_behind_parts_that_are_run_again_counts_them():
 
 
 @in_virtual_time
-async def test_failures_teach_nothing_about_how_long_batches_take_and_count_as_busy():
+async def test_failed_batches_do_not_train_the_latency_model():
     bench = Bench(size=8)
     await bench.outcomes(range(8))
     learned = bench.queue.latency.batch_s(8), bench.queue.latency._weight
@@ -310,7 +310,7 @@ async def test_closing_answers_what_was_to_be_run_again():
 
 
 @in_virtual_time
-async def test_fault_of_ours_while_a_batch_is_taken_apart_leaves_nobody_hanging(monkeypatch):
+async def test_error_in_retry_handling_answers_every_request(monkeypatch):
     bench = Bench(size=4)
     bench.engine.poison = {0}
     calls = [bench.submit(number) for number in range(6)]
@@ -334,7 +334,7 @@ async def test_what_would_end_the_process_fails_the_batch_only(kind):
 
 
 @in_virtual_time
-async def test_batch_that_does_not_fit_is_run_in_smaller_ones_and_later_ones_stay_as_small():
+async def test_oom_halves_the_batch_and_later_ones_stay_small():
     bench = Bench()
     bench.engine.memory = 10
     assert await bench.outcomes(range(32)) == answered(range(32))
@@ -347,7 +347,7 @@ async def test_batch_that_does_not_fit_is_run_in_smaller_ones_and_later_ones_sta
 
 
 @in_virtual_time
-async def test_what_a_failed_batch_took_is_given_back_before_its_parts_run():
+async def test_failed_batch_releases_memory_before_its_retry():
     bench, taken, left = Bench(), [], []
     compute = bench.engine.run
 
@@ -389,7 +389,7 @@ async def test_shortage_of_memory_is_logged_once(caplog):
 
 
 @in_virtual_time
-async def test_shortage_of_memory_says_nothing_against_the_device_while_something_fits():
+async def test_oom_does_not_lose_the_device_while_anything_fits():
     bench = Bench(size=8)
     bench.engine.memory = 1
     for _ in range(3 * MAX_FAILURES):
@@ -399,7 +399,7 @@ async def test_shortage_of_memory_says_nothing_against_the_device_while_somethin
 
 
 @in_virtual_time
-async def test_image_that_does_not_fit_by_itself_is_told_so_and_a_few_runs_are_enough():
+async def test_image_too_large_for_memory_fails_after_few_runs():
     bench = Bench(size=32)
     bench.engine.memory = 0
     calls = [bench.submit(number) for number in range(32)]
@@ -416,7 +416,7 @@ async def test_image_that_does_not_fit_by_itself_is_told_so_and_a_few_runs_are_e
 
 
 @in_virtual_time
-async def test_what_is_expected_of_deadlines_knows_that_batches_are_smaller_now():
+async def test_deadline_estimates_follow_smaller_batches():
     bench = Bench(size=8)
     await bench.outcomes(range(8))
     bench.engine.memory = 2
@@ -443,7 +443,7 @@ async def test_shadows_that_fail_are_not_run_again():
 
 
 @in_virtual_time
-async def test_variant_that_fails_on_everything_is_out_of_service_and_the_device_goes_on():
+async def test_failing_variant_goes_out_of_service_device_serves():
     bench = Bench(size=4)
     well = bench.scheduler.add("w", FaultyEngine())
 
@@ -470,7 +470,7 @@ async def test_variant_that_fails_on_everything_is_out_of_service_and_the_device
 
 
 @in_virtual_time
-async def test_device_is_lost_once_every_variant_fails_on_it_though_only_one_is_asked():
+async def test_device_is_lost_once_every_variant_fails():
     bench = Bench()
     others = [bench.scheduler.add(name, FaultyEngine()) for name in ("w", "x")]
     for engine in (bench.engine, *(queue.engine for queue in others)):

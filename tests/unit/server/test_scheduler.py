@@ -69,7 +69,7 @@ async def test_lone_request_starts_at_once():
 
 
 @in_virtual_time
-async def test_what_arrives_while_the_engine_is_busy_shares_the_next_batch():
+async def test_arrivals_during_a_batch_share_the_next():
     bench = Bench()
     first = bench.submit(0)
     await asyncio.sleep(0.5)
@@ -99,7 +99,7 @@ async def test_accept_refuses_what_submit_would_and_nothing_else():
 
 
 @in_virtual_time
-async def test_images_that_are_still_decoded_leave_those_behind_them_less_time():
+async def test_images_in_decoding_count_for_later_deadlines():
     bench = Bench(BatchPolicy(max_batch_size=1))
     await bench.submit(0)
     with bench.accept(within=2.5), bench.accept(within=2.5):
@@ -115,7 +115,7 @@ async def test_images_that_are_still_decoded_leave_those_behind_them_less_time()
 
 
 @in_virtual_time
-async def test_image_that_was_accepted_is_not_refused_once_it_is_decoded():
+async def test_accepted_image_is_not_refused_after_decoding():
     bench = Bench(BatchPolicy(max_batch_size=1, max_queue_size=1))
     await bench.submit(0)
     with bench.accept(within=2.5):
@@ -144,7 +144,7 @@ async def test_bulk_that_is_still_decoded_delays_nobody_else():
 
 
 @in_virtual_time
-async def test_image_that_is_still_decoded_when_its_variant_goes_is_told_so():
+async def test_image_in_decoding_is_told_of_its_variants_unload():
     bench = Bench()
     with bench.accept():
         await bench.scheduler.remove(bench.queue, Unloading("it goes"), 1.0)
@@ -173,7 +173,7 @@ async def test_earliest_deadline_goes_first():
 
 
 @in_virtual_time
-async def test_request_without_deadline_is_not_starved_by_those_with_one():
+async def test_request_without_deadline_is_not_starved():
     bench = Bench(BatchPolicy(max_batch_size=1))
     patient = bench.submit(99)
     answered_at = None
@@ -206,7 +206,7 @@ async def test_full_queue_is_refused_at_once():
 
 
 @in_virtual_time
-async def test_request_without_a_deadline_is_refused_if_it_would_wait_too_long():
+async def test_request_beyond_max_queue_wait_is_refused():
     bench = Bench(BatchPolicy(max_batch_size=1, max_queue_wait_s=2.5))
     await bench.submit(0)  # how long a batch takes is known from here on: 1 s
     accepted = [bench.submit(1)]
@@ -236,7 +236,7 @@ async def test_cancelled_request_leaves_the_queue_and_costs_nothing():
 
 
 @in_virtual_time
-async def test_request_cancelled_while_it_is_computed_does_not_disturb_its_batch():
+async def test_cancel_during_compute_does_not_disturb_the_batch():
     bench = Bench()
     gone, kept = bench.submit(1), bench.submit(2)
     await asyncio.sleep(0.5)
@@ -281,7 +281,7 @@ async def test_request_that_would_make_accepted_ones_late_is_refused():
 
 
 @in_virtual_time
-async def test_request_that_became_hopeless_while_waiting_is_shed_before_the_batch():
+async def test_request_that_turns_late_in_the_queue_is_shed():
     bench = Bench(BatchPolicy(max_batch_size=1))
     await bench.submit(0)
     running = bench.submit(1)
@@ -314,7 +314,7 @@ async def test_batch_is_closed_early_to_meet_its_first_deadline():
 
 
 @in_virtual_time
-async def test_device_that_is_behind_gives_up_late_requests_instead_of_running_small_batches():
+async def test_late_device_sheds_instead_of_running_small_batches():
     bench = warm(BatchPolicy(max_batch_size=2), alpha=1.0, beta=0.5)
     running = bench.submit(1)
     await asyncio.sleep(0.1)
@@ -328,7 +328,7 @@ async def test_device_that_is_behind_gives_up_late_requests_instead_of_running_s
 
 
 @in_virtual_time
-async def test_batch_that_may_end_too_late_gives_up_its_most_urgent_request_if_others_wait():
+async def test_late_batch_sheds_its_most_urgent_request():
     for others, batches in ((2, [[1], [3, 4]]), (1, [[1], [2, 3]])):
         bench = warm(BatchPolicy(max_batch_size=2), alpha=1.0, beta=0.5)
         running = bench.submit(1)
@@ -356,7 +356,7 @@ async def test_each_batch_before_a_request_may_be_late():
 
 
 @in_virtual_time
-async def test_one_urgent_request_does_not_make_the_batches_of_others_inefficient():
+async def test_one_urgent_request_does_not_shrink_all_batches():
     bench = warm(BatchPolicy(max_batch_size=32), alpha=0.01, beta=0.01)
     running = bench.submit(0)
     await asyncio.sleep(0.005)
@@ -406,7 +406,7 @@ async def overload(alpha: float, beta: float, size: int, allowed: float) -> None
 
 
 @in_virtual_time
-async def test_failing_batch_fails_its_own_requests_and_the_loop_lives_on():
+async def test_failed_batch_fails_its_requests_only():
     bench = Bench()
     bench.engine.error = RuntimeError("device lost")
     outcomes = await asyncio.gather(bench.submit(1), bench.submit(2), return_exceptions=True)
@@ -432,7 +432,7 @@ async def test_device_that_fails_batch_after_batch_is_reported_broken():
 
 
 @in_virtual_time
-async def test_answer_that_is_not_a_number_fails_its_request_and_not_its_neighbours():
+async def test_nan_output_fails_its_request_only():
     bench = Bench()
     bench.engine.without_answer = 1
     broken, good = await asyncio.gather(bench.submit(1), bench.submit(2), return_exceptions=True)
@@ -443,7 +443,7 @@ async def test_answer_that_is_not_a_number_fails_its_request_and_not_its_neighbo
 
 
 @in_virtual_time
-async def test_caller_that_gives_up_in_the_turn_in_which_its_batch_forms_harms_nobody():
+async def test_cancel_as_the_batch_forms_disturbs_no_one():
     """gRPC cancels a call when its deadline passes, which is when the batcher sheds it."""
     bench = Bench()
     await bench.submit(0)
@@ -480,7 +480,7 @@ async def test_one_stall_does_not_make_the_server_refuse_for_ever():
 
 
 @in_virtual_time
-async def test_idle_device_takes_a_request_that_it_was_too_slow_for_long_ago():
+async def test_idle_device_accepts_requests_after_a_slow_phase():
     bench = Bench()
     await bench.submit(0)
     bench.engine.alpha = 0.1
@@ -525,7 +525,7 @@ async def test_queue_delay_ends_as_soon_as_the_batch_is_full():
 
 
 @in_virtual_time
-async def test_mixed_classify_and_embed_share_a_batch_and_each_gets_what_it_asked():
+async def test_classify_and_embed_share_a_batch():
     bench = Bench()
     classify, embed = (
         bench.submit(1, top_k=3),
@@ -561,7 +561,7 @@ async def saturate(bench: Bench, flow: str, window: int, answered: dict[str, int
 
 
 @in_virtual_time
-async def test_flows_share_the_device_equally_however_much_each_has_waiting():
+async def test_streams_share_the_device_equally():
     bench = Bench(BatchPolicy(max_batch_size=8))
     answered: dict[str, int] = {}
     windows = {f"flow {number}": 4 * (1 + number) for number in range(10)}
@@ -618,7 +618,7 @@ async def test_workers_compute_at_the_same_time():
 
 
 @in_virtual_time
-async def test_what_waits_for_several_workers_is_refused_by_when_one_of_them_is_free():
+async def test_deadline_check_uses_the_first_free_worker():
     bench = Bench(BatchPolicy(max_batch_size=1), workers=2)
     await bench.submit(0)
     running = [bench.submit(number) for number in (1, 2)]
@@ -631,7 +631,7 @@ async def test_what_waits_for_several_workers_is_refused_by_when_one_of_them_is_
 
 
 @in_virtual_time
-async def test_full_batch_is_handed_over_ahead_and_a_smaller_one_just_before_it_is_needed():
+async def test_full_batch_is_prefetched_a_smaller_one_just_in_time():
     policy = BatchPolicy(max_batch_size=3)
     bench = Bench(policy, ahead=1, alpha=1.0, prepare_alpha=0.2)
     await bench.submit(0)
@@ -668,7 +668,7 @@ async def test_no_more_batches_are_handed_over_than_may_be():
 
 
 @in_virtual_time
-async def test_deadline_behind_a_batch_that_was_handed_over_ahead_counts_it():
+async def test_deadline_check_counts_a_prefetched_batch():
     bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
     await bench.submit(0)
     running = [bench.submit(number) for number in (1, 2)]
@@ -693,7 +693,7 @@ async def test_failing_batches_in_flight_fail_their_own_requests():
 
 
 @in_virtual_time
-async def test_device_that_fails_with_several_batches_in_flight_is_reported_once():
+async def test_device_failure_with_batches_in_flight_is_reported_once():
     bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
     bench.engine.error = RuntimeError("device lost")
     calls = [bench.submit(number) for number in range(2 * MAX_FAILURES)]
@@ -703,7 +703,7 @@ async def test_device_that_fails_with_several_batches_in_flight_is_reported_once
 
 
 @in_virtual_time
-async def test_wait_behind_a_batch_that_lasts_longer_than_expected_is_told_as_it_was():
+async def test_wait_behind_a_slow_batch_is_reported_as_it_was():
     bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
     bench.queue.latency.observe(1, 0.1)  # the engine takes 1 s
     results = await asyncio.gather(bench.submit(0), bench.submit(1))
@@ -767,7 +767,7 @@ async def test_answers_that_leave_late_are_allowed_for():
 
 
 @in_virtual_time
-async def test_what_was_measured_while_warming_up_judges_the_first_deadline():
+async def test_warm_up_latency_judges_the_first_deadline():
     bench = Bench()
     queue = bench.scheduler.add("warm", bench.engine, [(1, 1.0), (4, 1.0)])
     with pytest.raises(DeadlineUnreachable):
@@ -805,7 +805,7 @@ async def test_many_cancellations_do_not_grow_the_queue():
 
 
 @in_virtual_time
-async def test_bulk_whose_turn_it_is_does_not_hide_how_urgent_its_variant_is():
+async def test_bulk_does_not_hide_its_variants_urgency():
     bench = Bench(BatchPolicy(max_batch_size=1), alpha=0.1)
     other = bench.scheduler.add("w", bench.engine)
     running = [bench.submit(number) for number in range(BULK_EVERY)]
@@ -818,7 +818,7 @@ async def test_bulk_whose_turn_it_is_does_not_hide_how_urgent_its_variant_is():
 
 
 @in_virtual_time
-async def test_batch_is_not_held_back_past_a_deadline_that_stands_behind_bulk():
+async def test_batch_is_not_delayed_past_a_deadline_behind_bulk():
     bench = Bench(BatchPolicy(max_batch_size=BULK_EVERY, max_queue_delay_ms=60_000.0))
     running = [bench.submit(number) for number in range(BULK_EVERY)]
     bulk = bench.submit(98, bulk=True)
@@ -830,7 +830,7 @@ async def test_batch_is_not_held_back_past_a_deadline_that_stands_behind_bulk():
 
 
 @in_virtual_time
-async def test_bulk_of_another_variant_waits_and_gets_a_sixteenth_of_the_time():
+async def test_bulk_of_another_variant_gets_a_sixteenth():
     bench = Bench(BatchPolicy(max_batch_size=1), alpha=0.1)
     other = bench.scheduler.add("w", FakeEngine(alpha=0.2), [(1, 0.2)])
     running = bench.submit(0)
@@ -851,7 +851,7 @@ async def test_bulk_of_another_variant_waits_and_gets_a_sixteenth_of_the_time():
 
 
 @in_virtual_time
-async def test_bulk_of_another_variant_goes_at_once_when_nothing_else_waits():
+async def test_bulk_of_another_variant_runs_when_idle():
     bench = Bench(alpha=0.1)
     other = bench.scheduler.add("w", bench.engine, [(1, 0.1)])
     result = await bench.submit(1, bulk=True, queue=other)
@@ -859,7 +859,7 @@ async def test_bulk_of_another_variant_goes_at_once_when_nothing_else_waits():
 
 
 @in_virtual_time
-async def test_failing_on_shadows_does_not_mean_that_the_device_is_lost():
+async def test_failing_shadows_do_not_lose_the_device():
     bench = Bench(BatchPolicy(max_batch_size=1))
     bench.engine.error = RuntimeError("bad weights")
     for _ in range(2 * MAX_FAILURES):

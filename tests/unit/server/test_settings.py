@@ -64,7 +64,7 @@ def test_environment_names_the_file(served, config, monkeypatch):
     assert served.by(*VARIANT).max_requests == 13
 
 
-def test_lists_repeat_as_flags_and_are_separated_by_commas_in_the_environment(served, monkeypatch):
+def test_lists_are_repeated_flags_or_comma_separated(served, monkeypatch):
     monkeypatch.setenv("RESNET50_VARIANTS", "IMAGENET1K_V1, x=random:0,")
     monkeypatch.setenv("RESNET50_LISTEN", "127.0.0.1:1,unix:/tmp/a")
     settings = served.by()
@@ -165,7 +165,7 @@ def test_wrong_file_is_one_clear_line_and_no_server(served, capsys, config, cont
     assert_refused(served, capsys, [*VARIANT, "--config", str(config)], parts)
 
 
-def test_file_that_may_not_be_read_is_one_clear_line_and_no_server(served, capsys, config):
+def test_unreadable_config_is_one_line_and_exit_2(served, capsys, config):
     config.chmod(0)
     with unprivileged():
         assert main(["serve", *VARIANT, "--config", str(config)]) == 2
@@ -228,7 +228,7 @@ def test_help_names_every_setting_and_says_what_it_is_for(served, capsys):
         "RESNET50_PORT_50051_TCP_ADDR",
     ],
 )
-def test_what_kubernetes_adds_beside_a_service_of_our_name_is_let_be(served, monkeypatch, name):
+def test_kubernetes_service_variables_are_ignored(served, monkeypatch, name):
     monkeypatch.setenv(name, "tcp://10.0.0.1:50051")
     assert main(["serve", *VARIANT]) == 0
 

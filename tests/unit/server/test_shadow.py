@@ -66,7 +66,7 @@ async def bench():
     await until(lambda: one.idle)
 
 
-async def test_images_are_computed_one_at_a_time_in_their_order_as_bulk_for_nobody():
+async def test_shadow_images_run_one_at_a_time_in_order_as_bulk():
     async with bench() as line:
         for number in range(3):
             line.add(bytes([number]), "cat" if number else "dog")

@@ -99,7 +99,7 @@ def test_batcher_forms_the_batches_of_the_simulated_policy(load):
     assert 1.8 * cycle_s < quantile(outcome.latency_s.values(), 0.99) < 2.8 * cycle_s
 
 
-def test_overloaded_batcher_answers_at_capacity_and_refuses_the_rest_as_it_comes():
+def test_overloaded_scheduler_answers_at_capacity():
     arrivals = poisson(1.3 * TIMED.capacity, COUNT, seed=1)
     outcome = compare(TIMED, arrivals, [WITHIN_S] * COUNT)
     assert max(outcome.latency_s.values()) <= WITHIN_S + 1e-6
@@ -115,9 +115,7 @@ def test_overloaded_batcher_answers_at_capacity_and_refuses_the_rest_as_it_comes
         (Device(0.020, 0.060, 8), 0.250, 0.750),  # a CPU: more images hardly share anything
     ],
 )
-def test_mixed_deadlines_are_refused_given_up_and_closed_early_as_simulated(
-    device, shortest_s, longest_s
-):
+def test_mixed_deadlines_match_the_simulation(device, shortest_s, longest_s):
     arrivals = poisson(1.3 * device.capacity, COUNT, seed=1)
     drawn = poisson(1.0, COUNT, seed=2)
     within_s = [shortest_s + (longest_s - shortest_s) * (moment % 1.0) for moment in drawn]
@@ -128,7 +126,7 @@ def test_mixed_deadlines_are_refused_given_up_and_closed_early_as_simulated(
 
 
 @pytest.mark.parametrize("load", [0.05, 0.5, 0.8, 0.95])
-def test_batches_are_prepared_while_others_are_computed_as_simulated(load):
+def test_prefetched_batches_match_the_simulation(load):
     arrivals = poisson(load * GPU.capacity, COUNT, seed=1)
     outcome = compare(GPU, arrivals)
     waits = simulate(replace(GPU, ahead="never"), arrivals)
@@ -136,13 +134,13 @@ def test_batches_are_prepared_while_others_are_computed_as_simulated(load):
     assert p99 < quantile(waits.latency_s.values(), 0.99)
 
 
-def test_device_that_prepares_ahead_reaches_the_capacity_of_computing_alone():
+def test_prefetching_reaches_compute_capacity():
     arrivals = poisson(1.5 * GPU.capacity, COUNT, seed=1)
     outcome = compare(GPU, arrivals)
     assert COUNT / outcome.end > 0.97 * GPU.capacity
 
 
-def test_overloaded_device_that_prepares_ahead_answers_at_the_capacity_of_computing_alone():
+def test_overloaded_prefetching_answers_at_compute_capacity():
     arrivals = poisson(1.3 * GPU.capacity, COUNT, seed=1)
     outcome = compare(GPU, arrivals, [0.050] * COUNT)
     assert max(outcome.latency_s.values()) <= 0.050 + 1e-6

@@ -48,7 +48,7 @@ def test_another_split_picks_other_callers():
         assert abs(len(both) - len(some) / 4) < 4 * math.sqrt(len(some) * 3 / 16)
 
 
-def test_callers_are_the_same_on_every_server_and_in_every_release():
+def test_routing_hash_is_stable_across_releases():
     keys = ["ada", "grace", "token:cameras", "address:10.0.0.7", "caméra", *KEYS[:15]]
     assert canaries(30.0, keys) == {
         *("caméra", "token:cameras", "user-0", "user-2", "user-8", "user-9", "user-13")

@@ -56,7 +56,7 @@ def replace(path: Path, content: str) -> None:
 # Finding
 
 
-def test_each_secret_of_the_file_finds_its_token_and_no_other_does(path):
+def test_each_secret_finds_its_token_only(path):
     path.write_text(
         entry("cameras", SECRET)
         + entry("ops", "ops-secret", '["admin", "infer"]')
@@ -136,7 +136,7 @@ def test_file_that_does_not_change_is_not_read_again(path, clock, monkeypatch):
 
 
 @pytest.mark.parametrize(("age_s", "read_again"), [(0.5, True), (5.0, False)])
-def test_file_that_has_just_changed_is_read_again_whatever_its_time_says(
+def test_recently_changed_file_is_reread_despite_its_mtime(
     path, clock, monkeypatch, age_s, read_again
 ):
     """Written twice within one tick of the file system's clock, to the same length, in place."""
@@ -156,7 +156,7 @@ def test_file_that_has_just_changed_is_read_again_whatever_its_time_says(
 @pytest.mark.parametrize(
     "broken", [entry("x", "y") + "[[token]\n", "", None], ids=["torn", "empty", "missing"]
 )
-def test_broken_new_file_keeps_the_tokens_and_is_complained_of_once(path, clock, caplog, broken):
+def test_broken_token_file_keeps_the_tokens_and_logs_once(path, clock, caplog, broken):
     tokens = Tokens(path, clock)
     if broken is None:
         path.unlink()
@@ -262,7 +262,7 @@ def test_secrets_are_in_no_log_and_no_repr(path, clock, caplog):
 # The command
 
 
-def test_new_token_is_printed_once_and_its_hash_added_to_the_file(tmp_path, capsys):
+def test_new_token_is_printed_and_its_hash_stored(tmp_path, capsys):
     path = tmp_path / "new.toml"
     assert main(["tokens", "new", "cameras", "--file", str(path)]) == 0
     shown = capsys.readouterr()

@@ -166,7 +166,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_old_weights_may_answer_until_a_change_is_confirmed_and_not_after(clock):
+def test_old_weights_may_answer_until_the_change_is_confirmed(clock):
     timeline = Timeline()
     timeline.starts("mine", "old")
     clock[0] = 10.0
@@ -378,7 +378,7 @@ def test_interval_of_the_slope_holds_the_true_one():
     assert held > 85
 
 
-def test_samples_that_follow_each_other_slowly_widen_the_interval():
+def test_correlated_samples_widen_the_interval():
     noise, levels = np.random.default_rng(0), [500.0]
     steps = noise.normal(0.0, 10.0, 900)
     for step in steps:

@@ -27,7 +27,7 @@ class Health(VariantHealth):
         self.watch(lambda: self.seen.append(self.problem))
 
 
-def test_variant_is_unhealthy_once_most_of_its_answers_are_not_numbers():
+def test_variant_is_unhealthy_once_most_outputs_are_nan():
     health = Health()
     health.observe(LEAST, LEAST - 1)
     assert health.problem is None  # a handful
@@ -37,7 +37,7 @@ def test_variant_is_unhealthy_once_most_of_its_answers_are_not_numbers():
     assert health.seen == [health.problem]
 
 
-def test_images_that_overflow_among_many_that_do_not_are_their_callers_affair():
+def test_few_overflowing_images_leave_the_variant_healthy():
     health = Health()
     for second in range(100):
         health.now = float(second)
@@ -66,7 +66,7 @@ def test_answers_neither_add_to_a_problem_nor_end_it():
     assert health.seen == [problem]
 
 
-def test_recovered_variant_is_judged_by_what_it_answers_from_then_on():
+def test_recovered_variant_is_judged_by_new_outputs():
     health = Health()
     health.observe(LEAST, LEAST)
     health.recover()
@@ -77,7 +77,7 @@ def test_recovered_variant_is_judged_by_what_it_answers_from_then_on():
     assert [problem is None for problem in health.seen] == [False, True, False]
 
 
-def test_tests_come_ever_later_until_the_variant_has_been_healthy_for_long():
+def test_self_tests_back_off_until_long_healthy():
     health = Health()
     waits = []
     for _ in range(7):
@@ -94,7 +94,7 @@ def test_tests_come_ever_later_until_the_variant_has_been_healthy_for_long():
     assert health.retest_s == 2 * RETEST_S
 
 
-def test_each_variant_is_judged_by_its_own_answers_and_refused_by_itself(caplog):
+def test_each_variant_is_judged_by_its_own_outputs(caplog):
     async def ask() -> None:
         scheduler = Scheduler(BatchPolicy(max_batch_size=1), VirtualThreads())
         engines = {"good": FakeEngine(alpha=0.1), "bad": FakeEngine(alpha=0.1)}
@@ -121,7 +121,7 @@ def test_each_variant_is_judged_by_its_own_answers_and_refused_by_itself(caplog)
     assert "--precision fp32" in record.getMessage()
 
 
-def test_images_that_wait_when_their_variant_goes_out_of_service_are_refused_at_once():
+def test_queued_images_of_an_unhealthy_variant_are_refused():
     async def ask() -> None:
         scheduler = Scheduler(BatchPolicy(max_batch_size=LEAST), VirtualThreads())
         engine = FakeEngine(alpha=1.0)

@@ -65,7 +65,7 @@ def test_official_variants_are_what_torchvisions_enums_say(member, resize, acc_a
     assert "`" not in spec.description
 
 
-def test_all_four_official_variants_are_there_and_one_is_the_default():
+def test_all_official_variants_exist_with_one_default():
     assert list(official_specs()) == [one.name for one in (V1, V2, INT8_V1, INT8_V2)]
     assert parse_variant("DEFAULT") == parse_variant("IMAGENET1K_V2")
     aliases = {name: one.aliases for name, one in official_specs().items() if one.aliases}
@@ -183,7 +183,7 @@ def test_safetensors_are_preferred_to_a_pickle(good):
     assert digest == sha256(directory / "weights.safetensors")
 
 
-def test_half_precision_checkpoint_and_one_without_step_counters_are_taken(tmp_path):
+def test_half_precision_and_missing_step_counters_load(tmp_path):
     state = {
         key: value.half() if value.is_floating_point() else value
         for key, value in weights.hollow().items()
@@ -279,7 +279,7 @@ def test_broken_checkpoint_is_refused_with_its_path(good, checkpoint, breakage, 
 
 
 @pytest.mark.parametrize("checkpoint", ["weights.pth", "weights.safetensors"])
-def test_checkpoint_that_may_not_be_read_is_refused_with_its_path(good, checkpoint):
+def test_unreadable_checkpoint_is_refused_with_its_path(good, checkpoint):
     path = good / checkpoint / checkpoint
     spec = parse_variant(f"mine={path.parent}")
     path.chmod(0)
@@ -293,7 +293,7 @@ def test_checkpoint_that_may_not_be_read_is_refused_with_its_path(good, checkpoi
         path.chmod(0o644)
 
 
-def test_weights_that_are_overwritten_while_they_serve_do_not_change(good, tmp_path):
+def test_overwriting_a_served_file_does_not_change_weights(good, tmp_path):
     """Nothing is mapped to the file: copying over it changes no answer, and crashes nobody."""
     directory = shutil.copytree(good / "weights.safetensors", tmp_path / "mine")
     network, digest = load(f"mine={directory}")[:2]
@@ -365,7 +365,7 @@ def test_variant_json_that_is_wrong_is_refused_with_the_key(tmp_path, descriptio
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
-def test_variant_json_that_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
+def test_variant_json_that_is_no_regular_file_is_refused(tmp_path, make):
     directory = weights.custom_variant(tmp_path / "mine", {})
     (directory / "variant.json").unlink()
     make(directory / "variant.json")
@@ -417,7 +417,7 @@ def test_custom_variant_is_described_by_its_file(tmp_path):
 # Random variants
 
 
-def test_random_variant_is_determined_by_its_seed_and_says_that_it_is_untrained(caplog):
+def test_random_variant_is_seeded_and_marked_untrained(caplog):
     state = torch.random.get_rng_state()
     with caplog.at_level(logging.WARNING):
         first, digest, parameters = load("x=random:7")
@@ -445,7 +445,7 @@ def test_missing_official_file_is_downloaded(monkeypatch, tmp_path, member, caps
 
 
 @pytest.mark.parametrize("member", [V1, V2, INT8_V1, INT8_V2], ids=lambda member: member.name)
-def test_download_with_a_wrong_hash_is_refused_and_leaves_nothing(monkeypatch, tmp_path, member):
+def test_download_of_a_wrong_hash_is_refused_and_removed(monkeypatch, tmp_path, member):
     published = weights.publish(monkeypatch, member, weights.hollow(1000), tmp_path / "there")
     published.write_bytes(published.read_bytes() + b"!")
     here = tmp_path / "here"
@@ -463,7 +463,7 @@ def test_file_that_is_here_is_used_without_the_network(monkeypatch, tmp_path):
     assert load("IMAGENET1K_V2", here, download=True)[1] == sha256(here / published.name)
 
 
-def test_missing_file_without_download_says_which_file_from_where_and_what_else(tmp_path):
+def test_missing_file_without_download_names_file_and_url(tmp_path):
     spec = parse_variant("IMAGENET1K_V2")
     with pytest.raises(WeightsError) as refused:
         read_official(spec, tmp_path, download=False)

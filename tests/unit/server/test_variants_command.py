@@ -29,7 +29,7 @@ def line(output: str, start: str) -> str:
     return found
 
 
-def test_list_shows_each_official_variant_and_whether_its_file_is_here(capsys, here, monkeypatch):
+def test_list_shows_official_variants_and_their_files(capsys, here, monkeypatch):
     weights.publish(monkeypatch, V1, weights.hollow(1000) | {"fc.bias": 0}, here)
     weights.publish(monkeypatch, V2, weights.hollow(1000), here).write_bytes(b"half")
     status, output, errors = run(capsys, "list", "--weights-dir", here)

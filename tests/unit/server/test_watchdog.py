@@ -119,7 +119,7 @@ async def test_time_in_which_the_process_stood_still_is_not_counted():
 
 
 @in_virtual_time
-async def test_batch_that_waits_for_the_device_does_not_count_and_any_worker_may_hang():
+async def test_queued_batch_does_not_count_as_hung():
     bench = Bench(workers=1, ahead=1)
     calls = [bench.submit(40.0), bench.submit(40.0, bench.scheduler.add("w", bench.engine))]
     await asyncio.wait(calls)  # nothing is known of w's batches, of which one waited for v's

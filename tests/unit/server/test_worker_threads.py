@@ -30,7 +30,7 @@ async def test_calls_run_side_by_side_and_their_results_come_back(threads):
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
-async def test_what_a_call_raises_is_raised_for_its_caller_and_the_thread_lives_on(threads, kind):
+async def test_call_errors_reach_the_caller_and_the_thread_lives_on(threads, kind):
     def fail() -> None:
         raise kind("bad")
 
