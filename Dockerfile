@@ -2,7 +2,7 @@
 # torch's Linux wheels bring the CUDA libraries along, so a plain Python image serves on a GPU too:
 #   docker build -t resnet50-serving .
 #   docker run --gpus all -p 127.0.0.1:50051:50051 -v resnet50-weights:/weights \
-#     -e RESNET50_VARIANTS=IMAGENET1K_V2 -e RESNET50_ALLOW_CLEARTEXT=true resnet50-serving
+#     -e RESNET50_VARIANTS=IMAGENET1K_V2 -e RESNET50_ALLOW_PLAINTEXT=true resnet50-serving
 # Without TLS it starts only if it is told that clear text is meant. docs/deployment.md has the rest.
 FROM python:3.12-slim AS build
 WORKDIR /src
@@ -23,7 +23,7 @@ RUN wheel="$(ls /wheels/*.whl)" \
     && pip install --no-cache-dir "${wheel}[server,cpu,cli,otel]" \
     && rm -r /wheels
 ENV TORCH_HOME=/weights \
-    RESNET50_CACHE_DIR=/weights/graphs \
+    RESNET50_GRAPH_CACHE_DIR=/weights/graphs \
     RESNET50_LISTEN=0.0.0.0:50051 \
     RESNET50_SERVER=127.0.0.1:50051 \
     RESNET50_METRICS_LISTEN=0.0.0.0:9464 \

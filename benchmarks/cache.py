@@ -42,7 +42,7 @@ from benchmarks.overhead import (
 from benchmarks.process import DECODING, resident_kib, server
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 
-CACHE = ("--cache-bytes", str(64 * 2**20))
+CACHE = ("--response-cache-bytes", str(64 * 2**20))
 CALLS = 800
 SERIAL_CALLS = 40
 LENGTHS = (2_000, 20_000, 110_000, 160_000, 1_000_000, 10_000_000)

@@ -51,7 +51,7 @@ def settings_of(folder: Path, engine: str, precision: str) -> Settings:
         engine=engine,
         precision=precision,
         device="cpu",
-        cache_dir=folder / "cache",
+        graph_cache_dir=folder / "cache",
         max_batch_size=MAX_BATCH_SIZE,
     )
 

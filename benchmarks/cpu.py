@@ -141,7 +141,7 @@ def measure_served(cache: Path) -> None:
         (calibration / f"{number}.jpg").write_bytes(photo())
     loops: list[float] = []
     for precision in ("fp32", "int8"):
-        flags = ("--precision", precision, "--cache-dir", str(cache))
+        flags = ("--precision", precision, "--graph-cache-dir", str(cache))
         if precision == "int8":
             flags += ("--calibration-dir", str(calibration), "--min-int8-agreement", "0")
         trials = {
@@ -241,7 +241,7 @@ def measure_start(cache: Path) -> None:
     """Start both in turn; the first server exports the graph and chooses its engine."""
     variant = _variant(cache / "one", 0)
     bare = [sys.executable, "-c", BARE, "1", str(cache / "one")]
-    ours = [*SERVER, "--variants", f"one={variant}", "--cache-dir", str(cache)]
+    ours = [*SERVER, "--variants", f"one={variant}", "--graph-cache-dir", str(cache)]
     first = _seconds_to_first_line(ours)
     pairs = [(_seconds_to_first_line(ours), _seconds_to_first_line(bare)) for _ in range(TURNS)]
     ratios = [one / two for one, two in pairs]
@@ -268,9 +268,9 @@ def measure_memory(cache: Path) -> None:
     bare.stdin.close()
     bare.wait()
     variants = ("--variants", f"one={folders[0]}", "--variants", f"two={folders[1]}")
-    with server(*variants, "--cache-dir", str(cache)):
+    with server(*variants, "--graph-cache-dir", str(cache)):
         pass  # exports the graphs, which takes memory that a later start does not
-    with server(*variants, "--cache-dir", str(cache)) as (address, pid):
+    with server(*variants, "--graph-cache-dir", str(cache)) as (address, pid):
         for name in ("one", "two"):
             load = Load(concurrency=8)
             measure(Plan(servers=(address,), variant=name, load=load, duration_s=3.0), JPEG)

@@ -130,7 +130,7 @@ async def trial(
     def start(number: int) -> ServerProcess:
         return ServerProcess(
             *("--listen", addresses[number], "--variants", f"{NAME}={checkpoint.folder}"),
-            *("--cache-dir", str(folder / "cache"), "--log-level", "warning", *flags),
+            *("--graph-cache-dir", str(folder / "cache"), "--log-level", "warning", *flags),
             log=folder / f"server-{number}.log",
         )
 

@@ -57,7 +57,7 @@ QUESTIONS = (
     Question("classify", {"top_k": 3, "min_probability": None, "include_embedding": True}),
     Question("embed", {"l2_normalize": True, "dtype": "float32"}),
 )
-SERVER = ("--engine", "torch", "--max-batch-size", "4", "--cache-bytes", str(2**26))
+SERVER = ("--engine", "torch", "--max-batch-size", "4", "--response-cache-bytes", str(2**26))
 # What a call may end with if no server can be reached until its deadline.
 NO_SERVER = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 
@@ -84,7 +84,7 @@ class Scene:
 
     def _start(self, name: str) -> None:
         self._servers[name] = ServerProcess(
-            *("--listen", f"{self.network.addresses[name]}:{PORT}", "--allow-cleartext"),
+            *("--listen", f"{self.network.addresses[name]}:{PORT}", "--allow-plaintext"),
             *("--variants", f"{NAME}={self.checkpoint.folder}", "--log-level", "warning", *SERVER),
             log=self._folder / f"{name}.log",
             within=self.network.within(name),

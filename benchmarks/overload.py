@@ -80,7 +80,13 @@ class Served:
         path = os.pathsep.join(str(checkout / part) for part in ("server", "protos"))
         self.process = ServerProcess(
             *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"),
-            *("--variants", "untrained=random:0", "--cache-dir", str(folder / "cache"), *flags),
+            *(
+                "--variants",
+                "untrained=random:0",
+                "--graph-cache-dir",
+                str(folder / "cache"),
+                *flags,
+            ),
             log=folder / "log",
             within=("env", f"PYTHONPATH={path}"),
         )

@@ -72,7 +72,7 @@ def servers(folder: Path, seconds: float) -> Iterator[Served]:
         "16 callers, upload": plan("upload"),
         "16 frames under way on one stream": plan("stream"),
     }
-    kept = ("--cache-dir", str(folder))
+    kept = ("--graph-cache-dir", str(folder))
     calibration = folder / "calibration"
     calibration.mkdir()
     for number in range(CALIBRATION_IMAGES):

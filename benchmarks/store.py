@@ -65,7 +65,7 @@ class Store:
         return ServerProcess(
             *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *named),
             *("--variants-dir", str(self.variants), "--tokens-file", str(self.tokens)),
-            *("--cache-dir", str(self.folder / "cache"), "--log-level", "warning", *flags),
+            *("--graph-cache-dir", str(self.folder / "cache"), "--log-level", "warning", *flags),
             log=self.folder / "server.log",
         )
 

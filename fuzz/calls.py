@@ -100,7 +100,7 @@ class Calls:
             timed_alpha_ms=0.0,
             timed_beta_ms=0.0,
             decode_threads=1,
-            cache_bytes=2**22,
+            response_cache_bytes=2**22,
             max_image_pixels=2**18,
             drain_timeout_s=0.1,
         )

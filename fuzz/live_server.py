@@ -52,7 +52,7 @@ class Server:
             *("--tokens-file", str(folder / "tokens.toml"), "--log-level", "warning"),
             *("--engine", "torch", "--device", "cpu", "--engine-threads", "1"),
             *("--decode-threads", "2", "--max-image-pixels", "4000000"),
-            *("--cache-bytes", str(2**22)),
+            *("--response-cache-bytes", str(2**22)),
         ]
         # One heap: else each of gRPC's threads has one, and what those keep free differs.
         environment = os.environ | {"MALLOC_ARENA_MAX": "1"}

@@ -342,6 +342,6 @@ def files() -> list[bytes]:
     config = (
         'listen = ["127.0.0.1:0"]\nvariants = ["IMAGENET1K_V2", "own=random:1"]\nengine = "null"\n'
         'device = "cpu"\nmax_batch_size = 8\ndecode_timeout_s = 1.5\nlog_level = "info"\n'
-        'allow_cleartext = true\nmetrics_listen = "127.0.0.1:9090"\n'
+        'allow_plaintext = true\nmetrics_listen = "127.0.0.1:9090"\n'
     )
     return [b"t" + entry.encode(), b"v" + described.encode(), b"c" + config.encode()]

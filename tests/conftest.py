@@ -10,7 +10,7 @@ import torch
 
 # Servers that tests start keep nothing in the user's folders, and find nothing there.
 _cache = tempfile.TemporaryDirectory(prefix="resnet50-tests-")
-os.environ["RESNET50_CACHE_DIR"] = _cache.name
+os.environ["RESNET50_GRAPH_CACHE_DIR"] = _cache.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -121,7 +121,7 @@ class Server:
             settings.max_requests,
             settings.receive_timeout_s,
         )
-        self._outbox = Outbox(settings.max_answer_bytes, settings.answer_timeout_s)
+        self._outbox = Outbox(settings.max_send_bytes, settings.send_timeout_s)
         self._metrics = _metrics() if settings.metrics_listen is not None else None
         self._tracing = _tracing(settings)
         request_log = RequestLog() if settings.log_level == "debug" else None
@@ -152,7 +152,9 @@ class Server:
             settings.decode_timeout_s,
             self._on_broken,
         )
-        self._cache = ResponseCache(settings.cache_bytes) if settings.cache_bytes else None
+        self._cache = (
+            ResponseCache(settings.response_cache_bytes) if settings.response_cache_bytes else None
+        )
         self._variants: VariantRegistry | None = None
         self._inference: InferenceServicer | None = None
         self._control: VariantControl | None = None

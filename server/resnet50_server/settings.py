@@ -85,7 +85,7 @@ class Settings(BaseSettings):
             " let in (mTLS)."
         ),
     ] = None
-    allow_cleartext: Annotated[
+    allow_plaintext: Annotated[
         CliImplicitFlag[bool],
         Field(
             description="Whether addresses that other machines reach may do without TLS: anyone on"
@@ -333,7 +333,7 @@ class Settings(BaseSettings):
         float,
         Field(gt=0, description="Seconds that the message of a single request may take to arrive."),
     ] = 10.0
-    answer_timeout_s: Annotated[
+    send_timeout_s: Annotated[
         float,
         Field(
             gt=0,
@@ -341,7 +341,7 @@ class Settings(BaseSettings):
             " call is cancelled.",
         ),
     ] = 30.0
-    max_answer_bytes: Annotated[
+    max_send_bytes: Annotated[
         int,
         Field(
             ge=2**20,
@@ -375,7 +375,7 @@ class Settings(BaseSettings):
             " thread takes the place of one that is held for longer, up to a bound.",
         ),
     ] = 10.0
-    cache_bytes: Annotated[
+    response_cache_bytes: Annotated[
         int,
         Field(
             ge=0,
@@ -422,14 +422,14 @@ class Settings(BaseSettings):
             " it the server does not start.",
         ),
     ] = 0.9
-    cache_dir: Annotated[
+    graph_cache_dir: Annotated[
         Path | None,
         Field(
             description="Where graphs made of weights are kept; default: the user's cache folder"
             " (XDG_CACHE_HOME)."
         ),
     ] = None
-    max_cache_bytes: Annotated[
+    max_graph_cache_bytes: Annotated[
         int,
         Field(
             ge=0,
@@ -550,10 +550,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 "evict_variants: needs max_variants_bytes; without it nothing gives way"
             )
-        if 0 < self.cache_bytes < MIN_CACHE_BYTES:
+        if 0 < self.response_cache_bytes < MIN_CACHE_BYTES:
             raise ValueError(
-                f"cache_bytes: {self.cache_bytes} bytes hold next to no answers; allow at least"
-                f" {MIN_CACHE_BYTES}, or 0 to keep none"
+                f"response_cache_bytes: {self.response_cache_bytes} bytes hold next to no answers;"
+                f" allow at least {MIN_CACHE_BYTES}, or 0 to keep none"
             )
         if self.max_decode_pixels is not None and self.max_decode_pixels < self.max_image_pixels:
             raise ValueError(

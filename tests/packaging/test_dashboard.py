@@ -39,7 +39,7 @@ ADDED = {"instance", "job"}
 async def exported() -> str:
     both = ["IMAGENET1K_V1", "IMAGENET1K_V2"]
     async with (
-        serving(variants=both, cache_bytes=2**20, **ON) as server,
+        serving(variants=both, response_cache_bytes=2**20, **ON) as server,
         AsyncClient(server.addresses[0]) as client,
     ):
         await client.classify(encode(picture()))

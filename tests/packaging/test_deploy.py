@@ -102,7 +102,7 @@ def settings(where: str, patch: pytest.MonkeyPatch) -> Settings:
     image = Dockerfile()
     if where == "image":
         # As the Dockerfile tells its users.
-        told = {"RESNET50_VARIANTS": "IMAGENET1K_V2", "RESNET50_ALLOW_CLEARTEXT": "true"}
+        told = {"RESNET50_VARIANTS": "IMAGENET1K_V2", "RESNET50_ALLOW_PLAINTEXT": "true"}
         return settings_of(image.command[2:], image.environment | told, patch)
     if where == "compose":
         told = dict(COMPOSE["services"]["server"]["environment"])
@@ -137,7 +137,7 @@ def test_metrics_are_where_prometheus_looks(where, monkeypatch):
 
 
 def test_image_does_not_decide_that_clear_text_is_meant():
-    assert "RESNET50_ALLOW_CLEARTEXT" not in Dockerfile().environment
+    assert "RESNET50_ALLOW_PLAINTEXT" not in Dockerfile().environment
 
 
 def test_supervisors_wait_longer_than_the_drain_lasts(monkeypatch):
@@ -250,7 +250,7 @@ def test_manifests_mount_writable_caches_and_job_weights(monkeypatch):
     server, job = container_of("Deployment"), container_of("Job")
     told = settings("kubernetes", monkeypatch)
     mounts = {one["mountPath"]: one for one in server["volumeMounts"]}
-    assert not mounts[str(told.cache_dir)].get("readOnly")
+    assert not mounts[str(told.graph_cache_dir)].get("readOnly")
     assert not mounts[variables(server)["HOME"]].get("readOnly")
     assert variables(server)["TORCH_HOME"] == variables(job)["TORCH_HOME"] in mounts
     assert not told.download

@@ -139,7 +139,7 @@ def test_image_is_not_root_and_caches_in_its_volume():
     image = Dockerfile()
     assert image.user.isdecimal() and int(image.user) > 0
     assert image.volume == image.environment["TORCH_HOME"]
-    assert image.environment["RESNET50_CACHE_DIR"].startswith(image.volume + "/")
+    assert image.environment["RESNET50_GRAPH_CACHE_DIR"].startswith(image.volume + "/")
     assert f"--uid {image.user} " in image.run
 
 

@@ -98,11 +98,11 @@ def _is_loopback(literal: str) -> bool:
 
 
 def _check_cleartext(address: str, settings: Settings) -> None:
-    if not settings.allow_cleartext:
+    if not settings.allow_plaintext:
         raise UnusableSetting(
             "listen",
             f"{address} may be reached by other machines, and would be in clear text; set tls_cert"
-            " and tls_key, or allow_cleartext if everyone on the way may read and change what is"
+            " and tls_key, or allow_plaintext if everyone on the way may read and change what is"
             " sent",
         )
     tokens = "; tokens too" if settings.tokens_file is not None else ""

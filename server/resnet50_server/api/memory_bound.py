@@ -79,9 +79,9 @@ def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
         Part("calls that are not read from", 2 * unread * UNREAD_BYTES),
         Part("decoding", (decoded + SMALL_BUDGET_PIXELS) * PIXEL_BYTES),
         Part("decoded images", settings.max_requests * QUEUED_IMAGE_BYTES),
-        Part("answers of calls", settings.max_answer_bytes),
+        Part("answers of calls", settings.max_send_bytes),
         Part("answers of streams", streams * settings.max_frames_in_flight * ANSWER_BYTES),
-        Part("kept answers", settings.cache_bytes),
+        Part("kept answers", settings.response_cache_bytes),
         Part("connections", settings.max_connections * len(settings.listen) * CONNECTION_BYTES),
     ]
 

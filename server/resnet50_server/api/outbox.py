@@ -118,7 +118,7 @@ class Outbox:
             sizes[greediest] -= size
             excess -= size
             too_many.append(task)
-        self._cancel(too_many, f"answers take more than {self._max_bytes} bytes (max_answer_bytes)")
+        self._cancel(too_many, f"answers take more than {self._max_bytes} bytes (max_send_bytes)")
 
     def _look(self) -> None:
         """Cancel those that were not taken in time."""
@@ -131,7 +131,7 @@ class Outbox:
                 self._timer = loop.call_later(max(left_s, self._look_s), self._look)
                 break
             late.append(task)
-        self._cancel(late, f"the client took none for {self._timeout_s:g} s (answer_timeout_s)")
+        self._cancel(late, f"the client took none for {self._timeout_s:g} s (send_timeout_s)")
 
     def _cancel(self, tasks: list[_Task], why: str) -> None:
         if not tasks:

@@ -86,8 +86,8 @@ class GraphStore:
             refused = error
         if self._temporary is None:
             log.warning(
-                "cache_dir: %s cannot be written (%s): what is kept there is made anew at each"
-                " start; free space there, or name another folder with --cache-dir",
+                "graph_cache_dir: %s cannot be written (%s): graphs are made again at each start;"
+                " free space there, or name another folder with --graph-cache-dir",
                 self._directory,
                 refused.strerror or refused,
             )
@@ -97,10 +97,10 @@ class GraphStore:
             return _put(Path(self._temporary.name), name, make)
         except OSError as error:
             raise NoRoom(
-                f"cache_dir: no room for {name}: neither in {self._directory}"
+                f"graph_cache_dir: no room for {name}: neither in {self._directory}"
                 f" ({refused.strerror or refused}) nor in a temporary folder"
-                f" ({error.strerror or error}); free space, or name folders with --cache-dir and"
-                " TMPDIR, or use --engine torch, which needs none"
+                f" ({error.strerror or error}); free space, or name folders with"
+                " --graph-cache-dir and TMPDIR, or use --engine torch, which needs none"
             ) from error
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
@@ -134,7 +134,7 @@ class GraphStore:
                     continue
                 with contextlib.suppress(OSError):
                     if _digest(path) != match[1]:
-                        log.warning("cache_dir: %s is damaged, and is made anew", path)
+                        log.warning("graph_cache_dir: %s is damaged, and is made anew", path)
                         self.forget(path)
                         continue
                     with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ class GraphStore:
             if path == made or abs(now - used_at) < RECENT_S:
                 continue
             log.info(
-                "cache_dir: %s, unused for %.0f days, was removed: max_cache_bytes is %d",
+                "graph_cache_dir: removed %s, unused for %.0f days: max_graph_cache_bytes is %d",
                 path,
                 (now - used_at) / 86400,
                 self._max_bytes,

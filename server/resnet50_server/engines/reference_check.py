@@ -109,8 +109,8 @@ class Canary:
                 f" in a batch of {size} its probabilities differ from PyTorch's by"
                 f" {difference:.2e} (at most {tolerance.probability:g} is allowed in {precision})"
                 f" and the cosine of the embeddings is {cosine:.6f} (at least"
-                f" {tolerance.cosine:g}); delete the graphs in cache_dir if there are any, or use"
-                " --engine torch"
+                f" {tolerance.cosine:g}); delete the graphs in graph_cache_dir if there are any, or"
+                " use --engine torch"
             )
 
     def compare(self, engine: Engine, size: int = 1) -> tuple[float, float]:

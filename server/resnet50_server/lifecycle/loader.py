@@ -192,8 +192,8 @@ def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
     else:
         # Engines are compared, and PyTorch is one of them, with the threads that they will have.
         set_torch_threads(division(settings).each)
-        directory = settings.cache_dir or platformdirs.user_cache_path("resnet50-serving")
-        with GraphStore(directory, settings.max_cache_bytes) as store:
+        directory = settings.graph_cache_dir or platformdirs.user_cache_path("resnet50-serving")
+        with GraphStore(directory, settings.max_graph_cache_bytes) as store:
             opened = _cpu_engines(store, settings).open(
                 spec, network, weights.digest, precision, settings.engine
             )

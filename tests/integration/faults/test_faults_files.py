@@ -73,7 +73,7 @@ def test_server_starts_without_disk_space_for_its_graph(tmp_path):
     directory = weights.custom_variant(tmp_path / "mine", state, transform=transform)
     command = [
         *(sys.executable, "-m", "resnet50_server", "serve", "--listen", "127.0.0.1:0"),
-        *("--variants", f"mine={directory}", "--device", "cpu", "--cache-dir", str(cache)),
+        *("--variants", f"mine={directory}", "--device", "cpu", "--graph-cache-dir", str(cache)),
     ]
     environment = os.environ | {"TMPDIR": str(temporary)}
     limited = on_small_disks(command, cache, temporary, size="8m")
@@ -86,8 +86,10 @@ def test_server_starts_without_disk_space_for_its_graph(tmp_path):
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert f"cache_dir: {cache} cannot be written (No space left on device)" in errors
-    assert re.search("cache_dir: no room for .*--cache-dir and TMPDIR.*PyTorch computes", errors)
+    assert f"graph_cache_dir: {cache} cannot be written (No space left on device)" in errors
+    assert re.search(
+        "graph_cache_dir: no room for .*--graph-cache-dir and TMPDIR.*PyTorch computes", errors
+    )
     assert "Traceback" not in errors
 
 

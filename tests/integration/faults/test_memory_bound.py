@@ -77,7 +77,7 @@ async def ends(client: RawClient, calls: int) -> None:
 @pytest.mark.parametrize("kind", ["inference", "variants", "health"])
 async def test_unread_reply_is_counted_and_then_cancelled(kind, caplog):
     path, request = UNTAKEN[kind]
-    async with serving(answer_timeout_s=0.5) as server, raw(server, window=0) as client:
+    async with serving(send_timeout_s=0.5) as server, raw(server, window=0) as client:
         await classify(server)  # gRPC holds on to its very first call
         for _ in range(20):
             client.open(path, request.SerializeToString())
@@ -89,12 +89,12 @@ async def test_unread_reply_is_counted_and_then_cancelled(kind, caplog):
         with caplog.at_level(logging.WARNING):
             await ends(client, 20)
         await until(lambda: len(server._outbox) == server._outbox.bytes == 0)
-        assert "answer_timeout_s" in caplog.text
+        assert "send_timeout_s" in caplog.text
 
 
 async def test_unread_replies_are_cancelled_oldest_first(caplog):
     async with (
-        serving(max_answer_bytes=MIB, answer_timeout_s=60.0) as server,
+        serving(max_send_bytes=MIB, send_timeout_s=60.0) as server,
         raw(server, window=0) as client,
     ):
         fitting = MIB // CALL_BYTES
@@ -105,13 +105,13 @@ async def test_unread_replies_are_cancelled_oldest_first(caplog):
             await ends(client, 3 * fitting)
             await classify(server)
         assert server._outbox.bytes <= MIB
-        assert f"more than {MIB} bytes (max_answer_bytes)" in caplog.text
+        assert f"more than {MIB} bytes (max_send_bytes)" in caplog.text
     assert server._outbox.bytes == 0
 
 
 async def test_reading_client_loses_no_reply_to_one_that_does_not():
     async with (
-        serving(max_answer_bytes=MIB, answer_timeout_s=60.0) as server,
+        serving(max_send_bytes=MIB, send_timeout_s=60.0) as server,
         raw(server, window=0) as client,
     ):
         for _ in range(5):

@@ -316,7 +316,7 @@ def test_start_in_clear_text_where_others_reach_it_is_refused():
     assert status == 2
     (line,) = errors.splitlines()
     assert line.startswith("resnet50-server: listen: 0.0.0.0:0 ")
-    for part in ("tls_cert", "tls_key", "allow_cleartext"):
+    for part in ("tls_cert", "tls_key", "allow_plaintext"):
         assert part in line
 
 
@@ -334,7 +334,7 @@ def test_start_with_a_file_that_is_not_sound_is_refused(files, tmp_path, setting
 async def test_process_serves_tls_or_plaintext_if_allowed(ca, files):
     with server_processes() as start:
         serve = ("--variants", "IMAGENET1K_V2", "--engine", "null", "--listen", "0.0.0.0:0")
-        one, two = start(*serve, *files.flags), start(*serve, "--allow-cleartext")
+        one, two = start(*serve, *files.flags), start(*serve, "--allow-plaintext")
         one.wait_until_listening()
         address = one.wait_until_listening()
         async with secured(address.replace("0.0.0.0", "127.0.0.1"), certs.credentials(ca)) as tls:

@@ -26,7 +26,7 @@ from tests.support.serving import DECODING, connected, engines_of, gate, queues_
 PNG = encode(picture())
 OTHER = encode(picture(48, 48))
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
-CACHE = {"cache_bytes": 8 * 2**20}
+CACHE = {"response_cache_bytes": 8 * 2**20}
 CACHING = DECODING | CACHE
 HIT, SHARED = result_pb2.CACHE_USE_HIT, result_pb2.CACHE_USE_SHARED
 COMPUTED = result_pb2.CACHE_USE_UNSPECIFIED

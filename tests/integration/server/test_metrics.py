@@ -541,7 +541,9 @@ async def test_observer_that_fails_costs_no_answer_and_is_counted(kind, monkeypa
 
 async def test_variant_that_is_unloaded_leaves_no_series(tmp_path):
     describe(tmp_path / "variants" / "v")
-    async with administrator(tmp_path / "variants", cache_bytes=2**20, **ON, **DECODING) as admin:
+    async with administrator(
+        tmp_path / "variants", response_cache_bytes=2**20, **ON, **DECODING
+    ) as admin:
         before = {labels for _, labels in await scrape(admin.server)}
         for _ in range(2):
             await admin.load("v")

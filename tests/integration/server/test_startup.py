@@ -223,7 +223,7 @@ def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
             "unix:/no/such/directory/socket: No such file or directory; make the socket's folder",
         ),
         (
-            {"listen": ["192.0.2.1:0"], "allow_cleartext": True},
+            {"listen": ["192.0.2.1:0"], "allow_plaintext": True},
             "192.0.2.1:0: Cannot assign requested address; name an address of this machine",
         ),
     ],

@@ -167,7 +167,7 @@ async def test_a_call_is_a_span_with_what_the_server_said(kind):
 async def test_cache_hits_are_not_counted_as_computed(kind):
     app = App()
     async with (
-        serving(cache_bytes=2**20) as server,
+        serving(response_cache_bytes=2**20) as server,
         Caller(kind, server.addresses[0], observers=[app.observer]) as client,
     ):
         for _ in range(2):

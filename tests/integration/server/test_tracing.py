@@ -69,7 +69,10 @@ async def test_call_is_a_span_of_its_callers_trace_with_its_stages():
 
 
 async def test_call_that_the_cache_answers_has_no_stages_and_says_so():
-    async with traced(cache_bytes=2**20) as (server, collector), connected(server) as channel:
+    async with (
+        traced(response_cache_bytes=2**20) as (server, collector),
+        connected(server) as channel,
+    ):
         for _ in range(2):
             await inference_pb2_grpc.InferenceServiceStub(channel).Classify(
                 REQUEST, metadata=TRACED

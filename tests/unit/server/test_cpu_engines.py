@@ -68,7 +68,7 @@ def pictures(count: int = 4, crop: int = CROP) -> Images:
 
 
 def open_variant(argument: str, cache: Path, **settings: object) -> BuiltEngine:
-    options = Settings(variants=[argument], device="cpu", cache_dir=cache, **settings)
+    options = Settings(variants=[argument], device="cpu", graph_cache_dir=cache, **settings)
     return build_engine(prepare(parse_variant(argument), options), options)
 
 
@@ -229,7 +229,7 @@ def test_unwritable_cache_dir_does_not_stop_the_server(mine, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         opened = open_variant(mine, tmp_path / "file" / "cache", engine="onnxruntime")
     assert opened.engine.run(pictures(1), 1, False).probabilities.shape == (1, 1)
-    (record,) = [one for one in caplog.records if "cache_dir" in one.message]
+    (record,) = [one for one in caplog.records if "graph_cache_dir" in one.message]
     assert "cannot be written" in record.message
 
 

@@ -53,7 +53,7 @@ def test_a_damaged_file_is_noticed_and_made_anew(tmp_path, caplog, damage):
         again = put(store, KEYS[0], b"graph" * 1000)
     assert again.read_bytes() == b"graph" * 1000
     assert graphs(tmp_path) == [KEYS[0]]
-    assert f"cache_dir: {path} is damaged, and is made anew" in caplog.text
+    assert f"graph_cache_dir: {path} is damaged, and is made anew" in caplog.text
 
 
 def test_what_is_remembered_survives_a_broken_file(tmp_path):
@@ -88,7 +88,7 @@ def test_longest_unused_files_are_removed_beyond_the_bound(tmp_path, caplog):
         assert store.path(f"{KEYS[0]}.onnx", unmakeable) == paths[0]
         put(store, KEYS[2], bytes(100))
     assert graphs(tmp_path) == [KEYS[0], KEYS[2], "holiday"]
-    assert f"{paths[1]}, unused for 2 days, was removed: max_cache_bytes is 250" in caplog.text
+    assert f"removed {paths[1]}, unused for 2 days: max_graph_cache_bytes is 250" in caplog.text
 
 
 @pytest.mark.parametrize("clock_s", [0, RECENT_S / 2, -RECENT_S / 2])

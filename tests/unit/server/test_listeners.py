@@ -99,14 +99,14 @@ async def test_remote_plaintext_is_refused_before_binding():
     server = Server()
     with pytest.raises(UnusableSetting) as refused:
         await listen(server, settings("127.0.0.1:1", "0.0.0.0:2"), None)
-    for part in ("listen", "0.0.0.0:2", "tls_cert", "tls_key", "allow_cleartext"):
+    for part in ("listen", "0.0.0.0:2", "tls_cert", "tls_key", "allow_plaintext"):
         assert part in str(refused.value)
     assert server.bound == []
 
 
 async def test_remote_plaintext_is_allowed_if_asked_and_logged(caplog):
     server = Server()
-    allowed = settings("127.0.0.1:1", "0.0.0.0:0", allow_cleartext=True)
+    allowed = settings("127.0.0.1:1", "0.0.0.0:0", allow_plaintext=True)
     assert await listen(server, allowed, None) == ["127.0.0.1:1234", "0.0.0.0:1234"]
     (warning,) = caplog.messages
     assert "0.0.0.0:0" in warning
@@ -114,7 +114,7 @@ async def test_remote_plaintext_is_allowed_if_asked_and_logged(caplog):
 
 
 async def test_warning_says_that_tokens_are_readable_too(tmp_path, caplog):
-    allowed = settings("0.0.0.0:0", allow_cleartext=True, tokens_file=tmp_path / "tokens.toml")
+    allowed = settings("0.0.0.0:0", allow_plaintext=True, tokens_file=tmp_path / "tokens.toml")
     await listen(Server(), allowed, None)
     assert "tokens too" in caplog.text
 
@@ -125,7 +125,7 @@ async def test_tls_applies_to_tcp_and_not_to_unix_sockets(tmp_path, caplog):
     server = Server()
     await listen(
         server,
-        settings(*addresses, allow_cleartext=True, **files.settings),
+        settings(*addresses, allow_plaintext=True, **files.settings),
         TlsReloader(files.cert, files.key),
     )
     assert server.bound == list(zip(["TLS", "TLS", "clear text"], addresses, strict=True))

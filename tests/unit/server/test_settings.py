@@ -111,7 +111,10 @@ def test_address_is_accepted(served, address):
         ([*VARIANT, "--engine", "magic"], ["engine", "torch"]),
         ([*VARIANT, "--max-receive-bytes", "9999"], ["max_receive_bytes", "9999", "4194304"]),
         ([*VARIANT, "--max-decode-pixels", "9999"], ["max_decode_pixels", "9999", "50000000"]),
-        ([*VARIANT, "--cache-bytes", "64"], ["cache_bytes", "64", "1048576", "0 to keep none"]),
+        (
+            [*VARIANT, "--response-cache-bytes", "64"],
+            ["response_cache_bytes", "64", "1048576", "0 to keep none"],
+        ),
         ([*VARIANT, "--config", "/no/such.toml"], ["config", "/no/such.toml"]),
         ([*VARIANT, "--max-batchsize", "3"], ["--max-batchsize"]),
         ([*VARIANT, "--listen"], ["--listen", "expected one argument"]),
