@@ -235,8 +235,8 @@ class UnsteadyThreads:
         self._draw = draw
         self._free = 0.0
 
-    def start(self, call: functools.partial, done) -> None:
-        """See `Threads.start`."""
+    def submit_callback(self, call: functools.partial, done) -> None:
+        """See `WorkerThreads.submit_callback`."""
         loop, (images, *_) = asyncio.get_running_loop(), call.args
         engine: FakeEngine = call.func.__self__
         took_s = (engine.alpha + engine.beta * len(images)) * math.exp(

@@ -183,7 +183,7 @@ async def measure_memory() -> None:
 
 async def fill(name: str) -> None:
     """Fill a cache three times over; then use it, and drop it. Times are of the CPU."""
-    from resnet50_server.batching.queue import Result
+    from resnet50_server.batching.result import Result
     from resnet50_server.inference.response_cache import ResponseCache
 
     dimension, cache, loop = ENTRIES[name], ResponseCache(BOUND), asyncio.get_running_loop()

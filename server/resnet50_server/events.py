@@ -68,7 +68,7 @@ class BatchEvent:
         started: When its images left the queue, on the same clock as `ended`.
         device: Name of the device, e.g. "cpu" or "cuda:0".
         out_of_memory: Whether it failed because the device had too little memory.
-        not_numbers: How many of its results had NaN or Inf, and were failed.
+        non_finite: How many of its results had NaN or Inf, and were failed.
         notes: What listeners keep with it, by their own keys.
     """
 
@@ -81,7 +81,7 @@ class BatchEvent:
     started: float = 0.0
     device: str = ""
     out_of_memory: bool = False
-    not_numbers: int = 0
+    non_finite: int = 0
     notes: dict[object, Any] = field(default_factory=dict)
 
 

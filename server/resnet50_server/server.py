@@ -52,7 +52,7 @@ from resnet50_server.lifecycle.self_test import SelfTests
 from resnet50_server.lifecycle.watcher import DirectoryWatcher
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus
-from resnet50_server.runtime.fatal import Fault
+from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.settings import Settings
 from resnet50_server.telemetry.gauges import LagWatch, Readings
 from resnet50_server.telemetry.http_server import MetricsPort
@@ -130,7 +130,7 @@ class Server:
         self._health = ServingHealth(("", *SERVICES), self._unready, self._variants_unready)
         self._grpc: grpc.aio.Server | None = None
         self.broken = asyncio.Event()
-        self.fault: Fault | None = None
+        self.fault: FatalError | None = None
         self._devices = Devices(settings, self._on_broken, self._events)
         # The stub engines need no processor, like a GPU.
         on_cpu = settings.engine not in ("null", "timed") and (
@@ -403,7 +403,7 @@ class Server:
             self._inference.drain()
         self._health.look()
 
-    def _on_broken(self, fault: Fault) -> None:
+    def _on_broken(self, fault: FatalError) -> None:
         self.fault = self.fault or fault
         self._health.look()
         self.broken.set()

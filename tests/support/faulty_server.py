@@ -3,7 +3,7 @@ with a variant named "sick", which is loaded like any other and then answers NaN
 
     python tests/support/faulty_server.py FAULT serve OPTIONS
 
-What hangs, hangs where a real one would: in an engine thread, in a decode thread, in a turn of the
+A hang is where a real one would be: in an engine thread, in a decode thread, in a callback of the
 event loop.
 """
 
@@ -23,9 +23,9 @@ import numpy as np
 import resnet50_server.cli.serve
 import resnet50_server.inference.pipeline
 from resnet50_server.batching.scheduler import Scheduler
-from resnet50_server.batching.watchdog import LoopWatch
 from resnet50_server.cli.main import run
 from resnet50_server.engines.stub_engines import TimedEngine
+from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 
 # A decoder may be off by a little.
 MAGENTA = np.array([255, 0, 255], dtype=np.uint8)
@@ -69,7 +69,7 @@ def in_decoder(fault: Callable[[], object]) -> None:
     resnet50_server.inference.pipeline.decode = decode_or_not
 
 
-def in_loop(fault: Callable[[], object], gil_timeout_s: float = 60.0) -> None:
+def in_loop(fault: Callable[[], object]) -> None:
     compute = resnet50_server.inference.pipeline.Pipeline.compute
 
     def compute_or_not(pipeline, source, *arguments):
@@ -78,7 +78,7 @@ def in_loop(fault: Callable[[], object], gil_timeout_s: float = 60.0) -> None:
         return compute(pipeline, source, *arguments)
 
     resnet50_server.inference.pipeline.Pipeline.compute = compute_or_not
-    resnet50_server.cli.serve.LoopWatch = partial(LoopWatch, 1.0, gil_timeout_s)
+    resnet50_server.cli.serve.LoopWatchdog = partial(LoopWatchdog, 2.0)
 
 
 def in_stop(fault: Callable[[], None]) -> None:
@@ -122,8 +122,8 @@ FAULTS = {
     "engine-fails": lambda: in_engine(fail),
     "decoder-hangs": lambda: in_decoder(hang_here),
     "loop-hangs": lambda: in_loop(partial(time.sleep, 10**6)),
-    # PyDLL keeps the interpreter's lock while it calls.
-    "lock-is-held": lambda: in_loop(partial(ctypes.PyDLL(None).sleep, 10**6), 2.0),
+    # PyDLL keeps the GIL while it calls.
+    "gil-is-kept": lambda: in_loop(partial(ctypes.PyDLL(None).sleep, 10**6)),
 }
 
 

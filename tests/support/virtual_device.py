@@ -65,7 +65,7 @@ class VirtualThreads:
         self._free = [0.0] * workers
         self.spans: list[tuple[float, float]] = []
 
-    def start(self, call, done) -> None:
+    def submit_callback(self, call, done) -> None:
         engine, (images, *_) = call.func.__self__, call.args
         loop = asyncio.get_running_loop()
         ready = loop.time() + engine.prepare_alpha + engine.prepare_beta * len(images)
@@ -87,7 +87,7 @@ class VirtualDecoders:
         self._free = [0.0] * count
         self._decode_s = decode_s
 
-    def start(self, call, done) -> None:
+    def submit_callback(self, call, done) -> None:
         loop = asyncio.get_running_loop()
         lane = self._free.index(min(self._free))
         end = self._free[lane] = max(loop.time(), self._free[lane]) + self._decode_s

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.events import ImageEvent

@@ -11,7 +11,8 @@ from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import EngineFailed
 from resnet50_server.events import BatchEvent
 
-from .queue import Result, VariantQueue, Waiting
+from .queue import PendingRequest, VariantQueue
+from .result import Result
 from .retry import Rescue
 
 
@@ -34,7 +35,7 @@ class BatchPolicy:
 
 
 @dataclass(eq=False, slots=True)
-class Running:
+class InFlightBatch:
     """A batch that was handed to the device.
 
     Attributes:
@@ -49,7 +50,7 @@ class Running:
     """
 
     queue: VariantQueue
-    entries: list[Waiting]
+    entries: list[PendingRequest]
     handed: float
     free_at: float
     ends: float
@@ -63,7 +64,7 @@ class Running:
         return max(self.handed, self.free_at)
 
 
-def seen(running: Running, output: BatchOutput | None, now: float, device: str) -> BatchEvent:
+def seen(running: InFlightBatch, output: BatchOutput | None, now: float, device: str) -> BatchEvent:
     """Return a batch that has left the engine just now, as observers see it.
 
     Args:
@@ -85,13 +86,13 @@ def seen(running: Running, output: BatchOutput | None, now: float, device: str) 
     )
 
 
-def answer(running: Running, output: BatchOutput, batch: BatchEvent) -> None:
+def answer(running: InFlightBatch, output: BatchOutput, batch: BatchEvent) -> None:
     """Give each image of a batch what it asked for, if that is made of numbers."""
     numbers = _finite(output)
     # Nobody is failed by what a candidate makes of a shadow.
     asked = [number for number, one in zip(numbers, running.entries, strict=True) if not one.shadow]
     running.queue.health.observe(len(asked), asked.count(False))
-    batch.not_numbers = numbers.count(False)
+    batch.non_finite = numbers.count(False)
     for position, waiting in enumerate(running.entries):
         if waiting.future.done():
             continue
@@ -110,7 +111,9 @@ def _finite(output: BatchOutput) -> list[bool]:
     return listed
 
 
-def _result(output: BatchOutput, position: int, running: Running, batch: BatchEvent) -> Result:
+def _result(
+    output: BatchOutput, position: int, running: InFlightBatch, batch: BatchEvent
+) -> Result:
     waiting = running.entries[position]
     embedding = None
     if waiting.with_embedding:

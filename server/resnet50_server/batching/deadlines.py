@@ -7,23 +7,23 @@ from collections.abc import Collection, Hashable, Sequence
 from resnet50_server.errors import DeadlineUnreachable, QueueFull
 from resnet50_server.priority import BULK_EVERY, share
 
-from .batch import BatchPolicy, Running
-from .fair_queue import due_at
-from .latency import Margin
-from .queue import TICK_S, VariantQueue, too_late
+from .batch import BatchPolicy, InFlightBatch
+from .fair_queue import virtual_deadline
+from .latency import JitterMargin
+from .queue import TIMER_SLACK_S, VariantQueue, deadline_error
 from .retry import Part
 
 # An idle device that was not measured for so long may have changed.
 PROBE_AFTER_S = 1.0
 
 
-class Timetable:
+class DeadlinePolicy:
     """Expects when batches end on one device, from those that run and wait.
 
     Args:
         policy: How batches form.
         workers: How many batches compute at once.
-        ahead: How many more may be handed over before the device is free for them.
+        prefetch: How many more may be handed over before the device is free for them.
         queues: Those of the device.
         running: Batches that were handed over, in that order.
         parts: What is run again before anything else.
@@ -36,15 +36,15 @@ class Timetable:
         self,
         policy: BatchPolicy,
         workers: int,
-        ahead: int,
+        prefetch: int,
         queues: Sequence[VariantQueue],
-        running: Sequence[Running],
+        running: Sequence[InFlightBatch],
         parts: Collection[Part],
     ) -> None:
-        self.margin = Margin()
+        self.margin = JitterMargin()
         self._policy = policy
         self._workers = workers
-        self._ahead = ahead
+        self._prefetch = prefetch
         self._queues = queues
         self._running = running
         self._parts = parts
@@ -56,7 +56,7 @@ class Timetable:
         busy = sorted(max(now, running.ends) for running in self._running)[-self._workers :]
         return [now] * (self._workers - len(busy)) + busy
 
-    def require_room(
+    def check_capacity(
         self, queue: VariantQueue, deadline: float | None, bulk: bool, now: float
     ) -> None:
         """Refuse an image for which its queue has no room.
@@ -83,7 +83,7 @@ class Timetable:
         if deadline is not None:
             return
         longest_s = self._policy.max_queue_wait_s
-        wait_s = self._wait_s(queue, queue.before(due_at(now, None), bulk), now)
+        wait_s = self._wait_s(queue, queue.before(virtual_deadline(now, None), bulk), now)
         if wait_s > longest_s:
             raise QueueFull(
                 "max_queue_wait_s",
@@ -105,7 +105,7 @@ class Timetable:
             and (deadline is None or now < deadline)
         )
 
-    def require_time(
+    def check_deadline(
         self,
         queue: VariantQueue,
         deadline: float,
@@ -131,7 +131,7 @@ class Timetable:
         Raises:
             DeadlineUnreachable: That is so.
         """
-        due = due_at(now, deadline if flow is None and not bulk else None)
+        due = virtual_deadline(now, deadline if flow is None and not bulk else None)
         batches, work_s = self._again()
         for other in self._queues:
             # What is due before this takes along what is not, as far as its batch holds it.
@@ -145,12 +145,12 @@ class Timetable:
         before, place = divmod(position := queue.before(due, bulk), limit)
         images = limit if before or queue.accepted >= limit else place + 1
         starts = self._starts(batches + before, work_s + before * full_s, now)
-        handed = max(ready, now if self._ahead else starts)
+        handed = max(ready, now if self._prefetch else starts)
         # Each batch before its own may be late as well.
         margin_s = self.margin.seconds * (batches + before + 1)
         ends = queue.ends(images, handed, starts) + margin_s
-        if ends > deadline + TICK_S:
-            raise too_late(deadline - now, ends - now)
+        if ends > deadline + TIMER_SLACK_S:
+            raise deadline_error(deadline - now, ends - now)
         if bulk:
             return  # nobody stands behind it
         # Whoever is last in a batch before which this one comes becomes the first in the next.
@@ -159,7 +159,7 @@ class Timetable:
             before += 1
             moved = entry.item.deadline
             ends = self._starts(batches + before + 1, work_s + (before + 1) * full_s, now)
-            if moved is not None and ends > moved + TICK_S:
+            if moved is not None and ends > moved + TIMER_SLACK_S:
                 raise DeadlineUnreachable(
                     f"{position} images are due before this one, and those behind it were accepted"
                     " and would come too late; nothing was computed: allow more time or call"
@@ -189,7 +189,7 @@ class Timetable:
                 chosen, best = queue, place
         return chosen, best[1]
 
-    def handed_over(self, queue: VariantQueue, images: int, only_bulk: bool) -> None:
+    def on_dispatched(self, queue: VariantQueue, images: int, only_bulk: bool) -> None:
         """Take in that a batch was handed over.
 
         Args:
@@ -220,7 +220,7 @@ class Timetable:
     def _work_s(self, queue: VariantQueue, images: int, limit: int) -> float:
         """Return how long a worker is taken by images of a variant, in seconds."""
         work_s = queue.latency.estimate_s(images, limit)
-        return work_s if self._ahead else work_s + queue.preparation.estimate_s(images, limit)
+        return work_s if self._prefetch else work_s + queue.preparation.estimate_s(images, limit)
 
     def _again(self) -> tuple[int, float]:
         """Return how many batches are run again, and how long they take, in seconds."""

@@ -16,12 +16,12 @@ Item = TypeVar("Item")
 
 # Whatever has no deadline is ordered as if it had this one, and no deadline counts as later, so
 # that nothing is starved by what is more urgent.
-PATIENCE_S = 10.0
+DEFAULT_DEADLINE_S = 10.0
 
 
-def due_at(now: float, deadline: float | None) -> float:
+def virtual_deadline(now: float, deadline: float | None) -> float:
     """Return the place in the order of what comes now and stands alone, in loop time."""
-    patient = now + PATIENCE_S
+    patient = now + DEFAULT_DEADLINE_S
     return patient if deadline is None else min(deadline, patient)
 
 
@@ -102,7 +102,7 @@ class FairQueue(Generic[Item]):
         """Return how many go before an item that is due then and came now.
 
         Args:
-            due: In loop time; see `due_at`.
+            due: In loop time; see `virtual_deadline`.
             bulk: Whether the item is.
         """
         first = len(self._line) if bulk else bisect_left(self._line, (due, math.inf))
@@ -143,12 +143,12 @@ class FairQueue(Generic[Item]):
             return entry
         entry = Entry(item, flow)
         if flow is None:
-            self._line_up(entry, due_at(now, deadline))
+            self._line_up(entry, virtual_deadline(now, deadline))
         elif flow in self._later:
             self._later[flow].append(entry)
         else:
             self._later[flow] = deque()
-            self._line_up(entry, now + PATIENCE_S)
+            self._line_up(entry, now + DEFAULT_DEADLINE_S)
         return entry
 
     def peek(self) -> Entry[Item] | None:
@@ -213,6 +213,6 @@ class FairQueue(Generic[Item]):
             return
         line = self._later[entry.flow]
         if line:
-            self._line_up(line.popleft(), now + PATIENCE_S)
+            self._line_up(line.popleft(), now + DEFAULT_DEADLINE_S)
         else:
             del self._later[entry.flow]

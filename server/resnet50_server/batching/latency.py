@@ -100,7 +100,7 @@ class LatencyModel:
         return max(1, min(limit, self._padded(max(math.ceil(efficient), int(fitting)))))
 
 
-class Margin:
+class JitterMargin:
     """How much later than expected answers leave, as TCP judges its round trips (RFC 6298).
 
     The mean of the errors and four times their mean deviation, both smoothed exponentially.

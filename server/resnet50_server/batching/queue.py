@@ -15,46 +15,21 @@ from numpy.typing import NDArray
 
 from resnet50_server.engines.base import Engine
 from resnet50_server.errors import DeadlineUnreachable, ServingError, VariantUnhealthy
-from resnet50_server.events import BatchEvent, CacheUse
 
 from .batch_limit import BatchLimit
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
+from .result import Result
 from .variant_health import VariantHealth
 
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
-TICK_S = 1e-6
+TIMER_SLACK_S = 1e-6
 # A batch takes the time of its most urgent request, from arrival to deadline, by so much at most.
 BATCHES_IN_TIME = 4
 
 
 @dataclass(eq=False, slots=True)
-class Result:
-    """What the engine made of one image; not to be changed.
-
-    Attributes:
-        indices: int64 [k], categories by falling probability; k is what was asked for.
-        probabilities: float32 [k].
-        embedding: float32 [D], or None if not asked for.
-        queue_s: From submission to the start of the batch, in seconds.
-        compute_s: The batch on the engine, in seconds.
-        batch_size: How many images shared the batch.
-        batch: The batch, as observers see it.
-        cache: Whether it was computed for another request.
-    """
-
-    indices: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
-    embedding: NDArray[np.float32] | None
-    queue_s: float
-    compute_s: float
-    batch_size: int
-    batch: BatchEvent | None = None
-    cache: CacheUse = "none"
-
-
-@dataclass(eq=False, slots=True)
-class Waiting:
+class PendingRequest:
     """One image in a queue, until its future is done.
 
     Attributes:
@@ -94,7 +69,7 @@ class Undecoded:
 
 
 @dataclass(eq=False, slots=True)
-class GivenUp:
+class CancelCounts:
     """How many images were cancelled by their callers; grows only.
 
     Attributes:
@@ -112,7 +87,7 @@ class VariantQueue:
     Args:
         name: The variant's.
         engine: What computes them.
-        given_up: Counts those whose callers leave.
+        cancelled: Counts those whose callers leave.
         max_batch_size: Images in a batch, at most.
         clock: Tells loop time.
         crop: Side of its images, in pixels.
@@ -136,7 +111,7 @@ class VariantQueue:
         self,
         name: str,
         engine: Engine,
-        given_up: GivenUp | None = None,
+        cancelled: CancelCounts | None = None,
         max_batch_size: int = 32,
         clock: Callable[[], float] = time.monotonic,
         crop: int = 224,
@@ -145,7 +120,7 @@ class VariantQueue:
         self.engine = engine
         self.latency = LatencyModel(engine.padded)
         self.preparation = LatencyModel()
-        self.waiting: FairQueue[Waiting] = FairQueue()
+        self.waiting: FairQueue[PendingRequest] = FairQueue()
         self.undecoded: FairQueue[Undecoded] = FairQueue()
         self.measured_at = -math.inf
         self.removed: ServingError | None = None
@@ -155,7 +130,7 @@ class VariantQueue:
         self.health.watch(self._on_health)
         self.failures = 0
         self.failing = False
-        self._given_up = given_up or GivenUp()
+        self._cancelled = cancelled or CancelCounts()
 
     def unhealthy(self) -> VariantUnhealthy:
         """Return what requests are told while the variant is out of service."""
@@ -163,7 +138,7 @@ class VariantQueue:
 
     def _on_health(self) -> None:
         if self.health.problem is not None:
-            fail([entry.item for entry in self.waiting], self.unhealthy)
+            fail_pending([entry.item for entry in self.waiting], self.unhealthy)
 
     def ends(self, images: int, handed: float, free_at: float) -> float:
         """Return when a batch will end, in loop time.
@@ -185,7 +160,7 @@ class VariantQueue:
         """Return how many of those go before one that is due then; see `FairQueue.before`."""
         return self.waiting.before(due, bulk) + self.undecoded.before(due, bulk)
 
-    def at(self, position: int) -> Entry[Waiting] | Entry[Undecoded] | None:
+    def at(self, position: int) -> Entry[PendingRequest] | Entry[Undecoded] | None:
         """Return which of those has a position in the order, bulk aside; None if none has.
 
         Decoded ones count as the first: that is the order in which images are decoded, but for the
@@ -196,7 +171,7 @@ class VariantQueue:
             return self.waiting.at(position)
         return self.undecoded.at(position - decoded)
 
-    def push(self, waiting: Waiting, flow: Hashable | None, bulk: bool) -> None:
+    def push(self, waiting: PendingRequest, flow: Hashable | None, bulk: bool) -> None:
         """Add an image; it leaves by itself if its caller gives up."""
         entry = self.waiting.push(
             waiting, waiting.arrived, deadline=waiting.deadline, flow=flow, bulk=bulk
@@ -206,9 +181,9 @@ class VariantQueue:
             if not future.cancelled():
                 return
             if waiting.batched:
-                self._given_up.computing += 1
+                self._cancelled.computing += 1
                 return
-            self._given_up.waiting += 1
+            self._cancelled.waiting += 1
             if not entry.taken:  # else `take` has passed it over
                 self.waiting.remove(entry, future.get_loop().time())
 
@@ -240,7 +215,9 @@ class VariantQueue:
             within_s = min(within_s, head.item.deadline - head.item.arrived)
         return self.latency.size(limit, within_s / BATCHES_IN_TIME)
 
-    def take(self, limit: int, now: float, free_at: float, margin_s: float = 0.0) -> list[Waiting]:
+    def take(
+        self, limit: int, now: float, free_at: float, margin_s: float = 0.0
+    ) -> list[PendingRequest]:
         """Take the next batch, what is due first; fail what would come too late.
 
         A batch lasts longer the more it holds, so its first deadline bounds it. While everything
@@ -255,7 +232,7 @@ class VariantQueue:
             free_at: When the device is free; see `ends`.
             margin_s: How much later than expected answers leave, in seconds.
         """
-        batch: list[Entry[Waiting]] = []
+        batch: list[Entry[PendingRequest]] = []
         while True:
             while len(batch) < limit and (entry := self.waiting.pop(now)) is not None:
                 # A caller that gave up in this very turn of the loop has not left yet.
@@ -268,7 +245,7 @@ class VariantQueue:
             )
             if first is None or first.item.deadline is None or first.item.probe:
                 break
-            deadline = first.item.deadline + TICK_S
+            deadline = first.item.deadline + TIMER_SLACK_S
             ends = self.ends(len(batch), now, free_at)
             if ends + (margin_s if self.waiting else 0.0) <= deadline:
                 break
@@ -281,12 +258,16 @@ class VariantQueue:
                     batch = batch[:fitting]
                     break
             batch.remove(first)
-            first.item.future.set_exception(too_late(deadline - now, ends - now, accepted=True))
+            first.item.future.set_exception(
+                deadline_error(deadline - now, ends - now, accepted=True)
+            )
         for entry in batch:
             entry.item.batched = True
         return [entry.item for entry in batch]
 
-    def in_time(self, images: list[Waiting], now: float, free_at: float) -> list[Waiting]:
+    def in_time(
+        self, images: list[PendingRequest], now: float, free_at: float
+    ) -> list[PendingRequest]:
         """Return those of a failed batch that are run again; fail what would come too late.
 
         Args:
@@ -299,20 +280,20 @@ class VariantQueue:
             first = min(left, key=_deadline)
             # What is computed to see how fast the device is has only its own deadline.
             ends = now if first.probe else self.ends(len(left), now, free_at)
-            if ends <= _deadline(first) + TICK_S:
+            if ends <= _deadline(first) + TIMER_SLACK_S:
                 break
             left.remove(first)
-            late = too_late(_deadline(first) - now, ends - now, accepted=True)
+            late = deadline_error(_deadline(first) - now, ends - now, accepted=True)
             first.future.set_exception(late)
         return left
 
 
-def _deadline(waiting: Waiting) -> float:
+def _deadline(waiting: PendingRequest) -> float:
     return math.inf if waiting.deadline is None else waiting.deadline
 
 
-def fail(
-    those: Iterable[Waiting],
+def fail_pending(
+    those: Iterable[PendingRequest],
     refusal: Callable[[], ServingError],
     cause: Exception | None = None,
 ) -> None:
@@ -330,7 +311,7 @@ def fail(
             waiting.future.set_exception(failure)
 
 
-def too_late(left_s: float, needed_s: float, accepted: bool = False) -> DeadlineUnreachable:
+def deadline_error(left_s: float, needed_s: float, accepted: bool = False) -> DeadlineUnreachable:
     """Return the refusal of a request that cannot be answered in time."""
     return DeadlineUnreachable(
         f"the deadline is {max(0.0, left_s) * 1e3:.1f} ms away and the answer needs about"

@@ -34,7 +34,8 @@ from resnet50_server.errors import DoesNotFit, EngineFailed, ServingError, let_g
 from resnet50_server.runtime.fatal import DeviceLost
 
 from .batch_limit import HOLD_S
-from .queue import Result, VariantQueue, Waiting, fail
+from .queue import PendingRequest, VariantQueue, fail_pending
+from .result import Result
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,9 @@ class Rescue:
         self.computed, self.failed_in_a_row = True, 0
         self.parts -= 1
 
-    def part_failed(self, part: list[Waiting], size: int, fits: bool) -> list[list[Waiting]]:
+    def part_failed(
+        self, part: list[PendingRequest], size: int, fits: bool
+    ) -> list[list[PendingRequest]]:
         """Take in that one of its parts has failed.
 
         Args:
@@ -79,7 +82,7 @@ class Rescue:
         Returns:
             What is to be run again; nothing if the part is given up.
         """
-        again: list[list[Waiting]] = []
+        again: list[list[PendingRequest]] = []
         if not fits and size > 1:
             again = [part]
         else:
@@ -101,7 +104,7 @@ class Part(NamedTuple):
     """Images of a batch that failed, which wait to be run again."""
 
     queue: VariantQueue
-    images: list[Waiting]
+    images: list[PendingRequest]
     rescue: Rescue
 
 
@@ -156,7 +159,7 @@ class Rescues:
     def failed(
         self,
         queue: VariantQueue,
-        images: list[Waiting],
+        images: list[PendingRequest],
         rescue: Rescue | None,
         error: Exception,
         now: float,
@@ -180,7 +183,7 @@ class Rescues:
             log.error("a batch of %d failed on variant %s", size, queue.name, exc_info=error)
         if rescue is None and all(waiting.shadow for waiting in images):
             # Nobody is failed by a candidate's, and others show whether the device is lost.
-            fail(images, _failed, error)
+            fail_pending(images, _failed, error)
             return not fits
         rescue = rescue or Rescue()
         left = [waiting for waiting in images if not waiting.future.done()]
@@ -192,7 +195,9 @@ class Rescues:
         elif not rescue.is_doubt:
             if rescue.hopeless:
                 left += self._withdraw(lambda part: part.rescue is rescue)
-            fail(left, _failed if fits else partial(DoesNotFit, self._device, RETRY_S), error)
+            fail_pending(
+                left, _failed if fits else partial(DoesNotFit, self._device, RETRY_S), error
+            )
         self._judge(queue, rescue, error)
         return not fits
 
@@ -218,7 +223,7 @@ class Rescues:
             return Part(queue, images[:limit], rescue)
         return None
 
-    def _withdraw(self, which: Callable[[Part], bool]) -> list[Waiting]:
+    def _withdraw(self, which: Callable[[Part], bool]) -> list[PendingRequest]:
         """Take out parts of batches that are given up; return their images."""
         withdrawn = [part for part in self.parts if which(part)]
         for part in withdrawn:
@@ -288,12 +293,12 @@ class Rescues:
             "The log has the engine's errors: load the variant again (LoadVariant with replace), or"
             " restart",
         )
-        fail(self._withdraw(lambda part: part.queue is queue), queue.unhealthy, error)
+        fail_pending(self._withdraw(lambda part: part.queue is queue), queue.unhealthy, error)
         for one in left:
             self._doubt(one)
 
 
-def _grey(crop: int) -> Waiting:
+def _grey(crop: int) -> PendingRequest:
     """Return a grey image that nobody waits for.
 
     Args:
@@ -302,6 +307,6 @@ def _grey(crop: int) -> Waiting:
     answered: asyncio.Future[Result] = asyncio.Future()
     answered.add_done_callback(asyncio.Future.exception)  # nobody else looks at it
     image = np.full((crop, crop, 3), 128, dtype=np.uint8)
-    grey = Waiting(image, 1, False, None, 0.0, answered)
+    grey = PendingRequest(image, 1, False, None, 0.0, answered)
     grey.shadow = True  # what comes of it counts for no request
     return grey

@@ -22,14 +22,22 @@ from numpy.typing import NDArray
 from resnet50_server.engines.base import BatchOutput, Engine
 from resnet50_server.errors import EngineFailed, ServingError, ShuttingDown
 from resnet50_server.events import BatchEvent, ServerEvents
-from resnet50_server.runtime.fatal import EngineHung, Fault, dump_stacks
-from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.runtime.fatal import EngineHung, FatalError, dump_stacks
+from resnet50_server.runtime.worker_threads import WorkerThreads
 
-from .batch import BatchPolicy, Running, answer, seen
-from .deadlines import Timetable
-from .queue import TICK_S, GivenUp, Result, Undecoded, VariantQueue, Waiting, fail
+from .batch import BatchPolicy, InFlightBatch, answer, seen
+from .deadlines import DeadlinePolicy
+from .hang_detector import HangDetector
+from .queue import (
+    TIMER_SLACK_S,
+    CancelCounts,
+    PendingRequest,
+    Undecoded,
+    VariantQueue,
+    fail_pending,
+)
+from .result import Result
 from .retry import Rescue, Rescues
-from .watchdog import BatchWatch
 
 log = logging.getLogger(__name__)
 
@@ -41,56 +49,56 @@ class Scheduler:
     """Feeds one device from the queues of its variants, a batch at a time.
 
     Made and used on a running event loop. There is no task that loops: an arrival or the end of a
-    batch calls `_form`, which hands over what can start.
+    batch calls `_dispatch`, which hands over what can start.
 
     Args:
         policy: How batches form.
         threads: Where engines run; `workers` + `ahead` of them.
-        on_broken: Called once if the device is lost, or hangs, or the scheduler itself fails; the
+        on_fatal: Called once if the device is lost, or hangs, or the scheduler itself fails; the
             server then cannot answer any more and must say so.
         workers: How many batches compute at once.
-        ahead: How many more may be handed over before the device is free for them, so that they
+        prefetch: How many more may be handed over before the device is free for them, so that they
             are stacked and copied by then (docs/adr/0011-batches-in-flight.md).
         events: Receive every batch.
         device: Its name, for observers.
-        engine_timeout_s: See `BatchWatch`.
+        engine_timeout_s: See `HangDetector`.
 
     Attributes:
         busy_s: How long the device has computed, in seconds: the batches that have ended, each
             divided by `workers`, so that a device whose workers all compute gains 1 a second.
-        given_up: Images that were cancelled by their callers.
+        cancelled: Images that were cancelled by their callers.
         hung: Whether a batch has not come back, nor will.
     """
 
     def __init__(
         self,
         policy: BatchPolicy,
-        threads: Threads,
-        on_broken: Callable[[Fault], None] | None = None,
+        threads: WorkerThreads,
+        on_fatal: Callable[[FatalError], None] | None = None,
         workers: int = 1,
-        ahead: int = 0,
+        prefetch: int = 0,
         events: ServerEvents | None = None,
         device: str = "",
         engine_timeout_s: float = 0.0,
     ) -> None:
         self.policy = policy
         self.workers = workers
-        self.ahead = ahead
+        self.prefetch = prefetch
         self.busy_s = 0.0
-        self.given_up = GivenUp()
+        self.cancelled = CancelCounts()
         self.hung = False
         self._loop = asyncio.get_running_loop()
         self._threads = threads
-        self._on_broken = on_broken
+        self._on_fatal = on_fatal
         self._events = events or ServerEvents()
         self._device = device
         self._queues: list[VariantQueue] = []  # two of one name while one replaces the other
-        self._running: list[Running] = []  # in the order in which they were handed over
-        self._rescues = Rescues(device, self._queues, self._break)
-        self._timetable = Timetable(
-            policy, workers, ahead, self._queues, self._running, self._rescues.parts
+        self._running: list[InFlightBatch] = []  # in the order in which they were handed over
+        self._rescues = Rescues(device, self._queues, self._fatal)
+        self._timetable = DeadlinePolicy(
+            policy, workers, prefetch, self._queues, self._running, self._rescues.parts
         )
-        self._watch = BatchWatch(engine_timeout_s, self._running, workers, self._on_hung)
+        self._hang_detector = HangDetector(engine_timeout_s, self._running, workers, self._on_hung)
         self._woken = False
         self._timer: asyncio.TimerHandle | None = None
         self._closing: BaseException | None = None
@@ -112,7 +120,7 @@ class Scheduler:
             crop: Side of its images, in pixels.
         """
         queue = VariantQueue(
-            name, engine, self.given_up, self.policy.max_batch_size, self._loop.time, crop
+            name, engine, self.cancelled, self.policy.max_batch_size, self._loop.time, crop
         )
         self._queues.append(queue)
         for images, duration_s in warm:
@@ -165,14 +173,16 @@ class Scheduler:
         now = self._loop.time()
         probe = self._timetable.is_probe(queue, deadline, now)
         future: asyncio.Future[Result] = self._loop.create_future()
-        waiting = Waiting(image, top_k, with_embedding, deadline, now, future, probe, context)
+        waiting = PendingRequest(
+            image, top_k, with_embedding, deadline, now, future, probe, context
+        )
         waiting.shadow = shadow
         queue.push(waiting, flow, bulk)
-        if not self._woken and len(self._running) < self.workers + self.ahead:
+        if not self._woken and len(self._running) < self.workers + self.prefetch:
             # In the loop's next turn: what arrives in this one shares the batch.
             self._woken = True
             # In an empty context: batches, timers and faults of the device are no request's own.
-            self._loop.call_soon(self._form, context=Context())
+            self._loop.call_soon(self._dispatch, context=Context())
         return future
 
     @contextmanager
@@ -223,7 +233,7 @@ class Scheduler:
         """
         queue.removed = reason
         self._queues.remove(queue)
-        fail([entry.item for entry in queue.waiting], partial(type(reason), *reason.args))
+        fail_pending([entry.item for entry in queue.waiting], partial(type(reason), *reason.args))
         ends = self._loop.time() + patience_s
         while runs := self._runs(queue):
             if self._loop.time() >= ends:
@@ -244,13 +254,13 @@ class Scheduler:
     async def close(self) -> None:
         """Stop; what waits or is being computed is answered with `ShuttingDown`."""
         self._closing = self._closing or ShuttingDown("closed")
-        self._watch.close()
+        self._hang_detector.close()
         if self._timer is not None:
             self._timer.cancel()
         stopped = "the server stopped while it computed this request"
-        fail(self._in_batches(), partial(ShuttingDown, stopped))
+        fail_pending(self._in_batches(), partial(ShuttingDown, stopped))
         stopped = "the server stopped before it came to this request"
-        fail(self._in_queues(), partial(ShuttingDown, stopped))
+        fail_pending(self._in_queues(), partial(ShuttingDown, stopped))
 
     def _require(
         self,
@@ -265,9 +275,9 @@ class Scheduler:
         self._require_open(queue, shadow)
         now, timetable = self._loop.time(), self._timetable
         if flow is None:  # frames are held back before they come here
-            timetable.require_room(queue, deadline, bulk, now)
+            timetable.check_capacity(queue, deadline, bulk, now)
         if deadline is not None and not timetable.is_probe(queue, deadline, now):
-            timetable.require_time(queue, deadline, flow, bulk, now, now + decode_s)
+            timetable.check_deadline(queue, deadline, flow, bulk, now, now + decode_s)
 
     def _require_open(self, queue: VariantQueue, shadow: bool) -> None:
         if self._closing is not None:
@@ -283,38 +293,38 @@ class Scheduler:
         queues += [part.queue for part in self._rescues.parts]
         return any(one is queue for one in queues)
 
-    def _in_batches(self) -> list[Waiting]:
+    def _in_batches(self) -> list[PendingRequest]:
         batches = (
             *(running.entries for running in self._running),
             *(part.images for part in self._rescues.parts),
         )
         return [waiting for images in batches for waiting in images]
 
-    def _in_queues(self) -> list[Waiting]:
+    def _in_queues(self) -> list[PendingRequest]:
         return [entry.item for queue in self._queues for entry in queue.waiting]
 
-    def _form(self) -> None:
+    def _dispatch(self) -> None:
         """Hand over what can start."""
         self._woken = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         try:
-            while self._closing is None and self._form_one():
+            while self._closing is None and self._dispatch_one():
                 pass
         except Exception as error:
-            self._break(_died(error))
+            self._fatal(_died(error))
 
-    def _form_one(self) -> bool:
+    def _dispatch_one(self) -> bool:
         """Form one batch and hand it over; return whether there may be another."""
-        if len(self._running) >= self.workers + self.ahead:
+        if len(self._running) >= self.workers + self.prefetch:
             return False
         now = self._loop.time()
         free_at = self._timetable.lanes(now)[0]
         if self._rescues.parts:
             # Its images have waited longest.
             if part := self._rescues.next(now, free_at):
-                self._hand_over(part.queue, part.images, now, free_at, part.rescue)
+                self._submit_to_engine(part.queue, part.images, now, free_at, part.rescue)
             return True
         queue, start = self._timetable.next(now)
         if queue is None:
@@ -324,25 +334,25 @@ class Scheduler:
             # What comes until the device is free could join: handed over just so much ahead that
             # the device does not wait for it.
             start = max(start, free_at - queue.preparation.batch_s(images))
-        if start > now + TICK_S:
-            self._timer = self._loop.call_at(start, self._form)
+        if start > now + TIMER_SLACK_S:
+            self._timer = self._loop.call_at(start, self._dispatch)
             return False
         only_bulk = queue.waiting.only_bulk
         batch = queue.take(limit, now, free_at, self._timetable.margin.seconds)
         if batch:
-            self._hand_over(queue, batch, now, free_at)
-            self._timetable.handed_over(queue, len(batch), only_bulk)
+            self._submit_to_engine(queue, batch, now, free_at)
+            self._timetable.on_dispatched(queue, len(batch), only_bulk)
         return True
 
-    def _hand_over(
+    def _submit_to_engine(
         self,
         queue: VariantQueue,
-        entries: list[Waiting],
+        entries: list[PendingRequest],
         now: float,
         free_at: float,
         rescue: Rescue | None = None,
     ) -> None:
-        running = Running(
+        running = InFlightBatch(
             queue,
             entries,
             handed=now,
@@ -352,31 +362,31 @@ class Scheduler:
             rescue=rescue,
         )
         self._running.append(running)
-        self._watch.start()
+        self._hang_detector.start()
         call = partial(
             queue.engine.run,
             [waiting.image for waiting in entries],
             max(waiting.top_k for waiting in entries),
             any(waiting.with_embedding for waiting in entries),
         )
-        self._threads.start(call, partial(self._on_ended, running))
+        self._threads.submit_callback(call, partial(self._on_ended, running))
 
     def _on_ended(
-        self, running: Running, output: BatchOutput | None, error: BaseException | None
+        self, running: InFlightBatch, output: BatchOutput | None, error: BaseException | None
     ) -> None:
         self._running.remove(running)
         if self._closing is not None:
             return
         try:
-            self._end(running, output, error)
+            self._complete(running, output, error)
         except Exception as fault:
             # Ours. Its images are nowhere any more but here.
-            fail(running.entries, partial(EngineFailed, "the batch scheduler died"), fault)
-            self._break(_died(fault))
-        self._form()
+            fail_pending(running.entries, partial(EngineFailed, "the batch scheduler died"), fault)
+            self._fatal(_died(fault))
+        self._dispatch()
 
-    def _end(
-        self, running: Running, output: BatchOutput | None, error: BaseException | None
+    def _complete(
+        self, running: InFlightBatch, output: BatchOutput | None, error: BaseException | None
     ) -> None:
         """Account for a batch that has left the engine, and answer its images or try again."""
         now = self._loop.time()
@@ -401,7 +411,7 @@ class Scheduler:
 
     def _answer(
         self,
-        running: Running,
+        running: InFlightBatch,
         output: BatchOutput | None,
         error: BaseException | None,
         batch: BatchEvent,
@@ -424,37 +434,37 @@ class Scheduler:
             # Behind the callers' turns, which send what they were given here.
             self._loop.call_soon(self._on_answered, running)
 
-    def _on_answered(self, running: Running) -> None:
+    def _on_answered(self, running: InFlightBatch) -> None:
         """Learn how much later than expected a batch's answers leave."""
         error_s = self._loop.time() - running.ends
         longest_s = running.queue.latency.batch_s(len(running.entries))
         self._timetable.margin.observe(max(-longest_s, min(longest_s, error_s)))
 
-    def _on_hung(self, running: Running) -> None:
+    def _on_hung(self, running: InFlightBatch) -> None:
         """Turn everybody away from a device that does not come back."""
         self.hung = True
         dump_stacks()
-        self._break(
+        self._fatal(
             EngineHung(
                 f"a batch of {len(running.entries)} on variant {running.queue.name} has not come"
                 f" back from the engine for {running.ran_s:.1f} s (engine_timeout_s)"
             )
         )
 
-    def _break(self, fault: Fault) -> None:
+    def _fatal(self, fault: FatalError) -> None:
         """Leave nobody hanging when the device is lost, or by a fault of ours."""
         log.critical("%s", fault, exc_info=fault.__cause__)
         self._closing = fault
-        self._watch.close()
+        self._hang_detector.close()
         # What has not been computed yet, or is still being, is somebody else's to compute.
         lost = partial(ShuttingDown, "the server has lost its engine")
-        fail(self._in_batches() + self._in_queues(), lost)
-        if self._on_broken is not None:
-            self._on_broken(fault)
+        fail_pending(self._in_batches() + self._in_queues(), lost)
+        if self._on_fatal is not None:
+            self._on_fatal(fault)
 
 
-def _died(error: Exception) -> Fault:
+def _died(error: Exception) -> FatalError:
     """Return what a fault in here comes to."""
-    died = Fault("the batch scheduler died; the log says why")
+    died = FatalError("the batch scheduler died; the log says why")
     died.__cause__ = error
     return died

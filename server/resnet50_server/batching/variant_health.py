@@ -54,19 +54,19 @@ class VariantHealth:
         """Have a function called whenever `problem` has been set or cleared."""
         self._watchers.append(see)
 
-    def observe(self, answers: int, not_numbers: int) -> None:
+    def observe(self, answers: int, non_finite: int) -> None:
         """Take in a batch; the variant is unhealthy once most of the last minute's are no numbers.
 
         Args:
             answers: How many answers it gave.
-            not_numbers: How many of them are not numbers.
+            non_finite: How many of them are not numbers.
         """
         now = self._clock()
         if not self._buckets or now >= self._buckets[-1][0] + BUCKET_S:
             self._buckets.append([now, 0, 0])
         self._buckets[-1][1] += answers
-        self._buckets[-1][2] += not_numbers
-        if not not_numbers:
+        self._buckets[-1][2] += non_finite
+        if not non_finite:
             return
         while self._buckets[0][0] <= now - WINDOW_S:
             self._buckets.popleft()

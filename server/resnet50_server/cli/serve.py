@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 
-from resnet50_server.batching.watchdog import LoopWatch
 from resnet50_server.errors import UnusableSetting, WeightsError
 from resnet50_server.images.decode_guard import silence_libraries
 from resnet50_server.lifecycle.loading import EXPECTED_ERRORS
+from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 from resnet50_server.runtime.memory import return_memory
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
@@ -34,9 +34,8 @@ async def serve(settings: Settings) -> int:
     Returns:
         0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
         names cannot be used; 70 if its device is lost or its scheduler broke, 71 if its engine
-        hangs, 72 if decoding does, of all threads. One whose event loop hangs ends here and now,
-        with 73 (`watchdog`), or 1 if no Python can run at all; as does one that meets a second
-        signal, with 128 and its number.
+        hangs, 72 if decoding does in all threads. Two things end the process at once: a blocked
+        event loop with 1 (`LoopWatchdog`), a second signal with 128 plus its number.
     """
     silence_libraries()
     server = Server(settings, on_loaded=_collect_garbage)
@@ -47,7 +46,7 @@ async def serve(settings: Settings) -> int:
     ignore_undecodable_metadata()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    watch = LoopWatch()
+    watchdog = LoopWatchdog()
     starting = asyncio.create_task(server.start(), name="start")
     broken = asyncio.create_task(server.broken.wait(), name="wait for a fault")
     stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
@@ -91,7 +90,7 @@ async def serve(settings: Settings) -> int:
         stopped.cancel()
         broken.cancel()
         await _stop(server, settings.drain_timeout_s)
-        watch.close()
+        watchdog.close()
         flush()
 
 

@@ -8,7 +8,6 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
 from datetime import date, datetime, timezone
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from rich.table import Table
 
 from resnet50_server.auth.tokens import Token, checked_name, hash_of, parse_tokens, read_tokens
 from resnet50_server.errors import UnusableSetting
+from resnet50_server.runtime.file_lock import file_lock
 
 # Lets scanners for leaked secrets know one when they see it.
 PREFIX = "r50_"
@@ -147,21 +147,15 @@ def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other commands from changing a file: of two changes at once, one would be lost."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
+def _locked(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock a file of tokens against other commands: of two changes at once, one would be lost."""
+    path.parent.stat()  # filelock would create the directory
+    return file_lock(_lock_path(path), f"changes {path}")
 
-    # The directory, because the file itself is replaced.
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
+
+def _lock_path(path: Path) -> Path:
+    """Return a file beside the file of tokens, which itself is replaced."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def _replace(path: Path, content: str) -> None:

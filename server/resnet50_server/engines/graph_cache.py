@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.runtime.file_lock import locked
+from resnet50_server.runtime.file_lock import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class GraphStore:
             return found
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with locked(self._directory / ".lock", "makes graphs", LOCK_PATIENCE_S):
+            with file_lock(self._directory / ".lock", "makes graphs", LOCK_PATIENCE_S):
                 # Another server may have made it meanwhile.
                 if found := self._found(name):
                     return found

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from resnet50_server.batching.fair_queue import FairQueue, due_at
+from resnet50_server.batching.fair_queue import FairQueue, virtual_deadline
 from resnet50_server.batching.latency import LatencyModel
-from resnet50_server.batching.watchdog import LOOK_S, LOOKS
 from resnet50_server.context import CURRENT_REQUEST
+from resnet50_server.engines.devices import set_threads
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode_guard import took_too_long
-from resnet50_server.runtime.cpus import set_torch_threads
+from resnet50_server.runtime.clock import counted_s, poll_interval_s
 from resnet50_server.runtime.fatal import DecodingHung, dump_stacks
-from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.runtime.worker_threads import WorkerThreads
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ class DecodePool:
         on_hung: Callable[[DecodingHung], None] | None = None,
     ) -> None:
         # Decoding is parallel over images; within one, torch's threads would only get in the way.
-        self._threads = Threads(threads, "decode", partial(set_torch_threads, 1))
+        self._threads = WorkerThreads(threads, "decode", partial(set_threads, 1))
         self._timeout_s = timeout_s
-        self._look_s = min(LOOK_S, timeout_s / LOOKS)
+        self._look_s = poll_interval_s(timeout_s)
         self.stuck = 0
         self._on_hung = on_hung
         self.spares = max(LEAST_SPARES, SPARES * threads)
@@ -149,7 +149,7 @@ class DecodePool:
         rounds = 1.0
         if not self._free:
             now = asyncio.get_running_loop().time()
-            due = due_at(now, deadline if flow is None and not bulk else None)
+            due = virtual_deadline(now, deadline if flow is None and not bulk else None)
             before = self._waiting.before(due, bulk)
             rounds += (before + 1) / max(1, self._count - self.stuck)
         return rounds * self._call.batch_s(1)
@@ -178,15 +178,15 @@ class DecodePool:
             job = entry.item
             job.started = loop.time()
             self._plan(loop, job)
-            self._threads.start(job.call, partial(self._finish, loop, job))
+            self._threads.submit_callback(job.call, partial(self._finish, loop, job))
 
     def _plan(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
         job.looked = loop.time()
         job.timer = loop.call_later(self._look_s, self._look, loop, job)
 
     def _look(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
-        """Count how long a call has run; a look that comes late counts as two (`watchdog`)."""
-        job.ran_s += min(loop.time() - job.looked, 2 * self._look_s)
+        """Count how long a call has run."""
+        job.ran_s += counted_s(loop.time() - job.looked, self._look_s)
         if job.ran_s < self._timeout_s:
             self._plan(loop, job)
         else:

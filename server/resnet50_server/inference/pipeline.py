@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded
 from resnet50_server.events import ImageEvent, ServerEvents

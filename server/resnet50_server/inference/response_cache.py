@@ -17,7 +17,7 @@ from itertools import chain, count
 
 import numpy as np
 
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.result import Result
 from resnet50_server.images.decode import Source
 
 from .lru import Shelf

@@ -9,8 +9,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from resnet50_server.batching.fair_queue import due_at
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.fair_queue import virtual_deadline
+from resnet50_server.batching.result import Result
 from resnet50_server.errors import DeadlineUnreachable, EngineFailed, InvalidImage, Overloaded
 
 Urgency: TypeAlias = tuple[int, float]
@@ -30,7 +30,7 @@ def urgency_of(now: float, deadline: float | None, flow: Hashable | None, bulk: 
     """
     if bulk:
         return 2, 0.0
-    return (0, due_at(now, deadline)) if flow is None else (1, 0.0)
+    return (0, virtual_deadline(now, deadline)) if flow is None else (1, 0.0)
 
 
 Landed: TypeAlias = "Callable[[Flight, Result | None], None]"

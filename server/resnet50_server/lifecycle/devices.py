@@ -14,10 +14,11 @@ import torch
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.engines.cpu import Division
+from resnet50_server.engines.devices import set_threads
 from resnet50_server.events import ServerEvents
-from resnet50_server.runtime.cpus import cpus, set_torch_threads
-from resnet50_server.runtime.fatal import Fault
-from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.runtime.cpus import cpus
+from resnet50_server.runtime.fatal import FatalError
+from resnet50_server.runtime.worker_threads import WorkerThreads
 from resnet50_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,37 +51,39 @@ class Devices:
 
     Args:
         settings: For the batch policy and thread counts.
-        on_broken: See `Scheduler`.
+        on_fatal: See `Scheduler`.
         events: Receive every batch.
     """
 
     def __init__(
         self,
         settings: Settings,
-        on_broken: Callable[[Fault], None],
+        on_fatal: Callable[[FatalError], None],
         events: ServerEvents | None = None,
     ) -> None:
         self._settings = settings
-        self._on_broken = on_broken
+        self._on_fatal = on_fatal
         self._events = events
         self._schedulers: dict[str, Scheduler] = {}
-        self._threads: dict[str, Threads] = {}
+        self._threads: dict[str, WorkerThreads] = {}
 
-    def get(self, device: str) -> tuple[Scheduler, Threads]:
+    def get(self, device: str) -> tuple[Scheduler, WorkerThreads]:
         """Return a device's scheduler and engine threads."""
         if device not in self._schedulers:
             settings = self._settings
             if device != "cpu":
-                # It computes one batch at a time, while the next one is stacked and copied.
-                # (but for PyTorch's eager mode, which has the one stream for everything).
-                workers, ahead = 1, int(settings.engine != "torch")
+                # One batch computes while the next one is stacked and copied. PyTorch's eager
+                # mode has only one stream for both.
+                workers, prefetch = 1, int(settings.engine != "torch")
                 each = settings.engine_threads or cpus()
             else:
                 divided = division(settings)
-                workers, ahead, each = divided.instances, 0, divided.each
+                workers, prefetch, each = divided.instances, 0, divided.each
                 if settings.engine in ("null", "timed"):
-                    workers = 1  # what they stand for is one device
-            threads = Threads(workers + ahead, f"engine-{device}", partial(set_torch_threads, each))
+                    workers = 1  # they simulate one device
+            threads = WorkerThreads(
+                workers + prefetch, f"engine-{device}", partial(set_threads, each)
+            )
             policy = BatchPolicy(
                 settings.max_batch_size,
                 settings.max_queue_delay_ms,
@@ -90,9 +93,9 @@ class Devices:
             self._schedulers[device] = Scheduler(
                 policy,
                 threads,
-                self._on_broken,
+                self._on_fatal,
                 workers,
-                ahead,
+                prefetch,
                 self._events,
                 device,
                 settings.engine_timeout_s,

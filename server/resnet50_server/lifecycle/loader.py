@@ -14,13 +14,13 @@ import torch
 from resnet50_server.engines.agreement import Agreement
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.cpu import Calibration, CpuEngines
+from resnet50_server.engines.devices import set_threads
 from resnet50_server.engines.graph_cache import GraphStore
 from resnet50_server.engines.reference_check import Canary
 from resnet50_server.engines.stub_engines import NullEngine, TimedEngine
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.runtime.cpus import set_torch_threads
 from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights, weights_directory
 from resnet50_server.variants.network import build_network, parameter_count, read_weights
@@ -135,7 +135,7 @@ def prepare(spec: VariantSpec, settings: Settings) -> PreparedVariant:
         return PreparedVariant(spec)
     device, precision = place(spec, settings)
     weights = read_weights(spec, weights_directory(settings.weights_dir), settings.download)
-    set_torch_threads(division(settings).each)
+    set_threads(division(settings).each)
     canary = Canary.of(spec, weights)
     parameters = parameter_count(spec, weights)
     kind: str = settings.engine
@@ -191,7 +191,7 @@ def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
         )
     else:
         # Engines are compared, and PyTorch is one of them, with the threads that they will have.
-        set_torch_threads(division(settings).each)
+        set_threads(division(settings).each)
         directory = settings.graph_cache_dir or platformdirs.user_cache_path("resnet50-serving")
         with GraphStore(directory, settings.max_graph_cache_bytes) as store:
             opened = _cpu_engines(store, settings).open(

@@ -57,10 +57,10 @@ async def hold(
     scheduler, threads = devices.get(opened.device)
     try:
         loading.stage = "warming_up"
-        warm = await threads.run(partial(warm_up, opened.engine, spec, settings.max_batch_size))
+        warm = await threads.submit(partial(warm_up, opened.engine, spec, settings.max_batch_size))
         loading.stage = "verifying"
-        await threads.run(partial(verify, prepared, opened))
-        reference = await threads.run(partial(Reference.of, opened.engine, spec))
+        await threads.submit(partial(verify, prepared, opened))
+        reference = await threads.submit(partial(Reference.of, opened.engine, spec))
     except Exception:
         await asyncio.to_thread(opened.engine.close)  # its memory is wanted by the next try
         raise

@@ -13,7 +13,7 @@ from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import NotNow, VariantLoading, VariantNotFound, WeightsError
 from resnet50_server.runtime.texts import shortened
-from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.runtime.worker_threads import WorkerThreads
 from resnet50_server.variants.spec import VariantSpec, plain
 
 from .loader import BuiltEngine
@@ -52,7 +52,7 @@ class LoadedVariant:
     built: BuiltEngine
     queue: VariantQueue
     scheduler: Scheduler
-    threads: Threads
+    threads: WorkerThreads
     reference: Reference | None = None
     calls: set[RequestContext] = field(default_factory=set)
     uploads: set[RequestContext] = field(default_factory=set)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.result import Result
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.reference_check import TOLERANCES, TOP_K, fixed_image
 from resnet50_server.errors import ServingError

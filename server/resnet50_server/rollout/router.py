@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from random import Random
 
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import NotNow, SplitNotFound
 from resnet50_server.events import ImageEvent, ServerEvents

@@ -14,7 +14,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.images.decode import Source, length_of

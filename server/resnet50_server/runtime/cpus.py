@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-import torch
-
 _Read: TypeAlias = Callable[[Path], tuple[float | None, Path]]
 
 
@@ -82,16 +80,6 @@ def read_cpu_budget(affinity: int, root: Path = Path("/")) -> CpuBudget:
         return CpuBudget(affinity)
     quota, file = min(quotas)
     return CpuBudget(affinity, quota, Path("/") / file.relative_to(root))
-
-
-def set_torch_threads(count: int) -> None:
-    """Have torch compute with so many threads when it is called from this thread.
-
-    A thread takes on the number that *any* thread set last, when torch first computes in it; so
-    that is brought about before the number is set.
-    """
-    torch.get_num_threads()
-    torch.set_num_threads(count)
 
 
 def _affinity() -> int:

@@ -1,22 +1,15 @@
-"""What ends a server: it says so to everybody, and its process exits for a supervisor."""
+"""Fatal errors: the server drains and its process exits with a status for its supervisor."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import logging
 import os
 import sys
-import threading
-
-log = logging.getLogger(__name__)
-
-# How long last words may take: whoever reads stderr may have stopped.
-LAST_WORDS_S = 5.0
 
 
-class Fault(Exception):
-    """The server is lost. The message is for the log and `/livez`, not for callers.
+class FatalError(Exception):
+    """The server cannot serve any more. The message is for the log and `/livez`, not for callers.
 
     Attributes:
         status: The exit status of the process.
@@ -25,44 +18,24 @@ class Fault(Exception):
     status = 70
 
 
-class DeviceLost(Fault):
-    """Batch after batch has failed, also one that the device has computed before."""
+class DeviceLost(FatalError):
+    """Every variant of a device fails, on its batches and on its self-test."""
 
 
-class EngineHung(Fault):
-    """A batch has not come back from the engine."""
+class EngineHung(FatalError):
+    """A batch has not returned from the engine."""
 
     status = 71
 
 
-class DecodingHung(Fault):
-    """All decode threads, and those that took their places, are held by images."""
+class DecodingHung(FatalError):
+    """All decode threads, spare ones included, are blocked by images."""
 
     status = 72
 
 
-class LoopHung(Fault):
-    """The event loop does not turn: nobody is answered, nor told anything."""
-
-    status = 73
-
-
-def end_process(status: int, words: str) -> None:
-    """Say why, and where all threads are; then end this process without waiting for anything."""
-
-    def say() -> None:
-        log.critical("exiting with status %d: %s", status, words)
-        logging.shutdown()  # the stacks follow what is logged
-        dump_stacks()
-
-    saying = threading.Thread(target=say, name="last words", daemon=True)
-    saying.start()
-    saying.join(LAST_WORDS_S)
-    os._exit(status)
-
-
 def dump_stacks() -> None:
-    """Write where each thread is to stderr, as far as that is taken at once."""
+    """Write the stacks of all threads to stderr, or as much as it takes without blocking."""
     file = open_stack_file()
     try:
         faulthandler.dump_traceback(file)
@@ -71,11 +44,11 @@ def dump_stacks() -> None:
 
 
 def open_stack_file() -> int:
-    """Return a new file descriptor for stacks, that of stderr, which does not block if it can be.
+    """Return a new file descriptor of stderr for stacks, non-blocking where possible.
 
-    faulthandler writes while all other threads stand still: a pipe that nobody reads would hold up
-    the process for ever. A pipe, a file or a terminal is opened anew for that, since not to block
-    is a property that is shared with whoever else has it open. A socket cannot be.
+    faulthandler writes while all other threads stand still: a pipe that is not read would block
+    the process for ever. A pipe, file or terminal is reopened, since O_NONBLOCK is shared by all
+    duplicates of a descriptor. A socket cannot be reopened.
     """
     if sys.__stderr__ is None:
         return os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""One process at a time: a lock beside a file that several servers may want to make at once."""
+"""A lock file for work that only one process may do at a time."""
 
 from __future__ import annotations
 
@@ -12,37 +12,35 @@ from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-# So often is it said that another process is still waited for.
+# How often a waiting process logs that it still waits.
 REMIND_S = 60.0
-LOOK_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
 @contextlib.contextmanager
-def locked(path: Path, task: str, patience_s: float | None = None) -> Iterator[None]:
+def file_lock(path: Path, task: str, timeout_s: float | None = None) -> Iterator[None]:
     """Hold the lock file `path` for the block; the kernel frees it if this process dies.
 
     Args:
-        path: Made if it is not there; stays.
-        task: What whoever holds it does, for the log.
-        patience_s: How long to wait for it, in seconds; None: for ever.
+        path: Created if missing; it is not removed.
+        task: What the holder of the lock does, e.g. "downloads a.pth"; for the log.
+        timeout_s: How long to wait for the lock, in seconds; None: without limit.
 
     Raises:
-        TimeoutError: It was not to be had in time.
-        OSError: The file cannot be made or locked.
+        TimeoutError: Another process has held the lock for the whole time.
+        OSError: The file cannot be created or locked.
     """
     lock = FileLock(path)
-    ends = None if patience_s is None else time.monotonic() + patience_s
+    ends = None if timeout_s is None else time.monotonic() + timeout_s
     wait_s = 0.0
     while True:
         try:
-            lock.acquire(timeout=wait_s, poll_interval=LOOK_S)
+            lock.acquire(timeout=wait_s, poll_interval=POLL_INTERVAL_S)
             break
         except Timeout:
             left_s = REMIND_S if ends is None else ends - time.monotonic()
             if left_s <= 0:
-                raise TimeoutError(
-                    f"another process has held {path} for {patience_s:g} s"
-                ) from None
+                raise TimeoutError(f"another process has held {path} for {timeout_s:g} s") from None
             log.info("waiting for another process that %s (it holds %s)", task, path)
             wait_s = min(REMIND_S, left_s)
     try:

@@ -1,8 +1,8 @@
-"""Threads that compute for the event loop, and how a call gets there and back.
+"""Worker threads for blocking work of the event loop.
 
 `loop.run_in_executor` makes two futures, a lock and a condition for each call, and wakes the loop
-for each result. Here a call is one entry of a queue, and results that come together wake the loop
-once; docs/adr/0009-cost-of-a-request.md says what that is worth.
+for each result. Here a call is one entry of a queue, and results that are posted together wake the
+loop once; docs/adr/0009-cost-of-a-request.md has the measurements.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
-Done: TypeAlias = Callable[[Any, BaseException | None], None]
+Callback: TypeAlias = Callable[[Any, BaseException | None], None]
 
-# So often do idle threads look whether the process ends without having closed them.
-LOOK_S = 1.0
+# How often idle threads check whether the process is exiting without having closed them.
+POLL_INTERVAL_S = 1.0
 # Of prctl(2).
 PR_SET_NAME = 15
 
 
 def name_thread() -> None:
-    """Tell the system the name of this thread, which Python keeps to itself before 3.14.
+    """Set the system's name of this thread, which Python does itself only from 3.14 on.
 
     `top -H` and `perf` show its first 15 characters.
     """
@@ -36,18 +36,18 @@ def name_thread() -> None:
         ctypes.CDLL(None).prctl(PR_SET_NAME, threading.current_thread().name.encode(), 0, 0, 0)
 
 
-class Threads:
-    """Runs calls, each in the next free thread; `start` and `close` on one event loop.
+class WorkerThreads:
+    """Runs calls, each in the next free thread; submit and close on one event loop.
 
     Args:
-        count: How many.
-        name: What a profiler shows.
+        count: Number of threads.
+        name: Prefix of their names, which profilers show.
         initialize: Runs in each thread before its first call.
     """
 
     def __init__(self, count: int, name: str, initialize: Callable[[], object]) -> None:
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Done] | None] = SimpleQueue()
-        self._results: deque[tuple[Done, Any, BaseException | None]] = deque()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Callback] | None] = SimpleQueue()
+        self._results: deque[tuple[Callback, Any, BaseException | None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waking = False
         self._initialize = initialize
@@ -58,10 +58,10 @@ class Threads:
             self.add()
 
     def add(self) -> None:
-        """Start one more.
+        """Start one more thread.
 
         Raises:
-            RuntimeError: The system gives no more threads.
+            RuntimeError: The system's limit of threads is reached.
         """
         # No daemons: Python would end them in the middle of a decoder's C++, which aborts.
         thread = threading.Thread(target=self._work, name=f"{self._name}-{next(self._numbers)}")
@@ -69,24 +69,24 @@ class Threads:
         self._threads = [one for one in self._threads if one.is_alive()] + [thread]
 
     def retire(self) -> None:
-        """End one, whichever is free first after the calls that were started."""
+        """End one thread, the first that is free after the calls submitted so far."""
         self._calls.put(None)
 
-    def start(self, call: Callable[[], Any], done: Done) -> None:
-        """Run a call in a thread, then `done` on the loop.
+    def submit_callback(self, call: Callable[[], Any], callback: Callback) -> None:
+        """Run a call in a thread, then a callback on the loop.
 
         Args:
             call: What to run.
-            done: Gets what the call returned, or None and what it raised. Must not raise.
+            callback: Gets the result of the call, or None and the exception. Must not raise.
         """
         self._loop = asyncio.get_running_loop()
-        self._calls.put((call, done))
+        self._calls.put((call, callback))
 
-    def run(self, call: Callable[[], Result]) -> asyncio.Future[Result]:
-        """Run a call in a thread; cancelling what is returned does not stop it."""
+    def submit(self, call: Callable[[], Result]) -> asyncio.Future[Result]:
+        """Run a call in a thread; cancelling the returned future does not stop the call."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
-        def done(result: Result, error: BaseException | None) -> None:
+        def resolve(result: Result, error: BaseException | None) -> None:
             if future.done():
                 return
             if error is None:
@@ -94,11 +94,11 @@ class Threads:
             else:
                 future.set_exception(error)
 
-        self.start(call, done)
+        self.submit_callback(call, resolve)
         return future
 
     def close(self) -> None:
-        """Start no more calls; those that run are left to themselves, their results are dropped."""
+        """Start no more calls and end the threads; does not wait for calls that run."""
         with contextlib.suppress(Empty):
             while True:
                 self._calls.get_nowait()
@@ -108,36 +108,36 @@ class Threads:
     def _work(self) -> None:
         name_thread()
         self._initialize()
-        while (job := self._next()) is not None:
-            call, done = job
+        while (job := self._next_call()) is not None:
+            call, callback = job
             try:
-                self._deliver(done, call(), None)
-            except StopIteration as error:  # which no future takes
-                self._deliver(done, None, RuntimeError(repr(error)))
+                self._post_result(callback, call(), None)
+            except StopIteration as error:  # futures do not accept it
+                self._post_result(callback, None, RuntimeError(repr(error)))
             except BaseException as error:
-                self._deliver(done, None, error)
-            # Nothing is held on to while the thread waits.
-            del job, call, done
+                self._post_result(callback, None, error)
+            # An idle thread must keep nothing alive.
+            del job, call, callback
 
-    def _next(self) -> tuple[Callable[[], Any], Done] | None:
-        """Wait for a call; None when there will be none."""
+    def _next_call(self) -> tuple[Callable[[], Any], Callback] | None:
+        """Wait for a call; None if the thread shall end."""
         while threading.main_thread().is_alive():
             with contextlib.suppress(Empty):
-                return self._calls.get(timeout=LOOK_S)
+                return self._calls.get(timeout=POLL_INTERVAL_S)
         return None
 
-    def _deliver(self, done: Done, result: Any, error: BaseException | None) -> None:
-        """Hand a result to the loop, which may be awake for another one already."""
-        self._results.append((done, result, error))
+    def _post_result(self, callback: Callback, result: Any, error: BaseException | None) -> None:
+        """Pass a result to the loop; wakes it unless another result already has."""
+        self._results.append((callback, result, error))
         if not self._waking:
             self._waking = True
-            assert self._loop is not None  # a call was started
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                self._loop.call_soon_threadsafe(self._finish)
+            assert self._loop is not None  # a call was submitted
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._run_callbacks)
 
-    def _finish(self) -> None:
-        # Before looking: what is delivered from now on wakes the loop again.
+    def _run_callbacks(self) -> None:
+        # Reset first: a result that is posted from now on wakes the loop again.
         self._waking = False
         while self._results:
-            done, result, error = self._results.popleft()
-            done(result, error)
+            callback, result, error = self._results.popleft()
+            callback(result, error)

@@ -267,7 +267,7 @@ class Readings(Collector):
         yield _gauge("resnet50_cache_bytes", "How much memory they take.", cache.memory_bytes)
 
     def _cancelled(self) -> Metric:
-        given_up = [one.given_up for one in self._devices.schedulers.values()]
+        given_up = [one.cancelled for one in self._devices.schedulers.values()]
         cancelled = CounterMetricFamily(
             "resnet50_cancelled",
             "Images and frames whose callers gave up, by where they were.",

@@ -301,8 +301,8 @@ class Metrics(ServerEvents):
             self._batch_failures[batch.variant,].inc()
         if batch.out_of_memory:
             self._too_large[batch.variant,].inc()
-        if batch.not_numbers:
-            self._not_numbers[batch.variant,].inc(batch.not_numbers)
+        if batch.non_finite:
+            self._not_numbers[batch.variant,].inc(batch.non_finite)
 
     def _served(self, call: RequestContext) -> str:
         """Return the name of a call's variant; "" if it is not known, or not served any more."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.runtime.file_lock import locked
+from resnet50_server.runtime.file_lock import file_lock
 
 from .disk import read_file
 from .spec import CHECKPOINT_NAMES, VariantSpec
@@ -132,7 +132,7 @@ def fetch(spec: VariantSpec, directory: Path, download: bool = True) -> None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = path.with_name(f".{path.name}.lock")
-            with locked(lock, f"downloads {path.name}"):
+            with file_lock(lock, f"downloads {path.name}"):
                 if not path.exists():
                     log.info("%s: downloading %s", spec.name, url)
                     _download(url, path, published_hash(spec))

@@ -138,24 +138,10 @@ async def test_hung_engine_exits_with_its_status_whatever_else_hangs():
     assert "the server did not stop within 1 s" in errors
 
 
-async def test_event_loop_that_hangs_ends_the_process():
+@pytest.mark.parametrize("fault", ["loop-hangs", "gil-is-kept"])
+async def test_blocked_event_loop_ends_the_process(fault):
     with server_processes() as start:
-        process = start(*TIMED, fault="loop-hangs")
-        address = process.wait_until_listening()
-        async with AsyncClient(address, retry=ONCE) as client:
-            await client.classify(GOOD[0])
-            with pytest.raises(UnavailableError):
-                await client.classify(MARKED)
-        status, errors = await asyncio.to_thread(process.wait_until_ended)
-    assert status == 73, errors
-    assert "the event loop has not turned for 1 s" in errors
-    assert "in compute_or_not" in errors
-
-
-async def test_c_call_that_holds_the_gil_ends_the_process():
-    """No thread of Python can notice it."""
-    with server_processes() as start:
-        process = start(*TIMED, fault="lock-is-held")
+        process = start(*TIMED, fault=fault)
         address = process.wait_until_listening()
         async with AsyncClient(address, retry=ONCE) as client:
             await client.classify(GOOD[0])

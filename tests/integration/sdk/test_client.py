@@ -18,7 +18,7 @@ import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import AsyncClient, CallObserver, Client, RetryPolicy
 from resnet50_client.errors import ERRORS
-from resnet50_server.batching.deadlines import Timetable
+from resnet50_server.batching.deadlines import DeadlinePolicy
 from resnet50_server.errors import QueueFull
 from tests.support.clients import KINDS, Caller
 from tests.support.pictures import encode, photo_like
@@ -506,16 +506,16 @@ def test_closed_clients_leave_no_thread_behind():
 
 async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind, monkeypatch):
     refused = asyncio.Event()
-    require_room = Timetable.require_room
+    check_capacity = DeadlinePolicy.check_capacity
 
     def watched(*arguments, **options):
         try:
-            return require_room(*arguments, **options)
+            return check_capacity(*arguments, **options)
         except QueueFull:
             refused.set()
             raise
 
-    monkeypatch.setattr(Timetable, "require_room", watched)
+    monkeypatch.setattr(DeadlinePolicy, "check_capacity", watched)
     settings = {"engine": "timed", "timed_alpha_ms": 300, "max_queue_size": 1, "max_batch_size": 1}
     async with serving(**settings) as server:
         policy = RetryPolicy(overload_attempts=1000)

@@ -27,7 +27,7 @@ from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.rollout.shadow import MAX_WAITING
 from resnet50_server.rollout.split import Split
-from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.runtime.worker_threads import WorkerThreads
 from tests.support.administering import ADMIN, APP, administered, describe
 from tests.support.pictures import PHOTOS, encode, photo_like, picture
 from tests.support.scrape import ON, scrape_once
@@ -472,7 +472,7 @@ async def put_elsewhere(operator: Operator, name: str) -> None:
     """Let a variant compute on a device of its own."""
     variants = operator.server._inference._variants
     held = variants.find(name)
-    threads = Threads(1, "engine-other", lambda: None)
+    threads = WorkerThreads(1, "engine-other", lambda: None)
     scheduler = Scheduler(held.scheduler.policy, threads)
     await held.scheduler.remove(held.queue, ShuttingDown(), 0.0)
     held.scheduler, held.queue = scheduler, scheduler.add(name, held.built.engine, [(1, 0.001)])

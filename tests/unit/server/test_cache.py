@@ -16,7 +16,7 @@ import pytest
 
 import resnet50_server.inference.pipeline
 from resnet50.v1 import image_pb2
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.result import Result
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet50_server.runtime.cpus import CpuBudget, read_cpu_budget, set_torch_threads
+from resnet50_server.engines.devices import set_threads
+from resnet50_server.runtime.cpus import CpuBudget, read_cpu_budget
 from tests.support.serving import server_processes
 
 NULL = ("--variants", "IMAGENET1K_V2", "--engine", "null")
@@ -167,14 +168,14 @@ def test_torch_threads_are_set_per_thread():
     first, second, seen = threading.Event(), threading.Event(), []
 
     def decode() -> None:
-        set_torch_threads(1)
+        set_threads(1)
         first.set()
         second.wait()
         seen.append(torch.get_num_threads())
 
     def compute() -> None:
         first.wait()
-        set_torch_threads(5)
+        set_threads(5)
         second.set()
         seen.append(torch.get_num_threads())
 

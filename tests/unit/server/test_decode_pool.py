@@ -35,7 +35,7 @@ class VirtualThreads:
     def retire(self) -> None:
         self.count -= 1
 
-    def start(self, call, done) -> None:
+    def submit_callback(self, call, done) -> None:
         self.running += 1
         assert self.running <= self.count
         self.most = max(self.most, self.running)
@@ -53,7 +53,7 @@ class VirtualThreads:
 
 @pytest.fixture(autouse=True)
 def virtual_threads(monkeypatch):
-    monkeypatch.setattr(resnet50_server.inference.decode_pool, "Threads", VirtualThreads)
+    monkeypatch.setattr(resnet50_server.inference.decode_pool, "WorkerThreads", VirtualThreads)
 
 
 def hung_pool(threads: int) -> tuple[DecodePool, list[DecodingHung]]:

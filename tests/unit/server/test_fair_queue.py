@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from resnet50_server.batching.fair_queue import PATIENCE_S, FairQueue
+from resnet50_server.batching.fair_queue import DEFAULT_DEADLINE_S, FairQueue
 from resnet50_server.priority import BULK_EVERY
 
 
@@ -34,8 +34,8 @@ def test_how_many_stand_before_a_time_counts_those_in_line():
     for deadline in (3.0, 1.0, 2.0):
         queue.push("", 0.0, deadline=deadline)
     for _ in range(4):
-        queue.push("", 0.0, flow="stream")  # one stands in line, due after PATIENCE_S
-    assert [queue.before(due) for due in (0.5, 1.0, 2.5, PATIENCE_S)] == [0, 1, 2, 4]
+        queue.push("", 0.0, flow="stream")  # one stands in line, due after DEFAULT_DEADLINE_S
+    assert [queue.before(due) for due in (0.5, 1.0, 2.5, DEFAULT_DEADLINE_S)] == [0, 1, 2, 4]
     assert len(queue) == 7
     assert queue.at(1).due == 2.0
     assert queue.at(4) is None
@@ -119,4 +119,4 @@ def test_bulk_counts_as_standing_before_what_it_will_go_before():
         queue.push("", 0.0, bulk=True)
     assert queue.before(0.5) == 0
     assert queue.before(2.0) == 2 * BULK_EVERY + 2
-    assert queue.before(0.5 + PATIENCE_S, bulk=True) == 2 * BULK_EVERY + 10
+    assert queue.before(0.5 + DEFAULT_DEADLINE_S, bulk=True) == 2 * BULK_EVERY + 10

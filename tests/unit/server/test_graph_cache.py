@@ -12,7 +12,7 @@ import pytest
 
 from resnet50_server.engines import graph_cache as graph_store
 from resnet50_server.engines.graph_cache import RECENT_S, GraphStore
-from resnet50_server.runtime.file_lock import locked
+from resnet50_server.runtime.file_lock import file_lock
 
 PLENTY = 2**40
 KEYS = ["0" * 31 + digit for digit in "123"]
@@ -121,7 +121,7 @@ def test_open_file_outlives_its_removal(tmp_path):
 def test_graph_cache_locked_for_too_long_is_skipped(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(graph_store, "LOCK_PATIENCE_S", 0.1)
-    with locked(tmp_path / ".lock", "hangs"), GraphStore(tmp_path, PLENTY) as store:
+    with file_lock(tmp_path / ".lock", "hangs"), GraphStore(tmp_path, PLENTY) as store:
         path = put(store, KEYS[0])
         assert path.read_bytes() == b"graph"
         assert put(store, KEYS[0]) == path  # found there again

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from resnet50_server.batching.latency import CLIP, CLIP_AFTER, LatencyModel, Margin
+from resnet50_server.batching.latency import CLIP, CLIP_AFTER, JitterMargin, LatencyModel
 
 
 def test_nothing_is_known_before_the_first_batch():
@@ -109,7 +109,7 @@ def test_the_slope_outlives_a_long_time_at_one_size():
 
 
 def test_jitter_margin_follows_recent_latency():
-    margin = Margin()
+    margin = JitterMargin()
     draw = random.Random(0)
     for _ in range(100):
         margin.observe(draw.uniform(0.000, 0.010))

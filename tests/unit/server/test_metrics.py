@@ -124,7 +124,7 @@ def test_unloaded_variant_has_no_series():
         counted.frame_refused(call("ClassifyStream", name), EngineFailed("it did"))
         counted.frame_dropped(call("ClassifyStream", name))
         counted.image_answered(ImageEvent(call("Classify", name), name, 0.0, 0.1, 0.1, 0.1, 0.3, 1))
-        counted.batch_ended(BatchEvent(name, 1, 0.1, 0.0, [], failed=True, not_numbers=1))
+        counted.batch_ended(BatchEvent(name, 1, 0.1, 0.0, [], failed=True, non_finite=1))
     counted.forget("w")
     counted.call_ended(call("ClassifyStream", "w"), "UNAVAILABLE", Unloading("w goes"))
     found = shown(counted)

@@ -41,7 +41,7 @@ class Bench:
         monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", self._decode)
         monkeypatch.setattr(
             resnet50_server.inference.decode_pool,
-            "Threads",
+            "WorkerThreads",
             lambda count, *_: VirtualDecoders(count, decode_s),
         )
         self.engine = FakeEngine(alpha=batch_s)

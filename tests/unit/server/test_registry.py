@@ -85,13 +85,13 @@ async def test_gpu_prefetches_one_batch_cpu_runs_one_per_instance():
     devices = Devices(Settings(variants=["u=random:0"], instances=3), lambda error: None)
     try:
         gpu, _ = devices.get("cuda:0")
-        assert (gpu.workers, gpu.ahead) == (1, 1)
+        assert (gpu.workers, gpu.prefetch) == (1, 1)
         cpu, threads = devices.get("cpu")
-        assert (cpu.workers, cpu.ahead) == (3, 0)
+        assert (cpu.workers, cpu.prefetch) == (3, 0)
         assert devices.get("cpu")[0] is cpu
         # As many threads as there are batches at once: each waits until all have come.
         together = threading.Barrier(3)
-        waiting = [threads.run(partial(together.wait, 30)) for _ in range(3)]
+        waiting = [threads.submit(partial(together.wait, 30)) for _ in range(3)]
         assert sorted(await asyncio.gather(*waiting)) == [0, 1, 2]
     finally:
         await devices.close()
@@ -102,7 +102,7 @@ async def test_single_device_engine_computes_one_batch_at_a_time():
     devices = Devices(settings, lambda error: None)
     try:
         scheduler, _ = devices.get("cpu")
-        assert (scheduler.workers, scheduler.ahead) == (1, 0)
+        assert (scheduler.workers, scheduler.prefetch) == (1, 0)
     finally:
         await devices.close()
 

@@ -64,14 +64,16 @@ class Seen(ServerEvents):
 
 
 class Bench:
-    def __init__(self, size: int = 32, workers: int = 1, ahead: int = 0, **engine: float) -> None:
+    def __init__(
+        self, size: int = 32, workers: int = 1, prefetch: int = 0, **engine: float
+    ) -> None:
         self.seen, self.engine, self.broken = Seen(), FaultyEngine(**engine), []
         self.scheduler = Scheduler(
             BatchPolicy(max_batch_size=size),
             VirtualThreads(workers),
             self.broken.append,
             workers,
-            ahead,
+            prefetch,
             self.seen,
             "cpu",
         )
@@ -245,7 +247,7 @@ async def test_image_whose_caller_left_is_not_run_again():
     calls[1].cancel()
     await asyncio.wait(calls)
     assert bench.engine.batches == [[0, 1, 2, 3], [0, 1], [3], [0]]
-    assert (bench.scheduler.given_up.waiting, bench.scheduler.given_up.computing) == (0, 2)
+    assert (bench.scheduler.cancelled.waiting, bench.scheduler.cancelled.computing) == (0, 2)
     assert calls[3].result().indices.tolist() == [3]
 
 

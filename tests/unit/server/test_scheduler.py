@@ -26,11 +26,15 @@ from tests.support.virtual_device import FakeEngine, VirtualThreads, image
 
 class Bench:
     def __init__(
-        self, policy: BatchPolicy | None = None, workers: int = 1, ahead: int = 0, **engine: float
+        self,
+        policy: BatchPolicy | None = None,
+        workers: int = 1,
+        prefetch: int = 0,
+        **engine: float,
     ) -> None:
         self.device = VirtualThreads(workers)
         self.scheduler = Scheduler(
-            policy or BatchPolicy(), self.device, self.on_broken, workers, ahead
+            policy or BatchPolicy(), self.device, self.on_broken, workers, prefetch
         )
         self.engine = FakeEngine(**engine)
         self.queue = self.scheduler.add("v", self.engine)
@@ -455,10 +459,10 @@ async def test_cancel_as_the_batch_forms_disturbs_no_one():
     await asyncio.sleep(0)
     assert len(bench.queue.waiting) == 0
     # It was still waiting; the other one is in a batch, and is computed in vain.
-    assert (bench.scheduler.given_up.waiting, bench.scheduler.given_up.computing) == (1, 0)
+    assert (bench.scheduler.cancelled.waiting, bench.scheduler.cancelled.computing) == (1, 0)
     kept.cancel()
     await asyncio.sleep(0)
-    assert (bench.scheduler.given_up.waiting, bench.scheduler.given_up.computing) == (1, 1)
+    assert (bench.scheduler.cancelled.waiting, bench.scheduler.cancelled.computing) == (1, 1)
 
 
 @in_virtual_time
@@ -633,7 +637,7 @@ async def test_deadline_check_uses_the_first_free_worker():
 @in_virtual_time
 async def test_full_batch_is_prefetched_a_smaller_one_just_in_time():
     policy = BatchPolicy(max_batch_size=3)
-    bench = Bench(policy, ahead=1, alpha=1.0, prepare_alpha=0.2)
+    bench = Bench(policy, prefetch=1, alpha=1.0, prepare_alpha=0.2)
     await bench.submit(0)
     assert bench.device.spans == [(pytest.approx(0.2), pytest.approx(1.2))]
     first = bench.submit(1)
@@ -658,7 +662,7 @@ async def test_full_batch_is_prefetched_a_smaller_one_just_in_time():
 
 @in_virtual_time
 async def test_no_more_batches_are_handed_over_than_may_be():
-    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     calls = [bench.submit(number) for number in range(5)]
     await asyncio.sleep(0.5)
     assert bench.engine.batches == [[0], [1]]
@@ -669,7 +673,7 @@ async def test_no_more_batches_are_handed_over_than_may_be():
 
 @in_virtual_time
 async def test_deadline_check_counts_a_prefetched_batch():
-    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     await bench.submit(0)
     running = [bench.submit(number) for number in (1, 2)]
     await asyncio.sleep(0.1)
@@ -681,7 +685,7 @@ async def test_deadline_check_counts_a_prefetched_batch():
 
 @in_virtual_time
 async def test_failing_batches_in_flight_fail_their_own_requests():
-    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     bench.engine.error = RuntimeError("device lost")
     calls = [bench.submit(number) for number in (1, 2)]
     await asyncio.sleep(0.5)
@@ -694,7 +698,7 @@ async def test_failing_batches_in_flight_fail_their_own_requests():
 
 @in_virtual_time
 async def test_device_failure_with_batches_in_flight_is_reported_once():
-    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     bench.engine.error = RuntimeError("device lost")
     calls = [bench.submit(number) for number in range(2 * MAX_FAILURES)]
     await asyncio.gather(*calls, return_exceptions=True)
@@ -704,7 +708,7 @@ async def test_device_failure_with_batches_in_flight_is_reported_once():
 
 @in_virtual_time
 async def test_wait_behind_a_slow_batch_is_reported_as_it_was():
-    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     bench.queue.latency.observe(1, 0.1)  # the engine takes 1 s
     results = await asyncio.gather(bench.submit(0), bench.submit(1))
     assert [result.queue_s for result in results] == pytest.approx([0.0, 1.0])
@@ -712,7 +716,7 @@ async def test_wait_behind_a_slow_batch_is_reported_as_it_was():
 
 @in_virtual_time
 async def test_waiting_for_the_device_is_not_taken_for_preparation():
-    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1, prepare_alpha=0.2)
+    bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1, prepare_alpha=0.2)
     await asyncio.gather(*(bench.submit(number) for number in range(5)))
     assert bench.queue.preparation.batch_s(1) == pytest.approx(0.2)
 
@@ -778,7 +782,7 @@ async def test_warm_up_latency_judges_the_first_deadline():
 
 @in_virtual_time
 async def test_close_answers_what_still_waits_or_is_in_flight():
-    bench = Bench(BatchPolicy(max_batch_size=1), ahead=1)
+    bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     accepted = [bench.submit(number) for number in range(4)]
     await asyncio.sleep(0.5)
     assert len(bench.engine.batches) == 2

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from resnet50_server.batching.queue import Result
+from resnet50_server.batching.result import Result
 from resnet50_server.errors import EngineFailed, InvalidImage, Overloaded, Unloading
 from resnet50_server.inference.pipeline import Answer
 from resnet50_server.rollout.shadow import MAX_WAITING, MAX_WAITING_BYTES, Shadow, Shadows, seen

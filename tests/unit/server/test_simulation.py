@@ -33,7 +33,7 @@ async def play(device: Device, arrivals: list[float], within_s: list[float] | No
         device.alpha_s, device.beta_s, device.prepare_alpha_s, device.prepare_beta_s
     )
     policy = BatchPolicy(max_batch_size=device.limit, max_queue_size=10**6)
-    scheduler = Scheduler(policy, VirtualThreads(), ahead=int(device.ahead != "never"))
+    scheduler = Scheduler(policy, VirtualThreads(), prefetch=int(device.ahead != "never"))
     sizes = (1, device.limit)
     queue = scheduler.add("v", engine, [(size, device.batch_s(size)) for size in sizes])
     for size in sizes:

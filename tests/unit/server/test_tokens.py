@@ -5,16 +5,19 @@ import hashlib
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from resnet50_server.auth import file_watch as watched
 from resnet50_server.auth.tokens import MAX_TOKENS, Token, Tokens, read_tokens
 from resnet50_server.cli.main import main
 from resnet50_server.errors import UnusableSetting
+from resnet50_server.runtime import file_lock
 
 SECRET = "r50_vhRyQvRA5QPb1gD5GJGJNZ1Xy2a4kOe7mCk1rNvWxhE"
 
@@ -300,6 +303,24 @@ def test_list_shows_names_scopes_and_expiry_and_no_hashes(path, capsys):
     assert sha256(SECRET)[:8] not in shown
 
 
+def left_behind(path):
+    """Return what is in the directory of a file of tokens beside it and its lock."""
+    lock = path.with_name(f".{path.name}.lock")
+    return [one for one in path.parent.iterdir() if one not in (path, lock)]
+
+
+def test_command_waits_for_another_that_changes_the_file(path, monkeypatch):
+    waits = threading.Event()
+    monkeypatch.setattr(file_lock.log, "info", lambda *_: waits.set())
+    arguments = ["tokens", "revoke", "cameras", "--file", str(path)]
+    with ThreadPoolExecutor() as threads:
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            status = threads.submit(main, arguments)
+            assert waits.wait(60)
+            assert "cameras" in path.read_text()
+        assert status.result(60) == 0
+
+
 @pytest.mark.parametrize("revoked", ["first", "second", "third"])
 def test_revoked_token_leaves_the_others_and_what_people_wrote(path, capsys, revoked):
     names = ["first", "second", "third"]
@@ -312,7 +333,7 @@ def test_revoked_token_leaves_the_others_and_what_people_wrote(path, capsys, rev
         assert (f"# of {name}" in path.read_text()) == (name != revoked)
     assert path.read_text().startswith("# ours\n")
     assert path.stat().st_mode & 0o777 == 0o640
-    assert list(path.parent.iterdir()) == [path]
+    assert left_behind(path) == []
 
 
 def test_last_token_can_be_revoked_and_a_new_one_made(path, capsys):
@@ -356,7 +377,7 @@ def test_wrong_command_says_why_and_changes_nothing(path, capsys, arguments, sta
     assert part in shown.err
     assert shown.out == ""
     assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
+    assert left_behind(path) == []
 
 
 def test_write_that_fails_leaves_the_file_as_it_was(path, monkeypatch, capsys):
@@ -371,4 +392,4 @@ def test_write_that_fails_leaves_the_file_as_it_was(path, monkeypatch, capsys):
     assert "No space left" in shown.err
     assert shown.out == ""
     assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
+    assert left_behind(path) == []

@@ -6,12 +6,12 @@ import threading
 import pytest
 
 from resnet50_server.inference.decode_pool import decode_threads
-from resnet50_server.runtime.worker_threads import Threads
+from resnet50_server.runtime.worker_threads import WorkerThreads
 
 
 @pytest.fixture
 async def threads():
-    started = Threads(2, "test", lambda: None)
+    started = WorkerThreads(2, "test", lambda: None)
     yield started
     started.close()
 
@@ -23,7 +23,9 @@ async def test_calls_run_side_by_side_and_their_results_come_back(threads):
         meeting.wait(timeout=10)
         return number
 
-    assert await asyncio.gather(threads.run(lambda: meet(1)), threads.run(lambda: meet(2))) == [
+    assert await asyncio.gather(
+        threads.submit(lambda: meet(1)), threads.submit(lambda: meet(2))
+    ) == [
         1,
         2,
     ]
@@ -36,8 +38,8 @@ async def test_call_errors_reach_the_caller_and_the_thread_lives_on(threads, kin
 
     for _ in range(3):
         with pytest.raises(kind, match="bad"):
-            await threads.run(fail)
-    assert await threads.run(lambda: 1) == 1
+            await threads.submit(fail)
+    assert await threads.submit(lambda: 1) == 1
 
 
 async def test_stop_iteration_fails_its_call_and_no_other(threads):
@@ -45,7 +47,9 @@ async def test_stop_iteration_fails_its_call_and_no_other(threads):
         raise StopIteration
 
     results = await asyncio.gather(
-        threads.run(stop), *(threads.run(lambda: 1) for _ in range(20)), return_exceptions=True
+        threads.submit(stop),
+        *(threads.submit(lambda: 1) for _ in range(20)),
+        return_exceptions=True,
     )
     assert isinstance(results[0], RuntimeError)
     assert results[1:] == [1] * 20
@@ -59,21 +63,21 @@ async def test_caller_that_gave_up_is_not_answered(threads):
         loop.call_soon_threadsafe(entered.set)
         assert leave.wait(timeout=10)
 
-    running = threads.run(wait)
+    running = threads.submit(wait)
     await entered.wait()
     running.cancel()
     leave.set()
-    assert await asyncio.gather(*(threads.run(lambda: 1) for _ in range(10))) == [1] * 10
+    assert await asyncio.gather(*(threads.submit(lambda: 1) for _ in range(10))) == [1] * 10
     assert running.cancelled()
 
 
 async def test_thousands_of_results_wake_the_loop_without_losing_one(threads):
-    results = await asyncio.gather(*(threads.run(lambda n=n: n) for n in range(5000)))
+    results = await asyncio.gather(*(threads.submit(lambda n=n: n) for n in range(5000)))
     assert results == list(range(5000))
 
 
 async def test_closed_threads_end(threads):
-    await threads.run(lambda: None)
+    await threads.submit(lambda: None)
     threads.close()
     for thread in threads._threads:
         await asyncio.to_thread(thread.join, 10)

@@ -39,7 +39,7 @@ def dumped(monkeypatch) -> list[None]:
 
 
 class Bench:
-    def __init__(self, workers: int = 1, ahead: int = 0, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, workers: int = 1, prefetch: int = 0, timeout_s: float = TIMEOUT_S) -> None:
         self.faults: list[EngineHung] = []
         self.engine = FakeEngine(alpha=0.0)
         self.scheduler = Scheduler(
@@ -47,7 +47,7 @@ class Bench:
             VirtualThreads(workers),
             self.faults.append,
             workers,
-            ahead,
+            prefetch,
             device="cpu",
             engine_timeout_s=timeout_s,
         )
@@ -120,7 +120,7 @@ async def test_time_in_which_the_process_stood_still_is_not_counted():
 
 @in_virtual_time
 async def test_queued_batch_does_not_count_as_hung():
-    bench = Bench(workers=1, ahead=1)
+    bench = Bench(workers=1, prefetch=1)
     calls = [bench.submit(40.0), bench.submit(40.0, bench.scheduler.add("w", bench.engine))]
     await asyncio.wait(calls)  # nothing is known of w's batches, of which one waited for v's
     assert bench.faults == []

@@ -1,0 +1,35 @@
+"""The result of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet50_server.events import BatchEvent, CacheUse
+
+
+@dataclass(eq=False, slots=True)
+class Result:
+    """The engine's output for one image; shared by requests, so it must not be changed.
+
+    Attributes:
+        indices: int64 [k], categories by falling probability; k is the `top_k` of the request.
+        probabilities: float32 [k].
+        embedding: float32 [D]; None if the request did not ask for it.
+        queue_s: From submission to the start of the batch, in seconds.
+        compute_s: The batch on the engine, in seconds.
+        batch_size: Images in the batch.
+        batch: The batch, for observers.
+        cache: Whether the result comes from the response cache or from another request.
+    """
+
+    indices: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    embedding: NDArray[np.float32] | None
+    queue_s: float
+    compute_s: float
+    batch_size: int
+    batch: BatchEvent | None = None
+    cache: CacheUse = "none"
