@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 
 import grpc
@@ -264,6 +265,18 @@ async def test_request_id_of_the_caller_comes_back():
         call = stub.Classify(classify_request(), metadata=(("x-request-id", "frame-7"),))
         await call
         assert ("x-request-id", "frame-7") in tuple(await call.trailing_metadata())
+
+
+@pytest.mark.parametrize("sent", ["", "frame 7", "frame-7;", "a" * 129])
+async def test_invalid_request_id_is_replaced(sent):
+    async with serving() as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        call = stub.Classify(classify_request(), metadata=(("x-request-id", sent),))
+        await call
+        ((_, request_id),) = (
+            one for one in await call.trailing_metadata() if one[0] == "x-request-id"
+        )
+        assert request_id != sent and re.fullmatch("[0-9a-f]{32}", request_id)
 
 
 async def test_health_is_per_service_and_unknown_ones_not_found():

@@ -209,6 +209,25 @@ def test_new_client_ca_takes_the_place_of_the_old_one(files, tmp_path):
     assert certificates.current().client_ca == path.read_bytes()
 
 
+def test_pair_replaced_while_it_is_read_is_read_again(ca, files, monkeypatch):
+    monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
+    certificates = TlsReloader(files.cert, files.key)
+    certificates.current()
+    second, third = certs.issue(ca, days=400), certs.issue(ca, days=500)
+    read = TlsReloader._read
+
+    def replaced_meanwhile(self):
+        found = read(self)
+        monkeypatch.setattr(TlsReloader, "_read", read)
+        files.put(third)
+        return found
+
+    files.put(second)
+    monkeypatch.setattr(TlsReloader, "_read", replaced_meanwhile)
+    assert certificates.current().certificate == certs.chain(second)
+    assert certificates.current().certificate == certs.chain(third)
+
+
 def test_files_that_do_not_change_are_not_read_again(files, monkeypatch):
     monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
     certificates = TlsReloader(files.cert, files.key)

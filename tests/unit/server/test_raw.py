@@ -81,11 +81,12 @@ def test_nv12_is_bt601_video_range(stride):
     assert np.abs(shown(raw(content, "NV12", stride=stride)).astype(int) - BLOCKS).max() <= 3
 
 
-@pytest.mark.parametrize("stride", [0, 40])
+@pytest.mark.parametrize("stride", [0, 40, 41])
 def test_i420_is_bt601_video_range(stride):
     y, u, v = yuv_planes(BLOCKS)
     width = stride or 32
-    content = padded(y, width) + padded(u, width // 2) + padded(v, width // 2)
+    half = (width + 1) // 2  # of an odd stride, rounded up
+    content = padded(y, width) + padded(u, half) + padded(v, half)
     assert np.abs(shown(raw(content, "I420", stride=stride)).astype(int) - BLOCKS).max() <= 3
 
 

@@ -75,6 +75,16 @@ def test_each_secret_finds_its_token_only(path):
         assert tokens.find(secret) is None
 
 
+def test_digests_that_begin_alike_are_told_apart(path):
+    # The SHA-256 of both begin with the same four bytes.
+    one, other = f"secret-{23564:032d}", f"secret-{52296:032d}"
+    assert sha256(one)[:8] == sha256(other)[:8]
+    path.write_text(entry("cameras", one))
+    tokens = Tokens(path)
+    assert tokens.find(one) is not None
+    assert tokens.find(other) is None
+
+
 def test_expiry_may_be_a_time_with_its_offset(path):
     path.write_text(entry("x", SECRET, more="expires = 2030-06-01T12:00:00+02:00"))
     token = Tokens(path).find(SECRET)
