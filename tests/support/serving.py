@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from resnet50_server.settings import Settings
 
 # The null engine looks at no pixels, so nothing is decoded for it; this one answers as fast.
 DECODING = {"engine": "timed", "timed_alpha_ms": 0.0, "timed_beta_ms": 0.0}
+
+# A condition that tests wait for holds within a second; a loaded machine takes longer.
+UNTIL_S = 60.0
 
 
 @contextlib.asynccontextmanager
@@ -73,8 +77,13 @@ def gate(server: Server) -> threading.Event:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what happens soon."""
+    """Wait until a condition holds; fail within a minute, naming the condition, if it does not."""
+    limit = time.monotonic() + UNTIL_S
     while not condition():
+        if time.monotonic() > limit:
+            code = getattr(condition, "__code__", None)
+            where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+            raise AssertionError(f"did not happen within {UNTIL_S:g} s{where}")
         await asyncio.sleep(0.005)
 
 

@@ -14,8 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from PIL import Image
 from resnet50_server.engines.reference_check import fixed_image
 from resnet50_server.engines.stub_engines import NullEngine
 from tests.support.pictures import photo_like
-from tests.support.serving import serving
+from tests.support.serving import serving, until
 
 IMAGES = 600
 SHARD = 256
@@ -135,13 +133,6 @@ class Command:
 
 async def resnet50(*arguments: object, server: object) -> tuple[int, str, str]:
     return await (await Command.start(*arguments, server=server)).end()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < limit
-        await asyncio.sleep(0.01)
 
 
 def on_disk(partial: Path) -> int:

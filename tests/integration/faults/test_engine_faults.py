@@ -33,7 +33,13 @@ from tests.support.clients import KINDS, Caller, items
 from tests.support.faulty_server import MAGENTA, MARK
 from tests.support.pictures import PHOTOS, encode, photo_like
 from tests.support.scrape import ON, Scrape, fetch, get, scrape
-from tests.support.serving import ServerProcess, connected, server_processes, serving
+from tests.support.serving import (
+    ServerProcess,
+    connected,
+    server_processes,
+    serving,
+    until,
+)
 
 GOOD = [encode(photo_like(96, 64, seed), "JPEG") for seed in range(8)]
 BAD = encode(Image.new("RGB", (64, 64), tuple(MAGENTA.tolist())), "PNG")
@@ -42,11 +48,6 @@ TIMED = ("--variants", "IMAGENET1K_V2", "--engine", "timed", "--timed-alpha-ms",
 ONCE = RetryPolicy(attempts=1)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 class Load:

@@ -36,7 +36,14 @@ from tests.support.administering import administrator, describe
 from tests.support.clients import KINDS, Caller, items
 from tests.support.pictures import encode, photo_like
 from tests.support.scrape import ON, Scrape, scrape, scrape_once
-from tests.support.serving import DECODING, connected, engines_of, queues_of, serving
+from tests.support.serving import (
+    DECODING,
+    connected,
+    engines_of,
+    queues_of,
+    serving,
+    until,
+)
 
 V2 = "IMAGENET1K_V2"
 JPEG = encode(photo_like(320, 240), "JPEG")
@@ -94,11 +101,6 @@ class Load:
 
     async def inside(self, requests: int) -> None:
         await until(lambda: self.server._admission.requests == requests)
-
-
-async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

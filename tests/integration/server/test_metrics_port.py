@@ -18,15 +18,10 @@ from resnet50_server.settings import Settings
 from resnet50_server.telemetry import http_server as metrics_port
 from tests.support.pictures import encode, picture
 from tests.support.scrape import ON, Scrape, fetch, get, scrape
-from tests.support.serving import engines_of, server_processes, serving
+from tests.support.serving import engines_of, server_processes, serving, until
 
 PNG = encode(picture())
 RAW = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 async def health(server: Server) -> tuple[int, int, float]:

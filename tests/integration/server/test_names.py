@@ -11,20 +11,12 @@ from pathlib import Path
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from tests.support.pictures import encode, photo_like
 from tests.support.scrape import ON
-from tests.support.serving import DECODING, connected, engines_of, serving
+from tests.support.serving import DECODING, connected, engines_of, serving, until
 
 JPEG = image_pb2.Image(encoded=encode(photo_like(320, 240), "JPEG"))
 Request = inference_pb2.ClassifyStreamRequest
 # Python's own for what was given no name.
 NAMELESS = re.compile(r"Task-\d+|Thread-\d+.*")
-
-
-async def until(condition) -> None:
-    async def look() -> None:
-        while not condition():
-            await asyncio.sleep(0.005)
-
-    await asyncio.wait_for(look(), 30)
 
 
 def names_of_threads() -> set[str]:

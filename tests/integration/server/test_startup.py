@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
@@ -34,7 +34,14 @@ from resnet50_server.server import SERVICES, Server
 from resnet50_server.settings import Settings
 from tests.support import weights
 from tests.support.pictures import encode, picture
-from tests.support.serving import DECODING, connected, engines_of, server_processes, serving
+from tests.support.serving import (
+    DECODING,
+    connected,
+    engines_of,
+    server_processes,
+    serving,
+    until,
+)
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -68,16 +75,6 @@ async def listed(channel: grpc.aio.Channel) -> dict[str, variant_pb2.Variant]:
     stub = variant_pb2_grpc.VariantServiceStub(channel)
     reply = await stub.ListVariants(variant_pb2.ListVariantsRequest())
     return {variant.name: variant for variant in reply.variants}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Give way to the server until it has come so far; fails if it never does."""
-
-    async def reached() -> None:
-        while not condition():
-            await asyncio.sleep(0.001)
-
-    await asyncio.wait_for(reached(), timeout=60)
 
 
 class GatedEngine(NullEngine):
