@@ -55,7 +55,7 @@ from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.settings import Settings
 from resnet50_server.telemetry.gauges import LagWatch, Readings
-from resnet50_server.telemetry.http_server import MetricsPort
+from resnet50_server.telemetry.http_server import MetricsServer
 from resnet50_server.telemetry.logs import RequestLog
 from resnet50_server.telemetry.metrics import Metrics
 from resnet50_server.variants.directory import VariantsDirectory
@@ -162,7 +162,7 @@ class Server:
         self._watching: asyncio.Task[None] | None = None
         self.certificates: TlsReloader | None = None
         self._loaded = False
-        self._port: MetricsPort | None = None
+        self._metrics_server: MetricsServer | None = None
         self._lag: LagWatch | None = None
         self.addresses: list[str] = []
 
@@ -309,15 +309,15 @@ class Server:
         self._health.close()
         if self._lag is not None:
             self._lag.close()
-        if self._port is not None:
-            await self._port.close()
+        if self._metrics_server is not None:
+            await self._metrics_server.close()
         if self._tracing is not None:
             await self._tracing.close()
 
     @property
     def metrics_url(self) -> str | None:
         """Where metrics are served over HTTP; None if they are not."""
-        return None if self._port is None else self._port.url
+        return None if self._metrics_server is None else self._metrics_server.url
 
     def _export(self, variants: VariantRegistry, traffic: Traffic) -> None:
         """Serve metrics, and say how the server is, if that is asked for."""
@@ -338,7 +338,7 @@ class Server:
         )
         metrics.registry.register(readings)
         self._lag = LagWatch(metrics.lag)
-        self._port = MetricsPort(address, metrics.registry, self._dead, self._unready)
+        self._metrics_server = MetricsServer(address, metrics.registry, self._dead, self._unready)
 
     def _dead(self) -> str | None:
         """Say why the server is lost; None if it is not."""

@@ -18,7 +18,7 @@ from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 from resnet50_server.runtime.memory import return_memory
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
-from resnet50_server.telemetry.logs import complain, flush, say
+from resnet50_server.telemetry.logs import announce, complain, flush
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ async def serve(settings: Settings) -> int:
         gc.freeze()  # the other variants
         return_memory()
         for address in server.addresses:
-            say(f"listening on {address}")
+            announce(f"listening on {address}")
         if server.metrics_url is not None:
-            say(f"metrics on {server.metrics_url}")
+            announce(f"metrics on {server.metrics_url}")
         await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
         if broken.done():
             return await _give_up(server)

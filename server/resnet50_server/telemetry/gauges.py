@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NoAnswer
-from typing import TypeVar
 
 from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,48 +21,18 @@ from resnet50_server.inference.response_cache import Lookups, ResponseCache
 from resnet50_server.lifecycle.devices import Devices
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import Traffic
+from resnet50_server.runtime.loop import LoopTimeout, call_on_loop
 
 from .logs import lines_dropped
 from .metrics import ANSWERED, Metrics
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 # How long a scrape waits for the event loop. Prometheus itself waits for 10 s.
 READ_TIMEOUT_S = 2.0
 FAILED = "failed"
 # So often is it looked how late the loop wakes.
 LAG_EVERY_S = 0.1
-
-
-def ask(
-    loop: asyncio.AbstractEventLoop, question: Callable[[], Result], timeout_s: float
-) -> Result:
-    """Return what a call returns that runs on an event loop; blocks, on another thread.
-
-    Raises:
-        NoAnswer: The loop has not come to it in time, or has been closed.
-    """
-    answer: Future[Result] = Future()
-
-    def run() -> None:
-        if not answer.set_running_or_notify_cancel():
-            return  # nobody waits any more
-        try:
-            answer.set_result(question())
-        except Exception as error:
-            answer.set_exception(error)
-
-    try:
-        loop.call_soon_threadsafe(run)
-    except RuntimeError as error:
-        raise NoAnswer("the event loop is closed") from error
-    try:
-        return answer.result(timeout_s)
-    except NoAnswer:
-        answer.cancel()
-        raise NoAnswer(f"the event loop has not answered for {timeout_s:g} s") from None
 
 
 class Readings(Collector):
@@ -115,9 +82,9 @@ class Readings(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return what is read now."""
         try:
-            return ask(self._loop, lambda: list(self._read()), READ_TIMEOUT_S)
-        except NoAnswer as error:
-            log.warning("a scrape goes without what belongs to the event loop: %s", error)
+            return call_on_loop(self._loop, lambda: list(self._read()), READ_TIMEOUT_S)
+        except LoopTimeout as error:
+            log.warning("gauges missing from this scrape: %s", error)
             return ()
 
     def _read(self) -> Iterator[Metric]:

@@ -1,57 +1,56 @@
-"""The HTTP port beside gRPC: `/metrics` for Prometheus, `/livez` and `/readyz` for supervisors.
+"""HTTP port for operators: `/metrics` for Prometheus, `/livez` and `/readyz` for supervisors.
 
-It has threads of its own, so that it answers while the event loop is busy, and says so if that does
-not answer at all. There is no secret behind it and nothing that could be changed.
+It has threads of its own, so it responds while the event loop is busy, and reports a blocked loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from concurrent.futures import TimeoutError as NoAnswer
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
-from socketserver import TCPServer
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
+from resnet50_server.runtime.loop import LoopTimeout, call_on_loop
 from resnet50_server.runtime.worker_threads import name_thread
 
-from .gauges import ask
-
-# A loop that has not answered for so long is stuck.
+# An event loop that has not responded for this long is reported as blocked.
 LIVE_TIMEOUT_S = 5.0
-# How long a client may send, or take, nothing.
+# How long a client may send, or receive, nothing.
 CLIENT_TIMEOUT_S = 5.0
-# Connections at once. One more, and the oldest is cut: whoever stalls makes room for whoever asks.
+# At most this many connections; a further one closes the oldest.
 MAX_CONNECTIONS = 16
-# So often is it looked whether the port is to be closed.
-LOOK_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
-class MetricsPort:
-    """Answers HTTP from the time it is made; made on the server's running event loop.
+class MetricsServer(ThreadingMixIn, TCPServer):
+    """Responds from construction until `close`; constructed on the server's running event loop.
 
     Args:
         address: host:port; port 0 takes a free one.
-        registry: What `/metrics` exports.
-        dead: Says why the server is lost; None if it is not. Runs on the event loop.
-        unready: Says why the server takes no images; None if it does. Runs on the event loop.
+        registry: Exported by `/metrics`.
+        dead: Returns why the server is lost, None if it is not; called on the event loop.
+        unready: Returns why the server rejects images, None if not; called on the event loop.
 
     Attributes:
         url: Where it listens.
 
     Raises:
-        OSError: The address cannot be listened on.
+        OSError: It cannot listen on the address.
     """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 64
 
     def __init__(
         self,
@@ -61,38 +60,67 @@ class MetricsPort:
         unready: Callable[[], str | None],
     ) -> None:
         loop = asyncio.get_running_loop()
-        host, _, port = address.rpartition(":")
-
-        probes = {
-            "/livez": partial(ask, loop, dead, LIVE_TIMEOUT_S),
-            "/readyz": partial(ask, loop, unready, LIVE_TIMEOUT_S),
+        self.probes = {
+            "/livez": partial(call_on_loop, loop, dead, LIVE_TIMEOUT_S),
+            "/readyz": partial(call_on_loop, loop, unready, LIVE_TIMEOUT_S),
         }
+        self._connections: dict[socket.socket, None] = {}  # the oldest first
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._numbers = itertools.count(1)
+        host, _, port = address.rpartition(":")
+        bind = (host.strip("[]"), int(port))
         try:
-            self._http = _Server(host.strip("[]"), int(port), _Handler.factory(registry), probes)
+            self.address_family = socket.getaddrinfo(*bind, type=socket.SOCK_STREAM)[0][0]
+            super().__init__(bind, _Handler.factory(registry))
         except OSError as error:
             raise OSError(
                 f"metrics_listen: cannot listen on {address}: {error.strerror or error}; stop the"
                 " process that listens there, or name another address with --metrics-listen"
             ) from error
-        self.url = f"http://{host}:{self._http.server_address[1]}"
+        self.url = f"http://{host}:{self.server_address[1]}"
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self._thread.start()
 
     async def close(self) -> None:
-        """Listen no more, and cut what is open."""
-        self._http.stopping = True
-        await asyncio.to_thread(self._thread.join)
+        """Stop listening and close all connections."""
+        await asyncio.to_thread(self.shutdown)
+        self.server_close()
+        for connection in list(self._connections):
+            _close_connection(connection)
 
     def _serve(self) -> None:
         name_thread()
-        self._http.serve()
+        self.serve_forever(POLL_INTERVAL_S)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread; close the oldest connection if there are too many."""
+        if not self._free.acquire(blocking=False):
+            _close_connection(next(iter(self._connections)))
+            if not self._free.acquire(timeout=LIVE_TIMEOUT_S):
+                self.shutdown_request(request)
+                return
+        self._connections[request] = None
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle a connection."""
+        threading.current_thread().name = f"metrics-{next(self._numbers)}"
+        name_thread()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.pop(request, None)
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore clients that disconnect; the default prints a traceback."""
 
 
 class _Handler(MetricsHandler):
-    """One request; prometheus_client writes the metrics in the format that is asked for."""
+    """Handles one request; prometheus_client formats the metrics."""
 
     timeout = CLIENT_TIMEOUT_S
-    server: _Server
+    server: MetricsServer
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
@@ -101,18 +129,18 @@ class _Handler(MetricsHandler):
         elif (probe := self.server.probes.get(path)) is not None:
             try:
                 problem = probe()
-            except NoAnswer as error:
+            except LoopTimeout as error:
                 problem = str(error)
             status = HTTPStatus.SERVICE_UNAVAILABLE if problem else HTTPStatus.OK
-            self._say(status, problem or "ok")
+            self._respond(status, problem or "ok")
         else:
-            self._say(HTTPStatus.NOT_FOUND, "there are /metrics, /livez and /readyz")
+            self._respond(HTTPStatus.NOT_FOUND, "there are /metrics, /livez and /readyz")
 
     def version_string(self) -> str:
-        """Return what the header Server says: not which Python this is."""
+        """Return the header Server, without the version of Python."""
         return "resnet50-server"
 
-    def _say(self, status: HTTPStatus, text: str) -> None:
+    def _respond(self, status: HTTPStatus, text: str) -> None:
         content = f"{text}\n".encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
@@ -121,79 +149,6 @@ class _Handler(MetricsHandler):
         self.wfile.write(content)
 
 
-class _Server(TCPServer):
-    """Gives each connection a thread, and never has more than `MAX_CONNECTIONS` of them.
-
-    Args:
-        host: A name, or an address of IPv4 or IPv6.
-        port: 0 for a free one.
-        handler: Handles a connection.
-        probes: By their paths: each returns what is wrong, or None.
-    """
-
-    allow_reuse_address = True
-    request_queue_size = 64
-
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        handler: type[BaseHTTPRequestHandler],
-        probes: Mapping[str, Callable[[], str | None]],
-    ) -> None:
-        self.probes = probes
-        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        self.stopping = False
-        self._open: OrderedDict[socket.socket, None] = OrderedDict()
-        self._changed = threading.Condition()
-        self._count = 0
-        super().__init__((host, port), handler)
-
-    def serve(self) -> None:
-        """Serve until `stopping` is set."""
-        self.timeout = LOOK_S
-        with self:
-            while not self.stopping:
-                self.handle_request()
-            with self._changed:
-                for connection in self._open:
-                    _cut(connection)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle a connection in a thread, once there is one to spare."""
-        with self._changed:
-            if not self._changed.wait_for(self._make_room, LIVE_TIMEOUT_S):
-                self.shutdown_request(request)
-                return
-            self._open[request] = None
-            self._count += 1
-        threading.Thread(
-            target=self._handle,
-            args=(request, client_address),
-            name=f"metrics-{self._count}",
-            daemon=True,
-        ).start()
-
-    def _make_room(self) -> bool:
-        """Return whether there is a thread to spare; if not, there will soon be."""
-        if len(self._open) < MAX_CONNECTIONS:
-            return True
-        _cut(next(iter(self._open)))
-        return False
-
-    def _handle(self, request: Any, client_address: Any) -> None:
-        name_thread()
-        try:
-            # Whoever hangs up in the middle is no fault of ours.
-            with suppress(OSError):
-                self.finish_request(request, client_address)
-        finally:
-            self.shutdown_request(request)
-            with self._changed:
-                del self._open[request]
-                self._changed.notify()
-
-
-def _cut(connection: socket.socket) -> None:
-    with suppress(OSError):
+def _close_connection(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,18 +1,15 @@
-"""How the server logs: text for people, or JSON for machines, with the fields of the call.
+"""Logging: text for people or JSON for machines, with the fields of the current request.
 
-At the default level nothing is logged for a request, unless it met a fault of ours; and of a fault
-that is met again and again only the first ones are written out, the rest is counted. Records are
-formatted where they are made, and written by a thread: no log call waits for the log's reader.
+At the default level requests are not logged, except server errors. Records are formatted by the
+thread that logs, and written by another: no log call waits for the reader of the log.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
@@ -24,21 +21,16 @@ from resnet50_server.runtime.texts import shortened
 
 log = logging.getLogger(__name__)
 
-TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-# Of each record; a record of a call also has its fields.
-JSON = "%(asctime)s %(levelname)s %(name)s %(message)s"
+FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 JSON_NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
-# Of warnings and errors of one kind so many are written in a window; the rest is counted.
-REPEATS = 10
-WINDOW_S = 10.0
-# Of a message, whatever is in it; a traceback comes after it.
+# Limit of a message; a traceback follows it.
 MAX_MESSAGE_BYTES = 16 * 2**10
-# How long the last lines may take: whoever reads them may have stopped.
+# Time limit of writing the last lines: their reader may have stopped.
 FLUSH_S = 2.0
 
 
 def configure(level: str, form: str) -> None:
-    """Set the process's logging up.
+    """Set up the logging of the process.
 
     Args:
         level: "debug", "info", "warning" or "error".
@@ -48,24 +40,21 @@ def configure(level: str, form: str) -> None:
 
 
 def handler(form: str, stream: TextIO | None = None) -> logging.Handler:
-    """Return what writes records; `close` waits until they are written.
+    """Return a handler; its `close` waits until all records are written.
 
     Args:
-        form: As `configure`.
-        stream: Where to; None for stderr.
+        form: As in `configure`.
+        stream: Destination; None for stderr.
     """
-    formatter = _Json() if form == "json" else logging.Formatter(TEXT)
+    formatter = _JsonFormatter() if form == "json" else logging.Formatter(FORMAT)
     if stream is not None:
-        return _Handler(LineWriter(lambda: stream, _dropped_line(formatter)), formatter)
+        return Handler(LineWriter(lambda: stream, _dropped_line(formatter)), formatter)
     _stderr.dropped_line = _dropped_line(formatter)
-    return _Handler(_stderr, formatter)
+    return Handler(_stderr, formatter)
 
 
-def say(line: str) -> None:
-    """Write a line to stdout; to the log if nobody takes it there.
-
-    The reader may have left, or the disk may be full: no reason to end.
-    """
+def announce(line: str) -> None:
+    """Write a line to stdout; to the log if stdout fails, e.g. as the disk is full."""
     _stdout.put(line)
 
 
@@ -75,31 +64,28 @@ def complain(line: str) -> None:
 
 
 def flush(timeout_s: float = FLUSH_S) -> None:
-    """Write out what is held back, as far as it is taken within `timeout_s`."""
+    """Write all pending lines, as far as they are read within `timeout_s`."""
     ends = time.monotonic() + timeout_s
-    for one in logging.getLogger().handlers:
-        if isinstance(one, _Handler):
-            one.say_what_was_left_out()
     for writer in (_stderr, _stdout):
         writer.flush(max(0.0, ends - time.monotonic()))
 
 
 def lines_dropped() -> int:
-    """Return how many lines of the log were dropped, because nobody took those before them."""
+    """Return how many lines of the log were dropped because too many were unread."""
     return _stderr.dropped
 
 
-def _not_said(line: str, error: OSError) -> None:
-    log.warning("%s (stdout takes nothing: %s)", line, error)
+def _stdout_failed(line: str, error: OSError) -> None:
+    log.warning("%s (cannot write to stdout: %s)", line, error)
 
 
-# The process's own. Streams are looked up when they are written to: tests replace them.
-_stdout = LineWriter(lambda: sys.stdout, on_error=_not_said)
+# Those of the process. Streams are looked up for each write: tests replace them.
+_stdout = LineWriter(lambda: sys.stdout, on_error=_stdout_failed)
 _stderr = LineWriter(lambda: sys.stderr)
 
 
 def _dropped_line(formatter: logging.Formatter) -> Callable[[int], str]:
-    """Return what forms the line that says how many lines were dropped."""
+    """Return a function that formats the line about dropped lines."""
 
     def line(count: int) -> str:
         record = logging.LogRecord(
@@ -107,7 +93,7 @@ def _dropped_line(formatter: logging.Formatter) -> Callable[[int], str]:
             logging.WARNING,
             __file__,
             0,
-            "%d lines of the log were dropped: nobody had read those before them",
+            "%d log lines were dropped: those before them had not been read",
             (count,),
             None,
         )
@@ -117,108 +103,17 @@ def _dropped_line(formatter: logging.Formatter) -> Callable[[int], str]:
     return line
 
 
-class RepeatedFaults(logging.Filter):
-    """Lets the first warnings or errors of a kind through, and says how many more there were.
-
-    Of one kind are those that one line of code has written for one type of exception, so there are
-    not many kinds. What was left out is said when the window ends, whether more come or not.
-
-    Args:
-        write: Takes the record that says so.
-        limit: How many of a kind are let through in a window.
-        window_s: How long one lasts from its first record, in seconds.
-    """
-
-    def __init__(
-        self,
-        write: Callable[[logging.LogRecord], object],
-        limit: int = REPEATS,
-        window_s: float = WINDOW_S,
-    ) -> None:
-        super().__init__()
-        self._write = write
-        self._limit = limit
-        self._window_s = window_s
-        self._windows: dict[tuple[object, ...], _Window] = {}
-        self._lock = threading.Lock()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record is to be written."""
-        if record.levelno < logging.WARNING or hasattr(record, "left_out"):
-            return True
-        error = record.exc_info[0] if record.exc_info else None
-        kind = (record.pathname, record.lineno, record.levelno, error)
-        now = time.monotonic()
-        with self._lock:
-            window = self._windows.get(kind)
-            # One that has left records out is ended by its timer, which says how many.
-            if window is None or (not window.left_out and now >= window.ends):
-                window = self._windows[kind] = _Window(now + self._window_s)
-            if window.written < self._limit:
-                window.written += 1
-                return True
-            window.left_out += 1
-            window.last = record
-            if window.left_out == 1:
-                timer = threading.Timer(max(0.0, window.ends - now), self._end, [kind])
-                timer.name, timer.daemon = "log-repeats", True
-                timer.start()
-        return False
-
-    def close(self) -> None:
-        """Say at once what was left out."""
-        for kind in list(self._windows):
-            self._end(kind)
-
-    def _end(self, kind: tuple[object, ...]) -> None:
-        with self._lock:
-            window = self._windows.pop(kind, None)
-        if window is None or window.last is None:
-            return
-        last = window.last
-        count = logging.LogRecord(
-            last.name,
-            last.levelno,
-            last.pathname,
-            last.lineno,
-            "%d more like this within %g s were left out; the last one: %s",
-            (window.left_out, self._window_s, last.getMessage().partition("\n")[0]),
-            None,
-        )
-        count.left_out = window.left_out
-        self._write(count)
-
-
-@dataclass
-class _Window:
-    """What came of one kind since its first record.
-
-    Attributes:
-        ends: When a new one may begin, in monotonic seconds.
-        written: How many were let through.
-        left_out: How many were not.
-        last: The last of those.
-    """
-
-    ends: float
-    written: int = 0
-    left_out: int = 0
-    last: logging.LogRecord | None = None
-
-
-class _Handler(logging.Handler):
-    """Formats records, repeated faults only as far as they are worth it; a thread writes them."""
+class Handler(logging.Handler):
+    """Formats records; a thread writes them."""
 
     def __init__(self, writer: LineWriter, formatter: logging.Formatter) -> None:
         super().__init__()
         self._writer = writer
         self.setFormatter(formatter)
-        self.addFilter(_CallFields())
-        self._repeated = RepeatedFaults(self.handle)
-        self.addFilter(self._repeated)
+        self.addFilter(_add_request_fields)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Format a record, with what is known of its call now, and have it written."""
+        """Format a record with its request's current fields, and queue it for writing."""
         try:
             message = record.getMessage()
             if (short := shortened(message, MAX_MESSAGE_BYTES)) != message:
@@ -227,63 +122,55 @@ class _Handler(logging.Handler):
         except Exception:
             self.handleError(record)
 
-    def say_what_was_left_out(self) -> None:
-        """Say so at once."""
-        self._repeated.close()
-
     def close(self) -> None:
-        """Say what was left out, and wait until everything is written, `FLUSH_S` at most."""
-        self._repeated.close()
+        """Wait until everything is written, at most `FLUSH_S`."""
         self._writer.flush(FLUSH_S)
         super().close()
 
 
 class RequestLog(ServerEvents):
-    """Writes a line at the level DEBUG for each RPC that has ended."""
+    """Logs each RPC when it ends, at level DEBUG."""
 
-    def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
-        """Write it."""
-        duration_s = time.perf_counter() - call.started
+    def call_ended(self, context: RequestContext, code: str, error: Exception | None) -> None:
+        """Log it."""
+        duration_s = time.perf_counter() - context.started
         log.debug(
-            "request %s: %s ended as %s after %.1f ms",
-            call.request_id,
-            call.method,
+            "request %s: %s ended with %s after %.1f ms",
+            context.request_id,
+            context.method,
             code,
             duration_s * 1e3,
-            extra={"code": code, "duration_s": round(duration_s, 6)} | _fields(call),
+            extra={"code": code, "duration_s": round(duration_s, 6)} | _fields(context),
         )
 
 
-class _Json(JsonFormatter):
-    """One object a line; times are UTC, as RFC 3339 writes them."""
+class _JsonFormatter(JsonFormatter):
+    """Formats one JSON object a line; times are UTC, as in RFC 3339."""
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 
     def __init__(self) -> None:
-        super().__init__(JSON, rename_fields=JSON_NAMES)
+        super().__init__(FORMAT, rename_fields=JSON_NAMES)
 
     def converter(self, seconds: float | None) -> time.struct_time:
-        """Return a time in UTC."""
+        """Convert a time to UTC."""
         return time.gmtime(seconds)
 
 
-class _CallFields(logging.Filter):
-    """Adds the call that a record is of to the record's fields."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record through."""
-        call = CURRENT_REQUEST.get(None)
-        if call is not None and not hasattr(record, "request_id"):
-            vars(record).update(_fields(call))
-        return True
+def _add_request_fields(record: logging.LogRecord) -> bool:
+    """Add the fields of the current request to a record; a filter that passes every record."""
+    context = CURRENT_REQUEST.get(None)
+    if context is not None and not hasattr(record, "request_id"):
+        vars(record).update(_fields(context))
+    return True
 
 
-def _fields(call: RequestContext) -> dict[str, Any]:
-    """Return what may be logged of a call: nothing of its metadata but the checked id."""
+def _fields(context: RequestContext) -> dict[str, Any]:
+    """Return the fields of a request that may be logged: of its metadata only the checked ID."""
     return {
-        "request_id": call.request_id,
-        "method": call.method,
-        "variant": call.variant,
-        "caller": call.caller.name,
+        "request_id": context.request_id,
+        "method": context.method,
+        "variant": context.variant,
+        "caller": context.caller.name,
     }

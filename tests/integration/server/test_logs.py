@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import itertools
 import json
 import logging
 import random
 import re
-import threading
 
 import grpc
 import pytest
@@ -187,96 +185,6 @@ async def test_fault_is_logged_with_the_call_that_met_it():
         *("mine", "Classify", "IMAGENET1K_V2", "address:127.0.0.1")
     ]
     assert "RuntimeError: out of order" in fault["exc_info"]
-
-
-async def test_repeated_faults_are_written_some_times_and_counted():
-    """An engine that fails for most requests must not fill the disk with tracebacks."""
-    written = io.StringIO()
-    handler = logs.handler("text", written)
-    async with serving(max_batch_size=1) as server, connected(server) as channel:
-        (engine,) = engines_of(server)
-        run, batches = engine.run, itertools.count()
-
-        def fail(*arguments):
-            # Now and then it works: a server whose engine never does ends.
-            if next(batches) % 3:
-                raise RuntimeError("out of order")
-            return run(*arguments)
-
-        engine.run = fail
-        logging.getLogger().addHandler(handler)
-        try:
-            stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            calls = [stub.Classify(REQUEST) for _ in range(300)]
-            codes = [await call.code() for call in calls]
-        finally:
-            logging.getLogger().removeHandler(handler)
-            handler.close()  # as at the end of the process
-    text = written.getvalue()
-    failed = codes.count(grpc.StatusCode.INTERNAL)
-    assert failed == 200
-    shown = len(re.findall(r"ERROR \S+ request \S+ failed$", text, re.M))
-    (left_out,) = [
-        int(count)
-        for count, last in re.findall(r"(\d+) more like this .* left out; the last one: (.*)", text)
-        if last.startswith("request ")
-    ]
-    assert shown >= logs.REPEATS
-    assert shown + left_out == failed
-    assert text.count("Traceback") <= 8 * logs.REPEATS
-
-
-def records(count: int, handler: logging.Handler, logger: str, error: Exception | None = None):
-    """Log so many records of one kind, from one line of code."""
-    log = logging.getLogger(logger)
-    log.propagate = False
-    log.addHandler(handler)
-    try:
-        for number in range(count):
-            log.warning("fault %d", number, exc_info=error)
-    finally:
-        log.removeHandler(handler)
-
-
-def test_suppressed_lines_are_reported_when_the_window_ends():
-    said = threading.Event()
-    written = io.StringIO()
-
-    class Telling(logging.StreamHandler):
-        def emit(self, record):
-            super().emit(record)
-            if hasattr(record, "left_out"):
-                said.set()
-
-    handler = Telling(written)
-    handler.addFilter(logs.RepeatedFaults(handler.handle, limit=3, window_s=0.2))
-    records(20, handler, "test.window")
-    assert said.wait(30)
-    assert written.getvalue().splitlines() == [
-        *("fault 0", "fault 1", "fault 2"),
-        "17 more like this within 0.2 s were left out; the last one: fault 19",
-    ]
-
-
-def test_faults_of_other_kinds_are_not_left_out():
-    written = io.StringIO()
-    handler = logging.StreamHandler(written)
-    handler.addFilter(logs.RepeatedFaults(handler.handle, limit=2, window_s=3600))
-    records(9, handler, "test.kinds")
-    records(9, handler, "test.kinds", ValueError("other"))
-    logging.getLogger("test.kinds").addHandler(handler)
-    logging.getLogger("test.kinds").warning("another line of code")
-    lines = [line for line in written.getvalue().splitlines() if line.startswith(("fault", "an"))]
-    assert lines == [*("fault 0", "fault 1") * 2, "another line of code"]
-
-
-def test_json_says_how_many_were_left_out():
-    written = io.StringIO()
-    handler = logs.handler("json", written)
-    records(logs.REPEATS + 5, handler, "test.json")
-    handler.close()
-    last = json.loads(written.getvalue().splitlines()[-1])
-    assert (last["left_out"], last["level"], last["logger"]) == (5, "WARNING", "test.json")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

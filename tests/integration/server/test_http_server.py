@@ -15,7 +15,7 @@ from resnet50_client import AsyncClient, Resnet50Error
 from resnet50_server.batching.retry import MAX_FAILURES
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
-from resnet50_server.telemetry import http_server as metrics_port
+from resnet50_server.telemetry import http_server
 from tests.support.pictures import encode, picture
 from tests.support.scrape import ON, Scrape, fetch, get, scrape
 from tests.support.serving import engines_of, server_processes, serving, until
@@ -94,7 +94,7 @@ async def test_server_whose_engine_broke_is_not_alive():
 
 
 async def test_server_whose_event_loop_is_stuck_is_not_alive(monkeypatch):
-    monkeypatch.setattr(metrics_port, "LIVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_server, "LIVE_TIMEOUT_S", 0.1)
     monkeypatch.setattr("resnet50_server.telemetry.gauges.READ_TIMEOUT_S", 0.1)
     async with serving(**ON) as server:
         answers = {}
@@ -106,7 +106,7 @@ async def test_server_whose_event_loop_is_stuck_is_not_alive(monkeypatch):
         asking = threading.Thread(target=ask)
         asking.start()
         asking.join()  # the loop does nothing else meanwhile
-        stuck = (503, "the event loop has not answered for 0.1 s\n")
+        stuck = (503, "the event loop has not responded for 0.1 s\n")
         assert answers["/livez"] == answers["/readyz"] == stuck
         # What was counted is told all the same.
         status, text = answers["/metrics"]
@@ -131,7 +131,7 @@ async def test_other_paths_and_methods_are_refused():
 
 
 async def test_clients_that_stall_neither_pile_up_nor_keep_others_out(monkeypatch):
-    monkeypatch.setattr(metrics_port._Handler, "timeout", 300)  # they are not cut by themselves
+    monkeypatch.setattr(http_server._Handler, "timeout", 300)  # they are not cut by themselves
     async with serving(**ON) as server, contextlib.AsyncExitStack() as stalled:
         where = urlsplit(server.metrics_url)
         for start in (b"", b"GET /met", RAW[:-2]) * 20:
@@ -139,11 +139,11 @@ async def test_clients_that_stall_neither_pile_up_nor_keep_others_out(monkeypatc
             one.sendall(start)
         assert await health(server) == (200, 200, 1)
         threads = [one for one in threading.enumerate() if one.name.startswith("metrics-")]
-        assert len(threads) <= metrics_port.MAX_CONNECTIONS
+        assert len(threads) <= http_server.MAX_CONNECTIONS
 
 
 async def test_client_that_stalls_is_cut(monkeypatch):
-    monkeypatch.setattr(metrics_port._Handler, "timeout", 0.1)
+    monkeypatch.setattr(http_server._Handler, "timeout", 0.1)
     async with serving(**ON) as server:
         where = urlsplit(server.metrics_url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)

@@ -1,0 +1,42 @@
+"""Call a function on an event loop from another thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class LoopTimeout(Exception):
+    """The event loop did not respond in time, or is closed."""
+
+
+def call_on_loop(
+    loop: asyncio.AbstractEventLoop, function: Callable[[], Result], timeout_s: float
+) -> Result:
+    """Run a function on an event loop and return its result; blocks the calling thread.
+
+    Raises:
+        LoopTimeout: The loop did not run it within `timeout_s`, or is closed.
+    """
+
+    async def run() -> Result:
+        return function()
+
+    running = run()
+    try:
+        future = asyncio.run_coroutine_threadsafe(running, loop)
+    except RuntimeError as error:
+        running.close()
+        raise LoopTimeout("the event loop is closed") from error
+    try:
+        return future.result(timeout_s)
+    except CancelledError as error:
+        raise LoopTimeout("the event loop is closed") from error
+    except FutureTimeout as error:
+        future.cancel()
+        raise LoopTimeout(f"the event loop has not responded for {timeout_s:g} s") from error
