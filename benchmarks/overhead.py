@@ -312,7 +312,7 @@ async def measure_decode() -> None:
     for turn in range(TURNS + 1):
         for threads, pool in pools.items():
             started = time.perf_counter()
-            await asyncio.gather(*(pool.run(call) for _ in range(DECODED)))
+            await asyncio.gather(*(pool.submit(call) for _ in range(DECODED)))
             if turn:
                 rates[threads].append(DECODED / (time.perf_counter() - started))
     for threads, pool in pools.items():

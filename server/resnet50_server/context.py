@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -32,6 +32,9 @@ class RequestContext:
         metadata: Invocation metadata.
         caller: Who calls; `UNKNOWN_CALLER` until authenticated.
         bulk: Whether it has bulk priority.
+        deadline: When its response is due, in loop time; None for no limit.
+        stream: Identifies the stream of a frame; None for a single image. Streams share the server
+            equally, and wait where it is full; a single image is refused at once.
         place: Its permit, if the RPC is about a single image.
         key: Identifies the caller to traffic splits, from `x-caller-key`; "" if absent.
         asked: Name of the requested variant; "" until it is resolved.
@@ -49,6 +52,8 @@ class RequestContext:
     metadata: Metadata
     caller: Caller = UNKNOWN_CALLER
     bulk: bool = False
+    deadline: float | None = None
+    stream: Hashable | None = None
     place: Permit | None = None
     key: str = ""
     asked: str = ""

@@ -185,7 +185,7 @@ class Server:
         self._variants = variants = VariantRegistry(specs, settings.default_variant)
         self._self_tests = SelfTests(variants)
         variants.on_health_change(lambda _: self._health.look())
-        traffic = Traffic(variants, lambda source, job: pipeline.compute(source, job))
+        traffic = Traffic(variants, lambda *image: pipeline.infer(*image))
         if settings.variants_dir is not None:
             self._events.add(traffic)
         variants.on_loaded(lambda name: self._on_loaded())

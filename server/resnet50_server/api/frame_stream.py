@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from resnet50.v1 import inference_pb2, result_pb2
+from resnet50_server.batching.result import Result
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidRequest, ServingError, ShuttingDown, Stalled
 from resnet50_server.images.decode import source_of
 from resnet50_server.inference.admission import Place
-from resnet50_server.inference.pipeline import Answer, Job, Pipeline, Submitted
+from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import Traffic
+from resnet50_server.runtime.tasks import start_task
 
 from .delivery import Pending, answer_in_order, answer_latest
 from .guard import EOF
@@ -154,8 +157,9 @@ class FrameStream(Generic[Reply]):
         traffic: Learns of each frame.
         reply: Makes the message that answers a frame, from its fields.
         outcome: The field of it that holds a frame's answer.
-        question: What the caller wants to know of each frame.
-        job: The same for the pipeline. Both follow where the variant is replaced.
+        question: What the caller wants to know of each frame. It follows where the variant is
+            replaced.
+        call: The stream's RPC.
     """
 
     def __init__(
@@ -166,7 +170,7 @@ class FrameStream(Generic[Reply]):
         reply: Callable[..., Reply],
         outcome: str,
         question: Question,
-        job: Job,
+        call: RequestContext,
     ) -> None:
         self._messages = messages
         self._pipeline = pipeline
@@ -174,7 +178,7 @@ class FrameStream(Generic[Reply]):
         self._reply = reply
         self._outcome = outcome
         self._question = question
-        self._job = job
+        self._call = call
 
     async def replies(
         self, config: Config, max_window: int, default_window: int
@@ -218,64 +222,65 @@ class FrameStream(Generic[Reply]):
         """Begin to compute a frame as soon as there is room for it."""
         started, frame_id = time.perf_counter(), frame.frame_id
         place: Place | None = None
+        call = self._call
         if self._question.variant.replaced_by is not None:
             try:
                 self._follow()
             except InvalidRequest as error:  # the options do not suit the new weights
                 return self._refused(frame_id, error)
-        question, job = self._question, self._job
-        job.variant.enter_frame()
+        question = self._question
+        question.variant.enter_frame()
         try:
             # Before the image is taken out of its message, which copies it.
-            place = await self._pipeline.admit(frame.image.ByteSize(), job)
+            place = await self._pipeline.admission.acquire(
+                call.caller.name, frame.image.ByteSize(), bulk=call.bulk
+            )
             source = source_of(frame.image, self._pipeline.limits)
-            job = self._traffic.watch(job, source)
-            begun = self._pipeline.begin(source, job)
+            task = self._traffic.watch(question.task, call, source)
         except BaseException as error:
-            job.variant.leave_frame()
+            question.variant.leave_frame()
             if place is not None:
                 place.leave()
             # What ends the stream: the frame has its chance at another server.
             if isinstance(error, ShuttingDown) or not isinstance(error, Exception):
                 raise
             return self._refused(frame_id, error)
-        inside = _Inside(self, question, job, frame_id, started, place)
-        if isinstance(begun, Submitted):
-            return _Computed(inside, *begun)
-        return _Computed(inside, asyncio.create_task(begun, name=f"frame {frame_id}"))
+        inside = _Inside(self, question, task, frame_id, started, place)
+        result = start_task(self._pipeline.infer(source, task, call), f"frame {frame_id}")
+        return _Computed(inside, result)
 
     def _follow(self) -> None:
         """Ask what has taken the variant's place; frames that are inside stay with the old one."""
-        call, question = self._job.call, self._question.latest()
-        question.variant.enter_stream(call)
+        question = self._question.latest()
+        question.variant.enter_stream(self._call)
         self._question = question
-        self._job = question.job(call, self._job.deadline, self._job.flow)
 
     def _refused(self, frame_id: int, error: Exception) -> Pending[Reply]:
         refused: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         refused.set_result(self.error_to(frame_id, error))
         return refused
 
-    def reply_to(self, inside: _Inside[Reply], answer: Answer) -> Reply:
+    def reply_to(self, inside: _Inside[Reply], result: Result) -> Reply:
         """Return the message that answers a frame which was computed."""
-        question = inside.question
+        question, task = inside.question, inside.task
+        image = self._pipeline.record(task, self._call, result, inside.started)
         return self._reply(
             frame_id=inside.frame_id,
             variant=question.reference,
-            timing=timing(self._pipeline.answered(inside.job, answer, inside.started)),
-            **{self._outcome: question.answer(answer.result)},
+            timing=timing(image),
+            **{self._outcome: question.answer(result)},
         )
 
     def error_to(self, frame_id: int, error: Exception) -> Reply:
         """Return the message that answers a frame which cannot be computed."""
-        call = self._job.call
+        call = self._call
         if is_fault(error):
             log.error("frame %d of stream %s failed", frame_id, call.request_id, exc_info=error)
         self._pipeline.events.frame_refused(call, error)
         return self._reply(frame_id=frame_id, error=to_status(error, call.request_id))
 
     def _drop(self, frame: inference_pb2.Frame, newer: inference_pb2.Frame) -> Reply:
-        self._pipeline.events.frame_dropped(self._job.call)
+        self._pipeline.events.frame_dropped(self._call)
         dropped = result_pb2.Dropped(replaced_by_frame_id=newer.frame_id)
         return self._reply(frame_id=frame.frame_id, dropped=dropped)
 
@@ -287,7 +292,7 @@ class _Inside(Generic[Reply]):
     Attributes:
         stream: Makes its reply.
         question: What is asked of it.
-        job: The same for the pipeline.
+        task: The same for the pipeline.
         frame_id: The frame's.
         started: When it was taken, on the clock of `time.perf_counter`.
         place: Its place in the server.
@@ -295,7 +300,7 @@ class _Inside(Generic[Reply]):
 
     stream: FrameStream[Reply]
     question: Question
-    job: Job
+    task: InferenceTask
     frame_id: int
     started: float
     place: Place
@@ -307,34 +312,21 @@ class _Computed(Generic[Reply]):
     Args:
         inside: The frame. Its place is given back as soon as it is computed, whether or not the
             caller takes the answer.
-        computing: Gives an `Answer`; or a `Result`, if `decode_s` is known.
-        decode_s: As `Answer.decode_s`.
-        decoded: As `Answer.decoded`.
+        computing: Gives the result.
     """
 
-    __slots__ = ("_computing", "_decode_s", "_decoded", "_inside")
+    __slots__ = ("_computing", "_inside")
 
-    def __init__(
-        self,
-        inside: _Inside[Reply],
-        computing: asyncio.Future[Any],
-        decode_s: float | None = None,
-        decoded: float = 0.0,
-    ) -> None:
+    def __init__(self, inside: _Inside[Reply], computing: asyncio.Future[Result]) -> None:
         self._inside = inside
         self._computing = computing
-        self._decode_s = decode_s
-        self._decoded = decoded
         computing.add_done_callback(self._leave)
 
     def __await__(self) -> Generator[Any, None, Reply]:
         stream = self._inside.stream
         try:
             result = yield from self._computing.__await__()
-            answer = result
-            if self._decode_s is not None:
-                answer = Answer(result, self._decode_s, self._decoded)
-            return stream.reply_to(self._inside, answer)
+            return stream.reply_to(self._inside, result)
         except ShuttingDown:
             raise  # ends the stream, as in `_start`
         except Exception as error:
@@ -346,6 +338,6 @@ class _Computed(Generic[Reply]):
 
     def _leave(self, computed: asyncio.Future[Any]) -> None:
         self._inside.place.leave()
-        self._inside.job.variant.leave_frame()
+        self._inside.question.variant.leave_frame()
         if not computed.cancelled():
             computed.exception()  # so that asyncio does not miss whoever should have looked at it

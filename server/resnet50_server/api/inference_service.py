@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
+from resnet50_server.batching.result import Result
 from resnet50_server.context import CURRENT_REQUEST, Permit, RequestContext
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.decode import length_of, source_of
-from resnet50_server.inference.pipeline import Answer, Job, Pipeline
+from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
 from resnet50_server.rollout.router import Traffic
 
@@ -135,9 +136,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         question.variant.enter(call)
         source = source_of(image, self._pipeline.limits)
         _place(call).grow(length_of(source))
-        job = self._traffic.watch(question.job(call, _deadline(context)), source)
-        answer = await self._pipeline.answer(source, job)
-        return self._told(question, job, answer, started)
+        call.deadline = _deadline(context)
+        task = self._traffic.watch(question.task, call, source)
+        result = await self._pipeline.infer(source, task, call)
+        return self._told(question, task, call, result, started)
 
     def _upload(self, parts: AsyncIterator[UploadPart]) -> Upload:
         patience = self._patience
@@ -158,20 +160,27 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             variant = self._find(options.variant, _with_embedding(options))
             question = question_of(options, variant)
             question.variant.enter_upload(call)
-            transform, deadline = question.variant.spec.transform, _deadline(context)
-            image = await upload.image(transform, _place(call), deadline)
+            call.deadline = _deadline(context)
+            image = await upload.image(question.variant.spec.transform, call)
         # It may have taken minutes, and a successor has not waited for it.
         question = question.latest()
         question.variant.require_health()
         question.variant.enter(call)
-        job = self._traffic.watch(question.job(call, deadline), image)
-        answer = await self._pipeline.answer(image, job)
-        return self._told(question, job, answer, started)
+        task = self._traffic.watch(question.task, call, image)
+        result = await self._pipeline.infer(image, task, call)
+        return self._told(question, task, call, result, started)
 
-    def _told(self, question: Question, job: Job, answer: Answer, started: float) -> _Told:
-        image = self._pipeline.answered(job, answer, started)
+    def _told(
+        self,
+        question: Question,
+        task: InferenceTask,
+        call: RequestContext,
+        result: Result,
+        started: float,
+    ) -> _Told:
+        image = self._pipeline.record(task, call, result, started)
         about = {"variant": question.reference, "timing": timing(image)}
-        return _Told(question.answer(answer.result), about)
+        return _Told(question.answer(result), about)
 
     async def _stream(
         self,
@@ -189,9 +198,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             options = config.options
             question = question_of(options, self._find(options.variant, _with_embedding(options)))
             question.variant.enter_stream(call)
-            job = question.job(call, _deadline(context), flow=messages)
+            call.deadline, call.stream = _deadline(context), messages
             stream = FrameStream(
-                messages, self._pipeline, self._traffic, reply, outcome, question, job
+                messages, self._pipeline, self._traffic, reply, outcome, question, call
             )
             replies = stream.replies(
                 config,
@@ -230,6 +239,6 @@ def _deadline(context: Context) -> float | None:
     return asyncio.get_running_loop().time() + remaining_s
 
 
-def _place(context: RequestContext) -> Permit:
-    assert context.place is not None  # set by the guard
-    return context.place
+def _place(call: RequestContext) -> Permit:
+    assert call.place is not None  # the boundary gave it one
+    return call.place

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from typing import TypeAlias
 
 import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.result import Result
-from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.events import ImageEvent
-from resnet50_server.inference.pipeline import Job
+from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.registry import LoadedVariant
 
 DEFAULT_TOP_K = 5
@@ -36,6 +34,7 @@ class ClassifyQuestion:
     Attributes:
         variant: The same.
         reference: The same, for the reply.
+        task: What the pipeline is to compute.
 
     Raises:
         InvalidRequest: An option is wrong.
@@ -45,15 +44,9 @@ class ClassifyQuestion:
         self._options = options
         self.variant = variant
         self.reference = _reference(self.variant)
-        self._top_k = _top_k(options.top_k, self.variant)
         self._with_embedding = options.include_embedding
+        self.task = InferenceTask(variant, _top_k(options.top_k, variant), self._with_embedding)
         self._min_probability = _min_probability(options)
-
-    def job(
-        self, call: RequestContext, deadline: float | None, flow: Hashable | None = None
-    ) -> Job:
-        """Return what is to be done with an image; see `Job`."""
-        return Job(self.variant, self._top_k, self._with_embedding, call, deadline, flow)
 
     def latest(self) -> ClassifyQuestion:
         """Return the same question to what has taken the variant's place, if anything has."""
@@ -87,6 +80,7 @@ class EmbedQuestion:
     Attributes:
         variant: The same.
         reference: The same, for the reply.
+        task: What the pipeline is to compute.
 
     Raises:
         InvalidRequest: An option is wrong.
@@ -101,12 +95,7 @@ class EmbedQuestion:
                 f"is {options.type}, must be one of {', '.join(result_pb2.EmbeddingType.keys())}",
             )
         self._options = options
-
-    def job(
-        self, call: RequestContext, deadline: float | None, flow: Hashable | None = None
-    ) -> Job:
-        """Return what is to be done with an image; see `Job`."""
-        return Job(self.variant, 0, True, call, deadline, flow)
+        self.task = InferenceTask(variant, top_k=0, with_embedding=True)
 
     def latest(self) -> EmbedQuestion:
         """Return the same question to what has taken the variant's place, if anything has."""

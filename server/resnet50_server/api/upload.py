@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from resnet50.v1 import inference_pb2
-from resnet50_server.context import CURRENT_REQUEST, Permit
+from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import DataLoss, InvalidImage, InvalidRequest, Stalled
 from resnet50_server.images.decode_guard import FIELD
 from resnet50_server.images.formats import HEADER_BYTES, check_header
@@ -74,15 +74,13 @@ class Upload:
         self._sha256 = options.sha256
         return options
 
-    async def image(
-        self, transform: Transform, place: Permit, deadline: float | None = None
-    ) -> bytes:
+    async def image(self, transform: Transform, call: RequestContext) -> bytes:
         """Return the whole image.
 
         Args:
             transform: The variant's, for the check of the header.
-            place: Grows with what arrives.
-            deadline: When the answer must be there, in loop time; None for no limit.
+            call: Its permit grows with what arrives; its deadline and priority are
+                those of what runs in threads.
 
         Raises:
             InvalidImage: Too long, empty, no image, or too many pixels.
@@ -94,8 +92,9 @@ class Upload:
         # A BytesIO grows like a bytearray, and gives its bytes without a copy.
         limits, arrived, length = self._pipeline.limits, io.BytesIO(), 0
         in_thread = partial(
-            self._pipeline.decode_pool.run, deadline=deadline, bulk=CURRENT_REQUEST.get().bulk
+            self._pipeline.decode_pool.submit, deadline=call.deadline, bulk=call.bulk
         )
+        assert call.place is not None  # the boundary gave it one
         # The header is looked at early, and again each time twice as much is there.
         look_at: float = HEADER_BYTES
         while (part := await self._next()) is not None:
@@ -115,7 +114,7 @@ class Upload:
                     " smaller or more compressed image",
                     kind="too_many_bytes",
                 )
-            place.grow(len(chunk))
+            call.place.grow(len(chunk))
             arrived.write(chunk)
             del part, chunk  # or both would be kept until the next ones are there
             if length >= look_at:

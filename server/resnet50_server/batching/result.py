@@ -12,7 +12,7 @@ from resnet50_server.events import BatchEvent, CacheUse
 
 @dataclass(eq=False, slots=True)
 class Result:
-    """The engine's output for one image; shared by requests, so it must not be changed.
+    """The result for one image, and where its time went. Its arrays are read-only.
 
     Attributes:
         indices: int64 [k], categories by falling probability; k is the `top_k` of the request.
@@ -23,6 +23,8 @@ class Result:
         batch_size: Images in the batch.
         batch: The batch, for observers.
         cache: Whether the result comes from the response cache or from another request.
+        decode_s: Decoding with the wait for a thread, in seconds; set by the pipeline.
+        decoded: When decoding ended, on the clock of `time.perf_counter`; set by the pipeline.
     """
 
     indices: NDArray[np.int64]
@@ -33,3 +35,5 @@ class Result:
     batch_size: int
     batch: BatchEvent | None = None
     cache: CacheUse = "none"
+    decode_s: float = 0.0
+    decoded: float = 0.0

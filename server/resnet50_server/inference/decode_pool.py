@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from resnet50_server.batching.fair_queue import FairQueue, virtual_deadline
+from resnet50_server.batching.fair_queue import Entry, FairQueue, virtual_deadline
 from resnet50_server.batching.latency import LatencyModel
 from resnet50_server.context import CURRENT_REQUEST
 from resnet50_server.engines.devices import set_threads
@@ -96,15 +96,15 @@ class DecodePool:
         self._waiting: FairQueue[_Job] = FairQueue()
         self._call = LatencyModel()  # of one call each
 
-    async def run(
+    def submit(
         self,
         call: Callable[[], Result],
         *,
         deadline: float | None = None,
         flow: Hashable | None = None,
         bulk: bool = False,
-    ) -> Result:
-        """Return what `call` returns; cancelling it while it waits costs nothing.
+    ) -> asyncio.Future[Result]:
+        """Run a call in a thread; cancelling the future takes it out of the queue.
 
         Args:
             call: Runs in a thread.
@@ -112,9 +112,12 @@ class DecodePool:
             flow: Whose call it is; see `FairQueue`.
             bulk: Whether it goes behind those that are not.
 
+        Returns:
+            Gets what `call` returns.
+
         Raises:
-            InvalidImage: It takes longer than `timeout_s`.
             ShuttingDown: No thread is left.
+            InvalidImage: (from the future) it takes longer than `timeout_s`.
         """
         if self._lost:
             raise _turned_away()
@@ -122,19 +125,9 @@ class DecodePool:
         asked = CURRENT_REQUEST.get(None)
         job = _Job(call, loop.create_future(), asked.request_id if asked is not None else "")
         entry = self._waiting.push(job, loop.time(), deadline=deadline, flow=flow, bulk=bulk)
+        job.future.add_done_callback(partial(self._on_cancel, entry))
         self._start(loop)
-        try:
-            result: Result = await job.future
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            if not entry.taken:
-                self._waiting.remove(entry, loop.time())
-            raise
-        finally:
-            # An error's traceback holds this frame. If this frame held the error, by its future,
-            # the request and its image would stay until garbage is looked for, which is seldom.
-            del job, entry
-        return result
+        return job.future
 
     def expected_s(
         self, *, deadline: float | None = None, flow: Hashable | None = None, bulk: bool = False
@@ -169,6 +162,12 @@ class DecodePool:
         self._threads.close()
         if self._hanging is not None:
             self._hanging.cancel()
+
+    def _on_cancel(self, entry: Entry[_Job], future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            self.cancelled += 1
+            if not entry.taken:
+                self._waiting.remove(entry, future.get_loop().time())
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free and (entry := self._waiting.pop(loop.time())) is not None:

@@ -1,9 +1,9 @@
-"""Answers that are kept. Event loop only, no locks.
+"""Response cache: results of images that were computed before. Event loop only, no locks.
 
-An answer is found by the image's digest, by what was asked of it and by the weights as they are
-loaded, so loading them again begins anew. What is kept is the engine's result, before the options
-that only change how it is told. It is kept as bytes, which cannot be changed and hold nothing of
-the batch that they come from (docs/adr/0019-response-cache.md).
+A result is found by a digest of the image, by what was asked of it and by the weights as they are
+loaded, so loading them again starts anew. Stored is the engine's result, before the options that
+only change how it is reported; as bytes, which cannot be changed and keep nothing of their batch
+alive (docs/adr/0019-response-cache.md).
 """
 
 from __future__ import annotations
@@ -11,31 +11,246 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnet50_server.batching.result import Result
 from resnet50_server.images.decode import Source
 
-from .lru import Shelf
-from .single_flight import Flight, Urgency
+from .single_flight import SingleFlight
 
-# An image up to here is digested where it is, in a tenth of a millisecond; others in a thread.
+# An image up to here is hashed on the event loop, in a tenth of a millisecond; others in a thread.
 # A raw frame of 224 x 224 in RGB is below it.
-MAX_DIGEST_AT_HAND_BYTES = 160 * 1024
-# A dict is copied as a whole when it is full; one of so many bytes within some milliseconds.
-SHELF_BYTES = 16 * 2**20
+MAX_INLINE_HASH_BYTES = 160 * 1024
+# A dict is copied as a whole when it grows; one of so many bytes within some milliseconds.
+SHARD_BYTES = 16 * 2**20
+# What an entry takes besides its key and value: its share of a dict that is a third to a sixth
+# full, and what an allocation is rounded up by. Measured: benchmarks/cache.py memory.
+ENTRY_BYTES = 150
+# How many keys `LruBytes.purge` looks at between two yields.
+PURGE_CHUNK = 1000
 
 _RAW = struct.Struct("<cIIII")
-_QUESTION = struct.Struct("<II?")
+_KEY = struct.Struct("<II?")
 _HEADER = struct.Struct("<II")
 
 
-def digest_of(source: Source) -> bytes:
-    """Return what stands for an image: 32 bytes. Nobody can make two images that share them."""
+class CacheKey(NamedTuple):
+    """What a result depends on, and who may wait for whom.
+
+    Attributes:
+        owner: The weights as they are loaded.
+        name: The variant's.
+        digest: The image's; see `content_digest`.
+        top_k: How many categories are returned; 0 for none.
+        with_embedding: Whether the embedding is.
+        priority: The class of the request. Only requests of one class share a computation: an
+            interactive one would wait long for one in bulk.
+    """
+
+    owner: Hashable
+    name: str
+    digest: bytes
+    top_k: int
+    with_embedding: bool
+    priority: Hashable = None
+
+
+@dataclass
+class CacheStats:
+    """Lookups of one variant; grows only.
+
+    Attributes:
+        hits: The result was stored.
+        shared: The result was being computed for another request.
+        misses: The result had to be computed.
+    """
+
+    hits: int = 0
+    shared: int = 0
+    misses: int = 0
+
+
+class ResponseCache:
+    """Stores the most recently used results, bounded in bytes.
+
+    Args:
+        max_bytes: How much memory they may take.
+
+    Attributes:
+        stats: Lookups, by the names of variants.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.stats: dict[str, CacheStats] = {}
+        # Digests spread evenly over them.
+        shards = max(1, max_bytes // SHARD_BYTES)
+        self._shards = [LruBytes(max_bytes // shards) for _ in range(shards)]
+        self._flights: SingleFlight[Result] = SingleFlight()
+        self._numbers: dict[Hashable, int] = {}  # of the owners
+        self._next_number = count()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._shards))
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory the results take."""
+        return sum(shard.memory_bytes for shard in self._shards)
+
+    @property
+    def evictions(self) -> int:
+        """How many results were evicted to make room for others."""
+        return sum(shard.evictions for shard in self._shards)
+
+    async def get_or_compute(
+        self,
+        key: CacheKey,
+        compute: Callable[[], Coroutine[Any, Any, Result]],
+        deadline: float | None = None,
+    ) -> Result:
+        """Return a result: stored, being computed for another request, or computed now.
+
+        Args:
+            key: What it depends on. Its owner has not been dropped.
+            compute: Computes it.
+            deadline: Until when to wait for another request's computation, in loop time; None for
+                no limit.
+
+        Raises:
+            ServingError: As `SingleFlight.run`.
+        """
+        number = self._numbers.get(key.owner)
+        if number is None:
+            number = self._numbers[key.owner] = next(self._next_number)
+        stats = self.stats.setdefault(key.name, CacheStats())
+        stored_as = _KEY.pack(number, key.top_k, key.with_embedding) + key.digest
+        shard = self._shards[int.from_bytes(key.digest[:4], "little") % len(self._shards)]
+        value = shard.get(stored_as)
+        if value is not None:
+            stats.hits += 1
+            return _unpack(value, key.with_embedding)
+
+        async def compute_and_store() -> Result:
+            stats.misses += 1
+            result = await compute()
+            if key.owner in self._numbers:
+                shard.put(stored_as, _pack(result))
+            return result
+
+        joined = time.perf_counter()
+        flight = stored_as, key.priority
+        result, shared = await self._flights.run(flight, compute_and_store, deadline)
+        if not shared:
+            return result
+        stats.shared += 1
+        now = time.perf_counter()
+        return replace(
+            result,
+            queue_s=now - joined,
+            compute_s=0.0,
+            batch=None,
+            cache="shared",
+            decode_s=0.0,
+            decoded=now,
+        )
+
+    def drop(self, owner: Hashable) -> None:
+        """Remove all results of weights that serve no new request.
+
+        Those that are still being computed are returned, and not stored.
+        """
+        number = self._numbers.pop(owner, None)
+        if number is not None:
+            prefix = number.to_bytes(4, "little")
+            _run_in_slices(chain.from_iterable(shard.purge(prefix) for shard in self._shards))
+
+    def forget(self, name: str) -> None:
+        """Drop the lookup counts of a variant that has been unloaded.
+
+        Args:
+            name: Its name.
+        """
+        self.stats.pop(name, None)
+
+
+class LruBytes:
+    """Bytes by bytes, bounded; the least recently used are evicted first.
+
+    Bytes only: tuples, or an OrderedDict, would be visited by every full garbage collection.
+
+    Args:
+        max_bytes: How much memory they may take.
+
+    Attributes:
+        memory_bytes: How much they take.
+        evictions: How many were evicted to make room for others.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.memory_bytes = 0
+        self.evictions = 0
+        self._max_bytes = max_bytes
+        self._values: dict[bytes, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a value, which counts as a use."""
+        value = self._values.pop(key, None)
+        if value is not None:
+            self._values[key] = value
+        return value
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Store a value, unless it alone is larger than the limit."""
+        if key in self._values:
+            self._remove(key)
+        taken = _memory(key, value)
+        if taken > self._max_bytes:
+            return
+        self.memory_bytes += taken
+        self._values[key] = value
+        if self.memory_bytes > self._max_bytes:
+            self._evict()
+
+    def purge(self, prefix: bytes) -> Iterator[None]:
+        """Remove all keys with a prefix, a few between one yield and the next."""
+        keys = list(self._values)
+        for start in range(0, len(keys), PURGE_CHUNK):
+            for key in keys[start : start + PURGE_CHUNK]:
+                if key.startswith(prefix) and key in self._values:
+                    self._remove(key)
+            yield
+
+    def _evict(self) -> None:
+        # Somewhat more than is needed: finding the oldest takes as long for one as for many.
+        left = self.memory_bytes - self._max_bytes + self._max_bytes // 64
+        oldest = []
+        for key, value in self._values.items():
+            if left <= 0:
+                break
+            left -= _memory(key, value)
+            oldest.append(key)
+        # The newest stays.
+        for key in oldest[: len(self._values) - 1]:
+            self._remove(key)
+            self.evictions += 1
+
+    def _remove(self, key: bytes) -> None:
+        self.memory_bytes -= _memory(key, self._values.pop(key))
+
+
+def content_digest(source: Source) -> bytes:
+    """Return 32 bytes that identify an image; nobody can make two images that share them."""
     # The first byte keeps a file from being taken for pixels.
     if isinstance(source, bytes):
         digest = hashlib.sha256(b"\0")
@@ -47,141 +262,15 @@ def digest_of(source: Source) -> bytes:
     return digest.digest()
 
 
-@dataclass
-class Lookups:
-    """What came of looking for answers; grows only.
-
-    Attributes:
-        hits: Were there.
-        shared: Were being computed, and were waited for.
-        misses: Had to be computed.
-    """
-
-    hits: int = 0
-    shared: int = 0
-    misses: int = 0
+def _memory(key: bytes, value: bytes) -> int:
+    """Return how much an entry takes, in bytes."""
+    return sys.getsizeof(key) + sys.getsizeof(value) + ENTRY_BYTES
 
 
-class ResponseCache:
-    """Keeps answers, the most recently used ones, as far as there is room.
-
-    Args:
-        max_bytes: How much they may take in memory.
-
-    Attributes:
-        lookups: What came of looking, by the names of variants.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.lookups: dict[str, Lookups] = {}
-        # Digests spread evenly over them.
-        shelves = max(1, max_bytes // SHELF_BYTES)
-        self._shelves = [Shelf(max_bytes // shelves) for _ in range(shelves)]
-        self._flights: dict[bytes, Flight] = {}
-        self._numbers: dict[Hashable, int] = {}
-        self._next_number = count()
-
-    def __len__(self) -> int:
-        return sum(map(len, self._shelves))
-
-    @property
-    def memory_bytes(self) -> int:
-        """How much memory the answers take."""
-        return sum(shelf.memory_bytes for shelf in self._shelves)
-
-    @property
-    def evictions(self) -> int:
-        """How many answers went to make room for others."""
-        return sum(shelf.evictions for shelf in self._shelves)
-
-    def ask(
-        self, owner: Hashable, name: str, digest: bytes, top_k: int, with_embedding: bool
-    ) -> Asked:
-        """Return what stands for a question.
-
-        Args:
-            owner: The weights as they are loaded; not to be asked of once they are dropped.
-            name: The variant's.
-            digest: The image's.
-            top_k: How many categories are wanted; 0 for none.
-            with_embedding: Whether the embedding is.
-        """
-        number = self._numbers.get(owner)
-        if number is None:
-            number = self._numbers[owner] = next(self._next_number)
-        lookups = self.lookups.setdefault(name, Lookups())
-        key = _QUESTION.pack(number, top_k, with_embedding) + digest
-        shelf = self._shelves[int.from_bytes(digest[:4], "little") % len(self._shelves)]
-        return Asked(self, owner, key, shelf, lookups, with_embedding)
-
-    def forget(self, name: str) -> None:
-        """Count nothing more of a variant that has been unloaded.
-
-        Args:
-            name: Its name.
-        """
-        self.lookups.pop(name, None)
-
-    def drop(self, owner: Hashable) -> None:
-        """Forget all answers of weights that no new request finds.
-
-        Those that are still computed are given to whoever waits for them, and not kept.
-        """
-        number = self._numbers.pop(owner, None)
-        if number is not None:
-            prefix = number.to_bytes(4, "little")
-            _go_on(chain.from_iterable(shelf.sweep(prefix) for shelf in self._shelves))
-
-
-def _go_on(sweeping: Iterator[None]) -> None:
-    """Do what is to be done up to the next yield, and then give others a turn."""
-    if next(sweeping, sweeping) is None:
-        asyncio.get_running_loop().call_soon(_go_on, sweeping)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One question to the cache; made by `ResponseCache.ask`."""
-
-    _cache: ResponseCache
-    _owner: Hashable
-    _key: bytes
-    _shelf: Shelf
-    _lookups: Lookups
-    _with_embedding: bool
-
-    def find(self) -> Result | None:
-        """Return the answer if it is kept."""
-        value = self._shelf.find(self._key)
-        if value is None:
-            return None
-        self._lookups.hits += 1
-        return _unpack(value, self._with_embedding)
-
-    def flight(self, urgency: Urgency) -> Flight | None:
-        """Return a computation under way that is at least as urgent.
-
-        Whoever is more urgent had better not wait for it: a bulk image may stand in line for long.
-        """
-        flight = self._cache._flights.get(self._key)
-        return flight if flight is not None and flight.urgency <= urgency else None
-
-    def lead(self, urgency: Urgency) -> Flight:
-        """Begin a computation, which others that ask the same may wait for."""
-        self._lookups.misses += 1
-        flight = Flight(urgency, self._landed, self._shared)
-        self._cache._flights[self._key] = flight
-        return flight
-
-    def _landed(self, flight: Flight, result: Result | None) -> None:
-        cache = self._cache
-        if cache._flights.get(self._key) is flight:  # or somebody more urgent has begun again
-            del cache._flights[self._key]
-        if result is not None and self._owner in cache._numbers:
-            self._shelf.keep(self._key, _pack(result))
-
-    def _shared(self) -> None:
-        self._lookups.shared += 1
+def _run_in_slices(work: Iterator[None]) -> None:
+    """Run up to the next yield, and the rest in later turns of the event loop."""
+    if next(work, work) is None:
+        asyncio.get_running_loop().call_soon(partial(_run_in_slices, work))
 
 
 def _pack(result: Result) -> bytes:
@@ -196,7 +285,7 @@ def _pack(result: Result) -> bytes:
 
 
 def _unpack(value: bytes, with_embedding: bool) -> Result:
-    """Return a kept result, whose arrays are views that nobody can write to."""
+    """Return a stored result; its arrays are read-only views."""
     batch_size, top_k = _HEADER.unpack_from(value)
     probabilities = _HEADER.size + 8 * top_k
     embedding = probabilities + 4 * top_k
@@ -208,4 +297,5 @@ def _unpack(value: bytes, with_embedding: bool) -> Result:
         compute_s=0.0,
         batch_size=batch_size,
         cache="hit",
+        decoded=time.perf_counter(),
     )

@@ -1,194 +1,135 @@
-"""Computations that several requests wait for. Event loop only, no locks."""
+"""Single-flight: requests for the same computation share one. Event loop only, no locks."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Hashable
-from dataclasses import replace
-from types import TracebackType
-from typing import Any, TypeAlias
+from collections.abc import Callable, Coroutine, Hashable
+from functools import partial
+from typing import Any, Generic, TypeVar
 
-from resnet50_server.batching.fair_queue import virtual_deadline
-from resnet50_server.batching.result import Result
-from resnet50_server.errors import DeadlineUnreachable, EngineFailed, InvalidImage, Overloaded
+from resnet50_server.errors import DeadlineUnreachable
 
-Urgency: TypeAlias = tuple[int, float]
-"""What of two requests the queues would take first: the smaller one."""
+T = TypeVar("T")
 
 
-def urgency_of(now: float, deadline: float | None, flow: Hashable | None, bulk: bool) -> Urgency:
-    """Return how urgent a request is.
+class SingleFlight(Generic[T]):
+    """Computations that run, by their keys. Each goes on while anybody waits for it."""
 
-    A frame's turn depends on its own stream, so frames come behind all that stand alone.
+    def __init__(self) -> None:
+        self._running: dict[Hashable, _Computation[T]] = {}
 
-    Args:
-        now: Loop time.
-        deadline: In loop time; None for no limit.
-        flow: The stream that it belongs to, if it does.
-        bulk: Whether it gives way to interactive ones.
-    """
-    if bulk:
-        return 2, 0.0
-    return (0, virtual_deadline(now, deadline)) if flow is None else (1, 0.0)
-
-
-Landed: TypeAlias = "Callable[[Flight, Result | None], None]"
-
-
-class Flight:
-    """A computation, and all who wait for it: its leader, and followers. Made by `Asked.lead`.
-
-    It goes on while anybody waits. If it fails for a reason of its leader's, who has left or is
-    refused, followers are told to ask again; what is wrong with the image is wrong for all.
-
-    As a context, of what comes before the batch: an error within it ends the flight.
-
-    Args:
-        urgency: Its leader's.
-        landed: Called once it has ended, with the result if there is one.
-        shared: Called for each follower that gets the result.
-
-    Attributes:
-        urgency: The same.
-        crowded: Whether it ended because there was no room. So it will for others, who had better
-            try all at once than in turn.
-    """
-
-    __slots__ = (
-        "_computing",
-        "_landed",
-        "_leader",
-        "_loop",
-        "_shared",
-        "_waiting",
-        "crowded",
-        "urgency",
-    )
-
-    def __init__(self, urgency: Urgency, landed: Landed, shared: Callable[[], None]) -> None:
-        self.urgency = urgency
-        self.crowded = False
-        self._landed = landed
-        self._shared = shared
-        self._loop = asyncio.get_running_loop()
-        self._computing: asyncio.Future[Result] | None = None
-        self._leader: asyncio.Future[Result] | None = None
-        self._waiting: dict[asyncio.Future[Any], None] = {}  # followers, as they came
-
-    def __enter__(self) -> Flight:
-        return self
-
-    def __exit__(
+    async def run(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None and self._computing is None:
-            self._landed(self, None)
-            self._release(error)
+        key: Hashable,
+        compute: Callable[[], Coroutine[Any, Any, T]],
+        deadline: float | None = None,
+    ) -> tuple[T, bool]:
+        """Wait for the computation of `key`; start it if it does not run.
 
-    def carry(self, computing: asyncio.Future[Result]) -> asyncio.Future[Result]:
-        """Wait for a batch.
+        A failure is everybody's, except that of a deadline: it was that of the request which had
+        started the computation, so the others start it again.
 
         Args:
-            computing: Its result to come; cancelled when nobody waits any more.
+            key: What is computed.
+            compute: Starts it. It keeps its own deadline.
+            deadline: Until when to wait for a computation of another request, in loop time; None
+                for no limit.
 
         Returns:
-            The same for the leader, who leaves by cancelling it.
-        """
-        self._computing = computing
-        self._leader = leader = self._loop.create_future()
-        leader.add_done_callback(self._left)
-        computing.add_done_callback(self._land)
-        return leader
-
-    async def follow(self, deadline: float | None) -> Result | None:
-        """Wait for the result.
-
-        Args:
-            deadline: Until when, in loop time; None for no limit.
-
-        Returns:
-            None if the computation ended without one, for a reason of its leader's: ask again.
+            Its result, and whether another request had started it.
 
         Raises:
-            InvalidImage: The image cannot be read.
-            EngineFailed: The engine fails on it.
-            DeadlineUnreachable: There is no result yet.
+            Exception: What `compute` raised; a copy, if another request had started it.
+            DeadlineUnreachable: The deadline passed meanwhile.
         """
-        joined = time.perf_counter()
-        waiter: asyncio.Future[Result | None] = self._loop.create_future()
-        self._waiting[waiter] = None
-        waiter.add_done_callback(self._left)
-        timer = None
-        if deadline is not None:
-            timer = self._loop.call_at(deadline, _expire, waiter)
+        while (computation := self._running.get(key)) is not None:
+            try:
+                return await self._join(computation, key, deadline), True
+            except _StarterTooLate:
+                pass
+            finally:
+                # An error's traceback holds this frame, which would hold the error: a cycle.
+                del computation
+        started = self._start(key, compute)
         try:
-            result = await waiter
+            await self._wait(started, key, None)
+            return started.task.result(), False
         finally:
-            if timer is not None:
-                timer.cancel()
-            # An error's traceback holds this frame, which would hold the error: a circle.
-            del waiter
-        if result is None:
-            return None
-        self._shared()
-        waited_s = time.perf_counter() - joined
-        return replace(result, queue_s=waited_s, compute_s=0.0, batch=None, cache="shared")
+            del started
 
-    def _left(self, waiter: asyncio.Future[Any]) -> None:
-        """See that one waits no longer; the last one ends the computation."""
-        self._waiting.pop(waiter, None)
-        computing, leader = self._computing, self._leader
-        if computing is None or leader is None or computing.done():
-            return
-        if leader.done() and not self._waiting:
-            self._landed(self, None)
-            computing.cancel()
+    def _start(
+        self, key: Hashable, compute: Callable[[], Coroutine[Any, Any, T]]
+    ) -> _Computation[T]:
+        task = asyncio.create_task(compute(), name="compute for the cache")
+        computation = self._running[key] = _Computation(task)
+        task.add_done_callback(partial(self._on_done, key, computation))
+        return computation
 
-    def _land(self, computing: asyncio.Future[Result]) -> None:
-        """Tell everybody how it ended."""
-        leader = self._leader
-        assert leader is not None  # `carry` made it
-        if computing.cancelled():
-            return  # nobody waits
-        error = computing.exception()
-        if error is None:
-            result = computing.result()
-            for waiter in (leader, *self._waiting):
-                if not waiter.done():
-                    waiter.set_result(result)
-            self._landed(self, result)
-        else:
-            self._landed(self, None)
-            if not leader.done():
-                leader.set_exception(error)
-            self._release(error)
+    async def _join(self, computation: _Computation[T], key: Hashable, deadline: float | None) -> T:
+        """Return the result of a computation that another request has started.
 
-    def _release(self, error: BaseException) -> None:
-        """Let followers fail as the leader did, or go on by themselves."""
-        self.crowded = isinstance(error, Overloaded)
-        for waiter in self._waiting:
-            if waiter.done():
-                continue
-            # To each its own, as a traceback grows with whoever raises it.
-            if isinstance(error, InvalidImage):
-                waiter.set_exception(InvalidImage(error.field, error.reason, kind=error.kind))
-            elif isinstance(error, EngineFailed):
-                # Computing it again, each in turn, would fail as many batches in a row.
-                failure = type(error)(*error.args)
-                failure.__cause__ = error.__cause__
-                waiter.set_exception(failure)
-            else:
-                waiter.set_result(None)
+        Raises:
+            _StarterTooLate: It failed since that request's deadline could not be met.
+        """
+        task = computation.task
+        try:
+            if not await self._wait(computation, key, deadline):
+                raise DeadlineUnreachable(
+                    "the deadline passed while the same image was computed for another request"
+                )
+            error = task.exception()
+            if error is None:
+                return task.result()
+            if isinstance(error, DeadlineUnreachable):
+                raise _StarterTooLate
+            # A copy: a traceback grows with each request that raises it.
+            raise _copied(error) from error.__cause__
+        finally:
+            error = None
+            del computation, task
+
+    async def _wait(
+        self, computation: _Computation[T], key: Hashable, deadline: float | None
+    ) -> bool:
+        """Return whether a computation has ended by the deadline; the last to leave cancels it."""
+        task = computation.task
+        timeout = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        computation.waiters += 1
+        try:
+            await asyncio.wait((task,), timeout=timeout)
+            return task.done()
+        finally:
+            computation.waiters -= 1
+            if not computation.waiters and not task.done():
+                self._remove(key, computation)
+                task.cancel()
+
+    def _on_done(self, key: Hashable, computation: _Computation[T], task: asyncio.Task[T]) -> None:
+        self._remove(key, computation)
+        if not task.cancelled():
+            task.exception()  # or asyncio logs it, if everybody has left just now
+
+    def _remove(self, key: Hashable, computation: _Computation[T]) -> None:
+        if self._running.get(key) is computation:  # or it has been started again
+            del self._running[key]
 
 
-def _expire(waiter: asyncio.Future[Result | None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(
-            DeadlineUnreachable(
-                "the deadline passed while the same image was computed for another request"
-            )
-        )
+class _Computation(Generic[T]):
+    """A computation that runs, and how many requests wait for it."""
+
+    __slots__ = ("task", "waiters")
+
+    def __init__(self, task: asyncio.Task[T]) -> None:
+        self.task = task
+        self.waiters = 0
+
+
+class _StarterTooLate(Exception):
+    """The deadline of the request that had started a computation could not be met."""
+
+
+def _copied(error: BaseException) -> BaseException:
+    """Return the same error without its traceback."""
+    copied = type(error).__new__(type(error), *error.args)
+    copied.__dict__.update(error.__dict__)
+    return copied

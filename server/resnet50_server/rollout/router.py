@@ -11,7 +11,7 @@ from resnet50_server.context import RequestContext
 from resnet50_server.errors import NotNow, SplitNotFound
 from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.decode import Source
-from resnet50_server.inference.pipeline import Job
+from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
 from resnet50_server.variants.spec import VariantSpec
 
@@ -188,36 +188,37 @@ class Traffic(ServerEvents):
         canary = trial.split.is_canary(call.key or call.caller.name)
         return (trial.candidate if canary else None) or variant
 
-    def watch(self, job: Job, source: Source) -> Job:
+    def watch(self, task: InferenceTask, call: RequestContext, source: Source) -> InferenceTask:
         """Return what is to be done with an image if a split is to learn of it.
 
         Args:
-            job: What would be done without.
+            task: What would be done without.
+            call: The RPC that it belongs to.
             source: The image.
         """
-        if not self._trials or (trial := self._holding(job.call.asked)) is None:
-            return job
-        name, tally = job.variant.spec.name, trial.tally
+        if not self._trials or (trial := self._holding(call.asked)) is None:
+            return task
+        name, tally = task.variant.spec.name, trial.tally
         if (share := trial.share(name, tally)) is None:
-            return job
+            return task
         candidate = trial.candidate
         if (
             candidate is None
             or name == candidate.spec.name
             or self._random.random() * 100 >= trial.split.shadow_percent
         ):
-            return job._replace(seen=partial(_count, share))
+            return task._replace(on_result=partial(_count, share))
         if not trial.shadows.has_room(source):
             tally.skipped += 1
-            return job._replace(seen=partial(_count, share))
+            return task._replace(on_result=partial(_count, share))
 
         def compare(result: Result, image: ImageEvent) -> None:
             _count(share, result, image)
             if result.cache != "none":
                 return  # the variant did not take the time that is to be compared
-            trial.shadows.add(Shadow(source, seen(result, job.variant), candidate, tally))
+            trial.shadows.add(Shadow(source, seen(result, task.variant), candidate, tally))
 
-        return job._replace(top_k=max(1, job.top_k), with_embedding=True, seen=compare)
+        return task._replace(top_k=max(1, task.top_k), with_embedding=True, on_result=compare)
 
     def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
         """Count a call with one image that was not answered."""

@@ -18,14 +18,14 @@ from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.images.decode import Source, length_of
-from resnet50_server.inference.pipeline import Answer, Job
+from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.registry import LoadedVariant
 
 from .split import Seen, Tally
 
 log = logging.getLogger(__name__)
 
-Compute: TypeAlias = Callable[[Source, Job], Awaitable[Answer]]
+Compute: TypeAlias = Callable[[Source, InferenceTask, RequestContext], Awaitable[Result]]
 
 # What waits for one candidate, at most: a few of its batches, and a few of the largest images.
 MAX_WAITING = 16
@@ -106,7 +106,8 @@ class Shadows:
         candidate, tally = shadow.candidate, shadow.tally
         call = RequestContext("Shadow", "", (), bulk=True, variant=self._name)
         try:
-            answer = await self._compute(shadow.source, Job(candidate, 1, True, call, shadow=True))
+            task = InferenceTask(candidate, 1, True, shadow=True)
+            result = await self._compute(shadow.source, task, call)
         except ShuttingDown:
             pass  # the candidate has been replaced or goes, and with it what was counted
         except Overloaded:
@@ -118,7 +119,7 @@ class Shadows:
             log.exception("candidate %s failed on a shadow", self._name)
             tally.failed += 1
         else:
-            tally.comparison.add(shadow.seen, seen(answer.result, candidate))
+            tally.comparison.add(shadow.seen, seen(result, candidate))
 
 
 def seen(result: Result, variant: LoadedVariant) -> Seen:

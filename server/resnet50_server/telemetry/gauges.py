@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from resnet50_server.events import CompositeEvents
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool
-from resnet50_server.inference.response_cache import Lookups, ResponseCache
+from resnet50_server.inference.response_cache import CacheStats, ResponseCache
 from resnet50_server.lifecycle.devices import Devices
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import Traffic
@@ -219,8 +219,8 @@ class Readings(Collector):
             "Images looked for in the response cache, by what came of it.",
             labels=["variant", "outcome"],
         )
-        loaded = {spec.name: Lookups() for spec in self._variants.specs}
-        for name, of in (loaded | cache.lookups).items():
+        loaded = {spec.name: CacheStats() for spec in self._variants.specs}
+        for name, of in (loaded | cache.stats).items():
             lookups.add_metric([name, "hit"], of.hits)
             lookups.add_metric([name, "shared"], of.shared)
             lookups.add_metric([name, "miss"], of.misses)

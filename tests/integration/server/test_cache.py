@@ -15,7 +15,7 @@ from resnet50_client import (
     InvalidRequestError,
     OverloadedError,
 )
-from resnet50_server.inference.response_cache import MAX_DIGEST_AT_HAND_BYTES
+from resnet50_server.inference.response_cache import MAX_INLINE_HASH_BYTES
 from resnet50_server.rollout.split import Split
 from resnet50_server.variants.directory import VariantsDirectory
 from tests.support.clients import KINDS, Caller
@@ -113,7 +113,7 @@ async def test_wrong_options_are_refused_whatever_is_kept():
 
 async def test_uploads_frames_and_single_images_share_answers():
     large = encode(photo_like(400, 400))
-    assert len(large) > MAX_DIGEST_AT_HAND_BYTES
+    assert len(large) > MAX_INLINE_HASH_BYTES
 
     async def parts():
         yield inference_pb2.ClassifyUploadRequest(options={})

@@ -218,7 +218,7 @@ async def callers_who_give_up(load: Load) -> None:
         lambda: load.server._admission.bytes == 100 and not load.server._decode_pool.busy,
     )
     pool, ended = load.server._decode_pool, threading.Event()
-    blocking = [asyncio.ensure_future(pool.run(ended.wait)) for _ in range(pool._count)]
+    blocking = [asyncio.ensure_future(pool.submit(ended.wait)) for _ in range(pool._count)]
     await until(lambda: pool.busy == pool._count)
     await give_up(
         load, "Classify", "decode", lambda: load.stub.Classify(REQUEST), lambda: pool.waiting == 1
@@ -384,7 +384,7 @@ async def test_what_stands_in_the_server_is_read_when_it_is_asked_for():
 async def test_decode_threads_and_what_waits_for_them_are_seen():
     async with loaded(decode_threads=2) as load:
         pool, ended = load.server._decode_pool, threading.Event()
-        calls = [asyncio.ensure_future(pool.run(ended.wait)) for _ in range(5)]
+        calls = [asyncio.ensure_future(pool.submit(ended.wait)) for _ in range(5)]
         await until(lambda: pool.busy == 2)
         found = await scrape(load.server)
         ended.set()

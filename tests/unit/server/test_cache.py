@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import resnet50_server.inference.pipeline
 from resnet50.v1 import image_pb2
 from resnet50_server.batching.result import Result
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
@@ -24,21 +23,22 @@ from resnet50_server.errors import (
     EngineFailed,
     InvalidImage,
     QueueFull,
-    ServingError,
     ShuttingDown,
 )
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.raw import RawPixels
 from resnet50_server.inference.admission import Admission, Limits
-from resnet50_server.inference.lru import SWEPT_AT_ONCE
-from resnet50_server.inference.pipeline import Answer, Job, Pipeline, Submitted
+from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.inference.response_cache import (
-    MAX_DIGEST_AT_HAND_BYTES,
-    SHELF_BYTES,
-    Lookups,
+    MAX_INLINE_HASH_BYTES,
+    PURGE_CHUNK,
+    SHARD_BYTES,
+    CacheKey,
+    CacheStats,
     ResponseCache,
-    digest_of,
+    content_digest,
 )
+from resnet50_server.inference.single_flight import SingleFlight
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, image
@@ -57,8 +57,11 @@ class Pool:
     def expected_s(self, **_) -> float:
         return 0.0
 
-    async def run(self, call, **_):
+    def submit(self, call, **_):
         self.calls += 1
+        return asyncio.ensure_future(self._run(call))
+
+    async def _run(self, call):
         await asyncio.sleep(DECODE_S)
         return call()
 
@@ -84,7 +87,6 @@ class Bench:
 
     def load(self) -> SimpleNamespace:
         engine = FakeEngine()
-        engine.needs_pixels = True
         return Held(
             spec=parse_variant("IMAGENET1K_V2"),
             built=SimpleNamespace(engine=engine),
@@ -100,23 +102,23 @@ class Bench:
         top_k: int = 1,
         embed: bool = False,
         within: float | None = None,
-        flow: str | None = None,
+        stream: str | None = None,
         bulk: bool = False,
         variant: SimpleNamespace | None = None,
-    ) -> asyncio.Task[Answer]:
+    ) -> asyncio.Task[Result]:
         if isinstance(source, int):
             source = bytes([source])
         deadline = None if within is None else now() + within
-        call = RequestContext("", "", (), bulk=bulk)
-        job = Job(variant or self.variant, top_k, embed, call, deadline, flow)
-        return asyncio.create_task(self.pipeline.answer(source, job))
+        call = RequestContext("", "", (), bulk=bulk, deadline=deadline, stream=stream)
+        task = InferenceTask(variant or self.variant, top_k, embed)
+        return asyncio.create_task(self.pipeline.infer(source, task, call))
 
-    async def uses(self, *asked: asyncio.Task[Answer]) -> list[str]:
-        return [answer.result.cache for answer in await asyncio.gather(*asked)]
+    async def uses(self, *asked: asyncio.Task[Result]) -> list[str]:
+        return [result.cache for result in await asyncio.gather(*asked)]
 
     @property
-    def lookups(self) -> Lookups:
-        return self.cache.lookups["IMAGENET1K_V2"]
+    def stats(self) -> CacheStats:
+        return self.cache.stats["IMAGENET1K_V2"]
 
 
 class Held(SimpleNamespace):
@@ -147,18 +149,25 @@ def result(embedding: int = 0, number: int = 0) -> Result:
     )
 
 
-def keep(cache: ResponseCache, owner: str, digest: bytes, answer: Result) -> None:
+async def keep(cache: ResponseCache, owner: str, digest: bytes, answer: Result) -> None:
     """Keep what was computed."""
-    loop = asyncio.get_running_loop()
-    computing = loop.create_future()
-    flight = cache.ask(owner, owner, digest, 1, answer.embedding is not None).lead((0, 0.0))
-    flight.carry(computing)
-    computing.set_result(answer)
-    flight._land(computing)
+
+    async def compute() -> Result:
+        return answer
+
+    key = CacheKey(owner, owner, digest, 1, answer.embedding is not None)
+    assert (await cache.get_or_compute(key, compute)).cache == "none"
 
 
-def is_kept(cache: ResponseCache, owner: str, digest: bytes, embedding: bool = False) -> bool:
-    return cache.ask(owner, owner, digest, 1, embedding).find() is not None
+async def is_kept(cache: ResponseCache, owner: str, digest: bytes, embedding: bool = False) -> bool:
+    async def compute() -> Result:
+        raise LookupError
+
+    try:
+        await cache.get_or_compute(CacheKey(owner, owner, digest, 1, embedding), compute)
+    except LookupError:
+        return False
+    return True
 
 
 @in_virtual_time
@@ -171,29 +180,30 @@ async def test_image_that_comes_again_is_neither_decoded_nor_computed():
     again = await bench.ask(7, top_k=2, embed=True)
     assert now() == started
     assert (bench.decoded, bench.engine.batches) == ([b"\x08", b"\x07"], [[8, 7]])
-    assert first.result.cache == "none"
+    assert first.cache == "none"
     assert again.decode_s == 0.0
     for name in ("indices", "probabilities", "embedding"):
-        one, other = getattr(first.result, name), getattr(again.result, name)
+        one, other = getattr(first, name), getattr(again, name)
         assert (one.tolist(), one.dtype) == (other.tolist(), other.dtype)
-    told = dataclasses.asdict(again.result)
+    told = dataclasses.asdict(again)
     assert {name: told[name] for name in ("queue_s", "compute_s", "batch_size", "batch")} == {
         "queue_s": 0.0,
         "compute_s": 0.0,
         "batch_size": 2,
         "batch": None,
     }
-    assert again.result.cache == "hit"
+    assert again.cache == "hit"
 
 
 @in_virtual_time
-async def test_hit_needs_no_task():
+async def test_hit_waits_for_nothing():
     bench = Bench()
     await bench.ask(7)
-    job = Job(bench.variant, 1, False, RequestContext("", "", ()))
-    begun = bench.pipeline.begin(b"\x07", job)
-    assert isinstance(begun, Submitted)
-    assert begun.result.done()
+    task = InferenceTask(bench.variant, 1, False)
+    hit = bench.pipeline.infer(b"\x07", task, RequestContext("", "", ()))
+    with pytest.raises(StopIteration) as ended:
+        hit.send(None)
+    assert ended.value.value.cache == "hit"
 
 
 @pytest.mark.parametrize("other", [{"top_k": 2}, {"embed": True}, {"top_k": 0, "embed": True}])
@@ -202,14 +212,14 @@ async def test_other_options_are_another_question(other):
     bench = Bench()
     await bench.ask(7)
     answer = await bench.ask(7, **other)
-    assert answer.result.cache == "none"
-    assert len(answer.result.indices) == other.get("top_k", 1)
-    assert (answer.result.embedding is not None) == other.get("embed", False)
+    assert answer.cache == "none"
+    assert len(answer.indices) == other.get("top_k", 1)
+    assert (answer.embedding is not None) == other.get("embed", False)
     assert bench.engine.batches == [[7], [7]]
     again = await bench.ask(7, **other)
-    assert again.result.cache == "hit"
-    assert len(again.result.indices) == other.get("top_k", 1)
-    assert (again.result.embedding is not None) == other.get("embed", False)
+    assert again.cache == "hit"
+    assert len(again.indices) == other.get("top_k", 1)
+    assert (again.embedding is not None) == other.get("embed", False)
 
 
 @in_virtual_time
@@ -238,19 +248,19 @@ def test_digest_is_of_all_that_makes_an_image():
         bytes(24),
         bytes(25),
     ]
-    assert len({digest_of(source) for source in different}) == len(different)
-    assert digest_of(raw()) == digest_of(raw())
+    assert len({content_digest(source) for source in different}) == len(different)
+    assert content_digest(raw()) == content_digest(raw())
 
 
 def test_file_that_spells_out_pixels_is_not_taken_for_them():
     spelt = b"\1" + b"".join(n.to_bytes(4, "little") for n in (4, 2, image_pb2.PIXEL_FORMAT_RGB, 0))
-    assert digest_of(spelt + bytes(24)) != digest_of(raw())
+    assert content_digest(spelt + bytes(24)) != content_digest(raw())
 
 
 @in_virtual_time
 async def test_large_images_are_digested_in_a_thread():
     bench = Bench()
-    small, large = (bytes([1]) + bytes(MAX_DIGEST_AT_HAND_BYTES - 1 + more) for more in (0, 1))
+    small, large = (bytes([1]) + bytes(MAX_INLINE_HASH_BYTES - 1 + more) for more in (0, 1))
     await asyncio.gather(bench.ask(small), bench.ask(large))
     assert bench.pool.calls == 1 + 2
     assert await bench.uses(bench.ask(small), bench.ask(large)) == ["hit", "hit"]
@@ -260,19 +270,19 @@ async def test_large_images_are_digested_in_a_thread():
 @in_virtual_time
 async def test_variant_replaced_during_hashing_is_not_used():
     bench = Bench()
-    asked = bench.ask(bytes([1]) + bytes(MAX_DIGEST_AT_HAND_BYTES))
+    asked = bench.ask(bytes([1]) + bytes(MAX_INLINE_HASH_BYTES))
     await asyncio.sleep(DECODE_S / 2)
     bench.variant.retired = True
     bench.cache.drop(bench.variant)
     assert await bench.uses(asked) == ["none"]
-    assert (len(bench.cache), bench.cache.lookups) == (0, {})
+    assert (len(bench.cache), bench.cache.stats) == (0, {})
 
 
 @in_virtual_time
 async def test_kept_answers_cannot_be_changed():
     bench = Bench()
     await bench.ask(7, embed=True)
-    hit = (await bench.ask(7, embed=True)).result
+    hit = await bench.ask(7, embed=True)
     for array in (hit.indices, hit.probabilities, hit.embedding):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
@@ -284,8 +294,6 @@ async def test_kept_answers_hold_nothing_of_their_batch():
     made = []
 
     class Remembering(FakeEngine):
-        needs_pixels = True
-
         def run(self, *arguments):
             output = super().run(*arguments)
             made.append(weakref.ref(output.embeddings))
@@ -306,7 +314,7 @@ async def test_answers_take_no_more_memory_than_is_said():
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         for number in range(200 if embedding else 4000):
-            keep(cache, "v", os.urandom(32), result(embedding, number))
+            await keep(cache, "v", os.urandom(32), result(embedding, number))
         await asyncio.sleep(0)
         taken = tracemalloc.get_traced_memory()[0] - before
         tracemalloc.stop()
@@ -322,10 +330,10 @@ async def test_least_recently_used_answer_goes_first():
     kept = 0
     while not cache.evictions:
         if kept == 100:
-            assert is_kept(cache, "v", digests[0], True)
-        keep(cache, "v", digests[kept], result(2048))
+            assert await is_kept(cache, "v", digests[0], True)
+        await keep(cache, "v", digests[kept], result(2048))
         kept += 1
-    left = [number for number in range(kept) if is_kept(cache, "v", digests[number], True)]
+    left = [number for number in range(kept) if await is_kept(cache, "v", digests[number], True)]
     assert left == [0, *range(1 + cache.evictions, kept)]
     assert len(cache) == kept - cache.evictions
 
@@ -333,50 +341,50 @@ async def test_least_recently_used_answer_goes_first():
 @in_virtual_time
 async def test_answer_that_is_larger_than_the_cache_is_not_kept():
     cache = ResponseCache(8000)
-    keep(cache, "v", b"small", result())
-    keep(cache, "v", b"large", result(2048))
-    assert is_kept(cache, "v", b"small")
-    assert not is_kept(cache, "v", b"large", True)
+    await keep(cache, "v", b"small", result())
+    await keep(cache, "v", b"large", result(2048))
+    assert await is_kept(cache, "v", b"small")
+    assert not await is_kept(cache, "v", b"large", True)
     assert cache.evictions == 0
 
 
 @in_virtual_time
 async def test_entry_as_large_as_the_cache_evicts_all_others():
     cache = ResponseCache(8500)
-    keep(cache, "v", b"small", result())
-    keep(cache, "v", b"large", result(2048))
-    assert not is_kept(cache, "v", b"small")
-    assert is_kept(cache, "v", b"large", True)
+    await keep(cache, "v", b"small", result())
+    await keep(cache, "v", b"large", result(2048))
+    assert not await is_kept(cache, "v", b"small")
+    assert await is_kept(cache, "v", b"large", True)
     assert cache.memory_bytes <= 8500
 
 
 @in_virtual_time
 async def test_dropped_weights_leave_nothing_and_others_all():
     cache = ResponseCache(4 * MIB)
-    for number in range(2 * SWEPT_AT_ONCE + 1):
-        keep(cache, "gone", number.to_bytes(4, "big"), result())
+    for number in range(2 * PURGE_CHUNK + 1):
+        await keep(cache, "gone", number.to_bytes(4, "big"), result())
         if not number % 100:
-            keep(cache, "stays", number.to_bytes(4, "big"), result())
+            await keep(cache, "stays", number.to_bytes(4, "big"), result())
     cache.drop("gone")
     cache.drop("never asked")
     for _ in range(5):
         await asyncio.sleep(0)
     assert len(cache) == 21
-    assert all(is_kept(cache, "stays", (100 * n).to_bytes(4, "big")) for n in range(21))
+    assert all([await is_kept(cache, "stays", (100 * n).to_bytes(4, "big")) for n in range(21)])
     fresh = ResponseCache(4 * MIB)
     for number in range(21):
-        keep(fresh, "stays", number.to_bytes(4, "big"), result())
+        await keep(fresh, "stays", number.to_bytes(4, "big"), result())
     assert cache.memory_bytes == fresh.memory_bytes
 
 
 @in_virtual_time
 async def test_large_cache_is_divided_and_all_of_it_is_used():
-    cache = ResponseCache(4 * SHELF_BYTES)
-    digests = [digest_of(bytes([number])) for number in range(200)]
+    cache = ResponseCache(4 * SHARD_BYTES)
+    digests = [content_digest(bytes([number])) for number in range(200)]
     for digest in digests:
-        keep(cache, "v", digest, result())
-    assert all(is_kept(cache, "v", digest) for digest in digests)
-    assert [len(shelf) > 20 for shelf in cache._shelves] == [True] * 4
+        await keep(cache, "v", digest, result())
+    assert all([await is_kept(cache, "v", digest) for digest in digests])
+    assert [len(shard) > 20 for shard in cache._shards] == [True] * 4
     assert len(cache) == 200
     cache.drop("v")
     for _ in range(5):
@@ -404,7 +412,7 @@ async def test_what_is_asked_while_it_is_computed_is_computed_once(wait_s):
     first = bench.ask(7)
     await asyncio.sleep(wait_s)
     others = [bench.ask(7) for _ in range(5)]
-    results = [answer.result for answer in await asyncio.gather(first, *others)]
+    results = [answer for answer in await asyncio.gather(first, *others)]
     assert (bench.decoded, bench.engine.batches) == ([b"\x07"], [[7]])
     assert now() == DECODE_S + 1.0
     assert [one.cache for one in results] == ["none"] + ["shared"] * 5
@@ -413,19 +421,19 @@ async def test_what_is_asked_while_it_is_computed_is_computed_once(wait_s):
         assert other.queue_s > 0.0
         assert other.compute_s == 0.0
         assert (other.batch_size, other.batch) == (1, None)
-    assert bench.lookups == Lookups(hits=0, shared=5, misses=1)
+    assert bench.stats == CacheStats(hits=0, shared=5, misses=1)
     assert await bench.uses(bench.ask(7)) == ["hit"]
-    assert bench.lookups == Lookups(hits=1, shared=5, misses=1)
+    assert bench.stats == CacheStats(hits=1, shared=5, misses=1)
 
 
 @in_virtual_time
-async def test_waiters_continue_if_the_leader_cancels_in_decoding():
+async def test_decoding_goes_on_for_others_if_the_first_one_leaves():
     bench = Bench()
     leader, *others = [bench.ask(7) for _ in range(4)]
     await asyncio.sleep(DECODE_S / 2)
     leader.cancel()
-    assert await bench.uses(*others) == ["none", "shared", "shared"]
-    assert bench.engine.batches == [[7]]
+    assert await bench.uses(*others) == ["shared"] * 3
+    assert (bench.pool.calls, bench.engine.batches) == (1, [[7]])
     assert leader.cancelled()
 
 
@@ -477,7 +485,7 @@ async def test_whoever_asks_just_as_the_last_one_leaves_is_answered():
     await asyncio.sleep(0)
     late.append(bench.ask(7))
     answers = await asyncio.gather(*late)
-    assert [answer.result.indices.tolist() for answer in answers] == [[7], [7]]
+    assert [answer.indices.tolist() for answer in answers] == [[7], [7]]
     await before
 
 
@@ -488,7 +496,7 @@ async def test_leaving_does_no_harm_to_the_one_it_waited_for():
     await asyncio.sleep(DECODE_S + 0.5)
     other.cancel()
     assert await bench.uses(leader) == ["none"]
-    assert bench.lookups == Lookups(shared=0, misses=1)
+    assert bench.stats == CacheStats(shared=0, misses=1)
 
 
 @in_virtual_time
@@ -583,29 +591,17 @@ async def test_end_of_one_computation_hides_no_other_of_the_same():
 
 
 @in_virtual_time
-async def test_image_that_is_due_earlier_does_not_wait():
-    bench = Bench(max_batch_size=1)
-    others = [bench.ask(number, within=5.0) for number in range(1, 4)]
-    leader = bench.ask(7, within=9.0)
-    await asyncio.sleep(DECODE_S + 0.1)
-    urgent = bench.ask(7, within=2.5)
-    assert await bench.uses(urgent) == ["none"]
-    assert now() < DECODE_S + 0.1 + 2.5
-    assert await bench.uses(leader, *others) == ["none"] * 4
-
-
-@in_virtual_time
-async def test_unary_image_does_not_wait_for_the_same_frame():
+async def test_single_image_does_not_wait_for_the_same_frame_of_a_stream():
     bench = Bench(max_batch_size=1)
     frames = []
     for number in range(1, 7):
-        frames.append(bench.ask(number, flow="stream"))
+        frames.append(bench.ask(number, stream="stream"))
         await asyncio.sleep(0.01)
-    alone = bench.ask(6)
-    # Frames wait for what stands alone, and for each other.
-    others = bench.ask(6, flow="other"), bench.ask(5, flow="other")
-    assert await bench.uses(alone) == ["none"]
+    single = bench.ask(6)
+    others = bench.ask(6, stream="other"), bench.ask(5, stream="other")
+    assert await bench.uses(single) == ["none"]
     assert bench.engine.batches[:3] == [[1], [2], [6]]
+    # Frames of several streams share.
     assert await bench.uses(*others) == ["shared", "shared"]
     assert await bench.uses(*frames) == ["none"] * 6
     assert bench.engine.batches.count([5]) == 1
@@ -645,12 +641,12 @@ async def test_answer_that_is_not_a_number_is_not_kept():
     asked = [bench.ask(7), bench.ask(7), bench.ask(8)]
     one, other, good = await asyncio.gather(*asked, return_exceptions=True)
     assert (type(one), type(other)) == (EngineFailed, EngineFailed)
-    assert good.result.indices.tolist() == [8]
+    assert good.indices.tolist() == [8]
     assert len(bench.cache) == 1
     with pytest.raises(EngineFailed):
         await bench.ask(7)
     bench.engine.without_answer = None
-    assert (await bench.ask(7)).result.indices.tolist() == [7]
+    assert (await bench.ask(7)).indices.tolist() == [7]
 
 
 @in_virtual_time
@@ -670,30 +666,32 @@ async def test_frames_that_wait_for_room_are_computed_once():
     await asyncio.sleep(DECODE_S + 0.1)
     bench.ask(2)
     await asyncio.sleep(DECODE_S + 0.1)
-    frames = [bench.ask(7, flow=flow) for flow in ("one", "other")]
+    frames = [bench.ask(7, stream=stream) for stream in ("one", "other")]
     assert await bench.uses(*frames) == ["none", "shared"]
     assert bench.engine.batches == [[1], [2], [7]]
 
 
 @in_virtual_time
-async def test_pixels_at_hand_are_computed_once_and_kept(monkeypatch):
+async def test_pixels_that_need_no_decoding_are_computed_once_and_stored():
     bench = Bench()
-    bench.engine.needs_pixels = False
-    monkeypatch.setattr(resnet50_server.inference.pipeline, "is_looked_at_fast", lambda _: True)
-    bench.pipeline._look = bench.decode
+    side = bench.variant.spec.transform.resize
+    pixels, other = (
+        RawPixels(side, side, image_pb2.PIXEL_FORMAT_GRAY, 0, bytes([number]) * side**2)
+        for number in (7, 8)
+    )
+    bench.pipeline._decode = lambda source, *_, **__: image(
+        bytes(getattr(source, "pixels", source))[0]
+    )
     before = bench.ask(1)
+    await asyncio.sleep(DECODE_S + 0.1)
+    first, second = (bench.ask(pixels, stream="stream") for _ in range(2))
+    leaving = bench.ask(other, stream="stream")
     await asyncio.sleep(0.1)
-    job = Job(bench.variant, 1, False, RequestContext("", "", ()), None, "stream")
-    first = bench.pipeline.begin(b"\x07", job)
-    second = asyncio.ensure_future(bench.pipeline.begin(b"\x07", job))
-    leaving = bench.pipeline.begin(b"\x08", job)
-    await asyncio.sleep(0.1)
-    leaving.result.cancel()
-    assert (await first.result).cache == "none"
-    assert (await second).result.cache == "shared"
-    assert (await bench.pipeline.begin(b"\x07", job).result).cache == "hit"
+    leaving.cancel()
+    assert await bench.uses(first, second) == ["none", "shared"]
+    assert await bench.uses(bench.ask(pixels, stream="stream")) == ["hit"]
     await before
-    assert bench.pool.calls == 0
+    assert bench.pool.calls == 1  # of the one before
     assert bench.engine.batches == [[1], [7]]
 
 
@@ -706,24 +704,69 @@ async def test_without_a_cache_each_image_is_computed():
     assert bench.engine.batches == [[7, 7], [7]]
 
 
-@in_virtual_time
-async def test_every_reason_of_its_own_lets_others_go_on():
-    """Whatever refuses the leader, but for the image and the engine, is no reason for others."""
-    reasons = {kind for kind in ServingError.__subclasses__() if kind.__module__.endswith("errors")}
-    assert {DeadlineUnreachable, ShuttingDown} <= reasons
-    for error in (
+@pytest.mark.parametrize(
+    "error",
+    [
         QueueFull("max_queue_size", "full", 1.0),
-        DeadlineUnreachable("late"),
+        InvalidImage("image.encoded", "is broken", kind="truncated"),
         ShuttingDown(),
         RuntimeError("a fault of ours"),
-        asyncio.CancelledError(),
-    ):
-        cache = ResponseCache(MIB)
-        asked = cache.ask("v", "v", b"", 1, False)
-        flight = asked.lead((0, 0.0))
-        following = asyncio.ensure_future(flight.follow(None))
-        await asyncio.sleep(0)
-        with pytest.raises(type(error)), flight:
-            raise error
-        assert await following is None
-        assert asked.flight((9, 0.0)) is None
+    ],
+)
+@in_virtual_time
+async def test_failure_is_everybodys_and_each_has_a_copy(error):
+    flights, runs = SingleFlight(), []
+
+    async def compute() -> None:
+        runs.append(now())
+        await asyncio.sleep(1)
+        raise error
+
+    waiting = [asyncio.create_task(flights.run("key", compute)) for _ in range(3)]
+    errors = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [(type(one), str(one), vars(one)) for one in errors] == [
+        (type(error), str(error), vars(error))
+    ] * 3
+    assert len(set(map(id, errors))) == 3
+    assert len(runs) == 1
+
+
+@in_virtual_time
+async def test_missed_deadline_is_only_the_starters():
+    flights, runs = SingleFlight(), []
+
+    async def compute() -> int:
+        runs.append(now())
+        await asyncio.sleep(1)
+        if len(runs) == 1:
+            raise DeadlineUnreachable("late")
+        return 7
+
+    first, *others = [asyncio.create_task(flights.run("key", compute)) for _ in range(3)]
+    with pytest.raises(DeadlineUnreachable):
+        await first
+    assert await asyncio.gather(*others) == [(7, False), (7, True)]
+    assert len(runs) == 2
+
+
+@in_virtual_time
+async def test_error_of_a_computation_is_freed_without_garbage_collection():
+    flights, errors = SingleFlight(), []
+
+    class Failed(Exception):
+        def __init__(self) -> None:
+            errors.append(weakref.ref(self))
+
+    async def compute() -> None:
+        raise Failed
+
+    gc.disable()
+    try:
+        waiting = [asyncio.create_task(flights.run("key", compute)) for _ in range(2)]
+        await asyncio.wait(waiting)
+        assert [type(one.exception()) for one in waiting] == [Failed, Failed]
+        del waiting
+        await asyncio.sleep(0.1)
+        assert [error() for error in errors] == [None]
+    finally:
+        gc.enable()

@@ -70,15 +70,18 @@ def test_decode_timeout_answers_and_starts_a_spare_thread():
     async def call() -> None:
         pool = DecodePool(1, LIMIT_S)
         with pytest.raises(InvalidImage, match=r"within 10 s, the limit \(decode_timeout_s\)") as e:
-            await pool.run(lambda: 25.0)
+            await pool.submit(lambda: 25.0)
         assert (e.value.field, e.value.kind) == ("image", "timeout")
         assert now() == LIMIT_S
         assert (pool.stuck, pool.busy, pool._threads.count) == (1, 1, 2)
-        assert await pool.run(lambda: 1.0) == 1.0
+        assert await pool.submit(lambda: 1.0) == 1.0
         assert now() == 11.0
         await asyncio.sleep(15.0)  # the call has returned after all
         assert (pool.stuck, pool.busy, pool._threads.count) == (0, 0, 1)
-        assert await asyncio.gather(pool.run(lambda: 1.0), pool.run(lambda: 1.0)) == [1.0, 1.0]
+        assert await asyncio.gather(pool.submit(lambda: 1.0), pool.submit(lambda: 1.0)) == [
+            1.0,
+            1.0,
+        ]
         assert now() == 28.0  # one thread, as before
 
     virtual_time.run(call())
@@ -87,12 +90,12 @@ def test_decode_timeout_answers_and_starts_a_spare_thread():
 def test_time_in_which_the_process_stood_still_is_not_counted():
     async def scenario():
         pool, loop = DecodePool(1, LIMIT_S), asyncio.get_running_loop()
-        call = asyncio.create_task(pool.run(lambda: 9.0))
+        call = asyncio.ensure_future(pool.submit(lambda: 9.0))
         await asyncio.sleep(5.0)
         loop.now += 3600.0  # SIGSTOP, SIGCONT
         assert await call == 9.0
         with pytest.raises(InvalidImage):
-            await pool.run(lambda: 12.0)
+            await pool.submit(lambda: 12.0)
 
     virtual_time.run(scenario())
 
@@ -103,7 +106,7 @@ def test_slow_decode_warning_names_the_request(caplog):
 
         async def decode(request_id: str, lasting: float) -> None:
             CURRENT_REQUEST.set(RequestContext("Classify", request_id, ()))
-            await pool.run(lambda: lasting)
+            await pool.submit(lambda: lasting)
 
         # The second one is started by what ends the first.
         calls = [asyncio.create_task(decode(*one)) for one in (("first", 1.0), ("second", 99.0))]
@@ -120,10 +123,10 @@ def test_stuck_threads_are_replaced_up_to_a_bound():
         pool, faults = hung_pool(1)
         for _ in range(1 + pool.spares):
             with pytest.raises(InvalidImage):
-                await pool.run(lambda: 51.0)
+                await pool.submit(lambda: 51.0)
         assert pool._threads.count == pool.stuck == 1 + pool.spares
         # None is free until the first of them returns, a second later.
-        assert await pool.run(lambda: 1.0) == 1.0
+        assert await pool.submit(lambda: 1.0) == 1.0
         assert now() == 52.0
         assert faults == []
         await asyncio.sleep(100.0)
@@ -136,12 +139,12 @@ def test_stuck_threads_are_replaced_up_to_a_bound():
 def test_pool_with_all_threads_stuck_is_fatal():
     async def call() -> None:
         pool, faults = hung_pool(2)
-        calls = [asyncio.ensure_future(pool.run(lambda: 1000.0)) for _ in range(2 + pool.spares)]
+        calls = [asyncio.ensure_future(pool.submit(lambda: 1000.0)) for _ in range(2 + pool.spares)]
         await asyncio.wait(calls)
         assert {type(one.exception()) for one in calls} == {InvalidImage}
         held = now()
         assert faults == []
-        waits = asyncio.ensure_future(pool.run(lambda: 1.0))
+        waits = asyncio.ensure_future(pool.submit(lambda: 1.0))
         await asyncio.sleep(LIMIT_S - 0.1)
         assert (faults, waits.done()) == ([], False)
         await asyncio.sleep(0.2)
@@ -149,9 +152,10 @@ def test_pool_with_all_threads_stuck_is_fatal():
         assert faults[0].status == 72
         assert f"all {2 + pool.spares} decode threads" in str(faults[0])
         assert now() == pytest.approx(held + LIMIT_S + 0.1)
-        for turned_away in (waits, pool.run(lambda: 1.0)):
-            with pytest.raises(ShuttingDown, match="cannot decode images any more; call another"):
-                await turned_away
+        with pytest.raises(ShuttingDown, match="cannot decode images any more; call another"):
+            await waits
+        with pytest.raises(ShuttingDown, match="cannot decode images any more; call another"):
+            pool.submit(lambda: 1.0)
 
     virtual_time.run(call())
 
@@ -164,8 +168,8 @@ def test_pool_without_a_spare_thread_continues(monkeypatch, caplog):
         pool, faults = hung_pool(1)
         monkeypatch.setattr(VirtualThreads, "add", refuse)
         with pytest.raises(InvalidImage):
-            await pool.run(lambda: 15.0)
-        assert await pool.run(lambda: 1.0) == 1.0
+            await pool.submit(lambda: 15.0)
+        assert await pool.submit(lambda: 1.0) == 1.0
         assert now() == 16.0
         assert (pool.stuck, pool._threads.count, faults) == (0, 1, [])
 
@@ -176,7 +180,7 @@ def test_pool_without_a_spare_thread_continues(monkeypatch, caplog):
 def test_waiting_for_a_thread_is_not_counted():
     async def call() -> None:
         pool = DecodePool(1, LIMIT_S)
-        assert await asyncio.gather(*(pool.run(lambda: 8.0) for _ in range(4))) == [8.0] * 4
+        assert await asyncio.gather(*(pool.submit(lambda: 8.0) for _ in range(4))) == [8.0] * 4
         assert now() == 32.0
 
     virtual_time.run(call())
@@ -187,10 +191,10 @@ def test_call_expiring_while_all_threads_are_stuck_is_dropped():
         pool, started = DecodePool(1, LIMIT_S), []
         for _ in range(1 + pool.spares):
             with pytest.raises(InvalidImage):
-                await pool.run(lambda: 60.0)
+                await pool.submit(lambda: 60.0)
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(pool.run(lambda: started.append(1) or 1.0), 5.0)
-        assert await pool.run(lambda: 2.0) == 2.0
+            await asyncio.wait_for(pool.submit(lambda: started.append(1) or 1.0), 5.0)
+        assert await pool.submit(lambda: 2.0) == 2.0
         assert now() == 62.0
         assert started == []
 
@@ -201,7 +205,7 @@ def test_stuck_thread_of_a_cancelled_call_is_counted():
     async def call() -> None:
         pool = DecodePool(1, LIMIT_S)
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(pool.run(lambda: 20.0), 5.0)
+            await asyncio.wait_for(pool.submit(lambda: 20.0), 5.0)
         await asyncio.sleep(10.0)
         assert pool.stuck == 1
         await asyncio.sleep(10.0)

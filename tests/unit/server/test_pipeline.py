@@ -15,7 +15,7 @@ from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission, Limits
 from resnet50_server.inference.decode_pool import DecodePool
-from resnet50_server.inference.pipeline import Job, Pipeline
+from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.pictures import encode, photo_like
@@ -45,7 +45,6 @@ class Bench:
             lambda count, *_: VirtualDecoders(count, decode_s),
         )
         self.engine = FakeEngine(alpha=batch_s)
-        self.engine.needs_pixels = True
         self.scheduler = Scheduler(BatchPolicy(max_batch_size=1), VirtualThreads())
         self.queue = self.scheduler.add("v", self.engine, warm=[(1, batch_s)])
         self._variant = SimpleNamespace(
@@ -61,9 +60,9 @@ class Bench:
 
     def ask(self, within: float | None = None, *, bulk: bool = False) -> asyncio.Task:
         deadline = None if within is None else asyncio.get_running_loop().time() + within
-        call = RequestContext("", "", (), bulk=bulk)
-        job = Job(self._variant, 1, False, call, deadline)
-        return asyncio.create_task(self.pipeline.answer(PHOTO, job))
+        call = RequestContext("", "", (), bulk=bulk, deadline=deadline)
+        task = InferenceTask(self._variant, 1, False)
+        return asyncio.create_task(self.pipeline.infer(PHOTO, task, call))
 
     def _decode(self, *_, **__):
         self.decoded += 1

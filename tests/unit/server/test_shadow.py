@@ -12,7 +12,6 @@ import pytest
 
 from resnet50_server.batching.result import Result
 from resnet50_server.errors import EngineFailed, InvalidImage, Overloaded, Unloading
-from resnet50_server.inference.pipeline import Answer
 from resnet50_server.rollout.shadow import MAX_WAITING, MAX_WAITING_BYTES, Shadow, Shadows, seen
 from resnet50_server.rollout.split import Seen, Tally
 from tests.support.serving import until
@@ -30,9 +29,9 @@ class Bench:
         self.shadows = Shadows(self.compute, "V2")
         self.tally = Tally("a" * 64, "b" * 64)
 
-    async def compute(self, source, job):
+    async def compute(self, source, task, call):
         assert self.computing is None, "two at once"
-        self.jobs.append((source, job))
+        self.jobs.append((source, task, call))
         self.computing = asyncio.get_running_loop().create_future()
         try:
             return await self.computing
@@ -50,7 +49,7 @@ class Bench:
             computing.set_exception(error)
         else:
             result = Result(np.array([1]), np.ones(1), VECTOR, 0.0, 0.002, 1)
-            computing.set_result(Answer(result, 0.0, 0.0))
+            computing.set_result(result)
         await until(lambda: self.idle or len(self.jobs) > before)
 
     @property
@@ -72,10 +71,10 @@ async def test_shadow_images_run_one_at_a_time_in_order_as_bulk():
             line.add(bytes([number]), "cat" if number else "dog")
         for _ in range(3):
             await line.answer()
-        assert [source for source, _ in line.jobs] == [b"\0", b"\1", b"\2"]
-        for _, job in line.jobs:
-            assert (job.variant, job.shadow, job.call.bulk) == (CANDIDATE, True, True)
-            assert (job.top_k, job.with_embedding, job.deadline) == (1, True, None)
+        assert [source for source, *_ in line.jobs] == [b"\0", b"\1", b"\2"]
+        for _, task, call in line.jobs:
+            assert (task.variant, task.shadow, call.bulk) == (CANDIDATE, True, True)
+            assert (task.top_k, task.with_embedding, call.deadline) == (1, True, None)
         comparison = line.tally.comparison
         assert (comparison.images, comparison.agreed) == (3, 2)
         assert comparison.min_cosine == pytest.approx(1.0)

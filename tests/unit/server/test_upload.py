@@ -31,9 +31,11 @@ class Pool:
     def __init__(self) -> None:
         self.urgency: list[tuple[float | None, bool]] = []
 
-    async def run(self, call, *, deadline=None, flow=None, bulk=False):
+    def submit(self, call, *, deadline=None, flow=None, bulk=False):
         self.urgency.append((deadline, bulk))
-        return call()
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(call())
+        return future
 
 
 async def parts(chunk_bytes: int, pause_s: float) -> AsyncIterator[Part]:
@@ -48,8 +50,10 @@ async def receive(pool: Pool, sent: AsyncIterator[Part], deadline: float | None 
     pipeline = SimpleNamespace(limits=ImageLimits(), decode_pool=pool, events=ServerEvents())
     upload = Upload(sent, pipeline, 30.0, 600.0)
     await upload.options()
-    with Admission(Limits()).admit("me") as place:
-        return await upload.image(TRANSFORM, place, deadline)
+    call = CURRENT_REQUEST.get()
+    call.deadline = deadline
+    with Admission(Limits()).admit("me") as call.place:
+        return await upload.image(TRANSFORM, call)
 
 
 @pytest.mark.parametrize("pause_s", [29.0, 31.0])
