@@ -23,7 +23,7 @@ from resnet50_client.aio_status import keep_status
 from resnet50_server.auth import tokens
 from resnet50_server.cli.main import main
 from tests.support.pictures import encode, picture
-from tests.support.serving import connected, serving
+from tests.support.serving import connected, gate, serving, until
 
 IMAGE = image_pb2.Image(encoded=encode(picture()))
 
@@ -160,6 +160,28 @@ async def test_tokens_are_replaced_under_load_without_a_failed_call(
     assert answered >= 200
     assert "cameras-5" in caplog.text
     assert not any(secret in caplog.text for secret in secrets)
+
+
+async def test_quota_of_requests_is_counted_by_token(path, new):
+    first, second = new("first", "infer"), new("second", "infer")
+    async with (
+        serving(tokens_file=path, max_requests_per_caller=2) as server,
+        connected(server) as channel,
+    ):
+        call, opened = calls(channel)["unary"], gate(server)
+        try:
+            running = [asyncio.create_task(call(bearer(first))) for _ in range(2)]
+            await until(lambda: server._admission.requests == 2)
+            with pytest.raises(grpc.RpcError) as refused:
+                await call(bearer(first))
+            assert "max_requests_per_caller (2)" in refused.value.details()
+            assert "token:first" in refused.value.details()
+            running += [asyncio.create_task(call(bearer(second))) for _ in range(2)]
+            await until(lambda: server._admission.requests == 4)
+        finally:
+            opened.set()
+        await asyncio.gather(*running)
+        await call(bearer(first))
 
 
 async def test_each_token_is_a_caller_with_limits_of_its_own(path, new):

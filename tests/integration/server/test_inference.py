@@ -259,6 +259,14 @@ async def test_overload_is_refused_at_once_with_retry_info():
     assert len(refused) < 8
 
 
+async def test_top_k_of_all_categories_is_answered():
+    async with serving() as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        reply = await stub.Classify(classify_request(top_k=1000))
+    indices = [category.index for category in reply.classification.categories]
+    assert sorted(indices) == list(range(1000))
+
+
 async def test_request_id_of_the_caller_comes_back():
     async with serving() as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)

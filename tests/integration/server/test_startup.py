@@ -515,6 +515,22 @@ async def test_stop_during_a_load_answers_in_flight_requests(monkeypatch):
     assert await serving_task == 0
 
 
+async def test_draining_server_is_not_serving_while_calls_end(monkeypatch):
+    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        names = ("", *SERVICES)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in names]
+        assert {(await watch.read()).status for watch in watches} == {SERVING}
+        call = asyncio.ensure_future(classify(channel))
+        await until(lambda: engine.batches)
+        stopping = asyncio.create_task(server.stop())
+        assert {(await watch.read()).status for watch in watches} == {NOT_SERVING}
+        assert not call.done()
+        engine.gate.set()
+        assert (await call).variant.name == "IMAGENET1K_V2"
+        await stopping
+
+
 async def test_health_watch_does_not_delay_the_drain():
     async with serving(drain_timeout_s=600) as server, connected(server) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
