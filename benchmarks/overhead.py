@@ -127,10 +127,10 @@ async def echo(options: list[tuple[str, int]]) -> None:
 @contextmanager
 def echo_server() -> Iterator[tuple[str, int]]:
     """Run the bare echo with the server's own gRPC options; give its address and process id."""
-    from resnet50_server.api.transport import options as options_of
+    from resnet50_server.api.listen import server_options
     from resnet50_server.settings import Settings
 
-    options = json.dumps(options_of(Settings(variants=["IMAGENET1K_V2"])))
+    options = json.dumps(server_options(Settings(variants=["IMAGENET1K_V2"])))
     command = [sys.executable, "-m", "benchmarks.overhead", "--echo", options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # a pipe, as asked for

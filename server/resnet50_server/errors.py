@@ -1,47 +1,28 @@
-"""What the server refuses, and why.
+"""The errors of requests, and of starting the server.
 
-Data flow, and which error belongs to which arrow:
+Which steps of a request raise which errors:
 
-    RPC → identify     Unauthenticated, PermissionDenied, InvalidRequest
-        → admission    Overloaded, ShuttingDown
-        → receive      InvalidRequest, InvalidImage, DataLoss, Stalled
-        → validate     InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
-        → decode       InvalidImage
-        → queue        QueueFull, DeadlineUnreachable, VariantUnhealthy
-        → engine       EngineFailed, DoesNotFit
+    RPC → authenticate  Unauthenticated, PermissionDenied, InvalidRequest
+        → admission     Overloaded, ShuttingDown
+        → receive       InvalidRequest, InvalidImage, DataLoss, Stalled
+        → validate      InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
+        → decode        InvalidImage
+        → queue         QueueFull, DeadlineUnreachable, VariantUnhealthy
+        → engine        EngineFailed, DoesNotFit
 
-    ServingError
-    ├── Unauthenticated       UNAUTHENTICATED      no token, or not one of ours
-    ├── PermissionDenied      PERMISSION_DENIED    the caller has not the scope
-    ├── InvalidRequest        INVALID_ARGUMENT     a field is wrong; names it
-    │   └── InvalidImage      INVALID_ARGUMENT     the image is
-    ├── VariantNotFound       NOT_FOUND            no such variant is served
-    ├── SplitNotFound         NOT_FOUND            the variant has no traffic split
-    ├── VariantLoading        UNAVAILABLE          not loaded yet; another server may answer
-    ├── Overloaded            RESOURCE_EXHAUSTED   too many requests or bytes inside the server
-    │   ├── QueueFull         RESOURCE_EXHAUSTED   the variant's queue is full
-    │   └── DoesNotFit        RESOURCE_EXHAUSTED   the device has no memory for a single image
-    ├── DataLoss              DATA_LOSS            what arrived is not what was sent
-    ├── DeadlineUnreachable   DEADLINE_EXCEEDED    cannot be answered in time, so it is not computed
-    ├── ShuttingDown          UNAVAILABLE          draining; another server may answer
-    │   ├── Unloading         UNAVAILABLE          the variant goes; the server stays
-    │   └── VariantUnhealthy  UNAVAILABLE          the variant is out of service; the server stays
-    ├── Stalled               DEADLINE_EXCEEDED    the sender has been silent or slow for too long
-    ├── DiskTimeout           UNAVAILABLE          the disk of variants_dir does not answer
-    ├── NotEnabled            UNIMPLEMENTED        the server was started without it
-    ├── NotNow                FAILED_PRECONDITION  variants cannot be changed like that, as it is
-    └── EngineFailed          INTERNAL             the engine raised; the reason is in the log
+Each class has the name of its gRPC status code as `code`; a subclass inherits its parent's.
 
-`status.py` holds the one table from here to gRPC codes. Errors of starting up, which no caller ever
-sees, are `WeightsError` (variants), `UnusableSetting` (files and addresses that settings name) and
-pydantic's own (settings).
+Errors at startup, which no client sees, are `WeightsError` (variants), `UnusableSetting` (files and
+addresses in settings) and pydantic's own (settings).
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from resnet50_server.runtime.texts import MOST_NAMES, listed
+
+INTERNAL = "INTERNAL"
 
 ImageFault: TypeAlias = Literal[
     "empty",  # there is none
@@ -58,7 +39,13 @@ ImageFault: TypeAlias = Literal[
 
 
 class ServingError(Exception):
-    """A request that is not answered. The message is for the caller: field, limit, what to do."""
+    """A request that fails. The message is for the client: field, limit, what to do.
+
+    Attributes:
+        code: Name of the gRPC status code.
+    """
+
+    code: ClassVar[str] = INTERNAL
 
 
 class Unauthenticated(ServingError):
@@ -68,6 +55,8 @@ class Unauthenticated(ServingError):
         reason: For programs, e.g. "TOKEN_MISSING".
         text: What is wrong and what to do. Never the token.
     """
+
+    code = "UNAUTHENTICATED"
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(f"authorization: {text}")
@@ -81,6 +70,8 @@ class PermissionDenied(ServingError):
         caller: The caller's name.
         scope: What it would need.
     """
+
+    code = "PERMISSION_DENIED"
 
     def __init__(self, caller: str, scope: str) -> None:
         super().__init__(
@@ -97,6 +88,8 @@ class InvalidRequest(ServingError):
         field: Path of the field in the request message, e.g. `options.top_k`.
         reason: What is wrong with it, what is allowed, and what to do.
     """
+
+    code = "INVALID_ARGUMENT"
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -128,6 +121,8 @@ class VariantNotFound(ServingError):
         what: They are.
     """
 
+    code = "NOT_FOUND"
+
     def __init__(self, field: str, name: str, served: list[str], what: str = "is served") -> None:
         # A name may be as long as a message; the reply repeats only what helps.
         shown = repr(name[:64]) + ("…" if len(name) > 64 else "")
@@ -146,6 +141,8 @@ class SplitNotFound(ServingError):
         those: The variants that have one.
     """
 
+    code = "NOT_FOUND"
+
     def __init__(self, field: str, name: str, those: list[str]) -> None:
         have = f"those of {listed(those, MOST_NAMES, ', ')} are" if those else "none is"
         super().__init__(f"{field}: {name} has no traffic split; {have} set")
@@ -153,6 +150,8 @@ class SplitNotFound(ServingError):
 
 class VariantLoading(ServingError):
     """The variant is not loaded yet."""
+
+    code = "UNAVAILABLE"
 
 
 class Overloaded(ServingError):
@@ -163,6 +162,8 @@ class Overloaded(ServingError):
         reason: The limit, its value, and what met it.
         retry_after_s: When there may be room, in seconds from now.
     """
+
+    code = "RESOURCE_EXHAUSTED"
 
     def __init__(self, limit: str, reason: str, retry_after_s: float) -> None:
         super().__init__(f"{reason}; retry in {retry_after_s:.3f} s")
@@ -194,6 +195,8 @@ class DoesNotFit(Overloaded):
 class DataLoss(ServingError):
     """What arrived is not what was sent."""
 
+    code = "DATA_LOSS"
+
 
 class Stalled(ServingError):
     """The sender is too slow.
@@ -201,6 +204,8 @@ class Stalled(ServingError):
     A single request took longer than `receive_timeout_s` to arrive, an upload paused for
     `upload_idle_timeout_s`, or a stream was silent for `stream_idle_timeout_s`.
     """
+
+    code = "DEADLINE_EXCEEDED"
 
 
 class DeadlineUnreachable(ServingError):
@@ -210,6 +215,8 @@ class DeadlineUnreachable(ServingError):
         text: By how much, and what to do.
         accepted: Whether it had been accepted, and decoded, before that was known.
     """
+
+    code = "DEADLINE_EXCEEDED"
 
     def __init__(self, text: str, *, accepted: bool = False) -> None:
         super().__init__(text)
@@ -223,6 +230,8 @@ class ShuttingDown(ServingError):
         what: Does not, and why.
         advice: What to do about it.
     """
+
+    code = "UNAVAILABLE"
 
     def __init__(
         self, what: str = "the server is shutting down", advice: str = "call another one"
@@ -264,6 +273,8 @@ class DiskTimeout(ServingError):
         timeout_s: How long they were waited for, in seconds.
     """
 
+    code = "UNAVAILABLE"
+
     def __init__(self, what: str, timeout_s: float) -> None:
         super().__init__(
             f"{what} did not answer within {timeout_s:g} s: its disk hangs, or is very slow; look"
@@ -279,6 +290,8 @@ class NotEnabled(ServingError):
         setting: What asks for it.
     """
 
+    code = "UNIMPLEMENTED"
+
     def __init__(self, method: str, setting: str) -> None:
         super().__init__(f"{method} is off: the server was started without {setting}")
 
@@ -292,17 +305,24 @@ class NotNow(ServingError):
             disk, another change. False if it is the files that are wrong.
     """
 
+    code = "FAILED_PRECONDITION"
+
     def __init__(self, reason: str, *, passing: bool = True) -> None:
         super().__init__(reason)
         self.passing = passing
 
 
-def let_go(error: BaseException) -> None:
-    """Drop the tracebacks of an error and of what caused it.
+def code_of(error: Exception) -> str:
+    """Return the name of an exception's gRPC status code; INTERNAL if it is not ours."""
+    return error.code if isinstance(error, ServingError) else INTERNAL
 
-    Their frames hold what was at work: a request and its image, a batch and what it took of the
-    memory. gRPC and tasks hold errors in circles, so all of that would stay until garbage is looked
-    for.
+
+def clear_tracebacks(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of its causes.
+
+    Their frames hold large objects: a request and its image, a batch and its tensors. gRPC and
+    tasks keep errors in reference cycles, so all of that would stay in memory until the next
+    garbage collection.
     """
     left: BaseException | None = error
     while left is not None and left.__traceback__ is not None:

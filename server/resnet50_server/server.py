@@ -22,7 +22,7 @@ from resnet50.v1 import (
 from resnet50_server.api.guard import Boundary
 from resnet50_server.api.health import ServingHealth
 from resnet50_server.api.inference_service import InferenceServicer, Patience
-from resnet50_server.api.listeners import certificates_of, listen
+from resnet50_server.api.listen import certificates_of, listen, server_options
 from resnet50_server.api.memory_bound import (
     PROBE_STREAMS,
     SIDE_RECEIVED,
@@ -32,7 +32,6 @@ from resnet50_server.api.memory_bound import (
 )
 from resnet50_server.api.outbox import Outbox
 from resnet50_server.api.receiving import Receiving
-from resnet50_server.api.transport import options
 from resnet50_server.api.variant_service import VariantServicer
 from resnet50_server.auth.identity import ADMIN, INFER, Authenticator
 from resnet50_server.auth.tls import TlsReloader
@@ -193,7 +192,7 @@ class Server:
             variants.on_retired(self._cache.drop)
             variants.on_removed(self._cache.forget)
         self._export(variants, traffic)
-        self._grpc = server = grpc.aio.server(options=options(settings))
+        self._grpc = server = grpc.aio.server(options=server_options(settings))
         limits = ImageLimits(
             settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
         )
@@ -454,7 +453,12 @@ def _tracing(settings: Settings) -> Tracing | None:
         return None
     from resnet50_server.telemetry.tracing import Tracing
 
-    return Tracing(settings.otlp_endpoint, settings.trace_ratio)
+    methods = {
+        method.name: f"{service.full_name}/{method.name}"
+        for service in (_INFERENCE, _VARIANT)
+        for method in service.methods
+    }
+    return Tracing(settings.otlp_endpoint, settings.trace_ratio, methods)
 
 
 def _patience(settings: Settings) -> Patience:

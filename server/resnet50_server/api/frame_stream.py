@@ -22,7 +22,7 @@ from resnet50_server.runtime.tasks import start_task
 
 from .delivery import Pending, answer_in_order, answer_latest
 from .guard import EOF
-from .status import is_fault, to_status
+from .status import is_server_error, to_status
 from .tasks import Question, timing
 
 log = logging.getLogger(__name__)
@@ -274,7 +274,7 @@ class FrameStream(Generic[Reply]):
     def error_to(self, frame_id: int, error: Exception) -> Reply:
         """Return the message that answers a frame which cannot be computed."""
         call = self._call
-        if is_fault(error):
+        if is_server_error(error):
             log.error("frame %d of stream %s failed", frame_id, call.request_id, exc_info=error)
         self._pipeline.events.frame_refused(call, error)
         return self._reply(frame_id=frame_id, error=to_status(error, call.request_id))

@@ -22,14 +22,14 @@ from google.protobuf.message import DecodeError
 
 from resnet50_server.auth.identity import Authenticator
 from resnet50_server.context import CURRENT_REQUEST, Metadata, RequestContext
-from resnet50_server.errors import InvalidRequest
+from resnet50_server.errors import InvalidRequest, code_of
 from resnet50_server.events import ServerEvents
 from resnet50_server.inference.admission import Admission
 from resnet50_server.priority import BULK, INTERACTIVE
 
 from .outbox import Outbox
 from .receiving import Receiving
-from .status import DETAILS_KEY, REQUEST_ID_KEY, code_of, is_fault, to_status
+from .status import DETAILS_KEY, REQUEST_ID_KEY, is_server_error, to_status
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Boundary:
             try:
                 await _abort(context, error, call)
             finally:
-                self._events.call_ended(call, code_of(error).name, error)
+                self._events.call_ended(call, code_of(error), error)
 
         kind = (
             grpc.stream_stream_rpc_method_handler
@@ -168,7 +168,7 @@ class Boundary:
                 code = _code_of_cancelled(context, call)
                 raise
             except Exception as error:
-                code, failure = code_of(error).name, error
+                code, failure = code_of(error), error
                 self._outbox.add(call.caller.name, 0)
                 await _abort(context, error, call)
             finally:
@@ -199,7 +199,7 @@ class Boundary:
                 code = _code_of_cancelled(context, call)
                 raise
             except Exception as error:
-                code, failure = code_of(error).name, error
+                code, failure = code_of(error), error
                 self._outbox.add(call.caller.name, 0)
                 await _abort(context, error, call)
             finally:
@@ -366,13 +366,12 @@ def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 async def _abort(context: Context, error: Exception, call: RequestContext) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    code = code_of(error)
-    if is_fault(error):
+    if is_server_error(error):
         log.error("request %s failed", call.request_id, exc_info=error)
     status = to_status(error, call.request_id)
     try:
         await context.abort(
-            code,
+            grpc.StatusCode[code_of(error)],
             status.message,
             ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, call.request_id)),
         )

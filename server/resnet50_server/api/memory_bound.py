@@ -12,7 +12,7 @@ from resnet50_server.inference.admission import slots_of
 from resnet50_server.lifecycle.loader import memory_of
 from resnet50_server.settings import Settings
 
-from .transport import UNREAD_BYTES
+from .listen import UNREAD_BYTES
 
 MIB = 2**20
 # Python, PyTorch, gRPC and an engine's library, before any weights: 720 MiB measured.

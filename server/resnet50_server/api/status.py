@@ -1,4 +1,4 @@
-"""From our errors to gRPC: code, message and google.rpc details."""
+"""Exceptions as google.rpc statuses: code, message and details."""
 
 from __future__ import annotations
 
@@ -8,24 +8,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from resnet50_server.errors import (
-    DataLoss,
-    DeadlineUnreachable,
-    DiskTimeout,
-    EngineFailed,
+    INTERNAL,
     InvalidRequest,
-    NotEnabled,
-    NotNow,
     Overloaded,
     PermissionDenied,
-    ServingError,
-    ShuttingDown,
-    SplitNotFound,
-    Stalled,
     Unauthenticated,
-    VariantLoading,
     VariantNotFound,
     VariantUnhealthy,
-    let_go,
+    clear_tracebacks,
+    code_of,
 )
 from resnet50_server.runtime.texts import MAX_TEXT_BYTES, shortened
 
@@ -34,57 +25,30 @@ REQUEST_ID_KEY = "x-request-id"
 DOMAIN = "resnet50-serving"
 _DETAIL_BYTES = MAX_TEXT_BYTES // 2
 
-# The one table; a subclass has its parent's code unless it stands here itself.
-CODES: dict[type[ServingError], grpc.StatusCode] = {
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    VariantNotFound: grpc.StatusCode.NOT_FOUND,
-    SplitNotFound: grpc.StatusCode.NOT_FOUND,
-    VariantLoading: grpc.StatusCode.UNAVAILABLE,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DataLoss: grpc.StatusCode.DATA_LOSS,
-    DeadlineUnreachable: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Stalled: grpc.StatusCode.DEADLINE_EXCEEDED,
-    ShuttingDown: grpc.StatusCode.UNAVAILABLE,
-    DiskTimeout: grpc.StatusCode.UNAVAILABLE,
-    NotEnabled: grpc.StatusCode.UNIMPLEMENTED,
-    NotNow: grpc.StatusCode.FAILED_PRECONDITION,
-    EngineFailed: grpc.StatusCode.INTERNAL,
-}
 
-
-def code_of(error: Exception) -> grpc.StatusCode:
-    """Return the code of any exception; what is not ours is INTERNAL."""
-    for kind in type(error).__mro__:
-        if kind in CODES:
-            return CODES[kind]
-    return grpc.StatusCode.INTERNAL
-
-
-def is_fault(error: Exception) -> bool:
-    """Return whether an error is the server's own, so that its reason belongs into the log."""
-    return code_of(error) is grpc.StatusCode.INTERNAL
+def is_server_error(error: Exception) -> bool:
+    """Return whether an error is the server's own, so that its reason is logged."""
+    return code_of(error) == INTERNAL
 
 
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
-    """Return what the caller is told; the error is done with then, and is stripped of its frames.
+    """Return the status for an exception, and drop its tracebacks.
 
-    Texts are cut to what all clients take: the trailers of a call stay below 8 KiB.
+    Texts are shortened so that the trailers of a call stay below 8 KiB, which all clients accept.
 
     Args:
-        error: What stopped the request. An internal fault's own text stays in the log, where it
-            must have been written already.
-        request_id: Connects the reply with the log.
+        error: Why the request failed. The text of an internal error is not sent; the caller of
+            this function has logged it.
+        request_id: Connects the response with the log.
     """
-    code = code_of(error)
+    code = grpc.StatusCode[code_of(error)]
     message = str(error)
-    if is_fault(error):
+    if is_server_error(error):
         message = f"internal error; the server's log has the reason under request id {request_id}"
     status = status_pb2.Status(code=code.value[0], message=shortened(message))
     for detail in (*_details(error), error_details_pb2.RequestInfo(request_id=request_id)):
         status.details.add().Pack(detail)
-    let_go(error)
+    clear_tracebacks(error)
     return status
 
 
@@ -121,7 +85,7 @@ def _details(error: Exception) -> list[Message]:
 
 
 def _names(names: list[str]) -> str:
-    """Return as many names as there is room for, none of them cut."""
+    """Return as many whole names as fit."""
     text = ", ".join(names)
     if len(text) <= _DETAIL_BYTES:
         return text

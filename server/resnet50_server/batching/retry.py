@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet50_server.engines.oom import is_out_of_memory
-from resnet50_server.errors import DoesNotFit, EngineFailed, ServingError, let_go
+from resnet50_server.errors import DoesNotFit, EngineFailed, ServingError, clear_tracebacks
 from resnet50_server.runtime.fatal import DeviceLost
 
 from .batch_limit import HOLD_S
@@ -190,7 +190,7 @@ class Rescues:
         again = rescue.part_failed(left, size, fits)
         if again:
             # The frames of the error hold what the batch took of the memory.
-            let_go(error)
+            clear_tracebacks(error)
             self.parts.extend(Part(queue, part, rescue) for part in again)
         elif not rescue.is_doubt:
             if rescue.hopeless:

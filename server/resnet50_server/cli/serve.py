@@ -7,10 +7,8 @@ import gc
 import logging
 import os
 import signal
-from typing import Any
 
-import grpc
-
+from resnet50_server.api.grpc_logs import filter_grpc_logs
 from resnet50_server.errors import UnusableSetting, WeightsError
 from resnet50_server.images.decode_guard import silence_libraries
 from resnet50_server.lifecycle.loading import EXPECTED_ERRORS
@@ -22,8 +20,6 @@ from resnet50_server.telemetry.logs import announce, complain, flush
 
 log = logging.getLogger(__name__)
 
-# gRPC's logger.
-CYGRPC = "grpc._cython.cygrpc"
 # What a server that is lost has to stop in, once its calls have ended.
 LAST_S = 15.0
 
@@ -41,9 +37,7 @@ async def serve(settings: Settings) -> int:
     server = Server(settings, on_loaded=_collect_garbage)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_on_loop_exception)
-    logging.getLogger(CYGRPC).addFilter(_is_no_late_reply)
-    ignore_undecodable_metadata()
+    filter_grpc_logs(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     watchdog = LoopWatchdog()
@@ -123,44 +117,6 @@ async def _give_up(server: Server) -> int:
     log.critical("stopping with exit status %d: %s", server.fault.status, server.fault)
     await server.turn_away()
     return server.fault.status
-
-
-def _on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Keep out of the log what gRPC lets escape where a reply meets a deadline that has passed.
-
-    The caller has left in the moment in which its answer was sent: nobody can be told, and nothing
-    is wrong. Everything else is logged as ever.
-    """
-    if isinstance(context.get("exception"), grpc.aio.InternalError):
-        log.debug("a reply was not sent, its call is over: %s", context["exception"])
-    else:
-        loop.default_exception_handler(context)
-
-
-def _is_no_late_reply(record: logging.LogRecord) -> bool:
-    """Keep the same out of the log where gRPC writes it there itself."""
-    error = record.exc_info[1] if record.exc_info else None
-    if not isinstance(error, grpc.aio.InternalError):
-        return True
-    log.debug("a reply was not sent, its call is over: %s", error)
-    return False
-
-
-def ignore_undecodable_metadata() -> None:
-    """Keep gRPC from logging a traceback for each value of metadata that is not UTF-8.
-
-    It does so on the event loop, before anybody knows who calls: 160 kB a second of such metadata
-    would stop the server. A filter would come too late, as the record is made by then; so this is
-    in the place of the logger's own method.
-    """
-    logger = logging.getLogger(CYGRPC)
-    log_exception = logger.exception
-
-    def exception(message: object, *arguments: object, **options: Any) -> None:
-        if message != "Invalid encoding on %s":
-            log_exception(message, *arguments, **options)
-
-    logger.exception = exception  # type: ignore[assignment,method-assign]
 
 
 def _exit_on_next_signal(stopped: asyncio.Task[bool]) -> None:

@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from resnet50_server.errors import DiskTimeout, NotNow, ServingError, VariantNotFound, WeightsError
-from resnet50_server.errors import let_go as let_go_of
+from resnet50_server.errors import (
+    DiskTimeout,
+    NotNow,
+    ServingError,
+    VariantNotFound,
+    WeightsError,
+    clear_tracebacks,
+)
 from resnet50_server.runtime.memory import return_memory
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.variants.directory import Stamp, VariantsDirectory
@@ -229,7 +235,8 @@ class VariantControl:
             text = _text(error)
             self._variants.rollback(spec.name, text)
             _warn(spec.name, text, error)
-            let_go_of(error)  # its frames hold weights, and those that gave way need the memory
+            # Its frames reference weights, whose memory is needed.
+            clear_tracebacks(error)
             if gone:
                 text += f"; {await self._restore(gone)}"
                 self._variants.record_failure(spec.name, text)
@@ -258,7 +265,7 @@ class VariantControl:
                 text = _text(error)
                 log.error("variant %s, which gave way, is not back: %s", spec.name, text)
                 self._variants.rollback(spec.name, text)
-                let_go_of(error)
+                clear_tracebacks(error)
                 lost.append(spec.name)
             else:
                 back.append(spec.name)

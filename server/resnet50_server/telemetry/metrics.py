@@ -20,7 +20,6 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from resnet50_server.api.status import code_of
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import (
     DeadlineUnreachable,
@@ -31,6 +30,7 @@ from resnet50_server.errors import (
     Unauthenticated,
     Unloading,
     VariantUnhealthy,
+    code_of,
 )
 from resnet50_server.events import BatchEvent, ImageEvent, ServerEvents
 
@@ -284,7 +284,7 @@ class Metrics(ServerEvents):
         """Count a frame, and why it was refused."""
         variant = self._served(call)
         self._images[variant, REFUSED].inc()
-        self._frame_errors[variant, code_of(error).name].inc()
+        self._frame_errors[variant, code_of(error)].inc()
         self._refused(error)
 
     def frame_dropped(self, call: RequestContext) -> None:

@@ -34,10 +34,8 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from resnet50.v1 import inference_pb2, variant_pb2
-from resnet50_server.api.status import code_of
 from resnet50_server.context import Metadata, RequestContext
-from resnet50_server.errors import UnusableSetting
+from resnet50_server.errors import UnusableSetting, code_of
 from resnet50_server.events import BatchEvent, ImageEvent, ServerEvents
 
 SERVICE_NAME = "resnet50-server"
@@ -50,12 +48,6 @@ MAX_MESSAGE_CHARS = 500
 SERVER_ERRORS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 )
-METHODS = {
-    method.name: f"{service.full_name}/{method.name}"
-    for file in (inference_pb2.DESCRIPTOR, variant_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
-    for method in service.methods
-}
 W3C = TraceContextTextMapPropagator()
 
 
@@ -85,9 +77,11 @@ class Tracing(ServerEvents):
         endpoint: Receives spans by OTLP over gRPC, e.g. "http://localhost:4317".
         ratio: Share of the requests without a trace context that are recorded, 0 to 1. Requests
             with a trace context are recorded if it is sampled.
+        methods: Full names of the server's methods, "service/method", by their short ones.
     """
 
-    def __init__(self, endpoint: str, ratio: float) -> None:
+    def __init__(self, endpoint: str, ratio: float, methods: Mapping[str, str]) -> None:
+        self._methods = methods
         self._endpoint = endpoint
         self._ratio = ratio
         self._tracer: Tracer = NoOpTracer()
@@ -131,7 +125,7 @@ class Tracing(ServerEvents):
         parent, sampled = _parent(context.metadata)
         if not (random() < self._ratio if sampled is None else sampled):
             return
-        method = METHODS.get(context.method, context.method)
+        method = self._methods.get(context.method, context.method)
         span = self._tracer.start_span(
             method,
             parent,
@@ -164,7 +158,7 @@ class Tracing(ServerEvents):
         if traced is not None:
             traced.refused += 1
             traced.span.add_event(
-                "frame refused", {"error.type": code_of(error).name, "message": _message(error)}
+                "frame refused", {"error.type": code_of(error), "message": _message(error)}
             )
 
     def frame_dropped(self, context: RequestContext) -> None:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 import resnet50_client.channels
-import resnet50_server.api.transport
+import resnet50_server.api.listen
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import DeadlineExceededError, RetryPolicy
 from tests.support.clients import KINDS, Caller, items
@@ -94,7 +94,7 @@ async def test_caller_on_a_silent_line_is_told_by_its_deadline(kind):
 
 async def test_server_notices_a_silent_line_and_lets_its_callers_go(monkeypatch):
     """By keepalive, which is 60 s and 20 s unless told otherwise; here a second each."""
-    monkeypatch.setattr(resnet50_server.api.transport, "KEEPALIVE_TIMEOUT_S", 1)
+    monkeypatch.setattr(resnet50_server.api.listen, "KEEPALIVE_TIMEOUT_S", 1)
     async with (
         serving(keepalive_s=1.0) as server,
         line_to(server.addresses[0]) as line,

@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2
 
 import resnet50_server.images.decode
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
+from resnet50_server.api.listen import UNREAD_BYTES
 from resnet50_server.api.outbox import CALL_BYTES
-from resnet50_server.api.transport import UNREAD_BYTES
 from resnet50_server.server import Server
 from tests.support.pictures import encode, photo_like
 from tests.support.raw_http2 import RawClient, message

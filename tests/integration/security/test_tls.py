@@ -15,7 +15,7 @@ import pytest
 import trustme
 from cryptography import x509
 
-import resnet50_server.api.transport
+import resnet50_server.api.listen
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_server.api.inference_service import InferenceServicer
 from resnet50_server.auth.identity import Authenticator
@@ -110,7 +110,7 @@ async def test_name_that_the_certificate_does_not_have_is_not_believed(ca, tmp_p
 
 
 async def test_connection_that_does_not_begin_its_handshake_is_closed(files, monkeypatch):
-    monkeypatch.setattr(resnet50_server.api.transport, "HANDSHAKE_TIMEOUT_MS", 200)
+    monkeypatch.setattr(resnet50_server.api.listen, "HANDSHAKE_TIMEOUT_MS", 200)
     async with serving(**files.settings) as server:
         host, _, port = server.addresses[0].rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -344,4 +344,4 @@ async def test_process_serves_tls_or_plaintext_if_allowed(ca, files):
         async with grpc.aio.insecure_channel(address.replace("0.0.0.0", "127.0.0.1")) as clear:
             await classify(clear)
         _, errors = two.terminate()
-    assert "0.0.0.0:0 is in clear text" in errors
+    assert "0.0.0.0:0 is plaintext" in errors

@@ -14,7 +14,7 @@ import pytest
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import Client, InvalidImageError
-from resnet50_server.cli import serve as process
+from resnet50_server.api.grpc_logs import is_not_late_response, on_loop_exception
 from resnet50_server.telemetry import logs
 from tests.support.pictures import encode, picture
 from tests.support.scrape import Scrape, fetch
@@ -111,7 +111,7 @@ async def test_failed_requests_log_nothing_at_info():
 async def test_task_errors_are_logged_except_late_replies(caplog):
     caplog.set_level("DEBUG")
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(process._on_loop_exception)
+    loop.set_exception_handler(on_loop_exception)
     for error in (grpc.aio.InternalError('Failed "execute_batch"'), ValueError("a fault of ours")):
         loop.call_exception_handler(
             {"message": "Task exception was never retrieved", "exception": error}
@@ -129,7 +129,7 @@ def test_late_reply_is_kept_out_of_the_grpc_log():
     told = []
     for one in (error, fault):
         record = logging.LogRecord("x", logging.ERROR, "", 0, "m", (), (type(one), one, None))
-        told.append(process._is_no_late_reply(record))
+        told.append(is_not_late_response(record))
     assert told == [False, True]
 
 

@@ -217,11 +217,11 @@ def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
         ({"device": "cuda:99"}, "device: cuda:99 was asked for"),
         (
             {"listen": ["unix:/no/such/directory/socket"]},
-            "unix:/no/such/directory/socket: No such file or directory; make the socket's folder",
+            "unix:/no/such/directory/socket: No such file or directory; create the socket's folder",
         ),
         (
             {"listen": ["192.0.2.1:0"], "allow_plaintext": True},
-            "192.0.2.1:0: Cannot assign requested address; name an address of this machine",
+            "192.0.2.1:0: Cannot assign requested address; use an address of this machine",
         ),
     ],
     ids=str,

@@ -7,12 +7,12 @@ from pathlib import Path
 from grpc._cython import cygrpc
 
 from resnet50_client.connection import channel_options
-from resnet50_server.api.transport import options
+from resnet50_server.api.listen import server_options
 from resnet50_server.settings import Settings
 
 
 def test_grpc_knows_the_names_of_all_options():
     library = Path(cygrpc.__file__).read_bytes()
-    served = options(Settings(variants=["IMAGENET1K_V2"], listen=["127.0.0.1:0"]))
+    served = server_options(Settings(variants=["IMAGENET1K_V2"], listen=["127.0.0.1:0"]))
     for name, _ in (*served, *channel_options()):
         assert name.encode() in library, name

@@ -9,7 +9,7 @@ import time
 import grpc
 import pytest
 
-from resnet50_server.api.listeners import is_local, listen
+from resnet50_server.api.listen import is_local, listen
 from resnet50_server.auth.tls import DAY_S, TlsReloader
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.settings import Settings
@@ -23,7 +23,7 @@ class Server:
         self.bound: list[tuple[str, str]] = []
 
     def add_insecure_port(self, address: str) -> int:
-        self.bound.append(("clear text", address))
+        self.bound.append(("plaintext", address))
         return 1234
 
     def add_secure_port(self, address: str, credentials: object) -> int:
@@ -116,7 +116,7 @@ async def test_remote_plaintext_is_allowed_if_asked_and_logged(caplog):
 async def test_warning_says_that_tokens_are_readable_too(tmp_path, caplog):
     allowed = settings("0.0.0.0:0", allow_plaintext=True, tokens_file=tmp_path / "tokens.toml")
     await listen(Server(), allowed, None)
-    assert "tokens too" in caplog.text
+    assert "tokens included" in caplog.text
 
 
 async def test_tls_applies_to_tcp_and_not_to_unix_sockets(tmp_path, caplog):
@@ -128,7 +128,7 @@ async def test_tls_applies_to_tcp_and_not_to_unix_sockets(tmp_path, caplog):
         settings(*addresses, allow_plaintext=True, **files.settings),
         TlsReloader(files.cert, files.key),
     )
-    assert server.bound == list(zip(["TLS", "TLS", "clear text"], addresses, strict=True))
+    assert server.bound == list(zip(["TLS", "TLS", "plaintext"], addresses, strict=True))
     assert caplog.messages == []
 
 
