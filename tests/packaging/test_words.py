@@ -80,7 +80,6 @@ NOT_YET: tuple[str, ...] = (
     "docs/variants.md",
     "examples",
     "fuzz",
-    "protos",
     "server/resnet50_server/api",
     "server/resnet50_server/auth",
     "server/resnet50_server/batching",

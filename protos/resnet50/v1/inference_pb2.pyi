@@ -3,30 +3,31 @@
 isort:skip_file
 Classify and embed images.
 
-Metadata that a caller may send with any RPC:
-  authorization  "Bearer TOKEN"; needed where the server asks for tokens.
-  x-priority     "interactive" (default) or "bulk": bulk gives way to interactive calls, but while
-                 both wait one image in 16 is bulk, and of a device that another variant's calls
-                 keep busy it gets a sixteenth. Another value is INVALID_ARGUMENT.
-  x-request-id   1 to 128 of A-Z a-z 0-9 . _ : / + = -; comes back in the trailing metadata and
-                 stands in the server's log. Default, and in the place of any other: a fresh one.
-  x-caller-key   1 to 128 printable ASCII characters: who the caller is to a traffic split, such
-                 as a user's id. Default: who the server takes the caller to be. Another value
-                 is INVALID_ARGUMENT.
-  traceparent    W3C trace context, where the server traces.
+Metadata that a client may send with any RPC:
+  authorization  "Bearer TOKEN"; required if the server requires tokens.
+  x-priority     "interactive" (default) or "bulk": interactive requests are scheduled first;
+                 bulk gets 1 image in 16 while both wait, and 1/16 of a device that another
+                 variant's requests keep busy. Another value is INVALID_ARGUMENT.
+  x-request-id   1 to 128 of A-Z a-z 0-9 . _ : / + = -; returned in the trailing metadata and
+                 logged by the server. If absent or invalid, the server generates one.
+  x-caller-key   1 to 128 printable ASCII characters: identifies the caller to a traffic split,
+                 e.g. a user ID. Default: the caller's identity. Another value is
+                 INVALID_ARGUMENT.
+  traceparent    W3C trace context, if the server traces.
 
 Errors of every RPC, with google.rpc details in the trailing metadata:
-  INVALID_ARGUMENT    the request is wrong; BadRequest names the field and the limit. Do not retry.
-  NOT_FOUND           no such variant is loaded; ErrorInfo lists those that are.
-  RESOURCE_EXHAUSTED  the server, or the caller's share of it, is full; the message names the
-                      limit, RetryInfo says when to come back.
-  UNAUTHENTICATED     no token, or not one of the server's; ErrorInfo says which.
+  INVALID_ARGUMENT    the request is invalid; BadRequest names the field and the limit. Do not
+                      retry.
+  NOT_FOUND           no such variant is loaded; ErrorInfo lists the loaded ones.
+  RESOURCE_EXHAUSTED  a limit of the server or of the caller is reached; the message names it,
+                      RetryInfo gives the delay before a retry.
+  UNAUTHENTICATED     the token is missing or unknown; ErrorInfo says which.
   PERMISSION_DENIED   the token does not allow this call.
-  DEADLINE_EXCEEDED   the deadline has passed, or cannot be met; nothing was computed. Or the
-                      sender of an upload or a stream was silent for too long.
+  DEADLINE_EXCEEDED   the deadline has passed or cannot be met, and nothing was computed; or the
+                      client of an upload or a stream was idle for too long.
   DATA_LOSS           an upload arrived damaged; send it again.
-  UNAVAILABLE         the server is starting or draining; another server may answer.
-  INTERNAL            a fault of the server; RequestInfo carries the id that is in its log.
+  UNAVAILABLE         the server is starting or draining; retry at another server.
+  INTERNAL            a server error; RequestInfo has the request ID to look up in its log.
 """
 
 import builtins
@@ -53,30 +54,30 @@ class _Delivery:
 class _DeliveryEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Delivery.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     DELIVERY_UNSPECIFIED: _Delivery.ValueType  # 0
-    """The default, DELIVERY_ORDERED."""
+    """Same as DELIVERY_ORDERED, the default."""
     DELIVERY_ORDERED: _Delivery.ValueType  # 1
-    """Every frame is answered, in order; a sender that is too fast is held back."""
+    """Every frame is computed and answered in order; backpressure slows the sender down."""
     DELIVERY_LATEST: _Delivery.ValueType  # 2
-    """A newer frame replaces the one that waits, which is answered with `dropped`. Answers come as
-    soon as they are known. The last frame before the end of the requests is always computed.
+    """A newer frame replaces the pending one, which is answered with `dropped`. Responses are sent as
+    soon as they are available. The last frame before the end of the requests is always computed.
     """
 
 class Delivery(_Delivery, metaclass=_DeliveryEnumTypeWrapper):
-    """What happens to frames that arrive faster than they are answered."""
+    """How frames are handled that arrive faster than they are answered."""
 
 DELIVERY_UNSPECIFIED: Delivery.ValueType  # 0
-"""The default, DELIVERY_ORDERED."""
+"""Same as DELIVERY_ORDERED, the default."""
 DELIVERY_ORDERED: Delivery.ValueType  # 1
-"""Every frame is answered, in order; a sender that is too fast is held back."""
+"""Every frame is computed and answered in order; backpressure slows the sender down."""
 DELIVERY_LATEST: Delivery.ValueType  # 2
-"""A newer frame replaces the one that waits, which is answered with `dropped`. Answers come as
-soon as they are known. The last frame before the end of the requests is always computed.
+"""A newer frame replaces the pending one, which is answered with `dropped`. Responses are sent as
+soon as they are available. The last frame before the end of the requests is always computed.
 """
 global___Delivery = Delivery
 
 @typing.final
 class ClassifyOptions(google.protobuf.message.Message):
-    """How to classify."""
+    """Options of classification."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -85,19 +86,19 @@ class ClassifyOptions(google.protobuf.message.Message):
     MIN_PROBABILITY_FIELD_NUMBER: builtins.int
     INCLUDE_EMBEDDING_FIELD_NUMBER: builtins.int
     variant: builtins.str
-    """Which weights answer: a loaded variant's name or alias, such as "IMAGENET1K_V2" or "digits".
-    "DEFAULT" is what torchvision's ResNet50_Weights.DEFAULT is. A leading "ResNet50_Weights." or
+    """Name or alias of a loaded variant, such as "IMAGENET1K_V2" or "digits". "DEFAULT" is
+    torchvision's ResNet50_Weights.DEFAULT. A leading "ResNet50_Weights." or
     "ResNet50_QuantizedWeights." is accepted. Empty (the default): the server's default variant.
     """
     top_k: builtins.int
-    """How many categories come back: 1 to the variant's number of categories, and at most 1000. 0
-    (the default) means 5, or all of them for a variant that has fewer.
+    """Number of categories to return: 1 to the variant's number of categories, at most 1000. 0 (the
+    default): 5, or all of a variant that has fewer.
     """
     min_probability: builtins.float
-    """Leave out categories below this probability, 0 to 1. Absent (the default): leave none out."""
+    """Exclude categories below this probability, 0 to 1. Absent (the default): exclude none."""
     include_embedding: builtins.bool
-    """Also return the embedding (float32, not normalised); it costs no second forward pass.
-    Default false.
+    """Also return the embedding (float32, not normalized); it needs no second forward pass. Default
+    false.
     """
     def __init__(
         self,
@@ -115,7 +116,7 @@ global___ClassifyOptions = ClassifyOptions
 
 @typing.final
 class EmbedOptions(google.protobuf.message.Message):
-    """How to embed."""
+    """Options of embedding."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -123,7 +124,7 @@ class EmbedOptions(google.protobuf.message.Message):
     L2_NORMALIZE_FIELD_NUMBER: builtins.int
     TYPE_FIELD_NUMBER: builtins.int
     variant: builtins.str
-    """Which weights answer; as ClassifyOptions.variant."""
+    """The variant, as in ClassifyOptions.variant."""
     l2_normalize: builtins.bool
     """Scale the vector to length 1, so that a dot product is the cosine. Default false."""
     type: resnet50.v1.result_pb2.EmbeddingType.ValueType
@@ -168,7 +169,7 @@ global___ClassifyRequest = ClassifyRequest
 
 @typing.final
 class ClassifyResponse(google.protobuf.message.Message):
-    """The answer to one image, unary or uploaded."""
+    """The result of one image, unary or uploaded."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -177,15 +178,15 @@ class ClassifyResponse(google.protobuf.message.Message):
     TIMING_FIELD_NUMBER: builtins.int
     @property
     def classification(self) -> resnet50.v1.result_pb2.Classification:
-        """What the image shows."""
+        """The image's categories."""
 
     @property
     def variant(self) -> resnet50.v1.result_pb2.VariantRef:
-        """The variant that answered."""
+        """The variant that computed it."""
 
     @property
     def timing(self) -> resnet50.v1.result_pb2.Timing:
-        """Where the time went."""
+        """Time spent in each stage."""
 
     def __init__(
         self,
@@ -241,11 +242,11 @@ class EmbedResponse(google.protobuf.message.Message):
 
     @property
     def variant(self) -> resnet50.v1.result_pb2.VariantRef:
-        """The variant that answered."""
+        """The variant that computed it."""
 
     @property
     def timing(self) -> resnet50.v1.result_pb2.Timing:
-        """Where the time went."""
+        """Time spent in each stage."""
 
     def __init__(
         self,
@@ -268,8 +269,8 @@ class ClassifyUploadOptions(google.protobuf.message.Message):
     OPTIONS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     sha256: builtins.bytes
-    """SHA-256 of the whole image, 32 bytes; verified, a mismatch is DATA_LOSS. Empty (the default):
-    not verified.
+    """SHA-256 of the whole image, 32 bytes; a mismatch is DATA_LOSS. Empty (the default): not
+    verified.
     """
     @property
     def options(self) -> global___ClassifyOptions:
@@ -295,8 +296,8 @@ class EmbedUploadOptions(google.protobuf.message.Message):
     OPTIONS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     sha256: builtins.bytes
-    """SHA-256 of the whole image, 32 bytes; verified, a mismatch is DATA_LOSS. Empty (the default):
-    not verified.
+    """SHA-256 of the whole image, 32 bytes; a mismatch is DATA_LOSS. Empty (the default): not
+    verified.
     """
     @property
     def options(self) -> global___EmbedOptions:
@@ -315,7 +316,7 @@ global___EmbedUploadOptions = EmbedUploadOptions
 
 @typing.final
 class ClassifyUploadRequest(google.protobuf.message.Message):
-    """A part of an upload: the options once, first; then chunks."""
+    """Part of an upload: the options once, first; then chunks."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -341,7 +342,7 @@ global___ClassifyUploadRequest = ClassifyUploadRequest
 
 @typing.final
 class EmbedUploadRequest(google.protobuf.message.Message):
-    """A part of an upload: the options once, first; then chunks."""
+    """Part of an upload: the options once, first; then chunks."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -375,11 +376,11 @@ class ClassifyStreamConfig(google.protobuf.message.Message):
     DELIVERY_FIELD_NUMBER: builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: builtins.int
     delivery: global___Delivery.ValueType
-    """What happens when frames come too fast. Default DELIVERY_ORDERED."""
+    """How frames are handled that arrive too fast. Default DELIVERY_ORDERED."""
     max_in_flight: builtins.int
-    """Frames of this stream inside the server at once; more than the server's limit
-    (`max_frames_in_flight`, default 64) counts as the limit. 0 (the default): two of the server's
-    batches for DELIVERY_ORDERED, 1 for DELIVERY_LATEST, where each further one makes answers older.
+    """Maximum frames of this stream in flight on the server, capped at the server's limit
+    (`max_frames_in_flight`, default 64). 0 (the default): two of the server's batches for
+    DELIVERY_ORDERED; 1 for DELIVERY_LATEST, where more add latency.
     """
     @property
     def options(self) -> global___ClassifyOptions:
@@ -407,11 +408,11 @@ class EmbedStreamConfig(google.protobuf.message.Message):
     DELIVERY_FIELD_NUMBER: builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: builtins.int
     delivery: global___Delivery.ValueType
-    """What happens when frames come too fast. Default DELIVERY_ORDERED."""
+    """How frames are handled that arrive too fast. Default DELIVERY_ORDERED."""
     max_in_flight: builtins.int
-    """Frames of this stream inside the server at once; more than the server's limit
-    (`max_frames_in_flight`, default 64) counts as the limit. 0 (the default): two of the server's
-    batches for DELIVERY_ORDERED, 1 for DELIVERY_LATEST, where each further one makes answers older.
+    """Maximum frames of this stream in flight on the server, capped at the server's limit
+    (`max_frames_in_flight`, default 64). 0 (the default): two of the server's batches for
+    DELIVERY_ORDERED; 1 for DELIVERY_LATEST, where more add latency.
     """
     @property
     def options(self) -> global___EmbedOptions:
@@ -438,7 +439,9 @@ class Frame(google.protobuf.message.Message):
     FRAME_ID_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     frame_id: builtins.int
-    """The sender's number for the frame; comes back with its answer. Above that of the frame before."""
+    """The client's number of the frame, returned with its response. Must increase from frame to
+    frame.
+    """
     @property
     def image(self) -> resnet50.v1.image_pb2.Image:
         """The image. Required."""
@@ -456,7 +459,7 @@ global___Frame = Frame
 
 @typing.final
 class ClassifyStreamRequest(google.protobuf.message.Message):
-    """A part of a stream: the config once, first; then frames."""
+    """Part of a stream: the config once, first; then frames."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -484,7 +487,7 @@ global___ClassifyStreamRequest = ClassifyStreamRequest
 
 @typing.final
 class EmbedStreamRequest(google.protobuf.message.Message):
-    """A part of a stream: the config once, first; then frames."""
+    """Part of a stream: the config once, first; then frames."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -512,7 +515,7 @@ global___EmbedStreamRequest = EmbedStreamRequest
 
 @typing.final
 class ClassifyStreamResponse(google.protobuf.message.Message):
-    """The answer to one frame."""
+    """The response to one frame."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -523,26 +526,26 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
     VARIANT_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
     frame_id: builtins.int
-    """The frame that is answered."""
+    """The frame."""
     @property
     def classification(self) -> resnet50.v1.result_pb2.Classification:
-        """What the frame shows."""
+        """The frame's categories."""
 
     @property
     def dropped(self) -> resnet50.v1.result_pb2.Dropped:
-        """A newer frame took its place."""
+        """A newer frame replaced it."""
 
     @property
     def error(self) -> google.rpc.status_pb2.Status:
-        """The frame was bad, or could not be computed; code and details as for a unary call."""
+        """The frame was invalid or could not be computed; code and details as for a unary call."""
 
     @property
     def variant(self) -> resnet50.v1.result_pb2.VariantRef:
-        """The variant that answered; absent if the frame was dropped."""
+        """The variant that computed it; absent if the frame was dropped."""
 
     @property
     def timing(self) -> resnet50.v1.result_pb2.Timing:
-        """Where the time went; absent if the frame was dropped."""
+        """Time spent in each stage; absent if the frame was dropped."""
 
     def __init__(
         self,
@@ -562,7 +565,7 @@ global___ClassifyStreamResponse = ClassifyStreamResponse
 
 @typing.final
 class EmbedStreamResponse(google.protobuf.message.Message):
-    """The answer to one frame."""
+    """The response to one frame."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -573,26 +576,26 @@ class EmbedStreamResponse(google.protobuf.message.Message):
     VARIANT_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
     frame_id: builtins.int
-    """The frame that is answered."""
+    """The frame."""
     @property
     def embedding(self) -> resnet50.v1.result_pb2.Embedding:
         """The frame's vector."""
 
     @property
     def dropped(self) -> resnet50.v1.result_pb2.Dropped:
-        """A newer frame took its place."""
+        """A newer frame replaced it."""
 
     @property
     def error(self) -> google.rpc.status_pb2.Status:
-        """The frame was bad, or could not be computed; code and details as for a unary call."""
+        """The frame was invalid or could not be computed; code and details as for a unary call."""
 
     @property
     def variant(self) -> resnet50.v1.result_pb2.VariantRef:
-        """The variant that answered; absent if the frame was dropped."""
+        """The variant that computed it; absent if the frame was dropped."""
 
     @property
     def timing(self) -> resnet50.v1.result_pb2.Timing:
-        """Where the time went; absent if the frame was dropped."""
+        """Time spent in each stage; absent if the frame was dropped."""
 
     def __init__(
         self,

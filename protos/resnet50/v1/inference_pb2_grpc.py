@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceServiceStub(object):
-    """Answers what an image shows, or its embedding.
+    """Classifies and embeds images.
     """
 
     def __init__(self, channel):
@@ -68,7 +68,7 @@ class InferenceServiceStub(object):
 
 
 class InferenceServiceServicer(object):
-    """Answers what an image shows, or its embedding.
+    """Classifies and embeds images.
     """
 
     def Classify(self, request, context):
@@ -86,27 +86,28 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyUpload(self, request_iterator, context):
-        """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
-        end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
-        many pixels, an empty chunk. A pause longer than `upload_idle_timeout_s` (default 30 s), and an
-        upload that takes longer than `upload_timeout_s` (default 600 s), is DEADLINE_EXCEEDED.
+        """Classifies one large encoded image sent in chunks: options first, then chunks, then the end of
+        the requests. Rejected as early as possible: over the byte limit, not an image, too many
+        pixels, an empty chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
+        (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedUpload(self, request_iterator, context):
-        """Embeds one large encoded image that arrives in chunks; as ClassifyUpload.
+        """Embeds one large encoded image sent in chunks; as ClassifyUpload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """Classifies frames: config first, then frames. A bad frame is answered in place and the stream
-        goes on; what breaks the order of messages ends it with INVALID_ARGUMENT. After the last frame,
-        ending the requests drains the stream and ends it with OK. A server that shuts down answers the
-        frames it has and ends the stream with UNAVAILABLE; the message says which was the last one.
+        """Classifies frames: config first, then frames. An invalid frame gets an error response and the
+        stream continues; messages in the wrong order end it with INVALID_ARGUMENT. When the client
+        ends the requests, the server answers the remaining frames and ends the stream with OK. A
+        server that shuts down answers the frames it has received and ends the stream with UNAVAILABLE;
+        the message names the last one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,7 +162,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService(object):
-    """Answers what an image shows, or its embedding.
+    """Classifies and embeds images.
     """
 
     @staticmethod

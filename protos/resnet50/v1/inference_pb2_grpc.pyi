@@ -3,30 +3,31 @@
 isort:skip_file
 Classify and embed images.
 
-Metadata that a caller may send with any RPC:
-  authorization  "Bearer TOKEN"; needed where the server asks for tokens.
-  x-priority     "interactive" (default) or "bulk": bulk gives way to interactive calls, but while
-                 both wait one image in 16 is bulk, and of a device that another variant's calls
-                 keep busy it gets a sixteenth. Another value is INVALID_ARGUMENT.
-  x-request-id   1 to 128 of A-Z a-z 0-9 . _ : / + = -; comes back in the trailing metadata and
-                 stands in the server's log. Default, and in the place of any other: a fresh one.
-  x-caller-key   1 to 128 printable ASCII characters: who the caller is to a traffic split, such
-                 as a user's id. Default: who the server takes the caller to be. Another value
-                 is INVALID_ARGUMENT.
-  traceparent    W3C trace context, where the server traces.
+Metadata that a client may send with any RPC:
+  authorization  "Bearer TOKEN"; required if the server requires tokens.
+  x-priority     "interactive" (default) or "bulk": interactive requests are scheduled first;
+                 bulk gets 1 image in 16 while both wait, and 1/16 of a device that another
+                 variant's requests keep busy. Another value is INVALID_ARGUMENT.
+  x-request-id   1 to 128 of A-Z a-z 0-9 . _ : / + = -; returned in the trailing metadata and
+                 logged by the server. If absent or invalid, the server generates one.
+  x-caller-key   1 to 128 printable ASCII characters: identifies the caller to a traffic split,
+                 e.g. a user ID. Default: the caller's identity. Another value is
+                 INVALID_ARGUMENT.
+  traceparent    W3C trace context, if the server traces.
 
 Errors of every RPC, with google.rpc details in the trailing metadata:
-  INVALID_ARGUMENT    the request is wrong; BadRequest names the field and the limit. Do not retry.
-  NOT_FOUND           no such variant is loaded; ErrorInfo lists those that are.
-  RESOURCE_EXHAUSTED  the server, or the caller's share of it, is full; the message names the
-                      limit, RetryInfo says when to come back.
-  UNAUTHENTICATED     no token, or not one of the server's; ErrorInfo says which.
+  INVALID_ARGUMENT    the request is invalid; BadRequest names the field and the limit. Do not
+                      retry.
+  NOT_FOUND           no such variant is loaded; ErrorInfo lists the loaded ones.
+  RESOURCE_EXHAUSTED  a limit of the server or of the caller is reached; the message names it,
+                      RetryInfo gives the delay before a retry.
+  UNAUTHENTICATED     the token is missing or unknown; ErrorInfo says which.
   PERMISSION_DENIED   the token does not allow this call.
-  DEADLINE_EXCEEDED   the deadline has passed, or cannot be met; nothing was computed. Or the
-                      sender of an upload or a stream was silent for too long.
+  DEADLINE_EXCEEDED   the deadline has passed or cannot be met, and nothing was computed; or the
+                      client of an upload or a stream was idle for too long.
   DATA_LOSS           an upload arrived damaged; send it again.
-  UNAVAILABLE         the server is starting or draining; another server may answer.
-  INTERNAL            a fault of the server; RequestInfo carries the id that is in its log.
+  UNAVAILABLE         the server is starting or draining; retry at another server.
+  INTERNAL            a server error; RequestInfo has the request ID to look up in its log.
 """
 
 import abc
@@ -44,7 +45,7 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class InferenceServiceStub:
-    """Answers what an image shows, or its embedding."""
+    """Classifies and embeds images."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Classify: grpc.UnaryUnaryMultiCallable[
@@ -63,26 +64,27 @@ class InferenceServiceStub:
         resnet50.v1.inference_pb2.ClassifyUploadRequest,
         resnet50.v1.inference_pb2.ClassifyResponse,
     ]
-    """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
-    end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
-    many pixels, an empty chunk. A pause longer than `upload_idle_timeout_s` (default 30 s), and an
-    upload that takes longer than `upload_timeout_s` (default 600 s), is DEADLINE_EXCEEDED.
+    """Classifies one large encoded image sent in chunks: options first, then chunks, then the end of
+    the requests. Rejected as early as possible: over the byte limit, not an image, too many
+    pixels, an empty chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
+    (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
     """
 
     EmbedUpload: grpc.StreamUnaryMultiCallable[
         resnet50.v1.inference_pb2.EmbedUploadRequest,
         resnet50.v1.inference_pb2.EmbedResponse,
     ]
-    """Embeds one large encoded image that arrives in chunks; as ClassifyUpload."""
+    """Embeds one large encoded image sent in chunks; as ClassifyUpload."""
 
     ClassifyStream: grpc.StreamStreamMultiCallable[
         resnet50.v1.inference_pb2.ClassifyStreamRequest,
         resnet50.v1.inference_pb2.ClassifyStreamResponse,
     ]
-    """Classifies frames: config first, then frames. A bad frame is answered in place and the stream
-    goes on; what breaks the order of messages ends it with INVALID_ARGUMENT. After the last frame,
-    ending the requests drains the stream and ends it with OK. A server that shuts down answers the
-    frames it has and ends the stream with UNAVAILABLE; the message says which was the last one.
+    """Classifies frames: config first, then frames. An invalid frame gets an error response and the
+    stream continues; messages in the wrong order end it with INVALID_ARGUMENT. When the client
+    ends the requests, the server answers the remaining frames and ends the stream with OK. A
+    server that shuts down answers the frames it has received and ends the stream with UNAVAILABLE;
+    the message names the last one.
     """
 
     EmbedStream: grpc.StreamStreamMultiCallable[
@@ -92,7 +94,7 @@ class InferenceServiceStub:
     """Embeds frames; as ClassifyStream."""
 
 class InferenceServiceAsyncStub:
-    """Answers what an image shows, or its embedding."""
+    """Classifies and embeds images."""
 
     Classify: grpc.aio.UnaryUnaryMultiCallable[
         resnet50.v1.inference_pb2.ClassifyRequest,
@@ -110,26 +112,27 @@ class InferenceServiceAsyncStub:
         resnet50.v1.inference_pb2.ClassifyUploadRequest,
         resnet50.v1.inference_pb2.ClassifyResponse,
     ]
-    """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
-    end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
-    many pixels, an empty chunk. A pause longer than `upload_idle_timeout_s` (default 30 s), and an
-    upload that takes longer than `upload_timeout_s` (default 600 s), is DEADLINE_EXCEEDED.
+    """Classifies one large encoded image sent in chunks: options first, then chunks, then the end of
+    the requests. Rejected as early as possible: over the byte limit, not an image, too many
+    pixels, an empty chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
+    (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
     """
 
     EmbedUpload: grpc.aio.StreamUnaryMultiCallable[
         resnet50.v1.inference_pb2.EmbedUploadRequest,
         resnet50.v1.inference_pb2.EmbedResponse,
     ]
-    """Embeds one large encoded image that arrives in chunks; as ClassifyUpload."""
+    """Embeds one large encoded image sent in chunks; as ClassifyUpload."""
 
     ClassifyStream: grpc.aio.StreamStreamMultiCallable[
         resnet50.v1.inference_pb2.ClassifyStreamRequest,
         resnet50.v1.inference_pb2.ClassifyStreamResponse,
     ]
-    """Classifies frames: config first, then frames. A bad frame is answered in place and the stream
-    goes on; what breaks the order of messages ends it with INVALID_ARGUMENT. After the last frame,
-    ending the requests drains the stream and ends it with OK. A server that shuts down answers the
-    frames it has and ends the stream with UNAVAILABLE; the message says which was the last one.
+    """Classifies frames: config first, then frames. An invalid frame gets an error response and the
+    stream continues; messages in the wrong order end it with INVALID_ARGUMENT. When the client
+    ends the requests, the server answers the remaining frames and ends the stream with OK. A
+    server that shuts down answers the frames it has received and ends the stream with UNAVAILABLE;
+    the message names the last one.
     """
 
     EmbedStream: grpc.aio.StreamStreamMultiCallable[
@@ -139,7 +142,7 @@ class InferenceServiceAsyncStub:
     """Embeds frames; as ClassifyStream."""
 
 class InferenceServiceServicer(metaclass=abc.ABCMeta):
-    """Answers what an image shows, or its embedding."""
+    """Classifies and embeds images."""
 
     @abc.abstractmethod
     def Classify(
@@ -163,10 +166,10 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[resnet50.v1.inference_pb2.ClassifyUploadRequest],
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.inference_pb2.ClassifyResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.ClassifyResponse]]:
-        """Classifies one large encoded image that arrives in chunks: options first, then chunks, then the
-        end of the requests. Refused as soon as it is hopeless: over the byte limit, not an image, too
-        many pixels, an empty chunk. A pause longer than `upload_idle_timeout_s` (default 30 s), and an
-        upload that takes longer than `upload_timeout_s` (default 600 s), is DEADLINE_EXCEEDED.
+        """Classifies one large encoded image sent in chunks: options first, then chunks, then the end of
+        the requests. Rejected as early as possible: over the byte limit, not an image, too many
+        pixels, an empty chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
+        (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
         """
 
     @abc.abstractmethod
@@ -175,7 +178,7 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[resnet50.v1.inference_pb2.EmbedUploadRequest],
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.inference_pb2.EmbedResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.EmbedResponse]]:
-        """Embeds one large encoded image that arrives in chunks; as ClassifyUpload."""
+        """Embeds one large encoded image sent in chunks; as ClassifyUpload."""
 
     @abc.abstractmethod
     def ClassifyStream(
@@ -183,10 +186,11 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[resnet50.v1.inference_pb2.ClassifyStreamRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[resnet50.v1.inference_pb2.ClassifyStreamResponse], collections.abc.AsyncIterator[resnet50.v1.inference_pb2.ClassifyStreamResponse]]:
-        """Classifies frames: config first, then frames. A bad frame is answered in place and the stream
-        goes on; what breaks the order of messages ends it with INVALID_ARGUMENT. After the last frame,
-        ending the requests drains the stream and ends it with OK. A server that shuts down answers the
-        frames it has and ends the stream with UNAVAILABLE; the message says which was the last one.
+        """Classifies frames: config first, then frames. An invalid frame gets an error response and the
+        stream continues; messages in the wrong order end it with INVALID_ARGUMENT. When the client
+        ends the requests, the server answers the remaining frames and ends the stream with OK. A
+        server that shuts down answers the frames it has received and ends the stream with UNAVAILABLE;
+        the message names the last one.
         """
 
     @abc.abstractmethod

@@ -26,14 +26,14 @@ if _version_not_supported:
 
 
 class VariantServiceStub(object):
-    """Lists, shows and changes the weight variants, also while the server answers.
+    """Lists, shows and changes weight variants while the server is serving.
 
-    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
-    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
-    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
-    its caller gives up. No change outlives the process: a restarted server holds what its settings
-    say, and has no traffic splits.
+    Methods that change variants (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
+    unless the server was started with a directory to load from (variants_dir). One variant is loaded
+    or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
+    completed even if the client cancels. Changes are not persistent: a restarted server loads the
+    variants of its settings and has no traffic splits.
     """
 
     def __init__(self, channel):
@@ -85,50 +85,50 @@ class VariantServiceStub(object):
 
 
 class VariantServiceServicer(object):
-    """Lists, shows and changes the weight variants, also while the server answers.
+    """Lists, shows and changes weight variants while the server is serving.
 
-    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
-    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
-    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
-    its caller gives up. No change outlives the process: a restarted server holds what its settings
-    say, and has no traffic splits.
+    Methods that change variants (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
+    unless the server was started with a directory to load from (variants_dir). One variant is loaded
+    or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
+    completed even if the client cancels. Changes are not persistent: a restarted server loads the
+    variants of its settings and has no traffic splits.
     """
 
     def ListVariants(self, request, context):
-        """Lists the variants that the server holds, the default one first, with what is being loaded, what
-        still answers its last requests and what could not be loaded. Categories are left out.
+        """Lists all variants, the default first, including those loading, draining or failed to load.
+        Without categories.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVariant(self, request, context):
-        """Shows one variant, categories included. NOT_FOUND if it is not held.
+        """Returns one variant with its categories. NOT_FOUND if it is not loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadVariant(self, request, context):
-        """Loads a variant and answers once it can be used: reads and checks its weights, warms them up,
-        and compares what they say of a fixed image with a plain forward pass in PyTorch. In the place of
-        a served one (`replace`) it then answers every request and every frame that comes; what the old
-        one has taken it still answers, under its own digest, and then its memory is freed. NOT_FOUND if
-        there is no such variant to load; FAILED_PRECONDITION with the reason if it cannot be loaded,
-        does not fit into the memory that variants may take (max_variants_bytes), or is served already;
-        then what answered goes on. Variants that had given way to it before it failed are loaded again
-        first, and the text says which are back and which are not. Give it a deadline of minutes.
+        """Loads a variant and returns once it is ready: reads and verifies its weights, builds and warms
+        up the engine, and compares its output for a fixed image with a plain forward pass in PyTorch.
+        With `replace` it then takes all new requests and frames of the variant of that name; requests
+        in flight complete on the old weights, under the old digest, then their memory is freed.
+        NOT_FOUND if there is no such variant to load. FAILED_PRECONDITION with the reason if it cannot
+        be loaded, exceeds the memory limit of variants (max_variants_bytes), or is loaded already; the
+        current variants keep serving. Variants evicted for a load that then fails are reloaded first;
+        the message lists which were restored. Use a deadline of minutes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadVariant(self, request, context):
-        """Unloads a variant: no new request finds it, those that use it are answered, uploads that still
-        arrive included, streams end with UNAVAILABLE after the frames that are inside; then its memory
-        is freed. FAILED_PRECONDITION for the server's default variant, for one that a traffic split
-        names, and if it answers no more but its memory stays taken, for its engine does not return or
+        """Unloads a variant: new requests are rejected, requests and uploads in progress complete,
+        streams end with UNAVAILABLE after their frames in flight; then its memory is freed.
+        FAILED_PRECONDITION for the server's default variant, for a variant of a traffic split, and if
+        the variant was stopped but its memory could not be freed because its engine does not return or
         cannot be closed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -136,33 +136,32 @@ class VariantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetDefaultVariant(self, request, context):
-        """Lets a loaded variant answer requests that name none. Streams and uploads that have begun keep
-        the one that they began with. FAILED_PRECONDITION if it is out of service.
+        """Makes a loaded variant the default, for requests that name none. Streams and uploads in
+        progress keep their variant. FAILED_PRECONDITION if it is out of service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetTrafficSplit(self, request, context):
-        """Begins to compare a candidate with a variant on the requests that come for it, or changes the
-        shares; what was counted under other shares or for another candidate is forgotten.
-        FAILED_PRECONDITION if one of the two is not loaded, or the candidate is out of service, or is to
-        answer callers and has other categories.
+        """Starts a traffic split between a variant and a candidate, or changes its shares, which resets
+        its counts. FAILED_PRECONDITION if one of the two is not loaded, the candidate is out of
+        service, or it is to serve a canary share and has different categories.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTrafficSplits(self, request, context):
-        """Shows all traffic splits and what came of them, those that the server has ended included. Needs
-        the scope "admin". Each server has counted for itself.
+        """Returns the reports of all traffic splits, including those that the server has ended. Needs the
+        scope "admin". Each server counts separately.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTrafficSplit(self, request, context):
-        """Ends a traffic split; the answer is its last report. NOT_FOUND if there is none.
+        """Ends a traffic split and returns its last report. NOT_FOUND if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -220,14 +219,14 @@ def add_VariantServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VariantService(object):
-    """Lists, shows and changes the weight variants, also while the server answers.
+    """Lists, shows and changes weight variants while the server is serving.
 
-    What changes them (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
-    DeleteTrafficSplit) needs a token with the scope "admin" (PERMISSION_DENIED), and is UNIMPLEMENTED
-    unless the server was started with a folder to load from (variants_dir). One variant is loaded or
-    unloaded at a time; another one meanwhile is FAILED_PRECONDITION. What was begun is finished though
-    its caller gives up. No change outlives the process: a restarted server holds what its settings
-    say, and has no traffic splits.
+    Methods that change variants (LoadVariant, UnloadVariant, SetDefaultVariant, SetTrafficSplit,
+    DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
+    unless the server was started with a directory to load from (variants_dir). One variant is loaded
+    or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
+    completed even if the client cancels. Changes are not persistent: a restarted server loads the
+    variants of its settings and has no traffic splits.
     """
 
     @staticmethod
