@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet50_server.settings import ENV_PREFIX, Settings
+from resnet50_server.settings import ENV_PREFIX, Settings, groups
 from tests.support.administering import ADMIN, describe, tokens_file
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes
@@ -19,17 +19,20 @@ README = (ROOT / "README.md").read_text()
 
 
 def option_rows() -> str:
-    """Return the configuration table as it has to be."""
-    rows = ["| flag | environment | default | what |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        if isinstance(default, list):
-            default = ", ".join(default) or None
-        if isinstance(default, bool):
-            default = str(default).lower()
-        shown = "" if default is None else f"`{default}`"
-        flag = "--" + name.replace("_", "-")
-        rows.append(f"| `{flag}` | `{ENV_PREFIX}{name.upper()}` | {shown} | {field.description} |")
+    """Return the configuration table as it has to be: a row for each group, and its options."""
+    rows = ["| flag | environment | default | description |", "|---|---|---|---|"]
+    for title, names in groups().items():
+        rows.append(f"| **{title}** | | | |")
+        for name in names:
+            field = Settings.model_fields[name]
+            default = field.default
+            if isinstance(default, list):
+                default = ", ".join(default) or None
+            if isinstance(default, bool):
+                default = str(default).lower()
+            shown = "" if default is None else f"`{default}`"
+            flag, variable = "--" + name.replace("_", "-"), ENV_PREFIX + name.upper()
+            rows.append(f"| `{flag}` | `{variable}` | {shown} | {field.description} |")
     return "\n".join(rows)
 
 

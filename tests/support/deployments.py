@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
-from pydantic_settings import CliSettingsSource
 
+from resnet50_server.cli.flags import read_settings, with_flags
 from resnet50_server.settings import ENV_PREFIX, Settings, unknown_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +31,17 @@ def settings_of(
     for name, value in environment.items():
         patch.setenv(name, value)
     assert unknown_environment() == []
-    source = CliSettingsSource[object](
-        Settings, cli_parse_args=list(arguments), cli_exit_on_error=False
-    )
-    return Settings(_cli_settings_source=source)
+    found: list[Settings] = []
+
+    @with_flags
+    def serve(**flags: Any) -> None:
+        found.append(read_settings(flags))
+
+    app = typer.Typer()
+    app.command()(serve)
+    app(list(arguments), standalone_mode=False)
+    (settings,) = found
+    return settings
 
 
 def documents(path: Path) -> list[Any]:

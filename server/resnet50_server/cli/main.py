@@ -1,10 +1,8 @@
-"""The command `resnet50-server`: which subcommand runs, and errors of its options."""
+"""The command `resnet50-server`: its subcommands, usage errors and exit status."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import difflib
 import faulthandler
 import gc
 import os
@@ -13,174 +11,121 @@ import time
 import traceback
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+import typer
 
-USAGE = """\
-resnet50-server serve [OPTIONS]          serve variants over gRPC; `serve --help` lists the options
-resnet50-server variants list            the variants that torchvision publishes
-resnet50-server variants show NAME       one of them, or NAME=DIRECTORY, in full
-resnet50-server variants download NAME…  fetch weights, with their hash checked
-resnet50-server variants verify          check the hashes of the files that are here
-resnet50-server tokens new NAME          make a bearer token; `tokens new --help` lists the options
-resnet50-server tokens list --file F     the tokens of a file
-resnet50-server tokens revoke NAME --file F
-                                         take one out
-resnet50-server --version
-"""
-# What stands for a value in `serve --help`, by the type that it has.
-PLACEHOLDERS = {
-    "str": "TEXT",
-    "list[str]": "TEXT",
-    "int": "N",
-    "float": "NUMBER",
-    "Path": "PATH",
-}
+from .flags import WrongSettings, read_settings, with_flags
+from .tokens import tokens
+from .variants import variants
+
+EXIT_STATUSES = (
+    "Exit status: 0 success; 1 failure; 2 wrong usage or settings. Others, of a server that stops"
+    " because of a fault, are in docs/operations.md."
+)
+
+app = typer.Typer(
+    name="resnet50-server",
+    help="Serve ResNet50 variants over gRPC.",
+    epilog=EXIT_STATUSES,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(variants, name="variants")
+app.add_typer(tokens, name="tokens")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program's name; default: the process's own.
+        arguments: Without the program's name; default: those of the process.
 
     Returns:
-        The exit status: 0, 1 (could not do it), 2 (asked for wrongly); others are in
-        docs/operations.md.
+        The exit status: 0, 1 (failure), 2 (wrong usage); others are in docs/operations.md.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["serve"]:
-        return _serve(arguments[1:])
-    parser = argparse.ArgumentParser(
-        prog="resnet50-server",
-        description=USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|variants|tokens")
-    commands.add_parser("serve")
-    variants = commands.add_parser("variants")
-    tokens = commands.add_parser("tokens")
-    from resnet50_server.cli import tokens as token_command
-
-    token_command.add_arguments(tokens)
-    if arguments[:1] == ["tokens"]:
-        return token_command.run(parser.parse_args(arguments))
-    # Brings torchvision along.
-    from resnet50_server.cli import variants as command
-
-    command.add_arguments(variants)
-    options = parser.parse_args(arguments)
-    return command.run(options)
-
-
-def _serve(arguments: list[str]) -> int:
-    # Read when grpc is imported. Its C core would write a line to stderr for each broken header of
-    # a stranger, 18 MB a second.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from pydantic import ValidationError
-    from pydantic_settings import CliSettingsSource, SettingsError
-
-    from resnet50_server.settings import Settings, unknown_environment
-
-    class Flags(CliSettingsSource[object]):
-        """The command line, with placeholders for people instead of Python's types."""
-
-        def _metavar_format(self, obj: Any) -> str:
-            shown = super()._metavar_format(obj)
-            return PLACEHOLDERS.get(shown, shown)
-
-    if unknown := unknown_environment():
-        for name in unknown:
-            print(f"resnet50-server: environment: {_unknown(name)}", file=sys.stderr)
-        return 2
     try:
-        source = Flags(
-            Settings,
-            cli_prog_name="resnet50-server serve",
-            cli_parse_args=arguments,
-            cli_exit_on_error=False,
-        )
-        settings = Settings(_cli_settings_source=source)  # type: ignore[call-arg]
-    except ValidationError as error:
-        for line in _problems(error, arguments):
-            print(f"resnet50-server: {line}", file=sys.stderr)
+        status = app(arguments, prog_name="resnet50-server", standalone_mode=False)
+    except WrongSettings as error:
+        for problem in error.problems:
+            print(f"resnet50-server: {problem}", file=sys.stderr)
         return 2
-    except (SettingsError, ValueError) as error:
-        print(f"resnet50-server: {error}", file=sys.stderr)
+    except _UsageError as error:
+        print(f"resnet50-server: {_usage(error)}", file=sys.stderr)
         return 2
+    return int(status or 0)
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        print(f"resnet50-server {version('resnet50-serving')}")
+    except PackageNotFoundError:
+        print("resnet50-server, run from its sources")
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    wanted: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=EXIT_STATUSES)
+@with_flags
+def serve(**flags: Any) -> int:
+    """Serve variants over gRPC until SIGTERM, then finish the requests in flight.
+
+    Each option is also an environment variable (--max-batch-size: RESNET50_MAX_BATCH_SIZE; lists
+    are separated by commas) and a key of the TOML file that --config names (max_batch_size). Flags
+    override the environment, which overrides the file.
+    """
+    # Read when grpc is imported. Its C core would log a line for each malformed header that a
+    # client sends, up to 18 MB a second.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    settings = read_settings(flags)
     from resnet50_server.telemetry import logs
 
     logs.configure(settings.log_level, settings.log_format)
-    # Until a variant is loaded: what is made until then stays (see `serve`), and looking through it
-    # for garbage again and again is a tenth of the start.
+    # Objects made until the first variant is loaded live as long as the process (`serve.serve`);
+    # collecting garbage among them repeatedly would take a tenth of the start.
     gc.disable()
-    from resnet50_server.cli.serve import serve
+    from .serve import serve as run_server
 
     # Not asyncio.run, which waits for threads.
     loop = _new_event_loop()
     try:
-        return loop.run_until_complete(serve(settings))
+        return loop.run_until_complete(run_server(settings))
     finally:
         loop.close()
 
 
-def _problems(error: ValidationError, arguments: list[str]) -> list[str]:
-    """Return what is wrong with the settings, one line for each problem, and where it was said."""
-    from resnet50_server.settings import ENV_PREFIX, Settings
-
-    lines = []
-    for problem in error.errors(include_url=False):
-        # Our own validators name the settings themselves where they compare several.
-        reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
-        where = "".join(f"{part}: " for part in problem["loc"])
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":  # flags and environment are judged elsewhere
-            lines.append(f"config: {_unknown(name)}")
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        source = ""
-        if any(one == flag or one.startswith(f"{flag}=") for one in arguments):
-            source = f" ({flag})"
-        elif variable := next(
-            (one for one in os.environ if one.upper() == ENV_PREFIX + name.upper()), None
-        ):
-            source = f" (in the environment, {variable})"
-        elif name in Settings.model_fields:
-            source = " (in the file that --config names)"
-        lines.append(f"{where}{reason}{source}")
-    return lines
+# The class above the usage errors of typer, which does not export it.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-def _unknown(name: str) -> str:
-    """Say that a setting's name is none, and which one is nearest to it."""
-    from resnet50_server.settings import ENV_PREFIX, Settings
-
-    prefix = name[: len(ENV_PREFIX)] if name.upper().startswith(ENV_PREFIX) else ""
-    word = name[len(prefix) :].lower()
-    near = difflib.get_close_matches(word, Settings.model_fields, 1, cutoff=0.8)
-    hint = f"; there is {prefix}{near[0].upper() if prefix else near[0]}" if near else ""
-    return f"nothing is called {name}{hint}"
-
-
-def _version() -> str:
-    try:
-        return f"resnet50-server {version('resnet50-serving')}"
-    except PackageNotFoundError:
-        return "resnet50-server, run from its sources"
+def _usage(error: Any) -> str:
+    """Return the message of a usage error, on one line."""
+    text = error.format_message().rstrip(".").replace("\n", " ")
+    command = error.ctx.command_path if error.ctx is not None else "resnet50-server"
+    return f"{text}. Try '{command} --help'."
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's, which takes a fifth off gRPC's cost; it is not made for Windows."""
+    """Return uvloop's event loop, which reduces gRPC's cost by a fifth; asyncio's on Windows."""
     try:
         import uvloop
     except ImportError:
         return asyncio.new_event_loop()
 
     class Loop(uvloop.Loop):
-        """Tells the time as asyncio's own does; uvloop's stands still for a millisecond."""
+        """Reads the clock on every call, as asyncio's loop; uvloop's has steps of a millisecond."""
 
         def time(self) -> float:
             return time.monotonic()
@@ -191,12 +136,12 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 def run() -> NoReturn:
     """Run the command line as a process of its own.
 
-    It ends at once: a thread may be busy for long with what nobody waits for any more, and the
-    interpreter would wait for it.
+    The process ends at once: a thread may still be busy with work that is not needed any more, and
+    the interpreter would wait for it.
     """
     from resnet50_server.runtime.fatal import open_stack_file
 
-    # A decoder or an engine that crashes says where, before the process is gone.
+    # A crash in a decoder or an engine prints the stacks of all threads.
     faulthandler.enable(open_stack_file())
     try:
         status = main()

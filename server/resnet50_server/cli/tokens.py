@@ -1,21 +1,19 @@
-"""`resnet50-server tokens`: make, list and revoke bearer tokens."""
+"""`resnet50-server tokens`: create, list and revoke bearer tokens."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import secrets
 import sys
 import tempfile
-from datetime import date, datetime, timezone
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
+from typing import Annotated
 
-import tomlkit
-import tomlkit.exceptions
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import typer
 
 from resnet50_server.auth.tokens import Token, checked_name, hash_of, parse_tokens, read_tokens
 from resnet50_server.errors import UnusableSetting
@@ -25,96 +23,120 @@ from resnet50_server.runtime.file_lock import file_lock
 PREFIX = "r50_"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands on `parser`."""
-    actions = parser.add_subparsers(dest="action", required=True)
-    new = actions.add_parser(
-        "new",
-        help="make a token",
-        description="Make a token. Its secret is printed on stdout, and kept nowhere: what a file"
-        " of tokens holds is a hash.",
-    )
-    new.add_argument(
-        "name", metavar="NAME", type=_name, help="whose it is; shown in logs and errors"
-    )
-    new.add_argument(
-        "--scope",
-        action="append",
-        choices=["infer", "admin"],
-        help="what it allows; repeat for several (default: infer)",
-    )
-    new.add_argument(
-        "--expires", type=date.fromisoformat, metavar="YYYY-MM-DD", help="refused from that day on"
-    )
-    new.add_argument(
-        "--file", type=Path, help="add it to this file; otherwise its entry is printed, to paste"
-    )
-    show = actions.add_parser("list", help="the tokens of a file")
-    show.add_argument("--file", type=Path, required=True)
-    revoke = actions.add_parser("revoke", help="take a token out of a file")
-    revoke.add_argument("name", metavar="NAME")
-    revoke.add_argument("--file", type=Path, required=True)
+tokens = typer.Typer(help="Create, list and revoke bearer tokens.")
 
 
-def _name(name: str) -> str:
+class Scope(str, Enum):
+    """Permissions of a token."""
+
+    INFER = "infer"
+    ADMIN = "admin"
+
+
+def _checked(name: str) -> str:
     try:
         return checked_name(name)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{name!r} {error}") from error
+        raise typer.BadParameter(f"{name!r} {error}") from error
 
 
-def run(options: argparse.Namespace) -> int:
-    """Carry out what the command line asked for; return the exit status."""
+ExistingFile = Annotated[Path, typer.Option("--file", help="The file of tokens.")]
+
+
+@contextlib.contextmanager
+def _errors_shown(file: Path | None) -> Iterator[None]:
+    """Print the errors of a file of tokens, and exit with status 1."""
     try:
-        if options.action == "new":
-            return _new(options)
-        if options.action == "list":
-            return _list(options.file)
-        return _revoke(options.name, options.file)
+        yield
     except UnusableSetting as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"resnet50-server: {options.file}: {error.strerror}", file=sys.stderr)
-    return 1
+        print(f"resnet50-server: {file}: {error.strerror}", file=sys.stderr)
+    else:
+        return
+    raise typer.Exit(1)
 
 
-def _new(options: argparse.Namespace) -> int:
+@tokens.command()
+def new(
+    name: Annotated[
+        str, typer.Argument(callback=_checked, help="Owner of the token, for logs and errors.")
+    ],
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(help="Permission of the token; repeat for several. Default: infer."),
+    ] = None,
+    expires: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="First day on which it is rejected."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Add the token to this file. Default: print an entry to paste."),
+    ] = None,
+) -> None:
+    """Create a token. Its secret is printed once and stored nowhere; files contain its hash."""
+    with _errors_shown(file):
+        _new(name, scope or [Scope.INFER], expires, file)
+
+
+@tokens.command("list")
+def list_tokens(file: ExistingFile) -> None:
+    """List the tokens of a file."""
+    with _errors_shown(file):
+        _list(file)
+
+
+@tokens.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Owner of the token.")], file: ExistingFile
+) -> None:
+    """Remove a token from a file."""
+    with _errors_shown(file):
+        _revoke(name, file)
+
+
+def _new(name: str, scopes: list[Scope], expires: datetime | None, file: Path | None) -> None:
+    import tomlkit
+
     secret = PREFIX + secrets.token_urlsafe(32)
     entry = tomlkit.table()
-    entry["name"] = options.name
+    entry["name"] = name
     entry["sha256"] = hash_of(secret).hex()
-    entry["scopes"] = list(dict.fromkeys(options.scope or ["infer"]))
-    if options.expires is not None:
-        entry["expires"] = options.expires
-    alone = tomlkit.document()
-    alone["token"] = tomlkit.aot()
-    alone["token"].append(entry)
-    content = alone.as_string()
-    if options.file is None:
+    entry["scopes"] = list(dict.fromkeys(one.value for one in scopes))
+    if expires is not None:
+        entry["expires"] = expires.date()
+    document = tomlkit.document()
+    document["token"] = tomlkit.aot()
+    document["token"].append(entry)
+    content = document.as_string()
+    if file is None:
         print(secret)
         print(f"\n{content}", end="")
-        return 0
-    path = _resolved(options.file)
+        return
+    path = _resolved(file)
     with _locked(path):
-        # Not parsed and written anew: what is there stays as it is, to the byte.
+        # The file is not parsed and written again, so that its present content stays unchanged.
         before = path.read_text() if path.exists() else ""
         gap = "\n" if before.endswith("\n") else "\n\n"
         _replace(path, f"{before}{gap if before else ''}{content}")
     print(secret)
-    print(
-        f"added {options.name} to {options.file}; this secret is not shown again", file=sys.stderr
-    )
-    return 0
+    print(f"added {name} to {file}; this secret is not shown again", file=sys.stderr)
 
 
-def _list(path: Path) -> int:
+def _list(path: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("name", "scopes", "expires"):
         table.add_column(heading, no_wrap=True)
     for token in read_tokens(path).values():
         table.add_row(token.name, ", ".join(sorted(token.scopes)), _expiry(token))
     Console(soft_wrap=True).print(table)
-    return 0
 
 
 def _expiry(token: Token) -> str:
@@ -125,7 +147,9 @@ def _expiry(token: Token) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC{expired}"
 
 
-def _revoke(name: str, file: Path) -> int:
+def _revoke(name: str, file: Path) -> None:
+    import tomlkit
+
     path = _resolved(file)
     with _locked(path):
         names = [token.name for token in read_tokens(path).values()]
@@ -139,7 +163,6 @@ def _revoke(name: str, file: Path) -> int:
             del document["token"][names.index(name)]
         _replace(path, document.as_string().rstrip("\n") + "\n")
     print(f"{name} is revoked: a server that uses {file} refuses it within a second")
-    return 0
 
 
 def _resolved(path: Path) -> Path:

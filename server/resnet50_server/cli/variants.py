@@ -1,16 +1,17 @@
-"""`resnet50-server variants`: what torchvision publishes, and what of it is here."""
+"""`resnet50-server variants`: official variants and their files."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import typer
 
 from resnet50_server.errors import WeightsError
+from resnet50_server.images.transform import Transform
 from resnet50_server.variants.checkpoints import (
     fetch,
     official_path,
@@ -19,66 +20,41 @@ from resnet50_server.variants.checkpoints import (
     verify_official,
     weights_directory,
 )
-from resnet50_server.variants.spec import VariantSpec, official_specs, parse_variant
+from resnet50_server.variants.spec import (
+    PublishedAccuracy,
+    VariantSpec,
+    official_specs,
+    parse_variant,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+variants = typer.Typer(help="List, show, download and verify variants.")
+
+WeightsDirectory = Annotated[
+    Path | None,
+    typer.Option("--weights-dir", help="Directory of the files. Default: torch.hub's."),
+]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands on `parser`."""
-    actions = parser.add_subparsers(dest="action", required=True)
-    for name, text in (
-        ("list", "the variants that torchvision publishes"),
-        ("show", "one variant in full"),
-        ("download", "fetch weights, with their hash checked"),
-        ("verify", "check the hashes of the files that are here"),
-    ):
-        action = actions.add_parser(name, help=text, description=text)
-        action.add_argument(
-            "--weights-dir", type=Path, help="where the files lie; default: torch.hub's folder"
-        )
-        if name == "show":
-            action.add_argument("name", metavar="NAME")
-        if name == "download":
-            action.add_argument("names", metavar="NAME", nargs="+")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Carry out what the command line asked for; return the exit status."""
-    directory = weights_directory(options.weights_dir)
-    console = Console(soft_wrap=True, markup=False, emoji=False)
+@contextlib.contextmanager
+def _errors_shown() -> Iterator[None]:
+    """Print an error of weights, and exit with status 1."""
     try:
-        if options.action == "list":
-            return _list(directory, console)
-        if options.action == "show":
-            return _show(parse_variant(options.name), directory, console)
-        if options.action == "verify":
-            return _verify(directory, console)
-        for spec in [parse_variant(name) for name in options.names]:
-            if spec.official is None:
-                raise WeightsError(f"{spec.name} is not torchvision's: nothing to download")
-            path = official_path(spec, directory)
-            if not path.exists():
-                fetch(spec, directory)
-            verify_official(spec, path)
-            console.print(f"{spec.name}: {path}", highlight=False)
-        return 0
+        yield
     except WeightsError as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
-        return 1
+        raise typer.Exit(1) from error
 
 
-def _condition(spec: VariantSpec, directory: Path) -> str:
-    """Say whether the variant's file is here, and is what was published."""
-    path = official_path(spec, directory)
-    try:
-        digest = sha256(path)
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"UNREADABLE: {error.strerror or error}"
-    return "verified" if digest.startswith(published_hash(spec)) else "BAD HASH"
+@variants.command("list")
+def list_variants(weights_dir: WeightsDirectory = None) -> None:
+    """List the variants that torchvision publishes."""
+    from rich import box
+    from rich.table import Table
 
-
-def _list(directory: Path, console: Console) -> int:
+    directory = weights_directory(weights_dir)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("name", "acc@1", "acc@5", "transform", "size", "params", "file"):
         table.add_column(heading, no_wrap=True)
@@ -94,24 +70,101 @@ def _list(directory: Path, console: Console) -> int:
             f"{meta['num_params'] / 1e6:.1f} M",
             _condition(spec, directory),
         )
+    console = _console()
     console.print(table)
     console.print(
         f"DEFAULT is {parse_variant('DEFAULT').name}. acc: percent on ImageNet-1K, as published."
         f" transform: resize → crop, pixels. Files in {directory}",
         highlight=False,
     )
-    return 0
 
 
-def _show(spec: VariantSpec, directory: Path, console: Console) -> int:
+@variants.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Official name, or NAME=DIRECTORY.")],
+    weights_dir: WeightsDirectory = None,
+) -> None:
+    """Show one variant in full."""
+    with _errors_shown():
+        _show(parse_variant(name), weights_directory(weights_dir))
+
+
+@variants.command()
+def download(
+    names: Annotated[list[str], typer.Argument(metavar="NAMES...", help="Official names.")],
+    weights_dir: WeightsDirectory = None,
+) -> None:
+    """Download weights and check their hashes."""
+    directory, console = weights_directory(weights_dir), _console()
+    with _errors_shown():
+        for spec in [parse_variant(name) for name in names]:
+            if spec.official is None:
+                raise WeightsError(f"{spec.name} is not torchvision's: nothing to download")
+            path = official_path(spec, directory)
+            if not path.exists():
+                fetch(spec, directory)
+            verify_official(spec, path)
+            console.print(f"{spec.name}: {path}", highlight=False)
+
+
+@variants.command()
+def verify(weights_dir: WeightsDirectory = None) -> None:
+    """Check the hashes of the downloaded files."""
+    directory, console = weights_directory(weights_dir), _console()
+    wrong = 0
+    for spec in official_specs().values():
+        condition = _condition(spec, directory)
+        wrong += condition not in ("verified", "missing")
+        path = official_path(spec, directory)
+        digest = f" sha256 {sha256(path)}" if condition in ("verified", "BAD HASH") else ""
+        console.print(f"{spec.name}: {condition}: {path}{digest}", highlight=False)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True, markup=False, emoji=False)
+
+
+def _condition(spec: VariantSpec, directory: Path) -> str:
+    """Return the state of the variant's file: missing, verified or what is wrong with it."""
+    path = official_path(spec, directory)
+    try:
+        digest = sha256(path)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"UNREADABLE: {error.strerror or error}"
+    return "verified" if digest.startswith(published_hash(spec)) else "BAD HASH"
+
+
+def _transform(transform: Transform) -> str:
+    mean, std = (
+        ", ".join(f"{one:g}" for one in three) for three in (transform.mean, transform.std)
+    )
+    return (
+        f"resize {transform.resize} ({transform.interpolation}), crop {transform.crop},"
+        f" mean {mean}, std {std}"
+    )
+
+
+def _accuracy(published: PublishedAccuracy) -> str:
+    second = "" if published.acc_at_5 is None else f", acc@5 {published.acc_at_5:g}"
+    return f"{published.dataset}: acc@1 {published.acc_at_1:g}{second}"
+
+
+def _show(spec: VariantSpec, directory: Path) -> None:
+    console = _console()
     categories = spec.categories
     more = ", …" if len(categories) > 3 else ""
     rows = {
         "name": ", ".join((spec.name, *spec.aliases)),
         "description": spec.description,
         "categories": f"{len(categories)}: {', '.join(categories[:3])}{more}",
-        "transform": str(spec.transform),
-        "published": str(spec.published) if spec.published else "nothing",
+        "transform": _transform(spec.transform),
+        "published": _accuracy(spec.published) if spec.published else "nothing",
     }
     if spec.official is not None:
         rows["url"] = spec.official.url
@@ -120,15 +173,3 @@ def _show(spec: VariantSpec, directory: Path, console: Console) -> int:
         rows["parameters"] = f"{spec.official.meta['num_params']:,}"
     for key, value in rows.items():
         console.print(f"{key:12} {value}", highlight=False, markup=False)
-    return 0
-
-
-def _verify(directory: Path, console: Console) -> int:
-    wrong = 0
-    for spec in official_specs().values():
-        condition = _condition(spec, directory)
-        wrong += condition not in ("verified", "missing")
-        path = official_path(spec, directory)
-        digest = f" sha256 {sha256(path)}" if condition in ("verified", "BAD HASH") else ""
-        console.print(f"{spec.name}: {condition}: {path}{digest}", highlight=False)
-    return 1 if wrong else 0

@@ -1,0 +1,368 @@
+"""The options by group: name, type, default, limits and help text of each, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import NoDecode
+
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+EngineKind = Literal["auto", "torch", "onnxruntime", "openvino", "null", "timed"]
+
+
+class Group(BaseModel):
+    """Options that belong together.
+
+    Attributes:
+        title: Heading in the help and in README.md.
+    """
+
+    title: ClassVar[str]
+
+
+class Network(Group):
+    """Addresses, TLS and HTTP/2 connections."""
+
+    title = "Network and TLS"
+
+    listen: Annotated[
+        list[str],
+        NoDecode,
+        Field(
+            min_length=1,
+            description="Address to listen on: host:port, host:0 (a free port, printed at the"
+            " start) or unix:PATH. Repeat for several.",
+        ),
+    ] = ["127.0.0.1:50051"]
+    tls_cert: Annotated[
+        Path | None,
+        Field(
+            description="PEM file with the server's certificate chain. Enables TLS on all TCP"
+            " addresses. Reloaded when it changes."
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        Field(description="PEM file with the private key of --tls-cert, without a passphrase."),
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Field(
+            description="PEM file with the CAs of client certificates. Enables mTLS: clients"
+            " without a certificate from one of them are rejected."
+        ),
+    ] = None
+    allow_plaintext: Annotated[
+        bool,
+        Field(
+            description="Allow unencrypted connections on non-loopback addresses. Traffic can be"
+            " read and modified in transit."
+        ),
+    ] = False
+    listen_while_loading: Annotated[
+        bool,
+        Field(
+            description="Listen while variants load: health checks report NOT_SERVING, requests are"
+            " rejected. Turn it off for load balancers without health checks."
+        ),
+    ] = True
+    max_connections: Annotated[
+        int, Field(ge=1, lt=2**31, description="Maximum open connections per listening address.")
+    ] = 1024
+    max_calls_per_connection: Annotated[
+        int,
+        Field(
+            ge=1,
+            lt=2**31,
+            description="Maximum concurrent calls per connection; further calls queue in the"
+            " client.",
+        ),
+    ] = 1000
+    max_connection_age_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10**6,
+            description="Close connections of this age, in seconds, so that clients balance their"
+            " load again; calls in flight get another minute. 0: never.",
+        ),
+    ] = 0.0
+    connection_idle_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10**6,
+            description="Close connections without calls for this long, in seconds. 0: never.",
+        ),
+    ] = 600.0
+    keepalive_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=10**6,
+            description="HTTP/2 keepalive: idle seconds before a PING is sent; the peer must answer"
+            " within 20 s.",
+        ),
+    ] = 60.0
+
+
+class Authentication(Group):
+    """Bearer tokens."""
+
+    title = "Authentication"
+
+    tokens_file: Annotated[
+        Path | None,
+        Field(
+            description="TOML file with hashes of bearer tokens, written by `resnet50-server tokens"
+            " new`. Every call then needs a token. Reloaded when it changes."
+        ),
+    ] = None
+
+
+class Variants(Group):
+    """Variants to serve, their files and their memory."""
+
+    title = "Variants"
+
+    variants: Annotated[
+        list[str],
+        NoDecode,
+        Field(
+            description="Variant to serve: a name from torchvision, NAME=DIRECTORY or"
+            " NAME=random:SEED. Repeat for several. Required.",
+        ),
+    ] = []
+    default_variant: Annotated[
+        str | None,
+        Field(description="Variant of requests that name none. Default: the first of --variants."),
+    ] = None
+    variants_dir: Annotated[
+        Path | None,
+        Field(
+            description="Directory of variant directories from which LoadVariant loads by name."
+            " Clients need a token with the scope admin. Default: variants cannot be changed while"
+            " serving."
+        ),
+    ] = None
+    watch_variants_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10**6,
+            description="Poll interval for --variants-dir, in seconds. New and changed directories"
+            " are loaded, removed ones unloaded. 0: disabled.",
+        ),
+    ] = 0.0
+    max_variants_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory limit for all variants together, in bytes, by the estimates that"
+            " `resnet50 variants` shows. Loads beyond it are rejected. 0: no limit.",
+        ),
+    ] = 0
+    evict_variants: Annotated[
+        bool,
+        Field(
+            description="Evict the least recently used variants (never the default one) when"
+            " --max-variants-bytes is exceeded, instead of rejecting the load."
+        ),
+    ] = False
+    weights_dir: Annotated[
+        Path | None,
+        Field(description="Directory of torchvision's weight files. Default: torch.hub's."),
+    ] = None
+    download: Annotated[bool, Field(description="Download missing official weights.")] = True
+
+
+class Compute(Group):
+    """Device, precision, engine and threads."""
+
+    title = "Compute"
+
+    device: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+            description="Device: auto (CUDA if available), cpu or cuda:N.",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        Precision,
+        Field(
+            description="Arithmetic for float weights. auto: fp16 on CUDA, fp32 on the CPU. int8"
+            " needs the CPU and --calibration-dir. torchvision's int8 weights always run in int8.",
+        ),
+    ] = "auto"
+    engine: Annotated[
+        EngineKind,
+        Field(
+            description="Inference engine. auto: CUDA graphs, or on the CPU the fastest engine that"
+            " matches PyTorch. torch: eager PyTorch. null: a constant result, no weights. timed:"
+            " like null, but sleeps as long as --timed-alpha-ms and --timed-beta-ms say.",
+        ),
+    ] = "auto"
+    timed_alpha_ms: Annotated[
+        float, Field(ge=0, description="Timed engine: milliseconds per batch.")
+    ] = 2.1
+    timed_beta_ms: Annotated[
+        float, Field(ge=0, description="Timed engine: milliseconds per image.")
+    ] = 0.147
+    instances: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Batches computed concurrently on the CPU. Default: one per 8 CPUs of the"
+            " budget (affinity and cgroup quota).",
+        ),
+    ] = None
+    engine_threads: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Threads per batch on the CPU. Default: the CPU budget divided by"
+            " --instances.",
+        ),
+    ] = None
+    decode_threads: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Threads that decode images. Default: one per CPU of the budget with a GPU,"
+            " one per three CPUs with a CPU engine.",
+        ),
+    ] = None
+    calibration_dir: Annotated[
+        Path | None,
+        Field(description="Directory of images that calibrate --precision int8 for float weights."),
+    ] = None
+    min_int8_agreement: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of images whose top category int8 must preserve, from 0 to 1; below"
+            " it the server does not start.",
+        ),
+    ] = 0.9
+
+
+class Batching(Group):
+    """Dynamic batching and its queue."""
+
+    title = "Batching"
+
+    max_batch_size: Annotated[
+        int, Field(ge=1, le=1024, description="Maximum images per batch.")
+    ] = 32
+    max_queue_delay_ms: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10_000,
+            description="Maximum time that an idle engine waits for a batch to fill, in"
+            " milliseconds.",
+        ),
+    ] = 0.0
+    max_queue_size: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Maximum queued single-image requests per variant; further ones are"
+            " rejected. Frames of streams do not count.",
+        ),
+    ] = 512
+    max_queue_wait_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Maximum expected queueing time of a request without a deadline, in"
+            " seconds; beyond it the request is rejected.",
+        ),
+    ] = 30.0
+
+
+class Cache(Group):
+    """Response cache in memory, graph cache on disk."""
+
+    title = "Cache"
+
+    response_cache_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory for the response cache, in bytes: repeated images are answered"
+            " without computing them; the least recently used are evicted. 0: disabled.",
+        ),
+    ] = 0
+    graph_cache_dir: Annotated[
+        Path | None,
+        Field(
+            description="Directory of the graph cache: networks exported for the CPU engines."
+            " Default: the user's cache directory (XDG_CACHE_HOME)."
+        ),
+    ] = None
+    max_graph_cache_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Maximum size of the graph cache, in bytes; beyond it the least recently"
+            " used graphs are removed. A float variant takes 100 MB.",
+        ),
+    ] = 4 * 2**30
+
+
+class Observability(Group):
+    """Logs, metrics and traces."""
+
+    title = "Observability"
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Field(description="Minimum level of log messages. debug logs a line per request."),
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Field(description="Format of log lines. json: one object per line, with fields."),
+    ] = "text"
+    metrics_listen: Annotated[
+        str | None,
+        Field(
+            description="Address of /metrics, /livez and /readyz over plaintext HTTP: host:port, or"
+            " host:0 (a free port, printed at the start). Default: disabled."
+        ),
+    ] = None
+    channelz: Annotated[
+        bool,
+        Field(description="Enable gRPC channelz for clients with the scope admin."),
+    ] = False
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            description="Endpoint for OpenTelemetry traces over OTLP/gRPC, such as"
+            " http://localhost:4317. Needs the extra `otel`. Default: tracing is disabled.",
+        ),
+    ] = None
+    trace_ratio: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of calls to trace, from 0 to 1, unless the client has decided"
+            " (traceparent).",
+        ),
+    ] = 0.01
+
+
+class General(Group):
+    """The configuration file."""
+
+    title = "General"
+
+    config: Annotated[
+        Path | None,
+        Field(description="TOML file with these settings, named with underscores."),
+    ] = None

@@ -1,0 +1,177 @@
+"""The groups of limits and timeouts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .groups import Group
+
+
+class Limits(Group):
+    """Admission control: how much the server accepts, in all and per caller."""
+
+    title = "Limits"
+
+    max_requests: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Maximum requests in flight, and as many again whose message is still"
+            " arriving; further ones are rejected.",
+        ),
+    ] = 1024
+    max_request_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Maximum bytes of images in flight, including uploads that are arriving.",
+        ),
+    ] = 256 * 2**20
+    max_receive_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            description="Memory for single-image messages that are arriving, each counted as"
+            " --max-message-bytes; further calls wait.",
+        ),
+    ] = 192 * 2**20
+    max_send_bytes: Annotated[
+        int,
+        Field(
+            ge=2**20,
+            description="Memory for responses that clients have not received, in bytes; beyond it"
+            " the oldest ones of the caller with the most are cancelled.",
+        ),
+    ] = 64 * 2**20
+    max_streams: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Maximum open streams; further ones are rejected. Each may buffer three"
+            " messages of --max-message-bytes.",
+        ),
+    ] = 64
+    max_uploads: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Maximum concurrent uploads; further ones are rejected. Each may buffer two"
+            " messages of --max-message-bytes.",
+        ),
+    ] = 32
+    max_requests_per_caller: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Like --max-requests, per caller: a token, a client certificate or, without"
+            " either, an address. Behind a proxy without tokens, all clients share one limit.",
+        ),
+    ] = 512
+    max_request_bytes_per_caller: Annotated[
+        int, Field(ge=1, description="Like --max-request-bytes, per caller.")
+    ] = 128 * 2**20
+    max_receive_bytes_per_caller: Annotated[
+        int, Field(ge=1, description="Like --max-receive-bytes, per caller.")
+    ] = 96 * 2**20
+    max_streams_per_caller: Annotated[
+        int, Field(ge=1, description="Like --max-streams, per caller.")
+    ] = 32
+    max_uploads_per_caller: Annotated[
+        int, Field(ge=1, description="Like --max-uploads, per caller.")
+    ] = 16
+    max_rate_per_caller: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Maximum images per second per caller, frames included, with bursts of the"
+            " same size. 0: no limit.",
+        ),
+    ] = 0.0
+    max_message_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            lt=2**31,
+            description="Maximum size of a gRPC message, in bytes; limits raw images and frames."
+            " The default, gRPC's own, fits 1920 x 1080 in YUV 4:2:0. The SDK uploads larger files"
+            " in chunks.",
+        ),
+    ] = 4 * 2**20
+    max_image_bytes: Annotated[
+        int, Field(ge=1, description="Maximum size of an encoded image, in bytes.")
+    ] = 32 * 2**20
+    max_image_pixels: Annotated[
+        int, Field(ge=1, description="Maximum width x height of an image, in pixels.")
+    ] = 50_000_000
+    max_decode_pixels: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Maximum pixels decoded concurrently, at 22 bytes each, small images apart;"
+            " further images wait. Default: one image of --max-image-pixels.",
+        ),
+    ] = None
+    max_frames_in_flight: Annotated[
+        int, Field(ge=1, le=4096, description="Maximum frames in flight per stream.")
+    ] = 64
+
+
+class Timeouts(Group):
+    """Time limits of requests, uploads, streams, decoding, engines and the shutdown."""
+
+    title = "Timeouts"
+
+    receive_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Time limit for a single-image message to arrive, in seconds."),
+    ] = 10.0
+    send_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Time limit for a client to receive the response of a call, in seconds;"
+            " then the call is cancelled.",
+        ),
+    ] = 30.0
+    upload_idle_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Maximum pause within an upload, in seconds; then it is ended."),
+    ] = 30.0
+    upload_timeout_s: Annotated[
+        float, Field(gt=0, description="Time limit for a whole upload, in seconds.")
+    ] = 600.0
+    stream_idle_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Maximum time between frames of a stream, in seconds; then it is ended. 0:"
+            " no limit.",
+        ),
+    ] = 0.0
+    decode_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Time limit for decoding one image, in seconds, from when a thread starts"
+            " it. Stuck threads are replaced, up to a limit.",
+        ),
+    ] = 10.0
+    engine_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10**6,
+            description="Time limit for one batch, in seconds, or ten times its usual time if that"
+            " is longer; then the engine counts as hung, and the server rejects requests and exits."
+            " 0: no limit.",
+        ),
+    ] = 60.0
+    drain_timeout_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Time limit for requests in flight to finish after SIGTERM, in seconds.",
+        ),
+    ] = 30.0
