@@ -1,11 +1,11 @@
-"""What the response cache costs and gives: python -m benchmarks.cache [NAME]...
+"""Cost and gain of the response cache: python -m benchmarks.cache [NAME]...
 
 digest  SHA-256 against BLAKE2b, by the length of the image
 cpu     server CPU of a call and of a frame that misses or hits, against a server without a cache;
         decoded, constant answer
 torch   p50 of one call after the other that hits, against one that is computed by PyTorch on the
         CPU
-memory  what a full cache holds against its bound, and how long the loop is held up by it
+memory  what a full cache holds against its bound, and how long the loop is kept up by it
 
 The image is a JPEG of 110 KB that is made here. Each starts servers of its own on this machine
 (Linux). Figures are ratios within one run, medians over interleaved turns; absolute times are those
@@ -217,7 +217,7 @@ async def fill(name: str) -> None:
             await asyncio.sleep(0)
     await asyncio.sleep(0)
     gc.collect()
-    held = (resident_kib(os.getpid()) - before) * 1024
+    kept = (resident_kib(os.getpid()) - before) * 1024
     started = time.thread_time()
     gc.collect()
     collecting = time.thread_time() - started
@@ -238,7 +238,7 @@ async def fill(name: str) -> None:
     kept = np.sort(kept[: 2 * count])
     print(
         f"memory  {name}: {count} answers, {BOUND / count:.0f} bytes each, hold"
-        f" {held / BOUND:.2f} of the bound; kept in {np.median(kept) * 1e6:.1f} us, p99.9"
+        f" {kept / BOUND:.2f} of the bound; kept in {np.median(kept) * 1e6:.1f} us, p99.9"
         f" {kept[int(0.999 * len(kept))] * 1e3:.2f}, longest {kept[-1] * 1e3:.1f} ms; found in"
         f" {statistics.median(found) * 1e6:.1f} us; garbage collection {collecting * 1e3:.1f} ms;"
         f" dropped in {len(turns)} turns of at most {max(turns) * 1e3:.1f} ms"

@@ -1,4 +1,4 @@
-"""What a compressed message costs a gRPC server at its peak, before its length is looked at.
+"""Peak cost of a compressed message to a gRPC server, before its length is looked at.
 
     python -m benchmarks.compression
     pip install -t FOLDER grpcio==1.83.0 && PYTHONPATH=FOLDER python -m benchmarks.compression
@@ -20,7 +20,7 @@ TIMES_THE_LIMIT = (100, 400)
 
 
 async def serve() -> None:
-    """Answer every message with its length, for whoever knows the port that is printed."""
+    """Answer every message with its length, at the port that is printed."""
 
     async def answer(request: bytes, _: object) -> bytes:
         return str(len(request)).encode()

@@ -1,4 +1,4 @@
-"""What a server has to answer: the same files run by plain torch, with torchvision's transform.
+"""Expected answers: the same files run by plain torch, with torchvision's transform.
 
 Nothing of the server is used for it: Pillow decodes, torchvision's own preset resizes, crops and
 normalises, and torchvision's own ResNet50 runs eagerly in fp32. Every checkpoint has another
@@ -171,7 +171,7 @@ def make(label: str, folder: Path) -> Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What one checkpoint says of one picture.
+    """Expected answer of one checkpoint to one picture.
 
     Attributes:
         probabilities: float32 [categories].

@@ -114,7 +114,7 @@ class Answers:
             if ordered or not number < answer.replaced_by < len(self._frames.given):
                 ledger.fault(shape, WRONG, f"{answer!r} ({asked})")
             else:
-                ledger.given_up(shape)
+                ledger.cancelled(shape)
         elif picture is BROKEN:
             code = getattr(answer.error, "code", "")
             if code == "INVALID_ARGUMENT":
@@ -145,7 +145,7 @@ class Answers:
         """Count what was not answered, since the caller has gone."""
         self._frames.close()
         left = len(self._frames.given) - len(self._answered)
-        self._load.ledger.given_up(self._shape, left)
+        self._load.ledger.cancelled(self._shape, left)
 
     def _may_be(self, since: float) -> dict[str, set[str | None]]:
         """Return what may answer a frame: the default is chosen when its stream begins."""

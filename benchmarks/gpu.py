@@ -1,4 +1,4 @@
-"""What the CUDA engine gains and what serving costs it: python -m benchmarks.gpu [--only NAME ...].
+"""Gain of the CUDA engine and cost of serving it: python -m benchmarks.gpu [--only NAME ...].
 
 served    frames/s through a real server (raw frames, SDK streams from several client processes)
           against the engine alone in this process
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def cuda(self) -> bool:
-        """Whether there is a device to measure."""
+        """Return whether there is a device to measure."""
         return self.device == "cuda"
 
 
@@ -211,7 +211,7 @@ def server(plan: Plan) -> Iterator[str]:
     """Run a server; give its address once it is ready."""
     command = [*SERVER, "--variants", "bench=random:0", "--log-level", "warning"]
     command += ["--device", "cuda:0" if plan.cuda else "cpu"]
-    # Room for what all streams keep under way.
+    # Room for the frames in flight of all streams.
     room = str(64 * (plan.batch + plan.clients * plan.streams))
     command += ["--max-batch-size", str(plan.batch)]
     command += ["--max-queue-size", room, "--max-requests", room]

@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks import page
 from benchmarks.expected import Expected, large_pictures, make, pictures
 from benchmarks.frames import many, stream
-from benchmarks.ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
+from benchmarks.ledger import CANCELLED, LOST, REFUSED, RIGHT, WRONG, Ledger
 from benchmarks.load import KINDS, Callers, Load, Shape, unary, upload
 from benchmarks.process import ServerProcess
 from benchmarks.timeline import Timeline
@@ -55,7 +55,7 @@ class Retries(CallObserver):
 
 @dataclass
 class Outcome:
-    """What came of the trial.
+    """Outcome of the trial.
 
     Attributes:
         ledger: What became of the calls.
@@ -76,7 +76,7 @@ class Outcome:
         ledger, kills = self.ledger, len(self.back_s)
         failed = ledger.count(LOST) + ledger.count(WRONG)
         unaccounted = ledger.begun - sum(
-            ledger.count(how) for how in (RIGHT, REFUSED, GIVEN_UP, WRONG, LOST)
+            ledger.count(how) for how in (RIGHT, REFUSED, CANCELLED, WRONG, LOST)
         )
         yield (
             f"two servers, one killed by SIGKILL {kills} times in {self.seconds:.0f} s, in turn:"
@@ -96,7 +96,7 @@ class Outcome:
 
 
 def free_addresses(count: int) -> list[str]:
-    """Return addresses that nobody listens on."""
+    """Return addresses without a listener."""
     with ExitStack() as stack:
         taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in taken]

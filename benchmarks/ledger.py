@@ -1,4 +1,4 @@
-"""What became of every call and every frame: nothing may be left over."""
+"""Account of every call and every frame: nothing may be left over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 RIGHT = "right"  # answered, and the answer is the right one
 REFUSED = "refused"  # as it had to be
-GIVEN_UP = "given up"  # by the caller, or replaced by a newer frame, as it had to be
+CANCELLED = "cancelled"  # by the caller, or replaced by a newer frame, as it had to be
 WRONG = "wrong"
 LOST = "lost"  # failed though nothing was wrong with it, or never answered
 GOOD = (RIGHT, REFUSED, GIVEN_UP)
@@ -81,8 +81,8 @@ class Ledger:
             self._outcomes[shape, REFUSED] += count
             self.refusals[code] += count
 
-    def given_up(self, shape: str, count: int = 1) -> None:
-        """Count what its caller gave up, or replaced by a newer frame."""
+    def cancelled(self, shape: str, count: int = 1) -> None:
+        """Count calls that were cancelled, or frames replaced by a newer one."""
         with self._lock:
             self._outcomes[shape, GIVEN_UP] += count
 

@@ -38,7 +38,7 @@ KINDS: dict[str, type] = {"blocking": Client, "asyncio": AsyncClient}
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a picture.
+    """Request about a picture.
 
     Attributes:
         method: "classify" or "embed".
@@ -83,7 +83,7 @@ class Question:
 
 @dataclass
 class Load:
-    """What callers share.
+    """State that callers share.
 
     Attributes:
         server: Address of the server, or of several.

@@ -205,7 +205,7 @@ def flood(address: str, number: int, ends: float) -> None:
         with contextlib.suppress(OSError):
             client = RawClient(address, source=source(number))
             for _ in range(8):
-                client.send(client.open(path), content, patience_s=0.2)
+                client.send(client.open(path), content, timeout_s=0.2)
             client.close()
 
 

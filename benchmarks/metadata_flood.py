@@ -130,7 +130,7 @@ def text(value: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a normal client got.
+    """Answers to a normal client.
 
     Attributes:
         answered: How many calls were answered.

@@ -31,7 +31,7 @@ from benchmarks.network import Network, enter
 from benchmarks.expected import Checkpoint, Expected, large_pictures, make, pictures  # isort: skip
 from benchmarks.frames import latest, many, stream
 from benchmarks.kills import Retries
-from benchmarks.ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
+from benchmarks.ledger import CANCELLED, LOST, REFUSED, RIGHT, WRONG, Ledger
 from benchmarks.load import KINDS, Callers, Load, Question, Shape, unary, upload
 from benchmarks.process import ServerProcess
 from benchmarks.timeline import Timeline
@@ -105,7 +105,7 @@ class Scene:
         self._servers[name].kill()
 
     def crashed(self) -> Iterator[str]:
-        """Give what servers said last that have ended though nobody killed them."""
+        """Give what servers said last that have ended without being killed."""
         for name, server in self._servers.items():
             if not server.alive and name not in self._killed:
                 yield f"server {name} has ended: {server.said_last()}"
@@ -149,7 +149,7 @@ async def rate(scene: Scene, seconds: float, mbit: int = 2) -> None:
 
 
 async def silence(scene: Scene, seconds: float) -> None:
-    """Pass nothing on, and tell nobody."""
+    """Drop every packet silently."""
     with scene.network.silence(ONE):
         await asyncio.sleep(seconds)
 
@@ -289,15 +289,15 @@ async def watched(
     began = time.monotonic()
     try:
         await shape(load, client, draw, named)
-    except asyncio.CancelledError as error:  # nobody cancels a caller
-        load.ledger.broken(f"{named}: {error!r} out of a call that nobody cancelled")
+    except asyncio.CancelledError as error:  # no caller is cancelled
+        load.ledger.broken(f"{named}: {error!r} out of a call that was not cancelled")
     if deadline and (took := time.monotonic() - began) > load.timeout_s + SLACK_S:
         load.ledger.broken(f"{named} took {took:.1f} s, its deadline is {load.timeout_s:g} s")
 
 
 @dataclass
 class Row:
-    """What came of one fault for the clients of the same servers.
+    """Outcome of one fault for the clients of the same servers.
 
     Attributes:
         fault: Which.
@@ -313,7 +313,7 @@ class Row:
 
     @property
     def several(self) -> bool:
-        """Whether there is another server, which can answer."""
+        """Return whether there is another server, which can answer."""
         return len(self.fault.reached[self.reached]) > 1
 
     def judge(self) -> None:
@@ -329,7 +329,7 @@ class Row:
         ledger = self.ledger
         failed = ", ".join(f"{code} {count}" for code, count in sorted(ledger.refusals.items()))
         yield from (self.fault.title, self.reached, str(ledger.begun))
-        yield from (str(ledger.count(how)) for how in (RIGHT, GIVEN_UP, WRONG, LOST))
+        yield from (str(ledger.count(how)) for how in (RIGHT, CANCELLED, WRONG, LOST))
         yield from (failed or "0", str(self.retries.count))
         for shape in SHAPES:
             yield f"{ledger.longest_s(shape):.1f}" if shape in self.fault.shapes else ""
@@ -444,13 +444,13 @@ def main() -> int:
     rows, stopped = asyncio.run(trial(folder, names, arguments.short))
     counts = {
         how: sum(row.ledger.count(how) for row in rows)
-        for how in (RIGHT, GIVEN_UP, REFUSED, WRONG, LOST)
+        for how in (RIGHT, CANCELLED, REFUSED, WRONG, LOST)
     }
     begun = sum(row.ledger.begun for row in rows)
     text = page.report(
         [
             f"{begun} calls and frames in {time.monotonic() - began:.0f} s: {counts[RIGHT]} right,"
-            f" {counts[GIVEN_UP]} dropped for newer frames, {counts[REFUSED]} failed as they may,"
+            f" {counts[CANCELLED]} dropped for newer frames, {counts[REFUSED]} failed as they may,"
             f" {counts[WRONG]} wrong, {counts[LOST]} lost, {begun - sum(counts.values())}"
             f" unaccounted for; {stopped} packets were dropped or refused on their way"
         ]

@@ -83,7 +83,7 @@ def enter() -> Path:
 
 
 def _refusal(isolated: Sequence[str]) -> str:
-    """Return why a network of its own cannot be had by a command; empty if it can."""
+    """Return why a command cannot get a network namespace; empty if it can."""
     command = [*isolated, "ip", "link", "set", "lo", "up"]
     ended = subprocess.run(command, capture_output=True, text=True)
     return (ended.stderr.strip() or f"exit status {ended.returncode}") if ended.returncode else ""
@@ -154,7 +154,7 @@ class Network:
 
     @contextlib.contextmanager
     def unplugged(self, server: str) -> Iterator[None]:
-        """Take the link of a server down; the router says after a while that nobody is there."""
+        """Take the link of a server down; the router reports it unreachable after a while."""
         run("ip", "-n", server, "link", "set", "wire", "down")
         try:
             yield

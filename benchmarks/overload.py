@@ -42,7 +42,7 @@ PHOTOGRAPHS = 16
 CALIBRATION_IMAGES = 32
 OURS = Path(__file__).resolve().parents[1]
 # Counts of a server: images refused when they had been decoded (not counted by all checkouts), and
-# images whose callers gave up, computed or not; images in batches, and batches.
+# images of cancelled calls, computed or not; images in batches, and batches.
 IN_VAIN = 'resnet50_shed_total{limit="deadline_later"}'
 EXPIRED = "resnet50_cancelled_total"
 COMPUTED, BATCHES = "resnet50_batch_size_sum", "resnet50_batch_size_count"
@@ -50,7 +50,7 @@ COMPUTED, BATCHES = "resnet50_batch_size_sum", "resnet50_batch_size_count"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one load.
+    """Outcome of one load.
 
     Attributes:
         calls: How many were made.
@@ -105,7 +105,7 @@ class Served:
 
 
 async def sustained(served: Served, contents: list[bytes], seconds: float) -> float:
-    """Return the answers a second to callers that each have one call under way."""
+    """Return the answers a second to callers that each have one call in flight."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     address = served.process.address
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]

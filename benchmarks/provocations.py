@@ -21,7 +21,7 @@ from tests.support.clients import Caller, items
 
 @dataclass(frozen=True)
 class Provocation:
-    """What is wrong with a call, and what it has to be told.
+    """A wrong call and the error that has to answer it.
 
     Attributes:
         name: For reports.
@@ -55,7 +55,7 @@ PROVOCATIONS = (
     Provocation("noise", OF_IMAGE, "image.encoded", {}, lambda draw: draw.randbytes(5000)),
     Provocation("a text", OF_IMAGE, "image.encoded", {}, lambda draw: b"<html>Not Found</html>"),
     Provocation("nothing", OF_IMAGE, "image.encoded", {}, lambda draw: b""),
-    Provocation("unknown variant", "NOT_FOUND", None, {"variant": "nobody"}),
+    Provocation("unknown variant", "NOT_FOUND", None, {"variant": "unknown"}),
     Provocation("top_k", OF_OPTION, "options.top_k", {"top_k": 500}),
 )
 
@@ -118,7 +118,7 @@ async def cancelled(load: Load, client: Caller, draw: random.Random, shape: str)
         if not done:
             load.ledger.fault(shape, LOST, f"does not end ({asked})")
         elif task.cancelled() or is_cancelled(task.exception()):
-            load.ledger.given_up(shape)
+            load.ledger.cancelled(shape)
         elif (error := task.exception()) is None:
             load.examine(shape, question, picture, task.result(), may_be, since)
         else:

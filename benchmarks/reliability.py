@@ -1,4 +1,4 @@
-"""What happens under fire: python -m benchmarks.reliability [overload|stalled|refused] [--write].
+"""Behaviour under overload and stalled clients: python -m benchmarks.reliability [overload|stalled|refused] [--write].
 
 overload   three times what the server can do for a minute, then half: how soon refusals come, how
            soon latency is back, and what grows meanwhile
@@ -41,7 +41,7 @@ WITHIN_S = 1.0
 QUIET_S, OVERLOAD_S = 20.0, 60.0
 # Clients that stall, of each kind.
 STALLED = {"uploads": 125, "requests": 125, "streams": 125, "connections": 125}
-# Answers of 30 KB each: more than a connection takes that nobody reads from.
+# Answers of 30 KB each: more than a connection takes that is not read from.
 UNREAD_FRAMES = 6
 # Until the server has computed what it was sent.
 SETTLE_S = 10.0
@@ -67,8 +67,8 @@ def measure_overload() -> Iterator[str]:
         calls = asyncio.run(watched(send(address, arrivals, WITHIN_S), pid, memory))
         stormy = [call for call in calls if 2.0 < call.due <= switched]
         refused = [call for call in stormy if call.code is not grpc.StatusCode.OK]
-        # Those that had been accepted, and were given up when their deadline came.
-        given_up = [call for call in refused if call.done >= 0.95 * WITHIN_S]
+        # Those that had been accepted, and expired at their deadline.
+        expired = [call for call in refused if call.done >= 0.95 * WITHIN_S]
         took = [call.done - call.sent for call in refused if call.done < 0.95 * WITHIN_S]
         good = [call for call in stormy if call not in refused and call.done <= WITHIN_S]
         codes = {
@@ -83,7 +83,7 @@ def measure_overload() -> Iterator[str]:
         yield (
             f"a refusal takes p50 {quantile(took, 0.5) * 1e3:.1f}, p99"
             f" {quantile(took, 0.99) * 1e3:.1f} ms, {share(took, 0.010):.1%} come within 10 ms;"
-            f" {len(given_up) / len(stormy):.1%} of the calls were accepted and not answered"
+            f" {len(expired) / len(stormy):.1%} of the calls were accepted and not answered"
         )
         back = recovery_s(calls, switched, quiet_p99)
         later = [call.done for call in calls if call.due > switched + 2.0]
@@ -219,7 +219,7 @@ async def send_large(address: str, pid: int) -> tuple[float, float, int]:
 
 
 def peak_kib(pid: int) -> int:
-    """Return the most memory that a process has held since that was reset, in KiB."""
+    """Return the most memory that a process has kept since that was reset, in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 
@@ -245,7 +245,7 @@ def stalled_clients(address: str) -> Iterator[None]:
 
 async def stall(address: str) -> None:
     """Open what stalls, say so, and hold it until killed."""
-    held: list[object] = []
+    kept: list[object] = []
     options = [("grpc.use_local_subchannel_pool", 1)]
     encoded = photo()
     half = encoded[: len(encoded) // 2]
@@ -254,7 +254,7 @@ async def stall(address: str) -> None:
     async def connect() -> grpc.aio.Channel:
         channel = grpc.aio.insecure_channel(address, options=options)
         await channel.channel_ready()
-        held.append(channel)
+        kept.append(channel)
         return channel
 
     for _ in range(STALLED["connections"]):
@@ -264,9 +264,9 @@ async def stall(address: str) -> None:
         part = inference_pb2.ClassifyUploadRequest(options=inference_pb2.ClassifyUploadOptions())
         await call.write(part.SerializeToString())
         await call.write(inference_pb2.ClassifyUploadRequest(chunk=half).SerializeToString())
-        held.append(call)
+        kept.append(call)
     for _ in range(STALLED["requests"]):
-        held.append((await connect()).stream_unary(CLASSIFY)())  # its request never comes
+        kept.append((await connect()).stream_unary(CLASSIFY)())  # its request never comes
     for _ in range(STALLED["streams"]):
         call = (await connect()).stream_stream(STREAM)()
         wanted = inference_pb2.ClassifyOptions(top_k=1000, include_embedding=True)
@@ -275,7 +275,7 @@ async def stall(address: str) -> None:
         for number in range(UNREAD_FRAMES):  # and not one answer is read
             frame = inference_pb2.Frame(frame_id=number, image=image)
             await call.write(inference_pb2.ClassifyStreamRequest(frame=frame).SerializeToString())
-        held.append(call)
+        kept.append(call)
     await asyncio.sleep(SETTLE_S)
     print("stalled", flush=True)
     await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""What a server's process holds over the time of a trial: memory, threads, files; and places."""
+"""Resources of a server's process over a trial: memory, threads, files; and permits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NORMAL_95 = 1.96
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process holds at a time.
+    """Resources of a process at one time.
 
     Attributes:
         at_s: When (`time.monotonic`), in seconds.
@@ -132,7 +132,7 @@ def tenths(samples: list[Sample], what: Callable[[Sample], float]) -> tuple[floa
 
 
 async def open_places(metrics_url: str) -> dict[str, float]:
-    """Return what is still inside a server that nobody calls any more, by its metrics' names."""
+    """Return the permits still taken in an idle server, by its metrics' names."""
     ends = time.monotonic() + SETTLE_S
     while True:
         found = {name: value for name, value in await scraped(metrics_url) if value}

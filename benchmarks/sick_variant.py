@@ -53,7 +53,7 @@ PAUSE_S = 0.02
 
 @dataclass
 class Outcome:
-    """What came of one part of the trial.
+    """Outcome of one part of the trial.
 
     Attributes:
         what: Which part.
@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def faults(self) -> list[str]:
-        """What must not have been."""
+        """Return what violates the promise."""
         found = []
         if set(self.healthy) != {HEALTHY}:
             found.append(f"{self.what}: calls for the healthy variant: {counted(self.healthy)}")

@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks import page
 from benchmarks.expected import Checkpoint, Expected, large_pictures, make, pictures
 from benchmarks.frames import latest, many, stream
-from benchmarks.ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
+from benchmarks.ledger import CANCELLED, LOST, REFUSED, RIGHT, WRONG, Ledger
 from benchmarks.load import KINDS, Callers, Load, Shape, unary, upload
 from benchmarks.provocations import cancelled, hurried, left, wrong
 from benchmarks.resources import Sample, Samples, Slope, open_places, tenths
@@ -62,7 +62,7 @@ MAX_GROWTH_MIB_PER_H, GROWTH_JUDGED_S = 20.0, 1800.0
 
 @dataclass
 class Outcome:
-    """What came of the trial.
+    """Outcome of the trial.
 
     Attributes:
         ledger: What became of the calls.
@@ -109,12 +109,12 @@ class Outcome:
         ledger = self.ledger
         counted = ", ".join(f"{code} {count}" for code, count in sorted(ledger.refusals.items()))
         unaccounted = ledger.begun - sum(
-            ledger.count(how) for how in (RIGHT, REFUSED, GIVEN_UP, WRONG, LOST)
+            ledger.count(how) for how in (RIGHT, REFUSED, CANCELLED, WRONG, LOST)
         )
         yield (
             f"{self.seconds / 60:.1f} minutes of mixed load, both clients: {ledger.begun} calls and"
             f" frames; {ledger.count(RIGHT)} answered rightly, {ledger.count(REFUSED)} refused as"
-            f" they had to be ({counted}), {ledger.count(GIVEN_UP)} given up by their callers;"
+            f" they had to be ({counted}), {ledger.count(CANCELLED)} cancelled by their callers;"
             f" {ledger.count(WRONG)} wrong, {ledger.count(LOST)} lost,"
             f" {unaccounted} unaccounted for"
         )

@@ -70,7 +70,7 @@ def servers(folder: Path, seconds: float) -> Iterator[Served]:
         "one caller": plan(concurrency=1),
         "16 callers": plan(),
         "16 callers, upload": plan("upload"),
-        "16 frames under way on one stream": plan("stream"),
+        "16 frames in flight on one stream": plan("stream"),
     }
     kept = ("--graph-cache-dir", str(folder))
     calibration = folder / "calibration"

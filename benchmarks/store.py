@@ -1,4 +1,4 @@
-"""Who changes the variants of a server while it is under load, and keeps account of it."""
+"""Administrator of a server under load: changes its variants and keeps account of it."""
 
 from __future__ import annotations
 

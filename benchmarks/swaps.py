@@ -79,7 +79,7 @@ class Latencies(CallObserver):
 
 @dataclass
 class Outcome:
-    """What came of the trial.
+    """Outcome of the trial.
 
     Attributes:
         ledger: What became of the calls.

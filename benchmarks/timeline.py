@@ -17,7 +17,7 @@ class _Span:
 
 
 class Timeline:
-    """What each name has stood for, from when to when.
+    """Weights behind each name, from when to when.
 
     While a change is being made both may answer, the old and the new one; before it only the old
     one, and after it only the new one. So a request that begins after a change has been confirmed

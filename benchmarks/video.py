@@ -1,4 +1,4 @@
-"""What video frames cost, raw and as JPEG, and how old answers are: python -m benchmarks.video.
+"""Cost of video frames, raw and as JPEG, and age of answers: python -m benchmarks.video.
 
 cost    bytes a frame, and CPU a frame on both sides, constant answer, for 640 x 480 and 1920 x 1080
 age     of answered frames under delivery "latest", an engine at a third of the frame rate

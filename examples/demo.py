@@ -1,4 +1,4 @@
-"""What `make demo` runs: start a server, call it with real images, show what came back, stop it."""
+"""Run by `make demo`: start a server, call it with real images, show what came back, stop it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make serve` runs: a server that stays, on 127.0.0.1:50051, until Ctrl-C."""
+"""Run by `make serve`: a server that stays, on 127.0.0.1:50051, until Ctrl-C."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ class Calls:
 
 
 class _Context:
-    """What gRPC gives with a call.
+    """Context of a call, as gRPC passes it.
 
     Args:
         messages: That arrive.

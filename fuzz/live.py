@@ -57,7 +57,7 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is sent.
+    """Plan of the requests to send.
 
     Attributes:
         seed: Of all mutations.
@@ -78,7 +78,7 @@ class Plan:
 
 @dataclass
 class Report:
-    """What came of it.
+    """Outcome of the requests.
 
     Attributes:
         codes: Of the answers, for "image" and "message".

@@ -1,4 +1,4 @@
-"""What is mutated: sound files of every format and valid requests of every RPC, all made here."""
+"""Seeds to mutate: sound files of every format and valid requests of every RPC, all made here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: functions that take any bytes, and raise `Finding` if a promise is broken.
+"""Fuzz targets: functions that take any bytes, and raise `Finding` if a promise is broken.
 
 The promise, wherever bytes come from a stranger: a result, or a refusal of ours that says what is
 wrong, within a bounded time and memory. What else must hold is said at each target. None of them
@@ -332,7 +332,7 @@ def _require_error(error: object) -> None:
     str(error), repr(error)
 
 
-# Files of whoever runs the server: not hostile, but often broken
+# Files of the server's operator: not hostile, but often broken
 
 _temporary = tempfile.TemporaryDirectory(prefix="resnet50-fuzz-")
 _folder = Path(_temporary.name)

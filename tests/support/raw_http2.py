@@ -81,7 +81,7 @@ class RawClient:
         self.flush()
         return events
 
-    def send(self, stream: int, content: bytes, patience_s: float) -> int:
+    def send(self, stream: int, content: bytes, timeout_s: float) -> int:
         """Send as much as the server grants; return how many bytes it took before it stopped."""
         sent = 0
         while sent < len(content):
@@ -93,7 +93,7 @@ class RawClient:
                 sent += length
                 self.flush()
                 continue
-            events = self.events(patience_s)
+            events = self.events(timeout_s)
             ended = (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTerminated)
             if not events or any(isinstance(event, ended) for event in events):
                 break

@@ -17,7 +17,7 @@ from torchvision.transforms._presets import ImageClassification
 from benchmarks import expected
 from benchmarks.expected import Answer, Checkpoint, Expected, Picture, Wrong
 from benchmarks.frames import BROKEN, Answers, Frames
-from benchmarks.ledger import GIVEN_UP, LOST, REFUSED, RIGHT, WRONG, Ledger
+from benchmarks.ledger import CANCELLED, LOST, REFUSED, RIGHT, WRONG, Ledger
 from benchmarks.load import Load, Question
 from benchmarks.resources import Sample, Slope, tenths
 from benchmarks.soak import Outcome
@@ -305,7 +305,7 @@ def test_frames_of_a_stream_that_was_left_are_given_up(load):
     taken.leave()
     load.ledger.close()
     assert load.ledger.faults == []
-    assert load.ledger.count(GIVEN_UP) == 3
+    assert load.ledger.count(CANCELLED) == 3
 
 
 def test_frame_that_is_asked_for_after_the_end_is_not_given(load):
