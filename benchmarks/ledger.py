@@ -13,7 +13,7 @@ REFUSED = "refused"  # as it had to be
 CANCELLED = "cancelled"  # by the caller, or replaced by a newer frame, as it had to be
 WRONG = "wrong"
 LOST = "lost"  # failed though nothing was wrong with it, or never answered
-GOOD = (RIGHT, REFUSED, GIVEN_UP)
+GOOD = (RIGHT, REFUSED, CANCELLED)
 # So many faults are printed; all are counted.
 SHOWN = 20
 
@@ -84,7 +84,7 @@ class Ledger:
     def cancelled(self, shape: str, count: int = 1) -> None:
         """Count calls that were cancelled, or frames replaced by a newer one."""
         with self._lock:
-            self._outcomes[shape, GIVEN_UP] += count
+            self._outcomes[shape, CANCELLED] += count
 
     def fault(self, shape: str, outcome: str, text: str, count: int = 1) -> None:
         """Count what is wrong or lost, and print it."""

@@ -1,4 +1,4 @@
-"""Behaviour under overload and stalled clients: python -m benchmarks.reliability [overload|stalled|refused] [--write].
+"""Behaviour under attack: python -m benchmarks.reliability [overload|stalled|refused] [--write].
 
 overload   three times what the server can do for a minute, then half: how soon refusals come, how
            soon latency is back, and what grows meanwhile
