@@ -10,9 +10,10 @@ import  a Python process that imports the SDK, against one that imports gRPC and
 tracing server CPU of a unary call, null engine, with 1% and with all of the calls traced, against
         none; spans go to a collector in this process (needs the extra [otel])
 
-The image is a JPEG of 110 KB that is made here. Each starts servers of its own on this machine
-(Linux). Figures are ratios within one run, medians over interleaved turns; absolute times are those
-of the machine.
+`serial`, `decode` and `lag` send a JPEG of 110 KB that is made here. The others send raw pixels of
+161 KB that only have to be cropped: the cost of decoding would hide the rest. Each starts servers
+of its own on this machine (Linux). Figures are ratios within one run, medians over interleaved
+turns; absolute times are those of the machine.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from benchmarks.process import DECODING, cpu_s, server
+from benchmarks.process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 
 JPEG_BYTES = 110_000
@@ -65,6 +66,19 @@ def photo(length: int = JPEG_BYTES) -> bytes:
         image.save(buffer, "JPEG", quality=quality)
         files.append(buffer.getvalue())
     return min(files, key=lambda file: abs(len(file) - length))
+
+
+def undecoded() -> image_pb2.Image:
+    """Return raw pixels that only have to be cropped; on the event loop, as that takes no time."""
+    side = 232  # what the default variant resizes the shorter side to
+    draw = np.random.default_rng(0)
+    raw = image_pb2.RawImage(
+        width=side,
+        height=side,
+        pixel_format=image_pb2.PIXEL_FORMAT_RGB,
+        pixels=draw.integers(0, 256, (side, side, 3), dtype=np.uint8).tobytes(),
+    )
+    return image_pb2.Image(raw=raw)
 
 
 def answer() -> result_pb2.Classification:
@@ -212,7 +226,7 @@ async def measure_cpu(shapes: tuple[str, ...]) -> None:
 
 async def measure_cpu_once(shapes: tuple[str, ...], spent: dict[str, list[float]]) -> None:
     """Add `TURNS` figures of each, in ms a call."""
-    image = image_pb2.Image(encoded=photo())
+    image = undecoded()
     request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
     with server("--engine", "null") as served, echo_server() as bare:
         async with (
@@ -237,7 +251,7 @@ async def measure_cpu_once(shapes: tuple[str, ...], spent: dict[str, list[float]
 
 async def measure_metrics() -> None:
     """Take turns between a server that counts and one that does not; each is started anew."""
-    request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=photo()))
+    request = inference_pb2.ClassifyRequest(image=undecoded())
     content = request.SerializeToString()
     spent: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(STARTS):
@@ -264,34 +278,39 @@ async def measure_metrics() -> None:
 
 
 async def measure_serial() -> None:
-    """Call one after the other: the server undecoded, the server with decoding, the echo."""
-    image = image_pb2.Image(encoded=photo())
-    request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
-    figures: dict[str, list[float]] = {"undecoded": [], "decoded": [], "echo": []}
-    with server("--engine", "null") as null, server(*DECODING) as timed, echo_server() as bare:
+    """Call one after the other, with raw pixels and with a JPEG: the server, and the echo."""
+    images = {"raw": undecoded(), "JPEG": image_pb2.Image(encoded=photo())}
+    figures: dict[tuple[str, str], list[float]] = {}
+    with server("--engine", "null") as served, echo_server() as bare:
         async with (
-            grpc.aio.insecure_channel(null[0]) as to_null,
-            grpc.aio.insecure_channel(timed[0]) as to_timed,
+            grpc.aio.insecure_channel(served[0]) as to_server,
             grpc.aio.insecure_channel(bare[0]) as to_echo,
         ):
             for turn in range(TURNS + 1):
-                for name, channel in zip(figures, (to_null, to_timed, to_echo), strict=True):
-                    classify = channel.unary_unary(CLASSIFY)
-                    times = []
-                    for _ in range(SERIAL_CALLS):
-                        started = time.perf_counter()
-                        reply = await classify(request)
-                        took_ms = (time.perf_counter() - started) * 1e3
-                        engine_us = inference_pb2.ClassifyResponse.FromString(
-                            reply
-                        ).timing.compute_us
-                        times.append(took_ms - (engine_us / 1e3 if name != "echo" else 0.0))
-                    if turn:
-                        figures[name].append(statistics.median(times))
-    for name, each in figures.items():
-        print(f"serial  {name}: p50 {statistics.median(each):.3f} ms")
-    for name in ("undecoded", "decoded"):
-        print(f"serial  {name} / bare echo: {ratio(figures[name], figures['echo'])}")
+                for kind, image in images.items():
+                    request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
+                    for name, channel in (("server", to_server), ("echo", to_echo)):
+                        took_ms = await serial_ms(channel, request, less_engine=name == "server")
+                        if turn:
+                            figures.setdefault((name, kind), []).append(took_ms)
+    for (name, kind), each in figures.items():
+        print(f"serial  {name}, {kind}: p50 {statistics.median(each):.3f} ms")
+    for kind in images:
+        found = ratio(figures["server", kind], figures["echo", kind])
+        print(f"serial  {kind}: server / bare echo: {found}")
+
+
+async def serial_ms(channel: grpc.aio.Channel, request: bytes, *, less_engine: bool) -> float:
+    """Return the p50 of calls one after the other, in ms; without the engine's time if wanted."""
+    classify = channel.unary_unary(CLASSIFY)
+    times = []
+    for _ in range(SERIAL_CALLS):
+        started = time.perf_counter()
+        reply = await classify(request)
+        took_ms = (time.perf_counter() - started) * 1e3
+        timing = inference_pb2.ClassifyResponse.FromString(reply).timing
+        times.append(took_ms - (timing.compute_us / 1e3 if less_engine else 0.0))
+    return statistics.median(times)
 
 
 async def measure_decode() -> None:
@@ -399,8 +418,7 @@ async def collector() -> AsyncIterator[tuple[str, list[int]]]:
 
 async def measure_tracing() -> None:
     """Take turns between servers that differ in what they trace."""
-    image = image_pb2.Image(encoded=photo())
-    request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
+    request = inference_pb2.ClassifyRequest(image=undecoded()).SerializeToString()
     spent: dict[str, list[float]] = {"off": [], "0.01": [], "1": []}
     calls = 0
     os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "200"  # ms; the servers' default is 5 s

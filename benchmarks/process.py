@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# An engine that takes no time but wants its images decoded; the null engine wants none.
+# An engine that takes no time.
 DECODING = ("--engine", "timed", "--timed-alpha-ms", "0", "--timed-beta-ms", "0")
 PROGRAM = [sys.executable, "-m", "resnet50_server", "serve"]
 SERVER = [*PROGRAM, "--listen", "127.0.0.1:0"]

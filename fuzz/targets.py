@@ -35,7 +35,7 @@ from resnet50_client.frames import StreamLimits
 from resnet50_client.pending_frames import PendingFrames
 from resnet50_server.auth.tokens import parse_tokens
 from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError
-from resnet50_server.images.decode import Source, decode, look, source_of
+from resnet50_server.images.decode import Source, decode, source_of
 from resnet50_server.images.decode_guard import silence_libraries
 from resnet50_server.images.formats import FORMATS, ImageLimits, check_header
 from resnet50_server.images.raw import RawPixels, raw_to_rgb
@@ -90,17 +90,17 @@ def _peak_bytes() -> int:
 
 
 def images(content: bytes) -> None:
-    """Decode a file; look at it as the null engine's way and an upload's way do.
+    """Decode a file; check its first bytes as an upload does.
 
-    Neither of those may refuse what decoding takes, or the same image would be answered as a
-    request and refused as an upload. And nothing is called broken that Pillow by itself decodes.
+    That check may not refuse what decoding takes, or the same image would be answered as a request
+    and refused as an upload. And nothing is called broken that Pillow by itself decodes.
     """
     with contextlib.suppress(InvalidImage):
         source_of(image_pb2.Image(encoded=content), LIMITS)
         pixels, refusal = _decoded(content)
-        for looked_at in _looks(content):
-            if looked_at is not None and refusal is None:
-                raise Finding(f"decoded, and yet refused: {looked_at}") from looked_at
+        for early in _refusals_while_arriving(content):
+            if refusal is None:
+                raise Finding(f"decoded, and yet refused: {early}") from early
         if pixels is not None:
             _require_input(pixels)
         if refusal is not None and refusal.kind in ("truncated", "unreadable"):
@@ -115,15 +115,10 @@ def _decoded(source: Source) -> tuple[NDArray[np.uint8] | None, InvalidImage | N
         return None, refusal
 
 
-def _looks(content: bytes) -> Iterator[InvalidImage | None]:
-    """Give what each look at a file refuses it with."""
-    try:
-        look(content, TRANSFORM, LIMITS)
-        yield None
-    except InvalidImage as refusal:
-        yield refusal
+def _refusals_while_arriving(content: bytes) -> Iterator[InvalidImage]:
+    """Yield what the header checks of an upload refuse a file with."""
     length = 12
-    while length <= len(content):  # as an upload looks at what has arrived
+    while length <= len(content):
         try:
             if check_header(content[:length], TRANSFORM, LIMITS):
                 return

@@ -20,7 +20,7 @@ from resnet50_server.engines.base import Engine
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 
-# The null engine looks at no pixels, so nothing is decoded for it; this one answers as fast.
+# An engine that takes no time.
 DECODING = {"engine": "timed", "timed_alpha_ms": 0.0, "timed_beta_ms": 0.0}
 
 # A condition that tests wait for holds within a second; a loaded machine takes longer.

@@ -37,12 +37,10 @@ class Engine(Protocol):
     a time, unless the device has several (`Devices`).
 
     Attributes:
-        needs_pixels: Whether `run` looks at the images; where it does not, none is decoded for it.
         sizes: Batch sizes that something was prepared for, each of its own; empty if one program
             computes all sizes.
     """
 
-    needs_pixels: bool
     sizes: tuple[int, ...]
 
     def run(

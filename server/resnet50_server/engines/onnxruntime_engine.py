@@ -26,7 +26,6 @@ class OnnxRuntimeEngine:
         onnxruntime.OrtException: The file is not such a graph.
     """
 
-    needs_pixels = True
     sizes: tuple[int, ...] = ()
 
     def __init__(self, graph: Path, threads: int, instances: int) -> None:

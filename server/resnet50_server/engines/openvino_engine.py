@@ -44,7 +44,6 @@ class OpenVinoEngine:
         RuntimeError: The file is not such a graph.
     """
 
-    needs_pixels = True
     sizes: tuple[int, ...] = ()
 
     def __init__(self, graph: Path, precision: str, threads: int, instances: int) -> None:

@@ -22,7 +22,6 @@ class NullEngine:
         categories: How many categories the variant has.
     """
 
-    needs_pixels = False
     sizes: tuple[int, ...] = ()
 
     def __init__(self, categories: int) -> None:
@@ -61,10 +60,6 @@ class TimedEngine(NullEngine):
         alpha_ms: Cost of a batch, in milliseconds.
         beta_ms: Cost of an image, in milliseconds.
     """
-
-    # A GPU's callers wait for decoding too.
-    needs_pixels = True
-    sizes: tuple[int, ...] = ()
 
     def __init__(self, categories: int, alpha_ms: float, beta_ms: float) -> None:
         super().__init__(categories)

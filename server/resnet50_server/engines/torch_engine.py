@@ -26,7 +26,6 @@ class TorchEngine:
         precision: "fp32", "fp16" or "bf16"; "int8" for networks that are quantized already.
     """
 
-    needs_pixels = True
     sizes: tuple[int, ...] = ()
 
     def __init__(

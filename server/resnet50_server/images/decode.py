@@ -22,11 +22,8 @@ from resnet50_server.errors import InvalidImage
 
 from .decode_guard import FIELD, GuardedFile, check_exif
 from .formats import (
-    NO_PIXELS,
     ImageLimits,
     check_resized,
-    check_undecoded,
-    is_jpeg,
     opened_image,
     too_long,
 )
@@ -78,11 +75,6 @@ def length_of(source: Source) -> int:
     return len(source) if isinstance(source, bytes) else len(source.pixels)
 
 
-def is_looked_at_fast(source: Source) -> bool:
-    """Return whether `look` takes less than the way into a thread and back."""
-    return not isinstance(source, bytes) or is_jpeg(source)
-
-
 def is_at_hand(source: Source, transform: Transform) -> bool:
     """Return whether an image needs no more than copying: raw, in RGB or grey, of the right size.
 
@@ -94,21 +86,6 @@ def is_at_hand(source: Source, transform: Transform) -> bool:
         and transform.resized(source.height, source.width) == (source.height, source.width)
         and source.height * source.width <= MAX_AT_HAND_PIXELS
     )
-
-
-def look(source: Source, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
-    """Check an image that is not going to be decoded: everything that its header says.
-
-    Returns:
-        What stands for its pixels: uint8 [0, 0, 3].
-
-    Raises:
-        InvalidImage: It is not an image, its header is broken, or it declares too many pixels.
-    """
-    if isinstance(source, bytes):
-        return check_undecoded(source, transform, limits)
-    check_resized("image.raw", source.height, source.width, transform, limits)
-    return NO_PIXELS
 
 
 def decode(

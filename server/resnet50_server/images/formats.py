@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from resnet50_server.errors import ImageFault, InvalidImage
@@ -43,7 +41,6 @@ JPEG_START_OF_SCAN = b"\xff\xda"
 SCAN_PIECE = 2**20
 # Progressive encoders write about 10.
 MAX_JPEG_SCANS = 100
-NO_PIXELS: NDArray[np.uint8] = np.empty((0, 0, 3), dtype=np.uint8)
 
 # Pixels are limited here, by the limits of a server; see `ImageLimits` for Pillow's own guard.
 Image.MAX_IMAGE_PIXELS = None
@@ -111,27 +108,6 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
         raise _too_many_pixels(error, limits) from error
     except Exception:  # decoders raise many kinds for what is cut off
         return False
-
-
-def check_undecoded(encoded: bytes, transform: Transform, limits: ImageLimits) -> NDArray[np.uint8]:
-    """Check a file that is not going to be decoded: everything that its header says.
-
-    Returns:
-        What stands for its pixels: uint8 [0, 0, 3].
-
-    Raises:
-        InvalidImage: It is not an image, its header is broken, or it declares too many pixels.
-    """
-    if is_jpeg(encoded):
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
-        except ValueError:
-            pass  # Pillow's to judge, as in decoding
-        else:
-            _check_size(width, height, transform, limits)
-            return NO_PIXELS
-    with opened_image(encoded, transform, limits):
-        return NO_PIXELS
 
 
 @contextlib.contextmanager

@@ -52,7 +52,6 @@ class Pipeline:
         admission: Bounds the images in the server.
         decode_pool: Threads that decode.
         limits: Of a single image.
-        jpegs: Decodes JPEGs elsewhere than on the CPU.
         events: Told of every image that is answered.
         cache: Stores results; None to compute every image.
         max_decode_pixels: How many are decoded at once; None for one image of the largest size.

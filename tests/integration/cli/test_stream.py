@@ -70,7 +70,6 @@ def engine(monkeypatch):
         return output
 
     monkeypatch.setattr(NullEngine, "run", counted)
-    monkeypatch.setattr(NullEngine, "needs_pixels", True)
     yield known
     known.go.set()
 

@@ -328,7 +328,6 @@ class ObservedDecode:
 async def test_call_expiring_in_decoding_never_reaches_the_engine(monkeypatch):
     decode = ObservedDecode(monkeypatch)
     async with gated(monkeypatch) as (server, engine), connected(server) as channel:
-        engine.needs_pixels = True
         late = classify(channel, timeout=1.5)
         await until(lambda: len(decode.threads) == 1)
         assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED

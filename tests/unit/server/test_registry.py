@@ -28,8 +28,6 @@ from tests.support.virtual_device import FakeEngine, VirtualThreads, image
 class StatedEngine:
     """Says that a batch took `alpha + beta * n` seconds, and twice that when the size is new."""
 
-    needs_pixels = True
-
     def __init__(self, alpha: float, beta: float) -> None:
         self.alpha, self.beta = alpha, beta
         self.sizes: list[int] = []

@@ -62,8 +62,6 @@ class CudaEngine:
         ValueError: The network is quantized, or the precision is none of the three.
     """
 
-    needs_pixels = True
-
     def __init__(
         self,
         network: Network,
