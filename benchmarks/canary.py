@@ -25,7 +25,12 @@ from torchvision.models import ResNet
 
 from resnet50_server.engines.reference_check import TOLERANCES, Canary
 from resnet50_server.engines.torch_engine import TorchEngine
-from resnet50_server.lifecycle.loader import build_engine, prepare, verify, warm_up
+from resnet50_server.lifecycle.engine_builder import (
+    build_engine,
+    check_reference,
+    prepare_variant,
+    warm_up,
+)
 from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import Network, build_model, build_network, read_weights
@@ -58,7 +63,7 @@ def settings_of(folder: Path, engine: str, precision: str) -> Settings:
 
 def measure_cost(folder: Path, spec: VariantSpec) -> None:
     """Print how long each step of a load takes."""
-    print("| engine | read | canary | build | warm up | verify | canary and verify, of all |")
+    print("| engine | read | canary | build | warm up | check | canary and check, of all |")
     print("|---|---|---|---|---|---|---|")
     for engine, precision in ENGINES[:3]:
         settings = settings_of(folder, engine, precision)
@@ -75,7 +80,7 @@ def measure_cost(folder: Path, spec: VariantSpec) -> None:
 
 def load(spec: VariantSpec, settings: Settings) -> list[float]:
     """Load a variant step by step, and close it; return the seconds of each."""
-    prepared = prepare(spec, settings)
+    prepared = prepare_variant(spec, settings)
     marks = [time.perf_counter()]
     weights = read_weights(spec, Path(), False)
     marks.append(time.perf_counter())
@@ -85,7 +90,7 @@ def load(spec: VariantSpec, settings: Settings) -> list[float]:
     marks.append(time.perf_counter())
     warm_up(opened.engine, spec, settings.max_batch_size)
     marks.append(time.perf_counter())
-    verify(prepared, opened)
+    check_reference(prepared, opened)
     marks.append(time.perf_counter())
     opened.engine.close()
     return [after - before for before, after in itertools.pairwise(marks)]
@@ -101,7 +106,7 @@ def measure_margins(folder: Path, specs: list[VariantSpec]) -> None:
         settings = settings_of(folder, name, precision)
         shown = []
         for spec, canary in zip(specs, canaries, strict=True):
-            opened = build_engine(prepare(spec, settings), settings)
+            opened = build_engine(prepare_variant(spec, settings), settings)
             shown.append(canary.compare(opened.engine))
             opened.engine.close()
         allowed = TOLERANCES[precision]

@@ -39,7 +39,7 @@ from resnet50_server.engines.graph_cache import GraphStore
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
-from resnet50_server.lifecycle.loader import build_engine, prepare
+from resnet50_server.lifecycle.engine_builder import build_engine, prepare_variant
 from resnet50_server.runtime.cpus import cpus
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network, fold_batchnorm
@@ -212,7 +212,7 @@ def pipeline(flags: list[str], decoders: int, threads: int, batch: int) -> float
         **{name[2:].replace("-", "_"): value for name, value in options.items()},
     )
     torch.set_num_threads(threads)
-    engine = build_engine(prepare(parse_variant(VARIANT), settings), settings).engine
+    engine = build_engine(prepare_variant(parse_variant(VARIANT), settings), settings).engine
     encoded, stopped = photo(), threading.Event()
     decoded: queue.Queue = queue.Queue(2 * batch)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from resnet50_server.auth.identity import Caller
-from resnet50_server.errors import ServingError
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 UNKNOWN_CALLER = Caller("", frozenset())
@@ -40,8 +39,6 @@ class RequestContext:
         asked: Name of the requested variant; "" until it is resolved.
         variant: Name of the variant that computes it, which may be the candidate of a traffic
             split; "" until it is resolved.
-        leave: Called when it ends, if it uses a variant.
-        stop: Ends a stream after its frames in flight, with a reason.
         started: On the clock of `time.perf_counter`.
         notes: What listeners keep with it, by their own keys.
         trace_id: 32 hexadecimal digits if it is traced, else "".
@@ -58,8 +55,6 @@ class RequestContext:
     key: str = ""
     asked: str = ""
     variant: str = ""
-    leave: Callable[[], None] | None = None
-    stop: Callable[[ServingError], None] | None = None
     started: float = field(default_factory=time.perf_counter)
     notes: dict[object, Any] = field(default_factory=dict)
     trace_id: str = ""

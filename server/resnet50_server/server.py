@@ -44,8 +44,8 @@ from resnet50_server.inference.decode_pool import DecodePool, decode_threads
 from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.inference.response_cache import ResponseCache
 from resnet50_server.lifecycle.control import Budget, VariantControl
-from resnet50_server.lifecycle.devices import Devices, division
-from resnet50_server.lifecycle.loading import hold
+from resnet50_server.lifecycle.devices import Devices, cpu_division
+from resnet50_server.lifecycle.loader import load_variant
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.lifecycle.self_test import SelfTests
 from resnet50_server.lifecycle.watcher import DirectoryWatcher
@@ -136,7 +136,7 @@ class Server:
             settings.device == "cpu" or not cuda_available()
         )
         decoding = settings.decode_threads or decode_threads(cpus(), engine_on_cpu=on_cpu)
-        divided = division(settings)
+        divided = cpu_division(settings)
         log.info(
             "CPU budget: %s; decode threads: %d; an engine on the CPU: %d batches at once, threads"
             " of each: %d",
@@ -376,7 +376,7 @@ class Server:
         settings, directory = self._settings, self._settings.variants_dir
         return VariantControl(
             variants,
-            partial(hold, settings, self._devices),
+            partial(load_variant, settings, self._devices),
             Budget(settings.max_variants_bytes, settings.evict_variants),
             settings.drain_timeout_s,
             None if directory is None else VariantsDirectory(directory),

@@ -16,7 +16,7 @@ from torchvision.models import ResNet50_Weights
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.images.transform import Transform
-from resnet50_server.lifecycle.loader import place
+from resnet50_server.lifecycle.engine_builder import choose_device
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network, fold_batchnorm
 from resnet50_server.variants.spec import parse_variant
@@ -99,7 +99,7 @@ def test_picture_is_answered_alike_alone_and_in_a_batch(pixels, precision, toler
 
 def test_int8_weights_stay_on_the_cpu():
     settings = Settings(variants=["IMAGENET1K_FBGEMM_V2"], device="cuda:0")
-    assert place(parse_variant("IMAGENET1K_FBGEMM_V2"), settings) == ("cpu", "int8")
+    assert choose_device(parse_variant("IMAGENET1K_FBGEMM_V2"), settings) == ("cpu", "int8")
 
 
 async def test_server_takes_the_gpu_and_fp16_by_itself():

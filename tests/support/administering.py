@@ -20,7 +20,7 @@ from resnet50.v1 import (
     variant_pb2_grpc,
 )
 from resnet50_server.auth.tokens import hash_of
-from resnet50_server.lifecycle import loading
+from resnet50_server.lifecycle import loader
 from resnet50_server.server import Server
 from tests.support.pictures import encode, picture
 from tests.support.serving import connected, serving
@@ -101,13 +101,13 @@ async def administrator(folder: Path, **settings: Any) -> AsyncIterator[Administ
 @contextlib.contextmanager
 def engines_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Let no engine be built before the event is set; it is at the end in any case."""
-    build_engine, opened = loading.build_engine, threading.Event()
+    build_engine, opened = loader.build_engine, threading.Event()
 
     def held(*arguments: Any) -> Any:
         opened.wait()
         return build_engine(*arguments)
 
-    monkeypatch.setattr(loading, "build_engine", held)
+    monkeypatch.setattr(loader, "build_engine", held)
     try:
         yield opened
     finally:

@@ -208,6 +208,7 @@ class FrameStream(Generic[Reply]):
             window = min(config.max_in_flight or LATEST_WINDOW, max_window)
             answers = answer_latest(frames, self._start, self._drop, window)
         answered = "no frame was answered"
+        self._question.variant.add_stream(self._messages.stop)
         try:
             async with aclosing(answers):
                 async for reply in answers:
@@ -217,6 +218,8 @@ class FrameStream(Generic[Reply]):
             raise type(error)(
                 error.what, f"{answered}: send those after it to another server"
             ) from error
+        finally:
+            self._question.variant.remove_stream(self._messages.stop)
 
     async def _start(self, frame: inference_pb2.Frame) -> Pending[Reply]:
         """Begin to compute a frame as soon as there is room for it."""
@@ -229,7 +232,7 @@ class FrameStream(Generic[Reply]):
             except InvalidRequest as error:  # the options do not suit the new weights
                 return self._refused(frame_id, error)
         question = self._question
-        question.variant.enter_frame()
+        question.variant.acquire()
         try:
             # Before the image is taken out of its message, which copies it.
             place = await self._pipeline.admission.acquire(
@@ -238,7 +241,7 @@ class FrameStream(Generic[Reply]):
             source = source_of(frame.image, self._pipeline.limits)
             task = self._traffic.watch(question.task, call, source)
         except BaseException as error:
-            question.variant.leave_frame()
+            question.variant.release()
             if place is not None:
                 place.leave()
             # What ends the stream: the frame has its chance at another server.
@@ -252,7 +255,8 @@ class FrameStream(Generic[Reply]):
     def _follow(self) -> None:
         """Ask what has taken the variant's place; frames that are inside stay with the old one."""
         question = self._question.latest()
-        question.variant.enter_stream(self._call)
+        self._question.variant.remove_stream(self._messages.stop)
+        question.variant.add_stream(self._messages.stop)
         self._question = question
 
     def _refused(self, frame_id: int, error: Exception) -> Pending[Reply]:
@@ -338,6 +342,6 @@ class _Computed(Generic[Reply]):
 
     def _leave(self, computed: asyncio.Future[Any]) -> None:
         self._inside.place.leave()
-        self._inside.question.variant.leave_frame()
+        self._inside.question.variant.release()
         if not computed.cancelled():
             computed.exception()  # so that asyncio does not miss whoever should have looked at it

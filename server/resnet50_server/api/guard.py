@@ -227,8 +227,6 @@ class Boundary:
         return call
 
     def _leave(self, call: RequestContext, code: str, failure: Exception | None) -> None:
-        if call.leave is not None:
-            call.leave()
         self._events.call_ended(call, code, failure)
 
     def _identify(self, call: RequestContext, context: Context, scope: str | None) -> None:

@@ -133,12 +133,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> _Told:
         started, call = time.perf_counter(), CURRENT_REQUEST.get()
-        question.variant.enter(call)
-        source = source_of(image, self._pipeline.limits)
-        _place(call).grow(length_of(source))
-        call.deadline = _deadline(context)
-        task = self._traffic.watch(question.task, call, source)
-        result = await self._pipeline.infer(source, task, call)
+        with question.variant.in_use():
+            source = source_of(image, self._pipeline.limits)
+            _place(call).grow(length_of(source))
+            call.deadline = _deadline(context)
+            task = self._traffic.watch(question.task, call, source)
+            result = await self._pipeline.infer(source, task, call)
         return self._told(question, task, call, result, started)
 
     def _upload(self, parts: AsyncIterator[UploadPart]) -> Upload:
@@ -159,15 +159,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             options = (await upload.options()).options
             variant = self._find(options.variant, _with_embedding(options))
             question = question_of(options, variant)
-            question.variant.enter_upload(call)
             call.deadline = _deadline(context)
-            image = await upload.image(question.variant.spec.transform, call)
-        # It may have taken minutes, and a successor has not waited for it.
+            with question.variant.receiving():
+                image = await upload.image(question.variant.spec.transform, call)
+        # The variant may have been replaced while the image arrived.
         question = question.latest()
         question.variant.require_health()
-        question.variant.enter(call)
-        task = self._traffic.watch(question.task, call, image)
-        result = await self._pipeline.infer(image, task, call)
+        with question.variant.in_use():
+            task = self._traffic.watch(question.task, call, image)
+            result = await self._pipeline.infer(image, task, call)
         return self._told(question, task, call, result, started)
 
     def _told(
@@ -192,12 +192,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         call = CURRENT_REQUEST.get()
         messages = Messages(context.read, self._patience.stream_idle_timeout_s)
         self._streams.add(messages)
-        call.stop = messages.stop
         try:
             config = await messages.config()
             options = config.options
             question = question_of(options, self._find(options.variant, _with_embedding(options)))
-            question.variant.enter_stream(call)
             call.deadline, call.stream = _deadline(context), messages
             stream = FrameStream(
                 messages, self._pipeline, self._traffic, reply, outcome, question, call

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from resnet50_server.images.pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
 from resnet50_server.inference.admission import slots_of
-from resnet50_server.lifecycle.loader import memory_of
+from resnet50_server.lifecycle.engine_builder import estimate_memory
 from resnet50_server.settings import Settings
 
 from .listen import UNREAD_BYTES
@@ -58,7 +58,9 @@ def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
     """
     message = settings.max_message_bytes
     precision = "fp32" if settings.precision == "auto" else settings.precision
-    variant = memory_of(PARAMETERS, precision, settings.engine, settings.instances or instances)
+    variant = estimate_memory(
+        PARAMETERS, precision, settings.engine, settings.instances or instances
+    )
     engines = settings.engine not in ("null", "timed")
     variants = settings.max_variants_bytes or variant * len(settings.variants)
     receiving = slots_of(settings.max_receive_bytes, message) + SIDE_SERVICES * SIDE_RECEIVED

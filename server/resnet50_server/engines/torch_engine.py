@@ -22,16 +22,20 @@ class TorchEngine:
     Args:
         network: In eval mode, on the CPU; moved to the device.
         transform: The variant's, for its mean and standard deviation.
-        device: Where to compute, e.g. `torch.device("cuda:0")`.
+        device: Where to compute, e.g. "cuda:0".
         precision: "fp32", "fp16" or "bf16"; "int8" for networks that are quantized already.
     """
 
     sizes: tuple[int, ...] = ()
 
     def __init__(
-        self, network: Network, transform: Transform, device: torch.device, precision: str
+        self,
+        network: Network,
+        transform: Transform,
+        device: torch.device | str,
+        precision: str,
     ) -> None:
-        self._device = device
+        self._device = device = torch.device(device)
         self._dtype = DTYPES.get(precision, torch.float32)
         if precision == "fp32" and device.type == "cuda":
             # cuDNN would otherwise round to TF32's 10 bits; whoever wants that asks for fp16.

@@ -21,17 +21,21 @@ from resnet50_server.runtime.memory import return_memory
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.variants.directory import Stamp, VariantsDirectory
 from resnet50_server.variants.disk import FEW_FILES_S, Disk
-from resnet50_server.variants.spec import VariantSpec, official_specs, parse_variant, plain
+from resnet50_server.variants.spec import (
+    VariantSpec,
+    official_specs,
+    parse_variant,
+    strip_enum_prefix,
+)
 
-from .loading import EXPECTED_ERRORS, let_go
-from .registry import LoadedVariant, VariantRegistry
-from .stages import Loading
+from .loader import EXPECTED_ERRORS, unload_variant
+from .registry import LoadedVariant, LoadProgress, VariantRegistry
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Hold: TypeAlias = Callable[
-    [VariantSpec, Loading, Callable[[int], Awaitable[None]]], Awaitable[LoadedVariant]
+LoadVariant: TypeAlias = Callable[
+    [VariantSpec, LoadProgress, Callable[[int], Awaitable[None]]], Awaitable[LoadedVariant]
 ]
 
 # What a replaced variant has taken it may answer for so long: nobody is told to call again, and no
@@ -72,7 +76,7 @@ class VariantControl:
 
     Args:
         variants: Those that it holds.
-        hold: Loads one, ready to answer; see `loading.hold`.
+        load_variant: Loads one, ready to answer; see `loading.load_variant`.
         budget: How much memory they may take.
         patience_s: How long the requests of a variant that is unloaded may take, in seconds.
         directory: Where new ones come from; None if nothing is changed while serving.
@@ -87,7 +91,7 @@ class VariantControl:
     def __init__(
         self,
         variants: VariantRegistry,
-        hold: Hold,
+        load_variant: LoadVariant,
         budget: Budget,
         patience_s: float,
         directory: VariantsDirectory | None = None,
@@ -100,7 +104,7 @@ class VariantControl:
         self._given = {one.name: one.argument for one in variants.specs}
         self._naming = naming
         self._variants = variants
-        self._hold = hold
+        self._load_variant = load_variant
         self._budget = budget
         self._patience_s = patience_s
         self._changing: asyncio.Task[Any] | None = None
@@ -186,7 +190,7 @@ class VariantControl:
         """Return what `parse_variant` takes for a name: never a path that a caller has chosen."""
         assert self.directory is not None  # changes are enabled
         if self.directory.is_official(name):
-            return plain(name)
+            return strip_enum_prefix(name)
         try:
             return f"{name}={await self._disk.run(partial(self.directory.find, name))}"
         except VariantNotFound as error:
@@ -214,7 +218,7 @@ class VariantControl:
 
     async def _load(self, name: str, replace: bool) -> Loaded:
         argument = await self._source(name)
-        name = plain(name)
+        name = strip_enum_prefix(name)
         try:
             spec, stamp = await self._disk.run(partial(self._read, name, argument))
         except DiskTimeout as error:
@@ -275,7 +279,7 @@ class VariantControl:
         return ", ".join(told)
 
     async def _put(
-        self, spec: VariantSpec, loading: Loading, gone: list[VariantSpec] | None
+        self, spec: VariantSpec, loading: LoadProgress, gone: list[VariantSpec] | None
     ) -> Loaded:
         """Load a variant and let it answer.
 
@@ -292,7 +296,7 @@ class VariantControl:
         async def make_room(needed_bytes: int) -> None:
             await self._make_room(spec, loading, needed_bytes, gone)
 
-        variant = await self._hold(spec, loading, make_room)
+        variant = await self._load_variant(spec, loading, make_room)
         replaced = self._variants.commit(variant)
         if replaced is not None:
             self._go(replaced, REPLACED_S)
@@ -301,7 +305,7 @@ class VariantControl:
     async def _make_room(
         self,
         spec: VariantSpec,
-        loading: Loading,
+        loading: LoadProgress,
         needed_bytes: int,
         gone: list[VariantSpec] | None,
     ) -> None:
@@ -417,7 +421,7 @@ class VariantControl:
     async def _free(self, variant: LoadedVariant, patience_s: float) -> None:
         freed = False
         try:
-            freed = await let_go(variant, patience_s)
+            freed = await unload_variant(variant, patience_s)
         except Exception:
             # Nobody waits for a variant that was replaced.
             log.exception("variant %s could not be freed", variant.spec.name)

@@ -1,15 +1,11 @@
-"""What computes: a scheduler and its threads for each device."""
+"""A scheduler and engine threads for each device."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
-
-import torch
 
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
@@ -21,36 +17,23 @@ from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.runtime.worker_threads import WorkerThreads
 from resnet50_server.settings import Settings
 
-if TYPE_CHECKING:
-    from resnet50_server.engines.cuda.device import CudaDevice
-
 log = logging.getLogger(__name__)
 
-# For engines to be closed when the server stops. All requests have been answered by then, or have
-# had their time.
-CLOSE_S = 5.0
-LOOK_S = 0.005
+# Time limit for closing the engines when the server stops.
+CLOSE_TIMEOUT_S = 5.0
+POLL_INTERVAL_S = 0.005
 
 
-def division(settings: Settings) -> Division:
-    """Return how engines on the CPU divide the CPU budget."""
+def cpu_division(settings: Settings) -> Division:
+    """Return how CPU engines divide the CPU budget into instances and threads."""
     return Division.divide(cpus(), settings.instances, settings.engine_threads)
 
 
-@functools.cache
-def cuda_device(name: str) -> CudaDevice:
-    """Return the one object that all engines on a CUDA device share."""
-    from resnet50_server.engines.cuda.device import CudaDevice
-
-    # One batch computes while the next one is stacked and copied; see `Devices.get`.
-    return CudaDevice(torch.device(name).index or 0, batches_in_flight=2)
-
-
 class Devices:
-    """One scheduler and its engine threads per device, made when a variant needs them.
+    """One scheduler with its engine threads per device, created when a variant needs them.
 
     Args:
-        settings: For the batch policy and thread counts.
+        settings: Batch policy and thread counts.
         on_fatal: See `Scheduler`.
         events: Receive every batch.
     """
@@ -72,12 +55,12 @@ class Devices:
         if device not in self._schedulers:
             settings = self._settings
             if device != "cpu":
-                # One batch computes while the next one is stacked and copied. PyTorch's eager
-                # mode has only one stream for both.
+                # One batch computes while the next one is stacked and copied; PyTorch's eager mode
+                # has one stream for both.
                 workers, prefetch = 1, int(settings.engine != "torch")
                 each = settings.engine_threads or cpus()
             else:
-                divided = division(settings)
+                divided = cpu_division(settings)
                 workers, prefetch, each = divided.instances, 0, divided.each
                 if settings.engine in ("null", "timed"):
                     workers = 1  # they simulate one device
@@ -105,14 +88,14 @@ class Devices:
 
     @property
     def schedulers(self) -> Mapping[str, Scheduler]:
-        """The schedulers by their devices."""
+        """The schedulers by device."""
         return self._schedulers
 
     async def close(self) -> None:
-        """Stop schedulers and close engines; what takes longer than `CLOSE_S` is left as it is."""
+        """Stop schedulers and close engines, within `CLOSE_TIMEOUT_S`."""
         for scheduler in self._schedulers.values():
             await scheduler.close()
-        # Whoever stops a server twice finds nothing left to close.
+        # A second call has nothing left to close.
         all_threads, self._threads = self._threads, {}
         closing = [
             asyncio.create_task(_close_engines(device, scheduler), name=f"close {device}")
@@ -120,12 +103,12 @@ class Devices:
             if not (scheduler := self._schedulers[device]).hung
         ]
         if closing:
-            _, left = await asyncio.wait(closing, timeout=CLOSE_S)
+            _, left = await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
             for task in left:
                 log.warning(
-                    "an engine was not closed (%s): it has not come back within %g s",
+                    "an engine was not closed (%s): it did not return within %g s",
                     task.get_name(),
-                    CLOSE_S,
+                    CLOSE_TIMEOUT_S,
                 )
                 task.cancel()
         for threads in all_threads.values():
@@ -133,9 +116,9 @@ class Devices:
 
 
 async def _close_engines(device: str, scheduler: Scheduler) -> None:
-    """Close a device's engines once its last batches have ended."""
+    """Close a device's engines once its last batches have returned."""
     while not scheduler.idle:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
     for engine in scheduler.engines:
         try:
             await asyncio.to_thread(engine.close)

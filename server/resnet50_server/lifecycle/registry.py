@@ -1,51 +1,74 @@
-"""The variants that the server holds: loaded, ready to answer, found by name."""
+"""Variants in memory: which are loaded, loading or draining, and lookup by name or alias."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.batching.scheduler import Scheduler
-from resnet50_server.context import RequestContext
-from resnet50_server.errors import NotNow, VariantLoading, VariantNotFound, WeightsError
+from resnet50_server.errors import (
+    NotNow,
+    ServingError,
+    VariantLoading,
+    VariantNotFound,
+    WeightsError,
+)
 from resnet50_server.runtime.texts import shortened
 from resnet50_server.runtime.worker_threads import WorkerThreads
-from resnet50_server.variants.spec import VariantSpec, plain
+from resnet50_server.variants.spec import VariantSpec, strip_enum_prefix
 
-from .loader import BuiltEngine
-from .stages import Loading
+from .engine_builder import BuiltEngine
 
 if TYPE_CHECKING:
     from .self_test import Reference
 
-# Loads that failed are remembered for so many names, the latest ones.
+# Names for which the reason of the last failed load is kept; the most recent ones.
 MAX_FAILURES = 64
+
+Stage: TypeAlias = Literal["waiting", "reading", "evicting", "building", "warming_up", "verifying"]
+
+
+@dataclass
+class LoadProgress:
+    """Progress of one load.
+
+    Attributes:
+        stage: See `LoadingStage` in the API.
+        started: On the clock of `time.monotonic`.
+    """
+
+    stage: Stage = "waiting"
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the load began."""
+        return time.monotonic() - self.started
 
 
 @dataclass(eq=False)
 class LoadedVariant:
-    """One variant that answers requests.
+    """A variant in memory.
 
     Attributes:
-        spec: What it is.
-        built: Its engine.
-        queue: Where its images wait.
-        scheduler: What feeds its device.
-        threads: Where its engine runs.
-        reference: What it answers to a fixed image, if that is known.
-        calls: Those whose one image it computes.
-        uploads: Those whose one image still arrives, for it or for its replaced_by.
-        streams: Those whose next frame it computes.
-        frames: How many frames it computes.
-        retired: Whether no new request finds it.
-        leaked: Whether its engine did not return, or could not be closed, when it was let go: its
-            memory stays taken.
-        replaced_by: What answers under its name instead; None while it does, or if nothing does.
-        last_used: When a request or a frame came last, on the clock of `time.monotonic`.
+        spec: Its name, transform and categories.
+        built: Its engine, with what is reported about it.
+        queue: Its pending requests.
+        scheduler: Dispatches its batches.
+        threads: Run its engine.
+        reference: The engine's output for a fixed image; None if unknown.
+        requests: Images pending or computing, frames included.
+        uploads: Uploads that are still arriving.
+        retired: Whether lookup no longer returns it.
+        leaked: Whether its memory could not be freed: its engine did not return from a batch, or
+            could not be closed.
+        replaced_by: The variant loaded under its name after it; None if there is none.
+        last_used: Time of the last request or frame, on the clock of `time.monotonic`.
     """
 
     spec: VariantSpec
@@ -54,107 +77,116 @@ class LoadedVariant:
     scheduler: Scheduler
     threads: WorkerThreads
     reference: Reference | None = None
-    calls: set[RequestContext] = field(default_factory=set)
-    uploads: set[RequestContext] = field(default_factory=set)
-    streams: set[RequestContext] = field(default_factory=set)
-    frames: int = 0
+    requests: int = 0
+    uploads: int = 0
     retired: bool = False
     leaked: bool = False
     replaced_by: LoadedVariant | None = None
     last_used: float = field(default_factory=time.monotonic)
+    _streams: set[Callable[[ServingError], None]] = field(default_factory=set)
 
-    def enter(self, call: RequestContext) -> None:
-        """Count a call with one image until it ends."""
-        self._enter(call, self.calls)
+    def acquire(self) -> None:
+        """Count an image until `release`."""
+        self.requests += 1
         self.last_used = time.monotonic()
 
-    def enter_upload(self, call: RequestContext) -> None:
-        """Count a call whose image still arrives until it enters, here or elsewhere, or ends."""
-        self._enter(call, self.uploads)
+    def release(self) -> None:
+        """End what `acquire` began."""
+        self.requests -= 1
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Count an image while the `with` block runs."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Count an upload while its image arrives."""
+        self.uploads += 1
         self.last_used = time.monotonic()
+        try:
+            yield
+        finally:
+            self.uploads -= 1
 
-    def enter_stream(self, call: RequestContext) -> None:
-        """Count a stream until it ends or follows to a replaced_by."""
-        self._enter(call, self.streams)
+    def add_stream(self, stop: Callable[[ServingError], None]) -> None:
+        """Register an open stream until `remove_stream`.
 
-    def enter_frame(self) -> None:
-        """Count a frame until `leave_frame`."""
-        self.frames += 1
-        self.last_used = time.monotonic()
+        Args:
+            stop: Ends the stream after its frames in flight, with the given error.
+        """
+        self._streams.add(stop)
 
-    def leave_frame(self) -> None:
-        """Count a frame no longer."""
-        self.frames -= 1
+    def remove_stream(self, stop: Callable[[ServingError], None]) -> None:
+        """Unregister a stream that has ended or has switched to another variant."""
+        self._streams.discard(stop)
 
-    def _enter(self, call: RequestContext, those: set[RequestContext]) -> None:
-        if call.leave is not None:
-            call.leave()
-        call.variant = self.spec.name
-        call.leave = partial(those.discard, call)
-        those.add(call)
+    def stop_streams(self, reason: ServingError) -> None:
+        """End all open streams after their frames in flight."""
+        for stop in self._streams:
+            stop(reason)
 
     def require_health(self) -> None:
-        """Refuse a request while the variant is out of service.
+        """Reject a request while the variant is out of service.
 
         Raises:
-            VariantUnhealthy: It is.
+            VariantUnhealthy: It is out of service.
         """
         if self.queue.health.problem is not None:
             raise self.queue.unhealthy()
 
     def latest(self) -> LoadedVariant:
-        """Return what answers under its name now: itself, unless it has been replaced."""
+        """Return the variant now loaded under its name: itself unless it was replaced."""
         variant = self
         while variant.replaced_by is not None:
             variant = variant.replaced_by
         return variant
 
     @property
-    def requests(self) -> int:
-        """How many images it computes or has waiting."""
-        return len(self.calls) + self.frames
-
-    @property
     def busy(self) -> bool:
-        """Whether it has images, or some arrive that nothing else will compute."""
+        """Whether it has images, or uploads that no replacement can take over."""
         return bool(self.requests or (self.uploads and self.replaced_by is None))
 
     @property
     def space(self) -> str:
-        """The vector space of its embeddings; see `Embedding.space` in the contract."""
-        # Vectors of int8 made here lie close to those of the weights, but not where they lie.
-        made = "-int8" if self.built.quantization else ""
-        return f"{self.spec.name}@{self.built.digest[:12]}{made}"
+        """The vector space of its embeddings; see `Embedding.space` in the API."""
+        # Embeddings of int8 weights quantized here are close to the float ones, but not the same.
+        suffix = "-int8" if self.built.quantization else ""
+        return f"{self.spec.name}@{self.built.digest[:12]}{suffix}"
 
 
 @dataclass
 class _Entry:
-    """What there is under one name.
+    """The state of one name.
 
     Attributes:
-        spec: Of what answers, or else of what is being loaded.
-        held: What answers.
-        loading: What is being loaded, in its place if it answers.
+        spec: Of the loaded variant; while there is none, of the one that is loading.
+        loaded: Serves requests; None before the first load.
+        progress: Of a load in progress; None if there is none.
     """
 
     spec: VariantSpec
-    held: LoadedVariant | None = None
-    loading: Loading | None = None
+    loaded: LoadedVariant | None = None
+    progress: LoadProgress | None = None
 
 
 class VariantRegistry:
-    """All variants that a server was told to serve; those that are loaded answer.
+    """All variants of a server by name. Event loop only.
 
     Args:
-        specs: In the order of the settings.
-        default: Name or alias of the default; None for the first.
+        specs: The variants of the settings, in their order.
+        default: Name or alias of the default variant; None for the first.
 
     Attributes:
-        draining: Those that no new request finds, until they are freed.
-        failures: Why the last load under a name failed; without those that did not.
+        draining: Variants that lookup no longer returns and whose memory is not free yet.
+        failures: By name, why the last load failed; names whose last load succeeded are absent.
 
     Raises:
-        WeightsError: Two have one name, or the default is not among them.
+        WeightsError: Two have the same name, or the default is not one of them.
     """
 
     def __init__(self, specs: list[VariantSpec], default: str | None) -> None:
@@ -165,98 +197,92 @@ class VariantRegistry:
         self._removed_listeners: list[Callable[[str], object]] = []
         self._health_listeners: list[Callable[[LoadedVariant], object]] = []
         self._entries: dict[str, _Entry] = {}
-        self._names: dict[str, str] = {}  # and aliases, to names
+        self._names: dict[str, str] = {}  # names and aliases to names
         for spec in specs:
             if taken := self._taken_name(spec):
                 raise WeightsError(f"variants: {taken} is given twice")
             self._register(spec)
         self._default = specs[0].name
         if default is not None:
-            if plain(default) not in self._names:
+            if strip_enum_prefix(default) not in self._names:
                 raise WeightsError(
-                    f"default_variant: {default!r} is not among --variants:"
+                    f"default_variant: {default!r} is not one of --variants:"
                     f" {', '.join(sorted(self._names))}"
                 )
-            self._default = self._names[plain(default)]
+            self._default = self._names[strip_enum_prefix(default)]
 
     @property
     def default(self) -> VariantSpec:
-        """What answers requests that name no variant."""
+        """The variant for requests that name none."""
         return self._entries[self._default].spec
 
     @property
     def specs(self) -> list[VariantSpec]:
-        """All that answer or are being loaded, the default first."""
-        others = [one.spec for name, one in self._entries.items() if name != self._default]
+        """All variants that are loaded or loading, the default first."""
+        others = [entry.spec for name, entry in self._entries.items() if name != self._default]
         return [self.default, *others]
 
     @property
     def loaded(self) -> list[LoadedVariant]:
-        """All that take memory: those that answer, and those that leave."""
-        answering = [one.held for one in self._entries.values() if one.held is not None]
-        return [*answering, *self.draining]
+        """All variants that use memory: those that serve and those that drain."""
+        serving = [entry.loaded for entry in self._entries.values() if entry.loaded is not None]
+        return [*serving, *self.draining]
 
-    def on_loaded(self, see: Callable[[str], object]) -> None:
-        """Have a function called with the name of each variant that is loaded from now on.
+    def on_loaded(self, listener: Callable[[str], object]) -> None:
+        """Call a function with the name of each variant just before it starts to serve."""
+        self._loaded_listeners.append(listener)
 
-        Args:
-            see: Called before the variant answers.
+    def on_retired(self, listener: Callable[[LoadedVariant], object]) -> None:
+        """Call a function with each variant when lookup stops returning it.
+
+        The variant may still complete the requests that it has accepted.
         """
-        self._loaded_listeners.append(see)
+        self._retired_listeners.append(listener)
 
-    def on_retired(self, see: Callable[[LoadedVariant], object]) -> None:
-        """Have a function called with each variant that no new request finds from now on.
+    def on_removed(self, listener: Callable[[str], object]) -> None:
+        """Call a function with each name of which no variant is left in memory."""
+        self._removed_listeners.append(listener)
 
-        Args:
-            see: What the variant has taken, it may still answer afterwards.
-        """
-        self._retired_listeners.append(see)
+    def on_health_change(self, listener: Callable[[LoadedVariant], object]) -> None:
+        """Call a function with each variant that goes out of service or returns to it."""
+        self._health_listeners.append(listener)
 
-    def on_removed(self, see: Callable[[str], object]) -> None:
-        """Have a function called with each name of which nothing is held any more."""
-        self._removed_listeners.append(see)
-
-    def on_health_change(self, see: Callable[[LoadedVariant], object]) -> None:
-        """Have a function called with each variant that goes out of service, or comes back."""
-        self._health_listeners.append(see)
-
-    def begin_load(self, spec: VariantSpec, *, replace: bool = False) -> Loading:
-        """Say that a variant is about to be loaded; `commit` or `rollback` follows.
+    def begin_load(self, spec: VariantSpec, *, replace: bool = False) -> LoadProgress:
+        """Register a load; `commit` or `rollback` must follow.
 
         Args:
-            spec: Which one.
-            replace: Whether what answers under its name is to give way.
+            spec: The variant to load.
+            replace: Whether it may replace the variant of its name.
 
         Raises:
-            NotNow: There is one of that name which does not give way.
+            NotNow: The name is taken, and may not be replaced.
         """
         entry = self._entries.get(spec.name)
         if entry is None:
             if taken := self._taken_name(spec):
                 raise NotNow(f"name: {taken} is another name of {self._names[taken]}")
             entry = self._register(spec)
-        elif entry.held is None:
+        elif entry.loaded is None:
             raise NotNow(f"name: {spec.name} is being loaded")
         elif not replace:
             raise NotNow(
-                f"name: {spec.name} is served already; ask with replace to load it again in"
-                " its own place"
+                f"name: {spec.name} is served already; set replace to load it again in its place"
             )
-        entry.loading = Loading()
-        return entry.loading
+        entry.progress = LoadProgress()
+        return entry.progress
 
     def commit(self, variant: LoadedVariant) -> LoadedVariant | None:
-        """Let a loaded variant answer: every request that is looked up from now on finds it.
+        """Start to serve a variant: lookup returns it from now on.
 
         Returns:
-            What it has taken the place of, and `draining` holds; None if nothing.
+            The variant that it replaces, which is now in `draining`; None if there is none.
         """
         name = variant.spec.name
-        for see in self._loaded_listeners:
-            see(name)
+        for listener in self._loaded_listeners:
+            listener(name)
         entry = self._entries[name]
-        replaced = entry.held
-        entry.spec, entry.held, entry.loading = variant.spec, variant, None
+        replaced = entry.loaded
+        entry.spec, entry.loaded, entry.progress = variant.spec, variant, None
         variant.queue.health.watch(partial(self._on_health, variant))
         self.failures.pop(name, None)
         if replaced is not None:
@@ -265,96 +291,96 @@ class VariantRegistry:
         return replaced
 
     def rollback(self, name: str, reason: str) -> None:
-        """Forget what was about to be loaded; what answers under its name goes on."""
+        """End a load that failed; a variant already loaded under the name continues to serve."""
         self.record_failure(name, reason)
         entry = self._entries[name]
-        entry.loading = None
-        if entry.held is None:
+        entry.progress = None
+        if entry.loaded is None:
             self._unregister(name)
 
     def record_failure(self, name: str, reason: str) -> None:
-        """Remember why something could not be loaded under a name."""
+        """Record why the last load under a name failed."""
         self.failures.pop(name, None)
-        self.failures[name] = shortened(reason)  # ListVariants shows them all
+        self.failures[name] = shortened(reason)  # ListVariants returns them all
         while len(self.failures) > MAX_FAILURES:
             del self.failures[next(iter(self.failures))]
 
     def unpublish(self, variant: LoadedVariant) -> None:
-        """Let no new request find a variant, which `draining` holds from now on."""
+        """Stop returning a variant from lookup, and add it to `draining`."""
         self.failures.pop(variant.spec.name, None)
         self._unregister(variant.spec.name)
         self._retire(variant)
 
     def remove(self, variant: LoadedVariant) -> None:
-        """Forget a variant of `draining`, whose memory is free."""
+        """Remove a variant from `draining` once its memory is free."""
         self.draining.remove(variant)
         name = variant.spec.name
         if name not in self._entries and all(one.spec.name != name for one in self.draining):
-            for see in self._removed_listeners:
-                see(name)
+            for listener in self._removed_listeners:
+                listener(name)
 
     def loaded_variant(self, spec: VariantSpec) -> LoadedVariant | None:
-        """Return a variant if it answers."""
+        """Return the variant that serves under a spec's name; None if there is none."""
         entry = self._entries.get(spec.name)
-        return None if entry is None else entry.held
+        return None if entry is None else entry.loaded
 
-    def load_progress(self, spec: VariantSpec) -> Loading | None:
-        """Return what is being loaded under a variant's name."""
+    def load_progress(self, spec: VariantSpec) -> LoadProgress | None:
+        """Return the progress of a load under a spec's name; None if there is none."""
         entry = self._entries.get(spec.name)
-        return None if entry is None else entry.loading
+        return None if entry is None else entry.progress
 
     def by_name(self, name: str) -> VariantSpec | None:
-        """Return the spec of exactly that name, loaded or not."""
+        """Return the spec of exactly that name, loaded or loading; None if there is none."""
         entry = self._entries.get(name)
         return None if entry is None else entry.spec
 
     def resolve(self, name: str, field: str) -> VariantSpec:
-        """Return the spec of that name or alias, loaded or not; the default one for "".
+        """Return the spec for a name or alias, loaded or loading; the default one for "".
 
         Args:
-            name: What the request says.
-            field: Where it says so.
+            name: The name in the request.
+            field: Path of the field that contains it, for errors.
 
         Raises:
             VariantNotFound: There is none.
         """
         if not name:
             return self.default
-        found = self._names.get(plain(name))
+        found = self._names.get(strip_enum_prefix(name))
         if found is None:
             raise VariantNotFound(field, name, sorted(self._names))
         return self._entries[found].spec
 
     def find(self, name: str, field: str = "options.variant") -> LoadedVariant:
-        """Return the variant of that name or alias, ready to answer; as `resolve` otherwise.
+        """Return the loaded variant for a name or alias; arguments as for `resolve`.
 
         Raises:
             VariantNotFound: There is none.
             VariantLoading: It is not loaded yet.
         """
         spec = self.resolve(name, field)
-        held = self.loaded_variant(spec)
-        if held is None:
+        loaded = self.loaded_variant(spec)
+        if loaded is None:
             raise VariantLoading(
                 f"variant {spec.name} is still being loaded; wait until ListVariants shows it"
                 " as ready (at the start: until the server's health is SERVING), or call another"
                 " server"
             )
-        return held
+        return loaded
 
     def set_default(self, variant: LoadedVariant) -> None:
-        """Let a variant answer requests that name none."""
+        """Make a variant the one for requests that name none."""
         self._default = variant.spec.name
 
     def _taken_name(self, spec: VariantSpec) -> str | None:
-        """Return a name of a variant that is another's already."""
+        """Return a name or alias of a variant that is in use already; None if all are free."""
         names = (spec.name, *spec.aliases)
         return next((name for name in names if name in self._names), None)
 
     def _register(self, spec: VariantSpec) -> _Entry:
         for name in (spec.name, *spec.aliases):
             self._names[name] = spec.name
-        entry = self._entries[spec.name] = _Entry(spec, loading=Loading())
+        entry = self._entries[spec.name] = _Entry(spec, progress=LoadProgress())
         return entry
 
     def _unregister(self, name: str) -> None:
@@ -364,14 +390,12 @@ class VariantRegistry:
 
     def _on_health(self, variant: LoadedVariant) -> None:
         if variant.queue.health.problem is not None:
-            for call in variant.streams:
-                if call.stop is not None:
-                    call.stop(variant.queue.unhealthy())
-        for see in self._health_listeners:
-            see(variant)
+            variant.stop_streams(variant.queue.unhealthy())
+        for listener in self._health_listeners:
+            listener(variant)
 
     def _retire(self, variant: LoadedVariant) -> None:
         variant.retired = True
         self.draining.append(variant)
-        for see in self._retired_listeners:
-            see(variant)
+        for listener in self._retired_listeners:
+            listener(variant)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from resnet50_server.errors import InvalidRequest, NotNow, VariantNotFound
 
-from .spec import CHECKPOINT_NAMES, NAME, VariantSpec, official_specs, plain
+from .spec import CHECKPOINT_NAMES, NAME, VariantSpec, official_specs, strip_enum_prefix
 
 # What changes with a variant's files.
 Stamp: TypeAlias = tuple[object, ...]
@@ -60,7 +60,7 @@ class VariantsDirectory:
     @staticmethod
     def is_official(name: str) -> bool:
         """Return whether a name is one of torchvision's: such weights lie elsewhere."""
-        return plain(name) == "DEFAULT" or plain(name) in official_specs()
+        return strip_enum_prefix(name) == "DEFAULT" or strip_enum_prefix(name) in official_specs()
 
     def find(self, name: str) -> Path:
         """Return a variant's folder, with links resolved; none of its files lies elsewhere.

@@ -85,7 +85,7 @@ class VariantSpec:
         return isinstance(self.official, ResNet50_QuantizedWeights)
 
 
-def plain(name: str) -> str:
+def strip_enum_prefix(name: str) -> str:
     """Return a variant's name without the enum class that Python code spells before it."""
     for prefix in _ENUM_PREFIXES:
         if name.startswith(prefix):
@@ -121,7 +121,9 @@ def parse_variant(argument: str) -> VariantSpec:
     if not has_source:
         official = official_specs()
         default = next(one for one in official.values() if one.aliases).name
-        found = official.get(default if plain(name) == "DEFAULT" else plain(name))
+        found = official.get(
+            default if strip_enum_prefix(name) == "DEFAULT" else strip_enum_prefix(name)
+        )
         if found is None:
             raise WeightsError(
                 f"variants: {name!r} is not one of torchvision's ({', '.join(official)}, DEFAULT);"
@@ -134,7 +136,7 @@ def parse_variant(argument: str) -> VariantSpec:
             f"variants: name {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
         )
     # Requests strip the enum's name, so that a variant of such a name would not be found.
-    if plain(name) != name or name == "DEFAULT" or name in official_specs():
+    if strip_enum_prefix(name) != name or name == "DEFAULT" or name in official_specs():
         raise WeightsError(f"variants: {name} is torchvision's name; choose another for {source}")
     if source.startswith("random:"):
         return _random(name, source)

@@ -190,14 +190,14 @@ def counting(server) -> list[int]:
 
 async def test_servers_that_still_load_are_not_measured(monkeypatch):
     arrived, gate = asyncio.Event(), asyncio.Event()
-    hold = resnet50_server.server.hold
+    load = resnet50_server.server.load_variant
 
-    async def gated_hold(*arguments):
+    async def gated_load(*arguments):
         arrived.set()
         await gate.wait()
-        return await hold(*arguments)
+        return await load(*arguments)
 
-    monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
+    monkeypatch.setattr(resnet50_server.server, "load_variant", gated_load)
     server = Server(Settings(listen=["127.0.0.1:0"], variants=["x=random:0"], engine="null"))
     starting = asyncio.create_task(server.start())
     try:

@@ -41,14 +41,14 @@ def kind(request):
 
 @pytest.mark.parametrize("early", [True, False])
 async def test_server_listens_while_it_loads_only_if_it_is_to(early, monkeypatch):
-    hold, loading, loaded = resnet50_server.server.hold, asyncio.Event(), asyncio.Event()
+    load, loading, loaded = resnet50_server.server.load_variant, asyncio.Event(), asyncio.Event()
 
-    async def gated_hold(*arguments):
+    async def gated_load(*arguments):
         loading.set()
         await loaded.wait()
-        return await hold(*arguments)
+        return await load(*arguments)
 
-    monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
+    monkeypatch.setattr(resnet50_server.server, "load_variant", gated_load)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = Server(
@@ -82,7 +82,7 @@ async def test_server_that_has_not_listened_yet_stops(monkeypatch):
         loading.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(resnet50_server.server, "hold", never)
+    monkeypatch.setattr(resnet50_server.server, "load_variant", never)
     server = Server(
         Settings(
             listen=["127.0.0.1:0"],

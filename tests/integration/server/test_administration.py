@@ -49,7 +49,7 @@ async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
         variants = admin.server._control._variants
         held = variants.loaded_variant(variants.resolve("digits", "name"))
         # Unloading waits for calls that use it, and no longer.
-        while held.calls:
+        while held.requests:
             await asyncio.sleep(0.005)
         assert await admin.states() == {"IMAGENET1K_V2": READY, "digits": READY}
 
@@ -327,14 +327,14 @@ async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypa
     async with administrator(folder) as admin:
         entered, opened = asyncio.Event(), asyncio.Event()
         changes = admin.server._control
-        hold = changes._hold
+        hold = changes._load_variant
 
         async def slow(*arguments):
             entered.set()
             await opened.wait()
             return await hold(*arguments)
 
-        monkeypatch.setattr(changes, "_hold", slow)
+        monkeypatch.setattr(changes, "_load_variant", slow)
         request = variant_pb2.LoadVariantRequest(name="digits")
         call = admin.variants.LoadVariant(request, metadata=admin.token())
         loading = asyncio.ensure_future(call)

@@ -13,7 +13,7 @@ from torchvision.models import ResNet50_Weights
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server.engines.reference_check import Canary
-from resnet50_server.lifecycle import loading
+from resnet50_server.lifecycle import loader
 from resnet50_server.settings import Settings
 from tests.support.administering import (
     ADMIN,
@@ -230,7 +230,7 @@ async def test_arriving_upload_is_answered_before_its_unload(folder):
         await upload.done_writing()
         assert (await upload).variant.name == "IMAGENET1K_V2"
         await unloading
-        assert not held.uploads and not held.calls
+        assert not held.uploads and not held.requests
         assert await admin.states() == {"digits": READY}
 
 
@@ -285,19 +285,19 @@ async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):
     put(folder, "mine", 1)
     async with administrator(folder, **REAL) as admin:
         before = await admin.load("mine")
-        build_engine, opened = loading.build_engine, []
+        build_engine, opened = loader.build_engine, []
 
         def other(prepared, settings):
             """Open what a mixed-up graph would be: other weights under the same digest."""
             put(tmp_path / "other", "mine", 2)
-            spec = loading.prepare(prepared.spec, settings).spec
+            spec = loader.prepare_variant(prepared.spec, settings).spec
             assert spec.name == "mine"
             wrong = put(tmp_path / "other", "mine", 2)
             moved = type(spec)(**vars(spec) | {"directory": wrong})
-            opened.append(build_engine(loading.prepare(moved, settings), settings))
+            opened.append(build_engine(loader.prepare_variant(moved, settings), settings))
             return opened[-1]
 
-        monkeypatch.setattr(loading, "build_engine", other)
+        monkeypatch.setattr(loader, "build_engine", other)
         with refused("FAILED_PRECONDITION", "the engine does not compute these weights"):
             await replace(admin, "mine")
         assert not hasattr(opened[0].engine, "_network")  # closed: its memory is free
@@ -306,7 +306,7 @@ async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):
 
 async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
     async with administrator(folder) as admin:
-        stages, hold = [], admin.server._control._hold
+        stages, hold = [], admin.server._control._load_variant
 
         async def slow(spec, loading, make_room):
             for stage in ("waiting", "reading", "evicting", "building", "warming_up", "verifying"):
@@ -316,7 +316,7 @@ async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
                 stages.append((one.state, variant_pb2.LoadingStage.Name(one.loading.stage)))
             return await hold(spec, loading, make_room)
 
-        monkeypatch.setattr(admin.server._control, "_hold", slow)
+        monkeypatch.setattr(admin.server._control, "_load_variant", slow)
         loaded = await admin.load("digits")
         assert not loaded.HasField("loading")
         names = [f"LOADING_STAGE_{stage}" for stage in ["WAITING", "READING", "EVICTING"]]

@@ -17,8 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import resnet50_server.inference.pipeline
+import resnet50_server.lifecycle.engine_builder
 import resnet50_server.lifecycle.loader
-import resnet50_server.lifecycle.loading
 import resnet50_server.server
 from resnet50.v1 import (
     image_pb2,
@@ -96,7 +96,9 @@ class GatedEngine(NullEngine):
 async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEngine]]:
     """Run a server whose engine is warm and whose gate is closed."""
     engine = GatedEngine(1000)
-    monkeypatch.setattr(resnet50_server.lifecycle.loader, "NullEngine", lambda categories: engine)
+    monkeypatch.setattr(
+        resnet50_server.lifecycle.engine_builder, "NullEngine", lambda categories: engine
+    )
     async with serving(**settings) as server:
         engine.batches.clear()
         engine.gate.clear()
@@ -115,15 +117,15 @@ def waiting(server: Server) -> int:
 
 
 async def test_loading_server_listens_and_turns_healthy_when_done(monkeypatch):
-    hold = resnet50_server.server.hold
+    load = resnet50_server.server.load_variant
     arrived, gates = asyncio.Queue(), {"IMAGENET1K_V1": asyncio.Event(), "x": asyncio.Event()}
 
-    async def gated_hold(settings, devices, spec, *arguments):
+    async def gated_load(settings, devices, spec, *arguments):
         await arrived.put(spec.name)
         await gates[spec.name].wait()
-        return await hold(settings, devices, spec, *arguments)
+        return await load(settings, devices, spec, *arguments)
 
-    monkeypatch.setattr(resnet50_server.server, "hold", gated_hold)
+    monkeypatch.setattr(resnet50_server.server, "load_variant", gated_load)
     server = Server(
         Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V1", "x=random:0"], engine="null")
     )
@@ -392,7 +394,7 @@ async def test_garbage_is_not_looked_for_in_what_was_loaded(monkeypatch, tmp_pat
 
 async def test_garbage_is_looked_for_from_the_first_variant_on(monkeypatch, tmp_path):
     """Others may load for minutes while it answers, and errors of gRPC are circles."""
-    loads, released = resnet50_server.lifecycle.loading.prepare, threading.Event()
+    loads, released = resnet50_server.lifecycle.loader.prepare_variant, threading.Event()
     frozen = asyncio.Event()
 
     def prepare(spec, settings):
@@ -400,7 +402,7 @@ async def test_garbage_is_looked_for_from_the_first_variant_on(monkeypatch, tmp_
             released.wait()
         return loads(spec, settings)
 
-    monkeypatch.setattr(resnet50_server.lifecycle.loading, "prepare", prepare)
+    monkeypatch.setattr(resnet50_server.lifecycle.loader, "prepare_variant", prepare)
     monkeypatch.setattr(gc, "freeze", frozen.set)
     address = f"unix:{tmp_path}/s"
     settings = Settings(
@@ -469,18 +471,18 @@ def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
 
 async def test_stop_during_a_load_answers_in_flight_requests(monkeypatch):
     """The first variant answers while the second one is still being loaded."""
-    hold, second = resnet50_server.server.hold, asyncio.Event()
+    load, second = resnet50_server.server.load_variant, asyncio.Event()
     entered, gate = asyncio.Event(), threading.Event()
     loop, started = asyncio.get_running_loop(), []
 
-    async def slow_hold(*arguments):
+    async def slow_load(*arguments):
         if started:
             await second.wait()  # for ever
-        held = await hold(*arguments)
+        held = await load(*arguments)
         started.append(held.spec)
         return held
 
-    monkeypatch.setattr(resnet50_server.server, "hold", slow_hold)
+    monkeypatch.setattr(resnet50_server.server, "load_variant", slow_load)
     servers, start = [], Server.start
 
     async def watched_start(server):
@@ -550,7 +552,7 @@ async def test_whatever_a_load_raises_ends_the_start_with_one_line(
     def prepare(*_):
         raise error
 
-    monkeypatch.setattr(resnet50_server.lifecycle.loading, "prepare", prepare)
+    monkeypatch.setattr(resnet50_server.lifecycle.loader, "prepare_variant", prepare)
     settings = Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V2"], engine="null")
     assert await serve(settings) == 1
     (line,) = capsys.readouterr().err.splitlines()

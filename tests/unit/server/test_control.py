@@ -16,7 +16,7 @@ import pytest
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, WeightsError
 from resnet50_server.lifecycle.control import Budget, VariantControl
-from resnet50_server.lifecycle.loader import BuiltEngine
+from resnet50_server.lifecycle.engine_builder import BuiltEngine
 from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
 from resnet50_server.lifecycle.watcher import DirectoryWatcher
 from resnet50_server.variants.directory import VariantsDirectory
@@ -217,13 +217,13 @@ async def test_variant_too_large_even_after_drains_is_refused_at_once(folder):
     server = await served(folder, "a=random:0", engines=engines, max_bytes=3 * EACH)
     await server.changes.load("x")
     old = server.variants.find("x")
-    old.enter_frame()
+    old.acquire()
     await server.changes.load("x", replace=True)
     assert server.variants.draining == [old]
     with pytest.raises(NotNow, match="max_variants_bytes: y takes about 3 MiB"):
         await server.changes.load("y")
     assert server.variants.draining == [old]
-    old.leave_frame()
+    old.release()
 
 
 async def test_load_waits_for_drains_before_it_evicts(folder):
@@ -231,7 +231,7 @@ async def test_load_waits_for_drains_before_it_evicts(folder):
     server = await served(folder, "a=random:0", engines=engines, max_bytes=4 * EACH, evict=True)
     await server.changes.load("x")
     old = server.variants.find("x")
-    old.enter_frame()
+    old.acquire()
     await server.changes.load("x", replace=True)
 
     async def look() -> None:
@@ -244,7 +244,7 @@ async def test_load_waits_for_drains_before_it_evicts(folder):
         await asyncio.sleep(0)
     while server.variants.load_progress(found).stage != "evicting":
         await asyncio.sleep(0)
-    old.leave_frame()
+    old.release()
     assert (await loading).evicted == []
     assert server.names == ["a", "x", "y"]
     assert stages == ["evicting"]

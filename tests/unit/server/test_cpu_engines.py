@@ -24,8 +24,8 @@ from resnet50_server.engines.cpu import Division
 from resnet50_server.engines.graph_cache import DIGEST_DIGITS
 from resnet50_server.engines.topk import ranked
 from resnet50_server.errors import WeightsError
-from resnet50_server.lifecycle import loader as opening
-from resnet50_server.lifecycle.loader import BuiltEngine, build_engine, prepare
+from resnet50_server.lifecycle import engine_builder as opening
+from resnet50_server.lifecycle.engine_builder import BuiltEngine, build_engine, prepare_variant
 from resnet50_server.lifecycle.registry import LoadedVariant
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network
@@ -69,7 +69,7 @@ def pictures(count: int = 4, crop: int = CROP) -> Images:
 
 def open_variant(argument: str, cache: Path, **settings: object) -> BuiltEngine:
     options = Settings(variants=[argument], device="cpu", graph_cache_dir=cache, **settings)
-    return build_engine(prepare(parse_variant(argument), options), options)
+    return build_engine(prepare_variant(parse_variant(argument), options), options)
 
 
 def in_order(output: BatchOutput) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet50_server.api.memory_bound import MIB, describe, memory_bound, total
-from resnet50_server.lifecycle.loader import memory_of
+from resnet50_server.lifecycle.engine_builder import estimate_memory
 from resnet50_server.settings import Settings
 
 LIMITS = Path(__file__).resolve().parents[3] / "docs" / "limits.md"
@@ -53,9 +53,13 @@ def test_line_in_the_log_names_the_whole_and_its_parts():
 
 
 def test_estimate_counts_weights_of_each_engine_instance():
-    assert memory_of(1000, "fp32", "onnxruntime", 8) == 8 * memory_of(1000, "fp32", "onnxruntime")
-    assert memory_of(1000, "fp32", "openvino", 8) == memory_of(1000, "fp32", "openvino")
+    assert estimate_memory(1000, "fp32", "onnxruntime", 8) == 8 * estimate_memory(
+        1000, "fp32", "onnxruntime"
+    )
+    assert estimate_memory(1000, "fp32", "openvino", 8) == estimate_memory(1000, "fp32", "openvino")
     # Which one it will be is not known yet.
-    assert memory_of(1000, "fp32", "auto", 8) == memory_of(1000, "fp32", "onnxruntime", 8)
+    assert estimate_memory(1000, "fp32", "auto", 8) == estimate_memory(
+        1000, "fp32", "onnxruntime", 8
+    )
     before, after = (total(memory_bound(settings(), instances)) for instances in (1, 8))
     assert after - before > 1000 * MIB

@@ -13,12 +13,11 @@ import resnet50_server.lifecycle.devices
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import ShuttingDown, WeightsError
-from resnet50_server.lifecycle import loading
+from resnet50_server.lifecycle import loader
 from resnet50_server.lifecycle.devices import Devices
-from resnet50_server.lifecycle.loader import WARM_UP_S, BuiltEngine, warm_up
-from resnet50_server.lifecycle.loading import MIN_DRAIN_S, hold, let_go
-from resnet50_server.lifecycle.registry import LoadedVariant
-from resnet50_server.lifecycle.stages import Loading
+from resnet50_server.lifecycle.engine_builder import WARM_UP_S, BuiltEngine, warm_up
+from resnet50_server.lifecycle.loader import MIN_DRAIN_S, load_variant, unload_variant
+from resnet50_server.lifecycle.registry import LoadedVariant, LoadProgress
 from resnet50_server.settings import Settings
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
@@ -123,7 +122,9 @@ async def test_stop_closes_engines_outside_engine_threads():
 
 @pytest.mark.parametrize("hung", [True, False])
 async def test_hung_engine_is_not_closed_or_awaited(hung, monkeypatch, caplog):
-    monkeypatch.setattr(resnet50_server.lifecycle.devices, "CLOSE_S", 600.0 if hung else 0.01)
+    monkeypatch.setattr(
+        resnet50_server.lifecycle.devices, "CLOSE_TIMEOUT_S", 600.0 if hung else 0.01
+    )
     devices = Devices(Settings(variants=["u=random:0"], instances=1), lambda fault: None)
     scheduler, _ = devices.get("cpu")
     engine, entered, leave = ClosingEngine(), threading.Event(), threading.Event()
@@ -149,12 +150,14 @@ async def test_hung_engine_is_not_closed_or_awaited(hung, monkeypatch, caplog):
 async def test_failed_warm_up_closes_outside_engine_threads(monkeypatch):
     engine = ClosingEngine()
     engine.without_answer = 128  # the grey image
-    monkeypatch.setattr(loading, "build_engine", lambda *_: opened(engine))
+    monkeypatch.setattr(loader, "build_engine", lambda *_: opened(engine))
     settings = Settings(variants=["u=random:0"], instances=1)
     devices = Devices(settings, lambda error: None)
     try:
-        with pytest.raises(WeightsError, match="not finite"):
-            await hold(settings, devices, parse_variant("u=random:0"), Loading(), no_limit)
+        with pytest.raises(WeightsError, match="NaN or infinity"):
+            await load_variant(
+                settings, devices, parse_variant("u=random:0"), LoadProgress(), no_limit
+            )
         (thread,) = engine.closed_on
         assert not thread.startswith(("engine", "MainThread"))
     finally:
@@ -184,7 +187,7 @@ def test_variant_with_a_hung_batch_leaks_its_engine(patience_s, batch_s, closed,
         )
         running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
         await asyncio.sleep(0.1)
-        freed = await let_go(variant, patience_s)
+        freed = await unload_variant(variant, patience_s)
         took_s = loop.time()
         await running
         return took_s, freed
