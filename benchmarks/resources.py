@@ -16,8 +16,8 @@ from benchmarks.process import open_files, resident_kib, threads
 
 # What is 0 once every call has been answered.
 PLACES = (
-    "resnet50_inside_requests",
-    "resnet50_inside_bytes",
+    "resnet50_in_flight_requests",
+    "resnet50_in_flight_bytes",
     "resnet50_open_streams",
     "resnet50_decode_queue_calls",
     "resnet50_decode_threads_busy",

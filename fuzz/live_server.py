@@ -21,7 +21,7 @@ from fuzz.calls import SMALL, write_folders
 ANSWER_S = 60.0
 # Of the metrics, those that count what is inside the server.
 INSIDE = (
-    *("resnet50_inside_requests", "resnet50_inside_bytes", "resnet50_open_streams"),
+    *("resnet50_in_flight_requests", "resnet50_in_flight_bytes", "resnet50_open_streams"),
     *("resnet50_decode_queue_calls", "resnet50_decode_threads_busy", "resnet50_queue_images"),
     "resnet50_decode_threads_stuck",
 )

@@ -53,10 +53,13 @@ from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.settings import Settings
-from resnet50_server.telemetry.gauges import LagWatch, Readings
+from resnet50_server.snapshot import Parts, take_snapshot
+from resnet50_server.telemetry.gauges import GaugeCollector
 from resnet50_server.telemetry.http_server import MetricsServer
 from resnet50_server.telemetry.logs import RequestLog
+from resnet50_server.telemetry.loop_lag import LoopLagProbe
 from resnet50_server.telemetry.metrics import Metrics
+from resnet50_server.telemetry.snapshot import ServerSnapshot
 from resnet50_server.variants.directory import VariantsDirectory
 from resnet50_server.variants.spec import VariantSpec, parse_variant
 
@@ -160,9 +163,10 @@ class Server:
         self._self_tests: SelfTests | None = None
         self._watching: asyncio.Task[None] | None = None
         self.certificates: TlsReloader | None = None
+        self._parts: Parts | None = None
         self._loaded = False
         self._metrics_server: MetricsServer | None = None
-        self._lag: LagWatch | None = None
+        self._lag: LoopLagProbe | None = None
         self.addresses: list[str] = []
 
     async def start(self) -> None:
@@ -191,7 +195,10 @@ class Server:
         if self._cache is not None:
             variants.on_retired(self._cache.drop)
             variants.on_removed(self._cache.forget)
-        self._export(variants, traffic)
+        self._parts = Parts(
+            self._admission, self._decode_pool, self._devices, variants, traffic, self._cache
+        )
+        self._export(variants)
         self._grpc = server = grpc.aio.server(options=server_options(settings))
         limits = ImageLimits(
             settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
@@ -318,25 +325,22 @@ class Server:
         """Where metrics are served over HTTP; None if they are not."""
         return None if self._metrics_server is None else self._metrics_server.url
 
-    def _export(self, variants: VariantRegistry, traffic: Traffic) -> None:
+    def snapshot(self) -> ServerSnapshot:
+        """Return the state of all parts, once started; call it on the event loop."""
+        assert self._parts is not None
+        cancelled = {} if self._metrics is None else self._metrics.cancelled_by_stage
+        return take_snapshot(self._parts, self._unready() is None, cancelled, self._events.errors)
+
+    def _export(self, variants: VariantRegistry) -> None:
         """Serve metrics, and say how the server is, if that is asked for."""
         metrics, address = self._metrics, self._settings.metrics_listen
         if metrics is None or address is None:
             return
-        metrics.expect(spec.name for spec in variants.specs)
-        readings = Readings(
-            metrics,
-            self._admission,
-            self._decode_pool,
-            variants,
-            self._devices,
-            traffic,
-            lambda: self._unready() is None,
-            self._events,
-            self._cache,
-        )
-        metrics.registry.register(readings)
-        self._lag = LagWatch(metrics.lag)
+        metrics.init_series(spec.name for spec in variants.specs)
+        variants.on_loaded(lambda name: metrics.init_series([name]))
+        variants.on_removed(metrics.forget)
+        metrics.registry.register(GaugeCollector(self.snapshot))
+        self._lag = LoopLagProbe(metrics.lag)
         self._metrics_server = MetricsServer(address, metrics.registry, self._dead, self._unready)
 
     def _dead(self) -> str | None:

@@ -22,6 +22,7 @@ RANKS = [
     {"rollout"},
     {"api"},
     {"telemetry"},
+    {"snapshot"},
     {"server"},
     {"cli"},
     {"__main__"},

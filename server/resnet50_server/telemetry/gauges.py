@@ -1,293 +1,214 @@
-"""What stands somewhere in the server and is read for each scrape: queues, threads, variants.
-
-A scrape comes on a thread of its own, and all of this belongs to the event loop, so it is read
-there, in one turn. If the loop does not answer, a scrape goes without.
-"""
+"""Gauges computed at scrape time: queue lengths, busy threads, loaded variants."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
-from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from resnet50_server.events import CompositeEvents
-from resnet50_server.inference.admission import Admission
-from resnet50_server.inference.decode_pool import DecodePool
-from resnet50_server.inference.response_cache import CacheStats, ResponseCache
-from resnet50_server.lifecycle.devices import Devices
-from resnet50_server.lifecycle.registry import VariantRegistry
-from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.loop import LoopTimeout, call_on_loop
 
 from .logs import lines_dropped
-from .metrics import ANSWERED, Metrics
+from .snapshot import CacheSnapshot, ServerSnapshot, SplitSnapshot, VariantSnapshot
 
 log = logging.getLogger(__name__)
 
+Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
+
 # How long a scrape waits for the event loop. Prometheus itself waits for 10 s.
 READ_TIMEOUT_S = 2.0
-FAILED = "failed"
-# So often is it looked how late the loop wakes.
-LAG_EVERY_S = 0.1
+
+_SERVER: Sequence[tuple[str, str, Callable[[ServerSnapshot], float]]] = (
+    ("resnet50_ready", "1 if the server accepts images, else 0.", lambda s: s.ready),
+    (
+        "resnet50_in_flight_requests",
+        "Images and frames between admission and response.",
+        lambda s: s.requests,
+    ),
+    ("resnet50_in_flight_bytes", "Encoded size of these images and frames.", lambda s: s.bytes),
+    ("resnet50_open_streams", "Open streams of frames.", lambda s: s.streams),
+    (
+        "resnet50_decode_queue_calls",
+        "Calls that wait for a decode thread.",
+        lambda s: s.decode_waiting,
+    ),
+    (
+        "resnet50_decode_threads_busy",
+        "Decode threads that run a call.",
+        lambda s: s.decode_busy,
+    ),
+    (
+        "resnet50_decode_threads_stuck",
+        "Decode threads whose image exceeds decode_timeout_s.",
+        lambda s: s.decode_stuck,
+    ),
+)
+_VARIANT: Sequence[tuple[str, str, Callable[[VariantSnapshot], float | None]]] = (
+    ("resnet50_queue_images", "Images that wait for a batch.", lambda v: v.pending),
+    (
+        "resnet50_queue_age_seconds",
+        "Wait of the oldest image in the queue; 0 if it is empty.",
+        lambda v: v.oldest_wait_s,
+    ),
+    (
+        "resnet50_batch_latency_alpha_seconds",
+        "Learned duration of a batch, per batch.",
+        lambda v: v.latency_s and v.latency_s[0],
+    ),
+    (
+        "resnet50_batch_latency_beta_seconds",
+        "Learned duration of a batch, per image.",
+        lambda v: v.latency_s and v.latency_s[1],
+    ),
+    (
+        "resnet50_batch_size_limit",
+        "Maximum images in a batch; reduced while device memory is short.",
+        lambda v: v.batch_size_limit,
+    ),
+    (
+        "resnet50_variant_healthy",
+        "1 if a loaded variant is in service, else 0.",
+        lambda v: v.healthy,
+    ),
+)
 
 
-class Readings(Collector):
-    """Reads the parts of a server; made on its running event loop.
+class GaugeCollector(Collector):
+    """Exports a snapshot of the server; constructed on its running event loop.
 
     Args:
-        metrics: Where else is counted who gave up; shows zeros for variants that are loaded later.
-        admission: How much is inside.
-        decode_pool: What decodes.
-        variants: What is served.
-        devices: What computes.
-        traffic: What is compared.
-        ready: Whether the server takes images.
-        observers: Whose errors are counted.
-        cache: Keeps answers, if anything does.
+        snapshot: Returns the current state; called on the event loop. If the loop does not run it
+            within `READ_TIMEOUT_S`, the scrape goes without these gauges.
     """
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        admission: Admission,
-        decode_pool: DecodePool,
-        variants: VariantRegistry,
-        devices: Devices,
-        traffic: Traffic,
-        ready: Callable[[], bool],
-        observers: CompositeEvents,
-        cache: ResponseCache | None = None,
-    ) -> None:
+    def __init__(self, snapshot: Callable[[], ServerSnapshot]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._metrics = metrics
-        self._admission = admission
-        self._decode_pool = decode_pool
-        self._variants = variants
-        self._devices = devices
-        self._traffic = traffic
-        self._ready = ready
-        self._observers = observers
-        self._cache = cache
-        variants.on_loaded(lambda name: metrics.expect([name]))
-        variants.on_removed(metrics.forget)
+        self._snapshot = snapshot
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: the registry need not compare names with others'."""
+        """Return nothing: the registry need not check names for duplicates."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Return what is read now."""
+        """Return the families of this moment; runs on the scraper's thread."""
         try:
-            return call_on_loop(self._loop, lambda: list(self._read()), READ_TIMEOUT_S)
+            state = call_on_loop(self._loop, self._snapshot, READ_TIMEOUT_S)
         except LoopTimeout as error:
             log.warning("gauges missing from this scrape: %s", error)
             return ()
+        return (
+            *_of_server(state),
+            *_of_variants(state.variants),
+            *_of_splits(state.splits),
+            *(() if state.cache is None else _of_cache(state.cache)),
+        )
 
-    def _read(self) -> Iterator[Metric]:
-        yield _gauge("resnet50_ready", "1 if the server takes images, else 0.", self._ready())
-        admission, pool = self._admission, self._decode_pool
-        yield _gauge(
-            "resnet50_inside_requests",
-            "Images and frames between admission and answer.",
-            admission.requests,
-        )
-        yield _gauge("resnet50_inside_bytes", "Their encoded lengths.", admission.bytes)
-        yield _gauge("resnet50_open_streams", "Streams that are open.", admission.streams)
-        yield _gauge(
-            "resnet50_decode_queue_calls", "Calls that wait for a decode thread.", pool.waiting
-        )
-        yield _gauge("resnet50_decode_threads_busy", "Decode threads that run a call.", pool.busy)
-        yield _gauge(
-            "resnet50_decode_threads_stuck",
-            "Decode threads that an image has held for longer than decode_timeout_s.",
-            pool.stuck,
-        )
-        yield self._busy()
-        yield self._cancelled()
-        yield CounterMetricFamily(
-            "resnet50_log_lines_dropped",
-            "Lines of the log that were dropped, because nobody took those before them.",
-            value=lines_dropped(),
-        )
-        yield self._telemetry_errors()
-        yield from self._of_variants()
-        yield from self._of_splits()
-        if self._cache is not None:
-            yield from self._of_cache(self._cache)
 
-    def _busy(self) -> Metric:
-        busy = CounterMetricFamily(
+def _of_server(state: ServerSnapshot) -> Iterator[Metric]:
+    for name, text, value in _SERVER:
+        yield GaugeMetricFamily(name, text, value=value(state))
+    yield CounterMetricFamily(
+        "resnet50_log_lines_dropped",
+        "Lines of the log that were dropped because too many were unread.",
+        value=lines_dropped(),
+    )
+    for name, text, label, counts in (
+        (
             "resnet50_engine_busy_seconds",
-            "How long a device has computed batches that have ended; 1 a second is all it can.",
-            labels=["device"],
-        )
-        for device, scheduler in self._devices.schedulers.items():
-            busy.add_metric([device], scheduler.busy_s)
-        return busy
-
-    def _of_variants(self) -> Iterator[Metric]:
-        images = _family("resnet50_queue_images", "Images that wait for a batch.")
-        age = _family(
-            "resnet50_queue_age_seconds", "How long the first of them has waited; 0 without any."
-        )
-        alpha = _family("resnet50_batch_latency_alpha_seconds", "What a batch costs, as learned.")
-        beta = _family(
-            "resnet50_batch_latency_beta_seconds", "What each image of a batch costs, as learned."
-        )
-        limit = _family(
-            "resnet50_batch_size_limit",
-            "How many images a batch may hold; less than asked for while memory is short.",
-        )
-        healthy = _family(
-            "resnet50_variant_healthy", "1 if a loaded variant is in service, 0 if it is not."
-        )
-        info = GaugeMetricFamily(
-            "resnet50_variant_info",
-            "1 for each variant that is loaded.",
-            labels=["variant", "digest", "engine", "device", "precision", "default"],
-        )
-        for spec in self._variants.specs:
-            held = self._variants.loaded_variant(spec)
-            if held is None:
-                continue
-            queue, name, built = held.queue, [spec.name], held.built
-            images.add_metric(name, len(queue.waiting))
-            waited_s = self._loop.time() - queue.oldest() if len(queue.waiting) else 0.0
-            age.add_metric(name, waited_s)
-            limit.add_metric(name, queue.limit.now(self._loop.time()))
-            healthy.add_metric(name, float(queue.health.problem is None))
-            if queue.latency.known:
-                alpha.add_metric(name, queue.latency.alpha_s)
-                beta.add_metric(name, queue.latency.beta_s)
-            default = str(spec is self._variants.default).lower()
-            info.add_metric(
-                [*name, built.digest, built.kind, built.device, built.precision, default], 1.0
-            )
-        yield from (images, age, alpha, beta, limit, healthy, info)
-
-    def _of_splits(self) -> Iterator[Metric]:
-        """Give what was counted of the splits that are listed, so that no other has a series."""
-        names = ["variant", "candidate"]
-        answers = CounterMetricFamily(
-            "resnet50_split_answers",
-            "Requests and frames for a variant with a traffic split, by who took them.",
-            labels=[*names, "side", "outcome"],
-        )
-        shadows = CounterMetricFamily(
-            "resnet50_split_shadows",
-            "Images that the variant answered and the candidate was to compute as well.",
-            labels=[*names, "outcome"],
-        )
-        agreed = CounterMetricFamily(
-            "resnet50_split_agreed",
-            "Images on whose first category both agree.",
-            labels=names,
-        )
-        cosines = CounterMetricFamily(
-            "resnet50_split_cosines",
-            "Sum of the cosines of their embeddings, none of whose numbers is negative.",
-            labels=names,
-        )
-        ended = GaugeMetricFamily(
-            "resnet50_split_ended",
-            "1 for a split that the server has ended by itself, 0 for one that holds.",
-            labels=names,
-        )
-        for trial in self._traffic.trials:
-            tally, pair = trial.tally, [trial.split.variant, trial.split.candidate]
-            for side, share in (
-                ("variant", tally.variant_answers),
-                ("candidate", tally.candidate_answers),
-            ):
-                answers.add_metric([*pair, side, ANSWERED], share.answered)
-                answers.add_metric([*pair, side, FAILED], share.failed)
-            shadows.add_metric([*pair, "compared"], tally.comparison.images)
-            shadows.add_metric([*pair, "skipped"], tally.skipped)
-            shadows.add_metric([*pair, FAILED], tally.failed)
-            agreed.add_metric(pair, tally.comparison.agreed)
-            cosines.add_metric(pair, tally.comparison.cosines)
-            ended.add_metric(pair, float(bool(trial.ended)))
-        yield from (answers, shadows, agreed, cosines, ended)
-
-    def _of_cache(self, cache: ResponseCache) -> Iterator[Metric]:
-        lookups = CounterMetricFamily(
-            "resnet50_cache_lookups",
-            "Images looked for in the response cache, by what came of it.",
-            labels=["variant", "outcome"],
-        )
-        loaded = {spec.name: CacheStats() for spec in self._variants.specs}
-        for name, of in (loaded | cache.stats).items():
-            lookups.add_metric([name, "hit"], of.hits)
-            lookups.add_metric([name, "shared"], of.shared)
-            lookups.add_metric([name, "miss"], of.misses)
-        yield lookups
-        yield CounterMetricFamily(
-            "resnet50_cache_evictions",
-            "Answers that were dropped to make room for others.",
-            value=cache.evictions,
-        )
-        yield _gauge("resnet50_cache_answers", "Answers that are kept.", len(cache))
-        yield _gauge("resnet50_cache_bytes", "How much memory they take.", cache.memory_bytes)
-
-    def _cancelled(self) -> Metric:
-        given_up = [one.cancelled for one in self._devices.schedulers.values()]
-        cancelled = CounterMetricFamily(
+            "Compute time of a device, added when a batch ends; at most 1 per second.",
+            "device",
+            state.busy_s,
+        ),
+        (
             "resnet50_cancelled",
-            "Images and frames whose callers gave up, by where they were.",
-            labels=["stage"],
-        )
-        for stage, count in (
-            *self._metrics.gave_up_at.items(),
-            ("decode", self._decode_pool.cancelled),
-            ("queue", sum(one.waiting for one in given_up)),
-            ("batch", sum(one.computing for one in given_up)),
-        ):
-            cancelled.add_metric([stage], count)
-        return cancelled
-
-    def _telemetry_errors(self) -> Metric:
-        errors = CounterMetricFamily(
+            "Images and frames cancelled by their clients, by stage.",
+            "stage",
+            state.cancelled,
+        ),
+        (
             "resnet50_telemetry_errors",
-            "Events that an observer (metrics, traces, request log, traffic splits) failed on.",
-            labels=["observer"],
-        )
-        for observer, count in self._observers.errors.items():
-            errors.add_metric([observer], count)
-        return errors
+            "Events that a listener (metrics, traces, request log, traffic splits) failed on.",
+            "observer",
+            state.listener_errors,
+        ),
+    ):
+        family = CounterMetricFamily(name, text, labels=[label])
+        yield _filled(family, (([key], count) for key, count in counts.items()))
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
+def _of_variants(variants: Sequence[VariantSnapshot]) -> Iterator[Metric]:
+    for name, text, value in _VARIANT:
+        values = (([one.name], value(one)) for one in variants)
+        yield _filled(GaugeMetricFamily(name, text, labels=["variant"]), values)
+    info = GaugeMetricFamily(
+        "resnet50_variant_info",
+        "1 for each loaded variant.",
+        labels=["variant", "digest", "engine", "device", "precision", "default"],
+    )
+    for one in variants:
+        default = str(one.default).lower()
+        info.add_metric([one.name, one.digest, one.engine, one.device, one.precision, default], 1.0)
+    yield info
 
 
-def _family(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, labels=["variant"])
+def _of_splits(splits: Sequence[SplitSnapshot]) -> Iterator[Metric]:
+    pair = ["variant", "candidate"]
+    answers = CounterMetricFamily(
+        "resnet50_split_answers",
+        "Requests and frames for a variant with a traffic split, by side.",
+        labels=[*pair, "side", "outcome"],
+    )
+    shadows = CounterMetricFamily(
+        "resnet50_split_shadows",
+        "Images answered by the variant and selected for the candidate too, by outcome.",
+        labels=[*pair, "outcome"],
+    )
+    agreed = CounterMetricFamily(
+        "resnet50_split_agreed", "Compared images with the same first category.", labels=pair
+    )
+    cosines = CounterMetricFamily(
+        "resnet50_split_cosines",
+        "Sum of the cosines of compared embeddings, which are never negative.",
+        labels=pair,
+    )
+    ended = GaugeMetricFamily(
+        "resnet50_split_ended",
+        "1 if the server has ended the split, 0 if it is active.",
+        labels=pair,
+    )
+    for one in splits:
+        names = [one.variant, one.candidate]
+        _filled(answers, (([*names, *key], count) for key, count in one.answers.items()))
+        _filled(shadows, (([*names, key], count) for key, count in one.shadows.items()))
+        agreed.add_metric(names, one.agreed)
+        cosines.add_metric(names, one.cosines)
+        ended.add_metric(names, float(one.ended))
+    yield from (answers, shadows, agreed, cosines, ended)
 
 
-class LagWatch:
-    """Looks how late the event loop wakes; made, and closed, on it.
+def _of_cache(cache: CacheSnapshot) -> Iterator[Metric]:
+    yield _filled(
+        CounterMetricFamily(
+            "resnet50_cache_lookups",
+            "Lookups in the response cache, by outcome.",
+            labels=["variant", "outcome"],
+        ),
+        ((list(key), count) for key, count in cache.lookups.items()),
+    )
+    yield CounterMetricFamily(
+        "resnet50_cache_evictions", "Results evicted to make room.", value=cache.evictions
+    )
+    yield GaugeMetricFamily("resnet50_cache_entries", "Results stored.", value=cache.entries)
+    yield GaugeMetricFamily("resnet50_cache_bytes", "Memory of these results.", value=cache.bytes)
 
-    Args:
-        lag: Takes it, in seconds.
-    """
 
-    def __init__(self, lag: Histogram) -> None:
-        self._lag = lag
-        self._loop = asyncio.get_running_loop()
-        self._plan()
-
-    def close(self) -> None:
-        """Look no more."""
-        self._timer.cancel()
-
-    def _plan(self) -> None:
-        self._due = self._loop.time() + LAG_EVERY_S
-        self._timer = self._loop.call_at(self._due, self._look)
-
-    def _look(self) -> None:
-        self._lag.observe(max(0.0, self._loop.time() - self._due))
-        self._plan()
+def _filled(family: Family, samples: Iterable[tuple[list[str], float | None]]) -> Family:
+    """Add the samples that have a value."""
+    for labels, value in samples:
+        if value is not None:
+            family.add_metric(labels, float(value))
+    return family

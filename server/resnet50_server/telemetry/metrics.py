@@ -1,7 +1,6 @@
-"""What the server counts, for Prometheus; docs/metrics.md says what each name means.
+"""Counters and histograms for Prometheus; docs/metrics.md explains each name.
 
-Whatever happens is counted as it happens, on the event loop. What stands somewhere, such as the
-length of a queue, is read when it is asked for; see `readings`.
+They are updated on the event loop as events arrive; `gauges` computes the rest at scrape time.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from resnet50_server.events import BatchEvent, ImageEvent, ServerEvents
 
 Child = TypeVar("Child")
 
-# Seconds. Fine where images on a GPU are, and up to where deadlines end.
+# Seconds: fine around the duration of images on a GPU, and up to common deadlines.
 DURATION_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075),
     *(0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
@@ -47,7 +46,7 @@ SIZE_BUCKETS = tuple(2.0**power for power in range(11))
 
 STAGES = ("decode", "queue", "compute", "total")
 ANSWERED, REFUSED, DROPPED = "answered", "refused", "dropped"
-# Of `Overloaded.limit`, and what else sheds load; there from the start, as 0.
+# Values of `Overloaded.limit` and other reasons of load shedding; exported as 0 from the start.
 LIMITS = (
     "max_requests",
     "max_requests_per_caller",
@@ -69,16 +68,16 @@ LIMITS = (
     "unhealthy",
 )
 OK, INTERNAL = "OK", "INTERNAL"
-# Of methods that are not ours.
+# Methods of other services.
 OTHER = "other"
 
 
-class _Children(dict[Any, Any]):
-    """The children of a family by their label values: `labels` takes longer than counting does.
+class _LabelCache(dict[Any, Any]):
+    """Children of a family by their label values: `labels` takes longer than counting.
 
     Args:
         family: The family.
-        labels: Its labels' names.
+        labels: Names of its labels.
     """
 
     def __init__(self, family: Counter | Histogram, labels: Sequence[str]) -> None:
@@ -90,7 +89,7 @@ class _Children(dict[Any, Any]):
         return child
 
     def forget(self, variant: str) -> None:
-        """Export nothing of a variant any more."""
+        """Remove the series of a variant."""
         if self._variant is None:
             return
         for values in [one for one in self if one[self._variant] == variant]:
@@ -98,8 +97,8 @@ class _Children(dict[Any, Any]):
             self._family.remove(*values)
 
 
-class _OfVariant:
-    """What is counted of a variant for every image and batch."""
+class _VariantSeries:
+    """Series updated for every image and batch of a variant."""
 
     __slots__ = ("answered", "batch_size", "stages")
 
@@ -110,23 +109,24 @@ class _OfVariant:
 
 
 class Metrics(ServerEvents):
-    """Counts; several servers of a process have one each.
+    """Counts events; each server of a process has its own.
 
     Args:
-        methods: Names of the methods that are counted, and whether each is a stream; anything else
-            is counted as "other".
-        image_methods: Those that are about one image.
-        version: The server's.
+        methods: Names of the methods to count, and whether each is a stream; others are counted as
+            "other".
+        image_methods: Methods with one image.
+        version: Version of the server.
 
     Attributes:
-        registry: What is exported.
-        lag: Takes how late the event loop was, in seconds.
+        registry: Holds everything exported.
+        lag: Receives the lag of the event loop, in seconds.
+        cancelled_by_stage: Requests cancelled before admission; exported by `gauges`.
     """
 
     def __init__(
         self, methods: Mapping[str, bool], image_methods: Iterable[str], version: str
     ) -> None:
-        # Prometheus itself has no use for the time at which each series began.
+        # Prometheus does not use the creation time of series.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
@@ -138,38 +138,42 @@ class Metrics(ServerEvents):
         self._methods = set(methods)
         self._of_image = set(image_methods)
 
-        self._families: list[_Children] = []
+        self._families: list[_LabelCache] = []
 
-        def children(family: Counter | Histogram, labels: Sequence[str]) -> _Children:
-            self._families.append(_Children(family, labels))
+        def cached(family: Counter | Histogram, labels: Sequence[str]) -> _LabelCache:
+            self._families.append(_LabelCache(family, labels))
             return self._families[-1]
 
-        def counter(name: str, text: str, *labels: str) -> _Children:
-            return children(Counter(name, text, labels, registry=registry), labels)
+        def counter(name: str, text: str, *labels: str) -> _LabelCache:
+            return cached(Counter(name, text, labels, registry=registry), labels)
 
-        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> _Children:
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> _LabelCache:
             family = Histogram(name, text, labels, buckets=buckets, registry=registry)
-            return children(family, labels)
+            return cached(family, labels)
 
         self._requests = counter(
-            "resnet50_requests", "RPCs that have ended.", "method", "variant", "code"
+            "resnet50_requests",
+            "RPCs that have ended, streams once each.",
+            "method",
+            "variant",
+            "code",
         )
         self._request_s = histogram(
             "resnet50_request_duration_seconds",
-            "From a call's headers to its answer; calls that were answered, but no streams.",
+            "From headers to response, of successful RPCs that are not streams.",
             DURATION_BUCKETS,
             "method",
             "variant",
         )
         self._images = counter(
             "resnet50_images",
-            "Images and frames: answered, refused with an error, or dropped for a newer one.",
+            "Images and frames: answered, refused with an error, or dropped for a newer frame.",
             "variant",
             "outcome",
         )
         self._stages = histogram(
             "resnet50_stage_duration_seconds",
-            "Where the time of answered images went.",
+            "Duration of each stage of answered images.",
             DURATION_BUCKETS,
             "variant",
             "stage",
@@ -178,54 +182,53 @@ class Metrics(ServerEvents):
             "resnet50_batch_size", "Images in a batch.", SIZE_BUCKETS, "variant"
         )
         self._batch_failures = counter(
-            "resnet50_batch_failures", "Batches on which the engine failed.", "variant"
+            "resnet50_batch_failures", "Batches that failed in the engine.", "variant"
         )
         self._too_large = counter(
             "resnet50_batches_out_of_memory",
-            "Batches for which the device had no memory; run again in parts.",
+            "Batches that did not fit into device memory; retried in parts.",
             "variant",
         )
-        self._not_numbers = counter(
-            "resnet50_answers_not_numbers",
-            "Images failed because what the network says of them is not a number.",
+        self._non_finite = counter(
+            "resnet50_non_finite_outputs",
+            "Images failed because the model produced NaN or Inf.",
             "variant",
         )
         self._dropped = counter(
             "resnet50_frames_dropped",
-            "Frames of a LATEST stream that a newer one has replaced.",
+            "Frames of LATEST streams replaced by a newer one.",
             "variant",
         )
         self._frame_errors = counter(
             "resnet50_frame_errors",
-            "Frames answered with an error, while their stream goes on.",
+            "Frames answered with an error; their stream continues.",
             "variant",
             "code",
         )
-        self._shed = counter(
-            "resnet50_shed", "Calls and frames refused to keep the load down.", "limit"
-        )
+        self._shed = counter("resnet50_shed", "Requests and frames rejected to shed load.", "limit")
         self._decode_failures = counter(
-            "resnet50_decode_failures", "Images that could not be read.", "reason"
+            "resnet50_decode_failures",
+            "Images that could not be decoded or exceeded a limit.",
+            "reason",
         )
         self._unauthenticated = counter(
             "resnet50_unauthenticated",
-            "Calls without a valid token, or without the scope for what they asked.",
+            "Requests without a valid token or the required scope.",
             "reason",
         )
         self.lag = Histogram(
             "resnet50_event_loop_lag_seconds",
-            "How late the event loop wakes.",
+            "Lag of the event loop: how late its timers run.",
             buckets=LAG_BUCKETS,
             registry=registry,
         )
-        # Counted here until the caller's image is inside; read by `readings`.
-        self.gave_up_at = {"receive": 0, "upload": 0}
-        self._of: dict[str, _OfVariant] = {}
+        self.cancelled_by_stage = {"receive": 0, "upload": 0}
+        self._of: dict[str, _VariantSeries] = {}
         for limit in LIMITS:
             self._shed[limit,]
 
-    def expect(self, variants: Iterable[str]) -> None:
-        """Export zeros for variants from the start, so that rates see the first images.
+    def init_series(self, variants: Iterable[str]) -> None:
+        """Export zeros for variants from the start, so that rates include the first images.
 
         Args:
             variants: Their names.
@@ -236,14 +239,14 @@ class Metrics(ServerEvents):
                 self._images[name, outcome]
             self._batch_failures[name,]
             self._too_large[name,]
-            self._not_numbers[name,]
+            self._non_finite[name,]
             self._dropped[name,]
             self._frame_errors[name, INTERNAL]
 
     def forget(self, variant: str) -> None:
-        """Export nothing more of a variant that has been unloaded.
+        """Remove the series of a variant that has been unloaded.
 
-        Calls that used it and end later, such as streams, are counted without a variant.
+        Its requests that end later, such as streams, are counted without a variant.
 
         Args:
             variant: Its name.
@@ -253,7 +256,7 @@ class Metrics(ServerEvents):
             family.forget(variant)
 
     def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
-        """Count an RPC, and why it failed."""
+        """Count an RPC and its error."""
         method = call.method if call.method in self._methods else OTHER
         variant = self._served(call)
         self._requests[method, variant, code].inc()
@@ -266,22 +269,22 @@ class Metrics(ServerEvents):
         self._refused(error)
 
     def cancelled(self, call: RequestContext, stage: str) -> None:
-        """Count a caller that gave up while it was still sending."""
-        self.gave_up_at[stage] += 1
+        """Count a request cancelled while it was being received."""
+        self.cancelled_by_stage[stage] += 1
 
     def image_answered(self, image: ImageEvent) -> None:
-        """Count an image, and where its time went."""
+        """Count an image and its durations."""
         of = self._of.get(image.variant) or self._variant(image.variant)
         of.answered.inc()
         decode, queue, compute, total = of.stages
         total.observe(image.total_s)
-        if image.cache == "none":  # others were not decoded and in no batch
+        if image.cache == "none":  # others were neither decoded nor in a batch
             decode.observe(image.decode_s)
             queue.observe(image.queue_s)
             compute.observe(image.compute_s)
 
     def frame_refused(self, call: RequestContext, error: Exception) -> None:
-        """Count a frame, and why it was refused."""
+        """Count a frame and its error."""
         variant = self._served(call)
         self._images[variant, REFUSED].inc()
         self._frame_errors[variant, code_of(error)].inc()
@@ -302,10 +305,10 @@ class Metrics(ServerEvents):
         if batch.out_of_memory:
             self._too_large[batch.variant,].inc()
         if batch.non_finite:
-            self._not_numbers[batch.variant,].inc(batch.non_finite)
+            self._non_finite[batch.variant,].inc(batch.non_finite)
 
     def _served(self, call: RequestContext) -> str:
-        """Return the name of a call's variant; "" if it is not known, or not served any more."""
+        """Return the name of a request's variant; "" if unknown or unloaded."""
         return call.variant if call.variant in self._of else ""
 
     def _refused(self, error: Exception) -> None:
@@ -326,8 +329,8 @@ class Metrics(ServerEvents):
         elif isinstance(error, PermissionDenied):
             self._unauthenticated["SCOPE_MISSING",].inc()
 
-    def _variant(self, name: str) -> _OfVariant:
-        of = self._of[name] = _OfVariant(
+    def _variant(self, name: str) -> _VariantSeries:
+        of = self._of[name] = _VariantSeries(
             self._images[name, ANSWERED],
             self._batch_size[name,],
             [self._stages[name, stage] for stage in STAGES],

@@ -359,7 +359,7 @@ async def test_variant_that_overflows_is_out_of_service(tmp_path, caplog):
         with pytest.raises(UnavailableError, match=f"variant v is out of service: {problem}"):
             await client.classify(photo)
         found = await scrape(server)
-        assert found.one("resnet50_answers_not_numbers_total", variant="v") == LEAST
+        assert found.one("resnet50_non_finite_outputs_total", variant="v") == LEAST
         assert "load the variant again (LoadVariant with replace)" in caplog.text
         # The fixed image does not overflow, so that the server's own test takes it in again.
         (held,) = server._variants.loaded

@@ -283,7 +283,7 @@ async def test_cache_hits_are_counted_apart_from_computed_images():
         (V2, "shared"): 1,
         (V2, "miss"): 1,
     }
-    assert found.one("resnet50_cache_answers") == 1
+    assert found.one("resnet50_cache_entries") == 1
     assert found.one("resnet50_cache_bytes") == server._cache.memory_bytes > 0
     assert found.one("resnet50_cache_evictions_total") == 0
     assert found.one("resnet50_images_total", variant=V2, outcome="answered") == 5

@@ -282,7 +282,7 @@ async def failing_engine(load: Load) -> None:
 
 def all_ended(load: Load, found: Scrape) -> bool:
     ended = sum(found.of("resnet50_requests_total", "method", "variant", "code").values())
-    return ended == load.calls.total() and not found.one("resnet50_inside_requests")
+    return ended == load.calls.total() and not found.one("resnet50_in_flight_requests")
 
 
 async def test_scrape_is_what_a_load_run_did_number_by_number():
@@ -336,7 +336,7 @@ async def test_scrape_is_what_a_load_run_did_number_by_number():
         assert before.one("resnet50_engine_busy_seconds_total", device="cpu") < busy_s
         assert computed_s / max(load.batches) <= busy_s
 
-        for gauge in ("inside_requests", "inside_bytes", "open_streams", "decode_queue_calls"):
+        for gauge in ("in_flight_requests", "in_flight_bytes", "open_streams", "decode_queue_calls"):
             assert found.one(f"resnet50_{gauge}") == 0, gauge
 
 
@@ -359,8 +359,8 @@ async def test_what_stands_in_the_server_is_read_when_it_is_asked_for():
             assert found.one("resnet50_queue_images", variant=V2) == 3
             age_s = found.one("resnet50_queue_age_seconds", variant=V2)
             assert 0 < age_s <= asyncio.get_running_loop().time() - oldest
-            assert found.one("resnet50_inside_requests") == 4
-            assert found.one("resnet50_inside_bytes") == 4 * len(JPEG)
+            assert found.one("resnet50_in_flight_requests") == 4
+            assert found.one("resnet50_in_flight_bytes") == 4 * len(JPEG)
             assert found.one("resnet50_open_streams") == 1
         await first
         await asyncio.gather(*others)

@@ -21,7 +21,7 @@ from tests.support.scrape import Scrape
 
 def metrics() -> Metrics:
     counted = Metrics({"Classify": False, "ClassifyStream": True}, ["Classify"], "1.2.3")
-    counted.expect(["v"])
+    counted.init_series(["v"])
     return counted
 
 
@@ -70,7 +70,7 @@ def test_image_that_cannot_be_read_is_counted_under_its_fault():
 
 def test_refused_frame_is_counted_under_its_status_code():
     counted = metrics()
-    counted.expect(["v"])
+    counted.init_series(["v"])
     found = shown(counted)
     assert found.one("resnet50_frame_errors_total", variant="v", code="INTERNAL") == 0
     stream = call("ClassifyStream", "v")
@@ -107,7 +107,7 @@ def test_only_answers_that_are_no_streams_have_durations():
 
 def test_variant_has_zeros_before_anything_happens():
     counted = metrics()
-    counted.expect(["v"])
+    counted.init_series(["v"])
     found = shown(counted)
     for outcome in ("answered", "refused", "dropped"):
         assert found.one("resnet50_images_total", variant="v", outcome=outcome) == 0
@@ -118,7 +118,7 @@ def test_variant_has_zeros_before_anything_happens():
 def test_unloaded_variant_has_no_series():
     counted = metrics()
     before = set(shown(counted))
-    counted.expect(["w"])
+    counted.init_series(["w"])
     for name in ("v", "w"):
         counted.call_ended(call("Classify", name), "OK", None)
         counted.frame_refused(call("ClassifyStream", name), EngineFailed("it did"))
@@ -135,5 +135,5 @@ def test_unloaded_variant_has_no_series():
         ("ClassifyStream", ""): 1,
     }
     # One that comes back begins at 0.
-    counted.expect(["w"])
+    counted.init_series(["w"])
     assert shown(counted).one("resnet50_images_total", variant="w", outcome="answered") == 0

@@ -1,0 +1,132 @@
+"""Read the state of a server's parts into plain values."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from resnet50_server.inference.admission import Admission
+from resnet50_server.inference.decode_pool import DecodePool
+from resnet50_server.inference.response_cache import CacheStats, ResponseCache
+from resnet50_server.lifecycle.devices import Devices
+from resnet50_server.lifecycle.registry import VariantRegistry
+from resnet50_server.rollout.router import Traffic
+from resnet50_server.telemetry.snapshot import (
+    CacheSnapshot,
+    ServerSnapshot,
+    SplitSnapshot,
+    VariantSnapshot,
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a server that have a state to show."""
+
+    admission: Admission
+    decode_pool: DecodePool
+    devices: Devices
+    variants: VariantRegistry
+    traffic: Traffic
+    cache: ResponseCache | None
+
+
+def take_snapshot(
+    parts: Parts, ready: bool, cancelled: dict[str, int], listener_errors: dict[str, int]
+) -> ServerSnapshot:
+    """Return the current state; runs on the event loop.
+
+    Args:
+        parts: The parts.
+        ready: Whether the server accepts images.
+        cancelled: Images cancelled before admission, by stage.
+        listener_errors: Events that a listener failed to record, by its name.
+    """
+    admission, pool = parts.admission, parts.decode_pool
+    schedulers = parts.devices.schedulers
+    return ServerSnapshot(
+        ready=ready,
+        requests=admission.requests,
+        bytes=admission.bytes,
+        streams=admission.streams,
+        decode_waiting=pool.waiting,
+        decode_busy=pool.busy,
+        decode_stuck=pool.stuck,
+        busy_s={device: one.busy_s for device, one in schedulers.items()},
+        cancelled={
+            **cancelled,
+            "decode": pool.cancelled,
+            "queue": sum(one.cancelled.waiting for one in schedulers.values()),
+            "batch": sum(one.cancelled.computing for one in schedulers.values()),
+        },
+        listener_errors=dict(listener_errors),
+        variants=_variants(parts.variants),
+        splits=_splits(parts.traffic),
+        cache=None if parts.cache is None else _cache(parts.cache, parts.variants),
+    )
+
+
+def _variants(registry: VariantRegistry) -> list[VariantSnapshot]:
+    now, found = asyncio.get_running_loop().time(), []
+    for spec in registry.specs:
+        if (loaded := registry.loaded_variant(spec)) is None:
+            continue
+        queue, built = loaded.queue, loaded.built
+        latency = queue.latency
+        found.append(
+            VariantSnapshot(
+                name=spec.name,
+                digest=built.digest,
+                engine=built.kind,
+                device=built.device,
+                precision=built.precision,
+                default=spec is registry.default,
+                healthy=queue.health.problem is None,
+                pending=len(queue.waiting),
+                oldest_wait_s=now - queue.oldest() if len(queue.waiting) else 0.0,
+                batch_size_limit=queue.limit.now(now),
+                latency_s=(latency.alpha_s, latency.beta_s) if latency.known else None,
+            )
+        )
+    return found
+
+
+def _splits(traffic: Traffic) -> list[SplitSnapshot]:
+    return [
+        SplitSnapshot(
+            variant=trial.split.variant,
+            candidate=trial.split.candidate,
+            answers={
+                (side, outcome): getattr(share, outcome)
+                for side, share in (
+                    ("variant", trial.tally.variant_answers),
+                    ("candidate", trial.tally.candidate_answers),
+                )
+                for outcome in ("answered", "failed")
+            },
+            shadows={
+                "compared": trial.tally.comparison.images,
+                "skipped": trial.tally.skipped,
+                "failed": trial.tally.failed,
+            },
+            agreed=trial.tally.comparison.agreed,
+            cosines=trial.tally.comparison.cosines,
+            ended=bool(trial.ended),
+        )
+        for trial in traffic.trials
+    ]
+
+
+def _cache(cache: ResponseCache, registry: VariantRegistry) -> CacheSnapshot:
+    # Loaded variants count from zero, so that rates include the first lookups.
+    stats = {spec.name: CacheStats() for spec in registry.specs} | cache.stats
+    return CacheSnapshot(
+        lookups={
+            (name, outcome): count
+            for name, one in stats.items()
+            for outcome, count in (("hit", one.hits), ("shared", one.shared), ("miss", one.misses))
+        },
+        evictions=cache.evictions,
+        entries=len(cache),
+        bytes=cache.memory_bytes,
+    )

@@ -1,0 +1,113 @@
+"""State of a server at one moment, in plain values: for metrics, and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VariantSnapshot:
+    """A loaded variant.
+
+    Attributes:
+        name: Its name.
+        digest: SHA-256 of its weights.
+        engine: Kind of its engine, e.g. "openvino".
+        device: Name of its device, e.g. "cpu".
+        precision: E.g. "fp32".
+        default: Whether it is the default variant.
+        healthy: Whether it is in service.
+        pending: Images that wait for a batch.
+        oldest_wait_s: Wait of the first of them so far, in seconds; 0 without any.
+        batch_size_limit: Current maximum of images in a batch.
+        latency_s: Learned α and β of a batch's duration, in seconds; None before the first batch.
+    """
+
+    name: str
+    digest: str
+    engine: str
+    device: str
+    precision: str
+    default: bool
+    healthy: bool
+    pending: int
+    oldest_wait_s: float
+    batch_size_limit: int
+    latency_s: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class SplitSnapshot:
+    """A traffic split and its counts.
+
+    Attributes:
+        variant: Name of the requested variant.
+        candidate: Name of the evaluated variant.
+        answers: Requests and frames by side ("variant", "candidate") and outcome ("answered",
+            "failed").
+        shadows: Shadow images by outcome ("compared", "skipped", "failed").
+        agreed: Compared images with the same first category.
+        cosines: Sum of the cosines of their embeddings.
+        ended: Whether the server has ended it.
+    """
+
+    variant: str
+    candidate: str
+    answers: Mapping[tuple[str, str], int]
+    shadows: Mapping[str, int]
+    agreed: int
+    cosines: float
+    ended: bool
+
+
+@dataclass(frozen=True)
+class CacheSnapshot:
+    """The response cache.
+
+    Attributes:
+        lookups: By variant and outcome ("hit", "shared", "miss").
+        evictions: Results evicted so far.
+        entries: Results stored.
+        bytes: Memory of these.
+    """
+
+    lookups: Mapping[tuple[str, str], int]
+    evictions: int
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ServerSnapshot:
+    """A server.
+
+    Attributes:
+        ready: Whether it accepts images.
+        requests: Images and frames in flight, from admission to response.
+        bytes: Encoded size of these.
+        streams: Open streams of frames.
+        decode_waiting: Calls that wait for a decode thread.
+        decode_busy: Decode threads that run a call.
+        decode_stuck: Decode threads over their time limit.
+        busy_s: Compute time of each device, in seconds.
+        cancelled: Images and frames cancelled by clients, by stage.
+        listener_errors: Events that a listener failed to record, by its name.
+        variants: The loaded ones.
+        splits: All traffic splits.
+        cache: The response cache; None if it is off.
+    """
+
+    ready: bool
+    requests: int
+    bytes: int
+    streams: int
+    decode_waiting: int
+    decode_busy: int
+    decode_stuck: int
+    busy_s: Mapping[str, float]
+    cancelled: Mapping[str, int]
+    listener_errors: Mapping[str, int]
+    variants: Sequence[VariantSnapshot]
+    splits: Sequence[SplitSnapshot]
+    cache: CacheSnapshot | None
