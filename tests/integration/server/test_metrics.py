@@ -336,8 +336,8 @@ async def test_scrape_is_what_a_load_run_did_number_by_number():
         assert before.one("resnet50_engine_busy_seconds_total", device="cpu") < busy_s
         assert computed_s / max(load.batches) <= busy_s
 
-        for gauge in ("in_flight_requests", "in_flight_bytes", "open_streams", "decode_queue_calls"):
-            assert found.one(f"resnet50_{gauge}") == 0, gauge
+        for name in ("in_flight_requests", "in_flight_bytes", "open_streams", "decode_queue_calls"):
+            assert found.one(f"resnet50_{name}") == 0, name
 
 
 async def test_what_stands_in_the_server_is_read_when_it_is_asked_for():
