@@ -1,4 +1,4 @@
-"""The context of one request: who calls, what for, and since when."""
+"""The context of one request: who calls, what for, since when, and with which priority."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from resnet50_server.auth.identity import Caller
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 UNKNOWN_CALLER = Caller("", frozenset())
+
+# Priorities. Bulk requests wait behind interactive ones, but not for ever.
+INTERACTIVE = "interactive"
+BULK = "bulk"
+# While both wait, one image in so many is bulk.
+BULK_EVERY = 16
+# Share of every limit that bulk requests leave to interactive ones.
+INTERACTIVE_SHARE = 0.25
 
 
 class Permit(Protocol):
@@ -62,3 +70,8 @@ class RequestContext:
 
 # For log records: the request that the running task belongs to.
 CURRENT_REQUEST: ContextVar[RequestContext] = ContextVar("call")
+
+
+def limit_for(limit: int, bulk: bool) -> int:
+    """Return how much of a limit a request may take; at least 1, or bulk would never start."""
+    return max(1, int(limit * (1 - INTERACTIVE_SHARE))) if bulk else limit

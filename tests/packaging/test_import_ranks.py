@@ -12,7 +12,7 @@ SERVER = Path(__file__).resolve().parents[2] / "server" / "resnet50_server"
 # From the bottom to the top; a package may import from its own rank and those below it.
 RANKS = [
     {"runtime"},
-    {"errors", "priority", "settings"},
+    {"errors", "settings"},
     {"auth", "images"},
     {"context", "events", "variants"},
     {"engines"},

@@ -21,11 +21,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from resnet50_server.auth.identity import Authenticator
-from resnet50_server.context import CURRENT_REQUEST, Metadata, RequestContext
+from resnet50_server.context import BULK, CURRENT_REQUEST, INTERACTIVE, Metadata, RequestContext
 from resnet50_server.errors import InvalidRequest, code_of
 from resnet50_server.events import ServerEvents
 from resnet50_server.inference.admission import Admission
-from resnet50_server.priority import BULK, INTERACTIVE
 
 from .outbox import Outbox
 from .receiving import Receiving

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 
+from resnet50_server.context import BULK_EVERY, limit_for
 from resnet50_server.errors import DeadlineUnreachable, QueueFull
-from resnet50_server.priority import BULK_EVERY, share
 
 from .batch import BatchPolicy, InFlightBatch
 from .fair_queue import virtual_deadline
@@ -73,7 +73,7 @@ class DeadlinePolicy:
         """
         room = self._policy.max_queue_size
         waiting = queue.waiting.alone + queue.undecoded.alone
-        if waiting >= share(room, bulk):
+        if waiting >= limit_for(room, bulk):
             raise QueueFull(
                 "max_queue_size",
                 f"max_queue_size ({room}): {waiting} single images wait for variant"

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from resnet50_server.priority import BULK_EVERY
+from resnet50_server.context import BULK_EVERY
 
 Item = TypeVar("Item")
 

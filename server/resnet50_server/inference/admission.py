@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
 
+from resnet50_server.context import INTERACTIVE, limit_for
 from resnet50_server.errors import Overloaded, ShuttingDown
-from resnet50_server.priority import INTERACTIVE, share
 
 from .admission_queue import AdmissionQueue, Waiter
 
@@ -280,9 +280,9 @@ class Admission:
             for_others: Bytes that are kept for somebody else.
         """
         limits = self.limits
-        if self._all.requests >= share(limits.requests, bulk):
+        if self._all.requests >= limit_for(limits.requests, bulk):
             return "max_requests"
-        if mine.requests >= share(limits.requests_per_caller, bulk):
+        if mine.requests >= limit_for(limits.requests_per_caller, bulk):
             return "max_requests_per_caller"
         return self._full_of_bytes(mine, length, bulk, for_others=for_others)
 
@@ -301,9 +301,9 @@ class Admission:
             for_others: As `_full`.
         """
         limits, everyone = self.limits, self._all.bytes
-        if everyone > already and everyone + length + for_others > share(limits.bytes, bulk):
+        if everyone > already and everyone + length + for_others > limit_for(limits.bytes, bulk):
             return "max_request_bytes"
-        if mine.bytes > already and mine.bytes + length > share(limits.bytes_per_caller, bulk):
+        if mine.bytes > already and mine.bytes + length > limit_for(limits.bytes_per_caller, bulk):
             return "max_request_bytes_per_caller"
         return None
 
@@ -358,7 +358,7 @@ class Admission:
         kept, kept_bytes = (0, 0) if self._kept is None else (1, self._kept)
         while (waiter := self._queue.head(bulk)) is not None:
             mine = self._of(waiter.caller)
-            if self._all.requests + kept >= share(self.limits.requests, bulk):
+            if self._all.requests + kept >= limit_for(self.limits.requests, bulk):
                 return False
             full = self._full(mine, waiter.length, bulk, for_others=kept_bytes)
             if full in _OF_ALL:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resnet50_server.priority import BULK_EVERY
+from resnet50_server.context import BULK_EVERY
 
 if TYPE_CHECKING:
     from .admission import Place

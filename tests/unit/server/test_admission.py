@@ -5,9 +5,9 @@ import contextlib
 
 import pytest
 
+from resnet50_server.context import BULK_EVERY
 from resnet50_server.errors import Overloaded, ShuttingDown
 from resnet50_server.inference.admission import REMEMBERED_CALLERS, Admission, Limits, Place
-from resnet50_server.priority import BULK_EVERY
 
 
 class Clock:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 from resnet50_server.batching.fair_queue import DEFAULT_DEADLINE_S, FairQueue
-from resnet50_server.priority import BULK_EVERY
+from resnet50_server.context import BULK_EVERY
 
 
 def popped(queue: FairQueue[str], now: float = 0.0) -> list[str]:

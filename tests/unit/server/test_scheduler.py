@@ -11,7 +11,7 @@ from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.deadlines import PROBE_AFTER_S
 from resnet50_server.batching.retry import MAX_FAILURES
 from resnet50_server.batching.scheduler import Scheduler
-from resnet50_server.context import CURRENT_REQUEST, RequestContext
+from resnet50_server.context import BULK_EVERY, CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import (
     DeadlineUnreachable,
     EngineFailed,
@@ -19,7 +19,6 @@ from resnet50_server.errors import (
     ShuttingDown,
     Unloading,
 )
-from resnet50_server.priority import BULK_EVERY
 from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, image
 
