@@ -162,7 +162,7 @@ def test_answers_that_cannot_be_told_apart_are_refused(monkeypatch, right):
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("timeline.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("benchmarks.timeline.time.monotonic", lambda: now[0])
     return now
 
 
