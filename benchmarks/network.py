@@ -74,7 +74,7 @@ def enter() -> Path:
                 " container with --privileged, or CAP_SYS_ADMIN and CAP_NET_ADMIN"
             )
     process = subprocess.Popen(
-        [*isolated, sys.executable, *sys.argv], env=os.environ | {_INSIDE: "1"}
+        [*isolated, sys.executable, *sys.orig_argv[1:]], env=os.environ | {_INSIDE: "1"}
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the inner one as well
     signal.signal(signal.SIGTERM, lambda *_: process.kill())
