@@ -1,9 +1,9 @@
-"""What the batching policy does, by itself: a discrete-event simulation without asyncio.
+"""A discrete-event simulation of the batching policy, without asyncio.
 
-Written from the policy's description (docs/adr/0004-deadlines.md, 0011-batches-in-flight.md), not
-from the batcher's code, which is held against it in `unit/server/test_simulation.py`; the server
-is, in `benchmarks/batching.py`. One variant on one device, every batch lasting exactly what it
-should.
+Written from the policy's description (docs/adr/0004-deadline-aware-batching.md and
+0011-batch-prefetching.md), not from the scheduler's code. `unit/server/test_simulation.py` compares
+the scheduler with it, `benchmarks/batching.py` the server. One variant on one device; every batch
+lasts exactly as predicted.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class DeadlinePolicy:
         """Refuse what cannot be answered in time, or would make late what was accepted before.
 
         What is due earlier runs first. Once there is more than one batch, each is expected to be
-        full: those that come later fill it (docs/adr/0004-deadlines.md). Those that are still to be
+        full: those that come later fill it (ADR 0004). Those that are still to be
         decoded count like those that wait.
 
         Args:

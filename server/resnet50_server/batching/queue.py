@@ -223,7 +223,7 @@ class VariantQueue:
         A batch lasts longer the more it holds, so its first deadline bounds it. While everything
         that waits fits into one batch, the batch is closed early to meet that deadline. When more
         waits than that, the device is behind, and small batches would put it further behind: then
-        the request that a full batch would make late is given up (docs/adr/0004-deadlines.md), and
+        the request that a full batch would make late is given up (ADR 0004), and
         so is one that it would make late if it lasts as much longer as batches do now and then.
 
         Args:

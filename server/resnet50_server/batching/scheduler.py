@@ -58,7 +58,7 @@ class Scheduler:
             server then cannot answer any more and must say so.
         workers: How many batches compute at once.
         prefetch: How many more may be handed over before the device is free for them, so that they
-            are stacked and copied by then (docs/adr/0011-batches-in-flight.md).
+            are stacked and copied by then (docs/adr/0011-batch-prefetching.md).
         events: Receive every batch.
         device: Its name, for observers.
         engine_timeout_s: See `HangDetector`.

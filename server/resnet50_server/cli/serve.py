@@ -92,7 +92,7 @@ def _collect_garbage() -> None:
     """Look for garbage from the first variant on, which is answered while others are loaded.
 
     What is loaded stays. Looking through it, torch's 350,000 objects for the most part, would stop
-    everything for 0.2 s now and then (docs/adr/0011-batches-in-flight.md).
+    everything for 0.2 s now and then (docs/adr/0011-batch-prefetching.md).
     """
     if not gc.isenabled():
         gc.freeze()

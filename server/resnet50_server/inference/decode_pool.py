@@ -46,7 +46,7 @@ def decode_threads(cores: int, engine_on_cpu: bool) -> int:
     A GPU leaves the cores to decoding, and takes more images than they can decode: a thread for
     each. A CPU engine works twice as long on an image as decoding does where int8 is fastest, and
     many times as long in fp32, so one thread in three keeps it fed; more would only take cores from
-    it in bursts (docs/adr/0009-cost-of-a-request.md).
+    it in bursts (docs/adr/0009-request-overhead.md).
 
     Args:
         cores: How many this process may use.

@@ -2,7 +2,7 @@
 
 `loop.run_in_executor` makes two futures, a lock and a condition for each call, and wakes the loop
 for each result. Here a call is one entry of a queue, and results that are posted together wake the
-loop once; docs/adr/0009-cost-of-a-request.md has the measurements.
+loop once; docs/adr/0009-request-overhead.md has the measurements.
 """
 
 from __future__ import annotations

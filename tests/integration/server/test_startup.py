@@ -381,7 +381,7 @@ async def test_broken_scheduler_refuses_calls_and_exits(monkeypatch, tmp_path):
 
 
 async def test_garbage_is_not_looked_for_in_what_was_loaded(monkeypatch, tmp_path):
-    """It would stop the server for 0.2 s now and then (docs/adr/0011-batches-in-flight.md)."""
+    """It would stop the server for 0.2 s now and then (docs/adr/0011-batch-prefetching.md)."""
     frozen = asyncio.Event()
     monkeypatch.setattr(gc, "freeze", frozen.set)
     running = asyncio.create_task(

@@ -379,7 +379,7 @@ OVERLOADED = {
 
 @pytest.mark.parametrize("device", OVERLOADED)
 def test_overload_leaves_most_deadlines_met(device):
-    """1.3 times the capacity (docs/adr/0004-deadlines.md, 0024-goodput.md)."""
+    """1.3 times the capacity (docs/adr/0004-deadline-aware-batching.md, 0024-goodput.md)."""
     virtual_time.run(overload(*OVERLOADED[device]))
 
 
