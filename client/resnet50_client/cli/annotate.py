@@ -1,4 +1,4 @@
-"""A video with what the network saw written into it."""
+"""Annotated video: each frame with its top label and probability drawn into it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..images import ImageInput, VideoFrame
 if TYPE_CHECKING:
     import PIL.Image
 
-# Divides the frame times of 24, 25, 30 and 30000/1001 a second; MPEG-4 takes none above 65535.
+# A multiple of 24, 25, 30 and 30000/1001 frames per second; MPEG-4 allows at most 65535.
 TICKS_PER_S = 60_000
 _PLANAR = {"I420": "yuv420p", "NV12": "nv12"}
 
@@ -24,7 +24,7 @@ class Annotator:
     """Writes frames with a caption to an MP4 file; the first one gives the size.
 
     Args:
-        path: Where to write.
+        path: Path of the file to write.
 
     Raises:
         ImportError: PyAV or Pillow is not installed.
@@ -48,9 +48,9 @@ class Annotator:
         """Add a frame.
 
         Args:
-            image: What was sent; what cannot be read becomes a black frame.
-            time_s: When it is shown, after all frames before it.
-            caption: What to write into it; "" for nothing.
+            image: The image that was sent; an unreadable one becomes a black frame.
+            time_s: Presentation time in seconds, later than that of all earlier frames.
+            caption: Text to draw; "" for none.
 
         Raises:
             OSError: The file cannot be written.
@@ -66,14 +66,14 @@ class Annotator:
         if caption:
             self._draw(picture, caption)
         frame = self._av.VideoFrame.from_image(picture).reformat(format="yuv420p")
-        # A player needs rising times, whatever a camera's clock does.
+        # Players need increasing timestamps, even if a camera's clock goes backwards.
         self._last_tick = max(self._last_tick + 1, round(time_s * TICKS_PER_S))
         frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS_PER_S)
         self._file.mux(self._stream.encode(frame))
 
     def close(self) -> None:
         """Finish the file."""
-        if self._file is None:  # there was no frame
+        if self._file is None:  # no frame was written
             return
         with closing(self._file):
             if self._stream is not None:
@@ -94,7 +94,7 @@ class Annotator:
         self._stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
 
     def _picture(self, image: Any) -> Any:
-        """Return a frame as a PIL image that may be drawn on."""
+        """Convert a frame to a PIL image to draw on."""
         if isinstance(image, VideoFrame):
             planar = _PLANAR.get(image.pixel_format or "")
             if planar is not None:

@@ -21,19 +21,19 @@ from .options import (
     AsJson,
     Concurrency,
     Files,
-    Patience,
+    StreamTimeout,
     VariantName,
 )
 from .output import (
     EXIT_STATUSES,
     NO_SERVER,
     SOME_FAILED,
-    code,
-    complain,
-    errors_shown,
-    reason,
-    say,
-    say_json,
+    error_code,
+    error_text,
+    print_json,
+    print_line,
+    reporting_errors,
+    warn,
 )
 from .servers import Servers, with_servers
 from .stream import stream
@@ -53,9 +53,9 @@ app = typer.Typer(
 )
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
-        say(version(DISTRIBUTION))
+        print_line(version(DISTRIBUTION))
         raise typer.Exit
 
 
@@ -64,7 +64,7 @@ def _options(
     wanted: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_say_version, is_eager=True, help="Say the version, and end."
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -83,21 +83,21 @@ def classify(
             "--top-k",
             min=0,
             show_default=False,
-            help="How many categories; default (0): 5, or all of a variant that has fewer.",
+            help="Number of categories per image. 0 (default): 5, or all if the variant has fewer.",
         ),
     ] = 0,
     min_probability: Annotated[
         float | None,
-        typer.Option("--min-probability", min=0, max=1, help="Leave out categories below it."),
+        typer.Option("--min-probability", min=0, max=1, help="Omit categories below this."),
     ] = None,
-    timeout_s: Patience = None,
+    timeout_s: StreamTimeout = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     as_json: AsJson = False,
 ) -> None:
-    """Say what images show."""
+    """Classify images."""
     failed = 0
-    with errors_shown(), servers.client(timeout_s) as client:
-        # A server that never was there is told from one that went away, at once.
+    with reporting_errors(), servers.client(timeout_s) as client:
+        # Fails at once if no server is reachable; later failures are retried.
         client.variant(variant)
         call = partial(
             client.classify_many,
@@ -106,8 +106,8 @@ def classify(
             min_probability=min_probability,
             window=concurrency,
         )
-        with closing(answers(call, find_images(files))) as found:
-            for answer in found:
+        with closing(answers(call, find_images(files))) as results:
+            for answer in results:
                 failed += isinstance(answer.outcome, Exception)
                 _show(answer, as_json)
     if failed:
@@ -126,44 +126,46 @@ app.add_typer(variants, name="variants")
 def health(
     servers: Servers,
     service: Annotated[
-        str, typer.Option(help="A service's full name; default: the whole server.")
+        str, typer.Option(help="Full name of a gRPC service. Default: the whole server.")
     ] = "",
     wait_s: Annotated[
-        float, typer.Option("--wait-s", min=0, help="Wait so long for the server to be ready.")
+        float, typer.Option("--wait-s", min=0, help="Seconds to wait for the server to be ready.")
     ] = 0.0,
     timeout_s: Annotated[
         float | None,
         typer.Option(
             "--timeout-s",
             min=0.001,
-            help=f"How long one call may take, in seconds; default: {HEALTH_TIMEOUT_S:g}.",
+            help=f"Timeout of one call in seconds. Default: {HEALTH_TIMEOUT_S:g}.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether the server takes requests; exit status 0 if it does."""
-    with errors_shown(), servers.client(timeout_s, HEALTH_TIMEOUT_S) as client:
+    """Show whether the server is ready for requests; exit status 0 if it is."""
+    with reporting_errors(), servers.client(timeout_s, HEALTH_TIMEOUT_S) as client:
         if wait_s:
             client.wait_until_ready(wait_s)
         status = client.health(service)
         if as_json:
-            say_json({"status": status})
+            print_json({"status": status})
         else:
-            say(status)
+            print_line(status)
     if status != "SERVING":
         raise typer.Exit(NO_SERVER)
 
 
 def _show(answer: Answer[Classification], as_json: bool) -> None:
-    """Print an image's categories; what became of one that failed goes to stderr."""
+    """Print an image's categories; errors go to stderr."""
     path, outcome = answer.path, answer.outcome
     if isinstance(outcome, Exception):
         if as_json:
-            say_json({"path": path, "error": {"code": code(outcome), "message": str(outcome)}})
-        complain(f"{path}: {reason(outcome)}")
+            print_json(
+                {"path": path, "error": {"code": error_code(outcome), "message": str(outcome)}}
+            )
+        warn(f"{path}: {error_text(outcome)}")
     elif as_json:
-        # Nobody asked for the embedding; JSON has no word for one.
-        answer_alone = dataclasses.replace(outcome, embedding=None)
-        say_json({"path": path, **dataclasses.asdict(answer_alone)})
+        # An embedding was not requested, and is no JSON value.
+        without_embedding = dataclasses.replace(outcome, embedding=None)
+        print_json({"path": path, **dataclasses.asdict(without_embedding)})
     else:
-        say(f"{path}: {', '.join(map(repr, outcome)) or 'nothing above --min-probability'}")
+        print_line(f"{path}: {', '.join(map(repr, outcome)) or 'nothing above --min-probability'}")

@@ -15,31 +15,31 @@ from rich.progress import Progress
 
 from ..images import ImageInput
 from ..results import Embedding
+from .checkpoint import Checkpoint, EmbeddingSpaceChanged, FileFingerprint
 from .images import STDIN, answers, find_images
-from .journal import Journal, SpaceChanged, Stamp
 from .options import (
     DEFAULT_CONCURRENCY,
     AsJson,
     Concurrency,
     Files,
-    Patience,
+    StreamTimeout,
     VariantName,
 )
 from .output import (
     INTERRUPTED,
     SOME_FAILED,
-    complain,
-    errors_shown,
-    fail,
-    note,
+    error_text,
+    exit_with,
+    print_json,
+    print_note,
     progress_bar,
-    reason,
-    say_json,
-    stopping,
+    reporting_errors,
+    stop_signals,
+    warn,
 )
-from .run_lock import alone
+from .output_lock import exclusive_lock
 from .servers import Servers, with_servers
-from .vectors import Writer, writer_for
+from .vector_files import Writer, writer_for
 
 Call: TypeAlias = Callable[[Iterable[ImageInput]], Generator[Embedding | Exception, None, None]]
 
@@ -51,9 +51,9 @@ def embed(
     out: Annotated[
         Path,
         typer.Option(
-            help="Where to write: a NumPy .npz file with `paths`, `vectors` (float32 [N, 2048]),"
-            " `variant`, `digest` and `space`, or a .parquet file with `path`, `vector`, `variant`"
-            " and `digest`. Images that failed are left out."
+            help="Output file: NumPy .npz with `paths`, `vectors` (float32 [N, 2048]),"
+            " `variant`, `digest` and `space`, or .parquet with `path`, `vector`, `variant`"
+            " and `digest`. Failed images are omitted."
         ),
     ],
     variant: VariantName = "",
@@ -61,26 +61,26 @@ def embed(
         bool, typer.Option("--l2-normalize", help="Scale vectors to length 1.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Forget what an interrupted run has left.")
+        bool, typer.Option("--restart", help="Discard the checkpoint of an interrupted run.")
     ] = False,
-    timeout_s: Patience = None,
+    timeout_s: StreamTimeout = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     as_json: AsJson = False,
 ) -> None:
-    """Turn images into vectors, written to a file.
+    """Compute image embeddings and write them to a file.
 
-    What is done is kept beside the file, in OUT.partial, until all is done: after an interruption
-    the same command goes on where it was. Images that were changed since are computed again. One
-    run at a time writes an OUT.
+    Progress is saved in a checkpoint, OUT.partial, until all images are done: after an
+    interruption the same command resumes. Images that changed since are computed again. Only one
+    run at a time can write to OUT.
     """
     write = _writer(out)
-    with errors_shown(), alone(out):
+    with reporting_errors(), exclusive_lock(out):
         images = list(find_images(files))
-        journal = _journal(out, l2_normalize, restart)
-        run = _Run(images, journal)
+        checkpoint = _open_checkpoint(out, l2_normalize, restart)
+        run = _Run(images, checkpoint)
         try:
-            with errors_shown(), stopping() as stop, servers.client(timeout_s) as client:
-                journal.check(client.variant(variant))
+            with reporting_errors(), stop_signals() as stop, servers.client(timeout_s) as client:
+                checkpoint.check(client.variant(variant))
                 call = partial(
                     client.embed_many,
                     variant=variant,
@@ -91,8 +91,8 @@ def embed(
                     run.fill(call, stop, progress)
                 if run.complete:
                     run.write(write, out)
-        except SpaceChanged as error:
-            fail(error, SOME_FAILED)
+        except EmbeddingSpaceChanged as error:
+            exit_with(error, SOME_FAILED)
         finally:
             _report(run, out, as_json)
         if not run.complete:
@@ -102,24 +102,24 @@ def embed(
 
 
 class _Run:
-    """One run over a journal.
+    """One run of the command, which resumes from a checkpoint.
 
     Args:
-        images: Paths of all images that are wanted, in order.
-        journal: What earlier runs have left.
+        images: Paths of all images to embed, in order.
+        checkpoint: Results of earlier runs.
     """
 
-    def __init__(self, images: list[str], journal: Journal) -> None:
+    def __init__(self, images: list[str], checkpoint: Checkpoint) -> None:
         self._images = images
-        self.journal = journal
+        self.checkpoint = checkpoint
         self.failed = 0
         self.complete = False
         self.written = 0
-        # Of files, when they were sent; read by the sending thread, before anything is sent.
-        self._stamps: dict[str, Stamp] = {}
+        # Of each file, when the sending thread passed it to the stream.
+        self._fingerprints: dict[str, FileFingerprint] = {}
 
     def fill(self, call: Call, stop: threading.Event, bar: Progress) -> None:
-        """Compute what is missing, until that is done or `stop` is set."""
+        """Compute the missing embeddings, until all are done or `stop` is set."""
         task = bar.add_task("embedding", total=len(self._images))
 
         def missing() -> Iterator[str]:
@@ -127,82 +127,85 @@ class _Run:
             for path in self._images:
                 if stop.is_set():
                     return
-                stamp = _stamp(path)
-                if path in seen or self.journal.holds(path, stamp):
+                fingerprint = _fingerprint(path)
+                if path in seen or self.checkpoint.contains(path, fingerprint):
                     bar.advance(task)
                     continue
                 seen.add(path)
-                self._stamps[path] = stamp
+                self._fingerprints[path] = fingerprint
                 yield path
             self.complete = True
 
         try:
-            with closing(answers(call, missing())) as found:
-                for answer in found:
-                    stamp = self._stamps.pop(answer.path)
+            with closing(answers(call, missing())) as results:
+                for answer in results:
+                    fingerprint = self._fingerprints.pop(answer.path)
                     if isinstance(answer.outcome, Exception):
                         self.failed += 1
-                        self.journal.forget(answer.path)
-                        complain(f"{answer.path}: {reason(answer.outcome)}")
+                        self.checkpoint.discard(answer.path)
+                        warn(f"{answer.path}: {error_text(answer.outcome)}")
                     else:
-                        self.journal.add(answer.path, stamp, answer.outcome)
+                        self.checkpoint.add(answer.path, fingerprint, answer.outcome)
                     bar.advance(task)
         except BaseException:
             self.complete = False
             raise
         finally:
-            self.journal.flush()
+            self.checkpoint.flush()
 
     def write(self, write: Writer, out: Path) -> None:
-        """Make the file of what the journal holds, and remove that."""
-        paths = [path for path in self._images if self.journal.holds(path)]
-        others = len(self.journal) - len(set(paths))
+        """Write the output file from the checkpoint, then delete the checkpoint."""
+        paths = [path for path in self._images if self.checkpoint.contains(path)]
+        others = len(self.checkpoint) - len(set(paths))
         if others:
-            complain(f"{others} images of an earlier run are not among these, and are left out")
+            warn(f"{others} images of an earlier run are not among these and are omitted")
         if paths:
-            write(out, paths, self.journal)
+            write(out, paths, self.checkpoint)
         self.written = len(paths)
-        self.journal.remove()
+        self.checkpoint.remove()
 
 
 def _writer(out: Path) -> Writer:
     if not out.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
+        raise typer.BadParameter(f"folder {out.parent} does not exist", param_hint="--out")
     try:
         return writer_for(out)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
 
 
-def _journal(out: Path, l2_normalize: bool, restart: bool) -> Journal:
+def _open_checkpoint(out: Path, l2_normalize: bool, restart: bool) -> Checkpoint:
     folder = out.with_name(out.name + ".partial")
     if restart:
-        Journal.remove_from(folder)
-    return Journal(folder, l2_normalize)
+        Checkpoint.remove_from(folder)
+    return Checkpoint(folder, l2_normalize)
 
 
-def _stamp(path: str) -> Stamp:
-    """Return what changes when a file does: its length and when it was written."""
+def _fingerprint(path: str) -> FileFingerprint:
+    """Return a file's size in bytes and its modification time in ns, to detect changes."""
     if path == STDIN:
         return (-1, os.getpid())  # never the same again
     try:
         status = os.stat(path)
     except OSError:
-        return (-1, -1)  # reading it will say why
+        return (-1, -1)  # reading it will fail with the reason
     return (status.st_size, status.st_mtime_ns)
 
 
 def _report(run: _Run, out: Path, as_json: bool) -> None:
-    """Say what there is now."""
-    kept = 0 if run.written else len(run.journal)
+    """Print the number of embeddings, and where they are."""
+    saved = 0 if run.written else len(run.checkpoint)
     if as_json:
-        said = {"embedded": run.written or kept, "out": str(out) if run.written else None}
-        say_json(said | ({"kept_in": str(run.journal.folder)} if kept else {}))
+        report = {"embedded": run.written or saved, "out": str(out) if run.written else None}
+        print_json(report | ({"checkpoint": str(run.checkpoint.folder)} if saved else {}))
         return
     if run.written:
         text = f"{run.written} images embedded, written to {out}"
-    elif kept:
-        text = f"{kept} images embedded, kept in {run.journal.folder}; the same command goes on"
+    elif saved:
+        text = (
+            f"{saved} images embedded, saved in {run.checkpoint.folder};"
+            " run the same command to resume"
+        )
     else:
         text = "0 images embedded, nothing was written"
-    note(text)
+    print_note(text)

@@ -1,4 +1,4 @@
-"""Many images over one stream: find them, send them, answer in order."""
+"""Many images over one stream: find them, send them, yield results in order."""
 
 from __future__ import annotations
 
@@ -21,63 +21,63 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Answer(Generic[Result]):
-    """What became of one image.
+    """The result of one image.
 
     Attributes:
-        path: Where it lies.
-        outcome: The result, or why there is none.
+        path: The image's path.
+        outcome: The result, or the error.
     """
 
     path: str
     outcome: Result | Exception
 
 
-def find_images(given: Iterable[str]) -> Iterator[str]:
-    """Return paths of images: files as they are, of folders all image files below, sorted.
+def find_images(names: Iterable[str]) -> Iterator[str]:
+    """Yield paths of images: each file, and for each folder all image files in its tree, sorted.
 
     Raises:
-        FileNotFoundError: A folder holds none.
+        FileNotFoundError: A folder contains no image files.
     """
-    for one in given:
-        path = Path(one)
-        if one != STDIN and path.is_dir():
+    for name in names:
+        path = Path(name)
+        if name != STDIN and path.is_dir():
             files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            found = sorted(map(str, files))
-            if not found:
-                raise FileNotFoundError(f"{path}: no image files below this folder")
-            yield from found
+            images = sorted(map(str, files))
+            if not images:
+                raise FileNotFoundError(f"{path}: no image files in this folder")
+            yield from images
         else:
-            yield one
+            yield name
 
 
 def answers(
     call: Callable[[Iterable[ImageInput]], Generator[Result | Exception, None, None]],
     paths: Iterable[str],
 ) -> Generator[Answer[Result], None, None]:
-    """Send images over one stream and give the answers in the images' order.
+    """Send images over one stream and yield the results in the images' order.
 
-    An image that cannot be read or is refused fails alone.
+    An image that is unreadable or rejected does not affect the others.
 
     Args:
-        call: `classify_many` or `embed_many`, all but its images given.
-        paths: Read as the stream has room.
+        call: `classify_many` or `embed_many` with all other arguments bound.
+        paths: Image paths, read as the stream's window allows.
 
     Raises:
-        Resnet50Error: No other image would fare better: no server answers, or it refuses the
-            request for another reason than its image.
+        Resnet50Error: All images would fail: no server is reachable, or the server rejects the
+            request for a reason other than its image.
     """
-    under_way: collections.deque[str] = collections.deque()
+    pending: collections.deque[str] = collections.deque()
 
     def images() -> Iterator[ImageInput]:
         for path in paths:
-            # A URL is refused, and shown then; a file keeps its name, whatever that is.
-            under_way.append(redact(path, path) if is_url(path) else path)
+            # URLs are rejected with an error that shows them; file names are shown unchanged.
+            pending.append(redact(path, path) if is_url(path) else path)
             yield sys.stdin.buffer if path == STDIN else path
 
     with closing(call(images())) as outcomes:
         for outcome in outcomes:
-            # Said by a server, it is the server's state; the SDK says it of an image under which
-            # connections break, and the others go on.
+            # From the server it is about the server; the SDK also raises it, without a request
+            # ID, for a single image that repeatedly breaks the connection.
             if isinstance(outcome, UnavailableError) and outcome.request_id is not None:
                 raise outcome
-            yield Answer(under_way.popleft(), outcome)
+            yield Answer(pending.popleft(), outcome)

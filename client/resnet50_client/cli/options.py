@@ -13,27 +13,27 @@ Timeout = Annotated[
     typer.Option(
         "--timeout-s",
         min=0.001,
-        help=f"How long one call may take, in seconds; default: {DEFAULT_TIMEOUT_S:g}.",
+        help=f"Timeout of one call in seconds. Default: {DEFAULT_TIMEOUT_S:g}.",
     ),
 ]
-Patience = Annotated[
+StreamTimeout = Annotated[
     float | None,
     typer.Option(
         "--timeout-s",
         min=0.001,
-        help="How long to go on without a server that answers, in seconds;"
-        f" default: {DEFAULT_TIMEOUT_S:g}.",
+        help="Give up after this many seconds without a reachable server."
+        f" Default: {DEFAULT_TIMEOUT_S:g}.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 VariantName = Annotated[
-    str, typer.Option("--variant", help="Which weights answer; default: the server's choice.")
+    str, typer.Option("--variant", help="Name of the variant. Default: the server's default.")
 ]
 Files = Annotated[
     list[str],
     typer.Argument(
-        metavar="FILES...", help="Image files, folders of them, or - for one image on stdin."
+        metavar="FILES...", help="Image files, folders of images, or - for one image on stdin."
     ),
 ]
-Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Images under way at once.")]
+Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Maximum images in flight.")]
 DEFAULT_CONCURRENCY = 16

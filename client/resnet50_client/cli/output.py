@@ -1,4 +1,4 @@
-"""What the commands say besides their results, and with which exit status they end."""
+"""Output of the commands: results, messages, progress, and exit statuses."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from ..errors import (
     UnavailableError,
 )
 
-# Exit statuses; 2 is typer's own for wrong usage.
+# Exit statuses; typer itself uses 2 for wrong usage.
 SOME_FAILED = 1
 WRONG_USAGE = 2
 NO_SERVER = 3
 INTERRUPTED = 130  # as shells count SIGINT
 
 EXIT_STATUSES = (
-    "Exit status: 0 all is well; 1 the server refused something, or some images failed (the others"
-    " are in the output); 2 wrong usage; 3 no server answers, or it is not ready; 130 interrupted."
+    "Exit status: 0 success; 1 the server rejected a request, or some images failed (the others"
+    " are in the output); 2 wrong usage; 3 no server reachable, or not ready; 130 interrupted."
 )
 
-# A pipe has no width of its own; a table cut at 80 columns would help nobody.
+# A pipe has no width; rich would cut tables at 80 columns.
 PIPE_COLUMNS = 130
 
 Value = TypeVar("Value")
 
 
 def console(**options: Any) -> Console:
-    """Return a rich console that takes no text for markup or for the name of an emoji."""
+    """Return a rich console that interprets no markup and no emoji names."""
     return Console(highlight=False, markup=False, emoji=False, **options)
 
 
-errors = console(stderr=True)
+stderr = console(stderr=True)
 
 
 def printable(value: Value) -> Value:
-    r"""Return text, or data made of it, that a terminal shows as it is and obeys in nothing.
+    r"""Escape control characters in text, or in all text of a data structure.
 
-    Labels and messages come from servers, and names from other people's folders. What
-    `str.isprintable` denies (escape sequences, C1, line ends, bidirectional controls, bytes of a
-    file name that are no text) is written as Python would: "\x1b", "\n", "\u202e". All output
-    that is not JSON passes through here, before it is laid out.
+    Labels and messages come from servers, and file names from other people. Characters that are
+    not `str.isprintable` (escape sequences, C1, line ends, bidirectional controls, undecodable
+    bytes of a file name) are escaped as in Python: "\x1b", "\n", "\u202e". All output except
+    JSON passes through this function before layout.
 
     Args:
         value: Text, or dataclasses, mappings, lists, tuples of it; anything else is returned as is.
@@ -82,14 +82,14 @@ def _printable(value: Any) -> Any:
     return value
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Write a line to stdout."""
     print(printable(text), flush=True)
 
 
-def say_json(value: object) -> None:
+def print_json(value: object) -> None:
     """Write a line of JSON to stdout."""
-    # All that could be obeyed is escaped by the encoder but DEL, which is ASCII.
+    # The encoder escapes all control characters except DEL.
     print(json.dumps(value).replace("\x7f", "\\u007f"), flush=True)
 
 
@@ -97,103 +97,105 @@ def show(table: RenderableType, min_columns: int = 0) -> None:
     """Write a table, made of printable data, to stdout.
 
     Args:
-        table: What to write.
-        min_columns: In a narrower window it is wrapped rather than cut.
+        table: The table.
+        min_columns: Minimum width: in a narrower window lines wrap rather than being cut.
     """
     stdout = console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
     stdout.width = max(stdout.width, min_columns)
-    # Written by print: rich ends the process by itself if nobody reads any more.
+    # By print(), because rich exits the process on a broken pipe.
     with stdout.capture() as captured:
         stdout.print(table)
     print(captured.get(), end="", flush=True)
 
 
-def complain(text: str) -> None:
-    """Write a line to stderr, above what progress shows there."""
-    note(f"resnet50: {text}")
+def warn(text: str) -> None:
+    """Write a warning or an error to stderr, above a progress bar."""
+    print_note(f"resnet50: {text}")
 
 
-def note(text: str) -> None:
-    """Write a line to stderr that is no complaint, and so without the command's name."""
-    errors.print(printable(text), soft_wrap=True)
+def print_note(text: str) -> None:
+    """Write a line of information, without the command's name, to stderr."""
+    stderr.print(printable(text), soft_wrap=True)
 
 
-def reason(error: Exception) -> str:
-    """Return why something failed, without the file's name, which stands before it."""
+def error_text(error: Exception) -> str:
+    """Return an error's text without the file name, which the caller prints before it."""
     return f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def code(error: Exception) -> str:
-    """Return the word by which a machine knows an image's failure."""
+def error_code(error: Exception) -> str:
+    """Return the machine-readable code of an image's error."""
     return error.code or "INVALID_ARGUMENT" if isinstance(error, Resnet50Error) else "UNREADABLE"
 
 
 def progress_bar() -> Progress:
-    """Return a bar on stderr that shows what is done of what there is to do."""
+    """Return a progress bar on stderr."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=errors,
+        console=stderr,
         transient=True,
         redirect_stdout=False,
-        disable=not errors.is_terminal,
+        disable=not stderr.is_terminal,
     )
 
 
 @contextmanager
-def errors_shown() -> Iterator[None]:
-    """Turn what stops a whole command into a line on stderr and an exit status."""
+def reporting_errors() -> Iterator[None]:
+    """Report an exception that ends the command on stderr, and exit with its status."""
     try:
         yield
     except (UnavailableError, DeadlineExceededError) as error:
-        fail(error, NO_SERVER)
+        exit_with(error, NO_SERVER)
     except BrokenPipeError as error:
-        # Nobody reads stdout any more. Else the interpreter complains as it flushes.
+        # stdout is closed: without this the interpreter reports an error as it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(SOME_FAILED) from error
     except (Resnet50Error, OSError) as error:
-        fail(error, SOME_FAILED)
+        exit_with(error, SOME_FAILED)
     except ValueError as error:
-        fail(error, WRONG_USAGE)
+        exit_with(error, WRONG_USAGE)
     except KeyboardInterrupt as interrupt:
         raise typer.Exit(INTERRUPTED) from interrupt
 
 
-def fail(error: Exception, status: int) -> NoReturn:
-    """End the command with a line on stderr."""
-    complain(f"{error}{_advice(error)}")
+def exit_with(error: Exception, status: int) -> NoReturn:
+    """Report an error on stderr and exit."""
+    warn(f"{error}{_token_hint(error)}")
     raise typer.Exit(status) from error
 
 
-def _advice(error: Exception) -> str:
-    """Return what to do about a token on a command line; servers know of metadata only."""
+def _token_hint(error: Exception) -> str:
+    """Return a hint about the token's options, which the server's message cannot name."""
     if isinstance(error, UnauthenticatedError):
         return " (--token-file and RESNET50_TOKEN give the token)"
     if isinstance(error, PermissionDeniedError) and error.scope:
         return (
-            " (--token-file and RESNET50_TOKEN give the token; the server's operator makes one with"
-            f" resnet50-server tokens new NAME --scope {error.scope})"
+            " (--token-file and RESNET50_TOKEN give the token; the server's operator creates one"
+            f" with resnet50-server tokens new NAME --scope {error.scope})"
         )
     return ""
 
 
 @contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """Give an event that the first SIGINT or SIGTERM sets; a second one interrupts at once."""
+def stop_signals() -> Iterator[threading.Event]:
+    """Return an event that the first SIGINT or SIGTERM sets; the second one interrupts at once."""
     stop = threading.Event()
 
-    def ask(*_: Any) -> None:
+    def on_signal(*_: Any) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
         # Not through the console, which may be in the middle of a line.
-        os.write(2, b"resnet50: stopping after what is under way; once more to stop at once\n")
+        os.write(2, b"resnet50: stopping after images in flight; repeat to stop immediately\n")
 
-    before = {one: signal.signal(one, ask) for one in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield stop
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

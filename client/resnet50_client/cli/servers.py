@@ -1,4 +1,4 @@
-"""The options that say where servers are and who calls, for every command that makes calls."""
+"""Connection options, shared by all commands that call servers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..connection import DEFAULT_TIMEOUT_S
 from ..profile import Profile
 from ..retries import RetryPolicy
 
-PANEL = "Connection (or RESNET50_CA and so on, or a profile)"
+PANEL = "Connection (also from RESNET50_CA etc. or a profile)"
 
 
 class Priority(str, Enum):
-    """As `Client` takes it."""
+    """`Client`'s priorities."""
 
     interactive = "interactive"
     bulk = "bulk"
@@ -30,12 +30,12 @@ class Priority(str, Enum):
 
 @dataclass(frozen=True)
 class Servers:
-    """What the flags say of them; the environment and the profile are read when they are needed.
+    """Connection options of a command; environment and profile are read when needed.
 
     Attributes:
-        flags: What was given.
-        name: Of the profile; None for the one that the environment names, if it does.
-        file: Where profiles stand; None for the usual place.
+        flags: Options given on the command line.
+        name: Name of the profile; None for the environment's, if any.
+        file: Path of the profile file; None for the default path.
     """
 
     flags: Profile
@@ -43,25 +43,25 @@ class Servers:
     file: Path | None
 
     def profile(self, timeout_s: float | None, default_s: float = DEFAULT_TIMEOUT_S) -> Profile:
-        """Return all that is known, with a server and a deadline in any case.
+        """Return the complete connection options, with default server and timeout.
 
         Args:
-            timeout_s: As the command's flag says.
-            default_s: If nothing says it.
+            timeout_s: The command's --timeout-s; None if not given.
+            default_s: Default timeout in seconds.
 
         Raises:
-            ValueError: Something is wrong.
+            ValueError: An option is invalid.
             OSError: The profile file cannot be read.
         """
-        known = Profile(timeout_s=timeout_s).over(self.known())
-        return known.over(Profile(server=(DEFAULT_SERVER,), timeout_s=default_s))
+        given = Profile(timeout_s=timeout_s).over(self.given())
+        return given.over(Profile(server=(DEFAULT_SERVER,), timeout_s=default_s))
 
-    def known(self) -> Profile:
-        """Return what flags, environment and profile say; errors as of `profile`."""
+    def given(self) -> Profile:
+        """Merge flags, environment and profile, without defaults; raises as `profile`."""
         return self.flags.with_defaults(self.name, self.file)
 
     def client(self, timeout_s: float | None, default_s: float = DEFAULT_TIMEOUT_S) -> Client:
-        """Return a client of them; arguments and errors as of `profile`, and those of `Client`."""
+        """Return a client of all servers; arguments and errors as of `profile` and `Client`."""
         return Client(**self.profile(timeout_s, default_s).arguments())
 
     def clients(
@@ -70,11 +70,11 @@ class Servers:
         default_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
     ) -> dict[str, Client]:
-        """Return a client of each address alone; otherwise as `client`."""
+        """Return a client per address; otherwise as `client`."""
         profile = self.profile(timeout_s, default_s)
         return {
-            one: Client(**replace(profile, server=(one,)).arguments(), retry=retry)
-            for one in profile.server or ()
+            address: Client(**replace(profile, server=(address,)).arguments(), retry=retry)
+            for address in profile.server or ()
         }
 
 
@@ -92,7 +92,8 @@ def _servers(
         typer.Option(
             "--profile",
             rich_help_panel=PANEL,
-            help="Says what neither flags nor environment do. Environment: RESNET50_PROFILE.",
+            help="Profile for options given neither by flag nor environment. Environment:"
+            " RESNET50_PROFILE.",
         ),
     ] = None,
     profile_file: Annotated[
@@ -100,8 +101,8 @@ def _servers(
         typer.Option(
             "--profile-file",
             rich_help_panel=PANEL,
-            help="TOML with tables profiles.NAME; default: resnet50/profiles.toml in the user's"
-            " configuration folder. Environment: RESNET50_PROFILE_FILE.",
+            help="TOML file with tables profiles.NAME. Environment: RESNET50_PROFILE_FILE."
+            " Default: resnet50/profiles.toml in the user's configuration folder.",
         ),
     ] = None,
     tls: Annotated[
@@ -109,14 +110,14 @@ def _servers(
         typer.Option(
             "--tls/--no-tls",
             rich_help_panel=PANEL,
-            help="Speak TLS; default: if --ca, --cert or --server-name is given. Without --ca,"
-            " public authorities are trusted.",
+            help="Use TLS. Default: if --ca, --cert or --server-name is given. Without --ca,"
+            " public CA certificates are trusted.",
         ),
     ] = None,
     ca: Annotated[
         str | None,
         typer.Option(
-            "--ca", metavar="FILE", rich_help_panel=PANEL, help="Authorities to trust, in PEM."
+            "--ca", metavar="FILE", rich_help_panel=PANEL, help="CA certificates to trust (PEM)."
         ),
     ] = None,
     cert: Annotated[
@@ -125,12 +126,14 @@ def _servers(
             "--cert",
             metavar="FILE",
             rich_help_panel=PANEL,
-            help="Certificate of this client, for servers that want one.",
+            help="Client certificate (PEM), for servers that require one (mTLS).",
         ),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", metavar="FILE", rich_help_panel=PANEL, help="Its private key."),
+        typer.Option(
+            "--key", metavar="FILE", rich_help_panel=PANEL, help="Private key of --cert (PEM)."
+        ),
     ] = None,
     token_file: Annotated[
         str | None,
@@ -138,8 +141,8 @@ def _servers(
             "--token-file",
             metavar="FILE",
             rich_help_panel=PANEL,
-            help="Holds the bearer token. There is no flag for the token itself, which others could"
-            " see in the list of processes; RESNET50_TOKEN holds one.",
+            help="File with the bearer token. There is no flag for the token itself, because other"
+            " users could see it in the process list; RESNET50_TOKEN can contain it.",
         ),
     ] = None,
     server_name: Annotated[
@@ -147,7 +150,7 @@ def _servers(
         typer.Option(
             "--server-name",
             rich_help_panel=PANEL,
-            help="The name to find in the server's certificate, if not that of the address.",
+            help="Name expected in the server's certificate. Default: the address's host.",
         ),
     ] = None,
     insecure_token: Annotated[
@@ -155,13 +158,15 @@ def _servers(
         typer.Option(
             "--insecure-token",
             rich_help_panel=PANEL,
-            help="Let the token leave this machine in clear text.",
+            help="Allow sending the token over plaintext to other machines.",
         ),
     ] = None,
     priority: Annotated[
         Priority | None,
         typer.Option(
-            "--priority", rich_help_panel=PANEL, help="bulk: others may go first, if in a hurry."
+            "--priority",
+            rich_help_panel=PANEL,
+            help="Request priority; bulk yields to interactive traffic.",
         ),
     ] = None,
     caller_key: Annotated[
@@ -169,8 +174,8 @@ def _servers(
         typer.Option(
             "--caller-key",
             rich_help_panel=PANEL,
-            help="Who calls, to a server with a traffic split; default: who it takes the caller"
-            " to be.",
+            help="Key by which a server's traffic split assigns this caller. Default: the"
+            " caller's identity.",
         ),
     ] = None,
 ) -> Servers:
@@ -190,19 +195,22 @@ def _servers(
 
 
 def with_servers(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `_servers` in the place of its parameter `servers`."""
-    wanted = inspect.signature(command, eval_str=True).parameters
+    """Decorate a command: its parameter `servers` becomes the options of `_servers`."""
+    own = inspect.signature(command, eval_str=True).parameters
     options = inspect.signature(_servers, eval_str=True).parameters
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        servers = _servers(**{name: given.pop(name) for name in options})
-        command(**given, servers=servers)
+    def run(**arguments: Any) -> None:
+        servers = _servers(**{name: arguments.pop(name) for name in options})
+        command(**arguments, servers=servers)
 
-    shown = [one for one in wanted.values() if one.name != "servers"] + list(options.values())
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
-    # What typer looks at instead of the command's own.
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in [*own.values(), *options.values()]
+        if parameter.name != "servers"
+    ]
+    # typer reads these instead of the command's own signature.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del run.__wrapped__
     return run

@@ -1,4 +1,4 @@
-"""The command `stream`: the frames of a video, a camera or a folder, classified as they come."""
+"""The command `stream`: classify the frames of a video, a camera or a folder, in real time."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from rich.live import Live
 from ..frames import FrameAnswer
 from ..results import Classification
 from .annotate import Annotator
-from .footage import Shot, UnderWay, shots
-from .options import DEFAULT_CONCURRENCY, AsJson, Concurrency, Patience, VariantName
+from .frame_source import InFlightFrames, SourceFrame, read_frames
+from .options import DEFAULT_CONCURRENCY, AsJson, Concurrency, StreamTimeout, VariantName
 from .output import (
     SOME_FAILED,
     WRONG_USAGE,
-    code,
-    complain,
-    errors,
-    errors_shown,
-    fail,
-    note,
+    error_code,
+    error_text,
+    exit_with,
+    print_json,
+    print_line,
+    print_note,
     printable,
-    reason,
-    say,
-    say_json,
-    stopping,
+    reporting_errors,
+    stderr,
+    stop_signals,
+    warn,
 )
 from .servers import Servers, with_servers
-from .tally import Tally
+from .stream_stats import StreamStats
 
 COLUMNS = ("frame", "time_s", "outcome", "label", "probability", "replaced_by", "latency_ms")
 Row = dict[str, Any]
 
 
 class Delivery(str, Enum):
-    """As `Client.classify_stream` takes it."""
+    """Delivery modes of `Client.classify_stream`."""
 
     ordered = "ordered"
     latest = "latest"
 
 
 class Encoding(str, Enum):
-    """As `frames_from_video` takes it."""
+    """Encodings of `frames_from_video`."""
 
     raw = "raw"
     jpeg = "jpeg"
@@ -60,7 +60,7 @@ def stream(
         typer.Argument(
             metavar="VIDEO|FOLDER|CAMERA",
             help="A video file, a folder of images (sent in the order of their names), or a"
-            " camera's number.",
+            " camera number.",
         ),
     ],
     variant: VariantName = "",
@@ -69,66 +69,66 @@ def stream(
         typer.Option(
             "--fps",
             min=0.001,
-            help="Frames per second to take of a video; of a folder, how fast its images follow"
-            " each other (25).",
+            help="Frames per second to sample from a video (default: all), or to play a folder's"
+            " images at (default: 25).",
         ),
     ] = None,
     delivery: Annotated[
         Delivery,
         typer.Option(
             "--delivery",
-            help="ordered: every frame is computed, however long it takes; latest: a newer frame"
-            " takes the place of one that waits, and a file is played at its own speed.",
+            help="ordered: compute every frame, however long it takes; latest: a newer frame"
+            " replaces a pending one, and files are played in real time.",
         ),
     ] = Delivery.ordered,
     encoding: Annotated[
-        Encoding, typer.Option("--encoding", help="How frames of a video travel.")
+        Encoding, typer.Option("--encoding", help="Encoding of video frames on the wire.")
     ] = Encoding.raw,
     annotate: Annotated[
         Path | None,
         typer.Option(
             "--annotate",
-            help="Write an .mp4 file of the frames with label and probability; latencies then"
-            " include the drawing.",
+            help="Write an .mp4 file of the frames with label and probability. Latencies then"
+            " include drawing.",
         ),
     ] = None,
     csv_file: Annotated[
         Path | None,
-        typer.Option("--csv", help=f"Write a .csv file with a row a frame: {', '.join(COLUMNS)}."),
+        typer.Option("--csv", help=f"Write a .csv file, one row per frame: {', '.join(COLUMNS)}."),
     ] = None,
-    timeout_s: Patience = None,
+    timeout_s: StreamTimeout = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     as_json: AsJson = False,
 ) -> None:
-    """Classify the frames of a video, a camera or a folder of images, as they come.
+    """Classify the frames of a video, a camera or a folder of images in real time.
 
-    Ctrl-C ends the source: what is under way is answered, and the files are finished.
+    Ctrl-C stops the source: frames in flight are completed, and the output files are finished.
     """
     _check(annotate, "--annotate", ".mp4")
     _check(csv_file, "--csv", ".csv")
-    with errors_shown(), ExitStack() as stack:
+    with reporting_errors(), ExitStack() as stack:
         client = stack.enter_context(servers.client(timeout_s))
         client.variant(variant)
-        stop = stack.enter_context(stopping())
+        stop = stack.enter_context(stop_signals())
         try:
             real_time = stop if delivery is Delivery.latest else None
-            footage = shots(source, fps, encoding.value, real_time)
+            frames = read_frames(source, fps, encoding.value, real_time)
             outputs = _Outputs(
                 Annotator(annotate) if annotate is not None else None,
                 stack.enter_context(_created(csv_file)) if csv_file is not None else None,
                 as_json,
             )
         except ImportError as error:
-            fail(_what_is_missing(error), WRONG_USAGE)
+            exit_with(_missing_package(error), WRONG_USAGE)
         stack.callback(outputs.close)
-        under_way = UnderWay(footage, stop, concurrency if annotate else None, outputs.draw)
-        tally = Tally(lambda: under_way.sent)
-        stack.callback(_summarise, tally, as_json)
-        stack.callback(under_way.close)
-        if errors.is_terminal:
-            stack.enter_context(Live(tally, console=errors, transient=True, redirect_stdout=False))
+        in_flight = InFlightFrames(frames, stop, concurrency if annotate else None, outputs.draw)
+        stats = StreamStats(lambda: in_flight.sent)
+        stack.callback(_summarise, stats, as_json)
+        stack.callback(in_flight.close)
+        if stderr.is_terminal:
+            stack.enter_context(Live(stats, console=stderr, transient=True, redirect_stdout=False))
         answers = client.classify_stream(
-            under_way.images(),
+            in_flight.images(),
             delivery=delivery.value,
             variant=variant,
             top_k=1,
@@ -136,23 +136,23 @@ def stream(
         )
         stack.enter_context(closing(answers))
         for answer in answers:
-            shot, newer = under_way.answered(answer)
-            row = _row(shot, answer, newer)
-            tally.add(row["outcome"], row["label"], _caption(answer), row["latency_ms"])
+            frame, newer = in_flight.answered(answer)
+            row = _row(frame, answer, newer)
+            stats.add(row["outcome"], row["label"], _caption(answer), row["latency_ms"])
             outputs.write(row, answer.error)
             if answer.error is not None:
-                complain(f"{shot.name}: {reason(answer.error)}")
-    if tally.outcomes["failed"]:
+                warn(f"{frame.name}: {error_text(answer.error)}")
+    if stats.outcomes["failed"]:
         raise typer.Exit(SOME_FAILED)
 
 
 class _Outputs:
-    """Where rows and annotated frames go.
+    """Outputs for rows and annotated frames.
 
     Args:
         annotator: Writes the video; None for none.
         table: The CSV file; None for none.
-        as_json: Whether rows go to stdout as well.
+        as_json: Print rows to stdout as JSON, too.
     """
 
     def __init__(self, annotator: Annotator | None, table: TextIO | None, as_json: bool) -> None:
@@ -164,20 +164,20 @@ class _Outputs:
             self._table.writeheader()
 
     def write(self, row: Row, error: Exception | None) -> None:
-        """Write a frame's row; answers come in any order under "latest"."""
+        """Write a frame's row; with "latest", frames complete in any order."""
         if self._table is not None:
             self._table.writerow(row)
         if self._as_json:
-            failure = {"error": {"code": code(error), "message": str(error)}} if error else {}
-            say_json(row | failure)
+            failure = {"error": {"code": error_code(error), "message": str(error)}} if error else {}
+            print_json(row | failure)
 
-    def draw(self, shot: Shot) -> None:
-        """Write a frame of the video; they come in order. Without an answer it keeps the last."""
-        assert shot.answer is not None
-        if shot.answer.result is not None:
-            self._caption = _caption(shot.answer)
-        if self._annotator is not None and shot.image is not None:
-            self._annotator.write(shot.image, shot.time_s, self._caption)
+    def draw(self, frame: SourceFrame) -> None:
+        """Write a frame of the video, in order; one without a result keeps the last caption."""
+        assert frame.answer is not None
+        if frame.answer.result is not None:
+            self._caption = _caption(frame.answer)
+        if self._annotator is not None and frame.image is not None:
+            self._annotator.write(frame.image, frame.time_s, self._caption)
 
     def close(self) -> None:
         """Finish the video."""
@@ -185,13 +185,13 @@ class _Outputs:
             self._annotator.close()
 
 
-def _row(shot: Shot, answer: FrameAnswer[Classification], newer: int | None) -> Row:
-    """Return what is told of a frame, by column."""
+def _row(frame: SourceFrame, answer: FrameAnswer[Classification], newer: int | None) -> Row:
+    """Return a frame's row by column."""
     row: Row = dict.fromkeys(COLUMNS)
-    row |= {"frame": shot.number, "time_s": round(shot.time_s, 6), "replaced_by": newer}
+    row |= {"frame": frame.number, "time_s": round(frame.time_s, 6), "replaced_by": newer}
     row["outcome"] = "dropped" if answer.dropped else "failed" if answer.error else "answered"
     if not answer.dropped:
-        row["latency_ms"] = round(shot.latency_s * 1000, 3)
+        row["latency_ms"] = round(frame.latency_s * 1000, 3)
     if answer.result is not None:
         top = answer.result.top
         row |= {"label": top.label, "probability": round(top.probability, 6)}
@@ -206,13 +206,13 @@ def _created(path: Path) -> TextIO:
     return path.open("w", newline="", encoding="utf-8")
 
 
-def _summarise(tally: Tally, as_json: bool) -> None:
-    """Print the summary where no machine trips over it."""
-    for line in tally.summary():
-        note(line) if as_json else say(line)
+def _summarise(stats: StreamStats, as_json: bool) -> None:
+    """Print the summary to stdout, or to stderr if stdout is JSON."""
+    for line in stats.summary():
+        print_note(line) if as_json else print_line(line)
 
 
-def _what_is_missing(error: ImportError) -> Exception:
+def _missing_package(error: ImportError) -> Exception:
     return ValueError(
         f"video needs {error.name}, which is not installed: pip install 'resnet50-serving[video]'"
     )
@@ -224,4 +224,4 @@ def _check(out: Path | None, option: str, suffix: str) -> None:
     if out.suffix.lower() != suffix:
         raise typer.BadParameter(f"{out} does not end in {suffix}", param_hint=option)
     if not out.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {out.parent}", param_hint=option)
+        raise typer.BadParameter(f"folder {out.parent} does not exist", param_hint=option)

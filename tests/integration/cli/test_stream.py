@@ -199,7 +199,7 @@ async def test_interrupted_embed_loses_and_repeats_nothing(engine, many, tmp_pat
         status, stdout, _ = await command.end()
         assert status == 130
         kept = engine.total
-        assert json.loads(stdout) == {"embedded": kept, "out": None, "kept_in": str(partial)}
+        assert json.loads(stdout) == {"embedded": kept, "out": None, "checkpoint": str(partial)}
         assert SHARD <= on_disk(partial) == kept < IMAGES
         status, _, said = await resnet50("embed", many, "--out", out, server=server)
     assert status == 0, said

@@ -156,7 +156,7 @@ async def test_split_is_set_shown_and_ended_on_each_server(folder):
         both = [one, other]
         done = await variants("split", V2, V1, "--canary", "30", "--shadow", "100", servers=both)
         assert done.exit_code == 0, done.stderr
-        assert done.stdout.count(f"{V1} answers 30% of the callers of {V2}") == 2
+        assert done.stdout.count(f"{V1} serves 30% of the callers of {V2}") == 2
         async with Caller(KINDS[0], one.addresses[0], token=ADMIN) as client:
             await client.classify(PNG, caller_key=OTHER)
         await until(lambda: compared(one))
@@ -168,7 +168,7 @@ async def test_split_is_set_shown_and_ended_on_each_server(folder):
         assert "callers" in first
         assert ("70%" in first, "30%" in first) == (True, True)
         assert "1 compared, 0 skipped, 0 failed on the candidate" in first
-        assert "first category the same in 100.00%; cosine 1.0000, smallest 1.0000" in first
+        assert "top-1 agreement 100.00%; cosine similarity mean 1.0000, min 1.0000" in first
         assert "0 compared" in second
         told = (await variants("splits", "--json", servers=both)).stdout.splitlines()
         found = [json.loads(line) for line in told]

@@ -11,7 +11,7 @@ import pytest
 
 from resnet50_client.cli.bench.calls import Outcome
 from resnet50_client.cli.bench.record import Record
-from resnet50_client.cli.footage import Shot, UnderWay
+from resnet50_client.cli.frame_source import InFlightFrames, SourceFrame
 from resnet50_client.frames import FrameAnswer
 
 FRAMES = 60_000
@@ -28,16 +28,16 @@ def threads_take_turns_all_the_time() -> Iterator[None]:
 
 def test_frames_are_answered_while_others_are_sent():
     done = []
-    under_way = UnderWay(
-        (Shot(b"", number, 0.0, "") for number in range(FRAMES)),
+    in_flight = InFlightFrames(
+        (SourceFrame(b"", number, 0.0, "") for number in range(FRAMES)),
         threading.Event(),
         None,
-        lambda shot: done.append(shot.number),
+        lambda frame: done.append(frame.number),
     )
     sent: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def send() -> None:
-        for number, _ in enumerate(under_way.images()):
+        for number, _ in enumerate(in_flight.images()):
             sent.put(number)
         sent.put(None)
 
@@ -45,9 +45,9 @@ def test_frames_are_answered_while_others_are_sent():
     sending.start()
     try:
         while (frame_id := sent.get()) is not None:
-            under_way.answered(FrameAnswer(frame_id, None, None, None))
+            in_flight.answered(FrameAnswer(frame_id, None, None, None))
     finally:
-        under_way.close()
+        in_flight.close()
         sending.join()
     assert done == list(range(FRAMES))
 

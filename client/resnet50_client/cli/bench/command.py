@@ -17,13 +17,13 @@ from ..options import DEFAULT_CONCURRENCY, AsJson, VariantName
 from ..output import (
     INTERRUPTED,
     SOME_FAILED,
-    complain,
-    errors,
-    errors_shown,
+    print_json,
     printable,
-    say_json,
+    reporting_errors,
     show,
-    stopping,
+    stderr,
+    stop_signals,
+    warn,
 )
 from ..servers import Servers, with_servers
 from ..stream import Delivery
@@ -229,7 +229,7 @@ def bench(
 
     Calls are never repeated. Ctrl-C ends the load; what was measured is reported.
     """
-    with errors_shown(), ExitStack() as stack:
+    with reporting_errors(), ExitStack() as stack:
         if compared is not None:
             _compare(Bench.load(compared[0]), Bench.load(compared[1]), as_json)
             return
@@ -260,18 +260,18 @@ def bench(
             server_pid=server_pid,
         )
         steps = shares(sweep) if sweep is not None else ()
-        stop = stack.enter_context(stopping())
+        stop = stack.enter_context(stop_signals())
         live = Live()
         with ExitStack() as shown:
-            if errors.is_terminal:
-                screen = Screen(live, console=errors, transient=True, redirect_stdout=False)
+            if stderr.is_terminal:
+                screen = Screen(live, console=stderr, transient=True, redirect_stdout=False)
                 shown.enter_context(screen)
             found = run_bench(plan, steps, stop, live.watch, profile)
         _report(found, out, html, as_json)
     if stop.is_set():
         raise typer.Exit(INTERRUPTED)
     if not any(run.answered for run in found.runs):
-        complain("nothing was answered")
+        warn("nothing was answered")
         raise typer.Exit(SOME_FAILED)
 
 
@@ -291,9 +291,9 @@ def _load(
 def _report(found: Bench, out: Path | None, html: Path | None, as_json: bool) -> None:
     for run in found.runs:
         for warning in run.warnings:
-            complain(f"{run.load.describe(found.plan.streams)}: {warning}")
+            warn(f"{run.load.describe(found.plan.streams)}: {warning}")
     if as_json:
-        say_json(json.loads(found.to_json()))
+        print_json(json.loads(found.to_json()))
     else:
         show(tables(printable(found)), TABLE_COLUMNS)
     if out is not None:
@@ -306,10 +306,10 @@ def _compare(one: Bench, other: Bench, as_json: bool) -> None:
     rows = comparison.rows(one, other)
     differences = comparison.differences(one, other)
     if as_json:
-        say_json({"differences": differences, "rows": [vars(row) for row in rows]})
+        print_json({"differences": differences, "rows": [vars(row) for row in rows]})
         return
     for difference in differences:
-        complain(f"not the same: {difference}")
+        warn(f"not the same: {difference}")
     show(comparison.table(printable(rows)), TABLE_COLUMNS)
 
 

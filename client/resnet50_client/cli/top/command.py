@@ -16,7 +16,7 @@ from rich.live import Live
 
 from ...retries import RetryPolicy
 from ..options import AsJson
-from ..output import NO_SERVER, complain, console, errors_shown, say, say_json, show
+from ..output import NO_SERVER, console, print_json, print_line, reporting_errors, show, warn
 from ..servers import Servers, with_servers
 from .facts import Facts
 from .keys import keys
@@ -70,14 +70,14 @@ def top(
     Servers that take calls where --server says are asked for the states of their variants, which
     metrics do not tell; with --metrics they are only asked if --server names them.
     """
-    with errors_shown(), _ending():
+    with reporting_errors(), _ending():
         stale_s = max(10.0, STALE_INTERVALS * interval_s)
         named = metrics or os.environ.get(METRICS, "").replace(",", " ").split()
         endpoints = dict.fromkeys(map(Endpoint.of, named or [DEFAULT_METRICS]))
         watches = [Watch(endpoint, timeout_s, stale_s) for endpoint in endpoints]
         # Whatever runs at the default address need not be what is watched elsewhere.
         # A thread may be asking until the process ends, so nobody closes them.
-        asked = servers.known().server or not named
+        asked = servers.given().server or not named
         once_each = RetryPolicy(attempts=1)
         facts = Facts(servers.clients(timeout_s, retry=once_each) if asked else {})
         facts.start()
@@ -107,12 +107,12 @@ def _print_once(found: Iterator[Snapshot], facts: Facts, as_json: bool) -> None:
         show(view)
     if snapshot.together is None:
         for one in snapshot.servers:
-            complain(f"{one.url}: {one.failure}")
+            warn(f"{one.url}: {one.failure}")
         raise typer.Exit(NO_SERVER)
 
 
 def _print_json(snapshot: Snapshot) -> None:
-    say_json(snapshot.to_json())
+    print_json(snapshot.to_json())
 
 
 def _print_all(found: Iterator[Snapshot]) -> None:
@@ -120,7 +120,7 @@ def _print_all(found: Iterator[Snapshot]) -> None:
     for number, snapshot in enumerate(found):
         view.show(snapshot)
         if number:
-            say("")
+            print_line("")
         show(view)
 
 

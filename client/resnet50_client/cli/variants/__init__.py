@@ -1,1 +1,1 @@
-"""`resnet50 variants`: the weights that servers hold, listed and changed."""
+"""`resnet50 variants`: list, load, unload and compare the variants of servers."""

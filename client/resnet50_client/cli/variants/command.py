@@ -13,31 +13,33 @@ from ...client import Client
 from ...connection import CHANGE_TIMEOUT_S
 from ...results import LoadedVariant, Variant
 from ..options import AsJson, Timeout
-from ..output import EXIT_STATUSES, errors_shown, printable, say, say_json
+from ..output import EXIT_STATUSES, print_json, print_line, printable, reporting_errors
 from ..output import show as show_table
 from ..servers import Servers, with_servers
 from . import table
-from .each import ask_each, change_each
-from .loading import load as load_watched
-from .splitting import split, splits, unsplit
+from .fan_out import query_each, update_each
+from .load_progress import load as load_watched
+from .traffic import split, splits, unsplit
 
-_OF_CHANGES = (
-    "Several servers, each under a --server of its own, are changed one after another; the first"
-    " that fails is the last that is asked. Needs a token with the scope admin, and servers with"
-    f" --variants-dir. A restarted server holds what its settings say. {EXIT_STATUSES}"
+_CHANGE_EPILOG = (
+    "Several servers, one --server each, are changed one after another, until the first failure."
+    " Needs a token with the scope admin, and servers with --variants-dir. Changes do not survive"
+    f" a restart of the server. {EXIT_STATUSES}"
 )
 
 Name = Annotated[str, typer.Argument(help="The variant's name.")]
-Patience = Annotated[
+ChangeTimeout = Annotated[
     float,
     typer.Option(
-        "--timeout-s", min=0.001, help="How long one server may take, in seconds; then it goes on."
+        "--timeout-s",
+        min=0.001,
+        help="Seconds to wait for one server, which completes the change even after a timeout.",
     ),
 ]
 
 
-class _ListUnlessSaid(TyperGroup):
-    """`resnet50 variants` alone, or with options only, lists."""
+class _ListByDefault(TyperGroup):
+    """A group whose command is `list` unless another one is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
@@ -46,9 +48,8 @@ class _ListUnlessSaid(TyperGroup):
 
 
 variants = typer.Typer(
-    cls=_ListUnlessSaid,
-    help="List the weights that servers hold (without a command), show, load, unload and compare"
-    " them.",
+    cls=_ListByDefault,
+    help="List (the default command), show, load, unload and compare the variants of servers.",
     epilog=EXIT_STATUSES,
 )
 
@@ -56,126 +57,127 @@ variants = typer.Typer(
 @variants.command("list", epilog=EXIT_STATUSES)
 @with_servers
 def list_variants(servers: Servers, timeout_s: Timeout = None, as_json: AsJson = False) -> None:
-    """List the weights that each server holds, with what is being loaded and what failed."""
+    """List each server's variants, with loads in progress and failed loads."""
 
     def show(address: str, client: Client) -> None:
-        found = client.variants()
+        listed = client.variants()
         if as_json:
-            for one in found:
-                say_json({"server": address, **dataclasses.asdict(one)})
+            for variant in listed:
+                print_json({"server": address, **dataclasses.asdict(variant)})
             return
-        say(f"{address}:")
-        show_table(table.table(printable(found)))
-        for line in table.failures(found):
-            say(line)
+        print_line(f"{address}:")
+        show_table(table.table(printable(listed)))
+        for line in table.failures(listed):
+            print_line(line)
 
-    ask_each(servers, timeout_s, show)
+    query_each(servers, timeout_s, show)
 
 
 @variants.command(epilog=EXIT_STATUSES)
 @with_servers
 def show(
     servers: Servers,
-    name: Annotated[str, typer.Argument(help="Its name or alias; default: the default.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="Name or alias. Default: the server's default variant.")
+    ] = "",
     timeout_s: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one variant in full, with its categories; of several servers, one answers."""
-    with errors_shown(), servers.client(timeout_s) as client:
-        found = dataclasses.asdict(client.variant(name))
+    """Show all details of a variant, with its categories; from any one of several servers."""
+    with reporting_errors(), servers.client(timeout_s) as client:
+        details = dataclasses.asdict(client.variant(name))
         if as_json:
-            say_json(found)
+            print_json(details)
             return
-        for key, value in found.items():
-            say(f"{key:20} {', '.join(value) if key == 'categories' else value}")
+        for key, value in details.items():
+            print_line(f"{key:20} {', '.join(value) if key == 'categories' else value}")
 
 
-@variants.command(epilog=_OF_CHANGES)
+@variants.command(epilog=_CHANGE_EPILOG)
 @with_servers
 def load(
     servers: Servers,
     name: Annotated[
         str,
         typer.Argument(
-            help="A folder in the servers' --variants-dir, or one of torchvision's names."
+            help="A folder in the servers' --variants-dir, or the name of a torchvision variant."
         ),
     ],
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Let a served variant of that name give way."),
+        typer.Option("--replace", help="Replace a loaded variant of this name without downtime."),
     ] = False,
-    timeout_s: Patience = CHANGE_TIMEOUT_S,
+    timeout_s: ChangeTimeout = CHANGE_TIMEOUT_S,
     as_json: AsJson = False,
 ) -> None:
-    """Load a variant while servers answer."""
+    """Load a variant into running servers."""
 
     def change(address: str, client: Client) -> None:
         began_s = time.monotonic()
         loaded = load_watched(client, address, name, replace, timeout_s)
         took_s = time.monotonic() - began_s
         if as_json:
-            found = dataclasses.asdict(loaded) | {"took_s": round(took_s, 3)}
-            say_json({"server": address, **found})
+            report = dataclasses.asdict(loaded) | {"took_s": round(took_s, 3)}
+            print_json({"server": address, **report})
         else:
-            say(f"{address}: {_loaded(loaded)}, in {took_s:.1f} s")
+            print_line(f"{address}: {_load_report(loaded)}, in {took_s:.1f} s")
 
-    change_each(servers, None, change)
+    update_each(servers, None, change)
 
 
-@variants.command(epilog=_OF_CHANGES)
+@variants.command(epilog=_CHANGE_EPILOG)
 @with_servers
 def unload(
     servers: Servers,
     name: Name,
-    timeout_s: Patience = CHANGE_TIMEOUT_S,
+    timeout_s: ChangeTimeout = CHANGE_TIMEOUT_S,
     as_json: AsJson = False,
 ) -> None:
-    """Unload a variant while servers answer; those that use it are waited for."""
+    """Unload a variant from running servers, after its requests in flight are complete."""
 
     def change(address: str, client: Client) -> None:
         unloaded = client.unload_variant(name, timeout_s=timeout_s)
         if as_json:
-            say_json({"server": address, "variant": dataclasses.asdict(unloaded)})
+            print_json({"server": address, "variant": dataclasses.asdict(unloaded)})
         else:
-            say(f"{address}: {_named(unloaded)} is unloaded")
+            print_line(f"{address}: {_label(unloaded)} is unloaded")
 
-    change_each(servers, None, change)
+    update_each(servers, None, change)
 
 
-@variants.command(epilog=_OF_CHANGES)
+@variants.command(epilog=_CHANGE_EPILOG)
 @with_servers
 def default(
     servers: Servers, name: Name, timeout_s: Timeout = None, as_json: AsJson = False
 ) -> None:
-    """Let a loaded variant answer requests that name none."""
+    """Make a loaded variant the default, which serves requests that name none."""
 
     def change(address: str, client: Client) -> None:
         new = client.set_default_variant(name)
         if as_json:
-            say_json({"server": address, **dataclasses.asdict(new)})
+            print_json({"server": address, **dataclasses.asdict(new)})
         else:
-            say(
-                f"{address}: {_named(new.variant)} answers requests that name no variant,"
-                f" as {new.previous} did"
+            print_line(
+                f"{address}: {_label(new.variant)} is now the default instead of {new.previous}"
             )
 
-    change_each(servers, timeout_s, change)
+    update_each(servers, timeout_s, change)
 
 
-variants.command(epilog=_OF_CHANGES)(split)
+variants.command(epilog=_CHANGE_EPILOG)(split)
 variants.command(epilog=EXIT_STATUSES)(splits)
-variants.command(epilog=_OF_CHANGES)(unsplit)
+variants.command(epilog=_CHANGE_EPILOG)(unsplit)
 
 
-def _loaded(loaded: LoadedVariant) -> str:
-    one = loaded.variant
-    text = f"{_named(one)} is loaded: {one.engine} on {one.device} in {one.precision}"
+def _load_report(loaded: LoadedVariant) -> str:
+    new = loaded.variant
+    text = f"{_label(new)} is loaded: {new.engine} on {new.device} in {new.precision}"
     if loaded.replaced_digest:
-        text += f", in the place of {loaded.replaced_digest[:12]}"
+        text += f", replacing {loaded.replaced_digest[:12]}"
     if loaded.evicted:
-        text += f"; unloaded to make room: {', '.join(loaded.evicted)}"
+        text += f"; evicted: {', '.join(loaded.evicted)}"
     return text
 
 
-def _named(one: Variant) -> str:
-    return f"{one.name}, weights {one.digest[:12]},"
+def _label(variant: Variant) -> str:
+    return f"{variant.name}, weights {variant.digest[:12]},"

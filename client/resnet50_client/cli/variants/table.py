@@ -1,4 +1,4 @@
-"""Variants as a table, with what went wrong below it."""
+"""Variants as a table, with their failures below it."""
 
 from __future__ import annotations
 
@@ -11,50 +11,51 @@ from ...results import Loading, Variant
 from ..top.cells import size
 
 
-def table(found: Sequence[Variant]) -> Table:
-    """Return a row for each variant; their texts are printable."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+def table(variants: Sequence[Variant]) -> Table:
+    """Return a table with a row per variant, whose texts are printable."""
+    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("name", "state", "transform", "acc@1", "runs on", "weights"):
-        shown.add_column(heading, no_wrap=heading != "state")
+        rows.add_column(heading, no_wrap=heading != "state")
     for heading in ("memory", "requests"):
-        shown.add_column(heading, no_wrap=True, justify="right")
-    for one in found:
-        accuracy = one.published_accuracy
-        shown.add_row(
-            one.name + (" *" if one.server_default else ""),
-            state(one),
-            f"{one.transform.resize} → {one.transform.crop}" if one.transform.crop else "-",
+        rows.add_column(heading, no_wrap=True, justify="right")
+    for variant in variants:
+        accuracy, transform = variant.published_accuracy, variant.transform
+        rows.add_row(
+            variant.name + (" *" if variant.server_default else ""),
+            state(variant),
+            f"{transform.resize} → {transform.crop}" if transform.crop else "-",
             f"{accuracy.acc_at_1:.2f}" if accuracy else "-",
-            " ".join(filter(None, (one.engine, one.device, one.precision))) or "-",
-            one.digest[:12] or "-",
-            size(one.memory_bytes) if one.memory_bytes else "-",
-            str(one.requests),
+            " ".join(filter(None, (variant.engine, variant.device, variant.precision))) or "-",
+            variant.digest[:12] or "-",
+            size(variant.memory_bytes) if variant.memory_bytes else "-",
+            str(variant.requests),
         )
-    shown.caption, shown.caption_justify = "* answers requests that name no variant", "left"
-    return shown
+    rows.caption, rows.caption_justify = "* default: serves requests that name no variant", "left"
+    return rows
 
 
-def failures(found: Sequence[Variant]) -> list[str]:
-    """Return a line for each variant that is out of service, or whose last load failed."""
+def failures(variants: Sequence[Variant]) -> list[str]:
+    """Return a line for each variant that is out of service or whose last load failed."""
     lines: list[str] = []
-    for one in found:
-        if one.problem:
-            lines.append(f"{one.name}: out of service: {one.problem}")
-        if one.last_failure:
-            lines.append(f"{one.name}: the last load failed: {one.last_failure}")
+    for variant in variants:
+        if variant.problem:
+            lines.append(f"{variant.name}: out of service: {variant.problem}")
+        if variant.last_failure:
+            lines.append(f"{variant.name}: the last load failed: {variant.last_failure}")
     return lines
 
 
-def state(one: Variant) -> str:
-    """Return whether a variant can answer, and what is loaded under its name."""
-    word = one.state.upper() if one.state in ("failed", "unhealthy") else one.state
-    if one.state == "ready" and not one.trained:
+def state(variant: Variant) -> str:
+    """Return a variant's state, with the progress of a load in progress."""
+    word = variant.state.upper() if variant.state in ("failed", "unhealthy") else variant.state
+    if variant.state == "ready" and not variant.trained:
         word += ", UNTRAINED"
-    if one.loading is None:
+    if variant.loading is None:
         return word
-    return f"{word}; {progress(one.loading)}" if one.state != "loading" else progress(one.loading)
+    loading = progress(variant.loading)
+    return loading if variant.state == "loading" else f"{word}; {loading}"
 
 
 def progress(loading: Loading) -> str:
-    """Return how far a variant is that is being loaded."""
+    """Return the stage and duration of a load."""
     return f"loading: {loading.stage.replace('_', ' ')}, {loading.elapsed_s:.0f} s"

@@ -1,4 +1,4 @@
-"""What is known of a stream while it runs: counts, the label of now, latencies."""
+"""Statistics of a running stream: counts, current label, latencies."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable
 import numpy as np
 from rich.text import Text
 
-# Latencies are of the newest frames: a camera's stream has no end.
+# Only the newest latencies are kept, because a camera's stream is endless.
 LATENCIES = 10_000
 
 
-class Tally:
-    """Counts of a stream, shown as two lines; may be read from another thread.
+class StreamStats:
+    """Counters of a stream, rendered as two lines; safe to read from another thread.
 
     Args:
-        sent: Returns how many frames were sent.
+        sent: Returns the number of frames sent.
     """
 
     def __init__(self, sent: Callable[[], int]) -> None:
@@ -29,7 +29,7 @@ class Tally:
         self.caption = ""
 
     def add(self, outcome: str, label: str, caption: str, latency_ms: float) -> None:
-        """Count a frame; `label`, `caption` and `latency_ms` count if it was answered."""
+        """Count a frame; `label`, `caption` and `latency_ms` are used only if it was answered."""
         with self._lock:
             self.outcomes[outcome] += 1
             if outcome == "answered":
@@ -38,28 +38,28 @@ class Tally:
                 self._latencies_ms.append(latency_ms)
 
     def latencies(self) -> str:
-        """Return median and 99th percentile in words."""
+        """Return median and 99th percentile as text."""
         with self._lock:
-            known = list(self._latencies_ms)
-        if not known:
+            latencies_ms = list(self._latencies_ms)
+        if not latencies_ms:
             return "latency -"
-        half, most = np.percentile(known, (50, 99))
-        return f"latency p50 {half:.1f} ms, p99 {most:.1f} ms"
+        p50, p99 = np.percentile(latencies_ms, (50, 99))
+        return f"latency p50 {p50:.1f} ms, p99 {p99:.1f} ms"
 
     def counts(self) -> str:
-        """Return how many frames had which outcome, in words."""
+        """Return the number of frames by outcome as text."""
         outcomes = ", ".join(
-            f"{self.outcomes[one]} {one}" for one in ("answered", "dropped", "failed")
+            f"{self.outcomes[outcome]} {outcome}" for outcome in ("answered", "dropped", "failed")
         )
         return f"{self._sent()} frames sent, {outcomes}"
 
     def summary(self) -> list[str]:
-        """Return all of it in one or two lines."""
+        """Return all statistics in one or two lines."""
         lines = [f"{self.counts()}; {self.latencies()}"]
         if self.labels:
             most = self.labels.most_common(5)
             more = f", {len(self.labels) - 5} others" if len(self.labels) > 5 else ""
-            lines.append("labels: " + ", ".join(f"{one} {count}" for one, count in most) + more)
+            lines.append("labels: " + ", ".join(f"{label} {count}" for label, count in most) + more)
         return lines
 
     def __rich__(self) -> Text:

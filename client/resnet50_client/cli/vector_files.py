@@ -1,4 +1,4 @@
-"""Files of vectors, written block by block: their length does not matter for memory."""
+"""Writers of embedding files, block by block in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,66 +13,66 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .journal import SHARD_IMAGES, Journal
+from .checkpoint import SHARD_IMAGES, Checkpoint
 
-Writer = Callable[[Path, Sequence[str], Journal], None]
+Writer = Callable[[Path, Sequence[str], Checkpoint], None]
 
 
-def write_npz(out: Path, paths: Sequence[str], journal: Journal) -> None:
+def write_npz(out: Path, paths: Sequence[str], checkpoint: Checkpoint) -> None:
     """Write `paths`, `vectors` (float32 [N, D]), `variant`, `digest` and `space`.
 
     Args:
-        out: Replaced at once, when all is written.
-        paths: Images that the journal holds, in the order that is wanted.
-        journal: Holds their vectors.
+        out: Output file, replaced atomically at the end.
+        paths: Images of the checkpoint, in output order.
+        checkpoint: Contains their vectors.
     """
-    assert journal.space is not None
+    assert checkpoint.space is not None
     kind = np.dtype(f"<U{max(map(len, paths))}")
     blocks = (np.array(block, dtype=kind) for block in _blocks(paths))
-    shape = (len(paths), journal.dimension)
+    shape = (len(paths), checkpoint.dimension)
     with _replacing(out) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         _write(archive, "paths", kind, shape[:1], blocks)
-        _write(archive, "vectors", np.dtype("<f4"), shape, journal.vectors(paths))
-        for name, value in vars(journal.space).items():
-            one = np.array(value)
-            _write(archive, name, one.dtype, (), [one])
+        _write(archive, "vectors", np.dtype("<f4"), shape, checkpoint.vectors(paths))
+        for name, value in vars(checkpoint.space).items():
+            array = np.array(value)
+            _write(archive, name, array.dtype, (), [array])
 
 
-def write_parquet(out: Path, paths: Sequence[str], journal: Journal) -> None:
+def write_parquet(out: Path, paths: Sequence[str], checkpoint: Checkpoint) -> None:
     """Write the columns `path`, `vector` (float32, fixed size), `variant` and `digest`.
 
     Args:
-        out: As for `write_npz`.
-        paths: As for `write_npz`.
-        journal: As for `write_npz`.
+        out: Output file, replaced atomically at the end.
+        paths: Images of the checkpoint, in output order.
+        checkpoint: Contains their vectors.
     """
-    assert journal.space is not None
+    assert checkpoint.space is not None
     pa, parquet = _pyarrow()
     schema = pa.schema(
         {
             "path": pa.string(),
-            "vector": pa.list_(pa.float32(), journal.dimension),
+            "vector": pa.list_(pa.float32(), checkpoint.dimension),
             "variant": pa.string(),
             "digest": pa.string(),
         }
     )
     with _replacing(out) as file, parquet.ParquetWriter(file, schema) as writer:
-        for block, vectors in zip(_blocks(paths), journal.vectors(paths), strict=True):
+        for block, vectors in zip(_blocks(paths), checkpoint.vectors(paths), strict=True):
             flat = pa.array(vectors.reshape(-1), pa.float32())
             columns = [
                 pa.array(block, pa.string()),
-                pa.FixedSizeListArray.from_arrays(flat, journal.dimension),
-                pa.array([journal.space.variant] * len(block)),
-                pa.array([journal.space.digest] * len(block)),
+                pa.FixedSizeListArray.from_arrays(flat, checkpoint.dimension),
+                pa.array([checkpoint.space.variant] * len(block)),
+                pa.array([checkpoint.space.digest] * len(block)),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 def writer_for(out: Path) -> Writer:
-    """Return what writes files of a name's suffix.
+    """Return the writer for a file name's suffix.
 
     Raises:
-        ValueError: Nothing does, or what it needs is not installed.
+        ValueError: The suffix is unknown, or pyarrow is not installed.
     """
     if out.suffix == ".npz":
         return write_npz
@@ -87,8 +87,8 @@ def _pyarrow() -> tuple[Any, Any]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise ValueError(
-            "Parquet files need pyarrow, which is not installed: pip install pyarrow; or let the"
-            " name end in .npz"
+            "Parquet files need pyarrow, which is not installed: pip install pyarrow, or use a"
+            " name that ends in .npz"
         ) from error
 
 
@@ -115,7 +115,7 @@ def _write(
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[IO[bytes]]:
-    """Give a file that takes the place of `out` once it is whole."""
+    """Open a temporary file that replaces `out` when the block ends."""
     unfinished = out.with_name(out.name + ".tmp")
     try:
         with unfinished.open("wb") as file:

@@ -1,4 +1,4 @@
-"""One run at a time writes an output."""
+"""Lock of an output file: one run at a time writes it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keep other runs from an output for the block; a run that is killed keeps nobody from it.
+def exclusive_lock(out: Path) -> Iterator[None]:
+    """Lock an output file for the block; a killed run's lock is released by the system.
 
     Args:
-        out: The output. The lock is a file beside it, which is gone afterwards.
+        out: The output file. The lock is a file beside it, deleted afterwards.
 
     Raises:
-        OSError: Another run has it, or no file can be made there.
+        OSError: Another run holds the lock, or the lock file cannot be created.
     """
     path = out.with_name(out.name + ".lock")
     lock = FileLock(path)
@@ -30,7 +30,7 @@ def alone(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Before the lock is let go: whoever takes a lock on a removed file notices and asks again.
-        with suppress(OSError):  # Windows removes no open file; filelock does it there
+        # Before the release: a process that locks a removed file notices and retries.
+        with suppress(OSError):  # Windows cannot remove an open file; filelock does it there
             path.unlink()
         lock.release()

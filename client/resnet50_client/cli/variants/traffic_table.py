@@ -1,4 +1,4 @@
-"""A traffic split as a table: the variant and its candidate side by side."""
+"""Traffic splits as tables: variant and candidate side by side."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ...splits import TrafficReport, TrafficShare
 from ..bench.table import NOTHING, number
 
 
-def shown(address: str, reports: Sequence[TrafficReport]) -> RenderableType:
-    """Return what a server says of its splits; all text is printable."""
+def reports_table(address: str, reports: Sequence[TrafficReport]) -> RenderableType:
+    """Return the tables of a server's traffic splits, whose text is printable."""
     if not reports:
         return Text(f"{address}: no traffic split is set")
     return Group(Text(f"{address}:"), *(_report(one) for one in reports))
 
 
 def summary(report: TrafficReport) -> str:
-    """Return a split in a line."""
+    """Return one line about a split."""
     split = report.split
     return (
-        f"{split.candidate} answers {split.canary_percent:g}% of the callers of {split.variant},"
-        f" and computes {split.shadow_percent:g}% of its images for comparison"
+        f"{split.candidate} serves {split.canary_percent:g}% of the callers of {split.variant}"
+        f" and shadows {split.shadow_percent:g}% of its images"
     )
 
 
 def _report(report: TrafficReport) -> RenderableType:
-    split, both = report.split, report.comparison
+    split, comparison = report.split, report.comparison
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column(split.variant, justify="right", no_wrap=True)
@@ -43,37 +43,39 @@ def _report(report: TrafficReport) -> RenderableType:
     table.add_row("failed", _failed(variant), _failed(candidate))
     for name in ("p50", "p99"):
         table.add_row(f"{name} ms", *(_ms(one, name) for one in (variant, candidate)))
-    if both is not None:
+    if comparison is not None:
         table.add_row(
-            "batch ms", number(both.variant_compute_ms), number(both.candidate_compute_ms)
+            "batch ms",
+            number(comparison.variant_compute_ms),
+            number(comparison.candidate_compute_ms),
         )
-    return Group(table, *(Text(line) for line in _compared(report)), "")
+    return Group(table, *(Text(line) for line in _comparison(report)), "")
 
 
-def _compared(report: TrafficReport) -> Iterator[str]:
-    """Give lines about the images that both computed."""
-    split, both = report.split, report.comparison
+def _comparison(report: TrafficReport) -> Iterator[str]:
+    """Yield lines about the images that both variants computed."""
+    split, comparison = report.split, report.comparison
     if report.ended:
         yield f"ENDED by the server: {report.ended}"
     yield f"for {timedelta(seconds=int(report.elapsed_s))}"
     if not split.shadow_percent:
-        yield "no images are compared (--shadow)"
+        yield "no shadow traffic (--shadow)"
         return
-    compared = both.images if both is not None else 0
+    compared = comparison.images if comparison is not None else 0
     yield (
-        f"{split.shadow_percent:g}% of the images for both: {compared} compared, {report.skipped}"
+        f"shadow {split.shadow_percent:g}% of images: {compared} compared, {report.skipped}"
         f" skipped, {report.failed} failed on the candidate"
     )
-    if both is not None:
+    if comparison is not None:
         yield (
-            f"first category the same in {both.top_1_agreement:.2%}; cosine"
-            f" {both.embedding_cosine:.4f}, smallest {both.min_embedding_cosine:.4f}"
+            f"top-1 agreement {comparison.top_1_agreement:.2%}; cosine similarity mean"
+            f" {comparison.embedding_cosine:.4f}, min {comparison.min_embedding_cosine:.4f}"
         )
 
 
 def _failed(share: TrafficShare) -> str:
-    taken = share.answered + share.failed
-    return f"{share.failed} ({share.failed / taken:.2%})" if share.failed else "0"
+    requests = share.answered + share.failed
+    return f"{share.failed} ({share.failed / requests:.2%})" if share.failed else "0"
 
 
 def _ms(share: TrafficShare, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands about traffic splits: `resnet50 variants split`, `splits` and `unsplit`."""
+"""Commands for traffic splits: `resnet50 variants split`, `splits` and `unsplit`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rich.live import Live
 from ...client import Client
 from ...splits import TrafficReport
 from ..options import AsJson, Timeout
-from ..output import INTERRUPTED, console, printable, say, say_json, show
+from ..output import INTERRUPTED, console, print_json, print_line, printable, show
 from ..servers import Servers, with_servers
-from .each import ask_each, change_each
-from .report import shown, summary
+from .fan_out import query_each, update_each
+from .traffic_table import reports_table, summary
 
 Found = list[tuple[str, list[TrafficReport]]]
 
@@ -27,15 +27,15 @@ Found = list[tuple[str, list[TrafficReport]]]
 @with_servers
 def split(
     servers: Servers,
-    variant: Annotated[str, typer.Argument(help="The variant that requests ask for.")],
-    candidate: Annotated[str, typer.Argument(help="The one that is judged, loaded too.")],
+    variant: Annotated[str, typer.Argument(help="The variant that requests name.")],
+    candidate: Annotated[str, typer.Argument(help="The variant to compare with it, also loaded.")],
     canary: Annotated[
         float,
         typer.Option(
             "--canary",
             min=0.0,
             max=100.0,
-            help="Callers that the candidate answers, in percent, in steps of 0.01.",
+            help="Percentage of callers served by the candidate, in steps of 0.01.",
         ),
     ] = 0.0,
     shadow: Annotated[
@@ -44,21 +44,20 @@ def split(
             "--shadow",
             min=0.0,
             max=100.0,
-            help="Images that the candidate computes as well, in percent; nobody waits for that.",
+            help="Percentage of images that the candidate also computes, in the background.",
         ),
     ] = 0.0,
     embeddings: Annotated[
         bool,
         typer.Option(
             "--canary-embeddings",
-            help="Let the candidate also answer its callers' requests for embeddings, whose vectors"
-            " are of another space.",
+            help="Serve embeddings from the candidate, too; its vectors are of another space.",
         ),
     ] = False,
     timeout_s: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a candidate with a variant on its requests, or change the shares."""
+    """Split a variant's traffic with a candidate, or change the percentages."""
 
     def change(address: str, client: Client) -> None:
         report = client.set_traffic_split(
@@ -71,33 +70,31 @@ def split(
         if as_json:
             _print_json([(address, [report])])
         else:
-            say(f"{address}: {summary(report)}")
+            print_line(f"{address}: {summary(report)}")
 
-    change_each(servers, timeout_s, change)
+    update_each(servers, timeout_s, change)
 
 
 @with_servers
 def splits(
     servers: Servers,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Poll until Ctrl-C.")] = False,
     interval_s: Annotated[
-        float, typer.Option("--interval-s", min=0.1, help="Seconds between two looks.")
+        float, typer.Option("--interval-s", min=0.1, help="Poll interval in seconds.")
     ] = 2.0,
     timeout_s: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what came of each server's traffic splits, variant and candidate side by side."""
+    """Show the results of each server's traffic splits, variant and candidate side by side."""
     if not watch:
         found: Found = []
         try:
-            _look(servers, timeout_s, found)
+            _poll(servers, timeout_s, found)
         finally:
             _print(found, as_json)
         return
-    with contextlib.suppress(KeyboardInterrupt):  # a good end: nothing is left undone
-        _watch(_looks(servers, timeout_s, interval_s), as_json)
+    with contextlib.suppress(KeyboardInterrupt):  # a normal exit
+        _watch(_polls(servers, timeout_s, interval_s), as_json)
 
 
 @with_servers
@@ -107,43 +104,43 @@ def unsplit(
     timeout_s: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """End a traffic split, and show what came of it."""
+    """End a traffic split and show its results."""
 
     def change(address: str, client: Client) -> None:
         _print([(address, [client.delete_traffic_split(variant)])], as_json)
 
-    change_each(servers, timeout_s, change)
+    update_each(servers, timeout_s, change)
 
 
-def _look(servers: Servers, timeout_s: float | None, found: Found) -> None:
-    ask_each(
+def _poll(servers: Servers, timeout_s: float | None, found: Found) -> None:
+    query_each(
         servers,
         timeout_s,
         lambda address, client: found.append((address, client.list_traffic_splits())),
     )
 
 
-def _looks(servers: Servers, timeout_s: float | None, interval_s: float) -> Iterator[Found]:
-    """Look again and again. A server that does not answer may do so the next time."""
+def _polls(servers: Servers, timeout_s: float | None, interval_s: float) -> Iterator[Found]:
+    """Poll forever; an unreachable server is polled again the next time."""
     while True:
         found: Found = []
         try:
-            _look(servers, timeout_s, found)
-        except typer.Exit as ended:
-            if ended.exit_code == INTERRUPTED:
-                raise KeyboardInterrupt from ended
+            _poll(servers, timeout_s, found)
+        except typer.Exit as failed:
+            if failed.exit_code == INTERRUPTED:
+                raise KeyboardInterrupt from failed
         yield found
         time.sleep(interval_s)
 
 
-def _watch(looks: Iterator[Found], as_json: bool) -> None:
+def _watch(polls: Iterator[Found], as_json: bool) -> None:
     if as_json or not sys.stdout.isatty():
-        for found in looks:
+        for found in polls:
             _print(found, as_json)
         return
     with Live(console=console(), auto_refresh=False) as live:
-        for found in looks:
-            live.update(Group(*(shown(*printable(one)) for one in found)), refresh=True)
+        for found in polls:
+            live.update(Group(*(reports_table(*printable(one)) for one in found)), refresh=True)
 
 
 def _print(found: Found, as_json: bool) -> None:
@@ -151,10 +148,10 @@ def _print(found: Found, as_json: bool) -> None:
         _print_json(found)
         return
     for one in found:
-        show(shown(*printable(one)))
+        show(reports_table(*printable(one)))
 
 
 def _print_json(found: Found) -> None:
     for address, reports in found:
         for one in reports:
-            say_json({"server": address, **dataclasses.asdict(one)})
+            print_json({"server": address, **dataclasses.asdict(one)})

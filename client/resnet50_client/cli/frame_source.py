@@ -1,0 +1,167 @@
+"""Sources of frames for `stream`: a video, a camera or a folder of images."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..frames import FrameAnswer
+from ..images import ImageInput, VideoFrame
+from ..results import Classification
+from .images import find_images
+
+FOLDER_FPS = 25.0
+
+
+@dataclass
+class SourceFrame:
+    """One frame of a source, from reading it to its response.
+
+    Attributes:
+        image: The image to send; None once it is no longer needed.
+        number: Position in the video, or among the folder's images.
+        time_s: Presentation time in seconds from the start.
+        name: Name in error messages.
+        sent_at: When it was passed to the stream, in seconds of the monotonic clock.
+        answer: The response.
+        latency_s: Seconds from `sent_at` to the response.
+    """
+
+    image: ImageInput | None
+    number: int
+    time_s: float
+    name: str
+    sent_at: float = 0.0
+    answer: FrameAnswer[Classification] | None = None
+    latency_s: float = 0.0
+
+
+def read_frames(
+    source: str, fps: float | None, encoding: str, real_time: threading.Event | None
+) -> Generator[SourceFrame, None, None]:
+    """Yield the frames of a video file, a camera (by number) or a folder.
+
+    Args:
+        source: Path of the file or folder, or the camera's number.
+        fps: Frames per second; None for all frames of a video, `FOLDER_FPS` for a folder.
+        encoding: Wire format of video frames, "raw" or "jpeg".
+        real_time: Yield each frame at its presentation time until this event is set; None to
+            yield without delay.
+
+    Raises:
+        ImportError: A package that decodes video is not installed.
+        OSError: The source cannot be read.
+        ValueError: The decoder rejects the source.
+    """
+    path = Path(source)
+    if path.is_dir():
+        rate = fps or FOLDER_FPS
+        frames = (
+            SourceFrame(image, number, number / rate, image)
+            for number, image in enumerate(find_images([source]))
+        )
+        return frames if real_time is None else _paced(frames, real_time)
+    from ..video import frames_from_video
+
+    camera = source.isdecimal() and not path.exists()
+    frames = _video_frames(
+        frames_from_video(
+            int(source) if camera else source,
+            fps=fps,
+            encoding="jpeg" if encoding == "jpeg" else "raw",
+        )
+    )
+    return frames if real_time is None or camera else _paced(frames, real_time)
+
+
+def _video_frames(frames: Generator[VideoFrame, None, None]) -> Generator[SourceFrame, None, None]:
+    with closing(frames):
+        for frame in frames:
+            yield SourceFrame(frame, frame.number, frame.time_s, f"frame {frame.number}")
+
+
+def _paced(
+    frames: Generator[SourceFrame, None, None], stop: threading.Event
+) -> Generator[SourceFrame, None, None]:
+    """Yield each frame at its presentation time."""
+    with closing(frames):
+        started = None
+        for frame in frames:
+            if started is None:
+                started = time.monotonic() - frame.time_s
+            stop.wait(max(0.0, started + frame.time_s - time.monotonic()))
+            yield frame
+
+
+class InFlightFrames:
+    """Frames that were sent and not yet passed to `done`, in order.
+
+    The SDK's sending thread iterates over `images`; the command's thread calls `answered`.
+
+    Args:
+        source: Yields the frames.
+        stop: No frame is sent after this is set.
+        keep: Maximum number of frames whose pixels are kept for `done`; None to keep no pixels.
+        done: Called with each answered frame, in the frames' order.
+    """
+
+    def __init__(
+        self,
+        source: Generator[SourceFrame, None, None],
+        stop: threading.Event,
+        keep: int | None,
+        done: Callable[[SourceFrame], None],
+    ) -> None:
+        self.sent = 0
+        self._source = source
+        self._stop = stop
+        # With "latest", many frames can be dropped behind one that is being computed.
+        self._slots = threading.Semaphore(keep) if keep else None
+        self._done = done
+        # The sending thread inserts while the command's thread removes, so it is never iterated.
+        self._frames: dict[int, SourceFrame] = {}
+        self._oldest = 0
+        self._closed = False
+
+    def images(self) -> Iterator[ImageInput]:
+        """Yield the frames' images."""
+        with closing(self._source):
+            while self._acquire_slot():
+                frame = next(self._source, None)
+                if frame is None or frame.image is None:
+                    return
+                image = frame.image
+                if self._slots is None:
+                    frame.image = None
+                frame.sent_at = time.monotonic()
+                self._frames[self.sent] = frame
+                self.sent += 1
+                yield image
+
+    def answered(self, answer: FrameAnswer[Classification]) -> tuple[SourceFrame, int | None]:
+        """Add a response; return its frame, and the number of the frame that replaced it if any."""
+        frame = self._frames[answer.frame_id]
+        frame.answer, frame.latency_s = answer, time.monotonic() - frame.sent_at
+        newer = None if answer.replaced_by is None else self._frames[answer.replaced_by].number
+        # In order: a frame's replacement is newer, so it has not been removed yet.
+        while (oldest := self._frames.get(self._oldest)) is not None and oldest.answer is not None:
+            del self._frames[self._oldest]
+            self._oldest += 1
+            self._done(oldest)
+            if self._slots is not None:
+                self._slots.release()
+        return frame, newer
+
+    def close(self) -> None:
+        """Stop sending."""
+        self._closed = True
+
+    def _acquire_slot(self) -> bool:
+        while not (self._stop.is_set() or self._closed):
+            if self._slots is None or self._slots.acquire(timeout=0.1):
+                return True
+        return False
