@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from resnet50_server.inference.admission import Admission
-from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.response_cache import CacheStats, ResponseCache
-from resnet50_server.lifecycle.devices import Devices
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.telemetry.snapshot import (
@@ -18,34 +15,18 @@ from resnet50_server.telemetry.snapshot import (
     VariantSnapshot,
 )
 
-
-@dataclass(frozen=True)
-class Parts:
-    """Parts of a server that have a state to show."""
-
-    admission: Admission
-    decode_pool: DecodePool
-    devices: Devices
-    variants: VariantRegistry
-    traffic: Traffic
-    cache: ResponseCache | None
+if TYPE_CHECKING:
+    from resnet50_server.server import Parts
 
 
-def take_snapshot(
-    parts: Parts, ready: bool, cancelled: dict[str, int], listener_errors: dict[str, int]
-) -> ServerSnapshot:
-    """Return the current state; runs on the event loop.
-
-    Args:
-        parts: The parts.
-        ready: Whether the server accepts images.
-        cancelled: Images cancelled before admission, by stage.
-        listener_errors: Events that a listener failed to record, by its name.
-    """
+def take_snapshot(parts: Parts) -> ServerSnapshot:
+    """Return the current state; runs on the event loop."""
     admission, pool = parts.admission, parts.decode_pool
+    # Images cancelled before admission.
+    cancelled = {} if parts.metrics is None else parts.metrics.cancelled_by_stage
     schedulers = parts.devices.schedulers
     return ServerSnapshot(
-        ready=ready,
+        ready=parts.readiness.server_problem() is None,
         requests=admission.requests,
         bytes=admission.bytes,
         streams=admission.streams,
@@ -59,7 +40,7 @@ def take_snapshot(
             "queue": sum(one.cancelled.waiting for one in schedulers.values()),
             "batch": sum(one.cancelled.computing for one in schedulers.values()),
         },
-        listener_errors=dict(listener_errors),
+        listener_errors=dict(parts.events.errors),
         variants=_variants(parts.variants),
         splits=_splits(parts.traffic),
         cache=None if parts.cache is None else _cache(parts.cache, parts.variants),

@@ -43,11 +43,11 @@ async def exported() -> str:
         AsyncClient(server.addresses[0]) as client,
     ):
         await client.classify(encode(picture()))
-        server._inference._traffic.set(Split(*both, shadow_percent=100.0))
+        server.parts.traffic.set(Split(*both, shadow_percent=100.0))
         # Families show their labels once they have counted.
         call = RequestContext("Classify", "id", ())
-        server._metrics.call_ended(call, "INVALID_ARGUMENT", InvalidImage("image", "is broken"))
-        server._metrics.call_ended(
+        server.parts.events.call_ended(call, "INVALID_ARGUMENT", InvalidImage("image", "is broken"))
+        server.parts.events.call_ended(
             call, "UNAUTHENTICATED", Unauthenticated("TOKEN_MISSING", "none")
         )
         return (await get(server, "/metrics"))[1]

@@ -70,14 +70,14 @@ def in_decoder(fault: Callable[[], object]) -> None:
 
 
 def in_loop(fault: Callable[[], object]) -> None:
-    compute = resnet50_server.inference.pipeline.Pipeline.compute
+    compute = resnet50_server.inference.pipeline.Pipeline._compute
 
     def compute_or_not(pipeline, source, *arguments):
         if is_marked(source):
             fault()
         return compute(pipeline, source, *arguments)
 
-    resnet50_server.inference.pipeline.Pipeline.compute = compute_or_not
+    resnet50_server.inference.pipeline.Pipeline._compute = compute_or_not
     resnet50_server.cli.serve.LoopWatchdog = partial(LoopWatchdog, 2.0)
 
 
@@ -89,7 +89,7 @@ def in_stop(fault: Callable[[], None]) -> None:
 
     in_engine(fault)
     resnet50_server.cli.serve.Server.stop = stop
-    resnet50_server.cli.serve.LAST_S = 0.5
+    resnet50_server.cli.serve.FAULT_STOP_S = 0.5
 
 
 def fail() -> None:

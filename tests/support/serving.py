@@ -53,7 +53,9 @@ async def connected(server: Server) -> AsyncIterator[grpc.aio.Channel]:
 def queues_of(server: Server) -> list[VariantQueue]:
     """Return the queues of a server's variants."""
     return [
-        queue for scheduler in server._devices._schedulers.values() for queue in scheduler._queues
+        queue
+        for scheduler in server.parts.devices._schedulers.values()
+        for queue in scheduler._queues
     ]
 
 

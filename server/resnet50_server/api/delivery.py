@@ -14,16 +14,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 Frame = TypeVar("Frame")
 Reply = TypeVar("Reply")
-Given_co = TypeVar("Given_co", covariant=True)
+ReplyT_co = TypeVar("ReplyT_co", covariant=True)
 
 # Answers of a LATEST stream that the caller has not taken yet; then reading stops.
 MAX_UNSENT = 64
 
 
-class Pending(Protocol[Given_co]):
+class Pending(Protocol[ReplyT_co]):
     """What a frame's reply is awaited from, once."""
 
-    def __await__(self) -> Generator[Any, None, Given_co]:
+    def __await__(self) -> Generator[Any, None, ReplyT_co]:
         """Wait for the reply."""
         ...
 
@@ -32,7 +32,7 @@ class Pending(Protocol[Given_co]):
         ...
 
 
-async def answer_in_order(
+async def ordered(
     frames: AsyncIterator[Frame],
     start: Callable[[Frame], Awaitable[Pending[Reply]]],
     window: int,
@@ -72,7 +72,7 @@ async def answer_in_order(
                 left.cancel()
 
 
-async def answer_latest(
+async def latest(
     frames: AsyncIterator[Frame],
     start: Callable[[Frame], Awaitable[Pending[Reply]]],
     drop: Callable[[Frame, Frame], Reply],
@@ -92,7 +92,7 @@ async def answer_latest(
     """
     unsent = asyncio.Semaphore(MAX_UNSENT)
     answers: asyncio.Queue[Reply | None] = asyncio.Queue()
-    newest: _Newest[Frame] = _Newest()
+    newest: LatestSlot[Frame] = LatestSlot()
     starting = asyncio.Lock()
 
     async def send(reply: Reply) -> None:
@@ -158,7 +158,7 @@ async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[
         await asyncio.gather(task, return_exceptions=True)
 
 
-class _Newest(Generic[Frame]):
+class LatestSlot(Generic[Frame]):
     """A place for one frame; a newer one takes it."""
 
     def __init__(self) -> None:

@@ -20,10 +20,10 @@ from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.tasks import start_task
 
-from .delivery import Pending, answer_in_order, answer_latest
+from .delivery import Pending, latest, ordered
 from .guard import EOF
 from .status import is_server_error, to_status
-from .tasks import Question, timing
+from .tasks import Task, timing
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ Reply = TypeVar("Reply", bound=_Numbered)
 LATEST_WINDOW = 1
 
 
-class Messages:
+class StreamReader:
     """The messages of one stream, in their order: config once, then frames.
 
     Args:
@@ -164,12 +164,12 @@ class FrameStream(Generic[Reply]):
 
     def __init__(
         self,
-        messages: Messages,
+        messages: StreamReader,
         pipeline: Pipeline,
         traffic: Traffic,
         reply: Callable[..., Reply],
         outcome: str,
-        question: Question,
+        question: Task,
         call: RequestContext,
     ) -> None:
         self._messages = messages
@@ -203,10 +203,10 @@ class FrameStream(Generic[Reply]):
 
         if delivery == inference_pb2.DELIVERY_ORDERED:
             window = min(config.max_in_flight or default_window, max_window)
-            answers = answer_in_order(frames, self._start, window)
+            answers = ordered(frames, self._start, window)
         else:
             window = min(config.max_in_flight or LATEST_WINDOW, max_window)
-            answers = answer_latest(frames, self._start, self._drop, window)
+            answers = latest(frames, self._start, self._drop, window)
         answered = "no frame was answered"
         self._question.variant.add_stream(self._messages.stop)
         try:
@@ -303,7 +303,7 @@ class _Inside(Generic[Reply]):
     """
 
     stream: FrameStream[Reply]
-    question: Question
+    question: Task
     task: InferenceTask
     frame_id: int
     started: float

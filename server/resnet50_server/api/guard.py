@@ -26,8 +26,8 @@ from resnet50_server.errors import InvalidRequest, code_of
 from resnet50_server.events import ServerEvents
 from resnet50_server.inference.admission import Admission
 
-from .outbox import Outbox
-from .receiving import Receiving
+from .receive_slots import ReceiveSlots
+from .send_buffer import SendBuffer
 from .status import DETAILS_KEY, REQUEST_ID_KEY, is_server_error, to_status
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ CALLER_KEY = "x-caller-key"
 # Proxies and tracing add a dozen; HPACK packs hundreds of pairs into as many bytes.
 MAX_METADATA_PAIRS = 64
 # So long does it take at most until gRPC tells that a caller has left.
-LEAVING_S = 0.05
+CANCEL_GRACE_S = 0.05
 # A call that its caller's deadline has ended has so much left of it here: its way back and forth,
 # and what gRPC adds when it rounds a timeout up, which is at most so large a part of it.
 DEADLINE_TOLERANCE_S = 0.005
@@ -52,7 +52,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
 
 
-class Boundary:
+class RpcGuard:
     """Stands between gRPC and servicers.
 
     What they raise becomes a status with google.rpc details. The request id is the caller's
@@ -70,8 +70,8 @@ class Boundary:
         self,
         callers: Authenticator,
         admission: Admission,
-        receiving: Receiving,
-        outbox: Outbox,
+        receiving: ReceiveSlots,
+        outbox: SendBuffer,
         events: ServerEvents,
     ) -> None:
         self._callers = callers
@@ -97,7 +97,7 @@ class Boundary:
             scope: What callers must be allowed to do; None: anybody may call.
             scopes: The same for single methods, by name.
         """
-        add(servicer, _Registration(server, self, scope, scopes))
+        add(servicer, _GuardedServer(server, self, scope, scopes))
 
     def guard(self, name: str, handler: Any, scope: str | None) -> grpc.RpcMethodHandler[Any, Any]:
         """Return the handler that gRPC gets in the place of the stubs'.
@@ -115,7 +115,7 @@ class Boundary:
         )
         return kind(
             around(name, handler, scope),
-            request_deserializer=_careful(handler.request_deserializer),
+            request_deserializer=_safe_deserializer(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -266,7 +266,7 @@ class Boundary:
             request = await self._receiving.read(call.caller.name, context.read)
             if request is EOF:
                 # A caller who has left ends its messages a moment before gRPC says so.
-                await asyncio.sleep(LEAVING_S)
+                await asyncio.sleep(CANCEL_GRACE_S)
         except asyncio.CancelledError:
             self._events.cancelled(call, "receive")
             raise
@@ -287,13 +287,13 @@ class _Unknown(grpc.GenericRpcHandler):
         return self._handler
 
 
-class _Registration:
+class _GuardedServer:
     """Takes the place of the server while the stubs register their methods."""
 
     def __init__(
         self,
         server: grpc.aio.Server,
-        boundary: Boundary,
+        boundary: RpcGuard,
         scope: str | None,
         scopes: Mapping[str, str],
     ) -> None:
@@ -325,7 +325,7 @@ class _Handlers(grpc.ServiceRpcHandler):
         self,
         service: str,
         handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
-        boundary: Boundary,
+        boundary: RpcGuard,
     ) -> None:
         self._service = service
         self._handlers = {f"/{service}/{name}": handler for name, handler in handlers.items()}
@@ -346,7 +346,7 @@ class _Handlers(grpc.ServiceRpcHandler):
         return handlers.get(handler_call_details.method)
 
 
-def _careful(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _safe_deserializer(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     """Refuse malformed messages as INVALID_ARGUMENT; grpc.aio would say UNKNOWN."""
 
     def parse_or_refuse(content: bytes) -> Any:

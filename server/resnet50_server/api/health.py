@@ -1,4 +1,4 @@
-"""What gRPC's health service says of the server and of each variant: SERVING while it answers.
+"""gRPC health: SERVING for the server, and for each variant, while it accepts images.
 
 Names are "" and the services, for the server; `resnet50.v1.InferenceService/NAME` for a variant;
 and the health service's own, for the process.
@@ -20,19 +20,19 @@ Status: TypeAlias = health_pb2.HealthCheckResponse.ServingStatus.ValueType
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _Response = health_pb2.HealthCheckResponse
-# How often to look whether what was said still holds: a device can be lost at any time.
-LOOK_S = 0.5
+# How often the status is updated: a device can fail at any time.
+POLL_INTERVAL_S = 0.5
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # has no types
-    """grpc.health.v1; names come and go."""
+    """grpc.health.v1, with names that may be added and removed."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, Status] = {}
         self._changed = asyncio.Event()
 
     def set(self, statuses: Mapping[str, Status]) -> None:
-        """Say this from now on; a name that is not in it is not known any more."""
+        """Replace all statuses; names that are not among them become unknown."""
         if statuses == self._statuses:
             return
         self._statuses = dict(statuses)
@@ -45,7 +45,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # h
         """Return a name's status; NOT_FOUND if it is not known."""
         status = self._statuses.get(request.service)
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "service: there is none of this name")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "service: unknown name")
         return _Response(status=status)
 
     async def Watch(
@@ -53,29 +53,29 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # h
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """Give a name's status whenever it has changed; SERVICE_UNKNOWN while it is not known.
 
-        A caller that takes its time gets the latest one, and delays nobody else.
+        A slow client gets the latest one, and delays no other.
         """
-        said: Status | None = None
+        reported: Status | None = None
         while True:
             changed = self._changed
             status = self._statuses.get(request.service, _Response.SERVICE_UNKNOWN)
-            if status != said:
-                said = status
+            if status != reported:
+                reported = status
                 yield _Response(status=status)
             else:
                 await changed.wait()
 
 
-class ServingHealth:
-    """Says how the server and its variants are to callers that ask or watch.
+class HealthReporter:
+    """Keeps the health service up to date.
 
     Args:
-        services: Names of the server as a whole; "" is among them.
-        unready: Says why the server takes no images; None if it does.
-        variants: Says the same of each variant, by its name in the health service.
+        services: Names that stand for the whole server, "" among them.
+        unready: Returns why the server accepts no images; None if it does.
+        variants: Returns the same of each variant, by its name in the health service.
 
     Attributes:
-        servicer: What is asked.
+        servicer: The health service.
     """
 
     def __init__(
@@ -88,20 +88,20 @@ class ServingHealth:
         self._services = services
         self._unready = unready
         self._variants = variants
-        self._problem: str | None = ""  # none was said yet
-        self._following: asyncio.Task[None] | None = None
+        self._problem: str | None = ""  # not reported yet
+        self._polling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Say how it is from now on."""
-        self.look()
-        self._following = asyncio.create_task(self._follow(), name="follow health")
+        """Report the health, and update it regularly."""
+        self.update()
+        self._polling = asyncio.create_task(self._poll(), name="follow health")
 
-    def look(self) -> None:
-        """Say how it is now."""
-        problem, said = self._unready(), self._problem
+    def update(self) -> None:
+        """Report the health now."""
+        problem, reported = self._unready(), self._problem
         problems = dict.fromkeys(self._services, problem) | dict(self._variants())
-        # Its own name: whether the process lives, also while it loads or drains. For liveness
-        # probes, which would otherwise kill it then.
+        # Its own name is SERVING also while the server loads or drains: for liveness probes, which
+        # would restart the process otherwise.
         problems[health.SERVICE_NAME] = None
         self.servicer.set(
             {
@@ -110,24 +110,24 @@ class ServingHealth:
             }
         )
         self._problem = problem
-        if problem != said and (problem is None or said is None):
+        if problem != reported and (problem is None or reported is None):
             log.info("health: %s", "SERVING" if problem is None else f"NOT_SERVING: {problem}")
 
     def close(self) -> None:
-        """Look no more."""
-        if self._following is not None:
-            self._following.cancel()
+        """Stop the updates."""
+        if self._polling is not None:
+            self._polling.cancel()
 
-    async def _follow(self) -> None:
+    async def _poll(self) -> None:
         failed = ""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
             try:
-                self.look()
+                self.update()
             except Exception as error:
-                # Callers that ask for the health would be told for ever what held until now.
+                # Otherwise clients would see a stale status for ever.
                 if repr(error) != failed:
-                    log.exception("the server's health could not be looked at; it will be again")
+                    log.exception("the health check failed; it will be retried")
                 failed = repr(error)
             else:
                 failed = ""

@@ -18,15 +18,15 @@ from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
 from resnet50_server.rollout.router import Traffic
 
-from .frame_stream import FrameStream, Messages, Reply
+from .frame_stream import FrameStream, Reply, StreamReader
 from .guard import Context
-from .tasks import ClassifyQuestion, EmbedQuestion, Question, timing
+from .tasks import ClassifyTask, EmbedTask, Task, timing
 from .upload import Part as UploadPart
 from .upload import Upload
 
 
 @dataclass(frozen=True)
-class Patience:
+class StreamLimits:
     """How much one caller may keep waiting or inside.
 
     Attributes:
@@ -55,13 +55,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """
 
     def __init__(
-        self, variants: VariantRegistry, pipeline: Pipeline, patience: Patience, traffic: Traffic
+        self, variants: VariantRegistry, pipeline: Pipeline, limits: StreamLimits, traffic: Traffic
     ) -> None:
         self._variants = variants
         self._pipeline = pipeline
-        self._patience = patience
+        self._limits = limits
         self._traffic = traffic
-        self._streams: set[Messages] = set()
+        self._streams: set[StreamReader] = set()
 
     def drain(self) -> None:
         """Take no more images; streams end once the frames that are inside have been answered."""
@@ -80,7 +80,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.ClassifyResponse:
         """Classify one image; see the contract."""
         variant = self._find(request.options.variant, request.options.include_embedding)
-        question = ClassifyQuestion(request.options, variant)
+        question = ClassifyTask(request.options, variant)
         told = await self._answer(request.image, question, context)
         return inference_pb2.ClassifyResponse(classification=told.answer, **told.about)
 
@@ -89,7 +89,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.EmbedResponse:
         """Embed one image; see the contract."""
         variant = self._find(request.options.variant, with_embedding=True)
-        question = EmbedQuestion(request.options, variant)
+        question = EmbedTask(request.options, variant)
         told = await self._answer(request.image, question, context)
         return inference_pb2.EmbedResponse(embedding=told.answer, **told.about)
 
@@ -97,14 +97,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.ClassifyUploadRequest], context: Context
     ) -> inference_pb2.ClassifyResponse:
         """Classify one image that arrives in chunks; see the contract."""
-        told = await self._answer_upload(request_iterator, ClassifyQuestion, context)
+        told = await self._answer_upload(request_iterator, ClassifyTask, context)
         return inference_pb2.ClassifyResponse(classification=told.answer, **told.about)
 
     async def EmbedUpload(
         self, request_iterator: AsyncIterator[inference_pb2.EmbedUploadRequest], context: Context
     ) -> inference_pb2.EmbedResponse:
         """Embed one image that arrives in chunks; see the contract."""
-        told = await self._answer_upload(request_iterator, EmbedQuestion, context)
+        told = await self._answer_upload(request_iterator, EmbedTask, context)
         return inference_pb2.EmbedResponse(embedding=told.answer, **told.about)
 
     def ClassifyStream(
@@ -112,14 +112,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncGenerator[inference_pb2.ClassifyStreamResponse, None]:
         """Classify frames; see the contract."""
         reply = inference_pb2.ClassifyStreamResponse
-        return self._stream(context, ClassifyQuestion, reply, "classification")
+        return self._stream(context, ClassifyTask, reply, "classification")
 
     def EmbedStream(
         self, request_iterator: AsyncIterator[inference_pb2.EmbedStreamRequest], context: Context
     ) -> AsyncGenerator[inference_pb2.EmbedStreamResponse, None]:
         """Embed frames; see the contract."""
         reply = inference_pb2.EmbedStreamResponse
-        return self._stream(context, EmbedQuestion, reply, "embedding")
+        return self._stream(context, EmbedTask, reply, "embedding")
 
     def _find(self, name: str, with_embedding: bool) -> LoadedVariant:
         """Return the variant that answers a call, by what the call says."""
@@ -131,7 +131,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         variant.require_health()
         return variant
 
-    async def _answer(self, image: image_pb2.Image, question: Question, context: Context) -> _Told:
+    async def _answer(self, image: image_pb2.Image, question: Task, context: Context) -> _Told:
         started, call = time.perf_counter(), CURRENT_REQUEST.get()
         with question.variant.in_use():
             source = source_of(image, self._pipeline.limits)
@@ -142,15 +142,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return self._told(question, task, call, result, started)
 
     def _upload(self, parts: AsyncIterator[UploadPart]) -> Upload:
-        patience = self._patience
-        return Upload(
-            parts, self._pipeline, patience.upload_idle_timeout_s, patience.upload_timeout_s
-        )
+        limits = self._limits
+        return Upload(parts, self._pipeline, limits.upload_idle_timeout_s, limits.upload_timeout_s)
 
     async def _answer_upload(
         self,
         parts: AsyncIterator[UploadPart],
-        question_of: Callable[[Any, LoadedVariant], Question],
+        task_type: Callable[[Any, LoadedVariant], Task],
         context: Context,
     ) -> _Told:
         started, call = time.perf_counter(), CURRENT_REQUEST.get()
@@ -158,7 +156,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             upload = self._upload(parts)
             options = (await upload.options()).options
             variant = self._find(options.variant, _with_embedding(options))
-            question = question_of(options, variant)
+            question = task_type(options, variant)
             call.deadline = _deadline(context)
             with question.variant.receiving():
                 image = await upload.image(question.variant.spec.transform, call)
@@ -172,7 +170,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def _told(
         self,
-        question: Question,
+        question: Task,
         task: InferenceTask,
         call: RequestContext,
         result: Result,
@@ -185,25 +183,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _stream(
         self,
         context: Context,
-        question_of: Callable[[Any, LoadedVariant], Question],
+        task_type: Callable[[Any, LoadedVariant], Task],
         reply: Callable[..., Reply],
         outcome: str,
     ) -> AsyncGenerator[Reply, None]:
         call = CURRENT_REQUEST.get()
-        messages = Messages(context.read, self._patience.stream_idle_timeout_s)
+        messages = StreamReader(context.read, self._limits.stream_idle_timeout_s)
         self._streams.add(messages)
         try:
             config = await messages.config()
             options = config.options
-            question = question_of(options, self._find(options.variant, _with_embedding(options)))
+            question = task_type(options, self._find(options.variant, _with_embedding(options)))
             call.deadline, call.stream = _deadline(context), messages
             stream = FrameStream(
                 messages, self._pipeline, self._traffic, reply, outcome, question, call
             )
             replies = stream.replies(
                 config,
-                self._patience.max_frames_in_flight,
-                self._patience.frames_in_flight,
+                self._limits.max_frames_in_flight,
+                self._limits.frames_in_flight,
             )
             async with aclosing(replies):
                 async for one in replies:

@@ -24,7 +24,7 @@ _CACHE_USES = {
 }
 
 
-class ClassifyQuestion:
+class ClassifyTask:
     """Which categories?
 
     Args:
@@ -48,10 +48,10 @@ class ClassifyQuestion:
         self.task = InferenceTask(variant, _top_k(options.top_k, variant), self._with_embedding)
         self._min_probability = _min_probability(options)
 
-    def latest(self) -> ClassifyQuestion:
+    def latest(self) -> ClassifyTask:
         """Return the same question to what has taken the variant's place, if anything has."""
         latest = self.variant.latest()
-        return self if latest is self.variant else ClassifyQuestion(self._options, latest)
+        return self if latest is self.variant else ClassifyTask(self._options, latest)
 
     def answer(self, result: Result) -> result_pb2.Classification:
         """Return what the image shows."""
@@ -70,7 +70,7 @@ class ClassifyQuestion:
         return classification
 
 
-class EmbedQuestion:
+class EmbedTask:
     """Which vector?
 
     Args:
@@ -97,17 +97,17 @@ class EmbedQuestion:
         self._options = options
         self.task = InferenceTask(variant, top_k=0, with_embedding=True)
 
-    def latest(self) -> EmbedQuestion:
+    def latest(self) -> EmbedTask:
         """Return the same question to what has taken the variant's place, if anything has."""
         latest = self.variant.latest()
-        return self if latest is self.variant else EmbedQuestion(self._options, latest)
+        return self if latest is self.variant else EmbedTask(self._options, latest)
 
     def answer(self, result: Result) -> result_pb2.Embedding:
         """Return the image's vector."""
         return _embedding(result, self.variant, self._options)
 
 
-Question: TypeAlias = ClassifyQuestion | EmbedQuestion
+Task: TypeAlias = ClassifyTask | EmbedTask
 
 
 def _reference(variant: LoadedVariant) -> result_pb2.VariantRef:

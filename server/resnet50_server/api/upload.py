@@ -26,7 +26,7 @@ MAX_HEADER_BYTES = 2**20
 # The messages of a caller who has left end a moment before gRPC says so, mostly some 0.1 ms. Every
 # upload pays for the wait, so it is not as long as the longest (`boundary.LEAVING_S`, which only
 # calls without a request pay for): of who is missed here, an image is decoded in vain at worst.
-USUAL_LEAVING_S = 0.001
+USUAL_CANCEL_GRACE_S = 0.001
 
 
 class Upload:
@@ -156,7 +156,7 @@ class Upload:
             part = await anext(self._parts, None)
             if part is None:
                 # Or the caller has left: nothing is decoded of what it has sent.
-                await asyncio.sleep(USUAL_LEAVING_S)
+                await asyncio.sleep(USUAL_CANCEL_GRACE_S)
             return part
         except asyncio.CancelledError:
             if late and left_s <= self._idle_timeout_s:

@@ -1,4 +1,4 @@
-"""The server as a process: from its start to a signal, and its exit status."""
+"""One process that runs a server: signals, garbage collection, exit status."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from resnet50_server.telemetry.logs import announce, complain, flush
 
 log = logging.getLogger(__name__)
 
-# What a server that is lost has to stop in, once its calls have ended.
-LAST_S = 15.0
+# Time limit for a failed server to stop, in addition to its drain.
+FAULT_STOP_S = 15.0
 
 
 async def serve(settings: Settings) -> int:
@@ -42,19 +42,19 @@ async def serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stopping.set)
     watchdog = LoopWatchdog()
     starting = asyncio.create_task(server.start(), name="start")
-    broken = asyncio.create_task(server.broken.wait(), name="wait for a fault")
+    failed = asyncio.create_task(server.failed.wait(), name="wait for a fatal error")
     stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
     stopped.add_done_callback(_exit_on_next_signal)
     try:
-        await asyncio.wait((starting, stopped, broken), return_when=asyncio.FIRST_COMPLETED)
-        if broken.done():
-            # By a variant that was loaded already.
+        await asyncio.wait((starting, stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            # In a variant that was loaded already.
             starting.cancel()
-            return await _give_up(server)
+            return await _stop_after_fault(server)
         if not starting.done():
-            # Variants that are loaded already finish what they have. The thread that still reads or
-            # downloads the next one cannot be cancelled, and is not waited for.
-            log.info("stopping: asked to, while loading")
+            # Loaded variants complete their requests. The thread that reads or downloads the next
+            # one cannot be cancelled, and is not waited for.
+            log.info("stopping on a signal, while loading")
             starting.cancel()
             await asyncio.wait([starting])
             return 0
@@ -66,7 +66,7 @@ async def serve(settings: Settings) -> int:
         except Exception as error:
             if not isinstance(error, EXPECTED_ERRORS):
                 log.error("the server could not start", exc_info=error)
-            complain(f"resnet50-server: {_text(error)}")
+            complain(f"resnet50-server: {_startup_error(error)}")
             return 1
         gc.freeze()  # the other variants
         return_memory()
@@ -74,25 +74,25 @@ async def serve(settings: Settings) -> int:
             announce(f"listening on {address}")
         if server.metrics_url is not None:
             announce(f"metrics on {server.metrics_url}")
-        await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
-        if broken.done():
-            return await _give_up(server)
-        log.info("stopping: asked to")
-        await server.turn_away()
+        await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            return await _stop_after_fault(server)
+        log.info("stopping on a signal")
+        await server.reject_new()
         return 0
     finally:
         stopped.cancel()
-        broken.cancel()
+        failed.cancel()
         await _stop(server, settings.drain_timeout_s)
         watchdog.close()
         flush()
 
 
 def _collect_garbage() -> None:
-    """Look for garbage from the first variant on, which is answered while others are loaded.
+    """Enable garbage collection when the first variant is loaded; it serves while others load.
 
-    What is loaded stays. Looking through it, torch's 350,000 objects for the most part, would stop
-    everything for 0.2 s now and then (docs/adr/0011-batch-prefetching.md).
+    Objects made before are excluded: scanning them, mostly torch's 350,000, would pause everything
+    for 0.2 s now and then (docs/adr/0011-batch-prefetching.md).
     """
     if not gc.isenabled():
         gc.freeze()
@@ -100,34 +100,34 @@ def _collect_garbage() -> None:
 
 
 async def _stop(server: Server, drain_timeout_s: float) -> None:
-    """Stop a server: bounded in all its parts, and, since one may be lost with it, as a whole."""
+    """Stop a server; a failed one within a limit, since one of its parts may not stop."""
     if server.fault is None:
         await server.stop()
         return
-    limit_s = drain_timeout_s + LAST_S
+    limit_s = drain_timeout_s + FAULT_STOP_S
     try:
         await asyncio.wait_for(server.stop(), limit_s)
     except asyncio.TimeoutError:  # the built-in one only from Python 3.11 on
         log.critical("the server did not stop within %g s; ending the process", limit_s)
 
 
-async def _give_up(server: Server) -> int:
-    """Turn callers away from a server that is lost; return the exit status."""
-    assert server.fault is not None  # what it waited for
+async def _stop_after_fault(server: Server) -> int:
+    """Reject new requests to a failed server; return the exit status."""
+    assert server.fault is not None  # set before `failed`
     log.critical("stopping with exit status %d: %s", server.fault.status, server.fault)
-    await server.turn_away()
+    await server.reject_new()
     return server.fault.status
 
 
 def _exit_on_next_signal(stopped: asyncio.Task[bool]) -> None:
-    """Once asked to stop: whoever asks again does not want to wait for the drain."""
+    """End the process on the next signal, without waiting for the drain."""
     if stopped.cancelled():
         return
     for number in (signal.SIGTERM, signal.SIGINT):
         stopped.get_loop().add_signal_handler(number, os._exit, 128 + number)
 
 
-def _text(error: Exception) -> str:
+def _startup_error(error: Exception) -> str:
     if isinstance(error, (WeightsError, OSError)):
         return str(error)
     return (

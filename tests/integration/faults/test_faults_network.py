@@ -29,7 +29,7 @@ def kind(request):
 
 
 def empty(server) -> bool:
-    inside = server._admission
+    inside = server.parts.admission
     return (inside.requests, inside.bytes, inside.streams) == (0, 0, 0)
 
 
@@ -68,11 +68,11 @@ async def test_connection_cut_during_compute_releases_the_permit():
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
             calls = [stub.Classify(request) for _ in range(4)]
-            await until(lambda: server._admission.requests == 4)
+            await until(lambda: server.parts.admission.requests == 4)
             line.cut()
             codes = {await call.code() for call in calls}
             # Long before the batch ends.
-            await until(lambda: server._admission.requests <= 1)
+            await until(lambda: server.parts.admission.requests <= 1)
         opened.set()
         await until(lambda: empty(server))
     assert codes == {grpc.StatusCode.UNAVAILABLE}
@@ -107,7 +107,9 @@ async def test_server_notices_a_silent_line_and_lets_its_callers_go(monkeypatch)
         stream = stub.ClassifyStream()
         config = inference_pb2.ClassifyStreamConfig()
         await stream.write(inference_pb2.ClassifyStreamRequest(config=config))
-        await until(lambda: (server._admission.requests, server._admission.streams) == (1, 1))
+        await until(
+            lambda: (server.parts.admission.requests, server.parts.admission.streams) == (1, 1)
+        )
         line.silence()
         # Within a minute, which is what gRPC would take by itself.
         await asyncio.wait_for(until(lambda: empty(server)), 30)

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 import resnet50_server.images.decode
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server.api.listen import UNREAD_BYTES
-from resnet50_server.api.outbox import CALL_BYTES
+from resnet50_server.api.send_buffer import CALL_BYTES
 from resnet50_server.server import Server
 from tests.support.pictures import encode, photo_like
 from tests.support.raw_http2 import RawClient, message
@@ -82,13 +82,13 @@ async def test_unread_reply_is_counted_and_then_cancelled(kind, caplog):
         for _ in range(20):
             client.open(path, request.SerializeToString())
         client.flush()
-        await until(lambda: len(server._outbox) == 20)
-        assert server._outbox.bytes >= 20 * CALL_BYTES
-        assert server._admission.requests == 0
+        await until(lambda: len(server.parts.grpc.unsent) == 20)
+        assert server.parts.grpc.unsent.bytes >= 20 * CALL_BYTES
+        assert server.parts.admission.requests == 0
         await classify(server)  # and to the latest one
         with caplog.at_level(logging.WARNING):
             await ends(client, 20)
-        await until(lambda: len(server._outbox) == server._outbox.bytes == 0)
+        await until(lambda: len(server.parts.grpc.unsent) == server.parts.grpc.unsent.bytes == 0)
         assert "send_timeout_s" in caplog.text
 
 
@@ -104,9 +104,9 @@ async def test_unread_replies_are_cancelled_oldest_first(caplog):
             client.flush()
             await ends(client, 3 * fitting)
             await classify(server)
-        assert server._outbox.bytes <= MIB
+        assert server.parts.grpc.unsent.bytes <= MIB
         assert f"more than {MIB} bytes (max_send_bytes)" in caplog.text
-    assert server._outbox.bytes == 0
+    assert server.parts.grpc.unsent.bytes == 0
 
 
 async def test_reading_client_loses_no_reply_to_one_that_does_not():
@@ -126,7 +126,7 @@ async def test_unknown_method_is_refused_and_counted():
         with pytest.raises(grpc.RpcError) as refused:
             await channel.unary_unary("/resnet50.v1.InferenceService/Guess")(b"")
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        await until(lambda: len(server._outbox) == 0)
+        await until(lambda: len(server.parts.grpc.unsent) == 0)
 
 
 # Messages that do not arrive
@@ -140,9 +140,9 @@ async def test_idle_calls_take_no_permits_from_other_callers():
         for _ in range(8):
             client.open(CLASSIFY)
         client.flush()
-        receiving = server._receiving
+        receiving = server.parts.grpc.receiving
         await until(lambda: len(receiving) == 8)
-        assert server._admission.requests == 0
+        assert server.parts.admission.requests == 0
         # As another caller would: the same address has the most, so its oldest call is ended.
         task = asyncio.create_task(receiving.read("another", asyncio.Event().wait))
         await ends(client, 1)
@@ -159,7 +159,7 @@ async def test_one_callers_stalled_messages_leave_slots_to_others():
         for _ in range(6):
             client.open(CLASSIFY)
         client.flush()
-        receiving = server._receiving
+        receiving = server.parts.grpc.receiving
         await until(lambda: len(receiving) == 6)
         arrived = asyncio.Event()
         arrived.set()
@@ -175,8 +175,8 @@ async def test_message_that_waits_too_long_is_refused_with_the_limit():
     ):
         client.open(CLASSIFY)
         client.flush()
-        await until(lambda: len(server._receiving) == 1)
-        server._receiving._timeout_s = 0.05
+        await until(lambda: len(server.parts.grpc.receiving) == 1)
+        server.parts.grpc.receiving._timeout_s = 0.05
         with pytest.raises(grpc.RpcError) as refused:
             await inference_pb2_grpc.InferenceServiceStub(channel).Classify(REQUEST)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -190,7 +190,7 @@ async def test_call_that_is_not_read_from_is_held_back(path):
     async with serving(max_message_bytes=MIB, **limits) as server, raw(server) as client:
         client.open(CLASSIFY)  # holds the only slot
         client.flush()
-        await until(lambda: len(server._receiving) == 1)
+        await until(lambda: len(server.parts.grpc.receiving) == 1)
         stream = client.open(CLASSIFY)
         sent = await asyncio.to_thread(client.send, stream, message(bytes(MIB - 100)), 1.0)
         assert sent <= 2 * UNREAD_BYTES
@@ -204,7 +204,7 @@ async def test_upload_beyond_max_uploads_is_refused_before_it_is_sent():
     ):
         client.open(UPLOAD)
         client.flush()
-        await until(lambda: server._admission.requests == 1)
+        await until(lambda: server.parts.admission.requests == 1)
         call = channel.stream_unary(UPLOAD)()
         with pytest.raises(grpc.RpcError) as refused:
             await call

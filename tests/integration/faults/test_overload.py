@@ -21,13 +21,13 @@ TIMED = {"engine": "timed", "timed_alpha_ms": 5.0, "timed_beta_ms": 1.0, "max_ba
 
 
 def empty(server) -> bool:
-    admission = server._admission
+    admission = server.parts.admission
     return not (
         admission.requests
         or admission.bytes
         or admission.streams
         or admission._callers
-        or len(server._receiving)
+        or len(server.parts.grpc.receiving)
         or any(len(queue.waiting) for queue in queues_of(server))
     )
 
@@ -148,12 +148,12 @@ async def test_stalled_callers_hold_up_nobody_and_are_let_go():
                 frame = inference_pb2.Frame(frame_id=number, image=REQUEST.image)
                 await stream.write(inference_pb2.ClassifyStreamRequest(frame=frame))
             calls.append(stream)
-        await until(lambda: server._admission.streams == 8)
+        await until(lambda: server.parts.admission.streams == 8)
         async with AsyncClient(address) as client:
             for _ in range(20):
                 assert (await client.classify(PNG, timeout_s=30.0)).timing.batch_size >= 1
-        assert server._admission.requests >= 8
-        assert len(server._receiving) == 8
+        assert server.parts.admission.requests >= 8
+        assert len(server.parts.grpc.receiving) == 8
         for call in calls:
             call.cancel()
         await until(lambda: empty(server))

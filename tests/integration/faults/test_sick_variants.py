@@ -130,7 +130,7 @@ async def test_variant_that_answers_nan_is_refused_and_others_serve(kind):
         assert found.one("resnet50_ready") == 1
         for changes in (of_server, of_v2):  # nothing was said but SERVING
             following = asyncio.ensure_future(changes())
-            server._health.look()
+            server.parts.health.update()
             await caller.health()
             assert not following.done()
             following.cancel()
@@ -227,7 +227,7 @@ async def test_reloaded_variant_serves_and_the_old_one_is_not_tested(tmp_path, m
         await admin.variants.LoadVariant(request, metadata=admin.token())
         assert (await admin.classify("v")).variant.name == "v"
         await until(lambda: len(queues_of(admin.server)) == 2)
-        await until(lambda: not admin.server._self_tests._tasks)
+        await until(lambda: not admin.server.parts.self_tests._tasks)
         assert (await admin.states())["v"] == variant_pb2.VARIANT_STATE_READY
         assert sick.batches >= LEAST
 
@@ -246,7 +246,7 @@ async def test_health_name_of_a_variant_comes_and_goes_with_it(tmp_path):
         await admin.unload("v")
         assert await of_v() == Health.SERVICE_UNKNOWN
         request = health_pb2.HealthCheckRequest(service=NAME + "v")
-        with refused("NOT_FOUND", "service: there is none of this name"):
+        with refused("NOT_FOUND", "service: unknown name"):
             await health_pb2_grpc.HealthStub(channel).Check(request)
 
 
@@ -298,7 +298,7 @@ async def test_upload_to_a_variant_that_turns_unhealthy_is_refused():
         begin = inference_pb2.ClassifyUploadOptions(options=options)
         await upload.write(Part(options=begin))
         await upload.write(Part(chunk=PNG[:100]))
-        (entry,) = [one for one in server._variants.loaded if one.spec.name == V1]
+        (entry,) = [one for one in server.parts.variants.loaded if one.spec.name == V1]
         await until(lambda: entry.uploads)
         sick = Sick(engine_of(server, V1))
         await fail_often(caller)
@@ -327,7 +327,7 @@ async def test_variant_of_failing_batches_does_not_lose_the_device(kind):
             await caller.classify(JPEG, variant=V1)
         for _ in range(2 * MAX_FAILURES):
             assert (await caller.classify(JPEG)).variant.name == V2
-        assert not server.broken.is_set()
+        assert not server.failed.is_set()
         assert await caller.health() == "SERVING"
 
 
@@ -339,7 +339,7 @@ async def test_device_on_which_all_variants_fail_is_lost():
         for name in (V1, V2):
             Sick(engine_of(server, name), RuntimeError("as the test wants it"))
         await fail_often(caller, times=MAX_FAILURES)
-        await server.broken.wait()
+        await server.failed.wait()
         assert server.fault.status == 70
         assert await caller.health() == "NOT_SERVING"
 
@@ -390,7 +390,7 @@ async def test_failing_canary_ends_its_split_and_loses_no_call(tmp_path, caplog)
             await set_split(canary_percent=50.0)
         # Once it is well, a split that is set anew begins anew, also if it is the same.
         sick.cure()
-        (entry,) = [one for one in admin.server._variants.loaded if one.spec.name == V1]
+        (entry,) = [one for one in admin.server.parts.variants.loaded if one.spec.name == V1]
         entry.queue.health.recover()
         assert await classify(canary) == V2
         again = (await set_split(canary_percent=50.0, shadow_percent=100.0)).report

@@ -319,7 +319,7 @@ async def test_overload_is_retried_when_asked(kind):
     settings = {"engine": "timed", "timed_alpha_ms": 30, "max_queue_size": 1, "max_batch_size": 1}
     async with serving(**settings) as server:
         policy = RetryPolicy(overload_attempts=1000)
-        opened, scheduler = gate(server), server._devices._schedulers["cpu"]
+        opened, scheduler = gate(server), server.parts.devices._schedulers["cpu"]
         async with (
             Caller(kind, server.addresses[0]) as hasty,
             Caller(kind, server.addresses[0], retry=policy) as patient,
@@ -412,8 +412,8 @@ async def test_wait_until_ready_returns_when_a_server_has_come(kind):
 
 async def test_wait_until_ready_says_what_it_saw(kind):
     async with serving() as server, Caller(kind, server.addresses[0]) as client:
-        server._admission.draining = True
-        server._health.look()
+        server.parts.admission.draining = True
+        server.parts.health.update()
         with pytest.raises(TimeoutError, match=r"not ready within 0\.3 s; seen last: NOT_SERVING"):
             await client.wait_until_ready(0.3)
     async with Caller(kind, "127.0.0.1:1") as client:
@@ -435,7 +435,7 @@ async def test_close_ends_calls_under_way(kind):
         client, opened = Caller(kind, server.addresses[0]), gate(server)
         call = asyncio.ensure_future(client.classify(PNG))
         try:
-            await until(lambda: server._admission.requests)
+            await until(lambda: server.parts.admission.requests)
             await client.close()
             with pytest.raises(resnet50_client.CallCancelledError):
                 await call
@@ -448,13 +448,13 @@ async def test_cancelled_task_frees_its_place_at_the_server():
         opened, (queue,) = gate(server), queues_of(server)
         try:
             running = asyncio.create_task(client.classify(PNG))
-            await until(lambda: server._devices._schedulers["cpu"]._running)
+            await until(lambda: server.parts.devices._schedulers["cpu"]._running)
             waiting = asyncio.create_task(client.classify(PNG))
             await until(lambda: len(queue.waiting) == 1)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            await until(lambda: server._admission.requests == 1)
+            await until(lambda: server.parts.admission.requests == 1)
         finally:
             opened.set()
         assert (await running).timing.batch_size == 1

@@ -68,7 +68,7 @@ class Calls(ServerEvents):
 def watched(server) -> list[RequestContext]:
     """Return the calls that a server will have got."""
     calls = Calls()
-    server._events.add(calls)
+    server.parts.events.add(calls)
     return calls.seen
 
 
@@ -267,7 +267,7 @@ async def test_a_resumed_stream_is_one_call(kind):
         async for _ in items(client, "classify_stream", [PNG] * 200):
             answered += 1
             if answered == 50:
-                used = one if one._inference._streams else two
+                used = one if one.parts.inference._streams else two
                 stopping = asyncio.create_task(used.stop())
         await stopping
     (call,) = recorder.ended
@@ -284,7 +284,7 @@ async def test_a_cancelled_call_ends():
         opened = gate(server)
         try:
             call = asyncio.ensure_future(client.classify(PNG))
-            await until(lambda: server._admission.requests)
+            await until(lambda: server.parts.admission.requests)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

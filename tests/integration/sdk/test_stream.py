@@ -170,7 +170,7 @@ async def test_closing_a_half_read_stream_cancels_it(kind):
             async for _ in answers:
                 break
         limit = time.monotonic() + 10
-        while server._inference._streams or server._admission.requests:
+        while server.parts.inference._streams or server.parts.admission.requests:
             assert time.monotonic() < limit
             await asyncio.sleep(0.01)
         while len(asyncio.all_tasks()) > tasks:
@@ -268,7 +268,7 @@ async def test_draining_server_hands_its_stream_to_the_next_one(kind):
         async for answer in items(client, "classify_stream", [TINY] * 300):
             answers.append(answer)
             if len(answers) == 50:
-                used = first if first._inference._streams else second
+                used = first if first.parts.inference._streams else second
                 stopping = asyncio.create_task(used.stop())
         await stopping
     assert [answer.frame_id for answer in answers] == list(range(300))
@@ -279,8 +279,8 @@ async def test_large_file_travels_in_chunks_by_itself(kind):
     settings = {"max_message_bytes": 5 * 2**20, "max_image_bytes": 4 * 2**20 + 1024}
     async with serving(**settings) as server, Caller(kind, server.addresses[0]) as client:
         uploads = []
-        upload = server._inference._upload
-        server._inference._upload = lambda parts: uploads.append(1) or upload(parts)
+        upload = server.parts.inference._upload
+        server.parts.inference._upload = lambda parts: uploads.append(1) or upload(parts)
         assert len(await client.classify(large)) == 5
         assert (await client.embed(large)).vector.shape == (2048,)
         assert len(uploads) == 2

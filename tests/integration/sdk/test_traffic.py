@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 
 def compared(server: Server) -> int:
-    (trial,) = server._inference._traffic.trials
+    (trial,) = server.parts.inference._traffic.trials
     return trial.tally.comparison.images
 
 

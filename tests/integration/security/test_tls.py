@@ -283,9 +283,9 @@ async def test_new_client_authority_replaces_the_old_one(ca, files, tmp_path):
 
 async def test_server_tells_when_its_certificate_expires(ca, files):
     async with serving(**files.settings) as server:
-        assert server.certificates is not None
+        assert server.parts.certificates is not None
         files.put(certs.issue(ca, days=90))
-        told = server.certificates.expires_at
+        told = server.parts.certificates.expires_at
         expires = certificate_of(files).not_valid_after_utc
         assert told == expires.timestamp()
 

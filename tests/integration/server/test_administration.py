@@ -46,7 +46,7 @@ async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
         loaded = await admin.load("digits")
         assert (loaded.name, loaded.state, loaded.category_count) == ("digits", READY, 2)
         assert (await admin.classify("digits")).variant.digest == loaded.digest
-        variants = admin.server._control._variants
+        variants = admin.server.parts.control._variants
         held = variants.loaded_variant(variants.resolve("digits", "name"))
         # Unloading waits for calls that use it, and no longer.
         while held.requests:
@@ -326,7 +326,7 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
 async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypatch):
     async with administrator(folder) as admin:
         entered, opened = asyncio.Event(), asyncio.Event()
-        changes = admin.server._control
+        changes = admin.server.parts.control
         hold = changes._load_variant
 
         async def slow(*arguments):

@@ -165,7 +165,7 @@ async def test_same_image_in_flight_is_computed_once():
         batches, opened = counted(server), gate(server)
         request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
         calls = [stub.Classify(request) for _ in range(20)]
-        await until(lambda: server._admission.requests == 20)
+        await until(lambda: server.parts.admission.requests == 20)
         opened.set()
         timings = [(await call).timing for call in calls]
     assert batches == [1]
@@ -181,7 +181,7 @@ async def test_caller_who_leaves_takes_nobody_along():
     async with serving(**CACHING) as server, AsyncClient(server.addresses[0]) as client:
         batches, opened = counted(server), gate(server)
         first = asyncio.ensure_future(client.classify(PNG, timeout_s=0.3))
-        await until(lambda: server._admission.requests == 1)
+        await until(lambda: server.parts.admission.requests == 1)
         second = asyncio.ensure_future(client.classify(PNG))
         with pytest.raises(DeadlineExceededError):
             await first
@@ -198,7 +198,7 @@ async def test_cache_hit_is_answered_while_the_queue_is_full():
         opened = gate(server)
         (queue,) = queues_of(server)
         full = [asyncio.ensure_future(client.classify(encode(picture(16, 16))))]
-        await until(lambda: server._devices._schedulers["cpu"]._running)
+        await until(lambda: server.parts.devices._schedulers["cpu"]._running)
         full.append(asyncio.ensure_future(client.classify(encode(picture(17, 16)))))
         await until(lambda: len(queue.waiting) == 1)
         with pytest.raises(OverloadedError, match="max_queue_size"):
@@ -223,16 +223,16 @@ async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
         async def uses(variant: str) -> list[str | None]:
             return [(await client.classify(PNG, variant=variant)).timing.cache for _ in range(2)]
 
-        server._control.directory = VariantsDirectory(tmp_path)
+        server.parts.control.directory = VariantsDirectory(tmp_path)
         for variant in (V2, V1):
             assert await uses(variant) == [None, "hit"]
-        assert len(server._cache) == 2
-        await server._control.load(V1, replace=True)
-        assert len(server._cache) == 1
+        assert len(server.parts.cache) == 2
+        await server.parts.control.load(V1, replace=True)
+        assert len(server.parts.cache) == 1
         # The weights are the same as before, and yet they are asked themselves.
         assert await uses(V1) == [None, "hit"]
-        await server._control.unload(V1)
-        assert len(server._cache) == 1
+        await server.parts.control.unload(V1)
+        assert len(server.parts.cache) == 1
         assert await uses(V2) == ["hit", "hit"]
 
 
@@ -242,11 +242,11 @@ async def test_stream_after_a_swap_gets_no_answer_of_the_old_weights(tmp_path):
         async def frames():
             for number in range(4):
                 if number == 2:
-                    await server._control.load(V2, replace=True)
+                    await server.parts.control.load(V2, replace=True)
                 yield PNG
                 await until(lambda number=number: len(uses) > number)
 
-        server._control.directory = VariantsDirectory(tmp_path)
+        server.parts.control.directory = VariantsDirectory(tmp_path)
         uses: list[str | None] = []
         async for answer in client.classify_stream(frames()):
             uses.append(answer.result.timing.cache)
@@ -256,7 +256,7 @@ async def test_stream_after_a_swap_gets_no_answer_of_the_old_weights(tmp_path):
 async def test_split_compares_only_what_the_variant_has_computed():
     settings = CACHING | {"variants": [V1, V2]}
     async with serving(**settings) as server, AsyncClient(server.addresses[0]) as client:
-        trial = server._inference._traffic.set(Split(V1, V2, shadow_percent=100.0))
+        trial = server.parts.inference._traffic.set(Split(V1, V2, shadow_percent=100.0))
         uses = [(await client.classify(PNG, variant=V1)).timing.cache for _ in range(3)]
         await client.classify(OTHER, variant=V1)
         await until(lambda: trial.tally.comparison.images == 2)
@@ -270,7 +270,7 @@ async def test_cache_hits_are_counted_apart_from_computed_images():
     async with serving(**CACHING, **ON) as server, AsyncClient(server.addresses[0]) as client:
         opened = gate(server)
         both = [asyncio.ensure_future(client.classify(PNG)) for _ in range(2)]
-        await until(lambda: server._admission.requests == 2)
+        await until(lambda: server.parts.admission.requests == 2)
         opened.set()
         timings = [one.timing for one in await asyncio.gather(*both)]
         timings += [(await client.classify(PNG)).timing for _ in range(3)]
@@ -284,7 +284,7 @@ async def test_cache_hits_are_counted_apart_from_computed_images():
         (V2, "miss"): 1,
     }
     assert found.one("resnet50_cache_entries") == 1
-    assert found.one("resnet50_cache_bytes") == server._cache.memory_bytes > 0
+    assert found.one("resnet50_cache_bytes") == server.parts.cache.memory_bytes > 0
     assert found.one("resnet50_cache_evictions_total") == 0
     assert found.one("resnet50_images_total", variant=V2, outcome="answered") == 5
     assert found.of("resnet50_stage_duration_seconds_count", "stage") == {

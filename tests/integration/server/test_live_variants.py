@@ -163,7 +163,7 @@ async def test_old_weights_answer_their_requests_then_close(tmp_path):
             stream = await open_stream(admin, "mine")
             await send(stream, 1)
             waiting = asyncio.ensure_future(ask(admin, PICTURES[0], "mine"))
-            held = admin.server._control._variants.find("mine")
+            held = admin.server.parts.control._variants.find("mine")
             await until(lambda: held.requests == 2 and not held.queue.waiting)
             put(folder, "mine", 2)
             new = (await replace(admin, "mine")).variant
@@ -213,7 +213,7 @@ async def begin_upload(admin, content: bytes, variant: str):
     )
     await upload.write(inference_pb2.ClassifyUploadRequest(options=options))
     await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[:50]))
-    await until(lambda: admin.server._admission.bytes == 50)
+    await until(lambda: admin.server.parts.admission.bytes == 50)
     return upload
 
 
@@ -222,7 +222,7 @@ async def test_arriving_upload_is_answered_before_its_unload(folder):
     async with administrator(folder) as admin:
         await admin.load("digits")
         upload = await begin_upload(admin, content, "")
-        held = admin.server._control._variants.find("")
+        held = admin.server.parts.control._variants.find("")
         await set_default(admin, "digits")
         unloading = asyncio.create_task(admin.unload("IMAGENET1K_V2"))
         await until(lambda: held.retired)
@@ -306,7 +306,7 @@ async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):
 
 async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
     async with administrator(folder) as admin:
-        stages, hold = [], admin.server._control._load_variant
+        stages, hold = [], admin.server.parts.control._load_variant
 
         async def slow(spec, loading, make_room):
             for stage in ("waiting", "reading", "evicting", "building", "warming_up", "verifying"):
@@ -316,7 +316,7 @@ async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
                 stages.append((one.state, variant_pb2.LoadingStage.Name(one.loading.stage)))
             return await hold(spec, loading, make_room)
 
-        monkeypatch.setattr(admin.server._control, "_load_variant", slow)
+        monkeypatch.setattr(admin.server.parts.control, "_load_variant", slow)
         loaded = await admin.load("digits")
         assert not loaded.HasField("loading")
         names = [f"LOADING_STAGE_{stage}" for stage in ["WAITING", "READING", "EVICTING"]]
@@ -538,7 +538,7 @@ async def test_closing_engine_delays_no_batch_of_others():
     async with serving(**DECODING, variants=names) as server, connected(server) as channel:
         (unloaded,) = [one for one in queues_of(server) if one.name == names[1]]
         unloaded.engine.close = close
-        unloading = asyncio.create_task(server._control.unload(names[1]))
+        unloading = asyncio.create_task(server.parts.control.unload(names[1]))
         try:
             await asyncio.to_thread(closing.wait)
             stub = inference_pb2_grpc.InferenceServiceStub(channel)

@@ -89,7 +89,7 @@ async def test_two_callers_meet_in_one_batch():
             first = asyncio.ensure_future(
                 inference_pb2_grpc.InferenceServiceStub(channel).Classify(request)
             )
-            (scheduler,) = server._devices._schedulers.values()
+            (scheduler,) = server.parts.devices._schedulers.values()
             await until(lambda: scheduler._running)
             calls = []
             for app, client in zip(apps, (Client, AsyncClient), strict=True):
@@ -227,7 +227,7 @@ async def test_retries_are_events_and_counted(kind):
         async for _ in items(client, "classify_stream", [PNG] * 200):
             answered += 1
             if answered == 50:
-                used = one if one._inference._streams else two
+                used = one if one.parts.inference._streams else two
                 stopping = asyncio.create_task(used.stop())
         await stopping
     (span,) = app.spans("resnet50.v1.InferenceService/ClassifyStream")

@@ -132,10 +132,10 @@ async def test_cancelled_call_ends_its_span_and_stays_linked():
         classify = inference_pb2_grpc.InferenceServiceStub(channel).Classify
         call = asyncio.ensure_future(classify(REQUEST, metadata=TRACED))
         try:
-            (scheduler,) = server._devices._schedulers.values()
+            (scheduler,) = server.parts.devices._schedulers.values()
             await until(lambda: scheduler._running)
             call.cancel()
-            await until(lambda: not server._admission.requests)
+            await until(lambda: not server.parts.admission.requests)
         finally:
             opened.set()
         await until(lambda: not scheduler._running)

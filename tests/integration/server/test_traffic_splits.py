@@ -302,7 +302,7 @@ async def test_failures_are_counted_on_the_side_where_they_happen(tmp_path):
         opened = held_back(engine_of(operator, V2))
         try:
             waiting = operator.classify(image=PNG)
-            await until(lambda: operator.server._inference._pipeline.admission.requests)
+            await until(lambda: operator.server.parts.inference._pipeline.admission.requests)
             waiting.cancel()
             while (await operator.report()).variant_answers.failed == 2:
                 await asyncio.sleep(0.005)
@@ -417,7 +417,7 @@ async def test_share_of_images_is_compared_not_of_callers(tmp_path):
         await operator.split(V2, V1, shadow_percent=50.0)
         for _ in range(300):
             await operator.classify(key="one")
-        (trial,) = operator.server._inference._traffic.trials
+        (trial,) = operator.server.parts.inference._traffic.trials
         await until(lambda: trial.shadows._working is None)
         report = await operator.report()
         taken = report.comparison.images + report.skipped
@@ -442,7 +442,7 @@ async def test_candidate_that_fails_fails_nobody(tmp_path):
                 await asyncio.sleep(0.005)
         assert (report.failed, report.skipped) == (20, 0)
         assert not report.HasField("comparison")
-        assert not operator.server.broken.is_set()
+        assert not operator.server.failed.is_set()
 
 
 async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
@@ -452,7 +452,7 @@ async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
     async with operated(tmp_path, **limits) as operator:
         await put_elsewhere(operator, V1)
         await operator.split(V2, V1, shadow_percent=100.0)
-        (trial,) = operator.server._inference._traffic.trials
+        (trial,) = operator.server.parts.inference._traffic.trials
         opened = held_back(engine_of(operator, V1))
         try:
             await operator.classify()
@@ -470,24 +470,24 @@ async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
 
 async def put_elsewhere(operator: Operator, name: str) -> None:
     """Let a variant compute on a device of its own."""
-    variants = operator.server._inference._variants
+    variants = operator.server.parts.inference._variants
     held = variants.find(name)
     threads = WorkerThreads(1, "engine-other", lambda: None)
     scheduler = Scheduler(held.scheduler.policy, threads)
     await held.scheduler.remove(held.queue, ShuttingDown(), 0.0)
     held.scheduler, held.queue = scheduler, scheduler.add(name, held.built.engine, [(1, 0.001)])
-    operator.server._devices._schedulers["other"] = scheduler
-    operator.server._devices._threads["other"] = threads
+    operator.server.parts.devices._schedulers["other"] = scheduler
+    operator.server.parts.devices._threads["other"] = threads
 
 
 async def test_drain_waits_for_nothing_that_the_candidate_computes(tmp_path):
     async with operated(tmp_path, drain_timeout_s=600.0) as operator:
         await operator.split(V2, V1, shadow_percent=100.0)
-        (trial,) = operator.server._inference._traffic.trials
+        (trial,) = operator.server.parts.inference._traffic.trials
         opened = held_back(engine_of(operator, V1))
         try:
             await operator.classify()
-            (scheduler,) = operator.server._devices._schedulers.values()
+            (scheduler,) = operator.server.parts.devices._schedulers.values()
             await until(lambda: scheduler._running)
             await asyncio.wait_for(operator.server.stop(), 60)
             assert trial.shadows._working is None

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
-from resnet50_server.api.delivery import answer_in_order, answer_latest
+from resnet50_server.api.delivery import latest, ordered
 from resnet50_server.errors import ShuttingDown
 
 
@@ -35,7 +35,7 @@ async def test_latest_keeps_the_newest_frame_while_full():
     replies: list[str] = []
 
     async def read() -> None:
-        async for reply in answer_latest(frames(), start, lambda old, new: f"dropped {old}", 8):
+        async for reply in latest(frames(), start, lambda old, new: f"dropped {old}", 8):
             replies.append(reply)
 
     reading = asyncio.create_task(read())
@@ -73,7 +73,7 @@ async def test_latest_stream_ends_after_a_failed_computation():
     replies: list[str] = []
 
     async def read() -> None:
-        answers = answer_latest(frames(), start, lambda old, new: f"dropped {old}", 2)
+        answers = latest(frames(), start, lambda old, new: f"dropped {old}", 2)
         async for reply in answers:
             replies.append(reply)
 
@@ -127,9 +127,9 @@ async def test_frames_that_have_been_started_are_not_kept(delivery):
 
     answers: AsyncGenerator[str, None]
     if delivery == "ordered":
-        answers = answer_in_order(frames, start, 8)
+        answers = ordered(frames, start, 8)
     else:
-        answers = answer_latest(frames, start, lambda old, new: "dropped", 8)
+        answers = latest(frames, start, lambda old, new: "dropped", 8)
     reading = asyncio.create_task(anext(answers))
     for _ in range(50):
         await asyncio.sleep(0)

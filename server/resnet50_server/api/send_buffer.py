@@ -29,7 +29,7 @@ _TASKS = asyncio.Task
 
 
 @dataclass(eq=False, slots=True)
-class _Untaken:
+class _Unsent:
     """An answer that gRPC has, and the client has not.
 
     Attributes:
@@ -43,7 +43,7 @@ class _Untaken:
     since: float
 
 
-class Outbox:
+class SendBuffer:
     """Counts answers from when gRPC gets them until its transport has taken them.
 
     Event loop only.
@@ -59,13 +59,13 @@ class Outbox:
         self._timeout_s = timeout_s
         # Not for each answer by itself: cancelling many at once is cheaper.
         self._look_s = timeout_s / 10
-        self._untaken: dict[_Task, _Untaken] = {}
+        self._unsent: dict[_Task, _Unsent] = {}
         self._of_callers: dict[str, dict[_Task, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._untaken)
+        return len(self._unsent)
 
     def add(self, caller: str, length: int) -> None:
         """Count the answer of the call whose task runs until that task has ended.
@@ -76,12 +76,12 @@ class Outbox:
         """
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        if task in self._untaken:
+        if task in self._unsent:
             return
-        untaken = _Untaken(caller, length + CALL_BYTES, loop.time())
-        self._untaken[task] = untaken
-        self._of_callers.setdefault(caller, {})[task] = untaken.size
-        self.bytes += untaken.size
+        unsent = _Unsent(caller, length + CALL_BYTES, loop.time())
+        self._unsent[task] = unsent
+        self._of_callers.setdefault(caller, {})[task] = unsent.size
+        self.bytes += unsent.size
         # Not the context's callback: gRPC keeps that in a circle with the context.
         task.add_done_callback(self._remove)
         if self.bytes > self._max_bytes:
@@ -95,14 +95,14 @@ class Outbox:
             self._timer.cancel()
 
     def _remove(self, task: _Task) -> None:
-        untaken = self._untaken.pop(task, None)
-        if untaken is None:
+        unsent = self._unsent.pop(task, None)
+        if unsent is None:
             return
-        self.bytes -= untaken.size
-        mine = self._of_callers[untaken.caller]
+        self.bytes -= unsent.size
+        mine = self._of_callers[unsent.caller]
         del mine[task]
         if not mine:
-            del self._of_callers[untaken.caller]
+            del self._of_callers[unsent.caller]
 
     def _shrink(self, latest: _Task) -> None:
         """Cancel the oldest answers of whoever has the most, until there is room again."""
@@ -125,8 +125,8 @@ class Outbox:
         loop = asyncio.get_running_loop()
         self._timer = None
         late = []
-        for task, untaken in self._untaken.items():  # the oldest first
-            left_s = untaken.since + self._timeout_s - loop.time()
+        for task, unsent in self._unsent.items():  # the oldest first
+            left_s = unsent.since + self._timeout_s - loop.time()
             if left_s > 0:
                 self._timer = loop.call_later(max(left_s, self._look_s), self._look)
                 break
@@ -136,7 +136,7 @@ class Outbox:
     def _cancel(self, tasks: list[_Task], why: str) -> None:
         if not tasks:
             return
-        callers = {self._untaken[task].caller for task in tasks}
+        callers = {self._unsent[task].caller for task in tasks}
         log.warning(
             "%d calls cancelled whose answers were not taken, of %s%s: %s",
             len(tasks),

@@ -33,7 +33,7 @@ class _Arriving:
     replaced: bool = False
 
 
-class Receiving:
+class ReceiveSlots:
     """Reads the one message of a call. Event loop only.
 
     A fixed number of calls is read from at once; the others wait in order, callers in turn. A full

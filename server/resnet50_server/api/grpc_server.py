@@ -1,0 +1,178 @@
+"""The gRPC server: its services, each behind a guard, and its addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from resnet50.v1 import inference_pb2, inference_pb2_grpc, variant_pb2, variant_pb2_grpc
+from resnet50_server.auth.identity import ADMIN, INFER, Authenticator
+from resnet50_server.auth.tls import TlsReloader
+from resnet50_server.events import ServerEvents
+from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.settings import Settings
+
+from .guard import RpcGuard
+from .health import HealthReporter
+from .inference_service import InferenceServicer
+from .listen import listen, server_options
+from .memory_bound import PROBE_STREAMS, SIDE_RECEIVED, SIDE_STREAMS
+from .receive_slots import ReceiveSlots
+from .send_buffer import SendBuffer
+from .variant_service import VariantServicer
+
+log = logging.getLogger(__name__)
+
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+_VARIANT = variant_pb2.DESCRIPTOR.services_by_name["VariantService"]
+INFERENCE_SERVICE = _INFERENCE.full_name
+SERVICES = (INFERENCE_SERVICE, _VARIANT.full_name)
+# Full names of all methods, by their short ones.
+METHODS = {
+    method.name: f"{service.full_name}/{method.name}"
+    for service in (_INFERENCE, _VARIANT)
+    for method in service.methods
+}
+STREAMS = frozenset(
+    method.name
+    for service in (_INFERENCE, _VARIANT)
+    for method in service.methods
+    if method.server_streaming
+)
+# Methods about a single image.
+IMAGE_METHODS = tuple(method.name for method in _INFERENCE.methods if not method.server_streaming)
+# Of the variants' service; its other methods are for administrators.
+PUBLIC_METHODS = ("ListVariants", "GetVariant")
+# For variants, reflection and channelz; the streams of the latter two may receive large messages.
+ADMIN_LIMITS = Limits(
+    requests=256, requests_per_caller=64, streams=SIDE_STREAMS, streams_per_caller=SIDE_STREAMS // 2
+)
+# For health checks. Watching health is a stream that never ends.
+PROBE_LIMITS = Limits(
+    requests=256,
+    requests_per_caller=64,
+    streams=PROBE_STREAMS,
+    streams_per_caller=PROBE_STREAMS // 4,
+)
+# Their requests are small and arrive with the call.
+SMALL_RECEIVE_TIMEOUT_S = 2.0
+# During a drain: how often idleness is checked, and how long the last responses have to be sent.
+DRAIN_POLL_S = 0.02
+LAST_RESPONSES_S = 0.5
+NO_LIMIT_S = 1e6
+
+
+class GrpcServer:
+    """The gRPC server with all services.
+
+    Args:
+        settings: Its limits and addresses.
+        authenticator: Identifies callers.
+        admission: For images.
+        events: Receive every call but health checks.
+        inference: Service for images.
+        variants: Service for variants.
+        health: Reports health.
+
+    Attributes:
+        receiving: Requests about images that are being received.
+        unsent: Responses that clients have not taken.
+        addresses: The bound addresses.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        authenticator: Authenticator,
+        admission: Admission,
+        events: ServerEvents,
+        inference: InferenceServicer,
+        variants: VariantServicer,
+        health: HealthReporter,
+    ) -> None:
+        self._settings = settings
+        self._authenticator = authenticator
+        self._inference = inference
+        self.receiving = ReceiveSlots(
+            settings.max_receive_bytes,
+            settings.max_receive_bytes_per_caller,
+            settings.max_message_bytes,
+            settings.max_requests,
+            settings.receive_timeout_s,
+        )
+        self.unsent = SendBuffer(settings.max_send_bytes, settings.send_timeout_s)
+        self.addresses: list[str] = []
+        self._server = grpc.aio.server(options=server_options(settings))
+        self._add_inference(admission, events)
+        self._add_admin(variants, events)
+        self._add_health(health)
+
+    async def listen(self, certificates: TlsReloader | None) -> None:
+        """Bind the addresses of the settings and accept calls; see `listen.listen`."""
+        self.addresses = await listen(self._server, self._settings, certificates)
+        await self._server.start()
+        log.info("listening on %s", ", ".join(self.addresses))
+
+    async def stop(self, timeout_s: float) -> None:
+        """Accept no more calls, wait for those in flight, then cancel the rest.
+
+        Args:
+            timeout_s: The most that calls in flight may take, in seconds.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout_s
+        # Waits for calls in flight. Streams that watch health never end, so the wait is cut short
+        # once all images have been answered. The first `stop` has no limit of its own: of two whose
+        # limits end together, one would cancel the calls of a server that the other has destroyed,
+        # and crash.
+        stopping = asyncio.create_task(self._server.stop(NO_LIMIT_S), name="stop gRPC")
+        while not stopping.done() and loop.time() < ends:
+            if self._inference.idle:
+                ends = min(ends, loop.time() + LAST_RESPONSES_S)
+                await asyncio.wait([stopping], timeout=ends - loop.time())
+                break
+            await asyncio.wait([stopping], timeout=DRAIN_POLL_S)
+        await self._server.stop(None)
+        await stopping
+        self.unsent.close()
+
+    def _add_inference(self, admission: Admission, events: ServerEvents) -> None:
+        guard = RpcGuard(self._authenticator, admission, self.receiving, self.unsent, events)
+        add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
+        guard.add(add, self._inference, self._server, INFER)
+
+    def _add_admin(self, variants: VariantServicer, events: ServerEvents) -> None:
+        """Add variants, reflection and channelz: with limits of their own, also during a drain."""
+        guard, server = self._guard(ADMIN_LIMITS, events), self._server
+        admin = {one.name: ADMIN for one in _VARIANT.methods if one.name not in PUBLIC_METHODS}
+        add = variant_pb2_grpc.add_VariantServiceServicer_to_server
+        guard.add(add, variants, server, INFER, admin)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        guard.add(add, reflection.aio.ReflectionServicer(names), server, INFER)
+        if self._settings.channelz:
+            from grpc_channelz.v1 import channelz, channelz_pb2_grpc
+
+            add = channelz_pb2_grpc.add_ChannelzServicer_to_server
+            guard.add(add, channelz.aio.ChannelzServicer(), server, ADMIN)
+
+    def _add_health(self, reporter: HealthReporter) -> None:
+        guard = self._guard(PROBE_LIMITS, ServerEvents())
+        add = health_pb2_grpc.add_HealthServicer_to_server
+        guard.add(add, reporter.servicer, self._server, None)
+        guard.refuse_unknown(self._server)
+
+    def _guard(self, limits: Limits, events: ServerEvents) -> RpcGuard:
+        largest = self._settings.max_message_bytes
+        receiving = ReceiveSlots(
+            SIDE_RECEIVED * largest,
+            SIDE_RECEIVED // 2 * largest,
+            largest,
+            limits.requests,
+            min(SMALL_RECEIVE_TIMEOUT_S, self._settings.receive_timeout_s),
+        )
+        return RpcGuard(self._authenticator, Admission(limits), receiving, self.unsent, events)
