@@ -262,7 +262,7 @@ class VariantUnhealthy(ShuttingDown):
 
 
 class EngineFailed(ServingError):
-    """The engine raised on the image, or its answer is not a number; the cause is chained."""
+    """The engine failed on the batch, or its result has NaN or Inf; the cause is chained."""
 
 
 class DiskTimeout(ServingError):

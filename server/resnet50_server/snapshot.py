@@ -64,8 +64,8 @@ def _variants(registry: VariantRegistry) -> list[VariantSnapshot]:
                 default=spec is registry.default,
                 healthy=queue.health.problem is None,
                 pending=len(queue.waiting),
-                oldest_wait_s=now - queue.oldest() if len(queue.waiting) else 0.0,
-                batch_size_limit=queue.limit.now(now),
+                oldest_wait_s=now - queue.oldest_arrival() if len(queue.waiting) else 0.0,
+                batch_size_limit=queue.limit.current(now),
                 latency_s=(latency.alpha_s, latency.beta_s) if latency.known else None,
             )
         )

@@ -96,8 +96,17 @@ def fail() -> None:
     raise RuntimeError("as the test wants it")
 
 
+def fail_once() -> None:
+    if not failures:
+        failures.append(None)
+        fail()
+
+
+failures: list[None] = []
+
+
 def in_variant(name: str) -> None:
-    """Have a variant answer with what are not numbers, once its loading has found nothing wrong."""
+    """Make a variant answer NaN after it was loaded and checked."""
     add = Scheduler.add
 
     def add_sick(scheduler, named, engine, *arguments):
@@ -120,6 +129,7 @@ FAULTS = {
     "engine-hangs": lambda: in_engine(hang_here),
     "engine-and-stop-hang": lambda: in_stop(hang_here),
     "engine-fails": lambda: in_engine(fail),
+    "engine-fails-once": lambda: in_engine(fail_once),
     "decoder-hangs": lambda: in_decoder(hang_here),
     "loop-hangs": lambda: in_loop(partial(time.sleep, 10**6)),
     # PyDLL keeps the GIL while it calls.

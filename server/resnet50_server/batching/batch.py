@@ -1,9 +1,11 @@
-"""A batch on its way through the device, and what each of its images gets of the output."""
+"""A batch on the engine, and the results of its images."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +15,6 @@ from resnet50_server.events import BatchEvent
 
 from .queue import PendingRequest, VariantQueue
 from .result import Result
-from .retry import Rescue
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class BatchPolicy:
     """How batches form.
 
     Attributes:
-        max_batch_size: Images in one batch, at most.
-        max_queue_delay_ms: How long a free engine waits for a batch to fill; 0 takes what is there.
-        max_queue_size: Images that may wait per variant; one more is refused.
-        max_queue_wait_s: How long a request without a deadline may have to wait, in seconds; it is
-            refused if the queue takes longer. Those with a deadline are judged by that.
+        max_batch_size: Maximum number of images in a batch.
+        max_queue_delay_ms: How long a free engine waits for a batch to fill; 0: not at all.
+        max_queue_size: Maximum number of images that wait per variant.
+        max_queue_wait_s: Maximum expected wait of a request without a deadline, in seconds; those
+            with a deadline are judged by that.
     """
 
     max_batch_size: int = 32
@@ -36,95 +37,124 @@ class BatchPolicy:
 
 @dataclass(eq=False, slots=True)
 class InFlightBatch:
-    """A batch that was handed to the device.
+    """A batch that was submitted to the engine.
 
     Attributes:
-        queue: Whose.
-        entries: Its images.
-        handed: When, in loop time.
-        free_at: When the device was, or will be, free for it.
-        ends: When it will have ended, as far as is known.
-        alone: Whether the device was free for it at once, so that its preparation shows.
-        rescue: What it is a part of, if it is run again.
-        ran_s: How long the device has had it, in seconds, as the watchdog counts.
+        queue: The queue of its variant.
+        requests: Its images.
+        attempts: How many attempts to compute it have failed.
+        is_self_test: Whether it is a self-test of its variant, see `retry`.
+        dispatched_at: When it was submitted, in loop time.
+        device_free_at: When the device is free for it, in loop time.
+        device_was_idle: Whether the device was free at once, so that the time of its preparation
+            can be measured.
+        expected_end: When it is expected to end, in loop time.
+        ran_s: How long the device has computed it, in seconds, as `HangDetector` counts.
     """
 
     queue: VariantQueue
-    entries: list[PendingRequest]
-    handed: float
-    free_at: float
-    ends: float
-    alone: bool
-    rescue: Rescue | None = None
+    requests: list[PendingRequest]
+    attempts: int
+    is_self_test: bool
+    dispatched_at: float
+    device_free_at: float
+    device_was_idle: bool
+    expected_end: float = 0.0
     ran_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.on_device_free(self.device_free_at)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
     @property
-    def starts(self) -> float:
-        """When the device began, or begins, with it, in loop time."""
-        return max(self.handed, self.free_at)
+    def starts_at(self) -> float:
+        """When the device began, or will begin, to compute it, in loop time."""
+        return max(self.dispatched_at, self.device_free_at)
 
+    def on_device_free(self, at: float) -> None:
+        """Correct the estimates, because the device is free for this batch at that loop time."""
+        self.device_free_at = at
+        size = len(self.requests)
+        self.expected_end = self.queue.estimate_finish(size, self.dispatched_at, at)
 
-def seen(running: InFlightBatch, output: BatchOutput | None, now: float, device: str) -> BatchEvent:
-    """Return a batch that has left the engine just now, as observers see it.
+    def engine_call(self) -> Callable[[], BatchOutput]:
+        """Return the call that computes it."""
+        return partial(
+            self.queue.engine.run,
+            [request.image for request in self.requests],
+            max(request.top_k for request in self.requests),
+            any(request.with_embedding for request in self.requests),
+        )
 
-    Args:
-        running: The batch.
-        output: The engine's, if it has one.
-        now: Loop time.
-        device: That computed it.
-    """
-    ended = time.perf_counter()
-    return BatchEvent(
-        running.queue.name,
-        len(running.entries),
-        0.0 if output is None else output.compute_s,
-        ended,
-        [waiting.context for waiting in running.entries],
-        failed=False,
-        started=ended - max(0.0, now - running.starts),
-        device=device,
-    )
+    def to_event(self, output: BatchOutput | None, now: float, device: str) -> BatchEvent:
+        """Return the event of a batch that has just left the engine.
 
+        Args:
+            output: The engine's output; None if it raised.
+            now: Loop time.
+            device: Name of the device.
+        """
+        ended = time.perf_counter()
+        return BatchEvent(
+            self.queue.name,
+            len(self.requests),
+            0.0 if output is None else output.compute_s,
+            ended,
+            [request.context for request in self.requests],
+            failed=False,
+            started=ended - max(0.0, now - self.starts_at),
+            device=device,
+        )
 
-def answer(running: InFlightBatch, output: BatchOutput, batch: BatchEvent) -> None:
-    """Give each image of a batch what it asked for, if that is made of numbers."""
-    numbers = _finite(output)
-    # Nobody is failed by what a candidate makes of a shadow.
-    asked = [number for number, one in zip(numbers, running.entries, strict=True) if not one.shadow]
-    running.queue.health.observe(len(asked), asked.count(False))
-    batch.non_finite = numbers.count(False)
-    for position, waiting in enumerate(running.entries):
-        if waiting.future.done():
-            continue
-        if not numbers[position]:
-            waiting.future.set_exception(EngineFailed("the network's answer is not a number"))
-        else:
-            waiting.future.set_result(_result(output, position, running, batch))
+    def update_estimates(self, output: BatchOutput, now: float) -> None:
+        """Learn how long batches of the variant take, from one that was computed until `now`."""
+        queue, size = self.queue, len(self.requests)
+        queue.latency.observe(size, output.compute_s)
+        if self.device_was_idle:
+            preparation_s = now - self.dispatched_at - output.compute_s
+            queue.preparation.observe(size, max(0.0, preparation_s))
+        queue.measured_at = now
+
+    def resolve(self, output: BatchOutput, event: BatchEvent) -> None:
+        """Give each request its result; those with NaN or Inf in it fail."""
+        finite = _finite(output)
+        # Clients get no result of a shadow, so it says nothing about the variant's health.
+        judged = [
+            good for good, request in zip(finite, self.requests, strict=True) if not request.shadow
+        ]
+        self.queue.health.record(len(judged), judged.count(False))
+        event.non_finite = finite.count(False)
+        for position, request in enumerate(self.requests):
+            if request.future.done():
+                continue
+            if finite[position]:
+                request.future.set_result(self._result(output, position, event))
+            else:
+                request.future.set_exception(EngineFailed("the model produced NaN or Inf"))
+
+    def _result(self, output: BatchOutput, position: int, event: BatchEvent) -> Result:
+        request = self.requests[position]
+        embedding = None
+        if request.with_embedding:
+            assert output.embeddings is not None  # this request asked for it
+            embedding = output.embeddings[position]
+        return Result(
+            indices=output.indices[position, : request.top_k],
+            probabilities=output.probabilities[position, : request.top_k],
+            embedding=embedding,
+            queue_s=max(0.0, self.starts_at - request.arrived),
+            compute_s=output.compute_s,
+            batch_size=event.size,
+            batch=event,
+        )
 
 
 def _finite(output: BatchOutput) -> list[bool]:
-    """Return for each image of a batch whether its answer is made of numbers."""
-    numbers = np.asarray(np.isfinite(output.probabilities).all(axis=1))
+    """Return for each image of a batch whether its output is finite."""
+    finite = np.asarray(np.isfinite(output.probabilities).all(axis=1))
     if output.embeddings is not None:
-        numbers = numbers & np.isfinite(output.embeddings).all(axis=1)
-    listed: list[bool] = numbers.tolist()
+        finite = finite & np.isfinite(output.embeddings).all(axis=1)
+    listed: list[bool] = finite.tolist()
     return listed
-
-
-def _result(
-    output: BatchOutput, position: int, running: InFlightBatch, batch: BatchEvent
-) -> Result:
-    waiting = running.entries[position]
-    embedding = None
-    if waiting.with_embedding:
-        assert output.embeddings is not None  # asked for by this request
-        embedding = output.embeddings[position]
-    return Result(
-        indices=output.indices[position, : waiting.top_k],
-        probabilities=output.probabilities[position, : waiting.top_k],
-        embedding=embedding,
-        queue_s=max(0.0, running.starts - waiting.arrived),
-        compute_s=output.compute_s,
-        batch_size=batch.size,
-        batch=batch,
-    )

@@ -1,32 +1,33 @@
-"""When a device comes to what waits for it: what cannot be answered in time is refused at once."""
+"""Load shedding: refuses at once what cannot be answered in time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+import asyncio
+from collections.abc import Hashable, Sequence
 
-from resnet50_server.context import BULK_EVERY, limit_for
+from resnet50_server.context import limit_for
 from resnet50_server.errors import DeadlineUnreachable, QueueFull
 
 from .batch import BatchPolicy, InFlightBatch
-from .fair_queue import virtual_deadline
+from .fair_queue import BulkWeight, virtual_deadline
 from .latency import JitterMargin
 from .queue import TIMER_SLACK_S, VariantQueue, deadline_error
-from .retry import Part
+from .retry import RetryQueue
 
-# An idle device that was not measured for so long may have changed.
-PROBE_AFTER_S = 1.0
+# A device that has been idle for so long may have changed its speed.
+REMEASURE_AFTER_S = 1.0
 
 
 class DeadlinePolicy:
-    """Expects when batches end on one device, from those that run and wait.
+    """Estimates when batches of one device end, and decides by that what is accepted and next.
 
     Args:
         policy: How batches form.
         workers: How many batches compute at once.
-        prefetch: How many more may be handed over before the device is free for them.
-        queues: Those of the device.
-        running: Batches that were handed over, in that order.
-        parts: What is run again before anything else.
+        prefetch: How many more are submitted before the device is free for them.
+        queues: The queues of the device.
+        in_flight: Batches submitted to the engine, in that order.
+        retries: Failed batches that are retried before anything else.
 
     Attributes:
         margin: How much later than expected answers leave.
@@ -38,52 +39,80 @@ class DeadlinePolicy:
         workers: int,
         prefetch: int,
         queues: Sequence[VariantQueue],
-        running: Sequence[InFlightBatch],
-        parts: Collection[Part],
+        in_flight: Sequence[InFlightBatch],
+        retries: RetryQueue,
     ) -> None:
         self.margin = JitterMargin()
         self._policy = policy
         self._workers = workers
         self._prefetch = prefetch
         self._queues = queues
-        self._running = running
-        self._parts = parts
-        # How long the device has computed what is not bulk while a queue held nothing else.
-        self._before_bulk_s = 0.0
+        self._in_flight = in_flight
+        self._retries = retries
+        self._bulk_weight = BulkWeight()
 
-    def lanes(self, now: float) -> list[float]:
-        """Return when each of the device's workers is free for another batch; sorted."""
-        busy = sorted(max(now, running.ends) for running in self._running)[-self._workers :]
+    def worker_free_times(self, now: float) -> list[float]:
+        """Return when each of the device's workers is free, in loop time; sorted."""
+        busy = sorted(max(now, batch.expected_end) for batch in self._in_flight)[-self._workers :]
         return [now] * (self._workers - len(busy)) + busy
+
+    def check(
+        self,
+        queue: VariantQueue,
+        deadline: float | None,
+        flow: Hashable | None,
+        bulk: bool,
+        now: float,
+        ready: float = 0.0,
+    ) -> None:
+        """Refuse an image for which there is no capacity, or no time.
+
+        Args:
+            queue: The queue of its variant.
+            deadline: In loop time; None for none.
+            flow: The stream, for example, that it belongs to; admission control bounds those.
+            bulk: Whether it is bulk.
+            now: Loop time.
+            ready: When it will be decoded, in loop time.
+
+        Raises:
+            QueueFull: See `check_capacity`.
+            DeadlineUnreachable: See `check_deadline`.
+        """
+        if flow is None:
+            self.check_capacity(queue, deadline, bulk, now)
+        if deadline is not None and not self.needs_measurement(queue, deadline, now):
+            self.check_deadline(queue, deadline, flow, bulk, now, ready)
 
     def check_capacity(
         self, queue: VariantQueue, deadline: float | None, bulk: bool, now: float
     ) -> None:
-        """Refuse an image for which its queue has no room.
+        """Refuse an image if its queue is full.
 
         Args:
-            queue: Whose.
+            queue: The queue of its variant.
             deadline: In loop time; None for none.
-            bulk: Whether it goes behind those that are not.
+            bulk: Whether it is bulk.
             now: Loop time.
 
         Raises:
-            QueueFull: `max_queue_size` images wait already, or those before this one, which has no
-                deadline, take longer than `max_queue_wait_s`.
+            QueueFull: `max_queue_size` images wait already; or the image has no deadline, and is
+                expected to wait for longer than `max_queue_wait_s`.
         """
-        room = self._policy.max_queue_size
-        waiting = queue.waiting.alone + queue.undecoded.alone
-        if waiting >= limit_for(room, bulk):
+        size = self._policy.max_queue_size
+        waiting = queue.waiting.without_flow + queue.undecoded.without_flow
+        if waiting >= limit_for(size, bulk):
             raise QueueFull(
                 "max_queue_size",
-                f"max_queue_size ({room}): {waiting} single images wait for variant"
+                f"max_queue_size ({size}): {waiting} single images wait for variant"
                 f" {queue.name}{', and the rest is for interactive ones' if bulk else ''}",
                 max(0.01, self._wait_s(queue, queue.accepted, now)),
             )
         if deadline is not None:
             return
         longest_s = self._policy.max_queue_wait_s
-        wait_s = self._wait_s(queue, queue.before(virtual_deadline(now, None), bulk), now)
+        due = virtual_deadline(now, None)
+        wait_s = self._wait_s(queue, queue.count_before(due, bulk), now)
         if wait_s > longest_s:
             raise QueueFull(
                 "max_queue_wait_s",
@@ -92,16 +121,16 @@ class DeadlinePolicy:
                 max(0.01, wait_s - longest_s),
             )
 
-    def is_probe(self, queue: VariantQueue, deadline: float | None, now: float) -> bool:
-        """Return whether a request is computed whatever is expected of its deadline.
+    def needs_measurement(self, queue: VariantQueue, deadline: float | None, now: float) -> bool:
+        """Return whether a request is accepted without a check of its deadline.
 
-        What was learned may be wrong by now, and where everything is refused nothing is learned: an
-        idle device that was not measured lately takes one.
+        The estimates may be outdated, and if they refused every request they would never be
+        updated: so an idle device that was not measured lately accepts one.
         """
         return (
-            not self._running
+            not self._in_flight
             and not queue.accepted
-            and now - queue.measured_at > PROBE_AFTER_S
+            and now - queue.measured_at > REMEASURE_AFTER_S
             and (deadline is None or now < deadline)
         )
 
@@ -114,51 +143,52 @@ class DeadlinePolicy:
         now: float,
         ready: float = 0.0,
     ) -> None:
-        """Refuse what cannot be answered in time, or would make late what was accepted before.
+        """Refuse an image that cannot be answered in time, or would make accepted ones late.
 
-        What is due earlier runs first. Once there is more than one batch, each is expected to be
-        full: those that come later fill it (ADR 0004). Those that are still to be
+        Images with earlier deadlines go first. If there are several batches, each is expected to
+        be full, because later arrivals fill it (ADR 0004). Images that are being
         decoded count like those that wait.
 
         Args:
-            queue: Whose.
+            queue: The queue of its variant.
             deadline: In loop time.
-            flow: What the image belongs to.
-            bulk: Whether it goes behind those that are not.
+            flow: The stream, for example, that it belongs to.
+            bulk: Whether it is bulk.
             now: Loop time.
-            ready: When it will have been decoded, in loop time.
+            ready: When it will be decoded, in loop time.
 
         Raises:
-            DeadlineUnreachable: That is so.
+            DeadlineUnreachable: It cannot be, or would.
         """
         due = virtual_deadline(now, deadline if flow is None and not bulk else None)
-        batches, work_s = self._again()
+        batches, compute_s = self._retry_backlog()
         for other in self._queues:
-            # What is due before this takes along what is not, as far as its batch holds it.
-            if other is not queue and (images := other.before(due, bulk)):
-                most = other.size(other.limit.now(now))
-                count = -(-images // most)
+            # Earlier images of other variants go first, in batches that later ones fill.
+            if other is not queue and (images := other.count_before(due, bulk)):
+                size = other.batch_size(other.limit.current(now))
+                count = -(-images // size)
                 batches += count
-                work_s += self._work_s(other, min(count * most, other.accepted), most)
-        limit = queue.size(queue.limit.now(now), deadline - now)
-        full_s = self._work_s(queue, limit, limit)
-        before, place = divmod(position := queue.before(due, bulk), limit)
+                compute_s += self._compute_s(other, min(count * size, other.accepted), size)
+        limit = queue.batch_size(queue.limit.current(now), deadline - now)
+        full_s = self._compute_s(queue, limit, limit)
+        before, place = divmod(position := queue.count_before(due, bulk), limit)
         images = limit if before or queue.accepted >= limit else place + 1
-        starts = self._starts(batches + before, work_s + before * full_s, now)
-        handed = max(ready, now if self._prefetch else starts)
+        starts = self._start_after(batches + before, compute_s + before * full_s, now)
+        dispatched_at = max(ready, now if self._prefetch else starts)
         # Each batch before its own may be late as well.
         margin_s = self.margin.seconds * (batches + before + 1)
-        ends = queue.ends(images, handed, starts) + margin_s
+        ends = queue.estimate_finish(images, dispatched_at, starts) + margin_s
         if ends > deadline + TIMER_SLACK_S:
             raise deadline_error(deadline - now, ends - now)
         if bulk:
-            return  # nobody stands behind it
-        # Whoever is last in a batch before which this one comes becomes the first in the next.
+            return  # it delays no other image
+        # This image pushes the last one of each batch behind it into the next batch.
         last = (before + 1) * limit - 1
-        while (entry := queue.at(last)) is not None:
+        while (entry := queue.peek_at(last)) is not None:
             before += 1
             moved = entry.item.deadline
-            ends = self._starts(batches + before + 1, work_s + (before + 1) * full_s, now)
+            after_s = compute_s + (before + 1) * full_s
+            ends = self._start_after(batches + before + 1, after_s, now)
             if moved is not None and ends > moved + TIMER_SLACK_S:
                 raise DeadlineUnreachable(
                     f"{position} images are due before this one, and those behind it were accepted"
@@ -167,69 +197,73 @@ class DeadlinePolicy:
                 )
             last += limit
 
-    def next(self, now: float) -> tuple[VariantQueue | None, float]:
-        """Return the queue that the next batch comes from, and how long it is held back to fill.
+    def next_queue(self, now: float) -> tuple[VariantQueue | None, float]:
+        """Return the queue that the next batch is taken from, and when, in loop time.
 
-        The one with the earliest deadline, whatever its batches take: on one device no order makes
-        the latest answer less late. One that holds bulk only goes behind those that do not, but for
-        a sixteenth (`BULK_EVERY`) of the device's time.
+        It is the one with the earliest deadline, however long its batches take: on one device no
+        order makes the latest answer less late. Queues that have only bulk go last, but get one
+        part in `BULK_EVERY` of the device's time.
         """
         delay_s = self._policy.max_queue_delay_ms / 1e3
         chosen, best = None, (0, now, 0.0)
         for queue in self._queues:
-            if (due := queue.due()) is None:
+            if (due := queue.earliest_due()) is None:
                 continue
             start, images = now, len(queue.waiting)
-            if delay_s > 0.0 and images < queue.size(queue.limit.now(now)):
-                # Held back to fill, but never past its first deadline.
-                latest = due - queue.ends(images, 0.0, 0.0)
-                start = max(now, min(queue.oldest() + delay_s, latest))
-            place = (self._rank(queue, now), start, due)
-            if chosen is None or place < best:
-                chosen, best = queue, place
+            if delay_s > 0.0 and images < queue.batch_size(queue.limit.current(now)):
+                # The batch may wait to fill, but not past its earliest deadline.
+                latest = due - queue.estimate_finish(images, 0.0, 0.0)
+                start = max(now, min(queue.oldest_arrival() + delay_s, latest))
+            rank = 0
+            if queue.waiting.only_bulk:
+                bulk_s = queue.latency.batch_s(min(images, queue.limit.current(now)))
+                rank = -1 if self._bulk_weight.is_due(bulk_s) else 1
+            if chosen is None or (rank, start, due) < best:
+                chosen, best = queue, (rank, start, due)
         return chosen, best[1]
 
     def on_dispatched(self, queue: VariantQueue, images: int, only_bulk: bool) -> None:
-        """Take in that a batch was handed over.
+        """Record a batch for the share of bulk.
 
         Args:
-            queue: Whose.
+            queue: The queue that it was taken from.
             images: Its size.
-            only_bulk: Whether the queue held nothing else.
+            only_bulk: Whether the queue had only bulk.
         """
         if only_bulk:
-            self._before_bulk_s = 0.0
+            self._bulk_weight.reset()
         elif any(other.waiting.only_bulk for other in self._queues if other is not queue):
-            self._before_bulk_s += queue.latency.batch_s(images)
+            self._bulk_weight.add_interactive(queue.latency.batch_s(images))
 
-    def _rank(self, queue: VariantQueue, now: float) -> int:
-        """Return a queue's place among those of the device by its priority, the lowest first."""
-        if not queue.waiting.only_bulk:
-            return 0
-        images = min(len(queue.waiting), queue.limit.now(now))
-        return -1 if self._before_bulk_s > BULK_EVERY * queue.latency.batch_s(images) else 1
+    def on_answered(self, batch: InFlightBatch) -> None:
+        """Learn how much later than expected the answers of a batch leave."""
+        error_s = asyncio.get_running_loop().time() - batch.expected_end
+        longest_s = batch.queue.latency.batch_s(len(batch))
+        self.margin.observe(max(-longest_s, min(longest_s, error_s)))
 
-    def _starts(self, batches: int, work_s: float, now: float) -> float:
-        """Return when the device comes to what waits behind `batches` that take `work_s` in all."""
-        lanes = self.lanes(now)
+    def _start_after(self, batches: int, compute_s: float, now: float) -> float:
+        """Return when the device has done `batches` that take `compute_s` in all, in loop time."""
+        free = self.worker_free_times(now)
         if not batches:
-            return lanes[0]
-        rounds, lane = divmod(batches, self._workers)
-        return lanes[lane] + rounds * work_s / batches
+            return free[0]
+        rounds, worker = divmod(batches, self._workers)
+        return free[worker] + rounds * compute_s / batches
 
-    def _work_s(self, queue: VariantQueue, images: int, limit: int) -> float:
-        """Return how long a worker is taken by images of a variant, in seconds."""
-        work_s = queue.latency.estimate_s(images, limit)
-        return work_s if self._prefetch else work_s + queue.preparation.estimate_s(images, limit)
+    def _compute_s(self, queue: VariantQueue, images: int, limit: int) -> float:
+        """Return how long a worker is busy with images of a variant, in seconds."""
+        compute_s = queue.latency.estimate_s(images, limit)
+        if self._prefetch:
+            return compute_s
+        return compute_s + queue.preparation.estimate_s(images, limit)
 
-    def _again(self) -> tuple[int, float]:
-        """Return how many batches are run again, and how long they take, in seconds."""
-        if not self._parts:
+    def _retry_backlog(self) -> tuple[int, float]:
+        """Return how many batches are retried, and how long they take, in seconds."""
+        if not self._retries:
             return 0, 0.0
-        sizes = [(part.queue, len(part.images)) for part in self._parts]
-        return len(sizes), sum(self._work_s(queue, size, size) for queue, size in sizes)
+        sizes = [(batch.queue, len(batch.requests)) for batch in self._retries]
+        return len(sizes), sum(self._compute_s(queue, size, size) for queue, size in sizes)
 
     def _wait_s(self, queue: VariantQueue, images: int, now: float) -> float:
-        """Return how long so many images of a queue take, in seconds."""
-        work_s = self._work_s(queue, images, queue.limit.now(now))
-        return self._starts(*self._again(), now) - now + work_s / self._workers
+        """Return how long an image waits behind so many others of its queue, in seconds."""
+        compute_s = self._compute_s(queue, images, queue.limit.current(now))
+        return self._start_after(*self._retry_backlog(), now) - now + compute_s / self._workers

@@ -1,4 +1,4 @@
-"""What waits for a thread or a device, in an order that is fair. Event loop only, no locks."""
+"""A queue by deadline, fair between flows, with a bulk lane. Event loop only, no locks."""
 
 from __future__ import annotations
 
@@ -14,28 +14,54 @@ from resnet50_server.context import BULK_EVERY
 
 Item = TypeVar("Item")
 
-# Whatever has no deadline is ordered as if it had this one, and no deadline counts as later, so
-# that nothing is starved by what is more urgent.
+# Items without a deadline, or with a later one, are ordered as if they had this one, so that urgent
+# items cannot starve them.
 DEFAULT_DEADLINE_S = 10.0
 
 
 def virtual_deadline(now: float, deadline: float | None) -> float:
-    """Return the place in the order of what comes now and stands alone, in loop time."""
-    patient = now + DEFAULT_DEADLINE_S
-    return patient if deadline is None else min(deadline, patient)
+    """Return the deadline that orders an item without a flow that arrives now, in loop time."""
+    default = now + DEFAULT_DEADLINE_S
+    return default if deadline is None else min(deadline, default)
+
+
+class BulkWeight:
+    """Decides when bulk goes first: one part in `BULK_EVERY` while interactive work waits too.
+
+    Parts are of any unit: `FairQueue` counts items, `DeadlinePolicy` seconds of a device.
+    """
+
+    def __init__(self) -> None:
+        self._interactive = 0.0
+
+    def add_interactive(self, amount: float = 1.0) -> None:
+        """Count interactive work that was done while bulk waited."""
+        self._interactive += amount
+
+    def reset(self) -> None:
+        """Start anew, because bulk was done."""
+        self._interactive = 0.0
+
+    def is_due(self, amount: float = 1.0) -> bool:
+        """Return whether so much bulk goes next; without interactive work before it none does."""
+        return self._interactive > 0.0 and self._interactive >= BULK_EVERY * amount
+
+    def count_due(self, interactive: int) -> int:
+        """Return how many bulk items will have gone after so many more interactive ones."""
+        return int(interactive + self._interactive) // BULK_EVERY
 
 
 @dataclass(eq=False)
 class Entry(Generic[Item]):
-    """One item that waits.
+    """An item in a queue.
 
     Attributes:
-        item: What was pushed.
-        flow: Whose it is; None if it stands alone.
-        due: Its place in the order, in loop time; infinite while it is a flow's later item.
-        number: Of those due at the same time the lowest, who lined up first, comes first.
+        item: As pushed.
+        flow: As pushed.
+        due: Its virtual deadline, in loop time; infinite while an item of its flow is before it.
+        number: Orders items of the same virtual deadline: first come, first served.
         taken: Whether it was popped.
-        bulk: Whether it stands in the bulk lane.
+        bulk: Whether it is in the bulk lane.
     """
 
     item: Item
@@ -47,74 +73,72 @@ class Entry(Generic[Item]):
 
 
 class FairQueue(Generic[Item]):
-    """Items by due time; of each flow only one at a time stands in line.
+    """Items by virtual deadline; of each flow, such as a stream, only one item at a time is ready.
 
-    A flow's next item joins, as if it had just come, when the one before it leaves. However much
-    one flow has waiting, another's item, or one that stands alone, waits for one item of each flow
-    at most.
+    A flow's next item becomes ready when the one before it leaves, as if it arrived then. So an
+    item of another flow, or without one, waits for one item of each flow at most, whatever their
+    backlogs.
 
-    Bulk items stand in a lane of their own, in the order in which they came, fair between flows as
-    well. They go when nothing else waits; while something does, one item in `BULK_EVERY` is bulk.
+    Bulk items have a lane of their own, first come, first served, and fair between flows too. They
+    go when nothing else waits; otherwise one item in `BULK_EVERY` is bulk.
     """
 
     def __init__(self) -> None:
-        # Sorted; the numbers differ, so entries are never compared. Kept whole, not as a heap: it
-        # is asked how many stand before a deadline, and moving a few thousand pointers costs less
-        # than a microsecond.
-        self._line: list[tuple[float, int, Entry[Item]]] = []
-        # Of each flow that has an item in line: its later items.
-        self._later: dict[Hashable, deque[Entry[Item]]] = {}
+        # Sorted; the numbers differ, so entries are never compared. A sorted list and no heap:
+        # `count_before` needs positions, and moving a few thousand pointers takes less than 1 us.
+        self._ready: list[tuple[float, int, Entry[Item]]] = []
+        # The later items of each flow that has a ready one.
+        self._backlog: dict[Hashable, deque[Entry[Item]]] = {}
         self._numbers = itertools.count()
-        self._live = 0
-        self._alone = 0
+        self._length = 0
+        self._without_flow = 0
         self._bulk: FairQueue[Item] | None = None
-        # How many went since one of the bulk lane did, or could have.
-        self._since_bulk = 0
+        self._bulk_weight = BulkWeight()
 
     def __len__(self) -> int:
-        return self._live
+        return self._length
 
     def __iter__(self) -> Iterator[Entry[Item]]:
-        """Iterate over all that wait, in no order."""
-        for _, _, entry in self._line:
+        """Iterate over all entries, in no order."""
+        for _, _, entry in self._ready:
             yield entry
-        for line in self._later.values():
-            yield from line
+        for entries in self._backlog.values():
+            yield from entries
         if self._bulk:
             yield from self._bulk
 
     @property
-    def alone(self) -> int:
-        """How many of those that wait belong to no flow."""
-        return self._alone
+    def without_flow(self) -> int:
+        """Number of items without a flow."""
+        return self._without_flow
 
     @property
     def only_bulk(self) -> bool:
-        """Whether something waits, and all of it is bulk."""
-        return self._live > 0 and not self._line
+        """Whether it has items and all of them are bulk."""
+        return self._length > 0 and not self._ready
 
     @property
     def interactive(self) -> int:
-        """How many stand in the line that is not bulk: all but the later items of flows."""
-        return len(self._line)
+        """Number of ready items that are not bulk."""
+        return len(self._ready)
 
-    def before(self, due: float, bulk: bool = False) -> int:
-        """Return how many go before an item that is due then and came now.
+    def count_before(self, due: float, bulk: bool = False) -> int:
+        """Return how many items go before one that arrives now.
 
         Args:
-            due: In loop time; see `virtual_deadline`.
-            bulk: Whether the item is.
+            due: Its virtual deadline, in loop time.
+            bulk: Whether it is bulk.
         """
-        first = len(self._line) if bulk else bisect_left(self._line, (due, math.inf))
+        first = len(self._ready) if bulk else bisect_left(self._ready, (due, math.inf))
         if not self._bulk:
             return first
         if bulk:
-            return first + self._bulk.before(due)
-        return first + min(len(self._bulk), (first + self._since_bulk) // BULK_EVERY)
+            return first + self._bulk.count_before(due)
+        return first + min(len(self._bulk), self._bulk_weight.count_due(first))
 
-    def at(self, position: int) -> Entry[Item] | None:
-        """Return who stands there in the line that is not bulk, 0 being the first; or None."""
-        return self._line[position][2] if position < len(self._line) else None
+    def peek_at(self, position: int) -> Entry[Item] | None:
+        """Return the ready item at a position, 0 being the first, bulk aside; None if none is."""
+        return self._ready[position][2] if position < len(self._ready) else None
 
     def push(
         self,
@@ -128,91 +152,92 @@ class FairQueue(Generic[Item]):
         """Add an item.
 
         Args:
-            item: What waits.
+            item: The item.
             now: Loop time.
-            deadline: In loop time; earlier ones come first. It does not order a flow's items.
-            flow: Whose it is; None if it stands alone.
-            bulk: Whether it goes behind what is not; its deadline does not order it.
+            deadline: In loop time; orders items that have no flow and are not bulk.
+            flow: The stream, for example, that it belongs to; None if it is a single item.
+            bulk: Whether it goes into the bulk lane.
         """
         self._count(flow, 1)
         if bulk:
             if self._bulk is None:
-                self._bulk, self._since_bulk = FairQueue(), 0
+                self._bulk = FairQueue()
+                self._bulk_weight.reset()
             entry = self._bulk.push(item, now, flow=flow)
             entry.bulk = True
             return entry
         entry = Entry(item, flow)
         if flow is None:
-            self._line_up(entry, virtual_deadline(now, deadline))
-        elif flow in self._later:
-            self._later[flow].append(entry)
+            self._enqueue(entry, virtual_deadline(now, deadline))
+        elif flow in self._backlog:
+            self._backlog[flow].append(entry)
         else:
-            self._later[flow] = deque()
-            self._line_up(entry, now + DEFAULT_DEADLINE_S)
+            self._backlog[flow] = deque()
+            self._enqueue(entry, virtual_deadline(now, None))
         return entry
 
     def peek(self) -> Entry[Item] | None:
-        """Return what would be popped; None if nothing waits."""
-        return self._bulk.peek() if self._bulk and self._is_bulks_turn() else self.at(0)
+        """Return the entry that `pop` would return."""
+        return self._bulk.peek() if self._bulk and self._is_bulk_next() else self.peek_at(0)
 
     def pop(self, now: float) -> Entry[Item] | None:
-        """Take out the item that goes next; None if nothing waits."""
-        if not self._live:
+        """Remove and return the next entry; None if the queue is empty."""
+        if not self._length:
             return None
         if self._bulk:
-            if self._is_bulks_turn():
-                self._since_bulk = 0
+            if self._is_bulk_next():
+                self._bulk_weight.reset()
                 if (bulk := self._bulk.pop(now)) is not None:
                     self._count(bulk.flow, -1)
                 return bulk
-            self._since_bulk += 1
-        entry = self._line.pop(0)[2]
+            self._bulk_weight.add_interactive()
+        entry = self._ready.pop(0)[2]
         self._count(entry.flow, -1)
         entry.taken = True
-        self._next_of_flow(entry, now)
+        self._enqueue_next_of_flow(entry, now)
         return entry
 
     def put_back(self, entry: Entry[Item]) -> None:
-        """Undo a `pop`, but for its flow's next item, which stays in line."""
+        """Undo a `pop`; the next item of its flow stays ready."""
         self._count(entry.flow, 1)
-        if entry.bulk and self._bulk is not None:  # in the lane itself there is no other one
+        if entry.bulk and self._bulk is not None:  # the lane itself has no bulk lane
             self._bulk.put_back(entry)
             return
         entry.taken = False
         if entry.flow is not None:
-            self._later.setdefault(entry.flow, deque())
-        insort(self._line, (entry.due, entry.number, entry))
+            self._backlog.setdefault(entry.flow, deque())
+        insort(self._ready, (entry.due, entry.number, entry))
 
     def remove(self, entry: Entry[Item], now: float) -> None:
-        """Take out an item that gave up waiting."""
+        """Remove an entry that was cancelled."""
         self._count(entry.flow, -1)
         if entry.bulk and self._bulk is not None:
             self._bulk.remove(entry, now)
         elif entry.due < math.inf:
-            del self._line[bisect_left(self._line, (entry.due, entry.number))]
-            self._next_of_flow(entry, now)
+            del self._ready[bisect_left(self._ready, (entry.due, entry.number))]
+            self._enqueue_next_of_flow(entry, now)
         else:
-            self._later[entry.flow].remove(entry)
+            self._backlog[entry.flow].remove(entry)
 
-    def _count(self, flow: Hashable | None, more: int) -> None:
-        self._live += more
+    def _count(self, flow: Hashable | None, change: int) -> None:
+        self._length += change
         if flow is None:
-            self._alone += more
+            self._without_flow += change
 
-    def _is_bulks_turn(self) -> bool:
-        """Return whether the bulk lane, in which something waits, goes next."""
-        return not self._line or self._since_bulk >= BULK_EVERY
+    def _is_bulk_next(self) -> bool:
+        """Return whether the bulk lane, which is not empty, goes next."""
+        return not self._ready or self._bulk_weight.is_due()
 
-    def _line_up(self, entry: Entry[Item], due: float) -> None:
+    def _enqueue(self, entry: Entry[Item], due: float) -> None:
         entry.due, entry.number = due, next(self._numbers)
-        insort(self._line, (due, entry.number, entry))
+        insort(self._ready, (due, entry.number, entry))
 
-    def _next_of_flow(self, entry: Entry[Item], now: float) -> None:
-        """Let a flow's next item join after one has left."""
-        if entry.flow is None or entry.flow not in self._later:
+    def _enqueue_next_of_flow(self, entry: Entry[Item], now: float) -> None:
+        """Make a flow's next item ready after one has left."""
+        if entry.flow is None or entry.flow not in self._backlog:
             return
-        line = self._later[entry.flow]
-        if line:
-            self._line_up(line.popleft(), now + DEFAULT_DEADLINE_S)
+        backlog = self._backlog[entry.flow]
+        if backlog:
+            self._enqueue(backlog.popleft(), virtual_deadline(now, None))
         else:
-            del self._later[entry.flow]
+            del self._backlog[entry.flow]

@@ -60,7 +60,7 @@ class HangDetector:
         passed_s = counted_s(self._loop.time() - self._polled_at, self._interval_s)
         for batch in self._in_flight[: self._workers]:
             batch.ran_s += passed_s
-            usual_s = batch.queue.latency.batch_s(len(batch.entries))
+            usual_s = batch.queue.latency.batch_s(len(batch))
             if batch.ran_s >= max(self._timeout_s, SLOW_FACTOR * usual_s):
                 self._on_hung(batch)
                 return

@@ -1,4 +1,4 @@
-"""The images that wait for one variant, and how the next batch is taken from them."""
+"""The pending requests of one variant, and how the next batch is taken from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,32 +16,34 @@ from numpy.typing import NDArray
 from resnet50_server.engines.base import Engine
 from resnet50_server.errors import DeadlineUnreachable, ServingError, VariantUnhealthy
 
-from .batch_limit import BatchLimit
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
 from .result import Result
 from .variant_health import VariantHealth
 
+if TYPE_CHECKING:
+    from .retry import AdaptiveBatchLimit
+
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
 TIMER_SLACK_S = 1e-6
-# A batch takes the time of its most urgent request, from arrival to deadline, by so much at most.
-BATCHES_IN_TIME = 4
+# A batch takes at most this part of its most urgent request's time from arrival to deadline.
+BATCHES_PER_DEADLINE = 4
 
 
 @dataclass(eq=False, slots=True)
 class PendingRequest:
-    """One image in a queue, until its future is done.
+    """One decoded image, until its future is done.
 
     Attributes:
         image: uint8 [crop, crop, 3], RGB.
-        top_k: How many categories are wanted; 0 for none.
-        with_embedding: Whether the embedding is wanted.
-        deadline: In loop time; None for no limit.
+        top_k: Number of categories in the result; 0 for none.
+        with_embedding: Whether the result has the embedding.
+        deadline: In loop time; None for none.
         arrived: In loop time.
         future: Gets the result.
-        probe: Whether it is computed whatever its deadline, to see how fast the device is.
-        context: What observers are told of it.
-        shadow: Whether no caller waits for it.
+        ignores_deadline: Whether it is computed whatever its deadline, to measure the device.
+        context: The context of its request, for listeners to events.
+        shadow: Whether no client waits for it.
         batched: Whether it is in a batch.
     """
 
@@ -51,7 +53,7 @@ class PendingRequest:
     deadline: float | None
     arrived: float
     future: asyncio.Future[Result]
-    probe: bool = False
+    ignores_deadline: bool = False
     context: Any = None
     shadow: bool = False
     batched: bool = False
@@ -59,10 +61,10 @@ class PendingRequest:
 
 @dataclass(eq=False, slots=True)
 class Undecoded:
-    """An image that was accepted, and is still to be decoded.
+    """An accepted image that is still being decoded.
 
     Attributes:
-        deadline: In loop time; None for no limit.
+        deadline: In loop time; None for none.
     """
 
     deadline: float | None
@@ -70,7 +72,7 @@ class Undecoded:
 
 @dataclass(eq=False, slots=True)
 class CancelCounts:
-    """How many images were cancelled by their callers; grows only.
+    """How many requests clients have cancelled; only increases.
 
     Attributes:
         waiting: Before they were in a batch.
@@ -82,160 +84,174 @@ class CancelCounts:
 
 
 class VariantQueue:
-    """The images that wait for one variant's engine; made by `Scheduler.add`.
+    """The pending requests of one variant; made by `Scheduler.add`.
 
     Args:
-        name: The variant's.
-        engine: What computes them.
-        cancelled: Counts those whose callers leave.
-        max_batch_size: Images in a batch, at most.
-        clock: Tells loop time.
+        name: The variant's name.
+        engine: The engine that computes it.
+        limit: How large its batches may be.
+        cancelled: Counts its cancelled requests.
+        clock: Returns loop time.
         crop: Side of its images, in pixels.
 
     Attributes:
-        crop: The same.
-        latency: How long its batches take on the device.
-        preparation: How long they take besides: to be handed over, stacked, copied, and for the
-            event loop to learn that they have ended.
-        waiting: Those that wait, in their order.
-        undecoded: Those that will, in the same order: they were accepted, and are being decoded.
-        measured_at: When a batch ended last, in loop time.
-        removed: Why it takes no more images; None while it does.
+        crop: Side of its images, in pixels.
         limit: How large its batches may be.
-        health: Whether it is in service.
-        failures: Batches in a row of which nothing could be computed.
-        failing: Whether it has failed on a grey image since it has last computed one.
+        latency: How long its batches take on the device.
+        preparation: How long they take besides: submission, stacking, copying, and the way back to
+            the event loop.
+        waiting: Decoded requests, in their order.
+        undecoded: Accepted images that are being decoded, in the same order.
+        measured_at: When a batch ended last, in loop time.
+        removed: Why it accepts no more requests; None while it does.
+        health: Whether the variant is in service.
+        consecutive_failures: Number of batches that have failed since one was computed.
+        failed_self_test: Whether the variant has failed its self-test, and computed nothing since.
     """
 
     def __init__(
         self,
         name: str,
         engine: Engine,
-        cancelled: CancelCounts | None = None,
-        max_batch_size: int = 32,
+        limit: AdaptiveBatchLimit,
+        cancelled: CancelCounts,
         clock: Callable[[], float] = time.monotonic,
         crop: int = 224,
     ) -> None:
         self.name = name
         self.engine = engine
+        self.limit = limit
+        self.crop = crop
         self.latency = LatencyModel(engine.padded)
         self.preparation = LatencyModel()
         self.waiting: FairQueue[PendingRequest] = FairQueue()
         self.undecoded: FairQueue[Undecoded] = FairQueue()
         self.measured_at = -math.inf
         self.removed: ServingError | None = None
-        self.limit = BatchLimit(max_batch_size)
-        self.crop = crop
         self.health = VariantHealth(name, clock)
-        self.health.watch(self._on_health)
-        self.failures = 0
-        self.failing = False
-        self._cancelled = cancelled or CancelCounts()
+        self.health.on_change(self._on_health)
+        self.consecutive_failures = 0
+        self.failed_self_test = False
+        self._cancelled = cancelled
 
-    def unhealthy(self) -> VariantUnhealthy:
-        """Return what requests are told while the variant is out of service."""
+    def check_open(self, shadow: bool) -> None:
+        """Refuse a request if the variant is being unloaded or is out of service.
+
+        Args:
+            shadow: Whether no client waits for it; then it may test a variant out of service.
+
+        Raises:
+            ServingError: `removed`, or `VariantUnhealthy`.
+        """
+        if self.removed is not None:
+            raise type(self.removed)(*self.removed.args)
+        if self.health.problem is not None and not shadow:
+            raise self.unhealthy_error()
+
+    def unhealthy_error(self) -> VariantUnhealthy:
+        """Return the error of requests while the variant is out of service."""
         return VariantUnhealthy(f"variant {self.name} is out of service: {self.health.problem}")
 
     def _on_health(self) -> None:
         if self.health.problem is not None:
-            fail_pending([entry.item for entry in self.waiting], self.unhealthy)
+            fail_pending([entry.item for entry in self.waiting], self.unhealthy_error)
 
-    def ends(self, images: int, handed: float, free_at: float) -> float:
-        """Return when a batch will end, in loop time.
+    def estimate_finish(self, images: int, dispatched_at: float, device_free_at: float) -> float:
+        """Return when a batch is expected to end, in loop time.
 
         Args:
             images: Its size.
-            handed: When it is handed over.
-            free_at: When the device is free to compute it; it is prepared meanwhile.
+            dispatched_at: When it is submitted, in loop time.
+            device_free_at: When the device is free for it; until then it is only prepared.
         """
-        ready = handed + self.preparation.batch_s(images)
-        return max(ready, free_at) + self.latency.batch_s(images)
+        ready = dispatched_at + self.preparation.batch_s(images)
+        return max(ready, device_free_at) + self.latency.batch_s(images)
 
     @property
     def accepted(self) -> int:
-        """How many images wait for a batch, or will once they are decoded."""
+        """Number of images that wait for a batch, or will once they are decoded."""
         return len(self.waiting) + len(self.undecoded)
 
-    def before(self, due: float, bulk: bool = False) -> int:
-        """Return how many of those go before one that is due then; see `FairQueue.before`."""
-        return self.waiting.before(due, bulk) + self.undecoded.before(due, bulk)
+    def count_before(self, due: float, bulk: bool = False) -> int:
+        """Return how many accepted images go first; see `FairQueue.count_before`."""
+        return self.waiting.count_before(due, bulk) + self.undecoded.count_before(due, bulk)
 
-    def at(self, position: int) -> Entry[PendingRequest] | Entry[Undecoded] | None:
-        """Return which of those has a position in the order, bulk aside; None if none has.
+    def peek_at(self, position: int) -> Entry[PendingRequest] | Entry[Undecoded] | None:
+        """Return the accepted image at a position, bulk aside; None if there is none.
 
-        Decoded ones count as the first: that is the order in which images are decoded, but for the
-        few that something more urgent has overtaken.
+        Decoded ones count as the first, because images are decoded in the same order, but for the
+        few that a more urgent one has overtaken.
         """
         decoded = self.waiting.interactive
         if position < decoded:
-            return self.waiting.at(position)
-        return self.undecoded.at(position - decoded)
+            return self.waiting.peek_at(position)
+        return self.undecoded.peek_at(position - decoded)
 
-    def push(self, waiting: PendingRequest, flow: Hashable | None, bulk: bool) -> None:
-        """Add an image; it leaves by itself if its caller gives up."""
+    def push(self, request: PendingRequest, flow: Hashable | None, bulk: bool) -> None:
+        """Add a request; it is removed when its future is cancelled."""
         entry = self.waiting.push(
-            waiting, waiting.arrived, deadline=waiting.deadline, flow=flow, bulk=bulk
+            request, request.arrived, deadline=request.deadline, flow=flow, bulk=bulk
         )
 
-        def leave(future: asyncio.Future[Result]) -> None:
+        def discard_if_cancelled(future: asyncio.Future[Result]) -> None:
             if not future.cancelled():
                 return
-            if waiting.batched:
+            if request.batched:
                 self._cancelled.computing += 1
                 return
             self._cancelled.waiting += 1
-            if not entry.taken:  # else `take` has passed it over
+            if not entry.taken:  # otherwise `take_batch` has removed it
                 self.waiting.remove(entry, future.get_loop().time())
 
-        waiting.future.add_done_callback(leave)
+        request.future.add_done_callback(discard_if_cancelled)
 
-    def due(self) -> float | None:
-        """Return when the first of those that wait is due, in loop time; None if nothing waits."""
-        # On bulk's turn, something more urgent may stand behind it.
-        heads = (self.waiting.peek(), self.waiting.at(0))
+    def earliest_due(self) -> float | None:
+        """Return the earliest virtual deadline of a waiting request; None if there is none."""
+        # If bulk is next, a more urgent request may be behind it.
+        heads = (self.waiting.peek(), self.waiting.peek_at(0))
         return min((head.due for head in heads if head is not None), default=None)
 
-    def oldest(self) -> float:
-        """Return when the longest-waiting image arrived, in loop time."""
+    def oldest_arrival(self) -> float:
+        """Return when the longest-waiting request arrived, in loop time."""
         return min(entry.item.arrived for entry in self.waiting)
 
-    def size(self, limit: int, within_s: float = math.inf) -> int:
-        """Return how many images a batch may hold, so that deadlines can be met under overload.
+    def batch_size(self, limit: int, within_s: float = math.inf) -> int:
+        """Return how many images a batch may have for deadlines to be met under overload.
 
-        A request that comes just after a batch has begun waits for that one, and for its own. If
-        both were as long as `limit` allows, its deadline would come before; the device would end
-        up with many small batches, each just in time (docs/adr/0024-goodput.md).
+        A request that arrives just after a batch was dispatched waits for that one, and for its
+        own. If both were as long as `limit` allows, it would miss its deadline, and the device
+        would compute many small batches, each just in time (docs/adr/0024-goodput.md).
 
         Args:
-            limit: Images in a batch, at most.
-            within_s: From arrival to deadline of a request that joins those that wait, in seconds.
+            limit: Maximum number of images in a batch.
+            within_s: From arrival to deadline of a request that is about to join, in seconds.
         """
-        head = self.waiting.at(0) or self.waiting.peek()
+        head = self.waiting.peek_at(0) or self.waiting.peek()
         if head is not None and head.item.deadline is not None:
             within_s = min(within_s, head.item.deadline - head.item.arrived)
-        return self.latency.size(limit, within_s / BATCHES_IN_TIME)
+        return self.latency.size(limit, within_s / BATCHES_PER_DEADLINE)
 
-    def take(
-        self, limit: int, now: float, free_at: float, margin_s: float = 0.0
+    def take_batch(
+        self, limit: int, now: float, device_free_at: float, margin_s: float = 0.0
     ) -> list[PendingRequest]:
-        """Take the next batch, what is due first; fail what would come too late.
+        """Remove and return the requests of the next batch; fail those that would end too late.
 
-        A batch lasts longer the more it holds, so its first deadline bounds it. While everything
-        that waits fits into one batch, the batch is closed early to meet that deadline. When more
-        waits than that, the device is behind, and small batches would put it further behind: then
-        the request that a full batch would make late is given up (ADR 0004), and
-        so is one that it would make late if it lasts as much longer as batches do now and then.
+        A batch takes longer the more images it has, so its earliest deadline bounds it. While all
+        waiting requests fit into one batch, it is made smaller to meet that deadline. When more
+        are waiting, the device is behind, and small batches would put it further behind: then the
+        request that a full batch would make late is shed (ADR 0004), as is one
+        that it would make late if it is as late as batches usually are.
 
         Args:
-            limit: Images in a batch, at most.
+            limit: Maximum number of images in a batch.
             now: Loop time.
-            free_at: When the device is free; see `ends`.
-            margin_s: How much later than expected answers leave, in seconds.
+            device_free_at: When the device is free, in loop time.
+            margin_s: How much later than expected batches end, in seconds.
         """
         batch: list[Entry[PendingRequest]] = []
         while True:
             while len(batch) < limit and (entry := self.waiting.pop(now)) is not None:
-                # A caller that gave up in this very turn of the loop has not left yet.
+                # The callback of a future that was cancelled just now has not run yet.
                 if not entry.item.future.done():
                     batch.append(entry)
             first = min(
@@ -243,43 +259,45 @@ class VariantQueue:
                 key=lambda entry: entry.item.deadline or 0.0,
                 default=None,
             )
-            if first is None or first.item.deadline is None or first.item.probe:
+            if first is None or first.item.deadline is None or first.item.ignores_deadline:
                 break
             deadline = first.item.deadline + TIMER_SLACK_S
-            ends = self.ends(len(batch), now, free_at)
+            ends = self.estimate_finish(len(batch), now, device_free_at)
             if ends + (margin_s if self.waiting else 0.0) <= deadline:
                 break
             if not self.waiting:
                 sizes = range(1, len(batch))
-                fitting = bisect_right(sizes, deadline, key=lambda n: self.ends(n, now, free_at))
+                fitting = bisect_right(
+                    sizes, deadline, key=lambda n: self.estimate_finish(n, now, device_free_at)
+                )
                 if fitting:
                     for entry in batch[fitting:]:
                         self.waiting.put_back(entry)
                     batch = batch[:fitting]
                     break
             batch.remove(first)
-            first.item.future.set_exception(
-                deadline_error(deadline - now, ends - now, accepted=True)
-            )
+            late = deadline_error(deadline - now, ends - now, accepted=True)
+            first.item.future.set_exception(late)
         for entry in batch:
             entry.item.batched = True
         return [entry.item for entry in batch]
 
-    def in_time(
-        self, images: list[PendingRequest], now: float, free_at: float
+    def shed_late(
+        self, requests: list[PendingRequest], now: float, device_free_at: float
     ) -> list[PendingRequest]:
-        """Return those of a failed batch that are run again; fail what would come too late.
+        """Return the requests that can be retried in time; fail those that would end too late.
 
         Args:
-            images: Some have left, perhaps.
+            requests: Of a failed batch; some may be cancelled.
             now: Loop time.
-            free_at: When the device is free; see `ends`.
+            device_free_at: When the device is free, in loop time.
         """
-        left = [waiting for waiting in images if not waiting.future.done()]
+        left = [request for request in requests if not request.future.done()]
         while left:
             first = min(left, key=_deadline)
-            # What is computed to see how fast the device is has only its own deadline.
-            ends = now if first.probe else self.ends(len(left), now, free_at)
+            ends = self.estimate_finish(len(left), now, device_free_at)
+            if first.ignores_deadline:
+                ends = now  # unless the deadline itself has passed
             if ends <= _deadline(first) + TIMER_SLACK_S:
                 break
             left.remove(first)
@@ -288,31 +306,31 @@ class VariantQueue:
         return left
 
 
-def _deadline(waiting: PendingRequest) -> float:
-    return math.inf if waiting.deadline is None else waiting.deadline
+def _deadline(request: PendingRequest) -> float:
+    return math.inf if request.deadline is None else request.deadline
 
 
 def fail_pending(
-    those: Iterable[PendingRequest],
-    refusal: Callable[[], ServingError],
+    requests: Iterable[PendingRequest],
+    make_error: Callable[[], ServingError],
     cause: Exception | None = None,
 ) -> None:
-    """Fail images that have no answer yet.
+    """Fail the requests that are not done.
 
     Args:
-        those: Images.
-        refusal: Makes what a caller is told: each has a traceback of its own.
-        cause: Why.
+        requests: Some may be done.
+        make_error: Returns the error of one request: each needs a traceback of its own.
+        cause: The cause of the errors.
     """
-    for waiting in those:
-        if not waiting.future.done():
-            failure = refusal()
-            failure.__cause__ = cause
-            waiting.future.set_exception(failure)
+    for request in requests:
+        if not request.future.done():
+            error = make_error()
+            error.__cause__ = cause
+            request.future.set_exception(error)
 
 
 def deadline_error(left_s: float, needed_s: float, accepted: bool = False) -> DeadlineUnreachable:
-    """Return the refusal of a request that cannot be answered in time."""
+    """Return the error of a request that cannot be answered in time."""
     return DeadlineUnreachable(
         f"the deadline is {max(0.0, left_s) * 1e3:.1f} ms away and the answer needs about"
         f" {needed_s * 1e3:.1f} ms; nothing was computed: allow more time or call another server",

@@ -1,4 +1,4 @@
-"""Whether a variant is healthy. One that is not is out of service, and the server goes on."""
+"""A circuit breaker for one variant: a failing variant is out of service, the server goes on."""
 
 from __future__ import annotations
 
@@ -9,72 +9,95 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-# Looked at is the last minute: what a memory fault or an overflow does shows within seconds.
+# Results of the last minute are judged: a memory fault or an overflow shows within seconds.
 WINDOW_S = 60.0
 BUCKET_S = 5.0
-# Some images may overflow where others do not (fp16), and their callers are told. A variant that
-# fails more than it answers serves nobody.
-MOST = 0.5
-# So many at least: a handful of odd images on a quiet server is not the variant's fault.
-LEAST = 10
-# An unhealthy variant is tested after `RETEST_S`, and after twice as long each time that the test,
-# or the variant after it, fails again. Healthy for `STABLE_S`, it begins anew.
+# Some images may overflow where others do not (fp16), and their clients get an error. A variant
+# that fails more often than it answers is of no use.
+MAX_NON_FINITE_SHARE = 0.5
+# The minimum number of failures: a few odd images on a quiet server are not the variant's fault.
+MIN_NON_FINITE = 10
+# A variant out of service is tested after `RETEST_S`, and after twice as long each time that the
+# test, or the variant after it, fails again. After `STABLE_S` in service it begins anew.
 RETEST_S = 30.0
 MAX_RETEST_S = 480.0
 STABLE_S = 600.0
 
 
-class VariantHealth:
-    """Judges a variant by its answers, and keeps why it is out of service.
+class NonFiniteMonitor:
+    """Counts results with NaN or Inf over a sliding window.
 
     Args:
-        name: The variant's.
-        clock: Tells the time, in seconds.
+        clock: Returns the time, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        # Start of each bucket, results, non-finite results.
+        self._buckets: deque[list[float]] = deque()
+
+    def record(self, results: int, non_finite: int) -> str | None:
+        """Count the results of a batch; return the problem if too many are non-finite."""
+        now = self._clock()
+        if not self._buckets or now >= self._buckets[-1][0] + BUCKET_S:
+            self._buckets.append([now, 0, 0])
+        self._buckets[-1][1] += results
+        self._buckets[-1][2] += non_finite
+        if not non_finite:
+            return None
+        while self._buckets[0][0] <= now - WINDOW_S:
+            self._buckets.popleft()
+        total = int(sum(bucket[1] for bucket in self._buckets))
+        failed = int(sum(bucket[2] for bucket in self._buckets))
+        if failed < MIN_NON_FINITE or failed <= MAX_NON_FINITE_SHARE * total:
+            return None
+        return f"{failed} of its last {total} results have NaN or Inf"
+
+    def reset(self) -> None:
+        """Forget all results."""
+        self._buckets.clear()
+
+
+class VariantHealth:
+    """Takes a variant out of service by its results, and knows why.
+
+    Args:
+        name: The variant's name.
+        clock: Returns the time, in seconds.
 
     Attributes:
-        problem: Why its requests are refused; None while it is healthy.
+        problem: Why the variant is out of service; None while it is in service.
     """
 
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self.problem: str | None = None
         self._name = name
         self._clock = clock
-        self._watchers: list[Callable[[], object]] = []
-        # Start of each bucket on the clock, answers, and how many of them are not numbers.
-        self._buckets: deque[list[float]] = deque()
+        self._monitor = NonFiniteMonitor(clock)
+        self._callbacks: list[Callable[[], object]] = []
         self._failures = 0
         self._recovered_at = -math.inf
 
     @property
     def retest_s(self) -> float:
-        """How long to wait until it is tested, in seconds."""
+        """The pause before the next test, in seconds."""
         return float(min(RETEST_S * 2.0 ** max(0, self._failures - 1), MAX_RETEST_S))
 
-    def watch(self, see: Callable[[], object]) -> None:
-        """Have a function called whenever `problem` has been set or cleared."""
-        self._watchers.append(see)
+    def on_change(self, callback: Callable[[], object]) -> None:
+        """Call a function whenever `problem` was set or cleared."""
+        self._callbacks.append(callback)
 
-    def observe(self, answers: int, non_finite: int) -> None:
-        """Take in a batch; the variant is unhealthy once most of the last minute's are no numbers.
+    def record(self, results: int, non_finite: int) -> None:
+        """Count the results of a batch, and fail if too many of the last minute are non-finite.
 
         Args:
-            answers: How many answers it gave.
-            non_finite: How many of them are not numbers.
+            results: Number of results.
+            non_finite: How many of them have NaN or Inf.
         """
-        now = self._clock()
-        if not self._buckets or now >= self._buckets[-1][0] + BUCKET_S:
-            self._buckets.append([now, 0, 0])
-        self._buckets[-1][1] += answers
-        self._buckets[-1][2] += non_finite
-        if not non_finite:
-            return
-        while self._buckets[0][0] <= now - WINDOW_S:
-            self._buckets.popleft()
-        total = int(sum(bucket[1] for bucket in self._buckets))
-        wrong = int(sum(bucket[2] for bucket in self._buckets))
-        if wrong >= LEAST and wrong > MOST * total:
+        problem = self._monitor.record(results, non_finite)
+        if problem is not None:
             self.fail(
-                f"{wrong} of its last {total} answers are not numbers",
+                problem,
                 "The weights are broken, in memory or in their file, or the precision is too low"
                 " for them: load the variant again (LoadVariant with replace), check its file"
                 " (resnet50-server variants verify), or serve --precision fp32",
@@ -93,7 +116,7 @@ class VariantHealth:
             self._failures = 0
         self._failures += 1
         self.problem = problem
-        self._buckets.clear()
+        self._monitor.reset()
         log.error(
             "variant %s is out of service: %s. Its requests are refused with UNAVAILABLE; it is"
             " tested in %g s. %s",
@@ -102,10 +125,10 @@ class VariantHealth:
             self.retest_s,
             advice,
         )
-        self._changed()
+        self._notify()
 
-    def failed_again(self) -> None:
-        """Take in that a test has failed: the next one comes later."""
+    def on_test_failed(self) -> None:
+        """Double the pause before the next test."""
         self._failures += 1
 
     def recover(self) -> None:
@@ -113,8 +136,8 @@ class VariantHealth:
         self.problem = None
         self._recovered_at = self._clock()
         log.warning("variant %s is in service again: it has passed its test", self._name)
-        self._changed()
+        self._notify()
 
-    def _changed(self) -> None:
-        for see in self._watchers:
-            see()
+    def _notify(self) -> None:
+        for callback in self._callbacks:
+            callback()

@@ -143,7 +143,7 @@ class DecodePool:
         if not self._free:
             now = asyncio.get_running_loop().time()
             due = virtual_deadline(now, deadline if flow is None and not bulk else None)
-            before = self._waiting.before(due, bulk)
+            before = self._waiting.count_before(due, bulk)
             rounds += (before + 1) / max(1, self._count - self.stuck)
         return rounds * self._call.batch_s(1)
 

@@ -137,7 +137,7 @@ class LoadedVariant:
             VariantUnhealthy: It is out of service.
         """
         if self.queue.health.problem is not None:
-            raise self.queue.unhealthy()
+            raise self.queue.unhealthy_error()
 
     def latest(self) -> LoadedVariant:
         """Return the variant now loaded under its name: itself unless it was replaced."""
@@ -283,7 +283,7 @@ class VariantRegistry:
         entry = self._entries[name]
         replaced = entry.loaded
         entry.spec, entry.loaded, entry.progress = variant.spec, variant, None
-        variant.queue.health.watch(partial(self._on_health, variant))
+        variant.queue.health.on_change(partial(self._on_health, variant))
         self.failures.pop(name, None)
         if replaced is not None:
             replaced.replaced_by = variant
@@ -390,7 +390,7 @@ class VariantRegistry:
 
     def _on_health(self, variant: LoadedVariant) -> None:
         if variant.queue.health.problem is not None:
-            variant.stop_streams(variant.queue.unhealthy())
+            variant.stop_streams(variant.queue.unhealthy_error())
         for listener in self._health_listeners:
             listener(variant)
 

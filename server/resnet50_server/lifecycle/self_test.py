@@ -98,7 +98,7 @@ class SelfTests:
             if problem is None:
                 health.recover()
                 return
-            health.failed_again()
+            health.on_test_failed()
             log.error(
                 "variant %s has failed its test and stays out of service: %s; it is tested again in"
                 " %g s",

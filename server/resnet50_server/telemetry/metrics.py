@@ -186,7 +186,7 @@ class Metrics(ServerEvents):
         )
         self._too_large = counter(
             "resnet50_batches_out_of_memory",
-            "Batches that did not fit into device memory; retried in parts.",
+            "Batches that did not fit into device memory; retried in smaller ones.",
             "variant",
         )
         self._non_finite = counter(

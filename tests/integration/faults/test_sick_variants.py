@@ -17,8 +17,8 @@ from benchmarks import sick_variant
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_client import RetryPolicy, ServerError, UnavailableError
 from resnet50_server.batching import variant_health
-from resnet50_server.batching.retry import MAX_FAILURES
-from resnet50_server.batching.variant_health import LEAST
+from resnet50_server.batching.retry import MAX_CONSECUTIVE_FAILURES
+from resnet50_server.batching.variant_health import MIN_NON_FINITE
 from resnet50_server.engines.base import Engine
 from resnet50_server.rollout.split import Split
 from tests.support.administering import administrator, describe, refused
@@ -34,7 +34,7 @@ JPEG = encode(photo_like(320, 240), "JPEG")
 ONCE = RetryPolicy(attempts=1)
 Health = health_pb2.HealthCheckResponse
 NAME = "resnet50.v1.InferenceService/"
-PROBLEM = f"{LEAST} of its last {LEAST} answers are not numbers"
+PROBLEM = f"{MIN_NON_FINITE} of its last {MIN_NON_FINITE} results have NaN or Inf"
 
 
 class Sick:
@@ -42,7 +42,7 @@ class Sick:
 
     Args:
         engine: Which one.
-        fault: What it raises; None to answer with what are not numbers.
+        fault: What it raises; None to answer with NaN.
     """
 
     def __init__(self, engine: Engine, fault: Exception | None = None) -> None:
@@ -80,7 +80,7 @@ async def watching(channel: grpc.aio.Channel, service: str) -> AsyncIterator[Cal
         call.cancel()
 
 
-async def fail_often(caller: Caller, variant: str = V1, times: int = LEAST) -> None:
+async def fail_often(caller: Caller, variant: str = V1, times: int = MIN_NON_FINITE) -> None:
     for _ in range(times):
         with pytest.raises(ServerError):
             await caller.classify(JPEG, variant=variant)
@@ -167,7 +167,7 @@ async def test_only_the_default_variant_decides_readiness(tmp_path):
     ):
         assert await of_server() == await of_v1() == Health.SERVING
         Sick(engine_of(admin.server, V2))
-        for _ in range(LEAST):
+        for _ in range(MIN_NON_FINITE):
             with refused("INTERNAL", "internal error"):
                 await admin.classify("")
         assert await of_server() == Health.NOT_SERVING
@@ -220,7 +220,7 @@ async def test_reloaded_variant_serves_and_the_old_one_is_not_tested(tmp_path, m
     async with administrator(tmp_path / "variants", **options) as admin:
         await admin.load("v")
         sick = Sick(engine_of(admin.server, "v"))
-        for _ in range(LEAST):
+        for _ in range(MIN_NON_FINITE):
             with refused("INTERNAL", "internal error"):
                 await admin.classify("v")
         request = variant_pb2.LoadVariantRequest(name="v", replace=True)
@@ -229,7 +229,7 @@ async def test_reloaded_variant_serves_and_the_old_one_is_not_tested(tmp_path, m
         await until(lambda: len(queues_of(admin.server)) == 2)
         await until(lambda: not admin.server.parts.self_tests._tasks)
         assert (await admin.states())["v"] == variant_pb2.VARIANT_STATE_READY
-        assert sick.batches >= LEAST
+        assert sick.batches >= MIN_NON_FINITE
 
 
 async def test_health_name_of_a_variant_comes_and_goes_with_it(tmp_path):
@@ -261,12 +261,12 @@ async def test_stream_on_an_unhealthy_variant_moves_to_another_server(kind):
         loop = asyncio.get_running_loop()
 
         def images():
-            yield from [JPEG] * LEAST
+            yield from [JPEG] * MIN_NON_FINITE
             asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
             yield from [JPEG] * 5
 
         async def aimages():
-            for _ in range(LEAST):
+            for _ in range(MIN_NON_FINITE):
                 yield JPEG
             await go_on.wait()
             for _ in range(5):
@@ -278,12 +278,12 @@ async def test_stream_on_an_unhealthy_variant_moves_to_another_server(kind):
             answers = []
             async for answer in items(caller, "classify_stream", source, variant=V1):
                 answers.append(answer)
-                if len(answers) == LEAST:
+                if len(answers) == MIN_NON_FINITE:
                     go_on.set()
-        assert [one.frame_id for one in answers] == list(range(LEAST + 5))
+        assert [one.frame_id for one in answers] == list(range(MIN_NON_FINITE + 5))
         failed = [answer.frame_id for answer in answers if answer.error is not None]
         # The stream has begun at either of the two.
-        assert failed == (list(range(LEAST)) if sick.batches else [])
+        assert failed == (list(range(MIN_NON_FINITE)) if sick.batches else [])
 
 
 async def test_upload_to_a_variant_that_turns_unhealthy_is_refused():
@@ -320,12 +320,12 @@ async def test_variant_of_failing_batches_does_not_lose_the_device(kind):
         Caller(kind, server.addresses[0], retry=ONCE) as caller,
     ):
         Sick(engine_of(server, V1), RuntimeError("as the test wants it"))
-        await fail_often(caller, times=MAX_FAILURES)
+        await fail_often(caller, times=MAX_CONSECUTIVE_FAILURES)
         (queue,) = [one for one in queues_of(server) if one.name == V1]
         await until(lambda: queue.health.problem)
         with pytest.raises(UnavailableError, match="its engine fails on every batch on cpu"):
             await caller.classify(JPEG, variant=V1)
-        for _ in range(2 * MAX_FAILURES):
+        for _ in range(2 * MAX_CONSECUTIVE_FAILURES):
             assert (await caller.classify(JPEG)).variant.name == V2
         assert not server.failed.is_set()
         assert await caller.health() == "SERVING"
@@ -338,7 +338,7 @@ async def test_device_on_which_all_variants_fail_is_lost():
     ):
         for name in (V1, V2):
             Sick(engine_of(server, name), RuntimeError("as the test wants it"))
-        await fail_often(caller, times=MAX_FAILURES)
+        await fail_often(caller, times=MAX_CONSECUTIVE_FAILURES)
         await server.failed.wait()
         assert server.fault.status == 70
         assert await caller.health() == "NOT_SERVING"
@@ -373,14 +373,17 @@ async def test_failing_canary_ends_its_split_and_loses_no_call(tmp_path, caplog)
         await set_split(canary_percent=50.0, shadow_percent=100.0)
         assert (await report()).ended == ""
         sick = Sick(engine_of(admin.server, V1))
-        for _ in range(LEAST):
+        for _ in range(MIN_NON_FINITE):
             with refused("INTERNAL", "internal error"):
                 await classify(canary)
         for key in keys:
             assert await classify(key) == V2
         ended = await report()
         assert ended.ended == f"candidate {V1} is out of service: {PROBLEM}"
-        assert (ended.candidate_answers.answered, ended.candidate_answers.failed) == (0, LEAST)
+        assert (ended.candidate_answers.answered, ended.candidate_answers.failed) == (
+            0,
+            MIN_NON_FINITE,
+        )
         assert f"the traffic split of {V2} has ended" in caplog.text
         labels = {"variant": V2, "candidate": V1}
         assert (await scrape(admin.server)).one("resnet50_split_ended", **labels) == 1
@@ -409,7 +412,7 @@ async def test_ended_split_does_not_block_unloading(tmp_path):
         with refused("FAILED_PRECONDITION", "named by the traffic split"):
             await admin.unload("v")
         Sick(engine_of(admin.server, V2))
-        for _ in range(LEAST):
+        for _ in range(MIN_NON_FINITE):
             with refused("INTERNAL", "internal error"):
                 await admin.classify(V2)
         await admin.unload("v")
@@ -423,7 +426,7 @@ async def test_sick_variant_beside_a_healthy_one_in_a_process(tmp_path):
     for outcome in await sick_variant.trial(tmp_path, seconds=0.5):
         assert outcome.faults == []
         assert outcome.healthy[sick_variant.HEALTHY] > 10
-        assert LEAST <= outcome.sick["INTERNAL"] < 2 * LEAST
+        assert MIN_NON_FINITE <= outcome.sick["INTERNAL"] < 2 * MIN_NON_FINITE
         assert outcome.of_sick == ["SERVING", "NOT_SERVING"]
         answered = outcome.sick[sick_variant.HEALTHY]
         assert answered > 0 if outcome.ended else answered == 0

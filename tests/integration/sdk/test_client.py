@@ -327,7 +327,7 @@ async def test_overload_is_retried_when_asked(kind):
             calls = [asyncio.ensure_future(hasty.classify(PNG))]
             try:
                 # One computes, then one waits; the others find the queue full.
-                await until(lambda: scheduler._running)
+                await until(lambda: not scheduler.idle)
                 calls += [asyncio.ensure_future(hasty.classify(PNG)) for _ in range(5)]
                 await until(lambda: sum(call.done() for call in calls) == 4)
             finally:
@@ -448,7 +448,7 @@ async def test_cancelled_task_frees_its_place_at_the_server():
         opened, (queue,) = gate(server), queues_of(server)
         try:
             running = asyncio.create_task(client.classify(PNG))
-            await until(lambda: server.parts.devices._schedulers["cpu"]._running)
+            await until(lambda: not server.parts.devices._schedulers["cpu"].idle)
             waiting = asyncio.create_task(client.classify(PNG))
             await until(lambda: len(queue.waiting) == 1)
             waiting.cancel()

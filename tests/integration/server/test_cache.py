@@ -198,7 +198,7 @@ async def test_cache_hit_is_answered_while_the_queue_is_full():
         opened = gate(server)
         (queue,) = queues_of(server)
         full = [asyncio.ensure_future(client.classify(encode(picture(16, 16))))]
-        await until(lambda: server.parts.devices._schedulers["cpu"]._running)
+        await until(lambda: not server.parts.devices._schedulers["cpu"].idle)
         full.append(asyncio.ensure_future(client.classify(encode(picture(17, 16)))))
         await until(lambda: len(queue.waiting) == 1)
         with pytest.raises(OverloadedError, match="max_queue_size"):

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from resnet50_client import AsyncClient, Resnet50Error
-from resnet50_server.batching.retry import MAX_FAILURES
+from resnet50_server.batching.retry import MAX_CONSECUTIVE_FAILURES
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from resnet50_server.telemetry import http_server
@@ -84,13 +84,13 @@ async def test_server_whose_engine_broke_is_not_alive():
             raise RuntimeError("the device is lost")
 
         engine.run = fail
-        for _ in range(MAX_FAILURES):
+        for _ in range(MAX_CONSECUTIVE_FAILURES):
             assert await health(server) == (200, 200, 1)
             with pytest.raises(Resnet50Error):
                 await client.classify(PNG)
         assert await health(server) == (503, 503, 0)
         code, said = await get(server, "/livez")
-        assert (code, said.startswith("batches fail on cpu one after the other")) == (503, True)
+        assert (code, said.startswith("every variant on cpu fails")) == (503, True)
 
 
 async def test_server_whose_event_loop_is_stuck_is_not_alive(monkeypatch):

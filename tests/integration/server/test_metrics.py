@@ -269,7 +269,7 @@ async def give_up(load: Load, method, stage, start, arrived, inside=0) -> None:
 
 async def failing_engine(load: Load) -> None:
     (scheduler,) = load.server.parts.devices.schedulers.values()
-    await until(lambda: not scheduler._running)
+    await until(lambda: scheduler.idle)
     load.broken = True
     for _ in range(2):
         with pytest.raises(Resnet50Error):
@@ -354,7 +354,7 @@ async def test_what_stands_in_the_server_is_read_when_it_is_asked_for():
             others = [asyncio.ensure_future(load.client.classify(JPEG)) for _ in range(3)]
             await until(lambda: len(load.queue.waiting) == 3)
             await until(lambda: load.server.parts.admission.streams == 1)
-            oldest = load.queue.oldest()
+            oldest = load.queue.oldest_arrival()
             found = await scrape(load.server)
             assert found.one("resnet50_queue_images", variant=V2) == 3
             age_s = found.one("resnet50_queue_age_seconds", variant=V2)

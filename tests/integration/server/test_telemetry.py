@@ -90,7 +90,7 @@ async def test_two_callers_meet_in_one_batch():
                 inference_pb2_grpc.InferenceServiceStub(channel).Classify(request)
             )
             (scheduler,) = server.parts.devices._schedulers.values()
-            await until(lambda: scheduler._running)
+            await until(lambda: not scheduler.idle)
             calls = []
             for app, client in zip(apps, (Client, AsyncClient), strict=True):
                 caller = Caller(client, server.addresses[0], observers=[app.observer])

@@ -133,12 +133,12 @@ async def test_cancelled_call_ends_its_span_and_stays_linked():
         call = asyncio.ensure_future(classify(REQUEST, metadata=TRACED))
         try:
             (scheduler,) = server.parts.devices._schedulers.values()
-            await until(lambda: scheduler._running)
+            await until(lambda: not scheduler.idle)
             call.cancel()
             await until(lambda: not server.parts.admission.requests)
         finally:
             opened.set()
-        await until(lambda: not scheduler._running)
+        await until(lambda: scheduler.idle)
     call = collector.one(CLASSIFY)
     assert call.attributes["rpc.response.status_code"] == "CANCELLED"
     assert not call.failed

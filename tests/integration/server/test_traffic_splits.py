@@ -488,7 +488,7 @@ async def test_drain_waits_for_nothing_that_the_candidate_computes(tmp_path):
         try:
             await operator.classify()
             (scheduler,) = operator.server.parts.devices._schedulers.values()
-            await until(lambda: scheduler._running)
+            await until(lambda: not scheduler.idle)
             await asyncio.wait_for(operator.server.stop(), 60)
             assert trial.shadows._working is None
             assert not trial.shadows._waiting

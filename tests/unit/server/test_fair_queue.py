@@ -35,13 +35,13 @@ def test_how_many_stand_before_a_time_counts_those_in_line():
         queue.push("", 0.0, deadline=deadline)
     for _ in range(4):
         queue.push("", 0.0, flow="stream")  # one stands in line, due after DEFAULT_DEADLINE_S
-    assert [queue.before(due) for due in (0.5, 1.0, 2.5, DEFAULT_DEADLINE_S)] == [0, 1, 2, 4]
+    assert [queue.count_before(due) for due in (0.5, 1.0, 2.5, DEFAULT_DEADLINE_S)] == [0, 1, 2, 4]
     assert len(queue) == 7
-    assert queue.at(1).due == 2.0
-    assert queue.at(4) is None
+    assert queue.peek_at(1).due == 2.0
+    assert queue.peek_at(4) is None
 
 
-def test_put_back_items_come_before_what_arrived_later():
+def test_put_back_items_come_before_what_arrived_backlog():
     queue: FairQueue[str] = FairQueue()
     queue.push("a", 0.0, deadline=1.0)
     queue.push("b", 0.0, deadline=1.0)
@@ -64,7 +64,7 @@ def test_removed_items_leave_at_once_wherever_they_stand():
         queue.remove(entry, 0.0)
     assert len(queue) == 50
     assert sorted(popped(queue)) == sorted(entry.item for entry in entries[150:])
-    assert queue._later == {}
+    assert queue._backlog == {}
 
 
 def test_bulk_waits_behind_interactive_whatever_its_deadline():
@@ -114,9 +114,9 @@ def test_bulk_counts_as_standing_before_what_it_will_go_before():
     queue: FairQueue[str] = FairQueue()
     for _ in range(2 * BULK_EVERY):
         queue.push("", 0.0, deadline=1.0)
-    assert queue.before(2.0) == 2 * BULK_EVERY
+    assert queue.count_before(2.0) == 2 * BULK_EVERY
     for _ in range(10):
         queue.push("", 0.0, bulk=True)
-    assert queue.before(0.5) == 0
-    assert queue.before(2.0) == 2 * BULK_EVERY + 2
-    assert queue.before(0.5 + DEFAULT_DEADLINE_S, bulk=True) == 2 * BULK_EVERY + 10
+    assert queue.count_before(0.5) == 0
+    assert queue.count_before(2.0) == 2 * BULK_EVERY + 2
+    assert queue.count_before(0.5 + DEFAULT_DEADLINE_S, bulk=True) == 2 * BULK_EVERY + 10

@@ -79,7 +79,7 @@ async def test_batch_that_does_not_come_back_turns_everybody_away(dumped):
         bench.submit()
     (fault,) = bench.faults
     assert fault.status == 71
-    assert "variant v has not come back from the engine for 6" in str(fault)
+    assert "variant v has not returned from the engine for 6" in str(fault)
     assert bench.scheduler.hung
     assert len(dumped) == 1
 

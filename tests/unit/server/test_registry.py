@@ -149,7 +149,7 @@ async def test_hung_engine_is_not_closed_or_awaited(hung, monkeypatch, caplog):
 
 async def test_failed_warm_up_closes_outside_engine_threads(monkeypatch):
     engine = ClosingEngine()
-    engine.without_answer = 128  # the grey image
+    engine.without_answer = 128  # the warm-up image
     monkeypatch.setattr(loader, "build_engine", lambda *_: opened(engine))
     settings = Settings(variants=["u=random:0"], instances=1)
     devices = Devices(settings, lambda error: None)

@@ -7,8 +7,8 @@ import pytest
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.batching.variant_health import (
-    LEAST,
     MAX_RETEST_S,
+    MIN_NON_FINITE,
     RETEST_S,
     STABLE_S,
     WINDOW_S,
@@ -24,16 +24,19 @@ class Health(VariantHealth):
         self.now = 0.0
         self.seen: list[str | None] = []
         super().__init__("v", lambda: self.now)
-        self.watch(lambda: self.seen.append(self.problem))
+        self.on_change(lambda: self.seen.append(self.problem))
 
 
 def test_variant_is_unhealthy_once_most_outputs_are_nan():
     health = Health()
-    health.observe(LEAST, LEAST - 1)
+    health.record(MIN_NON_FINITE, MIN_NON_FINITE - 1)
     assert health.problem is None  # a handful
     health.now = 1.0
-    health.observe(1, 1)
-    assert health.problem == f"{LEAST} of its last {LEAST + 1} answers are not numbers"
+    health.record(1, 1)
+    assert (
+        health.problem
+        == f"{MIN_NON_FINITE} of its last {MIN_NON_FINITE + 1} results have NaN or Inf"
+    )
     assert health.seen == [health.problem]
 
 
@@ -41,39 +44,41 @@ def test_few_overflowing_images_leave_the_variant_healthy():
     health = Health()
     for second in range(100):
         health.now = float(second)
-        health.observe(32, 15)
+        health.record(32, 15)
         assert health.problem is None
 
 
 def test_answers_of_more_than_a_minute_ago_are_forgotten():
     health = Health()
-    health.observe(LEAST - 1, LEAST - 1)
+    health.record(MIN_NON_FINITE - 1, MIN_NON_FINITE - 1)
     health.now = WINDOW_S
-    health.observe(LEAST - 1, LEAST - 1)
+    health.record(MIN_NON_FINITE - 1, MIN_NON_FINITE - 1)
     assert health.problem is None
     health.now += WINDOW_S - 1.0
-    health.observe(1, 1)
-    assert health.problem == f"{LEAST} of its last {LEAST} answers are not numbers"
+    health.record(1, 1)
+    assert (
+        health.problem == f"{MIN_NON_FINITE} of its last {MIN_NON_FINITE} results have NaN or Inf"
+    )
 
 
 def test_answers_neither_add_to_a_problem_nor_end_it():
     health = Health()
-    health.observe(LEAST, LEAST)
+    health.record(MIN_NON_FINITE, MIN_NON_FINITE)
     problem = health.problem
-    health.observe(1000, 0)
-    health.observe(2000, 2000)
+    health.record(1000, 0)
+    health.record(2000, 2000)
     assert health.problem == problem
     assert health.seen == [problem]
 
 
 def test_recovered_variant_is_judged_by_new_outputs():
     health = Health()
-    health.observe(LEAST, LEAST)
+    health.record(MIN_NON_FINITE, MIN_NON_FINITE)
     health.recover()
     assert health.problem is None
-    health.observe(LEAST - 1, LEAST - 1)
+    health.record(MIN_NON_FINITE - 1, MIN_NON_FINITE - 1)
     assert health.problem is None
-    health.observe(1, 1)
+    health.record(1, 1)
     assert [problem is None for problem in health.seen] == [False, True, False]
 
 
@@ -90,7 +95,7 @@ def test_self_tests_back_off_until_long_healthy():
     health.now += STABLE_S
     health.fail("as the test wants it", "nothing")
     assert health.retest_s == RETEST_S
-    health.failed_again()
+    health.on_test_failed()
     assert health.retest_s == 2 * RETEST_S
 
 
@@ -100,7 +105,7 @@ def test_each_variant_is_judged_by_its_own_outputs(caplog):
         engines = {"good": FakeEngine(alpha=0.1), "bad": FakeEngine(alpha=0.1)}
         engines["bad"].without_answer = 1
         queues = {name: scheduler.add(name, engine) for name, engine in engines.items()}
-        for _ in range(LEAST):
+        for _ in range(MIN_NON_FINITE):
             for queue in queues.values():
                 answer = scheduler.submit(queue, image(1), top_k=1, with_embedding=False)
                 with contextlib.suppress(EngineFailed):
@@ -123,19 +128,19 @@ def test_each_variant_is_judged_by_its_own_outputs(caplog):
 
 def test_queued_images_of_an_unhealthy_variant_are_refused():
     async def ask() -> None:
-        scheduler = Scheduler(BatchPolicy(max_batch_size=LEAST), VirtualThreads())
+        scheduler = Scheduler(BatchPolicy(max_batch_size=MIN_NON_FINITE), VirtualThreads())
         engine = FakeEngine(alpha=1.0)
         engine.without_answer = 1
         queue = scheduler.add("v", engine)
         calls = [
             scheduler.submit(queue, image(1), top_k=1, with_embedding=False)
-            for _ in range(2 * LEAST)
+            for _ in range(2 * MIN_NON_FINITE)
         ]
-        for call in calls[:LEAST]:
+        for call in calls[:MIN_NON_FINITE]:
             with pytest.raises(EngineFailed):
                 await call
         assert all(call.done() for call in calls)
-        assert {type(call.exception()) for call in calls[LEAST:]} == {VariantUnhealthy}
+        assert {type(call.exception()) for call in calls[MIN_NON_FINITE:]} == {VariantUnhealthy}
         assert len(engine.batches) == 1
 
     virtual_time.run(ask())
