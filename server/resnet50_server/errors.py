@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, TypeAlias
 
-from resnet50_server.runtime.texts import MOST_NAMES, listed
+from resnet50_server.runtime.texts import MAX_NAMES, listed
 
 INTERNAL = "INTERNAL"
 
@@ -126,7 +126,7 @@ class VariantNotFound(ServingError):
     def __init__(self, field: str, name: str, served: list[str], what: str = "is served") -> None:
         # A name may be as long as a message; the reply repeats only what helps.
         shown = repr(name[:64]) + ("…" if len(name) > 64 else "")
-        there = listed(served, MOST_NAMES, ", ") or "none"
+        there = listed(served, MAX_NAMES, ", ") or "none"
         super().__init__(f"{field}: no variant {shown} {what} here; there are: {there}")
         self.field = field
         self.served = served
@@ -144,7 +144,7 @@ class SplitNotFound(ServingError):
     code = "NOT_FOUND"
 
     def __init__(self, field: str, name: str, those: list[str]) -> None:
-        have = f"those of {listed(those, MOST_NAMES, ', ')} are" if those else "none is"
+        have = f"those of {listed(those, MAX_NAMES, ', ')} are" if those else "none is"
         super().__init__(f"{field}: {name} has no traffic split; {have} set")
 
 

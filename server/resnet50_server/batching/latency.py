@@ -1,15 +1,15 @@
-"""How long a batch takes, learned from the batches that ran."""
+"""Latency model: how long a batch takes, learned from the batches that ran."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-# One batch counts as so many times what was expected of it, at most.
+# A batch counts as at most this many times its expected duration.
 CLIP = 4.0
-# Batches until what is expected is worth comparing with.
+# Number of batches after which expected durations are reliable enough for that.
 CLIP_AFTER = 8.0
-# A batch that computes so many times as many images a second as the largest one is efficient.
+# A batch is efficient if its throughput is at least this part of the largest batch's.
 EFFICIENT = 0.96
 
 
@@ -21,17 +21,17 @@ class LatencyModel:
     """t(b) = α + β·b seconds for a batch of b images, fitted online.
 
     Least squares with exponential forgetting. An estimate needs one batch; the slope needs two
-    different sizes, until then it is taken as 0, which never overestimates larger batches and so
-    never refuses what could have been served.
+    different sizes. Until then it is 0, which never overestimates larger batches, so that no
+    request is refused that could have been served.
 
     Args:
-        padded: How many images the device computes for a batch; see `Engine.padded`. The batch is
-            observed, and estimated, as one of that size.
-        memory: How many batches the fit remembers, as the time constant of the forgetting.
+        padded: Returns how many images the device computes for a batch; see `Engine.padded`. The
+            batch is observed, and estimated, as one of that size.
+        memory: Time constant of the forgetting, in batches.
 
     Attributes:
-        alpha_s: Cost of a batch, in seconds; 0 before the first one.
-        beta_s: Cost of an image in it, in seconds.
+        alpha_s: Fixed cost of a batch, in seconds; 0 before the first one.
+        beta_s: Cost of each of its images, in seconds.
     """
 
     def __init__(self, padded: Callable[[int], int] = _unpadded, memory: int = 200) -> None:
@@ -47,14 +47,14 @@ class LatencyModel:
         return self._weight > 0.0
 
     def observe(self, images: int, duration_s: float) -> None:
-        """Take in a batch of `images` images that took `duration_s` seconds.
+        """Learn from a batch of `images` images that took `duration_s` seconds.
 
-        A batch that took far longer than expected, because the process was stopped, say, counts as
-        `CLIP` times the expected: a device that has really become slower is learned all the same.
+        A batch that took far longer than expected, for example because the process was stopped,
+        counts as `CLIP` times the expected; a device that became slower is learned all the same.
         """
         size = self._padded(images)
         if self._weight >= CLIP_AFTER:
-            # What was never seen may take as much longer as it is larger.
+            # A larger batch than ever before may take proportionally longer.
             seen = min(size, self._largest)
             expected = (self.alpha_s + self.beta_s * seen) * (size / seen)
             duration_s = min(duration_s, CLIP * expected)
@@ -69,7 +69,7 @@ class LatencyModel:
         spread = self._bb / weight - mean_b * mean_b
         if spread > 1e-9 * max(1.0, mean_b * mean_b):
             self.beta_s = max(0.0, (self._bt / weight - mean_b * mean_t) / spread)
-        # Else all sizes but one are forgotten, and the slope is what it was when they were not.
+        # Otherwise all sizes but one are forgotten, and the slope stays as it was.
         self.alpha_s = max(0.0, mean_t - self.beta_s * mean_b)
 
     def batch_s(self, images: int) -> float:
@@ -83,12 +83,12 @@ class LatencyModel:
         return needed_s + full * self.batch_s(max_batch_size) if full else needed_s
 
     def size(self, limit: int, within_s: float) -> int:
-        """Return how large the largest batch is that takes `within_s` and is efficient.
+        """Return the size of the largest batch that takes `within_s` at most.
 
-        Where none is both, the smallest one that is efficient.
+        If that one is not efficient, the smallest efficient size.
 
         Args:
-            limit: Images in a batch, at most.
+            limit: Maximum number of images in a batch.
             within_s: How long it should take, in seconds.
         """
         if self.batch_s(limit) <= max(0.0, within_s):
@@ -101,12 +101,12 @@ class LatencyModel:
 
 
 class JitterMargin:
-    """How much later than expected answers leave, as TCP judges its round trips (RFC 6298).
+    """How much later than expected answers leave, estimated like TCP's round trips (RFC 6298).
 
-    The mean of the errors and four times their mean deviation, both smoothed exponentially.
+    The mean error plus four mean deviations, both smoothed exponentially.
 
     Attributes:
-        seconds: What to add to an expected time; never negative.
+        seconds: The margin to add to an expected time; never negative.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class JitterMargin:
         self._mean = self._deviation = 0.0
 
     def observe(self, error_s: float) -> None:
-        """Take in by how much an answer was later than expected, in seconds."""
+        """Learn from an answer that was so much later than expected, in seconds."""
         off = error_s - self._mean
         self._mean += off / 8
         self._deviation += (abs(off) - self._deviation) / 4

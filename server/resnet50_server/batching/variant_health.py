@@ -135,7 +135,7 @@ class VariantHealth:
         """Take the variant into service again."""
         self.problem = None
         self._recovered_at = self._clock()
-        log.warning("variant %s is in service again: it has passed its test", self._name)
+        log.warning("variant %s is in service again: it passed its self-test", self._name)
         self._notify()
 
     def _notify(self) -> None:

@@ -60,7 +60,7 @@ async def load_variant(
         )
         progress.stage = "verifying"
         await threads.submit(partial(check_reference, prepared, built))
-        reference = await threads.submit(partial(Reference.of, built.engine, spec))
+        reference = await threads.submit(partial(Reference.compute, built.engine, spec))
     except Exception:
         await asyncio.to_thread(built.engine.close)  # the next attempt needs its memory
         raise

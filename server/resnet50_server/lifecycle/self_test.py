@@ -1,4 +1,4 @@
-"""The test that an unhealthy variant passes before it is in service again."""
+"""Self-tests of variants out of service; a variant that passes is in service again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reference:
-    """An engine's answer to the fixed image when its variant was loaded and checked.
+    """An engine's output for the fixed image, from when its variant was loaded and checked.
 
     Attributes:
         image: uint8 [crop, crop, 3], RGB.
@@ -36,19 +36,19 @@ class Reference:
     embedding: NDArray[np.float32]
 
     @classmethod
-    def of(cls, engine: Engine, spec: VariantSpec) -> Reference:
-        """Compute it; blocks, on an engine thread."""
+    def compute(cls, engine: Engine, spec: VariantSpec) -> Reference:
+        """Compute the reference of a variant; blocks, so it runs on an engine thread."""
         image = fixed_image(spec.transform.crop)
         output = engine.run([image], min(TOP_K, len(spec.categories)), True)
         assert output.embeddings is not None  # asked for
         return cls(image, output.probabilities[0].copy(), output.embeddings[0].copy())
 
     def difference(self, result: Result, precision: str) -> str | None:
-        """Say how an answer to the same image differs; None if it is the same within rounding.
+        """Describe how a result for the same image differs; None if it is equal within rounding.
 
         Args:
             result: With as many categories, and the embedding.
-            precision: That the engine computes in.
+            precision: The engine's precision, which has its own tolerance.
         """
         assert result.embedding is not None  # asked for
         tolerance = TOLERANCES[precision]
@@ -61,10 +61,10 @@ class Reference:
 
 
 class SelfTests:
-    """Tests variants that are out of service, and takes them in again. Event loop only.
+    """Tests each variant out of service, with growing pauses, until it passes. Event loop only.
 
     Args:
-        variants: Those of the server.
+        variants: The variants of the server.
     """
 
     def __init__(self, variants: VariantRegistry) -> None:
@@ -72,35 +72,35 @@ class SelfTests:
         variants.on_health_change(self._on_health)
 
     def close(self) -> None:
-        """Test no more."""
+        """Stop testing."""
         for task in self._tasks:
             task.cancel()
 
     def _on_health(self, variant: LoadedVariant) -> None:
         if variant.queue.health.problem is None or variant.reference is None:
             return
-        # In a context of its own: what is logged there is none of the call's that was failed.
+        # In a context of its own: its log records do not belong to the request that failed.
         task = Context().run(
             asyncio.create_task,
-            self._recover(variant, variant.reference),
-            name=f"test variant {variant.spec.name}",
+            self._test_until_passed(variant, variant.reference),
+            name=f"self-test of variant {variant.spec.name}",
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _recover(self, variant: LoadedVariant, reference: Reference) -> None:
+    async def _test_until_passed(self, variant: LoadedVariant, reference: Reference) -> None:
         health = variant.queue.health
         while True:
             await asyncio.sleep(health.retest_s)
             if variant.retired:
                 return
-            problem = await _problem(variant, reference)
+            problem = await self_test(variant, reference)
             if problem is None:
                 health.recover()
                 return
             health.on_test_failed()
             log.error(
-                "variant %s has failed its test and stays out of service: %s; it is tested again in"
+                "variant %s failed its self-test and stays out of service: %s; the next test is in"
                 " %g s",
                 variant.spec.name,
                 problem,
@@ -108,8 +108,8 @@ class SelfTests:
             )
 
 
-async def _problem(variant: LoadedVariant, reference: Reference) -> str | None:
-    """Say why a variant fails the test; None if it passes."""
+async def self_test(variant: LoadedVariant, reference: Reference) -> str | None:
+    """Compute the fixed image again; return what is wrong with the result, None if nothing is."""
     try:
         result = await variant.scheduler.submit(
             variant.queue,
@@ -120,8 +120,8 @@ async def _problem(variant: LoadedVariant, reference: Reference) -> str | None:
             shadow=True,
         )
         return reference.difference(result, variant.built.precision)
-    except ServingError as error:  # the engine's own are in the log already
+    except ServingError as error:  # the scheduler has logged the engine's error
         return str(error)
     except Exception as error:
-        log.exception("the test of variant %s failed", variant.spec.name)
+        log.exception("the self-test of variant %s raised", variant.spec.name)
         return repr(error)

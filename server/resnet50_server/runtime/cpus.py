@@ -1,8 +1,8 @@
 """The CPU budget: how many processors this process may use.
 
 A container started with `--cpus=2` sees all processors of its machine, and may run on all of them:
-the limit is a quota of CPU time. The kernel enforces it by stopping all threads for the rest of
-each period (0.1 s), so a batch on more threads than the quota has CPUs stops in the middle.
+the limit is a quota of CPU time. The kernel enforces it by throttling all threads for the rest of
+each period (0.1 s), so a batch on more threads than the quota has CPUs is interrupted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _Read: TypeAlias = Callable[[Path], tuple[float | None, Path]]
 
 @dataclass(frozen=True)
 class CpuBudget:
-    """How many processors there are to use, and what limits them.
+    """The number of processors that this process may use, and its limits.
 
     Attributes:
         affinity: Processors that the process may run on (`taskset`, cpusets).
-        quota: CPU time per time that its cgroups allow, 1.5 being one and a half processors; None
+        quota: CPU time per time that its cgroups allow: 1.5 is one and a half processors. None
             without a quota.
-        source: The file that has the quota; None without one.
+        source: The file with the quota; None without a quota.
     """
 
     affinity: int
@@ -38,8 +38,8 @@ class CpuBudget:
         """Whole processors, at least 1.
 
         A quota is rounded down: the threads of a batch wait for each other at every layer, so one
-        more thread than there is time for has them all stopped. What is left of the quota is for
-        the event loop, decoding and the interpreter, which need time as well.
+        thread too many has all of them throttled. The rest of the quota is for the event loop,
+        decoding and the interpreter.
         """
         if self.quota is None:
             return self.affinity
@@ -54,7 +54,7 @@ class CpuBudget:
 
 @functools.cache
 def cpu_budget() -> CpuBudget:
-    """Return this process's budget, read once: threads are divided by it at the start."""
+    """Return the budget of this process; read once, at the start."""
     return read_cpu_budget(_affinity())
 
 
@@ -68,7 +68,7 @@ def read_cpu_budget(affinity: int, root: Path = Path("/")) -> CpuBudget:
 
     Args:
         affinity: Processors that the process may run on.
-        root: Holds `proc/self/cgroup`, `proc/self/mountinfo` and the mount points that they name.
+        root: Directory with `proc/self/cgroup`, `proc/self/mountinfo` and their mount points.
     """
     quotas = [
         (quota, file)
@@ -89,7 +89,7 @@ def _affinity() -> int:
 
 
 def _cgroups(root: Path) -> Iterator[tuple[Path, _Read]]:
-    """Give the folders of the process's own cgroup and its ancestors, and how to read each."""
+    """Yield the directories of this process's cgroup and its ancestors, each with its reader."""
     paths = _cgroup_paths(root)
     for line in _lines(root / "proc/self/mountinfo"):
         # 31 23 0:28 / /sys/fs/cgroup rw,relatime shared:1 - cgroup2 cgroup2 rw
@@ -106,8 +106,8 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, _Read]]:
         shown, point = PurePosixPath(_unescaped(mount[3])), _unescaped(mount[4])
         top = root / point.lstrip("/")
         below = PurePosixPath()
-        # A path outside of what is mounted here belongs to a namespace that this process does not
-        # see; then the top of the mount is the nearest to it that can be read.
+        # A path outside the mount belongs to a namespace that is invisible here; then the top of
+        # the mount is the nearest directory that can be read.
         if path is not None and ".." not in path.parts and path.is_relative_to(shown):
             below = path.relative_to(shown)
         for folder in (below, *below.parents) if below.parts else (below,):
@@ -115,7 +115,7 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, _Read]]:
 
 
 def _cgroup_paths(root: Path) -> dict[str, PurePosixPath]:
-    """Return the process's cgroup by controller of v1, that of v2 under ""."""
+    """Return the paths of this process's cgroups by their v1 controller; v2 has the key ""."""
     paths = {}
     for line in _lines(root / "proc/self/cgroup"):
         # 0::/kubepods/pod1, or 4:cpu,cpuacct:/docker/1
@@ -127,19 +127,19 @@ def _cgroup_paths(root: Path) -> dict[str, PurePosixPath]:
 
 
 def _v2(folder: Path) -> tuple[float | None, Path]:
-    """Return the quota of `cpu.max`: "max 100000", or "150000 100000"."""
+    """Return the quota of `cpu.max`, e.g. "max 100000" or "150000 100000", and the file."""
     file = folder / "cpu.max"
     return _ratio(" ".join(_lines(file)).split()), file
 
 
 def _v1(folder: Path) -> tuple[float | None, Path]:
-    """Return the quota of `cpu.cfs_quota_us`, which is -1 for none, over its period."""
+    """Return the quota of `cpu.cfs_quota_us`, -1 for none, over its period, and the file."""
     file = folder / "cpu.cfs_quota_us"
     return _ratio([*_lines(file), *_lines(folder / "cpu.cfs_period_us")]), file
 
 
 def _ratio(numbers: list[str]) -> float | None:
-    """Return a quota over its period; None if it is none."""
+    """Return quota / period; None if the numbers are not a quota."""
     if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         return None
     quota, period = map(int, numbers)
@@ -149,10 +149,10 @@ def _ratio(numbers: list[str]) -> float | None:
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text().splitlines()
-    except (OSError, ValueError):  # not Linux, or not to be read
+    except (OSError, ValueError):  # not Linux, or not readable
         return []
 
 
 def _unescaped(path: str) -> str:
-    """Return a path as it is; mountinfo writes special characters as octal numbers."""
+    """Return a path of mountinfo, which writes special characters as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)

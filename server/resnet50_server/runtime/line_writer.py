@@ -1,7 +1,7 @@
-"""Lines on their way to stdout or stderr, written by a thread: no caller waits for their reader.
+"""Writes lines to stdout or stderr from a thread, so that no caller blocks.
 
-A pipe that nobody reads takes 64 KiB, and then blocks whoever writes to it; a full or hung disk
-does the same. The event loop must not be the one that is blocked.
+A pipe that is not read takes 64 KiB and then blocks its writer; a full or hung disk does the same.
+That must not block the event loop.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TextIO
 
-# What is kept of lines that nobody takes; a megabyte is some thousand lines of JSON.
+# A megabyte is some thousand lines of JSON.
 MAX_PENDING_BYTES = 4 * 2**20
 
 
 class LineWriter:
-    """Writes lines in the order in which they are put.
+    """Writes lines in order; drops lines while too many are pending.
 
     Args:
-        stream: Returns where to.
-        dropped_line: Returns the line that says how many were dropped; without it none says so.
-        on_error: Takes a line that could not be written, and why; for example as the disk is full.
-        max_pending: Characters that may wait; further lines are dropped until there is room.
+        stream: Returns the stream.
+        dropped_line: Returns the line that reports a number of dropped lines; None: not reported.
+        on_error: Gets a line that could not be written, and why, e.g. because the disk is full.
+        max_pending: Maximum number of pending characters.
 
     Attributes:
-        dropped_line: As given.
-        dropped: How many lines were dropped so far, because nobody took those before them.
+        dropped_line: As the argument; may be set later.
+        dropped: Number of lines dropped so far.
     """
 
     def __init__(
@@ -42,27 +42,27 @@ class LineWriter:
         self._max_pending = max_pending
         self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
         self._lock = threading.Lock()
-        # Characters; the first is counted under the lock, the second by the thread alone.
-        self._put = self._taken = 0
+        # Characters put, counted under the lock, and written, counted by the thread alone.
+        self._put = self._written = 0
         self._reported = 0
         self.dropped = 0
         self._thread: threading.Thread | None = None
 
     def put(self, line: str) -> None:
-        """Have a line written, or drop it if too much waits already; never blocks."""
+        """Add a line, or drop it if too many are pending; never blocks."""
         with self._lock:
-            if self._put - self._taken + len(line) > self._max_pending:
+            if self._put - self._written + len(line) > self._max_pending:
                 self.dropped += 1
                 return
             self._put += len(line)
             self._lines.put(line)
             if self._thread is None:
-                # A daemon: it may be stuck in a write when the process ends.
+                # A daemon, because it may be blocked in a write when the process ends.
                 self._thread = threading.Thread(target=self._work, name="lines", daemon=True)
                 self._thread.start()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until what was put before is written; return whether it was, in time."""
+        """Wait until all lines put so far are written; return whether they were, in time."""
         if self._thread is None:
             return True
         written = threading.Event()
@@ -77,14 +77,14 @@ class LineWriter:
                 item.set()
                 continue
             self._write(item)
-            self._taken += len(item)
-            # Not at the first line for which there is room again, or a slow reader is told of
-            # every second one.
-            if self._put - self._taken <= self._max_pending // 2:
+            self._written += len(item)
+            # Not as soon as there is room again: with a slow reader every second line would be a
+            # report.
+            if self._put - self._written <= self._max_pending // 2:
                 self._report()
 
     def _report(self) -> None:
-        """Say how many lines were dropped since this was last said."""
+        """Write how many lines were dropped since the last report."""
         dropped = self.dropped - self._reported
         if dropped and self.dropped_line is not None:
             self._reported += dropped

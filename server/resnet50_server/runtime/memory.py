@@ -1,4 +1,4 @@
-"""Memory that the allocator keeps for itself."""
+"""Returns unused memory of the allocator to the system."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def return_memory() -> None:
-    """Give what was used and freed back to the system; glibc would keep it."""
+    """Return freed memory to the system; glibc keeps it otherwise."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -1,26 +1,26 @@
-"""Text that others wrote, for replies, logs and people: of bounded length, and steering nothing."""
+"""Untrusted text for responses, logs and terminals: bounded, without control characters."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
 
-# Of a message as gRPC writes it into a header, percent-encoded. It is sent twice (the details hold
-# it as well), and clients take 8 KiB of headers in all.
+# Maximum length of a status message as gRPC writes it into a header, percent-encoded. It is sent
+# twice (again in the details), and clients accept 8 KiB of headers in all.
 MAX_TEXT_BYTES = 2048
-# How many problems, or names, a message lists before it says how many more there are.
-MOST_PROBLEMS, MOST_NAMES = 3, 20
-# Joiners: words of Persian and Hindi need them, and they move nothing.
+# Maximum number of problems, or names, that a message lists.
+MAX_PROBLEMS, MAX_NAMES = 3, 20
+# Joiners: words of Persian and Hindi need them, and they are harmless.
 _JOINERS = "\u200c\u200d"
-# What gRPC does not encode.
+# Characters that gRPC does not encode.
 _PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
 def is_plain(text: str) -> bool:
-    """Return whether text holds nothing but characters that are shown, spaces and joiners.
+    """Return whether text has only printable characters, spaces and joiners.
 
-    Line ends, escape sequences, C1 and bidirectional controls are none of these: they would forge
-    lines, move a cursor, or show text in another order than it has.
+    Not plain are line ends, escape sequences, C1 and bidirectional controls: they can forge lines,
+    move a cursor, or change the order in which text is displayed.
     """
     return text.isprintable() or all(
         one.isprintable() or one in _JOINERS or unicodedata.category(one) == "Zs" for one in text
@@ -28,7 +28,7 @@ def is_plain(text: str) -> bool:
 
 
 def escaped(text: str) -> str:
-    """Return text with every character that does not print written as Python would."""
+    """Return text with every unprintable character as a Python escape sequence."""
     if text.isprintable():
         return text
     return "".join(
@@ -37,11 +37,11 @@ def escaped(text: str) -> str:
 
 
 def shortened(text: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    """Return text, cut where it is too long for a header; it says so then.
+    """Return text, truncated with a note of its length if it is too long for a header.
 
     Args:
         text: Of any length.
-        max_bytes: What it may take percent-encoded, as gRPC sends a status message; at least 64.
+        max_bytes: Maximum length, percent-encoded as gRPC sends a status message; at least 64.
     """
     if _fitting(text, max_bytes) == len(text):
         return text
@@ -50,7 +50,7 @@ def shortened(text: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def _fitting(text: str, max_bytes: int) -> int:
-    """Return how many of a text's characters fit into so many bytes."""
+    """Return how many characters of a text fit into `max_bytes`, percent-encoded."""
     if len(text) * 12 <= max_bytes:  # four bytes of UTF-8, three characters each
         return len(text)
     left = max_bytes
@@ -61,7 +61,7 @@ def _fitting(text: str, max_bytes: int) -> int:
     return len(text)
 
 
-def listed(parts: Sequence[str], most: int = MOST_PROBLEMS, separator: str = "; ") -> str:
-    """Return the first few of a list, and how many more there are."""
-    more = len(parts) - most
-    return separator.join(parts[:most]) + (f"{separator}and {more} more" if more > 0 else "")
+def listed(parts: Sequence[str], limit: int = MAX_PROBLEMS, separator: str = "; ") -> str:
+    """Return at most `limit` parts as text, and how many more there are."""
+    more = len(parts) - limit
+    return separator.join(parts[:limit]) + (f"{separator}and {more} more" if more > 0 else "")

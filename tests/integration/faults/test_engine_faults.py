@@ -27,7 +27,7 @@ from resnet50_client import (
 )
 from resnet50_server.batching.variant_health import MIN_NON_FINITE
 from resnet50_server.engines.reference_check import fixed_image
-from resnet50_server.lifecycle.self_test import _problem
+from resnet50_server.lifecycle.self_test import self_test
 from tests.support import weights
 from tests.support.clients import KINDS, Caller, items
 from tests.support.faulty_server import MAGENTA, MARK
@@ -365,4 +365,4 @@ async def test_variant_that_overflows_is_out_of_service(tmp_path, caplog):
         assert "load the variant again (LoadVariant with replace)" in caplog.text
         # The fixed image does not overflow, so that the server's own test takes it in again.
         (held,) = server.parts.variants.loaded
-        assert await _problem(held, held.reference) is None
+        assert await self_test(held, held.reference) is None

@@ -205,7 +205,7 @@ async def test_variant_recovers_once_it_passes_the_self_test(kind, monkeypatch, 
         await until(lambda: sick.batches >= computed + 2)
         with pytest.raises(UnavailableError):
             await caller.classify(JPEG, variant=V1)
-        assert f"variant {V1} has failed its test and stays out of service" in caplog.text
+        assert f"variant {V1} failed its self-test and stays out of service" in caplog.text
         sick.cure()
         assert await of_v1() == Health.SERVING
         assert (await caller.classify(JPEG, variant=V1)).variant.name == V1
