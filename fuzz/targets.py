@@ -33,12 +33,14 @@ from resnet50_client import Resnet50Error, messages
 from resnet50_client.errors import error_of, error_of_status
 from resnet50_client.frames import StreamLimits
 from resnet50_client.pending_frames import PendingFrames
+from resnet50_server.api.image_source import parse_image
 from resnet50_server.auth.tokens import parse_tokens
 from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError
-from resnet50_server.images.decode import Source, decode, source_of
-from resnet50_server.images.decode_guard import silence_libraries
+from resnet50_server.images.decode import decode
+from resnet50_server.images.decode_guard import silence_decoders
 from resnet50_server.images.formats import FORMATS, ImageLimits, check_header
-from resnet50_server.images.raw import RawPixels, raw_to_rgb
+from resnet50_server.images.raw import raw_to_rgb
+from resnet50_server.images.source import RawImage, Source
 from resnet50_server.images.transform import Transform
 from resnet50_server.settings import Settings
 from resnet50_server.variants.spec import parse_variant
@@ -55,7 +57,7 @@ MAX_GROWTH_BYTES = 64 * 2**20
 # Of this thread, so that a busy machine finds nothing. What is within the limits takes 0.05.
 MAX_CPU_S = 5.0
 
-silence_libraries()
+silence_decoders()
 
 
 class Finding(Exception):
@@ -96,7 +98,7 @@ def images(content: bytes) -> None:
     and refused as an upload. And nothing is called broken that Pillow by itself decodes.
     """
     with contextlib.suppress(InvalidImage):
-        source_of(image_pb2.Image(encoded=content), LIMITS)
+        parse_image(image_pb2.Image(encoded=content), LIMITS)
         pixels, refusal = _decoded(content)
         for early in _refusals_while_arriving(content):
             if refusal is None:
@@ -162,11 +164,11 @@ def raw(content: bytes) -> None:
     """
     message = raw_image(content)
     try:
-        source = source_of(image_pb2.Image(raw=message), LIMITS)
+        source = parse_image(image_pb2.Image(raw=message), LIMITS)
     except InvalidImage as refusal:
         _require_reason(refusal)
         return
-    if not isinstance(source, RawPixels):
+    if not isinstance(source, RawImage):
         raise Finding(f"{type(source).__name__} came out of a raw image")
     same = np.array_equal(raw_to_rgb(source), raw_to_rgb(_packed(source)))
     if not same:
@@ -206,7 +208,7 @@ def raw_bytes(message: image_pb2.RawImage, lie: int = 0) -> bytes:
     return _NUMBERS.pack(*sides, lie) + message.pixels
 
 
-def _packed(source: RawPixels) -> RawPixels:
+def _packed(source: RawImage) -> RawImage:
     """Return the same picture without what lies between its rows."""
     planar = source.pixel_format in (image_pb2.PIXEL_FORMAT_NV12, image_pb2.PIXEL_FORMAT_I420)
     samples = {image_pb2.PIXEL_FORMAT_GRAY: 1, image_pb2.PIXEL_FORMAT_RGBA: 4}
@@ -226,7 +228,7 @@ def _packed(source: RawPixels) -> RawPixels:
             cut.append(line)
             at += between
     packed = b"".join(cut)
-    return RawPixels(source.width, source.height, source.pixel_format, 0, packed)
+    return RawImage(source.width, source.height, source.pixel_format, 0, packed)
 
 
 # Calls

@@ -14,7 +14,6 @@ from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidRequest, ServingError, ShuttingDown, Stalled
-from resnet50_server.images.decode import source_of
 from resnet50_server.inference.admission import Place
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import Traffic
@@ -22,6 +21,7 @@ from resnet50_server.runtime.tasks import start_task
 
 from .delivery import Pending, latest, ordered
 from .guard import EOF
+from .image_source import parse_image
 from .status import is_server_error, to_status
 from .tasks import Task, timing
 
@@ -238,7 +238,7 @@ class FrameStream(Generic[Reply]):
             place = await self._pipeline.admission.acquire(
                 call.caller.name, frame.image.ByteSize(), bulk=call.bulk
             )
-            source = source_of(frame.image, self._pipeline.limits)
+            source = parse_image(frame.image, self._pipeline.limits)
             task = self._traffic.watch(question.task, call, source)
         except BaseException as error:
             question.variant.release()

@@ -13,13 +13,14 @@ from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_server.batching.result import Result
 from resnet50_server.context import CURRENT_REQUEST, Permit, RequestContext
 from resnet50_server.errors import ShuttingDown
-from resnet50_server.images.decode import length_of, source_of
+from resnet50_server.images.source import size_bytes
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
 from resnet50_server.rollout.router import Traffic
 
 from .frame_stream import FrameStream, Reply, StreamReader
 from .guard import Context
+from .image_source import parse_image
 from .tasks import ClassifyTask, EmbedTask, Task, timing
 from .upload import Part as UploadPart
 from .upload import Upload
@@ -134,8 +135,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _answer(self, image: image_pb2.Image, question: Task, context: Context) -> _Told:
         started, call = time.perf_counter(), CURRENT_REQUEST.get()
         with question.variant.in_use():
-            source = source_of(image, self._pipeline.limits)
-            _place(call).grow(length_of(source))
+            source = parse_image(image, self._pipeline.limits)
+            _place(call).grow(size_bytes(source))
             call.deadline = _deadline(context)
             task = self._traffic.watch(question.task, call, source)
             result = await self._pipeline.infer(source, task, call)

@@ -10,7 +10,7 @@ import signal
 
 from resnet50_server.api.grpc_logs import filter_grpc_logs
 from resnet50_server.errors import UnusableSetting, WeightsError
-from resnet50_server.images.decode_guard import silence_libraries
+from resnet50_server.images.decode_guard import silence_decoders
 from resnet50_server.lifecycle.loader import EXPECTED_ERRORS
 from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 from resnet50_server.runtime.memory import return_memory
@@ -33,7 +33,7 @@ async def serve(settings: Settings) -> int:
         hangs, 72 if decoding does in all threads. Two things end the process at once: a blocked
         event loop with 1 (`LoopWatchdog`), a second signal with 128 plus its number.
     """
-    silence_libraries()
+    silence_decoders()
     server = Server(settings, on_loaded=_collect_garbage)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

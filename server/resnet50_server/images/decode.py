@@ -1,4 +1,4 @@
-"""From a request's image to the network's input: uint8 [crop, crop, 3], RGB.
+"""Decode an image into the network's input: uint8 [crop, crop, 3], RGB.
 
 Each image is decoded on its own and before batching, so a bad one fails alone. JPEGs take the fast
 path (libjpeg-turbo straight into an array: the same pixels as Pillow's in two thirds of the time,
@@ -10,32 +10,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TypeAlias
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from resnet50.v1 import image_pb2
 from resnet50_server.errors import InvalidImage
 
-from .decode_guard import FIELD, GuardedFile, check_exif
+from .decode_guard import FIELD, BudgetedReader, check_exif_tags
 from .formats import (
     ImageLimits,
     check_resized,
-    opened_image,
-    too_long,
+    open_checked,
 )
-from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Room, any_room
-from .raw import RawPixels, raw_to_rgb, take_raw
-from .resize import resample
+from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Reserve, unbounded
+from .raw import raw_to_rgb
+from .resize import resize_and_crop
+from .source import PixelFormat, RawImage, Source
 from .transform import Transform
 
 # 512 x 512 takes a tenth of a millisecond to copy.
-MAX_AT_HAND_PIXELS = 2**18
+MAX_INLINE_PIXELS = 2**18
 
-# What turns stored [height, width, 3] pixels upright, by EXIF orientation; 1 is upright already.
+# Functions that turn stored [height, width, 3] pixels upright, by EXIF orientation; 1 needs none.
 UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -46,45 +44,17 @@ UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
 }
 
-Source: TypeAlias = bytes | RawPixels
-"""An image as it came: a complete file, or raw pixels."""
 
+def needs_no_decode(source: Source, transform: Transform) -> bool:
+    """Return whether an image only has to be copied: raw, in RGB or grey, resized already.
 
-def source_of(image: image_pb2.Image, limits: ImageLimits) -> Source:
-    """Take an image out of its message; refuse what can be refused without decoding.
-
-    Raises:
-        InvalidImage: It is missing, empty, too long, or its raw numbers do not add up; names the
-            field and the limit.
-    """
-    kind = image.WhichOneof("source")
-    if kind is None:
-        raise InvalidImage("image", "is empty; set image.encoded or image.raw", kind="empty")
-    if kind == "raw":
-        return take_raw(image.raw, limits.max_pixels)
-    encoded: bytes = image.encoded  # a copy each time, so taken once
-    if not encoded:
-        raise InvalidImage(FIELD, "has 0 bytes; send a complete image file", kind="empty")
-    if len(encoded) > limits.max_bytes:
-        raise too_long(len(encoded), limits)
-    return encoded
-
-
-def length_of(source: Source) -> int:
-    """Return how many bytes an image has as it came."""
-    return len(source) if isinstance(source, bytes) else len(source.pixels)
-
-
-def is_at_hand(source: Source, transform: Transform) -> bool:
-    """Return whether an image needs no more than copying: raw, in RGB or grey, of the right size.
-
-    That takes less than the way into a thread and back.
+    That takes less time than a thread hop.
     """
     return (
-        isinstance(source, RawPixels)
-        and source.pixel_format in (image_pb2.PIXEL_FORMAT_RGB, image_pb2.PIXEL_FORMAT_GRAY)
+        isinstance(source, RawImage)
+        and source.pixel_format in (PixelFormat.RGB, PixelFormat.GRAY)
         and transform.resized(source.height, source.width) == (source.height, source.width)
-        and source.height * source.width <= MAX_AT_HAND_PIXELS
+        and source.height * source.width <= MAX_INLINE_PIXELS
     )
 
 
@@ -92,65 +62,38 @@ def decode(
     source: Source,
     transform: Transform,
     limits: ImageLimits,
-    room: Room = any_room,
+    reserve: Reserve = unbounded,
 ) -> NDArray[np.uint8]:
-    """Decode, resize and crop one image that `source_of` has passed.
+    """Decode, resize and crop one image that passed the checks of its message.
 
     Args:
         source: A complete file, or raw pixels.
         transform: The variant's; its normalisation is left to the engine.
         limits: For the pixels that an encoded image's header declares, and for those that a very
             long image would have once its shorter side is resized.
-        room: Holds memory for the image's pixels.
+        reserve: Reserves memory for the image's pixels.
 
     Returns:
         uint8 [crop, crop, 3], RGB.
 
     Raises:
         InvalidImage: It is not an image, is broken, or has too many pixels.
-        NoRoom: `room` has none for it now.
+        BudgetFull: There is none for it now.
     """
     if isinstance(source, bytes):
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as reserved:
             pixels = _decode_encoded(
-                source, transform, limits, lambda size: held.enter_context(room(size))
+                source, transform, limits, lambda size: reserved.enter_context(reserve(size))
             )
             return resize_and_crop(pixels, transform)
     check_resized("image.raw", source.height, source.width, transform, limits)
     size = transform.resized(source.height, source.width)
-    with room(source.height * source.width):
+    with reserve(source.height * source.width):
         return resize_and_crop(raw_to_rgb(source, size, transform.interpolation), transform)
 
 
-def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
-    """Apply a variant's geometry.
-
-    Pixels stay as [height, width, 3], as decoders give them, torch resizes them fastest, and the
-    network's channels_last layout has them.
-
-    Args:
-        pixels: uint8 [height, width, 3].
-        transform: Which geometry.
-
-    Returns:
-        uint8 [crop, crop, 3], contiguous.
-    """
-    height, width = pixels.shape[:2]
-    size = transform.resized(height, width)
-    if size != (height, width):
-        pixels = resample(pixels, size, transform.interpolation)
-    top, left = transform.crop_origin(*size)
-    crop = transform.crop
-    if top < 0 or left < 0:
-        canvas = np.zeros((max(crop, size[0]), max(crop, size[1]), 3), dtype=np.uint8)
-        at = max(0, -top), max(0, -left)
-        canvas[at[0] : at[0] + size[0], at[1] : at[1] + size[1]] = pixels
-        pixels, top, left = canvas, max(0, top), max(0, left)
-    return np.ascontiguousarray(pixels[top : top + crop, left : left + crop])
-
-
 def _decode_encoded(
-    encoded: bytes, transform: Transform, limits: ImageLimits, take_room: Callable[[int], None]
+    encoded: bytes, transform: Transform, limits: ImageLimits, reserve: Callable[[int], None]
 ) -> NDArray[np.uint8]:
     """Return an encoded image as uint8 [height, width, 3], upright.
 
@@ -158,12 +101,12 @@ def _decode_encoded(
         encoded: A complete file.
         transform: As `decode`.
         limits: As `decode`.
-        take_room: Called with the image's pixels before they are decoded.
+        reserve: Called with the image's pixels before they are decoded.
     """
-    with opened_image(encoded, transform, limits) as (image, file):
+    with open_checked(encoded, transform, limits) as (image, file):
         plain_jpeg = _is_plain_jpeg(image)
         size = image.width * image.height
-        take_room(size * JPEG_PIXEL_BYTES // PIXEL_BYTES if plain_jpeg else size)
+        reserve(size * JPEG_PIXEL_BYTES // PIXEL_BYTES if plain_jpeg else size)
         pixels = _decode_jpeg(encoded) if plain_jpeg else None
         if pixels is None:
             pixels = _decode_pillow(image, file)
@@ -219,10 +162,10 @@ def _decode_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def _decode_pillow(opened: Image.Image, file: GuardedFile) -> NDArray[np.uint8]:
+def _decode_pillow(opened: Image.Image, file: BudgetedReader) -> NDArray[np.uint8]:
     """Return uint8 [height, width, 3] as stored."""
     opened.load()
-    check_exif(opened)  # a PNG may have it behind its pixels
+    check_exif_tags(opened)  # a PNG may have it behind its pixels
     file.check_time()
     image = opened
     if image.mode.startswith("I") or image.mode == "F":

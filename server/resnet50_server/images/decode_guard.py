@@ -1,7 +1,7 @@
-"""What stands between a stranger's file and the libraries that read it.
+"""Guards against hostile files: bounded reads, time and metadata.
 
-Pillow reads headers in Python, piece by piece, and believes most of what they say; here is what
-bounds that. docs/security.md lists the attacks.
+Pillow reads headers in Python, piece by piece, and believes most of what they say. The attacks are
+listed in docs/security.md.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ NUMBERS_A_FRACTION = 64
 PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
 
 
-class GuardedFile(io.BytesIO):
-    """A file in memory which refuses whoever reads it too often or for too long.
+class BudgetedReader(io.BytesIO):
+    """A file in memory that may be read a bounded number of times, for a bounded time.
 
     Args:
         content: The file.
@@ -74,25 +74,25 @@ class GuardedFile(io.BytesIO):
         self.check_time()
         return super().read(size)
 
-    def allow_pixels(self, file_format: str | None) -> None:
-        """Allow the reads that pixels take; the header has been read."""
+    def grant_pixel_reads(self, file_format: str | None) -> None:
+        """Add the reads that pixels take, after the header."""
         if file_format == "BMP":
             self._reads_left = min(self._length, MAX_RUN_READS)
         else:
             self._reads_left += self._length // MIN_BYTES_A_READ
 
     def check_time(self) -> None:
-        """Stop a decoder whose time is over.
+        """Stop a decoder that takes too long.
 
         Raises:
-            InvalidImage: It is.
+            InvalidImage: It does.
         """
         if time.monotonic() > self._ends:
-            raise took_too_long(FIELD, self._timeout_s)
+            raise decode_timeout_error(FIELD, self._timeout_s)
 
 
-def took_too_long(field: str, timeout_s: float) -> InvalidImage:
-    """Return what an image is refused with that takes too long to decode."""
+def decode_timeout_error(field: str, timeout_s: float) -> InvalidImage:
+    """Return the error of an image that takes too long to decode."""
     return InvalidImage(
         field,
         f"was not decoded within {timeout_s:g} s, the limit (decode_timeout_s); send a smaller or"
@@ -101,7 +101,7 @@ def took_too_long(field: str, timeout_s: float) -> InvalidImage:
     )
 
 
-def check_tags(content: bytes) -> None:
+def check_tiff_tags(content: bytes) -> None:
     """Refuse a TIFF, or EXIF, whose tags would take far more memory than they have bytes.
 
     Tags may say that the same bytes are theirs: 40,000 of them times 400,000 bytes are 16 GB.
@@ -134,32 +134,32 @@ def check_tags(content: bytes) -> None:
         )
 
 
-def check_exif(image: Image.Image) -> None:
-    """Do the same for the EXIF of any file, before Pillow reads it.
+def check_exif_tags(image: Image.Image) -> None:
+    """Check the EXIF tags of any file before Pillow reads them.
 
     Raises:
-        InvalidImage: As `check_tags`.
+        InvalidImage: As `check_tiff_tags`.
     """
     exif = image.info.get("exif")
     if isinstance(exif, bytes):
-        check_tags(exif.removeprefix(b"Exif\0\0"))
+        check_tiff_tags(exif.removeprefix(b"Exif\0\0"))
     text = image.info.get("Raw profile type exif")  # as ImageMagick writes it into a PNG
     if isinstance(text, str):
         with contextlib.suppress(ValueError):
-            check_tags(bytes.fromhex("".join(text.split("\n")[3:])).removeprefix(b"Exif\0\0"))
+            check_tiff_tags(bytes.fromhex("".join(text.split("\n")[3:])).removeprefix(b"Exif\0\0"))
 
 
-def silence_libraries() -> None:
-    """Keep what decoders say of strangers' files off stderr and out of the log.
+def silence_decoders() -> None:
+    """Silence the warnings of the decoders, for the whole process.
 
-    They warn of each broken tag, so that one file fills a log; a caller is told what is wrong with
-    its image. For the process as a whole.
+    They warn of each broken tag, so that one file could fill a log; the client is told what is
+    wrong with its image.
     """
     warnings.filterwarnings("ignore", module=r"PIL(\..*)?")
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     libtiff = _loaded_library("libtiff")
     if libtiff is not None:
-        # No handler is its way of saying nothing; it would print to stderr.
+        # Without a handler it prints nothing; its own prints to stderr.
         for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
             setter = getattr(libtiff, name, None)
             if setter is not None:

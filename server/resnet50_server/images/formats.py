@@ -1,4 +1,4 @@
-"""An encoded image before it is decoded: what it is and declares, and what of it is refused."""
+"""Encoded formats: check what the header of a file declares before it is decoded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from resnet50_server.errors import ImageFault, InvalidImage
 
-from .decode_guard import FIELD, GuardedFile, check_exif, check_tags
-from .pixel_budget import NoRoom
+from .decode_guard import FIELD, BudgetedReader, check_exif_tags, check_tiff_tags
+from .pixel_budget import BudgetFull
 from .transform import Transform
 
 # The formats of the contract.
@@ -50,7 +50,7 @@ Image.init()
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may weigh, and how long it may take.
+    """Limits of one image.
 
     Attributes:
         max_bytes: Length of an encoded image.
@@ -63,19 +63,26 @@ class ImageLimits:
     timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
-        # Pillow makes room for what some headers declare before anybody can look at their size (a
-        # GIF of 43 bytes: 4 GB). It has one limit for the process: the largest of ours, twice over.
+        # Pillow allocates what some headers declare before their size can be checked (a GIF of 43
+        # bytes: 4 GB). It has one limit for the process: the largest of ours, twice over.
         Image.MAX_IMAGE_PIXELS = max(self.max_pixels, Image.MAX_IMAGE_PIXELS or 0)
 
 
-def too_long(length: int, limits: ImageLimits) -> InvalidImage:
-    """Return what an encoded image of `length` bytes, which is over the limit, is refused with."""
-    return InvalidImage(
-        FIELD,
-        f"has {length} bytes, the limit (max_image_bytes) is {limits.max_bytes};"
-        " send a smaller or more compressed image",
-        kind="too_many_bytes",
-    )
+def check_encoded(encoded: bytes, limits: ImageLimits) -> None:
+    """Refuse an encoded image by its size.
+
+    Raises:
+        InvalidImage: It is empty or too large.
+    """
+    if not encoded:
+        raise InvalidImage(FIELD, "has 0 bytes; send a complete image file", kind="empty")
+    if len(encoded) > limits.max_bytes:
+        raise InvalidImage(
+            FIELD,
+            f"has {len(encoded)} bytes, the limit (max_image_bytes) is {limits.max_bytes};"
+            " send a smaller or more compressed image",
+            kind="too_many_bytes",
+        )
 
 
 def is_jpeg(encoded: bytes) -> bool:
@@ -84,7 +91,7 @@ def is_jpeg(encoded: bytes) -> bool:
 
 
 def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> bool:
-    """Look at the first bytes of an image that is still arriving.
+    """Check the first bytes of an image that is still arriving.
 
     Args:
         start: As much as is there.
@@ -99,7 +106,7 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
     """
     _require_known_format(start)
     try:
-        with _open(GuardedFile(start, limits.timeout_s), start) as opened:
+        with _open(BudgetedReader(start, limits.timeout_s), start) as opened:
             _check_declared(opened, transform, limits)
             return True
     except InvalidImage:
@@ -111,29 +118,29 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
 
 
 @contextlib.contextmanager
-def opened_image(
+def open_checked(
     encoded: bytes, transform: Transform, limits: ImageLimits
-) -> Iterator[tuple[Image.Image, GuardedFile]]:
-    """Give Pillow's view of a file whose header is within the limits, and what Pillow reads.
+) -> Iterator[tuple[Image.Image, BudgetedReader]]:
+    """Open a file with Pillow if its header is within the limits; yield the image and its reader.
 
     Raises:
         InvalidImage: It is not, or the file turns out to be broken within the block.
     """
     _require_known_format(encoded)
     if encoded[:4] in TIFF_STARTS:
-        check_tags(encoded)
+        check_tiff_tags(encoded)
     try:
-        file = GuardedFile(encoded, limits.timeout_s)
+        file = BudgetedReader(encoded, limits.timeout_s)
         with _open(file, encoded) as opened:
             _check_declared(opened, transform, limits)
             if isinstance(opened, JpegImagePlugin.JpegImageFile):
                 _check_scans(encoded, opened, file.tell(), limits)
             elif opened.format == "TIFF":
                 _check_strips(opened, len(encoded))
-            check_exif(opened)
-            file.allow_pixels(opened.format)
+            check_exif_tags(opened)
+            file.grant_pixel_reads(opened.format)
             yield opened, file
-    except (InvalidImage, MemoryError, NoRoom):
+    except (InvalidImage, MemoryError, BudgetFull):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(error, limits) from error
@@ -142,18 +149,18 @@ def opened_image(
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """Reads less of a JPEG's header than `Image.open`, which looks into tags before we can.
+    """Reads less of a JPEG's header than `Image.open`, which reads tags before they are checked.
 
     That is the list of further pictures (MPF) of which 1,500 tags that share 45 KB take 25 s and
-    2 GB before Pillow 13; and the resolution, of which we make nothing.
+    2 GB before Pillow 13; and the resolution, which is not needed.
     """
 
     def _read_dpi_from_exif(self) -> None:
         """Read nothing."""
 
 
-def _open(file: GuardedFile, content: bytes) -> Image.Image:
-    """Have Pillow read a file's header."""
+def _open(file: BudgetedReader, content: bytes) -> Image.Image:
+    """Read a file's header with Pillow."""
     if not is_jpeg(content):
         return Image.open(file, formats=FORMATS)
     try:
@@ -189,7 +196,7 @@ def check_resized(
 
 
 def _require_known_format(start: bytes) -> None:
-    """Refuse what no reader should even look at: Pillow knows formats that run programs."""
+    """Refuse other formats before Pillow sees them: it knows some that run programs."""
     if not any(start[at : at + len(magic)] == magic for at, magic in MAGIC):
         raise InvalidImage(
             FIELD,
@@ -235,7 +242,7 @@ def _check_tiles(opened: Image.Image) -> None:
 
 
 def _check_runs(opened: Image.Image) -> None:
-    """Refuse a run-length BMP of so many pixels that it would hold everything else up."""
+    """Refuse a run-length BMP of so many pixels that it would keep the GIL for seconds."""
     tiles = getattr(opened, "tile", ())
     pixels = opened.size[0] * opened.size[1]
     if pixels > MAX_RUN_LENGTH_PIXELS and any(tile[0] == "bmp_rle" for tile in tiles):
@@ -313,7 +320,7 @@ def _count_scans(encoded: bytes) -> int:
 
 
 def _too_many_pixels(error: BaseException, limits: ImageLimits) -> InvalidImage:
-    """Return what stands for Pillow's own guard, which knows the number of pixels only."""
+    """Translate the error of Pillow's own guard, which knows the number of pixels only."""
     found = re.search(r"\d+", str(error))
     return InvalidImage(
         FIELD,
@@ -324,7 +331,7 @@ def _too_many_pixels(error: BaseException, limits: ImageLimits) -> InvalidImage:
 
 
 def _broken(error: Exception) -> InvalidImage:
-    """Return what a file is refused with that no decoder takes."""
+    """Return the error of a file that no decoder reads."""
     detail = " ".join(str(error).split())[:200]
     if "text chunks" in detail or "Decompressed data too large" in detail:
         return InvalidImage(

@@ -1,4 +1,4 @@
-"""How many pixels are decoded at once: what decoding takes is bounded in memory, not in threads."""
+"""Bound the memory of decoding: how many pixels are decoded at once."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import TypeAlias
 # What the worst format takes for each pixel while it is decoded, resized and cropped, in bytes
 # (WebP with transparency: 21.8), and a JPEG in RGB or grey.
 PIXEL_BYTES, JPEG_PIXEL_BYTES = 22, 14
-# Images up to this size have a budget of their own, so that large ones are not in their way.
+# Images up to this size have a budget of their own, so that they do not wait for large ones.
 SMALL_PIXELS = 1_000_000
 SMALL_BUDGET_PIXELS = 4_000_000
 
-Room: TypeAlias = Callable[[int], AbstractContextManager[None]]
-"""Is entered with an image's pixels while it is decoded."""
+Reserve: TypeAlias = Callable[[int], AbstractContextManager[None]]
+"""Reserves memory for so many pixels while the context is open."""
 
 
-def any_room(_: int) -> AbstractContextManager[None]:
-    """Hold no room: for images that nothing bounds."""
+def unbounded(_: int) -> AbstractContextManager[None]:
+    """Reserve nothing."""
     return nullcontext()
 
 
-class NoRoom(Exception):
-    """As many pixels are being decoded as may be at once; the image has to wait.
+class BudgetFull(Exception):
+    """The image has to wait until others have been decoded.
 
     Args:
         pixels: How many it has.
@@ -38,10 +38,9 @@ class NoRoom(Exception):
 
 
 class PixelBudget:
-    """Room for pixels, taken and released in decode threads, waited for in the event loop.
+    """Pixels that may be decoded at once: reserved in decode threads, waited for on the event loop.
 
-    Those that wait go in the order in which they came. One image alone may be larger than the
-    budget.
+    First come, first served. One image alone may be larger than the budget.
 
     Args:
         pixels: How many may be decoded at once, small images apart.
@@ -52,16 +51,16 @@ class PixelBudget:
         self._lanes = (_Lane(pixels), _Lane(SMALL_BUDGET_PIXELS))
 
     @contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
-        """Hold room for an image; in a decode thread.
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Reserve memory for an image; in a decode thread.
 
         Raises:
-            NoRoom: There is none.
+            BudgetFull: It has to wait.
         """
         lane = self._lane(pixels)
         with self._lock:
             if lane.waiting or not lane.fits(pixels):
-                raise NoRoom(pixels)
+                raise BudgetFull(pixels)
             lane.used += pixels
         try:
             yield
@@ -69,7 +68,7 @@ class PixelBudget:
             self._release(lane, pixels)
 
     async def wait(self, pixels: int) -> Grant:
-        """Wait for room for an image, in the event loop."""
+        """Wait until an image may be decoded; on the event loop."""
         loop, lane = asyncio.get_running_loop(), self._lane(pixels)
         granted: asyncio.Future[None] = loop.create_future()
         with self._lock:
@@ -78,16 +77,16 @@ class PixelBudget:
         try:
             await granted
         except asyncio.CancelledError:
-            told = granted.done() and not granted.cancelled()
+            resolved = granted.done() and not granted.cancelled()
             with self._lock:
-                if lane.give_up(granted) or told:
+                if lane.cancel(granted) or resolved:
                     lane.used -= pixels
                 lane.grant()
             raise
         return Grant(self, pixels)
 
     def release(self, pixels: int) -> None:
-        """Give back the room of a grant."""
+        """Release the pixels of a grant."""
         self._release(self._lane(pixels), pixels)
 
     def _release(self, lane: _Lane, pixels: int) -> None:
@@ -100,10 +99,10 @@ class PixelBudget:
 
 
 class Grant:
-    """Room that has been waited for; used by a decode thread, or given back.
+    """Pixels that were waited for; used by a decode thread, or released.
 
     Args:
-        budget: Whose it is.
+        budget: Its budget.
         pixels: How many.
     """
 
@@ -114,29 +113,29 @@ class Grant:
         self._used = False
 
     @contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
-        """Hold the room while the image is decoded; in a decode thread."""
-        if not self._mine():
-            raise NoRoom(pixels)  # given up before it began
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Keep the pixels reserved while the image is decoded; in a decode thread."""
+        if not self._claim():
+            raise BudgetFull(pixels)  # released before it began
         try:
             yield
         finally:
             self._budget.release(self._pixels)
 
-    def give_back(self) -> None:
-        """Give the room back unless a decode thread has it."""
-        if self._mine():
+    def release(self) -> None:
+        """Release the pixels unless a decode thread uses them."""
+        if self._claim():
             self._budget.release(self._pixels)
 
-    def _mine(self) -> bool:
-        """Take the room over, once."""
+    def _claim(self) -> bool:
+        """Return whether this is the first use."""
         with self._lock:
             used, self._used = self._used, True
         return not used
 
 
 class _Lane:
-    """Images of one kind; its users hold the budget's lock."""
+    """The budget of one size class; used under the lock of `PixelBudget`."""
 
     def __init__(self, pixels: int) -> None:
         self._pixels = pixels
@@ -148,22 +147,22 @@ class _Lane:
         return not self.used or self.used + pixels <= self._pixels
 
     def grant(self) -> None:
-        """Let in those that wait, in order, as far as they fit."""
+        """Grant waiting images in order, as far as they fit."""
         while self.waiting and self.fits(self.waiting[0][0]):
             pixels, future, loop = self.waiting.popleft()
             self.used += pixels
             self._granted.add(future)
-            loop.call_soon_threadsafe(self._tell, future)
+            loop.call_soon_threadsafe(self._resolve, future)
 
-    def give_up(self, future: asyncio.Future[None]) -> bool:
-        """Take out one that waits no longer; return whether it has been let in."""
-        self.waiting = deque(one for one in self.waiting if one[1] is not future)
+    def cancel(self, future: asyncio.Future[None]) -> bool:
+        """Remove a waiting image; return whether it had been granted."""
+        self.waiting = deque(entry for entry in self.waiting if entry[1] is not future)
         granted = future in self._granted
         self._granted.discard(future)
         return granted
 
-    def _tell(self, future: asyncio.Future[None]) -> None:
-        """Wake one that was let in; in the event loop."""
+    def _resolve(self, future: asyncio.Future[None]) -> None:
+        """Resolve the future of a granted image; on the event loop."""
         if not future.done():
             self._granted.discard(future)
             future.set_result(None)

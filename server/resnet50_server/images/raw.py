@@ -1,31 +1,29 @@
-"""Raw pixels of a request, as RGB. Lengths and strides are checked first."""
+"""Raw pixels: check lengths and strides, convert to RGB."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50.v1 import image_pb2
 from resnet50_server.errors import InvalidImage
 
 from .resize import resample
+from .source import PixelFormat, RawImage
 from .transform import Interpolation
 
-_CHANNELS = {
-    image_pb2.PIXEL_FORMAT_RGB: 3,
-    image_pb2.PIXEL_FORMAT_BGR: 3,
-    image_pb2.PIXEL_FORMAT_RGBA: 4,
-    image_pb2.PIXEL_FORMAT_GRAY: 1,
+_CHANNELS: dict[int, int] = {
+    PixelFormat.RGB: 3,
+    PixelFormat.BGR: 3,
+    PixelFormat.RGBA: 4,
+    PixelFormat.GRAY: 1,
 }
 # Where red, green and blue lie in a pixel.
-_CHANNEL_ORDER = {
-    image_pb2.PIXEL_FORMAT_BGR: (2, 1, 0),
-    image_pb2.PIXEL_FORMAT_RGBA: (0, 1, 2),
-    image_pb2.PIXEL_FORMAT_GRAY: (0, 0, 0),
+_CHANNEL_ORDER: dict[int, tuple[int, int, int]] = {
+    PixelFormat.BGR: (2, 1, 0),
+    PixelFormat.RGBA: (0, 1, 2),
+    PixelFormat.GRAY: (0, 0, 0),
 }
-_PLANAR = (image_pb2.PIXEL_FORMAT_NV12, image_pb2.PIXEL_FORMAT_I420)
+_PLANAR = (PixelFormat.NV12, PixelFormat.I420)
 MAX_SIDE = 65535
 _STRIP_ROWS = 32  # even, as chroma rows are shared by two
 
@@ -40,51 +38,20 @@ _YUV_TO_RGB = np.array(
 )
 
 
-@dataclass(frozen=True)
-class RawPixels:
-    """A `RawImage` out of its message, whose `pixels` would be copied at every look.
-
-    Attributes:
-        width: In pixels.
-        height: In pixels.
-        pixel_format: A `PixelFormat`.
-        row_stride_bytes: From the start of one row to that of the next; 0 for packed rows.
-        pixels: The planes, one after the other.
-    """
-
-    width: int
-    height: int
-    pixel_format: image_pb2.PixelFormat.ValueType
-    row_stride_bytes: int
-    pixels: bytes
-
-
-def take_raw(message: image_pb2.RawImage, max_pixels: int) -> RawPixels:
-    """Take a raw image out of its message; refuse numbers that do not add up.
+def check_raw(raw: RawImage, max_pixels: int) -> None:
+    """Refuse raw pixels whose dimensions do not add up.
 
     Raises:
         InvalidImage: Names the field, what it is and what it must be.
     """
-    raw = RawPixels(
-        message.width,
-        message.height,
-        message.pixel_format,
-        message.row_stride_bytes,
-        message.pixels,
-    )
-    _check(raw, max_pixels)
-    return raw
-
-
-def _check(raw: RawPixels, max_pixels: int) -> None:
     name = "image.raw"
     for side in ("width", "height"):
         value = getattr(raw, side)
         if not 1 <= value <= MAX_SIDE:
-            raise _bad(f"{name}.{side}", f"is {value}, must be 1 to {MAX_SIDE} pixels")
+            raise _raw_error(f"{name}.{side}", f"is {value}, must be 1 to {MAX_SIDE} pixels")
     if raw.pixel_format not in _CHANNELS and raw.pixel_format not in _PLANAR:
-        known = ", ".join(list(image_pb2.PixelFormat.keys())[1:])
-        raise _bad(f"{name}.pixel_format", f"is {_format_name(raw)}, must be one of {known}")
+        known = ", ".join(f"PIXEL_FORMAT_{known.name}" for known in PixelFormat if known)
+        raise _raw_error(f"{name}.pixel_format", f"is {_format_name(raw)}, must be one of {known}")
     if raw.width * raw.height > max_pixels:
         raise InvalidImage(
             f"{name}.width",
@@ -93,13 +60,13 @@ def _check(raw: RawPixels, max_pixels: int) -> None:
             kind="too_many_pixels",
         )
     if raw.pixel_format in _PLANAR and (raw.width % 2 or raw.height % 2):
-        raise _bad(
+        raise _raw_error(
             f"{name}.width",
             f"{raw.width} x {raw.height}: both sides must be even for {_format_name(raw)}",
         )
     row = raw.width * _CHANNELS.get(raw.pixel_format, 1)
     if raw.row_stride_bytes and raw.row_stride_bytes < row:
-        raise _bad(
+        raise _raw_error(
             f"{name}.row_stride_bytes",
             f"is {raw.row_stride_bytes}, a row of {raw.width} pixels in {_format_name(raw)} has"
             f" {row} bytes; 0 means packed rows",
@@ -107,19 +74,19 @@ def _check(raw: RawPixels, max_pixels: int) -> None:
     full, least = _lengths(raw)
     if not least <= len(raw.pixels) <= full:
         wanted = str(full) if full == least else f"{least} to {full}"
-        raise _bad(
+        raise _raw_error(
             f"{name}.pixels",
             f"has {len(raw.pixels)} bytes, {raw.width} x {raw.height} in {_format_name(raw)} with"
             f" rows of {raw.row_stride_bytes or row} bytes needs {wanted}",
         )
 
 
-def _bad(field: str, reason: str) -> InvalidImage:
+def _raw_error(field: str, reason: str) -> InvalidImage:
     return InvalidImage(field, reason, kind="bad_raw")
 
 
 def raw_to_rgb(
-    raw: RawPixels,
+    raw: RawImage,
     size: tuple[int, int] | None = None,
     interpolation: Interpolation = "bilinear",
 ) -> NDArray[np.uint8]:
@@ -138,13 +105,13 @@ def raw_to_rgb(
     height, width = raw.height, raw.width
     content = np.frombuffer(raw.pixels, dtype=np.uint8)
     if raw.pixel_format in _PLANAR:
-        return _yuv_to_rgb(raw, content, size, interpolation)
+        return _planar_to_rgb(raw, content, size, interpolation)
     channels = _CHANNELS[raw.pixel_format]
     stride = raw.row_stride_bytes or width * channels
     rows = _rows(content, height, stride, width * channels).reshape(height, width, channels)
     # A copy, since torch refuses memory that it may not write to; plane by plane where the channels
     # move, which takes a quarter of the time of numpy's own way.
-    if raw.pixel_format == image_pb2.PIXEL_FORMAT_RGB:
+    if raw.pixel_format == PixelFormat.RGB:
         return np.array(rows, order="C")
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     for channel, source in enumerate(_CHANNEL_ORDER[raw.pixel_format]):
@@ -152,13 +119,14 @@ def raw_to_rgb(
     return rgb
 
 
-def _format_name(raw: RawPixels) -> str:
-    known = image_pb2.PixelFormat.values()
+def _format_name(raw: RawImage) -> str:
+    """Return the name of its format in the contract; the number, if it has none."""
+    names = {known.value: known.name for known in PixelFormat}
     value = raw.pixel_format
-    return image_pb2.PixelFormat.Name(value) if value in known else str(value)
+    return f"PIXEL_FORMAT_{names[value]}" if value in names else str(value)
 
 
-def _planes(raw: RawPixels) -> list[tuple[int, int, int]]:
+def _planes(raw: RawImage) -> list[tuple[int, int, int]]:
     """Return (rows, stride, bytes of a row that count) of each plane."""
     height, width = raw.height, raw.width
     if raw.pixel_format not in _PLANAR:
@@ -166,13 +134,13 @@ def _planes(raw: RawPixels) -> list[tuple[int, int, int]]:
         return [(height, raw.row_stride_bytes or row, row)]
     stride = raw.row_stride_bytes or width
     luma = (height, stride, width)
-    if raw.pixel_format == image_pb2.PIXEL_FORMAT_NV12:
+    if raw.pixel_format == PixelFormat.NV12:
         return [luma, (height // 2, stride, width)]
     half = (stride + 1) // 2
     return [luma, (height // 2, half, width // 2), (height // 2, half, width // 2)]
 
 
-def _lengths(raw: RawPixels) -> tuple[int, int]:
+def _lengths(raw: RawImage) -> tuple[int, int]:
     """Return the length of all planes with and without the padding after the last row."""
     planes = _planes(raw)
     full = sum(rows * stride for rows, stride, _ in planes)
@@ -187,8 +155,8 @@ def _rows(content: NDArray[np.uint8], rows: int, stride: int, used: int) -> NDAr
     )
 
 
-def _yuv_to_rgb(
-    raw: RawPixels,
+def _planar_to_rgb(
+    raw: RawImage,
     content: NDArray[np.uint8],
     size: tuple[int, int] | None,
     interpolation: Interpolation,
@@ -198,24 +166,24 @@ def _yuv_to_rgb(
         planes.append(_rows(content[offset:], rows, plane_stride, used))
         offset += rows * plane_stride
     luma = planes[0]
-    if raw.pixel_format == image_pb2.PIXEL_FORMAT_NV12:
+    if raw.pixel_format == PixelFormat.NV12:
         chroma = planes[1].reshape(raw.height // 2, raw.width // 2, 2)
     else:
         chroma = np.stack([planes[1], planes[2]], axis=-1)
     if size is not None and size[0] < raw.height and size[1] < raw.width:
         # Copies, since torch refuses memory that it may not write to.
         luma = resample(np.array(luma)[:, :, None], size, interpolation)[:, :, 0]
-        return _convert(luma, resample(np.array(chroma), size, interpolation))
+        return yuv_to_rgb(luma, resample(np.array(chroma), size, interpolation))
     rgb = np.empty((raw.height, raw.width, 3), dtype=np.uint8)
     # In strips, so that the float intermediates stay in the cache and never weigh much.
     for top in range(0, raw.height, _STRIP_ROWS):
         strip, half = slice(top, top + _STRIP_ROWS), slice(top // 2, (top + _STRIP_ROWS) // 2)
         doubled = chroma[half].repeat(2, axis=0).repeat(2, axis=1)
-        rgb[strip] = _convert(luma[strip], doubled)
+        rgb[strip] = yuv_to_rgb(luma[strip], doubled)
     return rgb
 
 
-def _convert(luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def yuv_to_rgb(luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return uint8 RGB [H, W, 3] of Y [H, W] and U, V [H, W, 2]."""
     rgb = (chroma.astype(np.float32) - 128.0) @ _YUV_TO_RGB[:, 1:].T
     rgb += ((luma.astype(np.float32) - 16.0) * _YUV_TO_RGB[0, 0])[..., None]

@@ -1,4 +1,4 @@
-"""Resizing of 8-bit planes, as torchvision's transforms do it on tensors."""
+"""Resize and crop 8-bit pixels, as torchvision's transforms do on tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from .transform import Interpolation
+from .transform import Interpolation, Transform
 
 
 def resample(
@@ -33,3 +33,30 @@ def resample(
     )
     out: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
     return out
+
+
+def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
+    """Apply a variant's geometry.
+
+    Pixels stay as [height, width, 3], as decoders give them, torch resizes them fastest, and the
+    network's channels_last layout has them.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        transform: Which geometry.
+
+    Returns:
+        uint8 [crop, crop, 3], contiguous.
+    """
+    height, width = pixels.shape[:2]
+    size = transform.resized(height, width)
+    if size != (height, width):
+        pixels = resample(pixels, size, transform.interpolation)
+    top, left = transform.crop_origin(*size)
+    crop = transform.crop
+    if top < 0 or left < 0:
+        canvas = np.zeros((max(crop, size[0]), max(crop, size[1]), 3), dtype=np.uint8)
+        at = max(0, -top), max(0, -left)
+        canvas[at[0] : at[0] + size[0], at[1] : at[1] + size[1]] = pixels
+        pixels, top, left = canvas, max(0, top), max(0, left)
+    return np.ascontiguousarray(pixels[top : top + crop, left : left + crop])

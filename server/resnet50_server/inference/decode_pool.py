@@ -14,7 +14,7 @@ from resnet50_server.batching.latency import LatencyModel
 from resnet50_server.context import CURRENT_REQUEST
 from resnet50_server.engines.devices import set_threads
 from resnet50_server.errors import ShuttingDown
-from resnet50_server.images.decode_guard import took_too_long
+from resnet50_server.images.decode_guard import decode_timeout_error
 from resnet50_server.runtime.clock import counted_s, poll_interval_s
 from resnet50_server.runtime.fatal import DecodingHung, dump_stacks
 from resnet50_server.runtime.worker_threads import WorkerThreads
@@ -204,7 +204,7 @@ class DecodePool:
             self._wanted + self.spares,
         )
         if not job.future.done():
-            job.future.set_exception(took_too_long("image", self._timeout_s))
+            job.future.set_exception(decode_timeout_error("image", self._timeout_s))
         if self._replace():
             self._start(loop)
         elif self.stuck == self._count:

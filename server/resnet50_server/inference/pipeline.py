@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.events import ImageEvent, ServerEvents
-from resnet50_server.images.decode import Source, decode, is_at_hand, length_of
+from resnet50_server.images.decode import decode, needs_no_decode
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.images.pixel_budget import NoRoom, PixelBudget
+from resnet50_server.images.pixel_budget import BudgetFull, PixelBudget
+from resnet50_server.images.source import Source, size_bytes
 from resnet50_server.lifecycle.registry import LoadedVariant
 
 from .admission import Admission
@@ -80,7 +81,7 @@ class Pipeline:
         """Return the result of one image that has its permit.
 
         Args:
-            source: A checked image; see `source_of`.
+            source: A checked image; see `parse_image`.
             task: What to compute.
             call: The RPC that it belongs to.
 
@@ -94,7 +95,7 @@ class Pipeline:
     async def _infer_cached(
         self, cache: ResponseCache, source: Source, task: InferenceTask, call: RequestContext
     ) -> Result:
-        if length_of(source) <= MAX_INLINE_HASH_BYTES:
+        if size_bytes(source) <= MAX_INLINE_HASH_BYTES:
             digest = content_digest(source)
         else:
             digest = await self.decode_pool.submit(
@@ -129,7 +130,7 @@ class Pipeline:
             "flow": call.stream,
             "bulk": call.bulk,
         }
-        inline = is_at_hand(source, transform)
+        inline = needs_no_decode(source, transform)
         if inline:
             pixels = self._decode(source, transform)
         else:
@@ -137,9 +138,10 @@ class Pipeline:
             with variant.scheduler.accept(variant.queue, decode_s=decode_s, **order):
                 try:
                     pixels = await self.decode_pool.submit(
-                        partial(self._decode, source, transform, room=self._pixels.take), **order
+                        partial(self._decode, source, transform, reserve=self._pixels.reserve),
+                        **order,
                     )
-                except NoRoom as full:  # the image's size was not known before
+                except BudgetFull as full:  # the image's size was not known before
                     pixels = await self._decode_later(source, task, full.pixels, order)
         decoded = time.perf_counter()
         result = await variant.scheduler.submit(
@@ -162,10 +164,10 @@ class Pipeline:
         transform = task.variant.spec.transform
         grant = await self._pixels.wait(pixels)
         try:
-            decode_granted = partial(self._decode, source, transform, room=grant.take)
+            decode_granted = partial(self._decode, source, transform, reserve=grant.reserve)
             return await self.decode_pool.submit(decode_granted, **order)
         finally:
-            grant.give_back()
+            grant.release()
 
     def record(
         self, task: InferenceTask, call: RequestContext, result: Result, started: float

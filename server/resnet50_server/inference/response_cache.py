@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet50_server.batching.result import Result
-from resnet50_server.images.decode import Source
+from resnet50_server.images.source import Source
 
 from .single_flight import SingleFlight
 

@@ -10,7 +10,7 @@ from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import NotNow, SplitNotFound
 from resnet50_server.events import ImageEvent, ServerEvents
-from resnet50_server.images.decode import Source
+from resnet50_server.images.source import Source
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
 from resnet50_server.variants.spec import VariantSpec

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
-from resnet50_server.images.decode import Source, length_of
+from resnet50_server.images.source import Source, size_bytes
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.registry import LoadedVariant
 
@@ -69,7 +69,7 @@ class Shadows:
         """Return whether an image may wait. However long it is, it may if no other does."""
         if self._closed or len(self._waiting) >= MAX_WAITING:
             return False
-        return not self._waiting or self._bytes + length_of(source) <= MAX_WAITING_BYTES
+        return not self._waiting or self._bytes + size_bytes(source) <= MAX_WAITING_BYTES
 
     def add(self, shadow: Shadow) -> None:
         """Compute an image when its turn comes; without room it counts as skipped."""
@@ -77,7 +77,7 @@ class Shadows:
             shadow.tally.skipped += 1
             return
         self._waiting.append(shadow)
-        self._bytes += length_of(shadow.source)
+        self._bytes += size_bytes(shadow.source)
         if self._working is None:
             # In a context of its own: what is logged there is none of the call's that goes on here.
             self._working = Context().run(
@@ -96,7 +96,7 @@ class Shadows:
         try:
             while self._waiting:
                 shadow = self._waiting.popleft()
-                self._bytes -= length_of(shadow.source)
+                self._bytes -= size_bytes(shadow.source)
                 await self._compare(shadow)
                 del shadow  # its image is not held on to
         finally:

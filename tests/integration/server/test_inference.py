@@ -18,7 +18,7 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from tests.support.pictures import encode, photo_like, picture
+from tests.support.pictures import encode, picture
 from tests.support.serving import DECODING, connected, engines_of, server_processes, serving
 
 PNG = encode(picture())
@@ -143,33 +143,6 @@ async def test_bad_input_never_reaches_the_engine(monkeypatch):
         outcomes = await asyncio.gather(*map(stub.Classify, pairs), return_exceptions=True)
     assert [isinstance(one, grpc.RpcError) for one in outcomes] == [True, False] * 8
     assert sum(len(images) for images, *_ in runs) == 8
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-async def test_engine_without_pixels_gets_none_and_limits_hold(form, monkeypatch):
-    async with serving(max_image_pixels=80_000) as server, connected(server) as channel:
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        (engine,) = engines_of(server)
-        shapes, run = [], engine.run
-
-        def watched(images, *arguments):
-            shapes.extend(image.shape for image in images)
-            return run(images, *arguments)
-
-        monkeypatch.setattr(engine, "run", watched)
-        cut_off = encode(photo_like(200, 200), form)[:-500]
-        await stub.Classify(classify_request(cut_off))  # nobody saw that the end is missing
-        assert shapes == [(0, 0, 3)]
-        for bad, text in (
-            (encode(picture(300, 300), form), "max_image_pixels"),
-            (encode(picture(2000, 3), form), "max_image_pixels"),
-            (encode(picture(), form)[:20], "truncated or broken"),
-            (b"not an image", "readable"),
-        ):
-            with pytest.raises(grpc.RpcError, match=text) as refused:
-                await stub.Classify(classify_request(bad))
-            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert len(shapes) == 1
 
 
 @pytest.mark.parametrize("method", ["Classify", "Embed", "ClassifyUpload", "ClassifyStream"])

@@ -15,7 +15,8 @@ from PIL import Image
 from resnet50.v1 import image_pb2
 from resnet50_client import VideoFrame, frames_from_video
 from resnet50_client.images import to_image
-from resnet50_server.images.raw import raw_to_rgb, take_raw
+from resnet50_server.api.image_source import parse_raw
+from resnet50_server.images.raw import raw_to_rgb
 from tests.support.clips import fill, hold_turned, picture_frame, write_clip, yuv_of
 from tests.support.pictures import picture
 
@@ -27,7 +28,7 @@ def rgb_of(frame: VideoFrame) -> np.ndarray:
     image = to_image(frame)
     assert isinstance(image, image_pb2.Image)
     if image.WhichOneof("source") == "raw":
-        return raw_to_rgb(take_raw(image.raw, 10**8))
+        return raw_to_rgb(parse_raw(image.raw, 10**8))
     return np.asarray(Image.open(io.BytesIO(image.encoded)).convert("RGB"))
 
 

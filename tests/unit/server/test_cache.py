@@ -26,7 +26,7 @@ from resnet50_server.errors import (
     ShuttingDown,
 )
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.images.raw import RawPixels
+from resnet50_server.images.source import RawImage
 from resnet50_server.inference.admission import Admission, Limits
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.inference.response_cache import (
@@ -231,9 +231,9 @@ async def test_reloaded_weights_do_not_share_cache_entries():
     assert other.built.engine.batches == [[7]]
 
 
-def raw(pixels: bytes = bytes(24), **changed) -> RawPixels:
+def raw(pixels: bytes = bytes(24), **changed) -> RawImage:
     about = {"width": 4, "height": 2, "pixel_format": image_pb2.PIXEL_FORMAT_RGB}
-    return RawPixels(**about | {"row_stride_bytes": 0} | changed, pixels=pixels)
+    return RawImage(**about | {"row_stride_bytes": 0} | changed, pixels=pixels)
 
 
 def test_digest_is_of_all_that_makes_an_image():
@@ -676,7 +676,7 @@ async def test_pixels_that_need_no_decoding_are_computed_once_and_stored():
     bench = Bench()
     side = bench.variant.spec.transform.resize
     pixels, other = (
-        RawPixels(side, side, image_pb2.PIXEL_FORMAT_GRAY, 0, bytes([number]) * side**2)
+        RawImage(side, side, image_pb2.PIXEL_FORMAT_GRAY, 0, bytes([number]) * side**2)
         for number in (7, 8)
     )
     bench.pipeline._decode = lambda source, *_, **__: image(

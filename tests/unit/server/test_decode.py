@@ -14,11 +14,12 @@ from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from resnet50.v1 import image_pb2
+from resnet50_server.api.image_source import parse_image
 from resnet50_server.errors import InvalidImage
-from resnet50_server.images.decode import decode, is_at_hand, source_of
-from resnet50_server.images.decode_guard import check_tags
+from resnet50_server.images.decode import decode, needs_no_decode
+from resnet50_server.images.decode_guard import check_tiff_tags
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.images.raw import RawPixels
+from resnet50_server.images.source import RawImage
 from resnet50_server.images.transform import Transform
 from tests.support import hostile
 from tests.support.pictures import PHOTOS, encode, photo_like, picture
@@ -29,7 +30,7 @@ SIZES = [(640, 480), (480, 640), (500, 375), (233, 231), (224, 224), (100, 300),
 
 
 def decoded(encoded: bytes, transform: Transform = SQUARE) -> np.ndarray:
-    source = source_of(image_pb2.Image(encoded=encoded), LIMITS)
+    source = parse_image(image_pb2.Image(encoded=encoded), LIMITS)
     return decode(source, transform, LIMITS).transpose(2, 0, 1)
 
 
@@ -241,10 +242,10 @@ def test_broken_file_is_refused_with_the_field(encoded, text):
 
 
 KINDS = {
-    "empty": (lambda: source_of(image_pb2.Image(), LIMITS), "empty"),
-    "no bytes": (lambda: source_of(image_pb2.Image(encoded=b""), LIMITS), "empty"),
+    "empty": (lambda: parse_image(image_pb2.Image(), LIMITS), "empty"),
+    "no bytes": (lambda: parse_image(image_pb2.Image(encoded=b""), LIMITS), "empty"),
     "too long": (
-        lambda: source_of(image_pb2.Image(encoded=bytes(9)), ImageLimits(max_bytes=8)),
+        lambda: parse_image(image_pb2.Image(encoded=bytes(9)), ImageLimits(max_bytes=8)),
         "too_many_bytes",
     ),
     "text": (lambda: decoded(b"hello, this is no image at all"), "unsupported"),
@@ -263,9 +264,9 @@ KINDS = {
         "unsupported",
     ),
     "slow": (lambda: decode(JPEG, SQUARE, ImageLimits(timeout_s=1e-9)), "timeout"),
-    "raw": (lambda: source_of(image_pb2.Image(raw=image_pb2.RawImage()), LIMITS), "bad_raw"),
+    "raw": (lambda: parse_image(image_pb2.Image(raw=image_pb2.RawImage()), LIMITS), "bad_raw"),
     "huge raw": (
-        lambda: source_of(
+        lambda: parse_image(
             image_pb2.Image(raw=image_pb2.RawImage(width=60_000, height=60_000, pixel_format=1)),
             LIMITS,
         ),
@@ -292,14 +293,14 @@ def test_large_rle_bmp_is_refused():
 def test_tags_that_share_their_bytes_are_refused_by_any_pillow():
     """Newer ones skip such tags; older ones copy the bytes for each."""
     with pytest.raises(InvalidImage, match=r"tags .* save it anew without metadata"):
-        check_tags(hostile.exif(*hostile.tags_that_share(100, 1000)))
-    check_tags(hostile.exif(*hostile.tags_that_share(2, 20), (282, 5, 1, 8)))
+        check_tiff_tags(hostile.exif(*hostile.tags_that_share(100, 1000)))
+    check_tiff_tags(hostile.exif(*hostile.tags_that_share(2, 20), (282, 5, 1, 8)))
 
 
 def test_numbers_of_tags_are_limited():
     content = hostile.exif((273, 4, 2**19 + 1, 8), padding=4 * 2**19)
     with pytest.raises(InvalidImage, match="more numbers than 524288"):
-        check_tags(content)
+        check_tiff_tags(content)
 
 
 def test_declared_pixels_are_limited_before_decoding():
@@ -327,12 +328,12 @@ def test_long_thin_image_is_refused_before_it_is_blown_up():
 
 def test_encoded_length_is_limited():
     with pytest.raises(InvalidImage, match="max_image_bytes"):
-        source_of(image_pb2.Image(encoded=bytes(101)), ImageLimits(max_bytes=100))
+        parse_image(image_pb2.Image(encoded=bytes(101)), ImageLimits(max_bytes=100))
 
 
 def test_empty_image_names_its_two_sources():
     with pytest.raises(InvalidImage, match=r"image\.encoded or image\.raw"):
-        source_of(image_pb2.Image(), LIMITS)
+        parse_image(image_pb2.Image(), LIMITS)
 
 
 def progressive(scans: int) -> bytes:
@@ -396,8 +397,8 @@ def test_missing_memory_is_not_the_images_fault(monkeypatch):
 )
 def test_only_what_is_just_copied_is_decoded_without_a_thread(format, width, height, at_hand):
     pixel_format = image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{format}")
-    assert is_at_hand(RawPixels(width, height, pixel_format, 0, b""), SQUARE) is at_hand
+    assert needs_no_decode(RawImage(width, height, pixel_format, 0, b""), SQUARE) is at_hand
 
 
 def test_files_are_never_decoded_without_a_thread():
-    assert not is_at_hand(encode(picture(32, 32)), SQUARE)
+    assert not needs_no_decode(encode(picture(32, 32)), SQUARE)

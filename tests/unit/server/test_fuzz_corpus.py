@@ -91,7 +91,7 @@ def test_rows_that_are_read_beyond_the_pixels_are_found(monkeypatch):
 
 
 def test_call_that_meets_a_fault_is_found(monkeypatch):
-    monkeypatch.setattr("resnet50_server.api.inference_service.source_of", raises)
+    monkeypatch.setattr("resnet50_server.api.inference_service.parse_image", raises)
     with pytest.raises(Finding, match="INTERNAL"):
         checked(targets.calls, EMBED)
 

@@ -10,7 +10,7 @@ import pytest
 from resnet50_server.images.pixel_budget import (
     SMALL_BUDGET_PIXELS,
     SMALL_PIXELS,
-    NoRoom,
+    BudgetFull,
     PixelBudget,
 )
 
@@ -29,12 +29,12 @@ async def test_large_images_wait_in_order_and_a_small_one_does_not():
     async def wait(number: int, pixels: int) -> None:
         grant = await budget.wait(pixels)
         order.append(number)
-        grant.give_back()
+        grant.release()
 
     with contextlib.ExitStack() as decoding:
-        decoding.enter_context(budget.take(LARGE))
-        decoding.enter_context(budget.take(LARGE))
-        with pytest.raises(NoRoom) as full, budget.take(LARGE):
+        decoding.enter_context(budget.reserve(LARGE))
+        decoding.enter_context(budget.reserve(LARGE))
+        with pytest.raises(BudgetFull) as full, budget.reserve(LARGE):
             pass
         assert full.value.pixels == LARGE
         waiting = [
@@ -42,28 +42,28 @@ async def test_large_images_wait_in_order_and_a_small_one_does_not():
             for number, pixels in enumerate((2 * LARGE, LARGE // 2, LARGE))
         ]
         await settle()
-        with budget.take(SMALL_PIXELS):
+        with budget.reserve(SMALL_PIXELS):
             pass
         assert order == []
     await asyncio.wait_for(asyncio.gather(*waiting), 10)
     assert order == [0, 1, 2]
-    with budget.take(2 * LARGE):
+    with budget.reserve(2 * LARGE):
         pass
 
 
 async def test_image_that_comes_does_not_overtake_those_that_wait():
     budget = PixelBudget(LARGE)
-    with budget.take(LARGE // 2):
+    with budget.reserve(LARGE // 2):
         waiting = asyncio.create_task(budget.wait(LARGE))
         await settle()
-        with pytest.raises(NoRoom), budget.take(LARGE // 4):
+        with pytest.raises(BudgetFull), budget.reserve(LARGE // 4):
             pass
-    (await asyncio.wait_for(waiting, 10)).give_back()
+    (await asyncio.wait_for(waiting, 10)).release()
 
 
 async def test_image_larger_than_the_budget_is_decoded_alone():
     budget = PixelBudget(LARGE)
-    with budget.take(3 * LARGE), pytest.raises(NoRoom), budget.take(LARGE):
+    with budget.reserve(3 * LARGE), pytest.raises(BudgetFull), budget.reserve(LARGE):
         pass
 
 
@@ -71,8 +71,8 @@ def test_small_images_have_a_bound_too():
     budget = PixelBudget(LARGE)
     with contextlib.ExitStack() as decoding:
         for _ in range(SMALL_BUDGET_PIXELS // SMALL_PIXELS):
-            decoding.enter_context(budget.take(SMALL_PIXELS))
-        with pytest.raises(NoRoom), budget.take(1):
+            decoding.enter_context(budget.reserve(SMALL_PIXELS))
+        with pytest.raises(BudgetFull), budget.reserve(1):
             pass
 
 
@@ -80,7 +80,7 @@ def test_small_images_have_a_bound_too():
 async def test_image_that_gives_up_leaves_its_room(when):
     budget = PixelBudget(LARGE)
     holding = contextlib.ExitStack()
-    holding.enter_context(budget.take(LARGE))
+    holding.enter_context(budget.reserve(LARGE))
     waiting = asyncio.create_task(budget.wait(LARGE))
     await settle()
     if when == "waiting":
@@ -91,21 +91,21 @@ async def test_image_that_gives_up_leaves_its_room(when):
         await asyncio.sleep(0)  # the future has its result, the task has not run
     waiting.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        (await waiting).give_back()
-    with budget.take(LARGE):
+        (await waiting).release()
+    with budget.reserve(LARGE):
         pass
 
 
 async def test_pixel_grant_is_used_or_released_once():
     budget = PixelBudget(LARGE)
     grant = await budget.wait(LARGE)
-    with grant.take(LARGE):
-        grant.give_back()  # the caller has left, and the thread decodes on
-        with pytest.raises(NoRoom), budget.take(LARGE):
+    with grant.reserve(LARGE):
+        grant.release()  # the caller has left, and the thread decodes on
+        with pytest.raises(BudgetFull), budget.reserve(LARGE):
             pass
     grant = await budget.wait(LARGE)
-    grant.give_back()
-    with pytest.raises(NoRoom), grant.take(LARGE):
+    grant.release()
+    with pytest.raises(BudgetFull), grant.reserve(LARGE):
         pass
-    with budget.take(LARGE):
+    with budget.reserve(LARGE):
         pass

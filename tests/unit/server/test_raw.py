@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from resnet50.v1 import image_pb2
+from resnet50_server.api.image_source import parse_image, parse_raw
 from resnet50_server.errors import InvalidImage
-from resnet50_server.images.decode import source_of
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.images.raw import raw_to_rgb, take_raw
+from resnet50_server.images.raw import raw_to_rgb
 from resnet50_server.images.resize import resample
+from resnet50_server.images.source import PixelFormat
 from tests.support.pictures import photo_like
 
 LIMITS = ImageLimits()
@@ -26,7 +27,7 @@ def raw(pixels: bytes, format: str, width=32, height=24, stride=0) -> image_pb2.
 
 
 def shown(image: image_pb2.RawImage) -> np.ndarray:
-    return raw_to_rgb(take_raw(image, LIMITS.max_pixels))
+    return raw_to_rgb(parse_raw(image, LIMITS.max_pixels))
 
 
 def padded(plane: np.ndarray, stride: int) -> bytes:
@@ -111,7 +112,7 @@ def test_i420_is_bt601_video_range(stride):
 )
 def test_numbers_that_do_not_add_up_are_refused(image, field, text):
     with pytest.raises(InvalidImage, match=text) as refused:
-        source_of(image_pb2.Image(raw=image), LIMITS)
+        parse_image(image_pb2.Image(raw=image), LIMITS)
     assert refused.value.field == field
 
 
@@ -133,9 +134,14 @@ def test_downscaling_before_conversion_matches_after(format):
     # Pillow's YCbCr is of full range; what matters here is that all three planes vary.
     u, v = (np.ascontiguousarray(plane[::2, ::2]) for plane in (u, v))
     chroma = np.dstack([u, v]).tobytes() if format == "NV12" else u.tobytes() + v.tobytes()
-    frame = take_raw(raw(y.tobytes() + chroma, format, 640, 480), LIMITS.max_pixels)
+    frame = parse_raw(raw(y.tobytes() + chroma, format, 640, 480), LIMITS.max_pixels)
     before = raw_to_rgb(frame, (232, 309), "bilinear").astype(int)
     after = resample(raw_to_rgb(frame), (232, 309), "bilinear").astype(int)
     assert before.shape == after.shape == (232, 309, 3)
     assert np.abs(before - after).mean() < 1.0
     assert np.percentile(np.abs(before - after), 99) <= 4
+
+
+def test_pixel_formats_are_those_of_the_contract():
+    ours = {f"PIXEL_FORMAT_{known.name}": known.value for known in PixelFormat}
+    assert ours == dict(image_pb2.PixelFormat.items())

@@ -1,0 +1,43 @@
+"""The image of a request message, checked as far as that takes no decoding."""
+
+from __future__ import annotations
+
+from resnet50.v1 import image_pb2
+from resnet50_server.errors import InvalidImage
+from resnet50_server.images.formats import ImageLimits, check_encoded
+from resnet50_server.images.raw import check_raw
+from resnet50_server.images.source import RawImage, Source
+
+
+def parse_image(image: image_pb2.Image, limits: ImageLimits) -> Source:
+    """Return the image of a message.
+
+    Raises:
+        InvalidImage: It is missing, empty, too large, or its raw dimensions do not add up; names
+            the field and the limit.
+    """
+    kind = image.WhichOneof("source")
+    if kind is None:
+        raise InvalidImage("image", "is empty; set image.encoded or image.raw", kind="empty")
+    if kind == "raw":
+        return parse_raw(image.raw, limits.max_pixels)
+    encoded: bytes = image.encoded  # protobuf copies it at each access
+    check_encoded(encoded, limits)
+    return encoded
+
+
+def parse_raw(message: image_pb2.RawImage, max_pixels: int) -> RawImage:
+    """Return the raw pixels of a message.
+
+    Raises:
+        InvalidImage: Its dimensions do not add up.
+    """
+    raw = RawImage(
+        message.width,
+        message.height,
+        message.pixel_format,
+        message.row_stride_bytes,
+        message.pixels,
+    )
+    check_raw(raw, max_pixels)
+    return raw

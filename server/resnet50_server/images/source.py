@@ -1,0 +1,47 @@
+"""An image as a request brings it: a complete file, or raw pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+
+class PixelFormat(IntEnum):
+    """Layout of raw pixels, with the numbers of the contract."""
+
+    UNSPECIFIED = 0
+    RGB = 1
+    BGR = 2
+    RGBA = 3
+    GRAY = 4
+    NV12 = 5
+    I420 = 6
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """Raw pixels.
+
+    Attributes:
+        width: In pixels.
+        height: In pixels.
+        pixel_format: A `PixelFormat`.
+        row_stride_bytes: From the start of one row to that of the next; 0 for packed rows.
+        pixels: The planes, one after the other.
+    """
+
+    width: int
+    height: int
+    pixel_format: int
+    row_stride_bytes: int
+    pixels: bytes
+
+
+Source: TypeAlias = bytes | RawImage
+"""An encoded file, or raw pixels."""
+
+
+def size_bytes(source: Source) -> int:
+    """Return the size of an image as it was sent."""
+    return len(source) if isinstance(source, bytes) else len(source.pixels)
