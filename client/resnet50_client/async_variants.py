@@ -58,9 +58,8 @@ class AsyncVariants(AsyncCalls):
         Raises:
             VariantNotFoundError: There is nothing of that name to load.
             VariantChangeError: It cannot be loaded, does not fit into the memory that variants may
-                take, is served already, or another change goes on. What answered goes on: variants
-                that had given way to it are loaded again first, and the message says if one is not
-                back.
+                take, is served already, or another change goes on. Loaded variants
+                keep serving, except those already evicted for it, which the message names.
             PermissionDeniedError: The token has not the scope "admin".
             UnimplementedError: The server was started without `--variants-dir`.
             Resnet50Error: Another of its kinds; see `resnet50_client.errors`.

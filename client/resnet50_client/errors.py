@@ -108,8 +108,8 @@ class VariantChangeError(Resnet50Error):
     """The variants that the server holds cannot be changed like that, as it is; they answer on.
 
     The message says why: weights that cannot be loaded, too little memory, a name that is served
-    already, the default that cannot go, or another change that goes on. It also names variants that
-    gave way to one that could not be loaded, and says whether they answer again.
+    already, the default that cannot go, or another change that goes on. It also names variants
+    that were evicted for a load that then failed; those are not loaded again.
     """
 
 

@@ -233,8 +233,8 @@ class Loading:
 
     Attributes:
         stage: In their order: "waiting" for other variants to be loaded; "reading" and checking the
-            weights, fetched first if need be; "evicting", until variants that give way have freed
-            their memory, left out if there is room; "building" the engine; "warming_up";
+            weights, fetched first if need be; "evicting", until evicted or draining variants have
+            freed their memory, skipped if there is enough; "building" the engine; "warming_up";
             "verifying" its answer to a fixed image.
         elapsed_s: For how long, all stages together, in seconds.
     """

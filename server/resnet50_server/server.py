@@ -34,12 +34,14 @@ from resnet50_server.inference.admission import Admission, Limits
 from resnet50_server.inference.decode_pool import DecodePool, decode_threads
 from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.inference.response_cache import ResponseCache
-from resnet50_server.lifecycle.control import Budget, VariantControl
+from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.devices import Devices, cpu_division
 from resnet50_server.lifecycle.loader import load_variant
+from resnet50_server.lifecycle.memory_budget import MemoryBudget
 from resnet50_server.lifecycle.readiness import Readiness
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.lifecycle.self_test import SelfTests
+from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.lifecycle.watcher import DirectoryWatcher
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.cpus import cpu_budget, cpus
@@ -153,8 +155,8 @@ class Server:
             await parts.grpc.listen(parts.certificates)
         log.info("loading the variants")
         if parts.watcher is not None:
-            await parts.watcher.begin()
-        await parts.control.begin()
+            await parts.watcher.start()
+        await parts.control.load_initial()
         if parts.watcher is not None:
             self._watching = asyncio.create_task(parts.watcher.run(), name="watch variants_dir")
             self._closing.callback(self._watching.cancel)
@@ -269,12 +271,18 @@ def build(
     if settings.variants_dir is not None:
         directory = VariantsDirectory(settings.variants_dir)
         events.add(traffic)
+    budget = MemoryBudget(
+        variants,
+        settings.max_variants_bytes,
+        evict=settings.evict_variants,
+        splits_using=traffic.naming,
+    )
     control = VariantControl(
         variants,
         partial(load_variant, settings, devices),
-        Budget(settings.max_variants_bytes, settings.evict_variants),
+        budget,
         settings.drain_timeout_s,
-        directory,
+        None if directory is None else SpecSource(directory, variants.specs),
         traffic.naming,
     )
     closing.callback(control.close)

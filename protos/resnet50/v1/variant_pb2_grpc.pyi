@@ -53,8 +53,8 @@ class VariantServiceStub:
     in flight complete on the old weights, under the old digest, then their memory is freed.
     NOT_FOUND if there is no such variant to load. FAILED_PRECONDITION with the reason if it cannot
     be loaded, exceeds the memory limit of variants (max_variants_bytes), or is loaded already; the
-    current variants keep serving. Variants evicted for a load that then fails are reloaded first;
-    the message lists which were restored. Use a deadline of minutes.
+    current variants keep serving, except those already evicted for it, which the message names and
+    which are not loaded again. Use a deadline of minutes.
     """
 
     UnloadVariant: grpc.UnaryUnaryMultiCallable[
@@ -134,8 +134,8 @@ class VariantServiceAsyncStub:
     in flight complete on the old weights, under the old digest, then their memory is freed.
     NOT_FOUND if there is no such variant to load. FAILED_PRECONDITION with the reason if it cannot
     be loaded, exceeds the memory limit of variants (max_variants_bytes), or is loaded already; the
-    current variants keep serving. Variants evicted for a load that then fails are reloaded first;
-    the message lists which were restored. Use a deadline of minutes.
+    current variants keep serving, except those already evicted for it, which the message names and
+    which are not loaded again. Use a deadline of minutes.
     """
 
     UnloadVariant: grpc.aio.UnaryUnaryMultiCallable[
@@ -221,8 +221,8 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
         in flight complete on the old weights, under the old digest, then their memory is freed.
         NOT_FOUND if there is no such variant to load. FAILED_PRECONDITION with the reason if it cannot
         be loaded, exceeds the memory limit of variants (max_variants_bytes), or is loaded already; the
-        current variants keep serving. Variants evicted for a load that then fails are reloaded first;
-        the message lists which were restored. Use a deadline of minutes.
+        current variants keep serving, except those already evicted for it, which the message names and
+        which are not loaded again. Use a deadline of minutes.
         """
 
     @abc.abstractmethod

@@ -15,7 +15,8 @@ from resnet50_server.context import CURRENT_REQUEST, Permit, RequestContext
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.images.source import size_bytes
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
-from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
+from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import Traffic
 
 from .frame_stream import FrameStream, Reply, StreamReader

@@ -12,7 +12,7 @@ from resnet50_server.batching.result import Result
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.events import ImageEvent
 from resnet50_server.inference.pipeline import InferenceTask
-from resnet50_server.lifecycle.registry import LoadedVariant
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
 DEFAULT_TOP_K = 5
 # Each category costs the event loop about 1.5 us: ten thousand would hold up everybody.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from resnet50_server.errors import InvalidRequest, NotEnabled
 from resnet50_server.lifecycle.control import VariantControl
-from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
+from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.variants.spec import EMBEDDING_DIMENSION, VariantSpec
 
@@ -116,7 +117,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         return variant_pb2.DeleteTrafficSplitResponse(report=report_of(trial))
 
     def _require_enabled(self, method: str) -> None:
-        if self._control.directory is None:
+        if self._control.source is None:
             raise NotEnabled(method, "--variants-dir")
 
     def _describe(self, spec: VariantSpec) -> variant_pb2.Variant:

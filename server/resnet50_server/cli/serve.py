@@ -11,7 +11,7 @@ import signal
 from resnet50_server.api.grpc_logs import filter_grpc_logs
 from resnet50_server.errors import UnusableSetting, WeightsError
 from resnet50_server.images.decode_guard import silence_decoders
-from resnet50_server.lifecycle.loader import EXPECTED_ERRORS
+from resnet50_server.lifecycle.load_errors import EXPECTED_ERRORS
 from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 from resnet50_server.runtime.memory import return_memory
 from resnet50_server.server import Server

@@ -18,7 +18,7 @@ from resnet50_server.images.decode import decode, needs_no_decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull, PixelBudget
 from resnet50_server.images.source import Source, size_bytes
-from resnet50_server.lifecycle.registry import LoadedVariant
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
 from .admission import Admission
 from .decode_pool import DecodePool

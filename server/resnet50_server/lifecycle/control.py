@@ -9,27 +9,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from resnet50_server.errors import (
-    DiskTimeout,
-    NotNow,
-    ServingError,
-    VariantNotFound,
-    WeightsError,
-    clear_tracebacks,
-)
+from resnet50_server.errors import DiskTimeout, NotNow, WeightsError, clear_tracebacks
 from resnet50_server.runtime.memory import return_memory
-from resnet50_server.runtime.texts import shortened
-from resnet50_server.variants.directory import Stamp, VariantsDirectory
-from resnet50_server.variants.disk import FEW_FILES_S, Disk
-from resnet50_server.variants.spec import (
-    VariantSpec,
-    official_specs,
-    parse_variant,
-    strip_enum_prefix,
-)
+from resnet50_server.variants.directory import Fingerprint
+from resnet50_server.variants.spec import VariantSpec, strip_enum_prefix
 
-from .loader import EXPECTED_ERRORS, unload_variant
-from .registry import LoadedVariant, LoadProgress, VariantRegistry
+from .load_errors import client_error, error_text, log_failure
+from .loaded_variant import LoadedVariant, LoadProgress
+from .loader import unload_variant
+from .memory_budget import MemoryBudget
+from .registry import VariantRegistry
+from .spec_source import SpecSource
 
 log = logging.getLogger(__name__)
 
@@ -38,32 +28,19 @@ LoadVariant: TypeAlias = Callable[
     [VariantSpec, LoadProgress, Callable[[int], Awaitable[None]]], Awaitable[LoadedVariant]
 ]
 
-# What a replaced variant has taken it may answer for so long: nobody is told to call again, and no
-# new work comes. Callers' deadlines end it earlier, as a rule.
-REPLACED_S = 600.0
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much memory variants may take.
-
-    Attributes:
-        max_bytes: Of all together, those that are about to go included; 0: any.
-        evict: Whether the least recently used ones give way to a new one.
-    """
-
-    max_bytes: int = 0
-    evict: bool = False
+# Time limit for the requests of a replaced variant. It gets no new ones, and deadlines usually end
+# the old ones earlier.
+REPLACED_DRAIN_S = 600.0
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What has come of loading a variant.
+    """The result of a load.
 
     Attributes:
-        variant: That answers now.
-        replaced: That it has taken the place of.
-        evicted: Names of those that were unloaded for it.
+        variant: The variant that serves now.
+        replaced: The variant that it replaced; None if there was none.
+        evicted: Names of the variants that were unloaded to free memory for it.
     """
 
     variant: LoadedVariant
@@ -72,96 +49,83 @@ class Loaded:
 
 
 class VariantControl:
-    """VariantControl the variants that a server holds, one change at a time; event loop only.
+    """Loads and unloads variants, one change at a time. Event loop only.
 
     Args:
-        variants: Those that it holds.
-        load_variant: Loads one, ready to answer; see `loading.load_variant`.
-        budget: How much memory they may take.
-        patience_s: How long the requests of a variant that is unloaded may take, in seconds.
-        directory: Where new ones come from; None if nothing is changed while serving.
-        naming: Returns the variants whose traffic splits name one: none of those goes.
+        variants: The registry.
+        load_variant: Loads one; see `loader.load_variant`.
+        budget: Their memory limit.
+        drain_timeout_s: How long the requests of an unloaded variant may take, in seconds.
+        source: Where new variants are loaded from; None disables changes while serving.
+        splits_using: Returns the variants whose traffic splits use the given one, which is then
+            not unloaded.
 
     Attributes:
-        directory: The same.
-        stamps: What its folders were like that have been done by, by name: noted here just before
-            one is read that answers then, and by `folder_watch`.
+        source: As given; None disables changes while serving.
+        applied: Fingerprints of the directories that are loaded as they are now, by name.
     """
 
     def __init__(
         self,
         variants: VariantRegistry,
         load_variant: LoadVariant,
-        budget: Budget,
-        patience_s: float,
-        directory: VariantsDirectory | None = None,
-        naming: Callable[[str], list[str]] = lambda _: [],
+        budget: MemoryBudget,
+        drain_timeout_s: float,
+        source: SpecSource | None = None,
+        splits_using: Callable[[str], list[str]] = lambda _: [],
     ) -> None:
-        self.directory = directory
-        self._disk = Disk(str(directory), FEW_FILES_S)
-        self.stamps: dict[str, Stamp] = {}
-        # What the server was started with may come back after it was unloaded.
-        self._given = {one.name: one.argument for one in variants.specs}
-        self._naming = naming
+        self.source = source
+        self.applied: dict[str, Fingerprint] = {}
+        self._splits_using = splits_using
         self._variants = variants
         self._load_variant = load_variant
         self._budget = budget
-        self._patience_s = patience_s
-        self._changing: asyncio.Task[Any] | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._drain_timeout_s = drain_timeout_s
+        self._change: asyncio.Task[Any] | None = None
+        self._unloads: set[asyncio.Task[None]] = set()
 
-    async def begin(self) -> None:
-        """Load what the server was started with, one after the other.
+    async def load_initial(self) -> None:
+        """Load the variants of the settings, one after the other.
 
         Raises:
             WeightsError: One cannot be served.
         """
-        # Callers who need not wait for that may have begun with a change.
-        await self.settle()
-        await self._start(self._begin())
-
-    async def _begin(self) -> None:
-        for spec in self._variants.specs:
-            loading = self._variants.load_progress(spec)
-            if loading is None:
-                continue  # by such a caller
-            try:
-                await self._put(spec, loading, None)
-            except NotNow as error:
-                raise WeightsError(str(error)) from error
+        # A client's LoadVariant may have begun before.
+        await self.wait_idle()
+        await self._begin(self._load_initial())
 
     async def load(self, name: str, *, replace: bool = False) -> Loaded:
         """Load a variant, in the place of the one of its name if there is one.
 
         Args:
-            name: A folder's, or one of torchvision's, or of a variant that was given at the start.
-            replace: Whether one that answers gives way.
+            name: Of a directory in `variants_dir`, an official variant, or one of the settings.
+            replace: Whether it may replace the variant of its name.
 
         Raises:
-            InvalidRequest: It is not a name.
-            VariantNotFound: There is nothing of that name.
-            NotNow: It cannot be loaded; says why, and what was unloaded for it and is not back.
-            DiskTimeout: Its folder cannot be read.
+            InvalidRequest: The name is malformed.
+            VariantNotFound: There is no such variant.
+            NotNow: It cannot be loaded; says why, and which variants were evicted for it.
+            DiskTimeout: Its directory cannot be read.
         """
-        return await self._change(self._load(name, replace))
+        return await self._exclusive(self._load(name, replace))
 
     async def unload(self, name: str) -> LoadedVariant:
-        """Unload a variant; returns once it is freed.
+        """Unload a variant; returns once its memory is free.
 
         Raises:
             VariantNotFound: There is none.
-            NotNow: It cannot be done without, or it answers no more but its memory is not freed.
+            NotNow: It is in use as default or by a split, or its memory cannot be freed.
         """
-        return await self._change(self._unload(name))
+        return await self._exclusive(self._unload(name))
 
     def set_default(self, name: str) -> tuple[LoadedVariant, str]:
-        """Let a variant answer requests that name none; return it, and the name of the last one.
+        """Make a variant the default; return it and the name of the previous default.
 
         Raises:
             VariantNotFound: There is none.
             NotNow: It is not loaded yet, or out of service.
         """
-        variant = self._answering(self._variants.resolve(name, field="name"))
+        variant = self._require_loaded(self._variants.resolve(name, field="name"))
         if (problem := variant.queue.health.problem) is not None:
             raise NotNow(f"name: {variant.spec.name} is out of service: {problem}")
         previous = self._variants.default.name
@@ -169,290 +133,174 @@ class VariantControl:
         log.info("variant %s is the default now; it was %s", variant.spec.name, previous)
         return variant, previous
 
-    async def settle(self) -> None:
-        """Wait until no change goes on."""
-        while self._changing is not None and not self._changing.done():
-            await asyncio.wait([self._changing])
+    async def wait_idle(self) -> None:
+        """Wait until no change is in progress."""
+        while self._change is not None and not self._change.done():
+            await asyncio.wait([self._change])
 
     def close(self) -> None:
-        """Give up what goes on; what its thread does is not waited for."""
-        for task in (self._changing, *self._leaving):
+        """Cancel what is in progress, without waiting for its threads."""
+        for task in (self._change, *self._unloads):
             if task is not None:
                 task.cancel()
 
-    def _answering(self, spec: VariantSpec) -> LoadedVariant:
-        held = self._variants.loaded_variant(spec)
-        if held is None:
-            raise NotNow(f"name: {spec.name} is not loaded yet")
-        return held
-
-    async def _source(self, name: str) -> str:
-        """Return what `parse_variant` takes for a name: never a path that a caller has chosen."""
-        assert self.directory is not None  # changes are enabled
-        if self.directory.is_official(name):
-            return strip_enum_prefix(name)
-        try:
-            return f"{name}={await self._disk.run(partial(self.directory.find, name))}"
-        except VariantNotFound as error:
-            if name in self._given:
-                return self._given[name]
-            there = {*error.served, *self._given, *official_specs()}
-            raise VariantNotFound("name", name, sorted(there), "can be loaded") from None
-
-    async def _change(self, change: Coroutine[None, None, Result]) -> Result:
-        """Make one change at a time. One that was begun is finished, though its caller gives up."""
-        if self._changing is not None and not self._changing.done():
+    async def _exclusive(self, change: Coroutine[None, None, Result]) -> Result:
+        """Run a change unless another one runs; it completes even if its client cancels."""
+        if self._change is not None and not self._change.done():
             change.close()
-            raise NotNow("another variant is being loaded or unloaded; ask again when that is done")
-        return await asyncio.shield(self._start(change))
+            raise NotNow("another variant is being loaded or unloaded; retry when that is done")
+        return await asyncio.shield(self._begin(change))
 
-    def _start(self, change: Coroutine[None, None, Result]) -> asyncio.Task[Result]:
-        self._changing = task = asyncio.create_task(change, name="change variants")
-        # An error holds the frames that it went through, and weights in them.
-        task.add_done_callback(self._forget)
+    def _begin(self, change: Coroutine[None, None, Result]) -> asyncio.Task[Result]:
+        self._change = task = asyncio.create_task(change, name="change variants")
+        # A failed task refers to its frames, and those to weights.
+        task.add_done_callback(self._end)
         return task
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        if self._changing is task:
-            self._changing = None
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        if self._change is task:
+            self._change = None
+
+    async def _load_initial(self) -> None:
+        for spec in self._variants.specs:
+            progress = self._variants.load_progress(spec)
+            if progress is None:
+                continue  # loaded already, by LoadVariant
+            try:
+                await self._activate(spec, progress)
+            except NotNow as error:
+                raise WeightsError(str(error)) from error
 
     async def _load(self, name: str, replace: bool) -> Loaded:
-        argument = await self._source(name)
+        assert self.source is not None  # changes are enabled
+        argument = await self.source.argument(name)
         name = strip_enum_prefix(name)
         try:
-            spec, stamp = await self._disk.run(partial(self._read, name, argument))
-        except DiskTimeout as error:
-            _warn(name, str(error), error)
-            self._variants.record_failure(name, str(error))
-            raise
+            spec, fingerprint = await self.source.read(name, argument)
         except Exception as error:
-            text = _text(error)
-            _warn(name, text, error)
+            text = error_text(error)
+            log_failure(name, text, error)
             self._variants.record_failure(name, text)
-            raise _refusal(name, text, error) from error
-        # Of a plain refusal nothing is remembered: nothing was tried.
-        loading = self._variants.begin_load(spec, replace=replace)
-        gone: list[VariantSpec] = []
+            if isinstance(error, DiskTimeout):
+                raise
+            raise client_error(name, text, error) from error
+        # An error from here is not recorded as a failed load: nothing was tried.
+        progress = self._variants.begin_load(spec, replace=replace)
+        evicted: list[str] = []
         try:
-            loaded = await self._put(spec, loading, gone if self._budget.evict else None)
+            loaded = await self._activate(spec, progress, evicted)
         except Exception as error:
-            text = _text(error)
+            text = error_text(error)
+            if evicted:
+                text += f"; evicted for it, and not loaded again: {', '.join(evicted)}"
             self._variants.rollback(spec.name, text)
-            _warn(spec.name, text, error)
-            # Its frames reference weights, whose memory is needed.
-            clear_tracebacks(error)
-            if gone:
-                text += f"; {await self._restore(gone)}"
-                self._variants.record_failure(spec.name, text)
-            raise _refusal(spec.name, text, error) from error
+            log_failure(spec.name, text, error)
+            clear_tracebacks(error)  # its frames refer to weights
+            raise client_error(spec.name, text, error) from error
         except BaseException:
-            self._variants.rollback(spec.name, "the load was given up")
+            self._variants.rollback(spec.name, "the load was cancelled")
             raise
-        if stamp is not None:
-            self.stamps[spec.name] = stamp
+        if fingerprint is not None:
+            self.applied[spec.name] = fingerprint
         return loaded
 
-    def _read(self, name: str, argument: str) -> tuple[VariantSpec, Stamp | None]:
-        """Return what is to be loaded, and what its folder was like before; blocks."""
-        assert self.directory is not None  # changes are enabled
-        stamp = self.directory.stamp(name)
-        return parse_variant(argument), stamp
-
-    async def _restore(self, gone: list[VariantSpec]) -> str:
-        """Load again what gave way in vain; return what became of it, in words."""
-        back, lost = [], []
-        for spec in gone:
-            loading = self._variants.begin_load(spec)
-            try:
-                await self._put(spec, loading, None)
-            except Exception as error:
-                text = _text(error)
-                log.error("variant %s, which gave way, is not back: %s", spec.name, text)
-                self._variants.rollback(spec.name, text)
-                clear_tracebacks(error)
-                lost.append(spec.name)
-            else:
-                back.append(spec.name)
-        told = [f"{', '.join(back)} gave way to it and answers again"] if back else []
-        if lost:
-            told.append(f"{', '.join(lost)} gave way to it and cannot be loaded again")
-        return ", ".join(told)
-
-    async def _put(
-        self, spec: VariantSpec, loading: LoadProgress, gone: list[VariantSpec] | None
+    async def _activate(
+        self, spec: VariantSpec, progress: LoadProgress, evicted: list[str] | None = None
     ) -> Loaded:
-        """Load a variant and let it answer.
+        """Load a variant and start to serve it.
 
         Args:
-            spec: Which one.
-            loading: Is told how far it is.
-            gone: Gets those that gave way to it; None if none does.
+            spec: The variant.
+            progress: Its stage is updated.
+            evicted: Receives the names of variants that are evicted; None forbids evictions.
 
         Raises:
-            NotNow: There is no room for it.
-            Exception: It cannot be loaded. What gave way is gone all the same.
+            Exception: It cannot be loaded. Evictions are not undone.
         """
-
-        async def make_room(needed_bytes: int) -> None:
-            await self._make_room(spec, loading, needed_bytes, gone)
-
-        variant = await self._load_variant(spec, loading, make_room)
+        reserve = partial(self._reserve, spec, progress, evicted)
+        variant = await self._load_variant(spec, progress, reserve)
         replaced = self._variants.commit(variant)
         if replaced is not None:
-            self._go(replaced, REPLACED_S)
-        return Loaded(variant, replaced, [one.name for one in gone or ()])
+            self._start_unload(replaced, REPLACED_DRAIN_S)
+        return Loaded(variant, replaced, evicted or [])
 
-    async def _make_room(
+    async def _reserve(
         self,
         spec: VariantSpec,
-        loading: LoadProgress,
+        progress: LoadProgress,
+        evicted: list[str] | None,
         needed_bytes: int,
-        gone: list[VariantSpec] | None,
     ) -> None:
-        """Wait until there is memory for a variant.
-
-        Args:
-            spec: What is to be loaded.
-            loading: Is told if that takes time.
-            needed_bytes: What it takes.
-            gone: Gets those that give way; None if none does.
+        """Wait until there is memory for a variant, evicting others if that is allowed.
 
         Raises:
-            NotNow: There is not enough. Nothing was unloaded then, unless it does not come back.
+            NotNow: There is too little. Nothing was evicted, unless its memory cannot be freed.
         """
-        limit = self._budget.max_bytes
-        if not limit:
+        startup = evicted is None
+        # Rejected at once if even evictions and draining variants would not free enough.
+        self._budget.evictions(spec, needed_bytes, startup=startup)
+        while self._unloads and not self._budget.fits(needed_bytes):
+            progress.stage = "evicting"
+            await asyncio.wait(self._unloads, return_when=asyncio.FIRST_COMPLETED)
+        chosen = self._budget.evictions(spec, needed_bytes, startup=startup)
+        if evicted is None or not chosen:
             return
-        # What would not fit though all were gone that can go is not waited for.
-        self._victims(spec, needed_bytes, gone is not None)
-        # What goes anyway frees its memory soon.
-        while self._leaving and self._taken() + needed_bytes > limit:
-            loading.stage = "evicting"
-            await asyncio.wait(self._leaving, return_when=asyncio.FIRST_COMPLETED)
-        victims = self._victims(spec, needed_bytes, gone is not None)
-        if not victims:
-            return
-        assert gone is not None  # there are victims
-        loading.stage = "evicting"
-        for victim in victims:
-            log.info("variant %s gives way to %s", victim.spec.name, spec.name)
-            self._variants.unpublish(victim)
-            gone.append(victim.spec)
-        await asyncio.gather(*(self._go(victim, self._patience_s) for victim in victims))
-        if self._taken() + needed_bytes > limit:
-            raise NotNow(self._too_much(spec, needed_bytes, evict=True))
-
-    def _victims(self, spec: VariantSpec, needed_bytes: int, evict: bool) -> list[LoadedVariant]:
-        """Return what has to give way to a variant beside those that leave anyway.
-
-        Raises:
-            NotNow: That would not be enough.
-        """
-        soon = sum(one.built.memory_bytes for one in self._variants.draining if not one.leaked)
-        missing = self._taken() - soon + needed_bytes - self._budget.max_bytes
-        victims: list[LoadedVariant] = []
-        if evict:
-            for one in sorted(self._spare(spec), key=lambda one: one.last_used):
-                if missing <= 0:
-                    break
-                victims.append(one)
-                missing -= one.built.memory_bytes
-        if missing > 0:
-            raise NotNow(self._too_much(spec, needed_bytes, evict))
-        return victims
-
-    def _spare(self, spec: VariantSpec) -> list[LoadedVariant]:
-        """Return those that could give way: not the default, nor what is replaced or compared."""
-        needed = (self._variants.default.name, spec.name)
-        return [
-            one
-            for one in self._variants.loaded
-            if not one.retired and one.spec.name not in needed and not self._naming(one.spec.name)
-        ]
-
-    def _taken(self) -> int:
-        return sum(one.built.memory_bytes for one in self._variants.loaded)
-
-    def _too_much(self, spec: VariantSpec, needed_bytes: int, evict: bool) -> str:
-        held = ", ".join(
-            f"{one.spec.name} {one.built.memory_bytes // 2**20}" for one in self._variants.loaded
-        )
-        what = "unload what can be done without, or allow more"
-        if not evict:
-            what += ", or let the least recently used give way (--evict-variants)"
-        return (
-            f"max_variants_bytes: {spec.name} takes about {needed_bytes // 2**20} MiB beside"
-            f" those that are held ({held or 'none'}), and {self._budget.max_bytes // 2**20} MiB"
-            f" are allowed; {what}"
-        )
+        progress.stage = "evicting"
+        for variant in chosen:
+            log.info("variant %s is evicted for %s", variant.spec.name, spec.name)
+            self._variants.unpublish(variant)
+            evicted.append(variant.spec.name)
+        await asyncio.gather(*(self._start_unload(one, self._drain_timeout_s) for one in chosen))
+        if not self._budget.fits(needed_bytes):
+            raise self._budget.exceeded(spec, needed_bytes)
 
     async def _unload(self, name: str) -> LoadedVariant:
-        # Within one turn of the loop: the default and the splits may be others at the next one.
+        # Without an await before `unpublish`: the default and the splits could change meanwhile.
         spec = self._variants.resolve(name, field="name")
         if spec is self._variants.default:
             raise NotNow(
-                f"name: {spec.name} answers requests that name no variant; let another one"
-                " do that first (SetDefaultVariant)"
+                f"name: {spec.name} is the default, for requests that name no variant; make another"
+                " one the default first (SetDefaultVariant)"
             )
-        if splits := self._naming(spec.name):
+        if splits := self._splits_using(spec.name):
             raise NotNow(
-                f"name: {spec.name} is named by the traffic split of {', '.join(splits)}; end"
-                " that first (DeleteTrafficSplit)"
+                f"name: {spec.name} is used by the traffic split of {', '.join(splits)}; end that"
+                " first (DeleteTrafficSplit)"
             )
-        variant = self._answering(spec)
+        variant = self._require_loaded(spec)
         self._variants.unpublish(variant)
-        await self._go(variant, self._patience_s)
+        await self._start_unload(variant, self._drain_timeout_s)
         if variant.leaked:
             raise NotNow(
-                f"name: {spec.name} is unloaded and answers no more, but its memory stays"
-                " taken: its engine has not returned from a batch, or could not be closed (the"
-                " server's log says which); restart the server to have it back"
+                f"name: {spec.name} is unloaded and no longer served, but its memory stays in use:"
+                " its engine has not returned from a batch, or could not be closed (see the"
+                " server's log); restart the server to free it"
             )
         return variant
 
-    def _go(self, variant: LoadedVariant, patience_s: float) -> asyncio.Task[None]:
-        """Free a variant that no new request finds; goes on by itself."""
+    def _require_loaded(self, spec: VariantSpec) -> LoadedVariant:
+        loaded = self._variants.loaded_variant(spec)
+        if loaded is None:
+            raise NotNow(f"name: {spec.name} is not loaded yet")
+        return loaded
+
+    def _start_unload(self, variant: LoadedVariant, timeout_s: float) -> asyncio.Task[None]:
+        """Free a retired variant in a task of its own."""
         name = f"unload {variant.spec.name}"
-        task = asyncio.create_task(self._free(variant, patience_s), name=name)
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        task = asyncio.create_task(self._free(variant, timeout_s), name=name)
+        self._unloads.add(task)
+        task.add_done_callback(self._unloads.discard)
         return task
 
-    async def _free(self, variant: LoadedVariant, patience_s: float) -> None:
+    async def _free(self, variant: LoadedVariant, timeout_s: float) -> None:
         freed = False
         try:
-            freed = await unload_variant(variant, patience_s)
+            freed = await unload_variant(variant, timeout_s)
         except Exception:
-            # Nobody waits for a variant that was replaced.
+            # The task of a replaced variant is not awaited.
             log.exception("variant %s could not be freed", variant.spec.name)
         if freed:
             self._variants.remove(variant)
         else:
             variant.leaked = True
         await asyncio.to_thread(return_memory)
-
-
-def _text(error: Exception) -> str:
-    """Return why a variant was not loaded."""
-    ours = isinstance(error, (ServingError, WeightsError))
-    return shortened(str(error) if ours else repr(error))
-
-
-def _warn(name: str, text: str, error: Exception) -> None:
-    unforeseen = None if isinstance(error, EXPECTED_ERRORS) else error
-    log.warning("variant %s was not loaded: %s", name, text, exc_info=unforeseen)
-
-
-def _refusal(name: str, text: str, error: Exception) -> NotNow:
-    """Return what the caller who asked for a variant is told."""
-    if isinstance(error, NotNow):
-        return NotNow(text, passing=error.passing)
-    # Of files that are wrong. Other errors are of memory, of a disk, of a device.
-    passing = not isinstance(error, WeightsError) or _is_of_a_disk(error.__cause__)
-    return NotNow(f"name: {name} cannot be loaded: {text}", passing=passing)
-
-
-def _is_of_a_disk(error: BaseException | None) -> bool:
-    """Return whether a file could not be read though it is there, and may be read."""
-    lasting = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-    return isinstance(error, OSError) and not isinstance(error, lasting) and bool(error.errno)

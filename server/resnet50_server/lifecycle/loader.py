@@ -7,20 +7,17 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from resnet50_server.errors import ServingError, Unloading, WeightsError
+from resnet50_server.errors import Unloading
 from resnet50_server.settings import Settings
 from resnet50_server.variants.spec import VariantSpec
 
 from .devices import Devices
 from .engine_builder import build_engine, check_reference, prepare_variant, warm_up
-from .registry import LoadedVariant, LoadProgress
+from .loaded_variant import LoadedVariant, LoadProgress
 from .self_test import Reference
 
 log = logging.getLogger(__name__)
 
-# Errors of a load whose message suffices without a traceback. torch raises RuntimeError and its
-# subclasses, such as OutOfMemoryError; onnxruntime's errors derive from Exception alone.
-EXPECTED_ERRORS = (ServingError, WeightsError, OSError, RuntimeError, MemoryError)
 # How often to check whether a draining variant is idle.
 DRAIN_POLL_S = 0.02
 # Batches that still run after the drain get at least this long to return.

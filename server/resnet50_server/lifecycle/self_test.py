@@ -16,7 +16,8 @@ from resnet50_server.engines.reference_check import TOLERANCES, TOP_K, fixed_ima
 from resnet50_server.errors import ServingError
 from resnet50_server.variants.spec import VariantSpec
 
-from .registry import LoadedVariant, VariantRegistry
+from .loaded_variant import LoadedVariant
+from .registry import VariantRegistry
 
 log = logging.getLogger(__name__)
 

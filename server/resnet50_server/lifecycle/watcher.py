@@ -1,4 +1,4 @@
-"""Watches the folder of variants: what appears or changes is loaded, what goes is unloaded."""
+"""Watches `variants_dir`: loads directories that appear or change, unloads those that go."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from resnet50_server.errors import DiskTimeout, NotNow, ServingError
-from resnet50_server.variants.directory import Stamp, VariantsDirectory
+from resnet50_server.variants.directory import Fingerprint, VariantsDirectory
 from resnet50_server.variants.disk import ALL_FILES_S, Disk
 
 from .control import VariantControl
@@ -16,38 +16,39 @@ from .registry import VariantRegistry
 
 log = logging.getLogger(__name__)
 
-# The longest pause before what failed for a passing reason is tried again.
-MAX_PAUSE_S = 300.0
+# The longest pause before a load that failed for a transient reason is retried.
+MAX_RETRY_PAUSE_S = 300.0
 
 
 @dataclass(frozen=True)
 class _Retry:
-    """A folder that could not be loaded for a reason that may pass.
+    """A directory that could not be loaded for a transient reason.
 
     Attributes:
-        stamp: What it was like then; when it changes, the reason may be another one.
-        pause_s: How long to wait, in seconds.
-        due_s: When to try again, on the event loop's clock.
+        fingerprint: Of its files then; it is retried at once when they change.
+        pause_s: The pause before the next attempt, in seconds.
+        due_s: Time of the next attempt, on the event loop's clock.
     """
 
-    stamp: Stamp
+    fingerprint: Fingerprint
     pause_s: float
     due_s: float
 
 
 class DirectoryWatcher:
-    """Looks at the folder now and then, and loads and unloads what has changed.
+    """Scans the directory periodically, and loads and unloads what has changed.
 
-    A folder is taken as it is once two looks in a row have found the same: files that are still
-    being written are left alone. A load that failed for a reason that may pass (memory, another
-    change, a disk that does not answer) is tried again with growing pauses, one that failed for its
-    files when they change.
+    A change is applied once two scans in a row found the same files, so that a copy in progress is
+    left alone. A load that failed for a transient reason (memory, another change, a disk that does
+    not respond) is retried with growing pauses; one that failed because of its files is retried
+    when they change.
 
     Args:
-        directory: The folder.
-        variants: Those that the server holds.
-        control: VariantControl them.
-        every_s: From one look to the next, in seconds.
+        directory: The directory.
+        variants: The registry.
+        control: Loads and unloads variants.
+        interval_s: Between two scans, in seconds.
+        timeout_s: Time limit of a scan, in seconds.
     """
 
     def __init__(
@@ -55,132 +56,136 @@ class DirectoryWatcher:
         directory: VariantsDirectory,
         variants: VariantRegistry,
         control: VariantControl,
-        every_s: float,
+        interval_s: float,
+        timeout_s: float = ALL_FILES_S,
     ) -> None:
         self._directory = directory
-        self._disk = Disk(str(directory), ALL_FILES_S)
+        self._disk = Disk(str(directory), timeout_s)
         self._variants = variants
         self._control = control
-        self._every_s = every_s
-        # What looks have found: the last one, and those whose outcome is final until files change,
-        # be it an administrator's doing.
-        self._last: dict[str, Stamp] = {}
-        self._done = control.stamps
+        self._interval_s = interval_s
+        # Fingerprints by name: of the last scan, and of the state whose outcome is final until the
+        # files change, which includes loads by an administrator.
+        self._last: dict[str, Fingerprint] = {}
+        self._applied = control.applied
         self._retries: dict[str, _Retry] = {}
-        self._refused: dict[str, str] = {}
-        self._passed_over: set[str] = set()
+        self._logged: dict[str, str] = {}
+        self._skipped: set[str] = set()
         self._problem = ""
 
-    async def begin(self) -> None:
-        """Take a first look, before the server loads what it is started with from the folder."""
+    async def start(self) -> None:
+        """Make the first scan, before the server loads the variants of its settings."""
         specs = self._variants.specs
 
-        def look() -> tuple[dict[str, Stamp], set[str]]:
-            served = {one.name for one in specs if self._directory.holds(one)}
-            return self._directory.stamps(), served
+        def scan() -> tuple[dict[str, Fingerprint], set[str]]:
+            contained = {spec.name for spec in specs if self._directory.contains(spec)}
+            return self._directory.fingerprints(), contained
 
         try:
-            self._last, served = await self._disk.run(look)
+            self._last, contained = await self._disk.run(scan)
         except (OSError, DiskTimeout):
-            return  # each look says so
-        self._done.update({name: stamp for name, stamp in self._last.items() if name in served})
+            return  # logged by the scans that follow
+        self._applied.update({name: one for name, one in self._last.items() if name in contained})
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Scan until cancelled."""
         while True:
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(self._interval_s)
             try:
-                await self._look()
+                await self.scan()
             except Exception as error:
-                # It may be so at every look, as while the folder is not mounted.
-                foreseen = isinstance(error, (OSError, DiskTimeout))
-                problem = str(error) if foreseen else repr(error)
+                # Logged once, not at each scan, for instance while the directory is not mounted.
+                expected = isinstance(error, (OSError, DiskTimeout))
+                problem = str(error) if expected else repr(error)
                 if problem != self._problem:
                     log.warning(
-                        "variants_dir could not be looked at; it will be again: %s",
+                        "variants_dir cannot be scanned, retrying: %s",
                         problem,
-                        exc_info=not foreseen,
+                        exc_info=not expected,
                     )
                 self._problem = problem
             else:
                 self._problem = ""
 
-    async def _look(self) -> None:
-        found = await self._disk.run(self._directory.stamps)
+    async def scan(self) -> None:
+        """Scan once, and apply what has not changed since the last scan."""
+        found = await self._disk.run(self._directory.fingerprints)
         last, self._last = self._last, found
         self._retries = {name: one for name, one in self._retries.items() if name in found}
-        for name in sorted(found.keys() | self._done.keys()):
-            stamp = found.get(name)
+        for name in sorted(found.keys() | self._applied.keys()):
+            fingerprint = found.get(name)
             if self._directory.is_official(name):
-                self._pass_over(name)
+                self._skip_reserved(name)
                 continue
-            await self._control.settle()  # it may be an administrator's load of the same
-            if stamp == self._done.get(name) or stamp != last.get(name):
+            await self._control.wait_idle()  # an administrator may be loading it
+            if fingerprint == self._applied.get(name) or fingerprint != last.get(name):
                 continue
             try:
-                if stamp is None:
+                if fingerprint is None:
                     await self._unload(name)
-                    del self._done[name]
-                elif self._is_due(name, stamp):
-                    await self._load(name, stamp)
+                    del self._applied[name]
+                elif self._is_due(name, fingerprint):
+                    await self._load(name, fingerprint)
             except ServingError as error:
-                # One that may not go yet, as the default, is asked to go at each look.
-                if self._refused.get(name) != str(error):
-                    self._refused[name] = str(error)
+                # The unload of the default, for instance, is attempted at each scan.
+                if self._logged.get(name) != str(error):
+                    self._logged[name] = str(error)
                     log.warning("variants_dir: %s: %s", name, error)
             else:
-                self._refused.pop(name, None)
+                self._logged.pop(name, None)
 
-    def _is_due(self, name: str, stamp: Stamp) -> bool:
-        """Return whether a folder may be tried: for the first time, or again."""
+    def _is_due(self, name: str, fingerprint: Fingerprint) -> bool:
+        """Return whether to load a directory now, for the first time or again."""
         retry = self._retries.get(name)
-        if retry is None or retry.stamp != stamp:
+        if retry is None or retry.fingerprint != fingerprint:
             return True
         return asyncio.get_running_loop().time() >= retry.due_s
 
-    async def _load(self, name: str, stamp: Stamp) -> None:
-        """Load a folder; what has become of it is final, or is to be tried again.
+    async def _load(self, name: str, fingerprint: Fingerprint) -> None:
+        """Load a directory; a failure is final until its files change, or is retried.
 
         Raises:
             ServingError: It cannot be loaded, or not now.
         """
         try:
-            await self._control.load(name, replace=True)  # notes the stamp itself
+            await self._control.load(name, replace=True)  # updates `_applied`
         except DiskTimeout:
-            self._try_again(name, stamp)
+            self._schedule_retry(name, fingerprint)
             raise
         except NotNow as error:
             if error.passing:
-                self._try_again(name, stamp)
+                self._schedule_retry(name, fingerprint)
             else:
-                self._done[name] = stamp
+                self._applied[name] = fingerprint
             raise
-        except ServingError:  # the name, or where a link leads
-            self._done[name] = stamp
+        except ServingError:  # a bad name, or a link out of the directory
+            self._applied[name] = fingerprint
             raise
         self._retries.pop(name, None)
 
-    def _try_again(self, name: str, stamp: Stamp) -> None:
-        """Note that a folder is to be tried again, after a longer pause each time."""
-        before, pause_s = self._retries.get(name), self._every_s
-        if before is not None and before.stamp == stamp:
-            pause_s = min(MAX_PAUSE_S, 2 * before.pause_s)
+    def _schedule_retry(self, name: str, fingerprint: Fingerprint) -> None:
+        """Schedule another attempt, after twice the last pause."""
+        before, pause_s = self._retries.get(name), self._interval_s
+        if before is not None and before.fingerprint == fingerprint:
+            pause_s = min(MAX_RETRY_PAUSE_S, 2 * before.pause_s)
         due_s = asyncio.get_running_loop().time() + pause_s
-        self._retries[name] = _Retry(stamp, pause_s, due_s)
+        self._retries[name] = _Retry(fingerprint, pause_s, due_s)
 
     async def _unload(self, name: str) -> None:
         spec = self._variants.by_name(name)
         if spec is None:
             self._variants.failures.pop(name, None)
-        elif await self._disk.run(partial(self._directory.holds, spec)):
-            if name not in self._refused:  # else it is said already why it stays
-                log.info("variants_dir: %s has gone", name)
+        elif await self._disk.run(partial(self._directory.contains, spec)):
+            if name not in self._logged:  # an earlier attempt has failed
+                log.info("variants_dir: %s was removed", name)
             await self._control.unload(name)
 
-    def _pass_over(self, name: str) -> None:
-        """Leave alone a folder whose name loads other weights; say so once."""
-        if name not in self._passed_over:
-            self._passed_over.add(name)
+    def _skip_reserved(self, name: str) -> None:
+        """Log once that a directory has the name of an official variant."""
+        if name not in self._skipped:
+            self._skipped.add(name)
             log.warning(
-                "variants_dir: %s is not loaded: it is torchvision's name; rename the folder", name
+                "variants_dir: %s is not loaded: it is the name of an official variant; rename the"
+                " directory",
+                name,
             )

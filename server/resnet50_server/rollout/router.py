@@ -12,7 +12,8 @@ from resnet50_server.errors import NotNow, SplitNotFound
 from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.source import Source
 from resnet50_server.inference.pipeline import InferenceTask
-from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
+from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.variants.spec import VariantSpec
 
 from .shadow import Compute, Shadow, Shadows, seen

@@ -19,7 +19,7 @@ from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
 from resnet50_server.images.source import Source, size_bytes
 from resnet50_server.inference.pipeline import InferenceTask
-from resnet50_server.lifecycle.registry import LoadedVariant
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
 from .split import Seen, Tally
 

@@ -12,7 +12,7 @@ from resnet50_server.errors import InvalidRequest, NotNow, VariantNotFound
 from .spec import CHECKPOINT_NAMES, NAME, VariantSpec, official_specs, strip_enum_prefix
 
 # What changes with a variant's files.
-Stamp: TypeAlias = tuple[object, ...]
+Fingerprint: TypeAlias = tuple[object, ...]
 _FILES = ("variant.json", *CHECKPOINT_NAMES)
 
 
@@ -36,7 +36,7 @@ class VariantsDirectory:
         found = self._path.iterdir() if self._path.is_dir() else ()
         return sorted(one.name for one in found if NAME.fullmatch(one.name) and one.is_dir())
 
-    def stamps(self) -> dict[str, Stamp]:
+    def fingerprints(self) -> dict[str, Fingerprint]:
         """Return for each of them what changes with its files: their times and sizes.
 
         Raises:
@@ -44,14 +44,14 @@ class VariantsDirectory:
         """
         if not self._path.is_dir():
             raise FileNotFoundError(f"{self._path} is not there, or is no folder")
-        return {name: _stamp(self._path / name) for name in self.names()}
+        return {name: _fingerprint(self._path / name) for name in self.names()}
 
-    def stamp(self, name: str) -> Stamp | None:
+    def fingerprint(self, name: str) -> Fingerprint | None:
         """Return the same for one of them; None if there is no such folder."""
         folder = self._path / name
-        return _stamp(folder) if folder.is_dir() else None
+        return _fingerprint(folder) if folder.is_dir() else None
 
-    def holds(self, spec: VariantSpec) -> bool:
+    def contains(self, spec: VariantSpec) -> bool:
         """Return whether a variant's folder is one of them."""
         if spec.directory is None:
             return False
@@ -108,7 +108,7 @@ def _refuse_loop(name: str, path: Path) -> None:
             ) from None
 
 
-def _stamp(folder: Path) -> Stamp:
+def _fingerprint(folder: Path) -> Fingerprint:
     stamp: list[object] = []
     for name in _FILES:
         try:

@@ -409,7 +409,7 @@ async def test_ended_split_does_not_block_unloading(tmp_path):
         message = variant_pb2.TrafficSplit(variant="v", candidate=V2, shadow_percent=1.0)
         request = variant_pb2.SetTrafficSplitRequest(split=message)
         await admin.variants.SetTrafficSplit(request, metadata=admin.token())
-        with refused("FAILED_PRECONDITION", "named by the traffic split"):
+        with refused("FAILED_PRECONDITION", "used by the traffic split"):
             await admin.unload("v")
         Sick(engine_of(admin.server, V2))
         for _ in range(MIN_NON_FINITE):

@@ -15,6 +15,7 @@ from resnet50.v1 import (
     variant_pb2,
 )
 from resnet50_client.aio_status import keep_status
+from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.variants.directory import VariantsDirectory
 from tests.support.administering import (
     APP,
@@ -302,8 +303,8 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
         return find(directory, name)
 
     monkeypatch.setattr(VariantsDirectory, "find", hang)
-    monkeypatch.setattr("resnet50_server.lifecycle.control.FEW_FILES_S", 0.5)
     async with administrator(folder) as admin, connected(admin.server) as channel:
+        admin.server.parts.control.source = SpecSource(VariantsDirectory(folder), [], timeout_s=0.5)
         health = health_pb2_grpc.HealthStub(channel)
         try:
             loading = asyncio.ensure_future(admin.load("digits"))

@@ -16,6 +16,7 @@ from resnet50_client import (
     OverloadedError,
 )
 from resnet50_server.inference.response_cache import MAX_INLINE_HASH_BYTES
+from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.rollout.split import Split
 from resnet50_server.variants.directory import VariantsDirectory
 from tests.support.clients import KINDS, Caller
@@ -223,7 +224,7 @@ async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
         async def uses(variant: str) -> list[str | None]:
             return [(await client.classify(PNG, variant=variant)).timing.cache for _ in range(2)]
 
-        server.parts.control.directory = VariantsDirectory(tmp_path)
+        server.parts.control.source = SpecSource(VariantsDirectory(tmp_path), [])
         for variant in (V2, V1):
             assert await uses(variant) == [None, "hit"]
         assert len(server.parts.cache) == 2
@@ -246,7 +247,7 @@ async def test_stream_after_a_swap_gets_no_answer_of_the_old_weights(tmp_path):
                 yield PNG
                 await until(lambda number=number: len(uses) > number)
 
-        server.parts.control.directory = VariantsDirectory(tmp_path)
+        server.parts.control.source = SpecSource(VariantsDirectory(tmp_path), [])
         uses: list[str | None] = []
         async for answer in client.classify_stream(frames()):
             uses.append(answer.result.timing.cache)

@@ -15,12 +15,14 @@ import pytest
 
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, WeightsError
-from resnet50_server.lifecycle.control import Budget, VariantControl
+from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.engine_builder import BuiltEngine
-from resnet50_server.lifecycle.registry import LoadedVariant, VariantRegistry
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
+from resnet50_server.lifecycle.memory_budget import MemoryBudget
+from resnet50_server.lifecycle.registry import VariantRegistry
+from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.lifecycle.watcher import DirectoryWatcher
 from resnet50_server.variants.directory import VariantsDirectory
-from resnet50_server.variants.disk import Disk
 from resnet50_server.variants.spec import parse_variant
 from tests.support.administering import describe
 from tests.support.virtual_device import FakeEngine, VirtualThreads
@@ -61,10 +63,10 @@ class Engines:
     wait: Callable[[], Awaitable[object]] | None = None
     weights: list[weakref.ref[Weights]] = field(default_factory=list)
 
-    async def hold(self, spec, loading, make_room) -> LoadedVariant:
+    async def load(self, spec, progress, reserve) -> LoadedVariant:
         takes = self.bytes.get(spec.name, EACH)
         self.loads.append(spec.name)
-        await make_room(takes)
+        await reserve(takes)
         if self.wait is not None:
             await self.wait()
         weights = Weights()
@@ -85,7 +87,7 @@ class Served:
     """A server's variants, and what changes them."""
 
     variants: VariantRegistry
-    changes: VariantControl
+    control: VariantControl
     engines: Engines
 
     @property
@@ -105,15 +107,15 @@ def serve(folder: Path, *arguments: str, engines: Engines | None = None, **budge
     """Return variants that are not loaded yet."""
     engines = engines or Engines()
     variants = VariantRegistry([parse_variant(argument) for argument in arguments], None)
-    directory = VariantsDirectory(folder)
-    changes = VariantControl(variants, engines.hold, Budget(**budget), 1.0, directory)
-    return Served(variants, changes, engines)
+    source = SpecSource(VariantsDirectory(folder), variants.specs)
+    control = VariantControl(variants, engines.load, MemoryBudget(variants, **budget), 1.0, source)
+    return Served(variants, control, engines)
 
 
 async def served(folder: Path, *arguments: str, engines: Engines | None = None, **budget) -> Served:
     """Return variants that are loaded."""
     found = serve(folder, *arguments, engines=engines, **budget)
-    await found.changes.begin()
+    await found.control.load_initial()
     return found
 
 
@@ -122,9 +124,9 @@ async def served(folder: Path, *arguments: str, engines: Engines | None = None, 
 
 async def test_variant_made_default_during_unload_stays(folder):
     server = await served(folder, "a=random:0", "b=random:1")
-    unloading = asyncio.ensure_future(server.changes.unload("b"))
-    asyncio.get_running_loop().call_soon(server.changes.set_default, "b")
-    with pytest.raises(NotNow, match="b answers requests that name no variant"):
+    unloading = asyncio.ensure_future(server.control.unload("b"))
+    asyncio.get_running_loop().call_soon(server.control.set_default, "b")
+    with pytest.raises(NotNow, match="b is the default, for requests that name no variant"):
         await unloading
     assert server.variants.find("").spec.name == "b"
     assert [one.name for one in server.variants.specs] == ["b", "a"]
@@ -132,10 +134,10 @@ async def test_variant_made_default_during_unload_stays(folder):
 
 async def test_variant_that_a_split_named_as_its_unloading_began_stays(folder):
     server, splits = await served(folder, "a=random:0", "b=random:1"), []
-    server.changes._naming = lambda name: splits
-    unloading = asyncio.ensure_future(server.changes.unload("b"))
+    server.control._splits_using = lambda name: splits
+    unloading = asyncio.ensure_future(server.control.unload("b"))
     asyncio.get_running_loop().call_soon(splits.append, "a")
-    with pytest.raises(NotNow, match="named by the traffic split of a"):
+    with pytest.raises(NotNow, match="used by the traffic split of a"):
         await unloading
     assert server.names == ["a", "b"]
 
@@ -151,19 +153,19 @@ async def test_startup_and_admin_loads_run_one_at_a_time(folder):
         at_once -= 1
 
     server = serve(folder, "a=random:0", "b=random:1", engines=Engines(wait=count))
-    starting = asyncio.create_task(server.changes.begin())
+    starting = asyncio.create_task(server.control.load_initial())
     await asyncio.sleep(0)
     with pytest.raises(NotNow, match="another variant is being loaded"):
-        await server.changes.load("x")
+        await server.control.load("x")
     await starting
     assert (server.names, most) == (["a", "b"], 1)
 
 
 async def test_start_waits_for_what_a_caller_has_begun_to_load(folder):
     server = serve(folder, "a=random:0")
-    loading = asyncio.create_task(server.changes.load("x"))
+    loading = asyncio.create_task(server.control.load("x"))
     await asyncio.sleep(0)
-    await server.changes.begin()
+    await server.control.load_initial()
     assert loading.done()
     assert server.engines.loads == ["x", "a"]
 
@@ -176,52 +178,58 @@ async def test_start_that_is_given_up_loads_nothing_more(folder):
         await never.wait()
 
     server = serve(folder, "a=random:0", engines=Engines(wait=wait))
-    starting = asyncio.create_task(server.changes.begin())
+    starting = asyncio.create_task(server.control.load_initial())
     await entered.wait()
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    await asyncio.wait_for(server.changes.settle(), 30)
+    await asyncio.wait_for(server.control.wait_idle(), 30)
     assert server.names == []
 
 
 # Memory
 
 
-async def test_variants_that_gave_way_in_vain_are_loaded_again(folder):
+async def test_eviction_for_a_failed_load_is_not_undone(folder):
     server = await served(folder, "a=random:0", "b=random:1", max_bytes=2 * EACH, evict=True)
-    server.engines.errors["x"] = WeightsError("they are not what they should be")
-    told = "should be; b gave way to it and answers again"
-    with pytest.raises(NotNow, match=f"^name: x cannot be loaded: they are not what they {told}$"):
-        await server.changes.load("x")
+    server.engines.errors["x"] = WeightsError("broken")
+    text = "broken; evicted for it, and not loaded again: b"
+    with pytest.raises(NotNow, match=f"^name: x cannot be loaded: {text}$"):
+        await server.control.load("x")
+    assert server.names == ["a"]  # the default stays
+    assert server.engines.loads == ["a", "b", "x"]
+    assert server.variants.failures == {"x": text}
+    await server.control.load("b")  # by hand
     assert server.names == ["a", "b"]
-    assert server.engines.loads == ["a", "b", "x", "b"]
-    assert server.variants.failures["x"].endswith(told)
 
 
-async def test_evicted_variant_that_is_not_restored_is_named(folder):
-    server = await served(folder, "a=random:0", "b=random:1", max_bytes=2 * EACH, evict=True)
-    server.engines.errors |= {"x": WeightsError("broken"), "b": OSError("no such file")}
-    with pytest.raises(NotNow, match="broken; b gave way to it and cannot be loaded again"):
-        await server.changes.load("x")
-    assert server.names == ["a"]
-    assert "no such file" in server.variants.failures["b"]
-    # It may be tried again by hand.
-    server.engines.errors.clear()
-    await server.changes.load("b")
-    assert server.names == ["a", "b"]
+async def test_variant_of_a_traffic_split_is_not_evicted(folder):
+    server = await served(
+        folder,
+        "a=random:0",
+        "b=random:1",
+        "c=random:2",
+        max_bytes=3 * EACH,
+        evict=True,
+        splits_using=lambda name: ["a"] if name == "b" else [],
+    )
+    assert (await server.control.load("x")).evicted == ["c"]
+    with pytest.raises(NotNow, match="max_variants_bytes: y takes about 2 MiB"):
+        server.engines.bytes["y"] = 2 * EACH
+        await server.control.load("y")
+    assert server.names == ["a", "b", "x"]
 
 
 async def test_variant_too_large_even_after_drains_is_refused_at_once(folder):
     engines = Engines(bytes={"y": 3 * EACH})
     server = await served(folder, "a=random:0", engines=engines, max_bytes=3 * EACH)
-    await server.changes.load("x")
+    await server.control.load("x")
     old = server.variants.find("x")
     old.acquire()
-    await server.changes.load("x", replace=True)
+    await server.control.load("x", replace=True)
     assert server.variants.draining == [old]
     with pytest.raises(NotNow, match="max_variants_bytes: y takes about 3 MiB"):
-        await server.changes.load("y")
+        await server.control.load("y")
     assert server.variants.draining == [old]
     old.release()
 
@@ -229,17 +237,17 @@ async def test_variant_too_large_even_after_drains_is_refused_at_once(folder):
 async def test_load_waits_for_drains_before_it_evicts(folder):
     engines, stages = Engines(bytes={"y": 2 * EACH}), []
     server = await served(folder, "a=random:0", engines=engines, max_bytes=4 * EACH, evict=True)
-    await server.changes.load("x")
+    await server.control.load("x")
     old = server.variants.find("x")
     old.acquire()
-    await server.changes.load("x", replace=True)
+    await server.control.load("x", replace=True)
 
     async def look() -> None:
         loading = server.variants.load_progress(server.variants.resolve("y", "name"))
         stages.append(loading.stage)
 
     engines.wait = look
-    loading = asyncio.create_task(server.changes.load("y"))
+    loading = asyncio.create_task(server.control.load("y"))
     while (found := server.variants.by_name("y")) is None:
         await asyncio.sleep(0)
     while server.variants.load_progress(found).stage != "evicting":
@@ -257,7 +265,7 @@ async def test_nothing_is_evicted_where_there_is_room(folder):
         stages.append(server.variants.load_progress(server.variants.resolve("x", "name")).stage)
 
     server.engines.wait = look
-    await server.changes.load("x")
+    await server.control.load("x")
     assert stages == ["waiting"]  # as the fake says nothing else
 
 
@@ -269,12 +277,12 @@ async def test_memory_of_an_engine_that_does_not_return_stays_taken(folder):
         return False
 
     held.scheduler.remove = remove
-    with pytest.raises(NotNow, match=r"b is unloaded .* its memory stays taken"):
-        await server.changes.unload("b")
+    with pytest.raises(NotNow, match=r"b is unloaded .* its memory stays in use"):
+        await server.control.unload("b")
     assert server.variants.by_name("b") is None
     assert server.variants.draining == [held]
     with pytest.raises(NotNow, match=r"max_variants_bytes: x takes about 1 MiB .*a 1, b 1"):
-        await server.changes.load("x")
+        await server.control.load("x")
 
 
 async def test_caller_is_told_of_an_engine_that_could_not_be_closed(folder, caplog):
@@ -286,7 +294,7 @@ async def test_caller_is_told_of_an_engine_that_could_not_be_closed(folder, capl
 
     held.built.engine.close = close
     with pytest.raises(NotNow, match=r"b is unloaded .* could not be closed"):
-        await server.changes.unload("b")
+        await server.control.unload("b")
     assert server.variants.by_name("b") is None
     assert server.variants.draining == [held]
     assert "EngineError: still in use" in caplog.text
@@ -300,7 +308,7 @@ async def test_any_engine_error_is_the_load_error(folder, error, caplog):
     server = await served(folder, "a=random:0")
     server.engines.errors["x"] = error
     with pytest.raises(NotNow) as refused:
-        await server.changes.load("x")
+        await server.control.load("x")
     assert str(refused.value) == f"name: x cannot be loaded: {error!r}"
     assert server.variants.failures == {"x": repr(error)}
     (warning,) = [one for one in caplog.records if "was not loaded" in one.getMessage()]
@@ -312,7 +320,7 @@ async def test_weights_of_a_load_that_failed_are_let_go_of(folder):
 
     async def load() -> None:
         with pytest.raises(NotNow):
-            await server.changes.load("x")
+            await server.control.load("x")
 
     server.engines.errors["x"] = WeightsError("broken")
     # Errors hold each other in circles.
@@ -330,7 +338,7 @@ async def test_plain_refusals_are_no_failures(folder):
     server = await served(folder, "IMAGENET1K_V2")
     for name in ("DEFAULT", "IMAGENET1K_V2", "ResNet50_Weights.IMAGENET1K_V2"):
         with pytest.raises(NotNow, match="IMAGENET1K_V2 is served already"):
-            await server.changes.load(name)
+            await server.control.load(name)
     assert server.variants.failures == {}
 
 
@@ -338,10 +346,10 @@ async def test_failure_of_an_alias_is_its_variants(folder):
     server = await served(folder, "IMAGENET1K_V2")
     server.engines.errors["IMAGENET1K_V2"] = WeightsError("broken")
     with pytest.raises(NotNow, match="broken"):
-        await server.changes.load("DEFAULT", replace=True)
+        await server.control.load("DEFAULT", replace=True)
     assert server.variants.failures == {"IMAGENET1K_V2": "broken"}
     server.engines.errors.clear()
-    await server.changes.load("DEFAULT", replace=True)
+    await server.control.load("DEFAULT", replace=True)
     assert server.variants.failures == {}
 
 
@@ -354,15 +362,15 @@ async def test_variant_of_the_start_comes_back_after_it_was_unloaded(folder, tmp
         describe(tmp_path / source)
         source = str(tmp_path / source)
     server = await served(folder, "a=random:0", f"m={source}")
-    await server.changes.unload("m")
-    await server.changes.load("m")
+    await server.control.unload("m")
+    await server.control.load("m")
     assert server.names == ["a", "m"]
 
 
 async def test_unknown_name_is_told_what_can_be_loaded(folder):
     server = await served(folder, "a=random:0")
     with pytest.raises(VariantNotFound) as unknown:
-        await server.changes.load("cats")
+        await server.control.load("cats")
     text = str(unknown.value)
     assert text.startswith("name: no variant 'cats' can be loaded here; there are: IMAGENET1K_")
     assert text.endswith(", a, x, y")
@@ -376,17 +384,17 @@ class Watched:
 
     def __init__(self, folder: Path, server: Served) -> None:
         self.directory = VariantsDirectory(folder)
-        self.watch = DirectoryWatcher(self.directory, server.variants, server.changes, 0.001)
+        self.watch = DirectoryWatcher(self.directory, server.variants, server.control, 0.001)
 
     @classmethod
     async def of(cls, folder: Path, server: Served) -> Watched:
         watched = cls(folder, server)
-        await watched.watch.begin()
+        await watched.watch.start()
         return watched
 
     async def look(self) -> None:
         for _ in range(2):
-            await self.watch._look()
+            await self.watch.scan()
 
 
 async def test_folder_that_is_still_being_written_is_left_alone(folder):
@@ -395,9 +403,9 @@ async def test_folder_that_is_still_being_written_is_left_alone(folder):
     loaded = list(server.engines.loads)
     for number in range(3):
         describe(folder / "x", ["longer"] * (number + 1))  # other sizes, whatever clocks say
-        await watched.watch._look()
+        await watched.watch.scan()
         assert server.engines.loads == loaded
-    await watched.watch._look()
+    await watched.watch.scan()
     assert server.engines.loads == [*loaded, "x"]
 
 
@@ -405,7 +413,7 @@ async def test_watcher_does_not_reload_an_admins_variant(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
-    await server.changes.load("x")
+    await server.control.load("x")
     await watched.look()
     assert server.engines.loads == ["a", "x"]
     # What changes then is; what goes then goes.
@@ -426,7 +434,7 @@ async def test_variant_changed_during_a_load_is_reloaded(folder):
         describe(folder / "x", ["other"])
 
     server.engines.wait = change
-    await server.changes.load("x")
+    await server.control.load("x")
     server.engines.wait = None
     await watched.look()
     assert server.engines.loads == ["a", "x", "x"]
@@ -437,14 +445,14 @@ async def test_folder_that_is_not_there_says_nothing_of_its_variants(folder, cap
     watched = await Watched.of(folder, server)
     folder.rename(folder.parent / "unmounted")
     watching = asyncio.create_task(watched.watch.run())
-    looks, stamps = 0, watched.watch._directory.stamps
+    looks, stamps = 0, watched.watch._directory.fingerprints
 
     def count() -> object:
         nonlocal looks
         looks += 1
         return stamps()
 
-    watched.watch._directory.stamps = count
+    watched.watch._directory.fingerprints = count
     while looks < 4:
         await asyncio.sleep(0.001)
     assert server.names == ["x", "y"]
@@ -477,7 +485,7 @@ async def test_folder_with_a_name_of_torchvisions_is_passed_over(tmp_path, caplo
     await watched.look()
     await watched.look()
     assert server.names == ["a"]
-    assert caplog.text.count(f"{name} is not loaded: it is torchvision's name") == 1
+    assert caplog.text.count(f"{name} is not loaded: it is the name of an official variant") == 1
 
 
 async def test_removed_directory_of_a_used_variant_is_logged_once(folder, caplog):
@@ -488,8 +496,8 @@ async def test_removed_directory_of_a_used_variant_is_logged_once(folder, caplog
     for _ in range(3):
         await watched.look()
     assert server.names == ["x", "y"]
-    assert caplog.text.count("variants_dir: x has gone") == 1
-    assert caplog.text.count("x answers requests that name no variant") == 1
+    assert caplog.text.count("variants_dir: x was removed") == 1
+    assert caplog.text.count("x is the default, for requests that name no variant") == 1
 
 
 PASSING = [
@@ -505,7 +513,7 @@ async def test_transient_load_failure_is_retried(folder, error, monkeypatch):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
-    watched.watch._every_s = 8.0
+    watched.watch._interval_s = 8.0
     now = [0.0]
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "time", lambda: now[0], raising=False)
@@ -513,7 +521,7 @@ async def test_transient_load_failure_is_retried(folder, error, monkeypatch):
     tries = []
     for now[0] in range(60):
         before = len(server.engines.loads)
-        await watched.watch._look()
+        await watched.watch.scan()
         tries += [now[0]] * (len(server.engines.loads) - before)
     assert tries == [0, 8, 24, 56]
     # Once the reason has passed, it is loaded at its next turn; and then never again.
@@ -532,7 +540,7 @@ async def test_folder_that_changes_is_tried_again_at_once(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
-    watched.watch._every_s = 600.0
+    watched.watch._interval_s = 600.0
     server.engines.errors["x"] = MemoryError()
     await watched.look()
     await watched.look()
@@ -594,39 +602,38 @@ class Hanging(VariantsDirectory):
         self._wait()
         return super().find(name)
 
-    def stamps(self) -> dict[str, object]:
+    def fingerprints(self) -> dict[str, object]:
         self._wait()
-        return super().stamps()
+        return super().fingerprints()
 
 
 async def test_disk_that_hangs_is_told_and_holds_one_thread_only(folder, monkeypatch):
     server = await served(folder, "a=random:0")
     directory = Hanging(folder)
-    server.changes.directory, server.changes._disk = directory, Disk(str(directory), 0.05)
+    server.control.source = SpecSource(directory, [], timeout_s=0.05)
     directory.hangs = True
     before = threading.active_count()
     try:
         for _ in range(5):
             with pytest.raises(DiskTimeout, match=r"variants_dir: .* within 0\.05 s"):
-                await server.changes.load("x")
+                await server.control.load("x")
         assert threading.active_count() == before + 1
         # What needs no files goes on meanwhile.
-        assert server.changes.set_default("a")[1] == "a"
+        assert server.control.set_default("a")[1] == "a"
     finally:
         directory.answers.set()
     directory.hangs = False
-    assert (await server.changes.load("x")).variant.spec.name == "x"
+    assert (await server.control.load("x")).variant.spec.name == "x"
 
 
 async def test_watcher_reports_a_hung_disk_and_recovers(folder, caplog):
     server = await served(folder, "a=random:0")
     directory = Hanging(folder)
-    watch = DirectoryWatcher(directory, server.variants, server.changes, 0.001)
-    watch._disk = Disk(str(directory), 0.05)
+    watch = DirectoryWatcher(directory, server.variants, server.control, 0.001, timeout_s=0.05)
     directory.hangs = True
-    await watch.begin()
+    await watch.start()
     watching = asyncio.create_task(watch.run())
-    while "could not be looked at" not in caplog.text:
+    while "cannot be scanned" not in caplog.text:
         await asyncio.sleep(0.001)
     assert "did not answer within 0.05 s" in caplog.text
     assert "Traceback" not in caplog.text
@@ -639,9 +646,9 @@ async def test_watcher_reports_a_hung_disk_and_recovers(folder, caplog):
 
 async def test_replaced_variant_is_held_by_nothing_once_it_is_freed(folder):
     served = serve(folder, f"x={folder}/x")
-    await served.changes.begin()
+    await served.control.load_initial()
     old = weakref.ref(served.variants.loaded[0])
-    await served.changes.load("x", replace=True)
+    await served.control.load("x", replace=True)
 
     async def gone() -> None:
         while old() is not None:
