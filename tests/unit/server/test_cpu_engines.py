@@ -26,7 +26,7 @@ from resnet50_server.engines.topk import ranked
 from resnet50_server.errors import WeightsError
 from resnet50_server.lifecycle import engine_builder as opening
 from resnet50_server.lifecycle.engine_builder import BuiltEngine, build_engine, prepare_variant
-from resnet50_server.lifecycle.registry import LoadedVariant
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import parse_variant

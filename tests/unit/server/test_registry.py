@@ -16,8 +16,8 @@ from resnet50_server.errors import ShuttingDown, WeightsError
 from resnet50_server.lifecycle import loader
 from resnet50_server.lifecycle.devices import Devices
 from resnet50_server.lifecycle.engine_builder import WARM_UP_S, BuiltEngine, warm_up
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant, LoadProgress
 from resnet50_server.lifecycle.loader import MIN_DRAIN_S, load_variant, unload_variant
-from resnet50_server.lifecycle.registry import LoadedVariant, LoadProgress
 from resnet50_server.settings import Settings
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
