@@ -25,7 +25,7 @@ INTERACTIVE_SHARE = 0.25
 class Permit(Protocol):
     """What admission control has granted a request for one image."""
 
-    def grow(self, length: int) -> None:
+    def add_bytes(self, length: int) -> None:
         """Add bytes to it; raises `Overloaded` beyond a limit."""
 
 
@@ -42,7 +42,7 @@ class RequestContext:
         deadline: When its response is due, in loop time; None for no limit.
         stream: Identifies the stream of a frame; None for a single image. Streams share the server
             equally, and wait where it is full; a single image is refused at once.
-        place: Its permit, if the RPC is about a single image.
+        permit: Its permit, if the RPC is about a single image.
         key: Identifies the caller to traffic splits, from `x-caller-key`; "" if absent.
         asked: Name of the requested variant; "" until it is resolved.
         variant: Name of the variant that computes it, which may be the candidate of a traffic
@@ -59,7 +59,7 @@ class RequestContext:
     bulk: bool = False
     deadline: float | None = None
     stream: Hashable | None = None
-    place: Permit | None = None
+    permit: Permit | None = None
     key: str = ""
     asked: str = ""
     variant: str = ""

@@ -30,9 +30,10 @@ from resnet50_server.auth.tokens import Tokens
 from resnet50_server.engines.devices import cuda_available
 from resnet50_server.events import CompositeEvents
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool, decode_threads
 from resnet50_server.inference.pipeline import Pipeline
+from resnet50_server.inference.quotas import Limits
 from resnet50_server.inference.response_cache import ResponseCache
 from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.devices import Devices, cpu_division
@@ -179,9 +180,9 @@ class Server:
         admission, loop = self._parts.admission, asyncio.get_running_loop()
         ends = loop.time() + min(MAX_REJECT_S, self._settings.drain_timeout_s)
         while loop.time() < ends:
-            before = admission.turned_away
+            before = admission.refused_while_draining
             await asyncio.sleep(DRAIN_QUIET_S)
-            if admission.turned_away == before:
+            if admission.refused_while_draining == before:
                 break
 
     async def stop(self) -> None:

@@ -14,7 +14,7 @@ from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidRequest, ServingError, ShuttingDown, Stalled
-from resnet50_server.inference.admission import Place
+from resnet50_server.inference.admission import Permit
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import Traffic
 from resnet50_server.runtime.tasks import start_task
@@ -224,7 +224,7 @@ class FrameStream(Generic[Reply]):
     async def _start(self, frame: inference_pb2.Frame) -> Pending[Reply]:
         """Begin to compute a frame as soon as there is room for it."""
         started, frame_id = time.perf_counter(), frame.frame_id
-        place: Place | None = None
+        permit: Permit | None = None
         call = self._call
         if self._question.variant.replaced_by is not None:
             try:
@@ -235,20 +235,20 @@ class FrameStream(Generic[Reply]):
         question.variant.acquire()
         try:
             # Before the image is taken out of its message, which copies it.
-            place = await self._pipeline.admission.acquire(
+            permit = await self._pipeline.admission.acquire(
                 call.caller.name, frame.image.ByteSize(), bulk=call.bulk
             )
             source = parse_image(frame.image, self._pipeline.limits)
             task = self._traffic.watch(question.task, call, source)
         except BaseException as error:
             question.variant.release()
-            if place is not None:
-                place.leave()
+            if permit is not None:
+                permit.release()
             # What ends the stream: the frame has its chance at another server.
             if isinstance(error, ShuttingDown) or not isinstance(error, Exception):
                 raise
             return self._refused(frame_id, error)
-        inside = _Inside(self, question, task, frame_id, started, place)
+        inside = _Inside(self, question, task, frame_id, started, permit)
         result = start_task(self._pipeline.infer(source, task, call), f"frame {frame_id}")
         return _Computed(inside, result)
 
@@ -299,7 +299,7 @@ class _Inside(Generic[Reply]):
         task: The same for the pipeline.
         frame_id: The frame's.
         started: When it was taken, on the clock of `time.perf_counter`.
-        place: Its place in the server.
+        permit: Its permit.
     """
 
     stream: FrameStream[Reply]
@@ -307,14 +307,14 @@ class _Inside(Generic[Reply]):
     task: InferenceTask
     frame_id: int
     started: float
-    place: Place
+    permit: Permit
 
 
 class _Computed(Generic[Reply]):
     """A frame that is being computed; its reply is made by whoever awaits it, once.
 
     Args:
-        inside: The frame. Its place is given back as soon as it is computed, whether or not the
+        inside: The frame. Its permit is released as soon as it is computed, whether or not the
             caller takes the answer.
         computing: Gives the result.
     """
@@ -341,7 +341,7 @@ class _Computed(Generic[Reply]):
         self._computing.cancel()
 
     def _leave(self, computed: asyncio.Future[Any]) -> None:
-        self._inside.place.leave()
+        self._inside.permit.release()
         self._inside.question.variant.release()
         if not computed.cancelled():
             computed.exception()  # so that asyncio does not miss whoever should have looked at it

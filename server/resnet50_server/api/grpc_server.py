@@ -13,7 +13,8 @@ from resnet50.v1 import inference_pb2, inference_pb2_grpc, variant_pb2, variant_
 from resnet50_server.auth.identity import ADMIN, INFER, Authenticator
 from resnet50_server.auth.tls import TlsReloader
 from resnet50_server.events import ServerEvents
-from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.admission import Admission
+from resnet50_server.inference.quotas import Limits
 from resnet50_server.settings import Settings
 
 from .guard import RpcGuard

@@ -158,7 +158,7 @@ class RpcGuard:
                 if not handler.request_streaming:
                     self._admission.check(call.caller.name, bulk=call.bulk)
                     requests = await self._receive(call, context)
-                with self._admission.admit(call.caller.name, bulk=call.bulk) as call.place:
+                with self._admission.admit(call.caller.name, bulk=call.bulk) as call.permit:
                     response = await method(requests, context)
                 code = "OK"
                 self._outbox.add(call.caller.name, response.ByteSize())

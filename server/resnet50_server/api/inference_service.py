@@ -137,7 +137,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         started, call = time.perf_counter(), CURRENT_REQUEST.get()
         with question.variant.in_use():
             source = parse_image(image, self._pipeline.limits)
-            _place(call).grow(size_bytes(source))
+            _permit(call).add_bytes(size_bytes(source))
             call.deadline = _deadline(context)
             task = self._traffic.watch(question.task, call, source)
             result = await self._pipeline.infer(source, task, call)
@@ -237,6 +237,6 @@ def _deadline(context: Context) -> float | None:
     return asyncio.get_running_loop().time() + remaining_s
 
 
-def _place(call: RequestContext) -> Permit:
-    assert call.place is not None  # the boundary gave it one
-    return call.place
+def _permit(call: RequestContext) -> Permit:
+    assert call.permit is not None  # set by the guard
+    return call.permit

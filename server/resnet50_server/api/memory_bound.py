@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from resnet50_server.images.pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
-from resnet50_server.inference.admission import slots_of
+from resnet50_server.inference.quotas import message_slots
 from resnet50_server.lifecycle.engine_builder import estimate_memory
 from resnet50_server.settings import Settings
 
@@ -63,7 +63,7 @@ def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
     )
     engines = settings.engine not in ("null", "timed")
     variants = settings.max_variants_bytes or variant * len(settings.variants)
-    receiving = slots_of(settings.max_receive_bytes, message) + SIDE_SERVICES * SIDE_RECEIVED
+    receiving = message_slots(settings.max_receive_bytes, message) + SIDE_SERVICES * SIDE_RECEIVED
     streams = settings.max_streams
     decoded = settings.max_decode_pixels or settings.max_image_pixels
     unread = 2 * settings.max_requests + streams + settings.max_uploads + PROBE_STREAMS

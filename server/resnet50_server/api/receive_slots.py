@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet50_server.errors import Overloaded, Stalled
-from resnet50_server.inference.admission import RETRY_AFTER_S, Admission, Limits, slots_of
+from resnet50_server.inference.admission import Admission
+from resnet50_server.inference.quotas import RETRY_AFTER_S, Limits, message_slots
 
 
 @dataclass(eq=False, slots=True)
@@ -59,11 +60,13 @@ class ReceiveSlots:
         self._max_bytes = max_bytes
         self._max_calls = max_calls
         self._timeout_s = timeout_s
-        slots = slots_of(max_bytes, max_message_bytes)
+        slots = message_slots(max_bytes, max_message_bytes)
         self._slots = Admission(
             Limits(
                 requests=slots,
-                requests_per_caller=min(slots, slots_of(max_bytes_per_caller, max_message_bytes)),
+                requests_per_caller=min(
+                    slots, message_slots(max_bytes_per_caller, max_message_bytes)
+                ),
                 bytes=sys.maxsize,
                 bytes_per_caller=sys.maxsize,
             )

@@ -94,7 +94,7 @@ class Upload:
         in_thread = partial(
             self._pipeline.decode_pool.submit, deadline=call.deadline, bulk=call.bulk
         )
-        assert call.place is not None  # the boundary gave it one
+        assert call.permit is not None  # set by the guard
         # The header is looked at early, and again each time twice as much is there.
         look_at: float = HEADER_BYTES
         while (part := await self._next()) is not None:
@@ -114,7 +114,7 @@ class Upload:
                     " smaller or more compressed image",
                     kind="too_many_bytes",
                 )
-            call.place.grow(len(chunk))
+            call.permit.add_bytes(len(chunk))
             arrived.write(chunk)
             del part, chunk  # or both would be kept until the next ones are there
             if length >= look_at:

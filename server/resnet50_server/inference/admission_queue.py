@@ -1,4 +1,4 @@
-"""Images that wait to be admitted: in order, callers in turn, bulk behind interactive ones."""
+"""Queue of frames that wait for a permit: callers take turns, bulk behind interactive."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import TYPE_CHECKING
 from resnet50_server.context import BULK_EVERY
 
 if TYPE_CHECKING:
-    from .admission import Place
+    from .admission import Permit
 
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """An image that waits.
+    """A frame that waits.
 
     Attributes:
-        caller: Who sent it.
+        caller: Its sender.
         length: Its bytes.
         bulk: Whether it is in the bulk lane.
-        admitted: Gets its permit.
+        admitted: Resolved with its permit.
     """
 
     caller: str
     length: int
     bulk: bool
-    admitted: asyncio.Future[Place]
+    admitted: asyncio.Future[Permit]
 
 
 class AdmissionQueue:
     """First come, first served within one caller; callers take turns.
 
-    A caller whose own limits are reached is parked, so that nobody else waits behind it and each
+    A caller that has reached its own limits is parked, so that no other waits behind it and each
     release costs the same however many wait. Event loop only.
     """
 
     def __init__(self) -> None:
-        # Of each lane, interactive and bulk: callers in the order of their turns, and of each the
-        # images in order. The inner dictionaries are ordered sets.
+        # For each lane, interactive and bulk: callers in the order of their turns, each with its
+        # frames in order. The inner dictionaries are ordered sets.
         self._ready: tuple[dict[str, dict[Waiter, None]], ...] = ({}, {})
         self._parked: tuple[dict[str, dict[Waiter, None]], ...] = ({}, {})
         self._since_bulk = 0
@@ -48,7 +48,7 @@ class AdmissionQueue:
         return self._count
 
     def push(self, waiter: Waiter) -> None:
-        """Add an image behind its caller's others."""
+        """Append a frame to its caller's."""
         lane, parked = self._ready[waiter.bulk], self._parked[waiter.bulk]
         images = parked.get(waiter.caller)
         if images is None:
@@ -57,7 +57,7 @@ class AdmissionQueue:
         self._count += 1
 
     def remove(self, waiter: Waiter) -> None:
-        """Take out an image that was given up, or has been admitted."""
+        """Remove a frame that was cancelled or admitted."""
         for lane in (self._ready[waiter.bulk], self._parked[waiter.bulk]):
             images = lane.get(waiter.caller)
             if images is not None and waiter in images:
@@ -68,17 +68,17 @@ class AdmissionQueue:
                 return
 
     def lanes(self) -> tuple[bool, bool]:
-        """Return which lane goes first now; True is bulk, which has one turn in `BULK_EVERY`."""
+        """Return the lanes in turn; True is bulk, which goes first once in `BULK_EVERY`."""
         return (True, False) if self._since_bulk >= BULK_EVERY - 1 else (False, True)
 
     def head(self, bulk: bool) -> Waiter | None:
-        """Return a lane's first image whose caller is not parked."""
+        """Return a lane's first frame whose caller is not parked."""
         for images in self._ready[bulk].values():
             return next(iter(images))
         return None
 
     def pop(self, waiter: Waiter) -> None:
-        """Take out a lane's head, which has been admitted; its caller's next turn comes last."""
+        """Remove a lane's head, which was admitted; its caller goes to the end."""
         lane = self._ready[waiter.bulk]
         images = lane.pop(waiter.caller)
         del images[waiter]
@@ -91,17 +91,17 @@ class AdmissionQueue:
             self._since_bulk += 1
 
     def park(self, waiter: Waiter) -> None:
-        """Pass over the caller of a lane's head until `resume`."""
+        """Skip the caller of a lane's head until `resume`."""
         self._parked[waiter.bulk][waiter.caller] = self._ready[waiter.bulk].pop(waiter.caller)
 
     def resume(self, caller: str) -> None:
-        """Look at a caller's images again: its own limits may allow one now."""
+        """Consider a caller again: its own limits may allow a frame now."""
         for ready, parked in zip(self._ready, self._parked, strict=True):
             if caller in parked:
                 ready[caller] = parked.pop(caller)
 
     def clear(self) -> list[Waiter]:
-        """Take out all images; return them."""
+        """Remove all frames; return them."""
         lanes = (*self._ready, *self._parked)
         waiters = [waiter for lane in lanes for images in lane.values() for waiter in images]
         for lane in lanes:

@@ -26,7 +26,7 @@ def empty(server) -> bool:
         admission.requests
         or admission.bytes
         or admission.streams
-        or admission._callers
+        or admission.callers
         or len(server.parts.grpc.receiving)
         or any(len(queue.waiting) for queue in queues_of(server))
     )

@@ -7,7 +7,8 @@ import pytest
 
 from resnet50_server.context import BULK_EVERY
 from resnet50_server.errors import Overloaded, ShuttingDown
-from resnet50_server.inference.admission import REMEMBERED_CALLERS, Admission, Limits, Place
+from resnet50_server.inference.admission import Admission, Permit
+from resnet50_server.inference.quotas import REMEMBERED_CALLERS, Limits
 
 
 class Clock:
@@ -53,10 +54,10 @@ def test_request_beyond_max_bytes_is_refused_and_names_the_limit():
 def test_bytes_that_arrive_later_are_counted_too_and_come_back():
     admission = Admission(Limits(bytes=100))
     with admission.admit("a") as first, admission.admit("b") as second:
-        first.grow(60)
+        first.add_bytes(60)
         with refused_by("max_request_bytes"):
-            second.grow(41)
-        second.grow(40)
+            second.add_bytes(41)
+        second.add_bytes(40)
         assert inside(admission) == (2, 100)
     assert inside(admission) == (0, 0)
 
@@ -173,12 +174,12 @@ def test_callers_that_left_are_forgotten():
         with admission.admit(f"address:{number}"), admission.stream(f"address:{number}"):
             pass
         clock.now += 0.01
-    assert len(admission._callers) <= REMEMBERED_CALLERS + 1
+    assert admission.callers <= REMEMBERED_CALLERS + 1
     clock.now += 10.0
     without_rate = Admission(Limits())
     with without_rate.admit("a"):
         pass
-    assert without_rate._callers == {}
+    assert without_rate.callers == 0
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
@@ -224,7 +225,7 @@ class Frames:
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
         self.admitted: list[str] = []
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, Permit] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def ask(self, *names: str, length: int = 1, bulk: bool = False) -> None:
@@ -242,7 +243,7 @@ class Frames:
             await asyncio.sleep(0)
 
     async def answer(self, name: str) -> None:
-        self.places.pop(name).leave()
+        self.places.pop(name).release()
         await self.settle()
 
     async def cancel(self, name: str) -> None:
@@ -304,7 +305,7 @@ async def test_frame_cancelled_while_waiting_lets_others_past():
 async def test_frame_cancelled_at_admission_releases_its_permit():
     frames = Frames(Admission(Limits(requests=1)))
     await frames.ask("a1", "a2")
-    frames.places["a1"].leave()  # admits a2, whose task has not run yet
+    frames.places["a1"].release()  # admits a2, whose task has not run yet
     await frames.cancel("a2")
     assert inside(frames.admission) == (0, 0)
     assert frames.admitted == ["a1"]
@@ -352,7 +353,7 @@ async def test_single_requests_and_frames_that_wait_take_turns():
             got += "s"
         except Overloaded as full:
             assert f"and {admission.waiting} frames wait" in str(full)
-        (singles.pop() if singles else frames.places.pop(next(iter(frames.places)))).leave()
+        (singles.pop() if singles else frames.places.pop(next(iter(frames.places)))).release()
         await frames.settle()
         got += "f" * (len(frames.admitted) - before)
     assert "sfsfsf" in got

@@ -27,8 +27,9 @@ from resnet50_server.errors import (
 )
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.source import RawImage
-from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
+from resnet50_server.inference.quotas import Limits
 from resnet50_server.inference.response_cache import (
     MAX_INLINE_HASH_BYTES,
     PURGE_CHUNK,

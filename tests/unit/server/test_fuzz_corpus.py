@@ -10,7 +10,7 @@ from fuzz.targets import TARGETS, Finding, checked
 from resnet50_server.errors import InvalidImage, InvalidRequest
 from resnet50_server.images import decode
 from resnet50_server.images import raw as pixels
-from resnet50_server.inference.admission import Place
+from resnet50_server.inference.admission import Permit
 from tests.support.pictures import encode, picture
 
 CORPUS = targets.ROOT / "fuzz" / "corpus"
@@ -104,7 +104,7 @@ def test_refusal_without_a_field_is_found(monkeypatch):
 
 def test_call_that_keeps_its_place_is_found(monkeypatch):
     monkeypatch.setattr(calls, "SETTLED_S", 0.1)
-    monkeypatch.setattr(Place, "leave", lambda _: None)
+    monkeypatch.setattr(Permit, "release", lambda _: None)
     try:
         with pytest.raises(Finding, match="still inside"):
             checked(targets.calls, EMBED)

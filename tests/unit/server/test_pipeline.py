@@ -13,9 +13,10 @@ from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
+from resnet50_server.inference.quotas import Limits
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.pictures import encode, photo_like

@@ -15,7 +15,8 @@ from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import Stalled
 from resnet50_server.events import ServerEvents
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.inference.admission import Admission, Limits
+from resnet50_server.inference.admission import Admission
+from resnet50_server.inference.quotas import Limits
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.pictures import encode, picture
@@ -52,7 +53,7 @@ async def receive(pool: Pool, sent: AsyncIterator[Part], deadline: float | None 
     await upload.options()
     call = CURRENT_REQUEST.get()
     call.deadline = deadline
-    with Admission(Limits()).admit("me") as call.place:
+    with Admission(Limits()).admit("me") as call.permit:
         return await upload.image(TRANSFORM, call)
 
 
