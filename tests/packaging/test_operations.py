@@ -56,7 +56,7 @@ def test_every_entry_names_an_existing_test_or_a_reason():
 
 def test_every_fault_names_its_test():
     text = (ROOT / "docs" / "operations.md").read_text()
-    _, _, table = text.partition("| fault | what happens |")
+    _, _, table = text.partition("| fault | effect |")
     rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
     assert len(rows) > 20
     for row in rows:
@@ -69,7 +69,7 @@ def test_every_exit_status_of_the_code_is_explained():
     """Those that the process ends with by itself; 128 and above come from signals."""
     text = (ROOT / "docs" / "operations.md").read_text()
     explained = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.M)}
-    docstring = (ROOT / "server" / "resnet50_server" / "process.py").read_text()
-    (returns,) = re.findall(r"Returns:\n(.*?)\"\"\"", docstring, re.S)[:1]
+    docstring = (ROOT / "server" / "resnet50_server" / "cli" / "serve.py").read_text()
+    returns = re.findall(r"Returns:\n(.*?)\"\"\"", docstring, re.S)[0]
     named = {int(one) for one in re.findall(r"\b(\d{1,2})\b", returns)}
     assert named <= explained, named - explained
