@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet
 
-from resnet50_server.engines.reference_check import TOLERANCES, Canary
+from resnet50_server.engines.reference_check import TOLERANCES, ReferenceOutput
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.lifecycle.engine_builder import (
     build_engine,
@@ -63,16 +63,16 @@ def settings_of(folder: Path, engine: str, precision: str) -> Settings:
 
 def measure_cost(folder: Path, spec: VariantSpec) -> None:
     """Print how long each step of a load takes."""
-    print("| engine | read | canary | build | warm up | check | canary and check, of all |")
+    print("| engine | read | reference | build | warm up | check | reference and check, of all |")
     print("|---|---|---|---|---|---|---|")
     for engine, precision in ENGINES[:3]:
         settings = settings_of(folder, engine, precision)
         load(spec, settings)  # makes the graph
         turns = [load(spec, settings) for _ in range(TURNS)]
-        read, canary, build, warm, check = map(statistics.median, zip(*turns, strict=True))
-        share = (canary + check) / (read + canary + build + warm + check)
+        read, reference, build, warm, check = map(statistics.median, zip(*turns, strict=True))
+        share = (reference + check) / (read + reference + build + warm + check)
         print(
-            f"| {engine} | {read:.2f} | {canary:.2f} | {build:.2f} | {warm:.2f} | {check:.2f}"
+            f"| {engine} | {read:.2f} | {reference:.2f} | {build:.2f} | {warm:.2f} | {check:.2f}"
             f" | {share:.0%} |",
             flush=True,
         )
@@ -84,7 +84,7 @@ def load(spec: VariantSpec, settings: Settings) -> list[float]:
     marks = [time.perf_counter()]
     weights = read_weights(spec, Path(), False)
     marks.append(time.perf_counter())
-    Canary.of(spec, weights)
+    ReferenceOutput.compute(spec, weights)
     marks.append(time.perf_counter())
     opened = build_engine(prepared, settings)
     marks.append(time.perf_counter())
@@ -101,13 +101,13 @@ def measure_margins(folder: Path, specs: list[VariantSpec]) -> None:
     print("| what | probabilities differ by | cosine | allowed |")
     print("|---|---|---|---|")
     all_weights = [read_weights(one, Path(), False) for one in specs]
-    canaries = [Canary.of(*pair) for pair in zip(specs, all_weights, strict=True)]
+    references = [ReferenceOutput.compute(*pair) for pair in zip(specs, all_weights, strict=True)]
     for name, precision in ENGINES:
         settings = settings_of(folder, name, precision)
         shown = []
-        for spec, canary in zip(specs, canaries, strict=True):
+        for spec, reference in zip(specs, references, strict=True):
             opened = build_engine(prepare_variant(spec, settings), settings)
-            shown.append(canary.compare(opened.engine))
+            shown.append(reference.compare(opened.engine))
             opened.engine.close()
         allowed = TOLERANCES[precision]
         row(f"{name}, {precision}", shown, f"{allowed.probability:g}, {allowed.cosine:g}")
@@ -115,13 +115,13 @@ def measure_margins(folder: Path, specs: list[VariantSpec]) -> None:
         # fp16 engines are CUDA's; PyTorch computes it on the CPU as well.
         network = build_network(spec, weights)
         engine = TorchEngine(network, spec.transform, torch.device("cpu"), "fp16")
-        shown[number] = canaries[number].compare(engine)
+        shown[number] = references[number].compare(engine)
     allowed = TOLERANCES["fp16"]
     row("torch, fp16", shown, f"{allowed.probability:g}, {allowed.cosine:g}")
     for what, model in wrong(specs[0], all_weights[0], all_weights[1]):
         transform = specs[0].transform
         engine = TorchEngine(Network(model), transform, torch.device("cpu"), "fp32")
-        row(what, [canaries[0].compare(engine)], "no")
+        row(what, [references[0].compare(engine)], "no")
 
 
 def row(what: str, shown: list[tuple[float, float]], allowed: str) -> None:

@@ -34,13 +34,13 @@ from benchmarks.process import SERVER, resident_kib, server
 from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.run import measure
-from resnet50_server.engines.cpu import CpuEngines, Division
+from resnet50_server.engines.cpu import CpuEngines
 from resnet50_server.engines.graph_cache import GraphStore
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
 from resnet50_server.lifecycle.engine_builder import build_engine, prepare_variant
-from resnet50_server.runtime.cpus import cpus
+from resnet50_server.runtime.cpus import CpuPlan, cpus
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network, fold_batchnorm
 from resnet50_server.variants.spec import parse_variant
@@ -87,7 +87,7 @@ def measure_engines(cache: Path) -> None:
     images = [decode(photo(), TRANSFORM, ImageLimits())] * 8
     opened = {}
     with GraphStore(cache, sys.maxsize) as store:
-        engines = CpuEngines(store, Division.divide(cpus(), None, None), None)
+        engines = CpuEngines(store, CpuPlan.divide(cpus(), None, None), None)
         for precision, kind in ENGINES:
             quantized = precision == "int8"
             network = Network(_model(quantized))

@@ -27,7 +27,7 @@ from resnet50_server.api.variant_service import VariantServicer
 from resnet50_server.auth.identity import Authenticator
 from resnet50_server.auth.tls import TlsReloader
 from resnet50_server.auth.tokens import Tokens
-from resnet50_server.engines.devices import cuda_available
+from resnet50_server.engines.devices import cuda_available, thread_initializer
 from resnet50_server.events import CompositeEvents
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.inference.admission import Admission
@@ -36,7 +36,7 @@ from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.inference.quotas import Limits
 from resnet50_server.inference.response_cache import ResponseCache
 from resnet50_server.lifecycle.control import VariantControl
-from resnet50_server.lifecycle.devices import Devices, cpu_division
+from resnet50_server.lifecycle.devices import Devices, cpu_plan
 from resnet50_server.lifecycle.loader import load_variant
 from resnet50_server.lifecycle.memory_budget import MemoryBudget
 from resnet50_server.lifecycle.readiness import Readiness
@@ -252,7 +252,12 @@ def build(
             readiness.server_problem,
         )
         closing.push_async_callback(metrics_server.close)
-    decode_pool = DecodePool(_decode_threads(settings), settings.decode_timeout_s, fail)
+    decode_pool = DecodePool(
+        _decode_threads(settings),
+        settings.decode_timeout_s,
+        fail,
+        initialize=thread_initializer(1, settings),
+    )
     closing.callback(decode_pool.close)
     devices = Devices(settings, fail, events)
     closing.push_async_callback(devices.close)
@@ -333,20 +338,18 @@ def build(
 def _decode_threads(settings: Settings) -> int:
     """Return how many threads decode, and log how the CPUs and the memory are divided."""
     # The stub engines need no CPU, like an engine on a GPU.
-    on_cpu = settings.engine not in ("null", "timed") and (
-        settings.device == "cpu" or not cuda_available()
-    )
+    on_cpu = not settings.stub_engine and (settings.device == "cpu" or not cuda_available())
     threads = settings.decode_threads or decode_threads(cpus(), engine_on_cpu=on_cpu)
-    divided = cpu_division(settings)
+    plan = cpu_plan(settings)
     log.info(
         "CPU budget: %s; decode threads: %d; an engine on the CPU: %d batches at once, threads"
         " of each: %d",
         cpu_budget(),
         threads,
-        divided.instances,
-        divided.each,
+        plan.instances,
+        plan.threads,
     )
-    log.info("%s", describe(memory_bound(settings, divided.instances)))
+    log.info("%s", describe(memory_bound(settings, plan.instances)))
     return threads
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet50_Weights, WeightsEnum, quantization, resnet50
 
+from resnet50_server.variants.official import official_facts
 from tests.support.pictures import PHOTOS, photo_like
 
 StateDict = dict[str, Any]
@@ -180,7 +181,7 @@ def custom_variant(
 def publish(
     monkeypatch: pytest.MonkeyPatch, member: WeightsEnum, state: object, folder: Path
 ) -> Path:
-    """Let torchvision's enum member name a file of ours, as if it were the published one.
+    """Replace the URL of an official variant by that of a file of ours.
 
     The URL is a file:// one and its name carries the file's hash, so that all of the real loading
     happens but the network.
@@ -192,7 +193,8 @@ def publish(
     digest = hashlib.sha256(unnamed.read_bytes()).hexdigest()
     # The name keeps its form: one published name has "_" before the hash, the others "-".
     path = unnamed.rename(folder / (Path(member.url).stem[:-8] + f"{digest[:8]}.pth"))
-    monkeypatch.setattr(member.value, "url", path.as_uri())
+    fact = official_facts()["variants"][member.name]
+    monkeypatch.setitem(fact, "url", path.as_uri())
     return path
 
 

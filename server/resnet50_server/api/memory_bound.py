@@ -61,7 +61,7 @@ def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
     variant = estimate_memory(
         PARAMETERS, precision, settings.engine, settings.instances or instances
     )
-    engines = settings.engine not in ("null", "timed")
+    engines = not settings.stub_engine
     variants = settings.max_variants_bytes or variant * len(settings.variants)
     receiving = message_slots(settings.max_receive_bytes, message) + SIDE_SERVICES * SIDE_RECEIVED
     streams = settings.max_streams

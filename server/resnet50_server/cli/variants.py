@@ -14,6 +14,7 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.checkpoints import (
     fetch,
+    official_of,
     official_path,
     published_hash,
     sha256,
@@ -59,15 +60,15 @@ def list_variants(weights_dir: WeightsDirectory = None) -> None:
     for heading in ("name", "acc@1", "acc@5", "transform", "size", "params", "file"):
         table.add_column(heading, no_wrap=True)
     for spec in official_specs().values():
-        published, meta = spec.published, spec.official.meta
+        published, official = spec.published, official_of(spec)
         assert published is not None  # torchvision publishes it for all four
         table.add_row(
             spec.name,
             f"{published.acc_at_1:.3f}",
             f"{published.acc_at_5:.3f}",
             f"{spec.transform.resize} → {spec.transform.crop}",
-            f"{meta['_file_size']:.0f} MB",
-            f"{meta['num_params'] / 1e6:.1f} M",
+            f"{official.size_mb:.0f} MB",
+            f"{official.parameters / 1e6:.1f} M",
             _condition(spec, directory),
         )
     console = _console()
@@ -170,6 +171,6 @@ def _show(spec: VariantSpec, directory: Path) -> None:
         rows["url"] = spec.official.url
         rows["file"] = str(official_path(spec, directory))
         rows["condition"] = _condition(spec, directory)
-        rows["parameters"] = f"{spec.official.meta['num_params']:,}"
+        rows["parameters"] = f"{spec.official.parameters:,}"
     for key, value in rows.items():
         console.print(f"{key:12} {value}", highlight=False, markup=False)

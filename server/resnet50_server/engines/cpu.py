@@ -25,6 +25,7 @@ import torch
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.formats import ImageLimits
+from resnet50_server.runtime.cpus import CpuPlan
 from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import VariantSpec
 
@@ -58,29 +59,6 @@ LEANEST = ("torch", "onnxruntime", "openvino")
 TRIAL_SIZE, TRIALS = 4, 3
 _CPU = torch.device("cpu")
 INSTALL = "pip install 'resnet50-serving[cpu]'"
-
-
-@dataclass(frozen=True)
-class Division:
-    """How the processor's cores are divided.
-
-    Attributes:
-        instances: Batches that are computed at once.
-        each: Division of each.
-    """
-
-    instances: int
-    each: int
-
-    @classmethod
-    def divide(cls, cores: int, instances: int | None, each: int | None) -> Division:
-        """Return what was asked for; by default one instance for every 8 cores, all cores in use.
-
-        ResNet50 at small batches gains little from more threads than that; this is a rule of thumb,
-        not measured here on a machine of so many cores.
-        """
-        count = instances or max(1, cores // 8)
-        return cls(count, each or max(1, cores // count))
 
 
 @dataclass(frozen=True)
@@ -118,15 +96,13 @@ class CpuEngines:
 
     Args:
         store: Where graphs are kept.
-        threads: Of each engine.
+        plan: Instances and threads of each engine.
         calibration: How int8 is made of float weights; None if nobody said.
     """
 
-    def __init__(
-        self, store: GraphStore, threads: Division, calibration: Calibration | None
-    ) -> None:
+    def __init__(self, store: GraphStore, plan: CpuPlan, calibration: Calibration | None) -> None:
         self._store = store
-        self._threads = threads
+        self._plan = plan
         self._calibration = calibration
 
     def open(
@@ -231,7 +207,7 @@ class CpuEngines:
             onnx.save(onnx_graph(network(), transform), path)
             if not spec.quantized:
                 kind = _installed(GRAPH_RUNTIMES["fp32"])[0]
-                graph = _open_graph(kind, path, "fp32", self._threads)
+                graph = _open_graph(kind, path, "fp32", self._plan)
                 _require_equal(spec, graph, TorchEngine(network(), transform, _CPU, "fp32"))
 
         # Weights that fitted the variant's categories once do so again.
@@ -240,7 +216,7 @@ class CpuEngines:
 
     def _open_graph(self, kind: str, graph: Path, precision: str) -> Engine:
         try:
-            return _open_graph(kind, graph, precision, self._threads)
+            return _open_graph(kind, graph, precision, self._plan)
         except Exception as error:  # each runtime has kinds of its own
             if is_out_of_memory(error):
                 raise  # nothing is wrong with the file
@@ -264,7 +240,7 @@ class CpuEngines:
             return {kind: _images_per_s(engine, images) for kind, engine in opened.items()}
 
         versions = [importlib.metadata.version(kind) for kind in openers]
-        key = _key(_processor(), [*openers, *versions], crop, asdict(self._threads), precision)
+        key = _key(_processor(), [*openers, *versions], crop, asdict(self._plan), precision)
         rates: dict[str, float] = self._store.remember(f"fastest-{key}.json", measure)
         enough = NEARLY * max(rates.get(one, 0.0) for one in openers)
         kind = next(one for one in LEANEST if rates.get(one, -1.0) >= enough)
@@ -313,14 +289,14 @@ def _installed(kinds: list[str] | tuple[str, ...]) -> list[str]:
     ]
 
 
-def _open_graph(kind: str, graph: Path, precision: str, threads: Division) -> Engine:
+def _open_graph(kind: str, graph: Path, precision: str, plan: CpuPlan) -> Engine:
     if kind == "onnxruntime":
         from .onnxruntime_engine import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(graph, threads.each, threads.instances)
+        return OnnxRuntimeEngine(graph, plan.threads, plan.instances)
     from .openvino_engine import OpenVinoEngine
 
-    return OpenVinoEngine(graph, precision, threads.each, threads.instances)
+    return OpenVinoEngine(graph, precision, plan.threads, plan.instances)
 
 
 def _require_equal(spec: VariantSpec, graph: Engine, pytorch: Engine) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
+
+from resnet50_server.settings import Settings
 
 if TYPE_CHECKING:
     from .cuda.device import CudaDevice
@@ -51,3 +55,17 @@ def set_threads(count: int) -> None:
 
     torch.get_num_threads()
     torch.set_num_threads(count)
+
+
+def thread_initializer(count: int, settings: Settings) -> Callable[[], object]:
+    """Return what sets torch's threads in a new thread; nothing with a stub engine.
+
+    Args:
+        count: CPU threads of an operation.
+        settings: For the engine.
+    """
+    return _do_nothing if settings.stub_engine else partial(set_threads, count)
+
+
+def _do_nothing() -> None:
+    pass

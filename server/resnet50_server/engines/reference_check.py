@@ -1,42 +1,39 @@
-"""Fixed images, and PyTorch's answers: an engine must give the same before it answers requests."""
+"""Reference check: before it serves, an engine must match PyTorch's output for fixed images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.variants.checkpoints import Weights
-from resnet50_server.variants.network import build_model
 from resnet50_server.variants.spec import VariantSpec
 
 from .base import Engine
 
-# How many categories are compared.
+# Number of categories that are compared.
 TOP_K = 5
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How near an engine comes to float32 in PyTorch.
+    """Allowed difference of an engine's output from float32 in PyTorch.
 
     Attributes:
-        probability: The largest difference of a probability.
-        cosine: The smallest cosine of the embeddings.
+        probability: Largest difference of a probability.
+        cosine: Smallest cosine of the embeddings.
     """
 
     probability: float
     cosine: float
 
 
-# Wrong or mixed-up weights show far above these; what rounds differently stays below (ADR 0016, by
-# benchmarks/canary.py). torchvision's int8 is compared with itself in PyTorch, from which other
-# runtimes differ by a level of 255 in each layer (ADR 0008).
+# Wrong or mixed-up weights differ by far more, rounding by less (ADR 0016, by
+# benchmarks/canary.py). torchvision's int8 weights are compared with themselves in PyTorch; other
+# runtimes differ from it by one level of 255 in each layer (ADR 0008).
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 0.9999),
     "fp16": Tolerance(0.1, 0.999),
@@ -46,8 +43,8 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Canary:
-    """Answers of a variant's weights to fixed images, computed by torchvision's own network.
+class ReferenceOutput:
+    """Output of a variant's weights for fixed images, computed by torchvision's own network.
 
     Attributes:
         images: Two of uint8 [crop, crop, 3], RGB.
@@ -60,17 +57,22 @@ class Canary:
     embeddings: NDArray[np.float32]
 
     @classmethod
-    def of(cls, spec: VariantSpec, weights: Weights) -> Canary:
-        """Compute it; blocks for about as long as two images take in eager PyTorch.
+    def compute(cls, spec: VariantSpec, weights: Weights) -> ReferenceOutput:
+        """Compute it. Blocks for about as long as two images take in eager PyTorch.
 
         Raises:
-            WeightsError: The weights do not fit, or the answer is not made of numbers.
+            WeightsError: The weights do not fit, or the output contains NaN or infinity.
         """
+        # Not at the top: stub engines run without torch.
+        import torch
+
+        from resnet50_server.variants.network import build_model
+
         image = fixed_image(spec.transform.crop)
-        # The second one is upside down: rows of a batch that are mixed up show.
+        # The second one is upside down, so that mixed-up rows of a batch are detected.
         images = [image, np.ascontiguousarray(image[::-1])]
         model = build_model(spec, weights)
-        pooled: list[Tensor] = []
+        pooled: list[torch.Tensor] = []
         model.avgpool.register_forward_hook(lambda *call: pooled.append(call[2].dequantize()))
         mean, std = (
             torch.tensor(values).view(1, 3, 1, 1)
@@ -83,21 +85,21 @@ class Canary:
         embeddings = pooled[0].flatten(1).numpy()
         if not (np.isfinite(probabilities).all() and np.isfinite(embeddings).all()):
             raise WeightsError(
-                f"{spec.name}: in float32, PyTorch's answer to a fixed image is not made of"
-                " numbers: the weights are broken"
+                f"{spec.name}: PyTorch's float32 output for a fixed image contains NaN or infinity:"
+                " the weights are broken"
             )
         return cls(images, probabilities, embeddings)
 
     def check(self, engine: Engine, spec: VariantSpec, precision: str) -> None:
-        """Compare an engine's answers, in each size of batch; blocks, on an engine thread.
+        """Compare an engine's output at each batch size. Blocks; runs on an engine thread.
 
         Args:
             engine: Warmed up.
-            spec: What it computes.
+            spec: The variant that it computes.
             precision: "fp32", "fp16", "bf16", or "int8" if the weights are.
 
         Raises:
-            WeightsError: It is another one; says by how much.
+            WeightsError: The output differs; says by how much.
         """
         tolerance = TOLERANCES[precision]
         for size in engine.sizes or (1,):
@@ -105,7 +107,7 @@ class Canary:
             if difference <= tolerance.probability and cosine >= tolerance.cosine:
                 continue
             raise WeightsError(
-                f"{spec.name}: the engine does not compute these weights: for fixed images"
+                f"{spec.name}: the engine's output does not match these weights: for fixed images"
                 f" in a batch of {size} its probabilities differ from PyTorch's by"
                 f" {difference:.2e} (at most {tolerance.probability:g} is allowed in {precision})"
                 f" and the cosine of the embeddings is {cosine:.6f} (at least"
@@ -114,30 +116,30 @@ class Canary:
             )
 
     def compare(self, engine: Engine, size: int = 1) -> tuple[float, float]:
-        """Return by how much a probability differs at most, and the embeddings' smallest cosine.
+        """Return the largest difference of a probability and the smallest cosine of embeddings.
 
         Args:
-            engine: Warmed up; blocks, on an engine thread.
-            size: Of the batch, whose rows have the images in turn.
+            engine: Warmed up. Blocks; runs on an engine thread.
+            size: Batch size; its rows have the images in turn.
         """
         rows = [row % len(self.images) for row in range(size)]
         top_k = min(TOP_K, self.probabilities.shape[1])
-        output = engine.run([self.images[one] for one in rows], top_k, True)
-        assert output.embeddings is not None  # asked for
+        output = engine.run([self.images[row] for row in rows], top_k, True)
+        assert output.embeddings is not None  # requested
         probabilities, embeddings = self.probabilities[rows], self.embeddings[rows]
         expected = np.take_along_axis(probabilities, output.indices, axis=1)
-        # What comes first is the first category, or as good as that.
+        # The engine's top category must be PyTorch's, or have nearly the same probability.
         behind = (probabilities.max(axis=1) - expected[:, 0]).max()
         difference = max(np.abs(output.probabilities - expected).max(), behind)
         lengths = np.linalg.norm(output.embeddings, axis=1) * np.linalg.norm(embeddings, axis=1)
         products = (output.embeddings * embeddings).sum(axis=1)
-        # A network whose embedding is zero has no direction to compare.
+        # Embeddings of zero have no direction to compare.
         cosines = np.divide(products, lengths, out=np.ones_like(products), where=lengths != 0)
         return float(difference), float(cosines.min())
 
 
 def fixed_image(crop: int) -> NDArray[np.uint8]:
-    """Return the image: soft colours with a little noise, as photos have; uint8 [crop, crop, 3]."""
+    """Return soft colours with a little noise, as photos have; uint8 [crop, crop, 3]."""
     random = np.random.default_rng(0)
     colours = Image.fromarray(random.integers(0, 256, (7, 7, 3), dtype=np.uint8))
     soft = np.asarray(colours.resize((crop, crop), Image.Resampling.BICUBIC), dtype=np.int16)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
+from PIL import Image
 
 from .transform import Interpolation, Transform
 
@@ -15,6 +16,9 @@ def resample(
 ) -> NDArray[np.uint8]:
     """Resize an image or planes; antialiased unless nearest.
 
+    Servers with a stub engine run without torch. There Pillow resizes, whose pixels may be a level
+    apart: what stub engines return does not depend on pixels.
+
     Args:
         pixels: uint8 [height, width, channels].
         size: New height and width.
@@ -23,6 +27,11 @@ def resample(
     Returns:
         uint8 [new height, new width, channels].
     """
+    if sys.modules.get("torch") is None:
+        return _resample_by_pillow(pixels, size, interpolation)
+    import torch
+    from torch.nn import functional
+
     antialias = interpolation != "nearest"
     resized = functional.interpolate(
         torch.from_numpy(pixels).permute(2, 0, 1)[None],
@@ -33,6 +42,15 @@ def resample(
     )
     out: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
     return out
+
+
+def _resample_by_pillow(
+    pixels: NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation
+) -> NDArray[np.uint8]:
+    height, width = size
+    method = Image.Resampling[interpolation.upper()]
+    planes = (Image.fromarray(pixels[:, :, one]) for one in range(pixels.shape[2]))
+    return np.dstack([np.asarray(plane.resize((width, height), method)) for plane in planes])
 
 
 def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:

@@ -68,6 +68,8 @@ class DecodePool:
         timeout_s: How long one may take from when a thread has it, in seconds; without the time in
             which the whole process stood still.
         on_hung: Called once nothing can be decoded any more.
+        initialize: Runs in each thread first. Decoding is parallel over images, so by default torch
+            resizes one in one thread.
 
     Attributes:
         stuck: Threads whose call has taken longer than that, and still runs.
@@ -80,9 +82,9 @@ class DecodePool:
         threads: int,
         timeout_s: float = 10.0,
         on_hung: Callable[[DecodingHung], None] | None = None,
+        initialize: Callable[[], object] | None = None,
     ) -> None:
-        # Decoding is parallel over images; within one, torch's threads would only get in the way.
-        self._threads = WorkerThreads(threads, "decode", partial(set_threads, 1))
+        self._threads = WorkerThreads(threads, "decode", initialize or partial(set_threads, 1))
         self._timeout_s = timeout_s
         self._look_s = poll_interval_s(timeout_s)
         self.stuck = 0

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
-from resnet50_server.engines.cpu import Division
-from resnet50_server.engines.devices import set_threads
+from resnet50_server.engines.devices import thread_initializer
 from resnet50_server.events import ServerEvents
-from resnet50_server.runtime.cpus import cpus
+from resnet50_server.runtime.cpus import CpuPlan, cpus
 from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.runtime.worker_threads import WorkerThreads
 from resnet50_server.settings import Settings
@@ -24,9 +22,9 @@ CLOSE_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.005
 
 
-def cpu_division(settings: Settings) -> Division:
+def cpu_plan(settings: Settings) -> CpuPlan:
     """Return how CPU engines divide the CPU budget into instances and threads."""
-    return Division.divide(cpus(), settings.instances, settings.engine_threads)
+    return CpuPlan.divide(cpus(), settings.instances, settings.engine_threads)
 
 
 class Devices:
@@ -60,13 +58,12 @@ class Devices:
                 workers, prefetch = 1, int(settings.engine != "torch")
                 each = settings.engine_threads or cpus()
             else:
-                divided = cpu_division(settings)
-                workers, prefetch, each = divided.instances, 0, divided.each
-                if settings.engine in ("null", "timed"):
+                plan = cpu_plan(settings)
+                workers, prefetch, each = plan.instances, 0, plan.threads
+                if settings.stub_engine:
                     workers = 1  # they simulate one device
-            threads = WorkerThreads(
-                workers + prefetch, f"engine-{device}", partial(set_threads, each)
-            )
+            initialize = thread_initializer(each, settings)
+            threads = WorkerThreads(workers + prefetch, f"engine-{device}", initialize)
             policy = BatchPolicy(
                 settings.max_batch_size,
                 settings.max_queue_delay_ms,

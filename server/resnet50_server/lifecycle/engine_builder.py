@@ -6,13 +6,13 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import platformdirs
 
 from resnet50_server.engines.agreement import Agreement
 from resnet50_server.engines.base import Engine
-from resnet50_server.engines.cpu import Calibration, CpuEngines
 from resnet50_server.engines.devices import (
     cuda_available,
     cuda_device,
@@ -21,17 +21,18 @@ from resnet50_server.engines.devices import (
     torch_version,
 )
 from resnet50_server.engines.graph_cache import GraphStore
-from resnet50_server.engines.reference_check import Canary
 from resnet50_server.engines.stub_engines import NullEngine, TimedEngine
-from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights, weights_directory
-from resnet50_server.variants.network import build_network, parameter_count, read_weights
 from resnet50_server.variants.spec import VariantSpec
 
-from .devices import cpu_division
+from .devices import cpu_plan
+
+if TYPE_CHECKING:
+    from resnet50_server.engines.cpu import CpuEngines
+    from resnet50_server.engines.reference_check import ReferenceOutput
 
 # Time limit of the larger warm-up batch, in seconds.
 WARM_UP_S = 0.4
@@ -116,7 +117,7 @@ class PreparedVariant:
         device: "cpu" or "cuda:N".
         precision: "fp32", "fp16", "bf16" or "int8".
         weights: Its weights; None for stub engines.
-        canary: PyTorch's output for fixed images; None for stub engines.
+        reference: PyTorch's output for fixed images; None for stub engines.
         parameters: Number of parameters.
         memory_bytes: The most memory that its engine may need; see `estimate_memory`.
     """
@@ -125,7 +126,7 @@ class PreparedVariant:
     device: str = "cpu"
     precision: str = "fp32"
     weights: Weights | None = None
-    canary: Canary | None = None
+    reference: ReferenceOutput | None = None
     parameters: int = 0
     memory_bytes: int = 0
 
@@ -136,18 +137,22 @@ def prepare_variant(spec: VariantSpec, settings: Settings) -> PreparedVariant:
     Raises:
         WeightsError: The weights are missing or wrong, or the settings do not combine.
     """
-    if settings.engine in ("null", "timed"):
+    if settings.stub_engine:
         return PreparedVariant(spec)
+    # Not at the top: stub engines run without torch.
+    from resnet50_server.engines.reference_check import ReferenceOutput
+    from resnet50_server.variants.network import parameter_count, read_weights
+
     device, precision = choose_device(spec, settings)
     weights = read_weights(spec, weights_directory(settings.weights_dir), settings.download)
-    set_threads(cpu_division(settings).each)
-    canary = Canary.of(spec, weights)
+    set_threads(cpu_plan(settings).threads)
+    reference = ReferenceOutput.compute(spec, weights)
     parameters = parameter_count(spec, weights)
     kind: str = settings.engine
     if kind == "auto" and (device != "cpu" or spec.quantized):
         kind = "cuda-graphs" if device != "cpu" else "torch"
-    at_most = estimate_memory(parameters, precision, kind, cpu_division(settings).instances)
-    return PreparedVariant(spec, device, precision, weights, canary, parameters, at_most)
+    at_most = estimate_memory(parameters, precision, kind, cpu_plan(settings).instances)
+    return PreparedVariant(spec, device, precision, weights, reference, parameters, at_most)
 
 
 def estimate_memory(parameters: int, precision: str, kind: str, instances: int = 1) -> int:
@@ -183,6 +188,9 @@ def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
         )
         digest = hashlib.sha256(f"{settings.engine}:{spec.name}".encode()).hexdigest()
         return BuiltEngine(engine, settings.engine, digest, 0, device, precision, trained=False)
+    from resnet50_server.engines.torch_engine import TorchEngine
+    from resnet50_server.variants.network import build_network
+
     network = functools.cache(partial(build_network, spec, weights))
     transform, quantization = spec.transform, None
     if device != "cpu" and settings.engine == "torch":
@@ -197,7 +205,7 @@ def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
         )
     else:
         # Engines are benchmarked with the threads that they will have, PyTorch among them.
-        set_threads(cpu_division(settings).each)
+        set_threads(cpu_plan(settings).threads)
         directory = settings.graph_cache_dir or platformdirs.user_cache_path("resnet50-serving")
         with GraphStore(directory, settings.max_graph_cache_bytes) as store:
             chosen = _cpu_engines(store, settings).open(
@@ -214,17 +222,19 @@ def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
         trained=spec.seed is None,
         quantization=quantization,
         memory_bytes=estimate_memory(
-            prepared.parameters, precision, kind, cpu_division(settings).instances
+            prepared.parameters, precision, kind, cpu_plan(settings).instances
         ),
     )
 
 
 def _cpu_engines(store: GraphStore, settings: Settings) -> CpuEngines:
+    from resnet50_server.engines.cpu import Calibration, CpuEngines
+
     calibration = None
     if settings.calibration_dir is not None:
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         calibration = Calibration(settings.calibration_dir, limits, settings.min_int8_agreement)
-    return CpuEngines(store, cpu_division(settings), calibration)
+    return CpuEngines(store, cpu_plan(settings), calibration)
 
 
 def warm_up(engine: Engine, spec: VariantSpec, max_batch_size: int) -> list[tuple[int, float]]:
@@ -272,5 +282,5 @@ def check_reference(prepared: PreparedVariant, built: BuiltEngine) -> None:
     Raises:
         WeightsError: The outputs differ by more than the precision allows.
     """
-    if prepared.canary is not None and built.quantization is None:
-        prepared.canary.check(built.engine, prepared.spec, built.precision)
+    if prepared.reference is not None and built.quantization is None:
+        prepared.reference.check(built.engine, prepared.spec, built.precision)

@@ -76,6 +76,11 @@ class Settings(
         frozen=True,
     )
 
+    @property
+    def stub_engine(self) -> bool:
+        """Whether the engine has no weights and no network, so that torch is not needed."""
+        return self.engine in ("null", "timed")
+
     @field_validator("listen", "variants", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import logging
+import os
 import re
 import sys
 import threading
@@ -19,13 +20,11 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import urlopen
 
-import torch
-from torch import Tensor
-
 from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.file_lock import file_lock
 
 from .disk import read_file
+from .official import OfficialWeights
 from .spec import CHECKPOINT_NAMES, VariantSpec
 
 log = logging.getLogger(__name__)
@@ -54,19 +53,31 @@ class Weights:
 
 def weights_directory(configured: Path | None) -> Path:
     """Return where official weights lie: the configured folder, or torch.hub's (`TORCH_HOME`)."""
-    return configured if configured is not None else Path(torch.hub.get_dir()) / "checkpoints"
+    if configured is not None:
+        return configured
+    # As `torch.hub.get_dir`, without an import of torch.
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def official_of(spec: VariantSpec) -> OfficialWeights:
+    """Return the published file of a variant that is torchvision's."""
+    assert spec.official is not None
+    return spec.official
 
 
 def official_path(spec: VariantSpec, directory: Path) -> Path:
     """Return where an official variant's file lies, whether it is there or not."""
-    return directory / Path(urlparse(spec.official.url).path).name
+    return directory / Path(urlparse(official_of(spec).url).path).name
 
 
 def published_hash(spec: VariantSpec) -> str:
     """Return the first digits of the file's SHA-256, which torchvision puts into its name."""
-    match = re.search(r"[-_]([0-9a-f]{8,})\.", spec.official.url)
+    url = official_of(spec).url
+    match = re.search(r"[-_]([0-9a-f]{8,})\.", url)
     if match is None:
-        raise WeightsError(f"{spec.name}: no hash in {spec.official.url}")
+        raise WeightsError(f"{spec.name}: no hash in {url}")
     return match[1]
 
 
@@ -126,7 +137,7 @@ def fetch(spec: VariantSpec, directory: Path, download: bool = True) -> None:
         WeightsError: It cannot be had; the message says which file, from where, where to put it,
             and how to start without it.
     """
-    path, url = official_path(spec, directory), spec.official.url
+    path, url = official_path(spec, directory), official_of(spec).url
     reason = "downloads are off (--no-download)"
     if download:
         try:
@@ -245,7 +256,7 @@ def _safetensors(content: bytes, path: Path, name: str) -> StateDict:
     from safetensors.torch import load
 
     try:
-        return dict[str, Tensor](load(content))
+        return dict[str, Any](load(content))
     except (SafetensorError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{name}: {path} is not a safetensors file, or not a whole one ({error}); copy it there"
@@ -254,6 +265,8 @@ def _safetensors(content: bytes, path: Path, name: str) -> StateDict:
 
 
 def _unpickled(content: bytes, path: Path, name: str) -> StateDict:
+    import torch
+
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a bad or unsafe file

@@ -13,7 +13,7 @@ from torchvision.models import ResNet, quantization, resnet50
 
 from resnet50_server.errors import WeightsError
 
-from .checkpoints import StateDict, Weights, read_custom, read_official
+from .checkpoints import StateDict, Weights, official_of, read_custom, read_official
 from .spec import VariantSpec
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def build_network(spec: VariantSpec, weights: Weights) -> Network:
 def parameter_count(spec: VariantSpec, weights: Weights) -> int:
     """Return how many parameters a variant's network has, of weights that fit it."""
     if spec.official is not None:
-        return int(spec.official.meta["num_params"])
+        return spec.official.parameters
     return sum(
         value.numel()
         for key, value in weights.state.items()
@@ -136,7 +136,9 @@ def build_model(spec: VariantSpec, weights: Weights) -> ResNet:
     """
     count = len(spec.categories)
     if spec.quantized:
-        torch.backends.quantized.engine = spec.official.meta["backend"]
+        backend = official_of(spec).backend
+        assert backend is not None  # int8 weights have one
+        torch.backends.quantized.engine = backend
         model = quantization.resnet50(weights=None, quantize=True, num_classes=count)
         model.load_state_dict(weights.state)
         return model.eval()

@@ -1,4 +1,4 @@
-"""What a variant is, before any weights are read. Official facts come from torchvision's enums."""
+"""Variants without their weights: name, transform, categories, description."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from torchvision.models import ResNet50_Weights
-from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Interpolation, Transform
 from resnet50_server.runtime.texts import escaped, is_plain, listed
 
 from .disk import read_file
+from .official import OfficialWeights, official_facts
 
 EMBEDDING_DIMENSION = 2048
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -55,7 +54,7 @@ class VariantSpec:
         transform: Its preprocessing.
         categories: Its categories' names, by index.
         description: What it is, in a sentence or two.
-        official: torchvision's enum member; None for custom and random variants.
+        official: torchvision's file of weights; None for custom and random variants.
         directory: Where a custom variant lies; None for others.
         seed: The seed of a random variant; None for others.
         aliases: Other names it answers to.
@@ -66,7 +65,7 @@ class VariantSpec:
     transform: Transform
     categories: tuple[str, ...] = field(repr=False)
     description: str
-    official: Any = None
+    official: OfficialWeights | None = None
     directory: Path | None = None
     seed: int | None = None
     aliases: tuple[str, ...] = ()
@@ -82,7 +81,7 @@ class VariantSpec:
     @property
     def quantized(self) -> bool:
         """Whether the weights are torchvision's int8 ones, which run on the CPU only."""
-        return isinstance(self.official, ResNet50_QuantizedWeights)
+        return self.official is not None and self.official.quantized
 
 
 def strip_enum_prefix(name: str) -> str:
@@ -95,20 +94,25 @@ def strip_enum_prefix(name: str) -> str:
 
 def official_specs() -> dict[str, VariantSpec]:
     """Return torchvision's variants by name, float ones first."""
-    specs: dict[str, VariantSpec] = {}
-    for weights in (*ResNet50_Weights, *ResNet50_QuantizedWeights):
-        dataset, metrics = next(iter(weights.meta["_metrics"].items()))
-        aliases = ("DEFAULT",) if weights is ResNet50_Weights.DEFAULT else ()
-        specs[weights.name] = VariantSpec(
-            name=weights.name,
-            aliases=aliases,
-            transform=Transform.of(weights.transforms()),
-            categories=tuple(weights.meta["categories"]),
-            description=_prose(weights.meta["_docs"]),
-            official=weights,
-            published=PublishedAccuracy(dataset, metrics["acc@1"], metrics["acc@5"]),
+    facts = official_facts()
+    return {
+        name: VariantSpec(
+            name=name,
+            aliases=("DEFAULT",) if name == facts["default"] else (),
+            transform=_transform(fact["transform"]),
+            categories=tuple(facts["categories"]),
+            description=fact["description"],
+            official=OfficialWeights(
+                fact["url"], fact["size_mb"], fact["parameters"], fact["backend"]
+            ),
+            published=PublishedAccuracy(**fact["accuracy"]),
         )
-    return specs
+        for name, fact in facts["variants"].items()
+    }
+
+
+def _transform(fact: dict[str, Any]) -> Transform:
+    return Transform(**{**fact, "mean": tuple(fact["mean"]), "std": tuple(fact["std"])})
 
 
 def parse_variant(argument: str) -> VariantSpec:
@@ -147,11 +151,11 @@ def _random(name: str, source: str) -> VariantSpec:
     seed = source.removeprefix("random:")
     if not seed.isdecimal() or int(seed) >= 2**63:
         raise WeightsError(f"variants: {name}={source}: the seed must be a whole number from 0")
-    model = ResNet50_Weights.DEFAULT
+    model = official_specs()[official_facts()["default"]]
     return VariantSpec(
         name=name,
-        transform=Transform.of(model.transforms()),
-        categories=tuple(model.meta["categories"]),
+        transform=model.transform,
+        categories=model.categories,
         description=f"Untrained: weights drawn at random with seed {seed}. Answers mean nothing.",
         seed=int(seed),
     )
@@ -274,9 +278,3 @@ def _custom(name: str, directory: Path) -> VariantSpec:
         directory=directory,
         published=PublishedAccuracy(**accuracy.model_dump()) if accuracy else None,
     )
-
-
-def _prose(documentation: str) -> str:
-    """Return torchvision's reStructuredText as one plain line."""
-    text = re.sub(r"`([^`<]+?)\s*<[^>]+>`_+", r"\1", " ".join(documentation.split()))
-    return text.replace("`", "")

@@ -178,9 +178,9 @@ def test_server_that_is_lost_ends_although_nobody_reads_its_log(tmp_path):
 
 # Starts the command line with another URL for the weights.
 ELSEWHERE = (
-    "import sys; from torchvision.models import ResNet50_Weights as weights;"
+    "import sys; from resnet50_server.variants.official import official_facts;"
     " from resnet50_server.cli.main import run;"
-    " weights.IMAGENET1K_V2.value.url = sys.argv.pop(1); run()"
+    " official_facts()['variants']['IMAGENET1K_V2']['url'] = sys.argv.pop(1); run()"
 )
 
 

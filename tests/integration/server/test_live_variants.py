@@ -12,7 +12,7 @@ import pytest
 from torchvision.models import ResNet50_Weights
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
-from resnet50_server.engines.reference_check import Canary
+from resnet50_server.engines.reference_check import ReferenceOutput
 from resnet50_server.lifecycle import loader
 from resnet50_server.settings import Settings
 from tests.support.administering import (
@@ -298,7 +298,7 @@ async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):
             return opened[-1]
 
         monkeypatch.setattr(loader, "build_engine", other)
-        with refused("FAILED_PRECONDITION", "the engine does not compute these weights"):
+        with refused("FAILED_PRECONDITION", "the engine's output does not match these weights"):
             await replace(admin, "mine")
         assert not hasattr(opened[0].engine, "_network")  # closed: its memory is free
         assert (await ask(admin, PICTURES[0], "mine")).variant.digest == before.digest
@@ -514,7 +514,7 @@ def test_reference_check_finds_other_weights_in_any_precision(tmp_path):
         network = build_network(spec, weights)
         device = torch.device("cpu")
         engine = TorchEngine(network, spec.transform, device, precision)
-        return spec, Canary.of(spec, weights), engine
+        return spec, ReferenceOutput.compute(spec, weights), engine
 
     spec, canary, engine = engine_of("one", 1)
     canary.check(engine, spec, "fp32")
@@ -522,7 +522,7 @@ def test_reference_check_finds_other_weights_in_any_precision(tmp_path):
     for precision in ("bf16", "fp16"):
         canary.check(engine_of("one", 1, precision)[2], spec, precision)
     for precision in ("fp32", "fp16", "bf16", "int8"):
-        with pytest.raises(WeightsError, match="does not compute these weights"):
+        with pytest.raises(WeightsError, match="does not match these weights"):
             canary.check(engine_of("two", 2)[2], spec, precision)
 
 

@@ -245,7 +245,7 @@ async def test_weights_whose_answers_are_not_finite_are_refused(capsys, tmp_path
         listen=["127.0.0.1:0"], variants=[f"mine={directory}"], device="cpu", max_batch_size=1
     )
     assert await serve(settings) == 1
-    said = "mine: in float32, PyTorch's answer to a fixed image is not made of numbers"
+    said = "mine: PyTorch's float32 output for a fixed image contains NaN or infinity"
     assert said in capsys.readouterr().err
 
 
@@ -443,9 +443,9 @@ class StallingDownload(http.server.BaseHTTPRequestHandler):
 
 def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
     script = (
-        "import sys; from torchvision.models import ResNet50_Weights as weights;"
+        "import sys; from resnet50_server.variants.official import official_facts;"
         " from resnet50_server.cli.main import run;"
-        " weights.IMAGENET1K_V2.value.url = sys.argv.pop(1); run()"
+        " official_facts()['variants']['IMAGENET1K_V2']['url'] = sys.argv.pop(1); run()"
     )
     arguments = ["serve", "--listen", "127.0.0.1:0", "--variants", "IMAGENET1K_V2"]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StallingDownload) as peer:

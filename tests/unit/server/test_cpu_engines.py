@@ -20,13 +20,13 @@ from torchvision.models.quantization import ResNet50_QuantizedWeights
 from resnet50_server.engines import calibration, cpu
 from resnet50_server.engines import onnx_export as onnx_graph
 from resnet50_server.engines.base import BatchOutput, Engine, Images
-from resnet50_server.engines.cpu import Division
 from resnet50_server.engines.graph_cache import DIGEST_DIGITS
 from resnet50_server.engines.topk import ranked
 from resnet50_server.errors import WeightsError
 from resnet50_server.lifecycle import engine_builder as opening
 from resnet50_server.lifecycle.engine_builder import BuiltEngine, build_engine, prepare_variant
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
+from resnet50_server.runtime.cpus import CpuPlan
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import parse_variant
@@ -460,7 +460,7 @@ os.kill(os.getpid(), signal.SIGTERM)
     ],
 )
 def test_cores_are_divided(cores, instances, each, expected):
-    threads = Division.divide(cores, instances, each)
+    threads = CpuPlan.divide(cores, instances, each)
     assert (threads.instances, threads.each) == expected
 
 

@@ -15,7 +15,7 @@ from resnet50_server.engines.cuda.device import Slot
 from resnet50_server.engines.cuda.engine import CAPTURED_TOP_K, CudaEngine
 from resnet50_server.engines.cuda.forward import Answers, Forward
 from resnet50_server.engines.cuda.output_layout import ALIGNMENT, AnswerLayout
-from resnet50_server.engines.reference_check import Canary
+from resnet50_server.engines.reference_check import ReferenceOutput
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Transform
@@ -303,10 +303,10 @@ def test_every_row_of_every_bucket_is_compared_with_pytorch(images, reference):
     found = reference.run(images[:2], CATEGORIES, True)
     probabilities = np.empty_like(found.probabilities)
     np.put_along_axis(probabilities, found.indices, found.probabilities, axis=1)
-    canary = Canary(images[:2], probabilities, found.embeddings)
+    reference = ReferenceOutput(images[:2], probabilities, found.embeddings)
     spec, one = parse_variant("IMAGENET1K_V2"), engine()
     assert one.sizes == (1, 2, 4)
-    canary.check(one, spec, "fp32")
+    reference.check(one, spec, "fp32")
     run = one.run
 
     def break_row(broken: int, row: int) -> None:
@@ -322,11 +322,11 @@ def test_every_row_of_every_bucket_is_compared_with_pytorch(images, reference):
         for row in range(size):
             break_row(size, row)
             with pytest.raises(WeightsError, match=f"in a batch of {size} its"):
-                canary.check(one, spec, "fp32")
+                reference.check(one, spec, "fp32")
 
     def mix_up(batch, *arguments):
         return run(batch[::-1] if len(batch) == 4 else batch, *arguments)
 
     one.run = mix_up
     with pytest.raises(WeightsError, match="in a batch of 4 its"):
-        canary.check(one, spec, "fp32")
+        reference.check(one, spec, "fp32")
