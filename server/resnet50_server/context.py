@@ -23,7 +23,7 @@ INTERACTIVE_SHARE = 0.25
 
 
 class Permit(Protocol):
-    """What admission control has granted a request for one image."""
+    """Permission of admission control for one image to be in flight."""
 
     def add_bytes(self, length: int) -> None:
         """Add bytes to it; raises `Overloaded` beyond a limit."""

@@ -64,7 +64,6 @@ NOT_YET: tuple[str, ...] = (
     "server/resnet50_server/context.py",
     "server/resnet50_server/engines",
     "server/resnet50_server/errors.py",
-    "server/resnet50_server/inference",
     "server/resnet50_server/lifecycle",
     "server/resnet50_server/rollout",
     "server/resnet50_server/variants",

@@ -91,9 +91,7 @@ class Upload:
         """
         # A BytesIO grows like a bytearray, and gives its bytes without a copy.
         limits, arrived, length = self._pipeline.limits, io.BytesIO(), 0
-        in_thread = partial(
-            self._pipeline.decode_pool.submit, deadline=call.deadline, bulk=call.bulk
-        )
+        in_thread = partial(self._pipeline.decode_pool.submit, context=call)
         assert call.permit is not None  # set by the guard
         # The header is looked at early, and again each time twice as much is there.
         look_at: float = HEADER_BYTES

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class InferenceTask(NamedTuple):
-    """What to compute of an image.
+    """The outputs wanted for an image, and by which weights.
 
     Attributes:
         variant: The weights.
@@ -76,48 +76,45 @@ class Pipeline:
         self._pixels = PixelBudget(max_decode_pixels or limits.max_pixels)
 
     def infer(
-        self, source: Source, task: InferenceTask, call: RequestContext
+        self, source: Source, task: InferenceTask, context: RequestContext
     ) -> Coroutine[Any, Any, Result]:
         """Return the result of one image that has its permit.
 
         Args:
             source: A checked image; see `parse_image`.
             task: What to compute.
-            call: The RPC that it belongs to.
+            context: The request that it belongs to.
 
         Raises:
             ServingError: One of its kinds; see `errors`.
         """
         if self._cache is None or task.variant.retired or task.shadow:
-            return self._compute(source, task, call)
-        return self._infer_cached(self._cache, source, task, call)
+            return self._compute(source, task, context)
+        return self._infer_cached(self._cache, source, task, context)
 
     async def _infer_cached(
-        self, cache: ResponseCache, source: Source, task: InferenceTask, call: RequestContext
+        self, cache: ResponseCache, source: Source, task: InferenceTask, context: RequestContext
     ) -> Result:
         if size_bytes(source) <= MAX_INLINE_HASH_BYTES:
             digest = content_digest(source)
         else:
-            digest = await self.decode_pool.submit(
-                partial(content_digest, source),
-                deadline=call.deadline,
-                flow=call.stream,
-                bulk=call.bulk,
-            )
+            digest = await self.decode_pool.submit(partial(content_digest, source), context)
             if task.variant.retired:  # meanwhile
-                return await self._compute(source, task, call)
+                return await self._compute(source, task, context)
         key = CacheKey(
             task.variant,
             task.variant.spec.name,
             digest,
             task.top_k,
             task.with_embedding,
-            priority=(call.bulk, call.stream is not None),
+            priority=(context.bulk, context.stream is not None),
         )
-        compute = partial(self._compute, source, task, call)
-        return await cache.get_or_compute(key, compute, call.deadline)
+        compute = partial(self._compute, source, task, context)
+        return await cache.get_or_compute(key, compute, context.deadline)
 
-    async def _compute(self, source: Source, task: InferenceTask, call: RequestContext) -> Result:
+    async def _compute(
+        self, source: Source, task: InferenceTask, context: RequestContext
+    ) -> Result:
         """Decode an image and compute it in a batch.
 
         Its deadline is checked twice by the scheduler: before decoding is paid for, with the time
@@ -126,30 +123,30 @@ class Pipeline:
         started = time.perf_counter()
         variant, transform = task.variant, task.variant.spec.transform
         order: dict[str, Any] = {
-            "deadline": call.deadline,
-            "flow": call.stream,
-            "bulk": call.bulk,
+            "deadline": context.deadline,
+            "flow": context.stream,
+            "bulk": context.bulk,
         }
         inline = needs_no_decode(source, transform)
         if inline:
             pixels = self._decode(source, transform)
         else:
-            decode_s = self.decode_pool.expected_s(**order)
+            decode_s = self.decode_pool.expected_s(context)
             with variant.scheduler.accept(variant.queue, decode_s=decode_s, **order):
                 try:
                     pixels = await self.decode_pool.submit(
                         partial(self._decode, source, transform, reserve=self._pixels.reserve),
-                        **order,
+                        context,
                     )
                 except BudgetFull as full:  # the image's size was not known before
-                    pixels = await self._decode_later(source, task, full.pixels, order)
+                    pixels = await self._decode_later(source, task, context, full.pixels)
         decoded = time.perf_counter()
         result = await variant.scheduler.submit(
             variant.queue,
             pixels,
             top_k=task.top_k,
             with_embedding=task.with_embedding,
-            context=call,
+            context=context,
             shadow=task.shadow,
             accepted=not inline,
             **order,
@@ -158,31 +155,31 @@ class Pipeline:
         return result
 
     async def _decode_later(
-        self, source: Source, task: InferenceTask, pixels: int, order: dict[str, Any]
+        self, source: Source, task: InferenceTask, context: RequestContext, pixels: int
     ) -> NDArray[np.uint8]:
         """Decode an image once there is memory for so many pixels."""
         transform = task.variant.spec.transform
         grant = await self._pixels.wait(pixels)
         try:
             decode_granted = partial(self._decode, source, transform, reserve=grant.reserve)
-            return await self.decode_pool.submit(decode_granted, **order)
+            return await self.decode_pool.submit(decode_granted, context)
         finally:
             grant.release()
 
     def record(
-        self, task: InferenceTask, call: RequestContext, result: Result, started: float
+        self, task: InferenceTask, context: RequestContext, result: Result, started: float
     ) -> ImageEvent:
         """Tell listeners of a result that is about to be sent; return where its time went.
 
         Args:
             task: What was computed.
-            call: For which RPC.
+            context: For which request.
             result: What came of it.
             started: When the image was there, on the clock of `time.perf_counter`.
         """
         ended = time.perf_counter()
         image = ImageEvent(
-            call,
+            context,
             task.variant.spec.name,
             ended,
             result.decode_s,

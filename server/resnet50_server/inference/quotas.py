@@ -19,7 +19,7 @@ SHARED_LIMITS = ("max_requests", "max_request_bytes")
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be in flight at once.
+    """Limits on what is in flight at once.
 
     Attributes:
         requests: Images, from arrival to response.
@@ -45,7 +45,7 @@ class Limits:
 
 
 class Usage:
-    """What is in flight of one caller, or of all.
+    """Counts of what is in flight, of one caller or of all.
 
     Attributes:
         requests: Images.
@@ -67,7 +67,7 @@ class Usage:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is in flight."""
+        """True if nothing is in flight."""
         return not (self.requests or self.streams or self.uploads)
 
 

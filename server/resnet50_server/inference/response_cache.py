@@ -43,7 +43,7 @@ _HEADER = struct.Struct("<II")
 
 
 class CacheKey(NamedTuple):
-    """What a result depends on, and who may wait for whom.
+    """The key of a result, and of its computation.
 
     Attributes:
         owner: The weights as they are loaded.
@@ -250,7 +250,7 @@ class LruBytes:
 
 
 def content_digest(source: Source) -> bytes:
-    """Return 32 bytes that identify an image; nobody can make two images that share them."""
+    """Return 32 bytes that identify an image; two images with the same are infeasible to make."""
     # The first byte keeps a file from being taken for pixels.
     if isinstance(source, bytes):
         digest = hashlib.sha256(b"\0")

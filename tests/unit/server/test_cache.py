@@ -55,10 +55,10 @@ class Pool:
     def __init__(self) -> None:
         self.calls = 0
 
-    def expected_s(self, **_) -> float:
+    def expected_s(self, _) -> float:
         return 0.0
 
-    def submit(self, call, **_):
+    def submit(self, call, _):
         self.calls += 1
         return asyncio.ensure_future(self._run(call))
 

@@ -32,8 +32,8 @@ class Pool:
     def __init__(self) -> None:
         self.urgency: list[tuple[float | None, bool]] = []
 
-    def submit(self, call, *, deadline=None, flow=None, bulk=False):
-        self.urgency.append((deadline, bulk))
+    def submit(self, call, context):
+        self.urgency.append((context.deadline, context.bulk))
         future = asyncio.get_running_loop().create_future()
         future.set_result(call())
         return future
