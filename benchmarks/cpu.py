@@ -33,7 +33,7 @@ from benchmarks.overhead import photo
 from benchmarks.process import SERVER, resident_kib, server
 from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.run import measure
+from resnet50_client.cli.bench.runner import measure
 from resnet50_server.engines.cpu import CpuEngines
 from resnet50_server.engines.graph_cache import GraphStore
 from resnet50_server.images.decode import decode

@@ -20,8 +20,8 @@ from pathlib import Path
 from benchmarks.cpu import CALIBRATION_IMAGES, VARIANT
 from benchmarks.overhead import photo
 from benchmarks.process import server
-from resnet50_client.cli.bench.bench import bench
-from resnet50_client.cli.bench.machine import machine, versions
+from resnet50_client.cli.bench.benchmark import bench
+from resnet50_client.cli.bench.environment import machine, versions
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.table import Grid, costs, latencies, stages
 

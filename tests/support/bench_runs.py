@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from resnet50_client.cli.bench.cost import ServerCost
 from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.result import STAGES, Bench, GeneratorCost, Run
+from resnet50_client.cli.bench.resource_usage import ServerUsage
+from resnet50_client.cli.bench.result import STAGES, Bench, GeneratorUsage, Run
 from resnet50_client.cli.bench.statistics import curve, histogram, summary
 
 
@@ -35,8 +35,8 @@ def a_run(load: Load | None = None, scale: float = 1.0, **fields: Any) -> Run:
         },
         batch_sizes={1: 500, 4: 1000, 16: 500},
         mean_batch_size=2.6,
-        generator=GeneratorCost(0.25, summary([0.1] * 1000), summary([])),
-        server=ServerCost(1, 2, 1.5, 7.5, 300.0),
+        generator=GeneratorUsage(0.25, summary([0.1] * 1000), summary([])),
+        server=ServerUsage(1, 2, 1.5, 7.5, 300.0),
         warnings=[],
     )
     return replace(run, **fields)

@@ -13,12 +13,12 @@ import pytest
 
 import resnet50_server.server
 from resnet50_client import UnavailableError
-from resnet50_client.cli.bench.bench import served
+from resnet50_client.cli.bench.benchmark import served
 from resnet50_client.cli.bench.calls import OK, calls_of
-from resnet50_client.cli.bench.pictures import images_of
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.result import Bench
-from resnet50_client.cli.bench.run import measure, measuring
+from resnet50_client.cli.bench.runner import measure, measuring
+from resnet50_client.cli.bench.sample_images import images_of
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support.pictures import encode, photo_like
@@ -88,7 +88,7 @@ def test_table_files_and_costs_of_the_server(server, tmp_path):
         *("--duration-s", 2, "--warm-up-s", 0.2, "--out", out, "--html", html),
     )
     assert done.returncode == 0, done.stderr
-    assert "16 under way" in done.stdout
+    assert "16 in flight" in done.stdout
     assert "IMAGENET1K_V2@" in done.stdout
     (run,) = Bench.load(out).runs
     assert run.server.cores > 0.05
@@ -129,7 +129,7 @@ def test_comparison_warns_of_what_differs(server, tmp_path):
         assert bench(*arguments, "--out", file).returncode == 0
     done = bench("--compare", *files)
     assert done.returncode == 0
-    assert "plan, question: classify against embed" in done.stderr
+    assert "plan, operation: classify against embed" in done.stderr
 
 
 def test_own_images_are_sent_and_broken_ones_count_as_errors(server, tmp_path):
@@ -150,7 +150,7 @@ def test_exit_statuses_tell_what_went_wrong(server, tmp_path):
     assert (unknown.returncode, "IMAGENET1K_V2" in unknown.stderr) == (1, True)
     (tmp_path / "b.jpg").write_bytes(b"nothing")
     unanswered = bench(tmp_path, "--server", address, *QUICK)
-    assert (unanswered.returncode, "nothing was answered" in unanswered.stderr) == (1, True)
+    assert (unanswered.returncode, "no call succeeded" in unanswered.stderr) == (1, True)
     assert "40 INVALID_ARGUMENT" in unanswered.stdout
     for arguments, named in (
         (("--rate", 5, "--concurrency", 5), "--rate"),

@@ -170,7 +170,7 @@ def test_http_status_text_is_escaped_for_the_terminal(places):
         done = run(("top", "--once", "--metrics", address), places)
     assert done.exit_code == 3
     assert_tame(done.output)
-    assert r"answers 500 \x1b[2J\x9bcat" in done.stderr
+    assert r"HTTP status 500 \x1b[2J\x9bcat" in done.stderr
 
 
 def test_printable_keeps_what_can_be_read_and_escapes_the_rest():

@@ -62,8 +62,8 @@ def test_once_json_is_one_object_with_rates(metrics, nobody):
     found = json.loads(line)
     assert [one["name"] for one in found["servers"]] == [metrics, nobody]
     assert "refused" in found["servers"][1]["failure"]
-    assert found["together"]["images_per_s"] == 0.0
-    assert [one["name"] for one in found["together"]["variants"]] == ["digits"]
+    assert found["total"]["images_per_s"] == 0.0
+    assert [one["name"] for one in found["total"]["variants"]] == ["digits"]
 
 
 def test_servers_may_come_from_the_environment(metrics):
@@ -74,9 +74,9 @@ def test_servers_may_come_from_the_environment(metrics):
 def test_once_without_any_server_fails_for_scripts(nobody):
     done = top("--once", *QUICK, "--metrics", nobody)
     assert (done.returncode, "connection refused" in done.stderr) == (3, True)
-    assert "NO ANSWER" in done.stdout
+    assert "DOWN" in done.stdout
     as_json = top("--once", "--json", *QUICK, "--metrics", nobody)
-    assert (as_json.returncode, json.loads(as_json.stdout)["together"]) == (3, None)
+    assert (as_json.returncode, json.loads(as_json.stdout)["total"]) == (3, None)
 
 
 @pytest.mark.parametrize("arguments", [("--metrics", "gpu-1"), ("--server", "")])
@@ -92,9 +92,9 @@ def test_states_of_variants_come_from_the_servers_themselves(metrics):
         # One that does not answer is no fault here.
         both = ("--server", "127.0.0.1:1", "--server", server)
         done = top("--once", "--json", *QUICK, "--metrics", metrics, *both)
-    ((name, fact),) = json.loads(done.stdout)["facts"].items()
-    assert (name, fact["state"], fact["trained"]) == ("IMAGENET1K_V2", "ready", False)
-    assert fact["acc_at_1"] == pytest.approx(80.858)
+    ((name, status),) = json.loads(done.stdout)["variant_status"].items()
+    assert (name, status["state"], status["trained"]) == ("IMAGENET1K_V2", "ready", False)
+    assert status["acc_at_1"] == pytest.approx(80.858)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -106,7 +106,7 @@ def test_json_goes_on_until_it_is_interrupted(metrics, how):
         text=True,
         env=ENVIRONMENT,
     ) as running:
-        first, second = (json.loads(running.stdout.readline())["together"] for _ in range(2))
+        first, second = (json.loads(running.stdout.readline())["total"] for _ in range(2))
         running.send_signal(how)
         _, errors = running.communicate(timeout=60)
     assert (first["images_per_s"], second["images_per_s"]) == (None, 0.0)

@@ -18,11 +18,11 @@ from resnet50_client import (
     OverloadedError,
     VariantChangeError,
 )
-from resnet50_client.cli.top.facts import Facts
+from resnet50_client.cli.top.poller import Poller, poll_all
 from resnet50_client.cli.top.scrape import Endpoint, fetch
 from resnet50_client.cli.top.snapshot import Snapshot
+from resnet50_client.cli.top.variant_status import VariantStatusPoller
 from resnet50_client.cli.top.view import View
-from resnet50_client.cli.top.watch import Watch, look_at_all
 from tests.support.administering import ADMIN, administered, describe, engines_held
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, serving
@@ -30,22 +30,22 @@ from tests.support.serving import DECODING, serving
 JPEG = encode(photo_like(64, 48), "JPEG")
 
 
-async def look(watch: Watch, facts: Facts | None = None) -> Snapshot:
-    await asyncio.to_thread(look_at_all, [watch])
-    return Snapshot.of([watch], facts or Facts({}), 2.0)
+async def poll(poller: Poller, statuses: VariantStatusPoller | None = None) -> Snapshot:
+    await asyncio.to_thread(poll_all, [poller])
+    return Snapshot.of([poller], statuses or VariantStatusPoller({}), 2.0)
 
 
-async def wait_for_lag(watch: Watch, above: float) -> float:
+async def wait_for_lag(poller: Poller, above: float) -> float:
     """Wait until the event loop's lag has been measured oftener; return how often."""
     count = above
     while count <= above:
-        found = await asyncio.to_thread(fetch, watch.endpoint, 30.0)
+        found = await asyncio.to_thread(fetch, poller.endpoint, 30.0)
         count = sum(found.series["resnet50_event_loop_lag_seconds_count"].values())
     return count
 
 
 def unknown(value: object, path: str = "") -> Iterator[str]:
-    """Return where a reading has nothing to show."""
+    """Return where a metrics has nothing to show."""
     if value is None or value in ((), {}):
         yield path
     elif dataclasses.is_dataclass(value):
@@ -64,10 +64,10 @@ async def test_every_figure_is_there_and_says_what_was_done():
         serving(**DECODING, metrics_listen="127.0.0.1:0", max_rate_per_caller=12.0) as server,
         AsyncClient(server.addresses[0]) as client,
     ):
-        watch = Watch(Endpoint.of(server.metrics_url), 30.0, 60.0)
+        poller = Poller(Endpoint.of(server.metrics_url), 30.0, 60.0)
         await client.classify(JPEG)
-        measured = await wait_for_lag(watch, -1.0)
-        await look(watch)
+        measured = await wait_for_lag(poller, -1.0)
+        await poll(poller)
         await asyncio.gather(*(client.classify(JPEG) for _ in range(10)))
         with pytest.raises(InvalidImageError):
             await client.classify(b"no image")
@@ -75,9 +75,9 @@ async def test_every_figure_is_there_and_says_what_was_done():
             *(client.classify(JPEG) for _ in range(100)), return_exceptions=True
         )
         assert any(isinstance(one, OverloadedError) for one in ended)
-        # Once may have been before the first look.
-        await wait_for_lag(watch, measured + 1)
-        seen = (await look(watch)).together
+        # Once may have been before the first poll.
+        await wait_for_lag(poller, measured + 1)
+        seen = (await poll(poller)).total
         assert list(unknown(seen)) == []
     assert seen.ready is True
     (variant,) = seen.variants
@@ -104,15 +104,15 @@ async def test_variants_that_come_and_go_are_shown_as_they_are(tmp_path: Path, m
         administered(folder, metrics_listen="127.0.0.1:0") as server,
         AsyncClient(server.addresses[0], token=ADMIN) as admin,
     ):
-        watch = Watch(Endpoint.of(server.metrics_url), 30.0, 60.0)
+        poller = Poller(Endpoint.of(server.metrics_url), 30.0, 60.0)
 
         async def shown() -> list[str]:
             """Return the lines that name digits: its row in the table of variants comes first."""
             with Client(server.addresses[0], token=ADMIN) as client:
-                facts = Facts({server.addresses[0]: client})
-                await asyncio.to_thread(facts.ask)
+                statuses = VariantStatusPoller({server.addresses[0]: client})
+                await asyncio.to_thread(statuses.poll)
             view, written = View(), io.StringIO()
-            view.show(await look(watch, facts))
+            view.show(await poll(poller, statuses))
             Console(file=written, width=100).print(view)
             return [line for line in written.getvalue().splitlines() if "digits" in line]
 

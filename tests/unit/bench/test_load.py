@@ -8,9 +8,9 @@ import pytest
 
 from resnet50.v1 import result_pb2
 from resnet50_client.cli.bench.calls import DROPPED, OK, Outcome
-from resnet50_client.cli.bench.load import PAUSE_WHILE_AWAY_S, Generator, paced, poisson
+from resnet50_client.cli.bench.load_generator import PAUSE_WHILE_AWAY_S, Generator, paced, poisson
 from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.record import Record
+from resnet50_client.cli.bench.recorder import Recorder
 from tests.support.virtual_time import run
 
 
@@ -21,7 +21,7 @@ class FakeServer:
         self.service_s = service_s
         self.workers = asyncio.Semaphore(workers)
         self.numbers: list[int] = []
-        self.under_way = self.most = 0
+        self.in_flight = self.most = 0
         self.codes = itertools.repeat(OK)
 
     async def _serve(self) -> None:
@@ -30,30 +30,30 @@ class FakeServer:
 
     async def __call__(self, number: int, deadline: float) -> Outcome:
         self.numbers.append(number)
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
         try:
             left_s = deadline - asyncio.get_running_loop().time()
             await asyncio.wait_for(self._serve(), left_s)
         except asyncio.TimeoutError:
             return Outcome("DEADLINE_EXCEEDED")
         finally:
-            self.under_way -= 1
+            self.in_flight -= 1
         code = next(self.codes)
         timing = result_pb2.Timing(compute_us=1000, total_us=2000, batch_size=4)
         return Outcome(code, timing if code == OK else None)
 
 
-async def drive(plan: Plan, call, stop_after_s: float | None = None) -> Record:
+async def drive(plan: Plan, call, stop_after_s: float | None = None) -> Recorder:
     clock = asyncio.get_running_loop().time
-    record = Record(clock(), plan.warm_up_s, plan.duration_s, plan.timeout_s, plan.requests)
-    generator = Generator(plan, call, record)
+    recorder = Recorder(clock(), plan.warm_up_s, plan.duration_s, plan.timeout_s, plan.requests)
+    generator = Generator(plan, call, recorder)
     if stop_after_s is not None:
         asyncio.get_running_loop().call_later(stop_after_s, generator.stop)
     await generator.run()
     await generator.drain()
-    record.close(clock())
-    return record
+    recorder.close(clock())
+    return recorder
 
 
 def load(concurrency: int | None = None, rate: float | None = None, **options) -> Plan:
@@ -66,9 +66,9 @@ def test_open_loop_latency_includes_the_backlog():
         # 20 calls a second to a server that answers 10: by the end the backlog is about 10 s.
         return await drive(load(rate=20), FakeServer(service_s=0.1))
 
-    record = run(scenario())
-    assert max(record.latency_ms) > 6000
-    assert np.polyfit(range(len(record.latency_ms)), record.latency_ms, 1)[0] > 20
+    recorder = run(scenario())
+    assert max(recorder.latency_ms) > 6000
+    assert np.polyfit(range(len(recorder.latency_ms)), recorder.latency_ms, 1)[0] > 20
 
 
 def test_late_calls_count_from_their_scheduled_time():
@@ -78,12 +78,12 @@ def test_late_calls_count_from_their_scheduled_time():
         loop.call_later(5, lambda: setattr(loop, "now", loop.now + 2.0))
         return await drive(load(rate=100), FakeServer(0.001, workers=1000))
 
-    record = run(scenario())
-    assert len(record.latency_ms) == record.calls
-    slow = [ms for ms in record.latency_ms if ms > 100]
+    recorder = run(scenario())
+    assert len(recorder.latency_ms) == recorder.calls
+    slow = [ms for ms in recorder.latency_ms if ms > 100]
     assert 150 < len(slow) < 250  # those meant in these 2 s, though each took 1 ms by itself
-    assert 1900 < max(record.latency_ms) <= 2001
-    assert max(record.late_ms) > 1900  # and it is said that the generator was late
+    assert 1900 < max(recorder.latency_ms) <= 2001
+    assert max(recorder.late_ms) > 1900  # and it is said that the generator was late
 
 
 def test_late_deadlines_count_from_the_scheduled_time():
@@ -108,9 +108,9 @@ def test_overloaded_throughput_counts_answers_in_time():
     async def scenario():
         return await drive(load(rate=20), FakeServer(service_s=0.1))
 
-    record = run(scenario())
-    assert len(record.latency_ms) == record.calls > 150  # all are answered in the end
-    assert record.answered == pytest.approx(100, abs=2)
+    recorder = run(scenario())
+    assert len(recorder.latency_ms) == recorder.calls > 150  # all are answered in the end
+    assert recorder.answered == pytest.approx(100, abs=2)
 
 
 def test_answers_after_their_deadline_are_not_in_time():
@@ -122,9 +122,9 @@ def test_answers_after_their_deadline_are_not_in_time():
 
         return await drive(load(concurrency=3, timeout_s=0.2), call)
 
-    record = run(scenario())
-    assert record.answered > 90
-    assert (record.good, record.on_time) == (0, 0)
+    recorder = run(scenario())
+    assert recorder.answered > 90
+    assert (recorder.good, recorder.on_time) == (0, 0)
 
 
 def test_errors_are_counted_by_code_and_are_no_answers():
@@ -133,19 +133,19 @@ def test_errors_are_counted_by_code_and_are_no_answers():
         server.codes = itertools.cycle([OK, "RESOURCE_EXHAUSTED", "INTERNAL", DROPPED, OK])
         return await drive(load(concurrency=1, requests=50), server)
 
-    record = run(scenario())
-    assert record.errors == {"INTERNAL": 10, "RESOURCE_EXHAUSTED": 10}
-    assert (record.calls, record.good, record.dropped) == (50, 20, 10)
-    assert len(record.latency_ms) == 20
+    recorder = run(scenario())
+    assert recorder.errors == {"INTERNAL": 10, "RESOURCE_EXHAUSTED": 10}
+    assert (recorder.calls, recorder.good, recorder.dropped) == (50, 20, 10)
+    assert len(recorder.latency_ms) == 20
 
 
 def test_deadline_counts_from_when_a_call_was_meant():
     async def scenario():
         return await drive(load(rate=20, timeout_s=1.0), FakeServer(service_s=0.1))
 
-    record = run(scenario())
-    assert record.errors["DEADLINE_EXCEEDED"] > 50
-    assert max(record.latency_ms) <= 1000
+    recorder = run(scenario())
+    assert recorder.errors["DEADLINE_EXCEEDED"] > 50
+    assert max(recorder.latency_ms) <= 1000
 
 
 def test_warm_up_is_not_counted():
@@ -154,21 +154,21 @@ def test_warm_up_is_not_counted():
         asyncio.get_running_loop().call_later(5, setattr, server, "service_s", 0.1)
         return await drive(load(concurrency=4, warm_up_s=6.5), server)
 
-    record = run(scenario())
-    assert max(record.latency_ms) < 150
-    assert record.calls == pytest.approx(400, abs=4)
-    assert record.duration_s == 10.0
+    recorder = run(scenario())
+    assert max(recorder.latency_ms) < 150
+    assert recorder.calls == pytest.approx(400, abs=4)
+    assert recorder.duration_s == 10.0
 
 
 def test_closed_loop_keeps_that_many_calls_under_way():
     async def scenario():
         server = FakeServer(0.1, workers=100)
-        record = await drive(load(concurrency=7), server)
-        return record, server
+        recorder = await drive(load(concurrency=7), server)
+        return recorder, server
 
-    record, server = run(scenario())
+    recorder, server = run(scenario())
     assert server.most == 7
-    assert record.answered == pytest.approx(700, abs=7)
+    assert recorder.answered == pytest.approx(700, abs=7)
     assert sorted(server.numbers) == list(range(len(server.numbers)))
 
 
@@ -186,9 +186,9 @@ def test_stops_after_so_many_calls(how):
     async def scenario():
         return await drive(load(**how, requests=37), FakeServer())
 
-    record = run(scenario())
-    assert (record.calls, len(record.latency_ms)) == (37, 37)
-    assert 0 < record.duration_s < 5  # what was left of the time does not lower the rate
+    recorder = run(scenario())
+    assert (recorder.calls, len(recorder.latency_ms)) == (37, 37)
+    assert 0 < recorder.duration_s < 5  # what was left of the time does not lower the rate
 
 
 @pytest.mark.parametrize("how", [{"concurrency": 5}, {"rate": 0.01}])
@@ -204,8 +204,8 @@ def test_time_without_arrivals_counts_too():
     async def scenario():
         return await drive(load(rate=0.01), FakeServer())
 
-    record = run(scenario())
-    assert (record.calls, record.duration_s) == (0, 10.0)
+    recorder = run(scenario())
+    assert (recorder.calls, recorder.duration_s) == (0, 10.0)
 
 
 def test_a_server_that_is_away_is_not_asked_in_a_tight_loop():

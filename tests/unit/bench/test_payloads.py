@@ -10,8 +10,8 @@ from PIL import Image
 
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client.cli.bench import payloads
-from resnet50_client.cli.bench.pictures import images_of, photograph
 from resnet50_client.cli.bench.plan import Load, Plan
+from resnet50_client.cli.bench.sample_images import images_of, photograph
 from tests.support.pictures import encode, picture
 
 PLAN = Plan(load=Load(concurrency=7), variant="mine")
@@ -22,7 +22,7 @@ def test_unary_requests_hold_image_and_variant():
     (request,) = payloads.unary(PLAN, [IMAGE])
     read = inference_pb2.ClassifyRequest.FromString(request)
     assert (read.image, read.options.variant) == (IMAGE, "mine")
-    (request,) = payloads.unary(replace(PLAN, question="embed"), [IMAGE])
+    (request,) = payloads.unary(replace(PLAN, operation="embed"), [IMAGE])
     assert inference_pb2.EmbedRequest.FromString(request).options.variant == "mine"
 
 

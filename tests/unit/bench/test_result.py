@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from resnet50_client.cli.bench.comparison import differences, rows
-from resnet50_client.cli.bench.cost import OwnCost
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.report import page
-from resnet50_client.cli.bench.result import Bench, GeneratorCost
-from resnet50_client.cli.bench.run import doubts
+from resnet50_client.cli.bench.resource_usage import GeneratorMeter
+from resnet50_client.cli.bench.result import Bench, GeneratorUsage
+from resnet50_client.cli.bench.runner import measurement_warnings
 from resnet50_client.cli.bench.statistics import summary
 from resnet50_client.cli.bench.table import costs, latencies, stages, tables
 from tests.support.bench_runs import a_bench, a_run, a_sweep
@@ -44,9 +44,9 @@ def figures(one: Bench, other: Bench) -> dict[tuple[str, str], float | None]:
 
 def test_comparison_gives_ratios_of_the_second_to_the_first():
     found = figures(a_bench(), a_bench(a_run(scale=2.0, throughput_per_s=300.0)))
-    assert found["4 under way", "p99 ms"] == pytest.approx(2.0, rel=1e-4)
-    assert found["4 under way", "answers/s"] == 1.5
-    assert found["4 under way", "dropped"] is None  # of nothing
+    assert found["4 in flight", "p99 ms"] == pytest.approx(2.0, rel=1e-4)
+    assert found["4 in flight", "answers/s"] == 1.5
+    assert found["4 in flight", "dropped"] is None  # of nothing
 
 
 def test_sweeps_are_compared_at_equal_shares_of_their_capacities():
@@ -68,9 +68,9 @@ def test_sweeps_are_compared_at_equal_shares_of_their_capacities():
         ({"variant": {"engine": "torch"}}, "variant, engine"),
         ({"plan": Plan(load=Load(concurrency=4), shape="upload")}, "plan, shape"),
         ({"plan": Plan(load=Load(concurrency=4), timeout_s=1.0)}, "plan, timeout_s"),
-        ({"runs": [a_run(Load(concurrency=8))]}, "loads: 4 under way against 8 under way"),
-        ({"runs": [a_run(warnings=["slow"])]}, "B, 4 under way: slow"),
-        ({"runs": [a_run(interrupted=True)]}, "B, 4 under way: was interrupted"),
+        ({"runs": [a_run(Load(concurrency=8))]}, "loads: 4 in flight against 8 in flight"),
+        ({"runs": [a_run(warnings=["slow"])]}, "B, 4 in flight: slow"),
+        ({"runs": [a_run(interrupted=True)]}, "B, 4 in flight: was interrupted"),
     ],
 )
 def test_comparison_says_what_else_differs(changed, named):
@@ -95,7 +95,7 @@ def test_tables_show_dashes_for_what_too_few_numbers_bear():
     few = latencies(a_bench(a_run(latency_ms=summary([1.0, 2.0, 3.0]))))
     shown = dict(zip(few.headings, few.rows[0], strict=True))
     assert (shown["p50 ms"], shown["p90 ms"], shown["max ms"]) == ("2.00", "-", "3.00")
-    assert (shown["load"], shown["answers/s"], shown["failed"]) == ("4 under way", "200", "0.5%")
+    assert (shown["load"], shown["answers/s"], shown["failed"]) == ("4 in flight", "200", "0.5%")
 
 
 @pytest.mark.parametrize("bench", [a_bench(), a_sweep(), a_bench(a_run(server=None))])
@@ -164,16 +164,16 @@ def test_report_escapes_what_comes_from_outside():
 def test_a_busy_or_late_generator_is_doubted():
     calm, late = summary([0.1] * 1000), summary([30.0] * 1000)
     latency = summary([100.0] * 1000)
-    assert doubts(GeneratorCost(0.5, calm, calm), latency) == []
-    (busy,) = doubts(GeneratorCost(0.95, calm, calm), latency)
+    assert measurement_warnings(GeneratorUsage(0.5, calm, calm), latency) == []
+    (busy,) = measurement_warnings(GeneratorUsage(0.95, calm, calm), latency)
     assert "95% of a core" in busy
-    assert "event loop" in doubts(GeneratorCost(0.5, late, calm), latency)[0]
-    assert "calls were made" in doubts(GeneratorCost(0.5, calm, late), latency)[0]
-    assert doubts(GeneratorCost(0.5, late, late), summary([1000.0] * 1000)) == []
+    assert "event loop" in measurement_warnings(GeneratorUsage(0.5, late, calm), latency)[0]
+    assert "calls were made" in measurement_warnings(GeneratorUsage(0.5, calm, late), latency)[0]
+    assert measurement_warnings(GeneratorUsage(0.5, late, late), summary([1000.0] * 1000)) == []
 
 
 def test_own_cost_counts_the_cpu_of_this_process():
-    cost = OwnCost()
+    cost = GeneratorMeter()
     assert cost.cpu_share == 0.0
     cost.begin()
     sum(range(3_000_000))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from resnet50_client.cli.bench.calls import Outcome
-from resnet50_client.cli.bench.record import Record
+from resnet50_client.cli.bench.recorder import Recorder
 from resnet50_client.cli.frame_source import InFlightFrames, SourceFrame
 from resnet50_client.frames import FrameAnswer
 
@@ -53,18 +53,18 @@ def test_frames_are_answered_while_others_are_sent():
 
 
 def test_errors_are_shown_while_others_are_counted():
-    record = Record(0.0, 0.0, 1.0, 1.0)
+    recorder = Recorder(0.0, 0.0, 1.0, 1.0)
 
     def count() -> None:
         for number in range(CODES):
-            record.begin(0.5)
-            record.end(0.5, 0.5, Outcome(str(number)))
+            recorder.begin(0.5)
+            recorder.end(0.5, 0.5, Outcome(str(number)))
 
     counting = threading.Thread(target=count)
     counting.start()
     try:
         while counting.is_alive():
-            assert len(record.errors) <= CODES
+            assert len(recorder.errors) <= CODES
     finally:
         counting.join()
-    assert len(record.errors) == CODES
+    assert len(recorder.errors) == CODES

@@ -1,4 +1,4 @@
-"""`resnet50 top`: rates between two scrapes, quantiles, and what several servers do together."""
+"""`resnet50 top`: rates between two scrapes, quantiles, and what several servers do total."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from prometheus_client import generate_latest
 
 from resnet50_client.cli.top.interval import Interval, quantile
-from resnet50_client.cli.top.reading import Reading
 from resnet50_client.cli.top.scrape import Scrape, parse
+from resnet50_client.cli.top.server_metrics import ServerMetrics
 from tests.support.exporting import Exported
 
 
@@ -18,12 +18,12 @@ def scraped(exported: Exported, time_s: float) -> Scrape:
     return Scrape(time_s, parse(generate_latest(exported.registry).decode()))
 
 
-def reading(before: Scrape | None, after: Scrape) -> Reading:
-    return Reading.of(Interval.between(before, after), 1000.0)
+def metrics(before: Scrape | None, after: Scrape) -> ServerMetrics:
+    return ServerMetrics.of(Interval.between(before, after), 1000.0)
 
 
 def numbers(value: object) -> Iterator[float]:
-    """Return every number in a reading."""
+    """Return every number in a metrics."""
     if isinstance(value, int | float):
         yield value
     elif isinstance(value, dict):
@@ -55,7 +55,7 @@ def test_rates_are_of_the_time_between_two_scrapes(exported):
     exported.queue_images.labels("IMAGENET1K_V2").set(7)
     exported.queue_age_s.labels("IMAGENET1K_V2").set(0.25)
     exported.alpha_s.labels("IMAGENET1K_V2").set(0.002)
-    seen = reading(before, scraped(exported, 12.0))
+    seen = metrics(before, scraped(exported, 12.0))
     assert (seen.images_per_s, seen.requests_per_s, seen.failed_per_s) == (40.0, 40.0, 1.0)
     assert (seen.refused_per_s, seen.cancelled_per_s) == ({"max_queue_size": 3.0}, {"queue": 2.0})
     assert (seen.busy, seen.cpu_cores, seen.ready) == ({"cpu": 0.75}, 1.5, True)
@@ -77,7 +77,7 @@ def test_rates_are_of_the_time_between_two_scrapes(exported):
 
 
 def test_the_first_scrape_gives_values_but_no_rates(exported):
-    seen = reading(None, scraped(exported, 10.0))
+    seen = metrics(None, scraped(exported, 10.0))
     assert (seen.images_per_s, seen.requests_per_s, seen.refused_per_s) == (None, None, None)
     assert (seen.ready, seen.queue_images, seen.variants[0].name) == (True, 0.0, "IMAGENET1K_V2")
     assert seen.variants[0].stages["total"].p50_ms is None
@@ -93,9 +93,9 @@ def test_a_restarted_server_has_no_rates_for_one_interval(started_s):
     again.load("digits")
     again.answer("digits", 900)
     middle = scraped(again, 12.0)
-    assert reading(before, middle).images_per_s is None
+    assert metrics(before, middle).images_per_s is None
     again.answer("digits", 20)
-    assert reading(middle, scraped(again, 14.0)).images_per_s == 10.0
+    assert metrics(middle, scraped(again, 14.0)).images_per_s == 10.0
 
 
 def test_reset_counters_are_never_negative(exported):
@@ -104,7 +104,7 @@ def test_reset_counters_are_never_negative(exported):
         family.clear()
     exported.load("IMAGENET1K_V2", default=True)
     exported.answer("IMAGENET1K_V2", 20)
-    seen = reading(before, scraped(exported, 12.0))
+    seen = metrics(before, scraped(exported, 12.0))
     assert seen.images_per_s == 10.0
     assert all(number >= 0 for number in numbers(seen))
 
@@ -113,7 +113,7 @@ def test_a_variant_that_appears_counts_from_zero(exported):
     before = scraped(exported, 10.0)
     exported.load("digits")
     exported.answer("digits", 6)
-    seen = reading(before, scraped(exported, 12.0))
+    seen = metrics(before, scraped(exported, 12.0))
     assert [one.name for one in seen.variants] == ["IMAGENET1K_V2", "digits"]
     assert seen.variants[1].images_per_s == 3.0
 
@@ -124,14 +124,14 @@ def test_what_a_scrape_left_out_does_not_come_back_as_a_burst(exported):
     stuck = scraped(exported, 10.0)
     for name in ("resnet50_cancelled_total", "resnet50_ready", "resnet50_variant_info"):
         del stuck.series[name]
-    without = reading(scraped(exported, 8.0), stuck)
+    without = metrics(scraped(exported, 8.0), stuck)
     assert (without.ready, without.cancelled_per_s) == (None, None)
     assert (without.variants[0].name, without.variants[0].loaded) == ("IMAGENET1K_V2", None)
-    assert reading(stuck, scraped(exported, 12.0)).cancelled_per_s is None
+    assert metrics(stuck, scraped(exported, 12.0)).cancelled_per_s is None
 
 
 def test_a_server_that_exports_little_is_read_as_far_as_it_goes():
-    seen = reading(Scrape(1.0, {}), Scrape(2.0, parse("# TYPE resnet50_ready gauge\n")))
+    seen = metrics(Scrape(1.0, {}), Scrape(2.0, parse("# TYPE resnet50_ready gauge\n")))
     assert list(numbers(seen)) in ([], [0])
     assert (seen.variants, seen.methods) == ((), ())
 
@@ -167,7 +167,7 @@ def two_servers() -> list[Interval]:
 
 
 def test_servers_are_summed_or_the_worst_is_shown():
-    seen = Reading.of(Interval.together(two_servers()), 1000.0)
+    seen = ServerMetrics.of(Interval.total(two_servers()), 1000.0)
     (variant,) = seen.variants
     assert variant.images_per_s == pytest.approx(20.0)
     assert (variant.queue_images, variant.queue_age_ms, variant.alpha_ms) == (40.0, 5.0, 5.0)
@@ -189,10 +189,10 @@ def histogram(buckets: dict[str, float]) -> Interval:
 def test_histograms_of_servers_meet_on_the_bounds_that_both_have():
     one = histogram({"1.0": 1.0, "2.0": 3.0, "+Inf": 3.0})
     other = histogram({"2.0": 4.0, "5.0": 5.0, "+Inf": 5.0})
-    assert Interval.together([one, other]).buckets("x") == {2.0: 7.0, math.inf: 8.0}
+    assert Interval.total([one, other]).buckets("x") == {2.0: 7.0, math.inf: 8.0}
 
 
 def test_server_without_rates_does_not_hide_others():
     first, second = two_servers()
-    together = Interval.together([Interval({}, first.now), second])
-    assert Reading.of(together, 1000.0).images_per_s == pytest.approx(10.0)
+    total = Interval.total([Interval({}, first.now), second])
+    assert ServerMetrics.of(total, 1000.0).images_per_s == pytest.approx(10.0)

@@ -41,7 +41,7 @@ def test_what_is_no_endpoint_is_refused(text):
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated():
-    with pytest.raises(ValueError, match="user or a password") as caught:
+    with pytest.raises(ValueError, match="user name or password") as caught:
         Endpoint.of("http://me:secret@gpu-1:9464")
     assert "secret" not in str(caught.value)
 
@@ -83,9 +83,9 @@ def answering(status: int, body: bytes) -> Iterator[Endpoint]:
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
     [
-        (404, b"", "answers 404"),
-        (200, b"<html>\n<p>hello</p>", "not with Prometheus's text format"),
-        (200, b"\xff\xfe", "not with text"),
+        (404, b"", "HTTP status 404"),
+        (200, b"<html>\n<p>hello</p>", "not in Prometheus's text format"),
+        (200, b"\xff\xfe", "not text"),
         (200, b"# TYPE go_goroutines gauge\ngo_goroutines 3\n", "is it another program"),
         (200, b"", "is it another program"),
     ],
@@ -99,7 +99,7 @@ def test_an_answer_without_end_is_given_up(monkeypatch):
     monkeypatch.setattr(scrape, "MOST_BYTES", 100_000)
     with (
         answering(200, b"# \n" * 100_000) as endpoint,
-        pytest.raises(ScrapeError, match="more than"),
+        pytest.raises(ScrapeError, match="larger than"),
     ):
         fetch(endpoint, 5.0)
 
@@ -132,7 +132,7 @@ def test_the_port_of_grpc_is_told_from_that_of_metrics():
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with pytest.raises(ScrapeError, match="is it the port of metrics"):
+        with pytest.raises(ScrapeError, match="is it the metrics port"):
             fetch(Endpoint.of(f"127.0.0.1:{port}"), 5.0)
     finally:
         server.stop(None).wait()

@@ -1,4 +1,4 @@
-"""`resnet50 top`: what the view looks like at fixed sizes."""
+"""`resnet50 top`: what the view polls like at fixed sizes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from prometheus_client import generate_latest
 from rich.console import Console
 
 from resnet50_client.cli.top import cells
-from resnet50_client.cli.top.facts import Fact
 from resnet50_client.cli.top.interval import Interval
-from resnet50_client.cli.top.reading import Latency, Reading
 from resnet50_client.cli.top.scrape import Scrape, parse
-from resnet50_client.cli.top.snapshot import ServerReading, Snapshot
+from resnet50_client.cli.top.server_metrics import Latency, ServerMetrics
+from resnet50_client.cli.top.snapshot import ServerSnapshot, Snapshot
+from resnet50_client.cli.top.variant_status import VariantStatus
 from resnet50_client.cli.top.view import View
 from tests.support.exporting import Exported
 
@@ -64,22 +64,26 @@ def interval(
     return Interval.between(before, scraped(exported, 12.0))
 
 
-def server(name: str, one: Interval) -> ServerReading:
-    return ServerReading(name, f"http://{name}/metrics", "", 0.0, Reading.of(one, 1000 + UPTIME_S))
+def server(name: str, one: Interval) -> ServerSnapshot:
+    return ServerSnapshot(
+        name, f"http://{name}/metrics", "", 0.0, ServerMetrics.of(one, 1000 + UPTIME_S)
+    )
 
 
-def silent(name: str) -> ServerReading:
-    return ServerReading(name, f"http://{name}/metrics", "connection refused", 12.4, None)
+def silent(name: str) -> ServerSnapshot:
+    return ServerSnapshot(name, f"http://{name}/metrics", "connection refused", 12.4, None)
 
 
-def snapshot(*servers: ServerReading, intervals: Sequence[Interval], **facts: Fact) -> Snapshot:
-    together = Interval.together(intervals) if intervals else None
+def snapshot(
+    *servers: ServerSnapshot, intervals: Sequence[Interval], **statuses: VariantStatus
+) -> Snapshot:
+    total = Interval.total(intervals) if intervals else None
     return Snapshot(
         time=datetime(2026, 3, 1, 3, 0, 7).astimezone(),  # shown in local time
         interval_s=2.0,
         servers=servers,
-        together=Reading.of(together, 1000 + UPTIME_S) if together is not None else None,
-        facts=facts,
+        total=ServerMetrics.of(total, 1000 + UPTIME_S) if total is not None else None,
+        variant_status=statuses,
     )
 
 
@@ -97,7 +101,7 @@ def rendered(view: View, width: int = 80, height: int = 24) -> list[str]:
 
 
 def shown(*snapshots: Snapshot, fit: bool = True, width: int = 80, height: int = 24) -> list[str]:
-    view = View("q ends", fit=fit)
+    view = View("q quits", fit=fit)
     for one in snapshots:
         view.show(one)
     lines = rendered(view, width, height)
@@ -112,16 +116,16 @@ def troubled(width: int = 80, height: int = 24) -> list[str]:
         server("gpu-2:9464", second),
         silent("gpu-3:9464"),
         intervals=[first, second],
-        IMAGENET1K_V2=Fact("ready", True, 80.858),
-        digits=Fact("failed", True, None),
+        IMAGENET1K_V2=VariantStatus("ready", True, 80.858),
+        digits=VariantStatus("failed", True, None),
     )
     return shown(seen, width=width, height=height)
 
 
 QUIET = """\
-resnet50 top  127.0.0.1:9464                         every 2 s, 03:00:07, q ends
+resnet50 top  127.0.0.1:9464                        every 2 s, 03:00:07, q quits
 READY  version 0.1.0  up 3h12m  CPU 143%  memory 812 MiB  loop lag 4.95 ms
-requests inside 12, 3 MiB  streams 4  decoding 2, waiting 0  busy cpu 80%
+requests in flight 12, 3 MiB  streams 4  decoding 2, waiting 0  busy cpu 80%
 
 images/s  40.0 █▅█ 6s, most 40.0
 
@@ -136,7 +140,7 @@ digits                     -            -            -            -
 REQUESTS/s    OK  p50 / p99 ms  FAILED
 Classify    40.0   75.0 / 99.5  0
 
-REFUSED/s         0
+REJECTED/s        0
 CANCELLED/s       0
 DROPPED FRAMES/s  0
 NOT DECODED/s     0
@@ -144,12 +148,12 @@ FAILED BATCHES/s  0
 """
 
 TROUBLED = """\
-resnet50 top  3 servers                              every 2 s, 03:00:07, q ends
+resnet50 top  3 servers                             every 2 s, 03:00:07, q quits
 SERVER      STATE         UP   CPU    MEMORY  BUSY  QUEUE  IMAGES/s  FAILED/s
-together    2 of 3 up  3h12m  286%  1624 MiB   80%     24      80.0      4.00
+total       2 of 3 up  3h12m  286%  1624 MiB   80%     24      80.0      4.00
 gpu-1:9464  READY      3h12m  143%   812 MiB   80%     12      40.0         0
 gpu-2:9464  NOT READY  3h12m  143%   812 MiB   80%     12      40.0      4.00
-gpu-3:9464  NO ANSWER      -     -         -     -      -         -         -
+gpu-3:9464  DOWN           -     -         -     -      -         -         -
 gpu-3:9464: connection refused, for 12s
 images/s  80.0
 VARIANT          STATE   IMAGES/s  BATCH  QUEUE  OLDEST ms  α ms  β ms
@@ -160,13 +164,13 @@ IMAGENET1K_V2 *  30.0 / 49.6  7.50 / 9.95  75.0 / 99.5  75.0 / 99.5
 digits                     -            -            -            -
 REQUESTS/s    OK  p50 / p99 ms  FAILED
 Classify    80.0   75.0 / 99.5  4.00  RESOURCE_EXHAUSTED 3.00, INTERNAL 1.00
-REFUSED/s         3.00  max_queue_size 3.00
+REJECTED/s        3.00  max_queue_size 3.00
 CANCELLED/s       0.50  queue 0.50
 DROPPED FRAMES/s  15.0  IMAGENET1K_V2 15.0
 NOT DECODED/s     1.50  TRUNCATED 1.50
 FAILED BATCHES/s  0.50  IMAGENET1K_V2 0.50
-IMAGENET1K_V2: the servers hold different weights: 101010101010, 111111111111
-digits: the servers hold different weights: 101010101010, 111111111111
+IMAGENET1K_V2: the servers have different weights: 101010101010, 111111111111
+digits: the servers have different weights: 101010101010, 111111111111
 """
 
 
@@ -188,7 +192,7 @@ def test_a_wide_window_says_more():
 @pytest.mark.parametrize("height", range(8, 30))
 def test_a_low_window_keeps_what_is_wrong(height):
     lines = shown(one_server(trouble=True), height=max(height, 13))
-    for wanted in ("NOT READY", "2500", "REFUSED/s", "TRUNCATED", "FAILED BATCHES/s"):
+    for wanted in ("NOT READY", "2500", "REJECTED/s", "TRUNCATED", "FAILED BATCHES/s"):
         assert any(wanted in line for line in lines), wanted
     # Below that, at least the screen is not overrun.
     assert shown(one_server(), height=height)
@@ -199,7 +203,7 @@ def test_servers_that_need_a_look_are_shown_if_not_all_fit():
     names = [f"gpu-{number}:9464" for number in range(20)]
     servers = [*(server(name, good) for name in names), silent("gpu-20:9464")]
     lines = shown(snapshot(*servers, intervals=[good] * 20))
-    assert any(line.startswith("gpu-20:9464  NO ANSWER") for line in lines)
+    assert any(line.startswith("gpu-20:9464  DOWN") for line in lines)
     assert any("more servers: make the window taller" in line for line in lines)
     assert any(line.startswith("Classify") for line in lines)
 
@@ -240,7 +244,7 @@ def test_long_names_give_way_to_figures():
 
 def test_nobody_who_answers_is_all_that_is_said():
     assert shown(snapshot(silent("gpu-1:9464"), intervals=[]))[1:] == [
-        "NO ANSWER: connection refused, for 12s"
+        "DOWN: connection refused, for 12s"
     ]
     lines = shown(snapshot(silent("gpu-1:9464"), silent("gpu-2:9464"), intervals=[]))
     assert "0 of 2 up" in lines[2]
@@ -260,7 +264,7 @@ def test_before_the_second_look_it_is_said_when_figures_come():
     seen = interval()
     first = Interval({}, seen.now)
     lines = shown(snapshot(server("gpu-1:9464", first), intervals=[first]))
-    assert "images/s     -  figures per second come in 2 s" in lines
+    assert "images/s     -  rates are available in 2 s" in lines
 
 
 def test_trouble_has_colours():

@@ -1,7 +1,7 @@
 """Load generator: `resnet50 bench`.
 
-Data flows one way: a `Plan` says what to do; `pictures` and `payloads` make its requests ahead of
-time; `load` decides when a call is made, `calls` makes it, `Record` notes what became of it; `run`
-puts them together and gives a `Run`; `sweep` makes several; a `Bench` is what is kept of them all,
-read by `table`, `report` and `comparison`.
+Data flows one way: a `Plan` describes the benchmark; `sample_images` and `payloads` prepare its
+requests; `load_generator` schedules calls, `calls` makes them, a `Recorder` records outcomes;
+`runner` runs one load and returns a `Run`; `sweep` runs several; a `Bench` contains all results
+and is read by `table`, `report` and `comparison`.
 """

@@ -1,4 +1,4 @@
-"""One call of each shape: bytes out, what became of it back. Nothing is ever called twice."""
+"""One call of each shape: serialized request in, outcome out. Calls are never retried."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from .plan import Plan
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 OK = "OK"
 DROPPED = "DROPPED"
-CLEAR_TEXT = Profile()
+PLAINTEXT = Profile()
 LATE = grpc.StatusCode.DEADLINE_EXCEEDED.name
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call.
+    """Outcome of a call.
 
     Attributes:
-        code: `OK`, `DROPPED` (a newer frame took its place) or the name of a gRPC status code.
-        timing: Where the server's time went; only with `OK`.
+        code: `OK`, `DROPPED` (replaced by a newer frame) or the name of a gRPC status code.
+        timing: The server's times by stage; only with `OK`.
     """
 
     code: str
@@ -46,22 +46,23 @@ class Outcome:
 
 
 Call: TypeAlias = Callable[[int, float], Awaitable[Outcome]]
-"""Makes a call: its number, which chooses image and connection, and its deadline in loop time."""
+"""Makes a call, given its number, which selects image and connection, and its deadline (loop time).
+"""
 
 
 @asynccontextmanager
 async def calls_of(
-    plan: Plan, images: Sequence[image_pb2.Image], access: Profile = CLEAR_TEXT
+    plan: Plan, images: Sequence[image_pb2.Image], access: Profile = PLAINTEXT
 ) -> AsyncIterator[Call]:
-    """Connect to the servers of a plan and give what makes its calls.
+    """Connect to the servers of a plan and return a function that makes its calls.
 
     Args:
-        plan: Says which.
-        images: What they send.
-        access: Says how servers are spoken to; its addresses and deadline are the plan's.
+        plan: The benchmark.
+        images: The images to send.
+        access: Connection options; addresses and timeout are the plan's.
 
     Raises:
-        ValueError: An address is not one, or something in `access` is wrong.
+        ValueError: An address or an option in `access` is invalid.
         OSError: A file that `access` names cannot be read.
     """
     async with AsyncExitStack() as stack:
@@ -87,7 +88,7 @@ def _connection(plan: Plan, access: Profile) -> Connection:
     arguments = replace(access, server=None, timeout_s=None).arguments()
     priority = arguments.pop("priority", "interactive")
     caller_key = arguments.pop("caller_key", None)
-    # A retry would hide an error, and make load that was not planned.
+    # A retry would hide an error, and add unplanned load.
     retry = RetryPolicy(attempts=1)
     credentials = Credentials.of(**arguments)
     return Connection.to(plan.servers, plan.timeout_s, retry, priority, credentials, caller_key)
@@ -95,13 +96,13 @@ def _connection(plan: Plan, access: Profile) -> Connection:
 
 @dataclass(frozen=True)
 class _Channel:
-    """A channel, and what goes with the calls on it."""
+    """A channel with its connection options."""
 
     channel: grpc.aio.Channel
     connection: Connection
 
     def method(self, shape: str, path: str, read: Callable[[bytes], Any]) -> Callable[..., Any]:
-        """Return a method of it, which sends the connection's metadata with each call."""
+        """Return a gRPC method that sends the connection's metadata with each call."""
         call = getattr(self.channel, shape)(path, response_deserializer=read)
 
         def with_metadata(*request: Any, **options: Any) -> Any:
@@ -114,16 +115,16 @@ class UnaryCalls:
     """Calls Classify or Embed.
 
     Args:
-        plan: Says which.
-        channels: Used in turn.
-        images: Sent in turn.
+        plan: The benchmark.
+        channels: Used round-robin.
+        images: Sent round-robin.
     """
 
     def __init__(
         self, plan: Plan, channels: Sequence[_Channel], images: Sequence[image_pb2.Image]
     ) -> None:
         read = payloads.message_kind(plan, "Response").FromString
-        path = f"/{SERVICE}/{plan.question.capitalize()}"
+        path = f"/{SERVICE}/{plan.operation.capitalize()}"
         self._methods: list[Any] = [one.method("unary_unary", path, read) for one in channels]
         self._requests = payloads.unary(plan, images)
         self._clock = asyncio.get_running_loop().time
@@ -136,13 +137,13 @@ class UnaryCalls:
 
 
 class UploadCalls:
-    """Calls ClassifyUpload or EmbedUpload; as `UnaryCalls`."""
+    """Calls ClassifyUpload or EmbedUpload; arguments as of `UnaryCalls`."""
 
     def __init__(
         self, plan: Plan, channels: Sequence[_Channel], images: Sequence[image_pb2.Image]
     ) -> None:
         read = payloads.message_kind(plan, "Response").FromString
-        path = f"/{SERVICE}/{plan.question.capitalize()}Upload"
+        path = f"/{SERVICE}/{plan.operation.capitalize()}Upload"
         self._methods: list[Any] = [one.method("stream_unary", path, read) for one in channels]
         self._uploads = payloads.uploads(plan, images)
         self._clock = asyncio.get_running_loop().time
@@ -168,19 +169,19 @@ def _left_s(deadline: float, now: float) -> float:
 
 
 class StreamCalls:
-    """Sends frames over the streams of a plan, which stay open; a call is a frame and its answer.
+    """Sends frames over a plan's open streams; a call is a frame and its response.
 
     Args:
-        plan: Says how many streams, and of which kind.
-        channels: Streams are spread over them.
-        images: Sent in turn.
+        plan: The benchmark.
+        channels: Streams are distributed over them.
+        images: Sent round-robin.
     """
 
     def __init__(
         self, plan: Plan, channels: Sequence[_Channel], images: Sequence[image_pb2.Image]
     ) -> None:
         read = payloads.message_kind(plan, "StreamResponse").FromString
-        path = f"/{SERVICE}/{plan.question.capitalize()}Stream"
+        path = f"/{SERVICE}/{plan.operation.capitalize()}Stream"
         methods: list[Any] = [one.method("stream_stream", path, read) for one in channels]
         config = payloads.stream_config(plan)
         self._streams = [
@@ -189,7 +190,7 @@ class StreamCalls:
         self._frames = payloads.frames(plan, images)
 
     async def __call__(self, number: int, deadline: float) -> Outcome:
-        """Send one frame and wait for its answer; see `Call`."""
+        """Send one frame and wait for its response; see `Call`."""
         frame = self._frames[number % len(self._frames)]
         return await self._streams[number % len(self._streams)].frame(frame, deadline)
 
@@ -201,7 +202,7 @@ class StreamCalls:
 
 @dataclass(eq=False)
 class _Frame:
-    """A frame on its way; `outcome` is set by its answer, its deadline or its stream's end."""
+    """A pending frame; `outcome` is set by its response, its deadline or its stream's end."""
 
     make: Callable[[int], bytes]
     outcome: asyncio.Future[Outcome]
@@ -212,9 +213,9 @@ class _Frame:
 
 
 class _Stream:
-    """One stream: frames queue for it here while gRPC holds the sender back.
+    """One stream, with a queue of frames during gRPC's flow control.
 
-    A stream that broke fails the frames it had, and is opened anew for the next one.
+    A broken stream fails its pending frames, and is reopened for the next one.
 
     Args:
         method: The RPC.
@@ -230,7 +231,7 @@ class _Stream:
         self._session: asyncio.Task[None] | None = None
 
     async def frame(self, make: Callable[[int], bytes], deadline: float) -> Outcome:
-        """Send a frame; a deadline that passes before its turn comes keeps it from being sent."""
+        """Send a frame, unless its deadline expires in the queue."""
         loop = asyncio.get_running_loop()
         frame = _Frame(make, loop.create_future())
         timer = loop.call_at(deadline, frame.settle, Outcome(LATE))
@@ -244,16 +245,16 @@ class _Stream:
             timer.cancel()
 
     async def close(self) -> None:
-        """Cancel it."""
+        """Cancel the stream."""
         if self._session is not None:
             self._session.cancel()
             await asyncio.wait([self._session])
 
     async def _serve(self) -> None:
-        """Run one gRPC call until it ends; fail what it leaves unanswered."""
+        """Run one gRPC call until it ends, then fail the pending frames."""
         call = keep_status(self._method())
         sender = asyncio.create_task(self._send(call), name="bench stream sender")
-        code = grpc.StatusCode.UNKNOWN.name  # ended with OK, though frames were to come
+        code = grpc.StatusCode.UNKNOWN.name  # ended with OK despite pending frames
         try:
             async for reply in call:
                 frame = self._sent.pop(reply.frame_id, None)
@@ -282,7 +283,7 @@ class _Stream:
                     self._sent[frame_id] = frame
                     await call.write(frame.make(frame_id))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the call has ended; whoever reads its answers knows why
+            return  # the call has ended; `_serve` reports its status
 
 
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}

@@ -1,4 +1,4 @@
-"""The command `bench`: load on a server, and what became of it."""
+"""The command `bench`: generate load on a server and report its performance."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from ..output import (
 from ..servers import Servers, with_servers
 from ..stream import Delivery
 from . import comparison
-from .bench import bench as run_bench
-from .live import Live
+from .benchmark import bench as run_bench
 from .plan import Load, Plan
+from .progress import ProgressView
 from .report import write_html
 from .result import Bench
 from .sweep import shares
 from .table import tables
 
 EXIT_STATUSES = (
-    "Exit status: 0 something was measured, failed calls included; 1 nothing was answered, or the"
-    " server refused the variant; 2 wrong usage; 3 no server answers; 130 interrupted (what was"
-    " measured until then is in the output)."
+    "Exit status: 0 success, even if some calls failed; 1 no call succeeded, or the server rejected"
+    " the variant; 2 wrong usage; 3 no server reachable; 130 interrupted (results so far are in the"
+    " output)."
 )
-LOAD, CALLS, TIME, OUTPUT = "Load (one of these)", "What is called", "How long", "Output"
-# What a sweep's tables take; cut, they would help nobody.
+LOAD, CALLS, TIME, OUTPUT = "Load (one of these)", "Calls", "Duration", "Output"
+# Width of a sweep's tables.
 TABLE_COLUMNS = 100
 
 
 class Shape(str, Enum):
-    """As `Plan.shape`."""
+    """Values of `Plan.shape`."""
 
     unary = "unary"
     upload = "upload"
     stream = "stream"
 
 
-class Question(str, Enum):
-    """As `Plan.question`."""
+class Operation(str, Enum):
+    """Values of `Plan.operation`."""
 
     classify = "classify"
     embed = "embed"
@@ -68,8 +68,8 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="FILES...",
-            help="Image files or folders of them, sent in turn; default: pictures that are made"
-            " here, JPEGs of 500 x 375 and about 110 KB.",
+            help="Image files or folders, sent round-robin. Default: generated JPEG images of"
+            " 500 x 375 pixels and about 110 KB.",
         ),
     ] = None,
     concurrency: Annotated[
@@ -78,8 +78,8 @@ def bench(
             "--concurrency",
             min=1,
             rich_help_panel=LOAD,
-            help="Closed loop: so many calls under way at any time. Shows what the server can do,"
-            f" not how long users wait. Default: {DEFAULT_CONCURRENCY}.",
+            help="Closed loop: a constant number of calls in flight. Measures the server's"
+            f" throughput, not users' latency. Default: {DEFAULT_CONCURRENCY}.",
         ),
     ] = None,
     rate: Annotated[
@@ -88,8 +88,8 @@ def bench(
             "--rate",
             min=0.001,
             rich_help_panel=LOAD,
-            help="Open loop: so many calls a second at random times (Poisson), whatever the server"
-            " does. Latency counts from when a call was meant to be made.",
+            help="Open loop: calls per second at random times (Poisson), independent of the"
+            " server. Latency counts from a call's intended time.",
         ),
     ] = None,
     fps: Annotated[
@@ -98,8 +98,8 @@ def bench(
             "--fps",
             min=0.001,
             rich_help_panel=LOAD,
-            help="Cameras: each of --streams sends so many frames a second, whatever the server"
-            " does.",
+            help="Cameras: each of --streams sends this many frames per second, independent of the"
+            " server.",
         ),
     ] = None,
     sweep: Annotated[
@@ -108,7 +108,8 @@ def bench(
             "--sweep",
             metavar="10%..130%[xN]",
             rich_help_panel=LOAD,
-            help="Find the capacity in a closed loop, then make N (7) open loops at shares of it.",
+            help="Measure the capacity with closed loops, then run N (default: 7) open loops at"
+            " fractions of it.",
         ),
     ] = None,
     shape: Annotated[
@@ -116,24 +117,26 @@ def bench(
         typer.Option(
             "--shape",
             rich_help_panel=CALLS,
-            help="A call an image, an upload in chunks, or frames on streams; default: unary, or"
+            help="One call per image, an upload in chunks, or frames on streams. Default: unary, or"
             " stream with --fps, --streams or --delivery.",
         ),
     ] = None,
-    question: Annotated[
-        Question, typer.Option("--call", rich_help_panel=CALLS, help="What is asked.")
-    ] = Question.classify,
+    operation: Annotated[
+        Operation, typer.Option("--call", rich_help_panel=CALLS, help="The RPC to call.")
+    ] = Operation.classify,
     streams: Annotated[
         int | None,
-        typer.Option("--streams", min=1, rich_help_panel=CALLS, help="How many; default: 1."),
+        typer.Option(
+            "--streams", min=1, rich_help_panel=CALLS, help="Number of streams. Default: 1."
+        ),
     ] = None,
     delivery: Annotated[
         Delivery | None,
         typer.Option(
             "--delivery",
             rich_help_panel=CALLS,
-            help="Of frames. ordered: every one is computed; latest: a newer one takes the place of"
-            " one that waits, which counts as dropped. Default: ordered.",
+            help="Delivery of frames. ordered: compute every frame; latest: a newer frame replaces"
+            " a pending one, which counts as dropped. Default: ordered.",
         ),
     ] = None,
     variant: VariantName = "",
@@ -142,7 +145,7 @@ def bench(
         typer.Option(
             "--raw",
             rich_help_panel=CALLS,
-            help="Send RGB pixels of the model's size, so that nothing is decoded.",
+            help="Send RGB pixels of the model's input size, so that no decoding is needed.",
         ),
     ] = False,
     channels: Annotated[
@@ -157,8 +160,8 @@ def bench(
             "--timeout-s",
             min=0.001,
             rich_help_panel=CALLS,
-            help="Deadline of a call in seconds, from when it was meant to be made; answers after"
-            f" it are not in time. Default: {DEFAULT_TIMEOUT_S:g}.",
+            help="Timeout of a call in seconds from its intended time; later responses are not in"
+            f" time. Default: {DEFAULT_TIMEOUT_S:g}.",
         ),
     ] = None,
     duration_s: Annotated[
@@ -167,7 +170,7 @@ def bench(
             "--duration-s",
             min=0.01,
             rich_help_panel=TIME,
-            help="How long each load is measured, in seconds.",
+            help="Measured duration of each load in seconds.",
         ),
     ] = 10.0,
     warm_up_s: Annotated[
@@ -176,19 +179,19 @@ def bench(
             "--warm-up-s",
             min=0,
             rich_help_panel=TIME,
-            help="How long it is made before that, uncounted.",
+            help="Warm-up before that in seconds, not measured.",
         ),
     ] = 2.0,
     requests: Annotated[
         int | None,
         typer.Option(
-            "--requests", min=1, rich_help_panel=TIME, help="Stop after so many counted calls."
+            "--requests", min=1, rich_help_panel=TIME, help="Stop after this many measured calls."
         ),
     ] = None,
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", min=0, rich_help_panel=TIME, help="Of the arrivals and of made pictures."
+            "--seed", min=0, rich_help_panel=TIME, help="Random seed of arrivals and images."
         ),
     ] = 0,
     server_pid: Annotated[
@@ -197,7 +200,7 @@ def bench(
             "--server-pid",
             min=1,
             rich_help_panel=OUTPUT,
-            help="Also read CPU and memory of this local process and of its children.",
+            help="Also measure CPU and memory of this local process and its descendants.",
         ),
     ] = None,
     out: Annotated[
@@ -205,7 +208,7 @@ def bench(
         typer.Option(
             "--out",
             rich_help_panel=OUTPUT,
-            help="Write all figures to a .json file, for --compare.",
+            help="Write all results to a .json file, for --compare.",
         ),
     ] = None,
     html: Annotated[
@@ -220,14 +223,14 @@ def bench(
             "--compare",
             metavar="A.json B.json",
             rich_help_panel=OUTPUT,
-            help="Make no load; show two files of --out side by side, with the ratios B to A.",
+            help="Compare two files of --out, with ratios B ÷ A, instead of generating load.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a server: throughput, latency and where the time goes.
+    """Benchmark a server: throughput, latency and time by stage.
 
-    Calls are never repeated. Ctrl-C ends the load; what was measured is reported.
+    Calls are never retried. Ctrl-C ends the load; the results so far are reported.
     """
     with reporting_errors(), ExitStack() as stack:
         if compared is not None:
@@ -245,7 +248,7 @@ def bench(
             load=_load(concurrency, rate, fps, sweep),
             servers=profile.server,
             shape=(shape or (Shape.stream if framed else Shape.unary)).value,
-            question=question.value,
+            operation=operation.value,
             variant=variant,
             duration_s=duration_s,
             warm_up_s=warm_up_s,
@@ -261,7 +264,7 @@ def bench(
         )
         steps = shares(sweep) if sweep is not None else ()
         stop = stack.enter_context(stop_signals())
-        live = Live()
+        live = ProgressView()
         with ExitStack() as shown:
             if stderr.is_terminal:
                 screen = Screen(live, console=stderr, transient=True, redirect_stdout=False)
@@ -271,18 +274,18 @@ def bench(
     if stop.is_set():
         raise typer.Exit(INTERRUPTED)
     if not any(run.answered for run in found.runs):
-        warn("nothing was answered")
+        warn("no call succeeded")
         raise typer.Exit(SOME_FAILED)
 
 
 def _load(
     concurrency: int | None, rate: float | None, fps: float | None, sweep: str | None
 ) -> Load:
-    """Return the load that was asked for; a sweep makes its own and gets any."""
+    """Return the load of the options; it is ignored with a sweep."""
     given = {"--concurrency": concurrency, "--rate": rate, "--fps": fps, "--sweep": sweep}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} are different loads; name one of them")
+        raise ValueError(f"{' and '.join(named)} are different loads; pass one of them")
     if rate is None and fps is None:
         concurrency = concurrency or DEFAULT_CONCURRENCY
     return Load(concurrency=concurrency, rate_per_s=rate, fps=fps)
@@ -309,7 +312,7 @@ def _compare(one: Bench, other: Bench, as_json: bool) -> None:
         print_json({"differences": differences, "rows": [vars(row) for row in rows]})
         return
     for difference in differences:
-        warn(f"not the same: {difference}")
+        warn(f"differs: {difference}")
     show(comparison.table(printable(rows)), TABLE_COLUMNS)
 
 
@@ -327,4 +330,4 @@ def _check(file: Path | None, option: str, suffix: str) -> None:
     if file.suffix.lower() != suffix:
         raise typer.BadParameter(f"{file} does not end in {suffix}", param_hint=option)
     if not file.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {file.parent}", param_hint=option)
+        raise typer.BadParameter(f"folder {file.parent} does not exist", param_hint=option)

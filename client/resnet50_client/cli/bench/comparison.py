@@ -1,4 +1,4 @@
-"""Two benchmarks side by side."""
+"""Comparison of two benchmarks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rich.table import Table
 from .result import STAGES, Bench, Run
 from .table import number
 
-# Of a plan: they say where, not what, and a sweep's loads follow from the server's capacity.
+# Fields of a plan that may differ; the loads of a sweep depend on the server's capacity.
 _NOT_COMPARED = ("servers", "server_pid", "load")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of both.
+    """One metric of both benchmarks.
 
     Attributes:
-        load: Of the run, as the first one calls it.
-        name: Of the figure, with its unit.
-        one: Of the first benchmark; None if it has none.
-        other: Of the second.
-        ratio: `other` by `one`; None if it cannot be told.
+        load: Description of the load, from the first benchmark.
+        name: Name of the metric, with its unit.
+        one: Value in the first benchmark; None if unknown.
+        other: Value in the second benchmark; None if unknown.
+        ratio: `other` ÷ `one`; None if undefined.
     """
 
     load: str
@@ -38,7 +38,7 @@ class Row:
 
 
 def rows(one: Bench, other: Bench) -> list[Row]:
-    """Return the figures of both, of runs with the same load; of single runs whatever the load."""
+    """Return the metrics of runs with the same load; single runs are compared at any load."""
     found = []
     if one.capacity_per_s and other.capacity_per_s:
         found.append(_row("capacity", "answers/s", one.capacity_per_s, other.capacity_per_s))
@@ -52,7 +52,7 @@ def rows(one: Bench, other: Bench) -> list[Row]:
 
 
 def differences(one: Bench, other: Bench) -> list[str]:
-    """Return what differs besides the figures, in words; each makes the comparison doubtful."""
+    """Return differences in environment, plan and loads, which limit comparability."""
     found = []
     for name in ("machine", "versions", "variant"):
         found += _changes(name, getattr(one, name), getattr(other, name))
@@ -78,7 +78,7 @@ def differences(one: Bench, other: Bench) -> list[str]:
 
 
 def table(found: Sequence[Row]) -> Table:
-    """Return the figures as a table."""
+    """Return the metrics as a table."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("load", "figure"):
         shown.add_column(heading, no_wrap=True)
@@ -92,7 +92,7 @@ def table(found: Sequence[Row]) -> Table:
         load = row.load if row.load != before else ""
         shown.add_row(load, row.name, number(row.one), number(row.other), ratio)
         before = row.load
-    shown.caption = "one measurement each: repeat it before believing a difference of some percent"
+    shown.caption = "single measurements: repeat them before trusting differences of a few percent"
     shown.caption_justify = "left"
     return shown
 
@@ -108,17 +108,17 @@ def _pairs(one: Bench, other: Bench) -> Iterator[tuple[Run, Run]]:
 
 
 def _identity(run: Run) -> tuple[Any, ...]:
-    """Return what makes two loads the same: a share of the capacity, or else the load itself."""
+    """Return a key that equal loads share: the fraction of the capacity, or the load itself."""
     load = run.load
     if load.share is not None:
         return ("share", load.share)
     return (load.concurrency, load.rate_per_s, load.fps)
 
 
-def _changes(what: str, one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _changes(section: str, one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     names = dict.fromkeys((*one, *other))
     return [
-        f"{what}, {name}: {one.get(name)} against {other.get(name)}"
+        f"{section}, {name}: {one.get(name)} against {other.get(name)}"
         for name in names
         if one.get(name) != other.get(name)
     ]

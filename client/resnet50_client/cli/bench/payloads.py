@@ -1,4 +1,4 @@
-"""Requests as bytes, made before the clock starts: the load must be cheap to make."""
+"""Serialized requests, prepared before the run so that generating load is cheap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .plan import Plan
 
 def message_kind(plan: Plan, suffix: str) -> Any:
     """Return the class of a plan's messages, e.g. ClassifyUploadRequest for "UploadRequest"."""
-    return getattr(inference_pb2, plan.question.capitalize() + suffix)
+    return getattr(inference_pb2, plan.operation.capitalize() + suffix)
 
 
 def unary(plan: Plan, images: Sequence[image_pb2.Image]) -> list[bytes]:
@@ -27,15 +27,15 @@ def unary(plan: Plan, images: Sequence[image_pb2.Image]) -> list[bytes]:
 def uploads(plan: Plan, images: Sequence[image_pb2.Image]) -> list[list[bytes]]:
     """Return the requests for each image: options, then chunks, as the SDK sends them."""
     request, options = message_kind(plan, "UploadRequest"), message_kind(plan, "UploadOptions")
-    found = []
+    serialized = []
     for image in images:
         content = image.encoded
         first = options(options=_options(plan), sha256=hashlib.sha256(content).digest())
         parts = [request(options=first)]
         for at in range(0, len(content), CHUNK_BYTES):
             parts.append(request(chunk=content[at : at + CHUNK_BYTES]))
-        found.append([part.SerializeToString() for part in parts])
-    return found
+        serialized.append([part.SerializeToString() for part in parts])
+    return serialized
 
 
 def stream_config(plan: Plan) -> bytes:
@@ -51,10 +51,10 @@ def stream_config(plan: Plan) -> bytes:
 
 
 def frames(plan: Plan, images: Sequence[image_pb2.Image]) -> list[Callable[[int], bytes]]:
-    """Return for each image what makes the request of a frame of a given number.
+    """Return a function per image that serializes a frame with a given number.
 
-    The fields of two serialisations put one after the other are merged by whoever reads them. So a
-    frame is a few bytes that hold its number, before bytes that were made once.
+    Protobuf merges concatenated messages, so a frame is a few bytes with its number, followed by
+    bytes that were serialized once.
     """
     request = message_kind(plan, "StreamRequest")
 

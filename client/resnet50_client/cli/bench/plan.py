@@ -1,4 +1,4 @@
-"""What a benchmark does."""
+"""Description of a benchmark: its load, calls and duration."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from ...addresses import DEFAULT_SERVER
 from ...frames import Delivery
 
 Shape: TypeAlias = Literal["unary", "upload", "stream"]
-Question: TypeAlias = Literal["classify", "embed"]
+Operation: TypeAlias = Literal["classify", "embed"]
 LoadKind: TypeAlias = Literal["closed", "poisson", "paced"]
 
 
 @dataclass(frozen=True)
 class Load:
-    """When calls are made: one of `concurrency`, `rate_per_s` and `fps` is set.
+    """Arrival of calls: one of `concurrency`, `rate_per_s` and `fps` is set.
 
     Attributes:
-        concurrency: Closed loop: so many calls are under way at any time; a call is made when
-            another one has ended, so a slow server is asked less.
-        rate_per_s: Open loop: calls are made at random times (Poisson), so many a second whatever
-            the server does.
-        fps: Paced: each stream sends a frame every 1 / fps seconds, whatever the server does.
-        share: The load in shares of a capacity that was found, if that is where it comes from.
+        concurrency: Closed loop: constant number of calls in flight; a call is made when another
+            one completes, so a slow server gets fewer calls.
+        rate_per_s: Open loop: calls per second at random times (Poisson), independent of the
+            server.
+        fps: Paced: each stream sends a frame every 1 / fps seconds, independent of the server.
+        share: The load as a fraction of the measured capacity, in a sweep.
     """
 
     concurrency: int | None = None
@@ -35,27 +35,27 @@ class Load:
         given = [one for one in (self.concurrency, self.rate_per_s, self.fps) if one is not None]
         if len(given) != 1:
             raise ValueError(
-                "load: name one of concurrency (closed loop), rate (open loop) and fps (streams);"
-                f" {len(given)} are given"
+                "load: set one of concurrency (closed loop), rate (open loop) and fps (streams);"
+                f" {len(given)} are set"
             )
         if not given[0] > 0:
             raise ValueError(f"load: is {given[0]}, must be above 0")
 
     @property
     def kind(self) -> LoadKind:
-        """Which of the three it is."""
+        """Kind of the load."""
         if self.concurrency is not None:
             return "closed"
         return "poisson" if self.rate_per_s is not None else "paced"
 
     def offered_per_s(self, streams: int) -> float | None:
-        """Return how many calls a second are made; None if the server decides that."""
+        """Return the calls per second; None if it depends on the server."""
         return self.rate_per_s if self.fps is None else streams * self.fps
 
     def describe(self, streams: int) -> str:
-        """Return it in a few words."""
+        """Return a short description."""
         if self.concurrency is not None:
-            return f"{self.concurrency} under way"
+            return f"{self.concurrency} in flight"
         if self.fps is not None:
             return f"{streams} x {self.fps:g} fps"
         assert self.rate_per_s is not None
@@ -66,35 +66,35 @@ class Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a benchmark does, all but what it does it with.
+    """Parameters of a benchmark, without connection options.
 
     Attributes:
-        servers: Addresses, as the other commands take them; calls are spread over them in turn.
-        load: When calls are made.
-        shape: Which RPCs: "unary", "upload" (client streaming) or "stream" (a call is a frame).
-        question: "classify" or "embed".
-        variant: Which weights answer; "" for the server's default.
-        duration_s: How long is measured, in seconds.
-        warm_up_s: How long load is made before that, in seconds.
-        requests: Stop after so many measured calls; None for no such limit.
-        timeout_s: Deadline of a call, in seconds, from the time it was meant to be made.
-        channels: Connections to each server.
-        streams: Streams, spread over the connections; for shape "stream".
-        delivery: Of frames; for shape "stream".
-        files: Image files and folders of them; none means generated pictures.
-        raw: Send pixels of the model's size instead of encoded images.
-        generated: How many different pictures are generated if there are no files.
-        seed: Of the arrivals and of the generated pictures.
-        server_pid: A local process whose CPU and memory are read, with its children.
+        servers: Server addresses, used round-robin.
+        load: Arrival of calls.
+        shape: "unary", "upload" (client streaming) or "stream" (a call is a frame).
+        operation: "classify" or "embed".
+        variant: Name of the variant; "" for the server's default.
+        duration_s: Measured duration in seconds.
+        warm_up_s: Warm-up before that in seconds.
+        requests: Stop after this many measured calls; None for no limit.
+        timeout_s: Timeout of a call in seconds from its intended time.
+        channels: Connections per server.
+        streams: Number of streams, distributed over the connections; for shape "stream".
+        delivery: Delivery of frames; for shape "stream".
+        files: Image files and folders; empty for generated images.
+        raw: Send pixels of the model's input size instead of encoded images.
+        generated: Number of distinct generated images.
+        seed: Random seed of arrivals and generated images.
+        server_pid: Local process whose CPU and memory are measured, with its descendants.
 
     Raises:
-        ValueError: A number is out of range, or two of them do not go together.
+        ValueError: A number is out of range, or two options conflict.
     """
 
     load: Load
     servers: tuple[str, ...] = (DEFAULT_SERVER,)
     shape: Shape = "unary"
-    question: Question = "classify"
+    operation: Operation = "classify"
     variant: str = ""
     duration_s: float = 10.0
     warm_up_s: float = 2.0
@@ -111,7 +111,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.servers:
-            raise ValueError("server: name at least one address")
+            raise ValueError("server: pass at least one address")
         for name in ("duration_s", "timeout_s", "channels", "streams", "generated"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: is {getattr(self, name)}, must be above 0")
@@ -126,20 +126,20 @@ class Plan:
                 ("delivery", self.delivery != "ordered"),
             ):
                 if given:
-                    raise ValueError(f"{name}: goes with shape stream, not with {self.shape}")
+                    raise ValueError(f"{name}: requires shape stream, is {self.shape}")
         if self.shape == "upload" and self.raw:
-            raise ValueError("raw: goes with shape unary or stream; an upload is an encoded image")
+            raise ValueError("raw: requires shape unary or stream; an upload is an encoded image")
 
     def under(self, load: Load) -> Plan:
         """Return the same plan with another load."""
         return replace(self, load=load)
 
     def describe(self) -> str:
-        """Return what is called, in a few words."""
-        what = f"{self.question}, {self.shape}"
+        """Return a short description of the calls."""
+        calls = f"{self.operation}, {self.shape}"
         if self.shape == "stream":
-            what += f" ({self.streams} {self.delivery})"
-        pictures = "raw frames" if self.raw else "encoded images"
+            calls += f" ({self.streams} {self.delivery})"
+        images = "raw frames" if self.raw else "encoded images"
         origin = "own" if self.files else "generated"
-        where = ", ".join(self.servers)
-        return f"{what}, {origin} {pictures}, deadline {self.timeout_s:g} s, at {where}"
+        servers = ", ".join(self.servers)
+        return f"{calls}, {origin} {images}, timeout {self.timeout_s:g} s, at {servers}"

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG that stands in the page itself."""
+"""Plots of the report, as inline SVG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WIDTH_IN = 7.6
 INK, FAINT = "#1f2933", "#d5dbe1"
-# Told apart by people who see few colours too (Okabe and Ito).
+# Distinguishable with colour blindness (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, PURPLE, YELLOW = (
     "#0072b2",
     "#d55e00",
@@ -34,7 +34,7 @@ STAGE_COLOURS = {
 }
 ERROR_COLOURS = (RED, ORANGE, PURPLE, "#7f4f24", "#5c677d", "#333333")
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: smaller, sharp, and can be searched
+    "svg.fonttype": "none",  # text remains text: smaller, sharp and searchable
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
@@ -47,13 +47,13 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "grid.color": FAINT,
     "legend.frameon": False,
-    # Names come from outside; a dollar sign in one is no formula.
+    # Names are external input: a dollar sign does not start a formula.
     "text.parse_math": False,
 }
 
 
 def latency_by_load(bench: Bench) -> str:
-    """Draw quantiles of latency against the calls that were made by second."""
+    """Draw latency quantiles against the offered load."""
 
     def draw(axes: Axes) -> None:
         for name, colour in QUANTILES.items():
@@ -76,7 +76,7 @@ def latency_by_load(bench: Bench) -> str:
 
 
 def rates_by_load(bench: Bench) -> str:
-    """Draw answers by second, all and those in time, against the calls made."""
+    """Draw throughput and goodput against the offered load."""
 
     def draw(axes: Axes) -> None:
         offered = [run.offered_per_s for run in bench.runs]
@@ -96,7 +96,7 @@ def rates_by_load(bench: Bench) -> str:
 
 
 def latency_curve(bench: Bench) -> str:
-    """Draw the latency that a share of the answers did not exceed."""
+    """Draw the cumulative distribution of latency."""
 
     def draw(axes: Axes) -> None:
         runs = [run for run in bench.runs if run.latency_curve]
@@ -120,7 +120,7 @@ def latency_curve(bench: Bench) -> str:
 
 
 def batch_sizes(bench: Bench) -> str:
-    """Draw how many answers came from batches of which size."""
+    """Draw the distribution of responses over batch sizes."""
     runs = [run for run in bench.runs if run.batch_sizes]
 
     def bars(axes: Axes) -> None:
@@ -154,7 +154,7 @@ def batch_sizes(bench: Bench) -> str:
 
 
 def stages(bench: Bench) -> str:
-    """Draw which part of the mean latency went where."""
+    """Draw the mean latency by stage."""
     runs = [run for run in bench.runs if run.answered]
 
     def draw(axes: Axes) -> None:
@@ -174,8 +174,8 @@ def stages(bench: Bench) -> str:
     return _svg("stages", draw, _height_in(len(runs)))
 
 
-def fates(bench: Bench) -> str:
-    """Draw what became of the calls: in time, late, dropped, failed by code."""
+def outcomes(bench: Bench) -> str:
+    """Draw the outcomes of calls: in time, late, dropped, failed by code."""
     runs = [run for run in bench.runs if run.calls]
     codes = list(dict.fromkeys(code for run in runs for code in run.errors))
     counts: dict[str, tuple[str, list[float]]] = {
@@ -199,7 +199,7 @@ def fates(bench: Bench) -> str:
         axes.set(xlabel="share of the calls, %", xlim=(0, 100))
         _legend_above(axes)
 
-    return _svg("fates", draw, _height_in(len(runs)))
+    return _svg("outcomes", draw, _height_in(len(runs)))
 
 
 def _stage_means(run: Run) -> dict[str, float]:
@@ -227,7 +227,7 @@ def _rows(axes: Axes, bench: Bench, runs: Sequence[Run]) -> None:
 
 
 def _legend_above(axes: Axes) -> None:
-    """Put the legend where it hides nothing."""
+    """Place the legend above the plot."""
     columns = 5 if len(axes.get_legend_handles_labels()[1]) <= 5 else 4
     axes.figure.legend(loc="outside upper left", ncols=columns, handlelength=1.2)
 
@@ -237,7 +237,7 @@ def _height_in(rows: int) -> float:
 
 
 def _shades(count: int) -> list[Any]:
-    """Return colours from light to dark, for loads that rise."""
+    """Return colours from light to dark, for increasing loads."""
     from matplotlib import colormaps
 
     if count == 1:
@@ -247,7 +247,7 @@ def _shades(count: int) -> list[Any]:
 
 
 def _plain(axis: Any) -> None:
-    """Write 10 and 1000, not powers."""
+    """Label ticks as 10 and 1000, not as powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -262,16 +262,16 @@ def _whole(axis: Any) -> None:
 
 
 def _svg(name: str, draw: Callable[[Axes], None], height_in: float = 3.6) -> str:
-    """Return a drawing as an <svg> element without anything from elsewhere."""
+    """Return a drawing as a self-contained <svg> element."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Elements of several drawings share a page: their names must differ.
+    # Several drawings share a page, so their element IDs must differ.
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure.add_subplot())
         file = io.StringIO()
-        nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=nobody)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=no_metadata)
     drawing = file.getvalue()
     return drawing[drawing.index("<svg") :]

@@ -1,4 +1,4 @@
-"""A benchmark as one HTML file that needs nothing from elsewhere."""
+"""Report of a benchmark as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from string import Template
 
 from . import plots
 from .result import Bench
-from .table import Grid, costs, heading, latencies, number, remarks, stages
+from .table import Grid, costs, error_lines, heading, latencies, number, stages
 
 
 def write_html(bench: Bench, path: Path) -> None:
@@ -25,16 +25,16 @@ def write_html(bench: Bench, path: Path) -> None:
 
 
 def page(bench: Bench) -> str:
-    """Return the report. All text that comes from outside is escaped."""
+    """Return the report; all external text is escaped."""
     template = Template(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
     about = "".join(f'<p class="about">{escape(line)}</p>\n' for line in heading(bench))
     warnings = "".join(f'<p class="warning">{escape(line)}</p>\n' for line in _warnings(bench))
     tables = ""
     if bench.runs:
         tables = _section("By load", _table(latencies(bench)))
-        tables += _section("Where the time goes", _table(stages(bench)))
-        tables += _section("What it costs", _table(costs(bench)))
-        tables += "".join(f'<p class="note">{escape(line)}</p>\n' for line in remarks(bench))
+        tables += _section("Time by stage", _table(stages(bench)))
+        tables += _section("Resource usage", _table(costs(bench)))
+        tables += "".join(f'<p class="note">{escape(line)}</p>\n' for line in error_lines(bench))
     drawn = "".join(
         f"<figure><h2>{escape(title)}</h2>\n{draw(bench)}</figure>\n"
         for title, draw in _plots(bench)
@@ -60,17 +60,17 @@ def _plots(bench: Bench) -> Iterator[tuple[str, Callable[[Bench], str]]]:
     if len(bench.runs) > 1:
         if answered:
             yield "Latency against offered load", plots.latency_by_load
-        yield "Answers against offered load", plots.rates_by_load
+        yield "Throughput against offered load", plots.rates_by_load
     if answered:
-        yield "Latency by share of the answers", plots.latency_curve
+        yield "Latency distribution", plots.latency_curve
         yield "Batch sizes", plots.batch_sizes
-        yield "Stages of the mean latency", plots.stages
+        yield "Mean latency by stage", plots.stages
     if any(run.calls for run in bench.runs):
-        yield "What became of the calls", plots.fates
+        yield "Outcomes of calls", plots.outcomes
 
 
 def _tiles(bench: Bench) -> Iterator[tuple[str, str]]:
-    """Give names and figures that matter most: of the one load, or of the whole sweep."""
+    """Yield the key figures: of a single load, or of the whole sweep."""
     if len(bench.runs) == 1:
         (run,) = bench.runs
         yield "answers/s", number(run.throughput_per_s)

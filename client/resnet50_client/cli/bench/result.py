@@ -1,4 +1,4 @@
-"""What is kept of a benchmark: enough to draw its report again and to compare it with another."""
+"""Results of a benchmark, complete for reports and comparisons."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cost import ServerCost
 from .plan import Load, Plan
+from .resource_usage import ServerUsage
 from .statistics import Summary
 
-# Raised by one when a field changes its meaning; additions leave it.
+# Incremented when a field changes its meaning, not for additions.
 SCHEMA = "resnet50-bench/1"
 STAGES = ("decode", "queue", "compute", "server", "outside")
 
 
 @dataclass(frozen=True)
-class GeneratorCost:
-    """What making the load cost this process.
+class GeneratorUsage:
+    """Resource usage of the load generator's process.
 
     Attributes:
-        cpu_share: Of one core.
-        loop_lag_ms: How late the event loop came to what was due.
-        late_ms: How late calls of an open loop were made; without numbers for a closed loop.
+        cpu_share: CPU time ÷ wall time: 1 is a whole core.
+        loop_lag_ms: Lag of the event loop.
+        late_ms: Delay of calls of an open loop; empty for a closed loop.
     """
 
     cpu_share: float
@@ -34,35 +34,35 @@ class GeneratorCost:
 
     @property
     def lag_p99_ms(self) -> float | None:
-        """How late it was in either way, at p99; None if it ran too short to tell."""
+        """The larger p99 of the two delays; None if the run was too short."""
         return max((one.p99 for one in (self.loop_lag_ms, self.late_ms) if one.p99), default=None)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One load and what became of it. Times are in milliseconds.
+    """Results of one load.
 
     Attributes:
-        load: When calls were made.
-        duration_s: How long was measured.
-        interrupted: Whether it was stopped before its time.
-        calls: Calls that were meant within that time.
-        offered_per_s: The same by second.
-        throughput_per_s: Answers by second.
-        goodput_per_s: Answers by second that came before their deadline.
-        good_share: Share of `calls` that were answered before their deadline.
+        load: Arrival of calls.
+        duration_s: Measured time in seconds.
+        interrupted: True if it was stopped early.
+        calls: Calls whose intended time is within the measured time.
+        offered_per_s: Calls per second.
+        throughput_per_s: Responses per second.
+        goodput_per_s: Responses per second within their deadlines.
+        good_share: Fraction of `calls` completed within their deadlines.
         errors: Failed calls by gRPC status code.
-        dropped: Frames whose place a newer one took.
-        latency_ms: From when a call was meant to its answer; of calls that were answered.
-        latency_curve: Pairs of a share of the answers, and the latency that it did not exceed.
-        latency_histogram: Pairs of a latency, and how many lay below it and above the one before.
-        stages_ms: The server's own account by answer: "decode", "queue", "compute"; "server" for
-            all of its time; "outside" for the rest of the latency: network, gRPC, and waiting here.
-        batch_sizes: Answers by the size of the batch that they were computed in.
-        mean_batch_size: Mean over the batches; None without an answer.
-        generator: What making the load cost.
-        server: What the server used, if a process was named.
-        warnings: Why the figures may not be the server's.
+        dropped: Frames replaced by newer ones.
+        latency_ms: Milliseconds from a call's intended time to its response.
+        latency_curve: Pairs of a fraction of responses and the latency they do not exceed, in ms.
+        latency_histogram: Pairs of a bucket's upper bound in ms and its count.
+        stages_ms: Times in milliseconds, as reported by the server: "decode", "queue", "compute",
+            "server" (total); and "outside", the rest of the latency: network, gRPC, client.
+        batch_sizes: Responses by batch size.
+        mean_batch_size: Mean over the batches; None without responses.
+        generator: Resource usage of the load generator.
+        server: Resource usage of the server, if its process was given.
+        warnings: Reasons why the load generator may have affected the results.
     """
 
     load: Load
@@ -81,18 +81,18 @@ class Run:
     stages_ms: dict[str, Summary]
     batch_sizes: dict[int, int]
     mean_batch_size: float | None
-    generator: GeneratorCost
-    server: ServerCost | None
+    generator: GeneratorUsage
+    server: ServerUsage | None
     warnings: list[str]
 
     @property
     def answered(self) -> int:
-        """How many calls were answered."""
+        """Number of successful calls."""
         return self.latency_ms.count
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Run:
-        """Read it back."""
+        """Restore from the fields of `to_json`."""
         generator = fields["generator"]
         return cls(
             **{
@@ -103,29 +103,29 @@ class Run:
                 "latency_histogram": [(ms, count) for ms, count in fields["latency_histogram"]],
                 "stages_ms": {name: Summary(**one) for name, one in fields["stages_ms"].items()},
                 "batch_sizes": {int(size): n for size, n in fields["batch_sizes"].items()},
-                "generator": GeneratorCost(
+                "generator": GeneratorUsage(
                     generator["cpu_share"],
                     Summary(**generator["loop_lag_ms"]),
                     Summary(**generator["late_ms"]),
                 ),
-                "server": ServerCost(**fields["server"]) if fields["server"] else None,
+                "server": ServerUsage(**fields["server"]) if fields["server"] else None,
             }
         )
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A benchmark: what was done, with what, and the runs.
+    """Results of a benchmark, with its parameters and environment.
 
     Attributes:
-        date: When it began, ISO 8601 in UTC.
-        plan: What was done; the load of a sweep is that of its first run.
-        machine: "cpu", "cores", "system", "memory_gib" of where the load was made.
-        versions: Of this package, grpcio, protobuf, numpy and Python.
-        variant: "name", "digest", "engine", "device", "precision" and "trained" of what answered.
-        runs: One, or those of a sweep, the smallest load first.
-        capacity_per_s: What a sweep found the server to be capable of, in answers by second.
-        probes: The closed loops that found it.
+        date: Start time, ISO 8601 in UTC.
+        plan: Parameters; the load of a sweep is that of its first run.
+        machine: "cpu", "cores", "system" and "memory_gib" of the load generator's machine.
+        versions: Versions of this package, grpcio, protobuf, numpy and Python.
+        variant: "name", "digest", "engine", "device", "precision" and "trained" of the variant.
+        runs: One run, or those of a sweep, by increasing load.
+        capacity_per_s: The server's capacity in responses per second, measured by a sweep.
+        probes: The closed loops that measured it.
     """
 
     date: str
@@ -138,15 +138,15 @@ class Bench:
     probes: list[Run] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> str:
-        """Return it as one line of JSON."""
+        """Serialize to one line of JSON."""
         return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, allow_nan=False)
 
     @classmethod
     def load(cls, path: Path) -> Bench:
-        """Read a file that `to_json` made.
+        """Load a file written by `to_json`.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
             ValueError: It is not such a file, or of another release.
         """
         try:
@@ -165,4 +165,4 @@ class Bench:
                 fields[name] = [Run.from_json(one) for one in fields[name]]
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: is damaged, or of a newer release: {error!r}") from error
+            raise ValueError(f"{path}: is corrupt, or of a newer release: {error!r}") from error

@@ -1,4 +1,4 @@
-"""Many numbers in few: quantiles that the numbers can bear, and histograms."""
+"""Summary statistics: quantiles with enough samples, and histograms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Bounds of a histogram's classes grow by this factor: within 5% of any value.
+# Growth factor of histogram bounds: within 5% of any value.
 GROWTH = 2 ** (1 / 8)
 CURVE_POINTS = 120
 
@@ -17,8 +17,8 @@ CURVE_POINTS = 120
 class Summary:
     """Mean and quantiles, in the numbers' unit.
 
-    A quantile is one of the numbers, so that the share of them is at or below it; it is None if it
-    would rest on less than one number above it: p99.9 takes 1000 numbers.
+    A quantile is one of the numbers (nearest rank); it is None with less than one number above
+    it: p99.9 needs 1000 numbers.
     """
 
     count: int
@@ -46,11 +46,11 @@ def summary(numbers: Sequence[float]) -> Summary:
 
 
 def curve(numbers: Sequence[float]) -> list[tuple[float, float]]:
-    """Return pairs of a share and the number at or below which it lies, denser towards 1."""
+    """Return the cumulative distribution as pairs of fraction and number, denser towards 1."""
     ordered = np.sort(np.asarray(numbers, dtype=np.float64))
     if not len(ordered):
         return []
-    # Even steps on the axis that it is drawn on: the logarithm of the share above.
+    # Equidistant on the plot's axis, the logarithm of the fraction above.
     above = np.geomspace(1.0, 1.0 / len(ordered), CURVE_POINTS)
     points = []
     for share in sorted({round(1.0 - one, 9) for one in above.tolist()}):
@@ -59,9 +59,9 @@ def curve(numbers: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def histogram(numbers: Sequence[float]) -> list[tuple[float, int]]:
-    """Return pairs of an upper bound and how many numbers lie between it and the one below it.
+    """Return pairs of a bucket's upper bound and its count.
 
-    Classes without numbers are left out; a class reaches down to its bound by `GROWTH`.
+    Empty buckets are omitted; a bucket's lower bound is its upper bound ÷ `GROWTH`.
     """
     values = np.maximum(np.asarray(numbers, dtype=np.float64), 1e-3)
     classes, counts = np.unique(
@@ -74,16 +74,16 @@ def histogram(numbers: Sequence[float]) -> list[tuple[float, int]]:
 
 
 def _quantile(ordered: np.ndarray, share: float) -> float | None:
-    # 1000 * (1 - 0.999) is 1, give or take a rounding.
+    # 1000 * (1 - 0.999) is 1, except for rounding.
     return _at(ordered, share) if len(ordered) * (1.0 - share) > 1.0 - 1e-6 else None
 
 
 def _at(ordered: np.ndarray, share: float) -> float:
-    """Return the smallest number at or below which that share of them lies (nearest rank)."""
+    """Return the smallest number that a fraction `share` of them does not exceed (nearest rank)."""
     rank = max(1, math.ceil(len(ordered) * share - 1e-9))
     return _rounded(ordered[rank - 1])
 
 
 def _rounded(number: float) -> float:
-    """Return six significant digits: less than a clock knows, and files that can be read."""
+    """Round to six significant digits, for readable files."""
     return float(f"{number:.6g}")

@@ -1,4 +1,4 @@
-"""Several loads after each other: shares of the capacity that a closed loop finds first."""
+"""Sweep: measure the capacity with closed loops, then run loads at fractions of it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .result import Run
 
 DEFAULT_STEPS = 7
 _RANGE = re.compile(r"(\d+(?:\.\d+)?)%?\.\.(\d+(?:\.\d+)?)%?(?:x(\d+))?")
-# Twice the calls under way must bring so much more; two doublings that do not end the search.
+# Minimum gain of throughput by doubling the concurrency; two doublings below it end the search.
 GAIN = 1.05
 MOST_CONCURRENCY = 1024
-# A probe takes less time than a run, and stops being noise at some dozens of answers.
+# Duration of a probe as a fraction of a run's.
 PROBE_SHARE = 0.4
 
 Measure = Callable[[Plan], Run]
 
 
 def shares(text: str) -> list[float]:
-    """Read "10%..130%" or, with the number of steps, "10%..130%x7"; return rising shares.
+    """Parse "10%..130%" or, with the number of steps, "10%..130%x7" to increasing fractions.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text is neither.
     """
     match = _RANGE.fullmatch(text.replace(" ", ""))
     if match is None:
@@ -39,12 +39,12 @@ def shares(text: str) -> list[float]:
 
 
 def probes(plan: Plan, measure: Measure, stop: threading.Event) -> Iterator[Run]:
-    """Give closed loops, each with twice the calls under way, until that brings nothing more.
+    """Run closed loops, doubling the concurrency, until the throughput no longer grows.
 
     Args:
-        plan: As for the loads that follow; each probe takes a part of its time.
-        measure: Makes one.
-        stop: Ends the search, once set.
+        plan: The benchmark; each probe takes a fraction of its duration.
+        measure: Runs one load.
+        stop: Ends the search when set.
     """
     plan = replace(plan, duration_s=plan.duration_s * PROBE_SHARE, server_pid=None)
     best, without_gain = 0.0, 0
@@ -57,16 +57,16 @@ def probes(plan: Plan, measure: Measure, stop: threading.Event) -> Iterator[Run]
         without_gain = 0 if run.throughput_per_s > best * GAIN else without_gain + 1
         best = max(best, run.throughput_per_s)
         if not best:
-            return  # nothing is answered
-        # Server and connection are warm; only the load itself has to settle.
+            return  # no call succeeds
+        # Server and connection are warm; only the load has to settle.
         plan = replace(plan, warm_up_s=min(plan.warm_up_s, plan.duration_s / 4))
 
 
 def capacity_of(found: Iterable[Run]) -> float:
-    """Return the most answers by second that were seen; 0 if there were none."""
+    """Return the maximum throughput in responses per second; 0 without runs."""
     return max((run.throughput_per_s for run in found), default=0.0)
 
 
 def loads(capacity_per_s: float, of: Iterable[float]) -> list[Load]:
-    """Return open loops at shares of a capacity."""
+    """Return open loops at fractions of a capacity."""
     return [Load(rate_per_s=round(capacity_per_s * share, 3), share=share) for share in of]

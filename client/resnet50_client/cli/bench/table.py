@@ -1,4 +1,4 @@
-"""A benchmark as tables, for a terminal and for the report."""
+"""Results of a benchmark as tables, for a terminal and for the report."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Grid:
-    """A table that can be shown anywhere; the first column is text, the others are figures.
+    """A table for any output; the first column is text, the others are numbers.
 
     Attributes:
-        headings: Of the columns.
-        rows: One a run.
-        note: What the headings do not say; "" for nothing.
+        headings: Column headings.
+        rows: One row per run.
+        note: Explanation of the headings; "" for none.
     """
 
     headings: tuple[str, ...]
@@ -32,38 +32,38 @@ class Grid:
 
 
 def tables(bench: Bench) -> RenderableType:
-    """Return what was done, latencies by load, the server's own account, and what went wrong."""
+    """Return heading, latencies, stages, resource usage and errors."""
     parts: list[RenderableType] = [Text(line) for line in heading(bench)]
     grids = [latencies(bench), stages(bench), costs(bench)]
     if len(bench.runs) == 1:
         parts += [_upright(grids), *(Text(grid.note, "dim") for grid in grids if grid.note)]
     elif bench.runs:
         parts += map(_wide, grids)
-    parts += [Text(line) for line in remarks(bench)]
+    parts += [Text(line) for line in error_lines(bench)]
     return Group(*parts)
 
 
 def heading(bench: Bench) -> list[str]:
-    """Return in some lines what was measured, with what and where."""
+    """Return lines about the calls, the variant and the load generator's machine."""
     variant, machine = bench.variant, bench.machine
     untrained = "" if variant["trained"] else ", untrained"
     lines = [
         bench.plan.describe(),
         f"{variant['name']}@{variant['digest'][:12]} on {variant['engine']}, {variant['device']},"
         f" {variant['precision']}{untrained}",
-        f"load made on {machine['cpu']}, {machine['cores']} cores; {bench.date}",
+        f"load generated on {machine['cpu']}, {machine['cores']} cores; {bench.date}",
     ]
     if bench.capacity_per_s:
         most = max(bench.probes, key=lambda one: one.throughput_per_s)
         lines.append(
-            f"capacity {number(bench.capacity_per_s)} answers/s, found with"
-            f" {most.load.concurrency} calls under way"
+            f"capacity {number(bench.capacity_per_s)} answers/s, measured with"
+            f" {most.load.concurrency} calls in flight"
         )
     return lines
 
 
 def latencies(bench: Bench) -> Grid:
-    """Return rates, latencies and the share of calls that failed, by load."""
+    """Return rates, latencies and the fraction of failed calls, by load."""
     drops = bench.plan.delivery == "latest"
     headings: tuple[str, ...] = ("load", "calls/s", "answers/s", "in time/s")
     headings += ("p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "failed")
@@ -80,7 +80,7 @@ def latencies(bench: Bench) -> Grid:
 
 
 def stages(bench: Bench) -> Grid:
-    """Return the server's own account of its answers, by load."""
+    """Return batch size and times by stage, as reported by the server, by load."""
     rows = [
         (
             _load(bench, run),
@@ -92,19 +92,19 @@ def stages(bench: Bench) -> Grid:
     return Grid(
         ("load", "batch", *(f"{one} ms" for one in STAGES)),
         rows,
-        "batch: mean size; decode to server: the server's own account, outside: the rest of the"
+        "batch: mean size; decode to server: times reported by the server, outside: the rest of the"
         " latency; p50 / p99",
     )
 
 
 def costs(bench: Bench) -> Grid:
-    """Return what load generator and server used, by load."""
+    """Return the resource usage of load generator and server, by load."""
     headings: tuple[str, ...] = ("load", "own CPU", "own lag ms")
-    note = "own: the load generator's CPU, of one core, and how late it was at p99"
+    note = "own: the load generator's CPU in percent of a core, and its lag at p99"
     named = any(run.server for run in bench.runs)
     if named:
-        headings += ("server CPU", "ms an answer", "peak MiB")
-        note += "; server: CPU of one core, CPU time by answer, resident memory"
+        headings += ("server CPU", "ms per answer", "peak MiB")
+        note += "; server: CPU in percent of a core, CPU time per answer, resident memory"
     rows = []
     for run in bench.runs:
         row = [_load(bench, run), f"{run.generator.cpu_share:.0%}"]
@@ -118,8 +118,8 @@ def costs(bench: Bench) -> Grid:
     return Grid(headings, rows, note)
 
 
-def remarks(bench: Bench) -> list[str]:
-    """Return errors by code and interruptions, a line each."""
+def error_lines(bench: Bench) -> list[str]:
+    """Return a line for each run's errors by code, and for each interruption."""
     lines = []
     for run in bench.runs or bench.probes:
         prefix = f"{_load(bench, run)}: "
@@ -132,7 +132,7 @@ def remarks(bench: Bench) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Return three significant digits, or a dash."""
+    """Format three significant digits, or a dash."""
     if value is None:
         return NOTHING
     if value >= 100:
@@ -163,7 +163,7 @@ def _wide(grid: Grid) -> Table:
 
 
 def _upright(grids: Sequence[Grid]) -> Table:
-    """Return the one row of each grid as lines: a single run fits any terminal."""
+    """Return the only row of each grid as lines, to fit narrow terminals."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)

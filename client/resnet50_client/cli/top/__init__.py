@@ -1,7 +1,7 @@
 """Live view of servers: `resnet50 top`.
 
-Data flows one way: `scrape` fetches what a server exports; `interval` says what it did between two
-scrapes, and adds servers up; `reading` makes figures of that; `watch` keeps an eye on one server
-that may go away and come back, `facts` asks what the variants are, and both end in a `Snapshot`;
-`view` lays it out, `keys` and `command` show it until they are told to stop.
+Data flows one way: `scrape` fetches a server's metrics; `interval` computes rates between two
+scrapes and totals over servers; `server_metrics` derives the displayed figures; `poller` polls one
+server, also while it is unreachable, `variant_status` polls the state of variants, and both feed a
+`Snapshot`; `view` renders it; `command` and `keyboard` run the display.
 """

@@ -1,4 +1,4 @@
-"""Figures as text that fits into a cell; a dash is what is not known."""
+"""Figures formatted for table cells; a dash is an unknown value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.text import Text
 
 from ..bench.table import NOTHING, number
-from .reading import Latency
+from .server_metrics import Latency
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -17,7 +17,7 @@ QUIET = "dim"
 
 
 def rate(per_s: float | None) -> str:
-    """Return a rate: 0 is told from a little."""
+    """Format a rate; a small one is distinct from 0."""
     if per_s is None:
         return NOTHING
     if per_s == 0:
@@ -26,22 +26,22 @@ def rate(per_s: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Return a number of things."""
+    """Format a count."""
     return NOTHING if value is None else f"{value:.0f}"
 
 
 def share(value: float | None) -> str:
-    """Return a share in percent."""
+    """Format a ratio in percent."""
     return NOTHING if value is None else f"{value:.0%}"
 
 
 def busy(ratio: float | None) -> str:
-    """Return how busy a device is: a long batch counts in the interval in which it ends."""
+    """Format a device's utilisation; capped, as a long batch counts in the interval of its end."""
     return share(None if ratio is None else min(1.0, ratio))
 
 
 def size(value: float | None) -> str:
-    """Return a number of bytes."""
+    """Format a number of bytes."""
     if value is None:
         return NOTHING
     if value < 2**20:
@@ -50,7 +50,7 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time that passed, in its two largest units: "45s", "3h12m"."""
+    """Format a duration in its two largest units: "45s", "3h12m"."""
     if seconds is None:
         return NOTHING
     whole = int(seconds)
@@ -61,14 +61,14 @@ def duration(seconds: float | None) -> str:
 
 
 def latency(one: Latency) -> str:
-    """Return median and 99th percentile; the highest bound of the buckets as what it is."""
+    """Format median and 99th percentile; "≥" marks the highest bucket bound."""
     if one.p50_ms is None:
         return NOTHING
     return f"{_quantile(one.p50_ms, one)} / {_quantile(one.p99_ms, one)}"
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """Return the newest values as bars, the highest one full; blank where there is none."""
+    """Format the newest values as bars, scaled to the highest; unknown ones are blank."""
     newest = values[-width:]
     most = max((one for one in newest if one is not None), default=0.0)
     bars = []
@@ -81,7 +81,7 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
 
 
 def by_name(rates: Mapping[str, float] | None, style: str) -> Text:
-    """Return a total and what it is made of: "3.60  queue 3.20, rate 0.40"."""
+    """Format a total and its parts: "3.60  queue 3.20, rate 0.40"."""
     if rates is None:
         return Text(NOTHING, QUIET)
     parts = sorted(((name, one) for name, one in rates.items() if one), key=lambda one: -one[1])

@@ -18,19 +18,19 @@ from ...retries import RetryPolicy
 from ..options import AsJson
 from ..output import NO_SERVER, console, print_json, print_line, reporting_errors, show, warn
 from ..servers import Servers, with_servers
-from .facts import Facts
-from .keys import keys
+from .keyboard import keys
+from .poller import STALE_INTERVALS, Poller
 from .scrape import DEFAULT_METRICS, METRICS, Endpoint
 from .snapshot import Snapshot, snapshots
+from .variant_status import VariantStatusPoller
 from .view import View
-from .watch import STALE_INTERVALS, Watch
 
 EXIT_STATUSES = (
-    "Exit status: 0 it was ended by q or Ctrl-C, or --once printed its figures; 1 the output cannot"
-    " be written; 2 wrong usage; 3 no server answers --once."
+    "Exit status: 0 ended by q or Ctrl-C, or --once succeeded; 1 the output cannot be written;"
+    " 2 wrong usage; 3 no server responded to --once."
 )
-# How soon a key and a new size of the window are seen.
-_KEYS_S = 0.1
+# Poll interval for keys and the window's size.
+_KEY_POLL_S = 0.1
 
 
 @with_servers
@@ -40,50 +40,51 @@ def top(
         list[str] | None,
         typer.Option(
             "--metrics",
-            help="HOST:PORT or URL of a server's metrics (its --metrics-listen); repeat for several"
-            f" servers, which are shown each and added up. Environment: {METRICS}."
+            help="HOST:PORT or URL of a server's metrics (its --metrics-listen). Repeat for several"
+            f" servers, shown individually and in total. Environment: {METRICS}."
             f" Default: {DEFAULT_METRICS}.",
         ),
     ] = None,
     interval_s: Annotated[
         float,
         typer.Option(
-            "--interval-s", min=0.1, help="Seconds between two looks; rates are of this time."
+            "--interval-s", min=0.1, help="Poll interval in seconds; rates are averages over it."
         ),
     ] = 2.0,
-    # A server whose event loop is stuck answers after 2 s, with what it has.
+    # A server whose event loop is stuck responds after 2 s with partial metrics.
     timeout_s: Annotated[
-        float, typer.Option("--timeout-s", min=0.001, help="Seconds that a server has to answer.")
+        float, typer.Option("--timeout-s", min=0.001, help="Timeout of one poll in seconds.")
     ] = 5.0,
     once: Annotated[
         bool,
-        typer.Option("--once", help="Print the figures of one interval, and end."),
+        typer.Option("--once", help="Print the metrics of one interval and exit."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Watch servers: rates, latencies, batches, queues and variants, live.
+    """Show live metrics of servers: rates, latencies, batches, queues and variants.
 
-    Figures are of the last interval, from the servers' own counters; latencies are interpolated
-    within histogram buckets. "-" is what a server does not export or what is not known yet. q or
-    Ctrl-C ends it. Into a pipe it prints one snapshot after the other.
+    Values are of the last interval, computed from the servers' Prometheus metrics; latencies are
+    interpolated within histogram buckets. "-" is a value that is unknown or not exported. q or
+    Ctrl-C quits. If stdout is a pipe, snapshots are printed one after another.
 
-    Servers that take calls where --server says are asked for the states of their variants, which
-    metrics do not tell; with --metrics they are only asked if --server names them.
+    The states of variants, which metrics lack, are polled over gRPC from --server; with
+    --metrics only if --server is given, too.
     """
-    with reporting_errors(), _ending():
+    with reporting_errors(), _normal_exit():
         stale_s = max(10.0, STALE_INTERVALS * interval_s)
         named = metrics or os.environ.get(METRICS, "").replace(",", " ").split()
         endpoints = dict.fromkeys(map(Endpoint.of, named or [DEFAULT_METRICS]))
-        watches = [Watch(endpoint, timeout_s, stale_s) for endpoint in endpoints]
-        # Whatever runs at the default address need not be what is watched elsewhere.
-        # A thread may be asking until the process ends, so nobody closes them.
-        asked = servers.given().server or not named
-        once_each = RetryPolicy(attempts=1)
-        facts = Facts(servers.clients(timeout_s, retry=once_each) if asked else {})
-        facts.start()
-        found = snapshots(watches, facts, interval_s)
+        pollers = [Poller(endpoint, timeout_s, stale_s) for endpoint in endpoints]
+        # With --metrics, the default gRPC address may be another server.
+        use_grpc = servers.given().server or not named
+        no_retry = RetryPolicy(attempts=1)
+        # Never closed: the thread that uses these clients runs until the process ends.
+        clients = servers.clients(timeout_s, retry=no_retry) if use_grpc else {}
+        statuses = VariantStatusPoller(clients)
+        statuses.start()
+        found = snapshots(pollers, statuses, interval_s)
         if once:
-            _print_once(found, facts, as_json)
+            _print_once(found, statuses, as_json)
         elif as_json:
             for snapshot in found:
                 _print_json(snapshot)
@@ -93,11 +94,11 @@ def top(
             _print_all(found)
 
 
-def _print_once(found: Iterator[Snapshot], facts: Facts, as_json: bool) -> None:
-    """Print one interval; without a server that answers, end at once."""
+def _print_once(found: Iterator[Snapshot], statuses: VariantStatusPoller, as_json: bool) -> None:
+    """Print one interval; exit at once if no server responds."""
     snapshot = next(found)
-    if snapshot.together is not None:
-        facts.wait()
+    if snapshot.total is not None:
+        statuses.wait()
         snapshot = next(found)
     if as_json:
         _print_json(snapshot)
@@ -105,7 +106,7 @@ def _print_once(found: Iterator[Snapshot], facts: Facts, as_json: bool) -> None:
         view = View()
         view.show(snapshot)
         show(view)
-    if snapshot.together is None:
+    if snapshot.total is None:
         for one in snapshot.servers:
             warn(f"{one.url}: {one.failure}")
         raise typer.Exit(NO_SERVER)
@@ -125,25 +126,25 @@ def _print_all(found: Iterator[Snapshot]) -> None:
 
 
 def _live(found: Iterator[Snapshot]) -> None:
-    """Show snapshots on a screen of their own until q is pressed; Ctrl-Z leaves it for a while."""
+    """Show snapshots full-screen until q is pressed; Ctrl-Z suspends."""
     newest: queue.SimpleQueue[Snapshot | Exception] = queue.SimpleQueue()
 
-    def look() -> None:
+    def poll() -> None:
         try:
             for snapshot in found:
                 newest.put(snapshot)
-        except Exception as error:  # raised where the screen is given back first
+        except Exception as error:  # re-raised by the main thread, after it restores the screen
             newest.put(error)
 
-    threading.Thread(target=look, name="look at servers", daemon=True).start()
-    view = View("q ends" if sys.stdin.isatty() else "Ctrl-C ends", fit=True)
+    threading.Thread(target=poll, name="poll servers", daemon=True).start()
+    view = View("q quits" if sys.stdin.isatty() else "Ctrl-C quits", fit=True)
     while True:
         try:
             with _suspending(), keys() as pressed:
                 _until_q(view, newest, pressed)
             return
         except _Suspended:
-            # With the terminal as it was; goes on here once it is in the foreground again.
+            # The terminal is restored; execution resumes here in the foreground.
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -155,7 +156,7 @@ def _until_q(
         size = window.size
         while not {"q", "Q"} & set(pressed()):
             try:
-                seen = newest.get(timeout=_KEYS_S)
+                seen = newest.get(timeout=_KEY_POLL_S)
                 if isinstance(seen, Exception):
                     raise seen
                 view.show(seen)
@@ -172,7 +173,7 @@ class _Suspended(Exception):
 
 @contextmanager
 def _suspending() -> Iterator[None]:
-    """Turn Ctrl-Z into an exception, where there is such a signal."""
+    """Turn Ctrl-Z into an exception, on systems that have it."""
     if sys.platform == "win32":
         yield
         return
@@ -188,8 +189,8 @@ def _suspending() -> Iterator[None]:
 
 
 @contextmanager
-def _ending() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a pipe's closed end be good ends: nothing is left undone."""
+def _normal_exit() -> Iterator[None]:
+    """Exit normally on Ctrl-C, SIGTERM and a closed pipe."""
 
     def end(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -200,7 +201,7 @@ def _ending() -> Iterator[None]:
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:
-        # Else the interpreter complains as it flushes.
+        # Otherwise the interpreter reports an error as it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""What a server did between two scrapes, and what several did together."""
+"""Rates between two scrapes of a server, and totals over several servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STARTED = "process_start_time_seconds"
 _NO_LABELS: Labels = frozenset()
 
 Fold = Callable[[Iterable[float]], float]
-# How servers are added up where a sum would mean nothing: what hurts most is shown.
+# Aggregation over servers where a sum is meaningless: mostly the worst value.
 _FOLDS: Mapping[str, Fold] = {
     _STARTED: max,  # the youngest
     "resnet50_ready": min,
@@ -29,12 +29,12 @@ _FOLDS: Mapping[str, Fold] = {
 
 @dataclass(frozen=True)
 class Interval:
-    """Rates of what counts, newest values of the rest.
+    """Rates of counters and histograms, newest values of gauges.
 
     Attributes:
-        per_s: How fast each counter and each bucket of a histogram grew, per second; without the
-            names if that is not known: after the first scrape, and after a restart.
-        now: Values at the end.
+        per_s: Increase per second of each counter and histogram bucket; empty if unknown, after
+            the first scrape and after a restart.
+        now: Gauges at the end of the interval.
     """
 
     per_s: Series
@@ -42,7 +42,7 @@ class Interval:
 
     @classmethod
     def between(cls, before: Scrape | None, after: Scrape) -> Interval:
-        """Compare two scrapes of one server; None if there was none before."""
+        """Compute the rates between two scrapes of one server; `before` is None at first."""
         now = {
             name: values for name, values in after.series.items() if not name.endswith(_COUNTING)
         }
@@ -52,8 +52,8 @@ class Interval:
         per_s = {}
         for name, values in after.series.items():
             old = before.series.get(name)
-            # A family that was not there may have been left out, and count from long ago; a series
-            # of one that was there begins with a label's first use.
+            # A new family may have been omitted before and count from long ago; a new series of a
+            # known family starts at 0 with its label's first use.
             if old is not None and name.endswith(_COUNTING):
                 per_s[name] = {
                     labels: _growth(old.get(labels, 0.0), value) / seconds
@@ -62,22 +62,22 @@ class Interval:
         return cls(per_s, now)
 
     @classmethod
-    def together(cls, intervals: Sequence[Interval]) -> Interval:
-        """Add up servers; where one lacks a name, the others speak for all."""
+    def total(cls, intervals: Sequence[Interval]) -> Interval:
+        """Aggregate servers; a metric that some do not export is of the others."""
         return cls(
             _folded([one.per_s for one in intervals]), _folded([one.now for one in intervals])
         )
 
     def rate(self, name: str, **labels: str) -> float | None:
-        """Return how fast all series with these labels grow together, or None if it is unknown."""
+        """Return the total rate per second of the series with these labels; None if unknown."""
         return _total(self.per_s.get(name), labels)
 
     def rates(self, name: str, by: str, **labels: str) -> dict[str, float] | None:
-        """Return how fast series with these labels grow, by the values of one more."""
+        """Return rates per second of the series with these labels, by the label `by`."""
         return _by(self.per_s.get(name), by, labels)
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Return the sum of the gauges with these labels, or None if there is no such family."""
+        """Return the sum of the gauges with these labels; None if the family is not exported."""
         return _total(self.now.get(name), labels)
 
     def labels(self, name: str) -> list[dict[str, str]]:
@@ -85,21 +85,20 @@ class Interval:
         return [dict(labels) for labels in self.now.get(name, self.per_s.get(name, {}))]
 
     def buckets(self, name: str, **labels: str) -> dict[float, float] | None:
-        """Return a histogram's cumulative rates per second by upper bound, as `quantile` takes."""
+        """Return a histogram's cumulative rates per second by upper bound, for `quantile`."""
         found = _by(self.per_s.get(f"{name}_bucket"), "le", labels)
         return None if found is None else {float(bound): rate for bound, rate in found.items()}
 
     def mean(self, name: str, **labels: str) -> float | None:
-        """Return the mean of what a histogram counted, or None if it is unknown or was nothing."""
+        """Return the mean of a histogram's observations; None if unknown or without any."""
         total, count = self.rate(f"{name}_sum", **labels), self.rate(f"{name}_count", **labels)
         return total / count if total is not None and count else None
 
 
 def quantile(share: float, buckets: Mapping[float, float]) -> float | None:
-    """Return a quantile as Prometheus's histogram_quantile does.
+    """Compute a quantile as Prometheus's histogram_quantile does.
 
-    It interpolates linearly within the bucket; beyond the highest finite bound it returns that
-    bound.
+    It is interpolated linearly within a bucket, and capped at the highest finite bound.
 
     Args:
         share: 0 to 1.
@@ -115,7 +114,7 @@ def quantile(share: float, buckets: Mapping[float, float]) -> float | None:
     rank = share * most
     lower, below = 0.0, 0.0
     for bound in bounds:
-        # A bucket that was set back between the scrapes must not make the sum fall.
+        # A bucket that was reset between the scrapes must not make the sum decrease.
         count = max(below, buckets[bound])
         if count >= rank and count > below:
             if bound == float("inf"):
@@ -128,7 +127,7 @@ def quantile(share: float, buckets: Mapping[float, float]) -> float | None:
 
 
 def _growth(before: float, after: float) -> float:
-    """Return how far a counter has come; one that was set back came from 0."""
+    """Return a counter's increase; a reset counter started from 0."""
     return after - before if after >= before else after
 
 
@@ -149,23 +148,23 @@ def _restarted(before: Scrape, after: Scrape) -> bool:
 def _folded(all_series: Sequence[Series]) -> Series:
     folded: dict[str, dict[Labels, float]] = {}
     for name in dict.fromkeys(name for series in all_series for name in series):
-        those = [series[name] for series in all_series if name in series]
+        family = [series[name] for series in all_series if name in series]
         if name.endswith("_bucket"):
-            those = _on_common_bounds(those)
+            family = _on_common_bounds(family)
         values = collections.defaultdict(list)
-        for one in those:
-            for labels, value in one.items():
+        for series in family:
+            for labels, value in series.items():
                 values[labels].append(value)
         fold = _FOLDS.get(name, sum)
         folded[name] = {labels: fold(found) for labels, found in values.items()}
     return folded
 
 
-def _on_common_bounds(those: Sequence[Mapping[Labels, float]]) -> list[Mapping[Labels, float]]:
-    """Leave only bounds that all servers have: counts there are exact, whatever their versions."""
-    bounds = [{dict(labels).get("le") for labels in one} for one in those if one]
+def _on_common_bounds(family: Sequence[Mapping[Labels, float]]) -> list[Mapping[Labels, float]]:
+    """Keep only the bounds that all servers export: cumulative counts stay exact there."""
+    bounds = [{dict(labels).get("le") for labels in series} for series in family if series]
     common = set.intersection(*bounds) if bounds else set()
-    return [{k: v for k, v in one.items() if dict(k).get("le") in common} for one in those]
+    return [{k: v for k, v in series.items() if dict(k).get("le") in common} for series in family]
 
 
 def _total(series: Mapping[Labels, float] | None, labels: Mapping[str, str]) -> float | None:

@@ -1,4 +1,4 @@
-"""How a snapshot looks: what is wrong stands out, and stays visible in a small window."""
+"""Rendering of a snapshot: problems are highlighted, and stay visible in a small window."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..bench.table import NOTHING, number
 from ..output import printable
 from . import cells, tables
 from .cells import BAD, QUIET, WARNING
-from .reading import Reading
-from .snapshot import ServerReading, Snapshot
+from .server_metrics import ServerMetrics
+from .snapshot import ServerSnapshot, Snapshot
 
-# Points of the line of images/s that are kept; a window is rarely wider.
+# Number of points of the images/s sparkline; a window is rarely wider.
 HISTORY = 400
-# A later event loop keeps everybody waiting.
+# A longer event-loop lag delays all requests and is highlighted.
 _LONG_LAG_MS = 100.0
-_STUCK = "resnet50_ready is not exported: the server's event loop is stuck, or it is an older one"
+_STUCK = "resnet50_ready is not exported: the server's event loop is stuck, or its version is old"
 
 
 class View:
-    """The newest snapshot as rows that fit; rendered again when the window changes.
+    """The newest snapshot, rendered to fit the window.
 
     Args:
-        hint: What the first line says of keys; "" for nothing.
-        fit: Whether to leave rows out that do not fit into the window's height.
+        hint: Hint about keys in the first line; "" for none.
+        fit: Omit rows that do not fit the window's height.
     """
 
     def __init__(self, hint: str = "", fit: bool = False) -> None:
@@ -38,35 +38,35 @@ class View:
         self._images_per_s: collections.deque[float | None] = collections.deque(maxlen=HISTORY)
 
     def show(self, snapshot: Snapshot) -> None:
-        """Take a new snapshot."""
+        """Set a new snapshot."""
         self._snapshot = printable(snapshot)
-        together = snapshot.together
-        self._images_per_s.append(together.images_per_s if together is not None else None)
+        total = snapshot.total
+        self._images_per_s.append(total.images_per_s if total is not None else None)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self._snapshot is None:
-            yield Text("asking", QUIET)
+            yield Text("polling", QUIET)
             return
         height = (options.height or console.height) if self._fit else None
         yield Group(*self._lines(self._snapshot, options.max_width, height))
 
     def _lines(self, seen: Snapshot, width: int, height: int | None) -> list[RenderableType]:
-        reading, several = seen.together, len(seen.servers) > 1
+        metrics, several = seen.total, len(seen.servers) > 1
         head: list[RenderableType] = [_title(seen, self._hint, width)]
         if not several:
             head.extend(_one_server(seen.servers[0]))
-        if reading is None:
+        if metrics is None:
             return head + (tables.servers(seen, len(seen.servers), width) if several else [])
-        spark = self._spark(seen, reading, width)
+        spark = self._spark(seen, metrics, width)
 
         def laid_out(shape: _Shape) -> list[RenderableType]:
             sections: list[list[RenderableType]] = [
                 head + (tables.servers(seen, shape.servers, width) if several else []),
                 [spark],
-                tables.variants(seen, reading, shape.variants, width),
-                tables.latencies(reading, shape.variants) if shape.latencies else [],
-                tables.methods(reading, shape.methods) if shape.methods else [],
-                tables.troubles(reading, shape.quiet_troubles) + tables.warnings(seen, reading),
+                tables.variants(seen, metrics, shape.variants, width),
+                tables.latencies(metrics, shape.variants) if shape.latencies else [],
+                tables.methods(metrics, shape.methods) if shape.methods else [],
+                tables.problems(metrics, shape.zero_rates) + tables.warnings(seen, metrics),
             ]
             lines: list[RenderableType] = []
             for section in filter(None, sections):
@@ -75,7 +75,7 @@ class View:
                 lines += section
             return lines
 
-        whole = _Shape(len(seen.servers), len(reading.variants), max(1, len(reading.methods)))
+        whole = _Shape(len(seen.servers), len(metrics.variants), max(1, len(metrics.methods)))
         if height is None:
             return laid_out(whole)
         lines = []
@@ -85,12 +85,12 @@ class View:
                 break
         return lines
 
-    def _spark(self, seen: Snapshot, reading: Reading, width: int) -> Text:
+    def _spark(self, seen: Snapshot, metrics: ServerMetrics, width: int) -> Text:
         text = Text(no_wrap=True).append("images/s ", "bold dim")
-        text.append(f"{cells.rate(reading.images_per_s):>5} ", "bold")
+        text.append(f"{cells.rate(metrics.images_per_s):>5} ", "bold")
         known = [one for one in self._images_per_s if one is not None]
         if not known:
-            return text.append(f" figures per second come in {seen.interval_s:g} s", QUIET)
+            return text.append(f" rates are available in {seen.interval_s:g} s", QUIET)
         room = max(10, width - len(text) - 28)
         if len(self._images_per_s) < 2:  # as with --once
             return text
@@ -112,12 +112,12 @@ def _title(seen: Snapshot, hint: str, width: int) -> Text:
     return left.append(right, QUIET)
 
 
-def _one_server(server: ServerReading) -> list[Text]:
+def _one_server(server: ServerSnapshot) -> list[Text]:
     word, style = tables.state(server)
     first, second = Text(no_wrap=True).append(word, style), Text(no_wrap=True)
-    if server.reading is None:
-        return [first.append(f": {tables.silence(server)}")]
-    one = server.reading
+    if server.metrics is None:
+        return [first.append(f": {tables.error(server)}")]
+    one = server.metrics
     version = ", ".join(one.versions) or NOTHING
     first.append(f"  version {version}  up {cells.duration(one.uptime_s)}")
     first.append(f"  CPU {cells.share(one.cpu_cores)}  memory {cells.size(one.memory_bytes)}")
@@ -125,7 +125,7 @@ def _one_server(server: ServerReading) -> list[Text]:
     late = lag_ms is not None and lag_ms > _LONG_LAG_MS
     first.append(f"  loop lag {number(lag_ms)} ms", BAD if late else "")
     second.append(
-        f"requests inside {cells.count(one.inside_requests)}, {cells.size(one.inside_bytes)}"
+        f"requests in flight {cells.count(one.inside_requests)}, {cells.size(one.inside_bytes)}"
         f"  streams {cells.count(one.open_streams)}"
         f"  decoding {cells.count(one.decode_threads_busy)},"
         f" waiting {cells.count(one.decode_queue_calls)}  "
@@ -136,30 +136,30 @@ def _one_server(server: ServerReading) -> list[Text]:
     return [first, second]
 
 
-def _busy(reading: Reading) -> Text:
-    devices = sorted((reading.busy or {}).items())
+def _busy(metrics: ServerMetrics) -> Text:
+    devices = sorted((metrics.busy or {}).items())
     shown = ", ".join(f"{device} {cells.busy(one)}" for device, one in devices)
     return Text("busy ").append(shown or NOTHING)
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """How much is shown: rows of each table, and what can be left out."""
+    """Size of the view: rows of each table, and optional parts."""
 
     servers: int
     variants: int
     methods: int
     gaps: bool = True
-    quiet_troubles: bool = True
+    zero_rates: bool = True
     latencies: bool = True
 
 
 def _smaller(shape: _Shape) -> Iterator[_Shape]:
-    """Return a shape and ever smaller ones, which leave out first what is missed least."""
+    """Yield ever smaller shapes, which omit the least important parts first."""
     yield shape
     shape = replace(shape, gaps=False)
     yield shape
-    shape = replace(shape, quiet_troubles=False)
+    shape = replace(shape, zero_rates=False)
     yield shape
     while True:
         rows = {name: getattr(shape, name) for name in ("servers", "variants", "methods")}

@@ -1,8 +1,8 @@
-"""When calls are made: in a closed loop, at random times, or at the pace of streams.
+"""Load generator: calls in a closed loop, at random times, or at the frame rate of streams.
 
-Every call has a time at which it was meant to be made, and latency counts from there. If a server
-stalls, or if this process does, the calls that were meant to be made meanwhile have waited, and say
-so. (Counting from the time of sending would leave that out: "coordinated omission".)
+Latency counts from a call's intended time. If the server or this process stalls, the calls that
+were due meanwhile include the delay. (Counting from the time of sending would hide it, which is
+known as coordinated omission.)
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import numpy as np
 
 from .calls import Call
 from .plan import Plan
-from .record import Record
+from .recorder import Recorder
 
-# A server that is away refuses thousands of calls a second; asking it more often tells no more.
+# An unreachable server fails thousands of calls per second, which adds no information.
 PAUSE_WHILE_AWAY_S = 0.1
 AWAY = grpc.StatusCode.UNAVAILABLE.name
-# gRPC ends a call at its deadline; one that is still there so much later is given up.
+# gRPC ends a call at its deadline; one that is still pending this much later is cancelled.
 GRACE_S = 5.0
 
 
 def poisson(rate_per_s: float, seed: int) -> Iterator[float]:
-    """Give times in seconds from the start, so many a second on average, independent of each other.
+    """Yield times of a Poisson process in seconds from the start.
 
     Args:
-        rate_per_s: Their mean number a second.
-        seed: The same one gives the same times.
+        rate_per_s: Mean rate per second.
+        seed: Random seed.
     """
     draw = np.random.default_rng(seed)
     time_s = 0.0
@@ -42,14 +42,14 @@ def poisson(rate_per_s: float, seed: int) -> Iterator[float]:
 
 
 def paced(fps: float, streams: int, seed: int) -> Iterator[float]:
-    """Give the times of the frames of streams, one stream after the other, in seconds.
+    """Yield the times of all streams' frames in seconds, one stream after the other.
 
-    Cameras are not in step: each stream starts at a random time within the first frame's.
+    Cameras are not synchronised: each stream starts at a random time within one frame interval.
 
     Args:
         fps: Frames per second of each stream.
-        streams: How many there are.
-        seed: The same one gives the same times.
+        streams: Number of streams.
+        seed: Random seed.
     """
     starts_s = sorted((np.random.default_rng(seed).random(streams) / fps).tolist())
     for frame in itertools.count():
@@ -61,25 +61,25 @@ class Generator:
     """Makes the calls of one plan.
 
     Args:
-        plan: Says when.
-        call: Makes one.
-        record: Takes what became of them, and says when to begin and to end.
+        plan: The benchmark.
+        call: Makes one call.
+        recorder: Records outcomes, and decides when the run ends.
     """
 
-    def __init__(self, plan: Plan, call: Call, record: Record) -> None:
+    def __init__(self, plan: Plan, call: Call, recorder: Recorder) -> None:
         self._plan = plan
         self._call = call
-        self._record = record
+        self._recorder = recorder
         self._clock = asyncio.get_running_loop().time
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """Make no further calls."""
+        """Stop making calls."""
         self._stopped.set()
 
     async def run(self) -> None:
-        """Make calls until the record says that it is enough, or `stop` does."""
+        """Make calls until the recorder has enough, or `stop` is called."""
         load = self._plan.load
         if load.concurrency is not None:
             numbers = itertools.count()
@@ -105,43 +105,43 @@ class Generator:
             arrivals.result()
 
     async def drain(self) -> None:
-        """Wait for the calls that are under way; each one ends at its deadline."""
-        if not self._under_way:
+        """Wait for the calls in flight; each one ends at its deadline."""
+        if not self._in_flight:
             return
-        _, left = await asyncio.wait(self._under_way, timeout=self._plan.timeout_s + GRACE_S)
+        _, left = await asyncio.wait(self._in_flight, timeout=self._plan.timeout_s + GRACE_S)
         for one in left:
             one.cancel()
 
     async def _worker(self, numbers: Iterator[int]) -> None:
-        """Make one call after the other."""
-        while not self._stopped.is_set() and self._record.wants(self._clock()):
-            meant = self._clock()
-            self._record.begin(meant)
-            code = await self._one(next(numbers), meant)
+        """Make one call after another."""
+        while not self._stopped.is_set() and self._recorder.wants(self._clock()):
+            intended = self._clock()
+            self._recorder.begin(intended)
+            code = await self._one(next(numbers), intended)
             if code == AWAY:
                 await asyncio.sleep(PAUSE_WHILE_AWAY_S)
 
     async def _arrivals(self, times: Iterator[float]) -> None:
-        """Make calls at their times, whatever became of those before."""
+        """Make calls at their intended times, independent of earlier calls."""
         started = self._clock()
         for number, time_s in enumerate(times):
-            meant = started + time_s
-            if not self._record.wants(meant):
+            intended = started + time_s
+            if not self._recorder.wants(intended):
                 break
-            # Also when it is late: answers have to be taken in meanwhile.
-            await asyncio.sleep(max(0.0, meant - self._clock()))
-            self._record.begin(meant)
-            self._record.late(meant, self._clock() - meant)
-            self._spawn(self._one(number, meant))
-        if not self._record.enough:  # answers are counted to the end
-            await asyncio.sleep(max(0.0, self._record.ends - self._clock()))
+            # Yield to the event loop even when late, so that responses are received.
+            await asyncio.sleep(max(0.0, intended - self._clock()))
+            self._recorder.begin(intended)
+            self._recorder.late(intended, self._clock() - intended)
+            self._spawn(self._one(number, intended))
+        if not self._recorder.enough:  # responses are counted until the end
+            await asyncio.sleep(max(0.0, self._recorder.ends - self._clock()))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine, name="bench call")
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
 
-    async def _one(self, number: int, meant: float) -> str:
-        outcome = await self._call(number, meant + self._plan.timeout_s)
-        self._record.end(meant, self._clock(), outcome)
+    async def _one(self, number: int, intended: float) -> str:
+        outcome = await self._call(number, intended + self._plan.timeout_s)
+        self._recorder.end(intended, self._clock(), outcome)
         return outcome.code

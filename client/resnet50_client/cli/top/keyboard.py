@@ -1,4 +1,4 @@
-"""Single keys from the terminal, without waiting for the end of a line."""
+"""Single key presses from the terminal, without line buffering."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def keys() -> Iterator[Callable[[], str]]:
-    """Give what returns the keys pressed since it was last asked; never blocks.
+    """Return a non-blocking function that returns the keys pressed since its last call.
 
-    The terminal is set back at the end. Where stdin is no terminal, there are no keys.
+    The terminal's mode is restored at the end. If stdin is not a terminal, there are no keys.
     """
     try:
         import termios
@@ -32,7 +32,7 @@ def keys() -> Iterator[Callable[[], str]]:
         return os.read(terminal, 1024).decode(errors="ignore") if ready else ""
 
     try:
-        tty.setcbreak(terminal)  # Ctrl-C goes on being a signal
+        tty.setcbreak(terminal)  # Ctrl-C still sends SIGINT
         yield pressed
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)

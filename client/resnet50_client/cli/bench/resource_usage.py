@@ -1,4 +1,4 @@
-"""What a run costs: this process, whose slowness must not be taken for the server's; the server."""
+"""CPU, memory and event-loop lag of a run: of the load generator and of the server."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 SAMPLE_S = 0.2
 
 
-class OwnCost:
-    """CPU time of this process and how late its event loop is, from `begin` to `end`."""
+class GeneratorMeter:
+    """Measures CPU time of this process and its event loop's lag, from `begin` to `end`."""
 
     def __init__(self) -> None:
         self.loop_lag_ms = array("f")
-        self._begun = self._ended = (0.0, 0.0)
+        self._started = self._ended = (0.0, 0.0)
 
     def begin(self) -> None:
         """Start counting."""
-        self._begun = self._ended = (time.process_time(), time.perf_counter())
+        self._started = self._ended = (time.process_time(), time.perf_counter())
 
     def end(self) -> None:
         """Stop counting."""
@@ -28,22 +28,23 @@ class OwnCost:
 
     @property
     def cpu_share(self) -> float:
-        """CPU time (user and system, all threads) by time that passed: 1 is a whole core."""
-        cpu_s, passed_s = (end - begin for begin, end in zip(self._begun, self._ended, strict=True))
+        """CPU time (user and system, all threads) ÷ wall time: 1 is a whole core."""
+        cpu_s, passed_s = (
+            end - begin for begin, end in zip(self._started, self._ended, strict=True)
+        )
         return cpu_s / passed_s if passed_s else 0.0
 
 
 @dataclass(frozen=True)
-class ServerCost:
-    """What a server's processes used while it was measured.
+class ServerUsage:
+    """Resource usage of a server's processes during a run.
 
     Attributes:
-        pid: The process that was named.
-        processes: How many there were at most, its children and theirs included.
-        cores: CPU time by time that passed: 2 means two cores were busy all the time.
-        cpu_ms_per_answer: CPU time by answer, in milliseconds; None if there was no answer.
-        peak_rss_mib: The most memory that was resident, the processes' added up; pages that they
-            share count for each.
+        pid: The root process.
+        processes: Maximum number of processes, descendants included.
+        cores: CPU time ÷ wall time: 2 means that two cores were always busy.
+        cpu_ms_per_answer: CPU milliseconds per response; None without responses.
+        peak_rss_mib: Peak total resident memory; shared pages count for each process.
     """
 
     pid: int
@@ -53,16 +54,16 @@ class ServerCost:
     peak_rss_mib: float
 
 
-class ProcessTree:
-    """CPU time and memory of a process and its descendants, read by a thread of its own.
+class ProcessTreeMeter:
+    """Measures CPU time and memory of a process and its descendants, in a thread.
 
-    What a process used between the last reading and its end is not seen.
+    Usage between the last sample and a process's end is not counted.
 
     Args:
-        pid: Of a process of this machine.
+        pid: ID of a local process.
 
     Raises:
-        ValueError: There is no such process, or it may not be looked at.
+        ValueError: The process does not exist, or permission is denied.
     """
 
     def __init__(self, pid: int) -> None:
@@ -78,7 +79,7 @@ class ProcessTree:
         self._cpu_s: dict[int, float] = {}
         self._lock = threading.Lock()
         self._done = threading.Event()
-        self._begun = self._ended = (0.0, 0.0)
+        self._started = self._ended = (0.0, 0.0)
         self._most = 1
         self._peak_bytes = 0
         self._find_children()
@@ -88,7 +89,7 @@ class ProcessTree:
     def begin(self) -> None:
         """Start counting."""
         cpu_s, self._peak_bytes = self._read()
-        self._begun = self._ended = (cpu_s, time.perf_counter())
+        self._started = self._ended = (cpu_s, time.perf_counter())
 
     def end(self) -> None:
         """Stop counting."""
@@ -101,11 +102,13 @@ class ProcessTree:
         self._done.set()
         self._thread.join()
 
-    def cost(self, answers_per_s: float) -> ServerCost:
-        """Return what was used from `begin` to `end`."""
-        cpu_s, passed_s = (end - begin for begin, end in zip(self._begun, self._ended, strict=True))
+    def usage(self, answers_per_s: float) -> ServerUsage:
+        """Return the usage from `begin` to `end`."""
+        cpu_s, passed_s = (
+            end - begin for begin, end in zip(self._started, self._ended, strict=True)
+        )
         cores = cpu_s / passed_s if passed_s else 0.0
-        return ServerCost(
+        return ServerUsage(
             pid=self._root.pid,
             processes=self._most,
             cores=cores,
@@ -119,17 +122,17 @@ class ProcessTree:
             self._read()
 
     def _find_children(self) -> None:
-        # Looks at every process of the machine, which takes some milliseconds: not for the loop.
+        # Lists all processes of the machine, which takes milliseconds: not on the event loop.
         try:
             found = self._root.children(recursive=True)
         except self._psutil.Error:
-            return  # it has ended; its last reading stays
+            return  # it has ended; its last sample remains
         with self._lock:
             for one in found:
                 self._processes.setdefault(one.pid, one)
 
     def _read(self) -> tuple[float, int]:
-        """Return CPU seconds of all processes that were ever seen, and bytes of those that live."""
+        """Return CPU seconds of all processes so far, and resident bytes of the running ones."""
         with self._lock:
             resident = alive = 0
             for pid, process in self._processes.items():

@@ -1,4 +1,4 @@
-"""The figures that are shown, of one server or of several together."""
+"""Displayed metrics of one server, or of several in total."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ STAGES = ("decode", "queue", "compute", "total")
 
 @dataclass(frozen=True)
 class Latency:
-    """How long something took in the interval, interpolated within a histogram's buckets.
+    """Latency quantiles of an interval, interpolated within histogram buckets.
 
     Attributes:
-        p50_ms: Median in milliseconds; None if there was none, as for p99.
-        p99_ms: 99th percentile in milliseconds.
-        bound_ms: The highest finite bound: a quantile that equals it lies there or beyond.
+        p50_ms: Median in milliseconds; None without observations.
+        p99_ms: 99th percentile in milliseconds; None without observations.
+        bound_ms: Highest finite bound: a quantile equal to it may be larger.
     """
 
     p50_ms: float | None = None
@@ -26,23 +26,23 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class VariantReading:
-    """One variant's figures; None is what a server does not export, or not yet known.
+class VariantMetrics:
+    """Metrics of one variant; None if not exported or not yet known.
 
     Attributes:
-        name: What requests call it.
-        loaded: Whether it can answer; of several servers, whether one of them can.
-        default: Whether it answers requests that name none.
-        engines: What computes it, "openvino cpu fp32"; several if servers differ.
-        digests: SHA-256 of the weights; several if servers hold different ones.
-        images_per_s: Images answered.
-        batch_mean: Images in a batch.
-        queue_images: How many wait.
-        queue_age_ms: How long the oldest of them has waited.
-        dropped_per_s: Frames answered without being computed, a newer one having come.
-        failed_batches_per_s: Batches that failed in the engine.
-        alpha_ms: Learned cost of a batch; of several servers, the slowest one's.
-        beta_ms: Learned cost of an image in it.
+        name: The variant's name.
+        loaded: True if at least one server has it loaded.
+        default: True if it serves requests that name no variant.
+        engines: Engine, device and precision, "openvino cpu fp32"; several if servers differ.
+        digests: SHA-256 of the weights; several if servers differ.
+        images_per_s: Completed images per second.
+        batch_mean: Mean batch size.
+        queue_images: Images in the queue.
+        queue_age_ms: Age of the oldest queued image in milliseconds.
+        dropped_per_s: Frames per second replaced by newer ones before inference.
+        failed_batches_per_s: Batches per second that failed in the engine.
+        alpha_ms: Learned fixed time of a batch; of several servers, the slowest one's.
+        beta_ms: Learned time per image of a batch.
         stages: Latency by stage: "decode", "queue", "compute", "total".
     """
 
@@ -63,13 +63,13 @@ class VariantReading:
 
 
 @dataclass(frozen=True)
-class MethodReading:
-    """One RPC's figures.
+class MethodMetrics:
+    """Metrics of one RPC.
 
     Attributes:
-        name: "Classify" and so on.
-        per_s: Requests that ended, by gRPC code.
-        latency: How long they took.
+        name: Name of the method, such as "Classify".
+        per_s: Completed requests per second, by gRPC status code.
+        latency: Latency of its requests.
     """
 
     name: str
@@ -78,33 +78,33 @@ class MethodReading:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """All figures; None is what a server does not export, or not yet known.
+class ServerMetrics:
+    """All metrics of a server; None if not exported or not yet known.
 
     Attributes:
-        versions: Of the server.
-        ready: Whether all servers take requests.
-        uptime_s: How long the youngest process has been running.
-        cpu_cores: Processor seconds a second, of all servers together.
-        memory_bytes: Resident, of all servers together.
-        images_per_s: Images answered, of all variants.
-        queue_images: How many wait, of all variants.
-        requests_per_s: Requests that ended well.
-        failed_per_s: Requests that ended with another code than OK.
-        inside_requests: Requests that have been let in and are not answered.
+        versions: Version of the server; several if servers differ.
+        ready: True if all servers are ready.
+        uptime_s: Uptime of the newest process in seconds.
+        cpu_cores: CPU seconds per second, total.
+        memory_bytes: Resident memory, total.
+        images_per_s: Completed images per second of all variants.
+        queue_images: Images in the queues of all variants.
+        requests_per_s: Requests per second with status OK.
+        failed_per_s: Requests per second with any other status.
+        inside_requests: Admitted requests in progress.
         inside_bytes: Bytes of their images.
-        open_streams: Streams that are open.
-        decode_threads_busy: Threads that decode at this moment.
-        decode_queue_calls: Images that wait for one.
-        event_loop_lag_ms: How late the event loop wakes, its 99th percentile.
-        busy: Seconds that an engine computed per second, by device; mean of the servers.
-        refused_per_s: Requests and frames refused, by limit.
-        cancelled_per_s: Requests whose callers left, by stage.
-        dropped_per_s: Frames dropped.
-        undecodable_per_s: Images that could not be decoded, by reason.
-        failed_batches_per_s: Batches that failed.
-        variants: By variant, the default first; then those without figures.
-        methods: By RPC.
+        open_streams: Open streams.
+        decode_threads_busy: Busy decoder threads.
+        decode_queue_calls: Images waiting for a decoder thread.
+        event_loop_lag_ms: 99th percentile of the event loop's lag.
+        busy: Utilisation of each device, 0 to 1; mean over servers.
+        refused_per_s: Rejected requests and frames per second, by limit.
+        cancelled_per_s: Cancelled requests per second, by stage.
+        dropped_per_s: Dropped frames per second.
+        undecodable_per_s: Undecodable images per second, by reason.
+        failed_batches_per_s: Failed batches per second.
+        variants: Metrics by variant, the default first; variants without metrics are last.
+        methods: Metrics by RPC.
     """
 
     versions: tuple[str, ...]
@@ -128,22 +128,22 @@ class Reading:
     dropped_per_s: float | None
     undecodable_per_s: Mapping[str, float] | None
     failed_batches_per_s: float | None
-    variants: tuple[VariantReading, ...]
-    methods: tuple[MethodReading, ...]
+    variants: tuple[VariantMetrics, ...]
+    methods: tuple[MethodMetrics, ...]
 
-    def with_variants(self, names: Iterable[str]) -> Reading:
-        """Return the same with rows for variants that have no figures, as while they are loaded."""
+    def with_variants(self, names: Iterable[str]) -> ServerMetrics:
+        """Return a copy with entries for variants without metrics, such as loading ones."""
         measured = {one.name for one in self.variants}
         others = (_variant(Interval({}, {}), name) for name in names if name not in measured)
         return replace(self, variants=(*self.variants, *others))
 
     @classmethod
-    def of(cls, interval: Interval, now_s: float) -> Reading:
-        """Make figures of what a server, or several together, did.
+    def of(cls, interval: Interval, now_s: float) -> ServerMetrics:
+        """Derive the metrics of a server, or of several in total.
 
         Args:
-            interval: What they did.
-            now_s: Seconds since the epoch.
+            interval: Rates and gauges.
+            now_s: Current time in seconds since the epoch.
         """
         ready = interval.value("resnet50_ready")
         started_s = interval.value("process_start_time_seconds")
@@ -151,7 +151,7 @@ class Reading:
         return cls(
             versions=_distinct(interval.labels("resnet50_build_info"), "version"),
             ready=None if ready is None else ready > 0,
-            # Clocks of two machines may differ by more than a young server's age.
+            # The clocks of two machines can differ by more than a new server's age.
             uptime_s=max(0.0, now_s - started_s) if started_s else None,
             cpu_cores=interval.rate("process_cpu_seconds_total"),
             memory_bytes=interval.value("process_resident_memory_bytes"),
@@ -176,12 +176,12 @@ class Reading:
         )
 
 
-def _variant(interval: Interval, name: str) -> VariantReading:
+def _variant(interval: Interval, name: str) -> VariantMetrics:
     infos = [one for one in interval.labels("resnet50_variant_info") if one.get("variant") == name]
     for one in infos:
         parts = (one.get(label, "") for label in ("engine", "device", "precision"))
         one["runs on"] = " ".join(filter(None, parts))
-    return VariantReading(
+    return VariantMetrics(
         name=name,
         loaded=bool(infos) if "resnet50_variant_info" in interval.now else None,
         default=_is_default(interval, name),
@@ -202,20 +202,20 @@ def _variant(interval: Interval, name: str) -> VariantReading:
     )
 
 
-def _methods(interval: Interval) -> Iterable[MethodReading]:
+def _methods(interval: Interval) -> Iterable[MethodMetrics]:
     names = {one.get("method", "") for one in interval.labels("resnet50_requests_total")}
     for name in sorted(names):
         rates = interval.rates("resnet50_requests_total", "code", method=name) or {}
         latency = _latency(interval, "resnet50_request_duration_seconds", method=name)
-        yield MethodReading(name, rates, latency)
+        yield MethodMetrics(name, rates, latency)
 
 
 def _variant_names(interval: Interval) -> list[str]:
-    """Return what is held, the default first."""
+    """Return the names of loaded variants, the default first."""
     families = ["resnet50_variant_info", "resnet50_queue_images"]
     if not any(family in interval.now for family in families):
-        # All that a server exports whose event loop is stuck; others also count in it what they
-        # have unloaded.
+        # The only family that a server with a stuck event loop exports. It is not used otherwise,
+        # because it includes unloaded variants.
         families = ["resnet50_batch_size_count"]
     names = {
         one["variant"]
@@ -234,7 +234,7 @@ def _is_default(interval: Interval, name: str) -> bool:
 
 
 def _learned_ms(interval: Interval, which: str, variant: str) -> float | None:
-    """Return a part of the latency model, which a variant has only once it has computed."""
+    """Return a parameter of the latency model, which is exported after the first batch."""
     name = f"resnet50_batch_latency_{which}_seconds"
     known = any(one.get("variant") == variant for one in interval.labels(name))
     return _ms(interval.value(name, variant=variant)) if known else None

@@ -1,4 +1,4 @@
-"""The images that are sent: files, or pictures that are as hard to decode as photographs."""
+"""The images to send: files, or generated ones that are as hard to decode as photographs."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from ...images import to_image
 from ..images import STDIN, find_images
 from .plan import Plan
 
-# The mean image of ImageNet has this size, and 110 KB as a JPEG file.
+# The average ImageNet image has this size, and 110 KB as a JPEG file.
 WIDTH, HEIGHT = 500, 375
 JPEG_QUALITY = 90
-# All images are held in memory, serialised: reading files is not what is measured.
+# All images are kept serialized in memory, to exclude reading files from the measurement.
 MOST_BYTES = 2**30
 
 
 def images_of(plan: Plan, side: int) -> list[image_pb2.Image]:
-    """Return the images of a plan, as the contract carries them.
+    """Return the images of a plan as protobuf messages.
 
     Args:
-        plan: Says which.
-        side: Of the square that raw frames are cut to, in pixels; the length that the variant
-            resizes to, so that the server only has to copy them.
+        plan: The benchmark.
+        side: Side length of raw frames in pixels; the variant's resize length, so that the server
+            only copies them.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: The files are more than fit, or one is to be sent raw and is no image.
+        ValueError: The files exceed `MOST_BYTES`, or one to be sent raw cannot be decoded.
     """
-    found: list[image_pb2.Image] = []
+    images: list[image_pb2.Image] = []
     size = 0
     for encoded in _read(plan.files) if plan.files else _generated(plan):
         image = to_image(_pixels(encoded, side) if plan.raw else encoded)
         size += image.ByteSize()
         if size > MOST_BYTES:
             raise ValueError(
-                f"files: more than {MOST_BYTES // 2**20} MiB of images, which are held in memory;"
-                " name fewer"
+                f"files: more than {MOST_BYTES // 2**20} MiB of images, which are kept in memory;"
+                " name fewer files"
             )
-        found.append(image)
-    return found
+        images.append(image)
+    return images
 
 
 def _read(files: tuple[str, ...]) -> Iterator[bytes]:
@@ -60,10 +60,10 @@ def _generated(plan: Plan) -> Iterator[bytes]:
 
 
 def photograph(seed: int) -> bytes:
-    """Return a JPEG file with the size and the spectrum of a photograph, about 110 KB.
+    """Generate a JPEG image with the size and spectrum of a photograph, about 110 KB.
 
-    The amplitudes of photographs fall with the frequency f about as 1 / f (Field, 1987); decoding
-    takes as long as for a real one, which noise or a gradient would not.
+    The amplitude spectrum of photographs is about 1 / f (Field, 1987), so that decoding takes as
+    long as for a real one, unlike noise or a gradient.
     """
     import PIL.Image
 
@@ -86,7 +86,7 @@ def photograph(seed: int) -> bytes:
 
 
 def _pixels(encoded: bytes, side: int) -> NDArray[np.uint8]:
-    """Return an image file as uint8 [side, side, 3]."""
+    """Decode an image to uint8 [side, side, 3]."""
     import PIL.Image
     import PIL.ImageOps
 
@@ -94,4 +94,4 @@ def _pixels(encoded: bytes, side: int) -> NDArray[np.uint8]:
         picture = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(encoded))).convert("RGB")
         return np.asarray(PIL.ImageOps.fit(picture, (side, side)))
     except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"files: an image cannot be read to be sent raw: {error}") from error
+        raise ValueError(f"files: an image cannot be decoded for --raw: {error}") from error

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark was made: without it, its figures mean nothing."""
+"""Environment of a benchmark: machine, versions and variant."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...results import Variant
 
 
 def machine() -> dict[str, Any]:
-    """Return CPU model, cores that may be used, memory and operating system."""
+    """Return CPU model, usable cores, memory and operating system."""
     import psutil
 
     try:
-        cores = len(os.sched_getaffinity(0))  # a container's share of them
+        cores = len(os.sched_getaffinity(0))  # respects a container's limit
     except AttributeError:  # not Linux
         cores = os.cpu_count() or 1
     return {
@@ -30,17 +30,17 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that matter for the cost of a call."""
+    """Return the versions of packages that affect a call's cost."""
     names = (DISTRIBUTION, "grpcio", "protobuf", "numpy")
     return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
-def facts(variant: Variant) -> dict[str, Any]:
-    """Return what the server says of the weights that answer, and of what runs them."""
+def variant_info(variant: Variant) -> dict[str, Any]:
+    """Return weights, engine, device and quantization of a variant."""
     names = ("name", "digest", "engine", "device", "precision", "trained")
-    made = variant.quantization
+    quantization = variant.quantization
     return {name: getattr(variant, name) for name in names} | {
-        "quantization": dataclasses.asdict(made) if made is not None else None
+        "quantization": dataclasses.asdict(quantization) if quantization is not None else None
     }
 
 

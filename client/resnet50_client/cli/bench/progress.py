@@ -1,4 +1,4 @@
-"""What a run looks like while it runs: three lines on stderr."""
+"""Progress of a benchmark: three lines on stderr."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import numpy as np
 from rich.text import Text
 
 from .plan import Plan
-from .record import Record
+from .recorder import Recorder
 
 NEWEST = 1000
 
 
-class Live:
-    """Says how a benchmark goes; read by the thread that draws."""
+class ProgressView:
+    """Renders the progress of a benchmark; read by the display's thread."""
 
     def __init__(self) -> None:
         self._plan: Plan | None = None
-        self._record: Record | None = None
+        self._recorder: Recorder | None = None
         self._began = 0.0
         self._runs = 0
 
-    def watch(self, plan: Plan, record: Record) -> None:
-        """Look at the run that starts now."""
-        self._plan, self._record, self._began = plan, record, time.monotonic()
+    def watch(self, plan: Plan, recorder: Recorder) -> None:
+        """Show the run that starts now."""
+        self._plan, self._recorder, self._began = plan, recorder, time.monotonic()
         self._runs += 1
 
     def __rich__(self) -> Text:
-        if self._plan is None or self._record is None:
-            return Text("asking the server, making images")
-        plan, record = self._plan, self._record
+        if self._plan is None or self._recorder is None:
+            return Text("querying the server, preparing images")
+        plan, recorder = self._plan, self._recorder
         passed_s = time.monotonic() - self._began
         if passed_s < plan.warm_up_s:
             when = f"warming up, {plan.warm_up_s - passed_s:.0f} s"
@@ -38,16 +38,16 @@ class Live:
             measured_s = passed_s - plan.warm_up_s
             when = f"{min(measured_s, plan.duration_s):.0f} of {plan.duration_s:g} s"
             if measured_s > plan.duration_s:
-                when += ", waiting for the last answers"
-        errors = ", ".join(f"{count} {code}" for code, count in record.errors.items())
-        newest = record.latency_ms[-NEWEST:]
+                when += ", waiting for the last responses"
+        errors = ", ".join(f"{count} {code}" for code, count in recorder.errors.items())
+        newest = recorder.latency_ms[-NEWEST:]
         latency = "-"
         if newest:
             half, most = np.percentile(newest, (50, 99))
             latency = f"p50 {half:.1f} ms, p99 {most:.1f} ms"
         lines = (
             f"run {self._runs}: {plan.load.describe(plan.streams)}, {when}\n"
-            f"{record.calls} calls, {record.under_way} under way, {len(record.latency_ms)}"
+            f"{recorder.calls} calls, {recorder.in_flight} in flight, {len(recorder.latency_ms)}"
             f" answered, {errors or 'no errors'}\nlatency {latency}"
         )
         return Text(lines, no_wrap=True, overflow="ellipsis")

@@ -12,22 +12,22 @@ import pytest
 
 from resnet50_client import Client, Variant
 from resnet50_client.cli.top import tables
-from resnet50_client.cli.top.facts import Fact, Facts
+from resnet50_client.cli.top.poller import Poller, poll_all
 from resnet50_client.cli.top.scrape import Endpoint, ScrapeError
 from resnet50_client.cli.top.snapshot import Snapshot, snapshots
-from resnet50_client.cli.top.watch import Watch, look_at_all
+from resnet50_client.cli.top.variant_status import VariantStatus, VariantStatusPoller
 from tests.support.exporting import Exported, exporting
 
-NO_FACTS = Facts({})
+NO_STATUSES = VariantStatusPoller({})
 
 
-def watch(address: str, timeout_s: float = 10.0, stale_s: float = 60.0) -> Watch:
-    return Watch(Endpoint.of(address), timeout_s, stale_s)
+def poller(address: str, timeout_s: float = 10.0, stale_s: float = 60.0) -> Poller:
+    return Poller(Endpoint.of(address), timeout_s, stale_s)
 
 
-def seen(*watches: Watch) -> Snapshot:
-    look_at_all(watches)
-    return Snapshot.of(watches, NO_FACTS, 2.0)
+def seen(*pollers: Poller) -> Snapshot:
+    poll_all(pollers)
+    return Snapshot.of(pollers, NO_STATUSES, 2.0)
 
 
 def test_dead_server_is_shown_and_recovers():
@@ -35,14 +35,14 @@ def test_dead_server_is_shown_and_recovers():
     exported.load("digits")
     with exporting(exported) as address:
         port = int(address.partition(":")[2])
-        one = watch(address)
+        one = poller(address)
         first = seen(one)
         exported.answer("digits", 10)
         second = seen(one)
-    assert first.together.images_per_s is None
-    assert second.together.images_per_s > 0
+    assert first.total.images_per_s is None
+    assert second.total.images_per_s > 0
     dead = seen(one)
-    assert (dead.together, dead.servers[0].reading) == (None, None)
+    assert (dead.total, dead.servers[0].metrics) == (None, None)
     assert "refused" in dead.servers[0].failure
     since_s = one.failing_since_s
     still = seen(one)
@@ -53,7 +53,7 @@ def test_dead_server_is_shown_and_recovers():
     with exporting(exported, port):
         back = seen(one)
     assert (back.servers[0].failure, back.servers[0].failing_s) == ("", 0.0)
-    assert back.together.images_per_s > 0
+    assert back.total.images_per_s > 0
 
 
 def test_restarted_server_shows_no_rates_of_the_old_one():
@@ -63,52 +63,52 @@ def test_restarted_server_shows_no_rates_of_the_old_one():
         exported.answer("digits", images)
     with exporting(old) as address:
         port = int(address.partition(":")[2])
-        one = watch(address)
+        one = poller(address)
         seen(one)
     with exporting(new, port):
-        assert seen(one).together.images_per_s is None
+        assert seen(one).total.images_per_s is None
         new.answer("digits", 1)
-        assert seen(one).together.images_per_s > 0
+        assert seen(one).total.images_per_s > 0
 
 
 def test_after_a_long_silence_there_are_no_means_over_it():
     exported = Exported()
     exported.load("digits")
     with exporting(exported) as address:
-        one = watch(address, stale_s=0.0)
+        one = poller(address, stale_s=0.0)
         seen(one)
-        assert seen(one).together.images_per_s is None
+        assert seen(one).total.images_per_s is None
 
 
 def test_a_server_that_hangs_does_not_hide_the_others(monkeypatch):
-    monkeypatch.setattr("resnet50_client.cli.top.watch.GRACE_S", 0.0)
+    monkeypatch.setattr("resnet50_client.cli.top.poller.GRACE_S", 0.0)
     exported = Exported()
     exported.load("digits")
     with exporting(exported) as address, socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        hanging = watch(f"127.0.0.1:{port}", timeout_s=0.3)
-        found = seen(hanging, watch(address))
-        assert "no answer within 0.3 s" in found.servers[0].failure
-        assert found.servers[1].reading is not None
-        assert [one.name for one in found.together.variants] == ["digits"]
+        hanging = poller(f"127.0.0.1:{port}", timeout_s=0.3)
+        found = seen(hanging, poller(address))
+        assert "no response within 0.3 s" in found.servers[0].failure
+        assert found.servers[1].metrics is not None
+        assert [one.name for one in found.total.variants] == ["digits"]
 
 
 def test_a_look_that_goes_on_is_not_begun_a_second_time(monkeypatch):
-    looks, release = [], threading.Event()
+    polls, release = [], threading.Event()
 
     def stuck_in_dns(endpoint: Endpoint, timeout_s: float) -> None:
-        looks.append(endpoint)
+        polls.append(endpoint)
         release.wait()
         raise ScrapeError("unknown host")
 
-    monkeypatch.setattr("resnet50_client.cli.top.watch.fetch", stuck_in_dns)
-    monkeypatch.setattr("resnet50_client.cli.top.watch.GRACE_S", 0.0)
-    one = watch("gpu-1:9464", timeout_s=0.01)
+    monkeypatch.setattr("resnet50_client.cli.top.poller.fetch", stuck_in_dns)
+    monkeypatch.setattr("resnet50_client.cli.top.poller.GRACE_S", 0.0)
+    one = poller("gpu-1:9464", timeout_s=0.01)
     for _ in range(3):
-        assert "no answer within" in seen(one).servers[0].failure
-    assert len(looks) == 1
+        assert "no response within" in seen(one).servers[0].failure
+    assert len(polls) == 1
     release.set()
-    one._looking.join()
+    one._thread.join()
     assert one.failure == "unknown host"
 
 
@@ -124,10 +124,10 @@ def test_of_servers_that_differ_the_worst_state_is_told():
         client = Client("127.0.0.1:1")
         client.variants = lambda state=state: [said(state)]
         clients.append(client)
-    facts = Facts({str(number): client for number, client in enumerate(clients)})
-    facts.ask()
-    known = Fact("unhealthy", True, None, problem="answers are not numbers")
-    assert facts.known() == {"digits": known}
+    statuses = VariantStatusPoller({str(number): client for number, client in enumerate(clients)})
+    statuses.poll()
+    known = VariantStatus("unhealthy", True, None, problem="answers are not numbers")
+    assert statuses.latest() == {"digits": known}
     for client in clients:
         client.close()
 
@@ -139,9 +139,9 @@ def test_of_two_variants_of_a_name_the_serving_one_is_shown():
     client.variants = lambda: [
         Variant(**named | {"state": state}) for state in ("ready", "draining")
     ]
-    facts = Facts({"127.0.0.1:1": client})
-    facts.ask()
-    assert facts.known() == {"digits": Fact("ready", True, None)}
+    statuses = VariantStatusPoller({"127.0.0.1:1": client})
+    statuses.poll()
+    assert statuses.latest() == {"digits": VariantStatus("ready", True, None)}
     client.close()
 
 
@@ -154,13 +154,13 @@ def test_polls_are_an_interval_apart_without_catching_up(monkeypatch):
 
     costs = iter((0.5, 0.0, 7.0, 0.0, 0.0))
 
-    def look(watches: object) -> None:
+    def poll(pollers: object) -> None:
         clock[0] += next(costs)
 
     monkeypatch.setattr("resnet50_client.cli.top.snapshot.time.monotonic", lambda: clock[0])
     monkeypatch.setattr("resnet50_client.cli.top.snapshot.time.sleep", sleep)
-    monkeypatch.setattr("resnet50_client.cli.top.snapshot.look_at_all", look)
-    found = snapshots([], NO_FACTS, 2.0)
+    monkeypatch.setattr("resnet50_client.cli.top.snapshot.poll_all", poll)
+    found = snapshots([], NO_STATUSES, 2.0)
     for _ in range(5):
         next(found)
     assert slept == [1.5, 2.0, 0.0, 2.0]
@@ -172,17 +172,17 @@ def test_json_is_whole_and_has_no_numbers_that_json_lacks():
     exported.memory.set(float("nan"))
     exported.inside_bytes.set(float("inf"))
     with exporting(exported) as address:
-        found = json.loads(json.dumps(seen(watch(address)).to_json(), allow_nan=False))
+        found = json.loads(json.dumps(seen(poller(address)).to_json(), allow_nan=False))
     assert found["servers"][0]["name"] == address
-    assert found["together"]["variants"][0]["name"] == "digits"
-    assert found["together"]["images_per_s"] is None
-    assert found["together"]["uptime_s"] == pytest.approx(60, abs=30)
+    assert found["total"]["variants"][0]["name"] == "digits"
+    assert found["total"]["images_per_s"] is None
+    assert found["total"]["uptime_s"] == pytest.approx(60, abs=30)
 
 
 def test_poll_error_is_shown_for_its_server_only(
     monkeypatch,
 ):
-    fetch = Watch.look.__globals__["fetch"]
+    fetch = Poller.poll.__globals__["fetch"]
     broken = {"one"}
 
     def fetch_or_not(endpoint: Endpoint, timeout_s: float):
@@ -190,17 +190,17 @@ def test_poll_error_is_shown_for_its_server_only(
             raise RuntimeError("dictionary changed")
         return fetch(Endpoint.of(address), timeout_s)
 
-    monkeypatch.setattr("resnet50_client.cli.top.watch.fetch", fetch_or_not)
+    monkeypatch.setattr("resnet50_client.cli.top.poller.fetch", fetch_or_not)
     exported = Exported()
     exported.load("digits")
     with exporting(exported) as address:
         one, other = (
-            Watch(Endpoint("one", ""), 10.0, 60.0),
-            Watch(Endpoint("other", ""), 10.0, 60.0),
+            Poller(Endpoint("one", ""), 10.0, 60.0),
+            Poller(Endpoint("other", ""), 10.0, 60.0),
         )
         first = seen(one, other)
         assert [each.failure for each in first.servers] == ["RuntimeError: dictionary changed", ""]
-        assert first.together is not None
+        assert first.total is not None
         broken.clear()
         assert [each.failure for each in seen(one, other).servers] == ["", ""]
 
@@ -212,8 +212,8 @@ def test_figures_that_cannot_be_read_are_that_servers_state(monkeypatch):
     exported = Exported()
     exported.load("digits")
     with exporting(exported) as address:
-        one = watch(address)
-        monkeypatch.setattr("resnet50_client.cli.top.snapshot.Reading.of", of)
+        one = poller(address)
+        monkeypatch.setattr("resnet50_client.cli.top.snapshot.ServerMetrics.of", of)
         assert seen(one).servers[0].failure == "ZeroDivisionError: division by zero"
         monkeypatch.undo()
         assert seen(one).servers[0].failure == ""
@@ -232,17 +232,17 @@ def test_unreachable_server_is_named_and_polled_again():
             return [Variant(**fields | {"name": "digits", "state": "ready", "trained": True})]
 
     client = Told()
-    facts = Facts({"gpu-1:50051": client})
-    facts.ask()
-    assert facts.failures() == {"gpu-1:50051": "FileNotFoundError: token"}
+    statuses = VariantStatusPoller({"gpu-1:50051": client})
+    statuses.poll()
+    assert statuses.errors() == {"gpu-1:50051": "FileNotFoundError: token"}
     exported = Exported()
     exported.load("digits")
     with exporting(exported) as address:
-        one = watch(address)
-        look_at_all([one])
-        snapshot = Snapshot.of([one], facts, 2.0)
-    text = "\n".join(line.plain for line in tables.warnings(snapshot, snapshot.together))
-    assert "gpu-1:50051: could not be asked for its variants: FileNotFoundError: token" in text
+        one = poller(address)
+        poll_all([one])
+        snapshot = Snapshot.of([one], statuses, 2.0)
+    text = "\n".join(line.plain for line in tables.warnings(snapshot, snapshot.total))
+    assert "gpu-1:50051: listing its variants failed: FileNotFoundError: token" in text
     client.gone = False
-    facts.ask()
-    assert (facts.failures(), list(facts.known())) == ({}, ["digits"])
+    statuses.poll()
+    assert (statuses.errors(), list(statuses.latest())) == ({}, ["digits"])
