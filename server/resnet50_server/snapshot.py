@@ -27,6 +27,9 @@ def take_snapshot(parts: Parts) -> ServerSnapshot:
     schedulers = parts.devices.schedulers
     return ServerSnapshot(
         ready=parts.readiness.server_problem() is None,
+        draining=admission.draining,
+        receiving=len(parts.grpc.receiving),
+        unsent_bytes=parts.grpc.unsent.bytes,
         requests=admission.requests,
         bytes=admission.bytes,
         streams=admission.streams,

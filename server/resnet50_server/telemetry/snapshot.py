@@ -84,6 +84,9 @@ class ServerSnapshot:
 
     Attributes:
         ready: Whether it accepts images.
+        draining: Whether it refuses new requests because it shuts down.
+        receiving: Calls whose message is being received.
+        unsent_bytes: Size of the responses that gRPC has not sent yet.
         requests: Images and frames in flight, from admission to response.
         bytes: Encoded size of these.
         streams: Open streams of frames.
@@ -99,6 +102,9 @@ class ServerSnapshot:
     """
 
     ready: bool
+    draining: bool
+    receiving: int
+    unsent_bytes: int
     requests: int
     bytes: int
     streams: int

@@ -68,11 +68,11 @@ async def test_connection_cut_during_compute_releases_the_permit():
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
             calls = [stub.Classify(request) for _ in range(4)]
-            await until(lambda: server.parts.admission.requests == 4)
+            await until(lambda: server.snapshot().requests == 4)
             line.cut()
             codes = {await call.code() for call in calls}
             # Long before the batch ends.
-            await until(lambda: server.parts.admission.requests <= 1)
+            await until(lambda: server.snapshot().requests <= 1)
         opened.set()
         await until(lambda: empty(server))
     assert codes == {grpc.StatusCode.UNAVAILABLE}
@@ -107,9 +107,7 @@ async def test_server_notices_a_silent_line_and_lets_its_callers_go(monkeypatch)
         stream = stub.ClassifyStream()
         config = inference_pb2.ClassifyStreamConfig()
         await stream.write(inference_pb2.ClassifyStreamRequest(config=config))
-        await until(
-            lambda: (server.parts.admission.requests, server.parts.admission.streams) == (1, 1)
-        )
+        await until(lambda: (server.snapshot().requests, server.snapshot().streams) == (1, 1))
         line.silence()
         # Within a minute, which is what gRPC would take by itself.
         await asyncio.wait_for(until(lambda: empty(server)), 30)

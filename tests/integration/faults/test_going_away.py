@@ -245,11 +245,11 @@ async def main():
         async with serving(drain_timeout_s=0.0) as server, connected(server) as channel:
             method = channel.stream_unary("/resnet50.v1.InferenceService/Classify")
             calls = [method() for _ in range(4)]  # whose requests do not come
-            while len(server.parts.grpc.receiving) < 4:
+            while server.snapshot().receiving < 4:
                 await asyncio.sleep(0.001)
             for call in calls:
                 call.cancel()
-            while len(server.parts.grpc.receiving):
+            while server.snapshot().receiving:
                 await asyncio.sleep(0.001)
 
 asyncio.run(main())

@@ -83,12 +83,12 @@ async def test_unread_reply_is_counted_and_then_cancelled(kind, caplog):
             client.open(path, request.SerializeToString())
         client.flush()
         await until(lambda: len(server.parts.grpc.unsent) == 20)
-        assert server.parts.grpc.unsent.bytes >= 20 * CALL_BYTES
-        assert server.parts.admission.requests == 0
+        assert server.snapshot().unsent_bytes >= 20 * CALL_BYTES
+        assert server.snapshot().requests == 0
         await classify(server)  # and to the latest one
         with caplog.at_level(logging.WARNING):
             await ends(client, 20)
-        await until(lambda: len(server.parts.grpc.unsent) == server.parts.grpc.unsent.bytes == 0)
+        await until(lambda: len(server.parts.grpc.unsent) == server.snapshot().unsent_bytes == 0)
         assert "send_timeout_s" in caplog.text
 
 
@@ -104,9 +104,9 @@ async def test_unread_replies_are_cancelled_oldest_first(caplog):
             client.flush()
             await ends(client, 3 * fitting)
             await classify(server)
-        assert server.parts.grpc.unsent.bytes <= MIB
+        assert server.snapshot().unsent_bytes <= MIB
         assert f"more than {MIB} bytes (max_send_bytes)" in caplog.text
-    assert server.parts.grpc.unsent.bytes == 0
+    assert server.snapshot().unsent_bytes == 0
 
 
 async def test_reading_client_loses_no_reply_to_one_that_does_not():
@@ -142,7 +142,7 @@ async def test_idle_calls_take_no_permits_from_other_callers():
         client.flush()
         receiving = server.parts.grpc.receiving
         await until(lambda: len(receiving) == 8)
-        assert server.parts.admission.requests == 0
+        assert server.snapshot().requests == 0
         # As another caller would: the same address has the most, so its oldest call is ended.
         task = asyncio.create_task(receiving.read("another", asyncio.Event().wait))
         await ends(client, 1)
@@ -175,7 +175,7 @@ async def test_message_that_waits_too_long_is_refused_with_the_limit():
     ):
         client.open(CLASSIFY)
         client.flush()
-        await until(lambda: len(server.parts.grpc.receiving) == 1)
+        await until(lambda: server.snapshot().receiving == 1)
         server.parts.grpc.receiving._timeout_s = 0.05
         with pytest.raises(grpc.RpcError) as refused:
             await inference_pb2_grpc.InferenceServiceStub(channel).Classify(REQUEST)
@@ -190,7 +190,7 @@ async def test_call_that_is_not_read_from_is_held_back(path):
     async with serving(max_message_bytes=MIB, **limits) as server, raw(server) as client:
         client.open(CLASSIFY)  # holds the only slot
         client.flush()
-        await until(lambda: len(server.parts.grpc.receiving) == 1)
+        await until(lambda: server.snapshot().receiving == 1)
         stream = client.open(CLASSIFY)
         sent = await asyncio.to_thread(client.send, stream, message(bytes(MIB - 100)), 1.0)
         assert sent <= 2 * UNREAD_BYTES
@@ -204,7 +204,7 @@ async def test_upload_beyond_max_uploads_is_refused_before_it_is_sent():
     ):
         client.open(UPLOAD)
         client.flush()
-        await until(lambda: server.parts.admission.requests == 1)
+        await until(lambda: server.snapshot().requests == 1)
         call = channel.stream_unary(UPLOAD)()
         with pytest.raises(grpc.RpcError) as refused:
             await call

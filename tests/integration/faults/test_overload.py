@@ -27,7 +27,7 @@ def empty(server) -> bool:
         or admission.bytes
         or admission.streams
         or admission.callers
-        or len(server.parts.grpc.receiving)
+        or server.snapshot().receiving
         or any(len(queue.waiting) for queue in queues_of(server))
     )
 
@@ -148,12 +148,12 @@ async def test_stalled_callers_hold_up_nobody_and_are_let_go():
                 frame = inference_pb2.Frame(frame_id=number, image=REQUEST.image)
                 await stream.write(inference_pb2.ClassifyStreamRequest(frame=frame))
             calls.append(stream)
-        await until(lambda: server.parts.admission.streams == 8)
+        await until(lambda: server.snapshot().streams == 8)
         async with AsyncClient(address) as client:
             for _ in range(20):
                 assert (await client.classify(PNG, timeout_s=30.0)).timing.batch_size >= 1
-        assert server.parts.admission.requests >= 8
-        assert len(server.parts.grpc.receiving) == 8
+        assert server.snapshot().requests >= 8
+        assert server.snapshot().receiving == 8
         for call in calls:
             call.cancel()
         await until(lambda: empty(server))

@@ -412,7 +412,7 @@ async def test_wait_until_ready_returns_when_a_server_has_come(kind):
 
 async def test_wait_until_ready_says_what_it_saw(kind):
     async with serving() as server, Caller(kind, server.addresses[0]) as client:
-        server.parts.admission.draining = True
+        server.snapshot().draining = True
         server.parts.health.update()
         with pytest.raises(TimeoutError, match=r"not ready within 0\.3 s; seen last: NOT_SERVING"):
             await client.wait_until_ready(0.3)
@@ -435,7 +435,7 @@ async def test_close_ends_calls_under_way(kind):
         client, opened = Caller(kind, server.addresses[0]), gate(server)
         call = asyncio.ensure_future(client.classify(PNG))
         try:
-            await until(lambda: server.parts.admission.requests)
+            await until(lambda: server.snapshot().requests)
             await client.close()
             with pytest.raises(resnet50_client.CallCancelledError):
                 await call
@@ -454,7 +454,7 @@ async def test_cancelled_task_frees_its_place_at_the_server():
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            await until(lambda: server.parts.admission.requests == 1)
+            await until(lambda: server.snapshot().requests == 1)
         finally:
             opened.set()
         assert (await running).timing.batch_size == 1

@@ -284,7 +284,7 @@ async def test_a_cancelled_call_ends():
         opened = gate(server)
         try:
             call = asyncio.ensure_future(client.classify(PNG))
-            await until(lambda: server.parts.admission.requests)
+            await until(lambda: server.snapshot().requests)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

@@ -170,7 +170,7 @@ async def test_closing_a_half_read_stream_cancels_it(kind):
             async for _ in answers:
                 break
         limit = time.monotonic() + 10
-        while server.parts.inference._streams or server.parts.admission.requests:
+        while server.parts.inference._streams or server.snapshot().requests:
             assert time.monotonic() < limit
             await asyncio.sleep(0.01)
         while len(asyncio.all_tasks()) > tasks:

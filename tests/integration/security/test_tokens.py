@@ -171,13 +171,13 @@ async def test_quota_of_requests_is_counted_by_token(path, new):
         call, opened = calls(channel)["unary"], gate(server)
         try:
             running = [asyncio.create_task(call(bearer(first))) for _ in range(2)]
-            await until(lambda: server.parts.admission.requests == 2)
+            await until(lambda: server.snapshot().requests == 2)
             with pytest.raises(grpc.RpcError) as refused:
                 await call(bearer(first))
             assert "max_requests_per_caller (2)" in refused.value.details()
             assert "token:first" in refused.value.details()
             running += [asyncio.create_task(call(bearer(second))) for _ in range(2)]
-            await until(lambda: server.parts.admission.requests == 4)
+            await until(lambda: server.snapshot().requests == 4)
         finally:
             opened.set()
         await asyncio.gather(*running)

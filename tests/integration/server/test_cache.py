@@ -166,7 +166,7 @@ async def test_same_image_in_flight_is_computed_once():
         batches, opened = counted(server), gate(server)
         request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
         calls = [stub.Classify(request) for _ in range(20)]
-        await until(lambda: server.parts.admission.requests == 20)
+        await until(lambda: server.snapshot().requests == 20)
         opened.set()
         timings = [(await call).timing for call in calls]
     assert batches == [1]
@@ -182,7 +182,7 @@ async def test_caller_who_leaves_takes_nobody_along():
     async with serving(**CACHING) as server, AsyncClient(server.addresses[0]) as client:
         batches, opened = counted(server), gate(server)
         first = asyncio.ensure_future(client.classify(PNG, timeout_s=0.3))
-        await until(lambda: server.parts.admission.requests == 1)
+        await until(lambda: server.snapshot().requests == 1)
         second = asyncio.ensure_future(client.classify(PNG))
         with pytest.raises(DeadlineExceededError):
             await first
@@ -271,7 +271,7 @@ async def test_cache_hits_are_counted_apart_from_computed_images():
     async with serving(**CACHING, **ON) as server, AsyncClient(server.addresses[0]) as client:
         opened = gate(server)
         both = [asyncio.ensure_future(client.classify(PNG)) for _ in range(2)]
-        await until(lambda: server.parts.admission.requests == 2)
+        await until(lambda: server.snapshot().requests == 2)
         opened.set()
         timings = [one.timing for one in await asyncio.gather(*both)]
         timings += [(await client.classify(PNG)).timing for _ in range(3)]

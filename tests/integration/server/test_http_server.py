@@ -63,9 +63,9 @@ async def test_server_that_drains_is_alive_and_not_ready():
         engine.run = wait
         url = server.metrics_url
         call = asyncio.ensure_future(client.classify(PNG))
-        await until(lambda: server.parts.admission.requests == 1)
+        await until(lambda: server.snapshot().requests == 1)
         stopping = asyncio.create_task(server.stop())
-        await until(lambda: server.parts.admission.draining)
+        await until(lambda: server.snapshot().draining)
         assert await health(server) == (200, 503, 0)
         assert await get(server, "/readyz") == (503, "the server is shutting down\n")
         ended.set()

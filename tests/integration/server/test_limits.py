@@ -67,7 +67,7 @@ async def test_full_server_refuses_before_the_request_is_sent(limit):
     async with busy(**{limit: 2}) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         inside = [asyncio.ensure_future(stub.Classify(REQUEST)) for _ in range(2)]
-        await until(lambda: server.parts.admission.requests == 2)
+        await until(lambda: server.snapshot().requests == 2)
         with pytest.raises(grpc.RpcError) as refused:
             await unsent(channel)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -75,7 +75,7 @@ async def test_full_server_refuses_before_the_request_is_sent(limit):
         assert retry_delay_s(refused.value) > 0
         for call in inside:
             call.cancel()
-        await until(lambda: server.parts.admission.requests == 0)
+        await until(lambda: server.snapshot().requests == 0)
 
 
 @pytest.mark.parametrize("limit", ["max_request_bytes", "max_request_bytes_per_caller"])
@@ -83,14 +83,14 @@ async def test_bytes_inside_are_counted_and_come_back(limit):
     async with busy(**{limit: len(PNG) + 1}) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         inside = asyncio.ensure_future(stub.Classify(REQUEST))
-        await until(lambda: server.parts.admission.bytes == len(PNG))
+        await until(lambda: server.snapshot().bytes == len(PNG))
         with pytest.raises(grpc.RpcError) as refused:
             await stub.Classify(REQUEST)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert f"{limit} ({len(PNG) + 1}): {len(PNG)} bytes of images" in refused.value.details()
         assert retry_delay_s(refused.value) > 0
         inside.cancel()
-        await until(lambda: server.parts.admission.requests == server.parts.admission.bytes == 0)
+        await until(lambda: server.snapshot().requests == server.snapshot().bytes == 0)
 
 
 async def test_request_that_does_not_arrive_is_given_up():
@@ -99,7 +99,7 @@ async def test_request_that_does_not_arrive_is_given_up():
             await unsent(channel)
         assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "receive_timeout_s" in refused.value.details()
-        assert server.parts.admission.requests == 0
+        assert server.snapshot().requests == 0
 
 
 async def test_call_that_ends_without_a_request_is_refused():
@@ -148,13 +148,13 @@ async def test_stream_beyond_max_streams_is_refused():
     async with serving(max_streams_per_caller=1) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         first = stub.ClassifyStream()
-        await until(lambda: server.parts.admission.streams == 1)
+        await until(lambda: server.snapshot().streams == 1)
         with pytest.raises(grpc.RpcError) as refused:
             await keep_status(stub.EmbedStream()).read()
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "max_streams_per_caller (1)" in refused.value.details()
         first.cancel()
-        await until(lambda: server.parts.admission.streams == 0)
+        await until(lambda: server.snapshot().streams == 0)
         assert [reply.frame_id async for reply in stream_of(channel, 1)] == [0]
 
 
@@ -203,7 +203,7 @@ async def test_interactive_request_overtakes_bulk_and_finds_room():
             calls.append(asyncio.create_task(call("interactive")))
             await until(lambda: len(queue.waiting) == 7)
             frames = asyncio.create_task(all_frames())
-            await until(lambda: server.parts.admission.requests > len(calls))
+            await until(lambda: server.snapshot().requests > len(calls))
         finally:
             opened.set()
         await asyncio.gather(*calls)
@@ -220,16 +220,16 @@ async def test_bulk_beyond_its_share_is_refused_interactive_is_not():
             asyncio.ensure_future(stub.Classify(REQUEST, metadata=bulk, timeout=60))
             for _ in range(3)
         ]
-        await until(lambda: server.parts.admission.requests == 3)
+        await until(lambda: server.snapshot().requests == 3)
         with pytest.raises(grpc.RpcError) as refused:
             await unsent(channel, metadata=bulk)
         assert "max_requests (4): 3 requests are in flight" in refused.value.details()
         assert "the rest is for interactive" in refused.value.details()
         calls.append(asyncio.ensure_future(stub.Classify(REQUEST, timeout=60)))
-        await until(lambda: server.parts.admission.requests == 4)
+        await until(lambda: server.snapshot().requests == 4)
         for call in calls:
             call.cancel()
-        await until(lambda: server.parts.admission.requests == 0)
+        await until(lambda: server.snapshot().requests == 0)
 
 
 async def test_health_checks_have_room_of_their_own():
@@ -237,7 +237,7 @@ async def test_health_checks_have_room_of_their_own():
         inside = asyncio.ensure_future(
             inference_pb2_grpc.InferenceServiceStub(channel).Classify(REQUEST)
         )
-        await until(lambda: server.parts.admission.requests == 1)
+        await until(lambda: server.snapshot().requests == 1)
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,

@@ -213,7 +213,7 @@ async def begin_upload(admin, content: bytes, variant: str):
     )
     await upload.write(inference_pb2.ClassifyUploadRequest(options=options))
     await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[:50]))
-    await until(lambda: admin.server.parts.admission.bytes == 50)
+    await until(lambda: admin.server.snapshot().bytes == 50)
     return upload
 
 

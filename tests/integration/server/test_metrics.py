@@ -100,7 +100,7 @@ class Load:
         return sum(getattr(timing, f"{stage}_ms") for timing in self.timings) / 1e3
 
     async def inside(self, requests: int) -> None:
-        await until(lambda: self.server.parts.admission.requests == requests)
+        await until(lambda: self.server.snapshot().requests == requests)
 
 
 @contextlib.asynccontextmanager
@@ -159,7 +159,7 @@ async def streams(load: Load) -> None:
         for number in range(6):
             frame = inference_pb2.Frame(frame_id=number, image=REQUEST.image)
             await call.write(inference_pb2.EmbedStreamRequest(frame=frame))
-            await until(lambda: load.server.parts.admission.requests == 1)
+            await until(lambda: load.server.snapshot().requests == 1)
         # Four of the five that came while the first was inside.
         dropped = [(await call.read()).frame_id for _ in range(4)]
     await call.done_writing()
@@ -199,9 +199,9 @@ async def too_many_calls(load: Load) -> None:
 async def callers_who_give_up(load: Load) -> None:
     unsent = load.channel.stream_unary("/resnet50.v1.InferenceService/Classify")
     call = keep_status(unsent())
-    await until(lambda: len(load.server.parts.grpc.receiving) == 1)
+    await until(lambda: load.server.snapshot().receiving == 1)
     call.cancel()
-    await until(lambda: len(load.server.parts.grpc.receiving) == 0)
+    await until(lambda: load.server.snapshot().receiving == 0)
     load.calls["Classify", "", "CANCELLED"] += 1
     load.cancelled["receive"] += 1
     upload = load.stub.ClassifyUpload()
@@ -215,7 +215,7 @@ async def callers_who_give_up(load: Load) -> None:
         "upload",
         lambda: upload,
         # Its start has been looked at, too.
-        lambda: load.server.parts.admission.bytes == 100 and not load.server.parts.decode_pool.busy,
+        lambda: load.server.snapshot().bytes == 100 and not load.server.parts.decode_pool.busy,
     )
     pool, ended = load.server.parts.decode_pool, threading.Event()
     blocking = [asyncio.ensure_future(pool.submit(ended.wait)) for _ in range(pool._count)]
@@ -276,7 +276,7 @@ async def failing_engine(load: Load) -> None:
             await load.client.classify(JPEG)
         load.calls["Classify", V2, "INTERNAL"] += 1
         load.images["refused"] += 1
-        load.failed_batches += 1
+        load.failed_batches += 2  # and its retry
     load.broken = False
 
 
@@ -353,7 +353,7 @@ async def test_what_stands_in_the_server_is_read_when_it_is_asked_for():
             )
             others = [asyncio.ensure_future(load.client.classify(JPEG)) for _ in range(3)]
             await until(lambda: len(load.queue.waiting) == 3)
-            await until(lambda: load.server.parts.admission.streams == 1)
+            await until(lambda: load.server.snapshot().streams == 1)
             oldest = load.queue.oldest_arrival()
             found = await scrape(load.server)
             assert found.one("resnet50_queue_images", variant=V2) == 3

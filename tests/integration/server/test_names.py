@@ -63,7 +63,7 @@ async def seen(server, channel, began) -> tuple[set[tuple[str, str]], set[str]]:
         await call.write(Request(frame=inference_pb2.Frame(frame_id=7, image=JPEG)))
         calls.append(call)
     # Both streams have been admitted, and one frame computes: the other's task waits for it.
-    await until(lambda: server.parts.admission.requests == 2 and began.is_set())
+    await until(lambda: server.snapshot().requests == 2 and began.is_set())
 
     def look() -> set[tuple[str, str]]:
         return {

@@ -278,7 +278,7 @@ async def test_cancelled_call_never_reaches_the_engine(monkeypatch):
         assert (await running).timing.batch_size == 1
         assert (await staying).timing.batch_size == 1
         assert engine.batches == [1, 1]
-        assert (server.parts.admission.requests, server.parts.admission.bytes) == (0, 0)
+        assert (server.snapshot().requests, server.snapshot().bytes) == (0, 0)
 
 
 async def test_cancel_during_a_batch_does_not_disturb_it(monkeypatch):
@@ -289,7 +289,7 @@ async def test_cancel_during_a_batch_does_not_disturb_it(monkeypatch):
         leaving, staying = classify(channel), classify(channel)
         await until(lambda: engine.batches == [2])
         leaving.cancel()
-        await until(lambda: server.parts.admission.requests == 1)
+        await until(lambda: server.snapshot().requests == 1)
         engine.gate.set()
         assert (await staying).timing.batch_size == 2
         again = await asyncio.gather(classify(channel), classify(channel))
@@ -303,7 +303,7 @@ async def test_call_expiring_in_the_queue_never_reaches_the_engine(monkeypatch):
         late = classify(channel, timeout=1.5)
         await until(lambda: waiting(server) == 1)
         assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: waiting(server) == 0 and server.parts.admission.requests == 1)
+        await until(lambda: waiting(server) == 0 and server.snapshot().requests == 1)
         engine.gate.set()
         await running
         await classify(channel)
@@ -333,7 +333,7 @@ async def test_call_expiring_in_decoding_never_reaches_the_engine(monkeypatch):
         late = classify(channel, timeout=1.5)
         await until(lambda: len(decode.threads) == 1)
         assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: server.parts.admission.requests == 0)
+        await until(lambda: server.snapshot().requests == 0)
         decode.gate.set()
         engine.gate.set()
         await classify(channel)

@@ -110,7 +110,7 @@ async def test_failed_frame_releases_its_permit_if_unread(monkeypatch):
             for number in range(8):
                 await call.write(frame(number))
             await gate.entered.get()
-            while server.parts.admission.requests < 8:
+            while server.snapshot().requests < 8:
                 await asyncio.sleep(0.01)
             queues = [
                 queue
@@ -121,11 +121,11 @@ async def test_failed_frame_releases_its_permit_if_unread(monkeypatch):
             assert waiting
             for one in waiting:
                 one.future.set_exception(DeadlineUnreachable("too late"))
-            while server.parts.admission.requests > 8 - len(waiting):
+            while server.snapshot().requests > 8 - len(waiting):
                 await asyncio.sleep(0.01)
             call.cancel()
             gate.let(8)
-            while server.parts.admission.requests or server.parts.inference._streams:
+            while server.snapshot().requests or server.parts.inference._streams:
                 await asyncio.sleep(0.01)
 
 
@@ -281,9 +281,9 @@ async def test_ordered_stream_holds_its_sender_back(monkeypatch):
             while written != before:
                 before = written
                 await asyncio.sleep(0.3)
-            while server.parts.admission.requests < 4:
+            while server.snapshot().requests < 4:
                 await asyncio.sleep(0.01)
-            assert server.parts.admission.requests == 4
+            assert server.snapshot().requests == 4
             assert written * len(big) < 12 * 2**20 < 400 * len(big)
             gate.let(400)
             replies = [await call.read() for _ in range(400)]
@@ -315,13 +315,13 @@ async def test_caller_that_reads_no_answers_stops_being_read(delivery):
             before = written
             await asyncio.sleep(0.5)
         assert not sending.done()
-        assert server.parts.admission.requests <= 64
+        assert server.snapshot().requests <= 64
         # Another caller does not notice.
         async with connected(server) as other:
             assert len(await converse(other, config(), frame(0))) == 1
         call.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-        while server.parts.admission.requests or server.parts.inference._streams:
+        while server.snapshot().requests or server.parts.inference._streams:
             await asyncio.sleep(0.01)
 
 
@@ -334,13 +334,13 @@ async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
             for number in range(2):
                 await call.write(frame(number))
             await gate.entered.get()
-            while server.parts.admission.requests < 2:
+            while server.snapshot().requests < 2:
                 await asyncio.sleep(0.01)
             call.cancel()
             while server.parts.inference._streams:
                 await asyncio.sleep(0.01)
             gate.let(1)
-            while server.parts.admission.requests:
+            while server.snapshot().requests:
                 await asyncio.sleep(0.01)
             gate.let(1)
             assert len(await converse(channel, config(), frame(0))) == 1
@@ -357,7 +357,7 @@ async def test_drain_answers_queued_frames_and_names_the_last(monkeypatch):
             for number in range(3):
                 await call.write(frame(number))
             await gate.entered.get()
-            while server.parts.admission.requests < 3 or len(server.parts.inference._streams) < 2:
+            while server.snapshot().requests < 3 or len(server.parts.inference._streams) < 2:
                 await asyncio.sleep(0.01)
             stopping = asyncio.create_task(server.stop())
             gate.let(3)
@@ -383,10 +383,10 @@ async def test_frame_waiting_for_a_permit_at_drain_is_not_answered(monkeypatch):
             for number in range(4):
                 await call.write(frame(number))
             await gate.entered.get()
-            while server.parts.admission.requests < 2:
+            while server.snapshot().requests < 2:
                 await asyncio.sleep(0.01)
             stopping = asyncio.create_task(server.stop())
-            while not server.parts.admission.draining:
+            while not server.snapshot().draining:
                 await asyncio.sleep(0.01)
             gate.let(4)
             replies = [await call.read() for _ in range(2)]
@@ -418,7 +418,7 @@ async def test_stream_waits_where_a_single_call_is_refused(monkeypatch):
                 converse(channel, config(), *(frame(number) for number in range(6)))
             )
             await gate.entered.get()
-            while server.parts.admission.requests < 2:
+            while server.snapshot().requests < 2:
                 await asyncio.sleep(0.01)
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             with pytest.raises(grpc.RpcError, match="max_requests"):

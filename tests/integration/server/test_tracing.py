@@ -135,7 +135,7 @@ async def test_cancelled_call_ends_its_span_and_stays_linked():
             (scheduler,) = server.parts.devices._schedulers.values()
             await until(lambda: not scheduler.idle)
             call.cancel()
-            await until(lambda: not server.parts.admission.requests)
+            await until(lambda: not server.snapshot().requests)
         finally:
             opened.set()
         await until(lambda: scheduler.idle)

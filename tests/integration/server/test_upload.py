@@ -110,7 +110,7 @@ async def test_upload_that_breaks_the_contract_is_refused(requests, text):
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert text in refused.value.details()
         assert (await upload(channel, options(), *chunks(JPEG))).timing.batch_size == 1
-        assert server.parts.admission.requests == server.parts.admission.bytes == 0
+        assert server.snapshot().requests == server.snapshot().bytes == 0
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -168,7 +168,7 @@ async def test_stalled_upload_is_cut():
             await call
         assert cut.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "upload_idle_timeout_s" in cut.value.details()
-        assert server.parts.admission.requests == server.parts.admission.bytes == 0
+        assert server.snapshot().requests == server.snapshot().bytes == 0
 
 
 async def test_cancelled_upload_leaves_nothing():
@@ -176,10 +176,10 @@ async def test_cancelled_upload_leaves_nothing():
         call = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload()
         await call.write(options())
         await call.write(Request(chunk=JPEG[:1000]))
-        while not server.parts.admission.bytes:
+        while not server.snapshot().bytes:
             await asyncio.sleep(0.01)
         call.cancel()
-        while server.parts.admission.requests or server.parts.admission.bytes:
+        while server.snapshot().requests or server.snapshot().bytes:
             await asyncio.sleep(0.01)
 
 
@@ -191,7 +191,7 @@ async def test_bytes_of_uploads_count_while_they_arrive():
         half = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload()
         await half.write(options())
         await half.write(Request(chunk=JPEG[:2000]))
-        while server.parts.admission.bytes < 2000:
+        while server.snapshot().bytes < 2000:
             await asyncio.sleep(0.01)
         with pytest.raises(grpc.RpcError, match="max_request_bytes") as refused:
             await upload(channel, options(), *chunks(JPEG))
