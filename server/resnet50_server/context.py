@@ -42,7 +42,6 @@ class RequestContext:
         deadline: When its response is due, in loop time; None for no limit.
         stream: Identifies the stream of a frame; None for a single image. Streams share the server
             equally, and wait where it is full; a single image is refused at once.
-        permit: Its permit, if the RPC is about a single image.
         key: Identifies the caller to traffic splits, from `x-caller-key`; "" if absent.
         asked: Name of the requested variant; "" until it is resolved.
         variant: Name of the variant that computes it, which may be the candidate of a traffic
@@ -59,7 +58,6 @@ class RequestContext:
     bulk: bool = False
     deadline: float | None = None
     stream: Hashable | None = None
-    permit: Permit | None = None
     key: str = ""
     asked: str = ""
     variant: str = ""

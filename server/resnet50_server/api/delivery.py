@@ -1,74 +1,75 @@
-"""Streams of frames: read them, answer them, and hold back whoever sends too fast.
+"""Delivery of a stream's responses: every frame in order, or the latest one.
 
-Both deliveries are generators of answers over a generator of frames. Reading goes on in a task of
-its own, and never further ahead of the answers that the caller has taken than a fixed number; the
-rest waits in the sender, held back by HTTP/2 flow control.
+Both read frames in a task of their own, never further ahead of the responses that the client has
+taken than a fixed number; HTTP/2 flow control holds back the rest at the client.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 Frame = TypeVar("Frame")
 Reply = TypeVar("Reply")
 ReplyT_co = TypeVar("ReplyT_co", covariant=True)
+Write: TypeAlias = Callable[[Reply], Awaitable[Any]]
 
-# Answers of a LATEST stream that the caller has not taken yet; then reading stops.
+# Responses of a LATEST stream that the client has not taken; then reading pauses.
 MAX_UNSENT = 64
 
 
 class Pending(Protocol[ReplyT_co]):
-    """What a frame's reply is awaited from, once."""
+    """A frame in flight; awaiting it, once, gives the response."""
 
     def __await__(self) -> Generator[Any, None, ReplyT_co]:
-        """Wait for the reply."""
+        """Wait for the response."""
         ...
 
     def cancel(self) -> object:
-        """Give the frame up."""
+        """Cancel the frame."""
         ...
 
 
 async def ordered(
     frames: AsyncIterator[Frame],
     start: Callable[[Frame], Awaitable[Pending[Reply]]],
+    write: Write[Reply],
     window: int,
-) -> AsyncGenerator[Reply, None]:
+) -> None:
     """Answer every frame, in order.
 
     Args:
-        frames: As they arrive; read on only while fewer than `window` are unanswered.
-        start: Begins to compute a frame, once there is room for it; what it returns gives the
-            frame's reply. Where that fails, the stream does.
-        window: How many frames may be inside at once.
+        frames: Read only while fewer than `window` are unanswered.
+        start: Starts to compute a frame once it is admitted. If it raises, the stream fails.
+        write: Sends a response; waits while the client takes none.
+        window: Maximum of frames in flight.
 
     Raises:
-        Exception: Whatever `frames` or a frame raised, after all earlier frames have been answered.
+        Exception: From `frames` or a frame, after all earlier frames have been answered.
     """
     slots = asyncio.Semaphore(window)
-    answers: asyncio.Queue[Pending[Reply] | None] = asyncio.Queue()
+    in_flight: asyncio.Queue[Pending[Reply] | None] = asyncio.Queue()
 
     async def read() -> None:
         try:
             async for frame in frames:
                 await slots.acquire()
-                answers.put_nowait(await start(frame))
-                del frame  # or it would be kept until the next one is there
+                in_flight.put_nowait(await start(frame))
+                del frame  # else it would be referenced until the next one arrives
         finally:
-            answers.put_nowait(None)
+            in_flight.put_nowait(None)
 
     try:
         async with _running(read(), "read frames") as reading:
-            while (pending := await answers.get()) is not None:
-                yield await pending
+            while (pending := await in_flight.get()) is not None:
+                await write(await pending)
                 slots.release()
             await reading
     finally:
-        while not answers.empty():
-            if (left := answers.get_nowait()) is not None:
+        while not in_flight.empty():
+            if (left := in_flight.get_nowait()) is not None:
                 left.cancel()
 
 
@@ -76,48 +77,49 @@ async def latest(
     frames: AsyncIterator[Frame],
     start: Callable[[Frame], Awaitable[Pending[Reply]]],
     drop: Callable[[Frame, Frame], Reply],
+    write: Write[Reply],
     window: int,
-) -> AsyncGenerator[Reply, None]:
-    """Answer the newest frame whenever one of `window` places is free, and drop what it replaces.
+) -> None:
+    """Answer the latest frame whenever fewer than `window` are in flight; drop what it replaces.
 
     Args:
         frames: As they arrive.
-        start: Begins to compute a frame, once there is room for it; what it returns gives the
-            frame's reply. Where that fails, the stream does.
-        drop: Makes the answer of a dropped frame, from it and the one that replaced it.
-        window: How many frames are computed at once.
+        start: Starts to compute a frame once it is admitted. If it raises, the stream fails.
+        drop: Returns the response to a dropped frame, from it and the one that replaced it.
+        write: Sends a response; waits while the client takes none.
+        window: Maximum of frames in flight.
 
     Raises:
-        Exception: Whatever `frames` or a frame raised, after the frames before have been answered.
+        Exception: From `frames` or a frame, after the frames in flight have been answered.
     """
     unsent = asyncio.Semaphore(MAX_UNSENT)
-    answers: asyncio.Queue[Reply | None] = asyncio.Queue()
-    newest: LatestSlot[Frame] = LatestSlot()
+    replies: asyncio.Queue[Reply | None] = asyncio.Queue()
+    slot: LatestSlot[Frame] = LatestSlot()
     starting = asyncio.Lock()
 
     async def send(reply: Reply) -> None:
         await unsent.acquire()
-        answers.put_nowait(reply)
+        replies.put_nowait(reply)
 
     async def read() -> None:
         try:
             async for frame in frames:
-                replaced = newest.put(frame)
+                replaced = slot.put(frame)
                 if replaced is not None:
                     await send(drop(replaced, frame))
                 del frame, replaced
         finally:
-            newest.close()
+            slot.close()
 
     async def compute() -> None:
         while True:
-            # One frame at a time waits for room in the server: it is outside of every limit
-            # until then, and the newer it is when there is room, the better.
+            # One frame at a time waits for its admission: until then it counts towards no limit,
+            # and the later it is taken from the slot, the newer it is.
             async with starting:
-                if (frame := await newest.get()) is None:
+                if (frame := await slot.get()) is None:
                     return
                 pending = await start(frame)
-            del frame  # or it would be kept until its answer is taken
+            del frame  # else it would be referenced until its response is sent
             await send(await pending)
 
     async def work() -> None:
@@ -127,9 +129,9 @@ async def latest(
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if any(task.done() and task.exception() for task in computing):
-                # The stream fails: frames that are being computed are still answered, no other is.
+                # The stream fails: frames in flight are still answered, no others.
                 reading.cancel()
-                newest.discard()
+                slot.discard()
             await asyncio.wait(tasks)
             for task in tasks:
                 if not task.cancelled():
@@ -138,18 +140,18 @@ async def latest(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            answers.put_nowait(None)
+            replies.put_nowait(None)
 
     async with _running(work(), "latest frames") as working:
-        while (reply := await answers.get()) is not None:
-            yield reply
+        while (reply := await replies.get()) is not None:
+            await write(reply)
             unsent.release()
         await working
 
 
 @asynccontextmanager
 async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
-    """Run `work` beside the block, and not longer."""
+    """Run `work` as a task during the block, and cancel it at its end."""
     task = asyncio.create_task(work, name=name)
     try:
         yield task
@@ -159,7 +161,7 @@ async def _running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[
 
 
 class LatestSlot(Generic[Frame]):
-    """A place for one frame; a newer one takes it."""
+    """Keeps the latest frame."""
 
     def __init__(self) -> None:
         self._frame: Frame | None = None
@@ -167,18 +169,18 @@ class LatestSlot(Generic[Frame]):
         self._changed = asyncio.Event()
 
     def put(self, frame: Frame) -> Frame | None:
-        """Put a frame there; return the one that it replaces."""
+        """Store a frame; return the one that it replaces."""
         replaced, self._frame = self._frame, frame
         self._changed.set()
         return replaced
 
     def close(self) -> None:
-        """Say that no frame follows."""
+        """Declare that no frame follows."""
         self._closed = True
         self._changed.set()
 
     def discard(self) -> None:
-        """Drop the frame, if there is one, and say that none follows."""
+        """Drop the frame, if there is one, and close."""
         self._frame = None
         self.close()
 

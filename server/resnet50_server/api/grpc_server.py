@@ -144,7 +144,7 @@ class GrpcServer:
     def _add_inference(self, admission: Admission, events: ServerEvents) -> None:
         guard = RpcGuard(self._authenticator, admission, self.receiving, self.unsent, events)
         add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
-        guard.add(add, self._inference, self._server, INFER)
+        guard.add(add, self._inference, self._server, INFER, pass_call=True)
 
     def _add_admin(self, variants: VariantServicer, events: ServerEvents) -> None:
         """Add variants, reflection and channelz: with limits of their own, also during a drain."""
@@ -165,7 +165,7 @@ class GrpcServer:
         guard = self._guard(PROBE_LIMITS, ServerEvents())
         add = health_pb2_grpc.add_HealthServicer_to_server
         guard.add(add, reporter.servicer, self._server, None)
-        guard.refuse_unknown(self._server)
+        guard.add_unknown_methods(self._server)
 
     def _guard(self, limits: Limits, events: ServerEvents) -> RpcGuard:
         largest = self._settings.max_message_bytes

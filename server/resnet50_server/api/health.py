@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from .call import GrpcContext
+
 log = logging.getLogger(__name__)
 
 Status: TypeAlias = health_pb2.HealthCheckResponse.ServingStatus.ValueType
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _Response = health_pb2.HealthCheckResponse
 # How often the status is updated: a device can fail at any time.
@@ -40,7 +41,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # h
         changed.set()
 
     async def Check(
-        self, request: health_pb2.HealthCheckRequest, context: Context
+        self, request: health_pb2.HealthCheckRequest, context: GrpcContext
     ) -> health_pb2.HealthCheckResponse:
         """Return a name's status; NOT_FOUND if it is not known."""
         status = self._statuses.get(request.service)
@@ -49,7 +50,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # h
         return _Response(status=status)
 
     async def Watch(
-        self, request: health_pb2.HealthCheckRequest, context: Context
+        self, request: health_pb2.HealthCheckRequest, context: GrpcContext
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """Give a name's status whenever it has changed; SERVICE_UNKNOWN while it is not known.
 

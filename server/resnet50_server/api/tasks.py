@@ -1,9 +1,10 @@
-"""What a request wants to know of an image, checked; and the engine's result as its answer."""
+"""Tasks: a request's checked options, and the response made of the engine's result."""
 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -15,116 +16,145 @@ from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
 DEFAULT_TOP_K = 5
-# Each category costs the event loop about 1.5 us: ten thousand would hold up everybody.
+# Each category costs the event loop about 1.5 us: ten thousand would delay all other requests.
 MAX_TOP_K = 1000
 _CACHE_USES = {
     "none": result_pb2.CACHE_USE_UNSPECIFIED,
     "hit": result_pb2.CACHE_USE_HIT,
     "shared": result_pb2.CACHE_USE_SHARED,
 }
+Options: TypeAlias = Any  # ClassifyOptions or EmbedOptions
 
 
-class ClassifyTask:
-    """Which categories?
+class Task(ABC):
+    """What a request asks of an image.
 
     Args:
-        options: Of the request.
-        variant: The weights that will answer.
+        options: From the request.
+        variant: The variant that computes it.
+        inference: What the pipeline computes.
 
     Attributes:
-        variant: The same.
-        reference: The same, for the reply.
-        task: What the pipeline is to compute.
+        Response: The message that answers a request.
+        FrameResponse: The message that answers a frame.
+        field: The field of both that holds the result.
+    """
+
+    Response: ClassVar[type[Any]]
+    FrameResponse: ClassVar[type[Any]]
+    field: ClassVar[str]
+
+    def __init__(self, options: Options, variant: LoadedVariant, inference: InferenceTask) -> None:
+        self.options = options
+        self.variant = variant
+        self.inference = inference
+        self._reference = result_pb2.VariantRef(name=variant.spec.name, digest=variant.built.digest)
+
+    @abstractmethod
+    def fill(self, message: Any, result: Result) -> None:
+        """Write a result into an empty message of its kind."""
+
+    def response(self, result: Result, image: ImageEvent) -> Any:
+        """Return the response to a request about one image."""
+        return self._filled(self.Response(), result, image)
+
+    def frame_response(self, frame_id: int, result: Result, image: ImageEvent) -> Any:
+        """Return the response to a frame."""
+        return self._filled(self.FrameResponse(frame_id=frame_id), result, image)
+
+    def rebind(self) -> Task:
+        """Return the task for the variant that has replaced this one's, if any.
+
+        Raises:
+            InvalidRequest: The options do not suit the new variant.
+        """
+        latest = self.variant.latest()
+        return self if latest is self.variant else type(self)(self.options, latest)  # type: ignore[call-arg]
+
+    def _filled(self, response: Any, result: Result, image: ImageEvent) -> Any:
+        response.variant.CopyFrom(self._reference)
+        _set_timing(response.timing, image)
+        message = getattr(response, self.field)
+        message.SetInParent()  # it may stay empty
+        self.fill(message, result)
+        return response
+
+
+class ClassifyTask(Task):
+    """Compute the most probable categories, and the embedding if asked for.
+
+    Args:
+        options: From the request.
+        variant: The variant that computes it.
 
     Raises:
         InvalidRequest: An option is wrong.
     """
 
+    Response = inference_pb2.ClassifyResponse
+    FrameResponse = inference_pb2.ClassifyStreamResponse
+    field = "classification"
+
     def __init__(self, options: inference_pb2.ClassifyOptions, variant: LoadedVariant) -> None:
-        self._options = options
-        self.variant = variant
-        self.reference = _reference(self.variant)
-        self._with_embedding = options.include_embedding
-        self.task = InferenceTask(variant, _top_k(options.top_k, variant), self._with_embedding)
+        inference = InferenceTask(
+            variant, _top_k(options.top_k, variant), options.include_embedding
+        )
+        super().__init__(options, variant, inference)
         self._min_probability = _min_probability(options)
 
-    def latest(self) -> ClassifyTask:
-        """Return the same question to what has taken the variant's place, if anything has."""
-        latest = self.variant.latest()
-        return self if latest is self.variant else ClassifyTask(self._options, latest)
-
-    def answer(self, result: Result) -> result_pb2.Classification:
-        """Return what the image shows."""
+    def fill(self, message: result_pb2.Classification, result: Result) -> None:
+        """Write the categories, and the embedding if asked for."""
         labels = self.variant.spec.categories
-        classification = result_pb2.Classification()
-        add = classification.categories.add  # in place: a message made before would be copied
+        add = message.categories.add  # in place: a message made before would be copied
         for index, probability in zip(
             result.indices.tolist(), result.probabilities.tolist(), strict=True
         ):
             if probability >= self._min_probability:
                 add(index=index, label=labels[index], probability=probability)
-        if self._with_embedding:  # a traffic split may have asked for one as well
-            classification.embedding.CopyFrom(
-                _embedding(result, self.variant, inference_pb2.EmbedOptions())
-            )
-        return classification
+        if self.inference.with_embedding:
+            _fill_embedding(message.embedding, result, self.variant, inference_pb2.EmbedOptions())
 
 
-class EmbedTask:
-    """Which vector?
+class EmbedTask(Task):
+    """Compute the embedding.
 
     Args:
-        options: Of the request.
-        variant: The weights that will answer.
-
-    Attributes:
-        variant: The same.
-        reference: The same, for the reply.
-        task: What the pipeline is to compute.
+        options: From the request.
+        variant: The variant that computes it.
 
     Raises:
         InvalidRequest: An option is wrong.
     """
 
+    Response = inference_pb2.EmbedResponse
+    FrameResponse = inference_pb2.EmbedStreamResponse
+    field = "embedding"
+
     def __init__(self, options: inference_pb2.EmbedOptions, variant: LoadedVariant) -> None:
-        self.variant = variant
-        self.reference = _reference(self.variant)
         if options.type not in result_pb2.EmbeddingType.values():
             raise InvalidRequest(
                 "options.type",
                 f"is {options.type}, must be one of {', '.join(result_pb2.EmbeddingType.keys())}",
             )
-        self._options = options
-        self.task = InferenceTask(variant, top_k=0, with_embedding=True)
+        super().__init__(options, variant, InferenceTask(variant, top_k=0, with_embedding=True))
 
-    def latest(self) -> EmbedTask:
-        """Return the same question to what has taken the variant's place, if anything has."""
-        latest = self.variant.latest()
-        return self if latest is self.variant else EmbedTask(self._options, latest)
-
-    def answer(self, result: Result) -> result_pb2.Embedding:
-        """Return the image's vector."""
-        return _embedding(result, self.variant, self._options)
+    def fill(self, message: result_pb2.Embedding, result: Result) -> None:
+        """Write the embedding."""
+        _fill_embedding(message, result, self.variant, self.options)
 
 
-Task: TypeAlias = ClassifyTask | EmbedTask
+def wants_embedding(options: Options) -> bool:
+    """Return whether options ask for the embedding."""
+    return isinstance(options, inference_pb2.EmbedOptions) or bool(options.include_embedding)
 
 
-def _reference(variant: LoadedVariant) -> result_pb2.VariantRef:
-    """Return which weights answered."""
-    return result_pb2.VariantRef(name=variant.spec.name, digest=variant.built.digest)
-
-
-def timing(image: ImageEvent) -> result_pb2.Timing:
-    """Return where an image's time went."""
-    return result_pb2.Timing(
-        decode_us=int(image.decode_s * 1e6),
-        queue_us=int(image.queue_s * 1e6),
-        compute_us=int(image.compute_s * 1e6),
-        total_us=int(image.total_s * 1e6),
-        batch_size=image.batch_size,
-        cache=_CACHE_USES[image.cache],
-    )
+def _set_timing(timing: result_pb2.Timing, image: ImageEvent) -> None:
+    timing.decode_us = int(image.decode_s * 1e6)
+    timing.queue_us = int(image.queue_s * 1e6)
+    timing.compute_us = int(image.compute_s * 1e6)
+    timing.total_us = int(image.total_s * 1e6)
+    timing.batch_size = image.batch_size
+    timing.cache = _CACHE_USES[image.cache]
 
 
 def _top_k(asked: int, variant: LoadedVariant) -> int:
@@ -154,19 +184,20 @@ def _min_probability(options: inference_pb2.ClassifyOptions) -> float:
     return options.min_probability
 
 
-def _embedding(
-    result: Result, variant: LoadedVariant, options: inference_pb2.EmbedOptions
-) -> result_pb2.Embedding:
-    assert result.embedding is not None  # asked for by the caller
+def _fill_embedding(
+    message: result_pb2.Embedding,
+    result: Result,
+    variant: LoadedVariant,
+    options: inference_pb2.EmbedOptions,
+) -> None:
+    assert result.embedding is not None  # asked for by the client
     vector = result.embedding
     if options.l2_normalize:
-        # A vector of zeros stays one: it has no direction to keep.
+        # A zero vector stays one: it has no direction.
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
     half = options.type == result_pb2.EMBEDDING_TYPE_FLOAT16
-    return result_pb2.Embedding(
-        values=vector.astype("<f2" if half else "<f4").tobytes(),
-        type=result_pb2.EMBEDDING_TYPE_FLOAT16 if half else result_pb2.EMBEDDING_TYPE_FLOAT32,
-        dimension=len(vector),
-        space=variant.space,
-        l2_normalized=options.l2_normalize,
-    )
+    message.values = vector.astype("<f2" if half else "<f4").tobytes()
+    message.type = result_pb2.EMBEDDING_TYPE_FLOAT16 if half else result_pb2.EMBEDDING_TYPE_FLOAT32
+    message.dimension = len(vector)
+    message.space = variant.space
+    message.l2_normalized = options.l2_normalize

@@ -1,4 +1,4 @@
-"""An image that arrives in chunks, refused as soon as it is hopeless."""
+"""An image that arrives in chunks, rejected as soon as it must be."""
 
 from __future__ import annotations
 
@@ -12,53 +12,57 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from resnet50.v1 import inference_pb2
-from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import DataLoss, InvalidImage, InvalidRequest, Stalled
 from resnet50_server.images.decode_guard import FIELD
 from resnet50_server.images.formats import HEADER_BYTES, check_header
 from resnet50_server.images.transform import Transform
 from resnet50_server.inference.pipeline import Pipeline
 
+from .call import Call
+
 Part: TypeAlias = inference_pb2.ClassifyUploadRequest | inference_pb2.EmbedUploadRequest
 SHA256_BYTES = 32
-# A header that is not complete by then is left to the decoder to judge.
+# A header that is incomplete by then is left to the decoder.
 MAX_HEADER_BYTES = 2**20
-# The messages of a caller who has left end a moment before gRPC says so, mostly some 0.1 ms. Every
-# upload pays for the wait, so it is not as long as the longest (`boundary.LEAVING_S`, which only
-# calls without a request pay for): of who is missed here, an image is decoded in vain at worst.
+# The messages of a client that cancels end a moment before gRPC reports it, mostly 0.1 ms. Every
+# upload pays for this wait, so it is shorter than the longest (`guard.CANCEL_GRACE_S`, which only
+# calls without a request pay for); at worst, the image of a cancelled upload is decoded in vain.
 USUAL_CANCEL_GRACE_S = 0.001
 
 
 class Upload:
-    """The parts of one upload, in their order: options once, then chunks.
+    """Reads the parts of one upload: its options, then chunks.
 
     Args:
         parts: As they arrive.
         pipeline: For its limits and its decode pool.
-        idle_timeout_s: How long the sender may be silent, in seconds.
-        timeout_s: How long all parts together may take from now on, in seconds.
+        call: The RPC, with its permit.
+        idle_timeout_s: Maximum pause between parts, in seconds.
+        timeout_s: Maximum duration of the upload, from now on, in seconds.
     """
 
     def __init__(
         self,
         parts: AsyncIterator[Part],
         pipeline: Pipeline,
+        call: Call,
         idle_timeout_s: float,
         timeout_s: float,
     ) -> None:
         self._parts = parts
         self._pipeline = pipeline
+        self._call = call
         self._idle_timeout_s = idle_timeout_s
         self._timeout_s = timeout_s
         self._ends = asyncio.get_running_loop().time() + timeout_s
         self._sha256 = b""
 
     async def options(self) -> Any:
-        """Return what the first message must hold: the options of the parts' kind.
+        """Read the first message, which has the options.
 
         Raises:
-            InvalidRequest: It holds something else, or there is none.
-            Stalled: It does not come.
+            InvalidRequest: It has no options, or there is none.
+            Stalled: It does not arrive.
         """
         part = await self._next()
         if part is None or part.WhichOneof("part") != "options":
@@ -74,27 +78,26 @@ class Upload:
         self._sha256 = options.sha256
         return options
 
-    async def image(self, transform: Transform, call: RequestContext) -> bytes:
-        """Return the whole image.
+    async def image(self, transform: Transform) -> bytes:
+        """Read the whole image; the call's permit grows with what arrives.
 
         Args:
             transform: The variant's, for the check of the header.
-            call: Its permit grows with what arrives; its deadline and priority are
-                those of what runs in threads.
 
         Raises:
             InvalidImage: Too long, empty, no image, or too many pixels.
             InvalidRequest: A part is not a chunk, or a chunk is empty.
-            DataLoss: The digest is not that of the options.
-            Stalled: The sender is silent, or takes, for too long.
-            Overloaded: The server has no room for more bytes.
+            DataLoss: The digest differs from that in the options.
+            Stalled: The client pauses, or takes, for too long.
+            Overloaded: The bytes exceed a limit of admission control.
         """
-        # A BytesIO grows like a bytearray, and gives its bytes without a copy.
+        # A BytesIO grows like a bytearray, and returns its bytes without a copy.
         limits, arrived, length = self._pipeline.limits, io.BytesIO(), 0
-        in_thread = partial(self._pipeline.decode_pool.submit, context=call)
-        assert call.permit is not None  # set by the guard
-        # The header is looked at early, and again each time twice as much is there.
-        look_at: float = HEADER_BYTES
+        permit = self._call.permit
+        assert permit is not None  # set by the guard
+        in_thread = partial(self._pipeline.decode_pool.submit, context=self._call)
+        # The header is checked early, and again whenever the length has doubled.
+        check_at: float = HEADER_BYTES
         while (part := await self._next()) is not None:
             if part.WhichOneof("part") != "chunk":
                 raise InvalidRequest(
@@ -112,15 +115,15 @@ class Upload:
                     " smaller or more compressed image",
                     kind="too_many_bytes",
                 )
-            call.permit.add_bytes(len(chunk))
+            permit.add_bytes(len(chunk))
             arrived.write(chunk)
-            del part, chunk  # or both would be kept until the next ones are there
-            if length >= look_at:
+            del part, chunk  # else they would be referenced until the next ones arrive
+            if length >= check_at:
                 with arrived.getbuffer() as view:
                     start = bytes(view[:MAX_HEADER_BYTES])
                 known = await in_thread(partial(check_header, start, transform, limits))
                 done = known or length >= MAX_HEADER_BYTES
-                look_at = math.inf if done else 2 * length
+                check_at = math.inf if done else 2 * length
         if not length:
             raise InvalidImage(FIELD, "has 0 bytes; send chunks after the options", kind="empty")
         image = arrived.getvalue()
@@ -142,18 +145,18 @@ class Upload:
         if left_s <= 0:  # a part may be there at once
             raise self._took_too_long()
 
-        def give_up() -> None:
+        def on_timeout() -> None:
             nonlocal late
             late = True
             task.cancel()
 
-        # Not wait_for: on Python below 3.12 it makes a task of its own, and hides that the caller
-        # has left if that happens in the turn in which a part arrives.
-        timer = loop.call_later(min(self._idle_timeout_s, left_s), give_up)
+        # Not wait_for: on Python below 3.12 it makes a task of its own, and misses a cancellation
+        # that arrives together with a part.
+        timer = loop.call_later(min(self._idle_timeout_s, left_s), on_timeout)
         try:
             part = await anext(self._parts, None)
             if part is None:
-                # Or the caller has left: nothing is decoded of what it has sent.
+                # Or the client has cancelled: then nothing is decoded.
                 await asyncio.sleep(USUAL_CANCEL_GRACE_S)
             return part
         except asyncio.CancelledError:
@@ -164,7 +167,7 @@ class Upload:
                     f"nothing arrived for {self._idle_timeout_s:g} s (upload_idle_timeout_s); send"
                     " without pauses"
                 ) from None
-            self._pipeline.events.cancelled(CURRENT_REQUEST.get(), "upload")
+            self._pipeline.events.cancelled(self._call, "upload")
             raise
         finally:
             timer.cancel()

@@ -1,4 +1,4 @@
-"""List, show and change the variants that the server holds."""
+"""List, show, load and unload variants; set and report traffic splits."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from resnet50_server.errors import InvalidRequest, NotEnabled
 from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
-from resnet50_server.rollout.router import Traffic
+from resnet50_server.rollout.router import Traffic, Trial
+from resnet50_server.rollout.split import Comparison, Share, Split
 from resnet50_server.variants.spec import EMBEDDING_DIMENSION, VariantSpec
 
-from .guard import Context
-from .variant_reports import report_of, split_of
+from .call import GrpcContext
 
 
 class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
-    """`VariantService` of the contract.
+    """`VariantService`.
 
     Args:
-        variants: Those that the server holds.
+        variants: The registry.
         control: Loads and unloads them.
-        traffic: Those that are compared.
+        traffic: The traffic splits.
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         self._traffic = traffic
 
     async def ListVariants(
-        self, request: variant_pb2.ListVariantsRequest, context: Context
+        self, request: variant_pb2.ListVariantsRequest, context: GrpcContext
     ) -> variant_pb2.ListVariantsResponse:
-        """List all, without their categories; see the contract."""
+        """List all, without their categories."""
         variants = self._variants
         listed = [self._describe(spec) for spec in variants.specs]
         listed += [_leaving(one) for one in variants.draining]
@@ -47,18 +47,18 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         return variant_pb2.ListVariantsResponse(variants=listed)
 
     async def GetVariant(
-        self, request: variant_pb2.GetVariantRequest, context: Context
+        self, request: variant_pb2.GetVariantRequest, context: GrpcContext
     ) -> variant_pb2.GetVariantResponse:
-        """Show one, with its categories; see the contract."""
+        """Show one, with its categories."""
         spec = self._variants.resolve(request.name, field="name")
         variant = self._describe(spec)
         variant.categories.extend(spec.categories)
         return variant_pb2.GetVariantResponse(variant=variant)
 
     async def LoadVariant(
-        self, request: variant_pb2.LoadVariantRequest, context: Context
+        self, request: variant_pb2.LoadVariantRequest, context: GrpcContext
     ) -> variant_pb2.LoadVariantResponse:
-        """Load one from the variants' folder; see the contract."""
+        """Load one from the variants' folder."""
         self._require_enabled("LoadVariant")
         loaded = await self._control.load(request.name, replace=request.replace)
         return variant_pb2.LoadVariantResponse(
@@ -68,60 +68,60 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         )
 
     async def UnloadVariant(
-        self, request: variant_pb2.UnloadVariantRequest, context: Context
+        self, request: variant_pb2.UnloadVariantRequest, context: GrpcContext
     ) -> variant_pb2.UnloadVariantResponse:
-        """Unload one; see the contract."""
+        """Unload one."""
         self._require_enabled("UnloadVariant")
         if not request.name:
-            raise InvalidRequest("name", "is empty: say which variant to unload")
+            raise InvalidRequest("name", "is empty: set it to the variant to unload")
         return variant_pb2.UnloadVariantResponse(
             variant=_leaving(await self._control.unload(request.name))
         )
 
     async def SetDefaultVariant(
-        self, request: variant_pb2.SetDefaultVariantRequest, context: Context
+        self, request: variant_pb2.SetDefaultVariantRequest, context: GrpcContext
     ) -> variant_pb2.SetDefaultVariantResponse:
-        """Let another one answer requests that name none; see the contract."""
+        """Set the variant for requests that name none."""
         self._require_enabled("SetDefaultVariant")
         if not request.name:
-            raise InvalidRequest("name", "is empty: say which variant is to be the default")
+            raise InvalidRequest("name", "is empty: set it to the new default variant")
         variant, previous = self._control.set_default(request.name)
         return variant_pb2.SetDefaultVariantResponse(
             variant=self._describe(variant.spec), previous=previous
         )
 
     async def SetTrafficSplit(
-        self, request: variant_pb2.SetTrafficSplitRequest, context: Context
+        self, request: variant_pb2.SetTrafficSplitRequest, context: GrpcContext
     ) -> variant_pb2.SetTrafficSplitResponse:
-        """Begin to compare two; see the contract."""
+        """Set a traffic split."""
         self._require_enabled("SetTrafficSplit")
-        trial = self._traffic.set(split_of(request.split, self._variants))
-        return variant_pb2.SetTrafficSplitResponse(report=report_of(trial))
+        trial = self._traffic.set(_parse_split(request.split, self._variants))
+        return variant_pb2.SetTrafficSplitResponse(report=_to_report(trial))
 
     async def ListTrafficSplits(
-        self, request: variant_pb2.ListTrafficSplitsRequest, context: Context
+        self, request: variant_pb2.ListTrafficSplitsRequest, context: GrpcContext
     ) -> variant_pb2.ListTrafficSplitsResponse:
-        """Show what came of comparisons; see the contract."""
-        reports = [report_of(trial) for trial in self._traffic.trials]
+        """List traffic splits with their reports."""
+        reports = [_to_report(trial) for trial in self._traffic.trials]
         return variant_pb2.ListTrafficSplitsResponse(reports=reports)
 
     async def DeleteTrafficSplit(
-        self, request: variant_pb2.DeleteTrafficSplitRequest, context: Context
+        self, request: variant_pb2.DeleteTrafficSplitRequest, context: GrpcContext
     ) -> variant_pb2.DeleteTrafficSplitResponse:
-        """End a comparison; see the contract."""
+        """Delete a traffic split."""
         self._require_enabled("DeleteTrafficSplit")
         if not request.variant:
-            raise InvalidRequest("variant", "is empty: name the variant that has the split")
+            raise InvalidRequest("variant", "is empty: set it to the variant that has the split")
         spec = self._variants.resolve(request.variant, field="variant")
         trial = self._traffic.delete(spec.name)
-        return variant_pb2.DeleteTrafficSplitResponse(report=report_of(trial))
+        return variant_pb2.DeleteTrafficSplitResponse(report=_to_report(trial))
 
     def _require_enabled(self, method: str) -> None:
         if self._control.source is None:
             raise NotEnabled(method, "--variants-dir")
 
     def _describe(self, spec: VariantSpec) -> variant_pb2.Variant:
-        """Return what is known of a variant that answers or is being loaded."""
+        """Describe a variant that is loaded or being loaded."""
         held, loading = self._variants.loaded_variant(spec), self._variants.load_progress(spec)
         if held is None:
             variant = _defined(spec, variant_pb2.VARIANT_STATE_LOADING)
@@ -139,12 +139,12 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
 
 
 def _leaving(held: LoadedVariant) -> variant_pb2.Variant:
-    """Return what is known of a variant that no new request finds."""
+    """Describe a variant that accepts no new requests."""
     return _described(held, variant_pb2.VARIANT_STATE_DRAINING)
 
 
 def _defined(spec: VariantSpec, state: variant_pb2.VariantState.ValueType) -> variant_pb2.Variant:
-    """Return what is known of a variant before its weights are."""
+    """Describe a variant whose weights are not loaded."""
     variant = variant_pb2.Variant(
         name=spec.name,
         aliases=spec.aliases,
@@ -162,7 +162,7 @@ def _defined(spec: VariantSpec, state: variant_pb2.VariantState.ValueType) -> va
 def _described(
     held: LoadedVariant, state: variant_pb2.VariantState.ValueType
 ) -> variant_pb2.Variant:
-    """Return what is known of a variant whose weights are loaded."""
+    """Describe a variant whose weights are loaded."""
     variant, built, latency = _defined(held.spec, state), held.built, held.queue.latency
     variant.trained = built.trained
     variant.digest = built.digest
@@ -186,3 +186,67 @@ def _described(
         variant.latency.alpha_ms = latency.alpha_s * 1e3
         variant.latency.beta_ms = latency.beta_s * 1e3
     return variant
+
+
+def _parse_split(message: variant_pb2.TrafficSplit, variants: VariantRegistry) -> Split:
+    """Return the traffic split in a message, with the names of its variants.
+
+    Raises:
+        InvalidRequest: A field is wrong.
+        VariantNotFound: There is no such variant.
+    """
+    for field in ("variant", "candidate"):
+        if not getattr(message, field):
+            raise InvalidRequest(f"split.{field}", "is empty: name a loaded variant")
+    return Split(
+        variants.resolve(message.variant, "split.variant").name,
+        variants.resolve(message.candidate, "split.candidate").name,
+        message.canary_percent,
+        message.shadow_percent,
+        message.canary_embeddings,
+    )
+
+
+def _to_report(trial: Trial) -> variant_pb2.TrafficReport:
+    """Return the report of a traffic split."""
+    split, tally = trial.split, trial.tally
+    report = variant_pb2.TrafficReport(
+        split=variant_pb2.TrafficSplit(
+            variant=split.variant,
+            candidate=split.candidate,
+            canary_percent=split.canary_percent,
+            shadow_percent=split.shadow_percent,
+            canary_embeddings=split.canary_embeddings,
+        ),
+        variant_digest=tally.variant_digest,
+        candidate_digest=tally.candidate_digest,
+        elapsed_s=tally.elapsed_s,
+        variant_answers=_share(tally.variant_answers),
+        candidate_answers=_share(tally.candidate_answers),
+        skipped=tally.skipped,
+        failed=tally.failed,
+        ended=trial.ended,
+    )
+    if tally.comparison.images:
+        report.comparison.CopyFrom(_comparison(tally.comparison))
+    return report
+
+
+def _share(share: Share) -> variant_pb2.TrafficShare:
+    return variant_pb2.TrafficShare(
+        answered=share.answered,
+        failed=share.failed,
+        p50_ms=share.total_s.quantile(0.5) * 1e3,
+        p99_ms=share.total_s.quantile(0.99) * 1e3,
+    )
+
+
+def _comparison(comparison: Comparison) -> variant_pb2.Comparison:
+    return variant_pb2.Comparison(
+        images=comparison.images,
+        top_1_agreement=comparison.agreed / comparison.images,
+        embedding_cosine=comparison.cosines / comparison.images,
+        min_embedding_cosine=comparison.min_cosine,
+        variant_compute_ms=comparison.variant_s.quantile(0.5) * 1e3,
+        candidate_compute_ms=comparison.candidate_s.quantile(0.5) * 1e3,
+    )

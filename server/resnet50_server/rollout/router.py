@@ -223,7 +223,7 @@ class Traffic(ServerEvents):
 
     def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
         """Count a call with one image that was not answered."""
-        if code != OK and call.permit is not None:
+        if code != OK and call.stream is None:
             self._count_failed(call)
 
     def frame_refused(self, call: RequestContext, error: Exception) -> None:

@@ -145,7 +145,7 @@ class Tracing(ServerEvents):
         traced: _TracedCall | None = image.context.notes.get(self)
         if traced is None:
             return
-        if image.context.permit is not None:  # only calls about a single image have one
+        if image.context.stream is None:  # only calls about a single image have one
             traced.image = image
             return
         traced.frames += 1
@@ -199,7 +199,7 @@ class Tracing(ServerEvents):
             span.set_status(Status(StatusCode.ERROR, _message(error)))
         if traced.image is not None:
             self._emit_stages(span, traced.image)
-        elif context.permit is None:
+        elif context.stream is not None:
             for name in ("frames", "refused", "dropped"):
                 if count := getattr(traced, name):
                     span.set_attribute(f"resnet50.stream.{name}", count)

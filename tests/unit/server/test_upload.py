@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from resnet50.v1 import inference_pb2
+from resnet50_server.api.call import Call
 from resnet50_server.api.upload import Upload
-from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import Stalled
 from resnet50_server.events import ServerEvents
 from resnet50_server.images.formats import ImageLimits
@@ -47,20 +47,18 @@ async def parts(chunk_bytes: int, pause_s: float) -> AsyncIterator[Part]:
         yield Part(chunk=PNG[at : at + chunk_bytes])
 
 
-async def receive(pool: Pool, sent: AsyncIterator[Part], deadline: float | None = None) -> bytes:
+async def receive(pool: Pool, sent: AsyncIterator[Part], **of_call) -> bytes:
     pipeline = SimpleNamespace(limits=ImageLimits(), decode_pool=pool, events=ServerEvents())
-    upload = Upload(sent, pipeline, 30.0, 600.0)
+    call = Call("ClassifyUpload", "id", (), **of_call)
+    upload = Upload(sent, pipeline, call, 30.0, 600.0)
     await upload.options()
-    call = CURRENT_REQUEST.get()
-    call.deadline = deadline
     with Admission(Limits()).admit("me") as call.permit:
-        return await upload.image(TRANSFORM, call)
+        return await upload.image(TRANSFORM)
 
 
 @pytest.mark.parametrize("pause_s", [29.0, 31.0])
 def test_upload_that_trickles_is_cut_in_the_end(pause_s):
     async def trickle() -> float:
-        CURRENT_REQUEST.set(RequestContext("ClassifyUpload", "id", ()))
         name = "upload_timeout_s" if pause_s < 30.0 else "upload_idle_timeout_s"
         with pytest.raises(Stalled, match=name):
             await receive(Pool(), parts(1, pause_s))
@@ -77,7 +75,6 @@ def test_upload_whose_parts_are_always_there_is_cut_in_the_end():
             yield Part(chunk=PNG)
 
     async def never_wait() -> None:
-        CURRENT_REQUEST.set(RequestContext("ClassifyUpload", "id", ()))
         with pytest.raises(Stalled, match="upload_timeout_s"):
             await receive(Pool(), flood())
 
@@ -87,8 +84,7 @@ def test_upload_whose_parts_are_always_there_is_cut_in_the_end():
 def test_upload_waits_for_threads_as_its_call_says():
     async def upload() -> None:
         pool = Pool()
-        CURRENT_REQUEST.set(RequestContext("ClassifyUpload", "id", (), bulk=True))
-        assert await receive(pool, parts(10_000, 0.0), deadline=5.0) == PNG
+        assert await receive(pool, parts(10_000, 0.0), deadline=5.0, bulk=True) == PNG
         assert len(pool.urgency) >= 2  # the header, and the digest
         assert set(pool.urgency) == {(5.0, True)}
 

@@ -1,10 +1,10 @@
-"""Streams of frames, where no server is needed to see it."""
+"""Delivery of a stream's responses, without a server."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -34,11 +34,11 @@ async def test_latest_keeps_the_newest_frame_while_full():
 
     replies: list[str] = []
 
-    async def read() -> None:
-        async for reply in latest(frames(), start, lambda old, new: f"dropped {old}", 8):
-            replies.append(reply)
+    async def write(reply: str) -> None:
+        replies.append(reply)
 
-    reading = asyncio.create_task(read())
+    delivery = latest(frames(), start, lambda old, new: f"dropped {old}", write, 8)
+    reading = asyncio.create_task(delivery)
     await everything_read.wait()
     assert held == [0]  # not one for each of the eight places
     room.release()
@@ -72,12 +72,11 @@ async def test_latest_stream_ends_after_a_failed_computation():
 
     replies: list[str] = []
 
-    async def read() -> None:
-        answers = latest(frames(), start, lambda old, new: f"dropped {old}", 2)
-        async for reply in answers:
-            replies.append(reply)
+    async def write(reply: str) -> None:
+        replies.append(reply)
 
-    reading = asyncio.create_task(read())
+    delivery = latest(frames(), start, lambda old, new: f"dropped {old}", write, 2)
+    reading = asyncio.create_task(delivery)
     while len(replies) < 3:  # both places are taken, and frames are dropped
         await asyncio.sleep(0)
     fails.set_exception(ShuttingDown())
@@ -125,16 +124,17 @@ async def test_frames_that_have_been_started_are_not_kept(delivery):
         started += 1
         return asyncio.get_running_loop().create_future()
 
-    answers: AsyncGenerator[str, None]
+    async def write(reply: str) -> None:
+        raise AssertionError("no frame is computed")
+
     if delivery == "ordered":
-        answers = ordered(frames, start, 8)
+        work = ordered(frames, start, write, 8)
     else:
-        answers = latest(frames, start, lambda old, new: "dropped", 8)
-    reading = asyncio.create_task(anext(answers))
+        work = latest(frames, start, lambda old, new: "dropped", write, 8)
+    running = asyncio.create_task(work)
     for _ in range(50):
         await asyncio.sleep(0)
     assert started
     assert [frame() for frame in frames.made] == [None] * 4
-    reading.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
-    await answers.aclose()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -1,0 +1,120 @@
+"""Reads the messages of one stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+from resnet50.v1 import inference_pb2
+from resnet50_server.errors import InvalidRequest, ServingError, Stalled
+
+from .call import EOF
+
+Part: TypeAlias = inference_pb2.ClassifyStreamRequest | inference_pb2.EmbedStreamRequest
+Config: TypeAlias = inference_pb2.ClassifyStreamConfig | inference_pb2.EmbedStreamConfig
+
+
+class StreamReader:
+    """Reads the messages of one stream: its config, then frames.
+
+    Args:
+        read: Waits for the next message; returns `EOF` after the last.
+        idle_timeout_s: Maximum pause between messages, in seconds; 0 for no limit.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[Any]], idle_timeout_s: float) -> None:
+        self._read = read
+        self._idle_timeout_s = idle_timeout_s
+        self._reading: asyncio.Task[Any] | None = None
+        self._stopped: ServingError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle_since = 0.0
+
+    async def config(self) -> Config:
+        """Read the first message.
+
+        Raises:
+            InvalidRequest: It has no config, or there is none.
+            ServingError: Why reading was stopped.
+        """
+        part = await self._next()
+        if part is None or part.WhichOneof("part") != "config":
+            raise InvalidRequest(
+                "config", "is missing: the first message of a stream holds its config"
+            )
+        config: Config = part.config
+        return config
+
+    async def frames(self) -> AsyncIterator[inference_pb2.Frame]:
+        """Yield the frames that follow.
+
+        Raises:
+            InvalidRequest: A message has no frame, or a frame id is not above the one before.
+            ServingError: Why reading was stopped.
+        """
+        last = -1
+        while (part := await self._next()) is not None:
+            if part.WhichOneof("part") != "frame":
+                raise InvalidRequest(
+                    "config" if part.HasField("config") else "frame",
+                    "after the first message, a stream holds frames only",
+                )
+            frame = part.frame
+            if frame.frame_id <= last:
+                raise InvalidRequest(
+                    "frame.frame_id",
+                    f"is {frame.frame_id} after {last}; each frame's id must be above the one"
+                    " before",
+                )
+            last = frame.frame_id
+            yield frame
+
+    def stop(self, reason: ServingError) -> None:
+        """Read no more, and raise `reason` where the next message is awaited."""
+        self._stopped = reason
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def close(self) -> None:
+        """Cancel the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _next(self) -> Part | None:
+        """Return the next message; None after the last."""
+        if self._stopped is not None:
+            raise self._stopped
+        self._reading = asyncio.current_task()
+        self._restart_idle_timer()
+        try:
+            part = await self._read()
+        except asyncio.CancelledError:
+            if self._stopped is not None:
+                raise self._stopped from None
+            raise
+        finally:
+            self._reading = None
+        return None if part is EOF else part
+
+    def _restart_idle_timer(self) -> None:
+        """Measure the pause from now on, with one timer per stream whatever its frame rate."""
+        loop = asyncio.get_running_loop()
+        self._idle_since = loop.time()
+        if self._idle_timeout_s and self._timer is None:
+            self._timer = loop.call_later(self._idle_timeout_s, self._check_idle)
+
+    def _check_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        left_s = self._idle_since + self._idle_timeout_s - loop.time()
+        if self._reading is None:  # the server is busy, not the client idle
+            left_s = self._idle_timeout_s
+        if left_s <= 0:
+            self.stop(
+                Stalled(
+                    f"no frame came for {self._idle_timeout_s:g} s (stream_idle_timeout_s); open a"
+                    " new stream when there are frames"
+                )
+            )
+        else:
+            self._timer = loop.call_later(left_s, self._check_idle)
