@@ -60,7 +60,6 @@ NOT_YET: tuple[str, ...] = (
     "client/resnet50_client",
     "server/resnet50_server/api",
     "server/resnet50_server/auth",
-    "server/resnet50_server/batching",
     "server/resnet50_server/context.py",
     "server/resnet50_server/engines",
     "server/resnet50_server/errors.py",

@@ -66,19 +66,19 @@ class Device:
 
 @dataclass
 class Outcome:
-    """What became of the requests, by their number.
+    """The outcomes of the requests, by their number.
 
     Attributes:
-        latency_s: Of those that were answered.
-        refused: Those turned away as they came.
-        given_up: Those turned away later.
-        sizes: Of the batches, in order.
+        latency_s: Latencies of answered requests.
+        refused: Requests refused on arrival.
+        shed: Requests refused later.
+        sizes: Sizes of the batches, in order.
         end: When the last batch ended.
     """
 
     latency_s: dict[int, float] = field(default_factory=dict)
     refused: list[int] = field(default_factory=list)
-    given_up: list[int] = field(default_factory=list)
+    shed: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     end: float = 0.0
 
@@ -168,7 +168,7 @@ def simulate(device: Device, arrivals: list[float], within_s: list[float] | None
                 line[:0] = batch[fitting:]
                 del batch[fitting:]
                 break
-            outcome.given_up.append(batch.pop(0)[1])
+            outcome.shed.append(batch.pop(0)[1])
             if line:
                 batch.append(line.pop(0))
         if not batch:

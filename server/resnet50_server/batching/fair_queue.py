@@ -114,7 +114,7 @@ class FairQueue(Generic[Item]):
 
     @property
     def only_bulk(self) -> bool:
-        """Whether it has items and all of them are bulk."""
+        """True if it has items and all of them are bulk."""
         return self._length > 0 and not self._ready
 
     @property

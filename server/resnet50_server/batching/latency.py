@@ -43,7 +43,7 @@ class LatencyModel:
 
     @property
     def known(self) -> bool:
-        """Whether a batch was observed."""
+        """True once a batch was observed."""
         return self._weight > 0.0
 
     def observe(self, images: int, duration_s: float) -> None:

@@ -254,7 +254,7 @@ def _failed() -> EngineFailed:
 
 
 def _self_test_request(crop: int) -> PendingRequest:
-    """Return the request of a self-test: a grey image of `crop` x `crop` pixels."""
+    """Return the request of a self-test: an image of `crop` x `crop` equal pixels."""
     future: asyncio.Future[Result] = asyncio.Future()
     future.add_done_callback(asyncio.Future.exception)  # or asyncio logs that it was not read
     image = np.full((crop, crop, 3), 128, dtype=np.uint8)

@@ -244,7 +244,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether no batch is in flight."""
+        """True while no batch is in flight."""
         return not self._in_flight
 
     @property
@@ -384,7 +384,7 @@ class Scheduler:
             self._loop.call_soon(self._deadlines.on_answered, batch)
 
     def _on_hung(self, batch: InFlightBatch) -> None:
-        """Give up the device, because a batch does not return."""
+        """Abandon the device, because a batch does not return."""
         self.hung = True
         dump_stacks()
         self._fatal(

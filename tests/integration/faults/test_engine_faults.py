@@ -364,5 +364,5 @@ async def test_variant_that_overflows_is_out_of_service(tmp_path, caplog):
         assert found.one("resnet50_non_finite_outputs_total", variant="v") == MIN_NON_FINITE
         assert "load the variant again (LoadVariant with replace)" in caplog.text
         # The fixed image does not overflow, so that the server's own test takes it in again.
-        (held,) = server.parts.variants.loaded
-        assert await self_test(held, held.reference) is None
+        (loaded,) = server.parts.variants.loaded
+        assert await self_test(loaded, loaded.reference) is None

@@ -29,6 +29,7 @@ from resnet50_client import (
     VariantNotFoundError,
 )
 from resnet50_client.aio_status import keep_status
+from resnet50_server.batching.retry import MAX_ATTEMPTS
 from resnet50_server.cli.main import main
 from resnet50_server.events import ServerEvents
 from resnet50_server.telemetry.metrics import SIZE_BUCKETS
@@ -276,7 +277,7 @@ async def failing_engine(load: Load) -> None:
             await load.client.classify(JPEG)
         load.calls["Classify", V2, "INTERNAL"] += 1
         load.images["refused"] += 1
-        load.failed_batches += 2  # and its retry
+        load.failed_batches += MAX_ATTEMPTS
     load.broken = False
 
 

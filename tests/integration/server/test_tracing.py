@@ -122,7 +122,10 @@ async def test_failed_call_says_its_code(request_, code, failed):
     assert call.attributes["rpc.response.status_code"] == call.attributes["error.type"] == code
     assert call.failed == failed
     assert collector.children(call) == {}
-    assert [batch.failed for batch in collector.named("batch")] == [True] * failed
+    assert [batch.failed for batch in collector.named("batch")] == [
+        True,
+        True,
+    ] * failed  # and its retry
     assert bool(call.message) == failed
 
 

@@ -187,7 +187,7 @@ def test_torch_threads_are_set_per_thread():
     assert sorted(seen) == [1, 5]
 
 
-def test_server_says_once_what_its_budget_is():
+def test_server_logs_its_cpu_budget_once():
     with server_processes() as start:
         affinity = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(affinity)})

@@ -87,7 +87,7 @@ def test_decode_timeout_answers_and_starts_a_spare_thread():
     virtual_time.run(call())
 
 
-def test_time_in_which_the_process_stood_still_is_not_counted():
+def test_time_while_the_process_is_stopped_does_not_count():
     async def scenario():
         pool, loop = DecodePool(1, LIMIT_S), asyncio.get_running_loop()
         call = asyncio.ensure_future(pool.submit(lambda: 9.0))

@@ -13,7 +13,7 @@ def popped(queue: FairQueue[str], now: float = 0.0) -> list[str]:
     return found
 
 
-def test_items_come_by_deadline_and_those_without_one_by_arrival():
+def test_items_are_ordered_by_deadline_or_arrival():
     queue: FairQueue[str] = FairQueue()
     queue.push("first", 0.0)
     queue.push("second", 0.1)
@@ -22,26 +22,26 @@ def test_items_come_by_deadline_and_those_without_one_by_arrival():
     assert popped(queue) == ["urgent", "first", "second", "far off"]
 
 
-def test_what_came_first_goes_first_among_those_due_at_once():
+def test_equal_deadlines_are_served_in_order_of_arrival():
     queue: FairQueue[str] = FairQueue()
     for name in "abc":
         queue.push(name, 0.0, deadline=1.0)
     assert popped(queue) == ["a", "b", "c"]
 
 
-def test_how_many_stand_before_a_time_counts_those_in_line():
+def test_count_before_counts_ready_items():
     queue: FairQueue[str] = FairQueue()
     for deadline in (3.0, 1.0, 2.0):
         queue.push("", 0.0, deadline=deadline)
     for _ in range(4):
-        queue.push("", 0.0, flow="stream")  # one stands in line, due after DEFAULT_DEADLINE_S
+        queue.push("", 0.0, flow="stream")  # one is ready, due after DEFAULT_DEADLINE_S
     assert [queue.count_before(due) for due in (0.5, 1.0, 2.5, DEFAULT_DEADLINE_S)] == [0, 1, 2, 4]
     assert len(queue) == 7
     assert queue.peek_at(1).due == 2.0
     assert queue.peek_at(4) is None
 
 
-def test_put_back_items_come_before_what_arrived_backlog():
+def test_items_put_back_go_before_later_arrivals():
     queue: FairQueue[str] = FairQueue()
     queue.push("a", 0.0, deadline=1.0)
     queue.push("b", 0.0, deadline=1.0)
@@ -52,7 +52,7 @@ def test_put_back_items_come_before_what_arrived_backlog():
     assert popped(queue) == ["a", "b", "c"]
 
 
-def test_removed_items_leave_at_once_wherever_they_stand():
+def test_removed_items_leave_from_any_position():
     draw = random.Random(0)
     queue: FairQueue[str] = FairQueue()
     entries = [
@@ -110,7 +110,7 @@ def test_bulk_items_can_be_put_back_and_removed():
     assert popped(queue) == ["0", "1", "3"]
 
 
-def test_bulk_counts_as_standing_before_what_it_will_go_before():
+def test_count_before_counts_the_share_of_bulk():
     queue: FairQueue[str] = FairQueue()
     for _ in range(2 * BULK_EVERY):
         queue.push("", 0.0, deadline=1.0)

@@ -1,4 +1,4 @@
-"""What does not come back, in virtual time: a batch is given up when it has run for too long."""
+"""The hang detector in virtual time: a batch that runs for too long ends the server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def in_virtual_time(test):
 
 @pytest.fixture(autouse=True)
 def dumped(monkeypatch) -> list[None]:
-    """Count dumps of all stacks, in the place of writing them."""
+    """Count the dumps of all stacks instead of writing them."""
     dumps: list[None] = []
     monkeypatch.setattr(
         resnet50_server.batching.scheduler, "dump_stacks", lambda: dumps.append(None)
@@ -66,7 +66,7 @@ def now() -> float:
 
 
 @in_virtual_time
-async def test_batch_that_does_not_come_back_turns_everybody_away(dumped):
+async def test_hung_batch_fails_all_requests(dumped):
     bench = Bench()
     hung = bench.submit(FOR_EVER)
     await asyncio.sleep(10.0)
@@ -85,7 +85,7 @@ async def test_batch_that_does_not_come_back_turns_everybody_away(dumped):
 
 
 @in_virtual_time
-async def test_batch_that_is_long_is_waited_for():
+async def test_long_batch_within_the_timeout_is_not_hung():
     bench = Bench()
     call = bench.submit(TIMEOUT_S - 2.0)
     await asyncio.sleep(30.0)
@@ -95,7 +95,7 @@ async def test_batch_that_is_long_is_waited_for():
 
 
 @in_virtual_time
-async def test_device_that_is_known_to_be_slow_has_longer():
+async def test_slow_device_has_a_longer_timeout():
     bench = Bench()
     bench.queue.latency.observe(1, 10.0)
     call = bench.submit(99.0)
@@ -106,7 +106,7 @@ async def test_device_that_is_known_to_be_slow_has_longer():
 
 
 @in_virtual_time
-async def test_time_in_which_the_process_stood_still_is_not_counted():
+async def test_time_while_the_process_is_stopped_does_not_count():
     bench, loop = Bench(), asyncio.get_running_loop()
     call = bench.submit(30.0)
     await asyncio.sleep(5.0)
@@ -136,7 +136,7 @@ async def test_queued_batch_does_not_count_as_hung():
 
 
 @in_virtual_time
-async def test_watchdog_can_be_turned_off():
+async def test_hang_detector_can_be_turned_off():
     bench = Bench(timeout_s=0.0)
     call = bench.submit(3 * TIMEOUT_S)
     await call

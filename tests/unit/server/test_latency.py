@@ -7,7 +7,7 @@ import pytest
 from resnet50_server.batching.latency import CLIP, CLIP_AFTER, JitterMargin, LatencyModel
 
 
-def test_nothing_is_known_before_the_first_batch():
+def test_model_is_unknown_before_the_first_batch():
     assert LatencyModel().estimate_s(8, 32) == 0.0
 
 
@@ -39,13 +39,13 @@ def test_batches_fit_the_time_at_acceptable_efficiency():
     assert learned(0.010, 0.0).size(32, 0.001) == 31
 
 
-def test_batches_fill_the_size_that_is_computed_for_them():
+def test_batch_size_fills_the_computed_padding():
     model = learned(0.010, 0.010, padded=lambda images: 8 * -(-images // 8))
     assert model.size(32, 0.205) == 24
     assert model.size(20, 0.205) == 20
 
 
-def test_nothing_learned_does_not_bound_a_batch():
+def test_unknown_latency_does_not_limit_batches():
     assert LatencyModel().size(32, 0.001) == LatencyModel().size(32, -1.0) == 32
 
 
@@ -98,7 +98,7 @@ def test_unseen_batch_size_is_extrapolated_linearly():
     assert model.batch_s(32) == pytest.approx(32 * 0.060, rel=0.01)
 
 
-def test_the_slope_outlives_a_long_time_at_one_size():
+def test_slope_is_kept_while_all_batches_have_one_size():
     model = LatencyModel(memory=50)
     for _ in range(10):
         model.observe(1, 0.003)

@@ -25,7 +25,7 @@ def dropped(count: int) -> str:
     return f"{count} dropped"
 
 
-def test_lines_of_several_threads_are_written_each_in_its_order():
+def test_lines_of_each_thread_keep_their_order():
     stream = io.StringIO()
     writer = LineWriter(lambda: stream)
 
@@ -84,5 +84,5 @@ def test_unwritable_line_is_returned_and_the_next_tried():
     assert (failed, stream.getvalue()) == (["one"], "two\n")
 
 
-def test_nothing_was_put_and_nothing_is_waited_for():
+def test_flush_without_lines_returns_at_once():
     assert LineWriter(io.StringIO).flush(0)

@@ -128,7 +128,7 @@ async def test_failed_batch_is_retried_once_whole(size):
 
 @pytest.mark.parametrize("size", [1, 2, 32])
 @in_virtual_time
-async def test_batch_whose_retry_fails_too_is_given_up(size):
+async def test_batch_whose_retry_fails_too_fails(size):
     bench = Bench()
     bench.engine.failures = 2
     assert await bench.outcomes(range(size)) == failed(range(size))

@@ -135,7 +135,7 @@ async def test_accepted_image_is_not_refused_after_decoding():
 
 
 @in_virtual_time
-async def test_bulk_that_is_still_decoded_delays_nobody_else():
+async def test_bulk_in_decoding_delays_no_interactive_request():
     bench = Bench(BatchPolicy(max_batch_size=1))
     await bench.submit(0)
     with contextlib.ExitStack() as stack:
@@ -147,7 +147,7 @@ async def test_bulk_that_is_still_decoded_delays_nobody_else():
 
 
 @in_virtual_time
-async def test_image_in_decoding_is_told_of_its_variants_unload():
+async def test_image_in_decoding_fails_if_its_variant_is_unloaded():
     bench = Bench()
     with bench.accept():
         await bench.scheduler.remove(bench.queue, Unloading("it goes"), 1.0)
@@ -258,7 +258,7 @@ async def test_unreachable_deadline_is_refused_at_once():
 
 
 @in_virtual_time
-async def test_request_that_would_wait_too_long_is_refused_at_once():
+async def test_deadline_behind_waiting_requests_is_refused_at_once():
     bench = Bench(BatchPolicy(max_batch_size=1))
     await bench.submit(0)
     running = bench.submit(1)
@@ -421,7 +421,7 @@ async def test_failed_batch_fails_its_requests_only():
 
 
 @in_virtual_time
-async def test_device_that_fails_batch_after_batch_is_reported_broken():
+async def test_device_whose_batches_all_fail_is_lost():
     bench = Bench()
     bench.engine.error = RuntimeError("device lost")
     for number in range(MAX_CONSECUTIVE_FAILURES):
@@ -465,7 +465,7 @@ async def test_cancel_as_the_batch_forms_disturbs_no_one():
 
 
 @in_virtual_time
-async def test_one_stall_does_not_make_the_server_refuse_for_ever():
+async def test_one_stall_does_not_cause_lasting_refusals():
     bench = Bench(alpha=0.005)
     for number in range(50):
         await bench.submit(number)
@@ -580,7 +580,7 @@ async def test_streams_share_the_device_equally():
 
 
 @in_virtual_time
-async def test_lone_request_waits_for_one_image_of_each_flow_at_most():
+async def test_single_image_waits_for_one_image_of_each_flow():
     bench = Bench(BatchPolicy(max_batch_size=16))
     tasks = [asyncio.create_task(saturate(bench, f"flow {number}", 32, {})) for number in range(10)]
     for _ in range(50):
@@ -600,7 +600,7 @@ async def test_images_of_a_flow_keep_their_order():
 
 
 @in_virtual_time
-async def test_cancelled_images_of_a_flow_do_not_hold_up_the_rest():
+async def test_cancelled_images_of_a_flow_do_not_block_the_rest():
     bench = Bench(BatchPolicy(max_batch_size=1))
     running = bench.submit(0)
     await asyncio.sleep(0.1)
@@ -660,7 +660,7 @@ async def test_full_batch_is_prefetched_a_smaller_one_just_in_time():
 
 
 @in_virtual_time
-async def test_no_more_batches_are_handed_over_than_may_be():
+async def test_batches_in_flight_are_limited():
     bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     calls = [bench.submit(number) for number in range(5)]
     await asyncio.sleep(0.5)
@@ -683,7 +683,7 @@ async def test_deadline_check_counts_a_prefetched_batch():
 
 
 @in_virtual_time
-async def test_failing_batches_in_flight_fail_their_own_requests():
+async def test_failed_batches_in_flight_fail_their_requests_only():
     bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     bench.engine.error = RuntimeError("device lost")
     calls = [bench.submit(number) for number in (1, 2)]
@@ -714,14 +714,14 @@ async def test_wait_behind_a_slow_batch_is_reported_as_it_was():
 
 
 @in_virtual_time
-async def test_waiting_for_the_device_is_not_taken_for_preparation():
+async def test_waiting_for_the_device_is_not_preparation_time():
     bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1, prepare_alpha=0.2)
     await asyncio.gather(*(bench.submit(number) for number in range(5)))
     assert bench.queue.preparation.batch_s(1) == pytest.approx(0.2)
 
 
 @in_virtual_time
-async def test_variant_with_the_earliest_deadline_has_the_device_first():
+async def test_variant_with_the_earliest_deadline_goes_first():
     bench = Bench()
     slow = FakeEngine(alpha=3.0)
     other = bench.scheduler.add("slow", slow, [(1, 3.0)])
@@ -735,7 +735,7 @@ async def test_variant_with_the_earliest_deadline_has_the_device_first():
 
 
 @in_virtual_time
-async def test_what_waits_of_another_variant_ahead_is_counted():
+async def test_deadline_check_counts_other_variants():
     bench = Bench()
     other = bench.scheduler.add("slow", FakeEngine(alpha=3.0), [(1, 3.0)])
     bench.queue.latency.observe(1, 1.0)
@@ -751,7 +751,7 @@ async def test_what_waits_of_another_variant_ahead_is_counted():
 
 
 @in_virtual_time
-async def test_answers_that_leave_late_are_allowed_for():
+async def test_deadline_check_adds_the_margin_of_late_answers():
     """The callers' own turns after a batch, which the batcher's estimates know nothing of."""
     bench = warm(BatchPolicy(), alpha=1.0)
     loop = asyncio.get_running_loop()
@@ -780,7 +780,7 @@ async def test_warm_up_latency_judges_the_first_deadline():
 
 
 @in_virtual_time
-async def test_close_answers_what_still_waits_or_is_in_flight():
+async def test_close_fails_waiting_and_in_flight_requests():
     bench = Bench(BatchPolicy(max_batch_size=1), prefetch=1)
     accepted = [bench.submit(number) for number in range(4)]
     await asyncio.sleep(0.5)

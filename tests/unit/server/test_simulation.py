@@ -1,4 +1,4 @@
-"""The batcher in virtual time forms the very batches that the simulation of its policy forms."""
+"""The scheduler in virtual time forms the same batches as the simulation of its policy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNT = 3000
 
 
 async def play(device: Device, arrivals: list[float], within_s: list[float] | None) -> Outcome:
-    """Give the batcher the requests that the simulation gets."""
+    """Give the scheduler the requests of the simulation."""
     engine = FakeEngine(
         device.alpha_s, device.beta_s, device.prepare_alpha_s, device.prepare_beta_s
     )
@@ -52,7 +52,7 @@ async def play(device: Device, arrivals: list[float], within_s: list[float] | No
             outcome.end = loop.time()
         else:
             assert isinstance(future.exception(), DeadlineUnreachable)
-            outcome.given_up.append(number)
+            outcome.shed.append(number)
         if not left:
             over.set()
 
@@ -83,13 +83,13 @@ def compare(device: Device, arrivals: list[float], within_s: list[float] | None 
     served = virtual_time.run(play(device, arrivals, within_s))
     assert served.sizes == simulated.sizes
     assert served.refused == simulated.refused
-    assert sorted(served.given_up) == sorted(simulated.given_up)
+    assert sorted(served.shed) == sorted(simulated.shed)
     assert served.latency_s == pytest.approx(simulated.latency_s, abs=1e-6)
     return simulated
 
 
 @pytest.mark.parametrize("load", [0.05, 0.5, 0.8, 0.95])
-def test_batcher_forms_the_batches_of_the_simulated_policy(load):
+def test_scheduler_forms_the_simulated_batches(load):
     arrivals = poisson(load * TIMED.capacity, COUNT, seed=1)
     outcome = compare(TIMED, arrivals)
     assert len(outcome.latency_s) == COUNT
@@ -104,7 +104,7 @@ def test_overloaded_scheduler_answers_at_capacity():
     outcome = compare(TIMED, arrivals, [WITHIN_S] * COUNT)
     assert max(outcome.latency_s.values()) <= WITHIN_S + 1e-6
     assert len(outcome.latency_s) / outcome.end > 0.97 * TIMED.capacity
-    assert outcome.given_up == []
+    assert outcome.shed == []
     assert len(outcome.refused) + len(outcome.latency_s) == COUNT
 
 
@@ -120,7 +120,7 @@ def test_mixed_deadlines_match_the_simulation(device, shortest_s, longest_s):
     drawn = poisson(1.0, COUNT, seed=2)
     within_s = [shortest_s + (longest_s - shortest_s) * (moment % 1.0) for moment in drawn]
     outcome = compare(device, arrivals, within_s)
-    assert len(outcome.refused) > len(outcome.given_up)
+    assert len(outcome.refused) > len(outcome.shed)
     for number, latency_s in outcome.latency_s.items():
         assert latency_s <= within_s[number] + 1e-5
 
@@ -145,4 +145,4 @@ def test_overloaded_prefetching_answers_at_compute_capacity():
     outcome = compare(GPU, arrivals, [0.050] * COUNT)
     assert max(outcome.latency_s.values()) <= 0.050 + 1e-6
     assert len(outcome.latency_s) / outcome.end > 0.95 * GPU.capacity
-    assert len(outcome.refused) > 10 * len(outcome.given_up)
+    assert len(outcome.refused) > 10 * len(outcome.shed)

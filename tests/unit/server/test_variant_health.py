@@ -48,7 +48,7 @@ def test_few_overflowing_images_leave_the_variant_healthy():
         assert health.problem is None
 
 
-def test_answers_of_more_than_a_minute_ago_are_forgotten():
+def test_results_older_than_a_minute_are_forgotten():
     health = Health()
     health.record(MIN_NON_FINITE - 1, MIN_NON_FINITE - 1)
     health.now = WINDOW_S
@@ -61,7 +61,7 @@ def test_answers_of_more_than_a_minute_ago_are_forgotten():
     )
 
 
-def test_answers_neither_add_to_a_problem_nor_end_it():
+def test_results_neither_change_nor_end_a_problem():
     health = Health()
     health.record(MIN_NON_FINITE, MIN_NON_FINITE)
     problem = health.problem

@@ -16,7 +16,7 @@ async def threads():
     started.close()
 
 
-async def test_calls_run_side_by_side_and_their_results_come_back(threads):
+async def test_calls_run_concurrently_and_return_results(threads):
     meeting = threading.Barrier(2)  # breaks, and fails the calls, unless both are there
 
     def meet(number: int) -> int:
@@ -55,7 +55,7 @@ async def test_stop_iteration_fails_its_call_and_no_other(threads):
     assert results[1:] == [1] * 20
 
 
-async def test_caller_that_gave_up_is_not_answered(threads):
+async def test_cancelled_future_gets_no_result(threads):
     entered, leave = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -71,7 +71,7 @@ async def test_caller_that_gave_up_is_not_answered(threads):
     assert running.cancelled()
 
 
-async def test_thousands_of_results_wake_the_loop_without_losing_one(threads):
+async def test_no_result_of_thousands_is_lost(threads):
     results = await asyncio.gather(*(threads.submit(lambda n=n: n) for n in range(5000)))
     assert results == list(range(5000))
 
