@@ -33,7 +33,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import page
 from resnet50_client import AsyncClient, Client, Resnet50Error, RetryPolicy
-from resnet50_server.auth.tokens import hash_of
+from resnet50_server.auth.tokens import digest_of
 from resnet50_server.rollout.split import Split
 from tests.support.clients import Caller, items
 from tests.support.pictures import encode, photo_like
@@ -108,7 +108,7 @@ def counted(codes: Counter[str]) -> str:
 def server(folder: Path) -> Iterator[tuple[str, str]]:
     """Run a server with both variants; give its address, and a token that may do everything."""
     token = secrets.token_urlsafe(32)
-    digest = hash_of(token).hex()
+    digest = digest_of(token).hex()
     tokens = folder / "tokens.toml"
     tokens.write_text(
         f'[[token]]\nname = "trial"\nsha256 = "{digest}"\nscopes = ["admin", "infer"]\n'

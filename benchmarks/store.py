@@ -15,7 +15,7 @@ from benchmarks.ledger import Ledger
 from benchmarks.process import ServerProcess
 from benchmarks.timeline import Timeline
 from resnet50_client import AsyncClient, LoadedVariant, Resnet50Error
-from resnet50_server.auth.tokens import hash_of
+from resnet50_server.auth.tokens import digest_of
 
 Result = TypeVar("Result")
 
@@ -37,7 +37,7 @@ class Store:
         self.variants = folder / "variants"
         self.variants.mkdir()
         self.tokens = folder / "tokens.toml"
-        digest = hash_of(SECRET).hex()
+        digest = digest_of(SECRET).hex()
         self.tokens.write_text(
             f'[[token]]\nname = "trial"\nsha256 = "{digest}"\nscopes = ["infer", "admin"]\n'
         )

@@ -19,7 +19,7 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_server.auth.tokens import hash_of
+from resnet50_server.auth.tokens import digest_of
 from resnet50_server.lifecycle import loader
 from resnet50_server.server import Server
 from tests.support.pictures import encode, picture
@@ -75,7 +75,7 @@ def tokens_file(folder: Path) -> Path:
     path = folder / "tokens.toml"
     path.write_text(
         "".join(
-            f'[[token]]\nname = "{name}"\nsha256 = "{hash_of(secret).hex()}"\n'
+            f'[[token]]\nname = "{name}"\nsha256 = "{digest_of(secret).hex()}"\n'
             f"scopes = {json.dumps(scopes)}\n"
             for name, (secret, scopes) in _SCOPES.items()
         )

@@ -1,1 +1,1 @@
-"""Who calls: identity, bearer tokens, TLS certificates, and reloading their files."""
+"""Authentication: caller identity, bearer tokens, TLS certificates, and their reload."""

@@ -1,4 +1,4 @@
-"""Files that are read again when they have changed."""
+"""Detects changed files, so that they are read again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 import time
 from pathlib import Path
 
-# A file that has changed so recently may change again without its time or size telling.
+# A file changed within this time may change again without a new timestamp or size.
 MTIME_GRANULARITY_NS = 2_000_000_000
 
 
 class FileChangeDetector:
-    """Tells, for the price of a `stat` each, whether files may have changed.
+    """Detects, with one `stat` a file, whether files may have changed.
 
-    Not safe for several threads at once.
+    Not thread-safe.
 
     Args:
-        paths: The files. Links are followed, so one that is turned to another file is a change.
+        paths: The files. Symbolic links are followed, so a link to another file is a change.
     """
 
     def __init__(self, *paths: Path) -> None:
@@ -24,10 +24,9 @@ class FileChangeDetector:
         self._seen: tuple[object, ...] | None = None
 
     def changed(self) -> bool:
-        """Return whether the files should be read again; the first time, they should.
+        """Return whether the files may have changed since the last call; True the first time.
 
-        Whatever is read after this call is at least as new as what it has seen, so a change while
-        reading is seen by the next call.
+        A change while the files are read is detected by the next call.
         """
         now_ns = time.time_ns()
         stamps: list[object] = []
@@ -38,9 +37,9 @@ class FileChangeDetector:
             except OSError as error:
                 stamps.append(error.errno)
                 continue
-            # The time of the last change of any kind; unlike the content's, it cannot be set.
+            # ctime changes with every change and, unlike mtime, cannot be set.
             stamps.append((found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev))
-            # A time to come is from before the clock was set back: a change now has another one.
+            # A timestamp in the future dates from before the clock was set back.
             settled = settled and abs(now_ns - found.st_ctime_ns) > MTIME_GRANULARITY_NS
         seen, self._seen = self._seen, tuple(stamps) if settled else None
         return not settled or seen != self._seen

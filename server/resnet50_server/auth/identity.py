@@ -1,4 +1,4 @@
-"""Who calls: the name that quotas are counted under, and what the caller may do."""
+"""Identifies callers: the name that quotas are counted by, and the scopes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from .tokens import Tokens
 INFER = "infer"
 ADMIN = "admin"
 
-# Ours are 48 characters long; whoever brings their own has room.
+# Generated tokens have 48 characters; other ones may be longer.
 MAX_TOKEN_LENGTH = 512
 # What RFC 6750 allows after "Bearer".
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
-# gRPC's names for what a verified certificate says, best first. Each may hold several values.
-_NAMES = ("peer_spiffe_id", "peer_uri", "peer_dns", "x509_common_name")
+# gRPC's auth context keys for a verified certificate, in order of preference. Each may have several
+# values.
+_CERTIFICATE_KEYS = ("peer_spiffe_id", "peer_uri", "peer_dns", "x509_common_name")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who makes a call.
+    """An authenticated caller.
 
     Attributes:
         name: Stable between calls, e.g. "token:cameras" or "address:10.0.0.7".
-        scopes: What it may do: "infer", "admin".
+        scopes: Allowed method groups: "infer", "admin".
     """
 
     name: str
@@ -44,15 +45,15 @@ class Caller:
 
 
 class Authenticator:
-    """Tells callers apart.
+    """Identifies the caller of each request.
 
-    With tokens, every call needs one, also over a connection with a client certificate; it gives
-    the name and the scopes. Without, everybody whom the listeners let in may infer and nobody may
-    administer.
+    With tokens, every request needs one, even over a connection with a client certificate; the
+    token determines the name and scopes. Without tokens, every client that can connect has the
+    scope "infer", and none has "admin".
 
     Args:
-        tokens: The tokens that are taken; None to ask for none.
-        now: Tells the time, in Unix seconds.
+        tokens: The valid tokens; None if requests need none.
+        now: Returns the time, in Unix seconds.
     """
 
     def __init__(self, tokens: Tokens | None, now: Callable[[], float] = time.time) -> None:
@@ -65,55 +66,52 @@ class Authenticator:
         peer: str,
         auth_context: Mapping[str, Iterable[bytes]],
     ) -> Caller:
-        """Return who makes a call.
+        """Return the caller of a request.
 
         Args:
-            metadata: The call's.
-            peer: As gRPC names it, e.g. "ipv4:10.0.0.7:51234".
-            auth_context: As gRPC gives it: what is known of the connection.
+            metadata: Its invocation metadata.
+            peer: gRPC's name of the peer, e.g. "ipv4:10.0.0.7:51234".
+            auth_context: gRPC's auth context of the connection.
 
         Raises:
-            Unauthenticated: A token is needed, and there is none or not a valid one.
+            Unauthenticated: A token is required, and it is missing or invalid.
         """
         if self._tokens is not None:
-            return self._bearer(self._tokens, metadata)
+            return self._by_token(self._tokens, metadata)
         return Caller(self.peer_identity(peer, auth_context).name, frozenset({INFER}))
 
     def peer_identity(self, peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> Caller:
-        """Return who makes a call that needs no scope and no token, such as a health check.
+        """Return the caller of a request that needs no token, such as a health check.
 
         Args:
-            peer: As `identify`.
-            auth_context: As `identify`.
+            peer: As for `authenticate`.
+            auth_context: As for `authenticate`.
         """
         identity = certificate_identity(auth_context)
         name = f"address:{_address(peer)}" if identity is None else f"cert:{identity}"
         return Caller(name, frozenset())
 
-    def _bearer(self, tokens: Tokens, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
-        token = tokens.find(_secret(metadata))
+    def _by_token(self, tokens: Tokens, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
+        token = tokens.find(_bearer_token(metadata))
         if token is None:
-            raise Unauthenticated(
-                "TOKEN_UNKNOWN", "the token is not one that this server takes; it may be revoked"
-            )
+            raise Unauthenticated("TOKEN_UNKNOWN", "unknown or revoked token")
         if token.expires_at is not None and token.expires_at <= self._now():
             raise Unauthenticated(
-                "TOKEN_EXPIRED", f"the token {token.name!r} has expired; ask for a new one"
+                "TOKEN_EXPIRED", f"the token {token.name!r} has expired; use a new one"
             )
         return Caller(f"token:{token.name}", token.scopes)
 
 
-def _secret(metadata: Sequence[tuple[str, str | bytes]]) -> str:
-    """Return the token that a call brings. No error repeats any of it."""
+def _bearer_token(metadata: Sequence[tuple[str, str | bytes]]) -> str:
+    """Return the token of a request. Errors never contain any of it."""
     values = [value for key, value in metadata if key == "authorization"]
     if not values:
         raise Unauthenticated(
             "TOKEN_MISSING",
-            "this server takes calls with a token only: send the metadata"
-            " 'authorization: Bearer TOKEN'",
+            "this server requires a token: send the metadata 'authorization: Bearer TOKEN'",
         )
     if len(values) > 1:
-        raise Unauthenticated("TOKEN_MALFORMED", "is there more than once; send one token")
+        raise Unauthenticated("TOKEN_MALFORMED", "was sent more than once; send one token")
     value = values[0]
     match = None
     if isinstance(value, str) and len(value) <= len("bearer ") + MAX_TOKEN_LENGTH:
@@ -128,15 +126,15 @@ def _secret(metadata: Sequence[tuple[str, str | bytes]]) -> str:
 
 
 def certificate_identity(auth_context: Mapping[str, Iterable[bytes]]) -> str | None:
-    """Return the name in a verified client certificate; None if there is no certificate or no name.
+    """Return the name in a verified client certificate; None if there is none.
 
-    The first of: its SPIFFE ID, URI, DNS name (the certificate's first), common name. Characters
-    that do not print are escaped: names go into logs and errors.
+    The first of: SPIFFE ID, URI, first DNS name, common name. Characters that do not print are
+    escaped, since names appear in logs and errors.
 
     Args:
-        auth_context: As gRPC gives it; it holds names only after verifying the certificate.
+        auth_context: gRPC's; it contains names only once the certificate is verified.
     """
-    for key in _NAMES:
+    for key in _CERTIFICATE_KEYS:
         for value in auth_context.get(key, ()):
             if value:
                 text = value.decode("utf-8", "backslashreplace")
@@ -146,14 +144,14 @@ def certificate_identity(auth_context: Mapping[str, Iterable[bytes]]) -> str | N
 
 @lru_cache(maxsize=4096)
 def _address(peer: str) -> str:
-    """Return a peer's address without its port: that of IPv4, the /64 network of IPv6, or "unix".
+    """Return a peer's address without its port: IPv4 address, IPv6 /64 network, or "unix".
 
-    Who has one address of an IPv6 network has all 2**64 of them.
+    A host in an IPv6 network can use all of its 2**64 addresses.
     """
-    kind, _, place = peer.partition(":")
+    kind, _, address_and_port = peer.partition(":")
     if kind not in ("ipv4", "ipv6"):
         return "unix"
-    host = unquote(place).rpartition(":")[0].strip("[]").partition("%")[0]
+    host = unquote(address_and_port).rpartition(":")[0].strip("[]").partition("%")[0]
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,7 +1,4 @@
-"""The server's certificate and key, and the CAs of its clients: read, checked, and read again.
-
-grpc stays in `listeners.py`, which hands these to it.
-"""
+"""The server's certificate and key, and its clients' CAs: read, checked and reloaded."""
 
 from __future__ import annotations
 
@@ -26,19 +23,19 @@ from .file_watch import FileChangeDetector
 log = logging.getLogger(__name__)
 
 DAY_S = 86_400.0
-# From so long before a certificate expires on, the log says so once a day.
+# Within this time before a certificate expires, the log warns once a day.
 EXPIRY_WARNING_S = 14 * DAY_S
 
 
 @dataclass(frozen=True)
 class TlsBundle:
-    """What a TLS handshake needs, all PEM.
+    """The inputs of a TLS handshake, in PEM.
 
     Attributes:
-        certificate: The server's, then those that lead to its CA.
-        key: The private key of the first.
-        client_ca: CAs that sign clients' certificates; None if clients need none.
-        expires_at: When the first of the server's certificates expires, in Unix seconds.
+        certificate: The server's certificate, followed by its chain.
+        key: The private key of the server's certificate.
+        client_ca: CAs of clients' certificates; None without mTLS.
+        expires_at: When the first certificate of the chain expires, in Unix seconds.
     """
 
     certificate: bytes
@@ -48,20 +45,20 @@ class TlsBundle:
 
 
 class TlsReloader:
-    """The files of `tls_cert`, `tls_key` and `tls_client_ca`. For any thread.
+    """The files of `tls_cert`, `tls_key` and `tls_client_ca`, reloaded on change. Thread-safe.
 
-    New files take the place of the old ones only if they are sound: readable, the key that of the
-    certificate, not expired. Otherwise, and while one of two files is written and the other is not
-    yet, the old ones stay.
+    New files are used only if they are valid: readable, not expired, and the key matches the
+    certificate. Otherwise, for instance while only one of two files is written, the previous ones
+    stay in use.
 
     Args:
         cert: Path of the server's certificate.
         key: Path of its key.
         client_ca: Path of the clients' CAs, for mTLS.
-        clock: Tells the time, in Unix seconds.
+        clock: Returns the time, in Unix seconds.
 
     Raises:
-        UnusableSetting: The files are not sound; which, and why.
+        UnusableSetting: A file is not valid; says which and why.
     """
 
     def __init__(
@@ -77,7 +74,7 @@ class TlsReloader:
         self._clock = clock
         self._files = FileChangeDetector(*filter(None, (cert, key, client_ca)))
         self._lock = threading.Lock()
-        self._complaint = ""
+        self._last_error = ""
         self._warn_at = 0.0
         self._files.changed()
         self._current = self._read()
@@ -90,8 +87,8 @@ class TlsReloader:
         return self.current().expires_at
 
     def current(self) -> TlsBundle:
-        """Return what to use now. Costs some `stat`s while nothing changes."""
-        # Whoever comes while another thread looks takes what there is.
+        """Return the current bundle, reloaded if the files have changed."""
+        # If another thread is already checking, use the current one.
         if self._lock.acquire(blocking=False):
             try:
                 if self._files.changed():
@@ -103,24 +100,24 @@ class TlsReloader:
 
     def _reload(self) -> None:
         try:
-            material = self._read()
-            if material != self._current:
-                self._check_expiry(material)
+            bundle = self._read()
+            if bundle != self._current:
+                self._check_expiry(bundle)
         except UnusableSetting as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                log.error("%s; going on with the certificate that was read before", error)
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                log.error("%s; continuing with the previous certificate", error)
             return
-        self._complaint = ""
-        if material != self._current:
-            self._current = material
+        self._last_error = ""
+        if bundle != self._current:
+            self._current = bundle
             self._announce()
 
     def _announce(self) -> None:
         log.info("tls_cert: %s: valid until %s", self._cert, _date(self._current.expires_at))
         self._warn_at = 0.0
         if os.name == "posix" and _mode(self._key) & stat.S_IROTH:
-            log.warning("tls_key: %s can be read by every user of this machine", self._key)
+            log.warning("tls_key: %s is readable by every user of this machine", self._key)
         self._warn_of_expiry()
 
     def _warn_of_expiry(self) -> None:
@@ -130,7 +127,7 @@ class TlsReloader:
         self._warn_at = now + DAY_S
         log.log(
             logging.WARNING if expires_at > now else logging.ERROR,
-            "tls_cert: %s %s on %s; put a new one in its place, it is read without a restart",
+            "tls_cert: %s %s on %s; replace the file, it is reloaded without a restart",
             self._cert,
             "expires" if expires_at > now else "has expired",
             _date(expires_at),
@@ -146,7 +143,7 @@ class TlsReloader:
                 "tls_key", f"{self._key} has a passphrase; store it without one"
             ) from error
         except (ValueError, UnsupportedAlgorithm):
-            # Without the cause: nothing of what is in that file may reach a log.
+            # Without the cause, which could contain parts of the key.
             raise UnusableSetting("tls_key", f"{self._key} is not a private key in PEM") from None
         if public != chain[0].public_key():
             raise UnusableSetting(
@@ -158,10 +155,10 @@ class TlsReloader:
             client_ca, _ = _certificates("tls_client_ca", self._client_ca)
         return TlsBundle(certificate, key, client_ca, expires_at)
 
-    def _check_expiry(self, material: TlsBundle) -> None:
-        if material.expires_at <= self._clock():
+    def _check_expiry(self, bundle: TlsBundle) -> None:
+        if bundle.expires_at <= self._clock():
             raise UnusableSetting(
-                "tls_cert", f"{self._cert} has expired on {_date(material.expires_at)}"
+                "tls_cert", f"{self._cert} has expired on {_date(bundle.expires_at)}"
             )
 
 
@@ -170,10 +167,10 @@ def _certificates(setting: str, path: Path) -> tuple[bytes, list[x509.Certificat
     try:
         found = x509.load_pem_x509_certificates(content)
     except ValueError as error:
-        raise UnusableSetting(setting, f"{path} holds no certificates in PEM: {error}") from error
-    # What is cut off within a certificate is passed over in silence.
+        raise UnusableSetting(setting, f"{path} has no PEM certificates: {error}") from error
+    # The parser ignores a truncated certificate.
     if content.count(b"-----BEGIN CERTIFICATE-----") > len(found):
-        raise UnusableSetting(setting, f"{path} ends within a certificate")
+        raise UnusableSetting(setting, f"{path} is truncated within a certificate")
     return content, found
 
 

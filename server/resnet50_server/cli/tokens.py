@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from resnet50_server.auth.tokens import Token, checked_name, hash_of, parse_tokens, read_tokens
+from resnet50_server.auth.tokens import Token, checked_name, digest_of, parse_tokens, read_tokens
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.runtime.file_lock import file_lock
 
@@ -104,7 +104,7 @@ def _new(name: str, scopes: list[Scope], expires: datetime | None, file: Path | 
     secret = PREFIX + secrets.token_urlsafe(32)
     entry = tomlkit.table()
     entry["name"] = name
-    entry["sha256"] = hash_of(secret).hex()
+    entry["sha256"] = digest_of(secret).hex()
     entry["scopes"] = list(dict.fromkeys(one.value for one in scopes))
     if expires is not None:
         entry["expires"] = expires.date()

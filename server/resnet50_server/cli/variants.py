@@ -12,14 +12,12 @@ import typer
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Transform
-from resnet50_server.variants.checkpoints import (
+from resnet50_server.variants.checkpoints import sha256, verify_official, weights_directory
+from resnet50_server.variants.download import (
     fetch,
     official_of,
     official_path,
-    published_hash,
-    sha256,
-    verify_official,
-    weights_directory,
+    published_digest,
 )
 from resnet50_server.variants.spec import (
     PublishedAccuracy,
@@ -138,7 +136,7 @@ def _condition(spec: VariantSpec, directory: Path) -> str:
         return "missing"
     except OSError as error:
         return f"UNREADABLE: {error.strerror or error}"
-    return "verified" if digest.startswith(published_hash(spec)) else "BAD HASH"
+    return "verified" if digest.startswith(published_digest(spec)) else "BAD HASH"
 
 
 def _transform(transform: Transform) -> str:

@@ -13,7 +13,8 @@ from torchvision.models import ResNet, quantization, resnet50
 
 from resnet50_server.errors import WeightsError
 
-from .checkpoints import StateDict, Weights, official_of, read_custom, read_official
+from .checkpoints import StateDict, Weights, read_custom, read_official
+from .download import official_of
 from .spec import VariantSpec
 
 log = logging.getLogger(__name__)

@@ -584,7 +584,7 @@ def test_code_in_weights_is_not_run_and_stops_the_start(tmp_path):
     assert process.returncode == 1
     assert output == ""
     (message,) = [line for line in errors.splitlines() if "resnet50-server:" in line]
-    assert "was refused: it is broken, or a pickle that could run code (it wants" in message
+    assert "was refused: it is broken, or a pickle that could run code (it needs" in message
     assert "Traceback" not in errors
     assert not sprung.exists()
 

@@ -115,7 +115,7 @@ async def test_tokens_are_replaced_under_load_without_a_failed_call(
     path, new, capsys, monkeypatch, caplog
 ):
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(tokens, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(tokens, "CHECK_INTERVAL_S", 0.0)
     secrets = [new("cameras-0")]
     current = secrets[0]
     async with serving(tokens_file=path) as server, connected(server) as channel:

@@ -258,7 +258,7 @@ def errors(caplog) -> list[str]:
 @pytest.mark.parametrize(
     ("breakage", "part"),
     [
-        (lambda files, ca: certs.replace(files.cert, b"torn"), "no certificates in PEM"),
+        (lambda files, ca: certs.replace(files.cert, b"torn"), "no PEM certificates"),
         (lambda files, ca: files.cert.unlink(), "cannot be read"),
         (lambda files, ca: certs.replace(files.key, b"torn"), "not a private key in PEM"),
         (
@@ -271,7 +271,7 @@ def errors(caplog) -> list[str]:
             lambda files, ca: certs.replace(
                 files.cert, files.cert.read_bytes() + files.cert.read_bytes()[:300]
             ),
-            "ends within a certificate",
+            "is truncated within a certificate",
         ),
     ],
     ids=["cert torn", "cert missing", "key torn", "only cert new", "expired", "chain torn"],
@@ -336,7 +336,7 @@ def encrypt(files: certs.Files) -> None:
 def test_client_ca_that_is_none_is_refused(files, tmp_path):
     path = tmp_path / "clients.pem"
     path.write_bytes(files.key.read_bytes())
-    with pytest.raises(UnusableSetting, match=r"tls_client_ca: .*clients.pem holds no cert"):
+    with pytest.raises(UnusableSetting, match=r"tls_client_ca: .*clients.pem has no PEM cert"):
         TlsReloader(files.cert, files.key, path)
 
 
@@ -387,7 +387,7 @@ def test_key_that_everybody_can_read_is_warned_of(files, caplog):
     assert caplog.messages == []
     files.key.chmod(0o644)
     TlsReloader(files.cert, files.key)
-    assert "server.key can be read by every user" in caplog.text
+    assert "server.key is readable by every user" in caplog.text
 
 
 def test_keys_are_in_no_log_and_no_repr(ca, files, caplog):

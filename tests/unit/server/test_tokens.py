@@ -180,7 +180,7 @@ def test_broken_token_file_keeps_the_tokens_and_logs_once(path, clock, caplog, b
         assert tokens.find(SECRET)
     (complaint,) = [one for one in caplog.records if one.levelno == logging.ERROR]
     assert str(path) in complaint.getMessage()
-    assert "read before" in complaint.getMessage()
+    assert "continuing with the previous tokens" in complaint.getMessage()
 
     replace(path, entry("cameras", "third secret"))
     clock.now_s += 1.1
@@ -204,7 +204,7 @@ def test_file_without_tokens_takes_none(path, clock):
         ("[[token]\n", ["not TOML", "line 1"]),
         ("\udcff", ["not TOML"]),
         ("[token]\nname = 'x'\n", ["[[token]]", "two pairs"]),
-        ("[[tokens]]\nname = 'x'\n", ["tokens means nothing", "[[token]]"]),
+        ("[[tokens]]\nname = 'x'\n", ["tokens is unknown", "[[token]]"]),
         (entry("a b", SECRET), ["token 1", "name", "1 to 64 letters"]),
         (entry("x", SECRET) + entry("x", "other"), ["token 2", "name", "x"]),
         (entry("x", SECRET) + entry("y", SECRET), ["token 2", "sha256", "x"]),
@@ -244,7 +244,7 @@ def test_secret_in_a_wrong_place_is_not_repeated(path, key):
 
 def test_file_that_everybody_can_write_is_refused(path, clock, caplog):
     path.chmod(0o666)
-    with pytest.raises(UnusableSetting, match="every user of this machine can write it: chmod o-w"):
+    with pytest.raises(UnusableSetting, match="writable by every user of this machine: chmod o-w"):
         Tokens(path)
     # Hashes only: everybody may read it.
     path.chmod(0o644)

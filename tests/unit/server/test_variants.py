@@ -17,12 +17,14 @@ from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.lifecycle.registry import VariantRegistry
-from resnet50_server.variants.checkpoints import official_path, read_custom, read_official
+from resnet50_server.variants.checkpoints import read_custom, read_official
+from resnet50_server.variants.download import official_path
 from resnet50_server.variants.network import (
     build_network,
     parameter_count,
     read_weights,
 )
+from resnet50_server.variants.official import official_facts
 from resnet50_server.variants.spec import official_specs, parse_variant
 from tests.support import weights
 from tests.support.faults import unprivileged
@@ -220,7 +222,7 @@ def changed(**replaced: object) -> dict[str, object]:
         (changed(bn1__bias=[0.0] * 64), ["bn1.bias is a list, not a tensor"]),
         ({"state_dict": weights.hollow(), "epoch": 90}, ["training checkpoint", "'state_dict'"]),
         ({"model": weights.hollow(), "optimizer": {}}, ["training checkpoint", "'model'"]),
-        ([torch.ones(3)], ["holds a list, not a state dict"]),
+        ([torch.ones(3)], ["contains a list, not a state dict"]),
         ({3: torch.ones(3)}, ["not a state dict"]),
         (nn.Linear(2, 2), ["pickle that could run code", "state_dict() alone"]),
     ],
@@ -477,7 +479,9 @@ def test_missing_file_without_download_names_file_and_url(tmp_path):
 
 
 def test_unreachable_url_says_why_and_what_else(monkeypatch, tmp_path):
-    monkeypatch.setattr(V2.value, "url", (tmp_path / "nothing-11ad3fa6.pth").as_uri())
+    monkeypatch.setitem(
+        official_facts()["variants"][V2.name], "url", (tmp_path / "nothing-11ad3fa6.pth").as_uri()
+    )
     with pytest.raises(WeightsError, match=r"cannot be downloaded .*URLError.*random:0"):
         read_official(parse_variant("IMAGENET1K_V2"), tmp_path / "here", download=True)
 
@@ -495,7 +499,7 @@ def test_server_that_does_not_speak_http_is_a_failed_download(monkeypatch, tmp_p
         thread = threading.Thread(target=answer)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/resnet50-11ad3fa6.pth"
-        monkeypatch.setattr(V2.value, "url", url)
+        monkeypatch.setitem(official_facts()["variants"][V2.name], "url", url)
         with pytest.raises(WeightsError, match="cannot be downloaded"):
             read_official(parse_variant("IMAGENET1K_V2"), tmp_path, download=True)
         thread.join()
