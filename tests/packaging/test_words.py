@@ -59,13 +59,10 @@ OPENINGS = {
 NOT_YET: tuple[str, ...] = (
     "client/resnet50_client",
     "server/resnet50_server/api",
-    "server/resnet50_server/auth",
     "server/resnet50_server/context.py",
     "server/resnet50_server/engines",
     "server/resnet50_server/errors.py",
-    "server/resnet50_server/lifecycle",
     "server/resnet50_server/rollout",
-    "server/resnet50_server/variants",
     "tests/conftest.py",
     "tests/e2e",
     "tests/integration",

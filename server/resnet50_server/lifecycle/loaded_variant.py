@@ -137,7 +137,7 @@ class LoadedVariant:
 
     @property
     def busy(self) -> bool:
-        """Whether it has images, or uploads that no replacement can take over."""
+        """True while it has images, or uploads that no replacement can take over."""
         return bool(self.requests or (self.uploads and self.replaced_by is None))
 
     @property

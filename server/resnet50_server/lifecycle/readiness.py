@@ -1,4 +1,4 @@
-"""Whether the server, and each variant, accepts images."""
+"""Readiness of the server and of each variant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .registry import VariantRegistry
 
 
 class Readiness:
-    """Whether the server and its variants accept images, and why not.
+    """Readiness of the server and its variants, with the reason where images are rejected.
 
     Args:
         variants: The registry.

@@ -1,1 +1,1 @@
-"""Definitions of weight variants: checkpoints, download, network, directory. No runtime state."""
+"""Variants: their specs, checkpoints, download, network and directory. No runtime state."""

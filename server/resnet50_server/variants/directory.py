@@ -1,4 +1,4 @@
-"""The folder from which variants are loaded while serving: names in, never paths."""
+"""`variants_dir`: the directory of variants that are loaded while serving, by name."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from resnet50_server.errors import InvalidRequest, NotNow, VariantNotFound
 
 from .spec import CHECKPOINT_NAMES, NAME, VariantSpec, official_specs, strip_enum_prefix
 
-# What changes with a variant's files.
+# Changes whenever a variant's files do.
 Fingerprint: TypeAlias = tuple[object, ...]
 _FILES = ("variant.json", *CHECKPOINT_NAMES)
 
 
 class VariantsDirectory:
-    """A folder of custom variants, each in a folder of its own name.
+    """A directory of custom variants, each in a subdirectory of its name.
 
-    Its methods read files and so may block; see `Disk`.
+    Its methods block; see `Disk`.
 
     Args:
-        path: The folder.
+        path: The directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,90 +32,87 @@ class VariantsDirectory:
         return f"variants_dir: {self._path}"
 
     def names(self) -> list[str]:
-        """Return what could be loaded, sorted."""
+        """Return the names of its variants, sorted."""
         found = self._path.iterdir() if self._path.is_dir() else ()
         return sorted(one.name for one in found if NAME.fullmatch(one.name) and one.is_dir())
 
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """Return for each of them what changes with its files: their times and sizes.
+        """Return the fingerprint of each variant's files: their times and sizes.
 
         Raises:
-            OSError: The folder is not there, which says nothing of what it holds.
+            OSError: The directory does not exist, for instance because it is not mounted.
         """
         if not self._path.is_dir():
-            raise FileNotFoundError(f"{self._path} is not there, or is no folder")
+            raise FileNotFoundError(f"{self._path} is not a directory, or does not exist")
         return {name: _fingerprint(self._path / name) for name in self.names()}
 
     def fingerprint(self, name: str) -> Fingerprint | None:
-        """Return the same for one of them; None if there is no such folder."""
-        folder = self._path / name
-        return _fingerprint(folder) if folder.is_dir() else None
+        """Return the fingerprint of one variant's files; None if it has no directory."""
+        directory = self._path / name
+        return _fingerprint(directory) if directory.is_dir() else None
 
     def contains(self, spec: VariantSpec) -> bool:
-        """Return whether a variant's folder is one of them."""
+        """Return whether a variant's directory is in this one."""
         if spec.directory is None:
             return False
         return spec.directory.resolve().is_relative_to(self._path.resolve())
 
     @staticmethod
     def is_official(name: str) -> bool:
-        """Return whether a name is one of torchvision's: such weights lie elsewhere."""
+        """Return whether a name is an official variant's, whose weights are elsewhere."""
         return strip_enum_prefix(name) == "DEFAULT" or strip_enum_prefix(name) in official_specs()
 
     def find(self, name: str) -> Path:
-        """Return a variant's folder, with links resolved; none of its files lies elsewhere.
-
-        Whoever may write into the folder may of course put any weights there.
+        """Return a variant's directory, with links resolved; all of its files are in this one.
 
         Args:
-            name: As a request says it.
+            name: The name in a request.
 
         Raises:
-            InvalidRequest: It is not a name, or leads out of the folder.
-            VariantNotFound: There is no such folder.
-            NotNow: It, or a file in it, is a link that leads to itself.
+            InvalidRequest: It is malformed, or a link leads out of this directory.
+            VariantNotFound: There is no such variant.
+            NotNow: The directory, or a file in it, is a link to itself.
         """
         if not NAME.fullmatch(name):
             raise InvalidRequest(
                 "name",
-                "must be the name of a folder in the server's variants_dir: 1 to 64 letters,"
+                "must be the name of a directory in the server's variants_dir: 1 to 64 letters,"
                 " digits, '.', '_' and '-', and no path",
             )
         root = self._path.resolve()
         _refuse_loop(name, root / name)
-        folder = (root / name).resolve()
-        if not folder.is_dir():
+        directory = (root / name).resolve()
+        if not directory.is_dir():
             raise VariantNotFound("name", name, self.names())
-        for path in (folder, *(folder / file for file in _FILES)):
+        for path in (directory, *(directory / file for file in _FILES)):
             _refuse_loop(name, path)
             if not path.resolve().is_relative_to(root):
                 raise InvalidRequest(
                     "name", f"{name}: {path.name} is a link that leads out of variants_dir"
                 )
-        return folder
+        return directory
 
 
 def _refuse_loop(name: str, path: Path) -> None:
-    """Raise NotNow for a link that leads to itself; resolving one raises what it likes."""
+    """Raise NotNow for a link to itself, for which `resolve` raises various errors."""
     try:
         os.stat(path)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotNow(
-                f"name: {name}: {path.name} is a link that leads to itself; make it one to what is"
-                " meant",
+                f"name: {name}: {path.name} is a link that leads to itself; replace it",
                 passing=False,
             ) from None
 
 
-def _fingerprint(folder: Path) -> Fingerprint:
-    stamp: list[object] = []
+def _fingerprint(directory: Path) -> Fingerprint:
+    parts: list[object] = []
     for name in _FILES:
         try:
-            found = os.stat(folder / name)
+            found = os.stat(directory / name)
         except OSError as error:
-            stamp.append(error.errno)
+            parts.append(error.errno)
             continue
-        # The time of the last change of any kind; unlike the content's, it cannot be set.
-        stamp.append((found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev))
-    return tuple(stamp)
+        # ctime changes with every change and, unlike mtime, cannot be set.
+        parts.append((found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev))
+    return tuple(parts)

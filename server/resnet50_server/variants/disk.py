@@ -1,4 +1,4 @@
-"""File access that may hang, as on a network disk, beside an event loop that must not."""
+"""File access with a time limit: a disk, such as a network disk, may hang."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from resnet50_server.errors import DiskTimeout
 
 Result = TypeVar("Result")
 
-# Some files of one variant; a look at all of them.
+# Time limits in seconds: for some files of one variant, and for a scan of all variants.
 FEW_FILES_S = 10.0
 ALL_FILES_S = 60.0
 
 
 class Disk:
-    """Runs file access in a thread of its own, one call at a time; event loop only.
+    """Runs file access in a separate thread, one call at a time. Event loop only.
 
-    Nothing can end a thread that waits for a disk. So at most one does, which nothing else uses:
-    calls that come meanwhile wait, as long as any call may take, and then fail without a thread.
+    A thread that waits for a disk cannot be cancelled, so there is at most one. Further calls are
+    queued, and time out without a thread.
 
     Args:
-        what: What is accessed, for messages: a setting and its value.
-        timeout_s: How long a call is waited for, in seconds, those before it included.
+        what: The setting and its value, for error messages.
+        timeout_s: Time limit of a call in seconds, including the time in the queue.
     """
 
     def __init__(self, what: str, timeout_s: float) -> None:
@@ -39,8 +39,8 @@ class Disk:
         """Return what a call returns.
 
         Raises:
-            DiskTimeout: It did not return in time; it may do so later, and is not waited for.
-            Exception: What the call raises.
+            DiskTimeout: It did not return in time. It may still complete later.
+            Exception: The call's.
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + self._timeout_s
@@ -60,7 +60,7 @@ class Disk:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(finish, outcome)
 
-        # A daemon: the process ends without waiting for the disk.
+        # A daemon thread: the process exits without waiting for the disk.
         threading.Thread(target=work, name="files of variants", daemon=True).start()
         result, error = await self._wait(running, ends - loop.time())
         if error is not None:
@@ -78,18 +78,18 @@ class Disk:
 
 
 def read_file(path: Path, max_bytes: int | None = None) -> bytes:
-    """Read a file whole; not a pipe or a device, which may have no end; blocks.
+    """Return the content of a regular file. Blocks.
 
     Args:
-        path: Of the file.
-        max_bytes: A longer one is refused; None for any length.
+        path: The file; not a pipe or a device, which may never end.
+        max_bytes: The longest content; None for no limit.
 
     Raises:
-        OSError: It cannot be read, is no file, or is too long.
+        OSError: It cannot be read, is not a regular file, or is too long.
     """
-    # Opening a pipe would wait for a process that writes into it.
+    # Opening a pipe would wait for a writer.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(0, "is no file")
+        raise OSError(0, "is not a regular file")
     with path.open("rb") as file:
         content = file.read(-1 if max_bytes is None else max_bytes + 1)
     if max_bytes is not None and len(content) > max_bytes:

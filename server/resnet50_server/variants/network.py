@@ -1,4 +1,4 @@
-"""From a variant's weights to a network in eval mode, split into backbone and head."""
+"""The network of a variant: read or draw its weights, build it, fold its BatchNorm layers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
         self.quantized = isinstance(model, quantization.QuantizableResNet)
-        self.eval()  # what was put in place of BatchNorm, and this module itself
+        self.eval()  # the modules in the place of BatchNorm too
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute embeddings and logits.
@@ -62,7 +62,7 @@ def read_weights(spec: VariantSpec, directory: Path, download: bool) -> Weights:
         download: Whether missing official weights may be downloaded.
 
     Raises:
-        WeightsError: The weights cannot be had; says which and why.
+        WeightsError: The weights are missing or wrong; says which and why.
     """
     if spec.seed is not None:
         return _random_weights(spec)
@@ -84,13 +84,13 @@ def build_network(spec: VariantSpec, weights: Weights) -> Network:
 
 
 def parameter_count(spec: VariantSpec, weights: Weights) -> int:
-    """Return how many parameters a variant's network has, of weights that fit it."""
+    """Return the number of parameters of a variant's network."""
     if spec.official is not None:
         return spec.official.parameters
     return sum(
         value.numel()
         for key, value in weights.state.items()
-        # What BatchNorm has counted is state, but no parameter.
+        # BatchNorm's statistics are not parameters.
         if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
     )
 
@@ -116,7 +116,7 @@ def fold_batchnorm(model: ResNet) -> None:
 def _random_weights(spec: VariantSpec) -> Weights:
     assert spec.seed is not None
     log.warning(
-        "variant %s is UNTRAINED (random weights, seed %d): its answers mean nothing",
+        "variant %s is UNTRAINED (random weights, seed %d): its output is meaningless",
         spec.name,
         spec.seed,
     )
@@ -143,7 +143,7 @@ def build_model(spec: VariantSpec, weights: Weights) -> ResNet:
         model = quantization.resnet50(weights=None, quantize=True, num_classes=count)
         model.load_state_dict(weights.state)
         return model.eval()
-    # On the meta device nothing is initialised twice, and nothing random can be left behind.
+    # On the meta device nothing is initialised, so no random weights can remain.
     with torch.device("meta"):
         model = resnet50(weights=None, num_classes=count)
     if problem := _mismatch(model, weights.state, count):
@@ -156,7 +156,7 @@ def build_model(spec: VariantSpec, weights: Weights) -> ResNet:
 
 
 def _mismatch(model: ResNet, state: StateDict, categories: int) -> str | None:
-    """Say what keeps `state` from being this model's, most telling reason first."""
+    """Return why `state` does not fit the model; None if it fits."""
     expected = model.state_dict()
     missing = [
         key
@@ -184,7 +184,7 @@ def _mismatch(model: ResNet, state: StateDict, categories: int) -> str | None:
         if value.shape != expected[key].shape:
             return f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
         if value.is_floating_point() and not torch.isfinite(value).all():
-            return f"{key} holds numbers that are not finite"
+            return f"{key} contains NaN or infinity"
     return None
 
 

@@ -32,7 +32,7 @@ class OfficialWeights:
 
     @property
     def quantized(self) -> bool:
-        """Whether the weights are int8."""
+        """True for int8 weights."""
         return self.backend is not None
 
 

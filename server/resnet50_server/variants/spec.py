@@ -27,8 +27,8 @@ EMBEDDING_DIMENSION = 2048
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENUM_PREFIXES = ("ResNet50_Weights.", "ResNet50_QuantizedWeights.")
 CHECKPOINT_NAMES = ("weights.safetensors", "weights.pth")
-# Of a variant.json. The largest ImageNet has 21,841 categories, of 25 characters on average. All
-# labels fit into one reply of GetVariant, for clients take 4 MiB.
+# Limits of a variant.json. The largest ImageNet has 21,841 categories, of 25 characters on average.
+# All labels fit into one GetVariant response, of which clients accept 4 MiB.
 MAX_FILE_BYTES = 8 * 2**20
 MAX_CATEGORIES = 32_768
 MAX_LABEL_CHARACTERS = 256
@@ -47,18 +47,18 @@ class PublishedAccuracy:
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """One variant: its name and everything that belongs to its weights but the weights.
+    """A variant without its weights.
 
     Attributes:
-        name: What requests call it.
+        name: Its name in requests.
         transform: Its preprocessing.
-        categories: Its categories' names, by index.
-        description: What it is, in a sentence or two.
+        categories: Names of its categories, by index.
+        description: One or two sentences.
         official: torchvision's file of weights; None for custom and random variants.
-        directory: Where a custom variant lies; None for others.
+        directory: Directory of a custom variant; None for others.
         seed: The seed of a random variant; None for others.
-        aliases: Other names it answers to.
-        published: Accuracy as published, if it is.
+        aliases: Other names in requests.
+        published: Published accuracy; None if unknown.
     """
 
     name: str
@@ -73,19 +73,19 @@ class VariantSpec:
 
     @property
     def argument(self) -> str:
-        """What `parse_variant` reads it from."""
+        """The `--variants` value that `parse_variant` reads it from."""
         if self.directory is not None:
             return f"{self.name}={self.directory}"
         return self.name if self.seed is None else f"{self.name}=random:{self.seed}"
 
     @property
     def quantized(self) -> bool:
-        """Whether the weights are torchvision's int8 ones, which run on the CPU only."""
+        """True for torchvision's int8 weights, which run on the CPU only."""
         return self.official is not None and self.official.quantized
 
 
 def strip_enum_prefix(name: str) -> str:
-    """Return a variant's name without the enum class that Python code spells before it."""
+    """Return a variant's name without the class of torchvision's enum."""
     for prefix in _ENUM_PREFIXES:
         if name.startswith(prefix):
             return name[len(prefix) :]
@@ -123,15 +123,12 @@ def parse_variant(argument: str) -> VariantSpec:
     """
     name, has_source, source = argument.partition("=")
     if not has_source:
-        official = official_specs()
-        default = next(one for one in official.values() if one.aliases).name
-        found = official.get(
-            default if strip_enum_prefix(name) == "DEFAULT" else strip_enum_prefix(name)
-        )
+        official, name = official_specs(), strip_enum_prefix(name)
+        found = official.get(official_facts()["default"] if name == "DEFAULT" else name)
         if found is None:
             raise WeightsError(
-                f"variants: {name!r} is not one of torchvision's ({', '.join(official)}, DEFAULT);"
-                " a variant of your own is given as NAME=DIRECTORY, an untrained one as"
+                f"variants: {argument!r} is not one of torchvision's ({', '.join(official)},"
+                " DEFAULT); a variant of your own is given as NAME=DIRECTORY, an untrained one as"
                 " NAME=random:SEED"
             )
         return found
@@ -139,7 +136,7 @@ def parse_variant(argument: str) -> VariantSpec:
         raise WeightsError(
             f"variants: name {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
         )
-    # Requests strip the enum's name, so that a variant of such a name would not be found.
+    # The prefix is stripped from names in requests, so a variant with it would not be found.
     if strip_enum_prefix(name) != name or name == "DEFAULT" or name in official_specs():
         raise WeightsError(f"variants: {name} is torchvision's name; choose another for {source}")
     if source.startswith("random:"):
@@ -162,14 +159,14 @@ def _random(name: str, source: str) -> VariantSpec:
 
 
 class _File(BaseModel):
-    """An object of a `variant.json`."""
+    """An object in a `variant.json`."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, content: Any) -> Any:
-        # Before pydantic makes an error of each.
+        # One error for all of them, where pydantic would report each.
         if isinstance(content, dict):
             unknown = [f"'{escaped(key[:64])}'" for key in content if key not in cls.model_fields]
             if unknown:
@@ -207,7 +204,7 @@ class _VariantFile(_File):
     @field_validator("categories", mode="before")
     @classmethod
     def _named(cls, categories: Any) -> Any:
-        # Before pydantic makes an error of each.
+        # One error for all of them, where pydantic would report each.
         if not isinstance(categories, list) or not categories:
             raise ValueError("must be a list of names, one for each output of the network")
         if len(categories) > MAX_CATEGORIES:
@@ -215,7 +212,7 @@ class _VariantFile(_File):
         problems = []
         for index, label in enumerate(categories):
             if not isinstance(label, str):
-                problems.append(f"{index}: is no text")
+                problems.append(f"{index}: is not a string")
             elif not label.strip():
                 problems.append(f"{index}: is empty")
             else:
@@ -236,14 +233,14 @@ class _VariantFile(_File):
         return _checked(description, MAX_DESCRIPTION_CHARACTERS)
 
 
-def _checked(text: str, most: int) -> str:
-    """Return a text that may be shown to everybody.
+def _checked(text: str, max_length: int) -> str:
+    """Return a text that is safe to display.
 
     Raises:
-        ValueError: It is too long, or would do more to a terminal than be shown.
+        ValueError: It is too long, or has characters that control a terminal.
     """
-    if len(text) > most:
-        raise ValueError(f"has {len(text)} characters, at most {most} are allowed")
+    if len(text) > max_length:
+        raise ValueError(f"has {len(text)} characters, at most {max_length} are allowed")
     if not is_plain(text):
         shown = escaped(text[:64]) + ("..." if len(text) > 64 else "")
         raise ValueError(f"'{shown}' has characters that do not print, which are not allowed")

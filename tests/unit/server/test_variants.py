@@ -217,7 +217,7 @@ def changed(**replaced: object) -> dict[str, object]:
         (weights.hollow(7), ["fc has 7 classes, variant.json names 10 categories"]),
         (
             changed(bn1__bias=torch.full((64,), math.nan)),
-            ["bn1.bias holds numbers that are not finite"],
+            ["bn1.bias contains NaN or infinity"],
         ),
         (changed(bn1__bias=[0.0] * 64), ["bn1.bias is a list, not a tensor"]),
         ({"state_dict": weights.hollow(), "epoch": 90}, ["training checkpoint", "'state_dict'"]),
@@ -339,7 +339,7 @@ def test_directory_without_variant_json_is_refused(tmp_path):
         ({"categories": ["a" * 257]}, "0: has 257 characters, at most 256 are allowed"),
         ({"categories": ["a"] * 32_769}, "has 32769 names, at most 32768 are allowed"),
         ({"categories": ["é" * 200] * 6000}, "take 2400000 bytes together, at most 2097152"),
-        ({"categories": list(range(1000))}, "2: is no text; and 997 more"),
+        ({"categories": list(range(1000))}, "2: is not a string; and 997 more"),
         ({str(key): 0 for key in range(300_000)}, "'2'; and 299997 more; known are"),
         ({"\x1b[2J": 0}, r"'\x1b[2J'"),
         ({"description": "a\x07"}, r"description: 'a\x07' has characters that do not print"),
@@ -371,7 +371,7 @@ def test_variant_json_that_is_no_regular_file_is_refused(tmp_path, make):
     directory = weights.custom_variant(tmp_path / "mine", {})
     (directory / "variant.json").unlink()
     make(directory / "variant.json")
-    with pytest.raises(WeightsError, match=r"cannot read .*variant\.json: is no file"):
+    with pytest.raises(WeightsError, match=r"cannot read .*variant\.json: is not a regular file"):
         parse_variant(f"mine={directory}")
 
 
