@@ -78,7 +78,7 @@ class Settings(
 
     @property
     def stub_engine(self) -> bool:
-        """Whether the engine has no weights and no network, so that torch is not needed."""
+        """Return whether the engine has no weights and no network, so that torch is not needed."""
         return self.engine in ("null", "timed")
 
     @field_validator("listen", "variants", mode="before")
