@@ -1,4 +1,4 @@
-"""What all tests share. `gpu` tests run wherever CUDA is present and nowhere else."""
+"""Fixtures of all tests. `gpu` tests run wherever CUDA is present and nowhere else."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def _blocking(answers: AsyncIterator[str]) -> Iterator[str]:
 
 
 def free_addresses(count: int) -> list[str]:
-    """Return addresses that nobody listens on."""
+    """Return addresses without a listener."""
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in taken]

@@ -1,4 +1,4 @@
-"""What deploy/ says is what the server does, what Kubernetes and Compose take, and of one mind."""
+"""Files of deploy/ are valid for the server, Kubernetes and Compose, and consistent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.deployments import (
 
 # The health service's own name: SERVING for as long as the process lives.
 ALIVE = "grpc.health.v1.Health"
-# The oldest that kustomization.yaml promises, and the newest whose schemas are at hand.
+# The oldest that kustomization.yaml promises, and the newest whose schemas are available.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 METRICS_PORT = 9464
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -127,7 +127,7 @@ PLACES = ["image", "compose", "kubernetes", "systemd"]
 def test_manifests_use_valid_settings_and_matching_ports(where, monkeypatch):
     (address,) = settings(where, monkeypatch).listen
     assert address.endswith(f":{DEFAULT_PORT}")
-    # In a container the outside is another machine; on a host it is what nobody has asked for.
+    # A container has to listen on all addresses; a host only if configured.
     assert address.startswith("127.0.0.1" if where == "systemd" else "0.0.0.0")
 
 
@@ -143,14 +143,14 @@ def test_image_does_not_decide_that_clear_text_is_meant():
 def test_supervisors_wait_longer_than_the_drain_lasts(monkeypatch):
     pod = pods()["Deployment"]["spec"]
     pause_s = container_of("Deployment")["lifecycle"]["preStop"]["sleep"]["seconds"]
-    for where, patience_s, before_s in (
+    for where, grace_s, before_s in (
         ("kubernetes", pod["terminationGracePeriodSeconds"], pause_s),
         ("compose", seconds(COMPOSE["services"]["server"]["stop_grace_period"]), 0),
         ("systemd", seconds(unit()["TimeoutStopSec"][0]), 0),
     ):
         drain_s = settings(where, monkeypatch).drain_timeout_s
         # Some seconds on top: for the last replies, and for closing the engine.
-        assert patience_s >= before_s + drain_s + 5, where
+        assert grace_s >= before_s + drain_s + 5, where
 
 
 # Ports

@@ -1,4 +1,4 @@
-"""What docs/operations.md and docs/reliability.md promise is tried by tests that exist."""
+"""Every promise of docs/operations.md and docs/reliability.md names a test that exists."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_fault_names_its_test():
 
 
 def test_every_exit_status_of_the_code_is_explained():
-    """Those that the process ends with by itself; 128 and above come from signals."""
+    """Exit codes of the process itself; 128 and above come from signals."""
     text = (ROOT / "docs" / "operations.md").read_text()
     explained = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.M)}
     docstring = (ROOT / "server" / "resnet50_server" / "cli" / "serve.py").read_text()

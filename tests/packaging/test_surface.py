@@ -1,4 +1,4 @@
-"""What the packages promise: their names, that the two clients are alike, who imports whom."""
+"""Public names of the packages, equality of the two clients, and imports."""
 
 from __future__ import annotations
 

@@ -93,21 +93,21 @@ async def administered(folder: Path, **settings: Any) -> AsyncIterator[Server]:
 
 @contextlib.asynccontextmanager
 async def administrator(folder: Path, **settings: Any) -> AsyncIterator[Administrator]:
-    """Run such a server, with who changes its variants."""
+    """Run such a server, with a client that changes its variants."""
     async with administered(folder, **settings) as server, connected(server) as channel:
         yield Administrator(server, channel)
 
 
 @contextlib.contextmanager
-def engines_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Let no engine be built before the event is set; it is at the end in any case."""
+def builds_paused(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Pause builds of engines until the event is set; it is set at the end in any case."""
     build_engine, opened = loader.build_engine, threading.Event()
 
-    def held(*arguments: Any) -> Any:
+    def paused(*arguments: Any) -> Any:
         opened.wait()
         return build_engine(*arguments)
 
-    monkeypatch.setattr(loader, "build_engine", held)
+    monkeypatch.setattr(loader, "build_engine", paused)
     try:
         yield opened
     finally:

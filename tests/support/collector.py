@@ -50,7 +50,7 @@ class Span:
 
 
 class Collector:
-    """What has arrived; all that a server had to send is there once it has stopped."""
+    """Spans received; all spans of a server are present once it has stopped."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint

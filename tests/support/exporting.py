@@ -1,4 +1,4 @@
-"""What a server exports, by hand: a registry with its names, on prometheus_client's HTTP server."""
+"""A registry with a server's metrics, set by hand, on prometheus_client's HTTP server."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Line:
         for task in self._tasks:
             task.cancel()
         for one in self._open:
-            # Nothing lingers: what is under way is lost, and both ends are sent an RST.
+            # Nothing lingers: data in transit is lost, and both ends are sent an RST.
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             one.close()
         self._open.clear()

@@ -24,7 +24,7 @@ class HostSlot:
 
 
 class HostDevice(CudaDevice):
-    """What is captured is called again; `captures` and `prepared` count."""
+    """A device whose captured functions are called again; `captures` and `prepared` count."""
 
     def __init__(self, batches_in_flight: int = 2) -> None:
         self.device = torch.device("cpu")

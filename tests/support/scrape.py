@@ -1,4 +1,4 @@
-"""What a server's HTTP port says."""
+"""Scrapes of a server's HTTP port."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ async def scrape(server: Server) -> Scrape:
 
 
 async def scrape_once(server: Server, settled: Callable[[Scrape], bool]) -> Scrape:
-    """Scrape until the server has also taken note of what its callers know already."""
+    """Scrape until the server has counted the results that its clients have received."""
 
-    async def look() -> Scrape:
+    async def settle() -> Scrape:
         while not settled(found := await scrape(server)):
             await asyncio.sleep(0.01)
         return found
 
-    return await asyncio.wait_for(look(), 60)
+    return await asyncio.wait_for(settle(), 60)

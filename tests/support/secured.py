@@ -156,7 +156,7 @@ def overloaded() -> status_pb2.Status:
 async def fronting(
     credentials: grpc.ServerCredentials | None = None, listen: str = "127.0.0.1:0", **settings: Any
 ) -> AsyncIterator[Front]:
-    """Run a server behind a front that speaks TLS with `credentials`, clear text without."""
+    """Run a server behind a front that speaks TLS with `credentials`, plaintext without."""
     async with (
         serving(**settings) as server,
         grpc.aio.insecure_channel(server.addresses[0]) as channel,

@@ -23,7 +23,7 @@ from resnet50_client.cli.top.scrape import Endpoint, fetch
 from resnet50_client.cli.top.snapshot import Snapshot
 from resnet50_client.cli.top.variant_status import VariantStatusPoller
 from resnet50_client.cli.top.view import View
-from tests.support.administering import ADMIN, administered, describe, engines_held
+from tests.support.administering import ADMIN, administered, describe, builds_paused
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, serving
 
@@ -117,7 +117,7 @@ async def test_variants_that_come_and_go_are_shown_as_they_are(tmp_path: Path, m
             return [line for line in written.getvalue().splitlines() if "digits" in line]
 
         async def shown_while_it_loads(replace: bool) -> str:
-            with engines_held(monkeypatch) as opened:
+            with builds_paused(monkeypatch) as opened:
                 loading = asyncio.create_task(admin.load_variant("digits", replace=replace))
                 while all(one.loading is None for one in await admin.variants()):
                     await asyncio.sleep(0.005)

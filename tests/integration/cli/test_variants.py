@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from resnet50_client import Client
 from resnet50_client.cli.app import app
 from resnet50_server.server import Server
-from tests.support.administering import ADMIN, APP, administered, describe, engines_held
+from tests.support.administering import ADMIN, APP, administered, builds_paused, describe
 from tests.support.pictures import encode, picture
 from tests.support.serving import queues_of
 
@@ -196,7 +196,7 @@ async def loading(server: Server, stderr: int) -> AsyncIterator[subprocess.Popen
 
 async def test_loading_tells_each_stage(folder, monkeypatch):
     async with administered(folder) as server:
-        with engines_held(monkeypatch) as opened:
+        with builds_paused(monkeypatch) as opened:
             async with loading(server, subprocess.PIPE) as process:
                 line = await asyncio.to_thread(process.stderr.readline)
                 assert b"digits: loading: building, " in line
@@ -211,7 +211,7 @@ async def test_loading_tells_each_stage(folder, monkeypatch):
 async def test_loading_is_live_on_a_terminal(folder, monkeypatch):
     terminal, theirs = pty.openpty()
     async with administered(folder) as server:
-        with engines_held(monkeypatch) as opened:
+        with builds_paused(monkeypatch) as opened:
             async with loading(server, theirs) as process:
                 os.close(theirs)
                 seen = b""
@@ -229,7 +229,7 @@ async def test_loading_is_live_on_a_terminal(folder, monkeypatch):
 
 async def test_interrupted_load_goes_on_in_the_server(folder, monkeypatch):
     async with administered(folder) as server:
-        with engines_held(monkeypatch) as opened:
+        with builds_paused(monkeypatch) as opened:
             async with loading(server, subprocess.PIPE) as process:
                 await asyncio.to_thread(process.stderr.readline)
                 process.send_signal(signal.SIGINT)

@@ -14,7 +14,7 @@ from resnet50_client import (
     VariantChangeError,
     VariantNotFoundError,
 )
-from tests.support.administering import ADMIN, APP, administered, describe, engines_held
+from tests.support.administering import ADMIN, APP, administered, builds_paused, describe
 from tests.support.clients import KINDS, Caller
 from tests.support.pictures import encode, photo_like
 from tests.support.secured import fronting, unavailable
@@ -132,7 +132,7 @@ async def test_server_goes_on_with_a_load_whose_caller_gave_up(kind, folder, mon
         administered(folder) as server,
         Caller(kind, server.addresses[0], token=ADMIN) as client,
     ):
-        with engines_held(monkeypatch) as opened:
+        with builds_paused(monkeypatch) as opened:
             with pytest.raises(DeadlineExceededError):
                 await client.load_variant("digits", timeout_s=1.0)
             (digits,) = [one for one in await client.variants() if one.name == "digits"]
