@@ -89,7 +89,7 @@ class _PatientCall:
     async def send_receive_close(self) -> None:
         """Say that nothing more is sent; a call that has broken is left to its status.
 
-        grpc.aio would cancel it, and its caller would get CancelledError though nobody cancelled.
+        grpc.aio would cancel it, and its caller would get CancelledError without a cancellation.
         """
         try:
             await self._call.send_receive_close()

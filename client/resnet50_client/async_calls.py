@@ -31,7 +31,7 @@ class AsyncCalls(BaseClient):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def close(self) -> None:
-        """Close the connection; calls that are under way end with CallCancelledError."""
+        """Close the connection; calls that are in flight end with CallCancelledError."""
         self._closed = True
         if self._channels is None:
             return

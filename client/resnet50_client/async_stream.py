@@ -39,10 +39,10 @@ class _Attempt:
     """One call of a stream.
 
     Attributes:
-        replies: What the server has answered and nobody has looked at.
+        replies: Responses received and not processed yet.
         ended: Whether no more will come.
         failure: Why; None if the server ended the stream with OK.
-        silence: Why the server is given up while it is connected; None if it is not.
+        silence: Why a connected server is considered dead; None if it is not.
         stubs: Keep the channel open for as long as the call lasts.
     """
 

@@ -1,4 +1,4 @@
-"""What both clients are told: where to call, how long, and as whom."""
+"""Arguments of both clients: addresses, timeouts, credentials."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class BaseClient:
         token_file: A file that holds the token, read again when it changes.
         server_name: The name to find in the server's certificate, if it is not that of the address;
             "localhost" for unix sockets.
-        insecure_token: Allow the token to leave this machine in clear text.
+        insecure_token: Allow the token to leave this machine in plaintext.
         observers: Are told of each call, e.g. `resnet50_client.telemetry.OpenTelemetryObserver`.
 
     Certificates that were given as paths are read again when their files change, and used for calls
     made from then on. Neither keys nor tokens are ever shown in a message.
 
     Raises:
-        ValueError: An argument is wrong, or the token would leave this machine in clear text.
+        ValueError: An argument is wrong, or the token would leave this machine in plaintext.
         OSError: A file cannot be read.
     """
 

@@ -27,7 +27,7 @@ class BlockingCalls(BaseClient):
         self._channels = Channels(self._connection, Resolver(self._connection.addresses), grpc)
 
     def close(self) -> None:
-        """Close the connection; calls that are under way end with CallCancelledError."""
+        """Close the connection; calls that are in flight end with CallCancelledError."""
         self._closed = True
         with ExitStack() as stack:  # each is closed, whatever happens to the others
             for channel in self._channels.close():

@@ -1,4 +1,4 @@
-"""What a blocking client does with variants. `async_variants.py` holds its asyncio twin."""
+"""Variant methods of the blocking client; `async_variants.py` has the asyncio ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BlockingVariants(BlockingCalls):
         Args:
             name: A folder in the server's `--variants-dir`, one of torchvision's names, or a
                 variant that the server was started with.
-            replace: Whether a variant of that name that is served gives way. It answers what it has
+            replace: Replace a loaded variant of that name without downtime. It answers what it has
                 taken; everything that comes later is answered by the new one.
             timeout_s: In seconds. Reading weights, preparing the engine and checking its answers
                 takes minutes on some devices, so the client's own `timeout_s` is not used here.
@@ -121,7 +121,7 @@ class BlockingVariants(BlockingCalls):
             canary_percent: Share of callers that it answers, 0 to 100 in steps of 0.01; a caller
                 (`caller_key`) always gets the same weights.
             shadow_percent: Share of the variant's images that it computes as well, 0 to 100, for
-                comparison; nobody waits for that.
+                comparison; no request waits for it.
             canary_embeddings: Whether the candidate also answers its callers' requests for
                 embeddings, which are of another space than the variant's.
             timeout_s: As for `classify`.

@@ -1,4 +1,4 @@
-"""What a client trusts and who it is, as gRPC's TLS takes it, renewed when its files are.
+"""Root certificates and client certificate for gRPC's TLS, reloaded when their files change.
 
 gRPC's Python API reads certificates once, when a channel is made; `channels.py` makes another one
 when `CertificateSources.current` gives others.
@@ -154,7 +154,7 @@ def advice(details: str, secure: bool) -> str:
     if not secure:
         if not closed:
             return ""
-        return "; this client speaks clear text: does the server want TLS (ca, or tls)?"
+        return "; this client speaks plaintext: does the server want TLS (ca, or tls)?"
     other_name = (
         "the server's certificate is for another name; see server_name, or use its own name"
     )

@@ -24,7 +24,7 @@ class Channels:
     """Gives the channel to call over. May be used by many threads.
 
     One whose certificates have been renewed, or whose servers have other addresses now, is left to
-    the calls that are under way on it, and goes with the last of them.
+    the calls that are in flight on it, and goes with the last of them.
 
     Args:
         connection: Says where to, and how.

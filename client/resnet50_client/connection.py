@@ -40,7 +40,7 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Connection:
-    """What a client was told about its servers.
+    """Connection arguments of a client.
 
     Attributes:
         addresses: Of one server, or of several equal ones.
@@ -48,7 +48,7 @@ class Connection:
         retry: When a failed call is made again.
         priority: Of calls that name none.
         credentials: Whether TLS is spoken, and who calls.
-        caller_key: Who that is to traffic splits, of calls that name nobody; None: not said.
+        caller_key: Caller for traffic splits, unless a call names one; None: not sent.
     """
 
     addresses: tuple[str, ...]
@@ -71,7 +71,7 @@ class Connection:
         """Check a client's arguments.
 
         Raises:
-            ValueError: One is wrong, or the token would leave this machine in clear text.
+            ValueError: One is wrong, or the token would leave this machine in plaintext.
         """
         credentials = credentials or Credentials()
         addresses = addresses_of(server)
@@ -84,7 +84,7 @@ class Connection:
             for address in addresses:
                 if not is_local(address):
                     raise ValueError(
-                        f"token: would go to {address} in clear text, for all on the way to read;"
+                        f"token: would go to {address} in plaintext, for all on the way to read;"
                         " use TLS (ca, or tls), or allow it with insecure_token"
                     )
         return connection

@@ -1,4 +1,4 @@
-"""What a client proves itself with: certificates and a bearer token. Never shown, never logged."""
+"""Credentials of a client: certificates and a bearer token. Never shown, never logged."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Credentials:
     """How a client speaks to its servers.
 
     Attributes:
-        certificates: For TLS; None for clear text.
+        certificates: For TLS; None for plaintext.
         bearer: Gives the token of the moment; None for none.
         server_name: The name that the server's certificate is checked for; None for that of the
             address.
-        insecure_token: Whether the token may leave this machine in clear text.
+        insecure_token: Whether the token may leave this machine in plaintext.
     """
 
     certificates: CertificateSources | None = None
@@ -81,7 +81,7 @@ class Credentials:
         return self.certificates is not None
 
     def __repr__(self) -> str:
-        parts = ["TLS" if self.certificates is not None else "clear text"]
+        parts = ["TLS" if self.certificates is not None else "plaintext"]
         parts += self.certificates.names if self.certificates is not None else ()
         parts += ["token"] if self.bearer is not None else []
         return f"{type(self).__name__}({', '.join(parts)})"

@@ -1,4 +1,4 @@
-"""What a call can raise. Nothing of gRPC leaks; the gRPC error is the exception's `__cause__`.
+"""Exceptions of calls. Nothing of gRPC leaks; the gRPC error is the exception's `__cause__`.
 
 Resnet50Error
 ├── InvalidRequestError      (also ValueError)     an argument is wrong; do not retry
@@ -158,7 +158,7 @@ class PermissionDeniedError(Resnet50Error):
 
 
 class DataLossError(Resnet50Error):
-    """What arrived is not what was sent."""
+    """The data that arrived differs from the data that was sent."""
 
 
 class UnimplementedError(Resnet50Error):

@@ -1,4 +1,4 @@
-"""What a stream asks for, and what becomes of its frames."""
+"""Requests of a stream, and outcomes of its frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEFAULT_WINDOW = 32
 
 @dataclass(frozen=True)
 class FrameAnswer(Generic[Result]):
-    """What became of one frame: one of `result`, `error` and `replaced_by` is set.
+    """Outcome of one frame: one of `result`, `error` and `replaced_by` is set.
 
     Attributes:
         frame_id: Its position among the frames that were given, from 0.
@@ -62,7 +62,7 @@ class FrameAnswer(Generic[Result]):
 
 @dataclass(frozen=True)
 class StreamKind(Generic[Result]):
-    """What a stream asks for.
+    """Kind of a stream: its requests and results.
 
     Attributes:
         method: The RPC's name.

@@ -42,7 +42,7 @@ class VideoFrame:
 
 @runtime_checkable
 class PILImage(Protocol):
-    """What a type checker, or `typing.get_type_hints`, sees in a `PIL.Image.Image`.
+    """A `PIL.Image.Image`, for type checkers and `typing.get_type_hints`.
 
     The SDK does not need Pillow, so its types must resolve without it.
     """
@@ -61,7 +61,7 @@ class PILImage(Protocol):
 
 @runtime_checkable
 class TorchTensor(Protocol):
-    """What a type checker, or `typing.get_type_hints`, sees in a `torch.Tensor`; as `PILImage`."""
+    """A `torch.Tensor`, for type checkers and `typing.get_type_hints`; as `PILImage`."""
 
     @property
     def ndim(self) -> int:

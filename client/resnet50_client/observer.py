@@ -1,4 +1,4 @@
-"""Whoever watches a client's calls: metrics, traces, logs of the app that imports the SDK."""
+"""Observers of a client's calls: metrics, traces, logs of the application."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Observation:
     """One call and those who watch it; a context around the call.
 
     Args:
-        observers: Who; nobody costs next to nothing.
+        observers: The observers; none costs next to nothing.
         call: What they see.
 
     Attributes:
@@ -163,7 +163,7 @@ class Observation:
         call.duration_s = time.perf_counter() - self._started
         call.code, call.error = _code_of(error), error
         if isinstance(error, GeneratorExit):
-            call.error = None  # whoever took the answers wants no more
+            call.error = None  # the reader of the answers has stopped
         if isinstance(error, Resnet50Error) and error.request_id:
             call.request_id = error.request_id
         self._observers.tell("call_ended", call)

@@ -38,7 +38,7 @@ class _Pending:
     Attributes:
         frame: As it is sent.
         error: Why its image could not be read, or is longer than the server takes.
-        deadline: When it is given up, by the clock.
+        deadline: When it times out, by the clock.
         breaks: How often the connection has broken while it was sent and unanswered.
     """
 
@@ -77,7 +77,7 @@ class PendingFrames(Generic[Result]):
         self._frames: dict[int, _Pending] = {}
         self._unsent: collections.deque[int] = collections.deque()
         # Sent on this attempt and not yet answered by the server, in the order of sending; those
-        # that have been given up meanwhile are no longer in `_frames`.
+        # that have timed out meanwhile are no longer in `_frames`.
         self._in_flight: dict[int, None] = {}
         self._given_up = 0  # of those in flight
         self._active_at = 0.0  # when a frame was last sent or an answer came
@@ -133,7 +133,7 @@ class PendingFrames(Generic[Result]):
         return self._kind.request(frame=self._frames[frame_id].frame)
 
     def answer(self, reply: Any) -> FrameAnswer[Result] | None:
-        """Take the answer to a frame; None if the frame has been given up meanwhile.
+        """Take the answer to a frame; None if the frame has timed out meanwhile.
 
         Raises:
             ServerError: It is no answer that may come now.

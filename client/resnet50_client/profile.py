@@ -19,14 +19,14 @@ ENV_PREFIX = "RESNET50_"
 PROFILE_NAME = ENV_PREFIX + "PROFILE"
 PROFILE_FILE = ENV_PREFIX + "PROFILE_FILE"
 _PATHS = ("ca", "cert", "key", "token_file")
-# What is one thing: whoever sets a part of it sets it whole.
+# Settings that belong together: setting one replaces all of them.
 _TOGETHER = (("cert", "key"), ("token", "token_file"))
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What is known of a client's arguments, from one place or from several; None is unknown.
+    """A client's arguments, from one source or several; None is unset.
 
     Attributes:
         server: As an argument of `BaseClient`; so are all others.
@@ -187,7 +187,7 @@ def _open_to_others(mode: int) -> bool:
 
 
 def _line(error: ValueError) -> str:
-    """Return where in a file an error is, without what stands there."""
+    """Return the position of an error in a file, without the text at it."""
     _, found, place = str(error).rpartition(" (at ")
     return f" (at {place}" if found else ""
 

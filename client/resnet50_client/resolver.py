@@ -86,7 +86,7 @@ class Resolver:
                 waiting.cancel()  # the lookup may outlive the event loop
 
     def after_fork(self) -> None:
-        """Make a new lock; a lookup that was under way is not in the child."""
+        """Make a new lock; a lookup that was in flight is not in the child."""
         self._lock = threading.Lock()
         self._pending = None
 
@@ -97,7 +97,7 @@ class Resolver:
         with self._lock:
             if self._pending is None and self._is_due():
                 self._pending = Future()
-                # So that nobody who stops waiting can cancel it for the others.
+                # So that a waiter that stops waiting does not cancel it for the others.
                 self._pending.set_running_or_notify_cancel()
                 threading.Thread(
                     target=self._look_up, args=[self._pending], name="resolve names", daemon=True

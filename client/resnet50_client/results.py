@@ -1,4 +1,4 @@
-"""What calls return: plain immutable values, without protobuf or gRPC."""
+"""Results of calls: plain immutable values, without protobuf or gRPC."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Classification:
-    """What an image shows. Iterates over its categories, most probable first.
+    """Categories of an image. Iterates over its categories, most probable first.
 
     Attributes:
         categories: As many as `top_k` and `min_probability` left.
@@ -305,7 +305,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class LoadedVariant:
-    """What `load_variant` did.
+    """Result of `load_variant`.
 
     Attributes:
         variant: The variant, ready to answer.
@@ -321,7 +321,7 @@ class LoadedVariant:
 
 @dataclass(frozen=True)
 class NewDefault:
-    """What `set_default_variant` did.
+    """Result of `set_default_variant`.
 
     Attributes:
         variant: The variant that answers requests which name none from now on.

@@ -174,7 +174,7 @@ class Resumption:
             error: Why it ended.
             broke: Whether the connection broke under frames that had been sent. A server was
                 reached then, so `resume_s` starts again: a frame that stops each server it is sent
-                to is given up (`PendingFrames`) before the stream is, however long servers take to
+                to times out (`PendingFrames`) before the stream is, however long servers take to
                 restart. This holds for one frame; if nothing is answered after it, the servers are
                 to blame.
         """

@@ -42,7 +42,7 @@ class Source:
             if closed:
                 try:
                     self._close()
-                except Exception:  # nobody waits for this thread
+                except Exception:  # no one waits for this thread
                     log.exception("a source of images failed as it was closed")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What is told of traffic splits: plain immutable values, without protobuf or gRPC."""
+"""Reports of traffic splits: plain immutable values, without protobuf or gRPC."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TrafficReport:
-    """What came of a traffic split, as one server has counted.
+    """Counts of a traffic split on one server.
 
     Attributes:
         split: The split.

@@ -10,7 +10,7 @@ from . import health
 
 
 class Stubs:
-    """What can be called over a channel.
+    """Methods that can be called over a channel.
 
     Args:
         channel: A `grpc.Channel` or a `grpc.aio.Channel`; the methods are of its kind.

@@ -171,7 +171,7 @@ class OpenTelemetryObserver(CallObserver):
 def _about(method: str, servers: tuple[str, ...]) -> dict[str, str | int | float]:
     """Return what is known of a call before it is made; not to be changed."""
     about: dict[str, str | int | float] = {"rpc.system.name": "grpc", "rpc.method": method}
-    if len(servers) == 1:  # of several nobody knows which one gRPC will take
+    if len(servers) == 1:  # of several it is unknown which one gRPC will use
         (address,) = servers
         if address.startswith(GRPC_SCHEMES):
             about["server.address"] = address.removeprefix("unix:")

@@ -143,7 +143,7 @@ async def test_clear_text_and_tls_that_meet_are_told(kind, ca):
             assert "the server does not speak TLS" in (await refusal(client)).message
         async with Caller(kind, secure.address, retry=ONCE) as client:
             error = await refusal(client)
-        assert "this client speaks clear text: does the server want TLS" in error.message
+        assert "this client speaks plaintext: does the server want TLS" in error.message
     assert plain.seen == secure.seen == []
 
 
@@ -365,7 +365,7 @@ async def test_token_function_error_does_not_show_its_value(kind):
 
 
 async def test_token_leaves_the_machine_in_clear_text_only_if_allowed(kind):
-    with pytest.raises(ValueError, match=r"^token: would go to models\.example:1 in clear text"):
+    with pytest.raises(ValueError, match=r"^token: would go to models\.example:1 in plaintext"):
         Caller(kind, "models.example:1", token=TOKEN)
     for allowed in ({"insecure_token": True}, {"tls": True}):
         async with Caller(kind, "models.example:1", token=TOKEN, **allowed):

@@ -156,7 +156,7 @@ async def test_what_is_wrong_is_one_line_and_an_exit_status(tmp_path):
             (["--profile", "x", "--profile-file", absent], at, 1, "profile file: No such file"),
             ([], at, 1, "authorization: missing"),
             ([], at | {"TOKEN": "wrong"}, 1, "authorization: the token is unknown"),
-            ([], {"SERVER": "models.example:1", "TOKEN": TOKEN}, 2, "in clear text"),
+            ([], {"SERVER": "models.example:1", "TOKEN": TOKEN}, 2, "in plaintext"),
             ([], at | {"TLS": "perhaps"}, 2, "RESNET50_TLS: tls: must be true or false"),
         ):
             done = await resnet50("health", *arguments, **environment)
