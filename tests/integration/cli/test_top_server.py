@@ -23,7 +23,7 @@ from resnet50_client.cli.top.scrape import Endpoint, fetch
 from resnet50_client.cli.top.snapshot import Snapshot
 from resnet50_client.cli.top.variant_status import VariantStatusPoller
 from resnet50_client.cli.top.view import View
-from tests.support.administering import ADMIN, administered, describe, builds_paused
+from tests.support.administering import ADMIN, administered, builds_paused, describe
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, serving
 

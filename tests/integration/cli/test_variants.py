@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from resnet50_client import Client
 from resnet50_client.cli.app import app
 from resnet50_server.server import Server
-from tests.support.administering import ADMIN, APP, administered, describe, builds_paused
+from tests.support.administering import ADMIN, APP, administered, builds_paused, describe
 from tests.support.pictures import encode, picture
 from tests.support.serving import queues_of
 
