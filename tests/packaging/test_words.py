@@ -59,8 +59,6 @@ NOT_YET: tuple[str, ...] = (
     "server/resnet50_server/engines",
     "server/resnet50_server/errors.py",
     "server/resnet50_server/rollout",
-    "tests/conftest.py",
-    "tests/e2e",
     "tests/integration",
     "tests/unit",
 )
