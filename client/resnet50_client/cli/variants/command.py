@@ -16,7 +16,7 @@ from ..options import AsJson, Timeout
 from ..output import EXIT_STATUSES, print_json, print_line, printable, reporting_errors
 from ..output import show as show_table
 from ..servers import Servers, with_servers
-from . import table
+from . import details, table
 from .fan_out import query_each, update_each
 from .load_progress import load as load_watched
 from .traffic import split, splits, unsplit
@@ -85,12 +85,12 @@ def show(
 ) -> None:
     """Show all details of a variant, with its categories; from any one of several servers."""
     with reporting_errors(), servers.client(timeout_s) as client:
-        details = dataclasses.asdict(client.variant(name))
+        variant = client.variant(name)
         if as_json:
-            print_json(details)
+            print_json(dataclasses.asdict(variant))
             return
-        for key, value in details.items():
-            print_line(f"{key:20} {', '.join(value) if key == 'categories' else value}")
+        for line in details.lines(variant):
+            print_line(line)
 
 
 @variants.command(epilog=_CHANGE_EPILOG)
