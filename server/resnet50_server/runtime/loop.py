@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
@@ -23,20 +23,22 @@ def call_on_loop(
     Raises:
         LoopTimeout: The loop did not run it within `timeout_s`, or is closed.
     """
+    future: Future[Result] = Future()
 
-    async def run() -> Result:
-        return function()
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return  # timed out meanwhile
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
 
-    running = run()
     try:
-        future = asyncio.run_coroutine_threadsafe(running, loop)
+        loop.call_soon_threadsafe(run)
     except RuntimeError as error:
-        running.close()
         raise LoopTimeout("the event loop is closed") from error
     try:
         return future.result(timeout_s)
-    except CancelledError as error:
-        raise LoopTimeout("the event loop is closed") from error
     except FutureTimeout as error:
         future.cancel()
         raise LoopTimeout(f"the event loop has not responded for {timeout_s:g} s") from error

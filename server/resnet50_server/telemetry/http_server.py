@@ -95,7 +95,8 @@ class MetricsServer(ThreadingMixIn, TCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection in a thread; close the oldest connection if there are too many."""
         if not self._free.acquire(blocking=False):
-            _close_connection(next(iter(self._connections)))
+            for oldest in list(self._connections)[:1]:
+                _close_connection(oldest)
             if not self._free.acquire(timeout=LIVE_TIMEOUT_S):
                 self.shutdown_request(request)
                 return

@@ -1,4 +1,4 @@
-"""The HTTP port: alive and ready, whatever its clients do."""
+"""HTTP port: liveness and readiness, independent of stalled clients."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_other_paths_and_methods_are_refused():
         assert await health(server) == (200, 200, 1)
 
 
-async def test_clients_that_stall_neither_pile_up_nor_keep_others_out(monkeypatch):
+async def test_stalled_clients_are_bounded_and_block_no_others(monkeypatch):
     monkeypatch.setattr(http_server._Handler, "timeout", 300)  # they are not cut by themselves
     async with serving(**ON) as server, contextlib.AsyncExitStack() as stalled:
         where = urlsplit(server.metrics_url)
@@ -142,7 +142,7 @@ async def test_clients_that_stall_neither_pile_up_nor_keep_others_out(monkeypatc
         assert len(threads) <= http_server.MAX_CONNECTIONS
 
 
-async def test_client_that_stalls_is_cut(monkeypatch):
+async def test_stalled_connection_is_closed(monkeypatch):
     monkeypatch.setattr(http_server._Handler, "timeout", 0.1)
     async with serving(**ON) as server:
         where = urlsplit(server.metrics_url)
@@ -166,13 +166,13 @@ def test_port_in_use_stops_the_start_and_is_named():
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
-async def test_addresses_of_all_kinds_are_listened_on(host):
+async def test_ipv4_ipv6_and_names_are_listened_on(host):
     async with serving(metrics_listen=f"{host}:0") as server:
         assert server.metrics_url.startswith(f"http://{host}:")
         assert await health(server) == (200, 200, 1)
 
 
 @pytest.mark.parametrize("address", ["9090", "127.0.0.1", "127.0.0.1:x", ":1", "a:70000", "unix:x"])
-def test_address_that_is_none_is_refused(address):
+def test_invalid_address_is_rejected(address):
     with pytest.raises(ValidationError, match="is not host:port, such as"):
         Settings(variants=["IMAGENET1K_V2"], metrics_listen=address)

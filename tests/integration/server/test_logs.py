@@ -1,4 +1,4 @@
-"""What a server writes to its log, and what it never does."""
+"""Contents of the log, and secrets that it never has."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_task_errors_are_logged_except_late_replies(caplog):
     caplog.set_level("DEBUG")
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(on_loop_exception)
-    for error in (grpc.aio.InternalError('Failed "execute_batch"'), ValueError("a fault of ours")):
+    for error in (grpc.aio.InternalError('Failed "execute_batch"'), ValueError("a server error")):
         loop.call_exception_handler(
             {"message": "Task exception was never retrieved", "exception": error}
         )
@@ -121,11 +121,11 @@ async def test_task_errors_are_logged_except_late_replies(caplog):
     assert "execute_batch" in late.message
     assert fault.levelname == "ERROR"
     assert "Task exception was never retrieved" in fault.message
-    assert "a fault of ours" in str(fault.exc_info[1])
+    assert "a server error" in str(fault.exc_info[1])
 
 
 def test_late_reply_is_kept_out_of_the_grpc_log():
-    error, fault = grpc.aio.InternalError('Failed "execute_batch"'), ValueError("a fault of ours")
+    error, fault = grpc.aio.InternalError('Failed "execute_batch"'), ValueError("a server error")
     told = []
     for one in (error, fault):
         record = logging.LogRecord("x", logging.ERROR, "", 0, "m", (), (type(one), one, None))

@@ -1,4 +1,4 @@
-"""What a scrape says is what callers saw, number by number."""
+"""Scrapes match the results of clients, number by number."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def refused_calls(load: Load) -> None:
         load.images["refused"] += 1
         load.faults[fault] += 1
     with pytest.raises(VariantNotFoundError):
-        await load.client.embed(JPEG, variant="nobody")
+        await load.client.embed(JPEG, variant="unknown")
     load.calls["Embed", "", "NOT_FOUND"] += 1
     load.images["refused"] += 1
 
@@ -197,7 +197,7 @@ async def too_many_calls(load: Load) -> None:
         load.answered("Classify", result.timing)
 
 
-async def callers_who_give_up(load: Load) -> None:
+async def cancelled_calls(load: Load) -> None:
     unsent = load.channel.stream_unary("/resnet50.v1.InferenceService/Classify")
     call = keep_status(unsent())
     await until(lambda: load.server.snapshot().receiving == 1)
@@ -210,7 +210,7 @@ async def callers_who_give_up(load: Load) -> None:
         inference_pb2.ClassifyUploadRequest(options=inference_pb2.ClassifyUploadOptions())
     )
     await upload.write(inference_pb2.ClassifyUploadRequest(chunk=JPEG[:100]))
-    await give_up(
+    await cancel_at(
         load,
         "ClassifyUpload",
         "upload",
@@ -221,7 +221,7 @@ async def callers_who_give_up(load: Load) -> None:
     pool, ended = load.server.parts.decode_pool, threading.Event()
     blocking = [asyncio.ensure_future(pool.submit(ended.wait)) for _ in range(pool._count)]
     await until(lambda: pool.busy == pool._count)
-    await give_up(
+    await cancel_at(
         load, "Classify", "decode", lambda: load.stub.Classify(REQUEST), lambda: pool.waiting == 1
     )
     ended.set()
@@ -231,7 +231,7 @@ async def callers_who_give_up(load: Load) -> None:
         first = load.stub.Classify(REQUEST)
         await until(lambda: len(load.batches) == computed + 1)
         for _ in range(2):
-            await give_up(
+            await cancel_at(
                 load,
                 "Classify",
                 "queue",
@@ -239,8 +239,8 @@ async def callers_who_give_up(load: Load) -> None:
                 lambda: len(load.queue.waiting) == 1,
                 inside=1,
             )
-        await give_up(load, "Classify", "batch", lambda: first, lambda: True)
-    # The frames of a stream that is given up are counted one by one.
+        await cancel_at(load, "Classify", "batch", lambda: first, lambda: True)
+    # The frames of a cancelled stream are counted one by one.
     with load.stuck():
         computed = len(load.batches)
         call = load.stub.ClassifyStream()
@@ -257,7 +257,7 @@ async def callers_who_give_up(load: Load) -> None:
     load.cancelled.update({"batch": 1, "queue": 3})
 
 
-async def give_up(load: Load, method, stage, start, arrived, inside=0) -> None:
+async def cancel_at(load: Load, method, stage, start, arrived, inside=0) -> None:
     """Start a call, and cancel it once it has arrived where it should."""
     call = start()
     await load.inside(inside + 1)
@@ -286,14 +286,14 @@ def all_ended(load: Load, found: Scrape) -> bool:
     return ended == load.calls.total() and not found.one("resnet50_in_flight_requests")
 
 
-async def test_scrape_is_what_a_load_run_did_number_by_number():
+async def test_scrape_matches_a_load_run_number_by_number():
     async with loaded(max_requests=6) as load:
         before = await scrape(load.server)
         await single_calls(load)
         await refused_calls(load)
         await streams(load)
         await too_many_calls(load)
-        await callers_who_give_up(load)
+        await cancelled_calls(load)
         await failing_engine(load)
         found = await scrape_once(load.server, lambda found: all_ended(load, found))
 
@@ -341,7 +341,7 @@ async def test_scrape_is_what_a_load_run_did_number_by_number():
             assert found.one(f"resnet50_{name}") == 0, name
 
 
-async def test_what_stands_in_the_server_is_read_when_it_is_asked_for():
+async def test_gauges_show_queues_and_streams_at_scrape_time():
     async with loaded() as load:
         idle = await scrape(load.server)
         assert idle.one("resnet50_queue_age_seconds", variant=V2) == 0
@@ -382,7 +382,7 @@ async def test_what_stands_in_the_server_is_read_when_it_is_asked_for():
         assert found.one("process_resident_memory_bytes") > 0
 
 
-async def test_decode_threads_and_what_waits_for_them_are_seen():
+async def test_decode_threads_and_their_queue_are_exported():
     async with loaded(decode_threads=2) as load:
         pool, ended = load.server.parts.decode_pool, threading.Event()
         calls = [asyncio.ensure_future(pool.submit(ended.wait)) for _ in range(5)]
@@ -408,7 +408,7 @@ async def test_calls_with_unreachable_deadlines_count_as_shed():
         assert found.of("resnet50_images_total", "outcome") == {"answered": 1, "refused": 2}
 
 
-async def test_loop_that_wakes_late_is_seen():
+async def test_event_loop_lag_is_measured():
     def late(found: Scrape) -> float:
         name = "resnet50_event_loop_lag_seconds"
         return found.one(f"{name}_count") - found.one(f"{name}_bucket", le="0.1")
@@ -419,7 +419,7 @@ async def test_loop_that_wakes_late_is_seen():
         await scrape_once(server, lambda found: late(found) > before)
 
 
-async def test_callers_who_are_not_let_in_are_counted(tmp_path, capsys):
+async def test_unauthenticated_requests_are_counted_by_reason(tmp_path, capsys):
     path = tmp_path / "tokens.toml"
     assert main(["tokens", "new", "camera", "--file", str(path)]) == 0
     secret = capsys.readouterr().out.strip()
@@ -465,7 +465,7 @@ async def test_two_servers_of_a_process_count_for_themselves():
         assert (await scrape(two)).of("resnet50_images_total", "outcome") == {}
 
 
-async def test_callers_cannot_make_series():
+async def test_clients_cannot_create_series():
     """Labels are made of what the server knows, never of what callers send."""
     async with loaded() as load:
         metadata = (("x-request-id", "mine"), ("x-priority", "bulk"), ("user", "me"))
@@ -492,9 +492,9 @@ async def test_expired_call_is_counted_as_deadline_exceeded():
             stream = load.stub.ClassifyStream(timeout=0.5)
             await stream.write(inference_pb2.ClassifyStreamRequest(config=config))
             await stream.write(inference_pb2.ClassifyStreamRequest(frame=frame))
-            given_up = load.stub.Classify(REQUEST, timeout=60.0)
+            cancelled = load.stub.Classify(REQUEST, timeout=60.0)
             await load.inside(3)
-            given_up.cancel()
+            cancelled.cancel()
             await load.inside(2)
             for call in (late, stream):
                 assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -524,7 +524,7 @@ class Broken(ServerEvents):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_observer_that_fails_costs_no_answer_and_is_counted(kind, monkeypatch):
+async def test_failing_listener_is_counted_and_fails_no_request(kind, monkeypatch):
     monkeypatch.setattr(resnet50_server.server, "RequestLog", Broken)
     async with (
         serving(log_level="debug", **DECODING, **ON) as server,

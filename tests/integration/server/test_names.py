@@ -1,4 +1,4 @@
-"""What a profiler shows: every thread and task of a server has a name that says what it does."""
+"""Names for profilers: every thread and task of a server has a name of its purpose."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ async def seen(server, channel, began) -> tuple[set[tuple[str, str]], set[str]]:
     # Both streams have been admitted, and one frame computes: the other's task waits for it.
     await until(lambda: server.snapshot().requests == 2 and began.is_set())
 
-    def look() -> set[tuple[str, str]]:
+    def running() -> set[tuple[str, str]]:
         return {
-            (task.get_name(), getattr(task.get_coro(), "cr_code", look.__code__).co_filename)
+            (task.get_name(), getattr(task.get_coro(), "cr_code", running.__code__).co_filename)
             for task in asyncio.all_tasks()
         }
 
-    tasks = look()
+    tasks = running()
     stopping = asyncio.create_task(server.stop(), name="the test's")
-    await until(lambda: "stop gRPC" in {name for name, _ in look()})
-    tasks |= {one for one in look() if one[0] == "stop gRPC"}
+    await until(lambda: "stop gRPC" in {name for name, _ in running()})
+    tasks |= {one for one in running() if one[0] == "stop gRPC"}
     threads = {one.name for one in threading.enumerate()}
     for call in calls:
         call.cancel()

@@ -47,7 +47,7 @@ def config(**fields) -> inference_pb2.ClassifyStreamRequest:
     return inference_pb2.ClassifyStreamRequest(config=inference_pb2.ClassifyStreamConfig(**fields))
 
 
-async def test_call_is_a_span_of_its_callers_trace_with_its_stages():
+async def test_request_is_a_span_of_the_clients_trace_with_stages():
     metadata = (*TRACED, ("tracestate", "vendor=1"), ("x-request-id", "my-id"))
     async with traced() as (server, collector), connected(server) as channel:
         await inference_pb2_grpc.InferenceServiceStub(channel).Classify(REQUEST, metadata=metadata)
@@ -69,7 +69,7 @@ async def test_call_is_a_span_of_its_callers_trace_with_its_stages():
     assert batch.holds(compute)
 
 
-async def test_call_that_the_cache_answers_has_no_stages_and_says_so():
+async def test_cache_hit_has_no_stages_and_is_marked():
     async with (
         traced(response_cache_bytes=2**20) as (server, collector),
         connected(server) as channel,
@@ -178,7 +178,7 @@ async def test_frames_are_spans_below_their_streams():
     assert linked == {stream.link}
 
 
-async def test_an_endless_stream_has_only_so_many_spans(monkeypatch):
+async def test_frame_spans_of_a_stream_are_limited(monkeypatch):
     monkeypatch.setattr(tracing, "MAX_FRAME_SPANS", 2)
 
     async def requests():
@@ -232,7 +232,7 @@ async def test_dropped_frames_are_counted():
         (1.0, (("traceparent", f"00-{TRACE}-{PARENT}-00"),), 0),
     ],
 )
-async def test_the_caller_decides_and_else_the_ratio(ratio, metadata, recorded):
+async def test_sampling_follows_the_parent_then_the_ratio(ratio, metadata, recorded):
     async with traced(trace_ratio=ratio) as (server, collector), connected(server) as channel:
         await inference_pb2_grpc.InferenceServiceStub(channel).Classify(REQUEST, metadata=metadata)
     assert len(collector.named(CLASSIFY)) == recorded
@@ -268,7 +268,7 @@ async def test_health_checks_and_reflection_leave_no_trace():
     assert collector.spans == []
 
 
-async def test_the_environment_names_the_service(monkeypatch):
+async def test_environment_sets_the_service_name(monkeypatch):
     monkeypatch.setenv("OTEL_SERVICE_NAME", "pets")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     async with traced(trace_ratio=1.0) as (server, collector), connected(server) as channel:
@@ -321,7 +321,7 @@ def test_collector_that_is_down_costs_no_call_and_is_logged():
     assert "Traceback" not in errors
 
 
-def test_without_an_endpoint_opentelemetry_is_not_even_imported():
+def test_without_an_endpoint_opentelemetry_is_not_imported():
     script = (
         "import sys; from resnet50_server.server import Server;"
         "from resnet50_server.settings import Settings;"
@@ -335,7 +335,7 @@ def test_without_an_endpoint_opentelemetry_is_not_even_imported():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-async def test_call_that_cannot_be_traced_is_answered_all_the_same(monkeypatch, caplog):
+async def test_failing_tracing_fails_no_request(monkeypatch, caplog):
     def fail(_):
         raise RuntimeError("no trace")
 
