@@ -64,7 +64,7 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
         transform: Which geometry.
 
     Returns:
-        uint8 [crop, crop, 3], contiguous.
+        uint8 [crop, crop, 3], contiguous; a copy.
     """
     height, width = pixels.shape[:2]
     size = transform.resized(height, width)
@@ -77,4 +77,4 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
         at = max(0, -top), max(0, -left)
         canvas[at[0] : at[0] + size[0], at[1] : at[1] + size[1]] = pixels
         pixels, top, left = canvas, max(0, top), max(0, left)
-    return np.ascontiguousarray(pixels[top : top + crop, left : left + crop])
+    return np.array(pixels[top : top + crop, left : left + crop], order="C")

@@ -51,7 +51,7 @@ def test_request_beyond_max_bytes_is_refused_and_names_the_limit():
             assert inside(admission) == (2, 100)
 
 
-def test_bytes_that_arrive_later_are_counted_too_and_come_back():
+def test_bytes_that_arrive_later_are_counted_and_released():
     admission = Admission(Limits(bytes=100))
     with admission.admit("a") as first, admission.admit("b") as second:
         first.add_bytes(60)
@@ -92,15 +92,19 @@ def test_one_callers_bytes_are_bounded_too():
             assert inside(admission) == (2, 90)
 
 
-def test_streams_are_bounded_in_all_and_of_each_caller():
-    admission = Admission(Limits(streams=3, streams_per_caller=2))
-    with admission.stream("a"), admission.stream("a"):
-        with refused_by("max_streams_per_caller"), admission.stream("a"):
-            pass
-        with admission.stream("b"), refused_by("max_streams"), admission.stream("c"):
-            pass
-        assert admission.streams == 2
-    assert admission.streams == 0
+@pytest.mark.parametrize("what", ["streams", "uploads"])
+def test_streams_and_uploads_are_bounded_in_all_and_by_caller(what):
+    admission = Admission(Limits(**{what: 3, f"{what}_per_caller": 2}))
+    count = admission.stream if what == "streams" else admission.upload
+    for _ in range(2):  # what has ended counts no longer
+        with count("a"), count("a"):
+            with refused_by(f"max_{what}_per_caller") as refused, count("a"):
+                pass
+            assert f"max_{what}_per_caller (2): 2 {what} of a are open" in str(refused.value)
+            with count("b"), refused_by(f"max_{what}") as refused, count("c"):
+                pass
+            assert f"max_{what} (3): 3 {what} are open" in str(refused.value)
+    assert (admission.streams, admission.callers) == (0, 0)
 
 
 def test_caller_above_its_rate_is_told_when_to_come_back():
@@ -145,7 +149,7 @@ def test_refused_request_does_not_count_for_the_rate():
         pass
 
 
-def test_bulk_leaves_room_for_interactive_requests():
+def test_bulk_leaves_a_share_to_interactive_requests():
     admission = Admission(Limits(requests=4, bytes=100))
     with contextlib.ExitStack() as places:
         for _ in range(3):
@@ -161,7 +165,7 @@ def test_bulk_leaves_room_for_interactive_requests():
             pass
 
 
-def test_bulk_comes_in_even_where_there_is_one_place():
+def test_bulk_is_admitted_with_a_limit_of_one():
     admission = Admission(Limits(requests=1))
     with admission.admit("a", bulk=True):
         assert inside(admission) == (1, 0)
@@ -183,7 +187,7 @@ def test_callers_that_left_are_forgotten():
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
-def test_place_comes_back_after_an_error(error):
+def test_permit_is_released_after_an_error(error):
     admission = Admission(Limits(requests=1, bytes=100))
     for _ in range(3):
         with contextlib.suppress(error), admission.admit("a", 70):
@@ -194,7 +198,7 @@ def test_place_comes_back_after_an_error(error):
     assert admission.streams == 0
 
 
-def test_refused_request_takes_no_place():
+def test_refused_request_takes_no_permit():
     admission = Admission(Limits(requests=1, bytes=100))
     with admission.admit("a", 50):
         for _ in range(3):
@@ -204,7 +208,7 @@ def test_refused_request_takes_no_place():
     assert inside(admission) == (0, 0)
 
 
-def test_draining_refuses_what_comes_and_keeps_what_is_inside():
+def test_draining_refuses_new_requests_and_keeps_those_in_flight():
     admission = Admission(Limits())
     with admission.admit("a", 10):
         admission.draining = True
@@ -251,7 +255,7 @@ class Frames:
         await self.settle()
 
 
-async def test_frames_are_admitted_in_the_order_in_which_they_came():
+async def test_frames_are_admitted_in_order_of_arrival():
     frames = Frames(Admission(Limits(requests=2)))
     await frames.ask("a1", "a2", "a3", "a4")
     assert frames.admitted == ["a1", "a2"]
@@ -270,7 +274,7 @@ async def test_callers_share_permits_whatever_one_has_queued():
     assert frames.admitted == ["a1", "a2", "b1", "a3", "b2", "a4"]
 
 
-async def test_caller_at_its_own_limit_holds_up_nobody_else():
+async def test_caller_at_its_own_limit_delays_no_other():
     frames = Frames(Admission(Limits(requests=4, requests_per_caller=1)))
     await frames.ask("a1", "a2", "a3", "b1", "c1", "b2")
     assert frames.admitted == ["a1", "b1", "c1"]

@@ -172,7 +172,7 @@ async def is_kept(cache: ResponseCache, owner: str, digest: bytes, embedding: bo
 
 
 @in_virtual_time
-async def test_image_that_comes_again_is_neither_decoded_nor_computed():
+async def test_hit_is_neither_decoded_nor_computed():
     bench = Bench()
     others = [bench.ask(8, top_k=2, embed=True) for _ in range(2)]
     first = await bench.ask(7, top_k=2, embed=True)
@@ -209,7 +209,7 @@ async def test_hit_waits_for_nothing():
 
 @pytest.mark.parametrize("other", [{"top_k": 2}, {"embed": True}, {"top_k": 0, "embed": True}])
 @in_virtual_time
-async def test_other_options_are_another_question(other):
+async def test_other_options_are_another_cache_key(other):
     bench = Bench()
     await bench.ask(7)
     answer = await bench.ask(7, **other)
@@ -237,7 +237,7 @@ def raw(pixels: bytes = bytes(24), **changed) -> RawImage:
     return RawImage(**about | {"row_stride_bytes": 0} | changed, pixels=pixels)
 
 
-def test_digest_is_of_all_that_makes_an_image():
+def test_digest_covers_pixels_and_format():
     gray = image_pb2.PIXEL_FORMAT_GRAY
     different = [
         raw(),
@@ -253,13 +253,13 @@ def test_digest_is_of_all_that_makes_an_image():
     assert content_digest(raw()) == content_digest(raw())
 
 
-def test_file_that_spells_out_pixels_is_not_taken_for_them():
+def test_file_and_raw_pixels_have_different_digests():
     spelt = b"\1" + b"".join(n.to_bytes(4, "little") for n in (4, 2, image_pb2.PIXEL_FORMAT_RGB, 0))
     assert content_digest(spelt + bytes(24)) != content_digest(raw())
 
 
 @in_virtual_time
-async def test_large_images_are_digested_in_a_thread():
+async def test_large_images_are_hashed_in_a_thread():
     bench = Bench()
     small, large = (bytes([1]) + bytes(MAX_INLINE_HASH_BYTES - 1 + more) for more in (0, 1))
     await asyncio.gather(bench.ask(small), bench.ask(large))
@@ -280,7 +280,7 @@ async def test_variant_replaced_during_hashing_is_not_used():
 
 
 @in_virtual_time
-async def test_kept_answers_cannot_be_changed():
+async def test_cached_results_are_read_only():
     bench = Bench()
     await bench.ask(7, embed=True)
     hit = await bench.ask(7, embed=True)
@@ -290,7 +290,7 @@ async def test_kept_answers_cannot_be_changed():
 
 
 @in_virtual_time
-async def test_kept_answers_hold_nothing_of_their_batch():
+async def test_cached_results_do_not_keep_their_batch_alive():
     bench = Bench()
     made = []
 
@@ -309,7 +309,7 @@ async def test_kept_answers_hold_nothing_of_their_batch():
 
 
 @in_virtual_time
-async def test_answers_take_no_more_memory_than_is_said():
+async def test_cache_memory_stays_within_its_bound():
     for embedding in (0, 2048):
         cache = ResponseCache(MIB)
         tracemalloc.start()
@@ -325,7 +325,7 @@ async def test_answers_take_no_more_memory_than_is_said():
 
 
 @in_virtual_time
-async def test_least_recently_used_answer_goes_first():
+async def test_least_recently_used_result_is_evicted_first():
     cache = ResponseCache(MIB)
     digests = [bytes([number]) for number in range(255)]
     kept = 0
@@ -340,7 +340,7 @@ async def test_least_recently_used_answer_goes_first():
 
 
 @in_virtual_time
-async def test_answer_that_is_larger_than_the_cache_is_not_kept():
+async def test_result_larger_than_the_cache_is_not_stored():
     cache = ResponseCache(8000)
     await keep(cache, "v", b"small", result())
     await keep(cache, "v", b"large", result(2048))
@@ -360,7 +360,7 @@ async def test_entry_as_large_as_the_cache_evicts_all_others():
 
 
 @in_virtual_time
-async def test_dropped_weights_leave_nothing_and_others_all():
+async def test_drop_removes_the_results_of_one_owner_only():
     cache = ResponseCache(4 * MIB)
     for number in range(2 * PURGE_CHUNK + 1):
         await keep(cache, "gone", number.to_bytes(4, "big"), result())
@@ -379,7 +379,7 @@ async def test_dropped_weights_leave_nothing_and_others_all():
 
 
 @in_virtual_time
-async def test_large_cache_is_divided_and_all_of_it_is_used():
+async def test_large_cache_is_sharded_evenly():
     cache = ResponseCache(4 * SHARD_BYTES)
     digests = [content_digest(bytes([number])) for number in range(200)]
     for digest in digests:
@@ -394,7 +394,7 @@ async def test_large_cache_is_divided_and_all_of_it_is_used():
 
 
 @in_virtual_time
-async def test_answer_of_dropped_weights_is_given_but_not_kept():
+async def test_result_of_dropped_weights_is_returned_not_stored():
     bench = Bench()
     asked = [bench.ask(7), bench.ask(7)]
     await asyncio.sleep(DECODE_S / 2)
@@ -408,7 +408,7 @@ async def test_answer_of_dropped_weights_is_given_but_not_kept():
 
 @pytest.mark.parametrize("wait_s", [0.0, DECODE_S / 2, DECODE_S + 0.5])
 @in_virtual_time
-async def test_what_is_asked_while_it_is_computed_is_computed_once(wait_s):
+async def test_concurrent_requests_share_a_computation(wait_s):
     bench = Bench()
     first = bench.ask(7)
     await asyncio.sleep(wait_s)
@@ -428,7 +428,7 @@ async def test_what_is_asked_while_it_is_computed_is_computed_once(wait_s):
 
 
 @in_virtual_time
-async def test_decoding_goes_on_for_others_if_the_first_one_leaves():
+async def test_decoding_continues_if_the_first_request_is_cancelled():
     bench = Bench()
     leader, *others = [bench.ask(7) for _ in range(4)]
     await asyncio.sleep(DECODE_S / 2)
@@ -455,7 +455,7 @@ async def test_computation_continues_if_its_first_caller_cancels(queued):
 
 
 @in_virtual_time
-async def test_computation_ends_when_the_last_one_leaves():
+async def test_computation_is_cancelled_with_its_last_request():
     bench = Bench()
     before = bench.ask(1)
     await asyncio.sleep(0.1)
@@ -475,7 +475,7 @@ async def test_computation_ends_when_the_last_one_leaves():
 
 
 @in_virtual_time
-async def test_whoever_asks_just_as_the_last_one_leaves_is_answered():
+async def test_request_during_that_cancellation_is_answered():
     bench = Bench()
     before = bench.ask(1)
     await asyncio.sleep(0.1)
@@ -491,7 +491,7 @@ async def test_whoever_asks_just_as_the_last_one_leaves_is_answered():
 
 
 @in_virtual_time
-async def test_leaving_does_no_harm_to_the_one_it_waited_for():
+async def test_cancelled_follower_does_not_cancel_the_computation():
     bench = Bench()
     leader, other = bench.ask(7), bench.ask(7)
     await asyncio.sleep(DECODE_S + 0.5)
@@ -501,7 +501,7 @@ async def test_leaving_does_no_harm_to_the_one_it_waited_for():
 
 
 @in_virtual_time
-async def test_whoever_waits_is_refused_at_its_own_deadline():
+async def test_follower_is_refused_at_its_own_deadline():
     bench = Bench()
     bench.engine.alpha = 5.0  # which is not known yet
     leader = bench.ask(7, within=1.0)
@@ -514,7 +514,7 @@ async def test_whoever_waits_is_refused_at_its_own_deadline():
 
 
 @in_virtual_time
-async def test_whoever_waited_computes_if_the_other_is_too_late():
+async def test_follower_computes_if_the_starter_is_too_late():
     bench = Bench()
     await bench.ask(1)  # from now on it is known that a batch takes a second
     before = bench.ask(2)
@@ -547,7 +547,7 @@ async def test_waiters_take_no_queue_slot_and_keep_their_deadlines():
 
 
 @in_virtual_time
-async def test_hit_needs_no_room_in_the_queue():
+async def test_hit_needs_no_queue_slot():
     bench = Bench(max_queue_size=1, max_batch_size=1)
     await bench.ask(7)
     full = [bench.ask(1)]
@@ -579,7 +579,7 @@ async def test_interactive_image_does_not_wait_for_bulk():
 
 
 @in_virtual_time
-async def test_end_of_one_computation_hides_no_other_of_the_same():
+async def test_end_of_one_computation_keeps_that_of_other_priority():
     bench = Bench()
     bulk = bench.ask(7, bulk=True)
     await asyncio.sleep(DECODE_S / 2)
@@ -592,7 +592,7 @@ async def test_end_of_one_computation_hides_no_other_of_the_same():
 
 
 @in_virtual_time
-async def test_single_image_does_not_wait_for_the_same_frame_of_a_stream():
+async def test_single_image_does_not_wait_for_the_same_stream_frame():
     bench = Bench(max_batch_size=1)
     frames = []
     for number in range(1, 7):
@@ -636,7 +636,7 @@ async def test_failed_batch_fails_all_waiters_once():
 
 
 @in_virtual_time
-async def test_answer_that_is_not_a_number_is_not_kept():
+async def test_non_finite_result_is_not_stored():
     bench = Bench()
     bench.engine.without_answer = 7
     asked = [bench.ask(7), bench.ask(7), bench.ask(8)]
@@ -651,7 +651,7 @@ async def test_answer_that_is_not_a_number_is_not_kept():
 
 
 @in_virtual_time
-async def test_all_who_wait_are_told_when_the_server_stops():
+async def test_shutdown_fails_all_that_wait():
     bench = Bench()
     asked = [bench.ask(7) for _ in range(3)]
     await asyncio.sleep(DECODE_S + 0.5)
@@ -661,7 +661,7 @@ async def test_all_who_wait_are_told_when_the_server_stops():
 
 
 @in_virtual_time
-async def test_frames_that_wait_for_room_are_computed_once():
+async def test_queued_frames_of_one_image_are_computed_once():
     bench = Bench(max_queue_size=1, max_batch_size=1)
     bench.ask(1)
     await asyncio.sleep(DECODE_S + 0.1)
@@ -673,7 +673,7 @@ async def test_frames_that_wait_for_room_are_computed_once():
 
 
 @in_virtual_time
-async def test_pixels_that_need_no_decoding_are_computed_once_and_stored():
+async def test_pixels_that_need_no_decoding_are_cached_and_coalesced():
     bench = Bench()
     side = bench.variant.spec.transform.resize
     pixels, other = (
@@ -715,7 +715,7 @@ async def test_without_a_cache_each_image_is_computed():
     ],
 )
 @in_virtual_time
-async def test_failure_is_everybodys_and_each_has_a_copy(error):
+async def test_failure_is_copied_to_each_request(error):
     flights, runs = SingleFlight(), []
 
     async def compute() -> None:
@@ -733,7 +733,7 @@ async def test_failure_is_everybodys_and_each_has_a_copy(error):
 
 
 @in_virtual_time
-async def test_missed_deadline_is_only_the_starters():
+async def test_missed_deadline_is_not_shared():
     flights, runs = SingleFlight(), []
 
     async def compute() -> int:
@@ -751,7 +751,7 @@ async def test_missed_deadline_is_only_the_starters():
 
 
 @in_virtual_time
-async def test_error_of_a_computation_is_freed_without_garbage_collection():
+async def test_error_of_a_computation_needs_no_garbage_collection():
     flights, errors = SingleFlight(), []
 
     class Failed(Exception):

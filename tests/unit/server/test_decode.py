@@ -19,7 +19,7 @@ from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode, needs_no_decode
 from resnet50_server.images.decode_guard import check_tiff_tags
 from resnet50_server.images.formats import ImageLimits
-from resnet50_server.images.source import RawImage
+from resnet50_server.images.source import PixelFormat, RawImage
 from resnet50_server.images.transform import Transform
 from tests.support import hostile
 from tests.support.pictures import PHOTOS, encode, photo_like, picture
@@ -402,3 +402,16 @@ def test_only_what_is_just_copied_is_decoded_without_a_thread(format, width, hei
 
 def test_files_are_never_decoded_without_a_thread():
     assert not needs_no_decode(encode(picture(32, 32)), SQUARE)
+
+
+@pytest.mark.parametrize("side", [32, 36])
+def test_pixels_that_need_no_decoding_are_copied_for_the_engine(side):
+    transform = Transform(resize=side, crop=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    raw = RawImage(side, side, PixelFormat.RGB, 0, pixels.tobytes())
+    assert needs_no_decode(raw, transform)
+    decoded = decode(raw, transform, LIMITS)
+    edge = (side - 32) // 2
+    assert (decoded == pixels[edge : edge + 32, edge : edge + 32]).all()
+    assert decoded.flags.writeable
+    assert decoded.flags.c_contiguous

@@ -51,7 +51,7 @@ async def test_large_images_wait_in_order_and_a_small_one_does_not():
         pass
 
 
-async def test_image_that_comes_does_not_overtake_those_that_wait():
+async def test_image_does_not_overtake_waiting_ones():
     budget = PixelBudget(LARGE)
     with budget.reserve(LARGE // 2):
         waiting = asyncio.create_task(budget.wait(LARGE))
@@ -77,7 +77,7 @@ def test_small_images_have_a_bound_too():
 
 
 @pytest.mark.parametrize("when", ["waiting", "let in", "told"])
-async def test_image_that_gives_up_leaves_its_room(when):
+async def test_cancelled_image_releases_its_pixels(when):
     budget = PixelBudget(LARGE)
     holding = contextlib.ExitStack()
     holding.enter_context(budget.reserve(LARGE))
