@@ -45,16 +45,16 @@ PHOTOS = 10
 async def measure_idle() -> None:
     """Time what is done for a call where no split is set."""
     from resnet50_server.context import RequestContext
-    from resnet50_server.rollout.router import Traffic
+    from resnet50_server.rollout.router import TrafficRouter
 
-    traffic = Traffic(SimpleNamespace(), lambda source, job: None)  # type: ignore[arg-type]
+    traffic = TrafficRouter(SimpleNamespace(), lambda source, job: None)  # type: ignore[arg-type]
     call = RequestContext("Classify", "id", ())
     variant = SimpleNamespace(spec=SimpleNamespace(name=VARIANT))
     job = SimpleNamespace(call=call)
 
     def one() -> None:
-        traffic.route(call, variant)  # type: ignore[arg-type]
-        traffic.watch(job, b"")  # type: ignore[arg-type]
+        traffic.resolve(call, variant)  # type: ignore[arg-type]
+        traffic.instrument(job, b"")  # type: ignore[arg-type]
         traffic.image_answered(job)  # type: ignore[arg-type]
         traffic.call_ended(call, "OK", None)
 

@@ -49,7 +49,7 @@ class ServingError(Exception):
 
 
 class Unauthenticated(ServingError):
-    """Who calls is not known.
+    """The caller is not authenticated.
 
     Args:
         reason: For programs, e.g. "TOKEN_MISSING".
@@ -64,7 +64,7 @@ class Unauthenticated(ServingError):
 
 
 class PermissionDenied(ServingError):
-    """Who calls is known, and may not do this.
+    """The caller lacks a scope.
 
     Args:
         caller: The caller's name.
@@ -193,7 +193,7 @@ class DoesNotFit(Overloaded):
 
 
 class DataLoss(ServingError):
-    """What arrived is not what was sent."""
+    """The received bytes differ from the sent ones."""
 
     code = "DATA_LOSS"
 
@@ -297,7 +297,7 @@ class NotEnabled(ServingError):
 
 
 class NotNow(ServingError):
-    """What the server holds does not allow a change of its variants; says why.
+    """The state of the server's variants does not allow a change; says why.
 
     Args:
         reason: Why, and what to do.
@@ -331,7 +331,7 @@ def clear_tracebacks(error: BaseException) -> None:
 
 
 class WeightsError(Exception):
-    """Weights cannot be had or are not what they should be: which file, why, and what to do."""
+    """Weights are missing or wrong: which file, why, and what to do."""
 
 
 class UnusableSetting(Exception):

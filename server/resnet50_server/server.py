@@ -44,7 +44,7 @@ from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.lifecycle.self_test import SelfTests
 from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.lifecycle.watcher import DirectoryWatcher
-from resnet50_server.rollout.router import Traffic
+from resnet50_server.rollout.router import TrafficRouter
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.settings import Settings
@@ -84,7 +84,7 @@ class Parts:
     control: VariantControl
     watcher: DirectoryWatcher | None
     self_tests: SelfTests
-    traffic: Traffic
+    traffic: TrafficRouter
     inference: InferenceServicer
     health: HealthReporter
     grpc: GrpcServer
@@ -272,7 +272,7 @@ def build(
     pipeline = Pipeline(
         admission, decode_pool, image_limits, events, cache, settings.max_decode_pixels
     )
-    traffic = Traffic(variants, pipeline.infer)
+    traffic = TrafficRouter(variants, pipeline.infer)
     directory = None
     if settings.variants_dir is not None:
         directory = VariantsDirectory(settings.variants_dir)
@@ -281,7 +281,7 @@ def build(
         variants,
         settings.max_variants_bytes,
         evict=settings.evict_variants,
-        splits_using=traffic.naming,
+        splits_using=traffic.splits_using,
     )
     control = VariantControl(
         variants,
@@ -289,7 +289,7 @@ def build(
         budget,
         settings.drain_timeout_s,
         None if directory is None else SpecSource(directory, variants.specs),
-        traffic.naming,
+        traffic.splits_using,
     )
     closing.callback(control.close)
     watcher = None

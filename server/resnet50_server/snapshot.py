@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from resnet50_server.inference.response_cache import CacheStats, ResponseCache
 from resnet50_server.lifecycle.registry import VariantRegistry
-from resnet50_server.rollout.router import Traffic
+from resnet50_server.rollout.router import TrafficRouter
 from resnet50_server.telemetry.snapshot import (
     CacheSnapshot,
     ServerSnapshot,
@@ -75,29 +75,29 @@ def _variants(registry: VariantRegistry) -> list[VariantSnapshot]:
     return found
 
 
-def _splits(traffic: Traffic) -> list[SplitSnapshot]:
+def _splits(traffic: TrafficRouter) -> list[SplitSnapshot]:
     return [
         SplitSnapshot(
-            variant=trial.split.variant,
-            candidate=trial.split.candidate,
+            variant=active.split.variant,
+            candidate=active.split.candidate,
             answers={
                 (side, outcome): getattr(share, outcome)
                 for side, share in (
-                    ("variant", trial.tally.variant_answers),
-                    ("candidate", trial.tally.candidate_answers),
+                    ("variant", active.stats.variant_answers),
+                    ("candidate", active.stats.candidate_answers),
                 )
                 for outcome in ("answered", "failed")
             },
             shadows={
-                "compared": trial.tally.comparison.images,
-                "skipped": trial.tally.skipped,
-                "failed": trial.tally.failed,
+                "compared": active.stats.comparison.images,
+                "skipped": active.stats.skipped,
+                "failed": active.stats.failed,
             },
-            agreed=trial.tally.comparison.agreed,
-            cosines=trial.tally.comparison.cosines,
-            ended=bool(trial.ended),
+            agreed=active.stats.comparison.agreed,
+            cosines=active.stats.comparison.cosines,
+            ended=bool(active.ended),
         )
-        for trial in traffic.trials
+        for active in traffic.splits
     ]
 
 

@@ -22,8 +22,7 @@ RANKS = [
     {"rollout"},
     {"api"},
     {"telemetry"},
-    {"snapshot"},
-    {"server"},
+    {"server", "snapshot"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,7 +13,7 @@ from resnet50_server.batching.result import Result
 from resnet50_server.errors import InvalidRequest, ShuttingDown
 from resnet50_server.inference.admission import Permit
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
-from resnet50_server.rollout.router import Traffic
+from resnet50_server.rollout.router import TrafficRouter
 from resnet50_server.runtime.tasks import start_task
 
 from .call import Call
@@ -35,17 +35,22 @@ class FrameStream:
     Args:
         reader: Reads the frames.
         pipeline: Computes them.
-        traffic: Watches them for traffic splits.
+        router: Watches them for traffic splits.
         task: What to compute of each frame. It is rebound when the variant is replaced.
         call: The stream's RPC.
     """
 
     def __init__(
-        self, reader: StreamReader, pipeline: Pipeline, traffic: Traffic, task: Task, call: Call
+        self,
+        reader: StreamReader,
+        pipeline: Pipeline,
+        router: TrafficRouter,
+        task: Task,
+        call: Call,
     ) -> None:
         self._reader = reader
         self._pipeline = pipeline
-        self._traffic = traffic
+        self._router = router
         self._task = task
         self._call = call
         self._last_answered: int | None = None
@@ -103,7 +108,7 @@ class FrameStream:
                 call.caller.name, frame.image.ByteSize(), bulk=call.bulk
             )
             source = parse_image(frame.image, self._pipeline.limits)
-            inference = self._traffic.watch(task.inference, call, source)
+            inference = self._router.instrument(task.inference, call, source)
         except BaseException as error:
             task.variant.release()
             if permit is not None:

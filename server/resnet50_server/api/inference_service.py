@@ -13,7 +13,7 @@ from resnet50_server.images.source import size_bytes
 from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
-from resnet50_server.rollout.router import Traffic
+from resnet50_server.rollout.router import TrafficRouter
 
 from .call import Call
 from .frame_stream import FrameStream
@@ -49,28 +49,32 @@ class InferenceServicer:
         variants: The registry.
         pipeline: Computes images.
         limits: Of uploads and streams.
-        traffic: Chooses the variant.
+        router: Chooses the variant.
     """
 
     def __init__(
-        self, variants: VariantRegistry, pipeline: Pipeline, limits: StreamLimits, traffic: Traffic
+        self,
+        variants: VariantRegistry,
+        pipeline: Pipeline,
+        limits: StreamLimits,
+        router: TrafficRouter,
     ) -> None:
         self._variants = variants
         self._pipeline = pipeline
         self._limits = limits
-        self._traffic = traffic
+        self._router = router
         self._streams: set[StreamReader] = set()
 
     def drain(self) -> None:
         """Accept no more images; streams end after their frames in flight."""
         self._pipeline.admission.drain()
-        self._traffic.close()
+        self._router.close()
         for reader in self._streams:
             reader.stop(ShuttingDown())
 
     @property
     def idle(self) -> bool:
-        """Whether no image is in flight and no stream is open."""
+        """True while no image is in flight and no stream is open."""
         return not self._pipeline.admission.requests and not self._streams
 
     def Classify(
@@ -118,7 +122,7 @@ class InferenceServicer:
             image = parse_image(message, self._pipeline.limits)
             assert call.permit is not None  # set by the guard
             call.permit.add_bytes(size_bytes(image))
-            inference = self._traffic.watch(task.inference, call, image)
+            inference = self._router.instrument(task.inference, call, image)
             result = await self._pipeline.infer(image, inference, call)
         return task.response(result, self._pipeline.record(inference, call, result, started))
 
@@ -140,7 +144,7 @@ class InferenceServicer:
         task = task.rebind()  # the variant may have been replaced while the image arrived
         task.variant.require_health()
         with task.variant.in_use():
-            inference = self._traffic.watch(task.inference, call, image)
+            inference = self._router.instrument(task.inference, call, image)
             result = await self._pipeline.infer(image, inference, call)
         return task.response(result, self._pipeline.record(inference, call, result, started))
 
@@ -152,14 +156,14 @@ class InferenceServicer:
             config = await reader.config()
             options: Options = config.options
             task = task_type(options, self._resolve_variant(options, call))
-            stream = FrameStream(reader, self._pipeline, self._traffic, task, call)
+            stream = FrameStream(reader, self._pipeline, self._router, task, call)
             await stream.run(config, limits.max_frames_in_flight, limits.frames_in_flight)
         finally:
             self._streams.discard(reader)
             reader.close()
 
     def _resolve_variant(self, options: Options, call: Call) -> LoadedVariant:
-        variant = self._traffic.route(
+        variant = self._router.resolve(
             call, self._variants.find(options.variant), with_embedding=wants_embedding(options)
         )
         call.variant = variant.spec.name

@@ -1,7 +1,7 @@
-"""Messages that arrive: how many calls may wait for theirs, and how much memory they may take.
+"""Slots for messages that are being received: bounds their number and memory.
 
-gRPC keeps what arrives of a message until it is whole, up to `max_message_bytes` for each call
-that reads. A call that does not read is held back after `transport.UNREAD_BYTES`.
+gRPC buffers a message until it is complete, up to `max_message_bytes` per call that reads. Flow
+control stops the message of a call that does not read after `listen.UNREAD_BYTES`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class _Arriving:
 
     Attributes:
         task: Waits for it.
-        reading: Whether gRPC receives it, and not only its beginning.
-        late: Whether it took too long.
-        replaced: Whether it was ended for another caller.
+        reading: Whether it has a slot.
+        late: Whether it timed out.
+        replaced: Whether it was cancelled in favour of another caller.
     """
 
     task: asyncio.Task[Any]
@@ -37,16 +37,16 @@ class _Arriving:
 class ReceiveSlots:
     """Reads the one message of a call. Event loop only.
 
-    A fixed number of calls is read from at once; the others wait in order, callers in turn. A full
-    server ends the call that has waited longest of the caller that has the most, so that clients
-    that open calls and send nothing are in nobody's way but their own.
+    A fixed number of calls has a slot; the others wait in order, callers in turn. If too many wait,
+    the oldest call of the caller with the most is cancelled, so that clients that open calls and
+    send nothing delay only their own.
 
     Args:
-        max_bytes: Memory for messages that arrive.
-        max_bytes_per_caller: The same of one caller.
-        max_message_bytes: What one of them may take.
-        max_calls: Calls whose message has not arrived.
-        timeout_s: How long a message may take, in seconds, the wait included.
+        max_bytes: Memory for messages that are being received.
+        max_bytes_per_caller: The same per caller.
+        max_message_bytes: Maximum size of a message.
+        max_calls: Maximum of calls whose message has not arrived.
+        timeout_s: Time limit per message, including the wait for a slot, in seconds.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class ReceiveSlots:
         return self._count
 
     async def read(self, caller: str, read: Callable[[], Awaitable[Any]]) -> Any:
-        """Return what `read` does.
+        """Return the message of a call.
 
         Args:
-            caller: Whose call it is.
-            read: Waits for the message.
+            caller: The caller's name.
+            read: Waits for the message and returns it.
 
         Raises:
             Overloaded: The server waits for too many messages.
@@ -91,9 +91,9 @@ class ReceiveSlots:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         arriving = _Arriving(task)
-        self._enter(caller, arriving)
+        self._add(caller, arriving)
         # Not wait_for, which makes a task of its own on Python below 3.12.
-        timer = loop.call_later(self._timeout_s, self._give_up, arriving)
+        timer = loop.call_later(self._timeout_s, self._time_out, arriving)
         try:
             with await self._slots.acquire(caller):
                 arriving.reading = True
@@ -107,7 +107,7 @@ class ReceiveSlots:
             if arriving.late and not arriving.reading:
                 raise self._overloaded(
                     f"max_receive_bytes ({self._max_bytes}): messages of others arrive, and"
-                    f" {self._timeout_s:g} s (receive_timeout_s) were not enough for a turn"
+                    f" {self._timeout_s:g} s (receive_timeout_s) passed without a free slot"
                 ) from None
             if arriving.late:
                 raise Stalled(
@@ -117,9 +117,9 @@ class ReceiveSlots:
             raise
         finally:
             timer.cancel()
-            self._leave(caller, arriving)
+            self._remove(caller, arriving)
 
-    def _enter(self, caller: str, arriving: _Arriving) -> None:
+    def _add(self, caller: str, arriving: _Arriving) -> None:
         mine = self._arriving.get(caller, {})
         if self._count >= self._max_calls:
             most = max(self._arriving, key=lambda name: len(self._arriving[name]))
@@ -131,11 +131,11 @@ class ReceiveSlots:
             oldest = next(iter(self._arriving[most]))
             oldest.replaced = True
             oldest.task.cancel()
-            self._leave(most, oldest)
+            self._remove(most, oldest)
         self._arriving.setdefault(caller, mine)[arriving] = None
         self._count += 1
 
-    def _leave(self, caller: str, arriving: _Arriving) -> None:
+    def _remove(self, caller: str, arriving: _Arriving) -> None:
         mine = self._arriving.get(caller)
         if mine is None or arriving not in mine:
             return
@@ -144,7 +144,7 @@ class ReceiveSlots:
         if not mine:
             del self._arriving[caller]
 
-    def _give_up(self, arriving: _Arriving) -> None:
+    def _time_out(self, arriving: _Arriving) -> None:
         arriving.late = True
         arriving.task.cancel()
 

@@ -1,7 +1,7 @@
-"""Answers that clients have not taken: how much memory they may hold, and for how long.
+"""Responses that clients have not taken: bounds their memory and time.
 
-A client that grants no HTTP/2 window makes calls and leaves every answer with the server, which
-gRPC does not bound (docs/adr/0023-memory-bound.md).
+A client that grants no HTTP/2 window makes calls and leaves every response in the server's memory,
+which gRPC does not bound (docs/adr/0023-memory-bound.md).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# What a call holds besides its answer, in gRPC and in Python, in bytes: measured 26 KB.
+# Memory of a call besides its response, in gRPC and in Python: measured 26 KB.
 CALL_BYTES = 32 * 1024
-# Beyond the limit, calls are cancelled until this share of it is left: finding gRPC's tasks costs
+# Beyond the limit, calls are cancelled until this share of it is left: finding gRPC's tasks takes
 # some milliseconds, however many are cancelled.
 KEPT_SHARE = 0.75
 
@@ -30,12 +30,12 @@ _TASKS = asyncio.Task
 
 @dataclass(eq=False, slots=True)
 class _Unsent:
-    """An answer that gRPC has, and the client has not.
+    """A response that gRPC has not sent completely.
 
     Attributes:
-        caller: Whose it is.
-        size: Its bytes, those of the call included.
-        since: When gRPC got it, in loop time.
+        caller: The caller's name.
+        size: Its bytes, including those of the call.
+        since: When it was given to gRPC, in loop time.
     """
 
     caller: str
@@ -44,21 +44,21 @@ class _Unsent:
 
 
 class SendBuffer:
-    """Counts answers from when gRPC gets them until its transport has taken them.
+    """Counts responses from when they are given to gRPC until its transport has taken them.
 
     Event loop only.
 
     Args:
-        max_bytes: What they may take together. Beyond it the oldest ones of the caller that has the
-            most are cancelled, so that a client that takes its answers loses none.
-        timeout_s: How long a client may take, in seconds.
+        max_bytes: Limit of their sum. Beyond it the oldest ones of the caller with the most are
+            cancelled, so that a client that reads its responses loses none.
+        timeout_s: Time limit for a client to take a response, in seconds.
     """
 
     def __init__(self, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        # Not for each answer by itself: cancelling many at once is cheaper.
-        self._look_s = timeout_s / 10
+        # Not for each response by itself: cancelling many at once is cheaper.
+        self._poll_interval_s = timeout_s / 10
         self._unsent: dict[_Task, _Unsent] = {}
         self._of_callers: dict[str, dict[_Task, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -68,11 +68,11 @@ class SendBuffer:
         return len(self._unsent)
 
     def add(self, caller: str, length: int) -> None:
-        """Count the answer of the call whose task runs until that task has ended.
+        """Count the response of the call that the current task handles, until that task ends.
 
         Args:
-            caller: Who gets it.
-            length: The answer's bytes.
+            caller: The caller's name.
+            length: The response's bytes.
         """
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
@@ -82,15 +82,15 @@ class SendBuffer:
         self._unsent[task] = unsent
         self._of_callers.setdefault(caller, {})[task] = unsent.size
         self.bytes += unsent.size
-        # Not the context's callback: gRPC keeps that in a circle with the context.
+        # Not the gRPC context's callback, which would be in a reference cycle with the context.
         task.add_done_callback(self._remove)
         if self.bytes > self._max_bytes:
             self._shrink(task)
         if self._timer is None:
-            self._timer = loop.call_later(self._timeout_s, self._look)
+            self._timer = loop.call_later(self._timeout_s, self._check_timeouts)
 
     def close(self) -> None:
-        """Look at them no more."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -105,30 +105,32 @@ class SendBuffer:
             del self._of_callers[unsent.caller]
 
     def _shrink(self, latest: _Task) -> None:
-        """Cancel the oldest answers of whoever has the most, until there is room again."""
+        """Cancel the oldest responses of the callers with the most, down to `KEPT_SHARE`."""
         sizes = {caller: sum(tasks.values()) for caller, tasks in self._of_callers.items()}
         oldest = {caller: iter(tasks.items()) for caller, tasks in self._of_callers.items()}
         too_many, excess = [], self.bytes - int(KEPT_SHARE * self._max_bytes)
         while excess > 0 and sizes:
             greediest = max(sizes, key=lambda caller: sizes[caller])
             task, size = next(oldest[greediest], (None, 0))
-            if task is None or task is latest:  # an answer that gRPC has not got yet
+            if task is None or task is latest:  # not given to gRPC yet
                 del sizes[greediest]
                 continue
             sizes[greediest] -= size
             excess -= size
             too_many.append(task)
-        self._cancel(too_many, f"answers take more than {self._max_bytes} bytes (max_send_bytes)")
+        self._cancel(too_many, f"responses exceed {self._max_bytes} bytes (max_send_bytes)")
 
-    def _look(self) -> None:
-        """Cancel those that were not taken in time."""
+    def _check_timeouts(self) -> None:
+        """Cancel the responses that were not taken in time."""
         loop = asyncio.get_running_loop()
         self._timer = None
         late = []
         for task, unsent in self._unsent.items():  # the oldest first
             left_s = unsent.since + self._timeout_s - loop.time()
             if left_s > 0:
-                self._timer = loop.call_later(max(left_s, self._look_s), self._look)
+                self._timer = loop.call_later(
+                    max(left_s, self._poll_interval_s), self._check_timeouts
+                )
                 break
             late.append(task)
         self._cancel(late, f"the client took none for {self._timeout_s:g} s (send_timeout_s)")
@@ -138,7 +140,7 @@ class SendBuffer:
             return
         callers = {self._unsent[task].caller for task in tasks}
         log.warning(
-            "%d calls cancelled whose answers were not taken, of %s%s: %s",
+            "cancelled %d calls whose responses were not taken, of %s%s: %s",
             len(tasks),
             min(callers),
             f" and {len(callers) - 1} others" if len(callers) > 1 else "",
@@ -150,13 +152,13 @@ class SendBuffer:
 
 
 def cancel_calls(tasks: Iterable[_Task]) -> None:
-    """Cancel calls that gRPC holds, so that it forgets them and their answers.
+    """Cancel calls in gRPC, so that it frees them and their responses.
 
-    gRPC has no function for that on the server's side: it cancels a call of which nothing is left
-    in Python, and another task of its own, which waits for the call's end, holds one as well.
+    gRPC has no function for that on the server's side: it cancels a call that Python no longer
+    references, and a task of its own, which waits for the call's end, references it too.
 
     Args:
-        tasks: Those in which their handlers run, or ran.
+        tasks: The tasks of their handlers, which may have ended.
     """
     tasks = set(tasks)
     for watching in asyncio.all_tasks():

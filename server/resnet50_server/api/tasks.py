@@ -27,7 +27,7 @@ Options: TypeAlias = Any  # ClassifyOptions or EmbedOptions
 
 
 class Task(ABC):
-    """What a request asks of an image.
+    """A request's checked options for one variant.
 
     Args:
         options: From the request.

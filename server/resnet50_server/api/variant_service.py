@@ -7,8 +7,8 @@ from resnet50_server.errors import InvalidRequest, NotEnabled
 from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
-from resnet50_server.rollout.router import Traffic, Trial
-from resnet50_server.rollout.split import Comparison, Share, Split
+from resnet50_server.rollout.router import ActiveSplit, TrafficRouter
+from resnet50_server.rollout.split import Comparison, SideStats, Split
 from resnet50_server.variants.spec import EMBEDDING_DIMENSION, VariantSpec
 
 from .call import GrpcContext
@@ -20,15 +20,15 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
     Args:
         variants: The registry.
         control: Loads and unloads them.
-        traffic: The traffic splits.
+        router: The traffic splits.
     """
 
     def __init__(
-        self, variants: VariantRegistry, control: VariantControl, traffic: Traffic
+        self, variants: VariantRegistry, control: VariantControl, router: TrafficRouter
     ) -> None:
         self._variants = variants
         self._control = control
-        self._traffic = traffic
+        self._router = router
 
     async def ListVariants(
         self, request: variant_pb2.ListVariantsRequest, context: GrpcContext
@@ -36,7 +36,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         """List all, without their categories."""
         variants = self._variants
         listed = [self._describe(spec) for spec in variants.specs]
-        listed += [_leaving(one) for one in variants.draining]
+        listed += [_describe_draining(one) for one in variants.draining]
         listed += [
             variant_pb2.Variant(
                 name=name, state=variant_pb2.VARIANT_STATE_FAILED, last_failure=reason
@@ -75,7 +75,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         if not request.name:
             raise InvalidRequest("name", "is empty: set it to the variant to unload")
         return variant_pb2.UnloadVariantResponse(
-            variant=_leaving(await self._control.unload(request.name))
+            variant=_describe_draining(await self._control.unload(request.name))
         )
 
     async def SetDefaultVariant(
@@ -95,14 +95,14 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
     ) -> variant_pb2.SetTrafficSplitResponse:
         """Set a traffic split."""
         self._require_enabled("SetTrafficSplit")
-        trial = self._traffic.set(_parse_split(request.split, self._variants))
-        return variant_pb2.SetTrafficSplitResponse(report=_to_report(trial))
+        active = self._router.set(_parse_split(request.split, self._variants))
+        return variant_pb2.SetTrafficSplitResponse(report=_to_report(active))
 
     async def ListTrafficSplits(
         self, request: variant_pb2.ListTrafficSplitsRequest, context: GrpcContext
     ) -> variant_pb2.ListTrafficSplitsResponse:
         """List traffic splits with their reports."""
-        reports = [_to_report(trial) for trial in self._traffic.trials]
+        reports = [_to_report(active) for active in self._router.splits]
         return variant_pb2.ListTrafficSplitsResponse(reports=reports)
 
     async def DeleteTrafficSplit(
@@ -113,8 +113,8 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         if not request.variant:
             raise InvalidRequest("variant", "is empty: set it to the variant that has the split")
         spec = self._variants.resolve(request.variant, field="variant")
-        trial = self._traffic.delete(spec.name)
-        return variant_pb2.DeleteTrafficSplitResponse(report=_to_report(trial))
+        active = self._router.delete(spec.name)
+        return variant_pb2.DeleteTrafficSplitResponse(report=_to_report(active))
 
     def _require_enabled(self, method: str) -> None:
         if self._control.source is None:
@@ -122,12 +122,12 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
 
     def _describe(self, spec: VariantSpec) -> variant_pb2.Variant:
         """Describe a variant that is loaded or being loaded."""
-        held, loading = self._variants.loaded_variant(spec), self._variants.load_progress(spec)
-        if held is None:
-            variant = _defined(spec, variant_pb2.VARIANT_STATE_LOADING)
+        loaded, loading = self._variants.loaded_variant(spec), self._variants.load_progress(spec)
+        if loaded is None:
+            variant = _describe_unloaded(spec, variant_pb2.VARIANT_STATE_LOADING)
         else:
-            variant = _described(held, variant_pb2.VARIANT_STATE_READY)
-            if (problem := held.queue.health.problem) is not None:
+            variant = _describe_loaded(loaded, variant_pb2.VARIANT_STATE_READY)
+            if (problem := loaded.queue.health.problem) is not None:
                 variant.state = variant_pb2.VARIANT_STATE_UNHEALTHY
                 variant.problem = problem
         variant.server_default = spec is self._variants.default
@@ -138,12 +138,14 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         return variant
 
 
-def _leaving(held: LoadedVariant) -> variant_pb2.Variant:
+def _describe_draining(loaded: LoadedVariant) -> variant_pb2.Variant:
     """Describe a variant that accepts no new requests."""
-    return _described(held, variant_pb2.VARIANT_STATE_DRAINING)
+    return _describe_loaded(loaded, variant_pb2.VARIANT_STATE_DRAINING)
 
 
-def _defined(spec: VariantSpec, state: variant_pb2.VariantState.ValueType) -> variant_pb2.Variant:
+def _describe_unloaded(
+    spec: VariantSpec, state: variant_pb2.VariantState.ValueType
+) -> variant_pb2.Variant:
     """Describe a variant whose weights are not loaded."""
     variant = variant_pb2.Variant(
         name=spec.name,
@@ -159,20 +161,24 @@ def _defined(spec: VariantSpec, state: variant_pb2.VariantState.ValueType) -> va
     return variant
 
 
-def _described(
-    held: LoadedVariant, state: variant_pb2.VariantState.ValueType
+def _describe_loaded(
+    loaded: LoadedVariant, state: variant_pb2.VariantState.ValueType
 ) -> variant_pb2.Variant:
     """Describe a variant whose weights are loaded."""
-    variant, built, latency = _defined(held.spec, state), held.built, held.queue.latency
+    variant, built, latency = (
+        _describe_unloaded(loaded.spec, state),
+        loaded.built,
+        loaded.queue.latency,
+    )
     variant.trained = built.trained
     variant.digest = built.digest
     variant.parameter_count = built.parameter_count
-    variant.embedding_space = held.space
+    variant.embedding_space = loaded.space
     variant.precision = built.precision
     variant.device = built.device
     variant.engine = built.kind
     variant.memory_bytes = built.memory_bytes
-    variant.requests = held.requests
+    variant.requests = loaded.requests
     if (quantization := built.quantization) is not None:
         variant.quantization.CopyFrom(
             variant_pb2.Quantization(
@@ -207,9 +213,9 @@ def _parse_split(message: variant_pb2.TrafficSplit, variants: VariantRegistry) -
     )
 
 
-def _to_report(trial: Trial) -> variant_pb2.TrafficReport:
+def _to_report(active: ActiveSplit) -> variant_pb2.TrafficReport:
     """Return the report of a traffic split."""
-    split, tally = trial.split, trial.tally
+    split, stats = active.split, active.stats
     report = variant_pb2.TrafficReport(
         split=variant_pb2.TrafficSplit(
             variant=split.variant,
@@ -218,21 +224,21 @@ def _to_report(trial: Trial) -> variant_pb2.TrafficReport:
             shadow_percent=split.shadow_percent,
             canary_embeddings=split.canary_embeddings,
         ),
-        variant_digest=tally.variant_digest,
-        candidate_digest=tally.candidate_digest,
-        elapsed_s=tally.elapsed_s,
-        variant_answers=_share(tally.variant_answers),
-        candidate_answers=_share(tally.candidate_answers),
-        skipped=tally.skipped,
-        failed=tally.failed,
-        ended=trial.ended,
+        variant_digest=stats.variant_digest,
+        candidate_digest=stats.candidate_digest,
+        elapsed_s=stats.elapsed_s,
+        variant_answers=_share(stats.variant_answers),
+        candidate_answers=_share(stats.candidate_answers),
+        skipped=stats.skipped,
+        failed=stats.failed,
+        ended=active.ended,
     )
-    if tally.comparison.images:
-        report.comparison.CopyFrom(_comparison(tally.comparison))
+    if stats.comparison.images:
+        report.comparison.CopyFrom(_comparison(stats.comparison))
     return report
 
 
-def _share(share: Share) -> variant_pb2.TrafficShare:
+def _share(share: SideStats) -> variant_pb2.TrafficShare:
     return variant_pb2.TrafficShare(
         answered=share.answered,
         failed=share.failed,

@@ -1,4 +1,4 @@
-"""The traffic splits that hold: who answers a call, and what came of it."""
+"""Active traffic splits: which variant computes a request, and their statistics."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.variants.spec import VariantSpec
 
-from .shadow import Compute, Shadow, Shadows, seen
-from .split import Share, Split, Tally
+from .shadow import Compute, ShadowRequest, ShadowWorker, output_of
+from .split import SideStats, Split, SplitStats
 
 log = logging.getLogger(__name__)
 
 OK = "OK"
 
 
-class Trial:
-    """A split that holds, and what was counted since.
+class ActiveSplit:
+    """A traffic split with its statistics.
 
     Args:
-        split: Which one.
+        split: Its settings.
         variant: The variant.
         candidate: The candidate.
-        variants: Where both are found, whatever weights they have by then.
-        shadows: The images that the candidate computes as well.
+        variants: The registry, for both after they have been replaced.
+        shadows: Computes images on the candidate as well.
 
     Attributes:
-        split: The same.
-        shadows: The same.
-        ended: Why the server has ended it; "" while it holds.
+        split: Its settings.
+        shadows: Computes images on the candidate as well.
+        ended: Why the server has ended it; "" while it is active.
     """
 
     def __init__(
@@ -46,66 +46,66 @@ class Trial:
         variant: LoadedVariant,
         candidate: LoadedVariant,
         variants: VariantRegistry,
-        shadows: Shadows,
+        shadows: ShadowWorker,
     ) -> None:
         self.split = split
         self.shadows = shadows
         self.ended = ""
         self._variants = variants
         self._specs = variant.spec, candidate.spec
-        self._tally = Tally(variant.built.digest, candidate.built.digest)
+        self._stats = SplitStats(variant.built.digest, candidate.built.digest)
 
     def end(self, reason: str) -> None:
-        """Compare no more; what was counted stays as it is.
+        """Stop comparing; the statistics stay.
 
         Args:
             reason: Why.
         """
         self.ended = reason
-        self._tally.stop()
+        self._stats.stop()
         self.shadows.close()
 
     @property
     def variant(self) -> LoadedVariant | None:
-        """The variant, if it answers."""
+        """The variant, if it is loaded."""
         return self._variants.loaded_variant(self._specs[0])
 
     @property
     def candidate(self) -> LoadedVariant | None:
-        """The candidate, if it answers."""
+        """The candidate, if it is loaded."""
         return self._variants.loaded_variant(self._specs[1])
 
     @property
-    def tally(self) -> Tally:
-        """What was counted; begins anew once one of the two has other weights."""
+    def stats(self) -> SplitStats:
+        """The statistics; they restart when the weights of one of the two change."""
         if self.ended:
-            return self._tally
+            return self._stats
         variant, candidate = self.variant, self.candidate
         if variant is not None and candidate is not None:
             digests = variant.built.digest, candidate.built.digest
-            if digests != (self._tally.variant_digest, self._tally.candidate_digest):
-                self._tally = Tally(*digests)
-        return self._tally
+            if digests != (self._stats.variant_digest, self._stats.candidate_digest):
+                self._stats = SplitStats(*digests)
+        return self._stats
 
-    def share(self, name: str, tally: Tally) -> Share | None:
-        """Return the side that a variant's answers count on; None if they do not."""
+    def share(self, name: str, stats: SplitStats) -> SideStats | None:
+        """Return the side that a variant's results count for; None for neither."""
         if name == self.split.variant:
-            return tally.variant_answers
+            return stats.variant_answers
         # Neither: the stream was routed by an earlier split.
-        return tally.candidate_answers if name == self.split.candidate else None
+        return stats.candidate_answers if name == self.split.candidate else None
 
 
-class Traffic(ServerEvents):
-    """All traffic splits of a server, one a variant. Event loop only.
+class TrafficRouter(ServerEvents):
+    """All traffic splits of a server, at most one per variant. Event loop only.
 
-    As an observer it counts the calls that fail. A split whose candidate goes out of service, or is
-    replaced by weights that it could not be set with, ends by itself; its last report is kept until
-    it is deleted or its variant gets another one.
+    As a listener it counts failed calls. A split ends by itself if its candidate becomes unhealthy,
+    or is replaced by weights with which it could not have been set; its last report is kept until
+    it is deleted or replaced.
 
     Args:
-        variants: Those that can answer.
-        compute: Computes an image that nobody waits for.
-        random: Says which images a candidate computes as well.
+        variants: The registry.
+        compute: Computes an image for which no client waits.
+        random: Selects the images that a candidate computes as well.
     """
 
     def __init__(
@@ -114,26 +114,26 @@ class Traffic(ServerEvents):
         self._variants = variants
         self._compute = compute
         self._random = random or Random()
-        self._trials: dict[str, Trial] = {}  # by the names of their variants
+        self._splits: dict[str, ActiveSplit] = {}  # by the names of their variants
         variants.on_health_change(self._on_health)
         variants.on_retired(self._on_retired)
 
     @property
-    def trials(self) -> list[Trial]:
-        """All, in the order in which they were set, with those that have ended by themselves."""
-        return list(self._trials.values())
+    def splits(self) -> list[ActiveSplit]:
+        """All, in the order in which they were set, including ended ones."""
+        return list(self._splits.values())
 
-    def set(self, split: Split) -> Trial:
-        """Let a split hold, in the place of the one that its variant has.
+    def set(self, split: Split) -> ActiveSplit:
+        """Set a split, replacing the one of its variant.
 
-        What was counted goes on if it is the same split.
+        The statistics go on if the variants are the same.
 
         Raises:
             NotNow: One of the two is not loaded.
         """
-        trial = self._trials.get(split.variant)
-        if trial is not None and trial.split == split and not trial.ended:
-            return trial
+        active = self._splits.get(split.variant)
+        if active is not None and active.split == split and not active.ended:
+            return active
         variant = self._loaded("split.variant", split.variant)
         candidate = self._loaded("split.candidate", split.candidate)
         if (problem := candidate.queue.health.problem) is not None:
@@ -143,155 +143,162 @@ class Traffic(ServerEvents):
                 f"split.canary_percent: {difference}; its answers would mean something else to"
                 " callers who asked for the variant: compare such weights with shadow_percent only"
             )
-        if trial is not None:
+        if active is not None:
             self.delete(split.variant)
-        trial = self._trials[split.variant] = Trial(
-            split, variant, candidate, self._variants, Shadows(self._compute, split.candidate)
+        active = self._splits[split.variant] = ActiveSplit(
+            split, variant, candidate, self._variants, ShadowWorker(self._compute, split.candidate)
         )
-        return trial
+        return active
 
-    def delete(self, variant: str) -> Trial:
+    def delete(self, variant: str) -> ActiveSplit:
         """End a variant's split.
 
         Raises:
             SplitNotFound: It has none.
         """
-        trial = self._trials.pop(variant, None)
-        if trial is None:
-            raise SplitNotFound("variant", variant, list(self._trials))
-        trial.shadows.close()
-        return trial
+        active = self._splits.pop(variant, None)
+        if active is None:
+            raise SplitNotFound("variant", variant, list(self._splits))
+        active.shadows.close()
+        return active
 
-    def naming(self, name: str) -> list[str]:
-        """Return the variants whose splits name a variant, as the one or the other."""
+    def splits_using(self, name: str) -> list[str]:
+        """Return the variants whose splits refer to a variant on either side."""
         return [
-            trial.split.variant
-            for trial in self._trials.values()
-            if name in (trial.split.variant, trial.split.candidate) and not trial.ended
+            active.split.variant
+            for active in self._splits.values()
+            if name in (active.split.variant, active.split.candidate) and not active.ended
         ]
 
-    def route(
+    def resolve(
         self, call: RequestContext, variant: LoadedVariant, *, with_embedding: bool
     ) -> LoadedVariant:
-        """Return what answers a call.
+        """Return the variant that computes a request.
 
         Args:
-            call: Which one.
-            variant: The one that it asks for.
-            with_embedding: Whether it asks for embeddings. Vectors of two weights must not get
-                into one index unnoticed, so the candidate answers them only if the split says so.
+            call: The request.
+            variant: The requested variant.
+            with_embedding: Whether it asks for embeddings. Embeddings of two variants must not be
+                mixed in one index unnoticed, so the candidate computes them only if the split
+                allows it.
         """
         call.asked = name = variant.spec.name
-        if (trial := self._holding(name)) is None:
+        if (active := self._active(name)) is None:
             return variant
-        if with_embedding and not trial.split.canary_embeddings:
+        if with_embedding and not active.split.canary_embeddings:
             return variant
-        canary = trial.split.is_canary(call.key or call.caller.name)
-        return (trial.candidate if canary else None) or variant
+        canary = active.split.is_canary(call.key or call.caller.name)
+        return (active.candidate if canary else None) or variant
 
-    def watch(self, task: InferenceTask, call: RequestContext, source: Source) -> InferenceTask:
-        """Return what is to be done with an image if a split is to learn of it.
+    def instrument(
+        self, task: InferenceTask, call: RequestContext, source: Source
+    ) -> InferenceTask:
+        """Return a task whose result a split counts, and compares if the image is selected.
 
         Args:
-            task: What would be done without.
-            call: The RPC that it belongs to.
+            task: What to compute otherwise.
+            call: The request.
             source: The image.
         """
-        if not self._trials or (trial := self._holding(call.asked)) is None:
+        if not self._splits or (active := self._active(call.asked)) is None:
             return task
-        name, tally = task.variant.spec.name, trial.tally
-        if (share := trial.share(name, tally)) is None:
+        name, stats = task.variant.spec.name, active.stats
+        if (share := active.share(name, stats)) is None:
             return task
-        candidate = trial.candidate
+        candidate = active.candidate
         if (
             candidate is None
             or name == candidate.spec.name
-            or self._random.random() * 100 >= trial.split.shadow_percent
+            or self._random.random() * 100 >= active.split.shadow_percent
         ):
             return task._replace(on_result=partial(_count, share))
-        if not trial.shadows.has_room(source):
-            tally.skipped += 1
+        if not active.shadows.has_capacity(source):
+            stats.skipped += 1
             return task._replace(on_result=partial(_count, share))
 
         def compare(result: Result, image: ImageEvent) -> None:
             _count(share, result, image)
             if result.cache != "none":
                 return  # the variant did not take the time that is to be compared
-            trial.shadows.add(Shadow(source, seen(result, task.variant), candidate, tally))
+            active.shadows.add(
+                ShadowRequest(source, output_of(result, task.variant), candidate, stats)
+            )
 
         return task._replace(top_k=max(1, task.top_k), with_embedding=True, on_result=compare)
 
     def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
-        """Count a call with one image that was not answered."""
+        """Count a failed request for one image."""
         if code != OK and call.stream is None:
             self._count_failed(call)
 
     def frame_refused(self, call: RequestContext, error: Exception) -> None:
-        """Count a frame."""
+        """Count a failed frame."""
         self._count_failed(call)
 
     def close(self) -> None:
-        """Compute no more shadows."""
-        for trial in self._trials.values():
-            trial.shadows.close()
+        """Stop computing shadow requests."""
+        for active in self._splits.values():
+            active.shadows.close()
 
     def _count_failed(self, call: RequestContext) -> None:
-        if (trial := self._trials.get(call.asked)) is None:
+        if (active := self._splits.get(call.asked)) is None:
             return
-        if trial.ended and call.variant != trial.split.candidate:
-            return  # what the candidate had taken by then still counts
-        if (share := trial.share(call.variant, trial.tally)) is not None:
+        if active.ended and call.variant != active.split.candidate:
+            return  # requests that the candidate had started still count
+        if (share := active.share(call.variant, active.stats)) is not None:
             share.failed += 1
 
-    def _holding(self, variant: str) -> Trial | None:
-        """Return a variant's split, unless it has ended."""
-        trial = self._trials.get(variant)
-        return None if trial is None or trial.ended else trial
+    def _active(self, variant: str) -> ActiveSplit | None:
+        """Return a variant's split unless it has ended."""
+        active = self._splits.get(variant)
+        return None if active is None or active.ended else active
 
     def _on_health(self, variant: LoadedVariant) -> None:
-        """End the splits whose candidate has gone out of service."""
+        """End the splits whose candidate has become unhealthy."""
         if (problem := variant.queue.health.problem) is None or variant.retired:
             return
-        for trial in self._trials.values():
-            if trial.candidate is variant:
-                self._end(trial, f"candidate {trial.split.candidate} is out of service: {problem}")
+        for active in self._splits.values():
+            if active.candidate is variant:
+                self._end(
+                    active, f"candidate {active.split.candidate} is out of service: {problem}"
+                )
 
     def _on_retired(self, replaced: LoadedVariant) -> None:
-        """End the canaries that the weights which came in a variant's place do not suit."""
+        """End the canaries that do not suit the weights that have replaced a variant's."""
         if (successor := replaced.replaced_by) is None:
-            # Those that hold name no variant that is unloaded.
-            self._trials.pop(replaced.spec.name, None)
+            # An active split refers to no unloaded variant, so this one has ended.
+            self._splits.pop(replaced.spec.name, None)
             return
-        for trial in self._trials.values():
-            variant, candidate = trial.variant, trial.candidate
+        for active in self._splits.values():
+            variant, candidate = active.variant, active.candidate
             if (
-                trial.split.canary_percent
+                active.split.canary_percent
                 and variant is not None
                 and candidate is not None
                 and successor in (variant, candidate)
                 and (difference := _difference(variant, candidate))
             ):
-                self._end(trial, difference)
+                self._end(active, difference)
 
-    def _end(self, trial: Trial, reason: str) -> None:
-        if not trial.ended:
-            trial.end(reason)
+    def _end(self, active: ActiveSplit, reason: str) -> None:
+        if not active.ended:
+            active.end(reason)
             log.error(
                 "the traffic split of %s has ended, and %s answers all of its requests again: %s",
-                trial.split.variant,
-                trial.split.variant,
+                active.split.variant,
+                active.split.variant,
                 reason,
             )
 
     def _loaded(self, field: str, name: str) -> LoadedVariant:
         spec: VariantSpec = self._variants.resolve(name, field)
-        held = self._variants.loaded_variant(spec)
-        if held is None:
+        loaded = self._variants.loaded_variant(spec)
+        if loaded is None:
             raise NotNow(f"{field}: {name} is not loaded yet")
-        return held
+        return loaded
 
 
-def _count(share: Share, result: Result, image: ImageEvent) -> None:
+def _count(share: SideStats, result: Result, image: ImageEvent) -> None:
     share.answered += 1
     share.total_s.add(image.total_s)
 

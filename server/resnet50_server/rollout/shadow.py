@@ -1,7 +1,7 @@
-"""Images that a variant has answered and a candidate computes as well; nobody waits for that.
+"""Shadow requests: a candidate computes images that a variant has answered; no client waits.
 
-One at a time: whoever comes meanwhile waits for one image at most. Those that come while enough
-wait already are left out: a server that has no time for them does not collect them either.
+They run one at a time, so that a client's request waits for one of them at most. Those that arrive
+while the queue is full are skipped.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from resnet50_server.images.source import Source, size_bytes
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
-from .split import Seen, Tally
+from .split import Output, SplitStats
 
 log = logging.getLogger(__name__)
 
 Compute: TypeAlias = Callable[[Source, InferenceTask, RequestContext], Awaitable[Result]]
 
-# What waits for one candidate, at most: a few of its batches, and a few of the largest images.
+# Limits of the queue for one candidate: a few of its batches, and a few of the largest images.
 MAX_WAITING = 16
 MAX_WAITING_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Shadow:
-    """An image that a candidate is to compute.
+class ShadowRequest:
+    """An image for a candidate to compute.
 
     Attributes:
-        source: The image, as it came.
+        source: The image, as received.
         seen: What the variant made of it.
         candidate: Computes it.
         tally: Where it is counted.
     """
 
     source: Source
-    seen: Seen
+    output_of: Output
     candidate: LoadedVariant
-    tally: Tally
+    stats: SplitStats
 
 
-class Shadows:
-    """A line of images for one candidate. Event loop only.
+class ShadowWorker:
+    """A queue of shadow requests for one candidate. Event loop only.
 
     Args:
         compute: Computes an image, behind what callers wait for.
@@ -60,21 +60,21 @@ class Shadows:
     def __init__(self, compute: Compute, name: str) -> None:
         self._compute = compute
         self._name = name
-        self._waiting: deque[Shadow] = deque()
+        self._waiting: deque[ShadowRequest] = deque()
         self._bytes = 0
         self._working: asyncio.Task[None] | None = None
         self._closed = False
 
-    def has_room(self, source: Source) -> bool:
+    def has_capacity(self, source: Source) -> bool:
         """Return whether an image may wait. However long it is, it may if no other does."""
         if self._closed or len(self._waiting) >= MAX_WAITING:
             return False
         return not self._waiting or self._bytes + size_bytes(source) <= MAX_WAITING_BYTES
 
-    def add(self, shadow: Shadow) -> None:
+    def add(self, shadow: ShadowRequest) -> None:
         """Compute an image when its turn comes; without room it counts as skipped."""
-        if not self.has_room(shadow.source):
-            shadow.tally.skipped += 1
+        if not self.has_capacity(shadow.source):
+            shadow.stats.skipped += 1
             return
         self._waiting.append(shadow)
         self._bytes += size_bytes(shadow.source)
@@ -85,7 +85,7 @@ class Shadows:
             )
 
     def close(self) -> None:
-        """Take and compute no more."""
+        """Accept and compute no more."""
         self._closed = True
         self._waiting.clear()
         self._bytes = 0
@@ -98,12 +98,12 @@ class Shadows:
                 shadow = self._waiting.popleft()
                 self._bytes -= size_bytes(shadow.source)
                 await self._compare(shadow)
-                del shadow  # its image is not held on to
+                del shadow  # frees its image
         finally:
             self._working = None
 
-    async def _compare(self, shadow: Shadow) -> None:
-        candidate, tally = shadow.candidate, shadow.tally
+    async def _compare(self, shadow: ShadowRequest) -> None:
+        candidate, stats = shadow.candidate, shadow.stats
         call = RequestContext("Shadow", "", (), bulk=True, variant=self._name)
         try:
             task = InferenceTask(candidate, 1, True, shadow=True)
@@ -111,20 +111,20 @@ class Shadows:
         except ShuttingDown:
             pass  # the candidate has been replaced or goes, and with it what was counted
         except Overloaded:
-            tally.skipped += 1
+            stats.skipped += 1
         except ServingError as error:  # the engine's own are in the log already
             log.debug("candidate %s failed on a shadow: %s", self._name, error)
-            tally.failed += 1
+            stats.failed += 1
         except Exception:
             log.exception("candidate %s failed on a shadow", self._name)
-            tally.failed += 1
+            stats.failed += 1
         else:
-            tally.comparison.add(shadow.seen, seen(result, candidate))
+            stats.comparison.add(shadow.output_of, output_of(result, candidate))
 
 
-def seen(result: Result, variant: LoadedVariant) -> Seen:
+def output_of(result: Result, variant: LoadedVariant) -> Output:
     """Return what a comparison needs of a result with an embedding and at least one category."""
     assert result.embedding is not None  # asked for
     label = variant.spec.categories[int(result.indices[0])]
     # A copy: the vector is a part of its batch's.
-    return Seen(label, result.embedding.copy(), result.compute_s)
+    return Output(label, result.embedding.copy(), result.compute_s)

@@ -1,4 +1,4 @@
-"""What a traffic split is: who is a canary, and what was counted. Neither I/O nor a loop."""
+"""Traffic splits: settings, selection of canary callers, statistics. No I/O, no event loop."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Split:
         return place < round(self.canary_percent * STEPS / 100)
 
 
-class Latest:
+class RecentValues:
     """The latest `WINDOW` of many numbers."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Latest:
 
 
 @dataclass
-class Share:
+class SideStats:
     """Requests and frames that one side of a split took.
 
     Attributes:
@@ -104,12 +104,12 @@ class Share:
 
     answered: int = 0
     failed: int = 0
-    total_s: Latest = field(default_factory=Latest)
+    total_s: RecentValues = field(default_factory=RecentValues)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one variant made of an image.
+class Output:
+    """One variant's result for an image.
 
     Attributes:
         label: Of its first category.
@@ -139,10 +139,10 @@ class Comparison:
     agreed: int = 0
     cosines: float = 0.0
     min_cosine: float = 1.0
-    variant_s: Latest = field(default_factory=Latest)
-    candidate_s: Latest = field(default_factory=Latest)
+    variant_s: RecentValues = field(default_factory=RecentValues)
+    candidate_s: RecentValues = field(default_factory=RecentValues)
 
-    def add(self, variant: Seen, candidate: Seen) -> None:
+    def add(self, variant: Output, candidate: Output) -> None:
         """Count an image."""
         cosine = _cosine(variant.embedding, candidate.embedding)
         self.images += 1
@@ -154,8 +154,8 @@ class Comparison:
 
 
 @dataclass
-class Tally:
-    """What was counted of a split with the weights of two digests.
+class SplitStats:
+    """Statistics of a split for one pair of weights.
 
     Attributes:
         variant_digest: Of the variant's weights.
@@ -171,8 +171,8 @@ class Tally:
     variant_digest: str
     candidate_digest: str
     clock: Callable[[], float] = time.monotonic
-    variant_answers: Share = field(default_factory=Share)
-    candidate_answers: Share = field(default_factory=Share)
+    variant_answers: SideStats = field(default_factory=SideStats)
+    candidate_answers: SideStats = field(default_factory=SideStats)
     comparison: Comparison = field(default_factory=Comparison)
     skipped: int = 0
     failed: int = 0

@@ -49,8 +49,8 @@ def folder(tmp_path):
 
 
 def compared(server: Server) -> int:
-    (trial,) = server.parts.inference._traffic.trials
-    return trial.tally.comparison.images
+    (active,) = server.parts.traffic.splits
+    return active.stats.comparison.images
 
 
 # The two clients

@@ -257,12 +257,12 @@ async def test_stream_after_a_swap_gets_no_answer_of_the_old_weights(tmp_path):
 async def test_split_compares_only_what_the_variant_has_computed():
     settings = CACHING | {"variants": [V1, V2]}
     async with serving(**settings) as server, AsyncClient(server.addresses[0]) as client:
-        trial = server.parts.inference._traffic.set(Split(V1, V2, shadow_percent=100.0))
+        active = server.parts.traffic.set(Split(V1, V2, shadow_percent=100.0))
         uses = [(await client.classify(PNG, variant=V1)).timing.cache for _ in range(3)]
         await client.classify(OTHER, variant=V1)
-        await until(lambda: trial.tally.comparison.images == 2)
+        await until(lambda: active.stats.comparison.images == 2)
         assert uses == [None, "hit", "hit"]
-        assert trial.tally.variant_answers.answered == 4
+        assert active.stats.variant_answers.answered == 4
         # What the candidate computed for the comparison is no answer of anybody's.
         assert (await client.classify(PNG, variant=V2)).timing.cache is None
 

@@ -417,8 +417,8 @@ async def test_share_of_images_is_compared_not_of_callers(tmp_path):
         await operator.split(V2, V1, shadow_percent=50.0)
         for _ in range(300):
             await operator.classify(key="one")
-        (trial,) = operator.server.parts.inference._traffic.trials
-        await until(lambda: trial.shadows._working is None)
+        (active,) = operator.server.parts.traffic.splits
+        await until(lambda: active.shadows._working is None)
         report = await operator.report()
         taken = report.comparison.images + report.skipped
         assert 150 - 45 < taken < 150 + 45  # 5 standard deviations
@@ -452,16 +452,16 @@ async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
     async with operated(tmp_path, **limits) as operator:
         await put_elsewhere(operator, V1)
         await operator.split(V2, V1, shadow_percent=100.0)
-        (trial,) = operator.server.parts.inference._traffic.trials
+        (active,) = operator.server.parts.traffic.splits
         opened = held_back(engine_of(operator, V1))
         try:
             await operator.classify()
-            await until(lambda: not trial.shadows._waiting)  # it is computed
+            await until(lambda: not active.shadows._waiting)  # it is computed
             for _ in range(MAX_WAITING + 30):
                 assert (await operator.classify()).variant.name == V2
             report = await operator.report()
             assert report.variant_answers.answered == MAX_WAITING + 31
-            assert (report.skipped, len(trial.shadows._waiting)) == (30, MAX_WAITING)
+            assert (report.skipped, len(active.shadows._waiting)) == (30, MAX_WAITING)
             assert not report.HasField("comparison")
         finally:
             opened.set()
@@ -483,15 +483,15 @@ async def put_elsewhere(operator: Operator, name: str) -> None:
 async def test_drain_waits_for_nothing_that_the_candidate_computes(tmp_path):
     async with operated(tmp_path, drain_timeout_s=600.0) as operator:
         await operator.split(V2, V1, shadow_percent=100.0)
-        (trial,) = operator.server.parts.inference._traffic.trials
+        (active,) = operator.server.parts.traffic.splits
         opened = held_back(engine_of(operator, V1))
         try:
             await operator.classify()
             (scheduler,) = operator.server.parts.devices._schedulers.values()
             await until(lambda: not scheduler.idle)
             await asyncio.wait_for(operator.server.stop(), 60)
-            assert trial.shadows._working is None
-            assert not trial.shadows._waiting
+            assert active.shadows._working is None
+            assert not active.shadows._waiting
         finally:
             opened.set()
 

@@ -12,8 +12,14 @@ import pytest
 
 from resnet50_server.batching.result import Result
 from resnet50_server.errors import EngineFailed, InvalidImage, Overloaded, Unloading
-from resnet50_server.rollout.shadow import MAX_WAITING, MAX_WAITING_BYTES, Shadow, Shadows, seen
-from resnet50_server.rollout.split import Seen, Tally
+from resnet50_server.rollout.shadow import (
+    MAX_WAITING,
+    MAX_WAITING_BYTES,
+    ShadowRequest,
+    ShadowWorker,
+    output_of,
+)
+from resnet50_server.rollout.split import Output, SplitStats
 from tests.support.serving import until
 
 CANDIDATE = SimpleNamespace(spec=SimpleNamespace(categories=["dog", "cat"]))
@@ -26,8 +32,8 @@ class Bench:
     def __init__(self) -> None:
         self.jobs: list = []
         self.computing: asyncio.Future | None = None
-        self.shadows = Shadows(self.compute, "V2")
-        self.tally = Tally("a" * 64, "b" * 64)
+        self.shadows = ShadowWorker(self.compute, "V2")
+        self.stats = SplitStats("a" * 64, "b" * 64)
 
     async def compute(self, source, task, call):
         assert self.computing is None, "two at once"
@@ -39,7 +45,7 @@ class Bench:
             self.computing = None
 
     def add(self, source: bytes = b"image", label: str = "cat") -> None:
-        self.shadows.add(Shadow(source, Seen(label, VECTOR, 0.001), CANDIDATE, self.tally))
+        self.shadows.add(ShadowRequest(source, Output(label, VECTOR, 0.001), CANDIDATE, self.stats))
 
     async def answer(self, error: Exception | None = None) -> None:
         """Let the image that is being computed, or will be next, be computed."""
@@ -75,7 +81,7 @@ async def test_shadow_images_run_one_at_a_time_in_order_as_bulk():
         for _, task, call in line.jobs:
             assert (task.variant, task.shadow, call.bulk) == (CANDIDATE, True, True)
             assert (task.top_k, task.with_embedding, call.deadline) == (1, True, None)
-        comparison = line.tally.comparison
+        comparison = line.stats.comparison
         assert (comparison.images, comparison.agreed) == (3, 2)
         assert comparison.min_cosine == pytest.approx(1.0)
         assert line.idle  # and starts again
@@ -89,16 +95,16 @@ async def test_those_that_find_no_room_are_skipped():
         line.add()
         await until(lambda: line.computing)
         for _ in range(MAX_WAITING):
-            assert line.shadows.has_room(b"image")
+            assert line.shadows.has_capacity(b"image")
             line.add()
-        assert not line.shadows.has_room(b"image")
+        assert not line.shadows.has_capacity(b"image")
         for _ in range(1000):
             line.add()
         assert len(line.shadows._waiting) == MAX_WAITING
-        assert (line.tally.skipped, line.tally.failed) == (1000, 0)
+        assert (line.stats.skipped, line.stats.failed) == (1000, 0)
         await line.answer()
         line.add()
-        assert line.tally.skipped == 1000
+        assert line.stats.skipped == 1000
 
 
 async def test_bytes_that_wait_are_bounded_but_for_one_image():
@@ -108,18 +114,18 @@ async def test_bytes_that_wait_are_bounded_but_for_one_image():
         await until(lambda: line.computing)
         line.add(huge)
         line.add()
-        assert line.tally.skipped == 1
+        assert line.stats.skipped == 1
         await line.answer()
         line.add(half)
         line.add(half)
         line.add(b"x")
-        assert line.tally.skipped == 2
+        assert line.stats.skipped == 2
         assert line.shadows._bytes == 2 * len(half)
         for _ in range(3):
             await line.answer()
         assert line.idle
         assert line.shadows._bytes == 0
-        assert line.tally.comparison.images == 4
+        assert line.stats.comparison.images == 4
 
 
 async def test_failures_are_counted_and_the_next_image_goes_on(caplog):
@@ -136,8 +142,8 @@ async def test_failures_are_counted_and_the_next_image_goes_on(caplog):
         for error in errors:
             await line.answer(error)
         await line.answer()
-        assert (line.tally.failed, line.tally.skipped) == (3, 1)
-        assert line.tally.comparison.images == 1
+        assert (line.stats.failed, line.stats.skipped) == (3, 1)
+        assert line.stats.comparison.images == 1
     faults = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert [str(record.exc_info[1]) for record in faults] == ["a fault of ours"]
 
@@ -152,12 +158,12 @@ async def test_after_the_end_nothing_is_computed_or_kept():
     line.add()
     assert not line.shadows._waiting
     assert (len(line.jobs), line.idle) == (1, True)
-    assert not line.shadows.has_room(b"image")
+    assert not line.shadows.has_capacity(b"image")
 
 
 def test_vector_is_copied_out_of_its_batch():
     batch = np.ones((64, 2), dtype=np.float32)
-    kept = seen(Result(np.array([0]), np.ones(1), batch[3], 0.0, 0.002, 64), CANDIDATE)
+    kept = output_of(Result(np.array([0]), np.ones(1), batch[3], 0.0, 0.002, 64), CANDIDATE)
     batch[:] = 0.0
     assert (kept.label, kept.embedding.tolist()) == ("dog", [1.0, 1.0])
     assert kept.embedding.base is None

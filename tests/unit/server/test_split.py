@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from resnet50_server.errors import InvalidRequest
-from resnet50_server.rollout.split import WINDOW, Comparison, Latest, Seen, Split, Tally
+from resnet50_server.rollout.split import (
+    WINDOW,
+    Comparison,
+    Output,
+    RecentValues,
+    Split,
+    SplitStats,
+)
 
 KEYS = [f"user-{number}" for number in range(100_000)]
 
@@ -71,15 +78,15 @@ def test_split_of_nonsense_is_refused():
         Split("V1", "V2", canary_percent=steps / 100, shadow_percent=1.0)
 
 
-def seen(label: str, *vector: float, compute_s: float = 0.001) -> Seen:
-    return Seen(label, np.array(vector, dtype=np.float32), compute_s)
+def output_of(label: str, *vector: float, compute_s: float = 0.001) -> Output:
+    return Output(label, np.array(vector, dtype=np.float32), compute_s)
 
 
 def test_comparison_adds_up():
     comparison = Comparison()
-    comparison.add(seen("cat", 1.0, 0.0), seen("cat", 3.0, 0.0, compute_s=0.004))
-    comparison.add(seen("cat", 1.0, 0.0), seen("dog", 0.0, 5.0, compute_s=0.002))
-    comparison.add(seen("dog", 1.0, 1.0), seen("dog", -1.0, -1.0, compute_s=0.003))
+    comparison.add(output_of("cat", 1.0, 0.0), output_of("cat", 3.0, 0.0, compute_s=0.004))
+    comparison.add(output_of("cat", 1.0, 0.0), output_of("dog", 0.0, 5.0, compute_s=0.002))
+    comparison.add(output_of("dog", 1.0, 1.0), output_of("dog", -1.0, -1.0, compute_s=0.003))
     assert (comparison.images, comparison.agreed) == (3, 2)
     assert comparison.cosines == pytest.approx(1.0 + 0.0 - 1.0)
     assert comparison.min_cosine == pytest.approx(-1.0)
@@ -89,20 +96,20 @@ def test_comparison_adds_up():
 
 def test_vector_of_zeros_has_no_direction():
     comparison = Comparison()
-    comparison.add(seen("cat", 0.0, 0.0), seen("cat", 1.0, 0.0))
+    comparison.add(output_of("cat", 0.0, 0.0), output_of("cat", 1.0, 0.0))
     assert (comparison.cosines, comparison.min_cosine) == (0.0, 0.0)
 
 
 def test_vectors_of_any_length_have_cosines():
     comparison = Comparison()
     for scale in (1e-30, 1e30):
-        comparison.add(seen("cat", scale, scale), seen("cat", scale, scale))
+        comparison.add(output_of("cat", scale, scale), output_of("cat", scale, scale))
     assert comparison.cosines == pytest.approx(2.0)
     assert comparison.min_cosine <= 1.0
 
 
 def test_quantiles_are_of_the_latest_numbers_only():
-    latest = Latest()
+    latest = RecentValues()
     assert latest.quantile(0.5) == 0.0
     for number in range(3 * WINDOW):
         latest.add(number)
@@ -114,6 +121,6 @@ def test_quantiles_are_of_the_latest_numbers_only():
 
 def test_time_of_a_tally_begins_with_it():
     now = [5.0]
-    tally = Tally("a" * 64, "b" * 64, lambda: now[0])
+    stats = SplitStats("a" * 64, "b" * 64, lambda: now[0])
     now[0] = 7.5
-    assert tally.elapsed_s == 2.5
+    assert stats.elapsed_s == 2.5
