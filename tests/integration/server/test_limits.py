@@ -224,7 +224,7 @@ async def test_bulk_beyond_its_share_is_refused_interactive_is_not():
         with pytest.raises(grpc.RpcError) as refused:
             await unsent(channel, metadata=bulk)
         assert "max_requests (4): 3 requests are in flight" in refused.value.details()
-        assert "the rest is for interactive" in refused.value.details()
+        assert "the rest is reserved for interactive" in refused.value.details()
         calls.append(asyncio.ensure_future(stub.Classify(REQUEST, timeout=60)))
         await until(lambda: server.snapshot().requests == 4)
         for call in calls:
