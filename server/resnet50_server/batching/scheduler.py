@@ -107,11 +107,7 @@ class Scheduler:
         self._closing: BaseException | None = None
 
     def add(
-        self,
-        name: str,
-        engine: Engine,
-        warm: Iterable[tuple[int, float]] = (),
-        crop: int = 224,
+        self, name: str, engine: Engine, warm: Iterable[tuple[int, float]] = (), crop: int = 224
     ) -> VariantQueue:
         """Make the queue of a variant.
 
@@ -236,11 +232,9 @@ class Scheduler:
         self._queues.remove(queue)
         fail_pending([entry.item for entry in queue.waiting], partial(type(reason), *reason.args))
         ends = self._loop.time() + timeout_s
-        while in_use := self._has_batches(queue):
-            if self._loop.time() >= ends:
-                break
+        while self._has_batches(queue) and self._loop.time() < ends:
             await asyncio.sleep(POLL_INTERVAL_S)
-        return not in_use
+        return not self._has_batches(queue)
 
     @property
     def idle(self) -> bool:
