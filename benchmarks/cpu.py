@@ -34,8 +34,8 @@ from benchmarks.process import SERVER, resident_kib, server
 from resnet50.v1 import image_pb2
 from resnet50_client.cli.bench.plan import Load, Plan
 from resnet50_client.cli.bench.runner import measure
-from resnet50_server.engines.cpu import CpuEngines
-from resnet50_server.engines.graph_cache import GraphStore
+from resnet50_server.engines.autoselect import CpuEngines
+from resnet50_server.engines.graph_cache import GraphCache
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.transform import Transform
@@ -86,15 +86,15 @@ def measure_engines(cache: Path) -> None:
     torch.set_num_threads(cpus())
     images = [decode(photo(), TRANSFORM, ImageLimits())] * 8
     opened = {}
-    with GraphStore(cache, sys.maxsize) as store:
-        engines = CpuEngines(store, CpuPlan.divide(cpus(), None, None), None)
+    with GraphCache(cache, sys.maxsize) as graph_cache:
+        engines = CpuEngines(graph_cache, CpuPlan.divide(cpus(), None, None), None)
         for precision, kind in ENGINES:
             quantized = precision == "int8"
             network = Network(_model(quantized))
             if not quantized:
                 fold_batchnorm(network.model)
             name = "IMAGENET1K_FBGEMM_V2" if quantized else "IMAGENET1K_V2"
-            opened[f"{precision} {kind}"] = engines.open(
+            opened[f"{precision} {kind}"] = engines.build(
                 parse_variant(name), partial(_same, network), name, precision, kind
             ).engine.run
     model = _model().eval()

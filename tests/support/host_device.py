@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from resnet50_server.engines.cuda.buffer_pool import Ring
-from resnet50_server.engines.cuda.device import CudaDevice, Step
+from resnet50_server.engines.cuda.buffer_pool import BufferPool
+from resnet50_server.engines.cuda.device import CudaDevice, GraphBinding
 
 
 class HostSlot:
@@ -28,31 +28,31 @@ class HostDevice(CudaDevice):
 
     def __init__(self, batches_in_flight: int = 2) -> None:
         self.device = torch.device("cpu")
-        self.building = threading.Lock()
+        self.build_lock = threading.Lock()
         self.launching = threading.Lock()
         self.engines, self.captures, self.prepared, self.launches = 0, 0, 0, 0
         self.capture_error: BaseException | None = None
         self._slot_bytes = (0, 0)
         self.slots = [HostSlot() for _ in range(batches_in_flight)]
-        self._ring = Ring(self.slots)
+        self._slots = BufferPool(self.slots)
 
-    def enter(self, pixel_bytes: int, answer_bytes: int) -> None:
+    def register(self, pixel_bytes: int, answer_bytes: int) -> None:
         self.engines += 1
         self._slot_bytes = (
             max(pixel_bytes, self._slot_bytes[0]),
             max(answer_bytes, self._slot_bytes[1]),
         )
-        with self._ring.all() as slots:
+        with self._slots.acquire_all() as slots:
             for slot in slots:
                 slot.allocate(*self._slot_bytes)
 
-    def leave(self) -> None:
+    def unregister(self) -> None:
         self.engines -= 1
 
     def zeros(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)
 
-    def settle(self) -> None: ...
+    def sync(self) -> None: ...
 
     def prepare(self, work: Callable[[], None]) -> None:
         self.prepared += 1
@@ -64,7 +64,7 @@ class HostDevice(CudaDevice):
         self.captures += 1
         return work
 
-    def run(self, slot: HostSlot, step: Step, pixel_bytes: int, answer_bytes: int) -> float:
+    def run(self, slot: HostSlot, step: GraphBinding, pixel_bytes: int, answer_bytes: int) -> float:
         started = time.perf_counter()
         with self.launching:
             step.pixels[:pixel_bytes].copy_(slot.host_pixels[:pixel_bytes])

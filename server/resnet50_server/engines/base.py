@@ -1,4 +1,4 @@
-"""The seam between batching and computing."""
+"""Protocol of engines, which compute batches."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Images: TypeAlias = list[NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class BatchOutput:
-    """What an engine makes of a batch of N images.
+    """Output of an engine for a batch of N images.
 
     Attributes:
-        indices: int64 [N, k], categories by falling probability; k = 0 if none was asked for.
+        indices: int64 [N, k], categories by falling probability; k = 0 if none are requested.
         probabilities: float32 [N, k], softmax over all categories.
-        embeddings: float32 [N, D], output of the global average pool; None if not asked for.
-        compute_s: How long it took, in seconds, by the engine's own clock: under load the event
-            loop learns late that a batch has ended.
+        embeddings: float32 [N, D], output of the global average pool; None if not requested.
+        compute_s: Duration in seconds, measured by the engine, since the event loop is notified
+            late under load.
     """
 
     indices: NDArray[np.int64]
@@ -33,12 +33,11 @@ class BatchOutput:
 class Engine(Protocol):
     """One variant, ready to compute on one device.
 
-    `run` blocks, and is only called from the engine threads of the device's scheduler: from one at
+    `run` blocks, and is called from the engine threads of the device's scheduler only: from one at
     a time, unless the device has several (`Devices`).
 
     Attributes:
-        sizes: Batch sizes that something was prepared for, each of its own; empty if one program
-            computes all sizes.
+        sizes: Batch sizes with a prepared program each; empty if one program computes all sizes.
     """
 
     sizes: tuple[int, ...]
@@ -50,21 +49,18 @@ class Engine(Protocol):
 
         Args:
             images: N arrays uint8 [crop, crop, 3], RGB.
-            top_k: How many categories to return for each image; 0 for none.
-            with_embeddings: Whether embeddings are wanted.
+            top_k: Number of categories to return per image; 0 for none.
+            with_embeddings: Whether to return embeddings.
         """
         ...
 
     def padded(self, images: int) -> int:
-        """Return how many images the device really computes for a batch of `images`.
-
-        A batch takes as long as the smallest size that was prepared and holds it.
-        """
+        """Return the padded size of a batch: the smallest prepared size that fits `images`."""
         ...
 
     def close(self) -> None:
-        """Free the device's memory; no `run` follows, and none is under way.
+        """Free the engine's memory; no `run` is in progress or follows.
 
-        May block, for example while another engine is built: not for an engine thread.
+        May block, for example while another engine is built, so not for an engine thread.
         """
         ...

@@ -1,4 +1,4 @@
-"""What torch knows of the devices; torch is imported when a function here is called, not before."""
+"""CUDA devices and torch's threads; torch is imported by the calls, not with this module."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def set_threads(count: int) -> None:
 
 
 def thread_initializer(count: int, settings: Settings) -> Callable[[], object]:
-    """Return what sets torch's threads in a new thread; nothing with a stub engine.
+    """Return a function that sets torch's threads in a new thread; a no-op with a stub engine.
 
     Args:
         count: CPU threads of an operation.

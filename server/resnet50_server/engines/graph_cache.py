@@ -1,4 +1,4 @@
-"""Graphs on disk: made once per weights, then read, for as long as there is room."""
+"""Disk cache of exported graphs: written once per weights, bounded, with digests."""
 
 from __future__ import annotations
 
@@ -20,32 +20,30 @@ from resnet50_server.runtime.file_lock import file_lock
 
 log = logging.getLogger(__name__)
 
-# A bit that flips in a file is a wrong answer, not an error: so many hex digits of its SHA-256
-# stand in its name.
+# Hex digits of a file's SHA-256 in its name. A flipped bit would cause wrong results, not errors.
 DIGEST_DIGITS = 32
-# Ours in a folder that may hold other things, half-made ones too.
+# The cache's files, partial ones too, in a directory that may have others.
 _OURS = re.compile(r"(fastest-)?[0-9a-f]{32}[^/]*\.(onnx|json)")
-# How long another server may make something before we make what we need elsewhere.
-LOCK_PATIENCE_S = 120.0
-# What was used so recently is not removed: a server may be about to open it.
+# Time limit for another server that holds the lock; then a temporary directory is used.
+LOCK_TIMEOUT_S = 120.0
+# Files used within this time are not removed: a server may be about to open them.
 RECENT_S = 3600.0
 
 
-class NoRoom(WeightsError):
-    """A file could be written nowhere."""
+class CacheFull(WeightsError):
+    """A file cannot be written, neither in the cache nor in a temporary directory."""
 
 
-class GraphStore:
-    """Files that are expensive to make and can always be made again.
+class GraphCache:
+    """Cache of files that are expensive to make.
 
-    A file appears under its name when it is whole, and one that was damaged since is made anew. Of
-    two servers that want the same one at once, one makes it. Where the folder cannot be written,
-    files are made in a temporary one, which goes away when the `with` block ends, and the log says
-    so.
+    Files are written atomically, and damaged ones are made again. If two servers need the same
+    file, one makes it. If the directory cannot be written, files are made in a temporary one, which
+    is removed at the end of the `with` block, and a warning is logged.
 
     Args:
-        directory: Where they lie; made when something is stored.
-        max_bytes: What they may take together; beyond that the longest unused ones are removed.
+        directory: Directory of the cache; created with the first file.
+        max_bytes: Maximum size; beyond it the least recently used files are removed.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
@@ -53,7 +51,7 @@ class GraphStore:
         self._max_bytes = max_bytes
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> GraphStore:
+    def __enter__(self) -> GraphCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,68 +59,68 @@ class GraphStore:
             self._temporary.cleanup()
 
     def path(self, name: str, make: Callable[[Path], None]) -> Path:
-        """Return a file that holds what `name` says, made first if there is none.
+        """Return the path of a file, which is made if it is not cached.
 
         Args:
-            name: Says everything that the content depends on.
-            make: Writes it to the path that it is given.
+            name: Identifies everything that the content depends on.
+            make: Writes the file to the path that it is given.
 
         Raises:
-            NoRoom: It can be written neither here nor to the temporary folder.
+            CacheFull: It cannot be written, neither here nor in a temporary directory.
         """
         if found := self._found(name):
             return found
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with file_lock(self._directory / ".lock", "makes graphs", LOCK_PATIENCE_S):
-                # Another server may have made it meanwhile.
+            with file_lock(self._directory / ".lock", "exports graphs", LOCK_TIMEOUT_S):
+                # Another server may have made it in the meantime.
                 if found := self._found(name):
                     return found
-                self._remove_halves()
-                path = _put(self._directory, name, make)
+                self._remove_partial()
+                path = _write_atomically(self._directory, name, make)
                 self._remove_unused(path)
                 return path
         except OSError as error:
             refused = error
         if self._temporary is None:
             log.warning(
-                "graph_cache_dir: %s cannot be written (%s): graphs are made again at each start;"
-                " free space there, or name another folder with --graph-cache-dir",
+                "graph_cache_dir: %s cannot be written (%s): graphs are exported again at each"
+                " start; free space there, or choose another directory with --graph-cache-dir",
                 self._directory,
                 refused.strerror or refused,
             )
         try:
             if self._temporary is None:
                 self._temporary = tempfile.TemporaryDirectory(prefix="resnet50-")
-            return _put(Path(self._temporary.name), name, make)
+            return _write_atomically(Path(self._temporary.name), name, make)
         except OSError as error:
-            raise NoRoom(
+            raise CacheFull(
                 f"graph_cache_dir: no room for {name}: neither in {self._directory}"
-                f" ({refused.strerror or refused}) nor in a temporary folder"
-                f" ({error.strerror or error}); free space, or name folders with"
+                f" ({refused.strerror or refused}) nor in a temporary directory"
+                f" ({error.strerror or error}); free space, or choose directories with"
                 " --graph-cache-dir and TMPDIR, or use --engine torch, which needs none"
             ) from error
 
-    def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what JSON file `name` holds, or else what `make` returns, and keep that."""
+    def cached_json(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return the content of JSON file `name`, or else what `make` returns, which is cached."""
         if found := self._found(name):
             try:
                 return json.loads(found.read_text())
             except (OSError, ValueError):
-                self.forget(found)
+                self.evict(found)
         value = make()
-        # Measured anew at the next start.
-        with contextlib.suppress(NoRoom):
+        # If it cannot be cached, it is measured again at the next start.
+        with contextlib.suppress(CacheFull):
             self.path(name, partial(_write, json.dumps(value)))
         return value
 
-    def forget(self, path: Path) -> None:
-        """Remove a file that turned out to be broken."""
+    def evict(self, path: Path) -> None:
+        """Remove a file, such as a broken one."""
         with contextlib.suppress(OSError):
             path.unlink()
 
     def _found(self, name: str) -> Path | None:
-        """Return a whole file of that name; remove damaged ones."""
+        """Return the path of a cached file; damaged ones are removed."""
         stem, suffix = os.path.splitext(name)
         form = re.compile(rf"{re.escape(stem)}\.([0-9a-f]{{{DIGEST_DIGITS}}}){re.escape(suffix)}")
         folders = [self._directory]
@@ -134,24 +132,26 @@ class GraphStore:
                     continue
                 with contextlib.suppress(OSError):
                     if _digest(path) != match[1]:
-                        log.warning("graph_cache_dir: %s is damaged, and is made anew", path)
-                        self.forget(path)
+                        log.warning(
+                            "graph_cache_dir: %s is damaged and will be exported again", path
+                        )
+                        self.evict(path)
                         continue
                     with contextlib.suppress(OSError):
-                        os.utime(path)  # the moment of its last use
+                        os.utime(path)  # the time of its last use
                     return path
         return None
 
-    def _remove_halves(self) -> None:
-        """Remove what servers that died have left; for whoever holds the lock."""
+    def _remove_partial(self) -> None:
+        """Remove partial files of servers that died; the caller holds the lock."""
         for path in _listed(self._directory):
             if _OURS.fullmatch(path.name) and path.stem.endswith(".part"):
-                self.forget(path)
+                self.evict(path)
 
     def _remove_unused(self, made: Path) -> None:
-        """Remove what has not been used for longest until the rest fits; `made` stays.
+        """Remove the least recently used files beyond the maximum size, but not `made`.
 
-        Servers that run go on: on POSIX what they have open stays theirs.
+        Running servers are not affected: on POSIX, open files stay readable.
         """
         kept: list[tuple[float, int, Path]] = []
         for path in _listed(self._directory):
@@ -164,7 +164,7 @@ class GraphStore:
         for used_at, size, path in sorted(kept):
             if total <= self._max_bytes:
                 break
-            # Either way: the clock may have been set back since.
+            # The absolute difference, since the clock may have been set back.
             if path == made or abs(now - used_at) < RECENT_S:
                 continue
             log.info(
@@ -173,7 +173,7 @@ class GraphStore:
                 (now - used_at) / 86400,
                 self._max_bytes,
             )
-            self.forget(path)
+            self.evict(path)
             total -= size
 
 
@@ -196,13 +196,13 @@ def _write(text: str, path: Path) -> None:
     path.write_text(text)
 
 
-def _put(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """Let `make` write a file beside its place, then move it there at once."""
+def _write_atomically(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """Write a file with `make` under a partial name, then rename it."""
     stem, suffix = os.path.splitext(name)
-    half = directory / f"{stem}.part{suffix}"
+    partial_file = directory / f"{stem}.part{suffix}"
     try:
-        make(half)
-        return half.replace(directory / f"{stem}.{_digest(half)}{suffix}")
+        make(partial_file)
+        return partial_file.replace(directory / f"{stem}.{_digest(partial_file)}{suffix}")
     finally:
         with contextlib.suppress(OSError):
-            half.unlink()
+            partial_file.unlink()

@@ -1,7 +1,7 @@
-"""ResNet50 as an ONNX graph: what runtimes other than PyTorch compute from.
+"""ResNet50 as an ONNX graph, for runtimes other than PyTorch.
 
-Written out layer by layer, because it is one known network: PyTorch's exporter does not know
-torchvision's int8 modules, and the graph holds the normalisation too
+It is written layer by layer, since the network is known: PyTorch's exporter does not support
+torchvision's int8 modules, and the graph includes the normalisation
 (docs/adr/0008-cpu-engines.md).
 
 Input `images`: uint8 [N, crop, crop, 3], RGB. Outputs `probabilities`: float32 [N, categories], and
@@ -23,14 +23,14 @@ from torch import nn
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
-# The first that can quantize along an axis is 13; all runtimes of the last years know 17.
+# Opset 13 is the first with quantization along an axis; all current runtimes support 17.
 _OPSET, _IR_VERSION = 17, 8
 
 Value = TypeVar("Value")
 
 
 def onnx_graph(network: Network, transform: Transform) -> onnx.ModelProto:
-    """Write a network down as a graph.
+    """Return a network as a graph.
 
     Args:
         network: On the CPU, in float32 with its BatchNorms folded, or torchvision's int8 one.
@@ -42,7 +42,7 @@ def onnx_graph(network: Network, transform: Transform) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Quantized:
-    """The name of a uint8 tensor that stands for (value - zero_point) * scale."""
+    """The name of a uint8 tensor with the values (value - zero_point) * scale."""
 
     name: str
     scale: float
@@ -50,7 +50,7 @@ class _Quantized:
 
 
 class _Graph(ABC, Generic[Value]):
-    """ResNet50's layers in their order; how a layer is written is its arithmetic's affair."""
+    """ResNet50's layers in order; subclasses write each layer in their arithmetic."""
 
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
@@ -104,7 +104,7 @@ class _Graph(ABC, Generic[Value]):
 
     @abstractmethod
     def _average(self, x: Value) -> Value:
-        """Write the tensor "embeddings"; return what the head is to see."""
+        """Write the tensor "embeddings"; return the input of the head."""
 
     @abstractmethod
     def _classify(self, x: Value, head: Any) -> str: ...

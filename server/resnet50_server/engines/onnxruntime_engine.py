@@ -11,16 +11,16 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from .base import BatchOutput
-from .topk import ranked
+from .topk import top_k_of
 
 
 class OnnxRuntimeEngine:
-    """Runs a graph of `onnx_graph`; float32, or int8 where the graph is.
+    """Runs a graph of `onnx_export`; float32, or int8 where the graph is.
 
     Args:
         graph: The graph's file.
         threads: Threads of one batch.
-        instances: How many batches may run at once, each on threads of its own.
+        instances: Number of batches that may run concurrently, each on its own threads.
 
     Raises:
         onnxruntime.OrtException: The file is not such a graph.
@@ -32,7 +32,7 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that spin between batches would take the cores from decoding.
+        # Threads that spin between batches would take CPU time from decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions: queue.SimpleQueue[onnxruntime.InferenceSession] = queue.SimpleQueue()
         for _ in range(instances):
@@ -55,7 +55,7 @@ class OnnxRuntimeEngine:
         finally:
             self._sessions.put(session)
         return BatchOutput(
-            *ranked(probabilities, top_k),
+            *top_k_of(probabilities, top_k),
             embeddings if with_embeddings else None,
             time.perf_counter() - started,
         )
@@ -65,6 +65,6 @@ class OnnxRuntimeEngine:
         return images
 
     def close(self) -> None:
-        """Give the weights' memory back."""
+        """Free the weights."""
         while not self._sessions.empty():
             self._sessions.get_nowait()

@@ -11,34 +11,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import BatchOutput
-from .topk import ranked
+from .topk import top_k_of
 
-# Importing OpenVINO would fork a process that reports the use of it to its maker. A server does
-# not call home, and forking once gRPC runs can hang; without this package OpenVINO does neither.
+# Importing OpenVINO would fork a process that sends telemetry to its maker. Forking once gRPC runs
+# can hang; without this package OpenVINO sends nothing and does not fork.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
 
-# fp16 is missing: OpenVINO has no such arithmetic on most CPUs, and would take another silently.
-# Graphs that are int8 compute what is not in float32.
+# No fp16: most CPUs do not support it, and OpenVINO would silently use another precision. Layers of
+# int8 graphs that are not quantized run in float32.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
-# One for all engines, as long as the process lives. Its CPU plugin gives the thread that compiles
-# first a stack for signals (AMX needs a large one), and frees it in whichever thread the core goes:
-# the other thread would die of its next signal, without a word.
+# One for all engines, for the life of the process. Its CPU plugin installs a signal stack in the
+# thread that compiles first (AMX needs a large one), and frees it in the thread that destroys the
+# core: the first thread would then crash at its next signal.
 _CORE = openvino.Core()
 
 
 class OpenVinoEngine:
-    """Runs a graph of `onnx_graph`.
+    """Runs a graph of `onnx_export`.
 
-    The first batch of a size it has not seen takes some 30 ms longer: it is prepared for it then.
+    The first batch of each size takes about 30 ms longer, for its preparation.
 
     Args:
         graph: The graph's file.
         precision: One of `PRECISIONS`; "int8" for graphs that are.
         threads: Threads of one batch.
-        instances: How many batches may run at once, each on threads of its own.
+        instances: Number of batches that may run concurrently, each on its own threads.
 
     Raises:
         RuntimeError: The file is not such a graph.
@@ -70,18 +70,20 @@ class OpenVinoEngine:
         request = self._requests.get()
         try:
             request.infer({"images": np.stack(images)})
-            # Copies: the request's own memory is the next batch's.
+            # Copies, since the next batch reuses the request's memory.
             probabilities = request.get_tensor("probabilities").data.copy()
             embeddings = request.get_tensor("embeddings").data.copy() if with_embeddings else None
         finally:
             self._requests.put(request)
-        return BatchOutput(*ranked(probabilities, top_k), embeddings, time.perf_counter() - started)
+        return BatchOutput(
+            *top_k_of(probabilities, top_k), embeddings, time.perf_counter() - started
+        )
 
     def padded(self, images: int) -> int:
         """Return `images`: the graph takes any size."""
         return images
 
     def close(self) -> None:
-        """Give the weights' memory back."""
+        """Free the weights."""
         while not self._requests.empty():
             self._requests.get_nowait()

@@ -1,4 +1,4 @@
-"""Engines without weights: they isolate the cost of serving, and rehearse a device's dynamics."""
+"""Engines without weights, to measure the cost of serving or to simulate a device."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ EMBEDDING_DIMENSION = 2048
 
 
 class NullEngine:
-    """Answers at once, always the same: category i has a probability that falls with i.
+    """Returns a constant result at once: the probability of category i falls with i.
 
-    What is measured with it is the cost of everything but the network.
+    It measures the cost of everything but the network.
 
     Args:
-        categories: How many categories the variant has.
+        categories: Number of the variant's categories.
     """
 
     sizes: tuple[int, ...] = ()
@@ -32,7 +32,7 @@ class NullEngine:
     def run(
         self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
     ) -> BatchOutput:
-        """Return the constant answer for each image; see `Engine.run`."""
+        """Return the constant result for each image; see `Engine.run`."""
         started, count = time.perf_counter(), len(images)
         embeddings = None
         if with_embeddings:
@@ -45,20 +45,20 @@ class NullEngine:
         )
 
     def padded(self, images: int) -> int:
-        """Return `images`: nothing is padded."""
+        """Return `images`, without padding."""
         return images
 
     def close(self) -> None:
-        """Hold nothing, free nothing."""
+        """Do nothing: there is nothing to free."""
 
 
 class TimedEngine(NullEngine):
-    """The null engine with a GPU's dynamics: asleep, without the GIL, for α + β·b a batch.
+    """Simulates a device: like the null engine, but sleeps α + β·b for a batch of b images.
 
     Args:
-        categories: How many categories the variant has.
-        alpha_ms: Cost of a batch, in milliseconds.
-        beta_ms: Cost of an image, in milliseconds.
+        categories: Number of the variant's categories.
+        alpha_ms: Time per batch, in milliseconds.
+        beta_ms: Time per image, in milliseconds.
     """
 
     def __init__(self, categories: int, alpha_ms: float, beta_ms: float) -> None:
@@ -69,7 +69,7 @@ class TimedEngine(NullEngine):
     def run(
         self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
     ) -> BatchOutput:
-        """Sleep α + β·b, then answer as the null engine; see `Engine.run`."""
+        """Sleep α + β·b, then return the constant result; see `Engine.run`."""
         started = time.perf_counter()
         time.sleep(self._alpha_s + self._beta_s * len(images))
         output = super().run(images, top_k, with_embeddings)

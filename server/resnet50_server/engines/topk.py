@@ -1,4 +1,4 @@
-"""The first categories of a batch, for runtimes that give the probabilities of all."""
+"""Top-k categories, for runtimes that return the probabilities of all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def ranked(
+def top_k_of(
     probabilities: NDArray[np.float32], top_k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the `top_k` most probable categories of each image, the first one first.
+    """Return the `top_k` most probable categories of each image, by falling probability.
 
     Args:
         probabilities: float32 [N, categories].
@@ -21,7 +21,7 @@ def ranked(
     count, categories = probabilities.shape
     if not top_k:
         return np.empty((count, 0), dtype=np.int64), np.empty((count, 0), dtype=np.float32)
-    # Sorting a thousand numbers for five of them would be most of the work.
+    # Sorting all categories would take most of the time.
     first = np.argpartition(probabilities, categories - top_k, axis=1)[:, categories - top_k :]
     values = np.take_along_axis(probabilities, first, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")

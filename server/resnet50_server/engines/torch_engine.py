@@ -22,7 +22,7 @@ class TorchEngine:
     Args:
         network: In eval mode, on the CPU; moved to the device.
         transform: The variant's, for its mean and standard deviation.
-        device: Where to compute, e.g. "cuda:0".
+        device: Device to compute on, such as "cuda:0".
         precision: "fp32", "fp16" or "bf16"; "int8" for networks that are quantized already.
     """
 
@@ -38,7 +38,7 @@ class TorchEngine:
         self._device = device = torch.device(device)
         self._dtype = DTYPES.get(precision, torch.float32)
         if precision == "fp32" and device.type == "cuda":
-            # cuDNN would otherwise round to TF32's 10 bits; whoever wants that asks for fp16.
+            # cuDNN would otherwise round to TF32's 10 bits; fp16 is the option for that.
             torch.backends.cudnn.allow_tf32 = False
         if network.quantized:
             self._network = network
@@ -68,7 +68,7 @@ class TorchEngine:
             top = torch.softmax(logits.float(), dim=1).topk(top_k, dim=1)
             indices, probabilities = top.indices.cpu().numpy(), top.values.cpu().numpy()
         vectors = embeddings.float().cpu().numpy() if with_embeddings else None
-        # The copies to the CPU have waited for the device.
+        # The copies to the CPU waited for the device.
         return BatchOutput(indices, probabilities, vectors, time.perf_counter() - started)
 
     def padded(self, images: int) -> int:
@@ -76,7 +76,7 @@ class TorchEngine:
         return images
 
     def close(self) -> None:
-        """Give the weights' memory back."""
+        """Free the weights."""
         del self._network
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

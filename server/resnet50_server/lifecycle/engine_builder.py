@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import platformdirs
 
-from resnet50_server.engines.agreement import Agreement
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.devices import (
     cuda_available,
@@ -20,7 +19,8 @@ from resnet50_server.engines.devices import (
     set_threads,
     torch_version,
 )
-from resnet50_server.engines.graph_cache import GraphStore
+from resnet50_server.engines.graph_cache import GraphCache
+from resnet50_server.engines.quantize import Agreement
 from resnet50_server.engines.stub_engines import NullEngine, TimedEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.formats import ImageLimits
@@ -31,7 +31,7 @@ from resnet50_server.variants.spec import VariantSpec
 from .devices import cpu_plan
 
 if TYPE_CHECKING:
-    from resnet50_server.engines.cpu import CpuEngines
+    from resnet50_server.engines.autoselect import CpuEngines
     from resnet50_server.engines.reference_check import ReferenceOutput
 
 # Time limit of the larger warm-up batch, in seconds.
@@ -207,8 +207,8 @@ def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
         # Engines are benchmarked with the threads that they will have, PyTorch among them.
         set_threads(cpu_plan(settings).threads)
         directory = settings.graph_cache_dir or platformdirs.user_cache_path("resnet50-serving")
-        with GraphStore(directory, settings.max_graph_cache_bytes) as store:
-            chosen = _cpu_engines(store, settings).open(
+        with GraphCache(directory, settings.max_graph_cache_bytes) as cache:
+            chosen = _cpu_engines(cache, settings).build(
                 spec, network, weights.digest, precision, settings.engine
             )
         engine, kind, quantization = chosen.engine, chosen.kind, chosen.quantization
@@ -227,14 +227,15 @@ def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
     )
 
 
-def _cpu_engines(store: GraphStore, settings: Settings) -> CpuEngines:
-    from resnet50_server.engines.cpu import Calibration, CpuEngines
+def _cpu_engines(cache: GraphCache, settings: Settings) -> CpuEngines:
+    from resnet50_server.engines.autoselect import CpuEngines
+    from resnet50_server.engines.quantize import Calibration
 
     calibration = None
     if settings.calibration_dir is not None:
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         calibration = Calibration(settings.calibration_dir, limits, settings.min_int8_agreement)
-    return CpuEngines(store, cpu_plan(settings), calibration)
+    return CpuEngines(cache, cpu_plan(settings), calibration)
 
 
 def warm_up(engine: Engine, spec: VariantSpec, max_batch_size: int) -> list[tuple[int, float]]:

@@ -88,7 +88,7 @@ def test_server_starts_without_disk_space_for_its_graph(tmp_path):
     assert process.returncode == 0, errors
     assert f"graph_cache_dir: {cache} cannot be written (No space left on device)" in errors
     assert re.search(
-        "graph_cache_dir: no room for .*--graph-cache-dir and TMPDIR.*PyTorch computes", errors
+        "graph_cache_dir: no room for .*--graph-cache-dir and TMPDIR.*using PyTorch", errors
     )
     assert "Traceback" not in errors
 

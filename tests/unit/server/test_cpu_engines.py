@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
-from resnet50_server.engines import calibration, cpu
-from resnet50_server.engines import onnx_export as onnx_graph
+from resnet50_server.engines import autoselect, onnx_export, quantize
 from resnet50_server.engines.base import BatchOutput, Engine, Images
 from resnet50_server.engines.graph_cache import DIGEST_DIGITS
-from resnet50_server.engines.topk import ranked
+from resnet50_server.engines.quantize import Agreement
+from resnet50_server.engines.topk import top_k_of
 from resnet50_server.errors import WeightsError
 from resnet50_server.lifecycle import engine_builder as opening
 from resnet50_server.lifecycle.engine_builder import BuiltEngine, build_engine, prepare_variant
@@ -101,7 +101,7 @@ def test_each_int8_layer_of_a_graph_is_torchvisions_to_one_level():
     """Each layer is given what the graph gave to it, so that rounding cannot add up."""
     model = weights.torchvision_model(weights.trained_like_int8())
     transform = parse_variant("IMAGENET1K_FBGEMM_V1").transform
-    graph = onnx_graph.onnx_graph(Network(model), transform)
+    graph = onnx_export.onnx_graph(Network(model), transform)
     steps = [
         node.output[0] for node in graph.graph.node if node.op_type in ("QuantizeLinear", "MaxPool")
     ]
@@ -245,7 +245,7 @@ def test_a_flipped_bit_of_a_graph_changes_no_answer(mine, tmp_path, caplog):
     onnx.load(path)
     again = open_variant(mine, tmp_path, engine="onnxruntime")
     assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
-    assert "is damaged, and is made anew" in caplog.text
+    assert "is damaged and will be exported again" in caplog.text
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
@@ -269,14 +269,14 @@ def test_a_graph_that_finds_no_memory_is_kept(mine, tmp_path, monkeypatch):
     def open_graph(*_):
         raise RuntimeError("bad allocation")
 
-    monkeypatch.setattr(cpu, "_open_graph", open_graph)
+    monkeypatch.setattr(autoselect, "_load_graph", open_graph)
     with pytest.raises(RuntimeError, match="bad allocation"):
         open_variant(mine, tmp_path, engine="onnxruntime")
     assert path.exists()
 
 
 def test_a_graph_that_differs_from_pytorch_is_not_used(mine, tmp_path, monkeypatch, caplog):
-    right = onnx_graph.onnx_graph
+    right = onnx_export.onnx_graph
 
     def wrong(network, transform):
         graph = right(network, transform)
@@ -285,7 +285,7 @@ def test_a_graph_that_differs_from_pytorch_is_not_used(mine, tmp_path, monkeypat
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         return graph
 
-    monkeypatch.setattr(onnx_graph, "onnx_graph", wrong)
+    monkeypatch.setattr(onnx_export, "onnx_graph", wrong)
     with pytest.raises(WeightsError, match=r"mine: .* differ by .* use --engine torch"):
         open_variant(mine, tmp_path, engine="openvino")
     with caplog.at_level(logging.WARNING):
@@ -302,7 +302,7 @@ def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, tmp_path, monk
         measured.append(type(engine).__name__)
         return rates[measured[-1]]
 
-    monkeypatch.setattr(cpu, "_images_per_s", rate)
+    monkeypatch.setattr(autoselect, "_images_per_s", rate)
     assert open_variant(mine, tmp_path).kind == "onnxruntime"
     assert sorted(measured) == sorted(rates)
     rates["OpenVinoEngine"] = 9.0
@@ -316,7 +316,7 @@ def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, tmp_path, monk
 
 
 def test_without_the_extra_only_pytorch_is_available(mine, tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(autoselect.importlib.util, "find_spec", lambda name: None)
     assert open_variant(mine, tmp_path).kind == "torch"
     with pytest.raises(WeightsError, match=r"openvino is not installed: pip install .*\[cpu\]"):
         open_variant(mine, tmp_path, engine="openvino")
@@ -342,13 +342,13 @@ def test_bf16_runs_in_openvino_and_stays_near(mine, tmp_path):
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_int8_is_quantized_and_compared_on_other_images(mine, tmp_path, folder, kind, monkeypatch):
     used: list[Images] = []
-    write = calibration.write_int8
+    write = quantize.quantize_graph
 
     def watched(graph: Path, images: Images, out: Path) -> None:
         used.append(images)
         write(graph, images, out)
 
-    monkeypatch.setattr(calibration, "write_int8", watched)
+    monkeypatch.setattr(autoselect, "quantize_graph", watched)
     # tests/integration/cli/test_digits.py says how little int8 changes answers that matter.
     asked = {"engine": kind, "precision": "int8", "min_int8_agreement": 0.0}
     opened = open_variant(mine, tmp_path, calibration_dir=folder, **asked)
@@ -361,9 +361,7 @@ def test_int8_is_quantized_and_compared_on_other_images(mine, tmp_path, folder, 
     assert sum(one.data_type == onnx.TensorProto.INT8 for one in graph.initializer) >= 53
     # ... and so is what lies between them: a Relu of its own would be float.
     assert not [node for node in graph.node if node.op_type == "Relu"]
-    images = calibration.read_images(
-        folder, parse_variant(mine).transform, calibration.ImageLimits()
-    )
+    images = quantize.read_images(folder, parse_variant(mine).transform, quantize.ImageLimits())
     assert len(used) == 1 and len(used[0]) == 15
     for held_out in images.held_out:
         assert not any((held_out == one).all() for one in used[0])
@@ -373,7 +371,7 @@ def test_int8_is_quantized_and_compared_on_other_images(mine, tmp_path, folder, 
 
 
 def test_int8_that_strays_too_far_is_refused(mine, tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(cpu, "compare", lambda *_: cpu.Agreement(15, 5, 0.6, 0.99), raising=True)
+    monkeypatch.setattr(autoselect, "compare", lambda *_: Agreement(15, 5, 0.6, 0.99), raising=True)
     with pytest.raises(WeightsError, match=r"60\.0% of 5 images .*min_int8_agreement is 90\.0%"):
         open_variant(mine, tmp_path, precision="int8", calibration_dir=folder)
     opened = open_variant(
@@ -403,7 +401,7 @@ def test_vectors_of_int8_made_here_have_a_space_of_their_own():
         return LoadedVariant(parse_variant("IMAGENET1K_V2"), opened, None, None, None).space
 
     assert space(None) == "IMAGENET1K_V2@abababababab"
-    assert space(cpu.Agreement(1, 1, 1.0, 1.0)) == "IMAGENET1K_V2@abababababab-int8"
+    assert space(Agreement(1, 1, 1.0, 1.0)) == "IMAGENET1K_V2@abababababab-int8"
 
 
 def test_importing_openvino_neither_forks_nor_calls_anyone():
@@ -467,7 +465,7 @@ def test_cores_are_divided(cores, instances, each, expected):
 @pytest.mark.parametrize("top_k", [0, 1, 5, 37])
 def test_ranking_is_that_of_a_full_sort(top_k):
     probabilities = np.random.default_rng(0).random((6, 37), dtype=np.float32)
-    indices, values = ranked(probabilities, top_k)
+    indices, values = top_k_of(probabilities, top_k)
     assert indices.dtype == np.int64 and values.dtype == np.float32
     assert (indices == np.argsort(-probabilities, axis=1)[:, :top_k]).all()
     assert (values == -np.sort(-probabilities, axis=1)[:, :top_k]).all()

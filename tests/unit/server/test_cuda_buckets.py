@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from resnet50_server.engines.cuda.buckets import Buckets
-from resnet50_server.engines.cuda.buffer_pool import Ring
+from resnet50_server.engines.cuda.buffer_pool import BufferPool
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_buckets_are_powers_of_two_and_the_largest_batch(largest, sizes):
 
 def test_every_batch_gets_the_smallest_bucket_that_holds_it():
     buckets = Buckets(48)
-    assert [buckets.holding(images) for images in (1, 2, 3, 4, 5, 31, 32, 33, 48)] == (
+    assert [buckets.bucket_for(images) for images in (1, 2, 3, 4, 5, 31, 32, 33, 48)] == (
         [1, 2, 4, 4, 8, 32, 32, 48, 48]
     )
 
@@ -32,7 +32,7 @@ def test_every_batch_gets_the_smallest_bucket_that_holds_it():
 @pytest.mark.parametrize("images", [0, 49])
 def test_batch_that_no_bucket_holds_is_refused(images):
     with pytest.raises(ValueError, match="prepared for 1 to 48"):
-        Buckets(48).holding(images)
+        Buckets(48).bucket_for(images)
 
 
 def test_own_sizes_replace_the_powers_of_two():
@@ -42,13 +42,13 @@ def test_own_sizes_replace_the_powers_of_two():
 
 
 def test_slot_belongs_to_one_thread_at_a_time():
-    ring = Ring([[], []])
+    pool = BufferPool([[], []])
     holders: list[int] = []
     overlaps = []
 
     def use(number: int) -> None:
         for _ in range(200):
-            with ring.one() as slot:
+            with pool.acquire() as slot:
                 slot.append(number)
                 holders.append(number)
                 overlaps.append(len(slot) > 1 or len(holders) > 2)
@@ -65,28 +65,28 @@ def test_slot_belongs_to_one_thread_at_a_time():
 
 
 def test_slot_of_a_failed_batch_is_given_back():
-    ring = Ring(["only"])
-    with pytest.raises(RuntimeError), ring.one():
+    pool = BufferPool(["only"])
+    with pytest.raises(RuntimeError), pool.acquire():
         raise RuntimeError
-    with ring.one() as slot:
+    with pool.acquire() as slot:
         assert slot == "only"
 
 
 def test_all_slots_are_had_once_the_last_one_is_given_back():
-    ring = Ring(["a", "b"])
+    pool = BufferPool(["a", "b"])
     have_all, others = threading.Event(), []
 
     def take_all() -> None:
-        with ring.all() as slots:
+        with pool.acquire_all() as slots:
             others.extend(slots)
             have_all.set()
 
-    with ring.one() as held:
+    with pool.acquire() as held:
         thread = threading.Thread(target=take_all)
         thread.start()
         assert not others
     assert have_all.wait(10)
     thread.join()
     assert sorted(others) == ["a", "b"]
-    with ring.one(), ring.one():
+    with pool.acquire(), pool.acquire():
         assert held in others

@@ -13,8 +13,8 @@ from resnet50_server.engines.cuda import device as cuda_device
 from resnet50_server.engines.cuda import engine as cuda_engine
 from resnet50_server.engines.cuda.device import Slot
 from resnet50_server.engines.cuda.engine import CAPTURED_TOP_K, CudaEngine
-from resnet50_server.engines.cuda.forward import Answers, Forward
-from resnet50_server.engines.cuda.output_layout import ALIGNMENT, AnswerLayout
+from resnet50_server.engines.cuda.forward import Forward, Outputs
+from resnet50_server.engines.cuda.output_layout import ALIGNMENT, OutputLayout
 from resnet50_server.engines.reference_check import ReferenceOutput
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
@@ -222,7 +222,7 @@ def test_engine_oom_while_building_leaves_the_device_usable():
 
 def test_compiler_that_fails_leaves_pytorchs_own_kernels(images, reference, monkeypatch, caplog):
     def compiled(forward: Forward):
-        def run(pixels: torch.Tensor) -> Answers:
+        def run(pixels: torch.Tensor) -> Outputs:
             raise RuntimeError("no C compiler")
 
         return run
@@ -272,21 +272,21 @@ def test_engine_is_closed_once():
 
 
 def test_parts_of_a_layout_do_not_overlap_and_are_aligned():
-    layout = AnswerLayout(rows=3, top_k=5, dimension=7, categories=11)
+    layout = OutputLayout(rows=3, top_k=5, dimension=7, categories=11)
     flat = torch.zeros(layout.nbytes, dtype=torch.uint8)
-    for number, part in enumerate(layout.views(flat)):
+    for number, part in enumerate(layout.tensor_views(flat)):
         assert part.storage_offset() * part.element_size() % ALIGNMENT == 0
         assert not part.any()
         part.fill_(number + 1)
-    assert [part.unique().tolist() for part in layout.views(flat)] == [[1], [2], [3], [4]]
+    assert [part.unique().tolist() for part in layout.tensor_views(flat)] == [[1], [2], [3], [4]]
 
 
 def test_only_wanted_answers_are_copied():
-    layout = AnswerLayout(rows=8, top_k=16, dimension=2048, categories=1000)
-    top = layout.bytes_of(with_embeddings=False, with_probabilities=False)
+    layout = OutputLayout(rows=8, top_k=16, dimension=2048, categories=1000)
+    top = layout.prefix_bytes(with_embeddings=False, with_probabilities=False)
     assert top == 8 * 16 * (8 + 4)
-    assert layout.bytes_of(with_embeddings=True, with_probabilities=False) == top + 8 * 2048 * 4
-    assert layout.bytes_of(with_embeddings=False, with_probabilities=True) == layout.nbytes
+    assert layout.prefix_bytes(with_embeddings=True, with_probabilities=False) == top + 8 * 2048 * 4
+    assert layout.prefix_bytes(with_embeddings=False, with_probabilities=True) == layout.nbytes
 
 
 def test_official_transform_normalises_as_the_eager_engine():

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from resnet50_server.engines import graph_cache as graph_store
-from resnet50_server.engines.graph_cache import RECENT_S, GraphStore
+from resnet50_server.engines.graph_cache import RECENT_S, GraphCache
 from resnet50_server.runtime.file_lock import file_lock
 
 PLENTY = 2**40
 KEYS = ["0" * 31 + digit for digit in "123"]
 
 
-def put(store: GraphStore, key: str, content: bytes = b"graph") -> Path:
+def put(store: GraphCache, key: str, content: bytes = b"graph") -> Path:
     return store.path(f"{key}.onnx", lambda path: path.write_bytes(content))
 
 
@@ -36,14 +36,14 @@ def test_a_file_that_could_not_be_made_leaves_nothing_behind(tmp_path):
         path.write_bytes(b"half")
         raise RuntimeError("no")
 
-    with pytest.raises(RuntimeError), GraphStore(tmp_path, PLENTY) as store:
+    with pytest.raises(RuntimeError), GraphCache(tmp_path, PLENTY) as store:
         store.path("graph.onnx", fail)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
 def test_a_damaged_file_is_noticed_and_made_anew(tmp_path, caplog, damage):
-    with GraphStore(tmp_path, PLENTY) as store:
+    with GraphCache(tmp_path, PLENTY) as store:
         path = put(store, KEYS[0], b"graph" * 1000)
         assert store.path(path.name.split(".")[0] + ".onnx", unmakeable) == path
         content = bytearray(path.read_bytes())
@@ -53,24 +53,24 @@ def test_a_damaged_file_is_noticed_and_made_anew(tmp_path, caplog, damage):
         again = put(store, KEYS[0], b"graph" * 1000)
     assert again.read_bytes() == b"graph" * 1000
     assert graphs(tmp_path) == [KEYS[0]]
-    assert f"graph_cache_dir: {path} is damaged, and is made anew" in caplog.text
+    assert f"graph_cache_dir: {path} is damaged and will be exported again" in caplog.text
 
 
 def test_what_is_remembered_survives_a_broken_file(tmp_path):
-    store = GraphStore(tmp_path, PLENTY)
-    assert store.remember("rates.json", lambda: {"a": 1}) == {"a": 1}
-    assert store.remember("rates.json", lambda: {"a": 2}) == {"a": 1}
+    store = GraphCache(tmp_path, PLENTY)
+    assert store.cached_json("rates.json", lambda: {"a": 1}) == {"a": 1}
+    assert store.cached_json("rates.json", lambda: {"a": 2}) == {"a": 1}
     (kept,) = tmp_path.glob("rates.*.json")
     kept.write_text(kept.read_text().replace("1", "9"))
-    assert store.remember("rates.json", lambda: {"a": 3}) == {"a": 3}
-    assert GraphStore(tmp_path, PLENTY).remember("rates.json", lambda: {"a": 4}) == {"a": 3}
+    assert store.cached_json("rates.json", lambda: {"a": 3}) == {"a": 3}
+    assert GraphCache(tmp_path, PLENTY).cached_json("rates.json", lambda: {"a": 4}) == {"a": 3}
 
 
 def test_what_a_server_that_died_has_left_goes_away(tmp_path):
     half, foreign = tmp_path / f"{KEYS[1]}.part.onnx", tmp_path / "notes.part.onnx"
     half.write_bytes(b"half")
     foreign.write_bytes(b"not ours")
-    with GraphStore(tmp_path, PLENTY) as store:
+    with GraphCache(tmp_path, PLENTY) as store:
         put(store, KEYS[0])
     assert not half.exists()
     assert foreign.exists()
@@ -80,7 +80,7 @@ def test_longest_unused_files_are_removed_beyond_the_bound(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     foreign = tmp_path / "holiday.onnx"
     foreign.write_bytes(bytes(10_000))
-    with GraphStore(tmp_path, 250) as store:
+    with GraphCache(tmp_path, 250) as store:
         paths = [put(store, key, bytes(100)) for key in KEYS[:2]]
         for age_days, path in zip((3, 2), paths, strict=True):
             os.utime(path, (time.time() - age_days * 86400,) * 2)
@@ -93,7 +93,7 @@ def test_longest_unused_files_are_removed_beyond_the_bound(tmp_path, caplog):
 
 @pytest.mark.parametrize("clock_s", [0, RECENT_S / 2, -RECENT_S / 2])
 def test_what_another_server_may_be_about_to_open_stays(tmp_path, clock_s):
-    with GraphStore(tmp_path, 0) as store:
+    with GraphCache(tmp_path, 0) as store:
         recent = put(store, KEYS[0])
         os.utime(recent, (time.time() - clock_s,) * 2)
         put(store, KEYS[1])
@@ -101,7 +101,7 @@ def test_what_another_server_may_be_about_to_open_stays(tmp_path, clock_s):
 
 
 def test_file_of_a_clock_that_was_set_back_can_be_removed(tmp_path):
-    with GraphStore(tmp_path, 0) as store:
+    with GraphCache(tmp_path, 0) as store:
         os.utime(put(store, KEYS[0]), (time.time() + 86400,) * 2)
         put(store, KEYS[1])
     assert graphs(tmp_path) == [KEYS[1]]
@@ -109,7 +109,7 @@ def test_file_of_a_clock_that_was_set_back_can_be_removed(tmp_path):
 
 def test_open_file_outlives_its_removal(tmp_path):
     """What a running server has mapped stays readable, on POSIX."""
-    with GraphStore(tmp_path, 0) as store:
+    with GraphCache(tmp_path, 0) as store:
         path = put(store, KEYS[0], b"in use")
         os.utime(path, (time.time() - 86400,) * 2)
         with path.open("rb") as in_use:
@@ -120,14 +120,14 @@ def test_open_file_outlives_its_removal(tmp_path):
 
 def test_graph_cache_locked_for_too_long_is_skipped(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(graph_store, "LOCK_PATIENCE_S", 0.1)
-    with file_lock(tmp_path / ".lock", "hangs"), GraphStore(tmp_path, PLENTY) as store:
+    monkeypatch.setattr(graph_store, "LOCK_TIMEOUT_S", 0.1)
+    with file_lock(tmp_path / ".lock", "hangs"), GraphCache(tmp_path, PLENTY) as store:
         path = put(store, KEYS[0])
         assert path.read_bytes() == b"graph"
         assert put(store, KEYS[0]) == path  # found there again
-        remembered = [store.remember("rates.json", partial(int, one)) for one in "12"]
+        remembered = [store.cached_json("rates.json", partial(int, one)) for one in "12"]
     assert remembered == [1, 1]
     assert graphs(tmp_path) == []
-    assert "waiting for another process that makes graphs" in caplog.text
+    assert "waiting for another process that exports graphs" in caplog.text
     assert "cannot be written (another process has held" in caplog.text
     assert not path.exists()

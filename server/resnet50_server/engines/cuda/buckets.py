@@ -1,4 +1,4 @@
-"""The batch sizes that an engine prepares; a batch is computed at the smallest that holds it."""
+"""Batch sizes that an engine prepares; a batch runs in the smallest bucket that fits it."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Buckets:
         """The largest batch."""
         return self.sizes[-1]
 
-    def holding(self, images: int) -> int:
-        """Return the smallest size that holds `images`.
+    def bucket_for(self, images: int) -> int:
+        """Return the smallest size that fits `images`.
 
         Raises:
             ValueError: There is none.
         """
         if not 1 <= images <= self.largest:
             raise ValueError(
-                f"a batch of {images} images; this engine was prepared for 1 to {self.largest}"
+                f"a batch has {images} images; this engine was prepared for 1 to {self.largest}"
                 " (max_batch_size)"
             )
         return self.sizes[bisect_left(self.sizes, images)]

@@ -1,4 +1,4 @@
-"""Things that are used by one batch at a time and given back, such as pinned buffers."""
+"""A pool of buffers, each used by one batch at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 Slot = TypeVar("Slot")
 
 
-class Ring(Generic[Slot]):
-    """A fixed number of slots, shared by threads; who finds none free waits for one.
+class BufferPool(Generic[Slot]):
+    """A fixed number of slots, shared by threads.
 
     Args:
         slots: All of them.
@@ -25,8 +25,8 @@ class Ring(Generic[Slot]):
             self._count += 1
 
     @contextmanager
-    def one(self) -> Iterator[Slot]:
-        """Hold a slot; it is given back whatever happens."""
+    def acquire(self) -> Iterator[Slot]:
+        """Acquire a slot, waiting for a free one; it is released at the end of the block."""
         slot = self._free.get()
         try:
             yield slot
@@ -34,8 +34,8 @@ class Ring(Generic[Slot]):
             self._free.put(slot)
 
     @contextmanager
-    def all(self) -> Iterator[list[Slot]]:
-        """Hold every slot, once whoever has one gives it back; by one thread at a time."""
+    def acquire_all(self) -> Iterator[list[Slot]]:
+        """Acquire every slot, waiting for those in use; for one thread at a time."""
         slots: list[Slot] = []
         try:
             while len(slots) < self._count:

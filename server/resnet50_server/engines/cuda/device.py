@@ -6,10 +6,10 @@ A batch crosses three streams, so that copies of one overlap the computing of an
     compute     slot -> the graph's input, replay, the graph's output -> slot
     copy out    device memory of the slot  ->  pinned memory of the slot
 
-Everything that graphs touch is touched on the compute stream alone, one batch after the other.
-That is what lets all graphs of all variants share one memory pool: none runs beside another, and
-what one has left behind is copied out before the next overwrites it. Slots belong to one batch
-until it has been read, so nothing else needs ordering.
+Memory of graphs is used on the compute stream alone, one batch after the other. So all graphs of
+all variants can share one memory pool: no two run concurrently, and the outputs of one are copied
+before the next overwrites them. A slot belongs to one batch until its outputs have been read, so
+nothing else needs ordering.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .buffer_pool import Ring
+from .buffer_pool import BufferPool
 
 # "Within a process, only one capture may be underway at a time" (torch's notes on CUDA semantics).
 _CAPTURING = threading.Lock()
-# A pool of streams of its own in torch, which hands out each of its 32 again after 32 more: that of
-# priority 0 belongs to decoders and libraries, and none of them may get the stream that captures.
+# torch has a pool of 32 streams per priority and hands them out in turn. Libraries use that of
+# priority 0, and must not get the stream that captures.
 _PRIORITY = -1
 
 
 @dataclass(frozen=True)
-class Step:
-    """What the device computes for one bucket of one variant.
+class GraphBinding:
+    """The computation of one bucket of one variant, bound to its buffers.
 
     Attributes:
-        pixels: uint8, flat, on the device; what `launch` reads.
-        answers: uint8, flat, on the device; what `launch` writes.
+        pixels: Input of `launch`: uint8, flat, on the device.
+        answers: Output of `launch`: uint8, flat, on the device.
         launch: Enqueues the computation on the current stream.
     """
 
@@ -51,10 +51,10 @@ class Step:
 
 
 class Slot:
-    """What one batch in flight holds: its buffers on both sides, and marks on its way.
+    """Buffers of one batch in flight, on the host and on the device, and its events.
 
     Attributes:
-        pixels: The pinned input as NumPy sees it: uint8, flat.
+        pixels: The pinned input as a NumPy array: uint8, flat.
         answers: The pinned output: uint8, flat, on the CPU.
     """
 
@@ -63,16 +63,16 @@ class Slot:
     def __init__(self) -> None:
         self.free()
         self.started, self.arrived, self.begun, self.computed = (_event() for _ in range(4))
-        # Who waits sleeps, instead of taking a core from those who decode.
+        # A waiting thread sleeps, and leaves its CPU to decoding.
         self.done = _event(blocking=True)
 
     def allocate(self, pixel_bytes: int, answer_bytes: int) -> None:
-        """Replace the buffers by new ones, on the current device; no batch holds the slot.
+        """Replace the buffers by new ones, on the current device; no batch uses the slot.
 
-        All of them or none: where memory is short, the batches of other engines go on with the old.
+        All of them or none: if memory is short, the batches of other engines keep the old ones.
 
         Raises:
-            RuntimeError: There is no memory.
+            RuntimeError: Out of memory.
         """
         host_pixels = torch.empty(pixel_bytes, dtype=torch.uint8, pin_memory=True)
         answers = torch.empty(answer_bytes, dtype=torch.uint8, pin_memory=True)
@@ -83,7 +83,7 @@ class Slot:
         self.pixels = host_pixels.numpy()
 
     def free(self) -> None:
-        """Give the buffers back; no batch holds the slot."""
+        """Free the buffers; no batch uses the slot."""
         nothing = torch.empty(0, dtype=torch.uint8)
         self.host_pixels = self.answers = self.device_pixels = self.device_answers = nothing
         self.pixels = nothing.numpy()
@@ -92,27 +92,26 @@ class Slot:
 class CudaDevice:
     """Streams, pinned slots and the graphs' memory of one device.
 
-    All engines on a device share one of these; see the module's docstring. Safe to use from several
-    threads.
+    All engines on a device share one object; see the module's docstring. Thread-safe.
 
     Args:
-        index: Which device, as CUDA counts them.
-        batches_in_flight: How many batches may be under way at once: one computes while others are
-            prepared, copied or read.
+        index: CUDA's index of the device.
+        batches_in_flight: Maximum batches in flight: one computes while others are prepared, copied
+            or read.
 
     Attributes:
-        device: What tensors and modules are moved to.
-        building: Held by whoever builds an engine: compiling measures kernels with the device to
-            itself, as far as other builders go.
+        device: Device for tensors and modules.
+        build_lock: Held while an engine is built: compiling benchmarks kernels, which other builds
+            would disturb.
     """
 
     def __init__(self, index: int = 0, batches_in_flight: int = 2) -> None:
         self.device = torch.device("cuda", index)
-        self.building = threading.Lock()
+        self.build_lock = threading.Lock()
         self._launching = threading.Lock()
         self._slot_bytes = (0, 0)
         self._engines = 0
-        # None is reset before all are: see `leave`.
+        # Reset all together: see `unregister`.
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._pool: Any = None  # an opaque token
         with torch.cuda.device(self.device):
@@ -120,54 +119,54 @@ class CudaDevice:
                 _stream(_PRIORITY) for _ in range(4)
             )
             self._prepare = _stream()
-            self._ring = Ring(Slot() for _ in range(batches_in_flight))
+            self._slots = BufferPool(Slot() for _ in range(batches_in_flight))
 
-    def enter(self, pixel_bytes: int, answer_bytes: int) -> None:
-        """Let an engine in: make each slot hold its largest batch.
+    def register(self, pixel_bytes: int, answer_bytes: int) -> None:
+        """Register an engine: make each slot large enough for its largest batch.
 
-        Waits until the batches in flight have been read, if slots have to grow.
+        If slots have to grow, it waits until the batches in flight have been read.
 
         Args:
-            pixel_bytes: Its largest input.
-            answer_bytes: Its largest output.
+            pixel_bytes: Size of its largest input.
+            answer_bytes: Size of its largest output.
 
         Raises:
-            RuntimeError: There is no memory. The engine is not in then.
+            RuntimeError: Out of memory. The engine is not registered.
         """
         wanted = (max(pixel_bytes, self._slot_bytes[0]), max(answer_bytes, self._slot_bytes[1]))
         if wanted != self._slot_bytes:
-            with self._ring.all() as slots, torch.cuda.device(self.device):
+            with self._slots.acquire_all() as slots, torch.cuda.device(self.device):
                 for slot in slots:
                     slot.allocate(*wanted)
-                # Nothing that was queued for memory which these had before touches them now.
+                # Work queued for the previous owners of this memory is finished.
                 torch.cuda.current_stream().synchronize()
             self._slot_bytes = wanted
         self._engines += 1
 
     def idle(self) -> AbstractContextManager[object]:
-        """Wait until all batches in flight have been read, and let none begin meanwhile."""
-        return self._ring.all()
+        """Wait until all batches in flight have been read; none starts within the block."""
+        return self._slots.acquire_all()
 
-    def leave(self) -> None:
-        """Let an engine out that will not launch again; the last one frees all memory.
+    def unregister(self) -> None:
+        """Unregister an engine, which launches nothing more; the last one frees all memory.
 
         Graphs are not reset one by one: in torch 2.14 resetting one frees the cuBLAS workspace of
-        the stream that it was captured on, which the others still use (pytorch#193402). Until the
-        last engine leaves, a closed one's graphs stay; its weights do not.
+        the stream that it was captured on, which the others still use (pytorch#193402). So graphs
+        of a closed engine stay until the last engine is unregistered; its weights do not.
         """
         self._engines -= 1
         with (
-            self._ring.all() as slots,  # first, as in `run`
+            self._slots.acquire_all() as slots,  # first, as in `run`
             self._launching,
             _CAPTURING,
             torch.cuda.device(self.device),
         ):
             if not self._engines:
-                self._settle()
+                self._sync()
                 for graph in self._graphs:
                     graph.reset()
                 self._graphs.clear()
-                # A pool that no graph uses any more must not be used again.
+                # A pool without graphs must not be used again.
                 self._pool = None
                 for slot in slots:
                     slot.free()
@@ -181,26 +180,26 @@ class CudaDevice:
             torch.cuda.current_stream().synchronize()
         return tensor
 
-    def settle(self) -> None:
-        """Wait until what this thread has queued on the device has been done."""
+    def sync(self) -> None:
+        """Wait until the device has finished the work that this thread queued."""
         with torch.cuda.device(self.device):
             torch.cuda.current_stream().synchronize()
 
     def prepare(self, work: Callable[[], None]) -> None:
-        """Run `work` beside what other engines compute: to compile it, and to choose kernels.
+        """Run `work` while other engines compute, to compile it and to choose kernels.
 
-        On a stream of its own: libraries keep scratch memory per stream, and what captured graphs
-        use of it must not be written by anything that runs beside them.
+        It has its own stream: libraries have scratch memory per stream, and that of captured graphs
+        must not be written by concurrent work.
         """
         with torch.cuda.device(self.device), torch.cuda.stream(self._prepare):
             work()
             self._prepare.synchronize()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Capture `work` as a graph; return what replays it on the current stream.
+        """Capture `work` as a graph; return a function that replays it on the current stream.
 
-        No batch is launched meanwhile. `work` has been run by `prepare`, in this thread: cuDNN
-        remembers per thread which kernels it has chosen.
+        No batch is launched during the capture. `work` must have been run by `prepare` in this
+        thread, since cuDNN's choice of kernels is per thread.
 
         Raises:
             RuntimeError: It cannot be captured.
@@ -211,7 +210,7 @@ class CudaDevice:
             torch.cuda.device(self.device),
             torch.cuda.stream(self._capture),  # restored also where `torch.cuda.graph` fails to
         ):
-            # Replays under way use the same scratch memory as the run that warms up.
+            # Replays in flight use the same scratch memory as the warm-up run.
             self._compute.synchronize()
             work()
             self._capture.synchronize()
@@ -219,7 +218,7 @@ class CudaDevice:
             self._graphs.append(graph)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            # Other threads may call cudaMalloc meanwhile: decoders, or a variant being loaded.
+            # Other threads may call cudaMalloc meanwhile, for a variant that is being loaded.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._capture, capture_error_mode="thread_local"
             ):
@@ -227,26 +226,26 @@ class CudaDevice:
         return graph.replay
 
     def slot(self) -> AbstractContextManager[Slot]:
-        """Hold a slot for a batch; waits while all are in flight."""
-        return self._ring.one()
+        """Acquire a slot for a batch, waiting while all are in use."""
+        return self._slots.acquire()
 
-    def run(self, slot: Slot, step: Step, pixel_bytes: int, answer_bytes: int) -> float:
-        """Bring a slot's pixels to the device, compute, and bring the answers back.
+    def run(self, slot: Slot, step: GraphBinding, pixel_bytes: int, answer_bytes: int) -> float:
+        """Copy a slot's pixels to the device, compute, and copy the outputs back.
 
         Args:
-            slot: Held by the caller, its `pixels` filled.
-            step: What to compute.
-            pixel_bytes: How many of the slot's first bytes are pixels.
-            answer_bytes: How many of the first bytes of the step's answers are wanted.
+            slot: Acquired by the caller, with its `pixels` filled.
+            step: The computation.
+            pixel_bytes: Length of the pixels at the start of the slot.
+            answer_bytes: Length of the outputs to copy from the start of the step's.
 
         Returns:
-            How long the device took, in seconds, by its own clock: copying in, computing and
-            copying out, without what the batch waited for others in between.
+            The device's own time in seconds: copy in, compute and copy out, without waiting for
+            other batches in between.
 
         Raises:
-            RuntimeError: CUDA failed; the slot may be used again nevertheless.
+            RuntimeError: CUDA failed; the slot can be used again.
         """
-        with self._given_back_idle():
+        with self._idle_after_failure():
             with self._launching, torch.cuda.device(self.device):
                 self._enqueue(slot, step, pixel_bytes, answer_bytes)
             slot.done.synchronize()
@@ -257,8 +256,8 @@ class CudaDevice:
         )
         return taken_ms / 1000.0
 
-    def _enqueue(self, slot: Slot, step: Step, pixel_bytes: int, answer_bytes: int) -> None:
-        """Launch a batch on the three streams; waits for none of it."""
+    def _enqueue(self, slot: Slot, step: GraphBinding, pixel_bytes: int, answer_bytes: int) -> None:
+        """Launch a batch on the three streams without waiting for it."""
         with torch.cuda.stream(self._copy_in):
             slot.started.record()
             slot.device_pixels[:pixel_bytes].copy_(
@@ -278,28 +277,28 @@ class CudaDevice:
             slot.done.record()
 
     @contextmanager
-    def _given_back_idle(self) -> Iterator[None]:
-        """After a failure, wait until nothing of the batch is still under way in its buffers."""
+    def _idle_after_failure(self) -> Iterator[None]:
+        """After a failure, wait until the batch no longer uses its buffers."""
         try:
             yield
         except BaseException:
-            # A device that is lost says so again.
+            # A lost device raises again.
             with contextlib.suppress(RuntimeError):
-                self._settle()
+                self._sync()
             raise
 
-    def _settle(self) -> None:
-        """Wait for the three streams; not for the device, which must not be asked in a capture."""
+    def _sync(self) -> None:
+        """Wait for the three streams; not for the device, which is not allowed during a capture."""
         for stream in (self._copy_in, self._compute, self._copy_out):
             stream.synchronize()
 
 
 def _stream(priority: int = 0) -> torch.cuda.Stream:
-    """Return one of the current device's streams; a lower priority goes first."""
+    """Return a stream of the current device; lower numbers have higher priority."""
     return torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
 
 
 def _event(blocking: bool = False) -> torch.cuda.Event:
-    """Return a mark on a stream; `blocking` if who waits for it should sleep."""
+    """Return an event; with `blocking`, a thread that waits for it sleeps."""
     event = torch.cuda.Event(enable_timing=True, blocking=blocking)  # type: ignore[no-untyped-call]
     return event

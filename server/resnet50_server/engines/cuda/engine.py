@@ -1,4 +1,4 @@
-"""The engine for CUDA: compiled, one captured graph per batch size, copies beside computing."""
+"""The CUDA engine: compiled, one captured graph per batch size, copies that overlap compute."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
 from .buckets import Buckets
-from .device import CudaDevice, Step
-from .forward import Answers, Forward
-from .output_layout import AnswerLayout
+from .device import CudaDevice, GraphBinding
+from .forward import Forward, Outputs
+from .output_layout import OutputLayout
 
 log = logging.getLogger(__name__)
 
-# Sorted out within the graph; whoever wants more gets them sorted on the CPU.
+# Top categories computed in the graph; more are sorted on the CPU.
 CAPTURED_TOP_K = 16
 # Dynamo counts what it compiles per code object: here each bucket of each variant.
 _COMPILE_LIMITS: dict[str, Any] = {"recompile_limit": 1024, "accumulated_recompile_limit": 4096}
@@ -35,18 +35,18 @@ _COMPILE_LIMITS: dict[str, Any] = {"recompile_limit": 1024, "accumulated_recompi
 class CudaEngine:
     """One variant on a CUDA device that it may share with others.
 
-    A network of another precision, compiled and captured: for each bucket one CUDA graph that
-    normalises, runs the network, and leaves softmax, top-k and embeddings in one run of bytes.
-    Building takes a while, tens of seconds a bucket where nothing is in the compiler's cache, and
-    leaves what other engines on the device compute alone, but for the moment of each capture.
+    The network is converted to the precision, compiled and captured: for each bucket one CUDA graph
+    that normalises, runs the network, and writes softmax, top-k and embeddings to one buffer.
+    Building takes tens of seconds per bucket if the compiler's cache is empty. Other engines on the
+    device continue meanwhile, except during each capture.
 
-    Where the compiler fails, PyTorch's own kernels are captured; where capturing fails, they are
-    launched one by one. Both are logged.
+    If the compiler fails, PyTorch's own kernels are captured; if capturing fails, they are launched
+    one by one. Both are logged.
 
     Args:
         network: Float, in eval mode, its BatchNorms folded; moved to the device.
         transform: The variant's.
-        device: The device's one object, shared by all its engines.
+        device: Shared by all engines on it.
         precision: "fp32" (no TF32), "fp16" or "bf16".
         max_batch_size: The largest batch.
         buckets: Batch sizes to prepare instead of the powers of two.
@@ -54,7 +54,7 @@ class CudaEngine:
         capture: Whether to capture graphs.
 
     Attributes:
-        compiled: Whether what runs was compiled.
+        compiled: Whether the network was compiled.
         captured: Whether it was captured.
         sizes: The buckets, each with a graph of its own.
 
@@ -84,7 +84,7 @@ class CudaEngine:
         self.sizes = tuple(self.buckets.sizes)
         self._crop = transform.crop
         self._layouts = {
-            size: AnswerLayout(
+            size: OutputLayout(
                 size,
                 min(CAPTURED_TOP_K, head.out_features),
                 head.in_features,
@@ -98,16 +98,16 @@ class CudaEngine:
         self.compiled, self.captured = compile_network and capture, capture
         self._closing = threading.Lock()
         self._closed = False
-        with device.building:
+        with device.build_lock:
             _set_kernel_choice()
-            device.enter(
+            device.register(
                 self._pixel_bytes(self.buckets.largest),
                 self._layouts[self.buckets.largest].nbytes,
             )
             try:
                 self._build(network, transform, DTYPES[precision])
             except BaseException:
-                device.leave()
+                device.unregister()
                 raise
 
     def run(
@@ -123,24 +123,23 @@ class CudaEngine:
         bucket = self.padded(count)
         layout = self._layouts[bucket]
         pixel_bytes = self._pixel_bytes(count)
-        answer_bytes = layout.bytes_of(with_embeddings, top_k > layout.top_k)
+        answer_bytes = layout.prefix_bytes(with_embeddings, top_k > layout.top_k)
         with self._device.slot() as slot:
-            # The bucket's other rows are left as they are: pixels of any earlier batch, whose
-            # answers are copied home beside the wanted ones, and read by nobody.
+            # The bucket's other rows keep pixels of an earlier batch; their outputs are ignored.
             pixels = slot.pixels[:pixel_bytes].reshape(count, self._crop, self._crop, 3)
             np.stack(images, out=pixels)
             compute_s = self._device.run(slot, self._steps[bucket], pixel_bytes, answer_bytes)
-            indices, probabilities, embeddings = layout.read(
+            indices, probabilities, embeddings = layout.copy_out(
                 slot.answers, count, top_k, with_embeddings
             )
         return BatchOutput(indices, probabilities, embeddings, compute_s)
 
     def padded(self, images: int) -> int:
         """Return the bucket that a batch of `images` is computed in."""
-        return self.buckets.holding(images)
+        return self.buckets.bucket_for(images)
 
     def close(self) -> None:
-        """Give the memory back: the weights' at once, the graphs' with the device's last engine.
+        """Free the weights at once, and the graphs with the last engine of the device.
 
         Waits for batches in flight, and while another engine of the device is being built.
         """
@@ -148,46 +147,46 @@ class CudaEngine:
             if self._closed:
                 return
             self._closed = True
-        with self._device.building:
+        with self._device.build_lock:
             with self._device.idle():
                 self._steps.clear()
                 del self._forward, self._compiled, self._pixels, self._answers
-            self._device.leave()
+            self._device.unregister()
 
     def _build(self, network: Network, transform: Transform, dtype: torch.dtype) -> None:
         network = network.requires_grad_(False).to(device=self._device.device, dtype=dtype)
         network = network.to(memory_format=torch.channels_last)
         largest = self._layouts[self.buckets.largest]
         self._forward = Forward(network, transform, largest.top_k)
-        self._device.settle()
+        self._device.sync()
         self._pixels = self._device.zeros(self._pixel_bytes(largest.rows))
         self._answers = self._device.zeros(largest.nbytes)
-        self._compiled: Callable[[Tensor], Answers] = self._forward
+        self._compiled: Callable[[Tensor], Outputs] = self._forward
         if self.compiled:
             self._compiled = compiled(self._forward)
-        self._steps: dict[int, Step] = {}
-        # The largest first: what its graph has used and left is room for all the others.
+        self._steps: dict[int, GraphBinding] = {}
+        # The largest first: the other graphs reuse its memory.
         for size in reversed(self.buckets.sizes):
-            self._steps[size] = Step(self._pixels, self._answers, self._launcher(size))
+            self._steps[size] = GraphBinding(self._pixels, self._answers, self._launcher(size))
         if not self.captured:
-            # One way for all sizes, so that what was measured says what is served.
+            # The same for all sizes, so that warm-up measures the way that requests are computed.
             for size in self.buckets.sizes:
                 launch = self._work(size, self._forward)
-                self._steps[size] = Step(self._pixels, self._answers, launch)
+                self._steps[size] = GraphBinding(self._pixels, self._answers, launch)
 
     def _launcher(self, size: int) -> Callable[[], None]:
-        """Return what launches a batch of `size`: a graph's replay, if that works."""
+        """Return the function that launches a batch of `size`, a captured graph's if possible."""
         self._prepare(size)
         if self.captured:
             try:
                 return self._device.capture(self._work(size, self._compiled))
             except torch.OutOfMemoryError:
-                raise  # one by one, kernels would need as much
+                raise  # kernels launched one by one need as much memory
             except RuntimeError:
                 self.captured = self.compiled = False
                 log.warning(
                     "a batch of %d cannot be captured as a CUDA graph; kernels are launched one by"
-                    " one instead, which small batches are slower for",
+                    " one instead, which is slower for small batches",
                     size,
                     exc_info=True,
                 )
@@ -200,7 +199,7 @@ class CudaEngine:
                 with _compile_limits():
                     self._device.prepare(self._work(size, self._compiled))
                 return
-            except Exception:  # the compiler's, the C compiler's, Triton's: of any class
+            except Exception:  # of the compiler, the C compiler or Triton, of any class
                 self.compiled = False
                 self._compiled = self._forward
                 log.warning(
@@ -210,39 +209,39 @@ class CudaEngine:
                 )
         self._device.prepare(self._work(size, self._forward))
 
-    def _work(self, size: int, forward: Callable[[Tensor], Answers]) -> Callable[[], None]:
-        """Return what computes a batch of `size`, from and to this engine's buffers."""
+    def _work(self, size: int, forward: Callable[[Tensor], Outputs]) -> Callable[[], None]:
+        """Return the function that computes a batch of `size` in this engine's buffers."""
         pixels = self._pixels[: self._pixel_bytes(size)].view(size, self._crop, self._crop, 3)
-        places = self._layouts[size].views(self._answers)
-        return functools.partial(_compute, forward, pixels, places)
+        views = self._layouts[size].tensor_views(self._answers)
+        return functools.partial(_compute, forward, pixels, views)
 
     def _pixel_bytes(self, images: int) -> int:
         return images * self._crop * self._crop * 3
 
 
-def compiled(forward: Forward) -> Callable[[Tensor], Answers]:
-    """Return `forward`, to be compiled for each size of batch that it is called with.
+def compiled(forward: Forward) -> Callable[[Tensor], Outputs]:
+    """Return `forward`, which is compiled for each batch size at its first call.
 
-    Without inductor's own CUDA graphs, which belong to the thread that made them; as one graph of
-    operations or not at all, so that nothing is lost unnoticed.
+    Without inductor's own CUDA graphs, which belong to the thread that made them. As one graph of
+    operations or not at all, so that no graph break goes unnoticed.
     """
-    function: Callable[[Tensor], Answers] = torch.compile(
+    function: Callable[[Tensor], Outputs] = torch.compile(
         forward, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False}
     )
     return function
 
 
 @torch.inference_mode()
-def _compute(forward: Callable[[Tensor], Answers], pixels: Tensor, places: Answers) -> None:
-    """Compute answers and leave them in `places`."""
-    for place, answer in zip(places, forward(pixels), strict=True):
-        place.copy_(answer)
+def _compute(forward: Callable[[Tensor], Outputs], pixels: Tensor, views: Outputs) -> None:
+    """Compute the outputs and copy them to `views`."""
+    for view, output in zip(views, forward(pixels), strict=True):
+        view.copy_(output)
 
 
 def _set_kernel_choice() -> None:
-    """Let cuDNN measure which of its kernels is fastest, once per size; keep fp32 whole."""
+    """Let cuDNN benchmark its kernels once per size; keep full fp32 precision."""
     torch.backends.cudnn.benchmark = True
-    # Convolutions would otherwise round fp32 to TF32's 10 bits; who wants that asks for fp16.
+    # Convolutions would otherwise round fp32 to TF32's 10 bits; fp16 is the option for that.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 

@@ -1,4 +1,4 @@
-"""From pixels to answers in one function of tensors, which can be compiled and captured whole."""
+"""From pixels to outputs in one function of tensors, which can be compiled and captured."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
 
-class Answers(NamedTuple):
-    """What the network says of N images.
+class Outputs(NamedTuple):
+    """Outputs of the network for N images.
 
     Attributes:
         indices: int64 [N, k], the first k categories by falling probability.
         top: float32 [N, k], their probabilities.
         embeddings: float32 [N, D].
-        probabilities: float32 [N, categories], all of them.
+        probabilities: float32 [N, categories], of all categories.
     """
 
     indices: Tensor
@@ -31,13 +31,13 @@ class Answers(NamedTuple):
 class Forward(nn.Module):
     """Normalise, network, softmax, top-k: the same steps as `TorchEngine.run`.
 
-    L2 normalisation is not among them: whether an embedding is normalised is up to each request of
-    a batch, and what it takes (2048 multiplications) is less than another kernel.
+    It has no L2 normalisation: each request of a batch decides whether its embedding is normalised,
+    and 2048 multiplications cost less than another kernel.
 
     Args:
         network: In eval mode, on the device and in the precision that it will run in.
         transform: The variant's, for its mean and standard deviation.
-        top_k: How many categories to sort out.
+        top_k: Number of top categories.
     """
 
     scale: Tensor
@@ -54,8 +54,8 @@ class Forward(nn.Module):
             tensor = torch.tensor(values, dtype=torch.float32, device=weight.device)
             self.register_buffer(name, tensor.view(1, 3, 1, 1))
 
-    def forward(self, pixels: Tensor) -> Answers:
-        """Compute answers.
+    def forward(self, pixels: Tensor) -> Outputs:
+        """Compute the outputs.
 
         Args:
             pixels: uint8 [N, H, W, 3], RGB.
@@ -66,4 +66,4 @@ class Forward(nn.Module):
         pooled, logits = self.network(images)
         probabilities = torch.softmax(logits.float(), dim=1)
         top, indices = torch.topk(probabilities, self.top_k, dim=1)
-        return Answers(indices, top, pooled.float(), probabilities)
+        return Outputs(indices, top, pooled.float(), probabilities)

@@ -1,4 +1,4 @@
-"""How the answers to a batch lie in one run of bytes, so that one copy brings them home."""
+"""Layout of a batch's outputs in one buffer, so that one copy transfers them to the host."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .forward import Answers
+from .forward import Outputs
 
-# What CUDA's own allocations are aligned to: copies and kernels are fastest from there.
+# CUDA's own allocations have this alignment, at which copies and kernels are fastest.
 ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class AnswerLayout:
-    """The answers to one bucket, part after part, rarely wanted ones last.
+class OutputLayout:
+    """Outputs of one bucket, part after part; rarely requested ones come last.
 
     Attributes:
-        rows: The bucket.
-        top_k: How many categories are sorted out.
-        dimension: Of an embedding.
-        categories: How many there are.
+        rows: Size of the bucket.
+        top_k: Number of top categories.
+        dimension: Length of an embedding.
+        categories: Number of categories.
     """
 
     rows: int
@@ -31,22 +31,22 @@ class AnswerLayout:
     dimension: int
     categories: int
 
-    def bytes_of(self, with_embeddings: bool, with_probabilities: bool) -> int:
-        """Return how many of the first bytes hold what is wanted.
+    def prefix_bytes(self, with_embeddings: bool, with_probabilities: bool) -> int:
+        """Return the length of the prefix that has the requested outputs, in bytes.
 
         Args:
-            with_embeddings: Whether embeddings are.
-            with_probabilities: Whether all probabilities are, which includes embeddings.
+            with_embeddings: Whether it includes embeddings.
+            with_probabilities: Whether it includes all probabilities, which come after embeddings.
         """
         ends = self._ends()
         return ends[3] if with_probabilities else ends[2] if with_embeddings else ends[1]
 
     @property
     def nbytes(self) -> int:
-        """How many bytes hold everything."""
+        """Size of all outputs in bytes."""
         return self._ends()[-1]
 
-    def views(self, flat: Tensor) -> Answers:
+    def tensor_views(self, flat: Tensor) -> Outputs:
         """Return the parts within `flat`: uint8 [at least nbytes], on any device."""
         starts = (0, *self._ends()[:-1])
         parts = [
@@ -55,34 +55,34 @@ class AnswerLayout:
             .view(self.rows, width)
             for start, (dtype, width) in zip(starts, self._parts(), strict=True)
         ]
-        return Answers(*parts)
+        return Outputs(*parts)
 
-    def read(
+    def copy_out(
         self, flat: Tensor, count: int, top_k: int, with_embeddings: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None]:
-        """Copy the answers to the first `count` images out of `flat`.
+        """Copy the outputs of the first `count` images out of `flat`.
 
         Args:
-            flat: uint8 [at least what `bytes_of` says], on the CPU.
-            count: How many rows were images; the others are padding and mean nothing.
-            top_k: How many categories are wanted; if more than were sorted out, all probabilities
-                are sorted here.
-            with_embeddings: Whether embeddings are wanted.
+            flat: uint8 [at least `prefix_bytes`], on the CPU.
+            count: Number of images; the other rows are padding.
+            top_k: Number of requested categories; above the layout's, all probabilities are sorted
+                here.
+            with_embeddings: Whether embeddings are requested.
 
         Returns:
             Indices int64 [count, top_k], probabilities float32 [count, top_k], embeddings float32
             [count, dimension] or None; none of them shares memory with `flat`.
         """
-        answers = self.views(flat)
+        outputs = self.tensor_views(flat)
         if top_k > self.top_k:
-            top, indices = torch.topk(answers.probabilities[:count], top_k, dim=1)
+            top, indices = torch.topk(outputs.probabilities[:count], top_k, dim=1)
         else:
-            top, indices = answers.top[:count, :top_k], answers.indices[:count, :top_k]
-        vectors = answers.embeddings[:count].numpy().copy() if with_embeddings else None
+            top, indices = outputs.top[:count, :top_k], outputs.indices[:count, :top_k]
+        vectors = outputs.embeddings[:count].numpy().copy() if with_embeddings else None
         return indices.numpy().copy(), top.numpy().copy(), vectors
 
     def _parts(self) -> tuple[tuple[torch.dtype, int], ...]:
-        """Return each part's dtype and width, in the order of `Answers`."""
+        """Return each part's dtype and width, in the order of `Outputs`."""
         return (
             (torch.int64, self.top_k),
             (torch.float32, self.top_k),
@@ -91,7 +91,7 @@ class AnswerLayout:
         )
 
     def _ends(self) -> tuple[int, ...]:
-        """Return where each part ends, alignment included, in bytes."""
+        """Return the end of each part, with alignment, in bytes."""
         ends, end = [], 0
         for dtype, width in self._parts():
             end += -(-self.rows * width * dtype.itemsize // ALIGNMENT) * ALIGNMENT
