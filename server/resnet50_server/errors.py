@@ -301,15 +301,15 @@ class NotNow(ServingError):
 
     Args:
         reason: Why, and what to do.
-        passing: Whether the same change may be possible later, though no file changes: memory, a
+        transient: Whether the same change may be possible later, though no file changes: memory, a
             disk, another change. False if it is the files that are wrong.
     """
 
     code = "FAILED_PRECONDITION"
 
-    def __init__(self, reason: str, *, passing: bool = True) -> None:
+    def __init__(self, reason: str, *, transient: bool = True) -> None:
         super().__init__(reason)
-        self.passing = passing
+        self.transient = transient
 
 
 def code_of(error: Exception) -> str:

@@ -29,10 +29,10 @@ def log_failure(name: str, text: str, error: Exception) -> None:
 def client_error(name: str, text: str, error: Exception) -> NotNow:
     """Return the error for the client that asked for the load."""
     if isinstance(error, NotNow):
-        return NotNow(text, passing=error.passing)
+        return NotNow(text, transient=error.transient)
     # WeightsError is about files that are wrong; other errors are about memory, disks and devices.
-    passing = not isinstance(error, WeightsError) or _is_disk_error(error.__cause__)
-    return NotNow(f"name: {name} cannot be loaded: {text}", passing=passing)
+    transient = not isinstance(error, WeightsError) or _is_disk_error(error.__cause__)
+    return NotNow(f"name: {name} cannot be loaded: {text}", transient=transient)
 
 
 def _is_disk_error(error: BaseException | None) -> bool:

@@ -153,7 +153,7 @@ class DirectoryWatcher:
             self._schedule_retry(name, fingerprint)
             raise
         except NotNow as error:
-            if error.passing:
+            if error.transient:
                 self._schedule_retry(name, fingerprint)
             else:
                 self._applied[name] = fingerprint

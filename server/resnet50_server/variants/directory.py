@@ -101,7 +101,7 @@ def _refuse_loop(name: str, path: Path) -> None:
         if error.errno == errno.ELOOP:
             raise NotNow(
                 f"name: {name}: {path.name} is a link that leads to itself; replace it",
-                passing=False,
+                transient=False,
             ) from None
 
 
