@@ -225,6 +225,16 @@ def test_help_of_every_command_is_shown(command):
     assert f"Usage: resnet50-server {command}".rstrip() in help_of(*command.split())
 
 
+def test_flags_are_completed_in_the_shell(capsys, monkeypatch):
+    monkeypatch.setenv("_RESNET50_SERVER_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "resnet50-server serve --max-ba")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with pytest.raises(SystemExit) as left:
+        main([])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.split() == ["--max-batch-size"]
+
+
 def help_of(*command: str) -> str:
     """Return the help of a command, on a terminal that is wide enough for a line per option."""
     done = CliRunner().invoke(
