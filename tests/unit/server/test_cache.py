@@ -26,6 +26,7 @@ from resnet50_server.errors import (
     ShuttingDown,
 )
 from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.pixel_budget import SMALL_PIXELS, PixelBudget
 from resnet50_server.images.source import RawImage
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
@@ -694,6 +695,36 @@ async def test_pixels_that_need_no_decoding_are_cached_and_coalesced():
     await before
     assert bench.pool.calls == 1  # of the one before
     assert bench.engine.batches == [[1], [7]]
+
+
+@in_virtual_time
+async def test_shadow_is_computed_and_not_cached():
+    bench = Bench()
+    await bench.ask(7)
+    task = InferenceTask(bench.variant, 1, False, shadow=True)
+    result = await bench.pipeline.infer(b"\x07", task, RequestContext("", "", ()))
+    assert (result.cache, bench.engine.batches) == ("none", [[7], [7]])
+    assert bench.stats == CacheStats(misses=1)
+
+
+@in_virtual_time
+async def test_cancelled_image_releases_its_decode_memory():
+    bench = Bench()
+    large = SMALL_PIXELS + 1
+    bench.pipeline._pixels = budget = PixelBudget(large)
+
+    def decode(source, _, reserve) -> np.ndarray:
+        with reserve(large):
+            return image(source[0])
+
+    bench.pipeline._decode = decode
+    with budget.reserve(large):
+        cancelled = bench.ask(7)
+        await asyncio.sleep(DECODE_S + 0.01)  # it waits for the memory
+    await asyncio.sleep(DECODE_S / 2)  # it waits for a thread
+    cancelled.cancel()
+    assert await asyncio.wait_for(bench.uses(bench.ask(8)), 10) == ["none"]
+    assert bench.engine.batches == [[8]]
 
 
 @in_virtual_time

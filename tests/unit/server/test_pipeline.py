@@ -13,6 +13,7 @@ from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.source import PixelFormat, RawImage, Source
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
@@ -59,11 +60,13 @@ class Bench:
             Admission(Limits(requests=8, bytes=2**20)), self.pool, ImageLimits()
         )
 
-    def ask(self, within: float | None = None, *, bulk: bool = False) -> asyncio.Task:
+    def ask(
+        self, within: float | None = None, *, bulk: bool = False, source: Source = PHOTO
+    ) -> asyncio.Task:
         deadline = None if within is None else asyncio.get_running_loop().time() + within
         call = RequestContext("", "", (), bulk=bulk, deadline=deadline)
         task = InferenceTask(self._variant, 1, False)
-        return asyncio.create_task(self.pipeline.infer(PHOTO, task, call))
+        return asyncio.create_task(self.pipeline.infer(source, task, call))
 
     def _decode(self, *_, **__):
         self.decoded += 1
@@ -90,6 +93,20 @@ async def test_unreachable_deadline_is_refused_before_decoding(monkeypatch):
     assert bench.pipeline.admission.requests == 0
     await running
     assert bench.engine.batches == [[0]]
+
+
+@in_virtual_time
+async def test_pixels_that_need_no_decoding_keep_their_deadline(monkeypatch):
+    bench = Bench(monkeypatch, decode_s=0.0, batch_s=1.0)
+    side = parse_variant("IMAGENET1K_V2").transform.resize
+    raw = RawImage(side, side, PixelFormat.GRAY, 0, bytes(side**2))
+    running = bench.ask(source=raw)
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineUnreachable) as refused:
+        await bench.ask(within=1.5, source=raw)
+    assert not refused.value.accepted
+    await running
+    assert bench.engine.batches == [[1]]
 
 
 @in_virtual_time
