@@ -118,7 +118,7 @@ class SendBuffer:
             sizes[greediest] -= size
             excess -= size
             too_many.append(task)
-        self._cancel(too_many, f"responses exceed {self._max_bytes} bytes (max_send_bytes)")
+        self._cancel(too_many, f"responses take more than {self._max_bytes} bytes (max_send_bytes)")
 
     def _check_timeouts(self) -> None:
         """Cancel the responses that were not taken in time."""
