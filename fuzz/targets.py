@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
+import torch  # noqa: F401  images are resized by torch once it is imported, as by servers
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from numpy.typing import NDArray

@@ -6,7 +6,6 @@ import os
 import tempfile
 
 import pytest
-import torch
 
 # Servers that tests start keep nothing in the user's folders, and find nothing there.
 _cache = tempfile.TemporaryDirectory(prefix="resnet50-tests-")
@@ -14,8 +13,11 @@ os.environ["RESNET50_GRAPH_CACHE_DIR"] = _cache.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
         return
-    for item in items:
-        if item.get_closest_marker("gpu"):
+    import torch  # seconds, which most test files do without
+
+    if not torch.cuda.is_available():
+        for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
