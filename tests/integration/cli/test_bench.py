@@ -144,8 +144,8 @@ def test_own_images_are_sent_and_broken_ones_count_as_errors(server, tmp_path):
 
 def test_exit_statuses_tell_what_went_wrong(server, tmp_path):
     address = server.address
-    nobody = bench("--server", "127.0.0.1:1")
-    assert (nobody.returncode, "127.0.0.1:1" in nobody.stderr) == (3, True)
+    unreachable = bench("--server", "127.0.0.1:1")
+    assert (unreachable.returncode, "127.0.0.1:1" in unreachable.stderr) == (3, True)
     unknown = bench("--server", address, "--variant", "cats")
     assert (unknown.returncode, "IMAGENET1K_V2" in unknown.stderr) == (1, True)
     (tmp_path / "b.jpg").write_bytes(b"nothing")
@@ -163,7 +163,7 @@ def test_exit_statuses_tell_what_went_wrong(server, tmp_path):
     ):
         wrong = bench("--server", address, *arguments)
         assert (wrong.returncode, named in wrong.stderr) == (2, True), wrong.stderr
-    for done in (nobody, unknown, unanswered):
+    for done in (unreachable, unknown, unanswered):
         assert "Traceback" not in done.stderr
 
 

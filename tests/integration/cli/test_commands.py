@@ -129,7 +129,7 @@ def test_variants_are_listed_and_shown(server):
 def test_health_is_for_scripts(server):
     done = resnet50("health", "--wait-s", 5, server=server)
     assert (done.returncode, done.stdout) == (0, b"SERVING\n")
-    unknown = resnet50("health", "--service", "nobody", server=server)
+    unknown = resnet50("health", "--service", "unknown", server=server)
     assert (unknown.returncode, unknown.stdout) == (3, b"SERVICE_UNKNOWN\n")
 
 
@@ -138,15 +138,15 @@ def test_version_is_the_distributions():
 
 
 def test_exit_statuses_tell_what_went_wrong(server, photos):
-    nobody = resnet50("classify", photos / "a.png", "--server", "127.0.0.1:1")
-    assert (nobody.returncode, b"127.0.0.1:1" in nobody.stderr) == (3, True)
+    unreachable = resnet50("classify", photos / "a.png", "--server", "127.0.0.1:1")
+    assert (unreachable.returncode, b"127.0.0.1:1" in unreachable.stderr) == (3, True)
     assert resnet50("health", "--server", "127.0.0.1:1").returncode == 3
     wrong = resnet50("classify", photos / "a.png", "--variant", "cats", server=server)
     assert (wrong.returncode, b"IMAGENET1K_V2" in wrong.stderr) == (1, True)
     assert resnet50("classify", "--no-such-option").returncode == 2
     address = resnet50("health", "--server", "")
     assert (address.returncode, b"server" in address.stderr) == (2, True)
-    for done in (nobody, wrong, address):
+    for done in (unreachable, wrong, address):
         assert b"Traceback" not in done.stderr
 
 

@@ -34,7 +34,7 @@ VARIANTS = ["one=random:1", "two=random:2"]
 
 @dataclass
 class Engine:
-    """What the patched engine counts, and where it stops.
+    """Counts of the patched engine, and its stop.
 
     Attributes:
         computed: How often each image was computed, by its mean.
@@ -137,8 +137,8 @@ async def resnet50(*arguments: object, server: object) -> tuple[int, str, str]:
 def on_disk(partial: Path) -> int:
     count = 0
     for shard in partial.glob("*.npz"):
-        with np.load(shard) as held:
-            count += len(held["paths"])
+        with np.load(shard) as data:
+            count += len(data["paths"])
     return count
 
 
@@ -227,7 +227,7 @@ async def test_second_embed_is_refused_but_not_after_a_kill(engine, many, tmp_pa
 
 async def test_lost_server_exits_3_and_keeps_finished_work(engine, many, tmp_path):
     out, endless = tmp_path / "all.npz", tmp_path / "endless.png"
-    os.mkfifo(endless)  # nobody writes into it: the command waits for its last image
+    os.mkfifo(endless)  # without a writer: the command waits for its last image
     async with serving() as server:
         command = await Command.start(
             "embed", many, endless, "--out", out, "--timeout-s", 0.5, server=server

@@ -57,7 +57,7 @@ EVERY = {
 
 @pytest.fixture
 def places(tmp_path, metrics) -> dict[str, str]:
-    """What stands for what in a command."""
+    """Values of the placeholders in a command."""
     photo = tmp_path / "photos" / "a.png"
     photo.parent.mkdir()
     photo.write_bytes(encode(photo_like(16, 16)))

@@ -32,7 +32,7 @@ def metrics() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def nobody() -> str:
+def unreachable() -> str:
     with exporting(Exported()) as address:
         return address
 
@@ -55,12 +55,12 @@ def test_once_prints_one_snapshot_into_a_pipe(metrics):
     assert "\x1b" not in done.stdout
 
 
-def test_once_json_is_one_object_with_rates(metrics, nobody):
-    done = top("--once", "--json", *QUICK, "--metrics", metrics, "--metrics", nobody)
+def test_once_json_is_one_object_with_rates(metrics, unreachable):
+    done = top("--once", "--json", *QUICK, "--metrics", metrics, "--metrics", unreachable)
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
-    assert [one["name"] for one in found["servers"]] == [metrics, nobody]
+    assert [one["name"] for one in found["servers"]] == [metrics, unreachable]
     assert "refused" in found["servers"][1]["failure"]
     assert found["total"]["images_per_s"] == 0.0
     assert [one["name"] for one in found["total"]["variants"]] == ["digits"]
@@ -71,11 +71,11 @@ def test_servers_may_come_from_the_environment(metrics):
     assert len(json.loads(done.stdout)["servers"]) == 2
 
 
-def test_once_without_any_server_fails_for_scripts(nobody):
-    done = top("--once", *QUICK, "--metrics", nobody)
+def test_once_without_any_server_fails_for_scripts(unreachable):
+    done = top("--once", *QUICK, "--metrics", unreachable)
     assert (done.returncode, "connection refused" in done.stderr) == (3, True)
     assert "DOWN" in done.stdout
-    as_json = top("--once", "--json", *QUICK, "--metrics", nobody)
+    as_json = top("--once", "--json", *QUICK, "--metrics", unreachable)
     assert (as_json.returncode, json.loads(as_json.stdout)["total"]) == (3, None)
 
 

@@ -153,8 +153,8 @@ async def test_first_server_that_fails_is_the_last_that_is_asked(folder, tmp_pat
             f"stopped at {other.addresses[0]}; changed: {one.addresses[0]};"
             f" not attempted: {last.addresses[0]}" in done.stderr
         )
-        held = records(await variants("--json", servers=[last]))
-        assert [each["name"] for each in held] == ["IMAGENET1K_V2"]
+        listed = records(await variants("--json", servers=[last]))
+        assert [each["name"] for each in listed] == ["IMAGENET1K_V2"]
 
 
 async def test_missing_tokens_and_scopes_are_told_with_what_to_do(folder):

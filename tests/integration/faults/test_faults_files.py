@@ -121,7 +121,7 @@ def test_server_serves_and_stops_while_its_log_is_not_read(tmp_path):
 
 @contextmanager
 def unread_pipe() -> Iterator[tuple[int, int]]:
-    """Give both ends of the smallest pipe there is, one page, that nobody reads."""
+    """Give both ends of the smallest pipe there is, one page, that is not read."""
     reader, writer = os.pipe()
     try:
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -224,7 +224,7 @@ class _Publish(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             self.server.asked.release()
             while not self.server.gate.wait(1):
-                # A download that stands still is given up.
+                # A stalled download times out.
                 self.wfile.write(self.server.content[half : half + 1])
                 half += 1
             self.wfile.write(self.server.content[half:])

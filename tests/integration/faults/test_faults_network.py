@@ -1,4 +1,4 @@
-"""A line that breaks under a call: the server lets go, the SDK goes on or says so in time."""
+"""Connections that break during a call: the server releases them, the SDK resumes or fails."""
 
 from __future__ import annotations
 

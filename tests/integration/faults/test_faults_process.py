@@ -1,4 +1,4 @@
-"""What befalls a server as a process: signals, another time of day, sockets that others left."""
+"""Faults of a server as a process: signals, another time of day, sockets that others left."""
 
 from __future__ import annotations
 

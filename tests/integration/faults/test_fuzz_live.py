@@ -20,7 +20,7 @@ def found(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(found) -> Report:
-    """What comes of a run in which one call and one good image are made to be answered wrongly."""
+    """Return the report of a run in which one call and one good image get wrong answers."""
     make = Source.make
 
     def make_wrong(source: Source, name: str) -> Sent:

@@ -185,7 +185,7 @@ async def test_message_that_waits_too_long_is_refused_with_the_limit():
 
 @pytest.mark.parametrize("path", [CLASSIFY, STREAM, UPLOAD])
 async def test_call_that_is_not_read_from_is_held_back(path):
-    """Nobody reads a second message, or the first one of a call that waits for its turn."""
+    """A second message is not read, nor the first one of a call that waits for a slot."""
     limits = {"max_receive_bytes": MIB, "max_receive_bytes_per_caller": MIB}
     async with serving(max_message_bytes=MIB, **limits) as server, raw(server) as client:
         client.open(CLASSIFY)  # holds the only slot

@@ -281,7 +281,7 @@ async def test_variant_change_is_retried_only_before_it_is_sent(kind):
     policy = {"retry": RetryPolicy(**QUICK), "observers": [retries], "timeout_s": 300}
     address = free_address()
     async with Caller(kind, address, **policy) as client:
-        call = asyncio.ensure_future(client.unload_variant("nobody"))
+        call = asyncio.ensure_future(client.unload_variant("unknown"))
         await asyncio.to_thread(retries.made.wait)
         assert all(error.never_sent for error in retries.errors)
         async with serving(listen=[address]):
@@ -531,7 +531,7 @@ async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind, monkeyp
 
 async def test_health_of_an_unknown_service_is_an_answer(kind):
     async with serving() as server, Caller(kind, server.addresses[0]) as client:
-        assert await client.health("nobody") == "SERVICE_UNKNOWN"
+        assert await client.health("unknown") == "SERVICE_UNKNOWN"
 
 
 async def test_proxies_of_the_web_are_not_asked(kind, monkeypatch):

@@ -461,7 +461,7 @@ class Frames:
     def __init__(self, count: int | None = None) -> None:
         self.count = count
         self.closed = threading.Event()
-        self.held = threading.Event()
+        self.resume = threading.Event()
         self.hold_at: int | None = None
 
     def __iter__(self):
@@ -469,7 +469,7 @@ class Frames:
             number = 0
             while number != self.count:
                 if number == self.hold_at:
-                    self.held.wait()
+                    self.resume.wait()
                 yield PNG
                 number += 1
         finally:
@@ -539,5 +539,5 @@ async def test_source_is_closed_with_its_client_while_being_read(sourced):
             await anext(stream)
         # A thread that is reading it closes it, once the camera has given its frame.
         assert frames.closed.is_set() == (make is AsyncFrames)
-        frames.held.set()
+        frames.resume.set()
         await asyncio.to_thread(frames.closed.wait)

@@ -1,4 +1,4 @@
-"""What observers of the SDK are told, and that they can do no harm."""
+"""Events of the SDK's observers, which cannot affect calls."""
 
 from __future__ import annotations
 

@@ -347,7 +347,7 @@ async def test_upload_over_the_limit_is_refused_and_leaves_memory_flat(victim):
         code, text = await victim.upload(NORMAL + bytes(20 * MIB))
         assert code is INVALID
         assert "max_image_bytes" in text
-    # gRPC receives ahead of whoever reads.
+    # gRPC receives ahead of the reader.
     assert victim.peak - before <= 2 * REFUSED_BYTES
 
 

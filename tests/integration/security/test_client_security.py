@@ -72,7 +72,7 @@ async def every_call(client: Caller) -> None:
 
 
 def large_png() -> bytes:
-    """Return one that goes by upload; what follows a PNG's end is nobody's business."""
+    """Return one that goes by upload; data after a PNG's end is ignored."""
     return PNG + bytes(5 * 2**20)
 
 

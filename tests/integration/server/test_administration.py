@@ -48,9 +48,9 @@ async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
         assert (loaded.name, loaded.state, loaded.category_count) == ("digits", READY, 2)
         assert (await admin.classify("digits")).variant.digest == loaded.digest
         variants = admin.server.parts.control._variants
-        held = variants.loaded_variant(variants.resolve("digits", "name"))
+        paused = variants.loaded_variant(variants.resolve("digits", "name"))
         # Unloading waits for calls that use it, and no longer.
-        while held.requests:
+        while paused.requests:
             await asyncio.sleep(0.005)
         assert await admin.states() == {"IMAGENET1K_V2": READY, "digits": READY}
 
@@ -233,7 +233,7 @@ class Gate:
         self.closed = False
         run, close = engine.run, engine.close
 
-        def held(*arguments):
+        def paused(*arguments):
             loop.call_soon_threadsafe(self.entered.set)
             self._opened.wait()
             assert not self.closed
@@ -243,7 +243,7 @@ class Gate:
             self.closed = True
             close()
 
-        engine.run, engine.close = held, noted
+        engine.run, engine.close = paused, noted
 
     def open(self) -> None:
         self._opened.set()
@@ -317,7 +317,7 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
                     assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
                     if loading.done():
                         await loading
-            # Nobody waits for a thread that waits already.
+            # No request waits for a thread that is waiting already.
             with refused("UNAVAILABLE", f"variants_dir: {folder} did not answer"):
                 await admin.load("pets")
             assert await admin.states() == {"IMAGENET1K_V2": READY}

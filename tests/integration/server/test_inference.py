@@ -267,7 +267,7 @@ async def test_health_is_per_service_and_unknown_ones_not_found():
             reply = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as unknown:
-            await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
+            await stub.Check(health_pb2.HealthCheckRequest(service="unknown"))
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 

@@ -1,4 +1,4 @@
-"""Who gets in, and who is refused before anything was read of what they send."""
+"""Admission of requests, and rejection before their messages are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variants that change while the server answers: replaced, made the default, made to give way."""
+"""Variants that change while the server answers: replaced, made the default, evicted."""
 
 from __future__ import annotations
 
@@ -163,15 +163,15 @@ async def test_old_weights_answer_their_requests_then_close(tmp_path):
             stream = await open_stream(admin, "mine")
             await send(stream, 1)
             waiting = asyncio.ensure_future(ask(admin, PICTURES[0], "mine"))
-            held = admin.server.parts.control._variants.find("mine")
-            await until(lambda: held.requests == 2 and not held.queue.waiting)
+            loaded = admin.server.parts.control._variants.find("mine")
+            await until(lambda: loaded.requests == 2 and not loaded.queue.waiting)
             put(folder, "mine", 2)
             new = (await replace(admin, "mine")).variant
             shown = [(one.digest, one.state, one.requests) for one in (await listed(admin))[1:]]
             assert shown == [(new.digest, READY, 0), (old.digest, DRAINING, 2)]
             assert (await ask(admin, PICTURES[0], "mine")).variant.digest == new.digest
             await send(stream, 2)
-            await until(lambda: held.latest().requests == 0)
+            await until(lambda: loaded.latest().requests == 0)
             assert not closed
         finally:
             opened.set()
@@ -182,7 +182,7 @@ async def test_old_weights_answer_their_requests_then_close(tmp_path):
             (2, new.digest),
         ]
         await until(lambda: closed)
-        assert held.requests == 0
+        assert loaded.requests == 0
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
 
@@ -196,7 +196,7 @@ async def test_upload_begun_before_a_swap_gets_the_new_weights(tmp_path):
         upload = await begin_upload(admin, content, "mine")
         put(folder, "mine", 2)
         new = (await replace(admin, "mine")).variant
-        # The old weights wait for nobody who still sends.
+        # The old weights do not wait for clients that still send.
         while len(await listed(admin)) > 2:
             await asyncio.sleep(0.005)
         await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
@@ -222,15 +222,15 @@ async def test_arriving_upload_is_answered_before_its_unload(folder):
     async with administrator(folder) as admin:
         await admin.load("digits")
         upload = await begin_upload(admin, content, "")
-        held = admin.server.parts.control._variants.find("")
+        loaded = admin.server.parts.control._variants.find("")
         await set_default(admin, "digits")
         unloading = asyncio.create_task(admin.unload("IMAGENET1K_V2"))
-        await until(lambda: held.retired)
+        await until(lambda: loaded.retired)
         await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
         await upload.done_writing()
         assert (await upload).variant.name == "IMAGENET1K_V2"
         await unloading
-        assert not held.uploads and not held.requests
+        assert not loaded.uploads and not loaded.requests
         assert await admin.states() == {"digits": READY}
 
 

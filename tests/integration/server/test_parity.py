@@ -1,4 +1,4 @@
-"""What a real server answers, against the same weights run directly in torchvision."""
+"""Results of a real server, compared with the same weights run directly in torchvision."""
 
 from __future__ import annotations
 

@@ -354,7 +354,7 @@ async def test_decoding_leaves_the_event_loop_free(monkeypatch):
     assert len(set(decode.threads)) == 2
 
 
-# A fault of ours
+# A server error
 
 
 async def test_broken_scheduler_refuses_calls_and_exits(monkeypatch, tmp_path):
@@ -478,9 +478,9 @@ async def test_stop_during_a_load_answers_in_flight_requests(monkeypatch):
     async def slow_load(*arguments):
         if started:
             await second.wait()  # for ever
-        held = await load(*arguments)
-        started.append(held.spec)
-        return held
+        opened = await load(*arguments)
+        started.append(opened.spec)
+        return opened
 
     monkeypatch.setattr(resnet50_server.server, "load_variant", slow_load)
     servers, start = [], Server.start
@@ -544,7 +544,7 @@ class Fail(Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "traced"), [(MemoryError("97 MiB"), False), (Fail("what nobody foresaw"), True)]
+    ("error", "traced"), [(MemoryError("97 MiB"), False), (Fail("an unexpected error"), True)]
 )
 async def test_whatever_a_load_raises_ends_the_start_with_one_line(
     error, traced, monkeypatch, capsys, caplog
@@ -577,12 +577,12 @@ def test_second_signal_ends_the_drain():
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             next(watch)
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            held = stub.ClassifyUpload.future(_endless())
+            opened = stub.ClassifyUpload.future(_endless())
             process.process.send_signal(signal.SIGTERM)
             while "stopping on a signal" not in process.process.stderr.readline():
                 pass
             status, _ = process.terminate()
-            held.cancel()
+            opened.cancel()
     assert status == 128 + signal.SIGTERM
 
 

@@ -374,7 +374,7 @@ async def test_drain_answers_queued_frames_and_names_the_last(monkeypatch):
 
 
 async def test_frame_waiting_for_a_permit_at_drain_is_not_answered(monkeypatch):
-    """Whoever sent it sends it to another server; an error in its place would look final."""
+    """The client sends it to another server; an error in its place would look final."""
     async with serving(max_requests=2, max_batch_size=1) as server:
         gate = Gate(server, monkeypatch)
         async with connected(server) as channel:

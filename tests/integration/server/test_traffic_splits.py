@@ -1,4 +1,4 @@
-"""Traffic splits on real servers: who answers, what is compared, and that nobody waits for it."""
+"""Traffic splits on real servers: sides, comparison, and no request waits for it."""
 
 from __future__ import annotations
 
@@ -425,7 +425,7 @@ async def test_share_of_images_is_compared_not_of_callers(tmp_path):
         assert report.variant_answers.answered == 300
 
 
-# Nobody waits
+# No request waits
 
 
 async def test_candidate_that_fails_fails_nobody(tmp_path):
@@ -446,8 +446,8 @@ async def test_candidate_that_fails_fails_nobody(tmp_path):
 
 
 async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
-    # On a device of its own: on the variant's, a batch that hangs hangs the device, whoever it is
-    # for. With room for one request, none of what is computed for nobody may take it.
+    # On a device of its own: on the variant's, a batch that hangs hangs the device, whatever it is
+    # for. With room for one request, none of what is computed for no client may take it.
     limits = {"max_requests": 1, "max_requests_per_caller": 1, "max_request_bytes": len(PNG)}
     async with operated(tmp_path, **limits) as operator:
         await put_elsewhere(operator, V1)
@@ -471,11 +471,14 @@ async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
 async def put_elsewhere(operator: Operator, name: str) -> None:
     """Let a variant compute on a device of its own."""
     variants = operator.server.parts.inference._variants
-    held = variants.find(name)
+    loaded = variants.find(name)
     threads = WorkerThreads(1, "engine-other", lambda: None)
-    scheduler = Scheduler(held.scheduler.policy, threads)
-    await held.scheduler.remove(held.queue, ShuttingDown(), 0.0)
-    held.scheduler, held.queue = scheduler, scheduler.add(name, held.built.engine, [(1, 0.001)])
+    scheduler = Scheduler(loaded.scheduler.policy, threads)
+    await loaded.scheduler.remove(loaded.queue, ShuttingDown(), 0.0)
+    loaded.scheduler, loaded.queue = (
+        scheduler,
+        scheduler.add(name, loaded.built.engine, [(1, 0.001)]),
+    )
     operator.server.parts.devices._schedulers["other"] = scheduler
     operator.server.parts.devices._threads["other"] = threads
 
@@ -602,7 +605,7 @@ async def test_split_metrics_match_the_report_and_end_with_it(tmp_path):
         assert compared + skipped <= variant.answered
         assert seen.one("resnet50_split_agreed_total", **pair) == compared
         assert seen.one("resnet50_split_cosines_total", **pair) == pytest.approx(compared)
-        # The candidate's share is nobody's image.
+        # The candidate's share is no client's image.
         assert seen.of("resnet50_images_total", "variant", "outcome") == {
             (V2, "answered"): variant.answered,
             (V2, "refused"): variant.failed,

@@ -1,4 +1,4 @@
-"""What the commands' threads share: one adds to it while another one looks."""
+"""State shared by the commands' threads: one adds to it while another one reads."""
 
 from __future__ import annotations
 

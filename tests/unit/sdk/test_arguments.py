@@ -1,4 +1,4 @@
-"""What both clients refuse before a call begins: no server is needed."""
+"""Arguments that both clients reject before a call begins, without a server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def client(request):
 
 
 class UnreadSource:
-    """Images that nobody may take."""
+    """Images that are not accepted."""
 
     def __iter__(self):
         raise AssertionError("the source was read")

@@ -54,7 +54,7 @@ def test_lost_connection_is_told_from_one_that_was_never_made():
     for details, never_sent in (
         ("connections to all backends failing; last error: UNKNOWN: Connection refused", True),
         ("failed to connect to all addresses; last error: UNKNOWN: Connection refused", True),
-        ("errors resolving nobody:1: Domain name not found", True),
+        ("errors resolving unknown:1: Domain name not found", True),
         ("Socket closed", False),
         ("recvmsg:Connection reset by peer", False),
         ("the server is shutting down", False),

@@ -1,4 +1,4 @@
-"""The state behind streams, without a network: what is sent, sent again, answered and given up."""
+"""The state behind streams, without a network: what is sent, sent again, answered and expired."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def test_unreadable_image_keeps_its_turn_and_its_own_error():
 
 def test_latest_sends_only_the_newest_again():
     pending = pending_frames(4, "latest")
-    given_up = pending.restart()
-    assert [(one.frame_id, one.replaced_by) for one in given_up] == [(0, 3), (1, 3), (2, 3)]
+    expired = pending.restart()
+    assert [(one.frame_id, one.replaced_by) for one in expired] == [(0, 3), (1, 3), (2, 3)]
     assert send_all(pending) == [3]
 
 
@@ -153,9 +153,9 @@ def test_unsent_frames_are_not_blamed():
     pending = pending_frames(1)
     pending.add(IMAGE)
     for _ in range(MAX_SENDS):
-        given_up = pending.restart(broke=True)
+        expired = pending.restart(broke=True)
         pending.next_request()  # frame 0 alone; 1 is never sent
-    assert ids(given_up) == [0]
+    assert ids(expired) == [0]
     assert pending._frames[1].breaks == 0
 
 
@@ -281,7 +281,7 @@ class Streams(RuleBasedStateMachine):
         else:
             given = self.pending.answer(answer(frame_id))
         del self.in_flight[at]
-        assert (given is None) == (frame_id in self.answered)  # given up meanwhile
+        assert (given is None) == (frame_id in self.answered)  # expired meanwhile
         if given is not None:
             assert given.frame_id == frame_id
             assert given.result is None or given.result.top.label == f"frame {frame_id}"

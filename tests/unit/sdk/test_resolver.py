@@ -1,4 +1,4 @@
-"""Names of a list of servers: looked up late, again, and off the thread of whoever waits."""
+"""Names of a list of servers: looked up late, again, and off the waiting thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept, for how long, and who waits for whom; in virtual time."""
+"""Response cache and single-flight, in virtual time."""
 
 from __future__ import annotations
 
@@ -742,7 +742,7 @@ async def test_without_a_cache_each_image_is_computed():
         QueueFull("max_queue_size", "full", 1.0),
         InvalidImage("image.encoded", "is broken", kind="truncated"),
         ShuttingDown(),
-        RuntimeError("a fault of ours"),
+        RuntimeError("a server error"),
     ],
 )
 @in_virtual_time

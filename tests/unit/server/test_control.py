@@ -235,11 +235,11 @@ async def test_load_waits_for_drains_before_it_evicts(folder):
     old.acquire()
     await server.control.load("x", replace=True)
 
-    async def look() -> None:
+    async def poll() -> None:
         loading = server.variants.load_progress(server.variants.resolve("y", "name"))
         stages.append(loading.stage)
 
-    engines.wait = look
+    engines.wait = poll
     loading = asyncio.create_task(server.control.load("y"))
     while (found := server.variants.by_name("y")) is None:
         await asyncio.sleep(0)
@@ -254,42 +254,42 @@ async def test_load_waits_for_drains_before_it_evicts(folder):
 async def test_nothing_is_evicted_if_memory_suffices(folder):
     server, stages = await served(folder, "a=random:0", max_bytes=2 * EACH, evict=True), []
 
-    async def look() -> None:
+    async def poll() -> None:
         stages.append(server.variants.load_progress(server.variants.resolve("x", "name")).stage)
 
-    server.engines.wait = look
+    server.engines.wait = poll
     await server.control.load("x")
     assert stages == ["waiting"]  # as the fake says nothing else
 
 
 async def test_memory_of_a_hung_engine_stays_in_use(folder):
     server = await served(folder, "a=random:0", "b=random:1", max_bytes=2 * EACH)
-    held = server.variants.find("b")
+    loaded = server.variants.find("b")
 
     async def remove(*_) -> bool:
         return False
 
-    held.scheduler.remove = remove
+    loaded.scheduler.remove = remove
     with pytest.raises(NotNow, match=r"b is unloaded .* its memory stays in use"):
         await server.control.unload("b")
     assert server.variants.by_name("b") is None
-    assert server.variants.draining == [held]
+    assert server.variants.draining == [loaded]
     with pytest.raises(NotNow, match=r"max_variants_bytes: x takes about 1 MiB .*a 1, b 1"):
         await server.control.load("x")
 
 
 async def test_unload_reports_an_engine_that_could_not_be_closed(folder, caplog):
     server = await served(folder, "a=random:0", "b=random:1")
-    held = server.variants.find("b")
+    loaded = server.variants.find("b")
 
     def close() -> None:
         raise EngineError("still in use")
 
-    held.built.engine.close = close
+    loaded.built.engine.close = close
     with pytest.raises(NotNow, match=r"b is unloaded .* could not be closed"):
         await server.control.unload("b")
     assert server.variants.by_name("b") is None
-    assert server.variants.draining == [held]
+    assert server.variants.draining == [loaded]
     assert "EngineError: still in use" in caplog.text
 
 
@@ -385,7 +385,7 @@ class Watched:
         await watched.watch.start()
         return watched
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         for _ in range(2):
             await self.watch.scan()
 
@@ -407,14 +407,14 @@ async def test_watcher_does_not_reload_an_admins_variant(folder):
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
     await server.control.load("x")
-    await watched.look()
+    await watched.poll()
     assert server.engines.loads == ["a", "x"]
     # What changes then is; what goes then goes.
     describe(folder / "x", ["other"])
-    await watched.look()
+    await watched.poll()
     assert server.engines.loads == ["a", "x", "x"]
     shutil.rmtree(folder / "x")
-    await watched.look()
+    await watched.poll()
     assert "x" not in [one.name for one in server.variants.specs]
 
 
@@ -429,7 +429,7 @@ async def test_variant_changed_during_a_load_is_reloaded(folder):
     server.engines.wait = change
     await server.control.load("x")
     server.engines.wait = None
-    await watched.look()
+    await watched.poll()
     assert server.engines.loads == ["a", "x", "x"]
 
 
@@ -464,7 +464,7 @@ async def test_watcher_loads_from_a_directory_created_later(tmp_path):
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
     describe(folder / "x")
-    await watched.look()
+    await watched.poll()
     assert server.names == ["a", "x"]
 
 
@@ -475,8 +475,8 @@ async def test_directory_named_like_an_official_variant_is_skipped(tmp_path, cap
     server = await served(folder, "a=random:0")
     watched = await Watched.of(folder, server)
     describe(folder / name)
-    await watched.look()
-    await watched.look()
+    await watched.poll()
+    await watched.poll()
     assert server.names == ["a"]
     assert caplog.text.count(f"{name} is not loaded: it is the name of an official variant") == 1
 
@@ -487,7 +487,7 @@ async def test_removed_directory_of_a_used_variant_is_logged_once(folder, caplog
     watched = await Watched.of(folder, server)
     shutil.rmtree(folder / "x")  # the default
     for _ in range(3):
-        await watched.look()
+        await watched.poll()
     assert server.names == ["x", "y"]
     assert caplog.text.count("variants_dir: x was removed") == 1
     assert caplog.text.count("x is the default, for requests that name no variant") == 1
@@ -520,11 +520,11 @@ async def test_transient_load_failure_is_retried(folder, error, monkeypatch):
     # Once the reason has passed, it is loaded at its next turn; and then never again.
     del server.engines.errors["x"]
     now[0] = 119.0
-    await watched.look()
+    await watched.poll()
     assert server.names == ["a"]
     now[0] = 120.0
-    await watched.look()
-    await watched.look()
+    await watched.poll()
+    await watched.poll()
     assert server.names == ["a", "x"]
     assert server.engines.loads == ["a", *["x"] * 5]
 
@@ -535,12 +535,12 @@ async def test_changed_directory_is_retried_at_once(folder):
     watched = await Watched.of(folder, server)
     watched.watch._interval_s = 600.0
     server.engines.errors["x"] = MemoryError()
-    await watched.look()
-    await watched.look()
+    await watched.poll()
+    await watched.poll()
     assert server.engines.loads == ["a", "x"]
     del server.engines.errors["x"]
     describe(folder / "x", ["other"])
-    await watched.look()
+    await watched.poll()
     assert server.names == ["a", "x"]
 
 
@@ -552,25 +552,25 @@ async def test_invalid_directory_is_retried_when_its_files_change(folder):
     (folder / "z").mkdir()
     (folder / "z" / "variant.json").write_text("{}")
     for _ in range(4):
-        await watched.look()
+        await watched.poll()
     assert server.engines.loads == ["a", "x"]
     assert list(server.variants.failures) == ["x", "z"]
     del server.engines.errors["x"]
     for name in ("x", "z"):
         describe(folder / name, ["other"])
-    await watched.look()
+    await watched.poll()
     assert server.names == ["a", "x", "z"]
 
 
 async def test_directory_is_loaded_once_memory_is_freed(folder):
     server = await served(folder, "a=random:0", max_bytes=2 * EACH)
     watched = await Watched.of(folder, server)
-    await watched.look()
+    await watched.poll()
     assert server.names == ["a", "x"]
     assert "max_variants_bytes" in server.variants.failures["y"]
     shutil.rmtree(folder / "x")
     while server.names != ["a", "y"]:
-        await watched.look()
+        await watched.poll()
     assert server.variants.failures == {}
 
 

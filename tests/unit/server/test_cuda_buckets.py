@@ -81,7 +81,7 @@ def test_all_slots_are_had_once_the_last_one_is_given_back():
             others.extend(slots)
             have_all.set()
 
-    with pool.acquire() as held:
+    with pool.acquire() as taken:
         thread = threading.Thread(target=take_all)
         thread.start()
         assert not others
@@ -89,4 +89,4 @@ def test_all_slots_are_had_once_the_last_one_is_given_back():
     thread.join()
     assert sorted(others) == ["a", "b"]
     with pool.acquire(), pool.acquire():
-        assert held in others
+        assert taken in others

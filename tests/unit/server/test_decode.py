@@ -35,7 +35,7 @@ def decoded(encoded: bytes, transform: Transform = SQUARE) -> np.ndarray:
 
 
 def reference(encoded: bytes, weights: ResNet50_Weights) -> torch.Tensor:
-    """What torchvision makes of the file: float32 [3, crop, crop], normalised."""
+    """Return torchvision's preprocessing of the file: float32 [3, crop, crop], normalised."""
     return weights.transforms()(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 

@@ -140,7 +140,7 @@ def test_pool_with_all_threads_stuck_is_fatal():
         calls = [asyncio.ensure_future(pool.submit(lambda: 1000.0)) for _ in range(2 + pool.spares)]
         await asyncio.wait(calls)
         assert {type(one.exception()) for one in calls} == {InvalidImage}
-        held = now()
+        started = now()
         assert faults == []
         waits = asyncio.ensure_future(pool.submit(lambda: 1.0))
         await asyncio.sleep(LIMIT_S - 0.1)
@@ -149,7 +149,7 @@ def test_pool_with_all_threads_stuck_is_fatal():
         assert [type(fault) for fault in faults] == [DecodingHung]
         assert faults[0].status == 72
         assert f"all {2 + pool.spares} decode threads" in str(faults[0])
-        assert now() == pytest.approx(held + LIMIT_S + 0.1)
+        assert now() == pytest.approx(started + LIMIT_S + 0.1)
         with pytest.raises(ShuttingDown, match=r"cannot decode images any more: .*; call another"):
             await waits
         with pytest.raises(ShuttingDown, match=r"cannot decode images any more: .*; call another"):

@@ -14,7 +14,7 @@ from resnet50_server.errors import ShuttingDown
 
 async def test_latest_keeps_the_newest_frame_while_full():
     room = asyncio.Semaphore(0)
-    held: list[int] = []
+    in_flight: list[int] = []
     everything_read = asyncio.Event()
     ended = asyncio.Event()
 
@@ -26,7 +26,7 @@ async def test_latest_keeps_the_newest_frame_while_full():
         await ended.wait()
 
     async def start(frame: int) -> asyncio.Future[str]:
-        held.append(frame)
+        in_flight.append(frame)
         await room.acquire()
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         answer.set_result(f"answered {frame}")
@@ -40,11 +40,11 @@ async def test_latest_keeps_the_newest_frame_while_full():
     delivery = latest(frames(), start, lambda old, new: f"dropped {old}", write, 8)
     reading = asyncio.create_task(delivery)
     await everything_read.wait()
-    assert held == [0]  # not one for each of the eight places
+    assert in_flight == [0]  # not one for each of the eight places
     room.release()
-    while len(held) < 2:
+    while len(in_flight) < 2:
         await asyncio.sleep(0)
-    assert held == [0, 19]
+    assert in_flight == [0, 19]
     room.release()
     ended.set()
     await reading

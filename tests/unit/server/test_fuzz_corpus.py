@@ -1,4 +1,4 @@
-"""What fuzzing has kept, and what it begins with, keeps the promises."""
+"""The fuzzing corpus and its seeds keep the promises."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_file_of_a_clock_that_was_set_back_can_be_removed(tmp_path):
 
 
 def test_open_file_outlives_its_removal(tmp_path):
-    """What a running server has mapped stays readable, on POSIX."""
+    """A file mapped by a running server stays readable, on POSIX."""
     with GraphCache(tmp_path, 0) as store:
         path = put(store, KEYS[0], b"in use")
         os.utime(path, (time.time() - 86400,) * 2)

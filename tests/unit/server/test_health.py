@@ -1,4 +1,4 @@
-"""What the server says of its health, though something is wrong with it."""
+"""Health status of the server, and errors while it is determined."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ async def test_unix_socket_of_a_stopped_process_is_not_replaced(tmp_path):
         stuck = stack.enter_context(socket.socket(socket.AF_UNIX))
         stuck.bind(path)
         stuck.listen(0)
-        # Nobody takes its calls any more, and there is no room for another one.
+        # Its connections are not accepted any more, and there is no room for another one.
         with pytest.raises(BlockingIOError):
             while True:
                 caller = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -1,4 +1,4 @@
-"""What runtimes say when memory runs out; on the CPU, each said it under a limit (RLIMIT_AS)."""
+"""Errors of runtimes out of memory; on the CPU, each was provoked by a limit (RLIMIT_AS)."""
 
 from __future__ import annotations
 

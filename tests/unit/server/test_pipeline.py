@@ -162,5 +162,5 @@ async def test_request_cancelled_before_it_is_decoded_costs_nothing(monkeypatch)
     await asyncio.gather(gone, return_exceptions=True)
     assert bench.decoded == 1
     assert bench.queue.accepted == 0
-    # And nobody waits behind it.
+    # And no request waits behind it.
     await bench.ask(within=1.02)

@@ -172,10 +172,10 @@ class AtOnce(VirtualThreads):
 
 
 @pytest.mark.parametrize(
-    ("patience_s", "batch_s", "closed"),
+    ("timeout_s", "batch_s", "closed"),
     [(30.0, 20.0, True), (30.0, 40.0, False), (0.0, 0.9 * MIN_DRAIN_S, True)],
 )
-def test_variant_with_a_hung_batch_leaks_its_engine(patience_s, batch_s, closed, caplog):
+def test_variant_with_a_hung_batch_leaks_its_engine(timeout_s, batch_s, closed, caplog):
     engine = ClosingEngine(batch_s)
 
     async def unload() -> tuple[float, bool]:
@@ -187,14 +187,14 @@ def test_variant_with_a_hung_batch_leaks_its_engine(patience_s, batch_s, closed,
         )
         running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
         await asyncio.sleep(0.1)
-        freed = await unload_variant(variant, patience_s)
+        freed = await unload_variant(variant, timeout_s)
         took_s = loop.time()
         await running
         return took_s, freed
 
     took_s, freed = virtual_time.run(unload())
     assert freed is closed
-    assert took_s == pytest.approx(batch_s if closed else patience_s + 0.1, abs=0.05)
+    assert took_s == pytest.approx(batch_s if closed else timeout_s + 0.1, abs=0.05)
     assert bool(engine.closed_on) is closed
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == (not closed)

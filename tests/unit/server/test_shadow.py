@@ -133,7 +133,7 @@ async def test_failures_are_counted_and_the_next_image_goes_on(caplog):
         errors = [
             EngineFailed("the engine failed on this batch"),
             InvalidImage("image", "is not what the candidate takes"),
-            RuntimeError("a fault of ours"),
+            RuntimeError("a server error"),
             Overloaded("max_queue_size", "full", 0.1),
             Unloading("the candidate has been replaced"),
         ]
@@ -145,7 +145,7 @@ async def test_failures_are_counted_and_the_next_image_goes_on(caplog):
         assert (line.stats.failed, line.stats.skipped) == (3, 1)
         assert line.stats.comparison.images == 1
     faults = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert [str(record.exc_info[1]) for record in faults] == ["a fault of ours"]
+    assert [str(record.exc_info[1]) for record in faults] == ["a server error"]
 
 
 async def test_after_the_end_nothing_is_computed_or_kept():

@@ -1,4 +1,4 @@
-"""Who is a canary, and what is counted."""
+"""Selection of canary callers, and counts."""
 
 from __future__ import annotations
 

@@ -369,7 +369,7 @@ def test_commands_follow_a_link_to_the_file(path, tmp_path, capsys):
         (["new", "x", "--scope", "root"], 2, "infer"),
         (["new", "x", "--expires", "soon"], 2, "soon"),
         (["new", "cameras", "--file", "FILE"], 1, "cameras"),
-        (["revoke", "nobody", "--file", "FILE"], 1, "no token 'nobody'"),
+        (["revoke", "unknown", "--file", "FILE"], 1, "no token 'unknown'"),
         (["revoke", "x", "--file", "/no/such/file"], 1, "/no/such"),
         (["list", "--file", "/no/such/file"], 1, "/no/such/file"),
         (["new", "x", "--file", "/no/such/file"], 1, "/no/such"),

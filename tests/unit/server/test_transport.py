@@ -1,4 +1,4 @@
-"""What gRPC is told is what it understands: it ignores options whose names it does not know."""
+"""Every channel option is known to gRPC, which ignores names that it does not know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trials (make soak, make kills, make swaps) compare answers with finds what is wrong."""
+"""The checks of the trials (make soak, make kills, make swaps) find wrong results."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ WRONG_REPLIES = {
     "no embedding": reply(embedding=False),
     "the embedding of another picture": dataclasses.replace(reply(), embedding=vector_of(A, DOG)),
     "the embedding of other weights": dataclasses.replace(reply(), embedding=vector_of(B)),
-    "weights that nobody knows": dataclasses.replace(reply(), variant=VariantRef("mine", "c" * 64)),
+    "unknown weights": dataclasses.replace(reply(), variant=VariantRef("mine", "c" * 64)),
 }
 
 
@@ -198,7 +198,7 @@ def test_default_stands_for_the_weights_of_its_variant(clock):
     assert timeline.digests("", 0.0, 0.5) == {"one": {"first"}}
     assert timeline.digests("", 1.5, 3.0) == {"one": {"first"}, "two": {"second"}}
     assert timeline.digests("", 3.0, 3.0) == {"two": {"second"}}
-    assert timeline.digests("nobody", 3.0, 3.0) == {"nobody": {None}}
+    assert timeline.digests("unknown", 3.0, 3.0) == {"unknown": {None}}
 
 
 # What became of calls
@@ -371,11 +371,11 @@ def test_slope_passes_over_peaks():
 
 
 def test_interval_of_the_slope_holds_the_true_one():
-    noise, held = np.random.default_rng(0), 0
+    noise, covered = np.random.default_rng(0), 0
     for _ in range(100):
         slope = Slope.of(samples(1800.0, lambda at: 500.0 + noise.normal(0.0, 10.0)), 60.0)
-        held += abs(slope.per_hour) < slope.error
-    assert held > 85
+        covered += abs(slope.per_hour) < slope.error
+    assert covered > 85
 
 
 def test_correlated_samples_widen_the_interval():

@@ -296,7 +296,7 @@ def test_unreadable_checkpoint_is_refused_with_its_path(good, checkpoint):
 
 
 def test_overwriting_a_served_file_does_not_change_weights(good, tmp_path):
-    """Nothing is mapped to the file: copying over it changes no answer, and crashes nobody."""
+    """Nothing is mapped to the file: copying over it changes no answer, and crashes no server."""
     directory = shutil.copytree(good / "weights.safetensors", tmp_path / "mine")
     network, digest = load(f"mine={directory}")[:2]
     before = {key: value.clone() for key, value in network.state_dict().items()}
