@@ -53,8 +53,6 @@ NAMES = {
 }
 # First words of a docstring: it begins with a verb or a noun.
 OPENINGS = {r"(What|Who|Whoever|Whose|That|Those)\b": "a verb (functions) or noun (classes)"}
-# Paths that are not clean yet. This list only shrinks: a path that is clean must leave it.
-NOT_YET: tuple[str, ...] = ()
 SUFFIXES = {".py", ".proto", ".md", ".yaml", ".yml", ".json", ".conf", ".service", ".toml"}
 # Generated, or about the words themselves.
 EXEMPT = re.compile(r"_pb2(_grpc)?\.pyi?$|^tests/packaging/test_words\.py$|^fuzz/corpus/")
@@ -103,10 +101,6 @@ def paths() -> list[str]:
     ]
 
 
-def within(path: str, places: tuple[str, ...]) -> bool:
-    return any(path == place or path.startswith(f"{place}/") for place in places)
-
-
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[Finding]]:
     """Return the findings of each file of the project that has some."""
@@ -115,20 +109,8 @@ def found() -> dict[str, list[Finding]]:
 
 
 def test_no_text_or_name_uses_the_private_dialect(found):
-    wrong = [
-        f"{path}:{line}: {word!r}"
-        for path, some in found.items()
-        if not within(path, NOT_YET)
-        for line, word in some
-    ]
+    wrong = [f"{path}:{line}: {word!r}" for path, some in found.items() for line, word in some]
     assert wrong == []
-
-
-@pytest.mark.parametrize("place", NOT_YET)
-def test_a_path_that_is_clean_leaves_the_list(found, place):
-    assert any(within(path, (place,)) for path in found), (
-        f"{place} is clean: take it out of NOT_YET"
-    )
 
 
 @pytest.mark.parametrize(
