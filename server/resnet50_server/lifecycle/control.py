@@ -61,7 +61,6 @@ class VariantControl:
             not unloaded.
 
     Attributes:
-        source: As given; None disables changes while serving.
         applied: Fingerprints of the directories that are loaded as they are now, by name.
     """
 
@@ -207,15 +206,9 @@ class VariantControl:
     async def _activate(
         self, spec: VariantSpec, progress: LoadProgress, evicted: list[str] | None = None
     ) -> Loaded:
-        """Load a variant and start to serve it.
+        """Load a variant and start to serve it. Evictions are not undone on errors.
 
-        Args:
-            spec: The variant.
-            progress: Its stage is updated.
-            evicted: Receives the names of variants that are evicted; None forbids evictions.
-
-        Raises:
-            Exception: It cannot be loaded. Evictions are not undone.
+        `evicted` receives the names of evicted variants; None forbids evictions.
         """
         reserve = partial(self._reserve, spec, progress, evicted)
         variant = await self._load_variant(spec, progress, reserve)

@@ -493,7 +493,7 @@ async def test_variant_of_a_removed_directory_is_unloaded_when_unused(folder, tm
         await set_default(admin, "IMAGENET1K_V2")
         while "digits" in await admin.states():
             await asyncio.sleep(0.005)
-        assert caplog.text.count("answers requests that name no variant") == 1
+        assert caplog.text.count("digits is the default, for requests that name no variant") == 1
 
 
 # The check itself
