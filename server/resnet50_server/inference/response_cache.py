@@ -27,7 +27,7 @@ from resnet50_server.images.source import Source
 from .single_flight import SingleFlight
 
 # An image up to here is hashed on the event loop, in a tenth of a millisecond; others in a thread.
-# A raw frame of 224 x 224 in RGB is below it.
+# A raw frame of 224 x 224 in RGB is smaller.
 MAX_INLINE_HASH_BYTES = 160 * 1024
 # A dict is copied as a whole when it grows; one of so many bytes within some milliseconds.
 SHARD_BYTES = 16 * 2**20

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Computations that run, by their keys. Each goes on while anybody waits for it."""
+    """Computations in progress, by key. Each is cancelled with the last request that waits."""
 
     def __init__(self) -> None:
         self._running: dict[Hashable, _Computation[T]] = {}
@@ -26,8 +26,8 @@ class SingleFlight(Generic[T]):
     ) -> tuple[T, bool]:
         """Wait for the computation of `key`; start it if it does not run.
 
-        A failure is everybody's, except that of a deadline: it was that of the request which had
-        started the computation, so the others start it again.
+        An error is raised in all requests that wait. The exception is `DeadlineUnreachable`: that
+        deadline is the starter's, so the others start the computation again.
 
         Args:
             key: What is computed.
@@ -107,7 +107,7 @@ class SingleFlight(Generic[T]):
     def _on_done(self, key: Hashable, computation: _Computation[T], task: asyncio.Task[T]) -> None:
         self._remove(key, computation)
         if not task.cancelled():
-            task.exception()  # or asyncio logs it, if everybody has left just now
+            task.exception()  # or asyncio logs it, if all requests were cancelled just now
 
     def _remove(self, key: Hashable, computation: _Computation[T]) -> None:
         if self._running.get(key) is computation:  # or it has been started again
