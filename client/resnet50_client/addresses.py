@@ -1,4 +1,4 @@
-"""Addresses of servers: what is one, what gRPC is told, and which never leave the machine."""
+"""Addresses of servers: parsing, gRPC targets, and which ones are local."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .redaction import redact
 
 DEFAULT_SERVER = "localhost:50051"
 DEFAULT_PORT = 50051
-# Addresses that gRPC knows how to read.
+# Schemes of gRPC targets.
 GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
 
@@ -21,38 +21,38 @@ def addresses_of(server: str | Sequence[str]) -> tuple[str, ...]:
     """Return the addresses of the `server` argument.
 
     Raises:
-        ValueError: There is none, or one is empty.
+        ValueError: There is no address, or one is invalid.
     """
     given = (server,) if isinstance(server, str) else _listed(server)
     if not given or not all(isinstance(one, str) and one.strip() for one in given):
         raise ValueError(
-            f"server: {_shown(server)} is not an address such as 'localhost:50051' or"
-            " 'unix:/run/r.sock', nor a list of addresses"
+            f"server: {_shown(server)} is neither an address such as 'localhost:50051' or"
+            " 'unix:/run/r.sock' nor a list of addresses"
         )
     for one in given:
         if "@" in one and not one.startswith(("unix:", "unix-abstract:")):
             raise ValueError(
-                f"server: {_shown(one)} holds a user or a password, which an address has not; give"
-                " credentials as token or token_file"
+                f"server: {_shown(one)} contains a user name or password; pass credentials as token"
+                " or token_file"
             )
         if not one.startswith(GRPC_SCHEMES):
             split(one)
         elif len(given) > 1:
             raise ValueError(
-                f"server: {_shown(given)} mixes kinds; a list holds host:port addresses only"
+                f"server: {_shown(given)} mixes schemes; in a list only host:port is allowed"
             )
     return given
 
 
 def _listed(server: object) -> tuple[Any, ...]:
-    """Return the members of a list of addresses; nothing of what is none."""
+    """Return the members of a list of addresses; () if it is not one."""
     if isinstance(server, Iterable) and not isinstance(server, (bytes, bytearray, Mapping)):
         return tuple(server)
     return ()
 
 
 def _shown(server: object) -> str:
-    """Return what was given as an address, or as several, without what may be a password."""
+    """Format addresses for a message, without user names and passwords."""
     if isinstance(server, (list, tuple)):
         return f"[{', '.join(map(_shown, server))}]"
     if not isinstance(server, str):
@@ -62,10 +62,10 @@ def _shown(server: object) -> str:
 
 @dataclass(frozen=True)
 class Literals:
-    """Where one server is reached, in numbers.
+    """IP addresses of one server.
 
     Attributes:
-        v4: "1.2.3.4:port", sorted: the order of a name service's answers means nothing.
+        v4: "1.2.3.4:port", sorted, because the order of DNS responses is arbitrary.
         v6: "[::1]:port", sorted.
     """
 
@@ -74,7 +74,7 @@ class Literals:
 
     @classmethod
     def of(cls, v4: Iterable[str], v6: Iterable[str], port: int) -> Literals:
-        """Return them for the IP addresses of a server."""
+        """Create from IP addresses and a port."""
         return cls(
             tuple(f"{one}:{port}" for one in sorted(v4)),
             tuple(f"[{one}]:{port}" for one in sorted(v6)),
@@ -85,10 +85,10 @@ class Literals:
 
 
 def literals_of(address: str) -> Literals | None:
-    """Return an address that holds an IP address; None for one that holds a name.
+    """Parse an address with an IP address; None for one with a host name.
 
     Raises:
-        ValueError: It is not host:port.
+        ValueError: The address is not host:port.
     """
     host, port = split(address)
     try:
@@ -101,11 +101,11 @@ def literals_of(address: str) -> Literals | None:
 def target_of_one(address: str) -> str:
     """Return the gRPC target of one address.
 
-    Its name is left to gRPC, which looks it up again when a connection ends, and balances over all
-    that it finds.
+    Its name is resolved by gRPC, again whenever a connection ends; calls are balanced over all IP
+    addresses.
 
     Raises:
-        ValueError: It is not an address.
+        ValueError: The address is invalid.
     """
     if address.startswith(GRPC_SCHEMES):
         return address
@@ -116,8 +116,8 @@ def target_of_one(address: str) -> str:
 def target_of(servers: Sequence[Literals]) -> str:
     """Return the gRPC target of several servers.
 
-    A target holds one version of IP. It is the one that reaches all servers; if neither does, it is
-    IPv6, which writes addresses of the older version as ::ffff:1.2.3.4.
+    A target has one IP version: the one that all servers have; otherwise IPv6, with IPv4 addresses
+    mapped to ::ffff:1.2.3.4.
     """
     if all(one.v4 for one in servers):
         return "ipv4:" + ",".join(dict.fromkeys(ip for one in servers for ip in one.v4))
@@ -136,7 +136,7 @@ def split(address: str) -> tuple[str, int]:
     """Return host and port of "host", "host:port", "1.2.3.4:port" or "[::1]:port".
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The address is none of these.
     """
     try:
         return str(ipaddress.ip_address(address.strip("[]"))), DEFAULT_PORT
@@ -144,21 +144,21 @@ def split(address: str) -> tuple[str, int]:
         pass
     if "://" in address and not address.startswith(GRPC_SCHEMES):
         raise ValueError(
-            f"server: {_shown(address)} is not host:port, nor unix:PATH; leave the scheme out, and"
-            " ask for TLS with tls or ca"
+            f"server: {_shown(address)} is neither host:port nor unix:PATH; omit the scheme, and"
+            " use tls or ca for TLS"
         )
     host, colon, port = address.rpartition(":")
     if not colon and _HOST.fullmatch(address):
         return address, DEFAULT_PORT
     if not (port.isdecimal() and 1 <= int(port) <= 65535 and _HOST.fullmatch(host)):
-        raise ValueError(f"server: {_shown(address)} is not host:port, nor unix:PATH")
+        raise ValueError(f"server: {_shown(address)} is neither host:port nor unix:PATH")
     return host.strip("[]"), int(port)
 
 
 def is_local(address: str) -> bool:
-    """Return whether what is sent to an address stays on this machine; False where that is unclear.
+    """Return True if traffic to an address stays on this machine; False if unclear.
 
-    "localhost" counts as local: who can redirect that name owns the machine.
+    "localhost" is local: redirecting that name needs control of the machine.
     """
     if address.startswith(("unix:", "unix-abstract:")):
         return True
@@ -166,7 +166,7 @@ def is_local(address: str) -> bool:
     if colon and scheme in ("ipv4", "ipv6"):
         return all(map(_is_loopback, rest.removeprefix("///").split(",")))
     if colon and scheme == "dns":
-        # "dns:///name" and "dns:name"; another DNS server's idea of localhost is anyone's.
+        # "dns:///name" and "dns:name"; another DNS server could resolve localhost to anything.
         rest = rest.removeprefix("///")
         return not rest.startswith("/") and _is_loopback(rest)
     return _is_loopback(address)

@@ -1,9 +1,8 @@
-"""Repairs of grpc.aio: what ended a call is told apart.
+"""Workarounds for grpc.aio: preserve a call's status, and distinguish cancellations.
 
-When a server ends a call while the client is still sending, as it does when it refuses an upload
-after its first chunk or shuts down, grpc.aio puts "INTERNAL: Internal error from Core" in the place
-of the status that the server gave (grpc/grpc#36066, open as of grpcio 1.85). The blocking API does
-not.
+When a server ends a call while the client is still sending, for example to reject an upload after
+its first chunk, grpc.aio replaces the server's status by "INTERNAL: Internal error from Core"
+(grpc/grpc#36066, open as of grpcio 1.85). The blocking API does not.
 """
 
 from __future__ import annotations
@@ -24,45 +23,45 @@ STATUS_GRACE_S = 5.0
 
 
 def keep_status(call: Call) -> Call:
-    """Make a grpc.aio call report the status that its server gave; return it."""
+    """Make a grpc.aio call report its server's status; return the call."""
     inner = getattr(call, "_cython_call", None)
     if inner is None:
-        _say_once(type(call).__qualname__)
+        _warn_once(type(call).__qualname__)
     else:
-        call._cython_call = _PatientCall(inner)  # type: ignore[attr-defined]
+        call._cython_call = _StatusPreservingCall(inner)  # type: ignore[attr-defined]
     return call
 
 
 @functools.cache
-def _say_once(kind: str) -> None:
+def _warn_once(kind: str) -> None:
     log.warning(
-        "grpcio %s is not known to this release: its %s has no _cython_call, so that an upload that"
-        " the server refuses may be reported as ServerError (grpc/grpc#36066); use a newer release"
-        " of the SDK, or an older grpcio",
+        "grpcio %s is not supported by this release: its %s has no _cython_call, so that a rejected"
+        " upload may be reported as ServerError (grpc/grpc#36066); use a newer release of the SDK,"
+        " or an older grpcio",
         grpc.__version__,
         kind,
     )
 
 
 class CancelledCallError(Exception):
-    """A call was cancelled, by its channel's end, and not the task that waits for it."""
+    """A call was cancelled because its channel was closed, not because its task was cancelled."""
 
 
 async def reply_of(call: Any) -> Any:
-    """Wait for the reply of a call.
+    """Wait for the response of a call.
 
-    grpc.aio raises the same whether the call is cancelled or the task that waits for it. So this
-    waits for something else, which only the task's own cancellation ends early.
+    grpc.aio raises the same error if the call or the waiting task is cancelled, so this waits for a
+    future that only the task's own cancellation interrupts.
 
     Raises:
         CancelledCallError: The call was cancelled.
-        asyncio.CancelledError: The task was.
+        asyncio.CancelledError: The task was cancelled.
         grpc.RpcError: The call failed.
     """
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(_: Any) -> None:
-        if not ended.done():  # as it is once the task is cancelled
+        if not ended.done():  # it is done if the task was cancelled
             ended.set_result(None)
 
     call.add_done_callback(end)
@@ -72,13 +71,13 @@ async def reply_of(call: Any) -> Any:
         call.cancel()
         raise
     try:
-        return await call  # which has ended: the task is not kept waiting here
+        return await call  # has ended, so this does not wait
     except asyncio.CancelledError:
         raise CancelledCallError from None
 
 
-class _PatientCall:
-    """Stands for grpc.aio's inner call, and waits before it invents a status."""
+class _StatusPreservingCall:
+    """Wraps grpc.aio's inner call; delays its INTERNAL status, so that the server's can arrive."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -87,9 +86,9 @@ class _PatientCall:
         return getattr(self._call, name)
 
     async def send_receive_close(self) -> None:
-        """Say that nothing more is sent; a call that has broken is left to its status.
+        """Half-close the call; after an error, wait for the call's status.
 
-        grpc.aio would cancel it, and its caller would get CancelledError without a cancellation.
+        grpc.aio would cancel the call, and raise CancelledError without any cancellation.
         """
         try:
             await self._call.send_receive_close()

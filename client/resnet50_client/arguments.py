@@ -1,7 +1,7 @@
-"""Checks of arguments: each refusal names the argument, its value, and the values that it may have.
+"""Checks of arguments: each error names the argument, its value, and the allowed values.
 
-They are made before a call begins, so that both clients refuse the same values in the same words,
-and the streaming methods raise where they are called, not when their first result is taken.
+They run before a call starts, so that both clients raise the same errors, and streaming methods
+raise when called rather than at their first result.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ MAX_COUNT = 2**32 - 1
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str], field: str = "") -> None:
-    """Refuse a value that is none of `allowed`.
+    """Check that a value is one of `allowed`.
 
     Args:
-        name: The argument's.
-        value: Its value.
-        allowed: The values that it may have.
+        name: Name of the argument.
+        value: Value of the argument.
+        allowed: Allowed values.
         field: `InvalidRequestError.field`; "" for the argument's name.
 
     Raises:
-        InvalidRequestError: It is none of them.
+        InvalidRequestError: The value is not one of them.
     """
     known = tuple(allowed)
     if not (isinstance(value, str) and value in known):
@@ -40,22 +40,22 @@ def check_choice(name: str, value: object, allowed: Iterable[str], field: str = 
 
 
 def check_count(name: str, value: object, least: int, rule: str, field: str = "") -> None:
-    """Refuse what is no whole number, or is below `least`; `rule` says in words what it must be.
+    """Check that a value is an integer of at least `least`; `rule` describes that in the error.
 
     Raises:
-        InvalidRequestError: It is not.
+        InvalidRequestError: The value is not.
     """
-    # numpy's integers count as such; True and False do not.
+    # numpy integers are integers; True and False are not.
     good = isinstance(value, Integral) and not isinstance(value, bool)
     if not good or not least <= int(value) <= MAX_COUNT:  # type: ignore[call-overload]
         raise InvalidRequestError(f"{name}: is {value!r}, must be {rule}", field=field or name)
 
 
 def check_probability(name: str, value: object, field: str = "") -> None:
-    """Refuse what is not a number from 0 to 1.
+    """Check that a value is a number from 0 to 1.
 
     Raises:
-        InvalidRequestError: It is not.
+        InvalidRequestError: The value is not.
     """
     if not (_is_number(value) and 0.0 <= value <= 1.0):  # type: ignore[operator]
         raise InvalidRequestError(
@@ -64,15 +64,15 @@ def check_probability(name: str, value: object, field: str = "") -> None:
 
 
 def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
-    """Refuse what is not a time in seconds: a number above 0, `math.inf` for no limit.
+    """Check that a value is a time in seconds: a number above 0, `math.inf` for no limit.
 
     Args:
-        name: The argument's.
-        value: Its value.
-        zero: Whether 0 is allowed.
+        name: Name of the argument.
+        value: Value of the argument.
+        zero: Allow 0, too.
 
     Raises:
-        InvalidRequestError: It is not.
+        InvalidRequestError: The value is not.
     """
     if not (_is_number(value) and (value > 0 or (zero and value == 0))):  # type: ignore[operator]
         least = "0 or more" if zero else "above 0"
@@ -83,10 +83,10 @@ def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
 
 
 def check_pixel_format(value: object) -> None:
-    """Refuse a layout of pixels that the contract does not have; None says nothing of it.
+    """Check the name of a pixel format; None is allowed.
 
     Raises:
-        InvalidRequestError: There is no such layout.
+        InvalidRequestError: The name is unknown.
     """
     if value is not None:
         check_choice("pixel_format", value, PIXEL_FORMATS)
@@ -95,22 +95,22 @@ def check_pixel_format(value: object) -> None:
 def check_images(
     name: str, images: Any, pixel_format: str | None, *, asynchronous: bool = False
 ) -> None:
-    """Refuse one image where many are expected: most would be iterated, and give nonsense.
+    """Check that a value is an iterable of images, not one image, which may be iterable itself.
 
     Args:
-        name: The argument's.
-        images: Its value.
-        pixel_format: Layout of arrays, which says how many axes one image has.
-        asynchronous: Whether an asynchronous iterable is taken as well.
+        name: Name of the argument.
+        images: Value of the argument.
+        pixel_format: Layout of arrays, which determines the number of axes of one image.
+        asynchronous: Allow asynchronous iterables, too.
 
     Raises:
-        TypeError: It is one image, or cannot be iterated.
+        TypeError: The value is one image, or is not iterable.
     """
     check_pixel_format(pixel_format)
     one = _one_image(images, pixel_format)
     if one:
         raise TypeError(
-            f"{name}: is one image ({one}), must be an iterable of images: give [image], or for"
+            f"{name}: is one image ({one}), must be an iterable of images: pass [image], or for"
             " one image call classify or embed"
         )
     if hasattr(images, "__iter__") or hasattr(images, "__getitem__"):
@@ -119,13 +119,13 @@ def check_images(
         if asynchronous:
             return
         raise TypeError(
-            f"{name}: {type(images).__name__} is iterated asynchronously, which AsyncClient does"
+            f"{name}: {type(images).__name__} is an asynchronous iterable, which needs AsyncClient"
         )
     raise TypeError(f"{name}: is {type(images).__name__}, must be an iterable of images")
 
 
 def _one_image(images: Any, pixel_format: str | None) -> str:
-    """Return what the one image is that was given; "" if it is none."""
+    """Describe the value if it is a single image; "" if it is not."""
     kind = type(images).__name__
     if isinstance(images, (str, os.PathLike)):
         return f"a path, {kind}"
@@ -134,9 +134,9 @@ def _one_image(images: Any, pixel_format: str | None) -> str:
     if isinstance(images, VideoFrame) or is_pil_image(images):
         return kind
     if isinstance(images, io.IOBase) or (hasattr(images, "read") and hasattr(images, "readline")):
-        return f"an open file, {kind}; its lines are no images"
+        return f"an open file, {kind}; its lines are not images"
     axes = 2 if pixel_format in PLANAR_FORMATS else 3
-    # Arrays of objects or of text hold images or paths.
+    # Arrays of objects or of text contain images or paths.
     holds_pixels = getattr(getattr(images, "dtype", None), "kind", "") in tuple("biuf")
     if (is_tensor(images) or holds_pixels) and images.ndim <= axes:
         return f"{kind} of shape {list(images.shape)}; a batch has {axes + 1} axes"

@@ -1,4 +1,4 @@
-"""Makes calls with one answer under asyncio. `blocking_calls.py` holds its blocking twin."""
+"""Unary calls of the asyncio client. `blocking_calls.py` has the blocking ones."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Self = TypeVar("Self", bound="AsyncCalls")
 
 
 class AsyncCalls(BaseClient):
-    """A client without methods of its own: it opens, makes calls, and closes."""
+    """Opens and closes connections, and makes unary calls."""
 
     def _start(self) -> None:
-        # A channel belongs to the loop that runs when it is made, so the first call makes it.
+        # A channel belongs to the event loop it is created on, so the first call creates it.
         self._channels: Channels | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def close(self) -> None:
-        """Close the connection; calls that are in flight end with CallCancelledError."""
+        """Close the connection; calls in flight end with CallCancelledError."""
         self._closed = True
         if self._channels is None:
             return
-        # Each is closed, also if this task is cancelled meanwhile.
+        # All are closed, even if this task is cancelled.
         async with contextlib.AsyncExitStack() as stack:
             for channel in self._channels.close():
                 stack.push_async_callback(channel.close)
@@ -59,7 +59,7 @@ class AsyncCalls(BaseClient):
             resolver = Resolver(self._connection.addresses)
             self._channels, self._loop = Channels(self._connection, resolver, grpc.aio), loop
         if self._loop is not loop:
-            raise RuntimeError(f"{self!r} was used on another event loop; make one for each loop")
+            raise RuntimeError(f"{self!r} was used on another event loop; create one for each loop")
         await self._channels.resolver.wait_async(timeout_s)
         return self._channels
 
@@ -69,7 +69,7 @@ class AsyncCalls(BaseClient):
         timeout_s: float | None,
         caller_key: str | None = None,
     ) -> Result:
-        """Make one call, and tell the observers of it."""
+        """Make one call, and notify observers."""
         self._check_open()
         connection = self._connection.of(caller_key=caller_key)
         attempts = connection.attempts(timeout_s, call.repeatable)
@@ -88,7 +88,7 @@ class AsyncCalls(BaseClient):
         attempts: Attempts,
         observation: Observation,
     ) -> Any:
-        """Make a call, again where the policy says so; failures become ours."""
+        """Make a call with retries; gRPC errors become `Resnet50Error`."""
         closing = channels.closing
         while True:
             stubs, metadata = channels.stubs(), connection.metadata(observation.metadata)
@@ -100,7 +100,7 @@ class AsyncCalls(BaseClient):
                 if not closing.is_set():
                     raise asyncio.CancelledError from None
                 raise connection.closed() from None
-            except grpc.aio.UsageError as misuse:  # gRPC's word for a channel that is closed
+            except grpc.aio.UsageError as misuse:  # raised by gRPC if the channel is closed
                 if not closing.is_set():
                     raise
                 raise connection.closed() from misuse

@@ -1,4 +1,4 @@
-"""A stream of the asyncio client: tasks send and receive, the caller's takes answers."""
+"""A stream of the asyncio client: background tasks send and receive, the caller's task iterates."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class _Attempt:
     """One call of a stream.
 
     Attributes:
-        replies: Responses received and not processed yet.
-        ended: Whether no more will come.
-        failure: Why; None if the server ended the stream with OK.
-        silence: Why a connected server is considered dead; None if it is not.
-        stubs: Keep the channel open for as long as the call lasts.
+        replies: Received responses that are not processed yet.
+        ended: True after the last response.
+        failure: The gRPC error; None if the server ended the stream with OK.
+        silence: Description of an idle timeout; None if there was none.
+        stubs: Kept so that the channel stays open during the call.
     """
 
     def __init__(self, stubs: Stubs) -> None:
@@ -55,16 +55,16 @@ class _Attempt:
 
 
 class AsyncStream(Generic[Result]):
-    """Sends frames while it gives answers, and goes on at another server when one goes away.
+    """Sends frames and yields answers; resumes at another server if one becomes unreachable.
 
     Args:
-        open_channels: Returns the client's.
-        connection: The client's.
-        observation: Is told of the stream.
-        kind: What the stream asks for.
-        images: Read one at a time while there is room, an iterable that may block in a thread;
-            closed at the end.
-        limits: How many frames may wait for their answers, and how long.
+        open_channels: Returns the client's channels.
+        connection: The client's connection options.
+        observation: Notifies observers.
+        kind: RPC, configuration and format of the stream.
+        images: Read one at a time as the window allows, a blocking iterable in a thread; closed at
+            the end.
+        limits: Limits of pending frames.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class AsyncStream(Generic[Result]):
         self._source = sources.AsyncSource(images)
         self._resumption = Resumption(connection.retry, limits.resume_s)
         self._pending: PendingFrames[Result] = PendingFrames(kind, limits)
-        # Each task clears it just before it waits for it, so that none misses a change.
+        # Cleared by each task just before it waits, so that no change is missed.
         self._changed = asyncio.Event()
         self._attempt: _Attempt | None = None  # the only one that may send
         self._reading: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class AsyncStream(Generic[Result]):
         self._failure: BaseException | None = None
 
     async def answers(self) -> AsyncGenerator[FrameAnswer[Result], None]:
-        """Give the answers; closing the generator cancels the call."""
+        """Yield the answers; closing the generator cancels the call."""
         channels = await self._open_channels()
         with self._observation:
             async with aclosing(self._answers(channels)) as answers:
@@ -113,8 +113,8 @@ class AsyncStream(Generic[Result]):
                         raise self._connection.closed() from attempt.failure
                     error, broke = self._end_of(attempt)
                 finally:
-                    # The task that sends ends by itself: gRPC leaves that of a call that a server
-                    # has ended waiting, until it is collected as garbage with a complaint.
+                    # Let the sending task end: gRPC leaves it waiting if the server ended the
+                    # call, until it is garbage-collected with a warning.
                     self._attempt = None
                     self._changed.set()
                     call.cancel()
@@ -122,8 +122,8 @@ class AsyncStream(Generic[Result]):
                 if error is None:
                     break
                 channels.failed(error)
-                goes_on = self._pending.refuse_too_long(error)
-                pause_s = 0.0 if goes_on else self._resumption.pause_s(error, broke)
+                can_resume = self._pending.refuse_too_long(error)
+                pause_s = 0.0 if can_resume else self._resumption.pause_s(error, broke)
                 if pause_s is None:
                     raise self._pending.unanswered(error) from attempt.failure
                 self._observation.retried(error, pause_s)
@@ -156,13 +156,13 @@ class AsyncStream(Generic[Result]):
         method = getattr(attempt.stubs.inference, self._kind.method)
         try:
             return keep_status(method(self._requests(attempt), metadata=metadata))
-        except grpc.aio.UsageError as misuse:  # gRPC's word for a channel that is closed
+        except grpc.aio.UsageError as misuse:  # raised by gRPC if the channel is closed
             if not channels.closing.is_set():
                 raise
             raise self._connection.closed() from misuse
 
     async def _receive(self, attempt: _Attempt, call: Any) -> None:
-        """Take an attempt's replies, never more than frames are pending; runs in a task."""
+        """Receive responses, at most as many as pending frames; runs in a task."""
         try:
             async for reply in call:
                 attempt.replies.append(reply)
@@ -180,8 +180,8 @@ class AsyncStream(Generic[Result]):
         while True:
             if attempt.replies:
                 reply = attempt.replies.popleft()
-                if reply is None:  # so says grpc.aio of bytes that are no message
-                    raise ServerError("the server's answer to a frame cannot be read")
+                if reply is None:  # grpc.aio's result for undecodable bytes
+                    raise ServerError("the server's response to a frame cannot be decoded")
                 answer = self._pending.answer(reply)
                 self._resumption.progress()
                 self._changed.set()
@@ -206,7 +206,7 @@ class AsyncStream(Generic[Result]):
                 timer.cancel()
 
     def _end_of(self, attempt: _Attempt) -> tuple[Resnet50Error | None, bool]:
-        """Return why an attempt ended, and whether its connection broke; no error at the end."""
+        """Return an attempt's error (None at the end), and whether its connection broke."""
         if attempt.silence is not None:
             return self._connection.unavailable(attempt.silence), False
         if attempt.failure is not None:
@@ -221,13 +221,13 @@ class AsyncStream(Generic[Result]):
         return self._exhausted and not self._pending
 
     async def _requests(self, attempt: _Attempt) -> AsyncIterator[Any]:
-        """Give one attempt's requests; runs in gRPC's task."""
+        """Yield an attempt's requests; runs in gRPC's task."""
         yield self._kind.request(config=self._kind.config)
         while self._attempt is attempt:
             first = not self._pending.in_flight
             request = self._pending.next_request()
             if request is not None:
-                if first:  # from now on the server may be silent for too long
+                if first:  # the idle timeout starts now
                     self._changed.set()
                 self._observation.sent(request)
                 yield request
@@ -237,14 +237,14 @@ class AsyncStream(Generic[Result]):
                 self._changed.clear()
                 await self._changed.wait()
             else:
-                # A task of its own: what an attempt that ends was reading is not lost.
+                # A separate task, so that an image is not lost if the attempt ends during the read.
                 if self._reading is None:
                     self._reading = asyncio.create_task(self._read_image())
                 self._changed.clear()
                 await self._changed.wait()
 
     async def _read_image(self) -> None:
-        """Take one image from the caller."""
+        """Read one image from the source."""
         try:
             image = await self._source.read()
             if image is sources.END:
@@ -253,7 +253,7 @@ class AsyncStream(Generic[Result]):
                 self._pending.add(self._pending.read(image))
             else:
                 self._pending.add(await asyncio.to_thread(self._pending.read, image))
-        except Exception as error:  # the caller's own; raised where the answers are taken
+        except Exception as error:  # of the source; re-raised by `answers`
             self._exhausted, self._failure = True, error
         finally:
             self._reading = None

@@ -1,4 +1,4 @@
-"""Variant methods of the asyncio client; `blocking_variants.py` has the blocking ones."""
+"""Variant methods of the asyncio client. `blocking_variants.py` has the blocking ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class AsyncVariants(AsyncCalls):
     """Lists, shows and changes the variants of a server."""
 
     async def variants(self, *, timeout_s: float | None = None) -> list[Variant]:
-        """Return all variants of the server, its default first, without their categories.
+        """List all variants of the server, the default first, without their categories.
 
         Args:
-            timeout_s: As for `classify`.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            Resnet50Error: See `resnet50_client.errors`.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
         return await self._call(calls.variants_call(), timeout_s)
 
@@ -27,76 +27,76 @@ class AsyncVariants(AsyncCalls):
         """Return one variant, with its categories.
 
         Args:
-            name: Its name or alias; "" for the server's default.
-            timeout_s: As for `classify`.
+            name: Name or alias; "" for the server's default.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            VariantNotFoundError: The server does not serve it.
-            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+            VariantNotFoundError: The server has no variant of that name.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
         return await self._call(calls.variant_call(name), timeout_s)
 
     async def load_variant(
         self, name: str, *, replace: bool = False, timeout_s: float = CHANGE_TIMEOUT_S
     ) -> LoadedVariant:
-        """Have the server load a variant; return once requests can name it.
+        """Load a variant into the server; return when it is ready for requests.
 
         Like the other methods that change variants, it needs a token with the scope "admin" and a
-        server that was started with `--variants-dir`. It reaches one server, of several addresses
-        the one whose turn it is: to change several, make a client for each. It is never made again
-        by itself, since another server might take the second attempt; after UnavailableError or
-        DeadlineExceededError the server may still be at it, and `variants` shows how far it is.
+        server with `--variants-dir`. It changes a single server, one of several addresses: to
+        change several servers, create a client for each. It is not retried after the request was
+        sent, because another server could receive the retry; after UnavailableError or
+        DeadlineExceededError the load may still be in progress, as `variants` shows.
 
         Args:
-            name: A folder in the server's `--variants-dir`, one of torchvision's names, or a
-                variant that the server was started with.
-            replace: Replace a loaded variant of that name without downtime. It answers what it has
-                taken; everything that comes later is answered by the new one.
-            timeout_s: In seconds. Reading weights, preparing the engine and checking its answers
-                takes minutes on some devices, so the client's own `timeout_s` is not used here.
+            name: A folder in the server's `--variants-dir`, the name of a torchvision variant, or a
+                variant of the server's start-up options.
+            replace: Replace a loaded variant of this name without downtime: it completes the
+                requests it has, and the new one serves all later requests.
+            timeout_s: Timeout in seconds. Reading weights, building the engine and checking its
+                results takes minutes on some devices, so the client's `timeout_s` is not used.
 
         Raises:
-            VariantNotFoundError: There is nothing of that name to load.
-            VariantChangeError: It cannot be loaded, does not fit into the memory that variants may
-                take, is served already, or another change goes on. Loaded variants
-                keep serving, except those already evicted for it, which the message names.
-            PermissionDeniedError: The token has not the scope "admin".
+            VariantNotFoundError: There is no variant of that name to load.
+            VariantChangeError: The load failed, the variant exceeds the memory limit or is already
+                loaded, or another change is in progress. Loaded variants keep serving, except
+                those already evicted for it, which the message names.
+            PermissionDeniedError: The token lacks the scope "admin".
             UnimplementedError: The server was started without `--variants-dir`.
-            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
         return await self._call(calls.load_variant_call(name, replace), timeout_s)
 
     async def unload_variant(self, name: str, *, timeout_s: float = CHANGE_TIMEOUT_S) -> Variant:
-        """Have the server unload a variant; return its last state once its memory is free.
+        """Unload a variant from the server; return its last state when its memory is free.
 
-        No new request finds it; those that use it are answered, uploads that still arrive included,
-        and streams end after the frames that are inside. Otherwise as `load_variant`.
+        New requests for it are rejected; requests in flight are completed, including uploads in
+        progress, and streams end after their pending frames. Otherwise as `load_variant`.
 
         Args:
-            name: Its name or alias.
-            timeout_s: In seconds; calls that use the variant are waited for.
+            name: Name or alias.
+            timeout_s: Timeout in seconds, including the wait for requests in flight.
 
         Raises:
-            VariantNotFoundError: It is not loaded.
-            VariantChangeError: It is the default or part of a traffic split, another change goes
-                on, or its memory cannot be freed (it answers no more then).
-            Resnet50Error: As for `load_variant`.
+            VariantNotFoundError: The variant is not loaded.
+            VariantChangeError: It is the default or part of a traffic split, another change is in
+                progress, or its memory cannot be freed (it no longer serves requests then).
+            Resnet50Error: The call failed; see `load_variant`.
         """
         return await self._call(calls.unload_variant_call(name), timeout_s)
 
     async def set_default_variant(self, name: str, *, timeout_s: float | None = None) -> NewDefault:
-        """Let a loaded variant answer requests that name none.
+        """Make a loaded variant the default, which serves requests that name none.
 
-        Streams that have begun keep theirs. Otherwise as `load_variant`.
+        Open streams keep their variant. Otherwise as `load_variant`.
 
         Args:
-            name: Its name or alias.
-            timeout_s: As for `classify`.
+            name: Name or alias.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            VariantNotFoundError: It is not loaded.
-            VariantChangeError: It cannot answer yet.
-            Resnet50Error: As for `load_variant`.
+            VariantNotFoundError: The variant is not loaded.
+            VariantChangeError: The variant is not ready.
+            Resnet50Error: The call failed; see `load_variant`.
         """
         return await self._call(calls.set_default_variant_call(name), timeout_s)
 
@@ -110,28 +110,28 @@ class AsyncVariants(AsyncCalls):
         canary_embeddings: bool = False,
         timeout_s: float | None = None,
     ) -> TrafficReport:
-        """Judge a candidate by the requests that come for a variant, or change the shares.
+        """Split a variant's traffic with a candidate, or change the percentages.
 
-        What was counted under other shares, or for another candidate, is forgotten. Otherwise as
+        Counters of another candidate or of other percentages are reset. Otherwise as
         `load_variant`.
 
         Args:
-            variant: The one that requests ask for, by name or alias.
-            candidate: The one that is judged, loaded too.
-            canary_percent: Share of callers that it answers, 0 to 100 in steps of 0.01; a caller
-                (`caller_key`) always gets the same weights.
-            shadow_percent: Share of the variant's images that it computes as well, 0 to 100, for
-                comparison; no request waits for it.
-            canary_embeddings: Whether the candidate also answers its callers' requests for
-                embeddings, which are of another space than the variant's.
-            timeout_s: As for `classify`.
+            variant: The variant that requests name, by name or alias.
+            candidate: The variant to compare with it, also loaded.
+            canary_percent: Percentage of callers served by the candidate, 0 to 100 in steps of
+                0.01; a caller (`caller_key`) always gets the same weights.
+            shadow_percent: Percentage of the variant's images that the candidate also computes in
+                the background, for comparison, 0 to 100.
+            canary_embeddings: Serve canary callers' embeddings from the candidate, too; they are of
+                another embedding space than the variant's.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
             VariantNotFoundError: One of the two is not loaded.
-            InvalidRequestError: A share is none, or both are 0.
-            VariantChangeError: The candidate is out of service, or is to answer callers and has
-                other categories than the variant.
-            Resnet50Error: As for `load_variant`.
+            InvalidRequestError: A percentage is invalid, or both are 0.
+            VariantChangeError: The candidate is out of service, or its categories differ from the
+                variant's although it is to serve callers.
+            Resnet50Error: The call failed; see `load_variant`.
         """
         call = calls.set_traffic_split_call(
             variant, candidate, canary_percent, shadow_percent, canary_embeddings
@@ -139,31 +139,30 @@ class AsyncVariants(AsyncCalls):
         return await self._call(call, timeout_s)
 
     async def list_traffic_splits(self, *, timeout_s: float | None = None) -> list[TrafficReport]:
-        """Return the server's traffic splits and what came of them.
+        """List the server's traffic splits with their results.
 
-        It needs a token with the scope "admin", and reaches one server, which has counted for
-        itself.
+        It needs a token with the scope "admin". The results are of a single server.
 
         Args:
-            timeout_s: As for `classify`.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            PermissionDeniedError: The token has not the scope "admin".
-            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+            PermissionDeniedError: The token lacks the scope "admin".
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
         return await self._call(calls.list_traffic_splits_call(), timeout_s)
 
     async def delete_traffic_split(
         self, variant: str, *, timeout_s: float | None = None
     ) -> TrafficReport:
-        """End a traffic split; return what came of it. Otherwise as `load_variant`.
+        """End a traffic split; return its results. Otherwise as `load_variant`.
 
         Args:
-            variant: The one that has it, by name or alias.
-            timeout_s: As for `classify`.
+            variant: The variant whose traffic is split, by name or alias.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            VariantNotFoundError: It is not loaded, or has no split.
-            Resnet50Error: As for `load_variant`.
+            VariantNotFoundError: The variant is not loaded, or has no split.
+            Resnet50Error: The call failed; see `load_variant`.
         """
         return await self._call(calls.delete_traffic_split_call(variant), timeout_s)

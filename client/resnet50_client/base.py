@@ -1,4 +1,4 @@
-"""Arguments of both clients: addresses, timeouts, credentials."""
+"""Base of both clients: their arguments and constructors."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ class BaseClient:
     """Base of `Client` and `AsyncClient`: everything but the calls.
 
     Args:
-        server: "host:port" (all addresses behind the name are used, in turn), "unix:PATH", or a
-            list of "host:port" to balance over. Names are looked up when a call is made, and again
-            while calls fail.
-        timeout_s: How long a call may take, in seconds, retries included; `math.inf` for no limit.
-        retry: When a failed call is made again.
-        priority: "interactive", or "bulk" for calls that may wait while others are in a hurry.
-        caller_key: Who calls, to a server with a traffic split: 1 to 128 printable ASCII
-            characters, such as a user's id. The same key always gets the same weights. None: who
-            the server takes the caller to be.
-        tls: Whether to speak TLS; None means: if `ca`, `cert` or `server_name` is given. True
-            without `ca` trusts the public authorities that gRPC comes with (or those of the file
-            that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names).
-        ca: The authorities to trust: a path, or the bytes of a PEM file.
-        cert: Certificate of the client and those above it, for servers that want one; as `ca`.
-        key: Its private key, not encrypted; as `ca`.
-        token: Is sent as "authorization: Bearer ..." with each call; or a function that returns the
-            one of the moment, which is asked at each attempt and must not block.
-        token_file: A file that holds the token, read again when it changes.
-        server_name: The name to find in the server's certificate, if it is not that of the address;
-            "localhost" for unix sockets.
-        insecure_token: Allow the token to leave this machine in plaintext.
-        observers: Are told of each call, e.g. `resnet50_client.telemetry.OpenTelemetryObserver`.
+        server: "host:port" (balanced over all addresses of the name), "unix:PATH", or a list of
+            "host:port" to balance over. Names are resolved when a call is made, and again while
+            calls fail.
+        timeout_s: Timeout of a call in seconds, retries included; `math.inf` for no limit.
+        retry: Policy for retrying failed calls.
+        priority: "interactive", or "bulk" for calls that yield to interactive traffic.
+        caller_key: Key that assigns calls in a server's traffic split: 1 to 128 printable ASCII
+            characters, such as a user ID. The same key always gets the same weights. None: the
+            server uses the caller's identity.
+        tls: Use TLS; None means: if `ca`, `cert` or `server_name` is given. True without `ca`
+            trusts the public CA certificates of gRPC (or of the file named by
+            GRPC_DEFAULT_SSL_ROOTS_FILE_PATH).
+        ca: CA certificates to trust: a path, or the bytes of a PEM file.
+        cert: Client certificate chain for servers that require one: a path, or PEM bytes.
+        key: Unencrypted private key of `cert`: a path, or PEM bytes.
+        token: Bearer token, sent as "authorization: Bearer ..." with each call; or a function that
+            returns the current one, which is called for each attempt and must not block.
+        token_file: File with the token, read again when it changes.
+        server_name: Name expected in the server's certificate, if different from the address's
+            host; "localhost" for unix sockets.
+        insecure_token: Allow sending the token over plaintext to other machines.
+        observers: Notified of each call, e.g. `resnet50_client.telemetry.OpenTelemetryObserver`.
 
-    Certificates that were given as paths are read again when their files change, and used for calls
-    made from then on. Neither keys nor tokens are ever shown in a message.
+    Certificates given as paths are read again when their files change, and used for later calls.
+    Keys and tokens never appear in messages.
 
     Raises:
-        ValueError: An argument is wrong, or the token would leave this machine in plaintext.
+        ValueError: An argument is invalid, or the token would be sent in plaintext to another
+            machine.
         OSError: A file cannot be read.
     """
 
@@ -88,7 +89,7 @@ class BaseClient:
         self._start()
 
     def _start(self) -> None:
-        """Connect, if that can be done already."""
+        """Create the channel, if possible before the first call."""
 
     @classmethod
     def from_profile(
@@ -99,17 +100,17 @@ class BaseClient:
         retry: RetryPolicy | None = None,
         observers: Sequence[CallObserver] = (),
     ) -> Self:
-        """Return a client as a table `[profiles.NAME]` of a TOML file describes it.
+        """Create a client from a table `[profiles.NAME]` of a TOML file.
 
         Args:
-            name: Of the profile.
-            profile_file: Where it stands; None for `RESNET50_PROFILE_FILE` or the user's own,
+            name: Name of the profile.
+            profile_file: Path of the file; None for `RESNET50_PROFILE_FILE` or the user's default,
                 ~/.config/resnet50/profiles.toml (on Windows in %APPDATA%).
-            retry: As for the class.
-            observers: As for the class.
+            retry: Policy for retrying failed calls.
+            observers: Notified of each call.
 
         Raises:
-            ValueError: There is no such profile, or something in it is wrong.
+            ValueError: The profile does not exist, or is invalid.
             OSError: A file cannot be read.
         """
         profile = Profile.named(name, profile_file)
@@ -122,18 +123,18 @@ class BaseClient:
         retry: RetryPolicy | None = None,
         observers: Sequence[CallObserver] = (),
     ) -> Self:
-        """Return a client as the environment describes it, on top of the profile that it names.
+        """Create a client from environment variables, which take precedence over their profile.
 
-        Names are RESNET50_SERVER (several separated by commas), RESNET50_PROFILE and
-        RESNET50_PROFILE_FILE, and, as the arguments, RESNET50_TLS, _CA, _CERT, _KEY, _TOKEN,
+        Variables are RESNET50_SERVER (several separated by commas), RESNET50_PROFILE,
+        RESNET50_PROFILE_FILE, and, like the arguments, RESNET50_TLS, _CA, _CERT, _KEY, _TOKEN,
         _TOKEN_FILE, _SERVER_NAME, _INSECURE_TOKEN, _PRIORITY, _CALLER_KEY and _TIMEOUT_S.
 
         Args:
-            retry: As for the class.
-            observers: As for the class.
+            retry: Policy for retrying failed calls.
+            observers: Notified of each call.
 
         Raises:
-            ValueError: Something in it is wrong.
+            ValueError: A variable or the profile is invalid.
             OSError: A file cannot be read.
         """
         profile = Profile.of_environment()
@@ -144,10 +145,10 @@ class BaseClient:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{type(self).__name__} can be neither pickled nor copied, since it holds connections;"
-            " make one in each process, for example when it is first used there"
+            f"{type(self).__name__} cannot be pickled or copied, because it contains connections;"
+            " create one in each process, for example at first use"
         )
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError(f"{self!r} is closed; make a new one")
+            raise RuntimeError(f"{self!r} is closed; create a new one")

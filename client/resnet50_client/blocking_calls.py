@@ -1,4 +1,4 @@
-"""Makes calls with one answer and waits for them. `async_calls.py` holds its asyncio twin."""
+"""Unary calls of the blocking client. `async_calls.py` has the asyncio ones."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Self = TypeVar("Self", bound="BlockingCalls")
 
 
 class BlockingCalls(BaseClient):
-    """A client without methods of its own: it opens, makes calls, and closes."""
+    """Opens and closes connections, and makes unary calls."""
 
     def _start(self) -> None:
         self._channels = Channels(self._connection, Resolver(self._connection.addresses), grpc)
 
     def close(self) -> None:
-        """Close the connection; calls that are in flight end with CallCancelledError."""
+        """Close the connection; calls in flight end with CallCancelledError."""
         self._closed = True
-        with ExitStack() as stack:  # each is closed, whatever happens to the others
+        with ExitStack() as stack:  # all are closed, even if one fails
             for channel in self._channels.close():
                 stack.callback(channel.close)
 
@@ -50,7 +50,7 @@ class BlockingCalls(BaseClient):
         timeout_s: float | None,
         caller_key: str | None = None,
     ) -> Result:
-        """Make one call, and tell the observers of it."""
+        """Make one call, and notify observers."""
         self._check_open()
         connection = self._connection.of(caller_key=caller_key)
         attempts = connection.attempts(timeout_s, call.repeatable)
@@ -66,7 +66,7 @@ class BlockingCalls(BaseClient):
         attempts: Attempts,
         observation: Observation,
     ) -> Any:
-        """Make a call, again where the policy says so; failures become ours."""
+        """Make a call with retries; gRPC errors become `Resnet50Error`."""
         closing = self._channels.closing
         self._channels.resolver.wait(attempts.left_s())
         while True:
@@ -82,7 +82,7 @@ class BlockingCalls(BaseClient):
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
-            except ValueError as misuse:  # gRPC's word for a channel that is closed
+            except ValueError as misuse:  # raised by gRPC if the channel is closed
                 if not closing.is_set():
                     raise
                 raise connection.closed() from misuse

@@ -1,4 +1,4 @@
-"""A stream of the blocking client: gRPC's threads send and receive, the caller's takes answers."""
+"""A stream of the blocking client: gRPC's threads do the I/O, the caller's thread iterates."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class _Attempt:
     """One call of a stream.
 
     Attributes:
-        replies: Responses received and not processed yet.
-        ended: Whether no more will come.
-        failure: Why; None if the server ended the stream with OK.
-        silence: Why a connected server is considered dead; None if it is not.
-        stubs: Keep the channel open for as long as the call lasts.
+        replies: Received responses that are not processed yet.
+        ended: True after the last response.
+        failure: The gRPC error; None if the server ended the stream with OK.
+        silence: Description of an idle timeout; None if there was none.
+        stubs: Kept so that the channel stays open during the call.
     """
 
     def __init__(self, stubs: Stubs) -> None:
@@ -46,15 +46,15 @@ class _Attempt:
 
 
 class BlockingStream(Generic[Result]):
-    """Sends frames while it gives answers, and goes on at another server when one goes away.
+    """Sends frames and yields answers; resumes at another server if one becomes unreachable.
 
     Args:
-        channels: The client's.
-        connection: The client's.
-        observation: Is told of the stream.
-        kind: What the stream asks for.
-        images: Read one at a time, by gRPC's thread, while there is room; closed at the end.
-        limits: How many frames may wait for their answers, and how long.
+        channels: The client's channels.
+        connection: The client's connection options.
+        observation: Notifies observers.
+        kind: RPC, configuration and format of the stream.
+        images: Read one at a time by gRPC's thread, as the window allows; closed at the end.
+        limits: Limits of pending frames.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class BlockingStream(Generic[Result]):
         self._kind = kind
         self._source = sources.Source(images)
         self._resumption = Resumption(connection.retry, limits.resume_s)
-        # Guards what follows; notified whenever it changes.
+        # Guards the attributes below; notified of every change.
         self._changed = threading.Condition()
         self._pending: PendingFrames[Result] = PendingFrames(kind, limits)
         self._attempt: _Attempt | None = None  # the only one that may send
@@ -81,7 +81,7 @@ class BlockingStream(Generic[Result]):
         self._failure: BaseException | None = None
 
     def answers(self) -> Generator[FrameAnswer[Result], None, None]:
-        """Give the answers; closing the generator cancels the call."""
+        """Yield the answers; closing the generator cancels the call."""
         with self._observation, closing(self._answers()) as answers:
             for answer in answers:
                 self._observation.frame_answered(answer)
@@ -106,8 +106,8 @@ class BlockingStream(Generic[Result]):
                     break
                 self._channels.failed(error)
                 with self._changed:
-                    goes_on = self._pending.refuse_too_long(error)
-                pause_s = 0.0 if goes_on else self._resumption.pause_s(error, broke)
+                    can_resume = self._pending.refuse_too_long(error)
+                pause_s = 0.0 if can_resume else self._resumption.pause_s(error, broke)
                 if pause_s is None:
                     raise self._pending.unanswered(error) from attempt.failure
                 self._observation.retried(error, pause_s)
@@ -119,7 +119,7 @@ class BlockingStream(Generic[Result]):
                 raise self._failure
 
     def _open(self, attempt: _Attempt) -> Any:
-        """Begin a call, and a thread that takes its replies."""
+        """Start a call, and a thread that receives its responses."""
         with self._changed:
             self._attempt = attempt
         metadata = self._connection.metadata(self._observation.metadata)
@@ -127,7 +127,7 @@ class BlockingStream(Generic[Result]):
         method = getattr(attempt.stubs.inference, self._kind.method)
         try:
             call = method(self._requests(attempt), metadata=metadata)
-        except ValueError as misuse:  # gRPC's word for a channel that is closed
+        except ValueError as misuse:  # raised by gRPC if the channel is closed
             if not self._channels.closing.is_set():
                 raise
             raise self._connection.closed() from misuse
@@ -135,7 +135,7 @@ class BlockingStream(Generic[Result]):
         return call
 
     def _pause(self, pause_s: float) -> Generator[FrameAnswer[Result], None, None]:
-        """Wait before the next attempt; give the errors of frames whose time is over."""
+        """Wait before the next attempt; yield errors of frames that time out meanwhile."""
         until = time.monotonic() + pause_s
         while (left_s := until - time.monotonic()) > 0:
             with self._changed:
@@ -147,7 +147,7 @@ class BlockingStream(Generic[Result]):
                 raise self._connection.closed()
 
     def _receive(self, attempt: _Attempt, call: Any) -> None:
-        """Take an attempt's replies, never more than frames are pending; runs in its own thread."""
+        """Receive responses, at most as many as pending frames; runs in a thread."""
         failure = None
         try:
             for reply in call:
@@ -183,7 +183,7 @@ class BlockingStream(Generic[Result]):
                     self._changed.wait(self._pending.wait_s())
 
     def _end_of(self, attempt: _Attempt) -> tuple[Resnet50Error | None, bool]:
-        """Return why an attempt ended, and whether its connection broke; no error at the end."""
+        """Return an attempt's error (None at the end), and whether its connection broke."""
         if self._channels.closing.is_set():
             raise self._connection.closed() from attempt.failure
         if attempt.silence is not None:
@@ -201,7 +201,7 @@ class BlockingStream(Generic[Result]):
             return self._exhausted and not self._pending
 
     def _requests(self, attempt: _Attempt) -> Iterator[Any]:
-        """Give one attempt's requests; runs in gRPC's thread."""
+        """Yield an attempt's requests; runs in gRPC's thread."""
         yield self._kind.request(config=self._kind.config)
         while (request := self._next_request(attempt)) is not None:
             self._observation.sent(request)
@@ -216,12 +216,12 @@ class BlockingStream(Generic[Result]):
                     first = not self._pending.in_flight
                     request = self._pending.next_request()
                     if request is not None:
-                        if first:  # from now on the server may be silent for too long
+                        if first:  # the idle timeout starts now
                             self._changed.notify_all()
                         return request
                     if self._exhausted and not self._pending.unsent:
                         return None
-                    # An earlier attempt may still be waiting for an image: it will add it.
+                    # An earlier attempt may still be reading an image, which it will add.
                     if not self._exhausted and self._pending.has_room and not self._reading:
                         break
                     self._changed.wait()
@@ -229,13 +229,13 @@ class BlockingStream(Generic[Result]):
             self._read_image()
 
     def _read_image(self) -> None:
-        """Take one image from the caller; may block for as long as the caller's iterator does."""
+        """Read one image from the source; may block as long as the source does."""
         failure, image = None, None
         try:
             found = self._source.read()
             if found is not sources.END:
                 image = self._pending.read(found)
-        except BaseException as error:  # the caller's own; raised where the answers are taken
+        except BaseException as error:  # of the source; re-raised by `answers`
             failure = error
         with self._changed:
             self._reading = False

@@ -1,4 +1,4 @@
-"""Calls with one answer, ready to be made over any channel."""
+"""Unary calls, independent of channel and I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .results import Classification, Embedding, LoadedVariant, NewDefault, Varia
 from .splits import TrafficReport
 from .stubs import Stubs
 
-# gRPC's default limit of a message; proxies keep to it too. Larger files travel in chunks.
+# Below gRPC's default message limit, which proxies have, too. Larger files are sent in chunks.
 UPLOAD_ABOVE_BYTES = 4 * 2**20 - 64 * 1024
 CHUNK_BYTES = 256 * 1024
 
@@ -32,16 +32,16 @@ _FULL_NAMES = {
 
 @dataclass(frozen=True)
 class SingleCall(Generic[Result]):
-    """A call with one answer, which is still to be made.
+    """A unary call to make.
 
     Attributes:
-        method: Its full name, e.g. "resnet50.v1.InferenceService/Classify".
-        start: Returns what makes it over the stubs of a channel, anew for each attempt.
-        length: Returns the length of its messages, in bytes.
-        read: Makes a result out of the reply.
-        repeatable: Whether it may be made again although a server may have received it. What
-            changes variants may not: another server might take the second attempt, and leave the
-            first one as it is, perhaps changed, perhaps still at it.
+        method: Full name, e.g. "resnet50.v1.InferenceService/Classify".
+        start: Returns a callable for one attempt, given the stubs of a channel.
+        length: Returns the size of its messages in bytes.
+        read: Converts the response to a result.
+        repeatable: True if it can be retried after a server may have received it. False for
+            changes of variants: another server could receive the retry, while the first one
+            completes the change.
     """
 
     method: str
@@ -51,13 +51,13 @@ class SingleCall(Generic[Result]):
     repeatable: bool = True
 
     def result(self, reply: Any) -> Result:
-        """Return what the server answered.
+        """Convert the response to a result.
 
         Raises:
-            ServerError: It cannot be read.
+            ServerError: The response cannot be decoded.
         """
-        if reply is None:  # so says grpc.aio of bytes that are no message
-            raise ServerError(f"the server's answer to {self.method} cannot be read")
+        if reply is None:  # grpc.aio's result for undecodable bytes
+            raise ServerError(f"the server's response to {self.method} cannot be decoded")
         return self.read(reply)
 
 
@@ -67,9 +67,9 @@ def classify_call(
     """Read the image, which may block, and return the call: an upload if it is large.
 
     Raises:
-        InvalidImageError: The image cannot be sent.
-        TypeError: It is of no type that is known here.
-        OSError: Its file cannot be read.
+        InvalidImageError: The image is invalid.
+        TypeError: The image's type is not supported.
+        OSError: The image's file cannot be read.
     """
     content = read_image(image, pixel_format)
     if not _is_large(content):
@@ -172,7 +172,7 @@ def health_call(service: str) -> SingleCall[str]:
     """Return the call of `health`.
 
     Raises:
-        InvalidRequestError: The name is no text.
+        InvalidRequestError: The name is not a string.
     """
     length = len(health.check_request(service))
     return SingleCall(
@@ -184,7 +184,7 @@ def health_call(service: str) -> SingleCall[str]:
 
 
 def full_name(method: str) -> str:
-    """Return a method's name with that of its service before it."""
+    """Return a method's full name, with its service."""
     return _FULL_NAMES[method]
 
 
@@ -237,7 +237,7 @@ def _upload(
 
 
 def _length_of_chunks(length: int) -> int:
-    """Return the length of the messages that carry so many bytes, without making them."""
+    """Return the size of the messages of an upload in bytes, without building them."""
     whole, rest = divmod(length, CHUNK_BYTES)
     return sum(
         # A field's tag takes one byte, its length 7 bits a byte.

@@ -1,7 +1,7 @@
-"""Root certificates and client certificate for gRPC's TLS, reloaded when their files change.
+"""CA and client certificates for gRPC's TLS, reloaded when their files change.
 
-gRPC's Python API reads certificates once, when a channel is made; `channels.py` makes another one
-when `CertificateSources.current` gives others.
+gRPC's Python API reads certificates once, when a channel is created; `channels.py` creates a new
+channel when `CertificateSources.current` returns other ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Pem: TypeAlias = str | os.PathLike[str] | bytes
 
 @dataclass(frozen=True)
 class Certificates:
-    """One state of them, in PEM.
+    """Certificates and key in PEM.
 
     Attributes:
-        ca: The authorities to trust; None for those that gRPC comes with.
-        cert: The client's chain.
+        ca: CA certificates to trust; None for gRPC's own.
+        cert: The client's certificate chain.
         key: Its private key.
     """
 
@@ -38,21 +38,21 @@ class Certificates:
     key: bytes | None = field(default=None, repr=False)
 
     def for_channel(self) -> grpc.ChannelCredentials:
-        """Return them as gRPC takes them."""
+        """Return gRPC's channel credentials."""
         return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
 
 
 class CertificateSources:
-    """Where certificates come from. May be used by many threads.
+    """Sources of certificates: files or bytes. Thread-safe.
 
     Args:
-        ca: Authorities to trust; None for those that gRPC comes with.
-        cert: The client's chain.
-        key: Its private key, not encrypted.
+        ca: CA certificates to trust; None for gRPC's own.
+        cert: The client's certificate chain.
+        key: Its unencrypted private key.
 
     Raises:
-        ValueError: One is not what it should be; names it.
-        OSError: A file cannot be read; names it.
+        ValueError: One is invalid; the message names the argument.
+        OSError: A file cannot be read; the message names the argument.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CertificateSources:
         given = {"ca": ca, "cert": cert, "key": key}
         for name, one in given.items():
             if isinstance(one, str) and "-----BEGIN" in one:  # an error would show it as a path
-                raise ValueError(f"{name}: is PEM in a str, which is for paths; give it as bytes")
+                raise ValueError(f"{name}: is PEM in a str, which is for paths; pass it as bytes")
         self._sources: dict[str, WatchedFile | bytes] = {
             name: one if isinstance(one, bytes) else WatchedFile(one, name)
             for name, one in given.items()
@@ -75,14 +75,14 @@ class CertificateSources:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Which of `ca`, `cert` and `key` were given."""
+        """The arguments that were given, of `ca`, `cert` and `key`."""
         return tuple(self._sources)
 
     def current(self) -> Certificates:
-        """Return them as they are now: the same object as before if nothing has changed.
+        """Return the current certificates: the same object as before if nothing changed.
 
-        Files that cannot be read or do not fit together are being replaced: until they can be used,
-        what was read before is.
+        While files are unreadable or do not match, because they are being replaced, the previous
+        certificates are returned.
         """
         with self._lock:
             try:
@@ -90,7 +90,7 @@ class CertificateSources:
                 if found in (self._current, self._refused):
                     return self._current
                 self._check(found)
-                if found == Certificates(**self._read()):  # these were what has been checked
+                if found == Certificates(**self._read()):  # unchanged during the check
                     self._current = found
             except OSError:
                 pass
@@ -99,7 +99,7 @@ class CertificateSources:
             return self._current
 
     def after_fork(self) -> None:
-        """Make a new lock: the old one may have been held."""
+        """Create a new lock: another thread may have held the old one."""
         self._lock = threading.Lock()
 
     def _read(self) -> Mapping[str, bytes]:
@@ -111,17 +111,19 @@ class CertificateSources:
     def _check(self, certificates: Certificates) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         with contextlib.suppress(ssl.SSLError):
-            context.set_ciphers("ALL:@SECLEVEL=0")  # how strong a key must be is for servers to say
+            context.set_ciphers("ALL:@SECLEVEL=0")  # servers decide on key strength
         if certificates.ca is not None:
             try:
                 context.load_verify_locations(cadata=certificates.ca.decode("ascii", "ignore"))
             except (ssl.SSLError, ValueError) as error:
-                raise ValueError(f"ca: {self._place('ca')} has no certificates in PEM") from error
+                raise ValueError(
+                    f"ca: {self._origin('ca')} contains no PEM certificates"
+                ) from error
         for name, content in (("cert", certificates.cert), ("key", certificates.key)):
             label = b"CERTIFICATE-----" if name == "cert" else b"PRIVATE KEY-----"
             if content is not None and label not in content:
-                what = "certificate" if name == "cert" else "private key"
-                raise ValueError(f"{name}: {self._place(name)} has no {what} in PEM")
+                kind = "certificate" if name == "cert" else "private key"
+                raise ValueError(f"{name}: {self._origin(name)} contains no PEM {kind}")
         cert, key = self._sources.get("cert"), self._sources.get("key")
         if isinstance(cert, WatchedFile) and isinstance(key, WatchedFile):
             try:
@@ -129,12 +131,12 @@ class CertificateSources:
             except ssl.SSLError as error:
                 reason = error.reason or "they cannot be read"
                 raise ValueError(
-                    f"cert, key: {cert.path} and {key.path} do not fit together: {reason}"
+                    f"cert, key: {cert.path} and {key.path} do not match: {reason}"
                 ) from error
 
-    def _place(self, name: str) -> str:
+    def _origin(self, name: str) -> str:
         source = self._sources[name]
-        return str(source.path) if isinstance(source, WatchedFile) else "what was given"
+        return str(source.path) if isinstance(source, WatchedFile) else "the value"
 
 
 def _no_password() -> NoReturn:
@@ -142,11 +144,11 @@ def _no_password() -> NoReturn:
 
 
 def advice(details: str, secure: bool) -> str:
-    """Return what to check when a connection could not be made; "" if it is not about TLS.
+    """Return a hint for a failed connection; "" if it is not about TLS.
 
     Args:
-        details: What gRPC says of it.
-        secure: Whether the client speaks TLS.
+        details: gRPC's error message.
+        secure: True if the client uses TLS.
     """
     if not any(words in details for words in ("backends failing", "failed to connect")):
         return ""  # there was a connection
@@ -154,22 +156,22 @@ def advice(details: str, secure: bool) -> str:
     if not secure:
         if not closed:
             return ""
-        return "; this client speaks plaintext: does the server want TLS (ca, or tls)?"
+        return "; this client uses plaintext: does the server require TLS (ca, or tls)?"
     other_name = (
         "the server's certificate is for another name; see server_name, or use its own name"
     )
-    for words, what in (
-        ("WRONG_VERSION_NUMBER", "the server does not speak TLS, or a proxy stands in between"),
-        ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not of an authority in ca"),
+    for words, reason in (
+        ("WRONG_VERSION_NUMBER", "the server does not use TLS, or there is a proxy in between"),
+        ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not signed by a CA in ca"),
         ("Verification Check failed", other_name),
-        ("is not in peer certificate", other_name),  # in the words of older releases
+        ("is not in peer certificate", other_name),  # of older releases
         ("Failed to create security handshaker", "gRPC cannot use ca, or cert with key"),
     ):
         if words in details:
-            return f"; TLS failed: {what}"
+            return f"; TLS failed: {reason}"
     if closed:
         return (
-            "; the server ended the TLS handshake: does it want a client certificate (cert, key)"
-            " of an authority that it trusts?"
+            "; the server ended the TLS handshake: does it require a client certificate (cert, key)"
+            " of a CA that it trusts?"
         )
     return "; TLS failed: check ca, cert and key" if "handshake" in details.lower() else ""

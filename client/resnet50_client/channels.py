@@ -1,4 +1,4 @@
-"""The channel that a client calls over: made anew when certificates or addresses change."""
+"""The client's gRPC channel, replaced when certificates or addresses change."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ Option = tuple[str, int | str]
 
 
 class Channels:
-    """Gives the channel to call over. May be used by many threads.
+    """Provides the channel to call over. Thread-safe.
 
-    One whose certificates have been renewed, or whose servers have other addresses now, is left to
-    the calls that are in flight on it, and goes with the last of them.
+    When certificates or addresses change, the old channel stays open for its calls in flight.
 
     Args:
-        connection: Says where to, and how.
-        resolver: Gives gRPC's target.
-        kind: `grpc` or `grpc.aio`; the channels are of its kind.
-        options: Of channels, besides those of every client.
+        connection: Connection options.
+        resolver: Provides gRPC's target.
+        kind: `grpc` or `grpc.aio`, the module that creates channels.
+        options: Additional channel options.
 
     Attributes:
-        resolver: The same.
-        closing: Set when the client is closed; an event of threads or of asyncio, as `kind` is.
+        resolver: The resolver.
+        closing: Event that is set when the client is closed; of threading or asyncio, as `kind`.
     """
 
     def __init__(
@@ -55,16 +54,16 @@ class Channels:
         tell_after_fork(self)
 
     def stubs(self) -> Stubs:
-        """Return what can be called; keep it for as long as the call lasts.
+        """Return the stubs of the current channel; keep a reference during a call.
 
         Raises:
-            CallCancelledError: The client has been closed.
+            CallCancelledError: The client is closed.
         """
         sources = self._connection.credentials.certificates
         with self._lock:
             if self.closing.is_set():
                 raise self._connection.closed()
-            # Asked for in here: a thread that was slow would put old ones back.
+            # Under the lock, so that a slow thread does not restore old certificates.
             certificates = sources.current() if sources is not None else None
             target = self.resolver.target
             unchanged = certificates is self._certificates and target == self._target
@@ -75,18 +74,18 @@ class Channels:
             return self._stubs
 
     def failed(self, error: Resnet50Error) -> None:
-        """Have names looked up again soon if no server could be reached."""
+        """Resolve names again soon if no server is reachable."""
         if isinstance(error, UnavailableError):
             self.resolver.failed()
 
     def close(self) -> list[Any]:
-        """Open no more channels and wake the calls that wait; return the channels to close."""
+        """Stop opening channels and wake waiting calls; return the channels to close."""
         with self._lock:
             self.closing.set()
             return list(self._open)
 
     def after_fork(self) -> None:
-        """Make a new lock: another thread may have held the old one."""
+        """Create a new lock: another thread may have held the old one."""
         self._lock = threading.Lock()
 
     def _channel(self, target: str, certificates: Certificates | None) -> Any:

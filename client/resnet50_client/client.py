@@ -1,4 +1,4 @@
-"""The blocking client. `aio.py` holds its asyncio twin; a test keeps the two alike."""
+"""The blocking client. `aio.py` is the asyncio one; a test keeps their interfaces equal."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Result = TypeVar("Result")
 
 
 class Client(BlockingVariants):
-    """Calls a ResNet50 server, or several equal ones in turn.
+    """Blocking client of a ResNet50 server, or of several replicas (round-robin).
 
-    May be used from many threads at once. Make it after a fork, not before.
+    Thread-safe. Create it after a fork, not before.
 
     Args and errors: see `BaseClient`.
     """
@@ -41,22 +41,22 @@ class Client(BlockingVariants):
         caller_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Classification:
-        """Say what an image shows.
+        """Classify an image.
 
         Args:
             image: A path, bytes, a binary file, a PIL image, a numpy array or a torch tensor; see
                 `ImageInput`.
-            variant: Which weights answer, e.g. "IMAGENET1K_V2"; "" for the server's default.
-            top_k: How many categories come back; 0 for 5, or all of a variant that has fewer.
-            min_probability: Leave out categories below it, 0 to 1.
-            include_embedding: Also return the image's vector; it costs no second forward pass.
+            variant: Name of the variant, e.g. "IMAGENET1K_V2"; "" for the server's default.
+            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            min_probability: Omit categories below this, 0 to 1.
+            include_embedding: Also return the embedding; it needs no second forward pass.
             pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
-            caller_key: For whom, where the server has a traffic split; None for the client's.
-            timeout_s: In seconds; None for the client's default, `math.inf` for no limit.
+            caller_key: Key that assigns the call in a traffic split; None for the client's.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            InvalidImageError: The image cannot be read, or is over a limit.
-            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+            InvalidImageError: The image cannot be decoded, or exceeds a limit.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
         options = messages.classify_options(variant, top_k, min_probability, include_embedding)
@@ -74,20 +74,20 @@ class Client(BlockingVariants):
         caller_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Embedding:
-        """Return an image's vector.
+        """Compute an image's embedding.
 
         Args:
-            image: As for `classify`.
-            variant: As for `classify`.
-            l2_normalize: Scale the vector to length 1, so that a dot product is the cosine.
+            image: The image; see `classify`.
+            variant: Name of the variant; "" for the server's default.
+            l2_normalize: Scale the vector to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
-            pixel_format: As for `classify`.
-            caller_key: As for `classify`.
-            timeout_s: As for `classify`.
+            pixel_format: Layout of an array; see `classify`.
+            caller_key: Key that assigns the call in a traffic split; None for the client's.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            InvalidImageError: The image cannot be read, or is over a limit.
-            Resnet50Error: Another of its kinds; see `resnet50_client.errors`.
+            InvalidImageError: The image cannot be decoded, or exceeds a limit.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
         options = messages.embed_options(variant, l2_normalize, dtype)
@@ -111,40 +111,39 @@ class Client(BlockingVariants):
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> Generator[FrameAnswer[Classification], None, None]:
-        """Say what frames show, over one stream: each frame is answered once.
+        """Classify frames over one stream; each frame gets exactly one answer.
 
-        Frames are read one at a time, and only while fewer than `window` are unanswered. A frame
-        that is bad is answered with its error, and the stream goes on. If the server goes away, the
-        unanswered frames are sent again to the next one that can be reached; a frame under which
-        each connection breaks, four times, is answered with UnavailableError. Closing the iterator
-        cancels the stream. Its end, for any reason, closes `frames` if that is a generator, or
-        makes an iterator that can be closed.
+        Frames are read one at a time, and only while fewer than `window` are pending. An invalid
+        frame is answered with its error, and the stream continues. If a server becomes unreachable,
+        pending frames are resent to the next reachable one; a frame that was pending at four broken
+        connections is answered with UnavailableError. Closing the iterator cancels the stream. When
+        the stream ends, `frames` is closed if it is a generator or returns a closable iterator.
 
         Args:
             frames: Images as for `classify`, e.g. of a camera; may be endless.
-            delivery: "ordered": every frame is computed, answers come in order, the source is held
-                back if it is too fast. "latest": a newer frame takes the place of one that waits,
-                which is answered as dropped; answers come as soon as they are known.
-            variant: As for `classify`.
-            top_k: As for `classify`.
-            min_probability: As for `classify`.
-            include_embedding: As for `classify`.
-            pixel_format: As for `classify`.
-            window: How many frames may be on their way; the server has a limit of its own.
-            resume_s: How long to go on without an answer from any server, in seconds, counted from
-                the first failure; None for the client's `timeout_s`, 0 to give up at once.
-            idle_timeout_s: How long a server may have frames and answer none, in seconds; after it
-                the stream is resumed, as if that server had gone away. None for the client's
-                `timeout_s`, `math.inf` for no limit.
-            frame_timeout_s: How long a frame may wait for its answer, in seconds, from when it is
-                read from the source; it is answered with DeadlineExceededError then, and the stream
-                goes on. None for no limit.
+            delivery: "ordered": every frame is computed, answers are in order, and a faster source
+                is slowed down (backpressure). "latest": a newer frame replaces a pending one, which
+                is answered as dropped; answers are in order of completion.
+            variant: Name of the variant; "" for the server's default.
+            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            min_probability: Omit categories below this, 0 to 1.
+            include_embedding: Also return the embedding; it needs no second forward pass.
+            pixel_format: Layout of arrays; see `classify`.
+            window: Maximum number of pending frames; the server has a limit of its own.
+            resume_s: Seconds to retry without an answer from any server, from the first failure;
+                None for the client's `timeout_s`, 0 for no retries.
+            idle_timeout_s: Seconds a server may have pending frames without an answer; then the
+                stream is resumed at the next server. None for the client's `timeout_s`, `math.inf`
+                for no limit.
+            frame_timeout_s: Timeout of each frame in seconds, from when it is read from the source;
+                it is then answered with DeadlineExceededError, and the stream continues. None for
+                no limit.
             priority: "interactive" or "bulk"; None for the client's.
-            caller_key: As for `classify`; the whole stream is answered by the same weights.
+            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
 
         Raises:
-            TypeError: One image was given where many are expected.
-            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+            TypeError: A single image was passed instead of an iterable.
+            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
         check_images("frames", frames, pixel_format)
         kind = messages.classify_stream(
@@ -169,25 +168,25 @@ class Client(BlockingVariants):
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> Generator[FrameAnswer[Embedding], None, None]:
-        """Return the vectors of frames, over one stream; otherwise as `classify_stream`.
+        """Compute embeddings of frames over one stream; otherwise as `classify_stream`.
 
         Args:
             frames: Images as for `classify`; may be endless.
-            delivery: As for `classify_stream`.
-            variant: As for `classify`.
-            l2_normalize: As for `embed`.
-            dtype: As for `embed`.
-            pixel_format: As for `classify`.
-            window: As for `classify_stream`.
-            resume_s: As for `classify_stream`.
-            idle_timeout_s: As for `classify_stream`.
-            frame_timeout_s: As for `classify_stream`.
-            priority: As for `classify_stream`.
-            caller_key: As for `classify_stream`.
+            delivery: "ordered" or "latest"; see `classify_stream`.
+            variant: Name of the variant; "" for the server's default.
+            l2_normalize: Scale vectors to length 1, so that dot products are cosines.
+            dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            pixel_format: Layout of arrays; see `classify`.
+            window: Maximum number of pending frames; the server has a limit of its own.
+            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
+            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
+            frame_timeout_s: Timeout of each frame in seconds; None for no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
 
         Raises:
-            TypeError: One image was given where many are expected.
-            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+            TypeError: A single image was passed instead of an iterable.
+            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
         check_images("frames", frames, pixel_format)
         kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
@@ -211,26 +210,26 @@ class Client(BlockingVariants):
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> Generator[Classification | Exception, None, None]:
-        """Say what many images show: the results in the images' order, over one stream.
+        """Classify many images over one stream; results are in the images' order.
 
         Args:
-            images: As for `classify`; read one at a time, so there may be any number.
-            variant: As for `classify`.
-            top_k: As for `classify`.
-            min_probability: As for `classify`.
-            include_embedding: As for `classify`.
-            pixel_format: As for `classify`.
-            errors: "return" gives an image's error in its result's place; "raise" raises it.
-            window: As for `classify_stream`.
-            resume_s: As for `classify_stream`.
-            idle_timeout_s: As for `classify_stream`.
-            frame_timeout_s: As for `classify_stream`.
-            priority: As for `classify_stream`.
-            caller_key: As for `classify_stream`.
+            images: Images as for `classify`; read one at a time, in any number.
+            variant: Name of the variant; "" for the server's default.
+            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            min_probability: Omit categories below this, 0 to 1.
+            include_embedding: Also return the embedding; it needs no second forward pass.
+            pixel_format: Layout of arrays; see `classify`.
+            errors: "return" yields an image's error instead of its result; "raise" raises it.
+            window: Maximum number of pending images; the server has a limit of its own.
+            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
+            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
+            frame_timeout_s: Timeout of each image in seconds; None for no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
 
         Raises:
-            TypeError: One image was given where many are expected.
-            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+            TypeError: A single image was passed instead of an iterable.
+            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
         check_images("images", images, pixel_format)
         check_choice("errors", errors, get_args(Errors))
@@ -248,7 +247,7 @@ class Client(BlockingVariants):
             priority=priority,
             caller_key=caller_key,
         )
-        return _in_place(answers, errors)
+        return _outcomes(answers, errors)
 
     def embed_many(
         self,
@@ -266,25 +265,25 @@ class Client(BlockingVariants):
         priority: Priority | None = None,
         caller_key: str | None = None,
     ) -> Generator[Embedding | Exception, None, None]:
-        """Return the vectors of many images in the images' order, over one stream.
+        """Compute embeddings of many images over one stream, in the images' order.
 
         Args:
-            images: As for `classify`; read one at a time, so there may be any number.
-            variant: As for `classify`.
-            l2_normalize: As for `embed`.
-            dtype: As for `embed`.
-            pixel_format: As for `classify`.
-            errors: As for `classify_many`.
-            window: As for `classify_stream`.
-            resume_s: As for `classify_stream`.
-            idle_timeout_s: As for `classify_stream`.
-            frame_timeout_s: As for `classify_stream`.
-            priority: As for `classify_stream`.
-            caller_key: As for `classify_stream`.
+            images: Images as for `classify`; read one at a time, in any number.
+            variant: Name of the variant; "" for the server's default.
+            l2_normalize: Scale vectors to length 1, so that dot products are cosines.
+            dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            pixel_format: Layout of arrays; see `classify`.
+            errors: "return" yields an image's error instead of its result; "raise" raises it.
+            window: Maximum number of pending images; the server has a limit of its own.
+            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
+            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
+            frame_timeout_s: Timeout of each image in seconds; None for no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
 
         Raises:
-            TypeError: One image was given where many are expected.
-            Resnet50Error: The stream cannot go on; see `resnet50_client.errors`.
+            TypeError: A single image was passed instead of an iterable.
+            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
         check_images("images", images, pixel_format)
         check_choice("errors", errors, get_args(Errors))
@@ -301,50 +300,50 @@ class Client(BlockingVariants):
             priority=priority,
             caller_key=caller_key,
         )
-        return _in_place(answers, errors)
+        return _outcomes(answers, errors)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
 
         Args:
-            service: Its full name, e.g. "resnet50.v1.InferenceService"; "" for the whole server.
-            timeout_s: As for `classify`.
+            service: Full name, e.g. "resnet50.v1.InferenceService"; "" for the whole server.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            Resnet50Error: See `resnet50_client.errors`.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
         try:
             return self._call(calls.health_call(service), timeout_s)
-        except VariantNotFoundError:  # NOT_FOUND, which is about a service here
+        except VariantNotFoundError:  # NOT_FOUND, of the service here
             return "SERVICE_UNKNOWN"
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Return as soon as a server has loaded its variants and takes requests.
+        """Wait until a server has loaded its variants and is ready for requests.
 
         Args:
-            timeout_s: How long to wait, in seconds.
+            timeout_s: Timeout in seconds.
 
         Raises:
-            DeadlineExceededError: None was ready in time; says what was seen last.
-            Resnet50Error: Another of its kinds, if the server cannot be asked for its health.
+            DeadlineExceededError: No server was ready in time; the message has the last status.
+            Resnet50Error: The health check failed; see `resnet50_client.errors`.
         """
         self._check_open()
         attempts = self._connection.attempts(timeout_s)
         connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
-        call, seen = calls.health_call(""), "no connection"
+        call, status = calls.health_call(""), "no connection"
         with self._observers.observe(call.method) as observation:
             while not attempts.over():
                 poll = connection.attempts(attempts.left_s())
                 try:
-                    seen = call.result(self._reply(connection, call, poll, observation))
+                    status = call.result(self._reply(connection, call, poll, observation))
                 except UnavailableError as error:
-                    seen = error.message
+                    status = error.message
                 except DeadlineExceededError:
                     break
-                if seen == "SERVING":
+                if status == "SERVING":
                     return
                 self._channels.closing.wait(min(pauses.next_s(), attempts.left_s()))
-            raise self._connection.not_ready(timeout_s, seen)
+            raise self._connection.not_ready(timeout_s, status)
 
     def _stream(
         self,
@@ -361,10 +360,10 @@ class Client(BlockingVariants):
         return stream.answers()
 
 
-def _in_place(
+def _outcomes(
     answers: Generator[FrameAnswer[Result], None, None], errors: Errors
 ) -> Generator[Result | Exception, None, None]:
-    """Give results, and errors in the place of those that failed."""
+    """Yield the result or error of each answer."""
     with closing(answers):
         for answer in answers:
             yield answer.outcome(errors)

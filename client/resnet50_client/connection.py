@@ -1,4 +1,4 @@
-"""How a client reaches its servers: addresses, balancing, deadlines, metadata."""
+"""Connection options of a client: addresses, balancing, timeouts, metadata."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .retries import Attempts, RetryPolicy
 
 DISTRIBUTION = "resnet50-serving"
 DEFAULT_TIMEOUT_S = 30.0
-# Of loading and unloading variants: to make int8 of float weights, or to capture a GPU's graphs,
-# takes minutes. A server that is gone is noticed by keepalive long before.
+# Of loading and unloading variants: quantizing to int8, or capturing CUDA graphs, takes minutes.
+# Keepalive detects an unreachable server much earlier.
 CHANGE_TIMEOUT_S = 900.0
-# How `wait_until_ready` asks: each time once, after a pause of 0.1 s at first and 1 s in the end.
+# Polls of `wait_until_ready`: single attempts at intervals from 0.1 s to 1 s.
 HEALTH_POLLS = RetryPolicy(attempts=1, initial_backoff_s=0.1, max_backoff_s=1.0)
-# A peer that is silent for so long is sent a ping. If TCP does not deliver what is sent, pings too,
-# within 8 s, the connection ends (TCP_USER_TIMEOUT): behind a dead link calls go to another server
-# after 23 s. Servers refuse callers that ping more often than every 10 s.
+# A ping is sent after this idle time. If TCP does not deliver data within 8 s, the connection is
+# closed (TCP_USER_TIMEOUT): after 23 s calls over a dead link move to another server. Servers
+# reject clients that ping more often than every 10 s.
 KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 15, 8
-# To answer a ping a peer has longer: on a slow link it waits behind the images that are being sent.
+# The response to a ping may take longer: on a slow link it queues behind images being sent.
 PING_TIMEOUT_S = 20
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
 Priority: TypeAlias = Literal["interactive", "bulk"]
@@ -40,15 +40,15 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Connection:
-    """Connection arguments of a client.
+    """Connection options of a client.
 
     Attributes:
-        addresses: Of one server, or of several equal ones.
-        timeout_s: Deadline of calls that name none.
-        retry: When a failed call is made again.
-        priority: Of calls that name none.
-        credentials: Whether TLS is spoken, and who calls.
-        caller_key: Caller for traffic splits, unless a call names one; None: not sent.
+        addresses: Address of one server, or of several replicas.
+        timeout_s: Default timeout of calls in seconds.
+        retry: Policy for retrying failed calls.
+        priority: Default priority of calls.
+        credentials: TLS and token.
+        caller_key: Default key for traffic splits; None: not sent.
     """
 
     addresses: tuple[str, ...]
@@ -71,7 +71,7 @@ class Connection:
         """Check a client's arguments.
 
         Raises:
-            ValueError: One is wrong, or the token would leave this machine in plaintext.
+            ValueError: One is invalid, or the token would be sent in plaintext to another machine.
         """
         credentials = credentials or Credentials()
         addresses = addresses_of(server)
@@ -84,16 +84,16 @@ class Connection:
             for address in addresses:
                 if not is_local(address):
                     raise ValueError(
-                        f"token: would go to {address} in plaintext, for all on the way to read;"
+                        f"token: would be sent to {address} in plaintext, readable in transit;"
                         " use TLS (ca, or tls), or allow it with insecure_token"
                     )
         return connection
 
     def of(self, priority: Priority | None = None, caller_key: str | None = None) -> Connection:
-        """Return the same for calls that name a priority or a caller; None leaves either.
+        """Return a copy with a call's priority and caller key; None keeps the default.
 
         Raises:
-            ValueError: There is no such priority, or the key is none.
+            ValueError: One is invalid.
         """
         if priority is None and caller_key is None:
             return self
@@ -112,53 +112,53 @@ class Connection:
         )
 
     def metadata(self, observed: Metadata = ()) -> Metadata:
-        """Return what goes with a call besides its request; asked for at each attempt.
+        """Return the metadata of an attempt.
 
         Args:
-            observed: What observers have added.
+            observed: Metadata added by observers.
 
         Raises:
-            ValueError: What gives the token gave none.
+            ValueError: The function or file of the token returned an invalid one.
         """
         sent = []
         if self.credentials.bearer is not None:
             sent.append(("authorization", f"Bearer {self.credentials.bearer.token()}"))
-        if self.priority != "interactive":  # which is what servers take a call for
+        if self.priority != "interactive":  # the server's default
             sent.append(("x-priority", self.priority))
         if self.caller_key is not None:
             sent.append(("x-caller-key", self.caller_key))
         return (*sent, *observed)
 
     def server_name(self) -> str | None:
-        """Return the name that the servers' certificates are checked for; None for the address's.
+        """Return the name expected in the servers' certificates; None for the address's host.
 
         Raises:
-            ValueError: Several names would have to be.
+            ValueError: There are several hosts.
         """
         if self.credentials.server_name is not None or not self.credentials.secure:
             return self.credentials.server_name
         if len(self.addresses) == 1:
-            # No certificate holds the name that gRPC makes of a path.
+            # The name that gRPC derives from a path is in no certificate.
             return "localhost" if self.addresses[0].startswith("unix") else None
         hosts = {split(address)[0] for address in self.addresses}
         if len(hosts) > 1:
             raise ValueError(
-                "server_name: with TLS, a list of several hosts needs a name that is in the"
-                " certificates of all"
+                "server_name: with TLS, a list of several hosts needs a name that all their"
+                " certificates contain"
             )
         return hosts.pop()
 
     def error_of(self, failure: grpc.RpcError) -> Resnet50Error:
-        """Return what a failed call is called here; says what to check if TLS could be why."""
+        """Convert the gRPC error of a call, with a hint if TLS may be the cause."""
         hint = advice(str(failure.details()), self.credentials.secure)
         return errors.error_of(failure, str(self), hint)
 
     def attempts(self, timeout_s: float | None, repeatable: bool = True) -> Attempts:
-        """Start the clock of one call.
+        """Start the deadline of one call.
 
         Args:
-            timeout_s: In seconds; None for the client's default.
-            repeatable: Whether it may be made again although a server may have received it.
+            timeout_s: Timeout in seconds; None for the client's default.
+            repeatable: True if it can be retried after a server may have received it.
 
         Raises:
             ValueError: `timeout_s` is not above 0.
@@ -189,20 +189,20 @@ class Connection:
         )
 
     def unavailable(self, reason: str) -> UnavailableError:
-        """Return the error of servers that cannot be used, for a reason that gRPC does not see."""
+        """Return an UnavailableError for a reason that gRPC does not detect."""
         return UnavailableError(f"{self}: {reason}", code="UNAVAILABLE")
 
     def closed(self) -> CallCancelledError:
-        """Return what calls end with whose client is closed."""
+        """Return the error of calls whose client is closed."""
         return CallCancelledError(
             f"{self}: the client was closed during the call", code="CANCELLED"
         )
 
-    def not_ready(self, timeout_s: float, seen: str) -> DeadlineExceededError:
-        """Say that no server became ready, and what was seen of it last."""
+    def not_ready(self, timeout_s: float, status: str) -> DeadlineExceededError:
+        """Return the error if no server became ready, with the last status."""
         return DeadlineExceededError(
-            f"{self} was not ready within {timeout_s:g} s; seen last: {seen}. Is it running there,"
-            " and has it loaded its variants?",
+            f"{self} was not ready within {timeout_s:g} s; last status: {status}. Is it running"
+            " there, and has it loaded its variants?",
             code="DEADLINE_EXCEEDED",
         )
 
@@ -211,27 +211,27 @@ class Connection:
 
 
 def channel_options() -> list[tuple[str, int | str]]:
-    """Return a channel's options: round robin, keepalive, no retries of gRPC's own."""
+    """Return the channel options: round robin, keepalive, no gRPC retries."""
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     return [
         ("grpc.service_config", json.dumps(config)),
-        ("grpc.service_config_disable_resolution", 1),  # no TXT look-ups for another one
-        # http_proxy is for the web; gRPC would send even calls to localhost through it.
+        ("grpc.service_config_disable_resolution", 1),  # no TXT lookups for service configs
+        # gRPC would send even calls to localhost through an http_proxy.
         ("grpc.enable_http_proxy", 0),
-        # The SDK makes them itself, within the deadline (docs/adr/0026-retries-in-the-sdk.md).
+        # The SDK retries, within the deadline (docs/adr/0026-retries-in-the-sdk.md).
         ("grpc.enable_retries", 0),
-        ("grpc.max_send_message_length", -1),  # the server's limit decides, and says so
+        ("grpc.max_send_message_length", -1),  # the server's limit applies
         ("grpc.primary_user_agent", f"{DISTRIBUTION}/{version(DISTRIBUTION)}"),
-        # A server that restarts is found again soon, and one that has moved behind its name.
+        # Reconnect soon to a server that restarts, or whose address changes.
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
-        # A peer that vanished without a word is noticed, also between calls.
+        # Detect a peer that disappeared, also between calls.
         ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
         ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),
-        # Without it a ping has a minute all the same (gRPC 1.85; not in its documents).
+        # Without this the timeout of a ping is a minute (gRPC 1.85; undocumented).
         ("grpc.http2.ping_timeout_ms", 1000 * PING_TIMEOUT_S),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Without it only two are sent while a call waits, and then one a minute.
+        # Without this only two pings are sent while a call waits, then one per minute.
         ("grpc.http2.max_pings_without_data", 0),
     ]

@@ -12,21 +12,20 @@ from .certificates import CertificateSources, Pem
 from .watched_file import WatchedFile
 
 Token: TypeAlias = str | Callable[[], str]
-"""A bearer token, or what gives the one of the moment."""
-# Visible ASCII: more than RFC 6750 allows, and nothing that could end a header.
+"""A bearer token, or a function that returns the current one."""
+# Visible ASCII: more than RFC 6750 allows, but nothing that could end a header.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """How a client speaks to its servers.
+    """TLS and token of a client.
 
     Attributes:
-        certificates: For TLS; None for plaintext.
-        bearer: Gives the token of the moment; None for none.
-        server_name: The name that the server's certificate is checked for; None for that of the
-            address.
-        insecure_token: Whether the token may leave this machine in plaintext.
+        certificates: Certificates for TLS; None for plaintext.
+        bearer: Provides the current token; None for none.
+        server_name: Name expected in the server's certificate; None for the address's host.
+        insecure_token: Allow sending the token over plaintext to other machines.
     """
 
     certificates: CertificateSources | None = None
@@ -50,7 +49,7 @@ class Credentials:
         """Check a client's arguments; see `BaseClient`.
 
         Raises:
-            ValueError: One is wrong, or two of them do not go together.
+            ValueError: One is invalid, or two of them conflict.
             OSError: A file cannot be read.
         """
         for name, switch in (("tls", tls), ("insecure_token", insecure_token)):
@@ -64,9 +63,9 @@ class Credentials:
             if one is not None
         ]
         if tls is False and named:
-            raise ValueError(f"{named[0]}: goes with TLS, which tls=False turns off")
+            raise ValueError(f"{named[0]}: requires TLS, which tls=False disables")
         if token is not None and token_file is not None:
-            raise ValueError("token, token_file: give one of them")
+            raise ValueError("token, token_file: pass only one of them")
         secure = bool(named) if tls is None else tls
         return cls(
             CertificateSources(ca, cert, key) if secure else None,
@@ -77,7 +76,7 @@ class Credentials:
 
     @property
     def secure(self) -> bool:
-        """Whether the client speaks TLS."""
+        """True if the client uses TLS."""
         return self.certificates is not None
 
     def __repr__(self) -> str:
@@ -88,24 +87,24 @@ class Credentials:
 
 
 class Bearer:
-    """Gives the token of the moment.
+    """Provides the current token.
 
     Args:
-        source: The token, what gives it, or the file that holds it.
+        source: The token, a function that returns it, or a file that contains it.
     """
 
     def __init__(self, source: Token | WatchedFile) -> None:
         self._source = source
         self._last = ""
-        if not callable(source):  # a function may not be able to answer yet
+        if not callable(source):  # a function may not have a token yet
             self.token()
 
     @classmethod
     def of(cls, token: Token | None, file: str | os.PathLike[str] | None) -> Bearer | None:
-        """Return what gives the token; None if there is none.
+        """Create from a token or a file; None without either.
 
         Raises:
-            ValueError: It cannot be one.
+            ValueError: The token is invalid.
             OSError: The file cannot be read.
         """
         if file is not None:
@@ -115,10 +114,10 @@ class Bearer:
     def token(self) -> str:
         """Return the token.
 
-        A file that cannot be read, or is empty, is being replaced: until then its last one holds.
+        While a file is unreadable or empty, because it is being replaced, its last token is used.
 
         Raises:
-            ValueError: It cannot be one.
+            ValueError: The token is invalid.
         """
         if isinstance(self._source, WatchedFile):
             try:
@@ -136,12 +135,12 @@ class Bearer:
 
 
 def _checked(token: object, argument: str) -> str:
-    """Return a token that can be one; gRPC would show one that cannot."""
+    """Validate a token, because gRPC's error about an invalid one would show it."""
     if not isinstance(token, str):
         raise ValueError(f"{argument}: is a {type(token).__name__}, must be text")
     if not _TOKEN.fullmatch(token):
         raise ValueError(
-            f"{argument}: must be visible ASCII without spaces, and not empty; give the token"
-            " alone, without the word Bearer"
+            f"{argument}: must be visible ASCII without spaces, and not empty; pass only the token,"
+            " without the word Bearer"
         )
     return token

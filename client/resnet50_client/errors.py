@@ -1,19 +1,19 @@
-"""Exceptions of calls. Nothing of gRPC leaks; the gRPC error is the exception's `__cause__`.
+"""Errors of the SDK. gRPC errors are never raised; they are the exception's `__cause__`.
 
 Resnet50Error
-├── InvalidRequestError      (also ValueError)     an argument is wrong; do not retry
-│   └── InvalidImageError                          the image is: broken, too large, ...
-├── VariantNotFoundError     (also LookupError)    the server does not serve that variant
-├── VariantChangeError                             the variants cannot be changed like that now
-├── OverloadedError                                the server is full; retry later
-├── DeadlineExceededError    (also TimeoutError)   no answer in time
-├── UnavailableError                               no server answers, or it is starting, stopping
-├── UnauthenticatedError                           credentials are missing or wrong
-├── PermissionDeniedError                          credentials do not allow it
-├── DataLossError                                  bytes were damaged on the way
-├── UnimplementedError                             the server does not know this call
-├── CallCancelledError                             the call was cancelled on the way
-└── ServerError                                    a fault of the server; its log has the reason
+├── InvalidRequestError      (also ValueError)     an argument is invalid; do not retry
+│   └── InvalidImageError                          the image is invalid: corrupt, too large, ...
+├── VariantNotFoundError     (also LookupError)    the server has no variant of that name
+├── VariantChangeError                             the variants cannot be changed as requested
+├── OverloadedError                                the server is at a limit; retry later
+├── DeadlineExceededError    (also TimeoutError)   no response in time
+├── UnavailableError                               no server reachable, or starting, or stopping
+├── UnauthenticatedError                           credentials are missing or invalid
+├── PermissionDeniedError                          credentials lack the permission
+├── DataLossError                                  data was corrupted in transit
+├── UnimplementedError                             the server does not implement this call
+├── CallCancelledError                             the call was cancelled
+└── ServerError                                    a server error; see the server's log
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from google.rpc import error_details_pb2, status_pb2
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# How gRPC tells that a proxy, or the server's own transport, gave a call up; no server says so.
+# gRPC's message if a proxy, or the server's transport, aborted a call.
 _BROKEN_OFF = re.compile(r"Received RST_STREAM with error code \d+")
-# How gRPC tells that no connection could be made, so that no server can have received the call.
+# gRPC's messages if no connection could be made, so that no server received the call.
 _NEVER_SENT = re.compile(
     "connections to all backends failing|failed to connect to all addresses"
     "|errors resolving|DNS resolution failed"
 )
-# gRPC's own refusal of a message that is longer than the receiver allows: of a request by the
-# server, or (CLIENT) of an answer by this side.
+# gRPC's rejection of a message that exceeds the receiver's limit: of a request by the server, or
+# (CLIENT) of a response by this client.
 _TOO_LONG = re.compile(r"(CLIENT: )?\w+ message larger than max \((\d+) vs\.? (\d+)\)")
-# The same of metadata; "Stream removed" is what this side says of an answer's.
+# The same of metadata; "Stream removed" is about a response.
 _METADATA_TOO_LONG = re.compile(r"(Stream removed \()?received metadata size exceeds hard limit")
-# A server cannot mean a longer pause: callers would wait for ever, or their clocks overflow.
+# A longer retry delay cannot be intended, and could overflow timers.
 _LONGEST_PAUSE_S = 24 * 3600.0
 
 
@@ -49,9 +49,9 @@ class Resnet50Error(Exception):
     """Base of all errors of this package.
 
     Attributes:
-        message: What went wrong and what to do, as the server said it.
+        message: Description of the error and what to do, mostly from the server.
         code: The gRPC status code's name, e.g. "INVALID_ARGUMENT"; "" if no call was made.
-        request_id: Finds the request in the server's log; None if no server was reached.
+        request_id: ID of the request in the server's log; None if no server was reached.
     """
 
     def __init__(self, message: str, *, code: str = "", request_id: str | None = None) -> None:
@@ -61,13 +61,13 @@ class Resnet50Error(Exception):
         self.request_id = request_id
 
     def _complete(self, text: str) -> None:
-        """Add what is known only later to the message, such as how often a call was tried."""
+        """Append to the message, for example the number of attempts."""
         self.message += text
         self.args = (self.message, *self.args[1:])
 
 
 class InvalidRequestError(Resnet50Error, ValueError):
-    """An argument is wrong: unknown value, out of range, or not what the server expects.
+    """An argument is invalid: an unknown value, out of range, or not what the server expects.
 
     Attributes:
         field: Path of the field in the request, e.g. "options.top_k"; "" if unknown.
@@ -79,10 +79,10 @@ class InvalidRequestError(Resnet50Error, ValueError):
 
 
 class InvalidImageError(InvalidRequestError):
-    """The image is not readable, is broken, or is over a limit of the server.
+    """The image is unreadable, corrupt, or exceeds a limit of the server.
 
     Attributes:
-        max_message_bytes: The server's limit if the image's message is longer; None otherwise.
+        max_message_bytes: The server's limit if the request exceeds it; None otherwise.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class InvalidImageError(InvalidRequestError):
 
 
 class VariantNotFoundError(Resnet50Error, LookupError):
-    """The server does not serve a variant of that name, or has none of that name to load.
+    """The server has no variant of that name, loaded or, for a load, available.
 
     Attributes:
-        served: Names and aliases that it does serve, or that it can load if that was asked.
+        served: Names and aliases that are loaded, or available if the call was a load.
     """
 
     def __init__(self, message: str, *, served: tuple[str, ...] = (), **common: Any) -> None:
@@ -114,10 +114,10 @@ class VariantChangeError(Resnet50Error):
 
 
 class OverloadedError(Resnet50Error):
-    """The server holds as many requests as it may, and refused this one at once.
+    """The server is at a limit and rejected the request immediately.
 
     Attributes:
-        retry_after_s: When the server expects to have room, in seconds; None if it did not say.
+        retry_after_s: Seconds until the server expects capacity; None if not given.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, **common: Any) -> None:
@@ -126,14 +126,14 @@ class OverloadedError(Resnet50Error):
 
 
 class DeadlineExceededError(Resnet50Error, TimeoutError):
-    """No answer came within `timeout_s`, or the server saw that none could."""
+    """No response within `timeout_s`, or the server predicted that."""
 
 
 class UnavailableError(Resnet50Error):
-    """No server could be reached, or it is starting or stopping; retries have been made.
+    """No server is reachable, or it is starting or stopping; retries have failed.
 
     Attributes:
-        never_sent: Whether no connection could be made, so that no server has received the call.
+        never_sent: True if no connection could be made, so that no server received the call.
     """
 
     def __init__(self, message: str, *, never_sent: bool = False, **common: Any) -> None:
@@ -142,14 +142,14 @@ class UnavailableError(Resnet50Error):
 
 
 class UnauthenticatedError(Resnet50Error):
-    """The server wants credentials, and got none or wrong ones."""
+    """The server requires credentials; they are missing or invalid."""
 
 
 class PermissionDeniedError(Resnet50Error):
-    """The credentials are known but do not allow this call.
+    """The credentials are valid but do not permit this call.
 
     Attributes:
-        scope: What the token would have to allow, e.g. "admin"; "" if the server did not say.
+        scope: The required scope, e.g. "admin"; "" if unknown.
     """
 
     def __init__(self, message: str, *, scope: str = "", **common: Any) -> None:
@@ -158,19 +158,19 @@ class PermissionDeniedError(Resnet50Error):
 
 
 class DataLossError(Resnet50Error):
-    """The data that arrived differs from the data that was sent."""
+    """Data was corrupted in transit."""
 
 
 class UnimplementedError(Resnet50Error):
-    """The server does not know this call: an older release, or another kind of server."""
+    """The server does not implement this call: an older release, or another kind of server."""
 
 
 class CallCancelledError(Resnet50Error):
-    """The call was cancelled, e.g. because its client was closed meanwhile."""
+    """The call was cancelled, e.g. because its client was closed."""
 
 
 class ServerError(Resnet50Error):
-    """A fault of the server. Its log has the reason under `request_id`."""
+    """A server error. The server's log has the reason under `request_id`."""
 
 
 # Every status code that is not OK; a test walks grpc.StatusCode.
@@ -195,12 +195,12 @@ ERRORS: dict[grpc.StatusCode, type[Resnet50Error]] = {
 
 
 def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50Error:
-    """Return what a failed call is called here.
+    """Convert the gRPC error of a call.
 
     Args:
-        failure: Of a blocking or an asyncio call; both have code, details and trailing metadata.
-        server: Where the call went, for messages that would not say it.
-        advice: What to check if no server could be reached.
+        failure: Error of a blocking or asyncio call, with code, details and trailing metadata.
+        server: The server's address, for messages that lack it.
+        advice: Hint what to check if no server is reachable.
     """
     code: grpc.StatusCode = failure.code()
     message: str = failure.details() or code.name
@@ -208,16 +208,16 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
     if code is grpc.StatusCode.CANCELLED and message == "CANCELLED":  # gRPC's own words
         code, message = (
             grpc.StatusCode.UNAVAILABLE,
-            "the server was shut down, or overrun, before it took the call",
+            "the server was shut down, or overloaded, before it accepted the call",
         )
     codes_of_proxies = (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
     if code in codes_of_proxies and _BROKEN_OFF.search(message):
         code, message = (
             grpc.StatusCode.UNAVAILABLE,
-            f"the call was broken off on its way: {message}",
+            f"the call was aborted in transit: {message}",
         )
     if message == "Deadline Exceeded":  # gRPC's own words
-        message = "no answer within timeout_s; allow more time, or look at the server's load"
+        message = "no response within timeout_s; allow more time, or check the server's load"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         message = f"{server}: {message}{advice}"
     details = _details(metadata.get(_DETAILS_KEY))
@@ -225,13 +225,13 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
 
 
 def ended_by_peer(failure: grpc.RpcError) -> bool:
-    """Return whether a server or a proxy ended a call itself, and its connection did not break."""
-    # What gRPC says by itself comes without metadata.
+    """Return True if a server or proxy ended the call, rather than a broken connection."""
+    # Errors that gRPC generates locally have no metadata.
     return bool(failure.trailing_metadata()) or "http2 header with status" in str(failure.details())
 
 
 def error_of_status(status: status_pb2.Status) -> Resnet50Error:
-    """Return what the failure of one frame of a stream is called here."""
+    """Convert the error of a frame."""
     details = _details(status.SerializeToString())
     request_id = details["RequestInfo"].request_id if "RequestInfo" in details else None
     return _error(
@@ -268,24 +268,24 @@ def _error(
 
 
 def _too_long(message: str, common: dict[str, Any]) -> Resnet50Error | None:
-    """Return the error if RESOURCE_EXHAUSTED is about a length, and not about a full server."""
+    """Return the error if RESOURCE_EXHAUSTED is about a message's size rather than load."""
     if too_long := _TOO_LONG.search(message):
         by_client, length, limit = too_long.groups()
         if by_client:
             return ServerError(
-                f"the server's answer has {length} bytes, more than the {limit} that this client"
-                " takes",
+                f"the server's response has {length} bytes, more than this client's limit of"
+                f" {limit}",
                 **common,
             )
         return image_too_long(int(length), int(limit), **common)
     if too_long := _METADATA_TOO_LONG.search(message):
         if too_long[1]:
             return ServerError(
-                f"the status or metadata of the server's answer is too long: {message}", **common
+                f"the status or metadata of the server's response is too long: {message}", **common
             )
         return InvalidRequestError(
-            f"metadata: is longer than the server takes; shorten the token, caller_key or what"
-            f" observers add: {message}",
+            f"metadata: exceeds the server's limit; shorten the token, caller_key or the metadata"
+            f" of observers: {message}",
             field="metadata",
             **common,
         )
@@ -293,12 +293,12 @@ def _too_long(message: str, common: dict[str, Any]) -> Resnet50Error | None:
 
 
 def image_too_long(length: int, limit: int, **common: Any) -> InvalidImageError:
-    """Return the error of an image whose message is longer than the server takes.
+    """Return the error of an image whose request exceeds the server's limit.
 
     Args:
-        length: Of the message, in bytes.
+        length: Size of the request in bytes.
         limit: The server's `max_message_bytes`.
-        **common: Of every error.
+        **common: Arguments of `Resnet50Error`.
     """
     return InvalidImageError(
         f"image: the request has {length} bytes, the server's limit (max_message_bytes) is"
@@ -310,7 +310,7 @@ def image_too_long(length: int, limit: int, **common: Any) -> InvalidImageError:
 
 
 def _pause_s(details: dict[str, Any]) -> float | None:
-    """Return the pause that the server asks for, in seconds; None if it says none that can be."""
+    """Return the server's retry delay in seconds; None if missing or implausible."""
     if "RetryInfo" not in details:
         return None
     delay = details["RetryInfo"].retry_delay
@@ -319,7 +319,7 @@ def _pause_s(details: dict[str, Any]) -> float | None:
 
 
 def _details(packed: bytes | None) -> dict[str, Any]:
-    """Return the google.rpc details of a status by message name, those that are read here."""
+    """Return the known google.rpc details of a status by message name."""
     if packed is None:
         return {}
     known = {"BadRequest", "RetryInfo", "ErrorInfo", "RequestInfo"}
@@ -330,6 +330,6 @@ def _details(packed: bytes | None) -> dict[str, Any]:
             if name in known:
                 found[name] = getattr(error_details_pb2, name).FromString(detail.value)
     except DecodeError:
-        # A proxy's own details: the code and the message still say what happened.
+        # Details of a proxy: code and message still describe the error.
         return found
     return found

@@ -1,4 +1,4 @@
-"""Locks after a fork: a child has none of the threads that held them, so it needs new ones."""
+"""Reset of locks after a fork: the threads that held them do not exist in the child."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Protocol
 
 
 class Forked(Protocol):
-    """An object with locks, or with threads of its own."""
+    """An object with locks or threads."""
 
     def after_fork(self) -> None:
-        """Make new locks, and forget threads; runs in the child, alone."""
+        """Create new locks and discard threads; runs in the child, single-threaded."""
 
 
 _owners: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
 def tell_after_fork(owner: Forked) -> None:
-    """Have `owner.after_fork` called in the children of this process, while it is used."""
+    """Call `owner.after_fork` in child processes, as long as `owner` exists."""
     _owners.add(owner)
 
 

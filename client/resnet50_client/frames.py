@@ -1,4 +1,4 @@
-"""Requests of a stream, and outcomes of its frames."""
+"""Frames of a stream: answers, configuration and limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .errors import Resnet50Error
 Result = TypeVar("Result")
 Delivery: TypeAlias = Literal["ordered", "latest"]
 Errors: TypeAlias = Literal["return", "raise"]
-# A frame's own: its image cannot be read, or the server refused it.
+# Error of one frame: its image cannot be read, or the server rejected it.
 FrameError: TypeAlias = Resnet50Error | OSError | TypeError
 DELIVERIES = {
     "ordered": inference_pb2.DELIVERY_ORDERED,
@@ -29,11 +29,11 @@ class FrameAnswer(Generic[Result]):
     """Outcome of one frame: one of `result`, `error` and `replaced_by` is set.
 
     Attributes:
-        frame_id: Its position among the frames that were given, from 0.
-        result: What the server made of it.
-        error: Why there is no result: the frame could not be read or was refused, had no answer
-            within `frame_timeout_s`, or broke each connection that it was sent over.
-        replaced_by: The newer frame that took its place (delivery "latest").
+        frame_id: Position among the frames of the source, from 0.
+        result: The result.
+        error: The error: the frame was unreadable or rejected, timed out (`frame_timeout_s`), or
+            was pending at each of several broken connections.
+        replaced_by: `frame_id` of the newer frame that replaced it (delivery "latest").
     """
 
     frame_id: int
@@ -43,11 +43,11 @@ class FrameAnswer(Generic[Result]):
 
     @property
     def dropped(self) -> bool:
-        """Whether a newer frame took its place."""
+        """True if a newer frame replaced it."""
         return self.replaced_by is not None
 
     def outcome(self, errors: Errors) -> Result | Exception:
-        """Return an ordered frame's result, or its error; raise that instead if so asked."""
+        """Return the result of a frame of an ordered stream; return or raise its error."""
         if self.error is not None:
             if errors == "raise":
                 raise self.error
@@ -56,19 +56,19 @@ class FrameAnswer(Generic[Result]):
         return self.result
 
     def __repr__(self) -> str:
-        what = f"replaced by {self.replaced_by}" if self.dropped else self.error or self.result
-        return f"FrameAnswer({self.frame_id}: {what!r})"
+        outcome = f"replaced by {self.replaced_by}" if self.dropped else self.error or self.result
+        return f"FrameAnswer({self.frame_id}: {outcome!r})"
 
 
 @dataclass(frozen=True)
 class StreamKind(Generic[Result]):
-    """Kind of a stream: its requests and results.
+    """RPC, configuration and format of a stream.
 
     Attributes:
-        method: The RPC's name.
-        request: The class of its requests.
-        config: Its first request.
-        read: Makes a result out of a reply that holds one.
+        method: Name of the RPC.
+        request: Class of its requests.
+        config: Configuration, sent as the first request.
+        read: Converts a response to a result.
         delivery: "ordered" or "latest".
         pixel_format: Layout of frames that are arrays.
     """
@@ -83,16 +83,16 @@ class StreamKind(Generic[Result]):
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """How much of a stream may be on its way, and for how long.
+    """Limits of a stream's pending frames.
 
     Attributes:
-        window: How many frames may wait for their answers.
-        resume_s: How long to go on without an answer from any server, in seconds; 0: not at all.
-        idle_timeout_s: How long a server may have frames and answer none, in seconds.
-        frame_timeout_s: How long one frame may wait for its answer, in seconds.
+        window: Maximum number of pending frames.
+        resume_s: Seconds to retry without an answer from any server; 0 for no retries.
+        idle_timeout_s: Seconds a server may have pending frames without an answer.
+        frame_timeout_s: Timeout of each frame in seconds.
 
     Raises:
-        InvalidRequestError: One of the times is out of range; `window` is checked with the options.
+        InvalidRequestError: A time is out of range; `window` is checked with the options.
     """
 
     window: int = DEFAULT_WINDOW

@@ -1,7 +1,7 @@
-"""The standard health service's two messages, without a dependency or a place in the shared pool.
+"""Messages of the standard health service, in a descriptor pool of their own.
 
-grpcio-health-checking pins protobuf's major version, and other packages put the same file into
-protobuf's one process-wide pool; a pool of our own meets neither (docs/adr/0005).
+grpcio-health-checking pins protobuf's major version, and other packages register the same file in
+protobuf's process-wide pool; a private pool avoids both (docs/adr/0005).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From whatever holds a picture to the contract's `Image`, without importing PIL or torch."""
+"""Conversion of all supported inputs to protobuf images, without importing PIL or torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class VideoFrame:
-    """One frame of a video, which says itself how its pixels lie.
+    """One frame of a video, with its pixel format.
 
     Attributes:
         image: uint8 pixels in `pixel_format`, or an encoded image's bytes.
-        pixel_format: As `classify` takes it, e.g. "I420"; None for encoded images and RGB.
-        time_s: When it is shown, in seconds from the start of the video.
-        number: Its position in the video, from 0, frames that were left out counted.
+        pixel_format: Layout, as for `classify`, e.g. "I420"; None for encoded images and RGB.
+        time_s: Presentation time in seconds from the start of the video.
+        number: Position in the video, from 0, including omitted frames.
     """
 
     image: NDArray[np.uint8] | bytes
@@ -42,7 +42,7 @@ class VideoFrame:
 
 @runtime_checkable
 class PILImage(Protocol):
-    """A `PIL.Image.Image`, for type checkers and `typing.get_type_hints`.
+    """Type of `PIL.Image.Image` for type checkers and `typing.get_type_hints`.
 
     The SDK does not need Pillow, so its types must resolve without it.
     """
@@ -61,7 +61,7 @@ class PILImage(Protocol):
 
 @runtime_checkable
 class TorchTensor(Protocol):
-    """A `torch.Tensor`, for type checkers and `typing.get_type_hints`; as `PILImage`."""
+    """Type of `torch.Tensor` for type checkers and `typing.get_type_hints`; as `PILImage`."""
 
     @property
     def ndim(self) -> int:
@@ -86,7 +86,7 @@ ImageInput: TypeAlias = (
     | PILImage
     | TorchTensor
 )
-"""What `classify` and `embed` take as an image:
+"""Inputs that `classify` and `embed` accept as an image:
 
 * a path (`str` or `os.PathLike`) to an image file;
 * an image file's content: `bytes`, `bytearray`, `memoryview`, or a binary file object;
@@ -95,18 +95,18 @@ ImageInput: TypeAlias = (
   `pixel_format` names other layouts, e.g. "BGR" for OpenCV, "NV12" or "I420" for camera frames of
   [height * 3 / 2, width]. Raw pixels as bytes become one with `np.frombuffer(content,
   np.uint8).reshape(height, width, 3)`;
-* an encoded file in a numpy array, uint8 [bytes] or [bytes, 1], as `cv2.imencode` gives it;
-* a `VideoFrame`, as `frames_from_video` gives them;
+* an encoded file in a numpy array, uint8 [bytes] or [bytes, 1], as `cv2.imencode` returns it;
+* a `VideoFrame`, as `frames_from_video` yields;
 * a torch tensor, uint8 [3, height, width] RGB or [1, height, width] grey, on any device.
 """
 
-# What an array's last axis says if `pixel_format` does not; and what formats ask of it.
+# Number of channels of each format; and the default format by number of channels.
 _CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
 _FORMAT_OF_CHANNELS = {3: "RGB", 4: "RGBA", 1: "GRAY"}
 PLANAR_FORMATS = ("NV12", "I420")
 PIXEL_FORMATS = (*_CHANNELS, *PLANAR_FORMATS)
-# Longer ones are copied, and hashed, in a thread rather than on an event loop: 1 MiB takes about a
-# millisecond.
+# Larger images are copied and hashed in a thread rather than on the event loop: 1 MiB takes about
+# a millisecond.
 QUICK_BYTES = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -181,7 +181,7 @@ def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Im
 
 
 def is_quickly_read(image: ImageInput) -> bool:
-    """Return whether `read_image` takes next to no time: no file to read, and little to copy."""
+    """Return True if `read_image` is fast: no file to read, and little to copy."""
     if isinstance(image, VideoFrame):
         image = image.image
     if isinstance(image, (memoryview, np.ndarray)):
@@ -190,7 +190,7 @@ def is_quickly_read(image: ImageInput) -> bool:
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path is a URL, by the scheme that it begins with."""
+    """Return True if a path is a URL, by its scheme."""
     return _URL.match(path) is not None
 
 
@@ -199,10 +199,10 @@ def _encoded(image: Any) -> bytes:
         return bytes(image)
     if isinstance(image, (str, os.PathLike)):
         if isinstance(image, str) and is_url(image):
-            # As a path it would be shown whole, and it may hold a password.
+            # An error about a path would show all of it, and it may contain a password.
             raise InvalidImageError(
-                "image: is a URL, which the SDK does not fetch: fetch it and give its content; the"
-                " frames of a video or a camera come from frames_from_video",
+                "image: is a URL, which the SDK does not fetch: fetch it and pass its content; for"
+                " frames of a video or a camera use frames_from_video",
                 field="image",
             )
         return Path(image).read_bytes()
@@ -212,13 +212,13 @@ def _encoded(image: Any) -> bytes:
             return content
         if inspect.isawaitable(content):
             if inspect.iscoroutine(content):
-                content.close()  # it is never awaited, which Python would complain of
+                content.close()  # never awaited, which Python would warn about
             raise TypeError(
-                f"image: read() of {type(image).__name__} is asynchronous; give what it returns:"
+                f"image: read() of {type(image).__name__} is asynchronous; pass its result:"
                 " `await file.read()`"
             )
         raise TypeError(
-            f"image: the file gives {type(content).__name__}, not bytes: open it with mode 'rb'"
+            f"image: read() returned {type(content).__name__}, not bytes: open the file with 'rb'"
         )
     raise TypeError(
         f"image: {type(image).__name__} is not a path, bytes, a binary file, a PIL image, a numpy"
@@ -227,19 +227,19 @@ def _encoded(image: Any) -> bytes:
 
 
 def is_pil_image(image: Any) -> TypeGuard[PIL.Image.Image]:
-    """Return whether it is a PIL image, without importing PIL: there is none before its import."""
+    """Return True for a PIL image, without importing PIL: before its import there is none."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(image, pil.Image)
 
 
 def is_tensor(image: Any) -> TypeGuard[torch.Tensor]:
-    """Return whether it is a torch tensor, without importing torch."""
+    """Return True for a torch tensor, without importing torch."""
     torch_module = sys.modules.get("torch")
     return torch_module is not None and isinstance(image, torch_module.Tensor)
 
 
 def _array(image: Any) -> NDArray[Any] | None:
-    """Return pixels, or a file's content in an array, as an array; None for all else."""
+    """Convert pixels, or an encoded file in an array, to a numpy array; None for other types."""
     if isinstance(image, np.ndarray):
         return image
     if is_pil_image(image):
@@ -250,9 +250,9 @@ def _array(image: Any) -> NDArray[Any] | None:
 
 
 def _is_file(array: NDArray[Any] | None) -> TypeGuard[NDArray[np.uint8]]:
-    """Return whether an array holds an encoded file: its bytes in one row, or in one column.
+    """Return True if an array contains an encoded file, as one row or one column of bytes.
 
-    No picture is one pixel wide, or its layout is named; `cv2.imencode` gives columns before 4.5.
+    An image one pixel wide needs `pixel_format`; `cv2.imencode` returns columns before 4.5.
     """
     return (
         array is not None
@@ -273,8 +273,8 @@ def _pil_array(image: PIL.Image.Image) -> NDArray[np.uint8]:
         return scaled
     if upright.mode in ("I", "F"):
         raise InvalidImageError(
-            f"image: a PIL image of mode {upright.mode} does not say which value is white; convert"
-            " it to RGB, L or I;16",
+            f"image: the white level of a PIL image of mode {upright.mode} is undefined; convert it"
+            " to RGB, L or I;16",
             field="image",
         )
     if upright.mode not in ("RGB", "RGBA", "L"):
@@ -304,8 +304,8 @@ def _raw(array: NDArray[Any], pixel_format: str | None) -> RawPixels:
 
     if array.dtype != np.uint8:
         raise refuse(
-            "does not hold 8-bit pixels; convert it to uint8, 0 to 255, and leave resizing and"
-            " normalising to the server"
+            "does not contain 8-bit pixels; convert it to uint8, 0 to 255; the server resizes and"
+            " normalizes"
         )
     if array.ndim == 2 and pixel_format is not None and pixel_format in PLANAR_FORMATS:
         return _planar(array, pixel_format, refuse)
@@ -317,13 +317,13 @@ def _raw(array: NDArray[Any], pixel_format: str | None) -> RawPixels:
     name = pixel_format or _FORMAT_OF_CHANNELS.get(channels)
     if name is None:
         raise refuse(
-            "has its channels neither last nor 1, 3 or 4 of them; transpose it to [height, width,"
+            "does not have 1, 3 or 4 channels in its last axis; transpose it to [height, width,"
             " channels]"
         )
     if _CHANNELS.get(name) != channels:
         known = ", ".join([*_CHANNELS, *PLANAR_FORMATS])
         raise refuse(
-            f"does not fit pixel_format {name!r}"
+            f"does not match pixel_format {name!r}"
             + (f" with its {_CHANNELS[name]} channels" if name in _CHANNELS else f" ({known})")
         )
     return RawPixels(
@@ -337,7 +337,7 @@ def _raw(array: NDArray[Any], pixel_format: str | None) -> RawPixels:
 def _planar(
     array: NDArray[np.uint8], name: str, refuse: Callable[[str], InvalidImageError]
 ) -> RawPixels:
-    """Take [height * 3 / 2, width]: a plane of luma above the chroma planes, as OpenCV has it."""
+    """Convert [height * 3 / 2, width]: the luma plane above the chroma planes, as in OpenCV."""
     rows, width = array.shape
     if rows % 3 or width % 2 or array.size == 0:
         raise refuse(f"is not {name} of [height * 3 / 2, width] with even sides")

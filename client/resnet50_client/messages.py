@@ -1,4 +1,4 @@
-"""Requests out of arguments, results out of replies: everything about a call but making it."""
+"""Conversion of arguments to requests, and of responses to results; no I/O."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def classify_options(
     """Check the options of `classify`.
 
     Raises:
-        InvalidRequestError: One is wrong.
+        InvalidRequestError: One is invalid.
     """
     check_count(
         "options.top_k", top_k, 0, "1 or more, or 0 for the server's default", "options.top_k"
@@ -73,7 +73,7 @@ def embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb2
     """Check the options of `embed`.
 
     Raises:
-        InvalidRequestError: One is wrong.
+        InvalidRequestError: One is invalid.
     """
     check_choice("dtype", dtype, _TYPES, "options.type")
     return message(
@@ -86,15 +86,15 @@ def embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb2
 
 
 def message(kind: Callable[..., Message], path: str, /, **fields: Any) -> Message:
-    """Make a message out of arguments.
+    """Build a message from arguments.
 
     Args:
-        kind: Its class.
-        path: Comes before the fields' names in errors, e.g. "options.".
-        fields: The arguments.
+        kind: Class of the message.
+        path: Prefix of field names in errors, e.g. "options.".
+        fields: Values of the fields.
 
     Raises:
-        InvalidRequestError: One is of a wrong type; names it.
+        InvalidRequestError: A value has the wrong type; the message names the field.
     """
     try:
         return kind(**fields)
@@ -104,7 +104,7 @@ def message(kind: Callable[..., Message], path: str, /, **fields: Any) -> Messag
                 kind(**{name: value})
             except (TypeError, ValueError) as error:
                 raise InvalidRequestError(
-                    f"{path}{name}: {value!r} is not a value for it: {error}",
+                    f"{path}{name}: {value!r} is invalid: {error}",
                     field=f"{path}{name}",
                 ) from error
         raise InvalidRequestError(f"{path}{failure}", field=path.rstrip(".")) from failure
@@ -149,7 +149,7 @@ def embed_stream(
 
 
 def _config(kind: Callable[..., Message], options: Any, delivery: Delivery, window: int) -> Message:
-    """Make a stream's first request."""
+    """Build a stream's configuration, its first request."""
     check_choice("delivery", delivery, DELIVERIES, "config.delivery")
     check_count("window", window, 1, "1 or more")
     max_in_flight = window if delivery == "ordered" else 0
@@ -159,13 +159,13 @@ def _config(kind: Callable[..., Message], options: Any, delivery: Delivery, wind
 def classification(
     reply: inference_pb2.ClassifyResponse | inference_pb2.ClassifyStreamResponse,
 ) -> Classification:
-    """Read the reply of `classify`, or of a frame.
+    """Convert the response of `classify`, or of a frame.
 
     Raises:
-        ServerError: It holds no classification, or numbers that cannot be.
+        ServerError: It has no classification, or invalid numbers.
     """
     if not reply.HasField("classification"):
-        raise ServerError("the server answered without a classification")
+        raise ServerError("the server's response has no classification")
     variant, timing = _variant_ref(reply.variant), _timing(reply.timing)
     found = reply.classification
     return Classification(
@@ -182,10 +182,11 @@ def classification(
 
 
 def _probability(category: result_pb2.Category) -> float:
-    # Rounding may leave a little more than 1; NaN is not between anything.
+    # Rounding may give slightly more than 1; the comparison is False for NaN.
     if not 0.0 <= category.probability <= 1.0 + 1e-3:
         raise ServerError(
-            f"the server gives category {category.index} a probability of {category.probability}"
+            f"the server returned a probability of {category.probability} for category"
+            f" {category.index}"
         )
     return category.probability
 
@@ -193,17 +194,16 @@ def _probability(category: result_pb2.Category) -> float:
 def embedding(
     reply: inference_pb2.EmbedResponse | inference_pb2.EmbedStreamResponse,
 ) -> Embedding:
-    """Read the reply of `embed`, or of a frame.
+    """Convert the response of `embed`, or of a frame.
 
     Raises:
-        ServerError: The server sent a vector in a way that this release does not know, or one that
-            holds no numbers.
+        ServerError: The vector's type is unknown to this release, or its numbers are invalid.
     """
     return _embedding(reply.embedding, _variant_ref(reply.variant), _timing(reply.timing))
 
 
 def variant(message: variant_pb2.Variant) -> Variant:
-    """Read one variant."""
+    """Convert a variant."""
     accuracy, quantization = message.published_accuracy, message.quantization
     return Variant(
         name=message.name,
@@ -259,17 +259,17 @@ def variant(message: variant_pb2.Variant) -> Variant:
 
 
 def loaded_variant(reply: variant_pb2.LoadVariantResponse) -> LoadedVariant:
-    """Read the reply of `load_variant`."""
+    """Convert the response of `load_variant`."""
     return LoadedVariant(variant(reply.variant), reply.replaced_digest, tuple(reply.evicted))
 
 
 def new_default(reply: variant_pb2.SetDefaultVariantResponse) -> NewDefault:
-    """Read the reply of `set_default_variant`."""
+    """Convert the response of `set_default_variant`."""
     return NewDefault(variant(reply.variant), reply.previous)
 
 
 def traffic_report(message: variant_pb2.TrafficReport) -> TrafficReport:
-    """Read one report."""
+    """Convert a traffic report."""
     split, comparison = message.split, message.comparison
     return TrafficReport(
         TrafficSplit(
@@ -305,7 +305,7 @@ def _share(message: variant_pb2.TrafficShare) -> TrafficShare:
 
 
 def _name(kind: Any, value: int) -> str:
-    """Return an enum's value as results name it: VARIANT_STATE_READY is "ready"."""
+    """Return the short name of an enum value: VARIANT_STATE_READY is "ready"."""
     if value not in kind.values():
         return f"unknown ({value})"  # of a newer server
     prefix = kind.Name(0).removesuffix("UNSPECIFIED")

@@ -1,4 +1,4 @@
-"""Observers of a client's calls: metrics, traces, logs of the application."""
+"""Observers of a client's calls, for metrics, traces and logs of the application."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from .results import Timing, VariantRef
 log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
-# What gRPC would refuse, and with it the call.
+# gRPC would reject other metadata, and the call with it.
 _KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 @dataclass(eq=False)
 class ObservedCall:
-    """A call, as far as it has come; a stream is one call, however often it is resumed.
+    """State of a call in progress or completed; a stream is one call, even if it is resumed.
 
     Attributes:
-        method: Its full name, e.g. "resnet50.v1.InferenceService/Classify".
-        servers: The addresses that the client calls, as it was given them.
-        metadata: Goes along with each attempt; `CallObserver.call_started` may add ASCII text.
-        request_id: Finds the call in the server's log.
-        attempts: How often it has been made.
-        bytes_sent: Length of the messages of all attempts, in bytes, before compression; an upload
-            that is refused early counts in full.
-        code: How it ended, by the name of gRPC's code, e.g. "OK"; "CANCELLED" also if a stream was
-            left before its end; "" until then.
-        error: What the caller of the SDK is given instead of a result.
-        duration_s: How long it took, pauses and all attempts included, in seconds; 0 until then.
-        timing: Where the time went in the server, and the size of the batch; of single images.
-        variant: The weights that answered a single image.
-        frames: Of a stream: how many were answered with a result.
-        failed_frames: Of a stream: how many were answered with an error.
-        dropped_frames: Of a stream: how many a newer one replaced.
-        notes: What observers keep with it, by their own keys.
+        method: Full name, e.g. "resnet50.v1.InferenceService/Classify".
+        servers: The client's server addresses, as given.
+        metadata: Sent with each attempt; `CallObserver.call_started` may add ASCII text.
+        request_id: ID of the call in the server's log.
+        attempts: Number of attempts so far.
+        bytes_sent: Size of the messages of all attempts in bytes, before compression; an upload
+            that is rejected early counts in full.
+        code: Name of the final gRPC status code, e.g. "OK"; "CANCELLED" also if a stream was closed
+            before its end; "" while in progress.
+        error: The exception that the call raises.
+        duration_s: Duration in seconds, including all attempts and pauses; 0 while in progress.
+        timing: The server's times by stage, and the batch size; only of single images.
+        variant: The weights that computed the result; only of single images.
+        frames: Number of a stream's frames with a result.
+        failed_frames: Number of a stream's frames with an error.
+        dropped_frames: Number of a stream's frames that were replaced by newer ones.
+        notes: Data of observers, by keys of their own.
     """
 
     method: str
@@ -66,76 +66,75 @@ class ObservedCall:
 
 
 class CallObserver:
-    """Is told of a client's calls; each method does nothing unless it is overridden.
+    """Base class of observers, which are notified of a client's calls.
 
-    Methods run where the call does, between its steps: in the caller's thread or on its event loop,
-    and several at once if there are several calls. So they must be quick. What they raise is logged
-    once and forgotten; it never reaches the call.
+    Methods run synchronously in the call's thread or event loop, for several calls concurrently,
+    so they must be fast. Their exceptions are logged once, and never affect the call.
     """
 
     def call_started(self, call: ObservedCall) -> None:
-        """See a call that is about to be made, and add to its metadata."""
+        """Handle the start of a call; may add to its metadata."""
 
     def call_retried(self, call: ObservedCall, error: Resnet50Error, pause_s: float) -> None:
-        """See that an attempt has failed, and that another follows or a stream is resumed.
+        """Handle a failed attempt that is retried, or a stream that is resumed.
 
         Args:
             call: The call.
-            error: Of the attempt.
-            pause_s: Until the next one, in seconds.
+            error: The attempt's error.
+            pause_s: Seconds until the next attempt.
         """
 
     def frame_answered(self, call: ObservedCall, answer: FrameAnswer[Any]) -> None:
-        """See what became of a frame of a stream: a result, an error, or dropped."""
+        """Handle the answer to a stream's frame: a result, an error, or dropped."""
 
     def call_ended(self, call: ObservedCall) -> None:
-        """See how a call ended."""
+        """Handle the end of a call."""
 
 
 class Observers:
-    """A client's observers, kept from doing harm.
+    """A client's observers; their exceptions are caught.
 
     Args:
-        observers: Who they are.
-        servers: As `ObservedCall.servers`.
+        observers: The observers.
+        servers: Value of `ObservedCall.servers`.
     """
 
     def __init__(self, observers: Sequence[CallObserver], servers: tuple[str, ...]) -> None:
         self._observers = tuple(observers)
         self._servers = servers
-        self._blamed = False
+        self._error_logged = False
 
     def __bool__(self) -> bool:
         return bool(self._observers)
 
     def observe(self, method: str) -> Observation:
-        """Return what a call is made in; `method` is its full name."""
+        """Return a context manager for a call; `method` is its full name."""
         return Observation(self, ObservedCall(method, self._servers))
 
-    def tell(self, what: str, *arguments: Any) -> None:
-        """Call a method of each."""
+    def notify(self, event: str, *arguments: Any) -> None:
+        """Call a method of each observer."""
         for observer in self._observers:
             try:
-                getattr(observer, what)(*arguments)
+                getattr(observer, event)(*arguments)
             except Exception as error:
-                self.blame(error)
+                self.log_once(error)
 
-    def blame(self, error: Exception) -> None:
-        """Log what one has done wrong; once, since it will again at each call."""
-        if not self._blamed:
-            self._blamed = True
-            log.error("an observer of calls failed; this is said once", exc_info=error)
+    def log_once(self, error: Exception) -> None:
+        """Log the first exception of an observer; later ones are probably the same."""
+        if not self._error_logged:
+            self._error_logged = True
+            log.error("an observer of calls failed; logged only once", exc_info=error)
 
 
 class Observation:
-    """One call and those who watch it; a context around the call.
+    """Context manager around a call that notifies observers.
 
     Args:
-        observers: The observers; none costs next to nothing.
-        call: What they see.
+        observers: The observers; without any there is almost no overhead.
+        call: State of the call.
 
     Attributes:
-        metadata: What they have added; known inside the context.
+        metadata: Metadata added by observers; set inside the context.
     """
 
     def __init__(self, observers: Observers, call: ObservedCall) -> None:
@@ -147,7 +146,7 @@ class Observation:
     def __enter__(self) -> Observation:
         if self._observers:
             self._started = time.perf_counter()
-            self._observers.tell("call_started", self._call)
+            self._observers.notify("call_started", self._call)
             self.metadata = self._checked(self._call.metadata)
         return self
 
@@ -163,35 +162,35 @@ class Observation:
         call.duration_s = time.perf_counter() - self._started
         call.code, call.error = _code_of(error), error
         if isinstance(error, GeneratorExit):
-            call.error = None  # the reader of the answers has stopped
+            call.error = None  # the application closed the stream
         if isinstance(error, Resnet50Error) and error.request_id:
             call.request_id = error.request_id
-        self._observers.tell("call_ended", call)
+        self._observers.notify("call_ended", call)
 
     def attempt(self, length: Callable[[], int] | None = None) -> None:
-        """Note that the call is made, with a request of that many bytes."""
+        """Record an attempt; `length` returns the request's size in bytes."""
         self._call.attempts += 1
         if self._observers and length is not None:
             self._call.bytes_sent += length()
 
     def sent(self, request: Any) -> None:
-        """Note a message of a stream."""
+        """Record a stream's request."""
         if self._observers:
             self._call.bytes_sent += request.ByteSize()
 
     def retried(self, error: Resnet50Error, pause_s: float) -> None:
-        """Note that another attempt follows."""
+        """Record that the call is retried."""
         if self._observers:
-            self._observers.tell("call_retried", self._call, error, pause_s)
+            self._observers.notify("call_retried", self._call, error, pause_s)
 
     def answered(self, result: Any) -> None:
-        """Note the result of a single image; of another call nothing."""
+        """Record the result of a single image; results of other calls are ignored."""
         timing = getattr(result, "timing", None)
         if isinstance(timing, Timing):
             self._call.timing, self._call.variant = timing, result.variant
 
     def frame_answered(self, answer: FrameAnswer[Any]) -> None:
-        """Note what became of a frame."""
+        """Record the answer to a frame."""
         if not self._observers:
             return
         if answer.dropped:
@@ -200,19 +199,19 @@ class Observation:
             self._call.failed_frames += 1
         else:
             self._call.frames += 1
-        self._observers.tell("frame_answered", self._call, answer)
+        self._observers.notify("frame_answered", self._call, answer)
 
     def _checked(self, metadata: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-        """Return what gRPC will take, and the request's id."""
+        """Return the valid metadata, with the request ID."""
         taken: dict[str, str] = {}
         for one in metadata:
             try:
                 key, value = one
                 if not (_KEY.fullmatch(key) and _VALUE.fullmatch(value)) or key.endswith("-bin"):
-                    raise ValueError(f"{key!r}: metadata of observers is lower-case ASCII text")
+                    raise ValueError(f"{key!r}: metadata must be lower-case ASCII text")
                 taken[key] = value
             except (TypeError, ValueError) as error:
-                self._observers.blame(error)
+                self._observers.log_once(error)
         self._call.request_id = taken.setdefault(REQUEST_ID_KEY, uuid.uuid4().hex)
         return tuple(taken.items())
 

@@ -1,4 +1,4 @@
-"""The frames of one stream that wait for their answers: everything about a stream but its I/O."""
+"""Pending frames of a stream: the state of a stream, without I/O."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from .retries import MAX_SENDS
 
 Result = TypeVar("Result")
 
-# A frame under which the connection has broken so often is sent while no other is in flight, so
-# that the next break can be blamed on nothing else.
+# After this many broken connections a frame is sent while no other one is in flight, so that the
+# next break can only be due to this frame.
 ALONE_AFTER = 2
 
 
 @dataclass
 class _Pending:
-    """A frame that has no answer yet.
+    """A frame without an answer.
 
     Attributes:
-        frame: As it is sent.
-        error: Why its image could not be read, or is longer than the server takes.
+        frame: The message to send.
+        error: Error of reading the image, or of its size; None if the image is valid.
         deadline: When it times out, by the clock.
-        breaks: How often the connection has broken while it was sent and unanswered.
+        breaks: Number of connections that broke while it was in flight.
     """
 
     frame: inference_pb2.Frame
@@ -49,20 +49,20 @@ class _Pending:
 
 
 class PendingFrames(Generic[Result]):
-    """The frames of one stream between caller and answer, in order, never more than `window`.
+    """The frames of a stream without an answer, in order, at most `window`.
 
-    After a broken connection, `restart` makes them be sent again: none is lost, and since an answer
-    takes its frame out, none is answered twice. An answer that the protocol does not allow is
-    refused, so no result is given for another image than its own.
+    After a broken connection, `restart` queues them to be resent: each frame gets exactly one
+    answer. Responses that violate the protocol are rejected, so that no result is returned for
+    another image.
 
-    A frame that is in flight each time when connections break may be what breaks them, as an image
-    does that crashes a server. It is sent `MAX_SENDS` times in all, from its third time on with no
-    other frame beside it, and then answered with an error in its place.
+    A frame that is in flight whenever connections break may be their cause, for example an image
+    that crashes servers. It is sent at most `MAX_SENDS` times, from the third time on with no other
+    frame in flight, and then answered with an error.
 
     Args:
-        kind: What the stream asks for.
-        limits: How many frames may wait for their answers, and how long.
-        clock: Gives the time, in seconds.
+        kind: RPC, configuration and format of the stream.
+        limits: Limits of pending frames.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class PendingFrames(Generic[Result]):
         self._clock = clock
         self._frames: dict[int, _Pending] = {}
         self._unsent: collections.deque[int] = collections.deque()
-        # Sent on this attempt and not yet answered by the server, in the order of sending; those
-        # that have timed out meanwhile are no longer in `_frames`.
+        # Sent on this attempt without a response, in the order of sending; those that timed out
+        # are no longer in `_frames`.
         self._in_flight: dict[int, None] = {}
-        self._given_up = 0  # of those in flight
-        self._active_at = 0.0  # when a frame was last sent or an answer came
-        self._max_message_bytes = math.inf  # once a server has told it
+        self._timed_out = 0  # number of those in flight
+        self._active_at = 0.0  # when the last frame was sent or the last response received
+        self._max_message_bytes = math.inf  # the server's limit, once known
         self._next_id = 0
 
     def __len__(self) -> int:
@@ -89,34 +89,34 @@ class PendingFrames(Generic[Result]):
 
     @property
     def has_room(self) -> bool:
-        """Whether another frame may be added."""
-        return len(self._frames) + self._given_up < self._limits.window
+        """True if another frame may be added."""
+        return len(self._frames) + self._timed_out < self._limits.window
 
     @property
     def in_flight(self) -> bool:
-        """Whether frames have been sent on this attempt that the server has not answered."""
+        """True if frames were sent on this attempt without a response."""
         return bool(self._in_flight)
 
     @property
     def unsent(self) -> bool:
-        """Whether frames are still to be sent on this attempt."""
+        """True if frames remain to be sent on this attempt."""
         return bool(self._unsent)
 
     def read(self, image: ImageInput) -> image_pb2.Image | FrameError:
-        """Read an image; may block, and may run while the other methods do."""
+        """Read an image; may block, and may run concurrently with other methods."""
         try:
             return to_image(image, self._kind.pixel_format)
         except (Resnet50Error, OSError, TypeError) as error:
             return error
 
     def add(self, image: image_pb2.Image | FrameError) -> None:
-        """Take the next frame, as `read` made it."""
+        """Add the next frame, as returned by `read`."""
         frame_id, error = self._next_id, None
         self._next_id += 1
         if isinstance(image, image_pb2.Image):
             frame = inference_pb2.Frame(frame_id=frame_id, image=image)
         else:
-            # An empty frame goes in its place: the server's refusal keeps its turn for the error.
+            # An empty frame is sent instead: its rejection keeps the error in order.
             frame, error = inference_pb2.Frame(frame_id=frame_id, image=image_pb2.Image()), image
         pending = _Pending(frame, error, self._clock() + self._limits.frame_timeout_s)
         self._refuse_if_too_long(pending)
@@ -133,10 +133,10 @@ class PendingFrames(Generic[Result]):
         return self._kind.request(frame=self._frames[frame_id].frame)
 
     def answer(self, reply: Any) -> FrameAnswer[Result] | None:
-        """Take the answer to a frame; None if the frame has timed out meanwhile.
+        """Convert a response to a frame's answer; None if the frame timed out before.
 
         Raises:
-            ServerError: It is no answer that may come now.
+            ServerError: The response violates the protocol.
         """
         self._check(reply)
         frame_id = reply.frame_id
@@ -144,7 +144,7 @@ class PendingFrames(Generic[Result]):
         self._active_at = self._clock()
         pending = self._frames.pop(frame_id, None)
         if pending is None:
-            self._given_up -= 1
+            self._timed_out -= 1
             return None
         if reply.WhichOneof("outcome") == "dropped":
             return FrameAnswer(frame_id, replaced_by=reply.dropped.replaced_by_frame_id)
@@ -158,7 +158,7 @@ class PendingFrames(Generic[Result]):
             return FrameAnswer(frame_id, error=error)
 
     def expire(self) -> list[FrameAnswer[Result]]:
-        """Give up the frames whose time is over; return their errors."""
+        """Remove the frames that timed out; return their errors."""
         answers: list[FrameAnswer[Result]] = []
         while self._frames:
             frame_id, pending = next(iter(self._frames.items()))
@@ -166,11 +166,11 @@ class PendingFrames(Generic[Result]):
                 break
             del self._frames[frame_id]
             if frame_id in self._in_flight:
-                self._given_up += 1
+                self._timed_out += 1
             else:
                 self._unsent.remove(frame_id)
             late = DeadlineExceededError(
-                f"frame {frame_id}: no answer within {self._limits.frame_timeout_s:g} s"
+                f"frame {frame_id}: no response within {self._limits.frame_timeout_s:g} s"
                 " (frame_timeout_s)",
                 code="DEADLINE_EXCEEDED",
             )
@@ -178,16 +178,16 @@ class PendingFrames(Generic[Result]):
         return answers
 
     def silence(self) -> str | None:
-        """Return what to say of a server that has had frames for too long and answered none."""
+        """Return a description of the server's idle timeout; None if it has not expired."""
         if not self._in_flight or self._clock() < self._active_at + self._limits.idle_timeout_s:
             return None
         return (
-            f"no answer for {self._limits.idle_timeout_s:g} s (idle_timeout_s) to"
+            f"no response for {self._limits.idle_timeout_s:g} s (idle_timeout_s) to"
             f" {_frames(len(self._in_flight))}"
         )
 
     def wait_s(self) -> float | None:
-        """Return how long to wait before `expire` or `silence` has news; None for ever."""
+        """Return the seconds until the next timeout for `expire` or `silence`; None for never."""
         at = math.inf
         if self._frames:
             at = next(iter(self._frames.values())).deadline
@@ -196,16 +196,15 @@ class PendingFrames(Generic[Result]):
         return None if math.isinf(at) else max(0.0, at - self._clock())
 
     def restart(self, broke: bool = False) -> list[FrameAnswer[Result]]:
-        """Begin another attempt, on which what is unanswered is sent again.
+        """Start another attempt, on which pending frames are resent.
 
-        Of a "latest" stream only the newest frame is, the others are dropped.
+        Of a "latest" stream only the newest frame is resent, the others are dropped.
 
         Args:
-            broke: Whether the connection broke under the frames in flight, without a word from the
-                server.
+            broke: True if the connection broke with frames in flight, without a status.
 
         Returns:
-            What became of the frames that are not sent again.
+            Answers of the frames that are not resent.
         """
         answers: list[FrameAnswer[Result]] = []
         for frame_id in self._in_flight if broke else ():
@@ -216,7 +215,7 @@ class PendingFrames(Generic[Result]):
                 del self._frames[frame_id]
                 answers.append(FrameAnswer(frame_id, error=pending.error or _broke(frame_id)))
         self._in_flight.clear()
-        self._given_up = 0
+        self._timed_out = 0
         if self._kind.delivery == "latest" and self._frames:
             newest = max(self._frames)
             for frame_id in [one for one in self._frames if one != newest]:
@@ -226,15 +225,15 @@ class PendingFrames(Generic[Result]):
         return answers
 
     def refuse_too_long(self, error: Resnet50Error) -> bool:
-        """Take in a server's limit; frames that are longer get an error, each in its place.
+        """Apply the server's message limit: frames that exceed it get an error.
 
-        gRPC ends the whole stream for such a frame, and does not say for which.
+        gRPC ends the whole stream for such a frame, without naming it.
 
         Args:
-            error: Why the stream ended.
+            error: The error that ended the stream.
 
         Returns:
-            Whether the stream can go on: it ended for such a frame, and has it no more.
+            True if the stream can resume: it ended for such a frame, which is now replaced.
         """
         if not isinstance(error, InvalidImageError) or error.max_message_bytes is None:
             return False
@@ -247,21 +246,21 @@ class PendingFrames(Generic[Result]):
         if length <= self._max_message_bytes:
             return False
         pending.error = image_too_long(length, int(self._max_message_bytes))
-        # As of an image that cannot be read, an empty frame goes in its place.
+        # An empty frame is sent instead, as for an unreadable image.
         pending.frame = inference_pb2.Frame(
             frame_id=pending.frame.frame_id, image=image_pb2.Image()
         )
         return True
 
     def unanswered(self, error: Resnet50Error) -> Resnet50Error:
-        """Return the error with which the stream ends; it says how many frames have no answer."""
+        """Return the stream's final error, with the number of frames without an answer."""
         if self._frames:
             error._complete(f"; {_frames(len(self._frames))} had no answer")
         return error
 
     def _is_suspect(self) -> bool:
-        """Return whether the frame that is due next may be what breaks connections."""
-        # Of all that are pending the oldest has seen the most breaks.
+        """Return True if the next frame may be the cause of broken connections."""
+        # The oldest pending frame has the most breaks.
         oldest = next(iter(self._frames.values()))
         return oldest.breaks >= ALONE_AFTER
 
@@ -277,8 +276,8 @@ class PendingFrames(Generic[Result]):
         outcome = reply.WhichOneof("outcome")
         if outcome is None:
             raise ServerError(
-                f"the server's answer to frame {frame_id} holds nothing that this release of the"
-                " SDK can read; update it"
+                f"the server's response to frame {frame_id} has no outcome that this release of the"
+                " SDK knows; update it"
             )
         if outcome != "dropped":
             return
@@ -304,6 +303,6 @@ def _frames(number: int) -> str:
 def _broke(frame_id: int) -> UnavailableError:
     return UnavailableError(
         f"frame {frame_id}: was sent {MAX_SENDS} times, and each time the connection broke before"
-        " its answer; it may be what stops the server, and is not sent again",
+        " a response; it may crash the server, and is not sent again",
         code="UNAVAILABLE",
     )

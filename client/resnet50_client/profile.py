@@ -1,4 +1,4 @@
-"""Where a client finds its servers if code does not say it: flags, environment, a profile file."""
+"""Client options from flags, environment variables and a profile file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ ENV_PREFIX = "RESNET50_"
 PROFILE_NAME = ENV_PREFIX + "PROFILE"
 PROFILE_FILE = ENV_PREFIX + "PROFILE_FILE"
 _PATHS = ("ca", "cert", "key", "token_file")
-# Settings that belong together: setting one replaces all of them.
+# Options that belong together: setting one overrides all of them.
 _TOGETHER = (("cert", "key"), ("token", "token_file"))
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A client's arguments, from one source or several; None is unset.
+    """Arguments of a client from one or several sources; None is unset.
 
     Attributes:
-        server: As an argument of `BaseClient`; so are all others.
+        server: Argument of `BaseClient`, as all others.
     """
 
     server: tuple[str, ...] | None = None
@@ -46,7 +46,7 @@ class Profile:
     insecure_token: bool | None = None
 
     def over(self, other: Profile) -> Profile:
-        """Return this one, completed by another."""
+        """Return a copy in which unset options are taken from another profile."""
         mine, theirs = self.arguments(), other.arguments()
         for names in _TOGETHER:
             if any(name in mine for name in names):
@@ -54,16 +54,16 @@ class Profile:
         return Profile(**theirs | mine)
 
     def arguments(self) -> dict[str, Any]:
-        """Return what is known, as a client's arguments."""
+        """Return the set options as arguments of a client."""
         known = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in known.items() if value is not None}
 
     @classmethod
     def of_environment(cls) -> Profile:
-        """Return what the environment says, on top of the profile that it names.
+        """Read the environment, which takes precedence over the profile that it names.
 
         Raises:
-            ValueError: A value is wrong, or there is no such profile.
+            ValueError: A value is invalid, or the profile does not exist.
             OSError: The profile file cannot be read.
         """
         return cls().with_defaults(None, None)
@@ -71,14 +71,14 @@ class Profile:
     def with_defaults(
         self, profile: str | None, profile_file: str | os.PathLike[str] | None
     ) -> Profile:
-        """Return this one, completed by the environment and by a profile.
+        """Return a copy in which unset options are taken from the environment, then a profile.
 
         Args:
-            profile: The profile's name; None for the one that the environment names, if it does.
-            profile_file: As for `named`.
+            profile: Name of the profile; None for the environment's, if any.
+            profile_file: Path of the profile file; see `named`.
 
         Raises:
-            ValueError: A value is wrong, or there is no such profile.
+            ValueError: A value is invalid, or the profile does not exist.
             OSError: The profile file cannot be read.
         """
         known = self.over(_environment())
@@ -87,16 +87,16 @@ class Profile:
 
     @classmethod
     def named(cls, name: str, file: str | os.PathLike[str] | None = None) -> Profile:
-        """Read a profile from its file; relative paths in it start at the file's folder.
+        """Read a profile from its file; paths in it are relative to the file's folder.
 
         Args:
-            name: Of its table, [profiles.NAME].
-            file: Where it stands; None for what `RESNET50_PROFILE_FILE` says, or `profile_file()`.
+            name: Name of its table, [profiles.NAME].
+            file: Path of the file; None for `RESNET50_PROFILE_FILE`, or `profile_file()`.
 
         Raises:
-            ValueError: The file is not such a file, shows a token to others, or lacks the profile;
-                or a key or a value in it is wrong.
-            OSError: It cannot be read.
+            ValueError: The file is invalid, contains a token that others can read, or lacks the
+                profile; or a key or value in it is invalid.
+            OSError: The file cannot be read.
         """
         path = Path(file or os.environ.get(PROFILE_FILE) or profile_file()).expanduser()
         found = _profiles(path)
@@ -120,11 +120,11 @@ ENVIRONMENT = (
     PROFILE_FILE,
     *(ENV_PREFIX + one.name.upper() for one in fields(Profile)),
 )
-"""All names of the environment that are read here."""
+"""All environment variables of clients."""
 
 
 def profile_file() -> Path:
-    """Return where the user's profiles stand if nothing else is said."""
+    """Return the default path of the user's profile file."""
     if sys.platform == "win32":
         base = os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming"
     else:
@@ -133,7 +133,7 @@ def profile_file() -> Path:
 
 
 def _environment() -> Profile:
-    """Return what the environment says; empty values say nothing."""
+    """Read the environment; empty values are unset."""
     values: dict[str, Any] = {}
     for one in fields(Profile):
         name = ENV_PREFIX + one.name.upper()
@@ -146,7 +146,7 @@ def _environment() -> Profile:
 
 
 def _parsed(key: str, text: str) -> object:
-    """Return an environment value as a file would hold it."""
+    """Convert an environment value to its type in a file."""
     if key == "server":
         return text.replace(",", " ").split()
     if key in ("tls", "insecure_token") and text.lower() in _YES + _NO:
@@ -166,17 +166,19 @@ def _profiles(path: Path) -> Mapping[str, Mapping[str, object]]:
             content = tomllib.load(file)
     except OSError as error:
         raise OSError(error.errno, f"profile file: {error.strerror}", str(path)) from error
-    except ValueError as error:  # of TOML, of Unicode; may quote a line, which may hold a token
+    except ValueError as error:  # of TOML or Unicode; may quote a line, which may contain a token
         raise ValueError(f"profile file: {path} is not TOML{_line(error)}") from None
     unknown = sorted(set(content) - {"profiles"})
     profiles = content.get("profiles", {})
     if unknown:
-        raise ValueError(f"profile file: {path} has {unknown[0]!r}; it may hold [profiles.NAME]")
+        raise ValueError(
+            f"profile file: {path} has {unknown[0]!r}; only [profiles.NAME] is allowed"
+        )
     if not isinstance(profiles, dict) or not all(isinstance(o, dict) for o in profiles.values()):
-        raise ValueError(f"profile file: {path} holds no tables [profiles.NAME]")
+        raise ValueError(f"profile file: {path} has no tables [profiles.NAME]")
     if any("token" in one for one in profiles.values()) and _open_to_others(mode):
         raise ValueError(
-            f"profile file: {path} holds a token and may be read by others (mode"
+            f"profile file: {path} contains a token and is readable by others (mode"
             f" {stat.S_IMODE(mode):04o}): chmod 600 it, or use token_file"
         )
     return profiles
@@ -187,13 +189,13 @@ def _open_to_others(mode: int) -> bool:
 
 
 def _line(error: ValueError) -> str:
-    """Return the position of an error in a file, without the text at it."""
+    """Return the position of an error in a file, without the content."""
     _, found, place = str(error).rpartition(" (at ")
     return f" (at {place}" if found else ""
 
 
 def _value(key: str, value: object) -> Any:
-    """Return a value as `Profile` holds it; errors do not show it, it may be a secret elsewhere."""
+    """Validate and convert a value; errors do not show it, as it may be a misplaced secret."""
     known = {one.name for one in fields(Profile)}
     if key not in known:
         raise ValueError(f"{key}: is unknown; known are {', '.join(sorted(known))}")

@@ -1,6 +1,6 @@
-"""The host names of a list of addresses, looked up as a client calls: gRPC takes no list of names.
+"""Resolution of the host names of several addresses: a gRPC target cannot have several names.
 
-The target of a single address is gRPC's to look up, which it does again when a connection ends.
+A single address is resolved by gRPC, again whenever a connection ends.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from concurrent.futures import wait as wait_for
 from .addresses import Literals, literals_of, split, target_of, target_of_one
 from .forks import tell_after_fork
 
-# Names are looked up again this long after the last time, in seconds: while calls fail, so that a
-# server that has moved is found; and while all is well, since one of several may have moved.
+# Seconds until names are resolved again: while calls fail, to find a server that has moved; and
+# otherwise, because one of several may have moved.
 AGAIN_S = 1.0
 REFRESH_S = 30.0
-# A caller waits so long for the first lookup; a name service that is slower is left to gRPC.
+# Maximum wait for the first lookup; after that gRPC resolves the first address itself.
 FIRST_LOOKUP_S = 1.0
 
 log = logging.getLogger(__name__)
 
 
 class Resolver:
-    """Gives gRPC's target for a client's addresses. May be used by many threads and event loops.
+    """Provides gRPC's target for a client's addresses. Usable by many threads and event loops.
 
-    Names are looked up in a thread of its own, by one at a time; callers wait for the first time
-    only, and then use what was found last until something else is. While nothing is known, the
-    target is the first address alone, which gRPC looks up itself: if it cannot, the call fails with
-    UNAVAILABLE and is made again like any other.
+    Names are resolved in a background thread, one lookup at a time; calls wait only for the first
+    one, then use the latest result. Until there is a result, the target is the first address, which
+    gRPC resolves itself: if it cannot, the call fails with UNAVAILABLE and is retried as usual.
 
     Args:
-        addresses: As `addresses_of` gives them.
+        addresses: Addresses, as returned by `addresses_of`.
     """
 
     def __init__(self, addresses: Sequence[str]) -> None:
@@ -59,25 +58,25 @@ class Resolver:
 
     @property
     def target(self) -> str:
-        """GRPC's target, as it is known now; begins a lookup if one is due, and does not wait."""
+        """The current target; starts a lookup if one is due, without waiting."""
         self._lookup()
         return self._target
 
     def failed(self) -> None:
-        """Note that no server could be reached: names are looked up again soon."""
+        """Record that no server is reachable: names are resolved again soon."""
         self._failed = True
 
     def wait(self, timeout_s: float = FIRST_LOOKUP_S) -> None:
         """Wait for the first lookup.
 
         Args:
-            timeout_s: How long a caller can wait, in seconds; it is `FIRST_LOOKUP_S` at most.
+            timeout_s: Timeout in seconds, at most `FIRST_LOOKUP_S`.
         """
         if (lookup := self._lookup()) is not None:
             wait_for([lookup], min(timeout_s, FIRST_LOOKUP_S))
 
     async def wait_async(self, timeout_s: float = FIRST_LOOKUP_S) -> None:
-        """Wait as `wait` does, without blocking the event loop."""
+        """As `wait`, without blocking the event loop."""
         if (lookup := self._lookup()) is not None:
             waiting = asyncio.wrap_future(lookup)
             try:
@@ -86,18 +85,18 @@ class Resolver:
                 waiting.cancel()  # the lookup may outlive the event loop
 
     def after_fork(self) -> None:
-        """Make a new lock; a lookup that was in flight is not in the child."""
+        """Create a new lock; a lookup in progress does not exist in the child."""
         self._lock = threading.Lock()
         self._pending = None
 
     def _lookup(self) -> Future[None] | None:
-        """Begin a lookup if one is due; return what to wait for, None if something is known."""
+        """Start a lookup if one is due; return the future of the first one, None if completed."""
         if self._fixed:
             return None
         with self._lock:
             if self._pending is None and self._is_due():
                 self._pending = Future()
-                # So that a waiter that stops waiting does not cancel it for the others.
+                # So that a waiter that is cancelled does not cancel it for the others.
                 self._pending.set_running_or_notify_cancel()
                 threading.Thread(
                     target=self._look_up, args=[self._pending], name="resolve names", daemon=True
@@ -117,7 +116,7 @@ class Resolver:
             except (OSError, UnicodeError) as error:
                 reasons.append(f"{address}: {getattr(error, 'strerror', None) or error}")
         with self._lock:
-            # Of a name that cannot be looked up now, what was found before is used on.
+            # If a name cannot be resolved now, its previous addresses are kept.
             self._found = {
                 one: (found.get(one) or self._found[one])
                 for one in self._addresses
@@ -130,15 +129,15 @@ class Resolver:
                 self._pending = None
             news, self._reasons = reasons != self._reasons, reasons
         if news and reasons:
-            log.warning("server: names that cannot be looked up now: %s", "; ".join(reasons))
+            log.warning("server: names that cannot be resolved: %s", "; ".join(reasons))
         done.set_result(None)
 
 
 def _resolved(address: str) -> Literals:
-    """Look up the name of an address.
+    """Resolve the name of an address.
 
     Raises:
-        OSError: It cannot be.
+        OSError: The name cannot be resolved.
     """
     host, port = split(address)
     found: dict[int, set[str]] = {socket.AF_INET: set(), socket.AF_INET6: set()}
@@ -147,5 +146,5 @@ def _resolved(address: str) -> Literals:
             found[family].add(str(where[0]))
     literals = Literals.of(found[socket.AF_INET], found[socket.AF_INET6], port)
     if not literals:
-        raise OSError(f"{host} has no address of IPv4 or IPv6")
+        raise OSError(f"{host} has no IPv4 or IPv6 address")
     return literals

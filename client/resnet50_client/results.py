@@ -14,17 +14,17 @@ CacheUse: TypeAlias = Literal["hit", "shared"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time went inside the server.
+    """Times of a request in the server, in milliseconds.
 
     Attributes:
-        decode_ms: From bytes to the network's input, the wait for a decode thread included.
-        queue_ms: From there to the start of the batch.
-        compute_ms: The batch on the engine.
-        total_ms: From the request's arrival to its answer; the network is not in it.
-        batch_size: How many requests shared the batch.
-        cache: None if it was computed for this request. "hit" if it had been computed before,
-            "shared" if it was being computed for another one: decoding and computing took nothing
-            then, `queue_ms` is the wait for the other one, and the batch was its.
+        decode_ms: Decoding and preprocessing, including the wait for a decoder thread.
+        queue_ms: Wait for the batch.
+        compute_ms: Inference of the batch.
+        total_ms: From arrival to response, without the network.
+        batch_size: Number of images in the batch.
+        cache: None if it was computed for this request; "hit" for a cached result; "shared" if it
+            was coalesced with an identical request in flight: decoding and inference took no time
+            then, `queue_ms` is the wait for the other request, and `batch_size` is of its batch.
     """
 
     decode_ms: float
@@ -45,10 +45,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class VariantRef:
-    """The weights that gave an answer.
+    """The weights that computed a result.
 
     Attributes:
-        name: The variant's own name, never an alias.
+        name: Name of the variant, not an alias.
         digest: SHA-256 of the weights, 64 hex digits.
     """
 
@@ -65,7 +65,7 @@ class Category:
 
     Attributes:
         index: Position in the variant's list of categories.
-        label: Its name, e.g. "Irish terrier".
+        label: Name of the category, e.g. "Irish terrier".
         probability: Softmax over all of the variant's categories, 0 to 1.
     """
 
@@ -79,15 +79,15 @@ class Category:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """One image as a vector.
+    """Embedding of an image.
 
     Attributes:
-        vector: float32 [2048], or float16 if that was asked for. `numpy.asarray(embedding)` gives
-            it too. Read-only.
-        space: Names variant and weights; only vectors of one space may be compared.
-        l2_normalized: Whether the vector has length 1.
-        variant: The weights that gave it.
-        timing: Where the time went.
+        vector: float32 [2048], or float16 if requested; read-only. `numpy.asarray(embedding)`
+            returns it, too.
+        space: Name of the embedding space; only vectors of the same space are comparable.
+        l2_normalized: True if the vector has length 1.
+        variant: The weights that computed it.
+        timing: Times of the request in the server.
     """
 
     vector: NDArray[np.floating]
@@ -100,7 +100,7 @@ class Embedding:
         """Return the cosine similarity with another embedding, -1 to 1.
 
         Raises:
-            ValueError: The two lie in different spaces, so the number would mean nothing.
+            ValueError: The two are of different embedding spaces, so not comparable.
         """
         if self.space != other.space:
             raise ValueError(
@@ -126,13 +126,13 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Classification:
-    """Categories of an image. Iterates over its categories, most probable first.
+    """Classification of an image. Iterates over its categories, most probable first.
 
     Attributes:
-        categories: As many as `top_k` and `min_probability` left.
-        embedding: The image's vector, if `include_embedding` was set.
-        variant: The weights that answered.
-        timing: Where the time went.
+        categories: Categories, limited by `top_k` and `min_probability`.
+        embedding: The image's embedding, if `include_embedding` was set.
+        variant: The weights that computed it.
+        timing: Times of the request in the server.
     """
 
     categories: tuple[Category, ...]
@@ -145,7 +145,7 @@ class Classification:
         """The most probable category.
 
         Raises:
-            IndexError: `min_probability` left none.
+            IndexError: No category reached `min_probability`.
         """
         if not self.categories:
             raise IndexError("no category reached min_probability")
@@ -169,7 +169,7 @@ class Transform:
 
     Attributes:
         resize: Length of the shorter side after resizing, in pixels.
-        crop: Side of the central square that the network sees, in pixels.
+        crop: Side length of the centre crop, the network's input, in pixels.
         mean: Subtracted from red, green and blue after scaling to 0..1.
         std: Divides red, green and blue after that.
         interpolation: "bilinear", "bicubic" or "nearest".
@@ -187,9 +187,9 @@ class PublishedAccuracy:
     """Accuracy on a data set, as published, in percent.
 
     Attributes:
-        dataset: E.g. "ImageNet-1K".
-        acc_at_1: Share of images whose first category is right.
-        acc_at_5: Share of images whose first five categories hold the right one; None if unknown.
+        dataset: Name of the data set, e.g. "ImageNet-1K".
+        acc_at_1: Top-1 accuracy.
+        acc_at_5: Top-5 accuracy; None if unknown.
     """
 
     dataset: str
@@ -199,13 +199,13 @@ class PublishedAccuracy:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How close int8 that the server made comes to the float weights that it was made from.
+    """Agreement of int8 weights, quantized by the server, with the original float weights.
 
     Attributes:
-        calibration_images: How many images set the ranges of the activations.
-        compared_images: How many others were compared.
-        top_1_agreement: Share of those whose first category is the same, 0 to 1.
-        embedding_cosine: Mean cosine of their embeddings with the fp32 ones, -1 to 1.
+        calibration_images: Number of images that calibrated the ranges of activations.
+        compared_images: Number of other images that were compared.
+        top_1_agreement: Fraction of those with the same top category, 0 to 1.
+        embedding_cosine: Mean cosine similarity of their embeddings, -1 to 1.
     """
 
     calibration_images: int
@@ -216,11 +216,11 @@ class Quantization:
 
 @dataclass(frozen=True)
 class BatchLatency:
-    """How long a variant's batches take: about `alpha_ms` + `beta_ms` x b for b images.
+    """Latency model of a variant's batches: `alpha_ms` + `beta_ms` x b for b images.
 
     Attributes:
-        alpha_ms: Cost of a batch, in milliseconds.
-        beta_ms: Cost of an image in it, in milliseconds.
+        alpha_ms: Fixed time of a batch in milliseconds.
+        beta_ms: Time per image in milliseconds.
     """
 
     alpha_ms: float
@@ -229,14 +229,13 @@ class BatchLatency:
 
 @dataclass(frozen=True)
 class Loading:
-    """How far a variant is that is being loaded.
+    """Progress of a load.
 
     Attributes:
-        stage: In their order: "waiting" for other variants to be loaded; "reading" and checking the
-            weights, fetched first if need be; "evicting", until evicted or draining variants have
-            freed their memory, skipped if there is enough; "building" the engine; "warming_up";
-            "verifying" its answer to a fixed image.
-        elapsed_s: For how long, all stages together, in seconds.
+        stage: In order: "waiting" for other loads; "reading" and checking the weights, after a
+            download if needed; "evicting" other variants, if memory is needed; "building" the
+            engine; "warming_up"; "verifying" its result for a fixed image.
+        elapsed_s: Seconds since the load started.
     """
 
     stage: str
@@ -245,36 +244,37 @@ class Loading:
 
 @dataclass(frozen=True)
 class Variant:
-    """One set of ResNet50 weights that the server serves.
+    """A variant of the server: one set of ResNet50 weights.
 
     Attributes:
-        name: What requests call it.
-        aliases: Other names it answers to, e.g. "DEFAULT".
+        name: Name in requests.
+        aliases: Other names, e.g. "DEFAULT".
         state: "loading", "ready", "unhealthy" (loaded, but out of service), "draining" or "failed"
-            (could not be loaded). While one takes another's place, two have the same name: the one
-            that answers, and the old one, draining.
-        server_default: Whether it answers requests that name no variant.
-        trained: False for weights drawn at random, whose answers mean nothing.
+            (the load failed). During a replacement two variants have the same name: the new one,
+            and the old one, which is draining.
+        server_default: True if it serves requests that name no variant.
+        trained: False for random weights, whose results are meaningless.
         digest: SHA-256 of the weights, 64 hex digits; "" while loading.
-        parameter_count: How many parameters it has.
+        parameter_count: Number of parameters.
         embedding_dimension: Length of its embeddings.
-        embedding_space: As `Embedding.space`.
-        category_count: How many categories it tells apart.
-        categories: Their names by index; empty in `variants()`, filled in `variant(name)`.
-        transform: Its preprocessing.
-        published_accuracy: If any is published.
+        embedding_space: Name of its embedding space; see `Embedding.space`.
+        category_count: Number of categories.
+        categories: Names of the categories by index; empty in `variants()`, filled in
+            `variant(name)`.
+        transform: Preprocessing.
+        published_accuracy: Published accuracy, if any.
         precision: "fp32", "fp16", "bf16" or "int8".
         device: "cpu" or "cuda:0".
-        engine: What runs it: "cuda-graphs", "torch", "onnxruntime", "openvino", "null", "timed".
-        description: What it is, in a sentence or two.
-        quantization: How close its int8 comes, where the server made it of float weights.
-        latency: How long its batches take, as the server has learned; None while loading.
-        loading: What is being loaded under this name, in the place of weights that still answer if
-            the state is "ready"; None if nothing is.
-        last_failure: Why the last load under this name failed; "" if it did not.
-        memory_bytes: What it takes of the server's memory for variants; an estimate.
-        requests: Requests and frames that it computes or that wait for it.
-        problem: Why it is out of service; "" unless the state is "unhealthy".
+        engine: "cuda-graphs", "torch", "onnxruntime", "openvino", "null" or "timed".
+        description: Description in a sentence or two.
+        quantization: Agreement with the float weights, if the server quantized it.
+        latency: Learned latency model; None while loading.
+        loading: Progress of a load under this name; if the state is "ready", of a replacement.
+            None without a load.
+        last_failure: Error of the last load under this name; "" if it succeeded.
+        memory_bytes: Estimated memory.
+        requests: Requests and frames in its queue or in inference.
+        problem: Reason why it is out of service; "" unless the state is "unhealthy".
     """
 
     name: str
@@ -308,10 +308,10 @@ class LoadedVariant:
     """Result of `load_variant`.
 
     Attributes:
-        variant: The variant, ready to answer.
-        replaced_digest: Digest of the weights whose place it took, which still answer what they
-            have taken; "" if there were none.
-        evicted: Names of the variants that were unloaded to make room for it.
+        variant: The loaded variant.
+        replaced_digest: Digest of the weights that it replaces, which still complete their requests
+            in flight; "" if there were none.
+        evicted: Names of the variants evicted for its memory.
     """
 
     variant: Variant
@@ -324,8 +324,8 @@ class NewDefault:
     """Result of `set_default_variant`.
 
     Attributes:
-        variant: The variant that answers requests which name none from now on.
-        previous: The name of the one that did until then.
+        variant: The new default variant.
+        previous: Name of the previous one.
     """
 
     variant: Variant

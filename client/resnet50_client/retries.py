@@ -1,4 +1,4 @@
-"""When a failed call is made again, and when a broken stream is opened again."""
+"""Retries of failed calls, and resumption of broken streams."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from .errors import DeadlineExceededError, OverloadedError, Resnet50Error, Unava
 
 # Shorter pauses would be a busy loop.
 SHORTEST_BACKOFF_S = 0.01
-# gRPC cannot count further than some centuries.
+# Longer timeouts could overflow gRPC's timers.
 LONGEST_S = 365 * 24 * 3600.0
-# One frame of a stream is sent so often, at most, if the connection breaks under it each time.
+# Maximum number of times a frame is sent if the connection breaks each time.
 MAX_SENDS = 4
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """When a failed call is made again, within its deadline.
+    """Policy for retrying failed calls within their deadlines.
 
-    An image's answer is the same whenever it is computed, so repeating a call is safe. Calls that
-    change variants are repeated only if no connection could be made, so that no server can have
-    received them, and only for the client's `timeout_s`.
+    Inference is idempotent, so retries are safe. Calls that change variants are retried only if no
+    connection could be made, so that no server received them, and only within the client's
+    `timeout_s`.
 
     Attributes:
-        attempts: How often a call is made in all while no server can be reached or the call is lost
-            on its way (UNAVAILABLE), each time at the next address. None, the default: until its
-            deadline. 1: fail at once.
-        initial_backoff_s: The first pause between two attempts, in seconds, 0.01 at least; each one
-            is twice the one before. All are varied by 20%, so that clients of one server do not
-            come back together.
-        max_backoff_s: The longest pause, in seconds.
-        overload_attempts: How often a call is made in all while servers are full
-            (RESOURCE_EXHAUSTED), each time after the pause that the server asks for. 1, the
-            default, means no retry: sending more to a full server is for callers to decide.
+        attempts: Maximum attempts while no server is reachable or the call is lost in transit
+            (UNAVAILABLE), each at the next address. None, the default: until the deadline. 1: no
+            retries.
+        initial_backoff_s: First pause between attempts in seconds, at least 0.01; it doubles each
+            time. Pauses have a jitter of 20%, so that clients do not retry simultaneously.
+        max_backoff_s: Maximum pause in seconds.
+        overload_attempts: Maximum attempts while servers are overloaded (RESOURCE_EXHAUSTED), each
+            after the server's retry delay. 1, the default: no retries, because they add load.
 
     Raises:
-        ValueError: One of them is out of range.
+        ValueError: A value is out of range.
     """
 
     attempts: int | None = None
@@ -61,10 +59,10 @@ class RetryPolicy:
 
 
 class Backoff:
-    """The pauses between attempts, each about twice the one before.
+    """Exponential backoff between attempts.
 
     Args:
-        retry: Says the first and the longest.
+        retry: Policy with the first and the maximum pause.
     """
 
     def __init__(self, retry: RetryPolicy) -> None:
@@ -72,20 +70,20 @@ class Backoff:
         self._next_s = retry.initial_backoff_s
 
     def next_s(self) -> float:
-        """Return the next pause, in seconds; not the same for all callers of a server."""
+        """Return the next pause in seconds, with jitter."""
         pause_s = self._next_s * random.uniform(0.8, 1.2)
         self._next_s = min(2 * self._next_s, self._retry.max_backoff_s)
         return pause_s
 
 
 class Attempts:
-    """The deadline of one call, and whether it is made again.
+    """Deadline and retry state of one call.
 
     Args:
         retry: The client's policy.
-        timeout_s: For all attempts together; `math.inf` for no deadline.
-        connect_timeout_s: Of a call that must not be repeated once a server may have received it:
-            how long it is tried while no connection can be made. None: the call is safe to repeat.
+        timeout_s: Timeout of all attempts in seconds; `math.inf` for no deadline.
+        connect_timeout_s: For a call that must not be retried once a server may have received it:
+            seconds to retry while no connection can be made. None: the call is idempotent.
 
     Raises:
         InvalidRequestError: `timeout_s` is not above 0.
@@ -107,23 +105,23 @@ class Attempts:
         self._last: UnavailableError | None = None
 
     def left_s(self) -> float:
-        """Return the time that is left, in seconds; a little even when there is none."""
+        """Return the remaining seconds, at least 0.001."""
         return max(1e-3, self._deadline - time.monotonic())
 
     def over(self) -> bool:
-        """Return whether no time is left."""
+        """Return True if the deadline has expired."""
         return time.monotonic() >= self._deadline
 
     def grpc_timeout(self) -> float | None:
-        """Return the same as gRPC takes it: None for no deadline."""
+        """Return the remaining seconds for gRPC: None for no deadline."""
         left_s = self.left_s()
         return None if left_s > LONGEST_S else left_s
 
     def pause_s(self, error: Resnet50Error) -> float | None:
-        """Return how long to wait before the next attempt; None if there is none to make.
+        """Return the pause before the next attempt in seconds; None for no retry.
 
         Args:
-            error: How this one failed; its message is completed if it is the last.
+            error: Error of the attempt; the number of attempts is added to the final one.
         """
         pause_s = self._pause_s(error)
         if pause_s is not None and time.monotonic() + pause_s < self._retry_until:
@@ -149,11 +147,11 @@ class Attempts:
 
 
 class Resumption:
-    """Whether a broken stream is opened again, and after which pause.
+    """Retry state of a stream.
 
     Args:
-        retry: Gives the pauses.
-        resume_s: How long to go on without an answer from any server, in seconds; 0 for not at all.
+        retry: Policy with the pauses.
+        resume_s: Seconds to retry without an answer from any server; 0 for no retries.
     """
 
     def __init__(self, retry: RetryPolicy, resume_s: float) -> None:
@@ -164,19 +162,18 @@ class Resumption:
         self._backoff = Backoff(retry)
 
     def progress(self) -> None:
-        """Note that an answer came."""
+        """Record a response."""
         self._failing_since, self._breaks = None, 0
 
     def pause_s(self, error: Resnet50Error, broke: bool = False) -> float | None:
-        """Return how long to wait before the stream is opened again; None if it is not.
+        """Return the pause before the stream is resumed in seconds; None if it is not.
 
         Args:
-            error: Why it ended.
-            broke: Whether the connection broke under frames that had been sent. A server was
-                reached then, so `resume_s` starts again: a frame that stops each server it is sent
-                to times out (`PendingFrames`) before the stream is, however long servers take to
-                restart. This holds for one frame; if nothing is answered after it, the servers are
-                to blame.
+            error: The error that ended the stream.
+            broke: True if the connection broke with frames in flight. A server was reachable then,
+                so `resume_s` starts again: a frame that crashes servers fails (`PendingFrames`)
+                before the stream does, even if servers restart slowly. This applies to one frame;
+                without a response after it, the servers are considered down.
         """
         if not isinstance(error, UnavailableError):
             return None

@@ -1,4 +1,4 @@
-"""The images that a caller gives to a stream, read one at a time and closed at the stream's end."""
+"""Image sources of streams, read one at a time and closed at the stream's end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ END = object()
 
 
 class Source:
-    """An iterable that may be read in one thread and closed in another.
+    """An iterable that can be read in one thread and closed in another.
 
     Args:
-        images: What `iter` makes of it is closed if it can be, as generators can.
+        images: The iterable; its iterator is closed if it has a `close` method.
     """
 
     def __init__(self, images: Iterable[ImageInput]) -> None:
@@ -28,7 +28,7 @@ class Source:
         self._closed = False
 
     def read(self) -> Any:
-        """Return the next image, or `END`; may block for as long as the iterator does."""
+        """Return the next image, or `END`; may block as long as the iterator does."""
         with self._lock:
             if self._closed:
                 return END
@@ -42,11 +42,11 @@ class Source:
             if closed:
                 try:
                     self._close()
-                except Exception:  # no one waits for this thread
-                    log.exception("a source of images failed as it was closed")
+                except Exception:  # no other thread waits for this one
+                    log.exception("closing a source of images failed")
 
     def close(self) -> None:
-        """Close the iterator; if a thread is reading it, that thread does once the read returns."""
+        """Close the iterator; if a thread is reading it, that thread closes it after the read."""
         with self._lock:
             if self._closed:
                 return
@@ -65,29 +65,29 @@ class AsyncSource:
     """An iterable or an asynchronous iterable, read on an event loop by one task at a time.
 
     Args:
-        images: An iterable that may block is read, and closed, in a thread.
+        images: The iterable; if it may block, it is read and closed in a thread.
     """
 
     def __init__(self, images: Iterable[ImageInput] | AsyncIterable[ImageInput]) -> None:
-        self._following = aiter(images) if isinstance(images, AsyncIterable) else None
+        self._async_iterator = aiter(images) if isinstance(images, AsyncIterable) else None
         self._source = None if isinstance(images, AsyncIterable) else Source(images)
-        self._at_hand = isinstance(images, Sequence)
+        self._in_memory = isinstance(images, Sequence)
 
     async def read(self) -> Any:
         """Return the next image, or `END`."""
-        if self._following is not None:
-            return await anext(self._following, END)
+        if self._async_iterator is not None:
+            return await anext(self._async_iterator, END)
         assert self._source is not None
-        if self._at_hand:
+        if self._in_memory:
             return self._source.read()
         return await asyncio.to_thread(self._source.read)
 
     async def close(self) -> None:
-        """Close it; nothing may be reading it but a thread, which closes it once it is done."""
-        if self._following is not None:
-            close = getattr(self._following, "aclose", None)
+        """Close the source; a thread that is reading it closes it after the read."""
+        if self._async_iterator is not None:
+            close = getattr(self._async_iterator, "aclose", None)
             if callable(close):
                 await close()
-        elif not self._at_hand:
+        elif not self._in_memory:
             assert self._source is not None
             await asyncio.to_thread(self._source.close)

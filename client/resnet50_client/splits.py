@@ -1,4 +1,4 @@
-"""Reports of traffic splits: plain immutable values, without protobuf or gRPC."""
+"""Traffic splits and their results: plain immutable values, without protobuf or gRPC."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrafficSplit:
-    """How requests for a variant are used to judge another one.
+    """Split of a variant's traffic with a candidate.
 
     Attributes:
-        variant: The name of the one that requests ask for.
-        candidate: The name of the one that is judged.
-        canary_percent: Share of callers that the candidate answers, 0 to 100.
-        shadow_percent: Share of the variant's images that the candidate computes as well, 0 to 100.
-        canary_embeddings: Whether the candidate answers them also where they ask for embeddings.
+        variant: Name of the variant in requests.
+        candidate: Name of the variant to compare with it.
+        canary_percent: Percentage of callers served by the candidate, 0 to 100.
+        shadow_percent: Percentage of the variant's images that the candidate also computes.
+        canary_embeddings: True if the candidate serves canary callers' embeddings, too.
     """
 
     variant: str
@@ -26,13 +26,13 @@ class TrafficSplit:
 
 @dataclass(frozen=True)
 class TrafficShare:
-    """Requests and frames that one side of a split took.
+    """Requests and frames of one side of a split.
 
     Attributes:
-        answered: How many were answered.
-        failed: How many were not, for whatever reason.
-        p50_ms: Median of the latest 1,000 from their arrival to the answer, in milliseconds.
-        p99_ms: 99 of 100 of them took no longer.
+        answered: Number of successful ones.
+        failed: Number of failed ones.
+        p50_ms: Median latency of the last 1,000 in milliseconds.
+        p99_ms: 99th percentile of the same.
     """
 
     answered: int
@@ -43,17 +43,16 @@ class TrafficShare:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two variants' answers to the same images.
+    """Comparison of two variants' results for the same images.
 
     Attributes:
-        images: How many.
-        top_1_agreement: Share of them whose first category has the same label, 0 to 1.
-        embedding_cosine: Mean cosine of their embeddings, which says nothing of weights that were
-            trained apart.
-        min_embedding_cosine: The smallest.
-        variant_compute_ms: The variant's batches on the engine, in milliseconds: median of the
-            latest 1,000.
-        candidate_compute_ms: The same of the candidate's, which hold one image as a rule.
+        images: Number of images.
+        top_1_agreement: Fraction with the same top label, 0 to 1.
+        embedding_cosine: Mean cosine similarity of embeddings; meaningless for weights that were
+            trained separately.
+        min_embedding_cosine: Minimum cosine similarity.
+        variant_compute_ms: Median time of the variant's last 1,000 batches in milliseconds.
+        candidate_compute_ms: The same of the candidate, whose batches usually have one image.
     """
 
     images: int
@@ -66,19 +65,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TrafficReport:
-    """Counts of a traffic split on one server.
+    """Results of a traffic split on one server.
 
     Attributes:
         split: The split.
-        variant_digest: Of the variant's weights that this was counted with, 64 hex digits.
-        candidate_digest: The same of the candidate's.
-        elapsed_s: For how long, in seconds.
-        variant_answers: What the variant answered of the requests that came for it.
-        candidate_answers: What the candidate answered of them.
-        comparison: Of the images that both computed; None until there is one.
-        skipped: Images that were to be compared and were not, since the server was busy.
-        failed: Images that the variant answered and on which the candidate failed.
-        ended: Why the server has ended the split by itself; "" while it holds.
+        variant_digest: Digest of the variant's weights, 64 hex digits.
+        candidate_digest: Digest of the candidate's weights.
+        elapsed_s: Seconds since the split started.
+        variant_answers: Requests served by the variant.
+        candidate_answers: Requests served by the candidate.
+        comparison: Comparison of images that both computed; None without any.
+        skipped: Images not compared because the server was busy.
+        failed: Images on which only the candidate failed.
+        ended: Reason why the server ended the split by itself; "" while it is active.
     """
 
     split: TrafficSplit

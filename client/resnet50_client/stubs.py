@@ -1,4 +1,4 @@
-"""The remote methods of one channel, blocking or asyncio."""
+"""gRPC stubs of one channel, blocking or asyncio."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from . import health
 
 
 class Stubs:
-    """Methods that can be called over a channel.
+    """gRPC stubs of a channel.
 
     Args:
         channel: A `grpc.Channel` or a `grpc.aio.Channel`; the methods are of its kind.
 
     Attributes:
-        channel: The same.
+        channel: The channel.
         inference: Methods of InferenceService.
         variants: Methods of VariantService.
-        check: Health's Check: a service's name in, its status as text out.
+        check: Health's Check: takes a service's name, returns its status as text.
     """
 
     def __init__(self, channel: Any) -> None:

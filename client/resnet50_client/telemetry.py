@@ -1,7 +1,7 @@
 """A client's calls as OpenTelemetry spans and metrics.
 
-Needs opentelemetry-api, and whatever SDK and exporter the app has set up. Names follow the semantic
-conventions for RPC of 2026 (stable, v1.45); what is ours begins with `resnet50.`.
+Needs opentelemetry-api, and an SDK and exporter set up by the application. Names follow the
+semantic conventions for RPC of 2026 (stable, v1.45); others start with `resnet50.`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ else:  # not a dependency; `typing.get_type_hints` works without it
     MeterProvider = TracerProvider = Span = Any
 
 SCOPE = "resnet50_client"
-# Those that the conventions advise for durations of calls, in seconds.
+# Buckets that the conventions recommend for call durations, in seconds.
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class OpenTelemetryObserver(CallObserver):
-    """Makes a span of each call, lets the server's be below it, and counts.
+    """Creates a span per call, propagates it to the server, and records metrics.
 
-    Spans are of kind CLIENT, below the span that is current where the call is made; the metadata
-    that goes along is what the global propagator makes of it (by default W3C traceparent).
+    Spans are of kind CLIENT, with the current span as parent; the global propagator adds the
+    metadata (by default W3C traceparent).
 
     Args:
-        tracer_provider: Makes the spans; None for the global one.
-        meter_provider: Makes the metrics; None for the global one.
+        tracer_provider: Provider of tracers; None for the global one.
+        meter_provider: Provider of meters; None for the global one.
 
     Raises:
         ImportError: opentelemetry-api is not installed.
@@ -60,19 +60,19 @@ class OpenTelemetryObserver(CallObserver):
         self._duration = meter.create_histogram(
             "rpc.client.call.duration",
             unit="s",
-            description="How long a call took, retries included.",
+            description="Duration of calls, including retries.",
             explicit_bucket_boundaries_advisory=DURATIONS_S,
         )
         self._stage = meter.create_histogram(
             "resnet50.client.stage.duration",
             unit="s",
-            description="How long an image was decoded, queued and computed in the server.",
+            description="Time of an image in the server by stage: decode, queue, compute.",
             explicit_bucket_boundaries_advisory=DURATIONS_S,
         )
         self._batch = meter.create_histogram(
             "resnet50.client.batch.size",
             unit="{image}",
-            description="Images in the batch that an image was computed in.",
+            description="Size of the batch of an image.",
             explicit_bucket_boundaries_advisory=BATCH_SIZES,
         )
         self._sent = meter.create_counter(
@@ -81,16 +81,16 @@ class OpenTelemetryObserver(CallObserver):
         self._retries = meter.create_counter(
             "resnet50.client.retries",
             unit="{attempt}",
-            description="Calls that were made again and streams that were resumed.",
+            description="Retries of calls and resumptions of streams.",
         )
         self._frames = meter.create_counter(
             "resnet50.client.frames",
             unit="{frame}",
-            description="Frames of streams by what became of them.",
+            description="Frames of streams by outcome.",
         )
 
     def call_started(self, call: ObservedCall) -> None:
-        """Start its span, and say so to the server."""
+        """Start the call's span, and propagate it to the server."""
         span = self._tracer.start_span(
             call.method,
             kind=self._trace.SpanKind.CLIENT,
@@ -102,7 +102,7 @@ class OpenTelemetryObserver(CallObserver):
         call.metadata += carrier.items()
 
     def call_retried(self, call: ObservedCall, error: Resnet50Error, pause_s: float) -> None:
-        """Note why, and count."""
+        """Record the retry in the span and the metrics."""
         self._retries.add(1, {"rpc.method": call.method, "error.type": error.code})
         span: Span = call.notes[self]
         span.add_event(
@@ -111,14 +111,14 @@ class OpenTelemetryObserver(CallObserver):
         )
 
     def frame_answered(self, call: ObservedCall, answer: FrameAnswer[Any]) -> None:
-        """Count it, and where its time went."""
+        """Record the frame's outcome and times."""
         outcome = "dropped" if answer.dropped else "answered" if answer.error is None else "error"
         self._frames.add(1, {"rpc.method": call.method, "resnet50.frame.outcome": outcome})
         if answer.result is not None:
             self._count(call.method, answer.result.timing)
 
     def call_ended(self, call: ObservedCall) -> None:
-        """End its span, and count."""
+        """End the span and record metrics."""
         span: Span = call.notes.pop(self)
         ended: dict[str, str | int | float] = {"rpc.response.status_code": call.code}
         if call.error is not None:
@@ -169,9 +169,9 @@ class OpenTelemetryObserver(CallObserver):
 
 @lru_cache(maxsize=64)
 def _about(method: str, servers: tuple[str, ...]) -> dict[str, str | int | float]:
-    """Return what is known of a call before it is made; not to be changed."""
+    """Return a call's attributes known at its start; must not be modified."""
     about: dict[str, str | int | float] = {"rpc.system.name": "grpc", "rpc.method": method}
-    if len(servers) == 1:  # of several it is unknown which one gRPC will use
+    if len(servers) == 1:  # of several it is unknown which one gRPC selects
         (address,) = servers
         if address.startswith(GRPC_SCHEMES):
             about["server.address"] = address.removeprefix("unix:")

@@ -1,8 +1,8 @@
-"""From a video or a camera to `VideoFrame`s, by way of PyAV: the extra `[video]`.
+"""Frames of a video or camera, decoded with PyAV: the extra `[video]`.
 
-Decoders give YUV. The contract takes two such layouts as they are, I420 and NV12, both BT.601 in
-limited range, at half the bytes of RGB; what a decoder gives otherwise is brought into I420 here.
-Importing this module loads neither PyAV nor PIL.
+Decoders output YUV. The server accepts two such layouts, I420 and NV12, both BT.601 in limited
+range, at half the bytes of RGB; other output is converted to I420 here. Importing this module loads
+neither PyAV nor PIL.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ VideoSource: TypeAlias = str | os.PathLike[str] | int | BinaryIO
 _Pixels: TypeAlias = tuple[NDArray[np.uint8] | bytes, str | None]
 _log = logging.getLogger(__name__)
 
-# What goes out as the decoder gives it.
+# FFmpeg's formats that are sent unchanged.
 _PIXEL_FORMATS = {"yuv420p": "I420", "nv12": "NV12"}
 _FULL_RANGE = 2  # AVColorRange
-# AVColorSpace, as a frame says it (ITU-T H.273), to the name of swscale's; all else counts as
-# BT.601, also the silence of most files, which swscale and the command-line tools take so too.
+# A frame's AVColorSpace (ITU-T H.273) to swscale's name; others are treated as BT.601, as are the
+# many files without one, like swscale and the command-line tools do.
 _COLORSPACES = {1: "ITU709", 4: "FCC", 7: "SMPTE240M", 9: "BT2020", 10: "BT2020"}
 _BT601 = "ITU601"
-# How much of a frame's turn it may come early: timestamps are rounded, cameras are not punctual.
+# Tolerance for early frames, as a fraction of the frame interval: timestamps are rounded, and
+# cameras jitter.
 _EARLY = 0.25
-# A broken stream may lose every packet: so often is that logged, in seconds.
+# Minimum seconds between log lines about undecodable packets, which may be many.
 LOST_LOG_S = 10.0
-_FALLBACK_FPS = 25.0  # FFmpeg's own, for sources that know no time at all
+_FALLBACK_FPS = 25.0  # FFmpeg's default for sources without timestamps
 
 
 def frames_from_video(
@@ -56,33 +57,33 @@ def frames_from_video(
     encoding: Literal["raw", "jpeg"] = "raw",
     jpeg_quality: int = 90,
 ) -> Generator[VideoFrame, None, None]:
-    """Give a video's frames one at a time, as the streams of both clients take them.
+    """Yield a video's frames one at a time, for the streams of both clients.
 
         client.classify_stream(frames_from_video("cat.mp4", fps=5))
 
-    Needs the extra `[video]`. The source is opened when the first frame is asked for, and closed
-    when the generator ends or is closed. Frames come upright where the file says how it was held
-    (PyAV 14.2 or newer), and one at a time: nothing is read ahead. What cannot be decoded in the
-    middle of a source is left out, with a warning in the log, at most one in 10 s. Pixels count as
-    square. Messages and logs show URLs without user, password and tokens.
+    Needs the extra `[video]`. The source is opened for the first frame, and closed when the
+    generator ends or is closed. Frames are rotated upright according to the file's metadata (PyAV
+    14.2 or newer). Nothing is read ahead. Undecodable packets are skipped, with a warning at most
+    once per 10 s in the log. Pixels are assumed to be square. Messages and logs show URLs without
+    user names, passwords and tokens.
 
     Args:
         source: A path, a URL that FFmpeg opens ("https://", "rtsp://"), a binary file object, or a
             camera: its number, 0 for /dev/video0, or that path (Linux).
-        fps: At most so many frames a second, by the frames' own times; None for all of them. It
-            says which frames are given, not when: a file comes as fast as it is read.
-        encoding: "raw" gives uint8 pixels [height * 3 / 2, width], "I420" or "NV12" straight from
-            the decoder where it gives these; BT.709, full range, more than 8 bits, other chroma and
-            RGB become BT.601 limited range I420. An odd last column or row is cut off.
-            A file that names no matrix counts as BT.601.
-            "jpeg" gives an image file's bytes: a fifth of "raw" or less, and a little less work
-            for the server, for more CPU time here (figures in docs/streaming.md).
-        jpeg_quality: Of encoding "jpeg", 1 to 100.
+        fps: Maximum frames per second, by the frames' timestamps; None for all frames. It selects
+            frames but does not pace them: a file is read as fast as possible.
+        encoding: "raw" for uint8 pixels [height * 3 / 2, width], "I420" or "NV12" unchanged from
+            the decoder; BT.709, full range, more than 8 bits, other chroma and RGB are converted to
+            BT.601 limited range I420. An odd last column or row is cropped. A file without a
+            matrix is treated as BT.601.
+            "jpeg" for encoded bytes: at most a fifth of "raw", and slightly less work for the
+            server, but more CPU time here (figures in docs/streaming.md).
+        jpeg_quality: Quality of encoding "jpeg", 1 to 100.
 
     Raises:
         ModuleNotFoundError: The extra `[video]` is not installed.
-        ValueError: An argument is wrong.
-        OSError: The source cannot be opened, or is no video; raised at the first frame.
+        ValueError: An argument is invalid.
+        OSError: The source cannot be opened, or is not a video; raised at the first frame.
     """
     if fps is not None and not (_is_number(fps) and fps > 0 and math.isfinite(fps)):
         raise ValueError(f"fps: is {fps!r}, must be a number above 0, or None for all frames")
@@ -127,10 +128,10 @@ def _frames(
 
 
 def _open(source: VideoSource) -> InputContainer:
-    """Open a source that holds video.
+    """Open a video source.
 
     Raises:
-        OSError: It cannot be opened, or holds none.
+        OSError: It cannot be opened, or contains no video.
     """
     import av
 
@@ -147,12 +148,12 @@ def _open(source: VideoSource) -> InputContainer:
         ) from _cause(error, source)
     if not container.streams.video:
         container.close()
-        raise OSError(f"{_name(source)} holds no video")
+        raise OSError(f"{_name(source)} contains no video")
     return container
 
 
 def _file_of(source: VideoSource) -> tuple[Any, dict[str, Any]]:
-    """Return what PyAV opens, and how."""
+    """Return PyAV's file argument and options."""
     if isinstance(source, int):
         source = f"/dev/video{source}"
     elif isinstance(source, os.PathLike):
@@ -165,7 +166,7 @@ def _file_of(source: VideoSource) -> tuple[Any, dict[str, Any]]:
 
 
 def _name(source: VideoSource) -> str:
-    """Return what messages call a source; a URL without its credentials."""
+    """Return a source's name for messages; a URL without credentials."""
     if isinstance(source, os.PathLike):
         return str(Path(source))
     if isinstance(source, str):
@@ -174,20 +175,20 @@ def _name(source: VideoSource) -> str:
 
 
 def _reason(error: BaseException, source: VideoSource) -> str:
-    return _shown(getattr(error, "strerror", None) or str(error), source)
+    return _redacted(getattr(error, "strerror", None) or str(error), source)
 
 
 def _cause(error: BaseException, source: VideoSource) -> BaseException | None:
-    """Return an error to be shown as the cause of another; None if it shows credentials."""
-    return error if _shown(str(error), source) == str(error) else None
+    """Return an error as the cause of another; None if it contains credentials."""
+    return error if _redacted(str(error), source) == str(error) else None
 
 
-def _shown(text: str, source: VideoSource) -> str:
+def _redacted(text: str, source: VideoSource) -> str:
     return redact(text, source) if isinstance(source, str) else redact(text)
 
 
 def _timed(container: InputContainer, source: VideoSource) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Give each frame and its time in seconds, the first one's being 0."""
+    """Yield each frame with its time in seconds from the first one."""
     rate = float(container.streams.video[0].average_rate or _FALLBACK_FPS)
     start_s, time_s = None, 0.0
     for number, frame in enumerate(_decoded(container, source)):
@@ -200,7 +201,7 @@ def _timed(container: InputContainer, source: VideoSource) -> Iterator[tuple[flo
 
 
 def _decoded(container: InputContainer, source: VideoSource) -> Iterator[av.VideoFrame]:
-    """Give what can be decoded, in the order it is shown."""
+    """Yield decodable frames in presentation order."""
     import av
 
     stream = container.streams.video[0]
@@ -218,21 +219,21 @@ def _decoded(container: InputContainer, source: VideoSource) -> Iterator[av.Vide
                 yield frame
     except av.FFmpegError as error:
         raise OSError(
-            f"{_name(source)} cannot be read on after {count} frames: {_reason(error, source)}"
+            f"reading {_name(source)} failed after {count} frames: {_reason(error, source)}"
         ) from _cause(error, source)
     if count == 0:
         failure = lost.last
         reason = f": {_reason(failure, source)}" if failure else ""
-        raise OSError(f"{_name(source)} holds no frame that can be decoded{reason}") from (
+        raise OSError(f"{_name(source)} contains no decodable frame{reason}") from (
             _cause(failure, source) if failure else None
         )
 
 
 class _LostPackets:
-    """Logs packets that cannot be decoded: the first, then one line in `LOST_LOG_S` at most.
+    """Logs undecodable packets: the first, then at most one line per `LOST_LOG_S`.
 
     Attributes:
-        last: The error of the last one.
+        last: Error of the last one.
     """
 
     def __init__(self, source: VideoSource) -> None:
@@ -242,7 +243,7 @@ class _LostPackets:
         self._next_log_s = -math.inf
 
     def add(self, error: Exception) -> None:
-        """Count one."""
+        """Count an undecodable packet."""
         self.last = error
         self._count += 1
         if time.monotonic() >= self._next_log_s:
@@ -256,7 +257,7 @@ class _LostPackets:
 
 
 class _Reformat:
-    """Converts frames with swscale, whose tables are kept from one frame to the next."""
+    """Converts frames with swscale, whose tables are reused between frames."""
 
     def __init__(self) -> None:
         from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -267,12 +268,12 @@ class _Reformat:
     def __call__(
         self, frame: av.VideoFrame, pixel_format: str, full_range: bool, size: tuple[int, int]
     ) -> av.VideoFrame:
-        """Return it in FFmpeg's `pixel_format`, BT.601 if that is YUV, and `size` large."""
+        """Convert a frame to FFmpeg's `pixel_format`, BT.601 if that is YUV, and to `size`."""
         ranges, source = self._ranges, _colorspace(frame)
         from_full_range = _is_full_range(frame)
         if from_full_range and source == _BT601:
-            # PyAV up to 16 forgets the ranges where both matrices are the same. FCC's is BT.601's
-            # within one level: 0.30, 0.59, 0.11 against 0.299, 0.587, 0.114.
+            # PyAV up to 16 ignores the ranges if both matrices are equal. FCC's equals BT.601's
+            # within one level: 0.30, 0.59, 0.11 versus 0.299, 0.587, 0.114.
             source = "FCC"
         return self._reformatter.reformat(
             frame,
@@ -295,7 +296,7 @@ def _is_full_range(frame: av.VideoFrame) -> bool:
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Return how often it is to be turned by 90 degrees, counter-clockwise, to stand upright."""
+    """Return the number of counter-clockwise 90-degree rotations to make a frame upright."""
     return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
@@ -323,7 +324,7 @@ def _raw(reformat: _Reformat, frame: av.VideoFrame) -> _Pixels:
 
 
 def _planes(frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
-    """View the planes without what pads their rows: [height, width], [rows, columns(, U and V)]."""
+    """View the planes without row padding: [height, width], [rows, columns(, U and V)]."""
     views: list[NDArray[np.uint8]] = []
     for plane in frame.planes:
         rows = _rows(plane)
@@ -335,19 +336,19 @@ def _planes(frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
 
 
 def _rows(plane: VideoPlane) -> NDArray[np.uint8]:
-    """View a plane's rows with their padding: uint8 [rows, bytes from one to the next]."""
+    """View a plane's rows with their padding: uint8 [rows, line size in bytes]."""
     content: NDArray[np.uint8] = np.frombuffer(cast("Any", plane), dtype=np.uint8)
     return content.reshape(-1, plane.line_size)[: plane.height]
 
 
 class _JpegEncoder:
-    """Makes JPEG files of frames."""
+    """Encodes frames as JPEG."""
 
     def __init__(self, quality: int) -> None:
         self._quality = quality
 
     def __call__(self, reformat: _Reformat, frame: av.VideoFrame) -> _Pixels:
-        """Return the file's bytes, which say themselves what they are."""
+        """Return JPEG bytes; their pixel format is None."""
         from PIL import Image
 
         turns = _quarter_turns(frame)

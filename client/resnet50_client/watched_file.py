@@ -1,4 +1,4 @@
-"""A small file that may be replaced at any time: a mounted secret, a renewed certificate."""
+"""A small file that is reloaded when it changes: a mounted secret, a renewed certificate."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from pathlib import Path
 
 from .forks import tell_after_fork
 
-# File systems stamp changes to some milliseconds: of what was changed so lately, another change
-# might not show.
+# The resolution of file timestamps is some milliseconds: after a very recent change, another one
+# may not be detectable.
 SETTLED_S = 1.0
 MOST_BYTES = 4 * 2**20
-_Stamp = tuple[int, ...]
+_Fingerprint = tuple[int, ...]
 
 
 class WatchedFile:
-    """Reads a file again when it has changed: one `stat` a look. May be used by many threads.
+    """Reads a file again when it changes, with one `stat` per access. Thread-safe.
 
     Args:
-        path: Of the file; links are followed, so that swapping one is seen.
-        argument: What errors call it.
+        path: Path of the file; symbolic links are followed, so that swapping one is detected.
+        argument: Name in errors.
 
     Raises:
-        OSError: It cannot be read; names the argument.
+        OSError: The file cannot be read; the message names the argument.
     """
 
     def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
         self.path = Path(path)
         self._argument = argument
         self._lock = threading.Lock()
-        self._stamp: _Stamp | None = None  # None: read it whatever the stamp says
+        self._fingerprint: _Fingerprint | None = None  # None: always read the file
         self._content = b""
         with self._lock:
             self._read()
         tell_after_fork(self)
 
     def content(self) -> bytes:
-        """Return what is in the file now.
+        """Return the file's current content.
 
         Raises:
-            OSError: It cannot be read; names the argument.
+            OSError: The file cannot be read; the message names the argument.
         """
         with self._lock:
             try:
-                changed = self._stamp is None or self._stamp != _stamp(os.stat(self.path))
+                changed = self._fingerprint is None or self._fingerprint != _fingerprint(
+                    os.stat(self.path)
+                )
             except OSError as error:
                 raise self._named(error) from error
             if changed:
@@ -54,8 +56,8 @@ class WatchedFile:
             return self._content
 
     def after_fork(self) -> None:
-        """Make a new lock, and read the file anew: the old one may have been held meanwhile."""
-        self._lock, self._stamp = threading.Lock(), None
+        """Create a new lock and read the file again: another thread may have held the old lock."""
+        self._lock, self._fingerprint = threading.Lock(), None
 
     def _read(self) -> None:
         try:
@@ -67,15 +69,15 @@ class WatchedFile:
         if len(content) > MOST_BYTES:
             raise OSError(f"{self._argument}: {self.path} is over {MOST_BYTES} bytes")
         self._content = content
-        # What is not a file, such as a shell's <(command), gives its content once.
+        # Something other than a regular file, such as a shell's <(command), can be read only once.
         settled = time.time() - status.st_mtime > SETTLED_S or not stat.S_ISREG(status.st_mode)
-        self._stamp = _stamp(status) if settled else None
+        self._fingerprint = _fingerprint(status) if settled else None
 
     def _named(self, error: OSError) -> OSError:
         return OSError(error.errno, f"{self._argument}: {error.strerror}", str(self.path))
 
 
-def _stamp(status: os.stat_result) -> _Stamp:
+def _fingerprint(status: os.stat_result) -> _Fingerprint:
     if not stat.S_ISREG(status.st_mode):
         return ()
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -236,7 +236,7 @@ async def test_lost_server_exits_3_and_keeps_finished_work(engine, many, tmp_pat
         await server.stop()
         status, _, said = await command.end()
     kept = on_disk(tmp_path / "all.npz.partial")
-    assert (status, f"{kept} images embedded, kept" in said) == (3, True), said
+    assert (status, f"{kept} images embedded, saved" in said) == (3, True), said
     assert kept >= IMAGES - 16
     assert not out.exists()
 

@@ -425,7 +425,7 @@ async def test_closed_client_says_so(kind):
     async with serving() as server:
         async with Caller(kind, server.addresses[0]) as client:
             await client.classify(PNG)
-        with pytest.raises(RuntimeError, match="is closed; make a new one"):
+        with pytest.raises(RuntimeError, match="is closed; create a new one"):
             await client.classify(PNG)
         await client.close()
 

@@ -281,10 +281,10 @@ async def test_stream_to_mute_servers_alone_fails_and_says_so(kind):
         scripted_stream(mute) as server,
         Caller(kind, server.address, retry=QUICK, timeout_s=0.2) as client,
     ):
-        says = r"no answer for 0\.2 s \(idle_timeout_s\) to 4 frames; 4 frames had no answer"
+        says = r"no response for 0\.2 s \(idle_timeout_s\) to 4 frames; 4 frames had no answer"
         with pytest.raises(UnavailableError, match=says):
             await collect(client, [PNG] * 5, window=4)
-        with pytest.raises(UnavailableError, match="no answer for"):
+        with pytest.raises(UnavailableError, match="no response for"):
             await collect(client, [PNG], resume_s=0)
 
 
@@ -312,7 +312,7 @@ async def test_late_answer_is_not_taken_for_another_frame(kind):
                 late.set()
     assert labels(results[:2] + results[4:]) == ["frame 0", "frame 1", "frame 4", "frame 5"]
     assert [type(result) for result in results[2:4]] == [DeadlineExceededError] * 2
-    assert "frame 2: no answer within 0.5 s (frame_timeout_s)" in str(results[2])
+    assert "frame 2: no response within 0.5 s (frame_timeout_s)" in str(results[2])
     assert len(server.streams) == 1
 
 
@@ -445,7 +445,7 @@ async def test_stream_first_read_after_close_opens_no_channel(kind):
                     await anext(stream)
                 else:
                     next(stream)
-            with pytest.raises(RuntimeError, match="is closed; make a new one"):
+            with pytest.raises(RuntimeError, match="is closed; create a new one"):
                 getattr(client.client, name)([PNG])
             client = Caller(kind, server.address)
         await client.close()

@@ -121,7 +121,7 @@ async def test_authority_that_is_not_trusted_is_told(kind, ca, other_ca):
         Caller(kind, front.address, ca=bundle(other_ca), retry=ONCE) as client,
     ):
         error = await refusal(client)
-    assert "TLS failed: the server's certificate is not of an authority in ca" in error.message
+    assert "TLS failed: the server's certificate is not signed by a CA in ca" in error.message
     assert front.address in error.message
     assert isinstance(error.__cause__, grpc.RpcError)
     assert front.seen == []
@@ -140,10 +140,10 @@ async def test_certificate_of_another_name_is_named_or_expected(kind, ca):
 async def test_clear_text_and_tls_that_meet_are_told(kind, ca):
     async with fronting() as plain, fronting(server_credentials(ca)) as secure:
         async with Caller(kind, plain.address, ca=bundle(ca), retry=ONCE) as client:
-            assert "the server does not speak TLS" in (await refusal(client)).message
+            assert "the server does not use TLS" in (await refusal(client)).message
         async with Caller(kind, secure.address, retry=ONCE) as client:
             error = await refusal(client)
-        assert "this client speaks plaintext: does the server want TLS" in error.message
+        assert "this client uses plaintext: does the server require TLS" in error.message
     assert plain.seen == secure.seen == []
 
 
@@ -176,7 +176,7 @@ async def test_missing_or_foreign_client_certificate_is_told(kind, ca, other_ca,
             async with Caller(
                 kind, front.address, ca=bundle(ca), retry=ONCE, **certificate
             ) as client:
-                assert "does it want a client certificate" in (await refusal(client)).message
+                assert "does it require a client certificate" in (await refusal(client)).message
     assert front.seen == []
 
 

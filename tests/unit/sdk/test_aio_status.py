@@ -30,7 +30,7 @@ class Call:
 
 
 async def test_missing_repair_of_grpc_is_logged_once(caplog):
-    aio_status._say_once.cache_clear()
+    aio_status._warn_once.cache_clear()
     call = Call()
     with caplog.at_level(logging.WARNING):
         assert keep_status(call) is call

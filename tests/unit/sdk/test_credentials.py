@@ -44,16 +44,16 @@ def test_tls_is_used_when_any_tls_option_is_given(ca, files):
     [
         ({"cert": b"x"}, "^cert, key: a client certificate needs both"),
         ({"key": b"x"}, "^cert, key: a client certificate needs both"),
-        ({"tls": False, "ca": b"x"}, "^ca: goes with TLS"),
-        ({"tls": False, "server_name": "x"}, "^server_name: goes with TLS"),
-        ({"token": "a", "token_file": "b"}, "^token, token_file: give one"),
+        ({"tls": False, "ca": b"x"}, "^ca: requires TLS"),
+        ({"tls": False, "server_name": "x"}, "^server_name: requires TLS"),
+        ({"token": "a", "token_file": "b"}, "^token, token_file: pass only one"),
         ({"token": ""}, "^token: must be visible ASCII"),
         ({"token": "Bearer abc"}, "without the word Bearer"),
         ({"token": "abc\n"}, "^token: must be visible ASCII"),
         ({"token": b"abc"}, "^token: is a bytes, must be text"),
-        ({"ca": b"nonsense"}, "^ca: what was given has no certificates"),
+        ({"ca": b"nonsense"}, "^ca: the value contains no PEM certificates"),
         ({"ca": "-----BEGIN CERTIFICATE-----\n..."}, "^ca: is PEM in a str"),
-        ({"cert": b"nonsense", "key": b"x"}, "^cert: what was given has no certificate"),
+        ({"cert": b"nonsense", "key": b"x"}, "^cert: the value contains no PEM certificate"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_by_name(arguments, message):
@@ -72,7 +72,7 @@ def test_pem_that_is_no_pem_is_named_with_its_file(ca, files, tmp_path):
     good = files.client(ca, "a")
     nonsense = replaced(tmp_path / "nonsense.pem", "nonsense")
     for name in ("ca", "cert", "key"):
-        with pytest.raises(ValueError, match=rf"^{name}: .*nonsense\.pem has no"):
+        with pytest.raises(ValueError, match=rf"^{name}: .*nonsense\.pem contains no PEM"):
             Credentials.of(**good | {name: nonsense})
 
 
@@ -80,7 +80,7 @@ def test_key_of_another_certificate_is_refused(ca, files, tmp_path):
     mine = files.client(ca, "a")
     (tmp_path / "other").mkdir()
     other = Files(tmp_path / "other").client(ca, "b")
-    with pytest.raises(ValueError, match=r"^cert, key: .* do not fit together"):
+    with pytest.raises(ValueError, match=r"^cert, key: .* do not match"):
         Credentials.of(cert=mine["cert"], key=other["key"])
 
 
@@ -132,15 +132,15 @@ def test_token_may_stay_on_this_machine_in_clear_text(address):
         *("dns:////localhost:1", "ipv6:[::2]:1", "127.0.0.1.example:1"),
     ],
 )
-def test_token_does_not_leave_this_machine_in_clear_text(address):
-    with pytest.raises(ValueError, match=r"^token: would go to"):
+def test_token_does_not_leave_this_machine_in_plaintext(address):
+    with pytest.raises(ValueError, match=r"^token: would be sent to"):
         Connection.to(address, 1.0, None, credentials=Credentials.of(token="x"))
     for allowed in ({"tls": True}, {"insecure_token": True}):
         Connection.to(address, 1.0, None, credentials=Credentials.of(token="x", **allowed))
 
 
 def test_one_remote_address_is_enough_to_withhold_the_token():
-    with pytest.raises(ValueError, match=r"^token: would go to models\.example:1"):
+    with pytest.raises(ValueError, match=r"^token: would be sent to models\.example:1"):
         Client(["localhost:1", "models.example:1"], token="x")
 
 
@@ -155,7 +155,7 @@ def test_several_hosts_need_the_name_of_their_certificates(ca):
 
 
 def test_web_address_is_told_what_to_say_instead():
-    with pytest.raises(ValueError, match="leave the scheme out, and ask for TLS"):
+    with pytest.raises(ValueError, match="omit the scheme, and use"):
         Client("https://models.example:443")
 
 
@@ -172,14 +172,16 @@ def test_advice_knows_the_words_of_the_oldest_grpc():
     authority = advice(
         said.format("Ssl handshake failed: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED"), secure=True
     )
-    assert "not of an authority in ca" in authority
+    assert "not signed by a CA in ca" in authority
 
 
 # Files that change
 
 
 def test_second_change_within_mtime_granularity_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnet50_client.watched_file._stamp", lambda status: (status.st_size,))
+    monkeypatch.setattr(
+        "resnet50_client.watched_file._fingerprint", lambda status: (status.st_size,)
+    )
     path = tmp_path / "file"
     path.write_bytes(b"one")
     watched = WatchedFile(path, "x")

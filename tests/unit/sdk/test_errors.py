@@ -80,12 +80,12 @@ def test_lost_connection_is_told_from_one_that_was_never_made():
         (
             "Stream removed (CLIENT: Received message larger than max (5000000 vs. 4194304))",
             ServerError,
-            "the server's answer has 5000000 bytes, more than the 4194304 that this client takes",
+            "the server's response has 5000000 bytes, more than this client's limit of 4194304",
         ),
         (
             "Stream removed (received metadata size exceeds hard limit (30001 vs. 16384))",
             ServerError,
-            "metadata of the server's answer is too long",
+            "metadata of the server's response is too long",
         ),
         (
             "received metadata size exceeds hard limit (value length 30000 vs. 16384)",

@@ -106,12 +106,12 @@ def test_pil_palette_becomes_rgb():
     ("image", "options", "text"),
     [
         (RGB.astype(np.float32) / 255, {}, "convert it to uint8"),
-        (RGB.transpose(2, 0, 1), {}, r"channels neither last nor"),
+        (RGB.transpose(2, 0, 1), {}, r"does not have 1, 3 or 4 channels"),
         (RGB[None], {}, "send one at a time"),
         (np.zeros((0, 4, 3), np.uint8), {}, "send one at a time"),
-        (RGB, {"pixel_format": "RGBA"}, "does not fit pixel_format 'RGBA' with its 4"),
+        (RGB, {"pixel_format": "RGBA"}, "does not match pixel_format 'RGBA' with its 4"),
         (RGB, {"pixel_format": "HSV"}, "is 'HSV', must be one of RGB, BGR, RGBA, GRAY, NV12, I420"),
-        (RGB[:, :, 0], {"pixel_format": "RGB"}, "does not fit pixel_format"),
+        (RGB[:, :, 0], {"pixel_format": "RGB"}, "does not match pixel_format"),
         (np.zeros((25, 32), np.uint8), {"pixel_format": "NV12"}, r"height \* 3 / 2"),
         (torch.zeros(24, 32, 3, dtype=torch.uint8), {}, r"not \[3, height, width\]"),
         (Image.new("F", (4, 4)), {}, "mode F"),
@@ -127,7 +127,10 @@ def test_unusable_pixels_are_refused_with_the_reason(image, options, text):
 def test_unknown_type_and_text_file_are_type_errors(path):
     with pytest.raises(TypeError, match="int is not a path"):
         to_image(7)
-    with path.open("r", encoding="latin-1") as text, pytest.raises(TypeError, match="mode 'rb'"):
+    with (
+        path.open("r", encoding="latin-1") as text,
+        pytest.raises(TypeError, match="open the file with 'rb'"),
+    ):
         to_image(text)
 
 

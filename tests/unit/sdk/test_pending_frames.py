@@ -207,7 +207,7 @@ def test_idle_timeout_counts_from_the_last_frame():
     pending.answer(answer(0))
     assert pending.wait_s() == 10.0
     clock.now += 10.0
-    assert pending.silence() == "no answer for 10 s (idle_timeout_s) to 1 frame"
+    assert pending.silence() == "no response for 10 s (idle_timeout_s) to 1 frame"
     pending.answer(answer(1))
     clock.now += 1000.0
     assert pending.silence() is None

@@ -251,7 +251,7 @@ def sources_that_are_no_video(folder) -> Iterator[tuple[object, type, str]]:
     yield folder / "empty.mp4", OSError, r"empty\.mp4"
     yield io.BytesIO(b"no video"), OSError, "BytesIO"
     silence(folder / "sound.wav")
-    yield folder / "sound.wav", OSError, r"sound\.wav.*holds no video"
+    yield folder / "sound.wav", OSError, r"sound\.wav.*contains no video"
 
 
 def test_errors_name_the_source(opened, tmp_path):
