@@ -210,3 +210,16 @@ def test_stuck_thread_of_a_cancelled_call_is_counted():
         assert pool.stuck == 0
 
     virtual_time.run(call())
+
+
+def test_cancelled_call_leaves_the_queue_at_once():
+    async def call() -> None:
+        pool = DecodePool(1, LIMIT_S)
+        running, cancelled = pool.submit(lambda: 5.0), pool.submit(lambda: 1.0)
+        assert pool.waiting == 1
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        assert (pool.waiting, pool.cancelled) == (0, 1)
+        assert await running == 5.0
+
+    virtual_time.run(call())
