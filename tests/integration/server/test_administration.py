@@ -103,7 +103,7 @@ async def test_server_without_a_folder_changes_no_variants(tmp_path, call):
 )
 async def test_paths_are_not_names(folder, tmp_path, name):
     async with administrator(folder) as admin:
-        with refused("INVALID_ARGUMENT", "name: must be the name of a folder"):
+        with refused("INVALID_ARGUMENT", "name: must be the name of a directory"):
             await admin.load(name)
 
 
