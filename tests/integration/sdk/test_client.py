@@ -412,7 +412,7 @@ async def test_wait_until_ready_returns_when_a_server_has_come(kind):
 
 async def test_wait_until_ready_says_what_it_saw(kind):
     async with serving() as server, Caller(kind, server.addresses[0]) as client:
-        server.snapshot().draining = True
+        server.parts.admission.draining = True
         server.parts.health.update()
         with pytest.raises(TimeoutError, match=r"not ready within 0\.3 s; seen last: NOT_SERVING"):
             await client.wait_until_ready(0.3)
