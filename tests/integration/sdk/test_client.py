@@ -414,7 +414,7 @@ async def test_wait_until_ready_says_what_it_saw(kind):
     async with serving() as server, Caller(kind, server.addresses[0]) as client:
         server.parts.admission.draining = True
         server.parts.health.update()
-        with pytest.raises(TimeoutError, match=r"not ready within 0\.3 s; seen last: NOT_SERVING"):
+        with pytest.raises(TimeoutError, match=r"within 0\.3 s; last status: NOT_SERVING"):
             await client.wait_until_ready(0.3)
     async with Caller(kind, "127.0.0.1:1") as client:
         with pytest.raises(resnet50_client.DeadlineExceededError, match="Connection refused"):

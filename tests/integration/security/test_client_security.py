@@ -365,7 +365,7 @@ async def test_token_function_error_does_not_show_its_value(kind):
 
 
 async def test_token_leaves_the_machine_in_clear_text_only_if_allowed(kind):
-    with pytest.raises(ValueError, match=r"^token: would go to models\.example:1 in plaintext"):
+    with pytest.raises(ValueError, match=r"^token: would be sent to models\.example:1 in plain"):
         Caller(kind, "models.example:1", token=TOKEN)
     for allowed in ({"insecure_token": True}, {"tls": True}):
         async with Caller(kind, "models.example:1", token=TOKEN, **allowed):
