@@ -280,7 +280,7 @@ async def test_large_file_travels_in_chunks_by_itself(kind):
     async with serving(**settings) as server, Caller(kind, server.addresses[0]) as client:
         uploads = []
         upload = server.parts.inference._upload
-        server.parts.inference._upload = lambda parts: uploads.append(1) or upload(parts)
+        server.parts.inference._upload = lambda *sent: uploads.append(1) or upload(*sent)
         assert len(await client.classify(large)) == 5
         assert (await client.embed(large)).vector.shape == (2048,)
         assert len(uploads) == 2

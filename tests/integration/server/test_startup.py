@@ -211,7 +211,7 @@ def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
     ("settings", "reason"),
     [
         ({"variants": ["a=random:0", "a=random:1"]}, "variants: a is given twice"),
-        ({"default_variant": "b"}, "default_variant: 'b' is not among"),
+        ({"default_variant": "b"}, "default_variant: 'b' is not one of --variants"),
         (
             {"precision": "int8", "engine": "torch"},
             "engine: torch does not compute int8 of these weights",
@@ -371,7 +371,7 @@ async def test_broken_scheduler_refuses_calls_and_exits(monkeypatch, tmp_path):
         )
         while (await watch.read()).status != SERVING:
             pass
-        monkeypatch.setattr(VariantQueue, "take", broken)
+        monkeypatch.setattr(VariantQueue, "take_batch", broken)
         call = classify(channel)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE  # another server may compute it
         assert "secret" not in await call.details()

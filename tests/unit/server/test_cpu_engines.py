@@ -23,7 +23,6 @@ from resnet50_server.engines.graph_cache import DIGEST_DIGITS
 from resnet50_server.engines.quantize import Agreement
 from resnet50_server.engines.topk import top_k_of
 from resnet50_server.errors import WeightsError
-from resnet50_server.lifecycle import engine_builder as opening
 from resnet50_server.lifecycle.engine_builder import BuiltEngine, build_engine, prepare_variant
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.runtime.cpus import CpuPlan
@@ -194,7 +193,7 @@ def test_a_graph_is_made_once_for_its_weights(mine, tmp_path, monkeypatch):
     def refuse(*_: object) -> Network:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(opening, "build_network", refuse)
+    monkeypatch.setattr("resnet50_server.variants.network.build_network", refuse)
     again = open_variant(mine, tmp_path, engine="onnxruntime")
     assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
 
