@@ -18,7 +18,6 @@ from cryptography import x509
 import resnet50_server.api.listen
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_server.api.inference_service import InferenceServicer
-from resnet50_server.auth.identity import Authenticator
 from tests.support import certs
 from tests.support.pictures import encode, picture
 from tests.support.serving import server_processes, serving
@@ -124,16 +123,13 @@ async def test_connection_that_does_not_begin_its_handshake_is_closed(files, mon
 
 @pytest.fixture
 def seen(monkeypatch) -> list[str]:
-    """Names of the callers, as a servicer's context gives them."""
+    """Names of the callers, as a servicer gets them."""
     names = []
     answer = InferenceServicer.Classify
 
-    async def Classify(servicer, request, context):
-        caller = Authenticator(None).authenticate(
-            context.invocation_metadata(), context.peer(), context.auth_context()
-        )
-        names.append(caller.name)
-        return await answer(servicer, request, context)
+    def Classify(servicer, request, call):
+        names.append(call.caller.name)
+        return answer(servicer, request, call)
 
     monkeypatch.setattr(InferenceServicer, "Classify", Classify)
     return names
@@ -171,7 +167,7 @@ async def test_tls_caller_without_certificate_is_its_address(ca, files, seen):
     assert seen == ["address:127.0.0.1"]
 
 
-async def test_callers_in_clear_text_are_addresses(seen, tmp_path):
+async def test_plaintext_callers_are_addresses(seen, tmp_path):
     listen = ["127.0.0.1:0", "[::1]:0", f"unix:{tmp_path}/r.sock"]
     async with serving(listen=listen) as server:
         for address in server.addresses:

@@ -458,7 +458,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 )
 def test_cores_are_divided(cores, instances, each, expected):
     threads = CpuPlan.divide(cores, instances, each)
-    assert (threads.instances, threads.each) == expected
+    assert (threads.instances, threads.threads) == expected
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 5, 37])
