@@ -522,7 +522,7 @@ async def test_source_is_closed_when_its_stream_ends_before_it(sourced, script):
         else:
             with pytest.raises(ValueError if script is fails else ServerError):
                 await anext(stream)
-        await asyncio.to_thread(frames.closed.wait)
+        assert await asyncio.to_thread(frames.closed.wait, 60)
 
 
 async def test_source_is_closed_with_its_client_while_being_read(sourced):
@@ -540,4 +540,4 @@ async def test_source_is_closed_with_its_client_while_being_read(sourced):
         # A thread that is reading it closes it, once the camera has given its frame.
         assert frames.closed.is_set() == (make is AsyncFrames)
         frames.resume.set()
-        await asyncio.to_thread(frames.closed.wait)
+        assert await asyncio.to_thread(frames.closed.wait, 60)

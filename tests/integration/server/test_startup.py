@@ -510,7 +510,7 @@ async def test_stop_during_a_load_answers_in_flight_requests(monkeypatch):
         call = classify(channel, "IMAGENET1K_V1")
         await entered.wait()
         os.kill(os.getpid(), signal.SIGTERM)
-        await until(lambda: servers[0]._admission.draining)
+        await until(lambda: servers[0].snapshot().draining)
         gate.set()
         assert (await call).variant.name == "IMAGENET1K_V1"
     assert await serving_task == 0
