@@ -30,6 +30,7 @@ from benchmarks.process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
+from resnet50_server.context import RequestContext
 from resnet50_server.errors import ServingError
 from tests.support import virtual_time
 from tests.support.simulation import Device, poisson, quantile, simulate
@@ -260,7 +261,11 @@ async def overload(device: Device, within_s: float, seed: int) -> tuple[dict[str
         await asyncio.sleep(due - loop.time())
         try:
             answer = scheduler.submit(
-                queue, image(0), top_k=1, with_embedding=False, deadline=due + within_s
+                queue,
+                image(0),
+                top_k=1,
+                with_embedding=False,
+                context=RequestContext("", "", (), deadline=due + within_s),
             )
         except ServingError:
             became["refused as they came"] += 1

@@ -31,6 +31,7 @@ HEALTH_POLLS = RetryPolicy(attempts=1, initial_backoff_s=0.1, max_backoff_s=1.0)
 # closed (TCP_USER_TIMEOUT): after 23 s calls over a dead link move to another server. Servers
 # reject clients that ping more often than every 10 s.
 KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 15, 8
+CONNECT_TIMEOUT_S = 5
 # The response to a ping may take longer: on a slow link it queues behind images being sent.
 PING_TIMEOUT_S = 20
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
@@ -226,6 +227,10 @@ def channel_options() -> list[tuple[str, int | str]]:
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        # Time limit of a connection attempt (gRPC's default: 20 s). gRPC resolves a name again only
+        # when the attempt has failed, so keepalive and attempt together have to take less than the
+        # default deadline of a call.
+        ("grpc.min_reconnect_backoff_ms", 1000 * CONNECT_TIMEOUT_S),
         # Detect a peer that disappeared, also between calls.
         ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
         ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),

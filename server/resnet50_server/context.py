@@ -42,6 +42,9 @@ class RequestContext:
         deadline: When its response is due, in loop time; None for no limit.
         stream: Identifies the stream of a frame; None for a single image. Streams share the server
             equally, and wait where it is full; a single image is refused at once.
+        shadow: Whether no client waits for the result, as of shadow traffic and self-tests. It is
+            not cached, a failed batch of it is not retried, it says nothing about the health of
+            variant and device, and it reaches a variant that is out of service.
         key: Identifies the caller to traffic splits, from `x-caller-key`; "" if absent.
         asked: Name of the requested variant; "" until it is resolved.
         variant: Name of the variant that computes it, which may be the candidate of a traffic
@@ -58,6 +61,7 @@ class RequestContext:
     bulk: bool = False
     deadline: float | None = None
     stream: Hashable | None = None
+    shadow: bool = False
     key: str = ""
     asked: str = ""
     variant: str = ""

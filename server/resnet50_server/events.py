@@ -62,7 +62,7 @@ class BatchEvent:
         size: Images in it, including those cancelled meanwhile.
         compute_s: Time on the engine, in seconds; 0 if it failed.
         ended: On the clock of `time.perf_counter`, in seconds.
-        contexts: What `submit` was given with each image.
+        contexts: The contexts of its images' requests; several may share one.
         failed: Whether the engine raised. Its images may be in later batches again, see
             `batching.retry`.
         started: When its images left the queue, on the same clock as `ended`.
@@ -76,7 +76,7 @@ class BatchEvent:
     size: int
     compute_s: float
     ended: float
-    contexts: Sequence[Any]
+    contexts: Sequence[RequestContext]
     failed: bool
     started: float = 0.0
     device: str = ""

@@ -6,11 +6,19 @@ import asyncio
 
 import numpy as np
 
+from resnet50_server.context import RequestContext
 from resnet50_server.engines.base import BatchOutput
 
 
 def image(number: int) -> np.ndarray:
     return np.full((3, 4, 4), number, dtype=np.uint8)
+
+
+def context(*, within: float | None = None, **fields) -> RequestContext:
+    """Return the context of a request whose result is due `within` seconds."""
+    if within is not None:
+        fields["deadline"] = asyncio.get_running_loop().time() + within
+    return RequestContext("Classify", "", (), **fields)
 
 
 class FakeEngine:

@@ -95,7 +95,7 @@ class ReceiveSlots:
         # Not wait_for, which makes a task of its own on Python below 3.12.
         timer = loop.call_later(self._timeout_s, self._time_out, arriving)
         try:
-            with await self._slots.acquire(caller):
+            with self._slots.try_acquire(caller) or await self._slots.acquire(caller):
                 arriving.reading = True
                 return await read()
         except asyncio.CancelledError:

@@ -122,7 +122,9 @@ class InFlightBatch:
         finite = _finite(output)
         # Clients get no result of a shadow, so it says nothing about the variant's health.
         judged = [
-            good for good, request in zip(finite, self.requests, strict=True) if not request.shadow
+            good
+            for good, request in zip(finite, self.requests, strict=True)
+            if not request.context.shadow
         ]
         self.queue.health.record(len(judged), judged.count(False))
         event.non_finite = finite.count(False)

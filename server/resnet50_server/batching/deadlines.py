@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
-from resnet50_server.context import limit_for
+from resnet50_server.context import RequestContext, limit_for
 from resnet50_server.errors import DeadlineUnreachable, QueueFull
 
 from .batch import BatchPolicy, InFlightBatch
@@ -59,9 +59,7 @@ class DeadlinePolicy:
     def check(
         self,
         queue: VariantQueue,
-        deadline: float | None,
-        flow: Hashable | None,
-        bulk: bool,
+        context: RequestContext,
         now: float,
         ready: float = 0.0,
     ) -> None:
@@ -69,9 +67,7 @@ class DeadlinePolicy:
 
         Args:
             queue: The queue of its variant.
-            deadline: In loop time; None for none.
-            flow: The stream, for example, that it belongs to; admission control bounds those.
-            bulk: Whether it is bulk.
+            context: The context of its request. Admission control bounds the frames of streams.
             now: Loop time.
             ready: When it will be decoded, in loop time.
 
@@ -79,27 +75,26 @@ class DeadlinePolicy:
             QueueFull: See `check_capacity`.
             DeadlineUnreachable: See `check_deadline`.
         """
-        if flow is None:
-            self.check_capacity(queue, deadline, bulk, now)
-        if deadline is not None and not self.needs_measurement(queue, deadline, now):
-            self.check_deadline(queue, deadline, flow, bulk, now, ready)
+        if context.stream is None:
+            self.check_capacity(queue, context, now)
+        if context.deadline is not None and not self.needs_measurement(
+            queue, context.deadline, now
+        ):
+            self.check_deadline(queue, context, now, ready)
 
-    def check_capacity(
-        self, queue: VariantQueue, deadline: float | None, bulk: bool, now: float
-    ) -> None:
+    def check_capacity(self, queue: VariantQueue, context: RequestContext, now: float) -> None:
         """Refuse an image if its queue is full.
 
         Args:
             queue: The queue of its variant.
-            deadline: In loop time; None for none.
-            bulk: Whether it is bulk.
+            context: The context of its request.
             now: Loop time.
 
         Raises:
             QueueFull: `max_queue_size` images wait already; or the image has no deadline, and is
                 expected to wait for longer than `max_queue_wait_s`.
         """
-        size = self._policy.max_queue_size
+        size, bulk = self._policy.max_queue_size, context.bulk
         waiting = queue.waiting.without_flow + queue.undecoded.without_flow
         if waiting >= limit_for(size, bulk):
             raise QueueFull(
@@ -108,7 +103,7 @@ class DeadlinePolicy:
                 f" {queue.name}{', and the rest is for interactive ones' if bulk else ''}",
                 max(0.01, self._wait_s(queue, queue.accepted, now)),
             )
-        if deadline is not None:
+        if context.deadline is not None:
             return
         longest_s = self._policy.max_queue_wait_s
         due = virtual_deadline(now, None)
@@ -137,9 +132,7 @@ class DeadlinePolicy:
     def check_deadline(
         self,
         queue: VariantQueue,
-        deadline: float,
-        flow: Hashable | None,
-        bulk: bool,
+        context: RequestContext,
         now: float,
         ready: float = 0.0,
     ) -> None:
@@ -151,16 +144,16 @@ class DeadlinePolicy:
 
         Args:
             queue: The queue of its variant.
-            deadline: In loop time.
-            flow: The stream, for example, that it belongs to.
-            bulk: Whether it is bulk.
+            context: The context of its request, which has a deadline.
             now: Loop time.
             ready: When it will be decoded, in loop time.
 
         Raises:
             DeadlineUnreachable: It cannot be, or would.
         """
-        due = virtual_deadline(now, deadline if flow is None and not bulk else None)
+        deadline, bulk = context.deadline, context.bulk
+        assert deadline is not None
+        due = virtual_deadline(now, None if bulk or context.stream is not None else deadline)
         batches, compute_s = self._retry_backlog()
         for other in self._queues:
             # Earlier images of other variants go first, in batches that later ones fill.

@@ -6,13 +6,14 @@ import asyncio
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet50_server.context import RequestContext
 from resnet50_server.engines.base import Engine
 from resnet50_server.errors import DeadlineUnreachable, ServingError, VariantUnhealthy
 
@@ -38,25 +39,26 @@ class PendingRequest:
         image: uint8 [crop, crop, 3], RGB.
         top_k: Number of categories in the result; 0 for none.
         with_embedding: Whether the result has the embedding.
-        deadline: In loop time; None for none.
+        context: The context of its request.
         arrived: In loop time.
         future: Gets the result.
         ignores_deadline: Whether it is computed whatever its deadline, to measure the device.
-        context: The context of its request, for listeners to events.
-        shadow: Whether no client waits for it.
         batched: Whether it is in a batch.
     """
 
     image: NDArray[np.uint8]
     top_k: int
     with_embedding: bool
-    deadline: float | None
+    context: RequestContext
     arrived: float
     future: asyncio.Future[Result]
     ignores_deadline: bool = False
-    context: Any = None
-    shadow: bool = False
     batched: bool = False
+
+    @property
+    def deadline(self) -> float | None:
+        """When its result is due, in loop time; None for no limit."""
+        return self.context.deadline
 
 
 @dataclass(eq=False, slots=True)
@@ -187,10 +189,15 @@ class VariantQueue:
             return self.waiting.peek_at(position)
         return self.undecoded.peek_at(position - decoded)
 
-    def push(self, request: PendingRequest, flow: Hashable | None, bulk: bool) -> None:
+    def push(self, request: PendingRequest) -> None:
         """Add a request; it is removed when its future is cancelled."""
+        context = request.context
         entry = self.waiting.push(
-            request, request.arrived, deadline=request.deadline, flow=flow, bulk=bulk
+            request,
+            request.arrived,
+            deadline=context.deadline,
+            flow=context.stream,
+            bulk=context.bulk,
         )
 
         def discard_if_cancelled(future: asyncio.Future[Result]) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from resnet50_server.context import RequestContext
 from resnet50_server.engines.oom import is_out_of_memory
 from resnet50_server.errors import DoesNotFit, EngineFailed, clear_tracebacks
 from resnet50_server.runtime.fatal import DeviceLost
@@ -154,7 +155,7 @@ class RetryQueue:
             )
         if batch.is_self_test:
             self._on_self_test_failed(queue, error)
-        elif all(request.shadow for request in batch.requests):
+        elif all(request.context.shadow for request in batch.requests):
             # No client waits, and other batches tell whether the device is lost.
             fail_pending(requests, _failed, error)
         elif size > 1 if out_of_memory else attempts < MAX_ATTEMPTS:
@@ -258,5 +259,5 @@ def _self_test_request(crop: int) -> PendingRequest:
     future: asyncio.Future[Result] = asyncio.Future()
     future.add_done_callback(asyncio.Future.exception)  # or asyncio logs that it was not read
     image = np.full((crop, crop, 3), 128, dtype=np.uint8)
-    # A shadow: its output counts for no request.
-    return PendingRequest(image, 1, False, None, 0.0, future, shadow=True)
+    context = RequestContext("SelfTest", "", (), shadow=True)
+    return PendingRequest(image, 1, False, context, 0.0, future)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from functools import partial
@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet50_server.context import RequestContext
 from resnet50_server.engines.base import BatchOutput, Engine
 from resnet50_server.errors import EngineFailed, ServingError, ShuttingDown
 from resnet50_server.events import BatchEvent, ServerEvents
@@ -133,11 +134,7 @@ class Scheduler:
         *,
         top_k: int,
         with_embedding: bool,
-        deadline: float | None = None,
-        flow: Hashable | None = None,
-        bulk: bool = False,
-        context: object = None,
-        shadow: bool = False,
+        context: RequestContext,
         accepted: bool = False,
     ) -> asyncio.Future[Result]:
         """Queue one decoded image; cancelling the returned future removes it.
@@ -147,13 +144,8 @@ class Scheduler:
             image: uint8 [crop, crop, 3], RGB.
             top_k: Number of categories in the result; 0 for none.
             with_embedding: Whether the result has the embedding.
-            deadline: When the result must be there, in loop time; None for none.
-            flow: The stream, for example, that the image belongs to: however many of its images
-                wait, they delay others by one at most. None for a single image.
-            bulk: Whether it goes behind interactive images; see `FairQueue`.
-            context: The context of its request, for listeners to events.
-            shadow: Whether no client waits for it: such batches are not retried and say nothing
-                about the health of variant and device.
+            context: The context of its request: its deadline; its stream, whose waiting images
+                delay others by one at most; whether it goes behind interactive images.
             accepted: Whether `accept` has accepted it.
 
         Raises:
@@ -165,15 +157,13 @@ class Scheduler:
             DoesNotFit: (from the future) the device has no memory for it.
         """
         now = self._loop.time()
-        self._check_open(queue, shadow)
+        self._check_open(queue, context)
         if not accepted:
-            self._deadlines.check(queue, deadline, flow, bulk, now)
+            self._deadlines.check(queue, context, now)
         future: asyncio.Future[Result] = self._loop.create_future()
-        measures = self._deadlines.needs_measurement(queue, deadline, now)
-        request = PendingRequest(
-            image, top_k, with_embedding, deadline, now, future, measures, context, shadow
-        )
-        queue.push(request, flow, bulk)
+        measures = self._deadlines.needs_measurement(queue, context.deadline, now)
+        request = PendingRequest(image, top_k, with_embedding, context, now, future, measures)
+        queue.push(request)
         if not self._woken and len(self._in_flight) < self.workers + self.prefetch:
             # In the loop's next iteration: requests that arrive in this one share the batch.
             self._woken = True
@@ -183,13 +173,7 @@ class Scheduler:
 
     @contextmanager
     def accept(
-        self,
-        queue: VariantQueue,
-        *,
-        deadline: float | None = None,
-        flow: Hashable | None = None,
-        bulk: bool = False,
-        decode_s: float = 0.0,
+        self, queue: VariantQueue, context: RequestContext, decode_s: float = 0.0
     ) -> Iterator[None]:
         """Accept an image that is decoded in the `with` block, and submitted after it.
 
@@ -198,19 +182,21 @@ class Scheduler:
 
         Args:
             queue: The variant's queue.
-            deadline: As for `submit`.
-            flow: As for `submit`.
-            bulk: As for `submit`.
+            context: The context of its request.
             decode_s: How long decoding takes, including the wait for a thread, in seconds.
 
         Raises:
             ServingError: As `submit`.
         """
         now = self._loop.time()
-        self._check_open(queue)
-        self._deadlines.check(queue, deadline, flow, bulk, now, now + decode_s)
+        self._check_open(queue, context)
+        self._deadlines.check(queue, context, now, now + decode_s)
         entry = queue.undecoded.push(
-            Undecoded(deadline), now, deadline=deadline, flow=flow, bulk=bulk
+            Undecoded(context.deadline),
+            now,
+            deadline=context.deadline,
+            flow=context.stream,
+            bulk=context.bulk,
         )
         try:
             yield
@@ -254,10 +240,10 @@ class Scheduler:
             self._timer.cancel()
         self._fail_all("the server stopped before it answered this request")
 
-    def _check_open(self, queue: VariantQueue, shadow: bool = False) -> None:
+    def _check_open(self, queue: VariantQueue, context: RequestContext) -> None:
         if self._closing is not None:
             raise ShuttingDown() from self._closing
-        queue.check_open(shadow)
+        queue.check_open(context.shadow)
 
     def _has_batches(self, queue: VariantQueue) -> bool:
         """Return whether batches of a queue are in flight, or will be retried."""

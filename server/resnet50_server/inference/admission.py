@@ -92,6 +92,19 @@ class Admission:
             self._cancel_reservation()
         return self._grant(caller, usage, length, bulk)
 
+    def try_acquire(self, caller: str, length: int = 0, *, bulk: bool = False) -> Permit | None:
+        """Return what `acquire` does if it does not have to wait, else None.
+
+        Raises:
+            ShuttingDown: The server is draining.
+        """
+        self._check_open()
+        quotas = self._quotas
+        usage = quotas.of(caller)
+        if self._queue or quotas.exceeded(usage, length, bulk) or quotas.rate_delay_s(usage):
+            return None
+        return self._grant(caller, usage, length, bulk)
+
     async def acquire(self, caller: str, length: int = 0, *, bulk: bool = False) -> Permit:
         """Return a permit for one frame as soon as there is capacity.
 
@@ -103,12 +116,8 @@ class Admission:
         Raises:
             ShuttingDown: The server is draining.
         """
-        self._check_open()
-        quotas = self._quotas
-        usage = quotas.of(caller)
-        at_once = not self._queue and quotas.exceeded(usage, length, bulk) is None
-        if at_once and not quotas.rate_delay_s(usage):
-            return self._grant(caller, usage, length, bulk)
+        if (permit := self.try_acquire(caller, length, bulk=bulk)) is not None:
+            return permit
         waiter = Waiter(caller, length, bulk, asyncio.get_running_loop().create_future())
         self._queue.push(waiter)
         self._admit_waiting()

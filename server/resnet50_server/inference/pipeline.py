@@ -35,15 +35,12 @@ class InferenceTask(NamedTuple):
         top_k: How many categories to return; 0 for none.
         with_embedding: Whether to return the embedding.
         on_result: Called with the result just before the response is sent; see `rollout`.
-        shadow: Whether no client waits for the result, which is then neither cached nor counted
-            against the variant's health.
     """
 
     variant: LoadedVariant
     top_k: int
     with_embedding: bool
     on_result: Callable[[Result, ImageEvent], None] | None = None
-    shadow: bool = False
 
 
 class Pipeline:
@@ -88,7 +85,7 @@ class Pipeline:
         Raises:
             ServingError: One of its kinds; see `errors`.
         """
-        if self._cache is None or task.variant.retired or task.shadow:
+        if self._cache is None or task.variant.retired or context.shadow:
             return self._compute(source, task, context)
         return self._infer_cached(self._cache, source, task, context)
 
@@ -122,17 +119,12 @@ class Pipeline:
         """
         started = time.perf_counter()
         variant, transform = task.variant, task.variant.spec.transform
-        order: dict[str, Any] = {
-            "deadline": context.deadline,
-            "flow": context.stream,
-            "bulk": context.bulk,
-        }
         inline = needs_no_decode(source, transform)
         if inline:
             pixels = self._decode(source, transform)
         else:
             decode_s = self.decode_pool.expected_s(context)
-            with variant.scheduler.accept(variant.queue, decode_s=decode_s, **order):
+            with variant.scheduler.accept(variant.queue, context, decode_s):
                 try:
                     pixels = await self.decode_pool.submit(
                         partial(self._decode, source, transform, reserve=self._pixels.reserve),
@@ -147,9 +139,7 @@ class Pipeline:
             top_k=task.top_k,
             with_embedding=task.with_embedding,
             context=context,
-            shadow=task.shadow,
             accepted=not inline,
-            **order,
         )
         result.decode_s, result.decoded = decoded - started, decoded
         return result

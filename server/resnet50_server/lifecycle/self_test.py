@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.batching.result import Result
+from resnet50_server.context import RequestContext
 from resnet50_server.engines.base import Engine
 from resnet50_server.engines.reference_check import TOLERANCES, TOP_K, fixed_image
 from resnet50_server.errors import ServingError
@@ -117,8 +118,7 @@ async def self_test(variant: LoadedVariant, reference: Reference) -> str | None:
             reference.image,
             top_k=len(reference.probabilities),
             with_embedding=True,
-            bulk=True,
-            shadow=True,
+            context=RequestContext("SelfTest", "", (), bulk=True, shadow=True),
         )
         return reference.difference(result, variant.built.precision)
     except ServingError as error:  # the scheduler has logged the engine's error

@@ -104,9 +104,9 @@ class ShadowWorker:
 
     async def _compare(self, shadow: ShadowRequest) -> None:
         candidate, stats = shadow.candidate, shadow.stats
-        call = RequestContext("Shadow", "", (), bulk=True, variant=self._name)
+        call = RequestContext("Shadow", "", (), bulk=True, shadow=True, variant=self._name)
         try:
-            task = InferenceTask(candidate, 1, True, shadow=True)
+            task = InferenceTask(candidate, top_k=1, with_embedding=True)
             result = await self._compute(shadow.source, task, call)
         except ShuttingDown:
             pass  # the candidate has been replaced or goes, and with it what was counted

@@ -169,7 +169,7 @@ class Tracing(ServerEvents):
 
     def batch_ended(self, batch: BatchEvent) -> None:
         """Emit its span if one of its requests is recorded."""
-        calls = dict.fromkeys(one for one in batch.contexts if isinstance(one, RequestContext))
+        calls = dict.fromkeys(batch.contexts)
         requests = [call.notes[self].span for call in calls if self in call.notes]
         if requests:
             # Before those of its requests, whose calls have not ended yet.

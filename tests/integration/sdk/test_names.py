@@ -129,6 +129,35 @@ async def test_server_that_moves_behind_its_name_is_found_again(kind, servers):
         assert await seen(client, 1) == {"127.0.0.2"}
 
 
+@contextlib.contextmanager
+def black_hole(ip: str, port: int):
+    """Let connection attempts to an address hang, as behind a firewall that drops packets."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((ip, port))
+        listener.listen(0)
+        for _ in range(4):  # the queue of the listener is full: further SYNs are dropped
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((ip, port))
+        yield
+
+
+async def test_server_that_moved_is_found_while_its_old_address_hangs(kind, servers):
+    servers.start("127.0.0.1")
+    servers.hosts = {"a.test": ["127.0.0.3"], "b.test": ["127.0.0.3"]}
+    names = [f"{host}:{servers.port}" for host in servers.hosts]
+    with black_hole("127.0.0.3", servers.port):
+        # Shorter than two of gRPC's own time limits for connecting.
+        async with Caller(kind, names, retry=POLICY, timeout_s=18.0) as client:
+            call = asyncio.ensure_future(client.classify(PNG))
+            while not servers.asked_by:
+                await asyncio.sleep(0.01)
+            servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}
+            assert (await call).variant.name == "127.0.0.1"
+
+
 async def test_stream_goes_on_at_a_server_that_has_moved(kind, servers):
     first = servers.start("127.0.0.1")
     servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}

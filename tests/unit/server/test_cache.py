@@ -701,8 +701,9 @@ async def test_pixels_that_need_no_decoding_are_cached_and_coalesced():
 async def test_shadow_is_computed_and_not_cached():
     bench = Bench()
     await bench.ask(7)
-    task = InferenceTask(bench.variant, 1, False, shadow=True)
-    result = await bench.pipeline.infer(b"\x07", task, RequestContext("", "", ()))
+    task = InferenceTask(bench.variant, 1, False)
+    shadow = RequestContext("Shadow", "", (), shadow=True)
+    result = await bench.pipeline.infer(b"\x07", task, shadow)
     assert (result.cache, bench.engine.batches) == ("none", [[7], [7]])
     assert bench.stats == CacheStats(misses=1)
 

@@ -14,7 +14,7 @@ from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.runtime.fatal import EngineHung
 from tests.support import virtual_time
-from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
 
 TIMEOUT_S = 60.0
 FOR_EVER = 10.0**6
@@ -56,7 +56,9 @@ class Bench:
     def submit(self, lasting: float = 0.0, queue: VariantQueue | None = None):
         """Have a batch computed that takes so long, once it is its turn."""
         queue = queue or self.queue
-        call = self.scheduler.submit(queue, image(1), top_k=1, with_embedding=False)
+        call = self.scheduler.submit(
+            queue, image(1), top_k=1, with_embedding=False, context=context()
+        )
         self.engine.alpha = lasting
         return call
 

@@ -21,7 +21,7 @@ from resnet50_server.inference.quotas import Limits
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.pictures import encode, photo_like
-from tests.support.virtual_device import FakeEngine, VirtualDecoders, VirtualThreads, image
+from tests.support.virtual_device import FakeEngine, VirtualDecoders, VirtualThreads, context, image
 
 PHOTO = encode(photo_like(64, 48))
 
@@ -84,7 +84,9 @@ def in_virtual_time(test):
 @in_virtual_time
 async def test_unreachable_deadline_is_refused_before_decoding(monkeypatch):
     bench = Bench(monkeypatch, decode_s=0.0, batch_s=1.0)
-    running = bench.scheduler.submit(bench.queue, image(0), top_k=1, with_embedding=False)
+    running = bench.scheduler.submit(
+        bench.queue, image(0), top_k=1, with_embedding=False, context=context()
+    )
     await asyncio.sleep(0)
     # The device is busy for 1 s, and then for 1 s more.
     with pytest.raises(DeadlineUnreachable):

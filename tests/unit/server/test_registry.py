@@ -21,7 +21,7 @@ from resnet50_server.lifecycle.loader import MIN_DRAIN_S, load_variant, unload_v
 from resnet50_server.settings import Settings
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
-from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
 
 
 class StatedEngine:
@@ -134,7 +134,9 @@ async def test_hung_engine_is_not_closed_or_awaited(hung, monkeypatch, caplog):
         leave.wait()
 
     engine.run = run
-    call = scheduler.submit(scheduler.add("a", engine), image(0), top_k=1, with_embedding=False)
+    call = scheduler.submit(
+        scheduler.add("a", engine), image(0), top_k=1, with_embedding=False, context=context()
+    )
     try:
         await asyncio.to_thread(entered.wait)
         scheduler.hung = hung
@@ -185,7 +187,9 @@ def test_variant_with_a_hung_batch_leaks_its_engine(timeout_s, batch_s, closed, 
         variant = LoadedVariant(
             parse_variant("u=random:0"), opened(engine), queue, scheduler, threads
         )
-        running = scheduler.submit(queue, image(0), top_k=1, with_embedding=False)
+        running = scheduler.submit(
+            queue, image(0), top_k=1, with_embedding=False, context=context()
+        )
         await asyncio.sleep(0.1)
         freed = await unload_variant(variant, timeout_s)
         took_s = loop.time()

@@ -30,7 +30,7 @@ from resnet50_server.errors import (
 )
 from resnet50_server.events import BatchEvent, ServerEvents
 from tests.support import virtual_time
-from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
 
 SELF_TEST = 128  # the value of its pixels
 
@@ -85,9 +85,12 @@ class Bench:
         self.queue = self.scheduler.add("v", self.engine)
 
     def submit(self, number: int, within: float | None = None):
-        deadline = None if within is None else asyncio.get_running_loop().time() + within
         return self.scheduler.submit(
-            self.queue, image(number), top_k=1, with_embedding=False, deadline=deadline
+            self.queue,
+            image(number),
+            top_k=1,
+            with_embedding=False,
+            context=context(within=within),
         )
 
     async def outcomes(self, numbers) -> dict[int, object]:
@@ -442,7 +445,11 @@ async def test_failed_shadows_are_not_retried():
     bench.engine.broken = True
     calls = [
         bench.scheduler.submit(
-            bench.queue, image(number), top_k=1, with_embedding=False, shadow=True, bulk=True
+            bench.queue,
+            image(number),
+            top_k=1,
+            with_embedding=False,
+            context=context(shadow=True, bulk=True),
         )
         for number in range(4)
     ]
@@ -457,7 +464,9 @@ async def test_failing_variant_goes_out_of_service_device_serves():
     well = bench.scheduler.add("w", FaultyEngine())
 
     def ask_other():
-        return bench.scheduler.submit(well, image(7), top_k=1, with_embedding=False)
+        return bench.scheduler.submit(
+            well, image(7), top_k=1, with_embedding=False, context=context()
+        )
 
     bench.engine.broken = True
     # The other variant computes in between, which says nothing about this one.
@@ -503,8 +512,13 @@ async def test_recovered_variant_starts_counting_anew():
     assert bench.queue.health.problem
     bench.engine.broken = False
     # As `lifecycle.self_test` does.
-    options = {"top_k": 1, "with_embedding": True, "shadow": True, "bulk": True}
-    await bench.scheduler.submit(bench.queue, image(1), **options)
+    await bench.scheduler.submit(
+        bench.queue,
+        image(1),
+        top_k=1,
+        with_embedding=True,
+        context=context(shadow=True, bulk=True),
+    )
     bench.queue.health.recover()
     bench.engine.broken = True
     for _ in range(MAX_CONSECUTIVE_FAILURES - 1):

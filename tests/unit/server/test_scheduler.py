@@ -20,7 +20,7 @@ from resnet50_server.errors import (
     Unloading,
 )
 from tests.support import virtual_time
-from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
 
 
 class Bench:
@@ -42,16 +42,20 @@ class Bench:
     def on_broken(self, error: BaseException) -> None:
         self.broken.append(error)
 
-    def submit(self, number: int, *, within: float | None = None, queue=None, **options):
-        deadline = None if within is None else asyncio.get_running_loop().time() + within
-        options = {"top_k": 1, "with_embedding": False} | options
+    def submit(
+        self, number: int, *, queue=None, accepted=False, top_k=1, with_embedding=False, **request
+    ):
         return self.scheduler.submit(
-            self.queue if queue is None else queue, image(number), deadline=deadline, **options
+            self.queue if queue is None else queue,
+            image(number),
+            top_k=top_k,
+            with_embedding=with_embedding,
+            context=context(**request),
+            accepted=accepted,
         )
 
-    def accept(self, *, within: float | None = None, **options):
-        deadline = None if within is None else asyncio.get_running_loop().time() + within
-        return self.scheduler.accept(self.queue, deadline=deadline, **options)
+    def accept(self, *, decode_s=0.0, **request):
+        return self.scheduler.accept(self.queue, context(**request), decode_s)
 
 
 def in_virtual_time(test):
@@ -125,7 +129,7 @@ async def test_accepted_image_is_not_refused_after_decoding():
         with pytest.raises(QueueFull), bench.accept():
             raise AssertionError
         # Decoding takes longer than expected: by then the device has something else to do.
-        running = bench.submit(1, flow="stream")
+        running = bench.submit(1, stream="stream")
         await asyncio.sleep(0.1)
     decoded = bench.submit(2, within=2.4, accepted=True)
     with pytest.raises(QueueFull):
@@ -220,7 +224,7 @@ async def test_request_beyond_max_queue_wait_is_refused():
         bench.submit(4)
     assert refused.value.limit == "max_queue_wait_s"
     assert refused.value.retry_after_s == pytest.approx(0.5)
-    accepted += [bench.submit(5, within=100.0), bench.submit(6, flow="a stream")]
+    accepted += [bench.submit(5, within=100.0), bench.submit(6, stream="a stream")]
     await asyncio.gather(*accepted)
 
 
@@ -557,7 +561,7 @@ async def saturate(bench: Bench, flow: str, window: int, answered: dict[str, int
 
     async def one() -> None:
         while True:
-            await bench.submit(0, flow=flow)
+            await bench.submit(0, stream=flow)
             answered[flow] = answered.get(flow, 0) + 1
 
     await asyncio.gather(*(one() for _ in range(window)))
@@ -595,7 +599,7 @@ async def test_single_image_waits_for_one_image_of_each_flow():
 @in_virtual_time
 async def test_images_of_a_flow_keep_their_order():
     bench = Bench(BatchPolicy(max_batch_size=2))
-    await asyncio.gather(*(bench.submit(number, flow="a") for number in range(7)))
+    await asyncio.gather(*(bench.submit(number, stream="a") for number in range(7)))
     assert [number for batch in bench.engine.batches for number in batch] == list(range(7))
 
 
@@ -604,7 +608,7 @@ async def test_cancelled_images_of_a_flow_do_not_block_the_rest():
     bench = Bench(BatchPolicy(max_batch_size=1))
     running = bench.submit(0)
     await asyncio.sleep(0.1)
-    images = [bench.submit(number, flow="a") for number in range(1, 6)]
+    images = [bench.submit(number, stream="a") for number in range(1, 6)]
     for gone in (0, 1, 3):  # the one in line, the next one, one in the middle
         images[gone].cancel()
     await asyncio.gather(running, images[2], images[4])

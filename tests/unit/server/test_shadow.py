@@ -79,7 +79,7 @@ async def test_shadow_images_run_one_at_a_time_in_order_as_bulk():
             await line.answer()
         assert [source for source, *_ in line.jobs] == [b"\0", b"\1", b"\2"]
         for _, task, call in line.jobs:
-            assert (task.variant, task.shadow, call.bulk) == (CANDIDATE, True, True)
+            assert (task.variant, call.shadow, call.bulk) == (CANDIDATE, True, True)
             assert (task.top_k, task.with_embedding, call.deadline) == (1, True, None)
         comparison = line.stats.comparison
         assert (comparison.images, comparison.agreed) == (3, 2)

@@ -11,7 +11,7 @@ from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.errors import DeadlineUnreachable
 from tests.support import virtual_time
 from tests.support.simulation import Device, Outcome, poisson, quantile, simulate
-from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
 
 # The figures of the `timed` engine in docs/benchmarks.md.
 TIMED = Device(alpha_s=0.021, beta_s=0.00147, limit=32)
@@ -63,7 +63,11 @@ async def play(device: Device, arrivals: list[float], within_s: list[float] | No
         deadline = None if within_s is None else arrivals[number] + within_s[number]
         try:
             future = scheduler.submit(
-                queue, image(0), top_k=1, with_embedding=False, deadline=deadline
+                queue,
+                image(0),
+                top_k=1,
+                with_embedding=False,
+                context=context(deadline=deadline),
             )
         except DeadlineUnreachable:
             outcome.refused.append(number)

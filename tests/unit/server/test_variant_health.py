@@ -16,7 +16,7 @@ from resnet50_server.batching.variant_health import (
 )
 from resnet50_server.errors import EngineFailed, VariantUnhealthy
 from tests.support import virtual_time
-from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
 
 
 class Health(VariantHealth):
@@ -107,17 +107,23 @@ def test_each_variant_is_judged_by_its_own_outputs(caplog):
         queues = {name: scheduler.add(name, engine) for name, engine in engines.items()}
         for _ in range(MIN_NON_FINITE):
             for queue in queues.values():
-                answer = scheduler.submit(queue, image(1), top_k=1, with_embedding=False)
+                answer = scheduler.submit(
+                    queue, image(1), top_k=1, with_embedding=False, context=context()
+                )
                 with contextlib.suppress(EngineFailed):
                     await answer
         for call in (
-            lambda: scheduler.submit(queues["bad"], image(2), top_k=1, with_embedding=False),
-            lambda: scheduler.accept(queues["bad"]).__enter__(),
+            lambda: scheduler.submit(
+                queues["bad"], image(2), top_k=1, with_embedding=False, context=context()
+            ),
+            lambda: scheduler.accept(queues["bad"], context()).__enter__(),
         ):
             with pytest.raises(VariantUnhealthy, match="variant bad is out of service: "):
                 call()
         assert queues["good"].health.problem is None
-        answer = await scheduler.submit(queues["good"], image(3), top_k=1, with_embedding=False)
+        answer = await scheduler.submit(
+            queues["good"], image(3), top_k=1, with_embedding=False, context=context()
+        )
         assert answer.indices.tolist() == [3]
 
     virtual_time.run(ask())
@@ -133,7 +139,7 @@ def test_queued_images_of_an_unhealthy_variant_are_refused():
         engine.without_answer = 1
         queue = scheduler.add("v", engine)
         calls = [
-            scheduler.submit(queue, image(1), top_k=1, with_embedding=False)
+            scheduler.submit(queue, image(1), top_k=1, with_embedding=False, context=context())
             for _ in range(2 * MIN_NON_FINITE)
         ]
         for call in calls[:MIN_NON_FINITE]:
