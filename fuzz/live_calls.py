@@ -88,7 +88,7 @@ class Source:
         raw.CopyFrom(draw.choice(self._raw))
         numbers = (0, 1, 2, 7, 8, 16, 255, 1000, 4096, 65535, 65536, 2**31, 2**32 - 1)
         for _ in range(draw.choice((1, 1, 2, 3))):
-            match draw.randrange(5):
+            match draw.randrange(7):
                 case 0:
                     raw.width = draw.choice((*numbers, raw.width + 1))
                 case 1:
@@ -97,6 +97,10 @@ class Source:
                     raw.row_stride_bytes = draw.choice((*numbers, raw.row_stride_bytes + 1))
                 case 3:
                     raw.pixel_format = draw.choice((0, 1, 2, 3, 4, 5, 6, 7, 99))  # type: ignore[assignment]
+                case 4:
+                    raw.color_matrix = draw.choice((0, 1, 2, 3, 4, 99))  # type: ignore[assignment]
+                case 5:
+                    raw.color_range = draw.choice((0, 1, 2, 3, 99))  # type: ignore[assignment]
                 case _:
                     length = len(raw.pixels) + draw.choice((-100, -1, 1, 100))
                     raw.pixels = (raw.pixels + bytes(100))[: max(0, length)]

@@ -146,7 +146,17 @@ def raw_images() -> dict[str, image_pb2.RawImage]:
                 row_stride_bytes=row + padding if padding else 0,
                 pixels=bytes(number % 251 for number in range(rows * (row + padding))),
             )
+            if planar and padding:
+                made[f"{name} in BT.709, full range"] = _in_bt709(made[f"{name} padded by 4"])
     return made
+
+
+def _in_bt709(raw: image_pb2.RawImage) -> image_pb2.RawImage:
+    other = image_pb2.RawImage()
+    other.CopyFrom(raw)
+    other.color_matrix = image_pb2.COLOR_MATRIX_BT709
+    other.color_range = image_pb2.COLOR_RANGE_FULL
+    return other
 
 
 def calls(image: bytes | None = None) -> dict[str, list[tuple[str, list[bytes]]]]:
@@ -264,6 +274,7 @@ def wrong_raw_images() -> list[image_pb2.RawImage]:
         *({"width": 0}, {"height": 0}, {"width": 65536, "height": 1}, {"width": 65535}),
         *({"row_stride_bytes": 1}, {"pixel_format": 0}, {"pixel_format": 7}),
         *({"pixel_format": 5, "width": 3}, {"pixel_format": 6, "height": 3}),
+        *({"color_matrix": 1}, {"color_range": 1}, {"color_matrix": 9}, {"color_range": 9}),
     ]
     made = []
     for fields in wrong:

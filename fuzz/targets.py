@@ -15,6 +15,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -182,11 +183,15 @@ def raw(content: bytes) -> None:
 def raw_image(content: bytes) -> image_pb2.RawImage:
     """Make a raw image of bytes: its numbers, by how many bytes it lies, and its pixels.
 
+    The high bytes of the pixel format's number are the matrix and the range.
+
     Pixels are repeated until there are as many as there should be, give or take the lie.
     """
     numbers = content[: _NUMBERS.size].ljust(_NUMBERS.size, b"\0")
     width, height, pixel_format, stride, lie = _NUMBERS.unpack(numbers)
     pattern = content[_NUMBERS.size :] or b"\0"
+    color_matrix, color_range = pixel_format >> 24, pixel_format >> 16 & 0xFF
+    pixel_format &= 0xFFFF
     planar = pixel_format in (image_pb2.PIXEL_FORMAT_NV12, image_pb2.PIXEL_FORMAT_I420)
     rows = height * 3 // 2 if planar else height
     samples = {image_pb2.PIXEL_FORMAT_RGB: 3, image_pb2.PIXEL_FORMAT_BGR: 3}
@@ -197,15 +202,18 @@ def raw_image(content: bytes) -> image_pb2.RawImage:
     return image_pb2.RawImage(
         width=width,
         height=height,
-        pixel_format=pixel_format % 2**31,
+        pixel_format=pixel_format,
         row_stride_bytes=stride,
         pixels=(pattern * (length // len(pattern) + 1))[:length],
+        color_matrix=color_matrix,
+        color_range=color_range,
     )
 
 
 def raw_bytes(message: image_pb2.RawImage, lie: int = 0) -> bytes:
     """Return the bytes that `raw_image` makes a message of."""
-    sides = (message.width, message.height, message.pixel_format, message.row_stride_bytes)
+    kind = message.color_matrix << 24 | message.color_range << 16 | message.pixel_format
+    sides = (message.width, message.height, kind, message.row_stride_bytes)
     return _NUMBERS.pack(*sides, lie) + message.pixels
 
 
@@ -229,7 +237,7 @@ def _packed(source: RawImage) -> RawImage:
             cut.append(line)
             at += between
     packed = b"".join(cut)
-    return RawImage(source.width, source.height, source.pixel_format, 0, packed)
+    return replace(source, row_stride_bytes=0, pixels=packed)
 
 
 # Calls
@@ -261,8 +269,8 @@ def stop_calls() -> None:
 # Replies
 
 _STREAMS = (
-    messages.classify_stream("ordered", "", 0, None, False, None, 1),
-    messages.embed_stream("latest", "", False, "float16", None, 1),
+    messages.classify_stream("ordered", "", 0, None, False, None, None, 1),
+    messages.embed_stream("latest", "", False, "float16", None, None, 1),
 )
 
 

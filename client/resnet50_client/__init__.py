@@ -27,7 +27,7 @@ from .errors import (
     VariantNotFoundError,
 )
 from .frames import FrameAnswer
-from .images import ImageInput, VideoFrame
+from .images import ImageInput, RawImage, VideoFrame
 from .observer import CallObserver, ObservedCall
 from .results import (
     BatchLatency,
@@ -55,6 +55,7 @@ __all__ = [
     "Client",
     "ImageInput",
     "ObservedCall",
+    "RawImage",
     "RetryPolicy",
     "frames_from_video",
     # Results

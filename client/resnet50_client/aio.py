@@ -39,6 +39,7 @@ class AsyncClient(AsyncVariants):
         top_k: int = 0,
         min_probability: float | None = None,
         include_embedding: bool = False,
+        background: str | None = None,
         pixel_format: str | None = None,
         caller_key: str | None = None,
         timeout_s: float | None = None,
@@ -52,6 +53,8 @@ class AsyncClient(AsyncVariants):
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1.
             include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
             pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
             caller_key: Key that assigns the call in a traffic split; None for the client's.
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
@@ -61,7 +64,9 @@ class AsyncClient(AsyncVariants):
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
-        options = messages.classify_options(variant, top_k, min_probability, include_embedding)
+        options = messages.classify_options(
+            variant, top_k, min_probability, include_embedding, background
+        )
         call = await _prepare(calls.classify_call, image, pixel_format, options)
         return await self._call(call, timeout_s, caller_key)
 
@@ -72,6 +77,7 @@ class AsyncClient(AsyncVariants):
         variant: str = "",
         l2_normalize: bool = False,
         dtype: str = "float32",
+        background: str | None = None,
         pixel_format: str | None = None,
         caller_key: str | None = None,
         timeout_s: float | None = None,
@@ -83,6 +89,7 @@ class AsyncClient(AsyncVariants):
             variant: Name of the variant; "" for the server's default.
             l2_normalize: Scale the vector to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of an array; see `classify`.
             caller_key: Key that assigns the call in a traffic split; None for the client's.
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
@@ -92,7 +99,7 @@ class AsyncClient(AsyncVariants):
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
-        options = messages.embed_options(variant, l2_normalize, dtype)
+        options = messages.embed_options(variant, l2_normalize, dtype, background)
         call = await _prepare(calls.embed_call, image, pixel_format, options)
         return await self._call(call, timeout_s, caller_key)
 
@@ -105,6 +112,7 @@ class AsyncClient(AsyncVariants):
         top_k: int = 0,
         min_probability: float | None = None,
         include_embedding: bool = False,
+        background: str | None = None,
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
@@ -130,6 +138,7 @@ class AsyncClient(AsyncVariants):
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1.
             include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
             window: Maximum number of pending frames; the server has a limit of its own.
             resume_s: Seconds to retry without an answer from any server, from the first failure;
@@ -149,7 +158,14 @@ class AsyncClient(AsyncVariants):
         """
         check_images("frames", frames, pixel_format, asynchronous=True)
         kind = messages.classify_stream(
-            delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
+            delivery,
+            variant,
+            top_k,
+            min_probability,
+            include_embedding,
+            background,
+            pixel_format,
+            window,
         )
         limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
         return self._stream(kind, frames, limits, priority, caller_key)
@@ -162,6 +178,7 @@ class AsyncClient(AsyncVariants):
         variant: str = "",
         l2_normalize: bool = False,
         dtype: str = "float32",
+        background: str | None = None,
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
@@ -178,6 +195,7 @@ class AsyncClient(AsyncVariants):
             variant: Name of the variant; "" for the server's default.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
             window: Maximum number of pending frames; the server has a limit of its own.
             resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
@@ -191,7 +209,9 @@ class AsyncClient(AsyncVariants):
             Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
         check_images("frames", frames, pixel_format, asynchronous=True)
-        kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
+        kind = messages.embed_stream(
+            delivery, variant, l2_normalize, dtype, background, pixel_format, window
+        )
         limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
         return self._stream(kind, frames, limits, priority, caller_key)
 
@@ -203,6 +223,7 @@ class AsyncClient(AsyncVariants):
         top_k: int = 0,
         min_probability: float | None = None,
         include_embedding: bool = False,
+        background: str | None = None,
         pixel_format: str | None = None,
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
@@ -220,6 +241,7 @@ class AsyncClient(AsyncVariants):
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1.
             include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
             errors: "return" yields an image's error instead of its result; "raise" raises it.
             window: Maximum number of pending images; the server has a limit of its own.
@@ -241,6 +263,7 @@ class AsyncClient(AsyncVariants):
             top_k=top_k,
             min_probability=min_probability,
             include_embedding=include_embedding,
+            background=background,
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
@@ -258,6 +281,7 @@ class AsyncClient(AsyncVariants):
         variant: str = "",
         l2_normalize: bool = False,
         dtype: str = "float32",
+        background: str | None = None,
         pixel_format: str | None = None,
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
@@ -274,6 +298,7 @@ class AsyncClient(AsyncVariants):
             variant: Name of the variant; "" for the server's default.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
             errors: "return" yields an image's error instead of its result; "raise" raises it.
             window: Maximum number of pending images; the server has a limit of its own.
@@ -294,6 +319,7 @@ class AsyncClient(AsyncVariants):
             variant=variant,
             l2_normalize=l2_normalize,
             dtype=dtype,
+            background=background,
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,

@@ -9,13 +9,16 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 from .errors import InvalidRequestError
-from .images import PIXEL_FORMATS, PLANAR_FORMATS, VideoFrame, is_pil_image, is_tensor
+from .images import PIXEL_FORMATS, PLANAR_FORMATS, RawImage, VideoFrame, is_tensor
+from .pil import is_pil_image
 
+_COLOR = re.compile("#[0-9A-Fa-f]{6}")
 # Counts are uint32 in the contract.
 MAX_COUNT = 2**32 - 1
 
@@ -82,6 +85,21 @@ def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
         )
 
 
+def check_background(value: object) -> None:
+    """Check a background of transparent pixels; None is allowed.
+
+    Raises:
+        InvalidRequestError: The value is none.
+    """
+    named = value is None or value in ("white", "black", "none")
+    if not named and not (isinstance(value, str) and _COLOR.fullmatch(value)):
+        raise InvalidRequestError(
+            f'background: is {value!r}, must be "white", "black", "#rrggbb", "none" to drop alpha,'
+            " or None for the variant's",
+            field="options.background",
+        )
+
+
 def check_pixel_format(value: object) -> None:
     """Check the name of a pixel format; None is allowed.
 
@@ -131,7 +149,7 @@ def _one_image(images: Any, pixel_format: str | None) -> str:
         return f"a path, {kind}"
     if isinstance(images, (bytes, bytearray, memoryview)):
         return f"a file's content, {kind}"
-    if isinstance(images, VideoFrame) or is_pil_image(images):
+    if isinstance(images, (RawImage, VideoFrame)) or is_pil_image(images):
         return kind
     if isinstance(images, io.IOBase) or (hasattr(images, "read") and hasattr(images, "readline")):
         return f"an open file, {kind}; its lines are not images"

@@ -37,6 +37,7 @@ class Client(BlockingVariants):
         top_k: int = 0,
         min_probability: float | None = None,
         include_embedding: bool = False,
+        background: str | None = None,
         pixel_format: str | None = None,
         caller_key: str | None = None,
         timeout_s: float | None = None,
@@ -50,6 +51,8 @@ class Client(BlockingVariants):
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1.
             include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
             pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
             caller_key: Key that assigns the call in a traffic split; None for the client's.
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
@@ -59,7 +62,9 @@ class Client(BlockingVariants):
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
-        options = messages.classify_options(variant, top_k, min_probability, include_embedding)
+        options = messages.classify_options(
+            variant, top_k, min_probability, include_embedding, background
+        )
         call = calls.classify_call(image, pixel_format, options)
         return self._call(call, timeout_s, caller_key)
 
@@ -70,6 +75,7 @@ class Client(BlockingVariants):
         variant: str = "",
         l2_normalize: bool = False,
         dtype: str = "float32",
+        background: str | None = None,
         pixel_format: str | None = None,
         caller_key: str | None = None,
         timeout_s: float | None = None,
@@ -81,6 +87,7 @@ class Client(BlockingVariants):
             variant: Name of the variant; "" for the server's default.
             l2_normalize: Scale the vector to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of an array; see `classify`.
             caller_key: Key that assigns the call in a traffic split; None for the client's.
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
@@ -90,7 +97,7 @@ class Client(BlockingVariants):
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
-        options = messages.embed_options(variant, l2_normalize, dtype)
+        options = messages.embed_options(variant, l2_normalize, dtype, background)
         call = calls.embed_call(image, pixel_format, options)
         return self._call(call, timeout_s, caller_key)
 
@@ -103,6 +110,7 @@ class Client(BlockingVariants):
         top_k: int = 0,
         min_probability: float | None = None,
         include_embedding: bool = False,
+        background: str | None = None,
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
@@ -128,6 +136,7 @@ class Client(BlockingVariants):
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1.
             include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
             window: Maximum number of pending frames; the server has a limit of its own.
             resume_s: Seconds to retry without an answer from any server, from the first failure;
@@ -147,7 +156,14 @@ class Client(BlockingVariants):
         """
         check_images("frames", frames, pixel_format)
         kind = messages.classify_stream(
-            delivery, variant, top_k, min_probability, include_embedding, pixel_format, window
+            delivery,
+            variant,
+            top_k,
+            min_probability,
+            include_embedding,
+            background,
+            pixel_format,
+            window,
         )
         limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
         return self._stream(kind, frames, limits, priority, caller_key)
@@ -160,6 +176,7 @@ class Client(BlockingVariants):
         variant: str = "",
         l2_normalize: bool = False,
         dtype: str = "float32",
+        background: str | None = None,
         pixel_format: str | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
@@ -176,6 +193,7 @@ class Client(BlockingVariants):
             variant: Name of the variant; "" for the server's default.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
             window: Maximum number of pending frames; the server has a limit of its own.
             resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
@@ -189,7 +207,9 @@ class Client(BlockingVariants):
             Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
         check_images("frames", frames, pixel_format)
-        kind = messages.embed_stream(delivery, variant, l2_normalize, dtype, pixel_format, window)
+        kind = messages.embed_stream(
+            delivery, variant, l2_normalize, dtype, background, pixel_format, window
+        )
         limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
         return self._stream(kind, frames, limits, priority, caller_key)
 
@@ -201,6 +221,7 @@ class Client(BlockingVariants):
         top_k: int = 0,
         min_probability: float | None = None,
         include_embedding: bool = False,
+        background: str | None = None,
         pixel_format: str | None = None,
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
@@ -218,6 +239,7 @@ class Client(BlockingVariants):
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1.
             include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
             errors: "return" yields an image's error instead of its result; "raise" raises it.
             window: Maximum number of pending images; the server has a limit of its own.
@@ -239,6 +261,7 @@ class Client(BlockingVariants):
             top_k=top_k,
             min_probability=min_probability,
             include_embedding=include_embedding,
+            background=background,
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,
@@ -256,6 +279,7 @@ class Client(BlockingVariants):
         variant: str = "",
         l2_normalize: bool = False,
         dtype: str = "float32",
+        background: str | None = None,
         pixel_format: str | None = None,
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
@@ -272,6 +296,7 @@ class Client(BlockingVariants):
             variant: Name of the variant; "" for the server's default.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
             errors: "return" yields an image's error instead of its result; "raise" raises it.
             window: Maximum number of pending images; the server has a limit of its own.
@@ -292,6 +317,7 @@ class Client(BlockingVariants):
             variant=variant,
             l2_normalize=l2_normalize,
             dtype=dtype,
+            background=background,
             pixel_format=pixel_format,
             window=window,
             resume_s=resume_s,

@@ -7,9 +7,18 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Protocol,
+    TypeAlias,
+    TypeGuard,
+    cast,
+    runtime_checkable,
+)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +26,9 @@ from numpy.typing import NDArray
 from resnet50.v1 import image_pb2
 
 from .errors import InvalidImageError
+from .pil import is_pil_image, pil_array
 
 if TYPE_CHECKING:
-    import PIL.Image
     import torch
 
 
@@ -32,12 +41,33 @@ class VideoFrame:
         pixel_format: Layout, as for `classify`, e.g. "I420"; None for encoded images and RGB.
         time_s: Presentation time in seconds from the start of the video.
         number: Position in the video, from 0, including omitted frames.
+        color_matrix: As of `RawImage`.
+        color_range: As of `RawImage`.
     """
 
     image: NDArray[np.uint8] | bytes
     pixel_format: str | None
     time_s: float
     number: int
+    color_matrix: str | None = None
+    color_range: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RawImage:
+    """Pixels of one image with their layout and colours, e.g. a frame of a camera.
+
+    Attributes:
+        pixels: uint8 array in `pixel_format`; see `ImageInput`.
+        pixel_format: "RGB", "BGR", "RGBA", "GRAY", "NV12" or "I420".
+        color_matrix: Of "NV12" and "I420": "BT601", "BT709" or "BT2020"; None for BT.601.
+        color_range: Of "NV12" and "I420": "limited" or "full"; None for limited.
+    """
+
+    pixels: NDArray[np.uint8]
+    pixel_format: str
+    color_matrix: str | None = None
+    color_range: str | None = None
 
 
 @runtime_checkable
@@ -82,6 +112,7 @@ ImageInput: TypeAlias = (
     | memoryview
     | BinaryIO
     | NDArray[np.uint8]
+    | RawImage
     | VideoFrame
     | PILImage
     | TorchTensor
@@ -96,6 +127,7 @@ ImageInput: TypeAlias = (
   [height * 3 / 2, width]. Raw pixels as bytes become one with `np.frombuffer(content,
   np.uint8).reshape(height, width, 3)`;
 * an encoded file in a numpy array, uint8 [bytes] or [bytes, 1], as `cv2.imencode` returns it;
+* a `RawImage`, which names the layout of its array, and the matrix and the range of YUV;
 * a `VideoFrame`, as `frames_from_video` yields;
 * a torch tensor, uint8 [3, height, width] RGB or [1, height, width] grey, on any device.
 """
@@ -105,6 +137,8 @@ _CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
 _FORMAT_OF_CHANNELS = {3: "RGB", 4: "RGBA", 1: "GRAY"}
 PLANAR_FORMATS = ("NV12", "I420")
 PIXEL_FORMATS = (*_CHANNELS, *PLANAR_FORMATS)
+COLOR_MATRICES = ("BT601", "BT709", "BT2020")
+COLOR_RANGES = ("limited", "full")
 # Larger images are copied and hashed in a thread rather than on the event loop: 1 MiB takes about
 # a millisecond.
 QUICK_BYTES = 2**20
@@ -120,12 +154,16 @@ class RawPixels:
         height: In pixels.
         pixel_format: "RGB", "BGR", "RGBA", "GRAY", "NV12" or "I420".
         pixels: Row by row, without padding.
+        color_matrix: As of `RawImage`.
+        color_range: As of `RawImage`.
     """
 
     width: int
     height: int
     pixel_format: str
     pixels: bytes
+    color_matrix: str | None = None
+    color_range: str | None = None
 
 
 def read_image(image: ImageInput, pixel_format: str | None = None) -> bytes | RawPixels:
@@ -140,8 +178,9 @@ def read_image(image: ImageInput, pixel_format: str | None = None) -> bytes | Ra
         InvalidImageError: Its shape or dtype is not one of those above.
         OSError: The file cannot be read.
     """
-    if isinstance(image, VideoFrame):
-        return read_image(image.image, image.pixel_format)
+    if isinstance(image, (RawImage, VideoFrame)):
+        pixels = image.pixels if isinstance(image, RawImage) else image.image
+        return _with_colors(read_image(pixels, image.pixel_format), image)
     if pixel_format is not None and pixel_format not in PIXEL_FORMATS:
         raise InvalidImageError(
             f"pixel_format: is {pixel_format!r}, must be one of {', '.join(PIXEL_FORMATS)}",
@@ -171,6 +210,10 @@ def put_image(message: image_pb2.Image, content: bytes | RawPixels) -> None:
     raw.width, raw.height = content.width, content.height
     raw.pixel_format = image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{content.pixel_format}")
     raw.pixels = content.pixels
+    if content.color_matrix is not None:
+        raw.color_matrix = image_pb2.ColorMatrix.Value(f"COLOR_MATRIX_{content.color_matrix}")
+    if content.color_range is not None:
+        raw.color_range = image_pb2.ColorRange.Value(f"COLOR_RANGE_{content.color_range.upper()}")
 
 
 def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Image:
@@ -182,11 +225,32 @@ def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Im
 
 def is_quickly_read(image: ImageInput) -> bool:
     """Return True if `read_image` is fast: no file to read, and little to copy."""
-    if isinstance(image, VideoFrame):
-        image = image.image
+    if isinstance(image, (RawImage, VideoFrame)):
+        image = image.pixels if isinstance(image, RawImage) else image.image
     if isinstance(image, (memoryview, np.ndarray)):
         return image.nbytes <= QUICK_BYTES
     return isinstance(image, (bytes, bytearray)) and len(image) <= QUICK_BYTES
+
+
+def _with_colors(content: bytes | RawPixels, image: RawImage | VideoFrame) -> bytes | RawPixels:
+    """Add the matrix and the range of an image to what is sent of it.
+
+    Raises:
+        InvalidImageError: One is unknown, or the image is not YUV.
+    """
+    for name, known in (("color_matrix", COLOR_MATRICES), ("color_range", COLOR_RANGES)):
+        value = getattr(image, name)
+        if value is None:
+            continue
+        reason = ""
+        if value not in known:
+            reason = f"must be one of {', '.join(known)}, or None"
+        elif isinstance(content, bytes) or content.pixel_format not in PLANAR_FORMATS:
+            reason = f"goes with pixel_format {' and '.join(PLANAR_FORMATS)} only; leave it out"
+        if reason:
+            raise InvalidImageError(f"{name}: is {value!r}, {reason}", field=f"image.raw.{name}")
+        content = replace(cast("RawPixels", content), **{name: value})
+    return content
 
 
 def is_url(path: str) -> bool:
@@ -226,12 +290,6 @@ def _encoded(image: Any) -> bytes:
     )
 
 
-def is_pil_image(image: Any) -> TypeGuard[PIL.Image.Image]:
-    """Return True for a PIL image, without importing PIL: before its import there is none."""
-    pil = sys.modules.get("PIL.Image")
-    return pil is not None and isinstance(image, pil.Image)
-
-
 def is_tensor(image: Any) -> TypeGuard[torch.Tensor]:
     """Return True for a torch tensor, without importing torch."""
     torch_module = sys.modules.get("torch")
@@ -243,7 +301,7 @@ def _array(image: Any) -> NDArray[Any] | None:
     if isinstance(image, np.ndarray):
         return image
     if is_pil_image(image):
-        return _pil_array(image)
+        return pil_array(image)
     if is_tensor(image):
         return _tensor_array(image)
     return None
@@ -260,28 +318,6 @@ def _is_file(array: NDArray[Any] | None) -> TypeGuard[NDArray[np.uint8]]:
         and array.size > 1
         and (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1))
     )
-
-
-def _pil_array(image: PIL.Image.Image) -> NDArray[np.uint8]:
-    from PIL import ImageOps
-
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        # convert() clips 16-bit pixels instead of scaling them.
-        deep: NDArray[np.uint16] = np.asarray(upright)
-        scaled: NDArray[np.uint8] = np.rint(deep.astype(np.float32) / 257.0).astype(np.uint8)
-        return scaled
-    if upright.mode in ("I", "F"):
-        raise InvalidImageError(
-            f"image: the white level of a PIL image of mode {upright.mode} is undefined; convert it"
-            " to RGB, L or I;16",
-            field="image",
-        )
-    if upright.mode not in ("RGB", "RGBA", "L"):
-        if "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        upright = upright.convert("RGB")
-    return np.asarray(upright)
 
 
 def _tensor_array(tensor: torch.Tensor) -> NDArray[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2, variant_pb2
 
-from .arguments import check_choice, check_count, check_probability
+from .arguments import check_background, check_choice, check_count, check_probability
 from .errors import InvalidRequestError, ServerError
 from .frames import DELIVERIES, Delivery, StreamKind
 from .results import (
@@ -47,7 +47,11 @@ _CACHE_USES: dict[result_pb2.CacheUse.ValueType, CacheUse] = {
 
 
 def classify_options(
-    variant: str, top_k: int, min_probability: float | None, include_embedding: bool
+    variant: str,
+    top_k: int,
+    min_probability: float | None,
+    include_embedding: bool,
+    background: str | None,
 ) -> inference_pb2.ClassifyOptions:
     """Check the options of `classify`.
 
@@ -59,6 +63,7 @@ def classify_options(
     )
     if min_probability is not None:
         check_probability("options.min_probability", min_probability)
+    check_background(background)
     return message(
         inference_pb2.ClassifyOptions,
         "options.",
@@ -66,22 +71,27 @@ def classify_options(
         top_k=top_k,
         min_probability=min_probability,
         include_embedding=include_embedding,
+        background=background,
     )
 
 
-def embed_options(variant: str, l2_normalize: bool, dtype: str) -> inference_pb2.EmbedOptions:
+def embed_options(
+    variant: str, l2_normalize: bool, dtype: str, background: str | None
+) -> inference_pb2.EmbedOptions:
     """Check the options of `embed`.
 
     Raises:
         InvalidRequestError: One is invalid.
     """
     check_choice("dtype", dtype, _TYPES, "options.type")
+    check_background(background)
     return message(
         inference_pb2.EmbedOptions,
         "options.",
         variant=variant,
         l2_normalize=l2_normalize,
         type=_TYPES[dtype],
+        background=background,
     )
 
 
@@ -116,11 +126,12 @@ def classify_stream(
     top_k: int,
     min_probability: float | None,
     include_embedding: bool,
+    background: str | None,
     pixel_format: str | None,
     window: int,
 ) -> StreamKind[Classification]:
     """Describe a stream of `classify_stream`."""
-    options = classify_options(variant, top_k, min_probability, include_embedding)
+    options = classify_options(variant, top_k, min_probability, include_embedding, background)
     config = _config(inference_pb2.ClassifyStreamConfig, options, delivery, window)
     return StreamKind(
         "ClassifyStream",
@@ -137,11 +148,12 @@ def embed_stream(
     variant: str,
     l2_normalize: bool,
     dtype: str,
+    background: str | None,
     pixel_format: str | None,
     window: int,
 ) -> StreamKind[Embedding]:
     """Describe a stream of `embed_stream`."""
-    options = embed_options(variant, l2_normalize, dtype)
+    options = embed_options(variant, l2_normalize, dtype, background)
     config = _config(inference_pb2.EmbedStreamConfig, options, delivery, window)
     return StreamKind(
         "EmbedStream", inference_pb2.EmbedStreamRequest, config, embedding, delivery, pixel_format
@@ -223,6 +235,7 @@ def variant(message: variant_pb2.Variant) -> Variant:
             mean=tuple(message.transform.mean),
             std=tuple(message.transform.std),
             interpolation=message.transform.interpolation,
+            background=message.transform.background or "none",
         ),
         published_accuracy=PublishedAccuracy(
             accuracy.dataset,

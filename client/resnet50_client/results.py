@@ -173,6 +173,7 @@ class Transform:
         mean: Subtracted from red, green and blue after scaling to 0..1.
         std: Divides red, green and blue after that.
         interpolation: "bilinear", "bicubic" or "nearest".
+        background: Background of transparent pixels, "#rrggbb", or "none": alpha is dropped.
     """
 
     resize: int
@@ -180,6 +181,7 @@ class Transform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    background: str = "none"
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def test_exports_are_these_and_only_these():
         "PermissionDeniedError",
         "PublishedAccuracy",
         "Quantization",
+        "RawImage",
         "Resnet50Error",
         "RetryPolicy",
         "ServerError",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # A multiple of 24, 25, 30 and 30000/1001 frames per second; MPEG-4 allows at most 65535.
 TICKS_PER_S = 60_000
 _PLANAR = {"I420": "yuv420p", "NV12": "nv12"}
+# FFmpeg's AVColorSpace and AVColorRange.
+_COLORSPACES = {None: 6, "BT601": 6, "BT709": 1, "BT2020": 9}
+_COLOR_RANGES = {None: 1, "limited": 1, "full": 2}
 
 
 class Annotator:
@@ -96,14 +99,22 @@ class Annotator:
     def _picture(self, image: Any) -> Any:
         """Convert a frame to a PIL image to draw on."""
         if isinstance(image, VideoFrame):
-            planar = _PLANAR.get(image.pixel_format or "")
-            if planar is not None:
-                return self._av.VideoFrame.from_ndarray(image.image, format=planar).to_image()
+            if image.pixel_format in _PLANAR:
+                return self._planar_picture(image)
             image = image.image
         if isinstance(image, np.ndarray):
             return self._pil.Image.fromarray(image).convert("RGB")
         opened = self._pil.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
         return self._pil.ImageOps.exif_transpose(opened).convert("RGB")
+
+    def _planar_picture(self, frame: VideoFrame) -> Any:
+        """Convert a YUV frame by its matrix and range."""
+        planes = self._av.VideoFrame.from_ndarray(
+            frame.image, format=_PLANAR[frame.pixel_format or ""]
+        )
+        planes.colorspace = _COLORSPACES[frame.color_matrix]
+        planes.color_range = _COLOR_RANGES[frame.color_range]
+        return planes.to_image()
 
     def _draw(self, picture: PIL.Image.Image, caption: str) -> None:
         draw: Any = self._pil.ImageDraw.Draw(picture)

@@ -19,6 +19,7 @@ from .images import Answer, answers, find_images
 from .options import (
     DEFAULT_CONCURRENCY,
     AsJson,
+    Background,
     Concurrency,
     Files,
     StreamTimeout,
@@ -90,6 +91,7 @@ def classify(
         float | None,
         typer.Option("--min-probability", min=0, max=1, help="Omit categories below this."),
     ] = None,
+    background: Background = None,
     timeout_s: StreamTimeout = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     as_json: AsJson = False,
@@ -104,6 +106,7 @@ def classify(
             variant=variant,
             top_k=top_k,
             min_probability=min_probability,
+            background=background,
             window=concurrency,
         )
         with closing(answers(call, find_images(files))) as results:

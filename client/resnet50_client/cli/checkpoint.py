@@ -53,16 +53,18 @@ class Checkpoint:
     Args:
         folder: Folder of the shards; created with the first shard.
         l2_normalize: True if the vectors are scaled to length 1.
+        background: What transparent pixels are composited on; "" for the variant's.
 
     Raises:
-        ValueError: The folder's shards are corrupt, or have another `l2_normalize`.
+        ValueError: The folder's shards are corrupt, or of other options.
     """
 
-    def __init__(self, folder: Path, l2_normalize: bool) -> None:
+    def __init__(self, folder: Path, l2_normalize: bool, background: str = "") -> None:
         self.folder = folder
         self.space: Space | None = None
         self.dimension = 0
         self._l2_normalize = l2_normalize
+        self._background = background
         self._locations: dict[str, _Location] = {}
         self._pending: list[tuple[str, FileFingerprint, Embedding]] = []
         self._flushed_at = time.monotonic()
@@ -143,6 +145,7 @@ class Checkpoint:
                 digest=self.space.digest,
                 space=self.space.space,
                 l2_normalize=self._l2_normalize,
+                background=self._background,
             )
             file.flush()
             os.fsync(file.fileno())
@@ -184,14 +187,18 @@ class Checkpoint:
                 paths, fingerprints = arrays["paths"].tolist(), arrays["fingerprints"].tolist()
                 space = Space(*(str(arrays[name]) for name in ("variant", "digest", "space")))
                 normalized = bool(arrays["l2_normalize"])
+                # Checkpoints of older releases have none.
+                background = str(arrays["background"]) if "background" in arrays else ""
                 if self.space is None:
                     self.space, self.dimension = space, arrays["vectors"].shape[1]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: {error}; start over with --restart") from error
-        if normalized != self._l2_normalize or space != self.space:
+        options = normalized, background
+        if options != (self._l2_normalize, self._background) or space != self.space:
             kind = "with" if normalized else "without"
+            on = f" on --background {background}" if background else ""
             raise ValueError(
-                f"{self.folder} contains vectors of {space.space} {kind} --l2-normalize, which"
+                f"{self.folder} contains vectors of {space.space} {kind} --l2-normalize{on}, which"
                 " this run does not match; use the same options, or start over with --restart"
             )
         for row, (name, fingerprint) in enumerate(zip(paths, fingerprints, strict=True)):

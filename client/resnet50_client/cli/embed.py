@@ -20,6 +20,7 @@ from .images import STDIN, answers, find_images
 from .options import (
     DEFAULT_CONCURRENCY,
     AsJson,
+    Background,
     Concurrency,
     Files,
     StreamTimeout,
@@ -60,6 +61,7 @@ def embed(
     l2_normalize: Annotated[
         bool, typer.Option("--l2-normalize", help="Scale vectors to length 1.")
     ] = False,
+    background: Background = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard the checkpoint of an interrupted run.")
     ] = False,
@@ -76,7 +78,7 @@ def embed(
     write = _writer(out)
     with reporting_errors(), exclusive_lock(out):
         images = list(find_images(files))
-        checkpoint = _open_checkpoint(out, l2_normalize, restart)
+        checkpoint = _open_checkpoint(out, l2_normalize, background or "", restart)
         run = _Run(images, checkpoint)
         try:
             with reporting_errors(), stop_signals() as stop, servers.client(timeout_s) as client:
@@ -85,6 +87,7 @@ def embed(
                     client.embed_many,
                     variant=variant,
                     l2_normalize=l2_normalize,
+                    background=background,
                     window=concurrency,
                 )
                 with progress_bar() as progress:
@@ -174,11 +177,11 @@ def _writer(out: Path) -> Writer:
         raise typer.BadParameter(str(error), param_hint="--out") from error
 
 
-def _open_checkpoint(out: Path, l2_normalize: bool, restart: bool) -> Checkpoint:
+def _open_checkpoint(out: Path, l2_normalize: bool, background: str, restart: bool) -> Checkpoint:
     folder = out.with_name(out.name + ".partial")
     if restart:
         Checkpoint.remove_from(folder)
-    return Checkpoint(folder, l2_normalize)
+    return Checkpoint(folder, l2_normalize, background)
 
 
 def _fingerprint(path: str) -> FileFingerprint:

@@ -29,6 +29,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per 
 VariantName = Annotated[
     str, typer.Option("--variant", help="Name of the variant. Default: the server's default.")
 ]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        "--background",
+        metavar="white|black|#rrggbb|none",
+        help="Background of transparent pixels; none drops alpha. Default: the variant's.",
+    ),
+]
 Files = Annotated[
     list[str],
     typer.Argument(

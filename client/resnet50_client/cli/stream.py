@@ -15,7 +15,14 @@ from ..frames import FrameAnswer
 from ..results import Classification
 from .annotate import Annotator
 from .frame_source import InFlightFrames, SourceFrame, read_frames
-from .options import DEFAULT_CONCURRENCY, AsJson, Concurrency, StreamTimeout, VariantName
+from .options import (
+    DEFAULT_CONCURRENCY,
+    AsJson,
+    Background,
+    Concurrency,
+    StreamTimeout,
+    VariantName,
+)
 from .output import (
     SOME_FAILED,
     WRONG_USAGE,
@@ -64,6 +71,7 @@ def stream(
         ),
     ],
     variant: VariantName = "",
+    background: Background = None,
     fps: Annotated[
         float | None,
         typer.Option(
@@ -132,6 +140,7 @@ def stream(
             delivery=delivery.value,
             variant=variant,
             top_k=1,
+            background=background,
             window=concurrency,
         )
         stack.enter_context(closing(answers))

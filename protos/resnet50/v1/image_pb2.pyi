@@ -30,7 +30,7 @@ class _PixelFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     PIXEL_FORMAT_BGR: _PixelFormat.ValueType  # 2
     """3 bytes a pixel: blue, green, red (OpenCV's order)."""
     PIXEL_FORMAT_RGBA: _PixelFormat.ValueType  # 3
-    """4 bytes a pixel: red, green, blue, alpha. Alpha is dropped, as Pillow's convert("RGB") does."""
+    """4 bytes a pixel: red, green, blue, alpha; not premultiplied. See ClassifyOptions.background."""
     PIXEL_FORMAT_GRAY: _PixelFormat.ValueType  # 4
     """1 byte a pixel: luma, copied to the three channels."""
     PIXEL_FORMAT_NV12: _PixelFormat.ValueType  # 5
@@ -39,7 +39,7 @@ class _PixelFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """A plane of luma, then the U and the V plane at half resolution: 1.5 bytes a pixel."""
 
 class PixelFormat(_PixelFormat, metaclass=_PixelFormatEnumTypeWrapper):
-    """Layout of a raw image's bytes. YUV formats are BT.601 in limited ("video") range."""
+    """Layout of a raw image's bytes."""
 
 PIXEL_FORMAT_UNSPECIFIED: PixelFormat.ValueType  # 0
 """Rejected with INVALID_ARGUMENT: the format is required."""
@@ -48,7 +48,7 @@ PIXEL_FORMAT_RGB: PixelFormat.ValueType  # 1
 PIXEL_FORMAT_BGR: PixelFormat.ValueType  # 2
 """3 bytes a pixel: blue, green, red (OpenCV's order)."""
 PIXEL_FORMAT_RGBA: PixelFormat.ValueType  # 3
-"""4 bytes a pixel: red, green, blue, alpha. Alpha is dropped, as Pillow's convert("RGB") does."""
+"""4 bytes a pixel: red, green, blue, alpha; not premultiplied. See ClassifyOptions.background."""
 PIXEL_FORMAT_GRAY: PixelFormat.ValueType  # 4
 """1 byte a pixel: luma, copied to the three channels."""
 PIXEL_FORMAT_NV12: PixelFormat.ValueType  # 5
@@ -56,6 +56,62 @@ PIXEL_FORMAT_NV12: PixelFormat.ValueType  # 5
 PIXEL_FORMAT_I420: PixelFormat.ValueType  # 6
 """A plane of luma, then the U and the V plane at half resolution: 1.5 bytes a pixel."""
 global___PixelFormat = PixelFormat
+
+class _ColorMatrix:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ColorMatrixEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ColorMatrix.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    COLOR_MATRIX_UNSPECIFIED: _ColorMatrix.ValueType  # 0
+    """Same as COLOR_MATRIX_BT601, the default."""
+    COLOR_MATRIX_BT601: _ColorMatrix.ValueType  # 1
+    """ITU-R BT.601: standard definition, JPEG, most cameras."""
+    COLOR_MATRIX_BT709: _ColorMatrix.ValueType  # 2
+    """ITU-R BT.709: high definition. Players take it for untagged video of more than 576 lines."""
+    COLOR_MATRIX_BT2020: _ColorMatrix.ValueType  # 3
+    """ITU-R BT.2020, non-constant luminance: ultra high definition and HDR. Only the matrix is
+    applied: HDR transfer functions (PQ, HLG) are not tone-mapped.
+    """
+
+class ColorMatrix(_ColorMatrix, metaclass=_ColorMatrixEnumTypeWrapper):
+    """Matrix coefficients of YUV pixels, as ITU-T H.273 defines them."""
+
+COLOR_MATRIX_UNSPECIFIED: ColorMatrix.ValueType  # 0
+"""Same as COLOR_MATRIX_BT601, the default."""
+COLOR_MATRIX_BT601: ColorMatrix.ValueType  # 1
+"""ITU-R BT.601: standard definition, JPEG, most cameras."""
+COLOR_MATRIX_BT709: ColorMatrix.ValueType  # 2
+"""ITU-R BT.709: high definition. Players take it for untagged video of more than 576 lines."""
+COLOR_MATRIX_BT2020: ColorMatrix.ValueType  # 3
+"""ITU-R BT.2020, non-constant luminance: ultra high definition and HDR. Only the matrix is
+applied: HDR transfer functions (PQ, HLG) are not tone-mapped.
+"""
+global___ColorMatrix = ColorMatrix
+
+class _ColorRange:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ColorRangeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ColorRange.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    COLOR_RANGE_UNSPECIFIED: _ColorRange.ValueType  # 0
+    """Same as COLOR_RANGE_LIMITED, the default."""
+    COLOR_RANGE_LIMITED: _ColorRange.ValueType  # 1
+    """"Video" or "TV" range: luma 16 to 235, chroma 16 to 240."""
+    COLOR_RANGE_FULL: _ColorRange.ValueType  # 2
+    """"PC" or "JPEG" range: 0 to 255."""
+
+class ColorRange(_ColorRange, metaclass=_ColorRangeEnumTypeWrapper):
+    """Range of YUV levels."""
+
+COLOR_RANGE_UNSPECIFIED: ColorRange.ValueType  # 0
+"""Same as COLOR_RANGE_LIMITED, the default."""
+COLOR_RANGE_LIMITED: ColorRange.ValueType  # 1
+""""Video" or "TV" range: luma 16 to 235, chroma 16 to 240."""
+COLOR_RANGE_FULL: ColorRange.ValueType  # 2
+""""PC" or "JPEG" range: 0 to 255."""
+global___ColorRange = ColorRange
 
 @typing.final
 class Image(google.protobuf.message.Message):
@@ -96,6 +152,8 @@ class RawImage(google.protobuf.message.Message):
     PIXEL_FORMAT_FIELD_NUMBER: builtins.int
     ROW_STRIDE_BYTES_FIELD_NUMBER: builtins.int
     PIXELS_FIELD_NUMBER: builtins.int
+    COLOR_MATRIX_FIELD_NUMBER: builtins.int
+    COLOR_RANGE_FIELD_NUMBER: builtins.int
     width: builtins.int
     """Width in pixels, 1 to 65535; even for NV12 and I420. Required."""
     height: builtins.int
@@ -113,6 +171,14 @@ class RawImage(google.protobuf.message.Message):
     """The pixels: exactly row_stride_bytes x height bytes (NV12 and I420: plus the chroma planes).
     The padding after the last row is optional.
     """
+    color_matrix: global___ColorMatrix.ValueType
+    """How luma and chroma become red, green and blue. NV12 and I420 only: INVALID_ARGUMENT with
+    another format. Default COLOR_MATRIX_BT601.
+    """
+    color_range: global___ColorRange.ValueType
+    """Which levels of luma are black and white. NV12 and I420 only: INVALID_ARGUMENT with another
+    format. Default COLOR_RANGE_LIMITED.
+    """
     def __init__(
         self,
         *,
@@ -121,7 +187,9 @@ class RawImage(google.protobuf.message.Message):
         pixel_format: global___PixelFormat.ValueType = ...,
         row_stride_bytes: builtins.int = ...,
         pixels: builtins.bytes = ...,
+        color_matrix: global___ColorMatrix.ValueType = ...,
+        color_range: global___ColorRange.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["height", b"height", "pixel_format", b"pixel_format", "pixels", b"pixels", "row_stride_bytes", b"row_stride_bytes", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["color_matrix", b"color_matrix", "color_range", b"color_range", "height", b"height", "pixel_format", b"pixel_format", "pixels", b"pixels", "row_stride_bytes", b"row_stride_bytes", "width", b"width"]) -> None: ...
 
 global___RawImage = RawImage

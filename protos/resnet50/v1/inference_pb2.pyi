@@ -85,6 +85,7 @@ class ClassifyOptions(google.protobuf.message.Message):
     TOP_K_FIELD_NUMBER: builtins.int
     MIN_PROBABILITY_FIELD_NUMBER: builtins.int
     INCLUDE_EMBEDDING_FIELD_NUMBER: builtins.int
+    BACKGROUND_FIELD_NUMBER: builtins.int
     variant: builtins.str
     """Name or alias of a loaded variant, such as "IMAGENET1K_V2" or "digits". "DEFAULT" is
     torchvision's ResNet50_Weights.DEFAULT. A leading "ResNet50_Weights." or
@@ -100,6 +101,12 @@ class ClassifyOptions(google.protobuf.message.Message):
     """Also return the embedding (float32, not normalized); it needs no second forward pass. Default
     false.
     """
+    background: builtins.str
+    """Background that transparent pixels are composited on, before resizing: "white", "black",
+    "#rrggbb", or "none", which drops alpha and shows the pixels' own colors, as Pillow's
+    convert("RGB") does. It applies to files with alpha and to PIXEL_FORMAT_RGBA. Empty (the
+    default): Transform.background of the variant.
+    """
     def __init__(
         self,
         *,
@@ -107,9 +114,10 @@ class ClassifyOptions(google.protobuf.message.Message):
         top_k: builtins.int = ...,
         min_probability: builtins.float | None = ...,
         include_embedding: builtins.bool = ...,
+        background: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_min_probability", b"_min_probability", "min_probability", b"min_probability"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_probability", b"_min_probability", "include_embedding", b"include_embedding", "min_probability", b"min_probability", "top_k", b"top_k", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_min_probability", b"_min_probability", "background", b"background", "include_embedding", b"include_embedding", "min_probability", b"min_probability", "top_k", b"top_k", "variant", b"variant"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_min_probability", b"_min_probability"]) -> typing.Literal["min_probability"] | None: ...
 
 global___ClassifyOptions = ClassifyOptions
@@ -123,20 +131,24 @@ class EmbedOptions(google.protobuf.message.Message):
     VARIANT_FIELD_NUMBER: builtins.int
     L2_NORMALIZE_FIELD_NUMBER: builtins.int
     TYPE_FIELD_NUMBER: builtins.int
+    BACKGROUND_FIELD_NUMBER: builtins.int
     variant: builtins.str
     """The variant, as in ClassifyOptions.variant."""
     l2_normalize: builtins.bool
     """Scale the vector to length 1, so that a dot product is the cosine. Default false."""
     type: resnet50.v1.result_pb2.EmbeddingType.ValueType
     """How the numbers are stored. Default EMBEDDING_TYPE_FLOAT32."""
+    background: builtins.str
+    """Background of transparent pixels, as in ClassifyOptions.background."""
     def __init__(
         self,
         *,
         variant: builtins.str = ...,
         l2_normalize: builtins.bool = ...,
         type: resnet50.v1.result_pb2.EmbeddingType.ValueType = ...,
+        background: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["l2_normalize", b"l2_normalize", "type", b"type", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["background", b"background", "l2_normalize", b"l2_normalize", "type", b"type", "variant", b"variant"]) -> None: ...
 
 global___EmbedOptions = EmbedOptions
 

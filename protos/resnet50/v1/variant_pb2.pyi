@@ -335,12 +335,17 @@ class Transform(google.protobuf.message.Message):
     MEAN_FIELD_NUMBER: builtins.int
     STD_FIELD_NUMBER: builtins.int
     INTERPOLATION_FIELD_NUMBER: builtins.int
+    BACKGROUND_FIELD_NUMBER: builtins.int
     resize: builtins.int
     """Length of the shorter side after resizing, in pixels, e.g. 232."""
     crop: builtins.int
     """Side of the central square crop, in pixels, e.g. 224."""
     interpolation: builtins.str
     """"bilinear", "bicubic" or "nearest"; antialiased where the method supports it."""
+    background: builtins.str
+    """Background that transparent pixels are composited on before that, "#rrggbb"; "none": alpha is
+    dropped, as torchvision's pipeline does. A request may choose another one.
+    """
     @property
     def mean(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Subtracted from red, green and blue after scaling to 0..1; 3 numbers."""
@@ -357,8 +362,9 @@ class Transform(google.protobuf.message.Message):
         mean: collections.abc.Iterable[builtins.float] | None = ...,
         std: collections.abc.Iterable[builtins.float] | None = ...,
         interpolation: builtins.str = ...,
+        background: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["crop", b"crop", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["background", b"background", "crop", b"crop", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std"]) -> None: ...
 
 global___Transform = Transform
 

@@ -38,6 +38,8 @@ def parse_raw(message: image_pb2.RawImage, max_pixels: int) -> RawImage:
         message.pixel_format,
         message.row_stride_bytes,
         message.pixels,
+        message.color_matrix,
+        message.color_range,
     )
     check_raw(raw, max_pixels)
     return raw

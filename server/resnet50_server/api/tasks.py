@@ -12,6 +12,7 @@ from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.result import Result
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.events import ImageEvent
+from resnet50_server.images.background import Background, parse_background
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
@@ -97,7 +98,10 @@ class ClassifyTask(Task):
 
     def __init__(self, options: inference_pb2.ClassifyOptions, variant: LoadedVariant) -> None:
         inference = InferenceTask(
-            variant, _top_k(options.top_k, variant), options.include_embedding
+            variant,
+            _top_k(options.top_k, variant),
+            options.include_embedding,
+            background=_background(options),
         )
         super().__init__(options, variant, inference)
         self._min_probability = _min_probability(options)
@@ -136,7 +140,10 @@ class EmbedTask(Task):
                 "options.type",
                 f"is {options.type}, must be one of {', '.join(result_pb2.EmbeddingType.keys())}",
             )
-        super().__init__(options, variant, InferenceTask(variant, top_k=0, with_embedding=True))
+        inference = InferenceTask(
+            variant, top_k=0, with_embedding=True, background=_background(options)
+        )
+        super().__init__(options, variant, inference)
 
     def fill(self, message: result_pb2.Embedding, result: Result) -> None:
         """Write the embedding."""
@@ -182,6 +189,15 @@ def _min_probability(options: inference_pb2.ClassifyOptions) -> float:
             "options.min_probability", f"is {options.min_probability}, must be 0 to 1"
         )
     return options.min_probability
+
+
+def _background(options: Options) -> Background | None:
+    if not options.background:
+        return None
+    try:
+        return parse_background(options.background)
+    except ValueError as error:
+        raise InvalidRequest("options.background", str(error)) from error
 
 
 def _fill_embedding(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from resnet50_server.errors import InvalidRequest, NotEnabled
+from resnet50_server.images.background import spell_background
+from resnet50_server.images.transform import Transform
 from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
@@ -153,12 +155,17 @@ def _describe_unloaded(
         state=state,
         embedding_dimension=EMBEDDING_DIMENSION,
         category_count=len(spec.categories),
-        transform=variant_pb2.Transform(**vars(spec.transform)),
+        transform=_transform(spec.transform),
         description=spec.description,
     )
     if spec.published is not None:
         variant.published_accuracy.CopyFrom(variant_pb2.PublishedAccuracy(**vars(spec.published)))
     return variant
+
+
+def _transform(transform: Transform) -> variant_pb2.Transform:
+    fields = vars(transform) | {"background": spell_background(transform.background)}
+    return variant_pb2.Transform(**fields)
 
 
 def _describe_loaded(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resnet50_server.errors import WeightsError
+from resnet50_server.images.background import spell_background
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.checkpoints import sha256, verify_official, weights_directory
 from resnet50_server.variants.download import (
@@ -145,7 +146,7 @@ def _transform(transform: Transform) -> str:
     )
     return (
         f"resize {transform.resize} ({transform.interpolation}), crop {transform.crop},"
-        f" mean {mean}, std {std}"
+        f" mean {mean}, std {std}, background {spell_background(transform.background)}"
     )
 
 

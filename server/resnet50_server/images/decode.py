@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 
 from resnet50_server.errors import InvalidImage
 
+from .background import Color, composite, has_alpha
 from .decode_guard import FIELD, BudgetedReader, check_exif_tags
 from .formats import (
     ImageLimits,
@@ -89,7 +90,8 @@ def decode(
     check_resized("image.raw", source.height, source.width, transform, limits)
     size = transform.resized(source.height, source.width)
     with reserve(source.height * source.width):
-        return resize_and_crop(raw_to_rgb(source, size, transform.interpolation), transform)
+        rgb = raw_to_rgb(source, size, transform.interpolation, transform.background)
+        return resize_and_crop(rgb, transform)
 
 
 def _decode_encoded(
@@ -109,7 +111,7 @@ def _decode_encoded(
         reserve(size * JPEG_PIXEL_BYTES // PIXEL_BYTES if plain_jpeg else size)
         pixels = _decode_jpeg(encoded) if plain_jpeg else None
         if pixels is None:
-            pixels = _decode_pillow(image, file)
+            pixels = _decode_pillow(image, file, transform.background)
         upright = UPRIGHT.get(_orientation(image))
         file.check_time()
         # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
@@ -162,7 +164,9 @@ def _decode_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def _decode_pillow(opened: Image.Image, file: BudgetedReader) -> NDArray[np.uint8]:
+def _decode_pillow(
+    opened: Image.Image, file: BudgetedReader, background: Color | None
+) -> NDArray[np.uint8]:
     """Return uint8 [height, width, 3] as stored."""
     opened.load()
     check_exif_tags(opened)  # a PNG may have it behind its pixels
@@ -171,6 +175,10 @@ def _decode_pillow(opened: Image.Image, file: BudgetedReader) -> NDArray[np.uint
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips deeper pixels to 8 bits instead of scaling them.
         image = Image.fromarray(_to_8_bit(np.asarray(image), image.mode, opened.format))
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())  # premultiplied ones convert to no other mode
+    if background is not None and has_alpha(image):
+        image = composite(image.convert("RGBA"), background)
     elif image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode != "RGB":

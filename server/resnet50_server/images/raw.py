@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from resnet50_server.errors import InvalidImage
 
+from .background import Color, composite
 from .resize import resample
-from .source import PixelFormat, RawImage
+from .source import ColorMatrix, ColorRange, PixelFormat, RawImage
 from .transform import Interpolation
+from .yuv import yuv_to_rgb
 
 _CHANNELS: dict[int, int] = {
     PixelFormat.RGB: 3,
@@ -27,16 +32,6 @@ _PLANAR = (PixelFormat.NV12, PixelFormat.I420)
 MAX_SIDE = 65535
 _STRIP_ROWS = 32  # even, as chroma rows are shared by two
 
-# ITU-R BT.601, limited range: R, G, B from Y-16, U-128, V-128.
-_YUV_TO_RGB = np.array(
-    [
-        [255 / 219, 0.0, 1.402 * 255 / 224],
-        [255 / 219, -0.344136 * 255 / 224, -0.714136 * 255 / 224],
-        [255 / 219, 1.772 * 255 / 224, 0.0],
-    ],
-    dtype=np.float32,
-)
-
 
 def check_raw(raw: RawImage, max_pixels: int) -> None:
     """Refuse raw pixels whose dimensions do not add up.
@@ -50,7 +45,8 @@ def check_raw(raw: RawImage, max_pixels: int) -> None:
         if not 1 <= value <= MAX_SIDE:
             raise _raw_error(f"{name}.{side}", f"is {value}, must be 1 to {MAX_SIDE} pixels")
     if raw.pixel_format not in _CHANNELS and raw.pixel_format not in _PLANAR:
-        known = ", ".join(f"PIXEL_FORMAT_{known.name}" for known in PixelFormat if known)
+        names = _contract_names(PixelFormat, "PIXEL_FORMAT")
+        known = ", ".join(names[one] for one in names if one)
         raise _raw_error(f"{name}.pixel_format", f"is {_format_name(raw)}, must be one of {known}")
     if raw.width * raw.height > max_pixels:
         raise InvalidImage(
@@ -64,6 +60,7 @@ def check_raw(raw: RawImage, max_pixels: int) -> None:
             f"{name}.width",
             f"{raw.width} x {raw.height}: both sides must be even for {_format_name(raw)}",
         )
+    _check_color(raw)
     row = raw.width * _CHANNELS.get(raw.pixel_format, 1)
     if raw.row_stride_bytes and raw.row_stride_bytes < row:
         raise _raw_error(
@@ -81,6 +78,24 @@ def check_raw(raw: RawImage, max_pixels: int) -> None:
         )
 
 
+def _check_color(raw: RawImage) -> None:
+    """Refuse a matrix or a range that is unknown, or that goes with no YUV."""
+    for field, known in (("color_matrix", ColorMatrix), ("color_range", ColorRange)):
+        value = getattr(raw, field)
+        if not value:
+            continue
+        names = _contract_names(known, field.upper())
+        if value not in names:
+            allowed = ", ".join(names[one] for one in names if one)
+            raise _raw_error(f"image.raw.{field}", f"is {value}, must be one of {allowed}")
+        if raw.pixel_format not in _PLANAR:
+            raise _raw_error(
+                f"image.raw.{field}",
+                f"is {names[value]}, which {_format_name(raw)} has not; leave it unset, it goes"
+                " with PIXEL_FORMAT_NV12 and PIXEL_FORMAT_I420",
+            )
+
+
 def _raw_error(field: str, reason: str) -> InvalidImage:
     return InvalidImage(field, reason, kind="bad_raw")
 
@@ -89,6 +104,7 @@ def raw_to_rgb(
     raw: RawImage,
     size: tuple[int, int] | None = None,
     interpolation: Interpolation = "bilinear",
+    background: Color | None = None,
 ) -> NDArray[np.uint8]:
     """Return a checked raw image as RGB.
 
@@ -98,6 +114,7 @@ def raw_to_rgb(
             are made smaller before they are converted: both are linear, so the order matters by
             rounding only, and half the pixels of RGB are resampled and few are converted.
         interpolation: How it will be resized.
+        background: Colour that RGBA is composited on; None drops alpha.
 
     Returns:
         uint8 [height, width, 3], of the image's own size or, for a camera format, of `size`. A
@@ -113,6 +130,8 @@ def raw_to_rgb(
     if raw.pixel_format == PixelFormat.RGB:
         # To be resized, it is copied, since torch refuses memory that it may not write to.
         return rows if size == (height, width) else np.array(rows, order="C")
+    if raw.pixel_format == PixelFormat.RGBA and background is not None:
+        return np.asarray(composite(Image.fromarray(rows), background))
     # Plane by plane, which takes a quarter of the time of numpy's own way.
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     for channel, source in enumerate(_CHANNEL_ORDER[raw.pixel_format]):
@@ -122,9 +141,12 @@ def raw_to_rgb(
 
 def _format_name(raw: RawImage) -> str:
     """Return the name of its format in the contract; the number, if it has none."""
-    names = {known.value: known.name for known in PixelFormat}
-    value = raw.pixel_format
-    return f"PIXEL_FORMAT_{names[value]}" if value in names else str(value)
+    return _contract_names(PixelFormat, "PIXEL_FORMAT").get(raw.pixel_format, str(raw.pixel_format))
+
+
+def _contract_names(known: type[IntEnum], prefix: str) -> dict[int, str]:
+    """Return the names of an enum's values in the contract."""
+    return {one.value: f"{prefix}_{one.name}" for one in known}
 
 
 def _planes(raw: RawImage) -> list[tuple[int, int, int]]:
@@ -167,6 +189,7 @@ def _planar_to_rgb(
         planes.append(_rows(content[offset:], rows, plane_stride, used))
         offset += rows * plane_stride
     luma = planes[0]
+    color = raw.color_matrix, raw.color_range
     if raw.pixel_format == PixelFormat.NV12:
         chroma = planes[1].reshape(raw.height // 2, raw.width // 2, 2)
     else:
@@ -174,19 +197,11 @@ def _planar_to_rgb(
     if size is not None and size[0] < raw.height and size[1] < raw.width:
         # Copies, since torch refuses memory that it may not write to.
         luma = resample(np.array(luma)[:, :, None], size, interpolation)[:, :, 0]
-        return yuv_to_rgb(luma, resample(np.array(chroma), size, interpolation))
+        return yuv_to_rgb(luma, resample(np.array(chroma), size, interpolation), *color)
     rgb = np.empty((raw.height, raw.width, 3), dtype=np.uint8)
     # In strips, so that the float intermediates stay in the cache and never weigh much.
     for top in range(0, raw.height, _STRIP_ROWS):
         strip, half = slice(top, top + _STRIP_ROWS), slice(top // 2, (top + _STRIP_ROWS) // 2)
         doubled = chroma[half].repeat(2, axis=0).repeat(2, axis=1)
-        rgb[strip] = yuv_to_rgb(luma[strip], doubled)
+        rgb[strip] = yuv_to_rgb(luma[strip], doubled, *color)
     return rgb
-
-
-def yuv_to_rgb(luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return uint8 RGB [H, W, 3] of Y [H, W] and U, V [H, W, 2]."""
-    rgb = (chroma.astype(np.float32) - 128.0) @ _YUV_TO_RGB[:, 1:].T
-    rgb += ((luma.astype(np.float32) - 16.0) * _YUV_TO_RGB[0, 0])[..., None]
-    converted: NDArray[np.uint8] = np.rint(rgb, out=rgb).clip(0, 255).astype(np.uint8)
-    return converted

@@ -19,6 +19,23 @@ class PixelFormat(IntEnum):
     I420 = 6
 
 
+class ColorMatrix(IntEnum):
+    """Matrix coefficients of YUV pixels, with the numbers of the contract."""
+
+    UNSPECIFIED = 0
+    BT601 = 1
+    BT709 = 2
+    BT2020 = 3
+
+
+class ColorRange(IntEnum):
+    """Range of YUV levels, with the numbers of the contract."""
+
+    UNSPECIFIED = 0
+    LIMITED = 1
+    FULL = 2
+
+
 @dataclass(frozen=True)
 class RawImage:
     """Raw pixels.
@@ -29,6 +46,8 @@ class RawImage:
         pixel_format: A `PixelFormat`.
         row_stride_bytes: From the start of one row to that of the next; 0 for packed rows.
         pixels: The planes, one after the other.
+        color_matrix: A `ColorMatrix`; unspecified is BT.601.
+        color_range: A `ColorRange`; unspecified is limited.
     """
 
     width: int
@@ -36,6 +55,8 @@ class RawImage:
     pixel_format: int
     row_stride_bytes: int
     pixels: bytes
+    color_matrix: int = ColorMatrix.UNSPECIFIED
+    color_range: int = ColorRange.UNSPECIFIED
 
 
 Source: TypeAlias = bytes | RawImage

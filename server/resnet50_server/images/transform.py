@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from .background import Color
+
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -19,6 +21,8 @@ class Transform:
         mean: Subtracted from red, green and blue after scaling to 0..1.
         std: Divides red, green and blue after that.
         interpolation: How pixels are resampled; antialiased unless nearest.
+        background: Red, green and blue that transparent pixels are composited on; None drops
+            alpha, as torchvision's pipeline does.
     """
 
     resize: int
@@ -26,6 +30,7 @@ class Transform:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Interpolation = "bilinear"
+    background: Color | None = None
 
     @classmethod
     def of(cls, preset: Any) -> Transform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.events import ImageEvent, ServerEvents
+from resnet50_server.images.background import Background
 from resnet50_server.images.decode import decode, needs_no_decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull, PixelBudget
 from resnet50_server.images.source import Source, size_bytes
+from resnet50_server.images.transform import Transform
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
 from .admission import Admission
@@ -35,12 +38,22 @@ class InferenceTask(NamedTuple):
         top_k: How many categories to return; 0 for none.
         with_embedding: Whether to return the embedding.
         on_result: Called with the result just before the response is sent; see `rollout`.
+        background: What transparent pixels are composited on; None for the variant's.
     """
 
     variant: LoadedVariant
     top_k: int
     with_embedding: bool
     on_result: Callable[[Result, ImageEvent], None] | None = None
+    background: Background | None = None
+
+    @property
+    def transform(self) -> Transform:
+        """The variant's transform, on this background."""
+        transform = self.variant.spec.transform
+        if self.background is None:
+            return transform
+        return replace(transform, background=self.background.color)
 
 
 class Pipeline:
@@ -104,6 +117,7 @@ class Pipeline:
             digest,
             task.top_k,
             task.with_embedding,
+            task.transform.background,
             priority=(context.bulk, context.stream is not None),
         )
         compute = partial(self._compute, source, task, context)
@@ -118,7 +132,7 @@ class Pipeline:
         that decoding takes, and when it is queued.
         """
         started = time.perf_counter()
-        variant, transform = task.variant, task.variant.spec.transform
+        variant, transform = task.variant, task.transform
         inline = needs_no_decode(source, transform)
         if inline:
             pixels = self._decode(source, transform)
@@ -148,7 +162,7 @@ class Pipeline:
         self, source: Source, task: InferenceTask, context: RequestContext, pixels: int
     ) -> NDArray[np.uint8]:
         """Decode an image once there is memory for so many pixels."""
-        transform = task.variant.spec.transform
+        transform = task.transform
         grant = await self._pixels.wait(pixels)
         try:
             decode_granted = partial(self._decode, source, transform, reserve=grant.reserve)

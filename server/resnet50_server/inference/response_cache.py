@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet50_server.batching.result import Result
+from resnet50_server.images.background import Color
 from resnet50_server.images.source import Source
 
 from .single_flight import SingleFlight
@@ -37,7 +38,7 @@ ENTRY_BYTES = 150
 # How many keys `LruBytes.purge` looks at between two yields.
 PURGE_CHUNK = 1000
 
-_RAW = struct.Struct("<cIIII")
+_RAW = struct.Struct("<cIIIIII")
 _KEY = struct.Struct("<II?")
 _HEADER = struct.Struct("<II")
 
@@ -51,6 +52,7 @@ class CacheKey(NamedTuple):
         digest: The image's; see `content_digest`.
         top_k: How many categories are returned; 0 for none.
         with_embedding: Whether the embedding is.
+        background: Colour that transparent pixels are composited on; None drops alpha.
         priority: The class of the request. Only requests of one class share a computation: an
             interactive one would wait long for one in bulk.
     """
@@ -60,6 +62,7 @@ class CacheKey(NamedTuple):
     digest: bytes
     top_k: int
     with_embedding: bool
+    background: Color | None = None
     priority: Hashable = None
 
 
@@ -132,6 +135,8 @@ class ResponseCache:
             number = self._numbers[key.owner] = next(self._next_number)
         stats = self.stats.setdefault(key.name, CacheStats())
         stored_as = _KEY.pack(number, key.top_k, key.with_embedding) + key.digest
+        if key.background is not None:
+            stored_as += bytes(key.background)
         shard = self._shards[int.from_bytes(key.digest[:4], "little") % len(self._shards)]
         value = shard.get(stored_as)
         if value is not None:
@@ -257,7 +262,8 @@ def content_digest(source: Source) -> bytes:
         digest.update(source)
     else:
         shape = (source.width, source.height, source.pixel_format, source.row_stride_bytes)
-        digest = hashlib.sha256(_RAW.pack(b"\1", *shape))
+        color = (source.color_matrix, source.color_range)
+        digest = hashlib.sha256(_RAW.pack(b"\1", *shape, *color))
         digest.update(source.pixels)
     return digest.digest()
 

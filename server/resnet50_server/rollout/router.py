@@ -220,9 +220,8 @@ class TrafficRouter(ServerEvents):
             _count(share, result, image)
             if result.cache != "none":
                 return  # the variant did not take the time that is to be compared
-            active.shadows.add(
-                ShadowRequest(source, output_of(result, task.variant), candidate, stats)
-            )
+            output = output_of(result, task.variant)
+            active.shadows.add(ShadowRequest(source, output, candidate, stats, task.background))
 
         return task._replace(top_k=max(1, task.top_k), with_embedding=True, on_result=compare)
 

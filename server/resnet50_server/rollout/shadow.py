@@ -17,6 +17,7 @@ from typing import TypeAlias
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
+from resnet50_server.images.background import Background
 from resnet50_server.images.source import Source, size_bytes
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
@@ -41,12 +42,14 @@ class ShadowRequest:
         seen: What the variant made of it.
         candidate: Computes it.
         tally: Where it is counted.
+        background: What its transparent pixels are composited on; None for the candidate's.
     """
 
     source: Source
     output_of: Output
     candidate: LoadedVariant
     stats: SplitStats
+    background: Background | None = None
 
 
 class ShadowWorker:
@@ -106,7 +109,9 @@ class ShadowWorker:
         candidate, stats = shadow.candidate, shadow.stats
         call = RequestContext("Shadow", "", (), bulk=True, shadow=True, variant=self._name)
         try:
-            task = InferenceTask(candidate, top_k=1, with_embedding=True)
+            task = InferenceTask(
+                candidate, top_k=1, with_embedding=True, background=shadow.background
+            )
             result = await self._compute(shadow.source, task, call)
         except ShuttingDown:
             pass  # the candidate has been replaced or goes, and with it what was counted

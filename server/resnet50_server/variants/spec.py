@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from resnet50_server.errors import WeightsError
+from resnet50_server.images.background import parse_background
 from resnet50_server.images.transform import Interpolation, Transform
 from resnet50_server.runtime.texts import escaped, is_plain, listed
 
@@ -180,6 +181,13 @@ class _TransformFile(_File):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Interpolation = "bilinear"
+    background: str = "none"
+
+    @field_validator("background")
+    @classmethod
+    def _spelled(cls, background: str) -> str:
+        parse_background(background)
+        return background
 
 
 class _AccuracyFile(_File):
@@ -263,7 +271,8 @@ def _custom(name: str, directory: Path) -> VariantSpec:
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise WeightsError(f"variants: {name}: {path}: {listed(reasons)}") from error
-    transform = Transform(**file.transform.model_dump())
+    background = parse_background(file.transform.background).color
+    transform = Transform(**file.transform.model_dump() | {"background": background})
     if problems := transform.problems():
         raise WeightsError(f"variants: {name}: {path}: transform: {'; '.join(problems)}")
     accuracy = file.published_accuracy

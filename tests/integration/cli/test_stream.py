@@ -251,7 +251,8 @@ async def test_other_weights_or_options_do_not_mix_with_what_is_there(engine, ma
         command.process.kill()
         await command.end()
         engine.go.set()
-        for options in (["--variant", "two"], ["--variant", "one", "--l2-normalize"]):
+        others = ("--variant", "two"), ("--variant", "one", "--l2-normalize")
+        for options in (*others, ("--variant", "one", "--background", "white")):
             status, _, said = await resnet50(*embed, *options, server=server)
             assert (status, "--restart" in said, "one@" in said) == (2, True, True), said
         status, _, said = await resnet50(*embed, "--variant", "two", "--restart", server=server)

@@ -38,7 +38,7 @@ def test_details_of_a_variant_are_text_without_python_reprs():
     shown = dict(line.split(maxsplit=1) for line in details.lines(variant()))
     assert shown["transform"] == (
         "resize 232; crop 224; mean 0.485, 0.456, 0.406; std 0.25, 0.25, 0.25;"
-        " interpolation bilinear"
+        " interpolation bilinear; background none"
     )
     assert shown["published_accuracy"].startswith("dataset MNIST; acc_at_1 99.25; ")
     assert (shown["server_default"], shown["trained"]) == ("yes", "no")

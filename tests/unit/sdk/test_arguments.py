@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet50_client import InvalidRequestError, RetryPolicy, VideoFrame
+from resnet50_client import InvalidRequestError, RawImage, RetryPolicy, VideoFrame
 from tests.support.clients import KINDS
 from tests.support.pictures import encode, photo_like
 
@@ -50,6 +50,7 @@ ONE_IMAGE = {
     "array of floats": RGB / 255,
     "tensor": torch.zeros(3, 24, 32, dtype=torch.uint8),
     "video frame": VideoFrame(RGB, None, 0.0, 0),
+    "raw image": RawImage(RGB, "RGB"),
 }
 
 
@@ -104,6 +105,7 @@ def test_planar_frame_alone_is_one_image(client):
 
 
 EVERYWHERE = {
+    "background": ["red", "#fff", "", 3],
     "priority": ["Bulk", "", 3],
     "caller_key": ["", "a\nb", 3],
     "pixel_format": ["rgb", "HSV", 3],

@@ -5,11 +5,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnet50.v1 import image_pb2
-from resnet50_client import InvalidImageError
-from resnet50_client.images import to_image
+from resnet50_client import InvalidImageError, RawImage, VideoFrame
+from resnet50_client.images import COLOR_MATRICES, COLOR_RANGES, to_image
+from tests.support import hostile
 from tests.support.pictures import encode, photo_like, picture
 
 RGB = np.asarray(photo_like(32, 24))
@@ -163,3 +164,115 @@ def test_url_is_not_taken_for_a_path_and_not_shown():
     ) as refused:
         to_image("rtsp://user:s3cret@camera/stream")
     assert "s3cret" not in str(refused.value)
+
+
+def frame(color_matrix: str | None = None, color_range: str | None = None, **of) -> VideoFrame:
+    planes = np.zeros((36, 32), dtype=np.uint8)
+    return VideoFrame(planes, of.get("pixel_format", "NV12"), 0.0, 0, color_matrix, color_range)
+
+
+def test_matrix_and_range_of_yuv_are_sent():
+    raw = to_image(frame("BT709", "full")).raw
+    assert raw.color_matrix == image_pb2.COLOR_MATRIX_BT709
+    assert raw.color_range == image_pb2.COLOR_RANGE_FULL
+    planes = np.zeros((36, 32), dtype=np.uint8)
+    raw = to_image(RawImage(planes, "I420", "BT2020", "limited")).raw
+    assert raw.color_matrix == image_pb2.COLOR_MATRIX_BT2020
+    assert raw.color_range == image_pb2.COLOR_RANGE_LIMITED
+
+
+def test_matrix_and_range_are_left_to_the_server_by_default():
+    raw = to_image(RawImage(np.zeros((36, 32), dtype=np.uint8), "NV12")).raw
+    assert (raw.color_matrix, raw.color_range) == (0, 0)
+
+
+def test_colors_are_those_of_the_contract():
+    matrices = {f"COLOR_MATRIX_{name}" for name in COLOR_MATRICES}
+    ranges = {f"COLOR_RANGE_{name.upper()}" for name in COLOR_RANGES}
+    assert matrices == set(image_pb2.ColorMatrix.keys()[1:])
+    assert ranges == set(image_pb2.ColorRange.keys()[1:])
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (frame("BT.709"), r"color_matrix: is 'BT.709', must be one of BT601, BT709, BT2020"),
+        (frame(None, "FULL"), r"color_range: is 'FULL', must be one of limited, full"),
+        (RawImage(RGB, "RGB", "BT709"), "color_matrix: .* goes with pixel_format NV12 and I420"),
+        (VideoFrame(PNG, None, 0.0, 0, "BT709"), "goes with pixel_format NV12 and I420 only"),
+    ],
+)
+def test_wrong_matrix_or_range_is_refused_with_the_field(image, text):
+    with pytest.raises(InvalidImageError, match=text) as refused:
+        to_image(image)
+    assert refused.value.field in ("image.raw.color_matrix", "image.raw.color_range")
+
+
+CLEAR = Image.fromarray(np.dstack([RGB, RGB[:, :, 0]]))
+WITH_ALPHA = {
+    "RGBA": CLEAR,
+    "LA": CLEAR.convert("LA"),
+    "PA": CLEAR.convert("RGB").quantize(8).convert("PA"),
+    "La": CLEAR.convert("LA").convert("La"),
+    "RGBa": CLEAR.convert("RGBa"),
+    "palette with holes": Image.open(
+        io.BytesIO(encode(CLEAR.convert("RGB").quantize(8), transparency=bytes([0, 99])))
+    ),
+}
+
+
+@pytest.mark.parametrize("image", WITH_ALPHA.values(), ids=WITH_ALPHA)
+def test_pil_image_with_alpha_is_sent_with_it(image):
+    raw = to_image(image).raw
+    assert format_name(raw) == "RGBA"
+    straight = image.convert(image.mode.upper()) if image.mode[-1] == "a" else image
+    assert raw.pixels == straight.convert("RGBA").tobytes()
+
+
+def exif_of(*tags: tuple[int, int, int, int]) -> bytes:
+    return b"Exif\0\0" + hostile.exif(*tags)
+
+
+BAD_EXIF = {
+    "text for a number": exif_of((0x0112, 2, 3, int.from_bytes(b"up\0\0", "little"))),
+    "no number": exif_of((0x0112, 3, 0, 0)),
+    "unknown type": exif_of((0x0112, 99, 1, 6)),
+    "cut off": b"Exif\0\0II*\0",
+    "another order": b"Exif\0\0HI*\0\x08\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("exif", BAD_EXIF.values(), ids=BAD_EXIF)
+def test_pil_image_with_unreadable_exif_is_sent_as_it_is_stored(exif):
+    jpeg = encode(Image.fromarray(RGB), "JPEG")
+    content = jpeg[:2] + hostile.segment(0xE1, exif) + jpeg[2:]
+    raw = to_image(Image.open(io.BytesIO(content))).raw
+    assert raw.pixels == to_image(Image.open(io.BytesIO(jpeg))).raw.pixels
+
+
+class Unreadable(Image.Image):
+    """An image whose file breaks as it is read."""
+
+    def load(self):
+        raise SyntaxError("broken PNG file")
+
+
+def test_pil_image_that_breaks_as_it_is_read_fails_with_a_typed_error():
+    broken = Unreadable()
+    with pytest.raises(InvalidImageError, match=r"cannot be read \(SyntaxError: broken PNG file\)"):
+        to_image(broken)
+    closed = Image.new("RGB", (4, 4))
+    closed.close()
+    with pytest.raises(InvalidImageError, match="cannot be read"):
+        to_image(closed)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pil_image_is_turned_by_every_orientation(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(Image.fromarray(RGB), "PNG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    raw = to_image(Image.open(io.BytesIO(content))).raw
+    assert (raw.width, raw.height) == upright.size
+    assert raw.pixels == upright.tobytes()

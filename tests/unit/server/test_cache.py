@@ -25,6 +25,7 @@ from resnet50_server.errors import (
     QueueFull,
     ShuttingDown,
 )
+from resnet50_server.images.background import Background
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import SMALL_PIXELS, PixelBudget
 from resnet50_server.images.source import RawImage
@@ -107,12 +108,13 @@ class Bench:
         stream: str | None = None,
         bulk: bool = False,
         variant: SimpleNamespace | None = None,
+        background: Background | None = None,
     ) -> asyncio.Task[Result]:
         if isinstance(source, int):
             source = bytes([source])
         deadline = None if within is None else now() + within
         call = RequestContext("", "", (), bulk=bulk, deadline=deadline, stream=stream)
-        task = InferenceTask(variant or self.variant, top_k, embed)
+        task = InferenceTask(variant or self.variant, top_k, embed, background=background)
         return asyncio.create_task(self.pipeline.infer(source, task, call))
 
     async def uses(self, *asked: asyncio.Task[Result]) -> list[str]:
@@ -233,6 +235,19 @@ async def test_reloaded_weights_do_not_share_cache_entries():
     assert other.built.engine.batches == [[7]]
 
 
+@in_virtual_time
+async def test_backgrounds_do_not_share_cache_entries():
+    bench = Bench()
+    white, dropped = Background((255, 255, 255)), Background(None)
+    assert await bench.uses(bench.ask(7, background=white)) == ["none"]
+    assert await bench.uses(bench.ask(7), bench.ask(7, background=white)) == ["none", "hit"]
+    # The variant drops alpha, so this asks for the same.
+    assert await bench.uses(bench.ask(7, background=dropped)) == ["hit"]
+    black = Background((0, 0, 0))
+    together = bench.ask(8, background=white), bench.ask(8, background=black)
+    assert await bench.uses(*together) == ["none", "none"]
+
+
 def raw(pixels: bytes = bytes(24), **changed) -> RawImage:
     about = {"width": 4, "height": 2, "pixel_format": image_pb2.PIXEL_FORMAT_RGB}
     return RawImage(**about | {"row_stride_bytes": 0} | changed, pixels=pixels)
@@ -246,6 +261,8 @@ def test_digest_covers_pixels_and_format():
         raw(width=2, height=4),
         raw(pixel_format=image_pb2.PIXEL_FORMAT_BGR),
         raw(row_stride_bytes=12),
+        raw(color_matrix=image_pb2.COLOR_MATRIX_BT709),
+        raw(color_range=image_pb2.COLOR_RANGE_FULL),
         raw(width=8, height=2, pixel_format=gray),
         bytes(24),
         bytes(25),

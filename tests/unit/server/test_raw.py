@@ -9,7 +9,7 @@ from resnet50_server.errors import InvalidImage
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.raw import raw_to_rgb
 from resnet50_server.images.resize import resample
-from resnet50_server.images.source import PixelFormat
+from resnet50_server.images.source import ColorMatrix, ColorRange, PixelFormat
 from tests.support.pictures import photo_like
 
 LIMITS = ImageLimits()
@@ -145,3 +145,63 @@ def test_downscaling_before_conversion_matches_after(format):
 def test_pixel_formats_are_those_of_the_contract():
     ours = {f"PIXEL_FORMAT_{known.name}": known.value for known in PixelFormat}
     assert ours == dict(image_pb2.PixelFormat.items())
+
+
+def test_colors_are_those_of_the_contract():
+    for known, message in (
+        (ColorMatrix, image_pb2.ColorMatrix),
+        (ColorRange, image_pb2.ColorRange),
+    ):
+        named = {name.split("_", 2)[2]: value for name, value in message.items()}
+        assert named == {one.name: one.value for one in known}
+
+
+# Luma weights of red and blue: ITU-T H.273, table 4.
+LUMA_WEIGHTS = {"BT601": (0.299, 0.114), "BT709": (0.2126, 0.0722), "BT2020": (0.2627, 0.0593)}
+
+
+def rgb_by_formula(y, u, v, matrix: str, levels: str) -> np.ndarray:
+    """Return float64 RGB of 8-bit YUV, by the definition of its matrix and range."""
+    kr, kb = LUMA_WEIGHTS[matrix]
+    if levels == "FULL":
+        luma, blue_difference, red_difference = y / 255, (u - 128) / 255, (v - 128) / 255
+    else:
+        luma, blue_difference, red_difference = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    red, blue = (luma + 2 * (1 - kr) * red_difference, luma + 2 * (1 - kb) * blue_difference)
+    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+    return np.clip(np.stack([red, green, blue], axis=-1) * 255, 0, 255)
+
+
+@pytest.mark.parametrize("levels", ["UNSPECIFIED", "LIMITED", "FULL"])
+@pytest.mark.parametrize("matrix", ["UNSPECIFIED", *LUMA_WEIGHTS])
+def test_yuv_is_converted_by_its_matrix_and_range(matrix, levels):
+    steps = np.arange(0, 256, 5, dtype=np.uint8)
+    y, u, v = (plane.reshape(-1, 52) for plane in np.meshgrid(steps, steps, steps))
+    height, width = y.shape
+    tall = y.repeat(2, axis=0).repeat(2, axis=1)
+    image = raw(tall.tobytes() + u.tobytes() + v.tobytes(), "I420", 2 * width, 2 * height)
+    image.color_matrix = f"COLOR_MATRIX_{matrix}"
+    image.color_range = f"COLOR_RANGE_{levels}"
+    defaults = (
+        {"UNSPECIFIED": "BT601"}.get(matrix, matrix),
+        {"UNSPECIFIED": "LIMITED"}.get(levels, levels),
+    )
+    wanted = rgb_by_formula(*(plane.astype(np.float64) for plane in (y, u, v)), *defaults)
+    assert np.abs(shown(image)[::2, ::2] - wanted).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("format", "field", "value", "text"),
+    [
+        ("NV12", "color_matrix", 9, "is 9, must be one of COLOR_MATRIX_BT601, COLOR_MATRIX_BT709"),
+        ("NV12", "color_range", 9, "is 9, must be one of COLOR_RANGE_LIMITED, COLOR_RANGE_FULL"),
+        ("RGB", "color_matrix", 2, "is COLOR_MATRIX_BT709, which PIXEL_FORMAT_RGB has not"),
+        ("GRAY", "color_range", 2, "is COLOR_RANGE_FULL, which PIXEL_FORMAT_GRAY has not"),
+    ],
+)
+def test_color_that_is_unknown_or_of_no_yuv_is_refused(format, field, value, text):
+    image = raw(bytes(36 * 32), format)
+    setattr(image, field, value)
+    with pytest.raises(InvalidImage, match=text) as refused:
+        parse_raw(image, LIMITS.max_pixels)
+    assert refused.value.field == f"image.raw.{field}"

@@ -352,6 +352,7 @@ def test_directory_without_variant_json_is_refused(tmp_path):
         ({"transform": weights.TRANSFORM | {"mean": [0.5, math.nan, 0.5]}}, "mean holds"),
         ({"transform": weights.TRANSFORM | {"mean": [0.5, 0.5]}}, "transform.mean"),
         ({"transform": weights.TRANSFORM | {"interpolation": "lanczos"}}, "interpolation"),
+        ({"transform": weights.TRANSFORM | {"background": "red"}}, "background: is 'red', must be"),
         ({"published_accuracy": {"dataset": "pets", "acc_at_1": 101}}, "acc_at_1"),
         ({"published_accuracy": {"dataset": "\u2066", "acc_at_1": 1}}, r"'\u2066' has characters"),
     ],
@@ -414,6 +415,13 @@ def test_custom_variant_is_described_by_its_file(tmp_path):
     assert (spec.transform.resize, spec.transform.crop) == (288, 256)
     assert spec.transform.interpolation == "bicubic"
     assert (spec.published.acc_at_1, spec.published.acc_at_5) == (92.5, None)
+    assert spec.transform.background is None
+
+
+def test_variant_says_which_background_it_composites_on(tmp_path):
+    transform = weights.TRANSFORM | {"background": "white"}
+    directory = weights.custom_variant(tmp_path / "mine", {}, transform=transform)
+    assert parse_variant(f"mine={directory}").transform.background == (255, 255, 255)
 
 
 # Random variants
