@@ -45,7 +45,7 @@ WITHIN_S = 13 * DEVICE.batch_s(1)
 CLASSIFY = "/resnet50.v1.InferenceService/Classify"
 
 
-# What is overloaded in virtual time, and how long before its deadline a request comes.
+# Devices that are overloaded in virtual time, and the time from arrival to deadline.
 OVERLOADED = {
     "CPU, int8": (Device(0.011, 0.035, 32), 1.0),
     "CPU, fp32": (Device(0.004, 0.059, 32), 1.0),

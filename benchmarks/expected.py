@@ -26,11 +26,11 @@ from resnet50_client.images import ImageInput
 from tests.support.pictures import PHOTOS, encode, photo_like
 from tests.support.weights import TRANSFORM, StateDict, calm, custom_variant, run, torchvision_model
 
-# What an answer may be off: a probability, and a vector, as a share of its length. Resampling, in
+# Tolerances of an answer: a probability, and a vector, as a share of its length. Resampling, in
 # which the server is within one level of Pillow, makes up nearly all of it: up to 7e-4 and 3e-5. A
 # cosine would prove little: embeddings of one network point much the same way, whatever they show.
 PROBABILITY_OFF, VECTOR_OFF = 3e-3, 1e-3
-# What float16 rounds off a vector at most, as a share of each of its numbers.
+# Maximum rounding of float16, as a share of each number of a vector.
 HALF_OFF = 2.0**-11
 # Answers that are to be told apart differ by so many times what is allowed.
 TELLING = 5.0
@@ -48,7 +48,7 @@ class Picture:
     Attributes:
         name: For reports.
         image: As it is sent.
-        pixels: What it shows: RGB.
+        pixels: Its pixels, RGB.
     """
 
     name: str
@@ -222,7 +222,7 @@ class Expected:
                 answer = answer_of(model, checkpoint.transform, picture)
                 self._answers[checkpoint.digest, picture.name] = answer
                 known[f"{checkpoint.label} on {picture.name}"] = answer
-            # What a torn swap would compute: pixels of one geometry, weights of another.
+            # A torn swap would compute this: pixels of one geometry, weights of another.
             for other in checkpoints:
                 if repr(other.transform) != repr(checkpoint.transform):
                     answer = answer_of(model, other.transform, shown[0])

@@ -78,9 +78,9 @@ class Answers:
     Args:
         load: Counts them.
         shape: Of the stream.
-        question: What was asked of each frame.
+        question: Method and options of each frame.
         variant: Which variant.
-        frames: What was sent.
+        frames: The frames that were sent.
     """
 
     def __init__(

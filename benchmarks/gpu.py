@@ -89,8 +89,8 @@ class Figure:
     """One line of the table.
 
     Attributes:
-        name: What was measured.
-        value: What came out, with its unit.
+        name: Name of the measurement.
+        value: The figure, with its unit.
         goal: For an H100; empty where there is none.
     """
 

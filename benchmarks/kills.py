@@ -58,8 +58,8 @@ class Outcome:
     """Outcome of the trial.
 
     Attributes:
-        ledger: What became of the calls.
-        retries: What the SDK made again.
+        ledger: Outcomes of the calls.
+        retries: Retries of the SDK.
         back_s: How long each server took to be back, in seconds.
         late: How many of them were not back when the next kill was due.
         seconds: How long it all took.

@@ -128,7 +128,7 @@ class Ledger:
         """Return how long the longest call with a right answer took; 0 without any.
 
         Args:
-            shapes: What their names begin with.
+            shapes: Prefixes of their names.
         """
         longest = (took for one, took in self._longest_s.items() if one.startswith(shapes))
         return max(longest, default=0.0)

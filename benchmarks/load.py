@@ -88,8 +88,8 @@ class Load:
     Attributes:
         server: Address of the server, or of several.
         expected: The right answers.
-        pictures: What is sent.
-        large: What is sent in chunks.
+        pictures: Images to send.
+        large: Images to upload in chunks.
         timeline: Which weights may answer.
         ledger: Where everything is counted.
         variants: Those that callers name; "" is the default.
@@ -128,9 +128,9 @@ class Load:
 
         Args:
             shape: Of the call.
-            question: What was asked.
+            question: Method and options.
             picture: Of what.
-            result: What came.
+            result: The result.
             may_be: Which variants may have answered, by which weights.
             since: When the picture was sent.
         """
@@ -156,10 +156,10 @@ class Load:
 
         Args:
             shape: Of the calls.
-            error: What they ended with.
+            error: The error.
             may_be: Which variants could have answered, by which weights.
             count: How many calls.
-            asked: What was asked, for the report.
+            asked: The request, for the report.
         """
         digests = {digest for of_name in may_be.values() for digest in of_name}
         code = getattr(error, "code", "")
@@ -237,7 +237,7 @@ class Callers:
     """Tasks that make calls, each of one shape and by one client, until they are stopped.
 
     Args:
-        load: What they share.
+        load: The load that they share.
         seed: Of all that is random; the same one draws the same calls.
     """
 
@@ -252,7 +252,7 @@ class Callers:
         """Start a caller.
 
         Args:
-            shape: What it does, again and again.
+            shape: The call that it repeats.
             kind: "blocking" or "asyncio".
             pause_s: Between its calls, at most.
             name: Of the shape in the ledger; its own by default.

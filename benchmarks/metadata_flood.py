@@ -136,7 +136,7 @@ class Answers:
         answered: How many calls were answered.
         failed: How many were not.
         p99_s: The 99th percentile of how long they took, in seconds.
-        cores: What the server used, in processors.
+        cores: CPU time of the server, in processors.
     """
 
     answered: int

@@ -58,7 +58,7 @@ QUESTIONS = (
     Question("embed", {"l2_normalize": True, "dtype": "float32"}),
 )
 SERVER = ("--engine", "torch", "--max-batch-size", "4", "--response-cache-bytes", str(2**26))
-# What a call may end with if no server can be reached until its deadline.
+# Codes of a call if no server can be reached until its deadline.
 NO_SERVER = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 
 
@@ -199,7 +199,7 @@ class Fault:
         short_s: For how long in the short trial; None: not tried there.
         before_s: How long callers go on before it, in seconds; 0: it is there when they begin.
         after_s: How long callers go on without it, in seconds.
-        reached: What clients are given as their server, by how the table calls it.
+        reached: Addresses of the clients, by their name in the table.
         shapes: Of calls.
         timeout_s: The deadline of calls, in seconds.
         excused: Codes that calls to a single server may fail with.
@@ -301,9 +301,9 @@ class Row:
 
     Attributes:
         fault: Which.
-        reached: What their servers were.
-        ledger: What became of the calls.
-        retries: What the SDK made again.
+        reached: Addresses of their servers.
+        ledger: Outcomes of the calls.
+        retries: Retries of the SDK.
     """
 
     fault: Fault

@@ -2,6 +2,7 @@
 
 unary   server CPU of a unary call, null engine, against a bare grpc.aio echo of the same messages
 stream  server CPU of a frame on a stream against a unary call, and against a bare bidi echo
+batch   server CPU of an image in a call about 16 against a unary call, and against a bare echo
 serial  p50 of one call after the other, less the engine's time, against the bare echo's
 decode  images a second of the decode pool with two threads against one
 lag     how late the server's event loop wakes while its decode threads are saturated
@@ -40,7 +41,10 @@ from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 JPEG_BYTES = 110_000
 CLASSIFY = "/resnet50.v1.InferenceService/Classify"
 CLASSIFY_STREAM = "/resnet50.v1.InferenceService/ClassifyStream"
+CLASSIFY_BATCH = "/resnet50.v1.InferenceService/ClassifyBatch"
 IN_FLIGHT = 16
+# Images of a batch call, and such calls at a time: 2.6 MB each.
+BATCH_IMAGES, BATCHES_IN_FLIGHT = 16, 4
 STARTS = 3
 TURNS = 5
 CALLS = 1120
@@ -117,7 +121,20 @@ async def echo(options: list[tuple[str, int]]) -> None:
                     frame_id=request.frame.frame_id, **fields
                 )
 
+    async def classify_batch(request, context):
+        fields = reply_fields()
+        variant = fields.pop("variant")
+        result = inference_pb2.ClassifyBatchResult(**fields)
+        return inference_pb2.ClassifyBatchResponse(
+            results=[result for _ in request.images], variant=variant
+        )
+
     handlers = {
+        "ClassifyBatch": grpc.unary_unary_rpc_method_handler(
+            classify_batch,
+            inference_pb2.ClassifyBatchRequest.FromString,
+            inference_pb2.ClassifyBatchResponse.SerializeToString,
+        ),
         "Classify": grpc.unary_unary_rpc_method_handler(
             classify,
             inference_pb2.ClassifyRequest.FromString,
@@ -190,6 +207,20 @@ async def call_stream(channel: grpc.aio.Channel, image: image_pb2.Image, frames:
     assert answered == frames
 
 
+async def call_batch(channel: grpc.aio.Channel, image: image_pb2.Image, images: int) -> None:
+    """Send batches of `BATCH_IMAGES`, `BATCHES_IN_FLIGHT` at a time."""
+    classify = channel.unary_unary(CLASSIFY_BATCH)
+    request = inference_pb2.ClassifyBatchRequest(images=[image] * BATCH_IMAGES)
+    content = request.SerializeToString()
+
+    async def work() -> None:
+        for _ in range(images // BATCH_IMAGES // BATCHES_IN_FLIGHT):
+            reply = inference_pb2.ClassifyBatchResponse.FromString(await classify(content))
+            assert all(one.HasField("classification") for one in reply.results), reply
+
+    await asyncio.gather(*(work() for _ in range(BATCHES_IN_FLIGHT)))
+
+
 async def cpu_of(pid: int, calls: int, work: Awaitable[None]) -> float:
     """Return the CPU that a process used while `work` ran, in ms a call."""
     before = cpu_s(pid)
@@ -217,17 +248,22 @@ async def measure_cpu(shapes: tuple[str, ...]) -> None:
     for shape in shapes:
         found = ratio(spent[f"server {shape}"], spent[f"echo {shape}"])
         print(f"{shape:7} server / bare echo: {found}, {pairs}")
-    if "stream" in shapes:
-        found = ratio(spent["server stream"], spent["server unary"])
-        print(f"stream  frame / unary call: {found}, {pairs}")
-        found = ratio(spent["echo stream"], spent["echo unary"])
-        print(f"stream  the same of the bare echo: {found}")
+    for shape in shapes[1:]:
+        found = ratio(spent[f"server {shape}"], spent["server unary"])
+        print(f"{shape:7} image / unary call: {found}, {pairs}")
+        found = ratio(spent[f"echo {shape}"], spent["echo unary"])
+        print(f"{shape:7} the same of the bare echo: {found}")
 
 
 async def measure_cpu_once(shapes: tuple[str, ...], spent: dict[str, list[float]]) -> None:
     """Add `TURNS` figures of each, in ms a call."""
     image = undecoded()
     request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
+    work: dict[str, tuple[Callable[..., Awaitable[None]], object]] = {
+        "unary": (call_unary, request),
+        "stream": (call_stream, image),
+        "batch": (call_batch, image),
+    }
     with server("--engine", "null") as served, echo_server() as bare:
         async with (
             grpc.aio.insecure_channel(served[0]) as to_server,
@@ -239,12 +275,8 @@ async def measure_cpu_once(shapes: tuple[str, ...], spent: dict[str, list[float]
                         ("server", served[1], to_server),
                         ("echo", bare[1], to_echo),
                     ):
-                        work = (
-                            call_unary(channel, request, CALLS)
-                            if shape == "unary"
-                            else call_stream(channel, image, CALLS)
-                        )
-                        used = await cpu_of(pid, CALLS, work)
+                        call, content = work[shape]
+                        used = await cpu_of(pid, CALLS, call(channel, content, CALLS))
                         if turn:  # the first warms up
                             spent.setdefault(f"{name} {shape}", []).append(used)
 
@@ -462,6 +494,7 @@ def main() -> None:
     measures: dict[str, Callable[[], Awaitable[None]]] = {
         "unary": lambda: measure_cpu(("unary",)),
         "stream": lambda: measure_cpu(("unary", "stream")),
+        "batch": lambda: measure_cpu(("unary", "batch")),
         "metrics": measure_metrics,
         "serial": measure_serial,
         "decode": measure_decode,

@@ -71,9 +71,9 @@ class Served:
     """A server under test.
 
     Args:
-        checkout: Whose code it runs.
+        checkout: Directory of the code that it runs.
         folder: For its log and its graphs.
-        flags: What it is started with.
+        flags: Its command-line flags.
     """
 
     def __init__(self, checkout: Path, folder: Path, flags: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ def overload(
     after = served.counts()
     counted = [call for call in calls if call.due > LEAD_S]
     good = [c for c in counted if c.code is grpc.StatusCode.OK and c.done <= WITHIN_S]
-    # What has not been heard of at the deadline ends with the same code, by gRPC.
+    # gRPC ends a call without an answer at its deadline with the same code.
     refused = [c for c in counted if c.code is not grpc.StatusCode.OK and c.done < WITHIN_S]
     return Outcome(
         len(counted),

@@ -38,7 +38,7 @@ class ServerProcess:
     Args:
         *arguments: Of `serve`, where it listens included.
         log: File that its log is added to.
-        within: What its command begins with, such as another network namespace.
+        within: Prefix of its command, such as another network namespace.
 
     Attributes:
         pid: Its process id.

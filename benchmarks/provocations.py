@@ -28,7 +28,7 @@ class Provocation:
         code: The error's.
         field: The error's; None if it has none.
         options: Of the call.
-        image: What is sent; None for one of the load's pictures.
+        image: The image to send; None for one of the load's.
     """
 
     name: str

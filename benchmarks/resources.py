@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.process import open_files, resident_kib, threads
 
-# What is 0 once every call has been answered.
+# Metrics that are 0 once every call has been answered.
 PLACES = (
     "resnet50_in_flight_requests",
     "resnet50_in_flight_bytes",

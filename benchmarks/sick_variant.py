@@ -57,10 +57,10 @@ class Outcome:
 
     Attributes:
         what: Which part.
-        healthy: What callers of the healthy variant got: the name of the variant that answered, or
+        healthy: Outcomes for callers of the healthy variant: name of the variant that answered, or
             the code of the error.
         sick: The same of those who asked for the sick one, or are its canaries.
-        health: What the server's health was, in its order.
+        health: Health statuses of the server, in order.
         of_sick: The same of the sick variant's own name.
         out_s: When the sick one was out of service, in seconds from the first call for it.
         ended: Why the traffic split ended, if there was one.

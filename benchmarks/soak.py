@@ -47,7 +47,7 @@ SHAPES: dict[str, Shape] = {
 }
 # Between two calls of a caller at most, in seconds: two cores are busy, and no queue is long.
 PAUSE_S = 1.0
-# What comes of the first part of the time is not judged: pools fill, and memory with them.
+# The first part of the time is not judged: pools fill, and memory with them.
 WARM_UP = 0.2
 # A shorter trial does not say whether memory grows.
 JUDGED_S = 120.0
@@ -65,10 +65,10 @@ class Outcome:
     """Outcome of the trial.
 
     Attributes:
-        ledger: What became of the calls.
+        ledger: Outcomes of the calls.
         seconds: How long it took.
         changes: How many changes of variants there were, by kind.
-        places: What stays taken in the server, by the metrics' names.
+        places: Permits that are not released, by metric name.
         samples: Of the server's process, once it was warm.
     """
 

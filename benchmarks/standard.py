@@ -29,7 +29,7 @@ FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 SHARES = (0.5, 0.8, 0.95, 1.1, 1.3)
-# What else is run, and which of its parts.
+# Other benchmarks to run, and their parts.
 SCRIPTS = {
     "cpu": ("engines", "served", "start", "memory"),
     "overhead": ("stream", "serial", "decode", "lag", "import"),
@@ -42,8 +42,8 @@ class Served:
     """A server that is loaded.
 
     Attributes:
-        title: What it is.
-        flags: What it is started with, besides its variant.
+        title: Its title.
+        flags: Its command-line flags, besides its variant.
         plans: Loads that it is put under, by what they are.
         swept: Whether it is put under rising load too.
     """

@@ -82,12 +82,12 @@ class Outcome:
     """Outcome of the trial.
 
     Attributes:
-        ledger: What became of the calls.
+        ledger: Outcomes of the calls.
         latencies: Of single calls.
         replaced_s: How long each swap took, in seconds.
         warm_mib: The server's memory after the fifth swap, all that was replaced being gone.
         last_mib: The same after the last one.
-        places: What stays taken in the server.
+        places: Permits that are not released.
     """
 
     ledger: Ledger

@@ -9,7 +9,7 @@ torchvision's ImageNet weights are present they are the backbone, and this is ho
 checkpoint is served; elsewhere the backbone is random but seeded, its BatchNorm statistics taken
 from the digits, which is enough for them.
 
-What the server needs of a variant is in `write`: weights.safetensors and variant.json.
+`write` makes the files of a variant: weights.safetensors and variant.json.
 """
 
 from __future__ import annotations

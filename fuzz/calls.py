@@ -23,7 +23,7 @@ from resnet50_server import server as app
 from resnet50_server.settings import Settings
 
 SECRET = "fuzz-0123456789-fuzz-0123456789"
-# What a call that is wrong may be told; INTERNAL, UNKNOWN and the like are findings.
+# Allowed codes of a wrong call; INTERNAL, UNKNOWN and the like are findings.
 ALLOWED = {
     *(grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND),
     *(grpc.StatusCode.DATA_LOSS, grpc.StatusCode.FAILED_PRECONDITION),

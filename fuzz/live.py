@@ -6,8 +6,8 @@ RPC. Each is made of the seed and its number alone. What must hold: every call i
 input with a code of the contract and never with INTERNAL or UNKNOWN, good images in between
 rightly; in the end nothing is left inside, memory is where it was, and the log has no error.
 
-What breaks a promise is written into `.cache/fuzz/live`, and how to repeat it is printed. With
---write, the figures go into docs/reliability.md; `make fuzz-live` does that.
+An input that breaks a promise is written into `.cache/fuzz/live`; the command to repeat it is
+printed. With --write, the figures go into docs/reliability.md; `make fuzz-live` does that.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def _call(channel: grpc.Channel, sent: Sent) -> tuple[grpc.StatusCode, str]:
     errors = [(CODES[reply.error.code], reply.error.message) for reply in replies]
     if sent.name.startswith("image") and len(errors) != len(sent.messages) - 1:
         return grpc.StatusCode.UNKNOWN, f"{len(errors)} of {len(sent.messages) - 1} frames answered"
-    # What is not allowed goes first, then what is refused, so that it is counted.
+    # Forbidden outcomes first, then refused ones, so that both are counted.
     errors.sort(key=lambda told: (told[0] not in ALLOWED, told[0] is not grpc.StatusCode.OK))
     return errors[-1] if errors else (grpc.StatusCode.OK, "")
 

@@ -7,7 +7,7 @@ from random import Random
 
 from fuzz.mutations import ANYWHERE, NUMBERS, spliced
 
-# What makes a number of a message interesting; lengths and tags are numbers too.
+# Interesting values of a message's numbers; lengths and tags are numbers too.
 VARINTS = (*NUMBERS, 2**32, 2**35, 2**63 - 1, 2**63, 2**64 - 1)
 LENGTH_DELIMITED = 2
 

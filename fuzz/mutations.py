@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 Mutation: TypeAlias = Callable[[Random, bytes], bytes]
 
 PNG, GIF = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
-# What makes a length or a side interesting.
+# Interesting values of a length or a side.
 NUMBERS = (
     *(0, 1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 1000, 4096, 32767, 32768, 65535, 65536, 100_000),
     *(2**24 - 1, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1),
@@ -55,7 +55,7 @@ def mutated(draw: Random, content: bytes, others: list[bytes]) -> bytes:
     return content
 
 
-# What any bytes can suffer
+# Mutations of any bytes
 
 
 def _flip_bits(draw: Random, content: bytes) -> bytes:
@@ -119,7 +119,7 @@ ANYWHERE: tuple[Mutation, ...] = (
 )
 
 
-# What files of a format can suffer
+# Mutations of files of a format
 
 
 def _lie(draw: Random, content: bytes) -> bytes:

@@ -37,7 +37,7 @@ class RequestContext:
         method: Its name, e.g. "Classify".
         request_id: Connects log, metadata and trace.
         metadata: Invocation metadata.
-        caller: Who calls; `UNKNOWN_CALLER` until authenticated.
+        caller: Identity of the caller; `UNKNOWN_CALLER` until authenticated.
         bulk: Whether it has bulk priority.
         deadline: When its response is due, in loop time; None for no limit.
         stream: Identifies the stream of a frame; None for a single image. Streams share the server
@@ -50,7 +50,7 @@ class RequestContext:
         variant: Name of the variant that computes it, which may be the candidate of a traffic
             split; "" until it is resolved.
         started: On the clock of `time.perf_counter`.
-        notes: What listeners keep with it, by their own keys.
+        notes: Data that listeners attach to it, by their own keys.
         trace_id: 32 hexadecimal digits if it is traced, else "".
     """
 

@@ -53,7 +53,7 @@ class Unauthenticated(ServingError):
 
     Args:
         reason: For programs, e.g. "TOKEN_MISSING".
-        text: What is wrong and what to do. Never the token.
+        text: Description of the problem, and what to do. Never the token.
     """
 
     code = "UNAUTHENTICATED"
@@ -68,7 +68,7 @@ class PermissionDenied(ServingError):
 
     Args:
         caller: The caller's name.
-        scope: What it would need.
+        scope: The scope that is missing.
     """
 
     code = "PERMISSION_DENIED"
@@ -86,7 +86,7 @@ class InvalidRequest(ServingError):
 
     Args:
         field: Path of the field in the request message, e.g. `options.top_k`.
-        reason: What is wrong with it, what is allowed, and what to do.
+        reason: Description of the problem, the limit, and what to do.
     """
 
     code = "INVALID_ARGUMENT"
@@ -102,7 +102,7 @@ class InvalidImage(InvalidRequest):
 
     Args:
         field: Path of the field in the request message, e.g. `image.encoded`.
-        reason: What is wrong with it, what is allowed, and what to do.
+        reason: Description of the problem, the limit, and what to do.
         kind: The same in one word.
     """
 
@@ -116,7 +116,7 @@ class VariantNotFound(ServingError):
 
     Args:
         field: Path of the field that names it, e.g. `options.variant`.
-        name: What was asked for.
+        name: The requested name.
         served: Names and aliases of the variants that are.
         what: They are.
     """
@@ -159,7 +159,7 @@ class Overloaded(ServingError):
 
     Args:
         limit: The name of the limit that was reached, e.g. "max_requests".
-        reason: The limit, its value, and what met it.
+        reason: The limit, its value, and the value that exceeds it.
         retry_after_s: When there may be room, in seconds from now.
     """
 
@@ -228,7 +228,7 @@ class ShuttingDown(ServingError):
 
     Args:
         what: Does not, and why.
-        advice: What to do about it.
+        advice: Advice to the operator.
     """
 
     code = "UNAVAILABLE"
@@ -252,7 +252,7 @@ class VariantUnhealthy(ShuttingDown):
 
     Args:
         what: Which variant, and what is wrong with it.
-        advice: What to do about it.
+        advice: Advice to the operator.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class NotEnabled(ServingError):
 
     Args:
         method: Its name.
-        setting: What asks for it.
+        setting: The setting that asks for it.
     """
 
     code = "UNIMPLEMENTED"
@@ -339,7 +339,7 @@ class UnusableSetting(Exception):
 
     Args:
         setting: Its name.
-        reason: What is wrong and what to do. Never a secret.
+        reason: Description of the problem, and what to do. Never a secret.
     """
 
     def __init__(self, setting: str, reason: str) -> None:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 CacheUse: TypeAlias = Literal["none", "hit", "shared"]
 """Whether a result came from the response cache, or from another request's computation."""
 CancelStage: TypeAlias = Literal["receive", "upload"]
-"""What was being received when the client cancelled: its one request, or an upload's chunks."""
+"""Message that was being received when the client cancelled: a request, or an upload's chunks."""
 
 
 @dataclass(eq=False, slots=True)
@@ -69,7 +69,7 @@ class BatchEvent:
         device: Name of the device, e.g. "cpu" or "cuda:0".
         out_of_memory: Whether it failed because the device had too little memory.
         non_finite: How many of its results had NaN or Inf, and were failed.
-        notes: What listeners keep with it, by their own keys.
+        notes: Data that listeners attach to it, by their own keys.
     """
 
     variant: str
@@ -108,14 +108,14 @@ class ServerEvents:
 
         Args:
             context: The RPC; it ends as "CANCELLED".
-            stage: What was being received.
+            stage: The kind of message that was being received.
         """
 
     def image_answered(self, image: ImageEvent) -> None:
         """Receive an image whose response is about to be sent."""
 
-    def frame_refused(self, context: RequestContext, error: Exception) -> None:
-        """Receive a frame of a stream that is answered with an error."""
+    def image_refused(self, context: RequestContext, error: Exception) -> None:
+        """Receive a frame of a stream, or an image of a batch, that is answered with an error."""
 
     def frame_dropped(self, context: RequestContext) -> None:
         """Receive a frame of a stream that a newer one has replaced."""
@@ -161,9 +161,9 @@ class CompositeEvents(ServerEvents):
         """Deliver it to all."""
         self._deliver("image_answered", image)
 
-    def frame_refused(self, context: RequestContext, error: Exception) -> None:
+    def image_refused(self, context: RequestContext, error: Exception) -> None:
         """Deliver it to all."""
-        self._deliver("frame_refused", context, error)
+        self._deliver("image_refused", context, error)
 
     def frame_dropped(self, context: RequestContext) -> None:
         """Deliver it to all."""

@@ -20,7 +20,7 @@ from resnet50_server.api.grpc_server import (
     GrpcServer,
 )
 from resnet50_server.api.health import HealthReporter
-from resnet50_server.api.inference_service import InferenceServicer, StreamLimits
+from resnet50_server.api.inference_service import CallLimits, InferenceServicer
 from resnet50_server.api.listen import certificates_of
 from resnet50_server.api.memory_bound import describe, memory_bound
 from resnet50_server.api.variant_service import VariantServicer
@@ -297,7 +297,7 @@ def build(
         watcher = DirectoryWatcher(directory, variants, control, settings.watch_variants_s)
     self_tests = SelfTests(variants)
     closing.callback(self_tests.close)
-    inference = InferenceServicer(variants, pipeline, _stream_limits(settings), traffic)
+    inference = InferenceServicer(variants, pipeline, _call_limits(settings), traffic)
     grpc = GrpcServer(
         settings,
         Authenticator(tokens),
@@ -383,12 +383,13 @@ def _admission_limits(settings: Settings) -> Limits:
     )
 
 
-def _stream_limits(settings: Settings) -> StreamLimits:
-    return StreamLimits(
+def _call_limits(settings: Settings) -> CallLimits:
+    return CallLimits(
         upload_idle_timeout_s=settings.upload_idle_timeout_s,
         upload_timeout_s=settings.upload_timeout_s,
         stream_idle_timeout_s=settings.stream_idle_timeout_s,
         max_frames_in_flight=settings.max_frames_in_flight,
         # One batch on the device, one that fills meanwhile.
         frames_in_flight=2 * settings.max_batch_size,
+        max_images_per_call=settings.max_images_per_call,
     )

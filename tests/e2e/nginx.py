@@ -35,7 +35,7 @@ from resnet50_client import (
 from tests.support.pictures import encode, photo_like
 
 CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
-# What the configuration names, and what is put there instead.
+# Values of the configuration, and their replacements.
 FRONT, BACKS = "127.0.0.1:50051", ("127.0.0.1:50061", "127.0.0.1:50062")
 PID_FILE = "/run/nginx.pid"
 LOG = "nginx.log"

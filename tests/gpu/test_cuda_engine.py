@@ -30,7 +30,7 @@ from tests.support.serving import connected, engines_of, serving
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(1200),
-    # What the compiler and torch warn of is theirs.
+    # Warnings of the compiler and of torch are allowed.
     pytest.mark.filterwarnings("default"),
 ]
 

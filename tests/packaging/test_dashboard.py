@@ -32,7 +32,7 @@ DOCUMENTED = [
     for line in block.splitlines()
     if not line.startswith("#")
 ]
-# What Prometheus itself adds to every series.
+# Labels that Prometheus itself adds to every series.
 ADDED = {"instance", "job"}
 
 

@@ -24,7 +24,7 @@ else:
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DISTRIBUTION = PROJECT["project"]["name"]
 SERVER = ROOT / "server" / "resnet50_server"
-# What the image's health check loads, whatever comes of it.
+# Modules that the image's health check loads.
 HEALTH_CHECK = """
 import contextlib, sys
 from resnet50_client.__main__ import main
@@ -47,7 +47,7 @@ def test_image_runs_the_command_of_make_serve(monkeypatch):
     assert python == ["-m", "resnet50_server"]
     scripts = PROJECT["project"]["scripts"]
     assert scripts[image.entrypoint[0]] == "resnet50_server.cli.main:run"
-    # What is served is for the image's user to say, by the environment instead of the option.
+    # The image's user sets the variants by the environment instead of the option.
     assert (image.command[1:], option) == ([verb], "--variants")
     assert "RESNET50_VARIANTS" not in image.environment
     assert scripts[image.check[0]] == "resnet50_client.__main__:main"

@@ -53,6 +53,8 @@ NAMES = {
 }
 # First words of a docstring: it begins with a verb or a noun.
 OPENINGS = {r"(What|Who|Whoever|Whose|That|Those)\b": "a verb (functions) or noun (classes)"}
+# A comment, or the description of an argument or attribute, begins with a noun or a verb.
+SUBJECTS = re.compile(r"^[ ]*(?:#|\w+:)[ ](?:What|Who|Whose|Whoever)[ ]\w+", re.MULTILINE)
 SUFFIXES = {".py", ".proto", ".md", ".yaml", ".yml", ".json", ".conf", ".service", ".toml"}
 # Generated, or about the words themselves.
 EXEMPT = re.compile(r"_pb2(_grpc)?\.pyi?$|^tests/packaging/test_words\.py$|^fuzz/corpus/")
@@ -79,6 +81,8 @@ def findings(path: str, text: str) -> Iterator[Finding]:
         yield text.count("\n", 0, found.start()) + 1, found[0]
     if not path.endswith(".py"):
         return
+    for found in SUBJECTS.finditer(text):
+        yield text.count("\n", 0, found.start()) + 1, found[0].strip()
     if _NAMES.search(text) is not None:  # it may be in a text, where it is a word like any other
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.NAME and _NAMES.fullmatch(token.string):
@@ -124,6 +128,8 @@ def test_no_text_or_name_uses_the_private_dialect(found):
         ("x.py", "LOOK_S = 1"),
         ("x.py", 'class A:\n    """What a server counts."""'),
         ("x.py", "log('the batch was under way')  # and let go"),
+        ("x.py", "# What is waiting.\nx = 1"),
+        ("x.py", '"""Count.\n\n    Args:\n        x: What is counted.\n"""'),
     ],
 )
 def test_a_planted_violation_is_found(path, text):

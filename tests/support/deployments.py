@@ -77,14 +77,14 @@ class Dockerfile:
     """The last stage of the Dockerfile, and what all stages copy.
 
     Attributes:
-        environment: What ENV sets.
-        ports: What EXPOSE names.
+        environment: Variables that ENV sets.
+        ports: Ports of EXPOSE.
         command: ENTRYPOINT with CMD.
         entrypoint: ENTRYPOINT alone.
         check: The command of HEALTHCHECK.
         run: All that RUN runs.
-        copied: What is copied from the repository.
-        user: Who runs it.
+        copied: Paths that are copied from the repository.
+        user: User that runs it.
     """
 
     def __init__(self) -> None:

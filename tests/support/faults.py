@@ -42,7 +42,7 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-# What a process under it takes for the time of day is ahead by as many seconds as a file says; the
+# The time of day of a process under it is ahead by the seconds in a file; the
 # clock that never jumps stays as it is, and so do the times of files, which the kernel writes.
 JUMPING_CLOCK = r"""
 #define _GNU_SOURCE

@@ -29,7 +29,7 @@ from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 
 # A decoder may be off by a little.
 MAGENTA = np.array([255, 0, 255], dtype=np.uint8)
-# What follows a file's end is read by no decoder.
+# Bytes behind a file's end are read by no decoder.
 MARK = b"this one"
 
 

@@ -53,9 +53,9 @@ class Puppet(grpc.ServerInterceptor):
     """Says what it is told to; has seen what came.
 
     Args:
-        text: What all texts in its answers are.
+        text: Text of all fields in its answers.
         fails: With which code every call ends, `text` being the message; None: calls are answered.
-        frames: What becomes of the frames of streams: "answered", "failed" with `text`, "swapped"
+        frames: Outcome of the frames of streams: "answered", "failed" with `text`, "swapped"
             (two by two), "ended" (the stream ends with OK after its first answer), "closed" (it
             does so before it) or "ignored".
 

@@ -66,7 +66,7 @@ class Seen:
     """A call that came: its method, its metadata, the name in its client's certificate.
 
     Attributes:
-        left_s: What was left of it, in seconds; None if it has none.
+        left_s: Remaining time, in seconds; None if it has none.
     """
 
     method: str
@@ -81,7 +81,7 @@ class Front(grpc.GenericRpcHandler):
     Attributes:
         tokens: Those that are right; None for calls that need none.
         seen: All calls that came, refused ones included.
-        failures: What the next calls end with instead of being handed on.
+        failures: Errors of the next calls, which are not handed on.
         cut_after: How many answers a stream gives before the next "connection loss"; None: all.
     """
 

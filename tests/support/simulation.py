@@ -102,7 +102,7 @@ def simulate(device: Device, arrivals: list[float], within_s: list[float] | None
     """Play requests against the policy.
 
     Args:
-        device: What computes.
+        device: The simulated device.
         arrivals: When requests come, rising.
         within_s: How long each may take; None for no deadlines.
     """

@@ -162,7 +162,7 @@ def custom_variant(
 
     Args:
         directory: Where.
-        state: What its checkpoint holds.
+        state: State dict of its checkpoint.
         count: How many categories its variant.json names.
         checkpoint: The checkpoint's name.
         **description: Replaces keys of its variant.json; None leaves one out.

@@ -31,7 +31,9 @@ Errors of every RPC, with google.rpc details in the trailing metadata:
 """
 
 import builtins
+import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.rpc.status_pb2
@@ -271,6 +273,182 @@ class EmbedResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "timing", b"timing", "variant", b"variant"]) -> None: ...
 
 global___EmbedResponse = EmbedResponse
+
+@typing.final
+class ClassifyBatchRequest(google.protobuf.message.Message):
+    """Several images to classify."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
+    @property
+    def options(self) -> global___ClassifyOptions:
+        """How to classify every image; absent means all defaults. Images x `top_k` may be 20,000."""
+
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[resnet50.v1.image_pb2.Image]:
+        """The images, 1 to `max_images_per_call`."""
+
+    def __init__(
+        self,
+        *,
+        options: global___ClassifyOptions | None = ...,
+        images: collections.abc.Iterable[resnet50.v1.image_pb2.Image] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["images", b"images", "options", b"options"]) -> None: ...
+
+global___ClassifyBatchRequest = ClassifyBatchRequest
+
+@typing.final
+class ClassifyBatchResponse(google.protobuf.message.Message):
+    """The results of several images."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    VARIANT_FIELD_NUMBER: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassifyBatchResult]:
+        """One result for each image, in their order."""
+
+    @property
+    def variant(self) -> resnet50.v1.result_pb2.VariantRef:
+        """The variant that computed them."""
+
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[global___ClassifyBatchResult] | None = ...,
+        variant: resnet50.v1.result_pb2.VariantRef | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["variant", b"variant"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["results", b"results", "variant", b"variant"]) -> None: ...
+
+global___ClassifyBatchResponse = ClassifyBatchResponse
+
+@typing.final
+class ClassifyBatchResult(google.protobuf.message.Message):
+    """The result of one image of a batch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLASSIFICATION_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
+    @property
+    def classification(self) -> resnet50.v1.result_pb2.Classification:
+        """The image's categories."""
+
+    @property
+    def error(self) -> google.rpc.status_pb2.Status:
+        """The image was invalid or could not be computed; code and details as for a unary call."""
+
+    @property
+    def timing(self) -> resnet50.v1.result_pb2.Timing:
+        """Time spent in each stage, from the arrival of the call; absent if the image failed."""
+
+    def __init__(
+        self,
+        *,
+        classification: resnet50.v1.result_pb2.Classification | None = ...,
+        error: google.rpc.status_pb2.Status | None = ...,
+        timing: resnet50.v1.result_pb2.Timing | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["classification", b"classification", "error", b"error", "outcome", b"outcome", "timing", b"timing"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["classification", b"classification", "error", b"error", "outcome", b"outcome", "timing", b"timing"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["classification", "error"] | None: ...
+
+global___ClassifyBatchResult = ClassifyBatchResult
+
+@typing.final
+class EmbedBatchRequest(google.protobuf.message.Message):
+    """Several images to embed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
+    @property
+    def options(self) -> global___EmbedOptions:
+        """How to embed every image; absent means all defaults."""
+
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[resnet50.v1.image_pb2.Image]:
+        """The images, 1 to `max_images_per_call`."""
+
+    def __init__(
+        self,
+        *,
+        options: global___EmbedOptions | None = ...,
+        images: collections.abc.Iterable[resnet50.v1.image_pb2.Image] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["images", b"images", "options", b"options"]) -> None: ...
+
+global___EmbedBatchRequest = EmbedBatchRequest
+
+@typing.final
+class EmbedBatchResponse(google.protobuf.message.Message):
+    """The embeddings of several images."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    VARIANT_FIELD_NUMBER: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EmbedBatchResult]:
+        """One result for each image, in their order."""
+
+    @property
+    def variant(self) -> resnet50.v1.result_pb2.VariantRef:
+        """The variant that computed them."""
+
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[global___EmbedBatchResult] | None = ...,
+        variant: resnet50.v1.result_pb2.VariantRef | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["variant", b"variant"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["results", b"results", "variant", b"variant"]) -> None: ...
+
+global___EmbedBatchResponse = EmbedBatchResponse
+
+@typing.final
+class EmbedBatchResult(google.protobuf.message.Message):
+    """The embedding of one image of a batch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EMBEDDING_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
+    @property
+    def embedding(self) -> resnet50.v1.result_pb2.Embedding:
+        """The image's vector."""
+
+    @property
+    def error(self) -> google.rpc.status_pb2.Status:
+        """The image was invalid or could not be computed; code and details as for a unary call."""
+
+    @property
+    def timing(self) -> resnet50.v1.result_pb2.Timing:
+        """Time spent in each stage, from the arrival of the call; absent if the image failed."""
+
+    def __init__(
+        self,
+        *,
+        embedding: resnet50.v1.result_pb2.Embedding | None = ...,
+        error: google.rpc.status_pb2.Status | None = ...,
+        timing: resnet50.v1.result_pb2.Timing | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "error", b"error", "outcome", b"outcome", "timing", b"timing"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "error", b"error", "outcome", b"outcome", "timing", b"timing"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["embedding", "error"] | None: ...
+
+global___EmbedBatchResult = EmbedBatchResult
 
 @typing.final
 class ClassifyUploadOptions(google.protobuf.message.Message):

@@ -45,6 +45,16 @@ class InferenceServiceStub(object):
                 request_serializer=resnet50_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=resnet50_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.ClassifyBatch = channel.unary_unary(
+                '/resnet50.v1.InferenceService/ClassifyBatch',
+                request_serializer=resnet50_dot_v1_dot_inference__pb2.ClassifyBatchRequest.SerializeToString,
+                response_deserializer=resnet50_dot_v1_dot_inference__pb2.ClassifyBatchResponse.FromString,
+                _registered_method=True)
+        self.EmbedBatch = channel.unary_unary(
+                '/resnet50.v1.InferenceService/EmbedBatch',
+                request_serializer=resnet50_dot_v1_dot_inference__pb2.EmbedBatchRequest.SerializeToString,
+                response_deserializer=resnet50_dot_v1_dot_inference__pb2.EmbedBatchResponse.FromString,
+                _registered_method=True)
         self.ClassifyUpload = channel.stream_unary(
                 '/resnet50.v1.InferenceService/ClassifyUpload',
                 request_serializer=resnet50_dot_v1_dot_inference__pb2.ClassifyUploadRequest.SerializeToString,
@@ -80,6 +90,25 @@ class InferenceServiceServicer(object):
 
     def Embed(self, request, context):
         """Embeds one image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyBatch(self, request, context):
+        """Classifies several images of one message, for less of the server's CPU than one call for each.
+        All have the same options and are computed by the same variant. Results are in the order of the
+        images; an image that is invalid or cannot be computed fails alone, with an error in its place.
+        INVALID_ARGUMENT for more than `max_images_per_call` images (default 128). The call is admitted
+        like a call with one image; while the server is full, its further images wait like the frames of
+        a stream, and the call shares the server with others as one stream does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmbedBatch(self, request, context):
+        """Embeds several images of one message; as ClassifyBatch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +161,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=resnet50_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
                     response_serializer=resnet50_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
+            ),
+            'ClassifyBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyBatch,
+                    request_deserializer=resnet50_dot_v1_dot_inference__pb2.ClassifyBatchRequest.FromString,
+                    response_serializer=resnet50_dot_v1_dot_inference__pb2.ClassifyBatchResponse.SerializeToString,
+            ),
+            'EmbedBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.EmbedBatch,
+                    request_deserializer=resnet50_dot_v1_dot_inference__pb2.EmbedBatchRequest.FromString,
+                    response_serializer=resnet50_dot_v1_dot_inference__pb2.EmbedBatchResponse.SerializeToString,
             ),
             'ClassifyUpload': grpc.stream_unary_rpc_method_handler(
                     servicer.ClassifyUpload,
@@ -209,6 +248,60 @@ class InferenceService(object):
             '/resnet50.v1.InferenceService/Embed',
             resnet50_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
             resnet50_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resnet50.v1.InferenceService/ClassifyBatch',
+            resnet50_dot_v1_dot_inference__pb2.ClassifyBatchRequest.SerializeToString,
+            resnet50_dot_v1_dot_inference__pb2.ClassifyBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resnet50.v1.InferenceService/EmbedBatch',
+            resnet50_dot_v1_dot_inference__pb2.EmbedBatchRequest.SerializeToString,
+            resnet50_dot_v1_dot_inference__pb2.EmbedBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

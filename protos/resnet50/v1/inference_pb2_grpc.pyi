@@ -60,6 +60,24 @@ class InferenceServiceStub:
     ]
     """Embeds one image."""
 
+    ClassifyBatch: grpc.UnaryUnaryMultiCallable[
+        resnet50.v1.inference_pb2.ClassifyBatchRequest,
+        resnet50.v1.inference_pb2.ClassifyBatchResponse,
+    ]
+    """Classifies several images of one message, for less of the server's CPU than one call for each.
+    All have the same options and are computed by the same variant. Results are in the order of the
+    images; an image that is invalid or cannot be computed fails alone, with an error in its place.
+    INVALID_ARGUMENT for more than `max_images_per_call` images (default 128). The call is admitted
+    like a call with one image; while the server is full, its further images wait like the frames of
+    a stream, and the call shares the server with others as one stream does.
+    """
+
+    EmbedBatch: grpc.UnaryUnaryMultiCallable[
+        resnet50.v1.inference_pb2.EmbedBatchRequest,
+        resnet50.v1.inference_pb2.EmbedBatchResponse,
+    ]
+    """Embeds several images of one message; as ClassifyBatch."""
+
     ClassifyUpload: grpc.StreamUnaryMultiCallable[
         resnet50.v1.inference_pb2.ClassifyUploadRequest,
         resnet50.v1.inference_pb2.ClassifyResponse,
@@ -107,6 +125,24 @@ class InferenceServiceAsyncStub:
         resnet50.v1.inference_pb2.EmbedResponse,
     ]
     """Embeds one image."""
+
+    ClassifyBatch: grpc.aio.UnaryUnaryMultiCallable[
+        resnet50.v1.inference_pb2.ClassifyBatchRequest,
+        resnet50.v1.inference_pb2.ClassifyBatchResponse,
+    ]
+    """Classifies several images of one message, for less of the server's CPU than one call for each.
+    All have the same options and are computed by the same variant. Results are in the order of the
+    images; an image that is invalid or cannot be computed fails alone, with an error in its place.
+    INVALID_ARGUMENT for more than `max_images_per_call` images (default 128). The call is admitted
+    like a call with one image; while the server is full, its further images wait like the frames of
+    a stream, and the call shares the server with others as one stream does.
+    """
+
+    EmbedBatch: grpc.aio.UnaryUnaryMultiCallable[
+        resnet50.v1.inference_pb2.EmbedBatchRequest,
+        resnet50.v1.inference_pb2.EmbedBatchResponse,
+    ]
+    """Embeds several images of one message; as ClassifyBatch."""
 
     ClassifyUpload: grpc.aio.StreamUnaryMultiCallable[
         resnet50.v1.inference_pb2.ClassifyUploadRequest,
@@ -159,6 +195,28 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.inference_pb2.EmbedResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.EmbedResponse]]:
         """Embeds one image."""
+
+    @abc.abstractmethod
+    def ClassifyBatch(
+        self,
+        request: resnet50.v1.inference_pb2.ClassifyBatchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[resnet50.v1.inference_pb2.ClassifyBatchResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.ClassifyBatchResponse]]:
+        """Classifies several images of one message, for less of the server's CPU than one call for each.
+        All have the same options and are computed by the same variant. Results are in the order of the
+        images; an image that is invalid or cannot be computed fails alone, with an error in its place.
+        INVALID_ARGUMENT for more than `max_images_per_call` images (default 128). The call is admitted
+        like a call with one image; while the server is full, its further images wait like the frames of
+        a stream, and the call shares the server with others as one stream does.
+        """
+
+    @abc.abstractmethod
+    def EmbedBatch(
+        self,
+        request: resnet50.v1.inference_pb2.EmbedBatchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[resnet50.v1.inference_pb2.EmbedBatchResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.EmbedBatchResponse]]:
+        """Embeds several images of one message; as ClassifyBatch."""
 
     @abc.abstractmethod
     def ClassifyUpload(

@@ -10,7 +10,7 @@ import grpc
 from resnet50_server.context import Permit, RequestContext
 
 GrpcContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-# What a context's `read` returns after the last message.
+# Returned by a context's `read` after the last message.
 EOF = grpc.aio.EOF
 
 

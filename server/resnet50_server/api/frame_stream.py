@@ -36,7 +36,7 @@ class FrameStream:
         reader: Reads the frames.
         pipeline: Computes them.
         router: Watches them for traffic splits.
-        task: What to compute of each frame. It is rebound when the variant is replaced.
+        task: The checked options of each frame. It is rebound when the variant is replaced.
         call: The stream's RPC.
     """
 
@@ -146,7 +146,7 @@ class FrameStream:
         call = self._call
         if is_server_error(error):
             log.error("frame %d of stream %s failed", frame_id, call.request_id, exc_info=error)
-        self._pipeline.events.frame_refused(call, error)
+        self._pipeline.events.image_refused(call, error)
         status = to_status(error, call.request_id)
         return self._task.FrameResponse(frame_id=frame_id, error=status)
 
@@ -164,8 +164,8 @@ class _FrameInFlight:
 
     Args:
         stream: Makes the response.
-        task: What was asked of it.
-        inference: What the pipeline computes.
+        task: The checked options.
+        inference: The outputs that the pipeline computes.
         frame_id: The frame's.
         started: When it was read, on the clock of `time.perf_counter`.
         permit: From admission control.

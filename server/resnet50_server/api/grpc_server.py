@@ -45,7 +45,11 @@ STREAMS = frozenset(
     if method.server_streaming
 )
 # Methods about a single image.
-IMAGE_METHODS = tuple(method.name for method in _INFERENCE.methods if not method.server_streaming)
+IMAGE_METHODS = tuple(
+    method.name
+    for method in _INFERENCE.methods
+    if not method.server_streaming and "images" not in method.input_type.fields_by_name
+)
 # Of the variants' service; its other methods are for administrators.
 PUBLIC_METHODS = ("ListVariants", "GetVariant")
 # For variants, reflection and channelz; the streams of the latter two may receive large messages.

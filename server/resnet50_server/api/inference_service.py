@@ -1,4 +1,4 @@
-"""Classify and embed: single images, uploads in chunks, streams of frames."""
+"""Classify and embed: single images, batches, uploads in chunks, streams of frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet50.v1 import image_pb2, inference_pb2
-from resnet50_server.errors import ShuttingDown
+from resnet50_server.errors import InvalidRequest, ShuttingDown
 from resnet50_server.images.source import size_bytes
 from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
@@ -17,6 +17,7 @@ from resnet50_server.rollout.router import TrafficRouter
 
 from .call import Call
 from .frame_stream import FrameStream
+from .image_batch import ImageBatch
 from .image_source import parse_image
 from .stream_reader import StreamReader
 from .tasks import ClassifyTask, EmbedTask, Options, Task, wants_embedding
@@ -24,8 +25,8 @@ from .upload import Part, Upload
 
 
 @dataclass(frozen=True)
-class StreamLimits:
-    """Limits of uploads and streams.
+class CallLimits:
+    """Limits of uploads, streams and batches.
 
     Attributes:
         upload_idle_timeout_s: Pause between the chunks of an upload, in seconds.
@@ -33,6 +34,7 @@ class StreamLimits:
         stream_idle_timeout_s: Pause between frames, in seconds; 0 for no limit.
         max_frames_in_flight: Frames of one stream in flight.
         frames_in_flight: The same for an ordered stream that sets no `max_in_flight`.
+        max_images_per_call: Images of a batch call.
     """
 
     upload_idle_timeout_s: float
@@ -40,6 +42,7 @@ class StreamLimits:
     stream_idle_timeout_s: float
     max_frames_in_flight: int
     frames_in_flight: int
+    max_images_per_call: int
 
 
 class InferenceServicer:
@@ -48,7 +51,7 @@ class InferenceServicer:
     Args:
         variants: The registry.
         pipeline: Computes images.
-        limits: Of uploads and streams.
+        limits: Of uploads, streams and batches.
         router: Chooses the variant.
     """
 
@@ -56,7 +59,7 @@ class InferenceServicer:
         self,
         variants: VariantRegistry,
         pipeline: Pipeline,
-        limits: StreamLimits,
+        limits: CallLimits,
         router: TrafficRouter,
     ) -> None:
         self._variants = variants
@@ -88,6 +91,18 @@ class InferenceServicer:
     ) -> Coroutine[Any, Any, inference_pb2.EmbedResponse]:
         """Embed one image."""
         return self._unary(request.image, request.options, EmbedTask, call)
+
+    def ClassifyBatch(
+        self, request: inference_pb2.ClassifyBatchRequest, call: Call
+    ) -> Coroutine[Any, Any, inference_pb2.ClassifyBatchResponse]:
+        """Classify several images."""
+        return self._batch(request, ClassifyTask, call)
+
+    def EmbedBatch(
+        self, request: inference_pb2.EmbedBatchRequest, call: Call
+    ) -> Coroutine[Any, Any, inference_pb2.EmbedBatchResponse]:
+        """Embed several images."""
+        return self._batch(request, EmbedTask, call)
 
     def ClassifyUpload(
         self, parts: AsyncIterator[inference_pb2.ClassifyUploadRequest], call: Call
@@ -125,6 +140,21 @@ class InferenceServicer:
             inference = self._router.instrument(task.inference, call, image)
             result = await self._pipeline.infer(image, inference, call)
         return task.response(result, self._pipeline.record(inference, call, result, started))
+
+    async def _batch(
+        self, request: Any, task_type: type[ClassifyTask] | type[EmbedTask], call: Call
+    ) -> Any:
+        limit = self._limits.max_images_per_call
+        if not 1 <= len(request.images) <= limit:
+            raise InvalidRequest(
+                "images",
+                f"has {len(request.images)} images, a call may have 1 to {limit}"
+                " (max_images_per_call); split them into several calls",
+            )
+        task = task_type(request.options, self._resolve_variant(request.options, call))
+        with task.variant.in_use():
+            batch = ImageBatch(request.images, self._pipeline, self._router, task, call)
+            return await batch.run(request.ByteSize())
 
     async def _upload(
         self,

@@ -25,7 +25,7 @@ KEEPALIVE_TIMEOUT_S = 20
 # and each such connection takes memory.
 HANDSHAKE_TIMEOUT_MS = 10_000
 MAX_METADATA_BYTES = 16 * 1024
-# What gRPC buffers of a call's messages before the server reads them.
+# Bytes of a call's messages that gRPC buffers before the server reads them.
 UNREAD_BYTES = 128 * 1024
 # gRPC's value for "never".
 GRPC_NEVER_MS = 2**31 - 1

@@ -32,8 +32,8 @@ MESSAGES_PER_UPLOAD = 2
 # An image in flight, and the message that it came in.
 COPIES_IN_FLIGHT = 2
 
-# What is not about images: variants, reflection, channelz; and health checks. Of each, messages
-# that arrive at once, and streams that may receive one each.
+# Services that are not about images: variants, reflection, channelz; and health checks. Of each:
+# messages that arrive at once, and streams that may receive one each.
 SIDE_SERVICES, SIDE_RECEIVED, SIDE_STREAMS, PROBE_STREAMS = 2, 8, 8, 256
 
 
@@ -41,7 +41,7 @@ class Part(NamedTuple):
     """A part of the bound.
 
     Attributes:
-        what: What takes it.
+        what: Description of what uses it.
         size: How much, in bytes.
     """
 
@@ -75,15 +75,15 @@ def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
             COPIES_IN_FLIGHT * max(settings.max_request_bytes, settings.max_image_bytes),
         ),
         # The last two are being handed over, from gRPC to Python and to the message's parser.
-        Part("messages that arrive", (receiving + 2) * message),
-        Part("uploads' messages", MESSAGES_PER_UPLOAD * settings.max_uploads * message),
-        Part("streams' messages", (MESSAGES_PER_STREAM * streams + SIDE_STREAMS) * message),
-        Part("calls that are not read from", 2 * unread * UNREAD_BYTES),
+        Part("messages being received", (receiving + 2) * message),
+        Part("upload buffers", MESSAGES_PER_UPLOAD * settings.max_uploads * message),
+        Part("stream buffers", (MESSAGES_PER_STREAM * streams + SIDE_STREAMS) * message),
+        Part("calls not read yet", 2 * unread * UNREAD_BYTES),
         Part("decoding", (decoded + SMALL_BUDGET_PIXELS) * PIXEL_BYTES),
         Part("decoded images", settings.max_requests * QUEUED_IMAGE_BYTES),
-        Part("answers of calls", settings.max_send_bytes),
-        Part("answers of streams", streams * settings.max_frames_in_flight * ANSWER_BYTES),
-        Part("kept answers", settings.response_cache_bytes),
+        Part("unsent responses", settings.max_send_bytes),
+        Part("stream responses", streams * settings.max_frames_in_flight * ANSWER_BYTES),
+        Part("response cache", settings.response_cache_bytes),
         Part("connections", settings.max_connections * len(settings.listen) * CONNECTION_BYTES),
     ]
 

@@ -15,10 +15,13 @@ from resnet50_server.events import ImageEvent
 from resnet50_server.images.background import Background, parse_background
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
+from resnet50_server.variants.spec import EMBEDDING_DIMENSION
 
 DEFAULT_TOP_K = 5
 # Each category costs the event loop about 1.5 us: ten thousand would delay all other requests.
 MAX_TOP_K = 1000
+# Of a result as a message: a category without its label, an embedding in float32, the rest.
+CATEGORY_BYTES, EMBEDDING_BYTES, RESULT_BYTES = 24, 4 * EMBEDDING_DIMENSION + 64, 128
 _CACHE_USES = {
     "none": result_pb2.CACHE_USE_UNSPECIFIED,
     "hit": result_pb2.CACHE_USE_HIT,
@@ -33,16 +36,18 @@ class Task(ABC):
     Args:
         options: From the request.
         variant: The variant that computes it.
-        inference: What the pipeline computes.
+        inference: The outputs that the pipeline computes.
 
     Attributes:
         Response: The message that answers a request.
         FrameResponse: The message that answers a frame.
-        field: The field of both that holds the result.
+        BatchResponse: The message that answers several images.
+        field: The field of each that holds the result.
     """
 
     Response: ClassVar[type[Any]]
     FrameResponse: ClassVar[type[Any]]
+    BatchResponse: ClassVar[type[Any]]
     field: ClassVar[str]
 
     def __init__(self, options: Options, variant: LoadedVariant, inference: InferenceTask) -> None:
@@ -63,6 +68,26 @@ class Task(ABC):
         """Return the response to a frame."""
         return self._filled(self.FrameResponse(frame_id=frame_id), result, image)
 
+    def batch_response(self) -> Any:
+        """Return the response to several images, without their results."""
+        response = self.BatchResponse()
+        response.variant.CopyFrom(self._reference)
+        return response
+
+    def fill_outcome(self, outcome: Any, result: Result, image: ImageEvent) -> None:
+        """Write a result, and where its time went, into an empty message that has both."""
+        _set_timing(outcome.timing, image)
+        message = getattr(outcome, self.field)
+        message.SetInParent()  # it may stay empty
+        self.fill(message, result)
+
+    @property
+    def result_bytes(self) -> int:
+        """The size of one result as a message, at most."""
+        top_k, spec = self.inference.top_k, self.variant.spec
+        labels = (spec.longest_label_bytes + CATEGORY_BYTES) * top_k
+        return labels + EMBEDDING_BYTES * self.inference.with_embedding + RESULT_BYTES
+
     def rebind(self) -> Task:
         """Return the task for the variant that has replaced this one's, if any.
 
@@ -74,10 +99,7 @@ class Task(ABC):
 
     def _filled(self, response: Any, result: Result, image: ImageEvent) -> Any:
         response.variant.CopyFrom(self._reference)
-        _set_timing(response.timing, image)
-        message = getattr(response, self.field)
-        message.SetInParent()  # it may stay empty
-        self.fill(message, result)
+        self.fill_outcome(response, result, image)
         return response
 
 
@@ -94,6 +116,7 @@ class ClassifyTask(Task):
 
     Response = inference_pb2.ClassifyResponse
     FrameResponse = inference_pb2.ClassifyStreamResponse
+    BatchResponse = inference_pb2.ClassifyBatchResponse
     field = "classification"
 
     def __init__(self, options: inference_pb2.ClassifyOptions, variant: LoadedVariant) -> None:
@@ -132,6 +155,7 @@ class EmbedTask(Task):
 
     Response = inference_pb2.EmbedResponse
     FrameResponse = inference_pb2.EmbedStreamResponse
+    BatchResponse = inference_pb2.EmbedBatchResponse
     field = "embedding"
 
     def __init__(self, options: inference_pb2.EmbedOptions, variant: LoadedVariant) -> None:

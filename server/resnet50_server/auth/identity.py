@@ -19,7 +19,7 @@ ADMIN = "admin"
 
 # Generated tokens have 48 characters; other ones may be longer.
 MAX_TOKEN_LENGTH = 512
-# What RFC 6750 allows after "Bearer".
+# RFC 6750's syntax of a token after "Bearer".
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 # gRPC's auth context keys for a verified certificate, in order of preference. Each may have several
 # values.

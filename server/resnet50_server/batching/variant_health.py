@@ -107,8 +107,8 @@ class VariantHealth:
         """Take the variant out of service.
 
         Args:
-            problem: What is wrong with it.
-            advice: What an operator can do, for the log.
+            problem: Description of the problem.
+            advice: Advice to the operator, for the log.
         """
         if self.problem is not None:
             return

@@ -155,7 +155,7 @@ def _revoke(name: str, file: Path) -> None:
         names = [token.name for token in read_tokens(path).values()]
         if name not in names:
             raise UnusableSetting("tokens_file", f"{file}: has no token {name!r}")
-        # What people wrote beside the other entries stays.
+        # Comments beside the other entries are kept.
         document = tomlkit.parse(path.read_text())
         if len(names) == 1:
             del document["token"]

@@ -27,7 +27,7 @@ MAX_HEADER_READS = 10_000
 MIN_BYTES_A_READ = 256
 # Run-length BMPs are decoded in Python with two reads for each run: about a second of them.
 MAX_RUN_READS = 2**21
-# What all text of a PNG may expand to; Pillow's own limit is 64 MiB.
+# Limit of a PNG's text once inflated; Pillow's own is 64 MiB.
 MAX_TEXT_BYTES = 4 * 2**20
 # 50 million pixels in tiles of 16 x 16 have 400,000 offsets and lengths.
 MAX_TAG_NUMBERS = 2**19

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeAlias
 
-# What the worst format takes for each pixel while it is decoded, resized and cropped, in bytes
+# Bytes for each pixel of the worst format while it is decoded, resized and cropped
 # (WebP with transparency: 21.8), and a JPEG in RGB or grey.
 PIXEL_BYTES, JPEG_PIXEL_BYTES = 22, 14
 # Images up to this size have a budget of their own, so that they do not wait for large ones.

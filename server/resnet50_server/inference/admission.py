@@ -30,7 +30,7 @@ class Admission:
     permit that is released is reserved for the retry of one.
 
     Args:
-        limits: What may be in flight.
+        limits: Limits on images in flight.
         clock: Tells the time, in seconds.
 
     Attributes:

@@ -92,7 +92,7 @@ class Pipeline:
 
         Args:
             source: A checked image; see `parse_image`.
-            task: What to compute.
+            task: The outputs to compute.
             context: The request that it belongs to.
 
         Raises:
@@ -176,9 +176,9 @@ class Pipeline:
         """Tell listeners of a result that is about to be sent; return where its time went.
 
         Args:
-            task: What was computed.
+            task: The outputs that were computed.
             context: For which request.
-            result: What came of it.
+            result: The result.
             started: When the image was there, on the clock of `time.perf_counter`.
         """
         ended = time.perf_counter()

@@ -75,7 +75,7 @@ class Quotas:
     """Counts usage against limits. Event loop only.
 
     Args:
-        limits: What may be in flight.
+        limits: Limits on images in flight.
         clock: Tells the time, in seconds.
 
     Attributes:

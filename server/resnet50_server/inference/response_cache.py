@@ -32,7 +32,7 @@ from .single_flight import SingleFlight
 MAX_INLINE_HASH_BYTES = 160 * 1024
 # A dict is copied as a whole when it grows; one of so many bytes within some milliseconds.
 SHARD_BYTES = 16 * 2**20
-# What an entry takes besides its key and value: its share of a dict that is a third to a sixth
+# Bytes of an entry besides its key and value: its share of a dict that is a third to a sixth
 # full, and what an allocation is rounded up by. Measured: benchmarks/cache.py memory.
 ENTRY_BYTES = 150
 # How many keys `LruBytes.purge` looks at between two yields.
@@ -122,7 +122,7 @@ class ResponseCache:
         """Return a result: stored, being computed for another request, or computed now.
 
         Args:
-            key: What it depends on. Its owner has not been dropped.
+            key: The cache key. Its owner has not been dropped.
             compute: Computes it.
             deadline: Until when to wait for another request's computation, in loop time; None for
                 no limit.

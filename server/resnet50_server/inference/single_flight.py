@@ -30,7 +30,7 @@ class SingleFlight(Generic[T]):
         deadline is the starter's, so the others start the computation again.
 
         Args:
-            key: What is computed.
+            key: Key of the computation.
             compute: Starts it. It keeps its own deadline.
             deadline: Until when to wait for a computation of another request, in loop time; None
                 for no limit.

@@ -196,7 +196,7 @@ class TrafficRouter(ServerEvents):
         """Return a task whose result a split counts, and compares if the image is selected.
 
         Args:
-            task: What to compute otherwise.
+            task: The task of the request.
             call: The request.
             source: The image.
         """
@@ -230,8 +230,8 @@ class TrafficRouter(ServerEvents):
         if code != OK and call.stream is None:
             self._count_failed(call)
 
-    def frame_refused(self, call: RequestContext, error: Exception) -> None:
-        """Count a failed frame."""
+    def image_refused(self, call: RequestContext, error: Exception) -> None:
+        """Count a failed frame, or a failed image of a batch."""
         self._count_failed(call)
 
     def close(self) -> None:

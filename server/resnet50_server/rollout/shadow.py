@@ -39,7 +39,7 @@ class ShadowRequest:
 
     Attributes:
         source: The image, as received.
-        seen: What the variant made of it.
+        output_of: The variant's output for it.
         candidate: Computes it.
         tally: Where it is counted.
         background: What its transparent pixels are composited on; None for the candidate's.

@@ -69,7 +69,7 @@ class Split:
         picks other callers first, and a larger share adds callers to those of a smaller one.
 
         Args:
-            key: Whose call it is.
+            key: Key of the caller.
         """
         drawn = hashlib.sha256("\n".join((self.variant, self.candidate, key)).encode()).digest()
         place = int.from_bytes(drawn[:8], "big") * STEPS >> 64
@@ -161,8 +161,8 @@ class SplitStats:
         variant_digest: Of the variant's weights.
         candidate_digest: Of the candidate's.
         clock: Tells the time, in seconds.
-        variant_answers: What the variant answered of the requests that came for it.
-        candidate_answers: What the candidate answered of them.
+        variant_answers: Requests that the variant answered.
+        candidate_answers: Requests that the candidate answered.
         comparison: Of the images that both computed.
         skipped: Images that were to be compared, and the server was busy.
         failed: Images that the variant answered and the candidate did not.

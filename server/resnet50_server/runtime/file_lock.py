@@ -23,7 +23,7 @@ def file_lock(path: Path, task: str, timeout_s: float | None = None) -> Iterator
 
     Args:
         path: Created if missing; it is not removed.
-        task: What the holder of the lock does, e.g. "downloads a.pth"; for the log.
+        task: Work of the process that has the lock, e.g. "downloads a.pth"; for the log.
         timeout_s: How long to wait for the lock, in seconds; None: without limit.
 
     Raises:

@@ -76,7 +76,7 @@ class WorkerThreads:
         """Run a call in a thread, then a callback on the loop.
 
         Args:
-            call: What to run.
+            call: The function to run.
             callback: Gets the result of the call, or None and the exception. Must not raise.
         """
         self._loop = asyncio.get_running_loop()

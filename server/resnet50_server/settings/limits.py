@@ -99,6 +99,10 @@ class Limits(Group):
             " in chunks.",
         ),
     ] = 4 * 2**20
+    max_images_per_call: Annotated[
+        int,
+        Field(ge=1, le=4096, description="Maximum images of a ClassifyBatch or EmbedBatch call."),
+    ] = 128
     max_image_bytes: Annotated[
         int, Field(ge=1, description="Maximum size of an encoded image, in bytes.")
     ] = 32 * 2**20

@@ -114,7 +114,7 @@ class Metrics(ServerEvents):
     Args:
         methods: Names of the methods to count, and whether each is a stream; others are counted as
             "other".
-        image_methods: Methods with one image.
+        image_methods: Methods about a single image.
         version: Version of the server.
 
     Attributes:
@@ -199,9 +199,9 @@ class Metrics(ServerEvents):
             "Frames of LATEST streams replaced by a newer one.",
             "variant",
         )
-        self._frame_errors = counter(
-            "resnet50_frame_errors",
-            "Frames answered with an error; their stream continues.",
+        self._image_errors = counter(
+            "resnet50_image_errors",
+            "Frames, and images of batches, answered with an error; their call continues.",
             "variant",
             "code",
         )
@@ -241,7 +241,7 @@ class Metrics(ServerEvents):
             self._too_large[name,]
             self._non_finite[name,]
             self._dropped[name,]
-            self._frame_errors[name, INTERNAL]
+            self._image_errors[name, INTERNAL]
 
     def forget(self, variant: str) -> None:
         """Remove the series of a variant that has been unloaded.
@@ -283,11 +283,11 @@ class Metrics(ServerEvents):
             queue.observe(image.queue_s)
             compute.observe(image.compute_s)
 
-    def frame_refused(self, call: RequestContext, error: Exception) -> None:
-        """Count a frame and its error."""
+    def image_refused(self, call: RequestContext, error: Exception) -> None:
+        """Count a frame or an image of a batch, and its error."""
         variant = self._served(call)
         self._images[variant, REFUSED].inc()
-        self._frame_errors[variant, code_of(error)].inc()
+        self._image_errors[variant, code_of(error)].inc()
         self._refused(error)
 
     def frame_dropped(self, call: RequestContext) -> None:

@@ -152,7 +152,7 @@ class Tracing(ServerEvents):
         if traced.frames <= MAX_FRAME_SPANS:
             _defer(self._emit_frame, traced.span, image)
 
-    def frame_refused(self, context: RequestContext, error: Exception) -> None:
+    def image_refused(self, context: RequestContext, error: Exception) -> None:
         """Add an event to the stream's span, which keeps a limited number."""
         traced: _TracedCall | None = context.notes.get(self)
         if traced is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,11 @@ class VariantSpec:
         if self.directory is not None:
             return f"{self.name}={self.directory}"
         return self.name if self.seed is None else f"{self.name}=random:{self.seed}"
+
+    @cached_property
+    def longest_label_bytes(self) -> int:
+        """Length of the longest category's name in UTF-8."""
+        return max(len(label.encode()) for label in self.categories)
 
     @property
     def quantized(self) -> bool:

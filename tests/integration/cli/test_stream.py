@@ -181,7 +181,7 @@ async def test_killed_embed_goes_on_from_what_is_on_disk(engine, many, tmp_path)
     assert_whole(out, many)
     assert [engine.computed[colour(number)] for number in range(kept)] == [1] * kept
     again = [engine.computed[colour(number)] - 1 for number in range(kept, IMAGES)]
-    # What the server had computed or held when the command died, and no shard has.
+    # Computed or pending in the server when the command died, and in no shard.
     assert set(again) <= {0, 1}
     assert sum(again) <= engine.hold_at - kept + 16
 

@@ -261,7 +261,7 @@ def test_servers_that_want_the_same_weights_download_them_once(tmp_path):
                 first.kill()
                 first.wait()
                 assert published.asked.acquire(timeout=60)
-                # What the killed one left is gone: the next one begins anew.
+                # The killed one's partial file is gone: the next one starts anew.
                 assert left_in(folder) == [f"{published.name}.part"]
                 published.gate.set()
                 digests = set()

@@ -209,13 +209,13 @@ async def test_clock_jumps_disturb_no_calls_streams_or_file_watches(tmp_path, ca
                 await upload.write(UploadRequest(chunk=PNG[: len(PNG) // 2]))
                 under_way = [stub.Classify(REQUEST, metadata=bearer, timeout=20) for _ in range(20)]
                 clock.jump(ahead_s)
-                # What was in flight, with its deadline and its pauses.
+                # Calls that were in flight, with their deadlines and pauses.
                 assert [await call.code() for call in under_way] == [OK] * 20
                 await frame()
                 await upload.write(UploadRequest(chunk=PNG[len(PNG) // 2 :]))
                 await upload.done_writing()
                 assert await upload.code() is OK
-                # What comes.
+                # New calls.
                 call = stub.Classify(REQUEST, metadata=bearer, timeout=20)
                 assert await call.code() is OK
                 call = stub.Classify(REQUEST, metadata=bearer, timeout=1e-4)

@@ -42,7 +42,7 @@ class Sick:
 
     Args:
         engine: Which one.
-        fault: What it raises; None to answer with NaN.
+        fault: The exception that it raises; None to answer with NaN.
     """
 
     def __init__(self, engine: Engine, fault: Exception | None = None) -> None:

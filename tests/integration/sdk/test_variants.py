@@ -108,7 +108,7 @@ async def test_variant_changes_are_not_retried_on_another_server(kind):
             front.failures = [unavailable()]
             with pytest.raises(UnavailableError):
                 await change("digits")
-        # What changes nothing is.
+        # Calls that change nothing are repeated.
         front.failures = [unavailable()]
         await client.variants()
         assert front.methods() == [

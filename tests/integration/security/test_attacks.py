@@ -33,7 +33,7 @@ MAX_IMAGE_BYTES = MIB
 MAX_MESSAGE_BYTES = 5 * MIB // 4
 MAX_IMAGE_PIXELS = 1_000_000
 DECODED_BYTES = 3 * MAX_IMAGE_PIXELS
-# What an attack may cost at its peak, as multiples of the limits.
+# Peak memory of an attack, as multiples of the limits.
 REFUSED_BYTES = 8 * MAX_MESSAGE_BYTES
 DECODED_PEAK_BYTES = 10 * DECODED_BYTES
 TIMES = 50
@@ -356,7 +356,7 @@ METHODS = [
     for kind in ("Classify", "Embed")
     for way in ("", "Upload", "Stream")
 ]
-# What no parser takes.
+# Bytes that no parser accepts.
 MALFORMED = {
     "cut off": b"\x0a\x7f\x01",
     "a length of 2**35": b"\x0a\xff\xff\xff\xff\x7f",
@@ -370,7 +370,7 @@ MALFORMED = {
     "random bytes": random.Random(1).randbytes(MAX_MESSAGE_BYTES // 2),
 }
 UNKNOWN_FIELDS = ("20,000 messages in each other", "text that is none", "field number 0")
-# What parses, and holds nothing that the method wants.
+# Messages that parse, without any field of the method.
 MEANINGLESS = {
     "wrong wire types": b"\x0d\0\0\0\0\x15\0\0\0\0\x08\x01\x10\x01",
     "unknown fields": b"\xf8\x01\x01" * (MAX_MESSAGE_BYTES // 4),

@@ -273,7 +273,7 @@ async def test_new_client_authority_replaces_the_old_one(ca, files, tmp_path):
             await classify(connected)
             certs.replace(path, new.cert_pem.bytes())
             await refused(address, of_old)
-            # Who is connected already stays.
+            # Connected clients stay connected.
             await classify(connected)
 
 

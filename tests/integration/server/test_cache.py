@@ -263,7 +263,7 @@ async def test_split_compares_only_what_the_variant_has_computed():
         await until(lambda: active.stats.comparison.images == 2)
         assert uses == [None, "hit", "hit"]
         assert active.stats.variant_answers.answered == 4
-        # What the candidate computed for the comparison is no answer of anybody's.
+        # Shadow results of the candidate are not cached.
         assert (await client.classify(PNG, variant=V2)).timing.cache is None
 
 

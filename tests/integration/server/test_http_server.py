@@ -108,7 +108,7 @@ async def test_server_whose_event_loop_is_stuck_is_not_alive(monkeypatch):
         asking.join()  # the loop does nothing else meanwhile
         stuck = (503, "the event loop has not responded for 0.1 s\n")
         assert answers["/livez"] == answers["/readyz"] == stuck
-        # What was counted is told all the same.
+        # The counts are still exported.
         status, text = answers["/metrics"]
         assert status == 200
         assert ("resnet50_shed_total", frozenset({("limit", "deadline")})) in Scrape(text)

@@ -142,7 +142,7 @@ async def test_replies_across_a_swap_carry_the_right_digest(tmp_path):
         for digest, number, answer in seen:
             assert answer[0] == expected[digest][number][0]
             assert answer[1] == pytest.approx(expected[digest][number][1], abs=2e-3)
-        # What was replaced goes away by itself.
+        # The replaced variant is freed by itself.
         while len(await listed(admin)) > 2:
             await asyncio.sleep(0.005)
         assert len(engines_of(admin.server)) == 2

@@ -176,7 +176,7 @@ async def test_random_variant_is_served_as_untrained():
     assert variant.embedding_space == f"x@{variant.digest[:12]}"
 
 
-# What cannot be served
+# Settings that cannot be served
 
 
 def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):

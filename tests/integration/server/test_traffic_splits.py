@@ -153,7 +153,7 @@ def held_back(engine) -> threading.Event:
     return opened
 
 
-# Who answers
+# Routing
 
 
 async def test_canaries_are_answered_by_the_candidate_in_every_method(tmp_path):
@@ -296,7 +296,7 @@ async def test_failures_are_counted_on_the_side_where_they_happen(tmp_path):
         report = await operator.compared(1)
         answers = report.variant_answers
         assert (answers.answered, answers.failed) == (1, 2)
-        # What the variant has not answered is not compared.
+        # Requests that the variant has not answered are not compared.
         assert (report.failed, report.skipped, report.comparison.images) == (0, 0, 1)
 
         opened = held_back(engine_of(operator, V2))
@@ -310,7 +310,7 @@ async def test_failures_are_counted_on_the_side_where_they_happen(tmp_path):
             opened.set()
 
 
-# What comes of it
+# Outcomes
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ class Names:
     Attributes:
         hosts: The addresses of each name; an error is raised.
         asked: The names that were looked up.
-        now: What the clock says, in seconds.
+        now: Time of the clock, in seconds.
         gate: Holds answers back while it is not set.
     """
 

@@ -346,7 +346,7 @@ async def test_failed_load_of_an_alias_is_recorded_by_name(folder):
     assert server.variants.failures == {}
 
 
-# What can be loaded
+# Loading
 
 
 @pytest.mark.parametrize("source", ["elsewhere", "random:1"])
@@ -409,7 +409,7 @@ async def test_watcher_does_not_reload_an_admins_variant(folder):
     await server.control.load("x")
     await watched.poll()
     assert server.engines.loads == ["a", "x"]
-    # What changes then is; what goes then goes.
+    # Later changes are applied, and later removals.
     describe(folder / "x", ["other"])
     await watched.poll()
     assert server.engines.loads == ["a", "x", "x"]
@@ -611,7 +611,7 @@ async def test_hung_disk_is_reported_and_blocks_one_thread_only(folder, monkeypa
             with pytest.raises(DiskTimeout, match=r"variants_dir: .* within 0\.3 s"):
                 await server.control.load("x")
         assert threading.active_count() == before + 1
-        # What needs no files goes on meanwhile.
+        # Changes that need no files proceed meanwhile.
         assert server.control.set_default("a")[1] == "a"
     finally:
         directory.answers.set()

@@ -309,7 +309,7 @@ def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, tmp_path, monk
     assert len(measured) == 3
     # Threads change what is fastest, so it is measured again.
     assert open_variant(mine, tmp_path, engine_threads=1).kind == "openvino"
-    # What is hardly slower and needs less memory is taken.
+    # An engine that is hardly slower and needs less memory is chosen.
     rates["OpenVinoEngine"] = 3.2
     assert open_variant(mine, tmp_path, engine_threads=3).kind == "onnxruntime"
 

@@ -15,7 +15,7 @@ EVENTS = {
     "call_ended": (CONTEXT, "OK", None),
     "cancelled": (CONTEXT, "receive"),
     "image_answered": (IMAGE,),
-    "frame_refused": (CONTEXT, RuntimeError("a frame's")),
+    "image_refused": (CONTEXT, RuntimeError("a frame's")),
     "frame_dropped": (CONTEXT,),
     "batch_ended": (BATCH,),
 }

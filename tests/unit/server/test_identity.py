@@ -106,7 +106,7 @@ def test_without_a_token_file_there_is_no_admin_scope():
             "spiffe://example/cam",
         ),
         ({"x509_common_name": ["Kamera Süd".encode()]}, "Kamera Süd"),
-        # What does not print could forge a line of the log.
+        # Characters that do not print could forge a line of the log.
         ({"x509_common_name": [b"a\nERROR b"]}, "a\\nERROR b"),
         ({"x509_common_name": [b"a\xff"]}, "a\\xff"),
     ],

@@ -46,7 +46,7 @@ def resolving(monkeypatch, names: dict[str, list[str]]) -> None:
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
 
 
-# What other machines reach
+# Addresses that other machines reach
 
 
 NAMES = {

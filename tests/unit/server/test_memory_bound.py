@@ -48,7 +48,7 @@ def test_every_limit_counts(name, more, bytes_each):
 
 def test_line_in_the_log_names_the_whole_and_its_parts():
     line = describe(memory_bound(settings(engine="null", max_streams=100)))
-    assert re.match(r"\d+ MiB of memory at most: streams' messages 1232, decoding \d+, ", line)
+    assert re.match(r"\d+ MiB of memory at most: stream buffers 1232, decoding \d+, ", line)
     assert "variants" not in line
 
 

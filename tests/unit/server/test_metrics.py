@@ -63,8 +63,8 @@ def test_image_that_cannot_be_read_is_counted_under_its_fault():
     counted = metrics()
     for _ in range(2):
         error = InvalidImage("image", "is short", kind="truncated")
-        counted.frame_refused(call("ClassifyStream", "v"), error)
-    counted.frame_refused(call("ClassifyStream", "v"), InvalidRequest("frame", "is wrong"))
+        counted.image_refused(call("ClassifyStream", "v"), error)
+    counted.image_refused(call("ClassifyStream", "v"), InvalidRequest("frame", "is wrong"))
     assert shown(counted).of("resnet50_decode_failures_total", "reason") == {"truncated": 2}
 
 
@@ -72,11 +72,11 @@ def test_refused_frame_is_counted_under_its_status_code():
     counted = metrics()
     counted.init_series(["v"])
     found = shown(counted)
-    assert found.one("resnet50_frame_errors_total", variant="v", code="INTERNAL") == 0
+    assert found.one("resnet50_image_errors_total", variant="v", code="INTERNAL") == 0
     stream = call("ClassifyStream", "v")
     for error in (EngineFailed("it did"), RuntimeError("a fault"), InvalidImage("image", "is")):
-        counted.frame_refused(stream, error)
-    assert shown(counted).of("resnet50_frame_errors_total", "variant", "code") == {
+        counted.image_refused(stream, error)
+    assert shown(counted).of("resnet50_image_errors_total", "variant", "code") == {
         ("v", "INTERNAL"): 2,
         ("v", "INVALID_ARGUMENT"): 1,
     }
@@ -121,7 +121,7 @@ def test_unloaded_variant_has_no_series():
     counted.init_series(["w"])
     for name in ("v", "w"):
         counted.call_ended(call("Classify", name), "OK", None)
-        counted.frame_refused(call("ClassifyStream", name), EngineFailed("it did"))
+        counted.image_refused(call("ClassifyStream", name), EngineFailed("it did"))
         counted.frame_dropped(call("ClassifyStream", name))
         counted.image_answered(ImageEvent(call("Classify", name), name, 0.0, 0.1, 0.1, 0.1, 0.3, 1))
         counted.batch_ended(BatchEvent(name, 1, 0.1, 0.0, [], failed=True, non_finite=1))

@@ -201,7 +201,7 @@ def test_default_stands_for_the_weights_of_its_variant(clock):
     assert timeline.digests("unknown", 3.0, 3.0) == {"unknown": {None}}
 
 
-# What became of calls
+# Outcomes of calls
 
 
 @pytest.fixture
@@ -350,7 +350,7 @@ def test_call_that_has_not_ended_is_found():
     assert ledger.count(WRONG) == 0
 
 
-# What the server holds
+# State of the server
 
 
 def samples(seconds: float, mib) -> list[Sample]:

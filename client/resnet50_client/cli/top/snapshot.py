@@ -96,7 +96,7 @@ def snapshots(
 
     Args:
         pollers: One for each server.
-        statuses: What is known of their variants.
+        statuses: Status of their variants.
         interval_s: From one look to the next, in seconds.
     """
     due_s = time.monotonic()
