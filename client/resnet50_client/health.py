@@ -58,3 +58,10 @@ def check_request(service: str) -> bytes:
 def status_of(reply: bytes) -> str:
     """Return the status in a serialised reply: "SERVING", "NOT_SERVING", ..."""
     return STATUSES.get(_messages()[1].FromString(reply).status, "UNKNOWN")
+
+
+def response(status: str) -> bytes:
+    """Return the serialised response of a check, for `testing.FakeServer`."""
+    number = next(number for number, name in STATUSES.items() if name == status)
+    content: bytes = _messages()[1](status=number).SerializeToString()
+    return content
