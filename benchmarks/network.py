@@ -116,7 +116,7 @@ class Network:
     def __init__(self, servers: Sequence[str], folder: Path) -> None:
         self.addresses = {name: f"10.77.{number}.2" for number, name in enumerate(servers, start=1)}
         self.stopped = 0
-        self._hosts = folder / "hosts"
+        self._hosts, self._resolv_conf = folder / "hosts", folder / "resolv.conf"
         run("ip", "link", "set", "lo", "up")
         run("ip", "netns", "add", "router")
         self._in("router", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
@@ -204,10 +204,15 @@ class Network:
         self._hosts.write_text("\n".join(lines) + "\n")
         if before is None:
             run("mount", "--bind", str(self._hosts), "/etc/hosts")
+            # gRPC also asks for IPv6 addresses, which the file has not: a name server that refuses
+            # at once, or each lookup would wait 13 s for one that cannot be reached from here.
+            self._resolv_conf.write_text("nameserver 127.0.0.1\n")
+            run("mount", "--bind", str(self._resolv_conf), "/etc/resolv.conf")
         try:
             yield
         finally:
             if before is None:
+                run("umount", "/etc/resolv.conf")
                 run("umount", "/etc/hosts")
                 self._hosts.unlink()
             else:

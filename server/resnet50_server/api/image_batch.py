@@ -40,7 +40,7 @@ class ImageBatch:
         images: The images.
         pipeline: Computes them.
         router: Watches them for traffic splits.
-        task: What to compute of each image.
+        task: The checked options of the call.
         call: The RPC, with its permit.
 
     Raises:
