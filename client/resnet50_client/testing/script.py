@@ -97,8 +97,8 @@ class Script:
         try:
             vector = np.asarray(answer, dtype=np.float32)
         except (TypeError, ValueError):
-            vector = np.empty(0)
-        if vector.ndim == 0 or vector.dtype != np.float32:
+            vector = np.empty((), dtype=np.float32)
+        if vector.ndim == 0:
             raise TypeError(
                 f"an answer is {type(answer).__name__}, must be a dict of probabilities by"
                 " category, an embedding, or an error of resnet50_client"
