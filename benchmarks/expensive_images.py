@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import torch
 from PIL import Image
 
@@ -60,6 +61,15 @@ def images() -> Iterator[tuple[str, bytes]]:
     yield "PNG, RGBA", encoded(flat.convert("RGBA"), "PNG")
     yield "WebP, lossless RGBA", encoded(flat.convert("RGBA"), "WEBP", lossless=True)
     yield "WebP", encoded(flat, "WEBP")
+    yield "AVIF", encoded(flat, "AVIF", speed=10)
+    yield "AVIF, RGBA, 4:4:4", encoded(flat.convert("RGBA"), "AVIF", speed=10, subsampling="4:4:4")
+    for name, picture, options in (
+        ("HEIC", flat, {}),
+        ("HEIC, RGBA, 4:4:4", flat.convert("RGBA"), {"chroma": 444}),
+    ):
+        out = io.BytesIO()
+        pillow_heif.from_pillow(picture).save(out, quality=50, **options)
+        yield name, out.getvalue()
     yield "GIF", encoded(flat, "GIF")
     yield "TIFF, LZMA", encoded(flat, "TIFF", compression="lzma")
     yield "TIFF, G4", encoded(flat.convert("1"), "TIFF", compression="group4")

@@ -19,8 +19,8 @@ from resnet50.v1 import (
 )
 from resnet50_server.api.status import to_status
 from resnet50_server.errors import InvalidImage, Overloaded, VariantNotFound
-from tests.support import hostile
-from tests.support.pictures import encode, photo_like, picture
+from tests.support import hostile, hostile_heif
+from tests.support.pictures import encode, heic, photo_like, picture
 
 INFERENCE = "/resnet50.v1.InferenceService/"
 VARIANTS = "/resnet50.v1.VariantService/"
@@ -84,6 +84,15 @@ def images(side: int = 24) -> dict[str, bytes]:
         "gif animated": encode(drawn, "GIF", **film(), disposal=2, loop=0),
         "gif interlaced": encode(drawn.convert("L"), "GIF", interlace=True),
         "gif of a corner": hostile.gif(wide, high, frame=(2, 2)),
+        "avif": encode(photo, "AVIF"),
+        "avif grey": encode(photo.convert("L"), "AVIF"),
+        "avif alpha": encode(clear, "AVIF", exif=exif, icc_profile=profile),
+        "avif animated": encode(photo, "AVIF", **film()),
+        "heic": heic(photo),
+        "heic alpha": heic(clear),
+        "heic exif": heic(photo, exif=exif.tobytes()),
+        "avif of a larger picture": hostile_heif.avif((wide, high), (2048, 2048)),
+        "heic of a larger picture": hostile_heif.heic((wide, high), (2048, 2048)),
         "bmp": encode(photo, "BMP"),
         "bmp grey": encode(photo.convert("L"), "BMP"),
         "bmp alpha": encode(clear, "BMP"),
@@ -105,6 +114,9 @@ def images(side: int = 24) -> dict[str, bytes]:
             8, 8, content=bytes(64), rows=4, counts=[32, 32], offsets=[0, 32]
         ),
         "tiff exif": encode(photo, "TIFF", exif=exif, icc_profile=profile),
+        "tiff 12 bits": _tiff_of_12_bits(0),
+        "tiff 12 bits turned": _tiff_of_12_bits(1),
+        "bigtiff": encode(photo, "TIFF", big_tiff=True),
         "tiff of the other order": b"MM\0*\0\0\0\x08" + _big_tiff(),
     }
     return made
@@ -119,6 +131,13 @@ def _bmp_of_4_bits() -> bytes:
     whole = bytearray(hostile.bmp(8, 8, b"\x08\x12\0\0" * 8 + b"\0\1", 2))
     whole[28] = 4
     return bytes(whole)
+
+
+def _tiff_of_12_bits(photometric: int) -> bytes:
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 12), (259, 3, 1, 1), (277, 3, 1, 1)]
+    at = 8 + 2 + 12 * 9 + 4
+    tags += [(262, 3, 1, photometric), (273, 4, 1, at), (278, 4, 1, 8), (279, 4, 1, 96)]
+    return b"II*\0\x08\0\0\0" + hostile.directory(sorted(tags)) + bytes(range(96))
 
 
 def _big_tiff() -> bytes:

@@ -19,13 +19,12 @@ from PIL import ExifTags, Image
 from resnet50_server.errors import InvalidImage
 
 from .background import Color, composite, has_alpha
-from .decode_guard import FIELD, BudgetedReader, check_exif_tags
-from .formats import (
-    ImageLimits,
-    check_resized,
-    open_checked,
-)
+from .decode_guard import BudgetedReader, check_exif_tags
+from .depth import grey_of_8_bits
+from .formats import ImageLimits, check_memory, check_resized, open_checked
+from .heif import decoding_bytes
 from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Reserve, unbounded
+from .png import scale_transparency
 from .raw import raw_to_rgb
 from .resize import resize_and_crop
 from .source import PixelFormat, RawImage, Source
@@ -108,10 +107,15 @@ def _decode_encoded(
     with open_checked(encoded, transform, limits) as (image, file):
         plain_jpeg = _is_plain_jpeg(image)
         size = image.width * image.height
-        reserve(size * JPEG_PIXEL_BYTES // PIXEL_BYTES if plain_jpeg else size)
+        if plain_jpeg:
+            size = size * JPEG_PIXEL_BYTES // PIXEL_BYTES
+        elif (needed := decoding_bytes(image)) is not None:
+            size = needed // PIXEL_BYTES
+            check_memory(size, limits)
+        reserve(size)
         pixels = _decode_jpeg(encoded) if plain_jpeg else None
         if pixels is None:
-            pixels = _decode_pillow(image, file, transform.background)
+            pixels = _decode_pillow(image, file, transform.background, encoded)
         upright = UPRIGHT.get(_orientation(image))
         file.check_time()
         # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
@@ -133,24 +137,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_8_bit(pixels: NDArray[np.generic], mode: str, file_format: str | None) -> NDArray[np.uint8]:
-    """Scale 16-bit greyscale to 8 bits, 65535 becoming 255.
-
-    Raises:
-        InvalidImage: The pixels are deeper than that, so that nothing says which value is white.
-    """
-    # Older Pillow versions read a 16-bit PNG as mode "I".
-    if not mode.startswith("I;16") and file_format != "PNG":
-        raise InvalidImage(
-            FIELD,
-            f"has 32-bit pixels ({file_format}, mode {mode}), and nothing in it says which value is"
-            " white; send 8 or 16 bits a channel",
-            kind="unsupported",
-        )
-    scaled: NDArray[np.uint8] = np.rint(pixels.astype(np.float32) / 257.0).astype(np.uint8)
-    return scaled
-
-
 def _decode_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
     """Return uint8 [height, width, 3] as stored, or None.
 
@@ -165,7 +151,7 @@ def _decode_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
 
 
 def _decode_pillow(
-    opened: Image.Image, file: BudgetedReader, background: Color | None
+    opened: Image.Image, file: BudgetedReader, background: Color | None, encoded: bytes
 ) -> NDArray[np.uint8]:
     """Return uint8 [height, width, 3] as stored."""
     opened.load()
@@ -174,9 +160,11 @@ def _decode_pillow(
     image = opened
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips deeper pixels to 8 bits instead of scaling them.
-        image = Image.fromarray(_to_8_bit(np.asarray(image), image.mode, opened.format))
+        image = grey_of_8_bits(opened)
+    elif opened.format == "PNG":
+        scale_transparency(opened, encoded)
     if image.mode in ("La", "RGBa"):
-        image = image.convert(image.mode.upper())  # premultiplied ones convert to no other mode
+        image = image.convert(image.mode.upper())  # Pillow converts premultiplied ones to no other
     if background is not None and has_alpha(image):
         image = composite(image.convert("RGBA"), background)
     elif image.mode in ("P", "PA") and "transparency" in image.info:

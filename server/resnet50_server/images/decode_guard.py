@@ -14,6 +14,7 @@ import re
 import struct
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -48,14 +49,19 @@ class BudgetedReader(io.BytesIO):
     Args:
         content: The file.
         timeout_s: For how long it may be read, in seconds from now.
+        skipped: Parts that are not read: their ends by their starts. A reader meets the start of
+            one between two reads.
     """
 
-    def __init__(self, content: bytes, timeout_s: float) -> None:
+    def __init__(
+        self, content: bytes, timeout_s: float, skipped: Mapping[int, int] | None = None
+    ) -> None:
         super().__init__(content)
         self._length = len(content)
         self._reads_left = MAX_HEADER_READS
         self._timeout_s = timeout_s
         self._ends = time.monotonic() + timeout_s
+        self._skipped = skipped or {}
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read.
@@ -72,6 +78,8 @@ class BudgetedReader(io.BytesIO):
                 kind="too_complex",
             )
         self.check_time()
+        while self._skipped and (end := self._skipped.get(self.tell())) is not None:
+            self.seek(end)
         return super().read(size)
 
     def grant_pixel_reads(self, file_format: str | None) -> None:
@@ -113,15 +121,20 @@ def check_tiff_tags(content: bytes) -> None:
         InvalidImage: They would.
     """
     order, length = ("<" if content[:2] == b"II" else ">"), len(content)
+    big = content[2:4] == b"+\0"
+    # BigTIFF has the same in larger numbers: where the directory is, its count, an entry.
+    head, number, entry = ("8xQ", "Q", "HHQQ") if big else ("4xI", "H", "HHII")
+    within, entry_bytes = struct.calcsize("=" + number), struct.calcsize("=" + entry)
     total = numbers = 0
-    with contextlib.suppress(struct.error):
-        (start,) = struct.unpack_from(order + "I", content, 4)
-        (count,) = struct.unpack_from(order + "H", content, start)
-        entries = content[start + 2 : start + 2 + 12 * count]
-        whole = memoryview(entries)[: len(entries) // 12 * 12]
-        for _, kind, values, at in struct.iter_unpack(order + "HHII", whole):
+    with contextlib.suppress(struct.error, OverflowError):
+        (start,) = struct.unpack_from(order + head, content)
+        (count,) = struct.unpack_from(order + number, content, start)
+        start += within
+        entries = content[start : start + entry_bytes * min(count, length)]
+        whole = memoryview(entries)[: len(entries) // entry_bytes * entry_bytes]
+        for _, kind, values, at in struct.iter_unpack(order + entry, whole):
             size = values * TAG_SIZES.get(kind, MAX_TAG_SIZE)
-            if size > 4 and at + size <= length:
+            if size > (8 if big else 4) and at + size <= length:
                 total += size
                 if kind not in TAG_TEXT:
                     numbers += values * (1 if kind in TAG_WHOLE_NUMBERS else NUMBERS_A_FRACTION)

@@ -14,26 +14,17 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from resnet50_server.errors import ImageFault, InvalidImage
 
 from .decode_guard import FIELD, BudgetedReader, check_exif_tags, check_tiff_tags
+from .heif import declared_size, decodes, missing_decoder, open_heif
 from .pixel_budget import BudgetFull
+from .png import skipped_chunks
+from .signatures import Format, identify, is_incomplete, unsupported
+from .tiff import Tiff, check_strips, check_tiles
 from .transform import Transform
 
-# The formats of the contract.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-JPEG_START = b"\xff\xd8\xff"
-TIFF_STARTS = (b"II*\0", b"MM\0*")
-# How their files begin: where, and with which bytes.
-MAGIC = (
-    (0, JPEG_START),
-    (0, b"\x89PNG\r\n\x1a\n"),
-    (8, b"WEBP"),
-    (0, b"BM"),
-    (0, b"GIF8"),
-    *((0, start) for start in TIFF_STARTS),
-)
+# The formats of the contract that Pillow decodes.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_SPELLED = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF"
 HEADER_BYTES = 12
-TIFF_STRIP_LENGTHS, TIFF_TILE_LENGTHS = 279, 325
-TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
-MIN_TILE_PIXELS = 2**20
 # Pillow decodes run-length BMPs in Python: 50 million pixels would keep the GIL for seconds.
 MAX_RUN_LENGTH_PIXELS = 2**22
 JPEG_START_OF_SCAN = b"\xff\xda"
@@ -85,11 +76,6 @@ def check_encoded(encoded: bytes, limits: ImageLimits) -> None:
         )
 
 
-def is_jpeg(encoded: bytes) -> bool:
-    """Return whether a file begins like a JPEG."""
-    return encoded.startswith(JPEG_START)
-
-
 def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> bool:
     """Check the first bytes of an image that is still arriving.
 
@@ -104,9 +90,16 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
     Raises:
         InvalidImage: It is no image, or declares too many pixels.
     """
-    _require_known_format(start)
+    if is_incomplete(start):
+        return False
+    name = require_format(start)
     try:
-        with _open(BudgetedReader(start, limits.timeout_s), start) as opened:
+        if name in ("AVIF", "HEIC"):
+            size = declared_size(start)
+            if size is not None:
+                _check_size(*size, transform, limits)
+            return size is not None
+        with _open(BudgetedReader(start, limits.timeout_s), start, name) as opened:
             _check_declared(opened, transform, limits)
             return True
     except InvalidImage:
@@ -126,17 +119,22 @@ def open_checked(
     Raises:
         InvalidImage: It is not, or the file turns out to be broken within the block.
     """
-    _require_known_format(encoded)
-    if encoded[:4] in TIFF_STARTS:
+    name = require_format(encoded)
+    skipped = None
+    if name == "TIFF":
         check_tiff_tags(encoded)
+    elif name == "PNG":
+        skipped = skipped_chunks(encoded)
+    elif name in ("AVIF", "HEIC") and (size := declared_size(encoded)):
+        _check_size(*size, transform, limits)
     try:
-        file = BudgetedReader(encoded, limits.timeout_s)
-        with _open(file, encoded) as opened:
+        file = BudgetedReader(encoded, limits.timeout_s, skipped)
+        with _open(file, encoded, name) as opened:
             _check_declared(opened, transform, limits)
             if isinstance(opened, JpegImagePlugin.JpegImageFile):
                 _check_scans(encoded, opened, file.tell(), limits)
-            elif opened.format == "TIFF":
-                _check_strips(opened, len(encoded))
+            elif name == "TIFF":
+                check_strips(opened, len(encoded))
             check_exif_tags(opened)
             file.grant_pixel_reads(opened.format)
             yield opened, file
@@ -159,12 +157,16 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
         """Read nothing."""
 
 
-def _open(file: BudgetedReader, content: bytes) -> Image.Image:
-    """Read a file's header with Pillow."""
-    if not is_jpeg(content):
-        return Image.open(file, formats=FORMATS)
+def _open(file: BudgetedReader, content: bytes, name: Format) -> Image.Image:
+    """Read a file's header."""
     try:
-        return _Jpeg(file)
+        if name == "JPEG":
+            return _Jpeg(file)
+        if name == "TIFF":
+            return Tiff(file)
+        if name in ("AVIF", "HEIC"):
+            return open_heif(file, content, name)
+        return Image.open(file, formats=(name,))
     except SyntaxError as error:
         raise UnidentifiedImageError(str(error)) from error
 
@@ -195,22 +197,45 @@ def check_resized(
         )
 
 
-def _require_known_format(start: bytes) -> None:
-    """Refuse other formats before Pillow sees them: it knows some that run programs."""
-    if not any(start[at : at + len(magic)] == magic for at, magic in MAGIC):
+def check_memory(pixels: int, limits: ImageLimits) -> None:
+    """Refuse a file whose decoding takes more memory than the largest image of another format.
+
+    Args:
+        pixels: Of another format, for which decoding takes as much.
+        limits: For pixels.
+
+    Raises:
+        InvalidImage: It does.
+    """
+    if pixels > limits.max_pixels:
         raise InvalidImage(
             FIELD,
-            f"{len(start)} bytes beginning with {start[:8].hex(' ')} are not a readable JPEG, PNG,"
-            " WebP, BMP, GIF or TIFF file; send the whole file, in one of these formats",
-            kind="unsupported",
+            f"takes as much memory as {pixels} pixels to decode, its alpha or layers included; the"
+            f" limit (max_image_pixels) is {limits.max_pixels}; send a smaller image",
+            kind="too_many_pixels",
         )
+
+
+def require_format(start: bytes) -> Format:
+    """Return the format of a file, by its first bytes.
+
+    Raises:
+        InvalidImage: It is none of the contract, or this installation does not decode it.
+    """
+    name = identify(start)
+    if name is None:
+        heic = " or HEIC" if decodes("HEIC") else ""
+        raise unsupported(start, f"{_SPELLED}{heic}")
+    if not decodes(name):
+        raise missing_decoder(name)
+    return name
 
 
 def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimits) -> None:
     """Refuse a file whose header declares too many pixels."""
     _check_size(*opened.size, transform, limits)
     if opened.format == "TIFF":
-        _check_tiles(opened)
+        check_tiles(opened)
     elif opened.format == "BMP":
         _check_runs(opened)
 
@@ -227,20 +252,6 @@ def _check_size(width: int, height: int, transform: Transform, limits: ImageLimi
     check_resized(FIELD, height, width, transform, limits)
 
 
-def _check_tiles(opened: Image.Image) -> None:
-    """Refuse a TIFF with tiles far larger than itself, which are decoded whole."""
-    tags = getattr(opened, "tag_v2", {})
-    tile = tags.get(TIFF_TILE_WIDTH, 0) * tags.get(TIFF_TILE_LENGTH, 0)
-    limit = max(4 * opened.size[0] * opened.size[1], MIN_TILE_PIXELS)
-    if tile > limit:
-        raise InvalidImage(
-            FIELD,
-            f"is a TIFF of {opened.size[0]} x {opened.size[1]} pixels with tiles of {tile} pixels,"
-            f" the limit is {limit}; write it with smaller tiles",
-            kind="too_complex",
-        )
-
-
 def _check_runs(opened: Image.Image) -> None:
     """Refuse a run-length BMP of so many pixels that it would keep the GIL for seconds."""
     tiles = getattr(opened, "tile", ())
@@ -252,21 +263,6 @@ def _check_runs(opened: Image.Image) -> None:
             " decoded; save it uncompressed, or as a PNG",
             kind="too_complex",
         )
-
-
-def _check_strips(opened: Image.Image, length: int) -> None:
-    """Refuse a TIFF whose strips or tiles share their bytes, which are then decoded for each."""
-    tags = getattr(opened, "tag_v2", {})
-    for tag in (TIFF_STRIP_LENGTHS, TIFF_TILE_LENGTHS):
-        lengths = tags.get(tag, 0)
-        total = sum(lengths) if isinstance(lengths, tuple) else lengths
-        if isinstance(lengths, tuple) and total > 2 * length:
-            raise InvalidImage(
-                FIELD,
-                f"is a TIFF of {length} bytes whose {len(lengths)} strips or tiles have {total};"
-                " write it without strips that share their bytes",
-                kind="too_complex",
-            )
 
 
 def _check_scans(

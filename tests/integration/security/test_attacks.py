@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ import resnet50_server.inference.pipeline
 from benchmarks.metadata_flood import Flood, literal
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_server.images.decode import decode
-from tests.support import hostile, weights
+from tests.support import hostile, hostile_heif, weights
 from tests.support.hostile import MIB
-from tests.support.pictures import encode, photo_like, picture
+from tests.support.pictures import encode, heic, photo_like, picture
 from tests.support.serving import DECODING, ServerProcess, connected, server_processes, serving
 
 MAX_IMAGE_BYTES = MIB
@@ -41,6 +42,7 @@ TIMES = 50
 NORMAL = encode(photo_like(320, 240), "JPEG")
 SLOW = encode(photo_like(64, 48), "JPEG")
 FLAT = Image.new("RGB", (1000, 1000))
+HEIC = heic(photo_like(200, 200))
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -52,7 +54,7 @@ class Attack:
     says: str | None
 
 
-SIZE, SMALL_PIECES, TEXT = "max_image_pixels", "small pieces", "inflated"
+SIZE, SMALL_PIECES = "max_image_pixels", "small pieces"
 # An upload is looked at while it arrives, and then it is the number of tags that is seen first.
 TAGS = "tags|small pieces"
 TRUNCATED, FORMAT = "truncated or broken", "not a readable JPEG"
@@ -72,10 +74,6 @@ REFUSED = {
     ),
     "tiff of 60000 x 60000": Attack(hostile.tiff(60000, 60000), SIZE),
     "long and thin": Attack(hostile.png(100_000, 1), SIZE),
-    "png zTXt of 64 MiB": Attack(hostile.png_text_bomb(b"zTXt", 63, MIB - 100), TEXT),
-    "png zTXt of 100 MiB": Attack(hostile.png_text_bomb(b"zTXt", 1, 100 * MIB), TEXT),
-    "png iTXt of 64 MiB": Attack(hostile.png_text_bomb(b"iTXt", 63, MIB - 100), TEXT),
-    "png iCCP of 100 MiB": Attack(hostile.png_text_bomb(b"iCCP", 1, 100 * MIB), TEXT),
     "png of 80,000 chunks": Attack(hostile.png_of_chunks(80_000), SMALL_PIECES),
     "png exif whose tags share": Attack(
         hostile.png(
@@ -141,18 +139,42 @@ REFUSED = {
     "run-length bmp without its pixels": Attack(
         hostile.bmp(600, 600, b"\x00\x02\x00\x00" * 20_000, 1), TRUNCATED
     ),
-    "postscript": Attack(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", FORMAT),
-    "photoshop": Attack(b"8BPS\0\1" + bytes(200), FORMAT),
-    "jpeg 2000": Attack(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(200), FORMAT),
-    "avif": Attack(b"\0\0\0\x1cftypavif" + bytes(200), FORMAT),
-    "bigtiff": Attack(b"II+\0\x08\0\0\0" + bytes(100), FORMAT),
+    "postscript": Attack(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+    "photoshop": Attack(b"8BPS\0\1" + bytes(200), "Photoshop"),
+    "jpeg 2000": Attack(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(200), "JPEG 2000"),
+    "no format": Attack(b"\1\2\3\4" * 50, FORMAT),
+    "bigtiff of endless tags": Attack(
+        b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**63) + bytes(500_000),
+        f"{SMALL_PIECES}|{TRUNCATED}",
+    ),
+    "avif of nothing": Attack(b"\0\0\0\x1cftypavif" + bytes(200), "without a list of pictures"),
+    "avif of 60000 x 60000": Attack(hostile_heif.avif((60_000, 60_000), (8, 8)), SIZE),
+    "avif of a larger picture": Attack(hostile_heif.avif((8, 8), (16384, 16384)), "coded as"),
+    "avif of a larger frame": Attack(hostile_heif.avif((8, 8), (8, 8), own_size=True), "coded as"),
+    "avif grid of one tile": Attack(
+        hostile_heif.avif_grid((1000, 1000), (1000, 1000), (1000, 1000), 9000), "coded as"
+    ),
+    "avif grid of another size": Attack(
+        hostile_heif.avif_grid((8, 8), (65535, 65535), (8, 8), 1), "coded as"
+    ),
+    "avif exif whose tags share": Attack(hostile_heif.exif_that_shares((8, 8)), TAGS),
+    "heic of 60000 x 60000": Attack(hostile_heif.heic((60_000, 60_000), (8, 8)), SIZE),
+    "heic of a larger picture": Attack(hostile_heif.heic((8, 8), (16384, 16384)), "coded as"),
+    "heic of 100,000 pictures": Attack(
+        hostile_heif.heic((8, 8), (8, 8), 100_000), "boxes, entries and coded units"
+    ),
     **{
         f"half a {form}": Attack(hostile.half(encode(photo_like(200, 200), form)), TRUNCATED)
-        for form in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+        for form in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
     },
+    "half a HEIC": Attack(hostile.half(HEIC), TRUNCATED),
     # Harmless, and so answered: what is too much of them is not looked at.
     "png that inflates to 100 MiB": Attack(hostile.png(8, 8, lines=bytes(100 * MIB)), None),
     "jpeg whose further pictures share": Attack(hostile.pictures_that_share(1500, 45_000), None),
+    "png zTXt of 64 MiB": Attack(hostile.png_text_bomb(b"zTXt", 63, MIB - 100), None),
+    "png zTXt of 100 MiB": Attack(hostile.png_text_bomb(b"zTXt", 1, 100 * MIB), None),
+    "png iTXt of 64 MiB": Attack(hostile.png_text_bomb(b"iTXt", 63, MIB - 100), None),
+    "png iCCP of 100 MiB": Attack(hostile.png_text_bomb(b"iCCP", 1, 100 * MIB), None),
     "png of 60 colour profiles": Attack(hostile.png_text_bomb(b"iCCP", 60, MIB - 100), None),
     "jpeg with a profile of 850 KB": Attack(hostile.with_segments(*hostile.profile(900_000)), None),
     "gif of 2000 frames": Attack(hostile.many_frames("GIF", 2000), None),
@@ -168,6 +190,8 @@ DECODED = {
     "png palette": encode(FLAT.quantize(16), transparency=b"\0\x80"),
     "webp": encode(FLAT.convert("RGBA"), "WEBP", lossless=True),
     "gif": encode(FLAT, "GIF"),
+    "avif": encode(FLAT.convert("RGBA"), "AVIF"),
+    "heic": heic(FLAT.convert("RGBA")),
     "tiff lzw": encode(FLAT, "TIFF", compression="tiff_lzw"),
     "tiff lzma": encode(FLAT, "TIFF", compression="lzma"),
     "run-length bmp": hostile.bmp(1000, 1000, b"\xff\1\xff\1\xff\1\xeb\1\0\0" * 1000, 1),

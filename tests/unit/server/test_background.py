@@ -129,7 +129,7 @@ def grey_png(depth: int, transparent: int) -> bytes:
     return hostile.png(SIDE, SIDE, chunk, lines=lines, depth=depth, colour=0)
 
 
-@pytest.mark.parametrize("depth", [1, 8])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 def test_one_transparent_grey_of_a_png_becomes_the_background(depth):
     value = {16: 0x1111, 8: 17, 4: 3, 2: 2, 1: 1}[depth]
     encoded = grey_png(depth, value)
@@ -141,7 +141,7 @@ def test_one_transparent_grey_of_a_png_becomes_the_background(depth):
     assert np.array_equal(on_red[~holes], plain[~holes])
 
 
-@pytest.mark.parametrize("depth", [8])
+@pytest.mark.parametrize("depth", [8, 16])
 def test_one_transparent_colour_of_a_png_becomes_the_background(depth):
     rgb = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
     rgb[8:16] = (10, 200, 30)
