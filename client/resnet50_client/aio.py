@@ -65,7 +65,11 @@ class AsyncClient(AsyncVariants):
             OSError: The image's file cannot be read.
         """
         options = messages.classify_options(
-            variant, top_k, min_probability, include_embedding, background
+            variant or self._connection.variant,
+            top_k,
+            min_probability,
+            include_embedding,
+            background,
         )
         call = await _prepare(calls.classify_call, image, pixel_format, options)
         return await self._call(call, timeout_s, caller_key)
@@ -99,7 +103,9 @@ class AsyncClient(AsyncVariants):
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
-        options = messages.embed_options(variant, l2_normalize, dtype, background)
+        options = messages.embed_options(
+            variant or self._connection.variant, l2_normalize, dtype, background
+        )
         call = await _prepare(calls.embed_call, image, pixel_format, options)
         return await self._call(call, timeout_s, caller_key)
 
@@ -159,7 +165,7 @@ class AsyncClient(AsyncVariants):
         check_images("frames", frames, pixel_format, asynchronous=True)
         kind = messages.classify_stream(
             delivery,
-            variant,
+            variant or self._connection.variant,
             top_k,
             min_probability,
             include_embedding,
@@ -210,7 +216,13 @@ class AsyncClient(AsyncVariants):
         """
         check_images("frames", frames, pixel_format, asynchronous=True)
         kind = messages.embed_stream(
-            delivery, variant, l2_normalize, dtype, background, pixel_format, window
+            delivery,
+            variant or self._connection.variant,
+            l2_normalize,
+            dtype,
+            background,
+            pixel_format,
+            window,
         )
         limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
         return self._stream(kind, frames, limits, priority, caller_key)

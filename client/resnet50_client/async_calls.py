@@ -23,21 +23,20 @@ Self = TypeVar("Self", bound="AsyncCalls")
 
 
 class AsyncCalls(BaseClient):
-    """Opens and closes connections, and makes unary calls."""
+    """Opens and closes connections, and makes unary calls.
 
-    def _start(self) -> None:
-        # A channel belongs to the event loop it is created on, so the first call creates it.
-        self._channels: Channels | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+    Channels belong to the event loop they are created on, so the first call creates them.
+    """
 
     async def close(self) -> None:
         """Close the connection; calls in flight end with CallCancelledError."""
-        self._closed = True
-        if self._channels is None:
+        self._shared.closed = True
+        channels = self._shared.channels
+        if channels is None:
             return
         # All are closed, even if this task is cancelled.
         async with contextlib.AsyncExitStack() as stack:
-            for channel in self._channels.close():
+            for channel in channels.close():
                 stack.push_async_callback(channel.close)
 
     async def __aenter__(self: Self) -> Self:
@@ -53,15 +52,16 @@ class AsyncCalls(BaseClient):
 
     async def _open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:
         loop = asyncio.get_running_loop()
-        if self._closed:
+        shared = self._shared
+        if shared.closed:
             raise self._connection.closed()
-        if self._channels is None:
+        if shared.channels is None:
             resolver = Resolver(self._connection.addresses)
-            self._channels, self._loop = Channels(self._connection, resolver, grpc.aio), loop
-        if self._loop is not loop:
+            shared.channels, shared.loop = Channels(self._connection, resolver, grpc.aio), loop
+        if shared.loop is not loop:
             raise RuntimeError(f"{self!r} was used on another event loop; create one for each loop")
-        await self._channels.resolver.wait_async(timeout_s)
-        return self._channels
+        await shared.channels.resolver.wait_async(timeout_s)
+        return shared.channels
 
     async def _call(
         self,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from .addresses import DEFAULT_SERVER
 from .certificates import Pem
+from .channels import Channels
 from .connection import DEFAULT_TIMEOUT_S, Connection, Priority
 from .credentials import Credentials, Token
 from .observer import CallObserver, Observers
@@ -15,6 +18,21 @@ from .profile import Profile
 from .retries import RetryPolicy
 
 Self = TypeVar("Self", bound="BaseClient")
+
+
+@dataclass(eq=False)
+class SharedState:
+    """State that a client shares with those of `with_options`.
+
+    Attributes:
+        closed: Whether one of them was closed.
+        channels: The channels; None before the first call of an `AsyncClient`.
+        loop: The event loop of an `AsyncClient`.
+    """
+
+    closed: bool = False
+    channels: Channels | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
 
 class BaseClient:
@@ -43,9 +61,12 @@ class BaseClient:
             host; "localhost" for unix sockets.
         insecure_token: Allow sending the token over plaintext to other machines.
         observers: Notified of each call, e.g. `resnet50_client.telemetry.OpenTelemetryObserver`.
+        variant: Default variant of calls; None for the server's.
+        metadata: Metadata that is sent with every call, e.g. {"x-tenant": "a"}.
 
-    Certificates given as paths are read again when their files change, and used for later calls.
-    Keys and tokens never appear in messages.
+    A client is pickled as its arguments; the copy makes connections of its own. Certificates given
+    as paths are read again when their files change, and used for later calls. Keys and tokens never
+    appear in messages, nor in pickles.
 
     Raises:
         ValueError: An argument is invalid, or the token would be sent in plaintext to another
@@ -70,7 +91,11 @@ class BaseClient:
         server_name: str | None = None,
         insecure_token: bool = False,
         observers: Sequence[CallObserver] = (),
+        variant: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
+        # For pickle; before any other variable exists.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         credentials = Credentials.of(
             tls=tls,
             ca=ca,
@@ -82,10 +107,10 @@ class BaseClient:
             insecure_token=insecure_token,
         )
         self._connection = Connection.to(
-            server, timeout_s, retry, priority, credentials, caller_key
+            server, timeout_s, retry, priority, credentials, caller_key, variant, metadata
         )
         self._observers = Observers(observers, self._connection.addresses)
-        self._closed = False
+        self._shared = SharedState()
         self._start()
 
     def _start(self) -> None:
@@ -97,8 +122,7 @@ class BaseClient:
         name: str,
         *,
         profile_file: str | os.PathLike[str] | None = None,
-        retry: RetryPolicy | None = None,
-        observers: Sequence[CallObserver] = (),
+        **overrides: Any,
     ) -> Self:
         """Create a client from a table `[profiles.NAME]` of a TOML file.
 
@@ -106,23 +130,17 @@ class BaseClient:
             name: Name of the profile.
             profile_file: Path of the file; None for `RESNET50_PROFILE_FILE` or the user's default,
                 ~/.config/resnet50/profiles.toml (on Windows in %APPDATA%).
-            retry: Policy for retrying failed calls.
-            observers: Notified of each call.
+            overrides: Arguments of the client, which take precedence.
 
         Raises:
             ValueError: The profile does not exist, or is invalid.
             OSError: A file cannot be read.
         """
         profile = Profile.named(name, profile_file)
-        return cls(**profile.arguments(), retry=retry, observers=observers)
+        return cls(**{**profile.arguments(), **overrides})
 
     @classmethod
-    def from_environment(
-        cls: type[Self],
-        *,
-        retry: RetryPolicy | None = None,
-        observers: Sequence[CallObserver] = (),
-    ) -> Self:
+    def from_environment(cls: type[Self], **overrides: Any) -> Self:
         """Create a client from environment variables, which take precedence over their profile.
 
         Variables are RESNET50_SERVER (several separated by commas), RESNET50_PROFILE,
@@ -130,25 +148,75 @@ class BaseClient:
         _TOKEN_FILE, _SERVER_NAME, _INSECURE_TOKEN, _PRIORITY, _CALLER_KEY and _TIMEOUT_S.
 
         Args:
-            retry: Policy for retrying failed calls.
-            observers: Notified of each call.
+            overrides: Arguments of the client, which take precedence.
 
         Raises:
             ValueError: A variable or the profile is invalid.
             OSError: A file cannot be read.
         """
         profile = Profile.of_environment()
-        return cls(**profile.arguments(), retry=retry, observers=observers)
+        return cls(**{**profile.arguments(), **overrides})
+
+    def with_options(
+        self: Self,
+        *,
+        variant: str | None = None,
+        timeout_s: float | None = None,
+        retry: RetryPolicy | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Return a client with other defaults that shares this one's connections.
+
+        Closing either closes both. None keeps a default.
+
+        Args:
+            variant: Default variant; "" for the server's.
+            timeout_s: Timeout of a call in seconds.
+            retry: Policy for retrying failed calls.
+            priority: "interactive" or "bulk".
+            caller_key: Key that assigns calls in a traffic split.
+            metadata: Metadata of every call, in addition to this client's, e.g. an
+                "x-request-id".
+
+        Raises:
+            ValueError: An argument is invalid.
+        """
+        given = {
+            "variant": variant,
+            "timeout_s": timeout_s,
+            "retry": retry,
+            "priority": priority,
+            "caller_key": caller_key,
+        }
+        connection = self._connection.with_defaults(**given, metadata=metadata)  # type: ignore[arg-type]
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _connection=connection)
+        other._arguments = {
+            **self._arguments,
+            **{name: value for name, value in given.items() if value is not None},
+            "metadata": dict(connection.extra),
+        }
+        return other
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._connection)!r})"
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"{type(self).__name__} cannot be pickled or copied, because it contains connections;"
-            " create one in each process, for example at first use"
-        )
+    def __reduce__(self) -> tuple[Any, ...]:
+        for name, other in (("token", "token_file"), ("key", "the path of its file")):
+            value = self._arguments[name]
+            if isinstance(value, bytes) or (name == "token" and isinstance(value, str)):
+                raise TypeError(
+                    f"{name}: a secret is not written into a pickle; pass {other} to"
+                    f" {type(self).__name__}, which can be pickled"
+                )
+        return _unpickle, (type(self), self._arguments)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._shared.closed:
             raise RuntimeError(f"{self!r} is closed; create a new one")
+
+
+def _unpickle(kind: type[BaseClient], arguments: dict[str, Any]) -> BaseClient:
+    return kind(**arguments)

@@ -24,11 +24,17 @@ class BlockingCalls(BaseClient):
     """Opens and closes connections, and makes unary calls."""
 
     def _start(self) -> None:
-        self._channels = Channels(self._connection, Resolver(self._connection.addresses), grpc)
+        resolver = Resolver(self._connection.addresses)
+        self._shared.channels = Channels(self._connection, resolver, grpc)
+
+    @property
+    def _channels(self) -> Channels:
+        assert self._shared.channels is not None  # since `_start`
+        return self._shared.channels
 
     def close(self) -> None:
         """Close the connection; calls in flight end with CallCancelledError."""
-        self._closed = True
+        self._shared.closed = True
         with ExitStack() as stack:  # all are closed, even if one fails
             for channel in self._channels.close():
                 stack.callback(channel.close)

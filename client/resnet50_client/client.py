@@ -63,7 +63,11 @@ class Client(BlockingVariants):
             OSError: The image's file cannot be read.
         """
         options = messages.classify_options(
-            variant, top_k, min_probability, include_embedding, background
+            variant or self._connection.variant,
+            top_k,
+            min_probability,
+            include_embedding,
+            background,
         )
         call = calls.classify_call(image, pixel_format, options)
         return self._call(call, timeout_s, caller_key)
@@ -97,7 +101,9 @@ class Client(BlockingVariants):
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
-        options = messages.embed_options(variant, l2_normalize, dtype, background)
+        options = messages.embed_options(
+            variant or self._connection.variant, l2_normalize, dtype, background
+        )
         call = calls.embed_call(image, pixel_format, options)
         return self._call(call, timeout_s, caller_key)
 
@@ -157,7 +163,7 @@ class Client(BlockingVariants):
         check_images("frames", frames, pixel_format)
         kind = messages.classify_stream(
             delivery,
-            variant,
+            variant or self._connection.variant,
             top_k,
             min_probability,
             include_embedding,
@@ -208,7 +214,13 @@ class Client(BlockingVariants):
         """
         check_images("frames", frames, pixel_format)
         kind = messages.embed_stream(
-            delivery, variant, l2_normalize, dtype, background, pixel_format, window
+            delivery,
+            variant or self._connection.variant,
+            l2_normalize,
+            dtype,
+            background,
+            pixel_format,
+            window,
         )
         limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
         return self._stream(kind, frames, limits, priority, caller_key)

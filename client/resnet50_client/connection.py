@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Literal, TypeAlias, get_args
@@ -14,6 +14,7 @@ import grpc
 
 from . import errors
 from .addresses import addresses_of, is_local, split
+from .arguments import check_seconds
 from .certificates import advice
 from .credentials import Credentials
 from .errors import CallCancelledError, DeadlineExceededError, Resnet50Error, UnavailableError
@@ -35,6 +36,13 @@ CONNECT_TIMEOUT_S = 5
 # The response to a ping may take longer: on a slow link it queues behind images being sent.
 PING_TIMEOUT_S = 20
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
+_METADATA_KEY = re.compile(r"[a-z0-9_.-]+")
+_METADATA_VALUE = re.compile(r"[ -~]+")
+_RESERVED_KEYS = {
+    "authorization": "use token or token_file",
+    "x-priority": "use priority",
+    "x-caller-key": "use caller_key",
+}
 Priority: TypeAlias = Literal["interactive", "bulk"]
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -50,6 +58,8 @@ class Connection:
         priority: Default priority of calls.
         credentials: TLS and token.
         caller_key: Default key for traffic splits; None: not sent.
+        variant: Default variant; "" for the server's.
+        extra: Metadata that is sent with every call.
     """
 
     addresses: tuple[str, ...]
@@ -58,6 +68,8 @@ class Connection:
     priority: Priority = "interactive"
     credentials: Credentials = field(default_factory=Credentials)
     caller_key: str | None = None
+    variant: str = ""
+    extra: Metadata = ()
 
     @classmethod
     def to(
@@ -68,6 +80,8 @@ class Connection:
         priority: Priority = "interactive",
         credentials: Credentials | None = None,
         caller_key: str | None = None,
+        variant: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Connection:
         """Check a client's arguments.
 
@@ -76,8 +90,10 @@ class Connection:
         """
         credentials = credentials or Credentials()
         addresses = addresses_of(server)
-        connection = cls(addresses, timeout_s, retry or RetryPolicy(), credentials=credentials).of(
-            priority, caller_key
+        connection = cls(
+            addresses, timeout_s, retry or RetryPolicy(), credentials=credentials
+        ).with_defaults(
+            priority=priority, caller_key=caller_key, variant=variant, metadata=metadata
         )
         connection.attempts(None)
         connection.server_name()
@@ -112,6 +128,37 @@ class Connection:
             self, priority=priority or self.priority, caller_key=caller_key or self.caller_key
         )
 
+    def with_defaults(
+        self,
+        *,
+        variant: str | None = None,
+        timeout_s: float | None = None,
+        retry: RetryPolicy | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Connection:
+        """Return a copy with other defaults; None keeps one, metadata are added.
+
+        Raises:
+            ValueError: One is invalid.
+        """
+        if variant is not None and not isinstance(variant, str):
+            raise ValueError(f"variant: is {variant!r}, must be the name of a variant")
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
+        extra = dict(self.extra)
+        for key, value in (metadata or {}).items():
+            _check_metadata(key, value)
+            extra[key] = value
+        return replace(
+            self.of(priority, caller_key),
+            variant=self.variant if variant is None else variant,
+            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+            retry=retry or self.retry,
+            extra=tuple(extra.items()),
+        )
+
     def metadata(self, observed: Metadata = ()) -> Metadata:
         """Return the metadata of an attempt.
 
@@ -128,7 +175,7 @@ class Connection:
             sent.append(("x-priority", self.priority))
         if self.caller_key is not None:
             sent.append(("x-caller-key", self.caller_key))
-        return (*sent, *observed)
+        return (*sent, *self.extra, *observed)
 
     def server_name(self) -> str | None:
         """Return the name expected in the servers' certificates; None for the address's host.
@@ -209,6 +256,19 @@ class Connection:
 
     def __str__(self) -> str:
         return ", ".join(self.addresses)
+
+
+def _check_metadata(key: object, value: object) -> None:
+    if not (isinstance(key, str) and _METADATA_KEY.fullmatch(key)) or key.endswith("-bin"):
+        raise ValueError(
+            f"metadata: the key {key!r} must be of a-z, 0-9, '_', '.' and '-', and not end with"
+            " '-bin'"
+        )
+    if key.startswith("grpc-") or key in _RESERVED_KEYS:
+        advice = _RESERVED_KEYS.get(key, "it is gRPC's")
+        raise ValueError(f"metadata: {key!r} cannot be set: {advice}")
+    if not (isinstance(value, str) and _METADATA_VALUE.fullmatch(value)):
+        raise ValueError(f"metadata: the value of {key!r} must be printable ASCII characters")
 
 
 def channel_options() -> list[tuple[str, int | str]]:

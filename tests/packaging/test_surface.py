@@ -129,7 +129,7 @@ def test_methods_of_both_clients_are_alike(name):
 
 
 def test_what_both_clients_share_is_documented():
-    shared = {"from_profile", "from_environment"}
+    shared = {"from_profile", "from_environment", "with_options"}
     assert public(BaseClient).keys() == shared
     documented = inspect.getdoc(BaseClient)
     for name in inspect.signature(BaseClient).parameters:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import math
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -163,12 +161,6 @@ async def test_unknown_pixel_format_of_one_image_is_refused(client, value):
 
 async def test_integers_of_numpy_are_integers(client):
     client.classify_many(["a.jpg"], top_k=np.int64(3), window=np.int32(4))
-
-
-def test_client_that_is_pickled_or_copied_says_what_to_do(client):
-    for take in (pickle.dumps, copy.copy):
-        with pytest.raises(TypeError, match=f"{type(client).__name__} cannot be .*in each process"):
-            take(client)
 
 
 @pytest.mark.parametrize("value", [3, "\ud800"], ids=repr)

@@ -1,0 +1,151 @@
+"""Defaults of a client: `with_options`, overrides of profiles, and pickling."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import multiprocessing
+import pickle
+
+import pytest
+
+from resnet50_client import AsyncClient, Client, RetryPolicy, UnavailableError
+from resnet50_client.testing import FakeServer
+from tests.support.clients import KINDS, Caller, items
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def server():
+    with FakeServer(categories=("cat", "dog"), dimension=8) as fake:
+        yield fake
+
+
+def derived(caller: Caller, **options) -> Caller:
+    """Return a caller of `with_options`, which shares the client's connections."""
+    other = object.__new__(Caller)
+    other.client = caller.client.with_options(**options)
+    return other
+
+
+async def test_options_of_a_derived_client_reach_the_server(kind, server):
+    async with Caller(kind, server.address, metadata={"x-tenant": "a"}) as client:
+        other = derived(
+            client,
+            variant="IMAGENET1K_V2",
+            priority="bulk",
+            caller_key="user-1",
+            metadata={"x-request-id": "request-7"},
+        )
+        await other.classify(b"image")
+        await client.classify(b"image")
+        _ = [one async for one in items(other, "embed_many", [b"image"])]
+    first, second, third = server.received
+    for one in (first, third):
+        assert one.options["variant"] == "IMAGENET1K_V2"
+        assert one.metadata["x-priority"] == "bulk"
+        assert one.metadata["x-caller-key"] == "user-1"
+        assert one.metadata["x-request-id"] == "request-7"
+        assert one.metadata["x-tenant"] == "a"
+    assert "variant" not in second.options
+    assert second.metadata["x-tenant"] == "a"
+    assert not {"x-priority", "x-caller-key", "x-request-id"} & second.metadata.keys()
+
+
+async def test_derived_client_shares_connections_and_their_end(kind, server):
+    client = Caller(kind, server.address)
+    other = derived(client, timeout_s=5.0)  # before the first call
+    await other.classify(b"image")
+    await client.classify(b"image")
+    assert client.client._shared.channels is other.client._shared.channels
+    await other.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        await client.classify(b"image")
+
+
+async def test_derived_timeout_and_retry_apply(kind, server):
+    server.script(*[UnavailableError("restarting")] * 2)
+    async with Caller(kind, server.address) as client:
+        other = derived(client, retry=RetryPolicy(attempts=2, initial_backoff_s=0.01))
+        with pytest.raises(UnavailableError, match="tried 2 times"):
+            await other.classify(b"image")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"metadata": {"authorization": "x"}}, "'authorization' cannot be set: use token"),
+        ({"metadata": {"x-priority": "bulk"}}, "'x-priority' cannot be set: use priority"),
+        ({"metadata": {"grpc-timeout": "1S"}}, "'grpc-timeout' cannot be set: it is gRPC's"),
+        ({"metadata": {"X-Tenant": "a"}}, "the key 'X-Tenant' must be of a-z"),
+        ({"metadata": {"x-bin": "a"}}, "not end with '-bin'"),
+        ({"metadata": {"x-tenant": "ü"}}, "the value of 'x-tenant' must be printable ASCII"),
+        ({"metadata": {"x-tenant": 7}}, "the value of 'x-tenant' must be printable ASCII"),
+        ({"variant": 7}, "variant: is 7"),
+        ({"timeout_s": 0}, "timeout_s: is 0"),
+        ({"priority": "high"}, "priority: is 'high'"),
+        ({"caller_key": "ü"}, "caller_key: is 'ü'"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(kind, options, text):
+    with pytest.raises(ValueError, match=text):
+        kind("localhost:1", **options)
+    with pytest.raises(ValueError, match=text):
+        kind("localhost:1").with_options(**options)
+
+
+def test_overrides_take_precedence_over_the_environment(kind, monkeypatch):
+    monkeypatch.setenv("RESNET50_SERVER", "a:1")
+    monkeypatch.setenv("RESNET50_TIMEOUT_S", "7")
+    client = kind.from_environment(timeout_s=3.0, variant="V")
+    assert client._connection.addresses == ("a:1",)
+    assert client._connection.timeout_s == 3.0
+    assert client._connection.variant == "V"
+
+
+def label(client: Client) -> str:
+    return client.classify(b"image", timeout_s=60).top.label
+
+
+def test_client_is_pickled_into_another_process(server):
+    server.script({"dog": 1.0}, {"cat": 1.0})
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        Client(server.address).with_options(
+            variant="DEFAULT", metadata={"x-tenant": "a"}
+        ) as client,
+        concurrent.futures.ProcessPoolExecutor(1, spawn) as pool,
+    ):
+        assert client.classify(b"image").top.label == "dog"
+        assert pool.submit(label, client).result() == "cat"
+    assert [one.options["variant"] for one in server.received] == ["DEFAULT"] * 2
+    assert [one.metadata["x-tenant"] for one in server.received] == ["a"] * 2
+
+
+def test_copy_of_a_client_has_connections_of_its_own(server):
+    client = Client(server.address)
+    other = copy.copy(client)
+    client.close()
+    with other:
+        assert other.classify(b"image").top
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"token": "secret"}, "token: a secret is not written into a pickle; pass token_file"),
+    ],
+)
+def test_secrets_are_not_pickled(kind, arguments, text):
+    client = kind("localhost:1", **arguments)
+    with pytest.raises(TypeError, match=text):
+        pickle.dumps(client)
+
+
+def test_async_client_is_pickled(server):
+    client = pickle.loads(pickle.dumps(AsyncClient(server.address, timeout_s=3.0)))
+    assert client._connection.timeout_s == 3.0
