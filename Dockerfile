@@ -14,8 +14,14 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.12-slim
 # Its own user: the server needs no rights but to read weights and to listen on a high port.
-RUN useradd --system --uid 10001 --create-home resnet50 \
-    && install --directory --owner resnet50 /weights
+# Any other user id works as well (OpenShift): group 0 may write weights and caches.
+RUN useradd --system --uid 10001 --gid 0 --create-home resnet50 \
+    && install --directory --owner resnet50 --group 0 --mode 2775 /weights
+# torch.compile compiles the CUDA engine's host code.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /wheels /wheels
 # What is installed is the wheel made above, which names its versions.
 # hadolint ignore=DL3013
@@ -24,6 +30,9 @@ RUN wheel="$(ls /wheels/*.whl)" \
     && rm -r /wheels
 ENV TORCH_HOME=/weights \
     RESNET50_GRAPH_CACHE_DIR=/weights/graphs \
+    TORCHINDUCTOR_CACHE_DIR=/weights/inductor \
+    TRITON_CACHE_DIR=/weights/triton \
+    USER=resnet50 \
     RESNET50_LISTEN=0.0.0.0:50051 \
     RESNET50_SERVER=127.0.0.1:50051 \
     RESNET50_METRICS_LISTEN=0.0.0.0:9464 \

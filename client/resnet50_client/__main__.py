@@ -14,7 +14,7 @@ def main() -> None:
             raise
         print(
             f"resnet50: the command line needs {error.name}, which is not installed:"
-            " pip install 'resnet50-serving[cli]'",
+            " install resnet50-serving with the extra [cli]",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -107,7 +107,8 @@ def _require(module: str) -> None:
         __import__(module)
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"frames_from_video needs {module}: pip install 'resnet50-serving[video]'", name=module
+            f"frames_from_video needs {module}: install resnet50-serving with the extra [video]",
+            name=module,
         ) from error
 
 

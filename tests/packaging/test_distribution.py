@@ -100,4 +100,4 @@ def test_sdk_alone_calls_a_live_server(pair, wheel, server, tmp_path):
         assert (grpcio, protobuf) == ("1.72.1", "6.30.0")
     command_line = subprocess.run([home / "bin" / "resnet50"], capture_output=True, text=True)
     assert command_line.returncode == 2
-    assert "pip install 'resnet50-serving[cli]'" in command_line.stderr
+    assert "install resnet50-serving with the extra [cli]" in command_line.stderr

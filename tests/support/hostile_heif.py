@@ -47,7 +47,7 @@ def heif(
     """Return a file of items, numbered from 1.
 
     Args:
-        items: What it holds.
+        items: Its items.
         compatible: Brands behind the major one.
         major: The major brand.
         before: Boxes before the list of items.

@@ -53,7 +53,7 @@ class Checkpoint:
     Args:
         folder: Folder of the shards; created with the first shard.
         l2_normalize: True if the vectors are scaled to length 1.
-        background: What transparent pixels are composited on; "" for the variant's.
+        background: Colour behind transparent pixels; "" for the variant's.
 
     Raises:
         ValueError: The folder's shards are corrupt, or of other options.

@@ -223,7 +223,8 @@ def _summarise(stats: StreamStats, as_json: bool) -> None:
 
 def _missing_package(error: ImportError) -> Exception:
     return ValueError(
-        f"video needs {error.name}, which is not installed: pip install 'resnet50-serving[video]'"
+        f"video needs {error.name}, which is not installed: install resnet50-serving with"
+        " the extra [video]"
     )
 
 

@@ -55,7 +55,7 @@ NEAR_BEST = 0.9
 PREFER_BY_MEMORY = ("torch", "onnxruntime", "openvino")
 # Batch size and number of the batches of a benchmark.
 BENCHMARK_BATCH_SIZE, BENCHMARK_BATCHES = 4, 3
-INSTALL = "pip install 'resnet50-serving[cpu]'"
+INSTALL = "install resnet50-serving with the extra [cpu]"
 
 
 @dataclass(frozen=True)

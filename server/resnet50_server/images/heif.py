@@ -40,7 +40,7 @@ pillow_heif = _load_pillow_heif()
 
 # All pictures, tiles and alpha of an image may have so many times its pixels, or so many.
 MAX_CODED_TIMES, MIN_CODED_PIXELS = 4, 2**20
-# What decoders take for each coded pixel (three planes of 2 bytes), and what each shown one takes
+# Bytes of decoders for each coded pixel (three planes of 2 bytes), and of each shown pixel
 # in RGBA, as bytes, in Pillow and in numpy: `python -m benchmarks.expensive_images`.
 _CODED_PIXEL_BYTES, _SHOWN_PIXEL_BYTES = 6, 16
 _CODED_PIXELS = "coded pixels"
@@ -58,8 +58,8 @@ def decodes(name: Format) -> bool:
 def missing_decoder(name: Format) -> InvalidImage:
     """Return the error of an image that this installation does not decode."""
     reason = (
-        "is a HEIC image; HEIC needs the extra [heif]: pip install 'resnet50-serving[heif]' on"
-        " the server, or send a JPEG"
+        "is a HEIC image; install resnet50-serving with the extra [heif] on the server, or send a"
+        " JPEG"
         if name == "HEIC"
         else "is an AVIF image; Pillow was built without AVIF on the server; install Pillow's"
         " own wheel, or send a JPEG"

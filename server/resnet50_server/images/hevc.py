@@ -10,7 +10,7 @@ from .iso_media import StepLimit
 
 _SEQUENCE_PARAMETERS = 33  # nal_unit_type, table 7-1
 _FIRST_NOT_A_SLICE = 32
-# What precedes the size takes 14 to 110 bytes.
+# The size follows 14 to 110 other bytes.
 _READ_BYTES = 160
 
 

@@ -38,7 +38,7 @@ class InferenceTask(NamedTuple):
         top_k: How many categories to return; 0 for none.
         with_embedding: Whether to return the embedding.
         on_result: Called with the result just before the response is sent; see `rollout`.
-        background: What transparent pixels are composited on; None for the variant's.
+        background: Colour behind transparent pixels; None for the variant's.
     """
 
     variant: LoadedVariant

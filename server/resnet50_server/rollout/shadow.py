@@ -42,7 +42,7 @@ class ShadowRequest:
         output_of: The variant's output for it.
         candidate: Computes it.
         tally: Where it is counted.
-        background: What its transparent pixels are composited on; None for the candidate's.
+        background: Colour behind transparent pixels; None for the candidate's.
     """
 
     source: Source

@@ -114,7 +114,9 @@ class Settings(
         if not _ENDPOINT.fullmatch(endpoint):
             raise ValueError(f"{endpoint!r} is neither http://host:port nor https://host:port")
         if not _installed(OTLP_EXPORTER):
-            raise ValueError("tracing needs OpenTelemetry: pip install 'resnet50-serving[otel]'")
+            raise ValueError(
+                "tracing needs OpenTelemetry: install resnet50-serving with the extra [otel]"
+            )
         return endpoint
 
     @model_validator(mode="after")

@@ -98,8 +98,8 @@ def parameter_count(spec: VariantSpec, weights: Weights) -> int:
 def fold_batchnorm(model: ResNet) -> None:
     """Fold each BatchNorm of an eval-mode ResNet into its convolution, in place.
 
-    An inference BatchNorm is affine, and so is a convolution; design §8 measured 12.3 against 11.1
-    img/s for it on two CPU cores.
+    An inference BatchNorm is affine, and so is a convolution: 12.3 instead of 11.1 images/s on two
+    CPU cores.
     """
     model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()
     for layer in (model.layer1, model.layer2, model.layer3, model.layer4):

@@ -273,7 +273,7 @@ def test_heic_without_its_decoder_names_the_extra(monkeypatch):
     encoded = heic()
     monkeypatch.setattr(heif, "pillow_heif", None)
     with pytest.raises(
-        InvalidImage, match=r"HEIC needs the extra \[heif\]: pip install"
+        InvalidImage, match=r"install resnet50-serving with the extra \[heif\]"
     ) as refused:
         shown(encoded)
     assert refused.value.kind == "unsupported"

@@ -268,4 +268,4 @@ def test_empty_environment_value_sets_nothing(served, monkeypatch):
 def test_tracing_without_opentelemetry_says_what_to_install(served, capsys, monkeypatch):
     monkeypatch.setattr(resnet50_server.settings, "OTLP_EXPORTER", "not_there.exporter")
     arguments = [*VARIANT, "--otlp-endpoint", "http://localhost:4317"]
-    assert_refused(served, capsys, arguments, ["otlp_endpoint", "'resnet50-serving[otel]'"])
+    assert_refused(served, capsys, arguments, ["otlp_endpoint", "the extra [otel]"])

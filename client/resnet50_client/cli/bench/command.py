@@ -320,7 +320,8 @@ def _require(*modules: str) -> None:
     for name in modules:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
-                f"bench needs {name}, which is not installed: pip install 'resnet50-serving[cli]'"
+                f"bench needs {name}, which is not installed: install"
+                " resnet50-serving with the extra [cli]"
             )
 
 
