@@ -166,7 +166,9 @@ def _decode_pillow(
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())  # Pillow converts premultiplied ones to no other
     if background is not None and has_alpha(image):
-        image = composite(image.convert("RGBA"), background)
+        if image.mode != "RGBA":  # to which `convert` would copy it
+            image = image.convert("RGBA")
+        image = composite(image, background)
     elif image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode != "RGB":

@@ -241,7 +241,11 @@ def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimi
 
 
 def _check_size(width: int, height: int, transform: Transform, limits: ImageLimits) -> None:
-    """Refuse an encoded image of too many pixels."""
+    """Refuse an encoded image of no or of too many pixels."""
+    if not width or not height:
+        raise InvalidImage(
+            FIELD, f"declares {width} x {height} pixels; send an image that has some"
+        )
     if width * height > limits.max_pixels:
         raise InvalidImage(
             FIELD,

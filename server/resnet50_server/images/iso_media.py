@@ -142,8 +142,8 @@ class _Boxes:
             if length == 1 and start + 16 <= len(self.content):
                 (length,) = struct.unpack_from(">Q", self.content, start + 8)
                 header = 16
-            elif length == 0:
-                length = end - start
+            elif length == 0:  # to the end of the file, which may not have arrived: media only
+                length = max(end, len(self.content) + 1) - start
             if length < header:
                 return
             yield kind, start + header, start + length

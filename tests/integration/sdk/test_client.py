@@ -16,11 +16,11 @@ from PIL import Image
 
 import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
-from resnet50_client import AsyncClient, CallObserver, Client, RetryPolicy
+from resnet50_client import AsyncClient, CallObserver, Client, RawImage, RetryPolicy
 from resnet50_client.errors import ERRORS
 from resnet50_server.batching.deadlines import DeadlinePolicy
 from resnet50_server.errors import QueueFull
-from tests.support.clients import KINDS, Caller
+from tests.support.clients import KINDS, Caller, items
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import gate, queues_of, server_processes, serving, until
 
@@ -119,6 +119,44 @@ async def test_embedding_honours_dtype_and_length(kind, untrained_server):
     assert unit.l2_normalized and not plain.l2_normalized
     assert unit.cosine(plain) == pytest.approx(1.0, abs=1e-5)
     assert (np.asarray(plain) == plain.vector).all()
+
+
+def cut_out(hidden: tuple[int, int, int]) -> Image.Image:
+    """Return a picture whose left half is transparent, and has this colour there."""
+    image = Image.fromarray(RGB).convert("RGBA")
+    image.paste((*hidden, 0), (0, 0, 32, 48))
+    return image
+
+
+async def test_hidden_pixels_count_only_without_a_background(kind, untrained_server):
+    black, red = cut_out((0, 0, 0)), cut_out((250, 10, 20))
+    spelled = [lambda image: image, np.asarray, encode]
+    white = Image.fromarray(RGB)
+    white.paste((255, 255, 255), (0, 0, 32, 48))
+    async with Caller(kind, untrained_server) as client:
+        expected = (await client.embed(white)).vector
+        for spell in spelled:
+            images = [spell(black), spell(red)]
+            vectors = [(await client.embed(image, background="white")).vector for image in images]
+            streamed = [
+                one.vector
+                async for one in items(client, "embed_many", images, background="#ffffff")
+            ]
+            for vector in (*vectors, *streamed):
+                np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-4)
+            one, other = [(await client.embed(image)).vector for image in images]
+            assert not np.allclose(one, other, rtol=1e-2)
+
+
+async def test_matrix_and_range_of_a_frame_are_applied(kind, untrained_server):
+    luma = np.asarray(Image.fromarray(RGB).convert("L"))
+    planes = np.concatenate([luma, np.full((24, 64), 90, dtype=np.uint8)])
+    async with Caller(kind, untrained_server) as client:
+        default = (await client.embed(planes, pixel_format="NV12")).vector
+        said = RawImage(planes, "NV12", "BT601", "limited")
+        np.testing.assert_allclose((await client.embed(said)).vector, default, rtol=1e-4, atol=1e-4)
+        for other in (RawImage(planes, "NV12", "BT709"), RawImage(planes, "NV12", None, "full")):
+            assert not np.allclose((await client.embed(other)).vector, default, rtol=1e-2)
 
 
 async def test_min_probability_may_leave_nothing(kind, untrained_server):

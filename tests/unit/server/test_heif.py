@@ -234,6 +234,11 @@ HOSTILE = {
         ),
         "two boxes of type iloc",
     ),
+    "no width": (attacks.avif((0, 64), SMALL), "declares 0 x 64 pixels"),
+    "list of pictures to the end": (
+        attacks.box(b"ftyp", b"avif", bytes(4)) + bytes(4) + b"meta" + bytes(99),
+        "without a list of pictures",
+    ),
     "no size": (attacks.heif([attacks.Item(b"av01", attacks.av1(SMALL))]), "has no size"),
     "no pixels": (attacks.avif(SMALL, SMALL), "truncated or broken"),
 }
