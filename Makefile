@@ -65,7 +65,7 @@ netfaults-short: $(VENV)/installed  ## The same within a minute, without judging
 
 hostile-floor: $(VENV)/installed  ## The attacks of hostile files, on the oldest Pillow that is allowed
 	$(BIN)/pip install -q --upgrade --no-deps --target $(VENV)/hostile-floor pillow==$(PILLOW_FLOOR)
-	PYTHONPATH=$(VENV)/hostile-floor $(BIN)/python -m pytest tests/unit/server/test_decode.py tests/integration/security/test_attacks.py
+	PYTHONPATH=$(VENV)/hostile-floor $(BIN)/python -m pytest tests/unit/server/test_decode.py tests/unit/server/test_heif.py tests/integration/security/test_attacks.py
 
 metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal client, 2 minutes; writes docs/reliability.md
 	$(BIN)/python -m benchmarks.metadata_flood --write

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from PIL import Image
 
 from resnet50.v1 import image_pb2
 from resnet50_client import (
@@ -110,6 +112,18 @@ def test_unreadable_image_keeps_its_turn_and_its_own_error():
     pending.add(UNREADABLE)
     assert not pending.next_request().frame.image.HasField("encoded")
     assert pending.answer(answer(0)).error is UNREADABLE
+
+
+@pytest.mark.parametrize("error", [SyntaxError, struct.error, UnicodeError, ValueError])
+def test_pil_image_that_cannot_be_read_fails_alone(error):
+    class Broken(Image.Image):
+        def load(self):
+            raise error("broken")
+
+    pending = pending_frames()
+    found = pending.read(Broken())
+    assert isinstance(found, InvalidImageError)
+    assert f"({error.__name__}: broken)" in str(found)
 
 
 def test_latest_sends_only_the_newest_again():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from fractions import Fraction
 
+import av
 import numpy as np
 import pillow_heif
 import pytest
@@ -88,6 +90,30 @@ def test_deep_heic_is_decoded_to_8_bits(bits, monkeypatch):
     encoded = buffer.getvalue()
     assert pillow_heif.open_heif(encoded, convert_hdr_to_8bit=False).info["bit_depth"] == bits
     assert distance(shown(encoded), PHOTO) < 6
+
+
+def av1_video(bits: int) -> bytes:
+    """Return a key frame of a video encoder, whose header is not that of a still picture."""
+    frame = av.VideoFrame.from_image(PHOTO).reformat(
+        format="yuv420p10le" if bits == 10 else "yuv420p",
+        dst_colorspace="ITU601",
+        dst_color_range="JPEG",
+    )
+    encoder = av.CodecContext.create("libsvtav1", "w")
+    encoder.width, encoder.height = PHOTO.size
+    encoder.pix_fmt, encoder.time_base = frame.format.name, Fraction(1, 25)
+    encoder.framerate = Fraction(25)
+    encoder.options = {"preset": "12", "crf": "10", "svtav1-params": "logical-processors=1"}
+    return b"".join(bytes(packet) for one in (frame, None) for packet in encoder.encode(one))
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+def test_avif_of_a_video_frame_is_decoded_to_8_bits(bits):
+    configuration = attacks.box(b"av1C", bytes([0x81, 0, 0x4C if bits == 10 else 0x0C, 0]))
+    colours = attacks.box(b"colr", b"nclx", bytes([0, 2, 0, 2, 0, 6, 0x80]))
+    depth = attacks.full(b"pixi", 0, bytes([3, bits, bits, bits]))
+    item = attacks.Item(b"av01", av1_video(bits), PHOTO.size, configuration, more=(colours, depth))
+    assert distance(shown(attacks.heif([item], b"mif1", b"miaf")), PHOTO) < 6
 
 
 @pytest.mark.parametrize("name", ENCODERS)
