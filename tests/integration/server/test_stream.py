@@ -11,7 +11,7 @@ from resnet50_client.aio_status import keep_status
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.server import Server
 from tests.support.pictures import encode, photo_like, picture
-from tests.support.serving import DECODING, connected, engines_of, serving
+from tests.support.serving import DECODING, UNTIL_S, connected, engines_of, serving
 
 PNG = encode(picture(32, 32))
 ORDERED, LATEST = inference_pb2.DELIVERY_ORDERED, inference_pb2.DELIVERY_LATEST
@@ -245,13 +245,15 @@ async def test_latest_stays_fresh_at_three_times_the_capacity():
                 await call.write(frame(number))
             await call.done_writing()
 
-        sending = asyncio.create_task(send())
         kinds, behind = Counter(), []
-        while (reply := await call.read()) is not grpc.aio.EOF:
-            kinds[reply.WhichOneof("outcome")] += 1
-            if reply.HasField("classification"):
-                behind.append(newest - reply.frame_id)
-        await sending
+
+        async def receive() -> None:
+            while (reply := await call.read()) is not grpc.aio.EOF:
+                kinds[reply.WhichOneof("outcome")] += 1
+                if reply.HasField("classification"):
+                    behind.append(newest - reply.frame_id)
+
+        await asyncio.wait_for(asyncio.gather(send(), receive()), UNTIL_S)
     assert kinds["classification"] + kinds["dropped"] == 90
     assert kinds["dropped"] > kinds["classification"] > 10
     # A queue would fall back by two frames a batch; the newest wins instead.

@@ -204,6 +204,15 @@ def test_stream_resumes_until_its_poison_frame_fails(clock):
     assert resumption.pause_s(UnavailableError(GONE), broke=True) is None
 
 
+def test_poison_frame_after_an_answer_has_all_its_attempts(clock):
+    resumption = Resumption(RetryPolicy(), 10.0)
+    for _ in range(2):
+        for _ in range(MAX_SENDS):
+            assert resumption.pause_s(UnavailableError(GONE), broke=True) is not None
+            clock.now += 9.0
+        resumption.progress()
+
+
 def test_stream_is_not_resumed_where_useless_or_disabled(clock):
     assert Resumption(RetryPolicy(), 0.0).pause_s(UnavailableError(GONE)) is None
     assert Resumption(RetryPolicy(), 10.0).pause_s(ServerError("broken")) is None

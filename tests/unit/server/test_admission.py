@@ -9,6 +9,7 @@ from resnet50_server.context import BULK_EVERY
 from resnet50_server.errors import Overloaded, ShuttingDown
 from resnet50_server.inference.admission import Admission, Permit
 from resnet50_server.inference.quotas import REMEMBERED_CALLERS, Limits
+from tests.support import virtual_time
 
 
 class Clock:
@@ -69,6 +70,13 @@ def test_lone_request_is_admitted_however_large():
         pass
     with admission.admit("a", 1):
         pass
+
+
+def test_lone_image_may_grow_beyond_the_limits_as_it_arrives():
+    admission = Admission(Limits(bytes=100, bytes_per_caller=50))
+    with admission.admit("a", 40) as permit:
+        permit.add_bytes(1000)
+        assert inside(admission) == (1, 1040)
 
 
 def test_one_caller_is_limited_to_its_share():
@@ -337,6 +345,16 @@ async def test_bulk_frames_wait_behind_interactive_but_not_forever():
     assert frames.admitted.index("b0") == BULK_EVERY
 
 
+async def test_frames_admitted_before_bulk_waits_give_it_no_turn():
+    frames = Frames(Admission(Limits(requests=1)))
+    await frames.ask(*(f"a{number}" for number in range(2 * BULK_EVERY)))
+    for _ in range(BULK_EVERY):
+        await frames.answer(frames.admitted[-1])
+    await frames.ask("b0", bulk=True)
+    await frames.answer(frames.admitted[-1])
+    assert frames.admitted[-1] == f"a{BULK_EVERY + 1}"
+
+
 async def test_frame_above_the_rate_is_admitted_later():
     frames = Frames(Admission(Limits(rate_per_caller=20.0)))
     await frames.ask(*(f"a{number}" for number in range(21)))
@@ -362,6 +380,23 @@ async def test_single_requests_and_frames_that_wait_take_turns():
         got += "f" * (len(frames.admitted) - before)
     assert "sfsfsf" in got
     assert "ff" not in got.lstrip("f")
+
+
+def test_reserved_bytes_are_kept_for_the_refused_request():
+    async def scenario() -> None:
+        frames = Frames(Admission(Limits(bytes=100)))
+        await frames.ask("a1", "a2", length=40)
+        await frames.ask("b1", length=60)
+        with refused_by("max_request_bytes"):
+            frames.admission.admit("s", 50)
+        await frames.answer("a1")
+        assert frames.admitted == ["a1", "a2"]
+        with frames.admission.admit("s", 50):
+            assert inside(frames.admission) == (2, 90)
+        await frames.settle()
+        assert frames.admitted == ["a1", "a2", "b1"]
+
+    virtual_time.run(scenario())
 
 
 async def test_reserved_permit_of_a_unary_call_expires():

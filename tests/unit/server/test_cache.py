@@ -343,6 +343,14 @@ async def test_cache_memory_stays_within_its_bound():
 
 
 @in_virtual_time
+async def test_result_that_is_stored_twice_counts_once():
+    once, twice = Bench(), Bench()
+    await once.ask(7)
+    assert await twice.uses(twice.ask(7), twice.ask(7, bulk=True)) == ["none", "none"]
+    assert (len(twice.cache), twice.cache.memory_bytes) == (1, once.cache.memory_bytes)
+
+
+@in_virtual_time
 async def test_least_recently_used_result_is_evicted_first():
     cache = ResponseCache(MIB)
     digests = [bytes([number]) for number in range(255)]
@@ -506,6 +514,17 @@ async def test_request_during_that_cancellation_is_answered():
     answers = await asyncio.gather(*late)
     assert [answer.indices.tolist() for answer in answers] == [[7], [7]]
     await before
+
+
+@in_virtual_time
+async def test_computation_begun_after_a_cancellation_is_shared():
+    bench = Bench()
+    cancelled = bench.ask(7)
+    await asyncio.sleep(DECODE_S / 2)
+    cancelled.cancel()
+    first = bench.ask(7)
+    await asyncio.sleep(DECODE_S / 2)
+    assert await bench.uses(first, bench.ask(7)) == ["none", "shared"]
 
 
 @in_virtual_time

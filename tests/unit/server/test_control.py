@@ -278,6 +278,18 @@ async def test_memory_of_a_hung_engine_stays_in_use(folder):
         await server.control.load("x")
 
 
+async def test_load_is_refused_if_an_evicted_engine_hangs(folder):
+    server = await served(folder, "a=random:0", "b=random:1", max_bytes=2 * EACH, evict=True)
+
+    async def remove(*_) -> bool:
+        return False
+
+    server.variants.find("b").scheduler.remove = remove
+    with pytest.raises(NotNow, match=r"max_variants_bytes: x takes .* evicted for it, .*: b$"):
+        await server.control.load("x")
+    assert [one.name for one in server.variants.specs] == ["a"]
+
+
 async def test_unload_reports_an_engine_that_could_not_be_closed(folder, caplog):
     server = await served(folder, "a=random:0", "b=random:1")
     loaded = server.variants.find("b")

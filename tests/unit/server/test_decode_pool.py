@@ -134,6 +134,20 @@ def test_stuck_threads_are_replaced_up_to_a_bound():
     virtual_time.run(call())
 
 
+def test_stuck_threads_are_not_expected_to_take_calls():
+    async def call() -> None:
+        pool = DecodePool(1, LIMIT_S)
+        await pool.submit(lambda: 1.0)
+        with pytest.raises(InvalidImage):
+            await pool.submit(lambda: 100.0)
+        running = pool.submit(lambda: 1.0)
+        # It waits for the one thread that is left, and then takes as long itself.
+        assert pool.expected_s(RequestContext("Classify", "", ())) == pytest.approx(2.0)
+        await running
+
+    virtual_time.run(call())
+
+
 def test_pool_with_all_threads_stuck_is_fatal():
     async def call() -> None:
         pool, faults = hung_pool(2)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from resnet50_server.api.delivery import latest, ordered
+from resnet50_server.api.delivery import MAX_UNSENT, latest, ordered
 from resnet50_server.errors import ShuttingDown
 
 
@@ -51,6 +51,25 @@ async def test_latest_keeps_the_newest_frame_while_full():
     assert sorted(replies) == sorted(
         ["answered 0", "answered 19", *(f"dropped {number}" for number in range(1, 19))]
     )
+
+
+async def test_latest_answers_more_frames_than_may_be_unsent():
+    count, replies = 3 * MAX_UNSENT, []
+
+    async def frames() -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+    async def start(frame: int) -> asyncio.Future[int]:
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer.set_result(frame)
+        return answer
+
+    async def write(reply: int) -> None:
+        replies.append(reply)
+
+    await asyncio.wait_for(latest(frames(), start, lambda old, new: old, write, 1), 10)
+    assert sorted(replies) == list(range(count))
 
 
 async def test_latest_stream_ends_after_a_failed_computation():

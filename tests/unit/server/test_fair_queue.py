@@ -52,6 +52,17 @@ def test_items_put_back_go_before_later_arrivals():
     assert popped(queue) == ["a", "b", "c"]
 
 
+def test_items_put_back_count_as_without_a_flow_again():
+    queue: FairQueue[str] = FairQueue()
+    for bulk in (False, True):
+        queue.push("", 0.0, bulk=bulk)
+    taken = [queue.pop(0.0), queue.pop(0.0)]
+    assert (len(queue), queue.without_flow) == (0, 0)
+    for entry in taken:
+        queue.put_back(entry)
+    assert (len(queue), queue.without_flow) == (2, 2)
+
+
 def test_removed_items_leave_from_any_position():
     draw = random.Random(0)
     queue: FairQueue[str] = FairQueue()

@@ -102,6 +102,17 @@ class Bench:
             for number, call in calls.items()
         }
 
+    async def recover(self) -> None:
+        """Compute a self-test of the variant and put it into service, as `lifecycle` does."""
+        await self.scheduler.submit(
+            self.queue,
+            image(1),
+            top_k=1,
+            with_embedding=True,
+            context=context(shadow=True, bulk=True),
+        )
+        self.queue.health.recover()
+
 
 def in_virtual_time(test):
     @functools.wraps(test)
@@ -359,6 +370,13 @@ async def test_oom_halves_the_batch_and_later_ones_stay_small():
 
 
 @in_virtual_time
+async def test_halving_a_batch_does_not_use_up_its_retry():
+    bench = Bench()
+    bench.engine.memory, bench.engine.failures = 10, 1
+    assert await bench.outcomes(range(32)) == answered(range(32))
+
+
+@in_virtual_time
 async def test_failed_batch_releases_memory_before_its_retry():
     bench, taken, left = Bench(), [], []
     compute = bench.engine.run
@@ -511,18 +529,32 @@ async def test_recovered_variant_starts_counting_anew():
     await asyncio.sleep(5.0)
     assert bench.queue.health.problem
     bench.engine.broken = False
-    # As `lifecycle.self_test` does.
-    await bench.scheduler.submit(
-        bench.queue,
-        image(1),
-        top_k=1,
-        with_embedding=True,
-        context=context(shadow=True, bulk=True),
-    )
-    bench.queue.health.recover()
+    await bench.recover()
     bench.engine.broken = True
     for _ in range(MAX_CONSECUTIVE_FAILURES - 1):
         await bench.outcomes([1])
     await asyncio.sleep(5.0)
+    assert bench.queue.health.problem is None
+    assert bench.fatal == []
+
+
+@in_virtual_time
+async def test_recovered_variant_keeps_the_device_in_service():
+    """Another variant fails after it; the device computes this one, so it is not lost."""
+    bench, other = Bench(), FaultyEngine()
+    queue = bench.scheduler.add("w", other)
+    bench.engine.broken = True
+    for _ in range(MAX_CONSECUTIVE_FAILURES):
+        await bench.outcomes([1])
+    await asyncio.sleep(5.0)
+    bench.engine.broken, other.broken = False, True
+    await bench.recover()
+    for _ in range(MAX_CONSECUTIVE_FAILURES):
+        with pytest.raises(EngineFailed):
+            await bench.scheduler.submit(
+                queue, image(1), top_k=1, with_embedding=False, context=context()
+            )
+    await asyncio.sleep(5.0)
+    assert queue.health.problem
     assert bench.queue.health.problem is None
     assert bench.fatal == []

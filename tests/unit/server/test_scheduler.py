@@ -625,6 +625,13 @@ async def test_workers_compute_at_the_same_time():
 
 
 @in_virtual_time
+async def test_busy_time_is_shared_by_the_workers():
+    bench = Bench(BatchPolicy(max_batch_size=1), workers=2)
+    await asyncio.gather(bench.submit(1), bench.submit(2))
+    assert bench.scheduler.busy_s == pytest.approx(1.0)
+
+
+@in_virtual_time
 async def test_deadline_check_uses_the_first_free_worker():
     bench = Bench(BatchPolicy(max_batch_size=1), workers=2)
     await bench.submit(0)

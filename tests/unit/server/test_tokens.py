@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -91,6 +92,17 @@ def test_expiry_may_be_a_time_with_its_offset(path):
     assert token.expires_at == datetime(2030, 6, 1, 10, tzinfo=timezone.utc).timestamp()
 
 
+@pytest.mark.parametrize("zone", ["EAST-9", "WEST+9"])
+def test_expiry_date_begins_at_midnight_utc_in_any_time_zone(path, monkeypatch, zone):
+    path.write_text(entry("x", SECRET, more="expires = 2030-06-01"))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", zone)
+        time.tzset()
+        token = Tokens(path).find(SECRET)
+    time.tzset()
+    assert token.expires_at == datetime(2030, 6, 1, tzinfo=timezone.utc).timestamp()
+
+
 def test_as_many_tokens_as_allowed_are_all_found(path):
     path.write_text("".join(entry(f"t{one}", f"secret-{one}") for one in range(MAX_TOKENS)))
     tokens = Tokens(path)
@@ -166,6 +178,21 @@ def test_recently_changed_file_is_reread_despite_its_mtime(
     assert (tokens.find("another secret") is not None) == read_again
 
 
+def test_one_recently_changed_file_is_enough_to_read_all_again(monkeypatch):
+    changed_s = {Path("recent"): 99.5, Path("old"): 10.0}
+
+    def stat(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(
+            st_ctime_ns=int(changed_s[path] * 1e9), st_size=1, st_ino=1, st_dev=1
+        )
+
+    monkeypatch.setattr(watched, "os", SimpleNamespace(stat=stat))
+    monkeypatch.setattr(watched, "time", SimpleNamespace(time_ns=lambda: 100 * 10**9))
+    for paths in (changed_s, reversed(changed_s)):
+        files = watched.FileChangeDetector(*paths)
+        assert [files.changed() for _ in range(3)] == [True] * 3
+
+
 @pytest.mark.parametrize(
     "broken", [entry("x", "y") + "[[token]\n", "", None], ids=["torn", "empty", "missing"]
 )
@@ -186,6 +213,20 @@ def test_broken_token_file_keeps_the_tokens_and_logs_once(path, clock, caplog, b
     clock.now_s += 1.1
     assert tokens.find("third secret")
     assert tokens.find(SECRET) is None
+
+
+def test_token_file_is_checked_again_after_any_error(path, clock, monkeypatch):
+    def fail(_: watched.FileChangeDetector) -> bool:
+        raise RuntimeError("out of threads")
+
+    tokens = Tokens(path, clock)
+    with monkeypatch.context() as failing:
+        failing.setattr(watched.FileChangeDetector, "changed", fail)
+        clock.now_s += 1.1
+        assert tokens.find(SECRET)
+    replace(path, entry("cameras", "another secret"))
+    clock.now_s += 1.1
+    assert tokens.find("another secret")
 
 
 def test_file_without_tokens_takes_none(path, clock):
