@@ -137,6 +137,10 @@ FAULTS = {
 }
 
 
-if __name__ == "__main__":
+def main() -> None:
     FAULTS[sys.argv.pop(1)]()
     run()
+
+
+if __name__ == "__main__":
+    main()

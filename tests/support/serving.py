@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 
 import grpc
 
@@ -19,6 +18,8 @@ from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.engines.base import Engine
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
+from tests.support import processes
+from tests.support.processes import ForkedProcess
 
 # An engine that takes no time.
 DECODING = {"engine": "timed", "timed_alpha_ms": 0.0, "timed_beta_ms": 0.0}
@@ -71,7 +72,7 @@ def gate(server: Server) -> threading.Event:
     run, opened = engine.run, threading.Event()
 
     def wait(*arguments):
-        opened.wait()
+        opened.wait(60)
         return run(*arguments)
 
     engine.run = wait
@@ -92,9 +93,11 @@ async def until(condition: Callable[[], object]) -> None:
 class ServerProcess:
     """`resnet50-server serve` as a process; `address` is known once it is ready.
 
+    It is a fork of one that has imported the server (`processes`).
+
     Args:
         arguments: Of the command.
-        environment: Beside this process's own.
+        environment: Beside this process's own; starts a new interpreter, which reads all of it.
         fault: One of `faulty_server`.
     """
 
@@ -104,20 +107,21 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         fault: str | None = None,
     ) -> None:
-        program = ["-m", "resnet50_server"]
-        if fault is not None:
-            program = [str(Path(__file__).with_name("faulty_server.py")), fault]
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, *program, "serve"),
-                *("--listen", "127.0.0.1:0"),
-                *arguments,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | (environment or {}),
-        )
+        serve = ["serve", "--listen", "127.0.0.1:0", *arguments]
+        self.process: ForkedProcess | subprocess.Popen[str]
+        if environment is not None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "resnet50_server", *serve],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | environment,
+            )
+        elif fault is not None:
+            entry = "tests.support.faulty_server:main"
+            self.process = processes.start("resnet50-server", fault, *serve, entry=entry)
+        else:
+            self.process = processes.start("resnet50-server", *serve)
 
     def wait_until_listening(self) -> str:
         line = self.process.stdout.readline()

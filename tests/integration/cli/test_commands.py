@@ -11,6 +11,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
+from tests.support import processes
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes
 
@@ -36,13 +37,7 @@ def resnet50(*arguments: object, server: str | None = None, **options):
     environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
     if server is not None:
         environment["RESNET50_SERVER"] = server
-    return subprocess.run(
-        [sys.executable, "-m", "resnet50_client", *map(str, arguments)],
-        capture_output=True,
-        env=environment,
-        timeout=120,
-        **options,
-    )
+    return processes.run("resnet50", *arguments, environment=environment, text=False, **options)
 
 
 def test_classify_prints_a_line_for_each_image_in_order(server, photos):
@@ -134,7 +129,13 @@ def test_health_is_for_scripts(server):
 
 
 def test_version_is_the_distributions():
-    assert resnet50("--version").stdout.decode().strip() == version("resnet50-serving")
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet50_client", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == version("resnet50-serving")
 
 
 def test_exit_statuses_tell_what_went_wrong(server, photos):

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import processes
 from tests.support.exporting import Exported, exporting
 from tests.support.serving import server_processes
 
@@ -38,13 +39,7 @@ def unreachable() -> str:
 
 
 def top(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT | environment,
-        timeout=120,
-    )
+    return processes.run("resnet50", "top", *arguments, environment=ENVIRONMENT | environment)
 
 
 def test_once_prints_one_snapshot_into_a_pipe(metrics):
@@ -99,13 +94,8 @@ def test_states_of_variants_come_from_the_servers_themselves(metrics):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_json_goes_on_until_it_is_interrupted(metrics, how):
-    with subprocess.Popen(
-        [*COMMAND, "--json", *QUICK, "--metrics", metrics],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    ) as running:
+    command = ("resnet50", "top", "--json", *QUICK, "--metrics", metrics)
+    with processes.start(*command, environment=ENVIRONMENT) as running:
         first, second = (json.loads(running.stdout.readline())["total"] for _ in range(2))
         running.send_signal(how)
         _, errors = running.communicate(timeout=60)
@@ -114,13 +104,8 @@ def test_json_goes_on_until_it_is_interrupted(metrics, how):
 
 
 def test_a_reader_that_has_enough_is_no_error(metrics):
-    with subprocess.Popen(
-        [*COMMAND, *QUICK, "--metrics", metrics],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    ) as running:
+    command = ("resnet50", "top", *QUICK, "--metrics", metrics)
+    with processes.start(*command, environment=ENVIRONMENT) as running:
         assert running.stdout.readline().startswith("resnet50 top")
         running.stdout.close()
         assert running.wait(timeout=60) == 0

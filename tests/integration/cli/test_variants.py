@@ -9,8 +9,8 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from resnet50_client import Client
 from resnet50_client.cli.app import app
 from resnet50_server.server import Server
+from tests.support import processes
 from tests.support.administering import ADMIN, APP, administered, builds_paused, describe
 from tests.support.pictures import encode, picture
 from tests.support.serving import queues_of
@@ -173,18 +174,15 @@ async def test_options_before_a_command_are_the_lists_and_never_lost(folder):
 
 
 @contextlib.asynccontextmanager
-async def loading(server: Server, stderr: int) -> AsyncIterator[subprocess.Popen[bytes]]:
+async def loading(server: Server, stderr: int) -> AsyncIterator[Any]:
     """Run `resnet50 variants load digits` as a process."""
     inherited = {name: one for name, one in os.environ.items() if not name.startswith("RESNET50_")}
     process = await asyncio.to_thread(
-        subprocess.Popen,
-        [
-            *(sys.executable, "-m", "resnet50_client", "variants", "load", "digits"),
-            *("--server", server.addresses[0]),
-        ],
-        stdout=subprocess.PIPE,
+        processes.start,
+        *("resnet50", "variants", "load", "digits", "--server", server.addresses[0]),
+        environment=inherited | {"RESNET50_TOKEN": ADMIN, "TERM": "xterm"},
         stderr=stderr,
-        env=inherited | {"RESNET50_TOKEN": ADMIN, "TERM": "xterm"},
+        text=False,
     )
     try:
         yield process

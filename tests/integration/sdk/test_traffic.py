@@ -8,8 +8,6 @@ import json
 import os
 import pty
 import signal
-import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -23,6 +21,7 @@ from resnet50_client import (
 from resnet50_client.cli.app import app
 from resnet50_server.rollout.split import Split
 from resnet50_server.server import Server
+from tests.support import processes
 from tests.support.administering import ADMIN, APP, administered
 from tests.support.clients import KINDS, Caller, items
 from tests.support.pictures import encode, photo_like
@@ -206,14 +205,12 @@ async def test_watched_splits_are_shown_until_ctrl_c(folder, terminal):
             name: one for name, one in os.environ.items() if not name.startswith("RESNET50_")
         }
         process = await asyncio.to_thread(
-            subprocess.Popen,
-            [
-                *(sys.executable, "-m", "resnet50_client", "variants", "splits", "--watch"),
-                *("--interval-s", "0.1", "--server", server.addresses[0]),
-            ],
+            processes.start,
+            *("resnet50", "variants", "splits", "--watch", "--interval-s", 0.1),
+            *("--server", server.addresses[0]),
+            environment=inherited | {"RESNET50_TOKEN": ADMIN, "TERM": "xterm"},
             stdout=theirs,
-            stderr=subprocess.PIPE,
-            env=inherited | {"RESNET50_TOKEN": ADMIN, "TERM": "xterm"},
+            text=False,
         )
         os.close(theirs)
         try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from resnet50_client.cli.app import app
+from tests.support import processes
 from tests.support.certs import authority
 from tests.support.pictures import encode, photo_like
 from tests.support.secured import Files, bundle, fronting, server_credentials
@@ -36,12 +36,9 @@ def photos(tmp_path):
 async def resnet50(*arguments: object, **environment: object) -> subprocess.CompletedProcess[str]:
     outer = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
     done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "resnet50_client", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=outer | {f"RESNET50_{name}": str(value) for name, value in environment.items()},
-        timeout=120,
+        processes.run,
+        *("resnet50", *arguments),
+        environment=outer | {f"RESNET50_{name}": str(one) for name, one in environment.items()},
     )
     assert TOKEN not in done.stdout + done.stderr
     return done

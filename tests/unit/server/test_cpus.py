@@ -170,11 +170,11 @@ def test_torch_threads_are_set_per_thread():
     def decode() -> None:
         set_threads(1)
         first.set()
-        second.wait()
+        second.wait(60)
         seen.append(torch.get_num_threads())
 
     def compute() -> None:
-        first.wait()
+        first.wait(60)
         set_threads(5)
         second.set()
         seen.append(torch.get_num_threads())
@@ -192,7 +192,7 @@ def test_server_logs_its_cpu_budget_once():
         affinity = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(affinity)})
         try:
-            server = start(*NULL)
+            server = start(*NULL, environment={})  # an interpreter that inherits it
         finally:
             os.sched_setaffinity(0, affinity)
         server.wait_until_listening()
