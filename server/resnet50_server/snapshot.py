@@ -36,6 +36,7 @@ def take_snapshot(parts: Parts) -> ServerSnapshot:
         decode_waiting=pool.waiting,
         decode_busy=pool.busy,
         decode_stuck=pool.stuck,
+        batches={device: one.batches for device, one in schedulers.items()},
         busy_s={device: one.busy_s for device, one in schedulers.items()},
         cancelled={
             **cancelled,
@@ -66,6 +67,8 @@ def _variants(registry: VariantRegistry) -> list[VariantSnapshot]:
                 precision=built.precision,
                 default=spec is registry.default,
                 healthy=queue.health.problem is None,
+                requests=loaded.requests,
+                uploads=loaded.uploads,
                 pending=len(queue.waiting),
                 oldest_wait_s=now - queue.oldest_arrival() if len(queue.waiting) else 0.0,
                 batch_size_limit=queue.limit.current(now),

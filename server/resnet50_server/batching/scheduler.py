@@ -223,6 +223,11 @@ class Scheduler:
         return not self._has_batches(queue)
 
     @property
+    def batches(self) -> int:
+        """Number of batches in flight."""
+        return len(self._in_flight)
+
+    @property
     def idle(self) -> bool:
         """True while no batch is in flight."""
         return not self._in_flight

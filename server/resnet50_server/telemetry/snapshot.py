@@ -18,6 +18,8 @@ class VariantSnapshot:
         precision: E.g. "fp32".
         default: Whether it is the default variant.
         healthy: Whether it is in service.
+        requests: Images and frames that use it.
+        uploads: Uploads for it that still arrive.
         pending: Images that wait for a batch.
         oldest_wait_s: Wait of the first of them so far, in seconds; 0 without any.
         batch_size_limit: Current maximum of images in a batch.
@@ -31,6 +33,8 @@ class VariantSnapshot:
     precision: str
     default: bool
     healthy: bool
+    requests: int
+    uploads: int
     pending: int
     oldest_wait_s: float
     batch_size_limit: int
@@ -93,6 +97,7 @@ class ServerSnapshot:
         decode_waiting: Calls that wait for a decode thread.
         decode_busy: Decode threads that run a call.
         decode_stuck: Decode threads over their time limit.
+        batches: Batches in flight on each device.
         busy_s: Compute time of each device, in seconds.
         cancelled: Images and frames cancelled by clients, by stage.
         listener_errors: Events that a listener failed to record, by its name.
@@ -111,6 +116,7 @@ class ServerSnapshot:
     decode_waiting: int
     decode_busy: int
     decode_stuck: int
+    batches: Mapping[str, int]
     busy_s: Mapping[str, float]
     cancelled: Mapping[str, int]
     listener_errors: Mapping[str, int]
