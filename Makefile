@@ -3,11 +3,12 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 FUZZ_S ?= 300
-JOBS   ?= 2
+JOBS   ?= 3
+IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos pictures clean
+.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,8 +28,14 @@ demo: $(VENV)/installed  ## Start a server, call it with real images, print what
 serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
 	$(BIN)/python examples/serve.py
 
-test: $(VENV)/installed  ## Run all tests, JOBS=2 files of them at a time
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --max-worker-restart=0
+test: $(VENV)/installed  ## Run all tests, JOBS=3 of them at a time
+	$(BIN)/python -m pytest $(IN_PARALLEL)
+
+coverage: $(VENV)/installed  ## The same, and print what share of each package the tests run
+	rm -f .cache/coverage*
+	$(BIN)/python -m coverage run -m pytest $(IN_PARALLEL)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m tests.support.coverage_table
 
 nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
 	$(BIN)/python -m tests.e2e.nginx
