@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,6 +57,32 @@ def mine(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
+def exported(mine, tmp_path_factory) -> Path:
+    """A graph cache that has its graph."""
+    cache = tmp_path_factory.mktemp("graphs")
+    open_variant(mine, cache, engine="onnxruntime").engine.close()
+    return cache
+
+
+@pytest.fixture
+def cache(exported, tmp_path) -> Path:
+    """A copy of that, to change."""
+    for graph in exported.glob("*.onnx"):
+        shutil.copy(graph, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """An int8 variant of torchvision's, and the folder of its weights."""
+    member = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        weights.publish(monkeypatch, member, weights.int8_of(weights.calm()), folder)
+        yield member.name, folder
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Pictures to calibrate with."""
     directory = tmp_path_factory.mktemp("calibration")
@@ -86,9 +115,9 @@ def assert_equal(found: BatchOutput, expected: BatchOutput, tolerance: float) ->
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_float_weights_are_computed_as_by_pytorch(mine, tmp_path, kind):
-    expected = open_variant(mine, tmp_path, engine="torch")
-    found = open_variant(mine, tmp_path, engine=kind)
+def test_float_weights_are_computed_as_by_pytorch(mine, exported, kind):
+    expected = open_variant(mine, exported, engine="torch")
+    found = open_variant(mine, exported, engine=kind)
     assert (found.kind, found.precision, found.digest) == (kind, "fp32", expected.digest)
     for batch in (pictures(1), pictures(4)):
         right = expected.engine.run(batch, CATEGORIES, True)
@@ -142,12 +171,10 @@ def test_each_int8_layer_of_a_graph_is_torchvisions_to_one_level():
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_official_int8_matches_pytorch_within_rounding(monkeypatch, tmp_path, kind):
-    member = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
-    weights.publish(monkeypatch, member, weights.int8_of(weights.calm()), tmp_path)
+def test_official_int8_matches_pytorch_within_rounding(official, kind):
+    name, folder = official
     one, two = (
-        open_variant(member.name, tmp_path, engine=engine, weights_dir=tmp_path)
-        for engine in ("torch", kind)
+        open_variant(name, folder, engine=engine, weights_dir=folder) for engine in ("torch", kind)
     )
     assert (two.kind, two.precision, two.quantization) == (kind, "int8", None)
     batch = pictures(4, 224)
@@ -156,17 +183,16 @@ def test_official_int8_matches_pytorch_within_rounding(monkeypatch, tmp_path, ki
     assert right.probabilities[:, 0].min() > 0.03
 
 
-def test_official_int8_stays_with_pytorch_unless_asked(monkeypatch, tmp_path):
-    member = ResNet50_QuantizedWeights.IMAGENET1K_FBGEMM_V2
-    weights.publish(monkeypatch, member, weights.trained_like_int8(), tmp_path)
-    opened = open_variant(member.name, tmp_path / "cache", weights_dir=tmp_path)
+def test_official_int8_stays_with_pytorch_unless_asked(official, tmp_path):
+    name, folder = official
+    opened = open_variant(name, tmp_path / "cache", weights_dir=folder)
     assert opened.kind == "torch"
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_two_instances_compute_at_once_and_apart(mine, tmp_path, kind):
-    opened = open_variant(mine, tmp_path, engine=kind, instances=2, engine_threads=1)
+def test_two_instances_compute_at_once_and_apart(mine, exported, kind):
+    opened = open_variant(mine, exported, engine=kind, instances=2, engine_threads=1)
     batches = [[picture] for picture in pictures(4)] * 4
     expected = [opened.engine.run(batch, CATEGORIES, True) for batch in batches]
     with ThreadPoolExecutor(2) as threads:
@@ -176,8 +202,8 @@ def test_two_instances_compute_at_once_and_apart(mine, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [*GRAPHS, "torch"])
-def test_an_answer_is_not_changed_by_the_next_batch(mine, tmp_path, kind):
-    engine = open_variant(mine, tmp_path, engine=kind).engine
+def test_an_answer_is_not_changed_by_the_next_batch(mine, exported, kind):
+    engine = open_variant(mine, exported, engine=kind).engine
     one, two = pictures(2)
     first = engine.run([one], CATEGORIES, True)
     before = (first.probabilities.copy(), first.embeddings.copy())
@@ -186,28 +212,26 @@ def test_an_answer_is_not_changed_by_the_next_batch(mine, tmp_path, kind):
     assert (first.embeddings == before[1]).all()
 
 
-def test_a_graph_is_made_once_for_its_weights(mine, tmp_path, monkeypatch):
-    before = open_variant(mine, tmp_path, engine="onnxruntime")
+def test_a_graph_is_made_once_for_its_weights(mine, exported, monkeypatch):
+    before = open_variant(mine, exported, engine="onnxruntime")
     expected = before.engine.run(pictures(), CATEGORIES, True)
 
     def refuse(*_: object) -> Network:
         raise AssertionError("built again")
 
     monkeypatch.setattr("resnet50_server.variants.network.build_network", refuse)
-    again = open_variant(mine, tmp_path, engine="onnxruntime")
+    again = open_variant(mine, exported, engine="onnxruntime")
     assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
 
 
-def test_wrong_category_count_is_refused_with_a_cached_graph(tmp_path):
-    for count in (CATEGORIES, CATEGORIES + 1):
-        directory = weights.custom_variant(
-            tmp_path / "mine", weights.calm(3, CATEGORIES), count, transform=weights.TRANSFORM
-        )
-        argument = f"mine={directory}"
-        if count == CATEGORIES:
-            open_variant(argument, tmp_path, engine="onnxruntime")
+def test_wrong_category_count_is_refused_with_a_cached_graph(mine, exported, tmp_path):
+    made = Path(mine.partition("=")[2])
+    (tmp_path / "weights.pth").symlink_to(made / "weights.pth")
+    description = json.loads((made / "variant.json").read_text())
+    description["categories"].append("one more")
+    (tmp_path / "variant.json").write_text(json.dumps(description))
     with pytest.raises(WeightsError, match=r"^mine: .* fc has 10 classes, variant\.json names 11"):
-        open_variant(argument, tmp_path, engine="onnxruntime")
+        open_variant(f"mine={tmp_path}", exported, engine="onnxruntime")
 
 
 def test_graphs_are_keyed_by_weights_and_transform(tmp_path):
@@ -232,45 +256,43 @@ def test_unwritable_cache_dir_does_not_stop_the_server(mine, tmp_path, caplog):
     assert "cannot be written" in record.message
 
 
-def test_a_flipped_bit_of_a_graph_changes_no_answer(mine, tmp_path, caplog):
-    before = open_variant(mine, tmp_path, engine="onnxruntime")
+def test_a_flipped_bit_of_a_graph_changes_no_answer(mine, cache, caplog):
+    before = open_variant(mine, cache, engine="onnxruntime")
     expected = before.engine.run(pictures(), CATEGORIES, True)
-    (path,) = tmp_path.glob("*.onnx")
+    (path,) = cache.glob("*.onnx")
     with path.open("r+b") as file:  # in the middle of the weights: it stays a graph
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
         file.seek(-1, 1)
         file.write(bytes([byte ^ 0x40]))
     onnx.load(path)
-    again = open_variant(mine, tmp_path, engine="onnxruntime")
+    again = open_variant(mine, cache, engine="onnxruntime")
     assert_equal(again.engine.run(pictures(), CATEGORIES, True), expected, tolerance=0.0)
     assert "is damaged and will be exported again" in caplog.text
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_a_graph_that_a_runtime_cannot_read_is_named_and_removed(mine, tmp_path, kind):
-    open_variant(mine, tmp_path, engine=kind)
-    (path,) = tmp_path.glob("*.onnx")
+def test_a_graph_that_a_runtime_cannot_read_is_named_and_removed(mine, cache, kind):
+    (path,) = cache.glob("*.onnx")
     other = b"whole, but no graph"
     stem = path.name.split(".")[0]
     path.unlink()
     path = path.with_name(f"{stem}.{hashlib.sha256(other).hexdigest()[:DIGEST_DIGITS]}.onnx")
     path.write_bytes(other)
     with pytest.raises(WeightsError, match=f"engine: {kind} cannot read .*{path.name}"):
-        open_variant(mine, tmp_path, engine=kind)
-    assert open_variant(mine, tmp_path, engine=kind).kind == kind
+        open_variant(mine, cache, engine=kind)
+    assert open_variant(mine, cache, engine=kind).kind == kind
 
 
-def test_a_graph_that_finds_no_memory_is_kept(mine, tmp_path, monkeypatch):
-    open_variant(mine, tmp_path, engine="onnxruntime")
-    (path,) = tmp_path.glob("*.onnx")
+def test_a_graph_that_finds_no_memory_is_kept(mine, exported, monkeypatch):
+    (path,) = exported.glob("*.onnx")
 
     def open_graph(*_):
         raise RuntimeError("bad allocation")
 
     monkeypatch.setattr(autoselect, "_load_graph", open_graph)
     with pytest.raises(RuntimeError, match="bad allocation"):
-        open_variant(mine, tmp_path, engine="onnxruntime")
+        open_variant(mine, exported, engine="onnxruntime")
     assert path.exists()
 
 
@@ -293,7 +315,7 @@ def test_a_graph_that_differs_from_pytorch_is_not_used(mine, tmp_path, monkeypat
     assert not list(tmp_path.glob("*.onnx"))
 
 
-def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, tmp_path, monkeypatch):
+def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, cache, monkeypatch):
     rates = {"TorchEngine": 1.0, "OnnxRuntimeEngine": 3.0, "OpenVinoEngine": 2.0}
     measured: list[str] = []
 
@@ -302,16 +324,16 @@ def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, tmp_path, monk
         return rates[measured[-1]]
 
     monkeypatch.setattr(autoselect, "_images_per_s", rate)
-    assert open_variant(mine, tmp_path).kind == "onnxruntime"
+    assert open_variant(mine, cache).kind == "onnxruntime"
     assert sorted(measured) == sorted(rates)
     rates["OpenVinoEngine"] = 9.0
-    assert open_variant(mine, tmp_path).kind == "onnxruntime"
+    assert open_variant(mine, cache).kind == "onnxruntime"
     assert len(measured) == 3
     # Threads change what is fastest, so it is measured again.
-    assert open_variant(mine, tmp_path, engine_threads=1).kind == "openvino"
+    assert open_variant(mine, cache, engine_threads=1).kind == "openvino"
     # An engine that is hardly slower and needs less memory is chosen.
     rates["OpenVinoEngine"] = 3.2
-    assert open_variant(mine, tmp_path, engine_threads=3).kind == "onnxruntime"
+    assert open_variant(mine, cache, engine_threads=3).kind == "onnxruntime"
 
 
 def test_without_the_extra_only_pytorch_is_available(mine, tmp_path, monkeypatch):
@@ -331,15 +353,15 @@ def test_a_precision_that_an_engine_lacks_is_refused(mine, tmp_path, folder, eng
         open_variant(mine, tmp_path, engine=engine, precision=precision, calibration_dir=folder)
 
 
-def test_bf16_runs_in_openvino_and_stays_near(mine, tmp_path):
-    right = open_variant(mine, tmp_path, engine="torch").engine.run(pictures(), 10, True)
-    opened = open_variant(mine, tmp_path, engine="openvino", precision="bf16")
+def test_bf16_runs_in_openvino_and_stays_near(mine, exported):
+    right = open_variant(mine, exported, engine="torch").engine.run(pictures(), 10, True)
+    opened = open_variant(mine, exported, engine="openvino", precision="bf16")
     assert opened.precision == "bf16"
     assert_equal(opened.engine.run(pictures(), 10, True), right, tolerance=0.1)
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_int8_is_quantized_and_compared_on_other_images(mine, tmp_path, folder, kind, monkeypatch):
+def test_int8_is_quantized_and_compared_on_other_images(mine, cache, folder, kind, monkeypatch):
     used: list[Images] = []
     write = quantize.quantize_graph
 
@@ -350,13 +372,13 @@ def test_int8_is_quantized_and_compared_on_other_images(mine, tmp_path, folder, 
     monkeypatch.setattr(autoselect, "quantize_graph", watched)
     # tests/integration/cli/test_digits.py says how little int8 changes answers that matter.
     asked = {"engine": kind, "precision": "int8", "min_int8_agreement": 0.0}
-    opened = open_variant(mine, tmp_path, calibration_dir=folder, **asked)
+    opened = open_variant(mine, cache, calibration_dir=folder, **asked)
     assert (opened.kind, opened.precision) == (kind, "int8")
     found = opened.quantization
     assert (found.calibration_images, found.compared_images) == (15, 5)
     assert 0.0 <= found.top_1 <= 1.0 and 0.99 < found.cosine < 1.0
     # The convolutions really are int8.
-    graph = next(onnx.load(path).graph for path in tmp_path.glob("*-int8-*.onnx"))
+    graph = next(onnx.load(path).graph for path in cache.glob("*-int8-*.onnx"))
     assert sum(one.data_type == onnx.TensorProto.INT8 for one in graph.initializer) >= 53
     # ... and so is what lies between them: a Relu of its own would be float.
     assert not [node for node in graph.node if node.op_type == "Relu"]
@@ -364,34 +386,34 @@ def test_int8_is_quantized_and_compared_on_other_images(mine, tmp_path, folder, 
     assert len(used) == 1 and len(used[0]) == 15
     for held_out in images.held_out:
         assert not any((held_out == one).all() for one in used[0])
-    again = open_variant(mine, tmp_path, calibration_dir=folder, **asked)
+    again = open_variant(mine, cache, calibration_dir=folder, **asked)
     assert again.quantization == found
     assert len(used) == 1
 
 
-def test_int8_that_strays_too_far_is_refused(mine, tmp_path, folder, monkeypatch):
+def test_int8_that_strays_too_far_is_refused(mine, cache, folder, monkeypatch):
     monkeypatch.setattr(autoselect, "compare", lambda *_: Agreement(15, 5, 0.6, 0.99), raising=True)
     with pytest.raises(WeightsError, match=r"60\.0% of 5 images .*min_int8_agreement is 90\.0%"):
-        open_variant(mine, tmp_path, precision="int8", calibration_dir=folder)
+        open_variant(mine, cache, precision="int8", calibration_dir=folder)
     opened = open_variant(
-        mine, tmp_path, precision="int8", calibration_dir=folder, min_int8_agreement=0.5
+        mine, cache, precision="int8", calibration_dir=folder, min_int8_agreement=0.5
     )
     assert opened.quantization.top_1 == 0.6
 
 
-def test_int8_needs_images_and_names_one_that_is_broken(mine, tmp_path, folder):
+def test_int8_needs_images_and_names_one_that_is_broken(mine, exported, folder, tmp_path):
     with pytest.raises(WeightsError, match="--calibration-dir"):
-        open_variant(mine, tmp_path, precision="int8")
+        open_variant(mine, exported, precision="int8")
     few = tmp_path / "few"
     few.mkdir()
     (few / "one.png").write_bytes(encode(photo_like(80, 70, 0)))
     with pytest.raises(WeightsError, match="holds 1 files; int8 needs at least 16"):
-        open_variant(mine, tmp_path, precision="int8", calibration_dir=few)
+        open_variant(mine, exported, precision="int8", calibration_dir=few)
     for path in folder.iterdir():
         (few / path.name).write_bytes(path.read_bytes())
     (few / "notes.txt").write_text("not an image")
     with pytest.raises(WeightsError, match=r"notes\.txt cannot be used"):
-        open_variant(mine, tmp_path, precision="int8", calibration_dir=few)
+        open_variant(mine, exported, precision="int8", calibration_dir=few)
 
 
 def test_vectors_of_int8_made_here_have_a_space_of_their_own():
@@ -423,10 +445,9 @@ for thread in threading.enumerate():
     assert done.stdout == ""
 
 
-def test_signals_work_after_openvino_engines_are_closed(mine, tmp_path):
+def test_signals_work_after_openvino_engines_are_closed(exported):
     """OpenVINO gives a thread a stack for its signals, and must not take that one away again."""
-    open_variant(mine, tmp_path, engine="openvino").engine.close()
-    (graph,) = tmp_path.glob("*.onnx")
+    (graph,) = exported.glob("*.onnx")
     program = """
 import os, signal, sys
 from pathlib import Path
