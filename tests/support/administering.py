@@ -104,7 +104,7 @@ def builds_paused(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     build_engine, opened = loader.build_engine, threading.Event()
 
     def paused(*arguments: Any) -> Any:
-        opened.wait()
+        opened.wait(60)
         return build_engine(*arguments)
 
     monkeypatch.setattr(loader, "build_engine", paused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,10 @@ import pytest
 from resnet50_client import Client, VideoFrame, frames_from_video
 from tests.support.clients import KINDS, Caller, items
 from tests.support.clips import moving_digits, picture_frame, write_clip
-from tests.support.serving import server_processes
+from tests.support.serving import engines_of, server_processes, serving
 
 FPS, EACH, DIGITS = 30, 5, 60  # 10 s
 FRAMES = EACH * DIGITS
-# A batch for three frames; all three times as fast as the clip is shown.
-FRAME_S = 1 / FPS / 3
-BATCH_MS = 3 * FRAME_S * 1e3
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -48,16 +45,6 @@ def address(built) -> Iterator[str]:
     folder, _ = built
     with server_processes() as start:
         address = start("--variants", f"digits={folder}").wait_until_listening()
-        with Client(address) as client:
-            client.wait_until_ready()
-        yield address
-
-
-@pytest.fixture(scope="module")
-def timed_address() -> Iterator[str]:
-    timed = ("--engine", "timed", "--timed-alpha-ms", str(BATCH_MS), "--timed-beta-ms", "0")
-    with server_processes() as start:
-        address = start("--variants", "IMAGENET1K_V2", *timed).wait_until_listening()
         with Client(address) as client:
             client.wait_until_ready()
         yield address
@@ -110,28 +97,38 @@ def test_i420_and_nv12_show_the_server_the_same(clip, address):
     assert one == pytest.approx(other, abs=1e-5)
 
 
-async def test_latest_answers_fresh_frames_and_says_which_it_dropped(kind, clip, timed_address):
-    """A server at a third of the frame rate; freshness is counted in frames, not in seconds."""
-    sent = 0
+async def test_latest_answers_fresh_frames_and_says_which_it_dropped(kind, clip):
+    """In steps of the engine: for each batch that has ended, three more frames are shown."""
+    shown, due = 0, threading.Semaphore(3)
 
     def live() -> Iterator[VideoFrame]:
-        nonlocal sent
-        start = time.monotonic()
+        nonlocal shown
         for frame in frames_from_video(clip, encoding="jpeg"):
-            time.sleep(max(0.0, start + frame.number * FRAME_S - time.monotonic()))
-            sent += 1
+            assert due.acquire(timeout=60)
+            shown += 1
             yield frame
 
     computed, dropped, newer = [], [], []
-    async with Caller(kind, timed_address) as client:
-        async for answer in items(client, "classify_stream", live(), delivery="latest"):
-            if answer.dropped:
-                dropped.append(answer)
-            else:
-                assert answer.result is not None, answer
-                computed.append(answer.frame_id)
-                newer.append(sent - 1 - answer.frame_id)
-    assert sent == FRAMES
+    async with serving(engine="timed", timed_alpha_ms=5) as server:
+        (engine,) = engines_of(server)
+        run = engine.run
+
+        def counted(*arguments):
+            try:
+                return run(*arguments)
+            finally:
+                due.release(3)
+
+        engine.run = counted
+        async with Caller(kind, server.addresses[0]) as client:
+            async for answer in items(client, "classify_stream", live(), delivery="latest"):
+                if answer.dropped:
+                    dropped.append(answer)
+                else:
+                    assert answer.result is not None, answer
+                    computed.append(answer.frame_id)
+                    newer.append(shown - 1 - answer.frame_id)
+    assert shown == FRAMES
     assert sorted([*computed, *(answer.frame_id for answer in dropped)]) == list(range(FRAMES))
     assert computed == sorted(computed)
     assert computed[-1] == FRAMES - 1

@@ -29,8 +29,8 @@ def kind(request):
 
 
 def empty(server) -> bool:
-    inside = server.parts.admission
-    return (inside.requests, inside.bytes, inside.streams) == (0, 0, 0)
+    found = server.snapshot()
+    return (found.requests, found.bytes, found.streams) == (0, 0, 0)
 
 
 async def test_connection_cut_during_an_upload_fails_no_call(kind):

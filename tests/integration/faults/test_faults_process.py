@@ -79,18 +79,18 @@ async def test_stop_under_load_answers_or_refuses_every_call(stuck):
         async with grpc.aio.insecure_channel(
             server.addresses[0], [("grpc.enable_retries", 0)]
         ) as channel:
-            load, inside = Load(channel), server.parts.admission
+            load = Load(channel)
             accepted = load.unary(6)
-            await until(lambda: inside.requests == 6)
+            await until(lambda: server.snapshot().requests == 6)
             upload = await load.half_an_upload()
-            await until(lambda: inside.requests == 7)
+            await until(lambda: server.snapshot().requests == 7)
             ordered = await load.stream(inference_pb2.DELIVERY_ORDERED, 3)
-            await until(lambda: inside.requests == 10)
+            await until(lambda: server.snapshot().requests == 10)
             latest = await load.stream(inference_pb2.DELIVERY_LATEST, 3)
-            await until(lambda: inside.requests > 10)
+            await until(lambda: server.snapshot().requests > 10)
             reading = [asyncio.create_task(frames_of(call)) for call in (ordered, latest)]
             turning_away = asyncio.create_task(server.reject_new())
-            await until(lambda: inside.draining)
+            await until(lambda: server.snapshot().draining)
             late = load.unary(3)
             assert {await call.code() for call in late} == {UNAVAILABLE}
             await turning_away

@@ -245,12 +245,10 @@ async def main():
         async with serving(drain_timeout_s=0.0) as server, connected(server) as channel:
             method = channel.stream_unary("/resnet50.v1.InferenceService/Classify")
             calls = [method() for _ in range(4)]  # whose requests do not come
-            while server.snapshot().receiving < 4:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.snapshot().receiving >= 4)
             for call in calls:
                 call.cancel()
-            while server.snapshot().receiving:
-                await asyncio.sleep(0.001)
+            await until(lambda: not server.snapshot().receiving)
 
 asyncio.run(main())
 """

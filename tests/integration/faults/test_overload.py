@@ -13,7 +13,7 @@ from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient, OverloadedError
 from tests.support.pictures import encode, photo_like, picture
 from tests.support.scrape import ON, scrape_once
-from tests.support.serving import connected, gate, queues_of, serving, until
+from tests.support.serving import connected, gate, serving, until
 
 PNG = encode(picture())
 REQUEST = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
@@ -21,14 +21,14 @@ TIMED = {"engine": "timed", "timed_alpha_ms": 5.0, "timed_beta_ms": 1.0, "max_ba
 
 
 def empty(server) -> bool:
-    admission = server.parts.admission
+    found = server.snapshot()
     return not (
-        admission.requests
-        or admission.bytes
-        or admission.streams
-        or admission.callers
-        or server.snapshot().receiving
-        or any(len(queue.waiting) for queue in queues_of(server))
+        found.requests
+        or found.bytes
+        or found.streams
+        or found.receiving
+        or server.parts.admission.callers
+        or any(variant.pending or variant.requests for variant in found.variants)
     )
 
 

@@ -262,7 +262,7 @@ async def test_stream_on_an_unhealthy_variant_moves_to_another_server(kind):
 
         def images():
             yield from [JPEG] * MIN_NON_FINITE
-            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
+            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(60)
             yield from [JPEG] * 5
 
         async def aimages():

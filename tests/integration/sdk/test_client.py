@@ -6,7 +6,6 @@ import contextlib
 import gc
 import socket
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -357,7 +356,7 @@ async def test_overload_is_retried_when_asked(kind):
     settings = {"engine": "timed", "timed_alpha_ms": 30, "max_queue_size": 1, "max_batch_size": 1}
     async with serving(**settings) as server:
         policy = RetryPolicy(overload_attempts=1000)
-        opened, scheduler = gate(server), server.parts.devices._schedulers["cpu"]
+        opened = gate(server)
         async with (
             Caller(kind, server.addresses[0]) as hasty,
             Caller(kind, server.addresses[0], retry=policy) as patient,
@@ -365,7 +364,7 @@ async def test_overload_is_retried_when_asked(kind):
             calls = [asyncio.ensure_future(hasty.classify(PNG))]
             try:
                 # One computes, then one waits; the others find the queue full.
-                await until(lambda: not scheduler.idle)
+                await until(lambda: server.snapshot().batches["cpu"])
                 calls += [asyncio.ensure_future(hasty.classify(PNG)) for _ in range(5)]
                 await until(lambda: sum(call.done() for call in calls) == 4)
             finally:
@@ -486,7 +485,7 @@ async def test_cancelled_task_frees_its_place_at_the_server():
         opened, (queue,) = gate(server), queues_of(server)
         try:
             running = asyncio.create_task(client.classify(PNG))
-            await until(lambda: not server.parts.devices._schedulers["cpu"].idle)
+            await until(lambda: server.snapshot().batches["cpu"])
             waiting = asyncio.create_task(client.classify(PNG))
             await until(lambda: len(queue.waiting) == 1)
             waiting.cancel()
@@ -525,7 +524,7 @@ def test_async_client_belongs_to_one_loop():
         first.close()
 
 
-def test_closed_clients_leave_no_thread_behind():
+async def test_closed_clients_leave_no_thread_behind():
     with server_processes() as start:
         address = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
         with Client(address) as client:
@@ -536,10 +535,7 @@ def test_closed_clients_leave_no_thread_behind():
                 client.classify(PNG)
         del client
         gc.collect()
-        limit = time.monotonic() + 10
-        while left := set(threading.enumerate()) - before:
-            assert time.monotonic() < limit, left
-            time.sleep(0.01)
+        await until(lambda: not set(threading.enumerate()) - before)
 
 
 async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind, monkeypatch):

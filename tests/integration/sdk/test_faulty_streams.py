@@ -35,6 +35,7 @@ from tests.support.scripted_stream import (
     mute,
     scripted_stream,
 )
+from tests.support.serving import until
 
 PNG = encode(photo_like(8, 8))
 QUICK = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.01)
@@ -122,7 +123,7 @@ async def test_stream_that_ends_before_its_source_is_resumed(kind):
 
         def frames():
             yield PNG
-            ended.wait()
+            ended.wait(60)
             yield PNG
 
         given = []
@@ -299,7 +300,7 @@ async def test_late_answer_is_not_taken_for_another_frame(kind):
 
     def frames():
         yield from [PNG] * 4
-        late.wait()
+        late.wait(60)
         yield from [PNG] * 2
 
     loop = asyncio.get_running_loop()
@@ -427,8 +428,7 @@ async def test_closing_a_client_ends_a_stream_that_waits_for_an_answer(kind):
     async with scripted_stream(mute) as server:
         client = Caller(kind, server.address)
         call = asyncio.ensure_future(collect(client, [PNG]))
-        while not (server.streams and server.streams[0].received):
-            await asyncio.sleep(0.005)
+        await until(lambda: bool(server.streams and server.streams[0].received))
         await client.close()
         with pytest.raises(CallCancelledError):
             await call
@@ -469,7 +469,7 @@ class Frames:
             number = 0
             while number != self.count:
                 if number == self.hold_at:
-                    self.resume.wait()
+                    self.resume.wait(60)
                 yield PNG
                 number += 1
         finally:

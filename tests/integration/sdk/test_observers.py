@@ -190,8 +190,7 @@ async def test_repeated_calls_are_one_call(kind):
         full = asyncio.Event()
         work = [asyncio.create_task(busy(others, full)) for _ in range(4)]
         calling = asyncio.create_task(until_repeated(client, recorder))
-        while not recorder.retries:
-            await asyncio.sleep(0.005)
+        await until(lambda: recorder.retries)
         full.set()  # or the call might meet a full server again and again
         await asyncio.gather(calling, *work)
     last = recorder.ended[-1]
@@ -267,7 +266,7 @@ async def test_a_resumed_stream_is_one_call(kind):
         async for _ in items(client, "classify_stream", [PNG] * 200):
             answered += 1
             if answered == 50:
-                used = one if one.parts.inference._streams else two
+                used = one if one.snapshot().streams else two
                 stopping = asyncio.create_task(used.stop())
         await stopping
     (call,) = recorder.ended

@@ -32,7 +32,7 @@ from tests.support.secured import (
     server_credentials,
     unavailable,
 )
-from tests.support.serving import serving
+from tests.support.serving import serving, until
 
 PNG = encode(photo_like(32, 32))
 TOKEN = "a-very-secret-token"
@@ -419,8 +419,7 @@ async def test_everything_is_renewed_under_load_without_a_failed_call(kind, ca, 
 
             async def some_answers() -> None:
                 wanted = answered + 10
-                while answered < wanted and not loading.done():
-                    await asyncio.sleep(0.01)
+                await until(lambda: not (answered < wanted and not loading.done()))
 
             loading = asyncio.create_task(load())
             await some_answers()

@@ -139,8 +139,7 @@ async def test_tokens_are_replaced_under_load_without_a_failed_call(
 
         async def more() -> None:
             until = answered + 20
-            while answered < until and not task.done():
-                await asyncio.sleep(0.001)
+            await until(lambda: not (answered < until and not task.done()))
 
         task = asyncio.create_task(load())
         for number in range(1, 6):

@@ -50,8 +50,7 @@ async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
         variants = admin.server.parts.control._variants
         paused = variants.loaded_variant(variants.resolve("digits", "name"))
         # Unloading waits for calls that use it, and no longer.
-        while paused.requests:
-            await asyncio.sleep(0.005)
+        await until(lambda: not paused.requests)
         assert await admin.states() == {"IMAGENET1K_V2": READY, "digits": READY}
 
 
@@ -235,7 +234,7 @@ class Gate:
 
         def paused(*arguments):
             loop.call_soon_threadsafe(self.entered.set)
-            self._opened.wait()
+            self._opened.wait(60)
             assert not self.closed
             return run(*arguments)
 
@@ -262,8 +261,7 @@ async def test_unload_answers_calls_ends_streams_then_frees_engine(folder, tmp_p
         await stream.write(inference_pb2.ClassifyStreamRequest(frame=frame))
         await gate.entered.wait()
         waiting = asyncio.ensure_future(admin.classify("digits"))
-        while not queues_of(admin.server)[1].waiting:
-            await asyncio.sleep(0.005)
+        await until(lambda: queues_of(admin.server)[1].waiting)
         unloading = asyncio.create_task(admin.unload("digits"))
         while (await admin.states())["digits"] != DRAINING:
             await asyncio.sleep(0.005)
@@ -301,7 +299,7 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
 
     def hang(directory: VariantsDirectory, name: str) -> Path:
         asked.set()
-        answers.wait()
+        answers.wait(60)
         return find(directory, name)
 
     monkeypatch.setattr(VariantsDirectory, "find", hang)

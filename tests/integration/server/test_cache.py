@@ -199,7 +199,7 @@ async def test_cache_hit_is_answered_while_the_queue_is_full():
         opened = gate(server)
         (queue,) = queues_of(server)
         full = [asyncio.ensure_future(client.classify(encode(picture(16, 16))))]
-        await until(lambda: not server.parts.devices._schedulers["cpu"].idle)
+        await until(lambda: server.snapshot().batches["cpu"])
         full.append(asyncio.ensure_future(client.classify(encode(picture(17, 16)))))
         await until(lambda: len(queue.waiting) == 1)
         with pytest.raises(OverloadedError, match="max_queue_size"):
@@ -227,13 +227,13 @@ async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
         server.parts.control.source = SpecSource(VariantsDirectory(tmp_path), [])
         for variant in (V2, V1):
             assert await uses(variant) == [None, "hit"]
-        assert len(server.parts.cache) == 2
+        assert server.snapshot().cache.entries == 2
         await server.parts.control.load(V1, replace=True)
-        assert len(server.parts.cache) == 1
+        assert server.snapshot().cache.entries == 1
         # The weights are the same as before, and yet they are asked themselves.
         assert await uses(V1) == [None, "hit"]
         await server.parts.control.unload(V1)
-        assert len(server.parts.cache) == 1
+        assert server.snapshot().cache.entries == 1
         assert await uses(V2) == ["hit", "hit"]
 
 
@@ -285,7 +285,7 @@ async def test_cache_hits_are_counted_apart_from_computed_images():
         (V2, "miss"): 1,
     }
     assert found.one("resnet50_cache_entries") == 1
-    assert found.one("resnet50_cache_bytes") == server.parts.cache.memory_bytes > 0
+    assert found.one("resnet50_cache_bytes") == server.snapshot().cache.bytes > 0
     assert found.one("resnet50_cache_evictions_total") == 0
     assert found.one("resnet50_images_total", variant=V2, outcome="answered") == 5
     assert found.of("resnet50_stage_duration_seconds_count", "stage") == {

@@ -57,7 +57,7 @@ async def test_server_that_drains_is_alive_and_not_ready():
         run = engine.run
 
         def wait(*arguments):
-            ended.wait()
+            ended.wait(60)
             return run(*arguments)
 
         engine.run = wait

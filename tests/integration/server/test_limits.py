@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
+from PIL import Image
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client.aio_status import keep_status
@@ -30,7 +31,7 @@ async def busy(**settings):
         run = engine.run
 
         def wait(*arguments):
-            ended.wait()
+            ended.wait(60)
             return run(*arguments)
 
         engine.run = wait
@@ -186,28 +187,37 @@ async def test_interactive_request_overtakes_bulk_and_finds_room():
         connected(server) as channel,
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        order: list[str] = []
+        white = image_pb2.Image(encoded=encode(Image.new("RGB", (32, 32), "white")))
+        opened, (queue,), (engine,) = gate(server), queues_of(server), engines_of(server)
+        gated, order = engine.run, []
 
-        async def call(name: str, metadata=()) -> None:
-            await stub.Classify(REQUEST, metadata=metadata)
-            order.append(name)
+        def recorded(images, *arguments):
+            order.extend("white" if (one == 255).all() else "other" for one in images)
+            return gated(images, *arguments)
+
+        def classify(count: int) -> list[asyncio.Task]:
+            calls = (stub.Classify(REQUEST, metadata=bulk) for _ in range(count))
+            return [asyncio.ensure_future(one) for one in calls]
 
         async def all_frames() -> list[inference_pb2.ClassifyStreamResponse]:
             return [reply async for reply in stream_of(channel, 9, metadata=bulk)]
 
-        opened, (queue,) = gate(server), queues_of(server)
+        engine.run = recorded
         try:
             # One in the engine, and as many waiting as bulk may.
-            calls = [asyncio.create_task(call("bulk", bulk)) for _ in range(7)]
+            calls = classify(1)
+            await until(lambda: order)
+            calls += classify(6)
             await until(lambda: len(queue.waiting) == 6)
-            calls.append(asyncio.create_task(call("interactive")))
+            request = inference_pb2.ClassifyRequest(image=white)
+            calls.append(asyncio.ensure_future(stub.Classify(request)))
             await until(lambda: len(queue.waiting) == 7)
             frames = asyncio.create_task(all_frames())
             await until(lambda: server.snapshot().requests > len(calls))
         finally:
             opened.set()
         await asyncio.gather(*calls)
-        assert order.index("interactive") <= 2
+        assert order[:2] == ["other", "white"]
         # Frames wait for room instead of being refused.
         assert all(frame.HasField("classification") for frame in await frames)
 

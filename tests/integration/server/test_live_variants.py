@@ -157,7 +157,7 @@ async def test_old_weights_answer_their_requests_then_close(tmp_path):
         old = await admin.load("mine")
         engine, opened, closed = engines_of(admin.server)[1], threading.Event(), []
         run, close = engine.run, engine.close
-        engine.run = lambda *arguments: (opened.wait(), run(*arguments))[1]
+        engine.run = lambda *arguments: (opened.wait(60), run(*arguments))[1]
         engine.close = lambda: (close(), closed.append(True))
         try:
             stream = await open_stream(admin, "mine")
@@ -487,8 +487,9 @@ async def test_variant_of_a_removed_directory_is_unloaded_when_unused(folder, tm
             await asyncio.sleep(0.005)
         await set_default(admin, "digits")
         shutil.rmtree(folder / "digits")
-        while "digits is the default, for requests that name no variant" not in caplog.text:
-            await asyncio.sleep(0.005)
+        await until(
+            lambda: "digits is the default, for requests that name no variant" in caplog.text
+        )
         assert list(await admin.states()) == ["digits", "IMAGENET1K_V2"]
         await set_default(admin, "IMAGENET1K_V2")
         while "digits" in await admin.states():
@@ -533,7 +534,7 @@ async def test_closing_engine_delays_no_batch_of_others():
 
     def close() -> None:
         closing.set()
-        released.wait()
+        released.wait(60)
 
     async with serving(**DECODING, variants=names) as server, connected(server) as channel:
         (unloaded,) = [one for one in queues_of(server) if one.name == names[1]]

@@ -76,7 +76,7 @@ class Load:
 
         def counted(images, *arguments):
             self.batches.append(len(images))
-            self.go_on.wait()
+            self.go_on.wait(60)
             if self.broken:
                 raise RuntimeError("as the test wants it")
             return run(images, *arguments)

@@ -34,7 +34,7 @@ async def test_threads_and_tasks_of_a_server_have_names():
 
         def wait(*arguments):
             began.set()
-            ended.wait()
+            ended.wait(60)
             return run(*arguments)
 
         engine.run = wait

@@ -109,8 +109,7 @@ async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEng
 
 
 def waiting(server: Server) -> int:
-    scheduler, _ = server.parts.devices.get("cpu")
-    return sum(len(queue.waiting) for queue in scheduler._queues)
+    return sum(variant.pending for variant in server.snapshot().variants)
 
 
 # While weights load
@@ -399,7 +398,7 @@ async def test_garbage_is_looked_for_from_the_first_variant_on(monkeypatch, tmp_
 
     def prepare(spec, settings):
         if spec.name == "IMAGENET1K_V1":
-            released.wait()
+            released.wait(60)
         return loads(spec, settings)
 
     monkeypatch.setattr(resnet50_server.lifecycle.loader, "prepare_variant", prepare)

@@ -2,16 +2,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client.aio_status import keep_status
+from resnet50_server.batching.deadlines import DeadlinePolicy
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.server import Server
 from tests.support.pictures import encode, photo_like, picture
-from tests.support.serving import DECODING, UNTIL_S, connected, engines_of, serving
+from tests.support.serving import (
+    DECODING,
+    UNTIL_S,
+    connected,
+    engines_of,
+    queues_of,
+    serving,
+    until,
+)
 
 PNG = encode(picture(32, 32))
 ORDERED, LATEST = inference_pb2.DELIVERY_ORDERED, inference_pb2.DELIVERY_LATEST
@@ -53,8 +64,9 @@ async def test_every_frame_is_answered_in_order_and_the_stream_ends_ok():
         serving(engine="timed", timed_alpha_ms=2, timed_beta_ms=1) as server,
         connected(server) as channel,
     ):
-        sizes = [16 if number % 3 else 700 for number in range(60)]  # some take long to decode
-        requests = [frame(5 * n, encode(photo_like(size, size))) for n, size in enumerate(sizes)]
+        small, large = (encode(photo_like(side, side)) for side in (16, 700))
+        # Some take long to decode.
+        requests = [frame(5 * number, small if number % 3 else large) for number in range(60)]
         replies = await converse(channel, config(top_k=2), *requests)
     assert [reply.frame_id for reply in replies] == [5 * n for n in range(60)]
     assert set(outcomes(replies)) == {"classification"}
@@ -110,23 +122,39 @@ async def test_failed_frame_releases_its_permit_if_unread(monkeypatch):
             for number in range(8):
                 await call.write(frame(number))
             await gate.entered.get()
-            while server.snapshot().requests < 8:
-                await asyncio.sleep(0.01)
-            queues = [
-                queue
-                for scheduler in server.parts.devices._schedulers.values()
-                for queue in scheduler._queues
-            ]
-            waiting = [entry.item for queue in queues for entry in queue.waiting]
+            await until(lambda: server.snapshot().requests >= 8)
+            waiting = [entry.item for queue in queues_of(server) for entry in queue.waiting]
             assert waiting
             for one in waiting:
                 one.future.set_exception(DeadlineUnreachable("too late"))
-            while server.snapshot().requests > 8 - len(waiting):
-                await asyncio.sleep(0.01)
+            await until(lambda: server.snapshot().requests <= 8 - len(waiting))
             call.cancel()
             gate.let(8)
-            while server.snapshot().requests or server.parts.inference._streams:
-                await asyncio.sleep(0.01)
+            await until(lambda: server.parts.inference.idle)
+
+
+@pytest.mark.parametrize("refused", ["image", "deadline"])
+async def test_refused_frames_hold_no_permit_and_no_variant(refused, monkeypatch):
+    """An image is refused before the pipeline has it, a deadline by the pipeline."""
+
+    def refuse(*_: object) -> None:
+        raise DeadlineUnreachable("too late")
+
+    async with serving(max_requests=2) as server, connected(server) as channel:
+        call = open_stream(channel)
+        await call.write(config())
+        await call.write(frame(0))
+        assert outcomes([await call.read()]) == ["classification"]
+        content = b"no image"
+        if refused == "deadline":
+            content = PNG
+            monkeypatch.setattr(DeadlinePolicy, "check", refuse)
+        for number in range(1, 6):  # more than may be in flight
+            await call.write(frame(number, content))
+            assert outcomes([await call.read()]) == ["error"]
+            found = server.snapshot()
+            assert (found.requests, found.bytes, found.variants[0].requests) == (0, 0, 0)
+        call.cancel()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +205,7 @@ class Gate:
 
         def gated(images, *arguments):
             self.loop.call_soon_threadsafe(self.entered.put_nowait, len(images))
-            asyncio.run_coroutine_threadsafe(self.permits.get(), self.loop).result()
+            asyncio.run_coroutine_threadsafe(self.permits.get(), self.loop).result(60)
             return run(images, *arguments)
 
         monkeypatch.setattr(engine, "run", gated)
@@ -260,6 +288,16 @@ async def test_latest_stays_fresh_at_three_times_the_capacity():
     assert sorted(behind)[len(behind) // 2] <= 6
 
 
+async def stalled(server: Server, count: Callable[[], int]) -> None:
+    """Return once a count stays as it is while another caller's calls are answered."""
+    async with connected(server) as channel:
+        stub, before = health_pb2_grpc.HealthStub(channel), -1
+        while count() != before:
+            before = count()
+            for _ in range(100):
+                await stub.Check(health_pb2.HealthCheckRequest())
+
+
 async def test_ordered_stream_holds_its_sender_back(monkeypatch):
     async with serving(max_frames_in_flight=4, max_batch_size=1) as server:
         gate = Gate(server, monkeypatch)
@@ -279,12 +317,8 @@ async def test_ordered_stream_holds_its_sender_back(monkeypatch):
             sending = asyncio.create_task(send())
             await gate.entered.get()
             # Written means: taken by the transport. That stops, for the server stops reading.
-            before = -1
-            while written != before:
-                before = written
-                await asyncio.sleep(0.3)
-            while server.snapshot().requests < 4:
-                await asyncio.sleep(0.01)
+            await stalled(server, lambda: written)
+            await until(lambda: server.snapshot().requests >= 4)
             assert server.snapshot().requests == 4
             assert written * len(big) < 12 * 2**20 < 400 * len(big)
             gate.let(400)
@@ -312,10 +346,7 @@ async def test_caller_that_reads_no_answers_stops_being_read(delivery):
                 written += 1
 
         sending = asyncio.create_task(send())
-        before = -1
-        while written != before:
-            before = written
-            await asyncio.sleep(0.5)
+        await stalled(server, lambda: written)
         assert not sending.done()
         assert server.snapshot().requests <= 64
         # Another caller does not notice.
@@ -323,8 +354,7 @@ async def test_caller_that_reads_no_answers_stops_being_read(delivery):
             assert len(await converse(other, config(), frame(0))) == 1
         call.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-        while server.snapshot().requests or server.parts.inference._streams:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.parts.inference.idle)
 
 
 async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
@@ -336,14 +366,11 @@ async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
             for number in range(2):
                 await call.write(frame(number))
             await gate.entered.get()
-            while server.snapshot().requests < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: server.snapshot().requests >= 2)
             call.cancel()
-            while server.parts.inference._streams:
-                await asyncio.sleep(0.01)
+            await until(lambda: not server.snapshot().streams)
             gate.let(1)
-            while server.snapshot().requests:
-                await asyncio.sleep(0.01)
+            await until(lambda: not server.snapshot().requests)
             gate.let(1)
             assert len(await converse(channel, config(), frame(0))) == 1
             assert gate.entered.qsize() == 1  # frame 1 never came to the engine
@@ -359,8 +386,7 @@ async def test_drain_answers_queued_frames_and_names_the_last(monkeypatch):
             for number in range(3):
                 await call.write(frame(number))
             await gate.entered.get()
-            while server.snapshot().requests < 3 or len(server.parts.inference._streams) < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: server.snapshot().requests >= 3 and server.snapshot().streams == 2)
             stopping = asyncio.create_task(server.stop())
             gate.let(3)
             replies = [await call.read() for _ in range(3)]
@@ -385,11 +411,9 @@ async def test_frame_waiting_for_a_permit_at_drain_is_not_answered(monkeypatch):
             for number in range(4):
                 await call.write(frame(number))
             await gate.entered.get()
-            while server.snapshot().requests < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: server.snapshot().requests >= 2)
             stopping = asyncio.create_task(server.stop())
-            while not server.snapshot().draining:
-                await asyncio.sleep(0.01)
+            await until(lambda: server.snapshot().draining)
             gate.let(4)
             replies = [await call.read() for _ in range(2)]
             with pytest.raises(grpc.RpcError) as ended:
@@ -420,8 +444,7 @@ async def test_stream_waits_where_a_single_call_is_refused(monkeypatch):
                 converse(channel, config(), *(frame(number) for number in range(6)))
             )
             await gate.entered.get()
-            while server.snapshot().requests < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: server.snapshot().requests >= 2)
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             with pytest.raises(grpc.RpcError, match="max_requests"):
                 await stub.Classify(

@@ -89,8 +89,7 @@ async def test_two_callers_meet_in_one_batch():
             first = asyncio.ensure_future(
                 inference_pb2_grpc.InferenceServiceStub(channel).Classify(request)
             )
-            (scheduler,) = server.parts.devices._schedulers.values()
-            await until(lambda: not scheduler.idle)
+            await until(lambda: server.snapshot().batches["cpu"])
             calls = []
             for app, client in zip(apps, (Client, AsyncClient), strict=True):
                 caller = Caller(client, server.addresses[0], observers=[app.observer])
@@ -227,7 +226,7 @@ async def test_retries_are_events_and_counted(kind):
         async for _ in items(client, "classify_stream", [PNG] * 200):
             answered += 1
             if answered == 50:
-                used = one if one.parts.inference._streams else two
+                used = one if one.snapshot().streams else two
                 stopping = asyncio.create_task(used.stop())
         await stopping
     (span,) = app.spans("resnet50.v1.InferenceService/ClassifyStream")

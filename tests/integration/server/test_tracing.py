@@ -135,13 +135,12 @@ async def test_cancelled_call_ends_its_span_and_stays_linked():
         classify = inference_pb2_grpc.InferenceServiceStub(channel).Classify
         call = asyncio.ensure_future(classify(REQUEST, metadata=TRACED))
         try:
-            (scheduler,) = server.parts.devices._schedulers.values()
-            await until(lambda: not scheduler.idle)
+            await until(lambda: server.snapshot().batches["cpu"])
             call.cancel()
             await until(lambda: not server.snapshot().requests)
         finally:
             opened.set()
-        await until(lambda: scheduler.idle)
+        await until(lambda: not server.snapshot().batches["cpu"])
     call = collector.one(CLASSIFY)
     assert call.attributes["rpc.response.status_code"] == "CANCELLED"
     assert not call.failed

@@ -146,7 +146,7 @@ def held_back(engine) -> threading.Event:
     run, opened = engine.run, threading.Event()
 
     def wait(*arguments):
-        opened.wait()
+        opened.wait(60)
         return run(*arguments)
 
     engine.run = wait
@@ -302,7 +302,7 @@ async def test_failures_are_counted_on_the_side_where_they_happen(tmp_path):
         opened = held_back(engine_of(operator, V2))
         try:
             waiting = operator.classify(image=PNG)
-            await until(lambda: operator.server.parts.inference._pipeline.admission.requests)
+            await until(lambda: operator.server.snapshot().requests)
             waiting.cancel()
             while (await operator.report()).variant_answers.failed == 2:
                 await asyncio.sleep(0.005)
@@ -490,8 +490,7 @@ async def test_drain_waits_for_nothing_that_the_candidate_computes(tmp_path):
         opened = held_back(engine_of(operator, V1))
         try:
             await operator.classify()
-            (scheduler,) = operator.server.parts.devices._schedulers.values()
-            await until(lambda: not scheduler.idle)
+            await until(lambda: operator.server.snapshot().batches["cpu"])
             await asyncio.wait_for(operator.server.stop(), 60)
             assert active.shadows._working is None
             assert not active.shadows._waiting

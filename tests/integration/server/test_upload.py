@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import struct
@@ -15,7 +14,7 @@ from PIL import Image
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client.aio_status import keep_status
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import DECODING, connected, server_processes, serving
+from tests.support.serving import DECODING, connected, server_processes, serving, until
 
 JPEG = encode(photo_like(640, 480), "JPEG", quality=95)
 Request = inference_pb2.ClassifyUploadRequest
@@ -176,11 +175,9 @@ async def test_cancelled_upload_leaves_nothing():
         call = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload()
         await call.write(options())
         await call.write(Request(chunk=JPEG[:1000]))
-        while not server.snapshot().bytes:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.snapshot().bytes)
         call.cancel()
-        while server.snapshot().requests or server.snapshot().bytes:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.snapshot().requests == server.snapshot().bytes == 0)
 
 
 async def test_bytes_of_uploads_count_while_they_arrive():
@@ -191,8 +188,7 @@ async def test_bytes_of_uploads_count_while_they_arrive():
         half = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload()
         await half.write(options())
         await half.write(Request(chunk=JPEG[:2000]))
-        while server.snapshot().bytes < 2000:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.snapshot().bytes >= 2000)
         with pytest.raises(grpc.RpcError, match="max_request_bytes") as refused:
             await upload(channel, options(), *chunks(JPEG))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -98,7 +98,7 @@ def test_a_look_that_goes_on_is_not_begun_a_second_time(monkeypatch):
 
     def stuck_in_dns(endpoint: Endpoint, timeout_s: float) -> None:
         polls.append(endpoint)
-        release.wait()
+        release.wait(60)
         raise ScrapeError("unknown host")
 
     monkeypatch.setattr("resnet50_client.cli.top.poller.fetch", stuck_in_dns)

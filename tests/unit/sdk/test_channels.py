@@ -37,7 +37,7 @@ def test_a_slow_thread_does_not_put_old_certificates_back(monkeypatch):
     def current() -> SimpleNamespace:
         if not other.is_alive() and not went_on.is_set():
             other.start()
-            went_on.wait()
+            went_on.wait(60)
             return old
         return new
 

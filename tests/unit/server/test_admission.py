@@ -335,6 +335,32 @@ async def test_draining_refuses_frames_that_wait():
     assert frames.admitted == ["a1"]
 
 
+async def test_draining_refuses_frames_of_callers_at_their_limits():
+    frames = Frames(Admission(Limits(requests=4, requests_per_caller=1)))
+    await frames.ask("a1", "a2")
+    await frames.ask("a3", bulk=True)
+    frames.admission.drain()
+    await frames.settle()
+    for name in ("a2", "a3"):
+        with pytest.raises(ShuttingDown):
+            await frames.tasks[name]
+    await frames.answer("a1")
+    assert frames.admitted == ["a1"]
+    assert (frames.admission.requests, frames.admission.waiting) == (0, 0)
+
+
+async def test_bulk_of_a_caller_goes_on_after_its_interactive_frames():
+    frames = Frames(Admission(Limits(requests=4, requests_per_caller=1)))
+    await frames.ask("a1", "a2")
+    await frames.ask("a3", bulk=True)
+    assert frames.admitted == ["a1"]
+    await frames.answer("a1")
+    assert frames.admitted == ["a1", "a2"]
+    await frames.answer("a2")
+    assert frames.admitted == ["a1", "a2", "a3"]
+    assert frames.admission.waiting == 0
+
+
 async def test_bulk_frames_wait_behind_interactive_but_not_forever():
     frames = Frames(Admission(Limits(requests=1)))
     await frames.ask("a0")

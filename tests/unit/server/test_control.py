@@ -601,7 +601,7 @@ class Hanging(VariantsDirectory):
     def _wait(self) -> None:
         if self.hangs:
             self.asked.set()
-            self.answers.wait()
+            self.answers.wait(60)
 
     def find(self, name: str) -> Path:
         self._wait()

@@ -17,7 +17,7 @@ class Slow(io.StringIO):
 
     def write(self, text: str) -> int:
         self.blocked.set()
-        self.gate.wait()
+        self.gate.wait(60)
         return super().write(text)
 
 

@@ -131,7 +131,7 @@ async def test_hung_engine_is_not_closed_or_awaited(hung, monkeypatch, caplog):
 
     def run(*_) -> None:
         entered.set()
-        leave.wait()
+        leave.wait(60)
 
     engine.run = run
     call = scheduler.submit(

@@ -645,6 +645,22 @@ async def test_deadline_check_uses_the_first_free_worker():
 
 
 @in_virtual_time
+async def test_deadline_check_knows_when_each_worker_is_free():
+    bench = Bench(BatchPolicy(max_batch_size=1), workers=2)
+    await bench.submit(0)
+    running = [bench.submit(1)]  # from 1.0 to 2.0
+    await asyncio.sleep(0.6)
+    running.append(bench.submit(2))  # from 1.6 to 2.6
+    await asyncio.sleep(0)
+    running.append(bench.submit(3, within=1.5))  # the first worker's next, to 3.0
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(4, within=1.9)  # the second worker's next, to 3.6
+    running.append(bench.submit(5, within=2.1))
+    await asyncio.gather(*running)
+    assert [end for _, end in bench.device.spans] == pytest.approx([1.0, 2.0, 2.6, 3.0, 3.6])
+
+
+@in_virtual_time
 async def test_full_batch_is_prefetched_a_smaller_one_just_in_time():
     policy = BatchPolicy(max_batch_size=3)
     bench = Bench(policy, prefetch=1, alpha=1.0, prepare_alpha=0.2)

@@ -130,7 +130,7 @@ async def test_file_whose_disk_hangs_holds_up_no_call(path, clock, monkeypatch):
 
     def hang(path: Path) -> dict[bytes, Token]:
         reading.set()
-        released.wait()
+        released.wait(60)
         return read_tokens(path)
 
     monkeypatch.setattr("resnet50_server.auth.tokens.read_tokens", hang)
