@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..arguments import check_background
 from ..connection import DEFAULT_TIMEOUT_S
+from ..errors import InvalidRequestError
 
 Timeout = Annotated[
     float | None,
@@ -29,10 +31,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per 
 VariantName = Annotated[
     str, typer.Option("--variant", help="Name of the variant. Default: the server's default.")
 ]
+
+
+def _checked_background(value: str | None) -> str | None:
+    """Return a valid background.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    try:
+        check_background(value)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(str(error).removeprefix("background: ")) from error
+    return value
+
+
 Background = Annotated[
     str | None,
     typer.Option(
         "--background",
+        callback=_checked_background,
         metavar="white|black|#rrggbb|none",
         help="Background of transparent pixels; none drops alpha. Default: the variant's.",
     ),

@@ -71,6 +71,16 @@ def test_classify_reads_stdin(server, photos):
     assert (done.returncode, done.stdout.startswith(b"-: tench")) == (0, True)
 
 
+@pytest.mark.parametrize("command", ["classify", "embed", "stream"])
+def test_background_is_an_option_of_every_command(command, server, photos, tmp_path):
+    out = ("--out", tmp_path / "vectors.npz") if command == "embed" else ()
+    good = resnet50(command, photos / "below", *out, "--background", "#FFfFff", server=server)
+    assert good.returncode == 0, good.stderr
+    wrong = resnet50(command, photos / "below", *out, "--background", "red", server=server)
+    assert wrong.returncode == 2
+    assert b"'--background': is 'red', must be" in wrong.stderr
+
+
 def test_embed_writes_vectors_with_what_they_are(server, photos, tmp_path):
     out = tmp_path / "vectors.npz"
     done = resnet50("embed", photos, "--out", out, "--l2-normalize", server=server)
