@@ -8,7 +8,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood fuzz fuzz-live check format protos pictures clean
+.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos fuzz fuzz-live check format protos pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,13 +72,16 @@ netfaults-short: $(VENV)/installed  ## The same within a minute, without judging
 
 hostile-floor: $(VENV)/installed  ## The attacks of hostile files, on the oldest Pillow that is allowed
 	$(BIN)/pip install -q --upgrade --no-deps --target $(VENV)/hostile-floor pillow==$(PILLOW_FLOOR)
-	PYTHONPATH=$(VENV)/hostile-floor $(BIN)/python -m pytest tests/unit/server/test_decode.py tests/unit/server/test_heif.py tests/integration/security/test_attacks.py
+	PYTHONPATH=$(VENV)/hostile-floor $(BIN)/python -m pytest tests/unit/server/test_decode.py tests/unit/server/test_jpeg.py tests/unit/server/test_heif.py tests/integration/security/test_attacks.py
 
 metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal client, 2 minutes; writes docs/reliability.md
 	$(BIN)/python -m benchmarks.metadata_flood --write
 
 sick-variant: $(VENV)/installed  ## A variant that answers NaN beside a healthy one, 1 minute; writes docs/reliability.md
 	$(BIN)/python -m benchmarks.sick_variant --write
+
+large-photos: $(VENV)/installed  ## Large JPEGs, decoded exactly and scaled, 5 minutes; writes docs/formats.md
+	$(BIN)/python -m benchmarks.large_photos --write
 
 fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linux
 	$(BIN)/python -m fuzz.run --seconds $(FUZZ_S)

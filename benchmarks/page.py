@@ -1,4 +1,4 @@
-"""docs/reliability.md, whose figures are written between marks."""
+"""Pages of docs/, whose figures are written between marks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 
 def report(lines: Iterable[str], clients: str = "The clients share the cores.") -> str:
     """Return lines as Markdown below the machine that they come from; print them meanwhile."""
-    where, used = machine(), versions()
-    named = ", ".join(f"{name} {number}" for name, number in used.items())
-    today = datetime.now(timezone.utc).date().isoformat()
-    written = [f"{where['cpu']}, {where['cores']} cores; {named}; {today}. {clients}", ""]
+    written = [f"{where()} {clients}", ""]
     for line in lines:
         print(line, flush=True)
         written.append(f"* {line}")
     return "\n".join(written)
 
 
-def write(target: str, text: str) -> None:
+def where() -> str:
+    """Return the machine, the versions and the day of a measurement."""
+    found, used = machine(), versions()
+    named = ", ".join(f"{name} {number}" for name, number in used.items())
+    today = datetime.now(timezone.utc).date().isoformat()
+    return f"{found['cpu']}, {found['cores']} cores; {named}; {today}."
+
+
+def write(target: str, text: str, path: Path = PAGE) -> None:
     """Put a text between the marks of a make target."""
     begin, end = f"<!-- begin: make {target} -->", f"<!-- end: make {target} -->"
-    page = PAGE.read_text()
+    page = path.read_text()
     before, found, rest = page.partition(begin)
-    assert found and end in rest, f"{PAGE} has no marks of make {target}"
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+    assert found and end in rest, f"{path} has no marks of make {target}"
+    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")

@@ -53,6 +53,18 @@ def images(side: int = 24) -> dict[str, bytes]:
         "jpeg exif": encode(photo, "JPEG", exif=exif, icc_profile=profile, comment=b"hello"),
         "jpeg restarts": encode(photo, "JPEG", restart_marker_rows=1),
         "jpeg mpo": encode(photo, "MPO", **film()),
+        "jpeg without an end": encode(photo, "JPEG")[:-2],
+        "jpeg progressive without an end": encode(photo, "JPEG", progressive=True)[:-2] + b"\0\0",
+        "jpeg before a video": encode(photo, "JPEG") + b"\0\0\0\x18ftypmp42\xff\xda\xff\xd9",
+        "jpeg behind padding": b"\0\r\n\xff" + encode(photo, "JPEG"),
+        "jpeg with a thumbnail": hostile.with_segments(
+            hostile.segment(0xE2, encode(photo, "JPEG", progressive=True)), side=24
+        ),
+        # Decoded at a half of its size.
+        "jpeg large": encode(Image.new("RGB", (288, 288), (9, 99, 200)), "JPEG"),
+        "jpeg large progressive": encode(
+            Image.new("RGB", (300, 290), (9, 99, 200)), "JPEG", progressive=True
+        ),
         "png": encode(photo),
         "png grey": encode(photo.convert("L")),
         "png grey alpha": encode(clear.convert("LA")),

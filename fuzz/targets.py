@@ -52,7 +52,13 @@ Target: TypeAlias = Callable[[bytes], None]
 ROOT = Path(__file__).resolve().parents[1]
 
 # Small, so that what passes them is cheap, and what is dear is a finding.
-LIMITS = ImageLimits(max_bytes=2**20, max_pixels=2**18, timeout_s=5.0)
+LIMITS = ImageLimits(
+    max_bytes=2**20,
+    max_pixels=2**18,
+    timeout_s=5.0,
+    max_jpeg_pixels=2**20,
+    exact_jpeg_pixels=2**16,
+)
 TRANSFORM = Transform(resize=36, crop=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 # Decoding costs up to 22 bytes a pixel (docs/security.md), and libraries keep some of it.
 MAX_GROWTH_BYTES = 64 * 2**20

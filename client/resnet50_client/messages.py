@@ -179,17 +179,18 @@ def classification(
     if not reply.HasField("classification"):
         raise ServerError("the server's response has no classification")
     variant, timing = _variant_ref(reply.variant), _timing(reply.timing)
-    found = reply.classification
+    found, warnings = reply.classification, _warnings(reply)
     return Classification(
         categories=tuple(
             Category(category.index, category.label, _probability(category))
             for category in found.categories
         ),
-        embedding=_embedding(found.embedding, variant, timing)
+        embedding=_embedding(found.embedding, variant, timing, warnings)
         if found.HasField("embedding")
         else None,
         variant=variant,
         timing=timing,
+        warnings=warnings,
     )
 
 
@@ -211,7 +212,9 @@ def embedding(
     Raises:
         ServerError: The vector's type is unknown to this release, or its numbers are invalid.
     """
-    return _embedding(reply.embedding, _variant_ref(reply.variant), _timing(reply.timing))
+    return _embedding(
+        reply.embedding, _variant_ref(reply.variant), _timing(reply.timing), _warnings(reply)
+    )
 
 
 def variant(message: variant_pb2.Variant) -> Variant:
@@ -340,7 +343,21 @@ def _timing(message: result_pb2.Timing) -> Timing:
     )
 
 
-def _embedding(message: result_pb2.Embedding, variant: VariantRef, timing: Timing) -> Embedding:
+def _warnings(
+    reply: inference_pb2.ClassifyResponse
+    | inference_pb2.ClassifyStreamResponse
+    | inference_pb2.EmbedResponse
+    | inference_pb2.EmbedStreamResponse,
+) -> tuple[str, ...]:
+    return tuple(_name(result_pb2.ImageWarning, value) for value in reply.image_warnings)
+
+
+def _embedding(
+    message: result_pb2.Embedding,
+    variant: VariantRef,
+    timing: Timing,
+    warnings: tuple[str, ...],
+) -> Embedding:
     dtype = _DTYPES.get(message.type)
     if dtype is None or not 0 < len(message.values) == dtype.itemsize * message.dimension:
         raise ServerError(
@@ -356,4 +373,5 @@ def _embedding(message: result_pb2.Embedding, variant: VariantRef, timing: Timin
         l2_normalized=message.l2_normalized,
         variant=variant,
         timing=timing,
+        warnings=warnings,
     )

@@ -88,6 +88,8 @@ class Embedding:
         l2_normalized: True if the vector has length 1.
         variant: The weights that computed it.
         timing: Times of the request in the server.
+        warnings: Facts that the vector does not tell about the image: "truncated" if its data
+            ended early and the server accepts that.
     """
 
     vector: NDArray[np.floating]
@@ -95,6 +97,7 @@ class Embedding:
     l2_normalized: bool
     variant: VariantRef
     timing: Timing
+    warnings: tuple[str, ...] = ()
 
     def cosine(self, other: Embedding) -> float:
         """Return the cosine similarity with another embedding, -1 to 1.
@@ -133,12 +136,15 @@ class Classification:
         embedding: The image's embedding, if `include_embedding` was set.
         variant: The weights that computed it.
         timing: Times of the request in the server.
+        warnings: Facts that the categories do not tell about the image: "truncated" if its data
+            ended early and the server accepts that.
     """
 
     categories: tuple[Category, ...]
     embedding: Embedding | None
     variant: VariantRef
     timing: Timing
+    warnings: tuple[str, ...] = ()
 
     @property
     def top(self) -> Category:

@@ -266,11 +266,13 @@ def build(
         cache = ResponseCache(settings.response_cache_bytes)
         variants.on_retired(cache.drop)
         variants.on_removed(cache.forget)
-    image_limits = ImageLimits(
-        settings.max_image_bytes, settings.max_image_pixels, settings.decode_timeout_s
-    )
     pipeline = Pipeline(
-        admission, decode_pool, image_limits, events, cache, settings.max_decode_pixels
+        admission,
+        decode_pool,
+        ImageLimits.of(settings),
+        events,
+        cache,
+        settings.max_decode_pixels,
     )
     traffic = TrafficRouter(variants, pipeline.infer)
     directory = None

@@ -61,9 +61,9 @@ def segment(marker: int, content: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
-def with_segments(*segments: bytes) -> bytes:
+def with_segments(*segments: bytes, side: int = 64) -> bytes:
     """Return a JPEG with more segments after its start."""
-    whole = encode(photo_like(64, 64), "JPEG")
+    whole = encode(photo_like(side, side), "JPEG")
     return whole[:2] + b"".join(segments) + whole[2:]
 
 
@@ -94,6 +94,33 @@ def scans_of_one_component(count: int) -> bytes:
     header = whole.index(b"\xff\xda")
     scan = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + whole[header + 14 : -2]
     return whole[:header] + scan * count + b"\xff\xd9"
+
+
+def empty_scans(count: int) -> bytes:
+    """Return a progressive JPEG with very many scans without data."""
+    whole = encode(photo_like(64, 64), "JPEG", progressive=True)
+    at = whole.index(b"\xff\xda")
+    return whole[:at] + b"\xff\xda\0\x08\x01\x01\0\0\0\0" * count + b"\xff\xd9"
+
+
+def segments_between_scans(count: int) -> bytes:
+    """Return a progressive JPEG with very many segments behind its first scan."""
+    whole = encode(photo_like(64, 64), "JPEG", progressive=True)
+    at = whole.index(b"\xff\xc4", whole.index(b"\xff\xda"))
+    return whole[:at] + segment(0xE1, b"") * count + whole[at:]
+
+
+def marker_flood(marker: bytes, count: int) -> bytes:
+    """Return a progressive JPEG whose first scan is a marker again and again, and the last."""
+    whole = encode(photo_like(64, 64), "JPEG", progressive=True)
+    at = whole.index(b"\xff\xda")
+    header = 2 + int.from_bytes(whole[at + 2 : at + 4], "big")
+    return whole[: at + header] + marker * count
+
+
+def wide_coefficients(width: int, height: int) -> bytes:
+    """Return a progressive JPEG of four components, which are kept whole while it is decoded."""
+    return encode(Image.new("CMYK", (width, height)), "JPEG", progressive=True)
 
 
 def profile(length: int) -> Iterator[bytes]:

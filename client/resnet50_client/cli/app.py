@@ -15,7 +15,7 @@ from ..results import Classification
 from .bench.command import EXIT_STATUSES as BENCH_EXIT_STATUSES
 from .bench.command import bench
 from .embed import embed
-from .images import Answer, answers, find_images
+from .images import Answer, answers, find_images, warn_of_image
 from .options import (
     DEFAULT_CONCURRENCY,
     AsJson,
@@ -160,6 +160,7 @@ def health(
 def _show(answer: Answer[Classification], as_json: bool) -> None:
     """Print an image's categories; errors go to stderr."""
     path, outcome = answer.path, answer.outcome
+    warn_of_image(answer)
     if isinstance(outcome, Exception):
         if as_json:
             print_json(

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from ..images import ImageInput
 from ..results import Embedding
 from .checkpoint import Checkpoint, EmbeddingSpaceChanged, FileFingerprint
-from .images import STDIN, answers, find_images
+from .images import STDIN, answers, find_images, warn_of_image
 from .options import (
     DEFAULT_CONCURRENCY,
     AsJson,
@@ -148,6 +148,7 @@ class _Run:
                         self.checkpoint.discard(answer.path)
                         warn(f"{answer.path}: {error_text(answer.outcome)}")
                     else:
+                        warn_of_image(answer)
                         self.checkpoint.add(answer.path, fingerprint, answer.outcome)
                     bar.advance(task)
         except BaseException:

@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 from ..errors import UnavailableError
 from ..images import ImageInput, is_url
 from ..redaction import redact
+from ..results import Classification, Embedding
+from .output import warn
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 STDIN = "-"
@@ -48,6 +50,13 @@ def find_images(names: Iterable[str]) -> Iterator[str]:
             yield from images
         else:
             yield name
+
+
+def warn_of_image(answer: Answer[Classification] | Answer[Embedding]) -> None:
+    """Write what a result does not tell about its image to stderr."""
+    if not isinstance(answer.outcome, Exception):
+        for one in answer.outcome.warnings:
+            warn(f"{answer.path}: the image is {one}; the result is that of the part that is there")
 
 
 def answers(

@@ -124,6 +124,8 @@ class Image(google.protobuf.message.Message):
     encoded: builtins.bytes
     """A complete image file: JPEG, PNG, WebP, BMP, GIF or TIFF (the first frame of the last two).
     1 byte to the server's `max_image_bytes` (default 32 MiB). EXIF orientation is applied.
+    Of a JPEG the first image is read, whatever lies behind its end; one above the server's
+    `exact_jpeg_pixels` (default 50 million) is decoded at 1/2, 1/4 or 1/8 of its size.
     """
     @property
     def raw(self) -> global___RawImage:

@@ -27,15 +27,15 @@ from resnet50.v1 import image_pb2 as resnet50_dot_v1_dot_image__pb2
 from resnet50.v1 import result_pb2 as resnet50_dot_v1_dot_result__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bresnet50/v1/inference.proto\x12\x0bresnet50.v1\x1a\x17google/rpc/status.proto\x1a\x17resnet50/v1/image.proto\x1a\x18resnet50/v1/result.proto\"\x92\x01\n\x0f\x43lassifyOptions\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x1c\n\x0fmin_probability\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x11include_embedding\x18\x04 \x01(\x08\x12\x12\n\nbackground\x18\x05 \x01(\tB\x12\n\x10_min_probability\"s\n\x0c\x45mbedOptions\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\x14\n\x0cl2_normalize\x18\x02 \x01(\x08\x12(\n\x04type\x18\x03 \x01(\x0e\x32\x1a.resnet50.v1.EmbeddingType\x12\x12\n\nbackground\x18\x04 \x01(\t\"c\n\x0f\x43lassifyRequest\x12-\n\x07options\x18\x01 \x01(\x0b\x32\x1c.resnet50.v1.ClassifyOptions\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.Image\"\x96\x01\n\x10\x43lassifyResponse\x12\x33\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1b.resnet50.v1.Classification\x12(\n\x07variant\x18\x02 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.resnet50.v1.Timing\"]\n\x0c\x45mbedRequest\x12*\n\x07options\x18\x01 \x01(\x0b\x32\x19.resnet50.v1.EmbedOptions\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.Image\"\x89\x01\n\rEmbedResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.resnet50.v1.Embedding\x12(\n\x07variant\x18\x02 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.resnet50.v1.Timing\"i\n\x14\x43lassifyBatchRequest\x12-\n\x07options\x18\x01 \x01(\x0b\x32\x1c.resnet50.v1.ClassifyOptions\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.resnet50.v1.Image\"t\n\x15\x43lassifyBatchResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .resnet50.v1.ClassifyBatchResult\x12(\n\x07variant\x18\x02 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\"\xa1\x01\n\x13\x43lassifyBatchResult\x12\x35\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1b.resnet50.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.resnet50.v1.TimingB\t\n\x07outcome\"c\n\x11\x45mbedBatchRequest\x12*\n\x07options\x18\x01 \x01(\x0b\x32\x19.resnet50.v1.EmbedOptions\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.resnet50.v1.Image\"n\n\x12\x45mbedBatchResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.resnet50.v1.EmbedBatchResult\x12(\n\x07variant\x18\x02 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\"\x94\x01\n\x10\x45mbedBatchResult\x12+\n\tembedding\x18\x01 \x01(\x0b\x32\x16.resnet50.v1.EmbeddingH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.resnet50.v1.TimingB\t\n\x07outcome\"V\n\x15\x43lassifyUploadOptions\x12-\n\x07options\x18\x01 \x01(\x0b\x32\x1c.resnet50.v1.ClassifyOptions\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"P\n\x12\x45mbedUploadOptions\x12*\n\x07options\x18\x01 \x01(\x0b\x32\x19.resnet50.v1.EmbedOptions\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"g\n\x15\x43lassifyUploadRequest\x12\x35\n\x07options\x18\x01 \x01(\x0b\x32\".resnet50.v1.ClassifyUploadOptionsH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"a\n\x12\x45mbedUploadRequest\x12\x32\n\x07options\x18\x01 \x01(\x0b\x32\x1f.resnet50.v1.EmbedUploadOptionsH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x85\x01\n\x14\x43lassifyStreamConfig\x12-\n\x07options\x18\x01 \x01(\x0b\x32\x1c.resnet50.v1.ClassifyOptions\x12\'\n\x08\x64\x65livery\x18\x02 \x01(\x0e\x32\x15.resnet50.v1.Delivery\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\"\x7f\n\x11\x45mbedStreamConfig\x12*\n\x07options\x18\x01 \x01(\x0b\x32\x19.resnet50.v1.EmbedOptions\x12\'\n\x08\x64\x65livery\x18\x02 \x01(\x0e\x32\x15.resnet50.v1.Delivery\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\"<\n\x05\x46rame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.Image\"y\n\x15\x43lassifyStreamRequest\x12\x33\n\x06\x63onfig\x18\x01 \x01(\x0b\x32!.resnet50.v1.ClassifyStreamConfigH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.FrameH\x00\x42\x06\n\x04part\"s\n\x12\x45mbedStreamRequest\x12\x30\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1e.resnet50.v1.EmbedStreamConfigH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.FrameH\x00\x42\x06\n\x04part\"\x89\x02\n\x16\x43lassifyStreamResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x35\n\x0e\x63lassification\x18\x02 \x01(\x0b\x32\x1b.resnet50.v1.ClassificationH\x00\x12\'\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x14.resnet50.v1.DroppedH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12(\n\x07variant\x18\x05 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\x12#\n\x06timing\x18\x06 \x01(\x0b\x32\x13.resnet50.v1.TimingB\t\n\x07outcome\"\xfc\x01\n\x13\x45mbedStreamResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12+\n\tembedding\x18\x02 \x01(\x0b\x32\x16.resnet50.v1.EmbeddingH\x00\x12\'\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x14.resnet50.v1.DroppedH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12(\n\x07variant\x18\x05 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\x12#\n\x06timing\x18\x06 \x01(\x0b\x32\x13.resnet50.v1.TimingB\t\n\x07outcome*O\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45LIVERY_ORDERED\x10\x01\x12\x13\n\x0f\x44\x45LIVERY_LATEST\x10\x02\x32\x9c\x05\n\x10InferenceService\x12G\n\x08\x43lassify\x12\x1c.resnet50.v1.ClassifyRequest\x1a\x1d.resnet50.v1.ClassifyResponse\x12>\n\x05\x45mbed\x12\x19.resnet50.v1.EmbedRequest\x1a\x1a.resnet50.v1.EmbedResponse\x12V\n\rClassifyBatch\x12!.resnet50.v1.ClassifyBatchRequest\x1a\".resnet50.v1.ClassifyBatchResponse\x12M\n\nEmbedBatch\x12\x1e.resnet50.v1.EmbedBatchRequest\x1a\x1f.resnet50.v1.EmbedBatchResponse\x12U\n\x0e\x43lassifyUpload\x12\".resnet50.v1.ClassifyUploadRequest\x1a\x1d.resnet50.v1.ClassifyResponse(\x01\x12L\n\x0b\x45mbedUpload\x12\x1f.resnet50.v1.EmbedUploadRequest\x1a\x1a.resnet50.v1.EmbedResponse(\x01\x12]\n\x0e\x43lassifyStream\x12\".resnet50.v1.ClassifyStreamRequest\x1a#.resnet50.v1.ClassifyStreamResponse(\x01\x30\x01\x12T\n\x0b\x45mbedStream\x12\x1f.resnet50.v1.EmbedStreamRequest\x1a .resnet50.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bresnet50/v1/inference.proto\x12\x0bresnet50.v1\x1a\x17google/rpc/status.proto\x1a\x17resnet50/v1/image.proto\x1a\x18resnet50/v1/result.proto\"\x92\x01\n\x0f\x43lassifyOptions\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x1c\n\x0fmin_probability\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x11include_embedding\x18\x04 \x01(\x08\x12\x12\n\nbackground\x18\x05 \x01(\tB\x12\n\x10_min_probability\"s\n\x0c\x45mbedOptions\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\x14\n\x0cl2_normalize\x18\x02 \x01(\x08\x12(\n\x04type\x18\x03 \x01(\x0e\x32\x1a.resnet50.v1.EmbeddingType\x12\x12\n\nbackground\x18\x04 \x01(\t\"c\n\x0f\x43lassifyRequest\x12-\n\x07options\x18\x01 \x01(\x0b\x32\x1c.resnet50.v1.ClassifyOptions\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.Image\"\xc9\x01\n\x10\x43lassifyResponse\x12\x33\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1b.resnet50.v1.Classification\x12(\n\x07variant\x18\x02 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.resnet50.v1.Timing\x12\x31\n\x0eimage_warnings\x18\x04 \x03(\x0e\x32\x19.resnet50.v1.ImageWarning\"]\n\x0c\x45mbedRequest\x12*\n\x07options\x18\x01 \x01(\x0b\x32\x19.resnet50.v1.EmbedOptions\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.Image\"\xbc\x01\n\rEmbedResponse\x12)\n\tembedding\x18\x01 \x01(\x0b\x32\x16.resnet50.v1.Embedding\x12(\n\x07variant\x18\x02 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.resnet50.v1.Timing\x12\x31\n\x0eimage_warnings\x18\x04 \x03(\x0e\x32\x19.resnet50.v1.ImageWarning\"i\n\x14\x43lassifyBatchRequest\x12-\n\x07options\x18\x01 \x01(\x0b\x32\x1c.resnet50.v1.ClassifyOptions\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.resnet50.v1.Image\"t\n\x15\x43lassifyBatchResponse\x12\x31\n\x07results\x18\x01 \x03(\x0b\x32 .resnet50.v1.ClassifyBatchResult\x12(\n\x07variant\x18\x02 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\"\xd4\x01\n\x13\x43lassifyBatchResult\x12\x35\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1b.resnet50.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.resnet50.v1.Timing\x12\x31\n\x0eimage_warnings\x18\x04 \x03(\x0e\x32\x19.resnet50.v1.ImageWarningB\t\n\x07outcome\"c\n\x11\x45mbedBatchRequest\x12*\n\x07options\x18\x01 \x01(\x0b\x32\x19.resnet50.v1.EmbedOptions\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.resnet50.v1.Image\"n\n\x12\x45mbedBatchResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.resnet50.v1.EmbedBatchResult\x12(\n\x07variant\x18\x02 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\"\xc7\x01\n\x10\x45mbedBatchResult\x12+\n\tembedding\x18\x01 \x01(\x0b\x32\x16.resnet50.v1.EmbeddingH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.resnet50.v1.Timing\x12\x31\n\x0eimage_warnings\x18\x04 \x03(\x0e\x32\x19.resnet50.v1.ImageWarningB\t\n\x07outcome\"V\n\x15\x43lassifyUploadOptions\x12-\n\x07options\x18\x01 \x01(\x0b\x32\x1c.resnet50.v1.ClassifyOptions\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"P\n\x12\x45mbedUploadOptions\x12*\n\x07options\x18\x01 \x01(\x0b\x32\x19.resnet50.v1.EmbedOptions\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"g\n\x15\x43lassifyUploadRequest\x12\x35\n\x07options\x18\x01 \x01(\x0b\x32\".resnet50.v1.ClassifyUploadOptionsH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"a\n\x12\x45mbedUploadRequest\x12\x32\n\x07options\x18\x01 \x01(\x0b\x32\x1f.resnet50.v1.EmbedUploadOptionsH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x85\x01\n\x14\x43lassifyStreamConfig\x12-\n\x07options\x18\x01 \x01(\x0b\x32\x1c.resnet50.v1.ClassifyOptions\x12\'\n\x08\x64\x65livery\x18\x02 \x01(\x0e\x32\x15.resnet50.v1.Delivery\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\"\x7f\n\x11\x45mbedStreamConfig\x12*\n\x07options\x18\x01 \x01(\x0b\x32\x19.resnet50.v1.EmbedOptions\x12\'\n\x08\x64\x65livery\x18\x02 \x01(\x0e\x32\x15.resnet50.v1.Delivery\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\"<\n\x05\x46rame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.Image\"y\n\x15\x43lassifyStreamRequest\x12\x33\n\x06\x63onfig\x18\x01 \x01(\x0b\x32!.resnet50.v1.ClassifyStreamConfigH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.FrameH\x00\x42\x06\n\x04part\"s\n\x12\x45mbedStreamRequest\x12\x30\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1e.resnet50.v1.EmbedStreamConfigH\x00\x12#\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x12.resnet50.v1.FrameH\x00\x42\x06\n\x04part\"\xbc\x02\n\x16\x43lassifyStreamResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x35\n\x0e\x63lassification\x18\x02 \x01(\x0b\x32\x1b.resnet50.v1.ClassificationH\x00\x12\'\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x14.resnet50.v1.DroppedH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12(\n\x07variant\x18\x05 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\x12#\n\x06timing\x18\x06 \x01(\x0b\x32\x13.resnet50.v1.Timing\x12\x31\n\x0eimage_warnings\x18\x07 \x03(\x0e\x32\x19.resnet50.v1.ImageWarningB\t\n\x07outcome\"\xaf\x02\n\x13\x45mbedStreamResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12+\n\tembedding\x18\x02 \x01(\x0b\x32\x16.resnet50.v1.EmbeddingH\x00\x12\'\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x14.resnet50.v1.DroppedH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12(\n\x07variant\x18\x05 \x01(\x0b\x32\x17.resnet50.v1.VariantRef\x12#\n\x06timing\x18\x06 \x01(\x0b\x32\x13.resnet50.v1.Timing\x12\x31\n\x0eimage_warnings\x18\x07 \x03(\x0e\x32\x19.resnet50.v1.ImageWarningB\t\n\x07outcome*O\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45LIVERY_ORDERED\x10\x01\x12\x13\n\x0f\x44\x45LIVERY_LATEST\x10\x02\x32\x9c\x05\n\x10InferenceService\x12G\n\x08\x43lassify\x12\x1c.resnet50.v1.ClassifyRequest\x1a\x1d.resnet50.v1.ClassifyResponse\x12>\n\x05\x45mbed\x12\x19.resnet50.v1.EmbedRequest\x1a\x1a.resnet50.v1.EmbedResponse\x12V\n\rClassifyBatch\x12!.resnet50.v1.ClassifyBatchRequest\x1a\".resnet50.v1.ClassifyBatchResponse\x12M\n\nEmbedBatch\x12\x1e.resnet50.v1.EmbedBatchRequest\x1a\x1f.resnet50.v1.EmbedBatchResponse\x12U\n\x0e\x43lassifyUpload\x12\".resnet50.v1.ClassifyUploadRequest\x1a\x1d.resnet50.v1.ClassifyResponse(\x01\x12L\n\x0b\x45mbedUpload\x12\x1f.resnet50.v1.EmbedUploadRequest\x1a\x1a.resnet50.v1.EmbedResponse(\x01\x12]\n\x0e\x43lassifyStream\x12\".resnet50.v1.ClassifyStreamRequest\x1a#.resnet50.v1.ClassifyStreamResponse(\x01\x30\x01\x12T\n\x0b\x45mbedStream\x12\x1f.resnet50.v1.EmbedStreamRequest\x1a .resnet50.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'resnet50.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERY']._serialized_start=3092
-  _globals['_DELIVERY']._serialized_end=3171
+  _globals['_DELIVERY']._serialized_start=3398
+  _globals['_DELIVERY']._serialized_end=3477
   _globals['_CLASSIFYOPTIONS']._serialized_start=121
   _globals['_CLASSIFYOPTIONS']._serialized_end=267
   _globals['_EMBEDOPTIONS']._serialized_start=269
@@ -43,45 +43,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFYREQUEST']._serialized_start=386
   _globals['_CLASSIFYREQUEST']._serialized_end=485
   _globals['_CLASSIFYRESPONSE']._serialized_start=488
-  _globals['_CLASSIFYRESPONSE']._serialized_end=638
-  _globals['_EMBEDREQUEST']._serialized_start=640
-  _globals['_EMBEDREQUEST']._serialized_end=733
-  _globals['_EMBEDRESPONSE']._serialized_start=736
-  _globals['_EMBEDRESPONSE']._serialized_end=873
-  _globals['_CLASSIFYBATCHREQUEST']._serialized_start=875
-  _globals['_CLASSIFYBATCHREQUEST']._serialized_end=980
-  _globals['_CLASSIFYBATCHRESPONSE']._serialized_start=982
-  _globals['_CLASSIFYBATCHRESPONSE']._serialized_end=1098
-  _globals['_CLASSIFYBATCHRESULT']._serialized_start=1101
-  _globals['_CLASSIFYBATCHRESULT']._serialized_end=1262
-  _globals['_EMBEDBATCHREQUEST']._serialized_start=1264
-  _globals['_EMBEDBATCHREQUEST']._serialized_end=1363
-  _globals['_EMBEDBATCHRESPONSE']._serialized_start=1365
-  _globals['_EMBEDBATCHRESPONSE']._serialized_end=1475
-  _globals['_EMBEDBATCHRESULT']._serialized_start=1478
-  _globals['_EMBEDBATCHRESULT']._serialized_end=1626
-  _globals['_CLASSIFYUPLOADOPTIONS']._serialized_start=1628
-  _globals['_CLASSIFYUPLOADOPTIONS']._serialized_end=1714
-  _globals['_EMBEDUPLOADOPTIONS']._serialized_start=1716
-  _globals['_EMBEDUPLOADOPTIONS']._serialized_end=1796
-  _globals['_CLASSIFYUPLOADREQUEST']._serialized_start=1798
-  _globals['_CLASSIFYUPLOADREQUEST']._serialized_end=1901
-  _globals['_EMBEDUPLOADREQUEST']._serialized_start=1903
-  _globals['_EMBEDUPLOADREQUEST']._serialized_end=2000
-  _globals['_CLASSIFYSTREAMCONFIG']._serialized_start=2003
-  _globals['_CLASSIFYSTREAMCONFIG']._serialized_end=2136
-  _globals['_EMBEDSTREAMCONFIG']._serialized_start=2138
-  _globals['_EMBEDSTREAMCONFIG']._serialized_end=2265
-  _globals['_FRAME']._serialized_start=2267
-  _globals['_FRAME']._serialized_end=2327
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=2329
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=2450
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=2452
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=2567
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=2570
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=2835
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=2838
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=3090
-  _globals['_INFERENCESERVICE']._serialized_start=3174
-  _globals['_INFERENCESERVICE']._serialized_end=3842
+  _globals['_CLASSIFYRESPONSE']._serialized_end=689
+  _globals['_EMBEDREQUEST']._serialized_start=691
+  _globals['_EMBEDREQUEST']._serialized_end=784
+  _globals['_EMBEDRESPONSE']._serialized_start=787
+  _globals['_EMBEDRESPONSE']._serialized_end=975
+  _globals['_CLASSIFYBATCHREQUEST']._serialized_start=977
+  _globals['_CLASSIFYBATCHREQUEST']._serialized_end=1082
+  _globals['_CLASSIFYBATCHRESPONSE']._serialized_start=1084
+  _globals['_CLASSIFYBATCHRESPONSE']._serialized_end=1200
+  _globals['_CLASSIFYBATCHRESULT']._serialized_start=1203
+  _globals['_CLASSIFYBATCHRESULT']._serialized_end=1415
+  _globals['_EMBEDBATCHREQUEST']._serialized_start=1417
+  _globals['_EMBEDBATCHREQUEST']._serialized_end=1516
+  _globals['_EMBEDBATCHRESPONSE']._serialized_start=1518
+  _globals['_EMBEDBATCHRESPONSE']._serialized_end=1628
+  _globals['_EMBEDBATCHRESULT']._serialized_start=1631
+  _globals['_EMBEDBATCHRESULT']._serialized_end=1830
+  _globals['_CLASSIFYUPLOADOPTIONS']._serialized_start=1832
+  _globals['_CLASSIFYUPLOADOPTIONS']._serialized_end=1918
+  _globals['_EMBEDUPLOADOPTIONS']._serialized_start=1920
+  _globals['_EMBEDUPLOADOPTIONS']._serialized_end=2000
+  _globals['_CLASSIFYUPLOADREQUEST']._serialized_start=2002
+  _globals['_CLASSIFYUPLOADREQUEST']._serialized_end=2105
+  _globals['_EMBEDUPLOADREQUEST']._serialized_start=2107
+  _globals['_EMBEDUPLOADREQUEST']._serialized_end=2204
+  _globals['_CLASSIFYSTREAMCONFIG']._serialized_start=2207
+  _globals['_CLASSIFYSTREAMCONFIG']._serialized_end=2340
+  _globals['_EMBEDSTREAMCONFIG']._serialized_start=2342
+  _globals['_EMBEDSTREAMCONFIG']._serialized_end=2469
+  _globals['_FRAME']._serialized_start=2471
+  _globals['_FRAME']._serialized_end=2531
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=2533
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=2654
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=2656
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=2771
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=2774
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=3090
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=3093
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=3396
+  _globals['_INFERENCESERVICE']._serialized_start=3480
+  _globals['_INFERENCESERVICE']._serialized_end=4148
 # @@protoc_insertion_point(module_scope)

@@ -190,6 +190,7 @@ class ClassifyResponse(google.protobuf.message.Message):
     CLASSIFICATION_FIELD_NUMBER: builtins.int
     VARIANT_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    IMAGE_WARNINGS_FIELD_NUMBER: builtins.int
     @property
     def classification(self) -> resnet50.v1.result_pb2.Classification:
         """The image's categories."""
@@ -202,15 +203,20 @@ class ClassifyResponse(google.protobuf.message.Message):
     def timing(self) -> resnet50.v1.result_pb2.Timing:
         """Time spent in each stage."""
 
+    @property
+    def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
+        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+
     def __init__(
         self,
         *,
         classification: resnet50.v1.result_pb2.Classification | None = ...,
         variant: resnet50.v1.result_pb2.VariantRef | None = ...,
         timing: resnet50.v1.result_pb2.Timing | None = ...,
+        image_warnings: collections.abc.Iterable[resnet50.v1.result_pb2.ImageWarning.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["classification", b"classification", "timing", b"timing", "variant", b"variant"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classification", b"classification", "timing", b"timing", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classification", b"classification", "image_warnings", b"image_warnings", "timing", b"timing", "variant", b"variant"]) -> None: ...
 
 global___ClassifyResponse = ClassifyResponse
 
@@ -250,6 +256,7 @@ class EmbedResponse(google.protobuf.message.Message):
     EMBEDDING_FIELD_NUMBER: builtins.int
     VARIANT_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    IMAGE_WARNINGS_FIELD_NUMBER: builtins.int
     @property
     def embedding(self) -> resnet50.v1.result_pb2.Embedding:
         """The vector."""
@@ -262,15 +269,20 @@ class EmbedResponse(google.protobuf.message.Message):
     def timing(self) -> resnet50.v1.result_pb2.Timing:
         """Time spent in each stage."""
 
+    @property
+    def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
+        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+
     def __init__(
         self,
         *,
         embedding: resnet50.v1.result_pb2.Embedding | None = ...,
         variant: resnet50.v1.result_pb2.VariantRef | None = ...,
         timing: resnet50.v1.result_pb2.Timing | None = ...,
+        image_warnings: collections.abc.Iterable[resnet50.v1.result_pb2.ImageWarning.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["embedding", b"embedding", "timing", b"timing", "variant", b"variant"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "timing", b"timing", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "image_warnings", b"image_warnings", "timing", b"timing", "variant", b"variant"]) -> None: ...
 
 global___EmbedResponse = EmbedResponse
 
@@ -337,6 +349,7 @@ class ClassifyBatchResult(google.protobuf.message.Message):
     CLASSIFICATION_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    IMAGE_WARNINGS_FIELD_NUMBER: builtins.int
     @property
     def classification(self) -> resnet50.v1.result_pb2.Classification:
         """The image's categories."""
@@ -349,15 +362,20 @@ class ClassifyBatchResult(google.protobuf.message.Message):
     def timing(self) -> resnet50.v1.result_pb2.Timing:
         """Time spent in each stage, from the arrival of the call; absent if the image failed."""
 
+    @property
+    def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
+        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+
     def __init__(
         self,
         *,
         classification: resnet50.v1.result_pb2.Classification | None = ...,
         error: google.rpc.status_pb2.Status | None = ...,
         timing: resnet50.v1.result_pb2.Timing | None = ...,
+        image_warnings: collections.abc.Iterable[resnet50.v1.result_pb2.ImageWarning.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["classification", b"classification", "error", b"error", "outcome", b"outcome", "timing", b"timing"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classification", b"classification", "error", b"error", "outcome", b"outcome", "timing", b"timing"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classification", b"classification", "error", b"error", "image_warnings", b"image_warnings", "outcome", b"outcome", "timing", b"timing"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["classification", "error"] | None: ...
 
 global___ClassifyBatchResult = ClassifyBatchResult
@@ -425,6 +443,7 @@ class EmbedBatchResult(google.protobuf.message.Message):
     EMBEDDING_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    IMAGE_WARNINGS_FIELD_NUMBER: builtins.int
     @property
     def embedding(self) -> resnet50.v1.result_pb2.Embedding:
         """The image's vector."""
@@ -437,15 +456,20 @@ class EmbedBatchResult(google.protobuf.message.Message):
     def timing(self) -> resnet50.v1.result_pb2.Timing:
         """Time spent in each stage, from the arrival of the call; absent if the image failed."""
 
+    @property
+    def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
+        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+
     def __init__(
         self,
         *,
         embedding: resnet50.v1.result_pb2.Embedding | None = ...,
         error: google.rpc.status_pb2.Status | None = ...,
         timing: resnet50.v1.result_pb2.Timing | None = ...,
+        image_warnings: collections.abc.Iterable[resnet50.v1.result_pb2.ImageWarning.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["embedding", b"embedding", "error", b"error", "outcome", b"outcome", "timing", b"timing"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "error", b"error", "outcome", b"outcome", "timing", b"timing"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "error", b"error", "image_warnings", b"image_warnings", "outcome", b"outcome", "timing", b"timing"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["embedding", "error"] | None: ...
 
 global___EmbedBatchResult = EmbedBatchResult
@@ -715,6 +739,7 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     VARIANT_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    IMAGE_WARNINGS_FIELD_NUMBER: builtins.int
     frame_id: builtins.int
     """The frame."""
     @property
@@ -737,6 +762,10 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
     def timing(self) -> resnet50.v1.result_pb2.Timing:
         """Time spent in each stage; absent if the frame was dropped."""
 
+    @property
+    def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
+        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+
     def __init__(
         self,
         *,
@@ -746,9 +775,10 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
         error: google.rpc.status_pb2.Status | None = ...,
         variant: resnet50.v1.result_pb2.VariantRef | None = ...,
         timing: resnet50.v1.result_pb2.Timing | None = ...,
+        image_warnings: collections.abc.Iterable[resnet50.v1.result_pb2.ImageWarning.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["classification", b"classification", "dropped", b"dropped", "error", b"error", "outcome", b"outcome", "timing", b"timing", "variant", b"variant"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classification", b"classification", "dropped", b"dropped", "error", b"error", "frame_id", b"frame_id", "outcome", b"outcome", "timing", b"timing", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classification", b"classification", "dropped", b"dropped", "error", b"error", "frame_id", b"frame_id", "image_warnings", b"image_warnings", "outcome", b"outcome", "timing", b"timing", "variant", b"variant"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["classification", "dropped", "error"] | None: ...
 
 global___ClassifyStreamResponse = ClassifyStreamResponse
@@ -765,6 +795,7 @@ class EmbedStreamResponse(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     VARIANT_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    IMAGE_WARNINGS_FIELD_NUMBER: builtins.int
     frame_id: builtins.int
     """The frame."""
     @property
@@ -787,6 +818,10 @@ class EmbedStreamResponse(google.protobuf.message.Message):
     def timing(self) -> resnet50.v1.result_pb2.Timing:
         """Time spent in each stage; absent if the frame was dropped."""
 
+    @property
+    def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
+        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+
     def __init__(
         self,
         *,
@@ -796,9 +831,10 @@ class EmbedStreamResponse(google.protobuf.message.Message):
         error: google.rpc.status_pb2.Status | None = ...,
         variant: resnet50.v1.result_pb2.VariantRef | None = ...,
         timing: resnet50.v1.result_pb2.Timing | None = ...,
+        image_warnings: collections.abc.Iterable[resnet50.v1.result_pb2.ImageWarning.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["dropped", b"dropped", "embedding", b"embedding", "error", b"error", "outcome", b"outcome", "timing", b"timing", "variant", b"variant"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["dropped", b"dropped", "embedding", b"embedding", "error", b"error", "frame_id", b"frame_id", "outcome", b"outcome", "timing", b"timing", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dropped", b"dropped", "embedding", b"embedding", "error", b"error", "frame_id", b"frame_id", "image_warnings", b"image_warnings", "outcome", b"outcome", "timing", b"timing", "variant", b"variant"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["embedding", "dropped", "error"] | None: ...
 
 global___EmbedStreamResponse = EmbedStreamResponse

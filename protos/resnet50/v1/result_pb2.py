@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18resnet50/v1/result.proto\x12\x0bresnet50.v1\"f\n\x0e\x43lassification\x12)\n\ncategories\x18\x01 \x03(\x0b\x32\x15.resnet50.v1.Category\x12)\n\tembedding\x18\x02 \x01(\x0b\x32\x16.resnet50.v1.Embedding\"=\n\x08\x43\x61tegory\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"~\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12(\n\x04type\x18\x02 \x01(\x0e\x32\x1a.resnet50.v1.EmbeddingType\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\r\n\x05space\x18\x04 \x01(\t\x12\x15\n\rl2_normalized\x18\x05 \x01(\x08\"*\n\nVariantRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x8d\x01\n\x06Timing\x12\x11\n\tdecode_us\x18\x01 \x01(\x04\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\x12\x10\n\x08total_us\x18\x04 \x01(\x04\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12$\n\x05\x63\x61\x63he\x18\x06 \x01(\x0e\x32\x15.resnet50.v1.CacheUse\"\'\n\x07\x44ropped\x12\x1c\n\x14replaced_by_frame_id\x18\x01 \x01(\x04*g\n\rEmbeddingType\x12\x1e\n\x1a\x45MBEDDING_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MBEDDING_TYPE_FLOAT32\x10\x01\x12\x1a\n\x16\x45MBEDDING_TYPE_FLOAT16\x10\x02*N\n\x08\x43\x61\x63heUse\x12\x19\n\x15\x43\x41\x43HE_USE_UNSPECIFIED\x10\x00\x12\x11\n\rCACHE_USE_HIT\x10\x01\x12\x14\n\x10\x43\x41\x43HE_USE_SHARED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18resnet50/v1/result.proto\x12\x0bresnet50.v1\"f\n\x0e\x43lassification\x12)\n\ncategories\x18\x01 \x03(\x0b\x32\x15.resnet50.v1.Category\x12)\n\tembedding\x18\x02 \x01(\x0b\x32\x16.resnet50.v1.Embedding\"=\n\x08\x43\x61tegory\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"~\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12(\n\x04type\x18\x02 \x01(\x0e\x32\x1a.resnet50.v1.EmbeddingType\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\r\n\x05space\x18\x04 \x01(\t\x12\x15\n\rl2_normalized\x18\x05 \x01(\x08\"*\n\nVariantRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x8d\x01\n\x06Timing\x12\x11\n\tdecode_us\x18\x01 \x01(\x04\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\x12\x10\n\x08total_us\x18\x04 \x01(\x04\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12$\n\x05\x63\x61\x63he\x18\x06 \x01(\x0e\x32\x15.resnet50.v1.CacheUse\"\'\n\x07\x44ropped\x12\x1c\n\x14replaced_by_frame_id\x18\x01 \x01(\x04*g\n\rEmbeddingType\x12\x1e\n\x1a\x45MBEDDING_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MBEDDING_TYPE_FLOAT32\x10\x01\x12\x1a\n\x16\x45MBEDDING_TYPE_FLOAT16\x10\x02*J\n\x0cImageWarning\x12\x1d\n\x19IMAGE_WARNING_UNSPECIFIED\x10\x00\x12\x1b\n\x17IMAGE_WARNING_TRUNCATED\x10\x01*N\n\x08\x43\x61\x63heUse\x12\x19\n\x15\x43\x41\x43HE_USE_UNSPECIFIED\x10\x00\x12\x11\n\rCACHE_USE_HIT\x10\x01\x12\x14\n\x10\x43\x41\x43HE_USE_SHARED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EMBEDDINGTYPE']._serialized_start=565
   _globals['_EMBEDDINGTYPE']._serialized_end=668
-  _globals['_CACHEUSE']._serialized_start=670
-  _globals['_CACHEUSE']._serialized_end=748
+  _globals['_IMAGEWARNING']._serialized_start=670
+  _globals['_IMAGEWARNING']._serialized_end=744
+  _globals['_CACHEUSE']._serialized_start=746
+  _globals['_CACHEUSE']._serialized_end=824
   _globals['_CLASSIFICATION']._serialized_start=41
   _globals['_CLASSIFICATION']._serialized_end=143
   _globals['_CATEGORY']._serialized_start=145

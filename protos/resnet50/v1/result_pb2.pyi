@@ -43,6 +43,32 @@ EMBEDDING_TYPE_FLOAT16: EmbeddingType.ValueType  # 2
 """IEEE 754 binary16: 2 bytes a number, about 3 significant digits."""
 global___EmbeddingType = EmbeddingType
 
+class _ImageWarning:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ImageWarningEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ImageWarning.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    IMAGE_WARNING_UNSPECIFIED: _ImageWarning.ValueType  # 0
+    """Never sent."""
+    IMAGE_WARNING_TRUNCATED: _ImageWarning.ValueType  # 1
+    """The image's data ended early. The result is that of the part that arrived, the rest being grey
+    or black. Only from a server with `truncated_images` = accept; by default such an image is
+    INVALID_ARGUMENT.
+    """
+
+class ImageWarning(_ImageWarning, metaclass=_ImageWarningEnumTypeWrapper):
+    """Something about an image that its result does not tell."""
+
+IMAGE_WARNING_UNSPECIFIED: ImageWarning.ValueType  # 0
+"""Never sent."""
+IMAGE_WARNING_TRUNCATED: ImageWarning.ValueType  # 1
+"""The image's data ended early. The result is that of the part that arrived, the rest being grey
+or black. Only from a server with `truncated_images` = accept; by default such an image is
+INVALID_ARGUMENT.
+"""
+global___ImageWarning = ImageWarning
+
 class _CacheUse:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType

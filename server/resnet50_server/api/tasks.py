@@ -77,6 +77,8 @@ class Task(ABC):
     def fill_outcome(self, outcome: Any, result: Result, image: ImageEvent) -> None:
         """Write a result, and where its time went, into an empty message that has both."""
         _set_timing(outcome.timing, image)
+        if result.warnings:
+            outcome.image_warnings.extend(result.warnings)
         message = getattr(outcome, self.field)
         message.SetInParent()  # it may stay empty
         self.fill(message, result)

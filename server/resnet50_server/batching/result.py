@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.events import BatchEvent, CacheUse
+from resnet50_server.images.source import ImageWarning
 
 
 @dataclass(eq=False, slots=True)
@@ -25,6 +26,7 @@ class Result:
         cache: Whether the result comes from the response cache or from another request.
         decode_s: Decoding with the wait for a thread, in seconds; set by the pipeline.
         decoded: When decoding ended, on the clock of `time.perf_counter`; set by the pipeline.
+        warnings: Of the image; set by the pipeline.
     """
 
     indices: NDArray[np.int64]
@@ -37,3 +39,4 @@ class Result:
     cache: CacheUse = "none"
     decode_s: float = 0.0
     decoded: float = 0.0
+    warnings: tuple[ImageWarning, ...] = ()

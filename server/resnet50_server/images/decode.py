@@ -10,25 +10,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from resnet50_server.errors import InvalidImage
 
 from .background import Color, composite, has_alpha
-from .decode_guard import BudgetedReader, check_exif_tags
+from .decode_guard import check_exif_tags
 from .depth import grey_of_8_bits
-from .formats import ImageLimits, check_memory, check_resized, open_checked
-from .heif import decoding_bytes
-from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, Reserve, unbounded
+from .formats import CheckedFile, ImageLimits, check_resized, open_checked
+from .jpeg import decode_jpeg
+from .pixel_budget import Reserve, unbounded
 from .png import scale_transparency
 from .raw import raw_to_rgb
-from .resize import resize_and_crop
-from .source import PixelFormat, RawImage, Source
+from .resize import is_elongated, resize_and_crop
+from .source import ImageWarning, PixelFormat, RawImage, Source
 from .transform import Transform
+
+OnTruncated: TypeAlias = Callable[[], None] | None
+"""Called if an image lacks data and is decoded all the same; None to refuse it."""
 
 # 512 x 512 takes a tenth of a millisecond to copy.
 MAX_INLINE_PIXELS = 2**18
@@ -43,6 +47,10 @@ UPRIGHT: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     7: lambda pixels: pixels.transpose(1, 0, 2)[::-1, ::-1],
     8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
 }
+
+
+def ignore(_: ImageWarning) -> None:
+    """Ignore what a result does not tell about its image."""
 
 
 def needs_no_decode(source: Source, transform: Transform) -> bool:
@@ -63,6 +71,7 @@ def decode(
     transform: Transform,
     limits: ImageLimits,
     reserve: Reserve = unbounded,
+    warn: Callable[[ImageWarning], None] = ignore,
 ) -> NDArray[np.uint8]:
     """Decode, resize and crop one image that passed the checks of its message.
 
@@ -72,6 +81,7 @@ def decode(
         limits: For the pixels that an encoded image's header declares, and for those that a very
             long image would have once its shorter side is resized.
         reserve: Reserves memory for the image's pixels.
+        warn: Called with what the result does not tell about the image.
 
     Returns:
         uint8 [crop, crop, 3], RGB.
@@ -83,18 +93,23 @@ def decode(
     if isinstance(source, bytes):
         with contextlib.ExitStack() as reserved:
             pixels = _decode_encoded(
-                source, transform, limits, lambda size: reserved.enter_context(reserve(size))
+                source, transform, limits, lambda size: reserved.enter_context(reserve(size)), warn
             )
             return resize_and_crop(pixels, transform)
     check_resized("image.raw", source.height, source.width, transform, limits)
     size = transform.resized(source.height, source.width)
+    whole = None if is_elongated(size) else size
     with reserve(source.height * source.width):
-        rgb = raw_to_rgb(source, size, transform.interpolation, transform.background)
+        rgb = raw_to_rgb(source, whole, transform.interpolation, transform.background)
         return resize_and_crop(rgb, transform)
 
 
 def _decode_encoded(
-    encoded: bytes, transform: Transform, limits: ImageLimits, reserve: Callable[[int], None]
+    encoded: bytes,
+    transform: Transform,
+    limits: ImageLimits,
+    reserve: Callable[[int], None],
+    warn: Callable[[ImageWarning], None],
 ) -> NDArray[np.uint8]:
     """Return an encoded image as uint8 [height, width, 3], upright.
 
@@ -103,28 +118,35 @@ def _decode_encoded(
         transform: As `decode`.
         limits: As `decode`.
         reserve: Called with the image's pixels before they are decoded.
+        warn: As `decode`.
     """
-    with open_checked(encoded, transform, limits) as (image, file):
-        plain_jpeg = _is_plain_jpeg(image)
-        size = image.width * image.height
-        if plain_jpeg:
-            size = size * JPEG_PIXEL_BYTES // PIXEL_BYTES
-        elif (needed := decoding_bytes(image)) is not None:
-            size = needed // PIXEL_BYTES
-            check_memory(size, limits)
-        reserve(size)
-        pixels = _decode_jpeg(encoded) if plain_jpeg else None
+    on_truncated = partial(warn, ImageWarning.TRUNCATED) if limits.accept_truncated else None
+    with open_checked(encoded, transform, limits) as file:
+        reserve(file.cost_pixels)
+        pixels = _decode_plain_jpeg(file, on_truncated)
         if pixels is None:
-            pixels = _decode_pillow(image, file, transform.background, encoded)
-        upright = UPRIGHT.get(_orientation(image))
-        file.check_time()
+            pixels = _decode_pillow(file, transform.background, on_truncated)
+        upright = UPRIGHT.get(_orientation(file.image))
+        file.reader.check_time()
         # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
         # single row as it is.
         return pixels if upright is None else upright(pixels).copy()
 
 
-def _is_plain_jpeg(image: Image.Image) -> bool:
-    return image.format == "JPEG" and image.mode in ("RGB", "L")
+def _decode_plain_jpeg(file: CheckedFile, on_truncated: OnTruncated) -> NDArray[np.uint8] | None:
+    """Return uint8 [height, width, 3] of a JPEG as stored; None if it is Pillow's to decode.
+
+    That is a JPEG in CMYK, and anything unusual; it is scaled likewise.
+    """
+    image, part = file.image, file.part
+    if image.format != "JPEG":
+        return None
+    pixels = None
+    if image.mode in ("RGB", "L"):
+        pixels = decode_jpeg(file.encoded, (image.height, image.width), part, on_truncated)
+    if pixels is None and part > 1:
+        image.draft(None, (image.width // part, image.height // part))
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:
@@ -137,32 +159,32 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _decode_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
-    """Return uint8 [height, width, 3] as stored, or None.
-
-    Anything unusual is Pillow's to judge: it reads some files that break the standard a little, and
-    says what is wrong with the others.
-    """
+def _load(image: Image.Image, on_truncated: OnTruncated) -> None:
+    """Decode with Pillow; the pixels that a truncated file lacks are black, if it is accepted."""
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(encoded, "RGB")
-    except ValueError:
-        return None
-    return pixels
+        image.load()
+    except OSError as error:
+        if on_truncated is None or "truncated" not in str(error):
+            raise
+        # The pixels up to there are in place; without tiles there is nothing left to decode.
+        image.tile = []  # type: ignore[attr-defined]
+        image.load()
+        on_truncated()
 
 
 def _decode_pillow(
-    opened: Image.Image, file: BudgetedReader, background: Color | None, encoded: bytes
+    file: CheckedFile, background: Color | None, on_truncated: OnTruncated
 ) -> NDArray[np.uint8]:
     """Return uint8 [height, width, 3] as stored."""
-    opened.load()
+    image = opened = file.image
+    _load(opened, on_truncated)
     check_exif_tags(opened)  # a PNG may have it behind its pixels
-    file.check_time()
-    image = opened
+    file.reader.check_time()
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips deeper pixels to 8 bits instead of scaling them.
         image = grey_of_8_bits(opened)
     elif opened.format == "PNG":
-        scale_transparency(opened, encoded)
+        scale_transparency(opened, file.encoded)
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())  # Pillow converts premultiplied ones to no other
     if background is not None and has_alpha(image):

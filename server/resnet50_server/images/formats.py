@@ -8,15 +8,17 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from resnet50_server.errors import ImageFault, InvalidImage
+from resnet50_server.settings import Settings
 
+from . import jpeg
 from .decode_guard import FIELD, BudgetedReader, check_exif_tags, check_tiff_tags
-from .heif import declared_size, decodes, missing_decoder, open_heif
-from .pixel_budget import BudgetFull
+from .heif import declared_size, decodes, decoding_bytes, missing_decoder, open_heif
+from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, BudgetFull
 from .png import skipped_chunks
+from .resize import resized_pixels
 from .signatures import Format, identify, is_incomplete, unsupported
 from .tiff import Tiff, check_strips, check_tiles
 from .transform import Transform
@@ -27,11 +29,11 @@ _SPELLED = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF"
 HEADER_BYTES = 12
 # Pillow decodes run-length BMPs in Python: 50 million pixels would keep the GIL for seconds.
 MAX_RUN_LENGTH_PIXELS = 2**22
-JPEG_START_OF_SCAN = b"\xff\xda"
-# So many bytes are searched for scans at once.
-SCAN_PIECE = 2**20
-# Progressive encoders write about 10.
-MAX_JPEG_SCANS = 100
+# Entropy-coded data is read whole however small the image is decoded: 200-megapixel photos by
+# default (docs/adr/0030-scaled-jpeg-decoding.md).
+JPEG_MULTIPLE = 5
+# All scans of a JPEG together pass over so many times the pixels that one may declare.
+MAX_SCANNED_IMAGES = 10
 
 # Pixels are limited here, by the limits of a server; see `ImageLimits` for Pillow's own guard.
 Image.MAX_IMAGE_PIXELS = None
@@ -40,18 +42,57 @@ Image.init()
 
 
 @dataclass(frozen=True)
+class CheckedFile:
+    """A file whose header is within the limits, opened with Pillow.
+
+    Attributes:
+        encoded: The file without what precedes the image.
+        image: Its header, and its pixels once they are loaded.
+        reader: That Pillow reads it from.
+        part: 2, 4 or 8 if it is to be decoded at that fraction of its size, else 1.
+        cost_pixels: The memory that decoding it takes, as pixels of the worst format.
+    """
+
+    encoded: bytes
+    image: Image.Image
+    reader: BudgetedReader
+    part: int
+    cost_pixels: int
+
+
+@dataclass(frozen=True)
 class ImageLimits:
     """Limits of one image.
 
     Attributes:
         max_bytes: Length of an encoded image.
-        max_pixels: Width x height of any image.
+        max_pixels: Width x height of any image as it is decoded.
         timeout_s: For decoding one, in seconds.
+        max_jpeg_pixels: Width x height that a JPEG may declare.
+        exact_jpeg_pixels: A JPEG that declares more is decoded at a half, a quarter or an eighth of
+            its size where the result is large enough for the variant.
+        accept_truncated: Whether to answer from what is there of an image that lacks data.
     """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 50_000_000
     timeout_s: float = 10.0
+    max_jpeg_pixels: int = 250_000_000
+    exact_jpeg_pixels: int = 50_000_000
+    accept_truncated: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> ImageLimits:
+        """Return the limits of a server."""
+        pixels = settings.max_image_pixels
+        return cls(
+            settings.max_image_bytes,
+            pixels,
+            settings.decode_timeout_s,
+            settings.max_jpeg_pixels or JPEG_MULTIPLE * pixels,
+            settings.exact_jpeg_pixels or pixels,
+            settings.truncated_images == "accept",
+        )
 
     def __post_init__(self) -> None:
         # Pillow allocates what some headers declare before their size can be checked (a GIF of 43
@@ -90,14 +131,17 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
     Raises:
         InvalidImage: It is no image, or declares too many pixels.
     """
-    if is_incomplete(start):
+    padding = jpeg.padding(start)
+    if padding == len(start) < jpeg.MAX_PADDING_BYTES or is_incomplete(start):
         return False
+    start = start[padding or 0 :]
     name = require_format(start)
     try:
         if name in ("AVIF", "HEIC"):
             size = declared_size(start)
             if size is not None:
-                _check_size(*size, transform, limits)
+                _check_size(*size, limits)
+                check_resized(FIELD, size[1], size[0], transform, limits)
             return size is not None
         with _open(BudgetedReader(start, limits.timeout_s), start, name) as opened:
             _check_declared(opened, transform, limits)
@@ -113,12 +157,13 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
 @contextlib.contextmanager
 def open_checked(
     encoded: bytes, transform: Transform, limits: ImageLimits
-) -> Iterator[tuple[Image.Image, BudgetedReader]]:
-    """Open a file with Pillow if its header is within the limits; yield the image and its reader.
+) -> Iterator[CheckedFile]:
+    """Open a file with Pillow if its header is within the limits.
 
     Raises:
         InvalidImage: It is not, or the file turns out to be broken within the block.
     """
+    encoded = encoded[jpeg.padding(encoded) or 0 :]
     name = require_format(encoded)
     skipped = None
     if name == "TIFF":
@@ -126,18 +171,23 @@ def open_checked(
     elif name == "PNG":
         skipped = skipped_chunks(encoded)
     elif name in ("AVIF", "HEIC") and (size := declared_size(encoded)):
-        _check_size(*size, transform, limits)
+        _check_size(*size, limits)
     try:
-        file = BudgetedReader(encoded, limits.timeout_s, skipped)
-        with _open(file, encoded, name) as opened:
+        reader = BudgetedReader(encoded, limits.timeout_s, skipped)
+        with _open(reader, encoded, name) as opened:
             _check_declared(opened, transform, limits)
+            part, cost = 1, opened.width * opened.height
             if isinstance(opened, JpegImagePlugin.JpegImageFile):
-                _check_scans(encoded, opened, file.tell(), limits)
+                part = _fraction(opened, transform, limits)
+                cost = _jpeg_cost(encoded, opened, part, reader.tell(), limits)
             elif name == "TIFF":
                 check_strips(opened, len(encoded))
+            elif (needed := decoding_bytes(opened)) is not None:
+                cost = needed // PIXEL_BYTES
+                _check_memory(cost, limits)
             check_exif_tags(opened)
-            file.grant_pixel_reads(opened.format)
-            yield opened, file
+            reader.grant_pixel_reads(opened.format)
+            yield CheckedFile(encoded, opened, reader, part, cost)
     except (InvalidImage, MemoryError, BudgetFull):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -174,7 +224,7 @@ def _open(file: BudgetedReader, content: bytes, name: Format) -> Image.Image:
 def check_resized(
     field: str, height: int, width: int, transform: Transform, limits: ImageLimits
 ) -> None:
-    """Refuse an image so long and thin that resizing its short side makes it enormous.
+    """Refuse an image that resizing makes enormous.
 
     Args:
         field: Where it is in the request.
@@ -186,18 +236,18 @@ def check_resized(
     Raises:
         InvalidImage: It is.
     """
-    new_height, new_width = transform.resized(height, width)
-    if new_height * new_width > limits.max_pixels:
+    pixels = resized_pixels(height, width, transform)
+    if pixels > limits.max_pixels:
         raise InvalidImage(
             field,
-            f"is {width} x {height} pixels, and {new_width} x {new_height} once its shorter side is"
-            f" resized to {transform.resize}: more than the limit (max_image_pixels) of"
-            f" {limits.max_pixels}; send a less elongated image",
+            f"is {width} x {height} pixels, and {pixels} pixels once its shorter side is resized to"
+            f" {transform.resize}: more than the limit (max_image_pixels) of {limits.max_pixels};"
+            " send a less elongated image, or ask for a variant with a smaller resize",
             kind="too_many_pixels",
         )
 
 
-def check_memory(pixels: int, limits: ImageLimits) -> None:
+def _check_memory(pixels: int, limits: ImageLimits) -> None:
     """Refuse a file whose decoding takes more memory than the largest image of another format.
 
     Args:
@@ -233,19 +283,20 @@ def require_format(start: bytes) -> Format:
 
 def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimits) -> None:
     """Refuse a file whose header declares too many pixels."""
-    _check_size(*opened.size, transform, limits)
+    if opened.format == "JPEG":
+        _check_jpeg_size(opened, transform, limits)
+    else:
+        _check_size(*opened.size, limits)
+    check_resized(FIELD, opened.height, opened.width, transform, limits)
     if opened.format == "TIFF":
         check_tiles(opened)
     elif opened.format == "BMP":
         _check_runs(opened)
 
 
-def _check_size(width: int, height: int, transform: Transform, limits: ImageLimits) -> None:
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     """Refuse an encoded image of no or of too many pixels."""
-    if not width or not height:
-        raise InvalidImage(
-            FIELD, f"declares {width} x {height} pixels; send an image that has some"
-        )
+    _require_pixels(width, height)
     if width * height > limits.max_pixels:
         raise InvalidImage(
             FIELD,
@@ -253,7 +304,47 @@ def _check_size(width: int, height: int, transform: Transform, limits: ImageLimi
             f" is {limits.max_pixels}; send a smaller image",
             kind="too_many_pixels",
         )
-    check_resized(FIELD, height, width, transform, limits)
+
+
+def _require_pixels(width: int, height: int) -> None:
+    """Refuse an encoded image of no pixels."""
+    if not width or not height:
+        raise InvalidImage(
+            FIELD, f"declares {width} x {height} pixels; send an image that has some"
+        )
+
+
+def _check_jpeg_size(opened: Image.Image, transform: Transform, limits: ImageLimits) -> None:
+    """Refuse a JPEG that declares too many pixels, or has too many once it is scaled."""
+    width, height = opened.size
+    _require_pixels(width, height)
+    if width * height > max(limits.max_jpeg_pixels, limits.max_pixels):
+        raise InvalidImage(
+            FIELD,
+            f"declares {width} x {height} = {width * height} pixels, the limit for a JPEG"
+            f" (max_jpeg_pixels) is {limits.max_jpeg_pixels}; send a smaller image",
+            kind="too_many_pixels",
+        )
+    part = _fraction(opened, transform, limits)
+    if part == 1:
+        _check_size(width, height, limits)
+        return
+    pixels = jpeg.scaled(width, part) * jpeg.scaled(height, part)
+    if pixels > limits.max_pixels:
+        raise InvalidImage(
+            FIELD,
+            f"declares {width} x {height} pixels, {pixels} once decoded at 1/{part} of that; the"
+            f" limit (max_image_pixels) is {limits.max_pixels}; send a smaller image",
+            kind="too_many_pixels",
+        )
+
+
+def _fraction(opened: Image.Image, transform: Transform, limits: ImageLimits) -> int:
+    """Return at which fraction of its size a JPEG is decoded."""
+    size = opened.height, opened.width
+    if size[0] * size[1] <= limits.exact_jpeg_pixels:
+        return 1
+    return jpeg.fraction(size, transform.resized(*size))
 
 
 def _check_runs(opened: Image.Image) -> None:
@@ -269,54 +360,68 @@ def _check_runs(opened: Image.Image) -> None:
         )
 
 
-def _check_scans(
-    encoded: bytes, opened: JpegImagePlugin.JpegImageFile, at: int, limits: ImageLimits
-) -> None:
-    """Refuse a JPEG with so many scans that decoding it would take minutes.
-
-    Each scan passes over the whole image. The marker appears nowhere within compressed data.
+def _jpeg_cost(
+    encoded: bytes,
+    opened: JpegImagePlugin.JpegImageFile,
+    part: int,
+    header_end: int,
+    limits: ImageLimits,
+) -> int:
+    """Return the memory that decoding a JPEG takes, as pixels of the worst format.
 
     Args:
         encoded: The file.
         opened: Its header.
-        at: Where the header ends, behind that of the first scan.
+        part: At which fraction of its size it is decoded.
+        header_end: Where its header ends, behind that of the first scan.
         limits: For its pixels.
+
+    Raises:
+        InvalidImage: Its scans would take minutes or too much memory.
     """
-    if _has_one_scan(encoded, opened, at):
-        return
-    scans = _count_scans(encoded)
-    pixels = opened.size[0] * opened.size[1]
-    if scans > MAX_JPEG_SCANS or scans * pixels > MAX_JPEG_SCANS // 10 * limits.max_pixels:
+    width, height = opened.size
+    # In RGB or grey; what is left, CMYK, takes as much as the worst format.
+    pixel_bytes = JPEG_PIXEL_BYTES if opened.mode in ("RGB", "L") else PIXEL_BYTES
+    size = jpeg.scaled(width, part) * jpeg.scaled(height, part) * pixel_bytes
+    if not jpeg.has_one_scan(encoded, opened.layers, header_end, "progressive" in opened.info):
+        _check_scans(encoded, width * height, limits)
+        if part > 1:
+            sampling = [(across, down) for _, across, down, _ in opened.layer]
+            size += jpeg.coefficient_bytes((height, width), sampling)
+    # A file that lacks its end is copied to be given one.
+    cost = (size + len(encoded)) // PIXEL_BYTES
+    if part > 1 and cost > limits.max_pixels:
         raise InvalidImage(
             FIELD,
-            f"is a JPEG of {pixels} pixels in {scans} scans; at most {MAX_JPEG_SCANS} are decoded,"
-            f" and {MAX_JPEG_SCANS // 10} times max_image_pixels in all of them; save it as a"
-            " baseline JPEG",
+            f"is a JPEG of {width} x {height} pixels in several scans, which takes"
+            f" {size // 2**20} MiB to decode: more than max_image_pixels of {limits.max_pixels} at"
+            f" {PIXEL_BYTES} bytes each; save it as a baseline JPEG",
             kind="too_complex",
         )
+    return cost
 
 
-def _has_one_scan(encoded: bytes, opened: JpegImagePlugin.JpegImageFile, at: int) -> bool:
-    """Return whether decoders read one scan only: of all components, and not progressive.
+def _check_scans(encoded: bytes, pixels: int, limits: ImageLimits) -> None:
+    """Refuse a JPEG with so many scans that decoding it would take minutes.
 
-    That is how nearly all JPEGs are. Decoders ignore further scans of such a file.
+    Each scan passes over the whole image.
     """
-    if "progressive" in opened.info:
-        return False
-    length = 6 + 2 * opened.layers
-    header = JPEG_START_OF_SCAN + struct.pack(">HB", length, opened.layers)
-    return encoded.startswith(header, max(0, at - length - len(JPEG_START_OF_SCAN)))
-
-
-def _count_scans(encoded: bytes) -> int:
-    """Return how many scans a JPEG has; mostly without the GIL, as `bytes.count` is not."""
-    scans = 0
-    for start in range(0, len(encoded), SCAN_PIECE):
-        length = min(SCAN_PIECE + 1, len(encoded) - start)
-        piece = np.frombuffer(encoded, np.uint8, length, start)
-        found = (piece[:-1] == JPEG_START_OF_SCAN[0]) & (piece[1:] == JPEG_START_OF_SCAN[1])
-        scans += int(np.count_nonzero(found))
-    return scans
+    scans = jpeg.read_layout(encoded).scans
+    limit = MAX_SCANNED_IMAGES * max(limits.max_pixels, limits.max_jpeg_pixels)
+    if scans > jpeg.MAX_SCANS:
+        raise InvalidImage(
+            FIELD,
+            f"is a JPEG of more than {jpeg.MAX_SCANS} scans; save it as a baseline JPEG",
+            kind="too_complex",
+        )
+    if scans * pixels > limit:
+        raise InvalidImage(
+            FIELD,
+            f"is a JPEG of {pixels} pixels in {scans} scans, {scans * pixels} in all of them, the"
+            f" limit ({MAX_SCANNED_IMAGES} x max_jpeg_pixels) is {limit}; save it as a baseline"
+            " JPEG",
+            kind="too_complex",
+        )
 
 
 def _too_many_pixels(error: BaseException, limits: ImageLimits) -> InvalidImage:
@@ -340,7 +445,11 @@ def _broken(error: Exception) -> InvalidImage:
             " without metadata",
             kind="too_complex",
         )
-    kind: ImageFault = "truncated" if "truncated" in detail.lower() else "unreadable"
+    kind: ImageFault = "unreadable"
+    advice = "send the whole file"
     if isinstance(error, (struct.error, UnidentifiedImageError)):
         detail, kind = "its header is not complete", "truncated"
-    return InvalidImage(FIELD, f"is truncated or broken: {detail}; send the whole file", kind=kind)
+    elif "truncated" in detail.lower():
+        kind = "truncated"
+        advice += ", or have the server answer from the part that is there (truncated_images)"
+    return InvalidImage(FIELD, f"is truncated or broken: {detail}; {advice}", kind=kind)

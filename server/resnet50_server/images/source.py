@@ -59,6 +59,16 @@ class RawImage:
     color_range: int = ColorRange.UNSPECIFIED
 
 
+class ImageWarning(IntEnum):
+    """Something that a result does not tell about its image, with the numbers of the contract.
+
+    Attributes:
+        TRUNCATED: Data was missing; the pixels that it would have given are grey or black.
+    """
+
+    TRUNCATED = 1
+
+
 Source: TypeAlias = bytes | RawImage
 """An encoded file, or raw pixels."""
 

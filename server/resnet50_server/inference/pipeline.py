@@ -19,7 +19,7 @@ from resnet50_server.images.background import Background
 from resnet50_server.images.decode import decode, needs_no_decode
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull, PixelBudget
-from resnet50_server.images.source import Source, size_bytes
+from resnet50_server.images.source import ImageWarning, Source, size_bytes
 from resnet50_server.images.transform import Transform
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
@@ -133,19 +133,20 @@ class Pipeline:
         """
         started = time.perf_counter()
         variant, transform = task.variant, task.transform
+        warnings: list[ImageWarning] = []
+        decode_image = partial(self._decode, source, transform, warn=warnings.append)
         inline = needs_no_decode(source, transform)
         if inline:
-            pixels = self._decode(source, transform)
+            pixels = decode_image()
         else:
             decode_s = self.decode_pool.expected_s(context)
             with variant.scheduler.accept(variant.queue, context, decode_s):
                 try:
                     pixels = await self.decode_pool.submit(
-                        partial(self._decode, source, transform, reserve=self._pixels.reserve),
-                        context,
+                        partial(decode_image, reserve=self._pixels.reserve), context
                     )
                 except BudgetFull as full:  # the image's size was not known before
-                    pixels = await self._decode_later(source, task, context, full.pixels)
+                    pixels = await self._decode_later(decode_image, context, full.pixels)
         decoded = time.perf_counter()
         result = await variant.scheduler.submit(
             variant.queue,
@@ -156,16 +157,19 @@ class Pipeline:
             accepted=not inline,
         )
         result.decode_s, result.decoded = decoded - started, decoded
+        result.warnings = tuple(warnings)
         return result
 
     async def _decode_later(
-        self, source: Source, task: InferenceTask, context: RequestContext, pixels: int
+        self,
+        decode_image: Callable[..., NDArray[np.uint8]],
+        context: RequestContext,
+        pixels: int,
     ) -> NDArray[np.uint8]:
         """Decode an image once there is memory for so many pixels."""
-        transform = task.transform
         grant = await self._pixels.wait(pixels)
         try:
-            decode_granted = partial(self._decode, source, transform, reserve=grant.reserve)
+            decode_granted = partial(decode_image, reserve=grant.reserve)
             return await self.decode_pool.submit(decode_granted, context)
         finally:
             grant.release()

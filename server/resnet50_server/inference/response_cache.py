@@ -23,7 +23,7 @@ import numpy as np
 
 from resnet50_server.batching.result import Result
 from resnet50_server.images.background import Color
-from resnet50_server.images.source import Source
+from resnet50_server.images.source import ImageWarning, Source
 
 from .single_flight import SingleFlight
 
@@ -40,7 +40,8 @@ PURGE_CHUNK = 1000
 
 _RAW = struct.Struct("<cIIIIII")
 _KEY = struct.Struct("<II?")
-_HEADER = struct.Struct("<II")
+# The size of the batch, how many categories there are, and a bit for each warning.
+_HEADER = struct.Struct("<IHH")
 
 
 class CacheKey(NamedTuple):
@@ -282,7 +283,11 @@ def _run_in_slices(work: Iterator[None]) -> None:
 def _pack(result: Result) -> bytes:
     return b"".join(
         (
-            _HEADER.pack(result.batch_size, len(result.indices)),
+            _HEADER.pack(
+                result.batch_size,
+                len(result.indices),
+                sum(1 << warning for warning in set(result.warnings)),
+            ),
             result.indices.astype("<i8", copy=False).tobytes(),
             result.probabilities.astype("<f4", copy=False).tobytes(),
             b"" if result.embedding is None else result.embedding.astype("<f4").tobytes(),
@@ -292,7 +297,7 @@ def _pack(result: Result) -> bytes:
 
 def _unpack(value: bytes, with_embedding: bool) -> Result:
     """Return a stored result; its arrays are read-only views."""
-    batch_size, top_k = _HEADER.unpack_from(value)
+    batch_size, top_k, warnings = _HEADER.unpack_from(value)
     probabilities = _HEADER.size + 8 * top_k
     embedding = probabilities + 4 * top_k
     return Result(
@@ -304,4 +309,5 @@ def _unpack(value: bytes, with_embedding: bool) -> Result:
         batch_size=batch_size,
         cache="hit",
         decoded=time.perf_counter(),
+        warnings=tuple(one for one in ImageWarning if warnings >> one & 1) if warnings else (),
     )

@@ -233,7 +233,7 @@ def _cpu_engines(cache: GraphCache, settings: Settings) -> CpuEngines:
 
     calibration = None
     if settings.calibration_dir is not None:
-        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        limits = ImageLimits.of(settings)
         calibration = Calibration(settings.calibration_dir, limits, settings.min_int8_agreement)
     return CpuEngines(cache, cpu_plan(settings), calibration)
 

@@ -154,6 +154,11 @@ class Settings(
                 f"max_decode_pixels: {self.max_decode_pixels} is less than max_image_pixels"
                 f" ({self.max_image_pixels}); set at least that"
             )
+        if self.max_jpeg_pixels is not None and self.max_jpeg_pixels < self.max_image_pixels:
+            raise ValueError(
+                f"max_jpeg_pixels: {self.max_jpeg_pixels} is less than max_image_pixels"
+                f" ({self.max_image_pixels}); set at least that"
+            )
         if self.max_receive_bytes < self.max_message_bytes:
             raise ValueError(
                 f"max_receive_bytes: {self.max_receive_bytes} is less than max_message_bytes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -107,8 +107,35 @@ class Limits(Group):
         int, Field(ge=1, description="Maximum size of an encoded image, in bytes.")
     ] = 32 * 2**20
     max_image_pixels: Annotated[
-        int, Field(ge=1, description="Maximum width x height of an image, in pixels.")
+        int,
+        Field(
+            ge=1,
+            description="Maximum width x height of an image as it is decoded, in pixels.",
+        ),
     ] = 50_000_000
+    max_jpeg_pixels: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Maximum width x height that a JPEG may declare, in pixels. Default: 5 x"
+            " --max-image-pixels.",
+        ),
+    ] = None
+    exact_jpeg_pixels: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="JPEGs of more pixels are decoded at 1/2, 1/4 or 1/8 of their size, at"
+            " least three times what they are resized to. Default: --max-image-pixels.",
+        ),
+    ] = None
+    truncated_images: Annotated[
+        Literal["refuse", "accept"],
+        Field(
+            description="Images whose data ends early: refuse them, or answer from the part that is"
+            " there, with a warning in the response.",
+        ),
+    ] = "refuse"
     max_decode_pixels: Annotated[
         int | None,
         Field(

@@ -54,7 +54,7 @@ class Attack:
     says: str | None
 
 
-SIZE, SMALL_PIECES = "max_image_pixels", "small pieces"
+SIZE, SMALL_PIECES = "max_(image|jpeg)_pixels", "small pieces"
 # An upload is looked at while it arrives, and then it is the number of tags that is seen first.
 TAGS = "tags|small pieces"
 TRUNCATED, FORMAT = "truncated or broken", "not a readable JPEG"
@@ -73,7 +73,6 @@ REFUSED = {
         hostile.gif(8, 8, b"!\xf9\x04\x08\0\0\0\0", frame=(65535, 65535)), SIZE
     ),
     "tiff of 60000 x 60000": Attack(hostile.tiff(60000, 60000), SIZE),
-    "long and thin": Attack(hostile.png(100_000, 1), SIZE),
     "png of 80,000 chunks": Attack(hostile.png_of_chunks(80_000), SMALL_PIECES),
     "png exif whose tags share": Attack(
         hostile.png(
@@ -103,9 +102,17 @@ REFUSED = {
         b"\xff\xd8\xff\xe0\0\2" + bytes(1_000_000), SMALL_PIECES
     ),
     "jpeg of fill bytes": Attack(b"\xff\xd8" + b"\xff" * 1_000_000, SMALL_PIECES),
-    "jpeg of 101 scans": Attack(hostile.progressive(64, 64, 101), "in 101 scans"),
+    "jpeg of 101 scans": Attack(hostile.progressive(64, 64, 101), "more than 100 scans"),
     "jpeg of 101 scans of one component": Attack(
-        hostile.scans_of_one_component(101), "in 101 scans"
+        hostile.scans_of_one_component(101), "more than 100 scans"
+    ),
+    "jpeg of 90,000 scans without data": Attack(hostile.empty_scans(90_000), "more than 100 scans"),
+    "jpeg of 250,000 segments between scans": Attack(
+        hostile.segments_between_scans(250_000), "more than 10000 segments"
+    ),
+    "jpeg above the pixels that one may declare": Attack(hostile.jpeg_of(2000, 1001), SIZE),
+    "jpeg whose coefficients take too much": Attack(
+        hostile.wide_coefficients(1400, 1400), "in several scans, which takes"
     ),
     "jpeg of many scans of many pixels": Attack(hostile.progressive(600, 600, 60), "in 60 scans"),
     "jpeg exif whose tags share": Attack(
@@ -168,7 +175,12 @@ REFUSED = {
         for form in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
     },
     "half a HEIC": Attack(hostile.half(HEIC), TRUNCATED),
+    "jpeg of restart markers": Attack(hostile.marker_flood(b"\xff\xd0", 500_000), TRUNCATED),
+    "jpeg of stuffed bytes": Attack(hostile.marker_flood(b"\xff\0", 500_000), TRUNCATED),
+    "jpeg of fill bytes in a scan": Attack(hostile.marker_flood(b"\xff", 1_000_000), TRUNCATED),
     # Harmless, and so answered: what is too much of them is not looked at.
+    "png of 100,000 x 1": Attack(hostile.png(100_000, 1, lines=bytes(300_001)), None),
+    "jpeg with a video of scans behind it": Attack(NORMAL + b"\xff\xda\0\2" * 200_000, None),
     "png that inflates to 100 MiB": Attack(hostile.png(8, 8, lines=bytes(100 * MIB)), None),
     "jpeg whose further pictures share": Attack(hostile.pictures_that_share(1500, 45_000), None),
     "png zTXt of 64 MiB": Attack(hostile.png_text_bomb(b"zTXt", 63, MIB - 100), None),
@@ -197,6 +209,10 @@ DECODED = {
     "run-length bmp": hostile.bmp(1000, 1000, b"\xff\1\xff\1\xff\1\xeb\1\0\0" * 1000, 1),
     "jpeg": encode(photo_like(1000, 1000), "JPEG", progressive=True, subsampling=0),
     "cmyk jpeg": encode(FLAT.convert("CMYK"), "JPEG"),
+    "jpeg decoded at a half": encode(Image.new("RGB", (1400, 1400)), "JPEG"),
+    "progressive jpeg decoded at a half": encode(
+        Image.new("RGB", (1400, 1400)), "JPEG", progressive=True
+    ),
 }
 
 Send = Callable[[bytes], Awaitable[tuple[grpc.StatusCode, str]]]
@@ -288,6 +304,7 @@ SETTINGS = (
     *("--decode-threads", "1"),
     *("--max-image-bytes", str(MAX_IMAGE_BYTES)),
     *("--max-image-pixels", str(MAX_IMAGE_PIXELS)),
+    *("--max-jpeg-pixels", str(2 * MAX_IMAGE_PIXELS)),
     *("--max-message-bytes", str(MAX_MESSAGE_BYTES)),
 )
 

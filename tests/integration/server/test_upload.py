@@ -130,9 +130,8 @@ def png_header(width: int, height: int) -> bytes:
     [
         (b"this is no image, however much of it may come", "not a readable JPEG"),
         (png_header(60_000, 60_000), "max_image_pixels"),
-        (png_header(60_000, 10), "more than the limit"),
     ],
-    ids=["no image", "too many pixels", "too long and thin"],
+    ids=["no image", "too many pixels"],
 )
 async def test_hopeless_upload_ends_after_its_first_chunk(start, text):
     async with serving() as server, connected(server) as channel:

@@ -750,7 +750,7 @@ async def test_cancelled_image_releases_its_decode_memory():
     large = SMALL_PIXELS + 1
     bench.pipeline._pixels = budget = PixelBudget(large)
 
-    def decode(source, _, reserve) -> np.ndarray:
+    def decode(source, _, reserve, **__) -> np.ndarray:
         with reserve(large):
             return image(source[0])
 
