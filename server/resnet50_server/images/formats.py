@@ -146,7 +146,9 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
         with _open(BudgetedReader(start, limits.timeout_s), start, name) as opened:
             _check_declared(opened, transform, limits)
             return True
-    except InvalidImage:
+    except InvalidImage as error:
+        if name == "TIFF" and error.kind == "unsupported":
+            return False  # the values of its tags may lie further on
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(error, limits) from error

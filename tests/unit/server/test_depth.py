@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.formats import ImageLimits, check_header
 from resnet50_server.images.transform import Transform
 from tests.support import hostile
 from tests.support.pictures import encode, picture
@@ -228,6 +228,13 @@ def test_exif_text_of_a_png_still_turns_it():
     plain = encode(upright)
     turned = plain[:33] + hostile.chunk(b"tEXt", text) + plain[33:]
     assert np.array_equal(shown(turned), np.rot90(np.asarray(upright), -1))
+
+
+def test_tiff_is_not_refused_before_the_values_of_its_tags_have_arrived():
+    values = np.zeros((SIDE, SIDE, 3), dtype=np.uint16)
+    for encoded in (colour_tiff(values), encode(picture(SIDE, SIDE), "TIFF")):
+        for length in range(12, len(encoded), 7):
+            check_header(encoded[:length], SQUARE, ImageLimits())
 
 
 def test_palette_and_bilevel_images_are_what_pillow_shows():
