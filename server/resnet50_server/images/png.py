@@ -48,8 +48,9 @@ def scale_transparency(opened: Image.Image, content: bytes) -> None:
         content: The whole file.
     """
     value = opened.info.get("transparency")
-    depth = content[_DEPTH_AT]
-    if opened.mode == "L" and isinstance(value, int) and depth < 8:
+    # Pillow also reads a header that is not the first chunk; its depth is left as it is.
+    depth = content[_DEPTH_AT] if content[12:16] == b"IHDR" else 8
+    if opened.mode == "L" and isinstance(value, int) and 0 < depth < 8:
         opened.info["transparency"] = value * 255 // ((1 << depth) - 1)
     elif opened.mode == "RGB" and isinstance(value, tuple) and depth == 16:
         opened.info["transparency"] = tuple(one >> 8 for one in value)

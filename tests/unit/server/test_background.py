@@ -156,6 +156,12 @@ def test_one_transparent_colour_of_a_png_becomes_the_background(depth):
     assert (on_red[:8] == 0).all()
 
 
+def test_png_whose_header_is_not_its_first_chunk_is_decoded():
+    whole = grey_png(8, 17)
+    gamma = hostile.chunk(b"gAMA", (45455).to_bytes(4, "big"))
+    assert np.array_equal(shown(whole[:8] + gamma + whole[8:], RED), shown(whole, RED))
+
+
 def test_palette_gif_and_grey_alpha_are_composited():
     holes = Image.new("P", (SIDE, SIDE), 1)
     holes.putpalette([0, 0, 0, 10, 200, 30])
