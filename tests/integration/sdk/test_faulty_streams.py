@@ -113,6 +113,17 @@ async def test_stream_that_always_ends_early_reports_missing_frames(kind):
     assert len(server.streams) > 2
 
 
+async def test_stream_that_ends_after_each_answer_goes_on(kind):
+    """For longer than `resume_s`, which begins again with each answer."""
+    async with (
+        scripted_stream(ending(1)) as server,
+        Caller(kind, server.address, retry=RetryPolicy(initial_backoff_s=0.05)) as client,
+    ):
+        results = await collect(client, [PNG] * 8, resume_s=0.2)
+    assert labels(results) == expected(8)
+    assert len(server.streams) >= 8
+
+
 async def test_stream_that_ends_before_its_source_is_resumed(kind):
     """Every frame that came is answered, and still there are more to come."""
     async with (

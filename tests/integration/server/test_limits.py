@@ -242,6 +242,16 @@ async def test_bulk_beyond_its_share_is_refused_interactive_is_not():
         await until(lambda: server.snapshot().requests == 0)
 
 
+async def test_bulk_frames_leave_permits_to_interactive_requests():
+    async with busy(max_requests=4) as server, connected(server) as channel:
+        frames = stream_of(channel, 6, metadata=(("x-priority", "bulk"),))
+        admission = server.parts.admission
+        await until(lambda: admission.requests + admission.waiting >= 4)
+        assert (admission.requests, admission.waiting) == (3, 1)
+        frames.cancel()
+        await until(lambda: admission.requests == 0)
+
+
 async def test_health_checks_have_room_of_their_own():
     async with busy(max_requests=1, max_streams=1) as server, connected(server) as channel:
         inside = asyncio.ensure_future(

@@ -187,6 +187,18 @@ async def test_old_weights_answer_their_requests_then_close(tmp_path):
         assert await stream.read() is grpc.aio.EOF
 
 
+async def test_stream_of_replaced_weights_ends_with_the_new_ones(folder):
+    async with administrator(folder) as admin:
+        await admin.load("digits")
+        stream = await open_stream(admin, "digits")
+        await replace(admin, "digits")
+        await send(stream, 1)
+        assert (await stream.read()).frame_id == 1
+        await admin.unload("digits")
+        with refused("UNAVAILABLE", "variant digits is being unloaded"):
+            await asyncio.wait_for(stream.read(), 30)
+
+
 async def test_upload_begun_before_a_swap_gets_the_new_weights(tmp_path):
     folder = tmp_path / "variants"
     put(folder, "mine", 1)

@@ -133,6 +133,17 @@ def test_server_that_moves_is_found_again_while_calls_fail(names):
     assert looked_up(resolver) == "ipv4:10.9.9.9:1,10.0.0.2:1"
 
 
+def test_names_are_looked_up_rarely_once_calls_succeed_again(names):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    resolver = Resolver(["a:1", "b:1"])
+    looked_up(resolver)
+    resolver.failed()
+    for _ in range(5):
+        names.now += AGAIN_S
+        looked_up(resolver)
+    assert names.asked == ["a", "b"] * 2
+
+
 def test_names_are_not_looked_up_at_every_failure(names):
     names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
     resolver = Resolver(["a:1", "b:1"])

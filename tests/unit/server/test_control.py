@@ -23,8 +23,9 @@ from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.lifecycle.watcher import DirectoryWatcher
 from resnet50_server.variants.directory import VariantsDirectory
-from resnet50_server.variants.spec import parse_variant
+from resnet50_server.variants.spec import VariantSpec, parse_variant
 from tests.support.administering import describe
+from tests.support.serving import until
 from tests.support.virtual_device import FakeEngine, VirtualThreads
 
 EACH = 2**20
@@ -211,6 +212,14 @@ async def test_variant_of_a_traffic_split_is_not_evicted(folder):
         server.engines.bytes["y"] = 2 * EACH
         await server.control.load("y")
     assert server.names == ["a", "b", "x"]
+
+
+async def test_variant_is_not_evicted_for_its_own_replacement(folder):
+    server = await served(folder, "a=random:0", max_bytes=2 * EACH, evict=True)
+    await server.control.load("x")
+    with pytest.raises(NotNow, match="max_variants_bytes: x takes about 1 MiB"):
+        await server.control.load("x", replace=True)
+    assert server.names == ["a", "x"]
 
 
 async def test_variant_too_large_even_after_drains_is_rejected(folder):
@@ -445,6 +454,23 @@ async def test_variant_changed_during_a_load_is_reloaded(folder):
     assert server.engines.loads == ["a", "x", "x"]
 
 
+async def test_variant_changed_while_its_spec_is_read_is_reloaded(folder, monkeypatch):
+    shutil.rmtree(folder / "y")
+    server = await served(folder, "a=random:0")
+    watched = await Watched.of(folder, server)
+
+    def parse(argument: str) -> VariantSpec:
+        spec = parse_variant(argument)
+        describe(folder / "x", ["other"])
+        return spec
+
+    with monkeypatch.context() as changing:
+        changing.setattr("resnet50_server.lifecycle.spec_source.parse_variant", parse)
+        await server.control.load("x")
+    await watched.poll()
+    assert server.engines.loads == ["a", "x", "x"]
+
+
 async def test_missing_variants_dir_unloads_nothing(folder, caplog):
     server = await served(folder, f"x={folder / 'x'}", f"y={folder / 'y'}")
     watched = await Watched.of(folder, server)
@@ -663,3 +689,17 @@ async def test_replaced_variant_is_not_referenced_once_freed(folder):
             gc.collect()
 
     await asyncio.wait_for(gone(), 10)
+
+
+async def test_name_is_removed_with_its_last_variant_in_memory(folder):
+    server, removed = await served(folder, "a=random:0"), []
+    server.variants.on_removed(removed.append)
+    await server.control.load("x")
+    old = server.variants.find("x")
+    old.acquire()
+    await server.control.load("x", replace=True)
+    await server.control.unload("x")
+    assert (server.variants.draining, removed) == ([old], [])
+    old.release()
+    await until(lambda: not server.variants.draining)
+    assert removed == ["x"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import warnings
@@ -17,7 +18,7 @@ from resnet50.v1 import image_pb2
 from resnet50_server.api.image_source import parse_image
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode, needs_no_decode
-from resnet50_server.images.decode_guard import check_tiff_tags
+from resnet50_server.images.decode_guard import BudgetedReader, check_tiff_tags
 from resnet50_server.images.formats import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage
 from resnet50_server.images.transform import Transform
@@ -293,6 +294,16 @@ def test_large_rle_bmp_is_refused():
     assert refused.value.kind == "too_complex"
 
 
+def test_reads_of_an_rle_bmp_are_limited(monkeypatch):
+    monkeypatch.setattr("resnet50_server.images.decode_guard.MAX_RUN_READS", 100)
+    file = BudgetedReader(bytes(1000), 60.0)
+    file.grant_pixel_reads("BMP")
+    for _ in range(100):
+        file.read(1)
+    with pytest.raises(InvalidImage, match="too many small pieces"):
+        file.read(1)
+
+
 def test_tags_that_share_their_bytes_are_refused_by_any_pillow():
     """Newer ones skip such tags; older ones copy the bytes for each."""
     with pytest.raises(InvalidImage, match=r"tags .* save it anew without metadata"):
@@ -321,6 +332,20 @@ def test_declared_pixels_are_limited_before_decoding():
     )
     with pytest.raises(InvalidImage, match=r"max_image_pixels\) is 50000000"):
         decoded(bomb)
+
+
+@pytest.mark.parametrize("pixel_format", [PixelFormat.RGB, PixelFormat.GRAY])
+def test_memory_is_reserved_for_raw_pixels_too(pixel_format):
+    reserved = []
+
+    @contextlib.contextmanager
+    def reserve(pixels: int):
+        reserved.append(pixels)
+        yield
+
+    content = bytes(64 * 48 * (3 if pixel_format == PixelFormat.RGB else 1))
+    decode(RawImage(64, 48, pixel_format, 0, content), SQUARE, LIMITS, reserve)
+    assert reserved == [64 * 48]
 
 
 def test_encoded_length_is_limited():
