@@ -101,7 +101,7 @@ class Figure:
 
 def frames(count: int) -> list[Image]:
     """Return random images of the variant's own size."""
-    shape = (count, TRANSFORM.crop, TRANSFORM.crop, 3)
+    shape = (count, *TRANSFORM.input_size, 3)
     return list(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 

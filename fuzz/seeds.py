@@ -371,7 +371,7 @@ def replies() -> list[bytes]:
 
 
 def files() -> list[bytes]:
-    """Return a tokens file, a variant.json and a config file, each behind its letter."""
+    """Return tokens, variant.json, transform and config files, each behind its letter."""
     entry = (
         f'[[token]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["infer"]\nexpires = 2030-01-31\n'
     )
@@ -386,4 +386,27 @@ def files() -> list[bytes]:
         'device = "cpu"\nmax_batch_size = 8\ndecode_timeout_s = 1.5\nlog_level = "info"\n'
         'allow_plaintext = true\nmetrics_listen = "127.0.0.1:9090"\n'
     )
-    return [b"t" + entry.encode(), b"v" + described.encode(), b"c" + config.encode()]
+    squashed = (
+        '{"categories": ["cat", "dog"], "transform": {"resize": [36, 48], "pad_to_square": true,'
+        ' "fill": [1, 2, 3], "antialias": false, "channel_order": "BGR", "input_range": [0, 255],'
+        ' "mean": [103.9, 116.8, 123.7], "std": [1, 1, 1]}}'
+    )
+    letterbox = described.replace('"resize": 36', '"resize": {"longer_side": 36}')
+    preset = (
+        "ImageClassification(\n    crop_size=[32]\n    resize_size=[36]\n    mean=[0.5, 0.5, 0.5]\n"
+        "    std=[0.5, 0.5, 0.5]\n    interpolation=InterpolationMode.BILINEAR\n)"
+    )
+    composed = (
+        "Compose(\n    Resize(size=36, interpolation=bilinear, max_size=None, antialias=True)\n"
+        "    CenterCrop(size=(32, 32))\n    ToTensor()\n    Normalize(mean=[0.5], std=[0.5])\n)"
+    )
+    letterboxed = (
+        "t = Compose([v2.Resize(None, max_size=36), CenterCrop((32, 36)), PILToTensor(),"
+        " ToDtype(torch.float32), Normalize(tensor([103.9]), tensor([1.0]))])"
+    )
+    return [
+        b"t" + entry.encode(),
+        *(b"v" + one.encode() for one in (described, squashed, letterbox)),
+        *(b"x" + one.encode() for one in (preset, composed, letterboxed)),
+        b"c" + config.encode(),
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import resource
 import struct
@@ -46,6 +47,8 @@ from resnet50_server.images.source import RawImage, Source
 from resnet50_server.images.transform import Transform
 from resnet50_server.settings import Settings
 from resnet50_server.variants.spec import parse_variant
+from resnet50_server.variants.transform_file import TransformFile, transform_json
+from resnet50_server.variants.transform_text import parse_transform_text
 
 Target: TypeAlias = Callable[[bytes], None]
 
@@ -153,7 +156,7 @@ def _require_broken(content: bytes, refusal: InvalidImage) -> None:
 
 def _require_input(pixels: NDArray[np.uint8]) -> None:
     """Require what the engine takes."""
-    shape = (TRANSFORM.crop, TRANSFORM.crop, 3)
+    shape = (*TRANSFORM.input_size, 3)
     if pixels.shape != shape or pixels.dtype != np.uint8 or not pixels.flags.c_contiguous:
         raise Finding(f"not the network's input: {pixels.dtype} {pixels.shape}")
 
@@ -355,7 +358,10 @@ _folder = Path(_temporary.name)
 
 
 def files(content: bytes) -> None:
-    """Read a tokens file, a variant.json or a config file: what is wrong in it is said."""
+    """Read a tokens file, a variant.json, a transform or a config file: its faults are said.
+
+    A transform that is read is the same again once it is written into a variant.json.
+    """
     kind, content = content[:1], content[1:]
     with contextlib.suppress(UnusableSetting, WeightsError):
         if kind == b"t":
@@ -363,12 +369,20 @@ def files(content: bytes) -> None:
         elif kind == b"v":
             (_folder / "variant.json").write_bytes(content)
             parse_variant(f"own={_folder}")
+        elif kind == b"x":
+            _read_again(parse_transform_text(content.decode(errors="replace")))
         else:
             config = _folder / "config.toml"
             config.write_bytes(content)
             # What `resnet50-server serve` says and exits with 2 for.
             with contextlib.suppress(ValidationError, SettingsError, ValueError):
                 Settings(config=config)
+
+
+def _read_again(transform: Transform) -> None:
+    again = TransformFile.model_validate_json(json.dumps(transform_json(transform)))
+    if again.to_transform() != transform:
+        raise Finding(f"{transform} is {again.to_transform()} once it is written and read")
 
 
 TARGETS: dict[str, Target] = {

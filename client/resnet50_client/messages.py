@@ -217,6 +217,32 @@ def embedding(
     )
 
 
+def _transform(message: variant_pb2.Transform) -> Transform:
+    """Convert preprocessing; older servers leave out what their variants do not have."""
+    size = message.input_size
+    square = (message.crop, message.crop)
+    return Transform(
+        resize=message.resize,
+        crop=message.crop,
+        mean=tuple(message.mean),
+        std=tuple(message.std),
+        interpolation=message.interpolation,
+        background=message.background or "none",
+        resize_to=(
+            (message.resize_to.height, message.resize_to.width)
+            if message.HasField("resize_to")
+            else None
+        ),
+        resize_longer_side=message.resize_longer_side,
+        pad_to_square=message.pad_to_square,
+        fill=tuple(message.fill) or (0, 0, 0),
+        input_size=(size.height, size.width) if message.HasField("input_size") else square,
+        antialias=message.antialias if message.HasField("antialias") else True,
+        channel_order=message.channel_order or "RGB",
+        input_range=tuple(message.input_range) or (0, 1),
+    )
+
+
 def variant(message: variant_pb2.Variant) -> Variant:
     """Convert a variant."""
     accuracy, quantization = message.published_accuracy, message.quantization
@@ -232,14 +258,7 @@ def variant(message: variant_pb2.Variant) -> Variant:
         embedding_space=message.embedding_space,
         category_count=message.category_count,
         categories=tuple(message.categories),
-        transform=Transform(
-            resize=message.transform.resize,
-            crop=message.transform.crop,
-            mean=tuple(message.transform.mean),
-            std=tuple(message.transform.std),
-            interpolation=message.transform.interpolation,
-            background=message.transform.background or "none",
-        ),
+        transform=_transform(message.transform),
         published_accuracy=PublishedAccuracy(
             accuracy.dataset,
             accuracy.acc_at_1,

@@ -173,13 +173,28 @@ class Classification:
 class Transform:
     """A variant's preprocessing; the server applies it.
 
+    The steps are, as far as a variant has them: pad to a square, resize, central crop, reorder the
+    channels, scale, normalise.
+
     Attributes:
-        resize: Length of the shorter side after resizing, in pixels.
-        crop: Side length of the centre crop, the network's input, in pixels.
-        mean: Subtracted from red, green and blue after scaling to 0..1.
-        std: Divides red, green and blue after that.
-        interpolation: "bilinear", "bicubic" or "nearest".
+        resize: Length of the shorter side after resizing, in pixels; 0 if it is not what is
+            resized.
+        crop: Side length of the centre crop, the network's input, in pixels; 0 if the input is not
+            square.
+        mean: Subtracted from each channel after scaling, in the order of `channel_order`.
+        std: Divides each channel after that, in the same order.
+        interpolation: "bilinear", "bicubic", "nearest", "nearest-exact", "lanczos", "hamming" or
+            "box".
         background: Background of transparent pixels, "#rrggbb", or "none": alpha is dropped.
+        resize_to: Exact height and width after resizing; None if the aspect ratio is kept.
+        resize_longer_side: Length of the longer side after resizing, in pixels; 0 if it is not what
+            is resized.
+        pad_to_square: Whether the image is padded to a square before it is resized.
+        fill: Red, green and blue of padding, 0 to 255.
+        input_size: Height and width of the network's input, and of the crop that makes it.
+        antialias: Whether "bilinear" and "bicubic" are antialiased.
+        channel_order: "RGB" or "BGR".
+        input_range: The values of black and white after scaling: 0 and 1, or 0 and 255.
     """
 
     resize: int
@@ -188,6 +203,14 @@ class Transform:
     std: tuple[float, ...]
     interpolation: str
     background: str = "none"
+    resize_to: tuple[int, int] | None = None
+    resize_longer_side: int = 0
+    pad_to_square: bool = False
+    fill: tuple[int, ...] = (0, 0, 0)
+    input_size: tuple[int, int] = (0, 0)
+    antialias: bool = True
+    channel_order: str = "RGB"
+    input_range: tuple[int, ...] = (0, 1)
 
 
 @dataclass(frozen=True)

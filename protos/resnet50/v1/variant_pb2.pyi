@@ -324,8 +324,9 @@ global___Quantization = Quantization
 
 @typing.final
 class Transform(google.protobuf.message.Message):
-    """Preprocessing from an image to the network's input: resize, central crop, scale to 0..1,
-    normalize.
+    """Preprocessing from an upright RGB image to the network's input: pad to a square, resize, central
+    crop, reorder the channels, scale, normalize. Steps that a variant does not have are left out. At
+    most one of `resize`, `resize_to` and `resize_longer_side` is set.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -336,23 +337,70 @@ class Transform(google.protobuf.message.Message):
     STD_FIELD_NUMBER: builtins.int
     INTERPOLATION_FIELD_NUMBER: builtins.int
     BACKGROUND_FIELD_NUMBER: builtins.int
+    RESIZE_TO_FIELD_NUMBER: builtins.int
+    RESIZE_LONGER_SIDE_FIELD_NUMBER: builtins.int
+    PAD_TO_SQUARE_FIELD_NUMBER: builtins.int
+    FILL_FIELD_NUMBER: builtins.int
+    INPUT_SIZE_FIELD_NUMBER: builtins.int
+    ANTIALIAS_FIELD_NUMBER: builtins.int
+    CHANNEL_ORDER_FIELD_NUMBER: builtins.int
+    INPUT_RANGE_FIELD_NUMBER: builtins.int
     resize: builtins.int
-    """Length of the shorter side after resizing, in pixels, e.g. 232."""
+    """Length of the shorter side after resizing, in pixels, e.g. 232; the other side is truncated. 0
+    if the shorter side is not what is resized.
+    """
     crop: builtins.int
-    """Side of the central square crop, in pixels, e.g. 224."""
+    """Side of the network's input, and of the central crop that makes it, in pixels, e.g. 224; 0 if
+    the input is not square, see `input_size`.
+    """
     interpolation: builtins.str
-    """"bilinear", "bicubic" or "nearest"; antialiased where the method supports it."""
+    """"bilinear", "bicubic", "nearest" (the pixel that torch takes of a tensor), "nearest-exact" (that
+    of Pillow), or Pillow's "lanczos", "hamming" or "box". Methods other than the
+    nearest ones are antialiased, unless `antialias` is false.
+    """
     background: builtins.str
     """Background that transparent pixels are composited on before that, "#rrggbb"; "none": alpha is
     dropped, as torchvision's pipeline does. A request may choose another one.
     """
+    resize_longer_side: builtins.int
+    """Length of the longer side after resizing, in pixels; the other side is truncated. 0 if the
+    longer side is not what is resized.
+    """
+    pad_to_square: builtins.bool
+    """Whether the image is padded to a square, in whose centre it is, before it is resized."""
+    antialias: builtins.bool
+    """False if "bilinear" and "bicubic" take the nearest 4 or 16 pixels only, as torchvision does of
+    tensors with antialias=False, and OpenCV. Absent means true.
+    """
+    channel_order: builtins.str
+    """"RGB" or "BGR", the order of the channels in the network's input; empty means "RGB"."""
     @property
     def mean(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Subtracted from red, green and blue after scaling to 0..1; 3 numbers."""
+        """Subtracted from each channel after scaling, in the order of `channel_order`; 3 numbers."""
 
     @property
     def std(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Divides red, green and blue after that; 3 numbers above 0."""
+        """Divides each channel after that, in the same order; 3 numbers above 0."""
+
+    @property
+    def resize_to(self) -> global___ImageSize:
+        """Exact size after resizing, whatever the image's aspect ratio; absent if it is kept."""
+
+    @property
+    def fill(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Red, green and blue of padding, 0 to 255: of `pad_to_square`, and around an image that is
+        smaller than the crop. Empty means black.
+        """
+
+    @property
+    def input_size(self) -> global___ImageSize:
+        """Size of the network's input, and of the central crop that makes it. Absent from servers that
+        know squares only, whose side is `crop`.
+        """
+
+    @property
+    def input_range(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """What black and white are scaled to: 0 and 1, or 0 and 255. Empty means 0 and 1."""
 
     def __init__(
         self,
@@ -363,10 +411,42 @@ class Transform(google.protobuf.message.Message):
         std: collections.abc.Iterable[builtins.float] | None = ...,
         interpolation: builtins.str = ...,
         background: builtins.str = ...,
+        resize_to: global___ImageSize | None = ...,
+        resize_longer_side: builtins.int = ...,
+        pad_to_square: builtins.bool = ...,
+        fill: collections.abc.Iterable[builtins.int] | None = ...,
+        input_size: global___ImageSize | None = ...,
+        antialias: builtins.bool | None = ...,
+        channel_order: builtins.str = ...,
+        input_range: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["background", b"background", "crop", b"crop", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_antialias", b"_antialias", "antialias", b"antialias", "input_size", b"input_size", "resize_to", b"resize_to"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_antialias", b"_antialias", "antialias", b"antialias", "background", b"background", "channel_order", b"channel_order", "crop", b"crop", "fill", b"fill", "input_range", b"input_range", "input_size", b"input_size", "interpolation", b"interpolation", "mean", b"mean", "pad_to_square", b"pad_to_square", "resize", b"resize", "resize_longer_side", b"resize_longer_side", "resize_to", b"resize_to", "std", b"std"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_antialias", b"_antialias"]) -> typing.Literal["antialias"] | None: ...
 
 global___Transform = Transform
+
+@typing.final
+class ImageSize(google.protobuf.message.Message):
+    """A size in pixels."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    """Rows."""
+    width: builtins.int
+    """Columns."""
+    def __init__(
+        self,
+        *,
+        height: builtins.int = ...,
+        width: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["height", b"height", "width", b"width"]) -> None: ...
+
+global___ImageSize = ImageSize
 
 @typing.final
 class PublishedAccuracy(google.protobuf.message.Message):

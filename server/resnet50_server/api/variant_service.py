@@ -5,7 +5,7 @@ from __future__ import annotations
 from resnet50.v1 import variant_pb2, variant_pb2_grpc
 from resnet50_server.errors import InvalidRequest, NotEnabled
 from resnet50_server.images.background import spell_background
-from resnet50_server.images.transform import Transform
+from resnet50_server.images.transform import LongerSide, Transform
 from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
@@ -155,7 +155,7 @@ def _describe_unloaded(
         state=state,
         embedding_dimension=EMBEDDING_DIMENSION,
         category_count=len(spec.categories),
-        transform=_transform(spec.transform),
+        transform=_describe_transform(spec.transform),
         description=spec.description,
     )
     if spec.published is not None:
@@ -163,9 +163,29 @@ def _describe_unloaded(
     return variant
 
 
-def _transform(transform: Transform) -> variant_pb2.Transform:
-    fields = vars(transform) | {"background": spell_background(transform.background)}
-    return variant_pb2.Transform(**fields)
+def _describe_transform(transform: Transform) -> variant_pb2.Transform:
+    """Describe preprocessing, so that a client can do it too."""
+    height, width = transform.input_size
+    message = variant_pb2.Transform(
+        crop=height if height == width else 0,
+        mean=transform.mean,
+        std=transform.std,
+        interpolation=transform.interpolation,
+        background=spell_background(transform.background),
+        pad_to_square=transform.pad_to_square,
+        fill=transform.fill,
+        input_size=variant_pb2.ImageSize(height=height, width=width),
+        antialias=transform.antialias,
+        channel_order=transform.channel_order,
+        input_range=transform.input_range,
+    )
+    if isinstance(transform.resize, LongerSide):
+        message.resize_longer_side = transform.resize.pixels
+    elif isinstance(transform.resize, tuple):
+        message.resize_to.height, message.resize_to.width = transform.resize
+    elif transform.resize is not None:
+        message.resize = transform.resize
+    return message
 
 
 def _describe_loaded(

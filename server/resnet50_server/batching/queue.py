@@ -36,7 +36,7 @@ class PendingRequest:
     """One decoded image, until its future is done.
 
     Attributes:
-        image: uint8 [crop, crop, 3], RGB.
+        image: uint8 [height, width, 3], RGB.
         top_k: Number of categories in the result; 0 for none.
         with_embedding: Whether the result has the embedding.
         context: The context of its request.
@@ -94,10 +94,10 @@ class VariantQueue:
         limit: How large its batches may be.
         cancelled: Counts its cancelled requests.
         clock: Returns loop time.
-        crop: Side of its images, in pixels.
+        image_size: Height and width of its images, in pixels.
 
     Attributes:
-        crop: Side of its images, in pixels.
+        image_size: Height and width of its images, in pixels.
         limit: How large its batches may be.
         latency: How long its batches take on the device.
         preparation: How long they take besides: submission, stacking, copying, and the way back to
@@ -118,12 +118,12 @@ class VariantQueue:
         limit: AdaptiveBatchLimit,
         cancelled: CancelCounts,
         clock: Callable[[], float] = time.monotonic,
-        crop: int = 224,
+        image_size: tuple[int, int] = (224, 224),
     ) -> None:
         self.name = name
         self.engine = engine
         self.limit = limit
-        self.crop = crop
+        self.image_size = image_size
         self.latency = LatencyModel(engine.padded)
         self.preparation = LatencyModel()
         self.waiting: FairQueue[PendingRequest] = FairQueue()

@@ -1,8 +1,8 @@
 """Retries of failed batches, and the self-test that tells a failing variant from a lost device.
 
-Images are uint8 [crop, crop, 3], so their content cannot make a forward pass fail: the cause is the
-memory, the device or its driver. A batch that did not fit into memory is retried in smaller ones,
-see `AdaptiveBatchLimit`; any other is retried once, whole, and then fails.
+Images are uint8 [height, width, 3], so their content cannot make a forward pass fail: the cause is
+the memory, the device or its driver. A batch that did not fit into memory is retried in smaller
+ones, see `AdaptiveBatchLimit`; any other is retried once, whole, and then fails.
 
 After `MAX_CONSECUTIVE_FAILURES` failed batches of a variant it is given a self-test: a fixed image,
 as when its engine warmed up. A variant that fails it is out of service, and every other variant of
@@ -228,7 +228,7 @@ class RetryQueue:
         """Give a variant its self-test next."""
         if queue not in self._in_self_test:
             self._in_self_test.add(queue)
-            request = _self_test_request(queue.crop)
+            request = _self_test_request(queue.image_size)
             self._batches.appendleft(RetryBatch(queue, [request], is_self_test=True))
 
     def _on_self_test_failed(self, queue: VariantQueue, error: Exception) -> None:
@@ -254,10 +254,10 @@ def _failed() -> EngineFailed:
     return EngineFailed("the engine failed on the batch of this image")
 
 
-def _self_test_request(crop: int) -> PendingRequest:
-    """Return the request of a self-test: an image of `crop` x `crop` equal pixels."""
+def _self_test_request(size: tuple[int, int]) -> PendingRequest:
+    """Return the request of a self-test: an image of equal pixels."""
     future: asyncio.Future[Result] = asyncio.Future()
     future.add_done_callback(asyncio.Future.exception)  # or asyncio logs that it was not read
-    image = np.full((crop, crop, 3), 128, dtype=np.uint8)
+    image = np.full((*size, 3), 128, dtype=np.uint8)
     context = RequestContext("SelfTest", "", (), shadow=True)
     return PendingRequest(image, 1, False, context, 0.0, future)

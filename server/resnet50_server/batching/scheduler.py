@@ -108,7 +108,11 @@ class Scheduler:
         self._closing: BaseException | None = None
 
     def add(
-        self, name: str, engine: Engine, warm: Iterable[tuple[int, float]] = (), crop: int = 224
+        self,
+        name: str,
+        engine: Engine,
+        warm: Iterable[tuple[int, float]] = (),
+        image_size: tuple[int, int] = (224, 224),
     ) -> VariantQueue:
         """Make the queue of a variant.
 
@@ -117,10 +121,10 @@ class Scheduler:
             engine: The engine that computes it.
             warm: Sizes and durations in seconds of batches that ran already; the first deadlines
                 are judged by them.
-            crop: Side of its images, in pixels.
+            image_size: Height and width of its images, in pixels.
         """
         limit = AdaptiveBatchLimit(self.policy.max_batch_size)
-        queue = VariantQueue(name, engine, limit, self.cancelled, self._loop.time, crop)
+        queue = VariantQueue(name, engine, limit, self.cancelled, self._loop.time, image_size)
         self._queues.append(queue)
         for images, duration_s in warm:
             queue.latency.observe(images, duration_s)
@@ -141,7 +145,7 @@ class Scheduler:
 
         Args:
             queue: The variant's queue.
-            image: uint8 [crop, crop, 3], RGB.
+            image: uint8 [height, width, 3], RGB.
             top_k: Number of categories in the result; 0 for none.
             with_embedding: Whether the result has the embedding.
             context: The context of its request: its deadline; its stream, whose waiting images

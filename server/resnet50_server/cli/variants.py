@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.images.background import spell_background
-from resnet50_server.images.transform import Transform
 from resnet50_server.variants.checkpoints import sha256, verify_official, weights_directory
 from resnet50_server.variants.download import (
     fetch,
@@ -27,10 +25,13 @@ from resnet50_server.variants.spec import (
     parse_variant,
 )
 
+from .check_variant import check
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-variants = typer.Typer(help="List, show, download and verify variants.")
+variants = typer.Typer(help="List, show, check, download and verify variants.")
+variants.command()(check)
 
 WeightsDirectory = Annotated[
     Path | None,
@@ -140,16 +141,6 @@ def _condition(spec: VariantSpec, directory: Path) -> str:
     return "verified" if digest.startswith(published_digest(spec)) else "BAD HASH"
 
 
-def _transform(transform: Transform) -> str:
-    mean, std = (
-        ", ".join(f"{one:g}" for one in three) for three in (transform.mean, transform.std)
-    )
-    return (
-        f"resize {transform.resize} ({transform.interpolation}), crop {transform.crop},"
-        f" mean {mean}, std {std}, background {spell_background(transform.background)}"
-    )
-
-
 def _accuracy(published: PublishedAccuracy) -> str:
     second = "" if published.acc_at_5 is None else f", acc@5 {published.acc_at_5:g}"
     return f"{published.dataset}: acc@1 {published.acc_at_1:g}{second}"
@@ -163,7 +154,7 @@ def _show(spec: VariantSpec, directory: Path) -> None:
         "name": ", ".join((spec.name, *spec.aliases)),
         "description": spec.description,
         "categories": f"{len(categories)}: {', '.join(categories[:3])}{more}",
-        "transform": _transform(spec.transform),
+        "transform": str(spec.transform),
         "published": _accuracy(spec.published) if spec.published else "nothing",
     }
     if spec.official is not None:

@@ -127,7 +127,7 @@ class CpuEngines:
         for one in kinds:
             if one != "torch":
                 builders[one] = partial(self._load_graph, one, graph, precision)
-        return self._fastest(builders, spec.transform.crop, precision)
+        return self._fastest(builders, spec.transform.input_size, precision)
 
     def _build_int8(self, spec: VariantSpec, fp32_graph: Path, kinds: list[str]) -> CpuEngine:
         """Quantize float weights to int8, or take the cached result of an earlier start."""
@@ -146,7 +146,7 @@ class CpuEngines:
         builders: dict[str, BuildEngine] = {
             kind: partial(self._load_graph, kind, graph, "int8") for kind in kinds
         }
-        chosen = self._fastest(builders, spec.transform.crop, "int8")
+        chosen = self._fastest(builders, spec.transform.input_size, "int8")
 
         def measure() -> dict[str, object]:
             fp32 = self._load_graph(chosen.kind, fp32_graph, "fp32")
@@ -190,7 +190,13 @@ class CpuEngines:
                 _require_match(spec, graph, TorchEngine(network(), transform, "cpu", "fp32"))
 
         # The number of categories is part of the key: weights are only checked at the export.
-        key = _key(digest, asdict(transform), len(spec.categories))
+        key = _key(
+            digest,
+            transform.input_size,
+            transform.affine(),
+            transform.channel_order,
+            len(spec.categories),
+        )
         return self._cache.path(f"{key}.onnx", export)
 
     def _load_graph(self, kind: str, graph: Path, precision: str) -> Engine:
@@ -205,12 +211,14 @@ class CpuEngines:
                 " was removed: start again to export it again, or use --engine torch"
             ) from error
 
-    def _fastest(self, builders: dict[str, BuildEngine], crop: int, precision: str) -> CpuEngine:
+    def _fastest(
+        self, builders: dict[str, BuildEngine], size: tuple[int, int], precision: str
+    ) -> CpuEngine:
         """Build the engine with about the highest rate; benchmarks once per machine."""
         if len(builders) == 1:
             ((kind, build),) = builders.items()
             return CpuEngine(build(), kind)
-        images = _noise(crop, BENCHMARK_BATCH_SIZE)
+        images = _noise(size, BENCHMARK_BATCH_SIZE)
         built: dict[str, Engine] = {}
 
         def measure() -> dict[str, float]:
@@ -219,7 +227,7 @@ class CpuEngines:
             return {kind: _images_per_s(engine, images) for kind, engine in built.items()}
 
         versions = [importlib.metadata.version(kind) for kind in builders]
-        key = _key(_processor(), [*builders, *versions], crop, asdict(self._plan), precision)
+        key = _key(_processor(), [*builders, *versions], size, asdict(self._plan), precision)
         rates: dict[str, float] = self._cache.cached_json(f"fastest-{key}.json", measure)
         enough = NEAR_BEST * max(rates.get(kind, 0.0) for kind in builders)
         kind = next(kind for kind in PREFER_BY_MEMORY if rates.get(kind, -1.0) >= enough)
@@ -280,7 +288,7 @@ def _load_graph(kind: str, graph: Path, precision: str, plan: CpuPlan) -> Engine
 
 def _require_match(spec: VariantSpec, graph: Engine, pytorch: Engine) -> None:
     """Raise `ExportMismatch` unless both return the same probabilities for noise."""
-    images = _noise(spec.transform.crop, 2)
+    images = _noise(spec.transform.input_size, 2)
     exported, expected = (engine.run(images, 1, True) for engine in (graph, pytorch))
     difference = float(np.abs(exported.probabilities - expected.probabilities).max())
     if not difference <= TOLERANCE:
@@ -300,8 +308,8 @@ def _images_per_s(engine: Engine, images: Images) -> float:
     return len(images) / min(times)
 
 
-def _noise(crop: int, count: int) -> Images:
-    return list(np.random.default_rng(0).integers(0, 256, (count, crop, crop, 3), dtype=np.uint8))
+def _noise(size: tuple[int, int], count: int) -> Images:
+    return list(np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8))
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Images: TypeAlias = list[NDArray[np.uint8]]
-"""Decoded images: uint8 [crop, crop, 3] each, RGB."""
+"""Decoded images: uint8 [height, width, 3] each, RGB, of one size."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Engine(Protocol):
         """Compute a batch.
 
         Args:
-            images: N arrays uint8 [crop, crop, 3], RGB.
+            images: N arrays uint8 [height, width, 3], RGB, of the network's input size.
             top_k: Number of categories to return per image; 0 for none.
             with_embeddings: Whether to return embeddings.
         """

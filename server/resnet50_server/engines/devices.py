@@ -25,6 +25,18 @@ def cuda_available() -> bool:
     return cuda_device_count() > 0
 
 
+def cuda_memory_bytes(device: str) -> int:
+    """Return how much memory of a device is in use, by all processes.
+
+    Args:
+        device: "cuda:N".
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
 def torch_version() -> str:
     """Return torch's version, for error messages."""
     import torch

@@ -4,8 +4,8 @@ It is written layer by layer, since the network is known: PyTorch's exporter doe
 torchvision's int8 modules, and the graph includes the normalisation
 (docs/adr/0008-cpu-engines.md).
 
-Input `images`: uint8 [N, crop, crop, 3], RGB. Outputs `probabilities`: float32 [N, categories], and
-`embeddings`: float32 [N, 2048].
+Input `images`: uint8 [N, height, width, 3], RGB. Outputs `probabilities`: float32 [N, categories],
+and `embeddings`: float32 [N, 2048].
 """
 
 from __future__ import annotations
@@ -71,11 +71,14 @@ class _Graph(ABC, Generic[Value]):
                 x = self._join(y, x, block)
         logits = self._classify(self._average(x), model.fc)
         self._node("Softmax", logits, output="probabilities", axis=1)
-        crop = self._transform.crop
         graph = helper.make_graph(
             self._nodes,
             "resnet50",
-            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", crop, crop, 3])],
+            [
+                helper.make_tensor_value_info(
+                    "images", TensorProto.UINT8, ["N", *self._transform.input_size, 3]
+                )
+            ],
             [
                 helper.make_tensor_value_info(
                     "probabilities", TensorProto.FLOAT, ["N", model.fc.out_features]
@@ -110,14 +113,11 @@ class _Graph(ABC, Generic[Value]):
     def _classify(self, x: Value, head: Any) -> str: ...
 
     def _normalised(self) -> str:
-        """Write the step from `images` to the network's input, float32 [N, 3, crop, crop]."""
-        mean, std = (
-            np.array(values, dtype=np.float32)
-            for values in (self._transform.mean, self._transform.std)
-        )
+        """Write the step from `images` to the network's input, float32 [N, 3, height, width]."""
+        scale, shift = (np.array(values, np.float32) for values in self._transform.affine())
         pixels = self._node("Cast", "images", to=TensorProto.FLOAT)
-        pixels = self._node("Mul", pixels, self._constant(1.0 / (255.0 * std)))
-        pixels = self._node("Add", pixels, self._constant(-mean / std))
+        pixels = self._node("Mul", pixels, self._constant(scale))
+        pixels = self._node("Add", pixels, self._constant(shift))
         return self._node("Transpose", pixels, perm=[0, 3, 1, 2])
 
     def _node(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:

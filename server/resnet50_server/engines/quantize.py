@@ -50,7 +50,7 @@ class CalibrationImages:
     """Decoded images of one directory.
 
     Attributes:
-        calibrating: uint8 [crop, crop, 3] each; they set the ranges.
+        calibrating: uint8 [height, width, 3] each; they set the ranges.
         held_out: Other images of that form, for the comparison.
         digest: SHA-256 of all of them, 64 hex digits.
     """
@@ -159,7 +159,7 @@ def compare(int8: Engine, fp32: Engine, calibration_images: int, held_out: Image
         int8: The quantized engine.
         fp32: The engine of the float weights.
         calibration_images: Number of images that calibrated `int8`.
-        held_out: At least one other image, uint8 [crop, crop, 3].
+        held_out: At least one other image, uint8 [height, width, 3].
     """
     same, cosines = 0, []
     for batch in batches(held_out, BATCH_SIZE):

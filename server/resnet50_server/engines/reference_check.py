@@ -47,7 +47,7 @@ class ReferenceOutput:
     """Output of a variant's weights for fixed images, computed by torchvision's own network.
 
     Attributes:
-        images: Two of uint8 [crop, crop, 3], RGB.
+        images: Two of uint8 [height, width, 3], RGB.
         probabilities: float32 [2, categories].
         embeddings: float32 [2, 2048].
     """
@@ -68,17 +68,21 @@ class ReferenceOutput:
 
         from resnet50_server.variants.network import build_model
 
-        image = fixed_image(spec.transform.crop)
+        image = fixed_image(spec.transform.input_size)
         # The second one is upside down, so that mixed-up rows of a batch are detected.
         images = [image, np.ascontiguousarray(image[::-1])]
         model = build_model(spec, weights)
         pooled: list[torch.Tensor] = []
         model.avgpool.register_forward_hook(lambda *call: pooled.append(call[2].dequantize()))
+        transform = spec.transform
         mean, std = (
-            torch.tensor(values).view(1, 3, 1, 1)
-            for values in (spec.transform.mean, spec.transform.std)
+            torch.tensor(values).view(1, 3, 1, 1) for values in (transform.mean, transform.std)
         )
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
+        # As in training, where engines have both within their weights.
+        pixels = pixels * transform.input_range[1]
+        if transform.channel_order == "BGR":
+            pixels = pixels.flip(1)
         with torch.inference_mode():
             logits = model((pixels - mean) / std)
         probabilities = torch.softmax(logits, dim=1).numpy()
@@ -138,10 +142,10 @@ class ReferenceOutput:
         return float(difference), float(cosines.min())
 
 
-def fixed_image(crop: int) -> NDArray[np.uint8]:
-    """Return soft colours with a little noise, as photos have; uint8 [crop, crop, 3]."""
+def fixed_image(size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return soft colours with a little noise, as photos have; uint8 [height, width, 3]."""
     random = np.random.default_rng(0)
     colours = Image.fromarray(random.integers(0, 256, (7, 7, 3), dtype=np.uint8))
-    soft = np.asarray(colours.resize((crop, crop), Image.Resampling.BICUBIC), dtype=np.int16)
+    soft = np.asarray(colours.resize(size[::-1], Image.Resampling.BICUBIC), dtype=np.int16)
     noisy = soft + random.integers(-12, 13, soft.shape, dtype=np.int16)
     return noisy.clip(0, 255).astype(np.uint8)

@@ -21,7 +21,7 @@ class TorchEngine:
 
     Args:
         network: In eval mode, on the CPU; moved to the device.
-        transform: The variant's, for its mean and standard deviation.
+        transform: The variant's, for its normalisation.
         device: Device to compute on, such as "cuda:0".
         precision: "fp32", "fp16" or "bf16"; "int8" for networks that are quantized already.
     """
@@ -47,7 +47,7 @@ class TorchEngine:
             self._network = self._network.to(memory_format=torch.channels_last)
         self._scale, self._shift = (
             torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-            for values in affine(transform)
+            for values in transform.affine()
         )
 
     @torch.inference_mode()
@@ -80,10 +80,3 @@ class TorchEngine:
         del self._network
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def affine(transform: Transform) -> tuple[list[float], list[float]]:
-    """Return scale, shift with pixel·scale + shift = (pixel/255 - mean)/std, per channel."""
-    scale = [1.0 / (255.0 * std) for std in transform.std]
-    shift = [-mean / std for mean, std in zip(transform.mean, transform.std, strict=True)]
-    return scale, shift

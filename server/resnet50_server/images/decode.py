@@ -1,4 +1,4 @@
-"""Decode an image into the network's input: uint8 [crop, crop, 3], RGB.
+"""Decode an image into the network's input: uint8 [height, width, 3], RGB.
 
 Each image is decoded on its own and before batching, so a bad one fails alone. JPEGs take the fast
 path (libjpeg-turbo straight into an array: the same pixels as Pillow's in two thirds of the time,
@@ -27,7 +27,7 @@ from .jpeg import decode_jpeg
 from .pixel_budget import Reserve, unbounded
 from .png import scale_transparency
 from .raw import raw_to_rgb
-from .resize import is_elongated, resize_and_crop
+from .resize import resize_and_crop, resizes_part
 from .source import ImageWarning, PixelFormat, RawImage, Source
 from .transform import Transform
 
@@ -62,6 +62,7 @@ def needs_no_decode(source: Source, transform: Transform) -> bool:
         isinstance(source, RawImage)
         and source.pixel_format in (PixelFormat.RGB, PixelFormat.GRAY)
         and transform.resized(source.height, source.width) == (source.height, source.width)
+        and not transform.needs_padding(source.height, source.width)
         and source.height * source.width <= MAX_INLINE_PIXELS
     )
 
@@ -77,14 +78,14 @@ def decode(
 
     Args:
         source: A complete file, or raw pixels.
-        transform: The variant's; its normalisation is left to the engine.
+        transform: The variant's; channel order and normalisation are left to the engine.
         limits: For the pixels that an encoded image's header declares, and for those that a very
-            long image would have once its shorter side is resized.
+            long image would have once it is resized.
         reserve: Reserves memory for the image's pixels.
         warn: Called with what the result does not tell about the image.
 
     Returns:
-        uint8 [crop, crop, 3], RGB.
+        uint8 [height, width, 3] of the network's input, RGB.
 
     Raises:
         InvalidImage: It is not an image, is broken, or has too many pixels.
@@ -98,7 +99,10 @@ def decode(
             return resize_and_crop(pixels, transform)
     check_resized("image.raw", source.height, source.width, transform, limits)
     size = transform.resized(source.height, source.width)
-    whole = None if is_elongated(size) else size
+    # Smaller planes would have other pixels where they are not averaged, or padded.
+    part = resizes_part(source.height, source.width, transform)
+    direct = transform.antialias and not transform.needs_padding(source.height, source.width)
+    whole = size if direct and not part else None
     with reserve(source.height * source.width):
         rgb = raw_to_rgb(source, whole, transform.interpolation, transform.background)
         return resize_and_crop(rgb, transform)

@@ -242,9 +242,9 @@ def check_resized(
     if pixels > limits.max_pixels:
         raise InvalidImage(
             field,
-            f"is {width} x {height} pixels, and {pixels} pixels once its shorter side is resized to"
-            f" {transform.resize}: more than the limit (max_image_pixels) of {limits.max_pixels};"
-            " send a less elongated image, or ask for a variant with a smaller resize",
+            f"is {width} x {height} pixels, and {pixels} pixels while the variant resizes it: more"
+            f" than the limit (max_image_pixels) of {limits.max_pixels}; send a less elongated"
+            " image, or ask for a variant with a smaller resize",
             kind="too_many_pixels",
         )
 
@@ -346,7 +346,12 @@ def _fraction(opened: Image.Image, transform: Transform, limits: ImageLimits) ->
     size = opened.height, opened.width
     if size[0] * size[1] <= limits.exact_jpeg_pixels:
         return 1
-    return jpeg.fraction(size, transform.resized(*size))
+    if not transform.antialias or transform.interpolation.startswith("nearest"):
+        return 1  # a smaller image has averages, of which such a variant takes none
+    resized = transform.resized(*size)
+    if isinstance(transform.resize, tuple):
+        resized = (max(resized), max(resized))  # it may yet be turned upright
+    return jpeg.fraction(size, resized)
 
 
 def _check_runs(opened: Image.Image) -> None:

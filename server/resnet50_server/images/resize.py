@@ -1,4 +1,4 @@
-"""Resize and crop 8-bit pixels, as torchvision's transforms do on tensors."""
+"""Pad, resize and crop 8-bit pixels, as torchvision's transforms do."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .transform import Interpolation, Transform
+from .transform import ANTIALIAS_OPTIONAL, Interpolation, Transform
+
+# Methods of Pillow's that torch does not have for tensors, has in recent releases only, or rounds
+# otherwise ("nearest-exact").
+PILLOW_ONLY = ("nearest-exact", "lanczos", "hamming", "box")
 
 # An image this many times as long as wide is cropped while it is resized: it is resized only where
 # the crop lies. Others are resized whole, which is what torchvision does, in C.
 ELONGATED = 4
 # Pixels to each side of the centre that a kernel reads, when it does not make the image smaller.
-RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
+RADIUS = {
+    "nearest-exact": 0.5,
+    "box": 0.5,
+    "bilinear": 1.0,
+    "hamming": 1.0,
+    "bicubic": 2.0,
+    "lanczos": 3.0,
+}
 
 
 def is_elongated(size: tuple[int, int]) -> bool:
@@ -23,19 +34,37 @@ def is_elongated(size: tuple[int, int]) -> bool:
     return max(size) > ELONGATED * min(size)
 
 
+def resizes_part(height: int, width: int, transform: Transform) -> bool:
+    """Return whether an image of this size is resized only where the crop lies."""
+    return (
+        is_elongated(transform.resized(height, width))
+        and not isinstance(transform.resize, tuple)
+        and not transform.needs_padding(height, width)
+        and transform.antialias
+    )
+
+
 def resized_pixels(height: int, width: int, transform: Transform) -> int:
-    """Return how many pixels resizing makes of an image: of an elongated one, those of the crop."""
+    """Return how many pixels resizing makes of an image at most.
+
+    Of an elongated one, those of the crop; of a padded one, those of its longer side too.
+    """
     size = transform.resized(height, width)
-    if is_elongated(size):
+    if resizes_part(height, width, transform):
         rows, columns = _cropped(size, transform)
         return len(rows) * len(columns)
-    return size[0] * size[1]
+    if transform.needs_padding(height, width):
+        return max(math.prod(size), math.prod(transform.half_resized(height, width)))
+    return math.prod(size)
 
 
 def resample(
-    pixels: NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation
+    pixels: NDArray[np.uint8],
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    antialias: bool = True,
 ) -> NDArray[np.uint8]:
-    """Resize an image or planes; antialiased unless nearest.
+    """Resize an image or planes.
 
     Servers with a stub engine run without torch. There Pillow resizes, whose pixels may be a level
     apart: what stub engines return does not depend on pixels.
@@ -44,22 +73,23 @@ def resample(
         pixels: uint8 [height, width, channels].
         size: New height and width.
         interpolation: How.
+        antialias: Whether bilinear and bicubic average all pixels that a smaller one covers.
 
     Returns:
         uint8 [new height, new width, channels].
     """
-    if sys.modules.get("torch") is None:
+    if interpolation in PILLOW_ONLY or sys.modules.get("torch") is None:
         return _resample_by_pillow(pixels, size, interpolation)
     import torch
     from torch.nn import functional
 
-    antialias = interpolation != "nearest"
+    smooth = interpolation in ANTIALIAS_OPTIONAL
     resized = functional.interpolate(
         torch.from_numpy(pixels).permute(2, 0, 1)[None],
         size=list(size),
         mode=interpolation,
-        align_corners=False if antialias else None,
-        antialias=antialias,
+        align_corners=False if smooth else None,
+        antialias=antialias and smooth,
     )
     out: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
     return out
@@ -73,7 +103,7 @@ def _resample_by_pillow(
 ) -> NDArray[np.uint8]:
     """Resize planes; `box` is the part of them to resize: left, top, right, bottom."""
     height, width = size
-    method = Image.Resampling[interpolation.upper()]
+    method = Image.Resampling[interpolation.removesuffix("-exact").upper()]
     planes = (Image.fromarray(pixels[:, :, one]) for one in range(pixels.shape[2]))
     if box is None:
         resized = [plane.resize((width, height), method) for plane in planes]
@@ -164,8 +194,8 @@ def _cropped(size: tuple[int, int], transform: Transform) -> tuple[range, range]
     """Return the rows and columns of a resized image that the crop keeps."""
     origin = transform.crop_origin(*size)
     rows, columns = (
-        range(max(0, start), min(side, start + transform.crop))
-        for start, side in zip(origin, size, strict=True)
+        range(max(0, start), min(side, start + crop))
+        for start, side, crop in zip(origin, size, transform.input_size, strict=True)
     )
     return rows, columns
 
@@ -181,21 +211,54 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
         transform: Which geometry.
 
     Returns:
-        uint8 [crop, crop, 3], contiguous; a copy.
+        uint8 [height, width, 3] of `transform.input_size`, contiguous; a copy.
     """
     height, width = pixels.shape[:2]
     size = transform.resized(height, width)
-    top, left = transform.crop_origin(*size)
-    crop = transform.crop
-    if is_elongated(size):
-        rows, columns = _cropped(size, transform)
+    rows, columns = _cropped(size, transform)
+    if transform.needs_padding(height, width):
+        pixels = _pad_and_resize(pixels, transform)[
+            rows.start : rows.stop, columns.start : columns.stop
+        ]
+    elif resizes_part(height, width, transform):
         pixels = _resample_part(pixels, size, rows, columns, transform.interpolation)
-        size, top, left = (len(rows), len(columns)), min(0, top), min(0, left)
-    elif size != (height, width):
-        pixels = resample(pixels, size, transform.interpolation)
-    if top < 0 or left < 0:
-        canvas = np.zeros((max(crop, size[0]), max(crop, size[1]), 3), dtype=np.uint8)
-        at = max(0, -top), max(0, -left)
-        canvas[at[0] : at[0] + size[0], at[1] : at[1] + size[1]] = pixels
-        pixels, top, left = canvas, max(0, top), max(0, left)
-    return np.array(pixels[top : top + crop, left : left + crop], order="C")
+    else:
+        pixels = _resized(pixels, size, transform)[
+            rows.start : rows.stop, columns.start : columns.stop
+        ]
+    if pixels.shape[:2] != transform.input_size:
+        return _centred(pixels, transform.input_size, transform.fill)
+    return np.array(pixels, order="C")
+
+
+def _pad_and_resize(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
+    """Pad to a square and resize.
+
+    Each axis is resized on its own anyway, so the longer side is resized before the shorter one is
+    padded: the square of a very long image would need a hundred times its memory.
+    """
+    height, width = pixels.shape[:2]
+    half = transform.half_resized(height, width)
+    strip = (half[0], width) if height > width else (height, half[1])
+    pixels = _centred(_resized(pixels, strip, transform), half, transform.fill)
+    return _resized(pixels, transform.resized(height, width), transform)
+
+
+def _resized(
+    pixels: NDArray[np.uint8], size: tuple[int, int], transform: Transform
+) -> NDArray[np.uint8]:
+    if size == pixels.shape[:2]:
+        return pixels
+    return resample(pixels, size, transform.interpolation, transform.antialias)
+
+
+def _centred(
+    pixels: NDArray[np.uint8], size: tuple[int, int], fill: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Return pixels in the centre of a larger canvas; uint8 [height, width, 3]."""
+    canvas = np.empty((*size, 3), dtype=np.uint8)
+    canvas[:] = fill
+    height, width = pixels.shape[:2]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas

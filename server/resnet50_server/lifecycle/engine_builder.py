@@ -251,8 +251,7 @@ def warm_up(engine: Engine, spec: VariantSpec, max_batch_size: int) -> list[tupl
     Raises:
         WeightsError: The network's output is not finite.
     """
-    crop = spec.transform.crop
-    image = np.full((crop, crop, 3), 128, dtype=np.uint8)
+    image = np.full((*spec.transform.input_size, 3), 128, dtype=np.uint8)
 
     def run(size: int) -> float:
         output = engine.run([image] * size, 1, True)

@@ -69,7 +69,7 @@ async def load_variant(
         built.precision,
         built.digest[:12],
     )
-    queue = scheduler.add(spec.name, built.engine, timings, spec.transform.crop)
+    queue = scheduler.add(spec.name, built.engine, timings, spec.transform.input_size)
     return LoadedVariant(spec, built, queue, scheduler, threads, reference)
 
 

@@ -28,7 +28,7 @@ class Reference:
     """An engine's output for the fixed image, from when its variant was loaded and checked.
 
     Attributes:
-        image: uint8 [crop, crop, 3], RGB.
+        image: uint8 [height, width, 3], RGB.
         probabilities: float32 [k], falling.
         embedding: float32 [D].
     """
@@ -40,7 +40,7 @@ class Reference:
     @classmethod
     def compute(cls, engine: Engine, spec: VariantSpec) -> Reference:
         """Compute the reference of a variant; blocks, so it runs on an engine thread."""
-        image = fixed_image(spec.transform.crop)
+        image = fixed_image(spec.transform.input_size)
         output = engine.run([image], min(TOP_K, len(spec.categories)), True)
         assert output.embeddings is not None  # asked for
         return cls(image, output.probabilities[0].copy(), output.embeddings[0].copy())

@@ -72,7 +72,7 @@ def read_weights(spec: VariantSpec, directory: Path, download: bool) -> Weights:
 
 
 def build_network(spec: VariantSpec, weights: Weights) -> Network:
-    """Build a network in eval mode, on the CPU, in float32 or int8.
+    """Build a network in eval mode, on the CPU, in float32 or int8; its input is in RGB.
 
     Raises:
         WeightsError: The weights do not fit; says why.
@@ -80,6 +80,9 @@ def build_network(spec: VariantSpec, weights: Weights) -> Network:
     model = build_model(spec, weights)
     if not spec.quantized:
         fold_batchnorm(model)
+        if spec.transform.channel_order == "BGR":
+            # The same sums in another order, at no cost for any engine.
+            model.conv1.weight = nn.Parameter(model.conv1.weight.detach().flip(1))
     return Network(model)
 
 
@@ -131,6 +134,8 @@ def _random_weights(spec: VariantSpec) -> Weights:
 
 def build_model(spec: VariantSpec, weights: Weights) -> ResNet:
     """Build torchvision's own network in eval mode, on the CPU, in float32 or int8.
+
+    Its input is in the variant's channel order.
 
     Raises:
         WeightsError: The weights do not fit; says why.

@@ -8,22 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.images.background import parse_background
-from resnet50_server.images.transform import Interpolation, Transform
+from resnet50_server.images.transform import Transform
 from resnet50_server.runtime.texts import escaped, is_plain, listed
 
 from .disk import read_file
 from .official import OfficialWeights, official_facts
+from .strict_model import StrictModel
+from .transform_file import TransformFile
 
 EMBEDDING_DIMENSION = 2048
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -36,6 +30,7 @@ MAX_CATEGORIES = 32_768
 MAX_LABEL_CHARACTERS = 256
 MAX_LABELS_BYTES = 2 * 2**20
 MAX_DESCRIPTION_CHARACTERS = 2000
+_TRANSFORM_HINT = "; it says how images were prepared in training, see docs/custom-variants.md"
 
 
 @dataclass(frozen=True)
@@ -165,38 +160,7 @@ def _random(name: str, source: str) -> VariantSpec:
     )
 
 
-class _File(BaseModel):
-    """An object in a `variant.json`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, content: Any) -> Any:
-        # One error for all of them, where pydantic would report each.
-        if isinstance(content, dict):
-            unknown = [f"'{escaped(key[:64])}'" for key in content if key not in cls.model_fields]
-            if unknown:
-                raise ValueError(f"has {listed(unknown)}; known are {', '.join(cls.model_fields)}")
-        return content
-
-
-class _TransformFile(_File):
-    resize: int
-    crop: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: Interpolation = "bilinear"
-    background: str = "none"
-
-    @field_validator("background")
-    @classmethod
-    def _spelled(cls, background: str) -> str:
-        parse_background(background)
-        return background
-
-
-class _AccuracyFile(_File):
+class _AccuracyFile(StrictModel):
     dataset: str
     acc_at_1: float = Field(ge=0, le=100)
     acc_at_5: float | None = Field(default=None, ge=0, le=100)
@@ -207,11 +171,11 @@ class _AccuracyFile(_File):
         return _checked(dataset, MAX_LABEL_CHARACTERS)
 
 
-class _VariantFile(_File):
+class _VariantFile(StrictModel):
     """`variant.json` of a custom variant."""
 
     categories: tuple[str, ...]
-    transform: _TransformFile
+    transform: TransformFile
     description: str = ""
     published_accuracy: _AccuracyFile | None = None
 
@@ -274,11 +238,11 @@ def _custom(name: str, directory: Path) -> VariantSpec:
         reasons = [
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: "
             + problem["msg"].removeprefix("Value error, ")
+            + (_TRANSFORM_HINT if problem["loc"] == ("transform",) else "")
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise WeightsError(f"variants: {name}: {path}: {listed(reasons)}") from error
-    background = parse_background(file.transform.background).color
-    transform = Transform(**file.transform.model_dump() | {"background": background})
+    transform = file.transform.to_transform()
     if problems := transform.problems():
         raise WeightsError(f"variants: {name}: {path}: transform: {'; '.join(problems)}")
     accuracy = file.published_accuracy

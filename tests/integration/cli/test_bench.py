@@ -259,7 +259,7 @@ async def test_load_is_spread_over_the_servers(shape):
         computed = counting(one), counting(two)
         before = [count[0] for count in computed]
         work = plan(one, two, requests=40, channels=2, **shape)
-        run = await measuring(work, images_of(work, 232))
+        run = await measuring(work, images_of(work, (232, 232)))
     assert run.answered == 40
     assert [count[0] - old for count, old in zip(computed, before, strict=True)] == [20, 20]
 
@@ -267,8 +267,8 @@ async def test_load_is_spread_over_the_servers(shape):
 async def test_function_measures_without_a_command_line():
     async with serving() as server:
         work = plan(server, requests=20)
-        run = await asyncio.to_thread(measure, work, images_of(work, 232))
-        again = await asyncio.to_thread(measure, work, images_of(work, 232))
+        run = await asyncio.to_thread(measure, work, images_of(work, (232, 232)))
+        again = await asyncio.to_thread(measure, work, images_of(work, (232, 232)))
     assert (run.answered, again.answered) == (20, 20)
 
 
@@ -284,7 +284,7 @@ async def test_calls_fail_by_themselves_and_are_not_repeated():
 
         engine.run = broken
         work = plan(server, load=Load(concurrency=1), requests=3)
-        run = await measuring(work, images_of(work, 232))
+        run = await measuring(work, images_of(work, (232, 232)))
     assert (run.errors, run.answered, calls) == (
         {"INTERNAL": 3},
         0,
@@ -297,7 +297,7 @@ async def test_a_server_that_comes_back_is_found_again(shape):
     loop = asyncio.get_running_loop()
     async with serving() as server:
         work = plan(server, shape=shape)
-        stack = calls_of(work, images_of(work, 232))
+        stack = calls_of(work, images_of(work, (232, 232)))
         call = await stack.__aenter__()
         assert (await call(0, loop.time() + 10)).code == OK
     assert (await call(1, loop.time() + 10)).code == "UNAVAILABLE"
@@ -311,7 +311,7 @@ async def test_a_server_that_comes_back_is_found_again(shape):
 async def test_frames_without_an_answer_fail_at_their_deadline():
     async with serving(engine="timed", timed_alpha_ms=2000) as server:
         work = plan(server, shape="stream")
-        async with calls_of(work, images_of(work, 232)) as call:
+        async with calls_of(work, images_of(work, (232, 232))) as call:
             deadline = asyncio.get_running_loop().time() + 0.2
             outcomes = await asyncio.gather(*(call(number, deadline) for number in range(5)))
     assert {outcome.code for outcome in outcomes} == {"DEADLINE_EXCEEDED"}
@@ -323,7 +323,7 @@ async def test_backlog_of_an_ordered_stream_shows_in_its_latencies():
     async with serving(max_batch_size=1) as server:
         opened = gate(server)
         work = plan(server, shape="stream", load=Load(fps=1000.0), duration_s=duration_s)
-        measured = asyncio.create_task(measuring(work, images_of(work, 232)))
+        measured = asyncio.create_task(measuring(work, images_of(work, (232, 232))))
         await until(lambda: server.snapshot().requests)
         due = loop.time() + duration_s
         await until(lambda: loop.time() > due + 0.1)
@@ -340,7 +340,7 @@ async def test_frames_of_latest_streams_are_dropped_and_counted():
         work = plan(
             *(server,), shape="stream", delivery="latest", load=Load(fps=100.0), duration_s=0.8
         )
-        run = await measuring(work, images_of(work, 232))
+        run = await measuring(work, images_of(work, (232, 232)))
     assert run.dropped > 0
     assert run.dropped + run.answered == run.calls
     assert run.good_share < 1

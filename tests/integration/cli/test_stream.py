@@ -56,7 +56,7 @@ class Engine:
 def engine(monkeypatch):
     """Let each vector tell its image: its means of red, green and blue."""
     known = Engine(collections.Counter(), sys.maxsize, threading.Event())
-    run, check = NullEngine.run, fixed_image(224)
+    run, check = NullEngine.run, fixed_image((224, 224))
 
     def counted(self, images, top_k, with_embeddings):
         # The load's own: the warm-up's grey, and the image of its self-tests.

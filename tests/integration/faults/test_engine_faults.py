@@ -323,7 +323,7 @@ def overflowing(folder: Path) -> Path:
     mean, std = (torch.tensor(weights.TRANSFORM[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     pictures = [Image.open(path).convert("RGB").resize((64, 64)) for path in PHOTOS]
     white, grey = (np.full((64, 64, 3), level, np.uint8) for level in (255, 128))
-    images = np.stack([white, grey, fixed_image(64), *map(np.asarray, pictures)])
+    images = np.stack([white, grey, fixed_image((64, 64)), *map(np.asarray, pictures)])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0
     embeddings = weights.run(weights.torchvision_model(state), (pixels - mean) / std)[1]
     largest = embeddings[1:].max(dim=0).values

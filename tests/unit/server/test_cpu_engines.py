@@ -125,6 +125,29 @@ def test_float_weights_are_computed_as_by_pytorch(mine, exported, kind):
         assert right.probabilities.max() > 0.2  # it answers something
 
 
+@pytest.mark.parametrize("kind", ["torch", *GRAPHS])
+def test_bgr_of_0_to_255_and_not_square_is_computed_as_by_torchvision(tmp_path, kind):
+    transform = {
+        "resize": [48, 80],
+        "mean": [103.53, 116.28, 123.675],
+        "std": [57.375, 57.12, 58.395],
+        "channel_order": "BGR",
+        "input_range": [0, 255],
+    }
+    state = weights.calm(3, CATEGORIES)
+    directory = weights.custom_variant(tmp_path / "caffe", state, CATEGORIES, transform=transform)
+    opened = open_variant(f"caffe={directory}", tmp_path / "cache", engine=kind)
+    images = [np.asarray(photo_like(80, 48, seed)) for seed in range(3)]
+    bgr = torch.from_numpy(np.stack(images)[..., ::-1].copy()).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(transform[key]).view(3, 1, 1) for key in ("mean", "std"))
+    expected = weights.run(weights.torchvision_model(state), (bgr - mean) / std)
+    found = opened.engine.run(images, CATEGORIES, True)
+    assert np.abs(in_order(found) - expected[0].numpy()).max() <= 1e-4
+    assert np.allclose(found.embeddings, expected[1].numpy(), rtol=1e-3, atol=1e-4)
+    swapped = opened.engine.run([image[..., ::-1] for image in images], CATEGORIES, True)
+    assert np.abs(in_order(swapped) - expected[0].numpy()).max() > 1e-2
+
+
 def test_each_int8_layer_of_a_graph_is_torchvisions_to_one_level():
     """Each layer is given what the graph gave to it, so that rounding cannot add up."""
     model = weights.torchvision_model(weights.trained_like_int8())

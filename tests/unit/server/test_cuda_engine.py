@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from resnet50_server.variants.network import Network, fold_batchnorm
 from resnet50_server.variants.spec import parse_variant
 from tests.support import weights
 from tests.support.host_device import HostDevice
+from tests.support.pictures import photo_like
 
 # Small, so that many batches are quick; nothing in the engine knows the size of an image.
 TRANSFORM = Transform(resize=64, crop=64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -78,6 +80,14 @@ def test_slot_that_cannot_grow_stays_whole(monkeypatch):
         slot.allocate(16, 16)
     assert np.shares_memory(slot.pixels, slot.host_pixels.numpy())
     assert [one.numel() for one in (slot.host_pixels, slot.device_pixels, slot.answers)] == [8] * 3
+
+
+def test_images_that_are_not_square_are_answered_as_by_the_eager_engine():
+    wide = replace(TRANSFORM, resize=(48, 80), crop=None, input_range=(0, 255), std=(60, 58, 59))
+    batch = [np.asarray(photo_like(80, 48, seed)) for seed in range(3)]
+    expected = TorchEngine(network(), wide, torch.device("cpu"), "fp32").run(batch, 5, True)
+    options = {"compile_network": False, "max_batch_size": 4, "precision": "fp32"}
+    same(CudaEngine(network(), wide, HostDevice(), **options).run(batch, 5, True), expected)
 
 
 def test_engine_answers_as_the_eager_one_at_every_size(images, reference):

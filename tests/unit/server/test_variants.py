@@ -16,6 +16,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
+from resnet50_server.images.transform import LongerSide
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.variants.checkpoints import read_custom, read_official
 from resnet50_server.variants.download import official_path
@@ -344,14 +345,23 @@ def test_directory_without_variant_json_is_refused(tmp_path):
         ({"\x1b[2J": 0}, r"'\x1b[2J'"),
         ({"description": "a\x07"}, r"description: 'a\x07' has characters that do not print"),
         ({"description": "a" * 2001}, "description: has 2001 characters, at most 2000"),
-        ({"transform": None}, "transform: Field required"),
+        ({"transform": None}, "transform: Field required; it says how images were prepared in"),
+        ({"transform": weights.TRANSFORM | {"resize": "224"}}, "transform.resize: must be the"),
+        ({"transform": weights.TRANSFORM | {"resize": [224]}}, "or null for none"),
+        ({"transform": weights.TRANSFORM | {"resize": {"longer": 9}}}, '{"longer_side": 224}'),
+        ({"transform": weights.TRANSFORM | {"resize": True}}, "transform.resize: must be the"),
+        ({"transform": weights.TRANSFORM | {"crop": None}}, "transform: crop is missing: images"),
+        ({"transform": weights.TRANSFORM | {"crop": [1, 2, 3]}}, "transform.crop: must be the"),
+        ({"transform": weights.TRANSFORM | {"fill": [0, 0]}}, "transform.fill: must be one level"),
+        ({"transform": weights.TRANSFORM | {"channel_order": "GBR"}}, "transform.channel_order"),
+        ({"transform": weights.TRANSFORM | {"input_range": [0, 2]}}, "must be [0, 1] or [0, 255]"),
         ({"transform": weights.TRANSFORM | {"padding": 3}}, "transform: has 'padding'; known are"),
         ({"transform": weights.TRANSFORM | {"crop": 0}}, "crop is 0, must be 1 to 4096"),
         ({"transform": weights.TRANSFORM | {"resize": 9000}}, "resize is 9000"),
         ({"transform": weights.TRANSFORM | {"std": [0.2, 0.0, 0.2]}}, "std holds"),
         ({"transform": weights.TRANSFORM | {"mean": [0.5, math.nan, 0.5]}}, "mean holds"),
         ({"transform": weights.TRANSFORM | {"mean": [0.5, 0.5]}}, "transform.mean"),
-        ({"transform": weights.TRANSFORM | {"interpolation": "lanczos"}}, "interpolation"),
+        ({"transform": weights.TRANSFORM | {"interpolation": "area"}}, "transform.interpolation"),
         ({"transform": weights.TRANSFORM | {"background": "red"}}, "background: is 'red', must be"),
         ({"published_accuracy": {"dataset": "pets", "acc_at_1": 101}}, "acc_at_1"),
         ({"published_accuracy": {"dataset": "\u2066", "acc_at_1": 1}}, r"'\u2066' has characters"),
@@ -401,6 +411,30 @@ def test_variant_json_that_is_no_json_is_refused(tmp_path):
     (directory / "variant.json").write_text("{categories:")
     with pytest.raises(WeightsError, match=r"variant\.json: .*JSON"):
         parse_variant(f"mine={directory}")
+
+
+@pytest.mark.parametrize(
+    ("written", "fields", "input_size"),
+    [
+        ({"resize": [192, 256]}, {"resize": (192, 256), "crop": None}, (192, 256)),
+        ({"resize": {"longer_side": 99}, "crop": 99}, {"resize": LongerSide(99)}, (99, 99)),
+        ({"resize": 64, "pad_to_square": True, "fill": 114}, {"fill": (114,) * 3}, (64, 64)),
+        ({"resize": None, "crop": [32, 48]}, {"resize": None}, (32, 48)),
+        ({"resize": 64, "crop": 64, "antialias": False}, {"antialias": False}, (64, 64)),
+        (
+            {"resize": 64, "crop": 64, "channel_order": "BGR", "input_range": [0, 255]},
+            {"channel_order": "BGR", "input_range": (0, 255)},
+            (64, 64),
+        ),
+    ],
+    ids=str,
+)
+def test_transform_of_variant_json_is_read(tmp_path, written, fields, input_size):
+    numbers = {key: weights.TRANSFORM[key] for key in ("mean", "std")}
+    directory = weights.custom_variant(tmp_path / "mine", {}, transform=numbers | written)
+    transform = parse_variant(f"mine={directory}").transform
+    assert {name: getattr(transform, name) for name in fields} == fields
+    assert transform.input_size == input_size
 
 
 def test_custom_variant_is_described_by_its_file(tmp_path):

@@ -11,7 +11,7 @@ from functools import partial
 from ...client import Client
 from ...errors import UnavailableError
 from ...profile import Profile
-from ...results import Variant
+from ...results import Transform, Variant
 from ...retries import RetryPolicy
 from . import sweep as sweeps
 from .calls import PLAINTEXT
@@ -77,7 +77,7 @@ def bench(
     """
     stop = stop or threading.Event()
     variant = served(plan, access)
-    images = images_of(plan, variant.transform.resize)
+    images = images_of(plan, _frame_size(variant.transform))
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     def run(one: Plan) -> Run:
@@ -107,3 +107,9 @@ def bench(
         capacity_per_s=capacity,
         probes=probes,
     )
+
+
+def _frame_size(transform: Transform) -> tuple[int, int]:
+    """Return height and width of a raw frame that the server only copies."""
+    side = transform.resize or transform.resize_longer_side
+    return transform.resize_to or ((side, side) if side else transform.input_size)

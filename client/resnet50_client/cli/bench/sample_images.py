@@ -23,24 +23,24 @@ JPEG_QUALITY = 90
 MOST_BYTES = 2**30
 
 
-def images_of(plan: Plan, side: int) -> list[image_pb2.Image]:
+def images_of(plan: Plan, size: tuple[int, int]) -> list[image_pb2.Image]:
     """Return the images of a plan as protobuf messages.
 
     Args:
         plan: The benchmark.
-        side: Side length of raw frames in pixels; the variant's resize length, so that the server
-            only copies them.
+        size: Height and width of raw frames in pixels; those after the variant's resize, so that
+            the server only copies them.
 
     Raises:
         OSError: A file cannot be read.
         ValueError: The files exceed `MOST_BYTES`, or one to be sent raw cannot be decoded.
     """
     images: list[image_pb2.Image] = []
-    size = 0
+    total = 0
     for encoded in _read(plan.files) if plan.files else _generated(plan):
-        image = to_image(_pixels(encoded, side) if plan.raw else encoded)
-        size += image.ByteSize()
-        if size > MOST_BYTES:
+        image = to_image(_pixels(encoded, size) if plan.raw else encoded)
+        total += image.ByteSize()
+        if total > MOST_BYTES:
             raise ValueError(
                 f"files: more than {MOST_BYTES // 2**20} MiB of images, which are kept in memory;"
                 " name fewer files"
@@ -85,13 +85,13 @@ def photograph(seed: int) -> bytes:
     return file.getvalue()
 
 
-def _pixels(encoded: bytes, side: int) -> NDArray[np.uint8]:
-    """Decode an image to uint8 [side, side, 3]."""
+def _pixels(encoded: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode an image to uint8 [height, width, 3]."""
     import PIL.Image
     import PIL.ImageOps
 
     try:
         picture = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(encoded))).convert("RGB")
-        return np.asarray(PIL.ImageOps.fit(picture, (side, side)))
+        return np.asarray(PIL.ImageOps.fit(picture, size[::-1]))
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"files: an image cannot be decoded for --raw: {error}") from error

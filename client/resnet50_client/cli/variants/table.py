@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from ...results import Loading, Variant
+from ...results import Loading, Transform, Variant
 from ..top.cells import size
 
 
@@ -19,11 +19,11 @@ def table(variants: Sequence[Variant]) -> Table:
     for heading in ("memory", "requests"):
         rows.add_column(heading, no_wrap=True, justify="right")
     for variant in variants:
-        accuracy, transform = variant.published_accuracy, variant.transform
+        accuracy = variant.published_accuracy
         rows.add_row(
             variant.name + (" *" if variant.server_default else ""),
             state(variant),
-            f"{transform.resize} → {transform.crop}" if transform.crop else "-",
+            sizes(variant.transform),
             f"{accuracy.acc_at_1:.2f}" if accuracy else "-",
             " ".join(filter(None, (variant.engine, variant.device, variant.precision))) or "-",
             variant.digest[:12] or "-",
@@ -32,6 +32,19 @@ def table(variants: Sequence[Variant]) -> Table:
         )
     rows.caption, rows.caption_justify = "* default: serves requests that name no variant", "left"
     return rows
+
+
+def sizes(transform: Transform) -> str:
+    """Return the sizes after a variant's resize and its crop: "232 → 224", "224 x 224"."""
+    height, width = transform.input_size
+    if not height:
+        return "-"
+    cropped = str(height) if height == width else f"{height} x {width}"
+    if transform.resize_to is None:
+        resized = str(transform.resize or transform.resize_longer_side or "")
+        return " → ".join(filter(None, (resized, cropped)))
+    resized = f"{transform.resize_to[0]} x {transform.resize_to[1]}"
+    return resized if transform.resize_to == transform.input_size else f"{resized} → {cropped}"
 
 
 def failures(variants: Sequence[Variant]) -> list[str]:

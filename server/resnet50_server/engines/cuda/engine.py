@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -82,7 +83,7 @@ class CudaEngine:
         head = network.model.fc
         self.buckets = Buckets(max_batch_size, buckets)
         self.sizes = tuple(self.buckets.sizes)
-        self._crop = transform.crop
+        self._input_size = transform.input_size
         self._layouts = {
             size: OutputLayout(
                 size,
@@ -126,7 +127,7 @@ class CudaEngine:
         answer_bytes = layout.prefix_bytes(with_embeddings, top_k > layout.top_k)
         with self._device.slot() as slot:
             # The bucket's other rows keep pixels of an earlier batch; their outputs are ignored.
-            pixels = slot.pixels[:pixel_bytes].reshape(count, self._crop, self._crop, 3)
+            pixels = slot.pixels[:pixel_bytes].reshape(count, *self._input_size, 3)
             np.stack(images, out=pixels)
             compute_s = self._device.run(slot, self._steps[bucket], pixel_bytes, answer_bytes)
             indices, probabilities, embeddings = layout.copy_out(
@@ -211,12 +212,12 @@ class CudaEngine:
 
     def _work(self, size: int, forward: Callable[[Tensor], Outputs]) -> Callable[[], None]:
         """Return the function that computes a batch of `size` in this engine's buffers."""
-        pixels = self._pixels[: self._pixel_bytes(size)].view(size, self._crop, self._crop, 3)
+        pixels = self._pixels[: self._pixel_bytes(size)].view(size, *self._input_size, 3)
         views = self._layouts[size].tensor_views(self._answers)
         return functools.partial(_compute, forward, pixels, views)
 
     def _pixel_bytes(self, images: int) -> int:
-        return images * self._crop * self._crop * 3
+        return images * math.prod(self._input_size) * 3
 
 
 def compiled(forward: Forward) -> Callable[[Tensor], Outputs]:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resnet50_server.engines.torch_engine import affine
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
 
@@ -36,7 +35,7 @@ class Forward(nn.Module):
 
     Args:
         network: In eval mode, on the device and in the precision that it will run in.
-        transform: The variant's, for its mean and standard deviation.
+        transform: The variant's, for its normalisation.
         top_k: Number of top categories.
     """
 
@@ -49,7 +48,7 @@ class Forward(nn.Module):
         self.top_k = top_k
         weight: Tensor = network.model.conv1.weight
         self._dtype = weight.dtype
-        for name, values in zip(("scale", "shift"), affine(transform), strict=True):
+        for name, values in zip(("scale", "shift"), transform.affine(), strict=True):
             # float32 in every precision: the result is rounded once.
             tensor = torch.tensor(values, dtype=torch.float32, device=weight.device)
             self.register_buffer(name, tensor.view(1, 3, 1, 1))
