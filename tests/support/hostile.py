@@ -118,11 +118,6 @@ def marker_flood(marker: bytes, count: int) -> bytes:
     return whole[: at + header] + marker * count
 
 
-def wide_coefficients(width: int, height: int) -> bytes:
-    """Return a progressive JPEG of four components, which are kept whole while it is decoded."""
-    return encode(Image.new("CMYK", (width, height)), "JPEG", progressive=True)
-
-
 def profile(length: int) -> Iterator[bytes]:
     """Give the segments of a colour profile."""
     parts = [bytes(65519)] * (length // 65519)
