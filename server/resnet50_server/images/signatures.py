@@ -16,16 +16,15 @@ from .decode_guard import FIELD
 Format: TypeAlias = Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIC"]
 
 JPEG_START = b"\xff\xd8\xff"
-TIFF_STARTS = (b"II*\0", b"MM\0*")
-BIG_TIFF_START = b"II+\0"
-# How files of the contract begin: where, and with which bytes.
-_STARTS: tuple[tuple[int, bytes, Format], ...] = (
-    (0, JPEG_START, "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"BM", "BMP"),
-    (0, b"GIF8", "GIF"),
-    *((0, start, "TIFF") for start in (*TIFF_STARTS, BIG_TIFF_START)),
+# How files of the contract begin, but for WebP and ISO media files.
+_STARTS: tuple[tuple[bytes, Format], ...] = (
+    (JPEG_START, "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"GIF8", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),  # BigTIFF
 )
 # Brands of ISO media files (ISO/IEC 14496-12) that are images, and which they are: AVIF 1.1, and
 # ISO/IEC 23008-12 annex B. "mif1" and "msf1" are any of them; the brands that follow say which.
@@ -110,9 +109,11 @@ def identify(start: bytes) -> Format | None:
     Args:
         start: The first bytes of it, 12 or more unless it has fewer.
     """
-    for at, magic, name in _STARTS:
-        if start[at : at + len(magic)] == magic:
+    for magic, name in _STARTS:
+        if start.startswith(magic):
             return name
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WEBP"
     brands = _brands(start)
     if brands and (brands[0] in _AVIF_BRANDS or brands[0] in _HEIC_BRANDS):
         return "AVIF" if brands[0] in _AVIF_BRANDS else "HEIC"

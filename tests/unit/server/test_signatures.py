@@ -44,6 +44,7 @@ def test_format_is_known_by_its_first_twelve_bytes(name):
         (ftyp(b"msf1", b"avis"), "AVIF"),
         (b"II+\0\x08\0\0\0", "TIFF"),
         (b"MM\0*\0\0\0\x08", "TIFF"),
+        (b"II*\0\x08\0\0\0WEBP", "TIFF"),
     ],
 )
 def test_brands_and_byte_orders_of_a_format_are_known(start, name):
