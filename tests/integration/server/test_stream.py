@@ -133,9 +133,9 @@ async def test_failed_frame_releases_its_permit_if_unread(monkeypatch):
             await until(lambda: server.parts.inference.idle)
 
 
-@pytest.mark.parametrize("refused", ["image", "deadline"])
+@pytest.mark.parametrize("refused", ["empty", "broken", "deadline"])
 async def test_refused_frames_hold_no_permit_and_no_variant(refused, monkeypatch):
-    """An image is refused before the pipeline has it, a deadline by the pipeline."""
+    """An empty image is refused before the pipeline has it, the others by the pipeline."""
 
     def refuse(*_: object) -> None:
         raise DeadlineUnreachable("too late")
@@ -145,9 +145,8 @@ async def test_refused_frames_hold_no_permit_and_no_variant(refused, monkeypatch
         await call.write(config())
         await call.write(frame(0))
         assert outcomes([await call.read()]) == ["classification"]
-        content = b"no image"
+        content = {"empty": b"", "broken": b"no image", "deadline": PNG}[refused]
         if refused == "deadline":
-            content = PNG
             monkeypatch.setattr(DeadlinePolicy, "check", refuse)
         for number in range(1, 6):  # more than may be in flight
             await call.write(frame(number, content))

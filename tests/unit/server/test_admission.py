@@ -349,15 +349,18 @@ async def test_draining_refuses_frames_of_callers_at_their_limits():
     assert (frames.admission.requests, frames.admission.waiting) == (0, 0)
 
 
-async def test_bulk_of_a_caller_goes_on_after_its_interactive_frames():
-    frames = Frames(Admission(Limits(requests=4, requests_per_caller=1)))
-    await frames.ask("a1", "a2")
-    await frames.ask("a3", bulk=True)
-    assert frames.admitted == ["a1"]
-    await frames.answer("a1")
+async def test_released_bytes_of_a_caller_admit_its_bulk_frames():
+    """Its interactive frame needs more than was released, and waits on."""
+    frames = Frames(Admission(Limits(bytes_per_caller=100)))
+    await frames.ask("a1", length=60)
+    await frames.ask("a2", length=35)
+    await frames.ask("a3", length=80)
+    await frames.ask("a4", length=10, bulk=True)
     assert frames.admitted == ["a1", "a2"]
     await frames.answer("a2")
-    assert frames.admitted == ["a1", "a2", "a3"]
+    assert frames.admitted == ["a1", "a2", "a4"]
+    await frames.answer("a1")
+    assert frames.admitted == ["a1", "a2", "a4", "a3"]
     assert frames.admission.waiting == 0
 
 
