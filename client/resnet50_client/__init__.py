@@ -16,6 +16,7 @@ from .errors import (
     DeadlineExceededError,
     InvalidImageError,
     InvalidRequestError,
+    NoClassificationHeadError,
     OverloadedError,
     PermissionDeniedError,
     Resnet50Error,
@@ -92,5 +93,6 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "VariantChangeError",
+    "NoClassificationHeadError",
     "VariantNotFoundError",
 ]

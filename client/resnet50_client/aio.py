@@ -51,7 +51,8 @@ class AsyncClient(AsyncVariants):
                 `ImageInput`.
             variant: Name of the variant, e.g. "IMAGENET1K_V2"; "" for the server's default.
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
-            min_probability: Omit categories below this, 0 to 1.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
             background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
                 drop alpha; None for the variant's.
@@ -142,7 +143,8 @@ class AsyncClient(AsyncVariants):
                 is answered as dropped; answers are in order of completion.
             variant: Name of the variant; "" for the server's default.
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
-            min_probability: Omit categories below this, 0 to 1.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
             background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
@@ -251,7 +253,8 @@ class AsyncClient(AsyncVariants):
             images: Images as for `classify`; read one at a time, in any number.
             variant: Name of the variant; "" for the server's default.
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
-            min_probability: Omit categories below this, 0 to 1.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
             background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.

@@ -49,7 +49,8 @@ class Client(BlockingVariants):
                 `ImageInput`.
             variant: Name of the variant, e.g. "IMAGENET1K_V2"; "" for the server's default.
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
-            min_probability: Omit categories below this, 0 to 1.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
             background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
                 drop alpha; None for the variant's.
@@ -140,7 +141,8 @@ class Client(BlockingVariants):
                 is answered as dropped; answers are in order of completion.
             variant: Name of the variant; "" for the server's default.
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
-            min_probability: Omit categories below this, 0 to 1.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
             background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.
@@ -249,7 +251,8 @@ class Client(BlockingVariants):
             images: Images as for `classify`; read one at a time, in any number.
             variant: Name of the variant; "" for the server's default.
             top_k: Number of categories; 0 for 5, or all if the variant has fewer.
-            min_probability: Omit categories below this, 0 to 1.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
             background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of arrays; see `classify`.

@@ -5,6 +5,7 @@ Resnet50Error
 │   └── InvalidImageError                          the image is invalid: corrupt, too large, ...
 ├── VariantNotFoundError     (also LookupError)    the server has no variant of that name
 ├── VariantChangeError                             the variants cannot be changed as requested
+├── NoClassificationHeadError                      the variant computes embeddings only
 ├── OverloadedError                                the server is at a limit; retry later
 ├── DeadlineExceededError    (also TimeoutError)   no response in time
 ├── UnavailableError                               no server reachable, or starting, or stopping
@@ -111,6 +112,10 @@ class VariantChangeError(Resnet50Error):
     already, the default that cannot go, or another change that goes on. It also names variants
     that were evicted for a load that then failed; those are not loaded again.
     """
+
+
+class NoClassificationHeadError(Resnet50Error):
+    """A classification was asked of a variant without a classification head; ask for embeddings."""
 
 
 class OverloadedError(Resnet50Error):
@@ -254,6 +259,9 @@ def _error(
         served = details["ErrorInfo"].metadata.get("served", "") if "ErrorInfo" in details else ""
         names = tuple(name for name in served.split(", ") if name)
         return VariantNotFoundError(message, served=names, **common)
+    if kind is VariantChangeError and "ErrorInfo" in details:
+        no_head = details["ErrorInfo"].reason == "NO_CLASSIFICATION_HEAD"
+        return (NoClassificationHeadError if no_head else VariantChangeError)(message, **common)
     if kind is PermissionDeniedError:
         scope = details["ErrorInfo"].metadata.get("scope", "") if "ErrorInfo" in details else ""
         return PermissionDeniedError(message, scope=scope, **common)

@@ -246,6 +246,8 @@ def _transform(message: variant_pb2.Transform) -> Transform:
 def variant(message: variant_pb2.Variant) -> Variant:
     """Convert a variant."""
     accuracy, quantization = message.published_accuracy, message.quantization
+    # Servers of earlier releases do not state it.
+    activation = message.activation or variant_pb2.ACTIVATION_SOFTMAX
     return Variant(
         name=message.name,
         aliases=tuple(message.aliases),
@@ -290,6 +292,8 @@ def variant(message: variant_pb2.Variant) -> Variant:
         memory_bytes=message.memory_bytes,
         requests=message.requests,
         problem=message.problem,
+        activation=_name(variant_pb2.Activation, activation),
+        thresholds=tuple(message.thresholds),
     )
 
 

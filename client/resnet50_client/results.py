@@ -66,7 +66,8 @@ class Category:
     Attributes:
         index: Position in the variant's list of categories.
         label: Name of the category, e.g. "Irish terrier".
-        probability: Softmax over all of the variant's categories, 0 to 1.
+        probability: 0 to 1, by the variant's activation: softmax over all of its categories, or
+            sigmoid of this one.
     """
 
     index: int
@@ -132,7 +133,8 @@ class Classification:
     """Classification of an image. Iterates over its categories, most probable first.
 
     Attributes:
-        categories: Categories, limited by `top_k` and `min_probability`.
+        categories: Categories, limited by `top_k`, and by `min_probability` or the thresholds of
+            the variant. Those of a variant with the activation "sigmoid" do not exclude each other.
         embedding: The image's embedding, if `include_embedding` was set.
         variant: The weights that computed it.
         timing: Times of the request in the server.
@@ -151,10 +153,10 @@ class Classification:
         """The most probable category.
 
         Raises:
-            IndexError: No category reached `min_probability`.
+            IndexError: No category reached `min_probability`, or its threshold.
         """
         if not self.categories:
-            raise IndexError("no category reached min_probability")
+            raise IndexError("no category reached min_probability, or its threshold")
         return self.categories[0]
 
     def __iter__(self) -> Iterator[Category]:
@@ -289,7 +291,7 @@ class Variant:
         parameter_count: Number of parameters.
         embedding_dimension: Length of its embeddings.
         embedding_space: Name of its embedding space; see `Embedding.space`.
-        category_count: Number of categories.
+        category_count: Number of categories; 0 without a classification head.
         categories: Names of the categories by index; empty in `variants()`, filled in
             `variant(name)`.
         transform: Preprocessing.
@@ -306,6 +308,11 @@ class Variant:
         memory_bytes: Estimated memory.
         requests: Requests and frames in its queue or in inference.
         problem: Reason why it is out of service; "" unless the state is "unhealthy".
+        activation: From outputs to probabilities: "softmax"; "sigmoid" if several categories may
+            apply, each with a probability of its own; "none" without a classification head, for
+            embeddings only.
+        thresholds: With "sigmoid", the least probability of each category in an answer without
+            `min_probability`; empty for none, and in `variants()`.
     """
 
     name: str
@@ -332,6 +339,8 @@ class Variant:
     memory_bytes: int
     requests: int
     problem: str = ""
+    activation: str = "softmax"
+    thresholds: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

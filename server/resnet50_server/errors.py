@@ -312,6 +312,22 @@ class NotNow(ServingError):
         self.transient = transient
 
 
+class NoClassificationHead(ServingError):
+    """A classification was asked of a variant that computes embeddings only.
+
+    Args:
+        variant: Its name.
+    """
+
+    code = "FAILED_PRECONDITION"
+
+    def __init__(self, variant: str) -> None:
+        super().__init__(
+            f"options.variant: {variant} has no classification head: ask for its embedding (Embed),"
+            " or name a variant with categories"
+        )
+
+
 def code_of(error: Exception) -> str:
     """Return the name of an exception's gRPC status code; INTERNAL if it is not ours."""
     return error.code if isinstance(error, ServingError) else INTERNAL

@@ -42,6 +42,7 @@ def test_exports_are_these_and_only_these():
         "LoadedVariant",
         "Loading",
         "NewDefault",
+        "NoClassificationHeadError",
         "ObservedCall",
         "OverloadedError",
         "PermissionDeniedError",

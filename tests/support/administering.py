@@ -62,11 +62,11 @@ class Administrator:
         return self.inference.Classify(request, metadata=self.token())
 
 
-def describe(directory: Path, categories: Sequence[str] = ("a", "b")) -> None:
+def describe(directory: Path, categories: Sequence[str] = ("a", "b"), **more: Any) -> None:
     """Write what the null engine reads of a variant: its description."""
     directory.mkdir(parents=True, exist_ok=True)
     transform = {"resize": 232, "crop": 224, "mean": [0.5] * 3, "std": [0.25] * 3}
-    content = {"categories": list(categories), "transform": transform}
+    content = {"categories": list(categories), "transform": transform, **more}
     (directory / "variant.json").write_text(json.dumps(content))
 
 

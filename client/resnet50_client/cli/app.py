@@ -89,7 +89,13 @@ def classify(
     ] = 0,
     min_probability: Annotated[
         float | None,
-        typer.Option("--min-probability", min=0, max=1, help="Omit categories below this."),
+        typer.Option(
+            "--min-probability",
+            min=0,
+            max=1,
+            help="Omit categories below this. Default: below their threshold, if the variant has"
+            " thresholds.",
+        ),
     ] = None,
     background: Background = None,
     timeout_s: StreamTimeout = None,
@@ -172,4 +178,4 @@ def _show(answer: Answer[Classification], as_json: bool) -> None:
         without_embedding = dataclasses.replace(outcome, embedding=None)
         print_json({"path": path, **dataclasses.asdict(without_embedding)})
     else:
-        print_line(f"{path}: {', '.join(map(repr, outcome)) or 'nothing above --min-probability'}")
+        print_line(f"{path}: {', '.join(map(repr, outcome)) or 'no category is probable enough'}")

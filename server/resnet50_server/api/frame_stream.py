@@ -10,7 +10,7 @@ from typing import Any
 
 from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.result import Result
-from resnet50_server.errors import InvalidRequest, ShuttingDown
+from resnet50_server.errors import InvalidRequest, NoClassificationHead, ShuttingDown
 from resnet50_server.inference.admission import Permit
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import TrafficRouter
@@ -98,7 +98,8 @@ class FrameStream:
         if self._task.variant.replaced_by is not None:
             try:
                 self._rebind()
-            except InvalidRequest as error:  # the options do not suit the new variant
+            except (InvalidRequest, NoClassificationHead) as error:
+                # The options do not suit the new variant.
                 return self._rejected(frame_id, error)
         task = self._task
         task.variant.acquire()

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from resnet50_server.errors import (
     INTERNAL,
     InvalidRequest,
+    NoClassificationHead,
     Overloaded,
     PermissionDenied,
     Unauthenticated,
@@ -73,6 +74,8 @@ def _details(error: Exception) -> list[Message]:
         ]
     if isinstance(error, VariantUnhealthy):
         return [error_details_pb2.ErrorInfo(reason="VARIANT_UNHEALTHY", domain=DOMAIN)]
+    if isinstance(error, NoClassificationHead):
+        return [error_details_pb2.ErrorInfo(reason="NO_CLASSIFICATION_HEAD", domain=DOMAIN)]
     if isinstance(error, Unauthenticated):
         return [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if isinstance(error, PermissionDenied):

@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.result import Result
-from resnet50_server.errors import InvalidRequest
+from resnet50_server.errors import InvalidRequest, NoClassificationHead
 from resnet50_server.events import ImageEvent
 from resnet50_server.images.background import Background, parse_background
 from resnet50_server.inference.pipeline import InferenceTask
@@ -95,6 +95,7 @@ class Task(ABC):
 
         Raises:
             InvalidRequest: The options do not suit the new variant.
+        NoClassificationHead: The new variant has none, and the task classifies.
         """
         latest = self.variant.latest()
         return self if latest is self.variant else type(self)(self.options, latest)  # type: ignore[call-arg]
@@ -114,6 +115,7 @@ class ClassifyTask(Task):
 
     Raises:
         InvalidRequest: An option is wrong.
+        NoClassificationHead: The variant computes embeddings only.
     """
 
     Response = inference_pb2.ClassifyResponse
@@ -122,6 +124,8 @@ class ClassifyTask(Task):
     field = "classification"
 
     def __init__(self, options: inference_pb2.ClassifyOptions, variant: LoadedVariant) -> None:
+        if not variant.spec.categories:
+            raise NoClassificationHead(variant.spec.name)
         inference = InferenceTask(
             variant,
             _top_k(options.top_k, variant),
@@ -130,6 +134,8 @@ class ClassifyTask(Task):
         )
         super().__init__(options, variant, inference)
         self._min_probability = _min_probability(options)
+        # A minimum in the request overrides the variant's thresholds.
+        self._thresholds = () if options.HasField("min_probability") else variant.spec.thresholds
 
     def fill(self, message: result_pb2.Classification, result: Result) -> None:
         """Write the categories, and the embedding if asked for."""
@@ -138,7 +144,8 @@ class ClassifyTask(Task):
         for index, probability in zip(
             result.indices.tolist(), result.probabilities.tolist(), strict=True
         ):
-            if probability >= self._min_probability:
+            least = self._thresholds[index] if self._thresholds else self._min_probability
+            if probability >= least:
                 add(index=index, label=labels[index], probability=probability)
         if self.inference.with_embedding:
             _fill_embedding(message.embedding, result, self.variant, inference_pb2.EmbedOptions())

@@ -55,6 +55,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         spec = self._variants.resolve(request.name, field="name")
         variant = self._describe(spec)
         variant.categories.extend(spec.categories)
+        variant.thresholds.extend(spec.thresholds)
         return variant_pb2.GetVariantResponse(variant=variant)
 
     async def LoadVariant(
@@ -140,6 +141,12 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         return variant
 
 
+_ACTIVATIONS = {
+    "softmax": variant_pb2.ACTIVATION_SOFTMAX,
+    "sigmoid": variant_pb2.ACTIVATION_SIGMOID,
+}
+
+
 def _describe_draining(loaded: LoadedVariant) -> variant_pb2.Variant:
     """Describe a variant that accepts no new requests."""
     return _describe_loaded(loaded, variant_pb2.VARIANT_STATE_DRAINING)
@@ -155,6 +162,9 @@ def _describe_unloaded(
         state=state,
         embedding_dimension=EMBEDDING_DIMENSION,
         category_count=len(spec.categories),
+        activation=_ACTIVATIONS[spec.activation]
+        if spec.categories
+        else variant_pb2.ACTIVATION_NONE,
         transform=_describe_transform(spec.transform),
         description=spec.description,
     )

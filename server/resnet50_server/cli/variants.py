@@ -1,4 +1,4 @@
-"""`resnet50-server variants`: official variants and their files."""
+"""`resnet50-server variants`: official variants and their files; import of others."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from resnet50_server.variants.spec import (
 )
 
 from .check_variant import check
+from .variants_import import import_variant
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-variants = typer.Typer(help="List, show, check, download and verify variants.")
+variants = typer.Typer(help="List, show, check, download, verify and import variants.")
 variants.command()(check)
+variants.command("import")(import_variant)
 
 WeightsDirectory = Annotated[
     Path | None,

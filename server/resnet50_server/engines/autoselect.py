@@ -127,7 +127,7 @@ class CpuEngines:
         for one in kinds:
             if one != "torch":
                 builders[one] = partial(self._load_graph, one, graph, precision)
-        return self._fastest(builders, spec.transform.input_size, precision)
+        return self._fastest(builders, spec, precision)
 
     def _build_int8(self, spec: VariantSpec, fp32_graph: Path, kinds: list[str]) -> CpuEngine:
         """Quantize float weights to int8, or take the cached result of an earlier start."""
@@ -146,12 +146,13 @@ class CpuEngines:
         builders: dict[str, BuildEngine] = {
             kind: partial(self._load_graph, kind, graph, "int8") for kind in kinds
         }
-        chosen = self._fastest(builders, spec.transform.input_size, "int8")
+        chosen = self._fastest(builders, spec, "int8")
 
         def measure() -> dict[str, object]:
             fp32 = self._load_graph(chosen.kind, fp32_graph, "fp32")
             count = len(images.calibrating)
-            return asdict(compare(chosen.engine, fp32, count, images.held_out))
+            top_k = min(1, len(spec.categories))
+            return asdict(compare(chosen.engine, fp32, count, images.held_out, top_k))
 
         found = Agreement(**self._cache.cached_json(f"{name}-{chosen.kind}.json", measure))
         text = (
@@ -196,6 +197,7 @@ class CpuEngines:
             transform.affine(),
             transform.channel_order,
             len(spec.categories),
+            spec.activation,
         )
         return self._cache.path(f"{key}.onnx", export)
 
@@ -212,19 +214,20 @@ class CpuEngines:
             ) from error
 
     def _fastest(
-        self, builders: dict[str, BuildEngine], size: tuple[int, int], precision: str
+        self, builders: dict[str, BuildEngine], spec: VariantSpec, precision: str
     ) -> CpuEngine:
         """Build the engine with about the highest rate; benchmarks once per machine."""
         if len(builders) == 1:
             ((kind, build),) = builders.items()
             return CpuEngine(build(), kind)
-        images = _noise(size, BENCHMARK_BATCH_SIZE)
+        size = spec.transform.input_size
+        images, top_k = _noise(size, BENCHMARK_BATCH_SIZE), min(1, len(spec.categories))
         built: dict[str, Engine] = {}
 
         def measure() -> dict[str, float]:
             for kind, build in builders.items():
                 built[kind] = build()
-            return {kind: _images_per_s(engine, images) for kind, engine in built.items()}
+            return {kind: _images_per_s(engine, images, top_k) for kind, engine in built.items()}
 
         versions = [importlib.metadata.version(kind) for kind in builders]
         key = _key(_processor(), [*builders, *versions], size, asdict(self._plan), precision)
@@ -287,23 +290,31 @@ def _load_graph(kind: str, graph: Path, precision: str, plan: CpuPlan) -> Engine
 
 
 def _require_match(spec: VariantSpec, graph: Engine, pytorch: Engine) -> None:
-    """Raise `ExportMismatch` unless both return the same probabilities for noise."""
-    images = _noise(spec.transform.input_size, 2)
-    exported, expected = (engine.run(images, 1, True) for engine in (graph, pytorch))
-    difference = float(np.abs(exported.probabilities - expected.probabilities).max())
-    if not difference <= TOLERANCE:
+    """Raise `ExportMismatch` unless both return the same probabilities for noise.
+
+    Without a classification head it is the embeddings, relative to the largest number in them.
+    """
+    images, top_k = _noise(spec.transform.input_size, 2), min(1, len(spec.categories))
+    exported, expected = (engine.run(images, top_k, True) for engine in (graph, pytorch))
+    part, difference = "probabilities", exported.probabilities - expected.probabilities
+    if not top_k:
+        assert exported.embeddings is not None and expected.embeddings is not None  # requested
+        part, difference = "embeddings", exported.embeddings - expected.embeddings
+        difference = difference / max(float(np.abs(expected.embeddings).max()), 1e-12)
+    largest = float(np.abs(difference).max())
+    if not largest <= TOLERANCE:
         raise ExportMismatch(
-            f"{spec.name}: probabilities of the exported graph differ by {difference:.1e} from"
-            f" PyTorch's, more than {TOLERANCE:g}; use --engine torch"
+            f"{spec.name}: {part} of the exported graph differ by {largest:.1e} from PyTorch's,"
+            f" more than {TOLERANCE:g}; use --engine torch"
         )
 
 
-def _images_per_s(engine: Engine, images: Images) -> float:
-    engine.run(images, 1, False)
+def _images_per_s(engine: Engine, images: Images, top_k: int) -> float:
+    engine.run(images, top_k, False)
     times = []
     for _ in range(BENCHMARK_BATCHES):
         started = time.perf_counter()
-        engine.run(images, 1, False)
+        engine.run(images, top_k, False)
         times.append(time.perf_counter() - started)
     return len(images) / min(times)
 

@@ -18,7 +18,8 @@ class BatchOutput:
 
     Attributes:
         indices: int64 [N, k], categories by falling probability; k = 0 if none are requested.
-        probabilities: float32 [N, k], softmax over all categories.
+        probabilities: float32 [N, k], by the variant's activation: softmax over all categories, or
+            sigmoid of each.
         embeddings: float32 [N, D], output of the global average pool; None if not requested.
         compute_s: Duration in seconds, measured by the engine, since the event loop is notified
             late under load.

@@ -4,8 +4,8 @@ It is written layer by layer, since the network is known: PyTorch's exporter doe
 torchvision's int8 modules, and the graph includes the normalisation
 (docs/adr/0008-cpu-engines.md).
 
-Input `images`: uint8 [N, height, width, 3], RGB. Outputs `probabilities`: float32 [N, categories],
-and `embeddings`: float32 [N, 2048].
+Input `images`: uint8 [N, height, width, 3], RGB. Outputs `embeddings`: float32 [N, 2048], and
+`probabilities`: float32 [N, categories], which a network without a classification head has not.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network
+from resnet50_server.variants.spec import Activation
 
 # Opset 13 is the first with quantization along an axis; all current runtimes support 17.
 _OPSET, _IR_VERSION = 17, 8
@@ -37,7 +38,7 @@ def onnx_graph(network: Network, transform: Transform) -> onnx.ModelProto:
         transform: The variant's.
     """
     graph = _Int8Graph(transform) if network.quantized else _FloatGraph(transform)
-    return graph.write(network.model)
+    return graph.write(network.model, network.activation)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Graph(ABC, Generic[Value]):
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
-    def write(self, model: Any) -> onnx.ModelProto:
+    def write(self, model: Any, activation: Activation) -> onnx.ModelProto:
         """Return the graph of torchvision's ResNet50 `model`."""
         x = self._convolve(self._input(model), model.conv1, relu=True)
         x = self._pool(x)
@@ -69,24 +70,20 @@ class _Graph(ABC, Generic[Value]):
                 if block.downsample is not None:
                     x = self._convolve(x, _convolution(block.downsample), relu=False)
                 x = self._join(y, x, block)
-        logits = self._classify(self._average(x), model.fc)
-        self._node("Softmax", logits, output="probabilities", axis=1)
+        pooled, outputs = self._average(x), [_output("embeddings", model.fc.in_features)]
+        if model.fc.out_features:
+            logits = self._classify(pooled, model.fc)
+            if activation == "sigmoid":
+                self._node("Sigmoid", logits, output="probabilities")
+            else:
+                self._node("Softmax", logits, output="probabilities", axis=1)
+            outputs.insert(0, _output("probabilities", model.fc.out_features))
+        size = self._transform.input_size
         graph = helper.make_graph(
             self._nodes,
             "resnet50",
-            [
-                helper.make_tensor_value_info(
-                    "images", TensorProto.UINT8, ["N", *self._transform.input_size, 3]
-                )
-            ],
-            [
-                helper.make_tensor_value_info(
-                    "probabilities", TensorProto.FLOAT, ["N", model.fc.out_features]
-                ),
-                helper.make_tensor_value_info(
-                    "embeddings", TensorProto.FLOAT, ["N", model.fc.in_features]
-                ),
-            ],
+            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *size, 3])],
+            outputs,
             self._constants,
         )
         return helper.make_model(
@@ -226,6 +223,10 @@ class _Int8Graph(_Graph[_Quantized]):
 
 
 _POOLING: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+
+
+def _output(name: str, width: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width])
 
 
 def _convolution(downsample: Any) -> Any:

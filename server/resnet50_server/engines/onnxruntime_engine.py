@@ -36,11 +36,12 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions: queue.SimpleQueue[onnxruntime.InferenceSession] = queue.SimpleQueue()
         for _ in range(instances):
-            self._sessions.put(
-                onnxruntime.InferenceSession(
-                    str(graph), options, providers=["CPUExecutionProvider"]
-                )
+            session = onnxruntime.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"]
             )
+            self._sessions.put(session)
+        # Without a classification head there are no probabilities.
+        self._outputs = [output.name for output in session.get_outputs()]
 
     def run(
         self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
@@ -49,14 +50,14 @@ class OnnxRuntimeEngine:
         started = time.perf_counter()
         session = self._sessions.get()
         try:
-            probabilities, embeddings = session.run(
-                ["probabilities", "embeddings"], {"images": np.stack(images)}
-            )
+            values = session.run(self._outputs, {"images": np.stack(images)})
         finally:
             self._sessions.put(session)
+        outputs = dict(zip(self._outputs, values, strict=True))
+        probabilities = outputs.get("probabilities", np.empty((len(images), 0), np.float32))
         return BatchOutput(
             *top_k_of(probabilities, top_k),
-            embeddings if with_embeddings else None,
+            outputs["embeddings"] if with_embeddings else None,
             time.perf_counter() - started,
         )
 

@@ -58,6 +58,7 @@ class OpenVinoEngine:
                 "ENABLE_CPU_PINNING": False,
             },
         )
+        self._has_head = any("probabilities" in output.names for output in compiled.outputs)
         self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         for _ in range(instances):
             self._requests.put(compiled.create_infer_request())
@@ -71,7 +72,9 @@ class OpenVinoEngine:
         try:
             request.infer({"images": np.stack(images)})
             # Copies, since the next batch reuses the request's memory.
-            probabilities = request.get_tensor("probabilities").data.copy()
+            probabilities = np.empty((len(images), 0), dtype=np.float32)
+            if self._has_head:
+                probabilities = request.get_tensor("probabilities").data.copy()
             embeddings = request.get_tensor("embeddings").data.copy() if with_embeddings else None
         finally:
             self._requests.put(request)

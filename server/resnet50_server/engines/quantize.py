@@ -67,7 +67,7 @@ class Agreement:
     Attributes:
         calibration_images: Number of images that set the ranges.
         compared_images: Number of images that were compared.
-        top_1: Share of them with the same top category, 0 to 1.
+        top_1: Share of them with the same top category, 0 to 1; 1 without a classification head.
         cosine: Mean cosine of the embeddings of both.
     """
 
@@ -152,7 +152,9 @@ def quantize_graph(graph: Path, images: Images, out: Path) -> None:
     )
 
 
-def compare(int8: Engine, fp32: Engine, calibration_images: int, held_out: Images) -> Agreement:
+def compare(
+    int8: Engine, fp32: Engine, calibration_images: int, held_out: Images, top_k: int = 1
+) -> Agreement:
     """Compare two engines of the same weights.
 
     Args:
@@ -160,11 +162,12 @@ def compare(int8: Engine, fp32: Engine, calibration_images: int, held_out: Image
         fp32: The engine of the float weights.
         calibration_images: Number of images that calibrated `int8`.
         held_out: At least one other image, uint8 [height, width, 3].
+        top_k: 1, or 0 without a classification head.
     """
     same, cosines = 0, []
     for batch in batches(held_out, BATCH_SIZE):
-        one, two = int8.run(batch, 1, True), fp32.run(batch, 1, True)
-        same += int((one.indices[:, 0] == two.indices[:, 0]).sum())
+        one, two = int8.run(batch, top_k, True), fp32.run(batch, top_k, True)
+        same += int((one.indices == two.indices).all(axis=1).sum())
         assert one.embeddings is not None and two.embeddings is not None  # requested
         lengths = np.linalg.norm(one.embeddings, axis=1) * np.linalg.norm(two.embeddings, axis=1)
         products = (one.embeddings * two.embeddings).sum(axis=1)

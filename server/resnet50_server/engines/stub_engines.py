@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet50_server.variants.spec import Activation
+
 from .base import BatchOutput
 
 EMBEDDING_DIMENSION = 2048
@@ -20,13 +22,15 @@ class NullEngine:
 
     Args:
         categories: Number of the variant's categories.
+        activation: The variant's.
     """
 
     sizes: tuple[int, ...] = ()
 
-    def __init__(self, categories: int) -> None:
-        logits = -np.arange(categories, dtype=np.float64)
-        self._probabilities = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
+    def __init__(self, categories: int, activation: Activation = "softmax") -> None:
+        powers = np.exp(-np.arange(categories, dtype=np.float64))
+        total = powers.sum() if activation == "softmax" else 1.0 + powers
+        self._probabilities = (powers / total).astype(np.float32)
         self._indices = np.arange(categories, dtype=np.int64)
 
     def run(
@@ -59,10 +63,13 @@ class TimedEngine(NullEngine):
         categories: Number of the variant's categories.
         alpha_ms: Time per batch, in milliseconds.
         beta_ms: Time per image, in milliseconds.
+        activation: The variant's.
     """
 
-    def __init__(self, categories: int, alpha_ms: float, beta_ms: float) -> None:
-        super().__init__(categories)
+    def __init__(
+        self, categories: int, alpha_ms: float, beta_ms: float, activation: Activation = "softmax"
+    ) -> None:
+        super().__init__(categories, activation)
         self._alpha_s = alpha_ms / 1000.0
         self._beta_s = beta_ms / 1000.0
 

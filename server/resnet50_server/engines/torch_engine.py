@@ -17,7 +17,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TorchEngine:
-    """Normalise, forward, softmax, top-k, in eager PyTorch with channels_last memory.
+    """Normalise, forward, activation, top-k, in eager PyTorch with channels_last memory.
 
     Args:
         network: In eval mode, on the CPU; moved to the device.
@@ -65,7 +65,7 @@ class TorchEngine:
         indices = np.empty((count, 0), dtype=np.int64)
         probabilities = np.empty((count, 0), dtype=np.float32)
         if top_k:
-            top = torch.softmax(logits.float(), dim=1).topk(top_k, dim=1)
+            top = self._network.probabilities(logits).topk(top_k, dim=1)
             indices, probabilities = top.indices.cpu().numpy(), top.values.cpu().numpy()
         vectors = embeddings.float().cpu().numpy() if with_embeddings else None
         # The copies to the CPU waited for the device.

@@ -182,9 +182,11 @@ def build_engine(prepared: PreparedVariant, settings: Settings) -> BuiltEngine:
     if weights is None:
         count = len(spec.categories)
         engine: Engine = (
-            NullEngine(count)
+            NullEngine(count, spec.activation)
             if settings.engine == "null"
-            else TimedEngine(count, settings.timed_alpha_ms, settings.timed_beta_ms)
+            else TimedEngine(
+                count, settings.timed_alpha_ms, settings.timed_beta_ms, spec.activation
+            )
         )
         digest = hashlib.sha256(f"{settings.engine}:{spec.name}".encode()).hexdigest()
         return BuiltEngine(engine, settings.engine, digest, 0, device, precision, trained=False)
@@ -254,7 +256,7 @@ def warm_up(engine: Engine, spec: VariantSpec, max_batch_size: int) -> list[tupl
     image = np.full((*spec.transform.input_size, 3), 128, dtype=np.uint8)
 
     def run(size: int) -> float:
-        output = engine.run([image] * size, 1, True)
+        output = engine.run([image] * size, min(1, len(spec.categories)), True)
         assert output.embeddings is not None  # requested
         if not (np.isfinite(output.probabilities).all() and np.isfinite(output.embeddings).all()):
             raise WeightsError(

@@ -54,7 +54,7 @@ class Reference:
         """
         assert result.embedding is not None  # asked for
         tolerance = TOLERANCES[precision]
-        off = float(np.abs(result.probabilities - self.probabilities).max())
+        off = float(np.abs(result.probabilities - self.probabilities).max(initial=0.0))
         lengths = float(np.linalg.norm(result.embedding) * np.linalg.norm(self.embedding))
         cosine = float(result.embedding @ self.embedding) / lengths if lengths else 1.0
         if off <= tolerance.probability and cosine >= tolerance.cosine:

@@ -129,7 +129,7 @@ class TrafficRouter(ServerEvents):
         The statistics go on if the variants are the same.
 
         Raises:
-            NotNow: One of the two is not loaded.
+            NotNow: One of the two is not loaded, or has no categories.
         """
         active = self._splits.get(split.variant)
         if active is not None and active.split == split and not active.ended:
@@ -138,6 +138,12 @@ class TrafficRouter(ServerEvents):
         candidate = self._loaded("split.candidate", split.candidate)
         if (problem := candidate.queue.health.problem) is not None:
             raise NotNow(f"split.candidate: {split.candidate} is out of service: {problem}")
+        for field, one in (("split.variant", variant), ("split.candidate", candidate)):
+            if not one.spec.categories:
+                raise NotNow(
+                    f"{field}: {one.spec.name} has no classification head, and a split compares"
+                    " categories: choose variants that have one"
+                )
         if split.canary_percent and (difference := _difference(variant, candidate)):
             raise NotNow(
                 f"split.canary_percent: {difference}; its answers would mean something else to"
@@ -263,20 +269,18 @@ class TrafficRouter(ServerEvents):
                 )
 
     def _on_retired(self, replaced: LoadedVariant) -> None:
-        """End the canaries that do not suit the weights that have replaced a variant's."""
+        """End the splits that do not suit the weights that have replaced a variant's."""
         if (successor := replaced.replaced_by) is None:
             # An active split refers to no unloaded variant, so this one has ended.
             self._splits.pop(replaced.spec.name, None)
             return
         for active in self._splits.values():
             variant, candidate = active.variant, active.candidate
-            if (
-                active.split.canary_percent
-                and variant is not None
-                and candidate is not None
-                and successor in (variant, candidate)
-                and (difference := _difference(variant, candidate))
-            ):
+            if variant is None or candidate is None or successor not in (variant, candidate):
+                continue
+            difference = _difference(variant, candidate)
+            # Without categories there is nothing to compare either.
+            if difference and (active.split.canary_percent or not successor.spec.categories):
                 self._end(active, difference)
 
     def _end(self, active: ActiveSplit, reason: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from resnet50_server.errors import WeightsError
 
 from .disk import read_file
 from .download import BLOCK_BYTES, fetch, official_path, published_digest
+from .importing.file_kinds import foreign_kind
+from .importing.pickles import unreadable
 from .spec import CHECKPOINT_NAMES, VariantSpec
 
 StateDict = dict[str, Any]
@@ -99,6 +100,8 @@ def read_custom(spec: VariantSpec) -> Weights:
         path = spec.directory / name
         content = _read(path, spec.name)
         if content is not None:
+            if kind := foreign_kind(content):
+                raise WeightsError(f"{spec.name}: {path} {kind}")
             parse = _parse_safetensors if path.suffix == ".safetensors" else _parse_pickle
             state = parse(content, path, spec.name)
             return Weights(state, hashlib.sha256(content).hexdigest())
@@ -156,21 +159,13 @@ def _parse_pickle(content: bytes, path: Path, name: str) -> StateDict:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a bad or unsafe file
-        # torch's own message advises to switch the protection off.
-        reason = type(error).__name__
-        if found := re.search(r"Unsupported \w+:? *(?:GLOBAL )?([\w.]+)", str(error)):
-            reason = f"it needs {found[1]}"
         raise WeightsError(
-            f"{name}: {path} was refused: it is broken, or a pickle that could run code ({reason});"
-            " copy it there again, or save the model's state_dict() alone, best as"
-            " weights.safetensors"
+            f"{name}: {path} was refused: it is broken, or a pickle that could run code"
+            f" ({unreadable(error)}); copy it there again, or save the model's state_dict() alone,"
+            " best as weights.safetensors; `resnet50-server variants import` reads checkpoints of"
+            " training code"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise WeightsError(f"{name}: {path} contains a {type(state).__name__}, not a state dict")
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), dict):
-            raise WeightsError(
-                f"{name}: {path} contains a training checkpoint; save its {wrapper!r} entry alone"
-            )
     # Not copied: an int8 state dict has version metadata that loading depends on.
     return state

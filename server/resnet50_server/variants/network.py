@@ -12,10 +12,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import ResNet, quantization, resnet50
 
 from resnet50_server.errors import WeightsError
+from resnet50_server.runtime.texts import escaped, listed
 
 from .checkpoints import StateDict, Weights, read_custom, read_official
 from .download import official_of
-from .spec import VariantSpec
+from .importing.hints import import_hint
+from .spec import EMBEDDING_DIMENSION, Activation, VariantSpec
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +26,15 @@ class Network(nn.Module):
     """ResNet50 with both of its outputs: the pooled vector and the logits.
 
     Args:
-        model: torchvision's ResNet50, float or quantized, in eval mode.
+        model: torchvision's ResNet50, float or quantized, in eval mode. Its head may have no
+            outputs.
+        activation: From logits to probabilities.
     """
 
-    def __init__(self, model: ResNet) -> None:
+    def __init__(self, model: ResNet, activation: Activation = "softmax") -> None:
         super().__init__()
         self.model = model
+        self.activation = activation
         self.quantized = isinstance(model, quantization.QuantizableResNet)
         self.eval()  # the modules in the place of BatchNorm too
 
@@ -51,6 +56,12 @@ class Network(nn.Module):
         if self.quantized:
             return model.dequant(pooled), model.dequant(logits)
         return pooled, logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return probabilities, float32 [N, categories], of logits of any dtype."""
+        if self.activation == "sigmoid":
+            return torch.sigmoid(logits.float())
+        return torch.softmax(logits.float(), dim=1)
 
 
 def read_weights(spec: VariantSpec, directory: Path, download: bool) -> Weights:
@@ -83,7 +94,7 @@ def build_network(spec: VariantSpec, weights: Weights) -> Network:
         if spec.transform.channel_order == "BGR":
             # The same sums in another order, at no cost for any engine.
             model.conv1.weight = nn.Parameter(model.conv1.weight.detach().flip(1))
-    return Network(model)
+    return Network(model, spec.activation)
 
 
 def parameter_count(spec: VariantSpec, weights: Weights) -> int:
@@ -144,24 +155,52 @@ def build_model(spec: VariantSpec, weights: Weights) -> ResNet:
     if spec.quantized:
         backend = official_of(spec).backend
         assert backend is not None  # int8 weights have one
+        _require_backend(spec, backend)
         torch.backends.quantized.engine = backend
         model = quantization.resnet50(weights=None, quantize=True, num_classes=count)
         model.load_state_dict(weights.state)
         return model.eval()
     # On the meta device nothing is initialised, so no random weights can remain.
     with torch.device("meta"):
-        model = resnet50(weights=None, num_classes=count)
-    if problem := _mismatch(model, weights.state, count):
+        model = resnet50(weights=None, num_classes=max(1, count))
+    if not count:
+        _remove_head(model)
+    given = weights.state if count else _NO_HEAD | weights.state
+    if problem := _mismatch(model, given, spec):
         raise WeightsError(f"{spec.name}: the checkpoint does not fit ResNet50: {problem}")
-    state = {key: value.to(model.state_dict()[key].dtype) for key, value in weights.state.items()}
+    state = {key: value.to(model.state_dict()[key].dtype) for key, value in given.items()}
     for key in model.state_dict().keys() - state.keys():  # num_batches_tracked; see _mismatch
         state[key] = torch.zeros((), dtype=torch.long)
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
-def _mismatch(model: ResNet, state: StateDict, categories: int) -> str | None:
-    """Return why `state` does not fit the model; None if it fits."""
+def _require_backend(spec: VariantSpec, backend: str) -> None:
+    """Raise WeightsError if torch cannot compute torchvision's int8 weights on this processor."""
+    supported = torch.backends.quantized.supported_engines
+    if backend not in supported:
+        raise WeightsError(
+            f"{spec.name}: torchvision's int8 weights need torch's backend {backend}, which exists"
+            f" on x86 only (here: {', '.join(supported)}); serve IMAGENET1K_V2 with --precision"
+            " int8 --calibration-dir IMAGES instead, or in fp32"
+        )
+
+
+# The tensors of a head without outputs.
+_NO_HEAD: StateDict = {"fc.weight": torch.empty(0, EMBEDDING_DIMENSION), "fc.bias": torch.empty(0)}
+
+
+def _remove_head(model: ResNet) -> None:
+    """Give a model a head without outputs: its logits are [N, 0]."""
+    # Not `nn.Linear(2048, 0)`, whose initialisation warns.
+    model.fc.out_features = 0
+    for name, value in _NO_HEAD.items():
+        setattr(model.fc, name.removeprefix("fc."), nn.Parameter(value.to("meta")))
+
+
+def _mismatch(model: ResNet, state: StateDict, spec: VariantSpec) -> str | None:
+    """Return why `state` does not fit the model, and what to do; None if it fits."""
+    categories = len(spec.categories)
     expected = model.state_dict()
     missing = [
         key
@@ -176,12 +215,11 @@ def _mismatch(model: ResNet, state: StateDict, categories: int) -> str | None:
             parts.append(f"{len(missing)} keys are missing ({_some(missing)})")
         if unknown:
             parts.append(f"{len(unknown)} are unknown ({_some(unknown)})")
-        hint = ""
-        if any(key.startswith("module.") for key in unknown):
-            hint = "; strip the 'module.' that DataParallel put before each"
-        return " and ".join(parts) + hint
+        return f"{' and '.join(parts)}; {import_hint(state, spec.directory)}"
     head = state["fc.weight"]
     if isinstance(head, Tensor) and head.ndim == 2 and head.shape[0] != categories:
+        if not categories:
+            return f"fc has {head.shape[0]} classes, and variant.json names none; name each there"
         return f"fc has {head.shape[0]} classes, variant.json names {categories} categories"
     for key, value in state.items():
         if not isinstance(value, Tensor):
@@ -194,4 +232,4 @@ def _mismatch(model: ResNet, state: StateDict, categories: int) -> str | None:
 
 
 def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    return listed([escaped(key[:64]) for key in keys], separator=", ")

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Transform
@@ -20,6 +20,7 @@ from .strict_model import StrictModel
 from .transform_file import TransformFile
 
 EMBEDDING_DIMENSION = 2048
+Activation = Literal["softmax", "sigmoid"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENUM_PREFIXES = ("ResNet50_Weights.", "ResNet50_QuantizedWeights.")
 CHECKPOINT_NAMES = ("weights.safetensors", "weights.pth")
@@ -49,8 +50,12 @@ class VariantSpec:
     Attributes:
         name: Its name in requests.
         transform: Its preprocessing.
-        categories: Names of its categories, by index.
+        categories: Names of its categories, by index; empty if it has no classification head.
         description: One or two sentences.
+        activation: From logits to probabilities: "softmax" over all categories, or "sigmoid", a
+            probability of its own for each.
+        thresholds: With sigmoid, the least probability of each category in an answer; empty for
+            none.
         official: torchvision's file of weights; None for custom and random variants.
         directory: Directory of a custom variant; None for others.
         seed: The seed of a random variant; None for others.
@@ -67,6 +72,8 @@ class VariantSpec:
     seed: int | None = None
     aliases: tuple[str, ...] = ()
     published: PublishedAccuracy | None = None
+    activation: Activation = "softmax"
+    thresholds: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def argument(self) -> str:
@@ -178,13 +185,34 @@ class _VariantFile(StrictModel):
     transform: TransformFile
     description: str = ""
     published_accuracy: _AccuracyFile | None = None
+    activation: Activation = "softmax"
+    thresholds: tuple[float, ...] = ()
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _in_range(cls, thresholds: Any, info: ValidationInfo) -> Any:
+        if not isinstance(thresholds, list) or not all(
+            isinstance(one, int | float) and 0 <= one <= 1 for one in thresholds
+        ):
+            raise ValueError("must be a list of numbers from 0 to 1, one for each category")
+        if thresholds and info.data.get("activation") != "sigmoid":
+            raise ValueError("are of the activation sigmoid; remove them")
+        count = len(info.data.get("categories", ()))
+        if thresholds and count != len(thresholds):
+            raise ValueError(
+                f"has {len(thresholds)} numbers for {count} categories; one for each is needed"
+            )
+        return thresholds
 
     @field_validator("categories", mode="before")
     @classmethod
     def _named(cls, categories: Any) -> Any:
         # One error for all of them, where pydantic would report each.
-        if not isinstance(categories, list) or not categories:
-            raise ValueError("must be a list of names, one for each output of the network")
+        if not isinstance(categories, list):
+            raise ValueError(
+                "must be a list of names, one for each output of the network; an empty one for a"
+                " network without a classification head"
+            )
         if len(categories) > MAX_CATEGORIES:
             raise ValueError(f"has {len(categories)} names, at most {MAX_CATEGORIES} are allowed")
         problems = []
@@ -253,4 +281,6 @@ def _custom(name: str, directory: Path) -> VariantSpec:
         description=file.description,
         directory=directory,
         published=PublishedAccuracy(**accuracy.model_dump()) if accuracy else None,
+        activation=file.activation,
+        thresholds=file.thresholds,
     )

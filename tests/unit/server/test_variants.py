@@ -168,6 +168,18 @@ def test_int8_network_answers_exactly_as_torchvisions_own(monkeypatch, tmp_path)
     assert torch.equal(embeddings, reference[1])
 
 
+def test_int8_without_torchs_backend_says_what_to_serve(monkeypatch, tmp_path):
+    """As on ARM, where torch is built without fbgemm."""
+    weights.publish(monkeypatch, INT8_V2, {"conv1.weight": torch.ones(1)}, tmp_path)
+    backends = type(torch.backends.quantized)
+    monkeypatch.setattr(backends, "supported_engines", ["qnnpack", "none"])
+    with pytest.raises(WeightsError, match="exists on x86 only") as refused:
+        load("IMAGENET1K_FBGEMM_V2", tmp_path)
+    text = str(refused.value)
+    assert text.startswith("IMAGENET1K_FBGEMM_V2: torchvision's int8 weights need torch's backend")
+    assert "(here: qnnpack, none); serve IMAGENET1K_V2 with --precision int8" in text
+
+
 def test_every_module_of_a_loaded_network_is_in_eval_mode(monkeypatch, tmp_path):
     directory = weights.custom_variant(tmp_path / "mine", weights.hollow())
     weights.publish(monkeypatch, INT8_V2, weights.trained_like_int8(), tmp_path)
@@ -209,7 +221,7 @@ def changed(**replaced: object) -> dict[str, object]:
         (changed(neck__weight=torch.ones(3)), ["1 are unknown (neck.weight)"]),
         (
             {f"module.{key}": value for key, value in weights.hollow().items()},
-            ["are unknown (module.conv1.weight", "strip the 'module.' that DataParallel put"],
+            ["are unknown (module.conv1.weight", "stripped from its keys: 'module.' (DataPar"],
         ),
         (
             changed(conv1__weight=torch.ones(64, 3, 3, 3)),
@@ -221,8 +233,14 @@ def changed(**replaced: object) -> dict[str, object]:
             ["bn1.bias contains NaN or infinity"],
         ),
         (changed(bn1__bias=[0.0] * 64), ["bn1.bias is a list, not a tensor"]),
-        ({"state_dict": weights.hollow(), "epoch": 90}, ["training checkpoint", "'state_dict'"]),
-        ({"model": weights.hollow(), "optimizer": {}}, ["training checkpoint", "'model'"]),
+        (
+            {"state_dict": weights.hollow(), "epoch": 90},
+            ["variants import", "took its entry 'state_dict'"],
+        ),
+        (
+            {"model": weights.hollow(), "optimizer": {}},
+            ["variants import", "took its entry 'model'"],
+        ),
         ([torch.ones(3)], ["contains a list, not a state dict"]),
         ({3: torch.ones(3)}, ["not a state dict"]),
         (nn.Linear(2, 2), ["pickle that could run code", "state_dict() alone"]),
@@ -276,7 +294,7 @@ def test_broken_checkpoint_is_refused_with_its_path(good, checkpoint, breakage, 
     shutil.copy(whole / "variant.json", tmp_path)
     with (whole / checkpoint).open("rb") as file:
         BROKEN[breakage](tmp_path / checkpoint, file.read(2**20))
-    advice = "copy it there again|has to be a file"
+    advice = "copy it there again|has to be a file|download the file itself"
     with pytest.raises(WeightsError, match=f"^mine: .*{checkpoint} .*({advice})"):
         load(f"mine={tmp_path}")
 
@@ -329,7 +347,17 @@ def test_directory_without_variant_json_is_refused(tmp_path):
     [
         ({"color": "red"}, "file: has 'color'; known are categories, transform, "),
         ({"categories": None}, "categories: Field required"),
-        ({"categories": []}, "categories: "),
+        ({"categories": {}}, "categories: must be a list of names"),
+        ({"activation": "tanh"}, "activation: "),
+        ({"thresholds": [0.5, 0.5]}, "thresholds: are of the activation sigmoid; remove them"),
+        (
+            {"activation": "sigmoid", "thresholds": [0.5]},
+            "thresholds: has 1 numbers for 10 categories; one for each is needed",
+        ),
+        (
+            {"activation": "sigmoid", "thresholds": [2.0] * 10},
+            "thresholds: must be a list of numbers from 0 to 1",
+        ),
         ({"categories": ["cat", " "]}, "categories: 1: is empty"),
         ({"categories": "cat"}, "categories: must be a list of names"),
         (

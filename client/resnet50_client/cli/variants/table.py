@@ -63,6 +63,8 @@ def state(variant: Variant) -> str:
     word = variant.state.upper() if variant.state in ("failed", "unhealthy") else variant.state
     if variant.state == "ready" and not variant.trained:
         word += ", UNTRAINED"
+    if variant.activation == "none":
+        word += ", embeddings only"
     if variant.loading is None:
         return word
     loading = progress(variant.loading)

@@ -28,7 +28,7 @@ class Outputs(NamedTuple):
 
 
 class Forward(nn.Module):
-    """Normalise, network, softmax, top-k: the same steps as `TorchEngine.run`.
+    """Normalise, network, activation, top-k: the same steps as `TorchEngine.run`.
 
     It has no L2 normalisation: each request of a batch decides whether its embedding is normalised,
     and 2048 multiplications cost less than another kernel.
@@ -63,6 +63,6 @@ class Forward(nn.Module):
         images = torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
         images = images.to(dtype=self._dtype, memory_format=torch.channels_last)
         pooled, logits = self.network(images)
-        probabilities = torch.softmax(logits.float(), dim=1)
+        probabilities = self.network.probabilities(logits)
         top, indices = torch.topk(probabilities, self.top_k, dim=1)
         return Outputs(indices, top, pooled.float(), probabilities)

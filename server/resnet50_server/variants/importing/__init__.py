@@ -1,0 +1,1 @@
+"""Import of checkpoints that training code wrote: recognise, convert, write a variant."""
