@@ -19,6 +19,8 @@ Errors of every RPC, with google.rpc details in the trailing metadata:
   INVALID_ARGUMENT    the request is invalid; BadRequest names the field and the limit. Do not
                       retry.
   NOT_FOUND           no such variant is loaded; ErrorInfo lists the loaded ones.
+  FAILED_PRECONDITION a classification by a variant without a classification head; ErrorInfo has
+                      the reason NO_CLASSIFICATION_HEAD. Do not retry.
   RESOURCE_EXHAUSTED  a limit of the server or of the caller is reached; the message names it,
                       RetryInfo gives the delay before a retry.
   UNAUTHENTICATED     the token is missing or unknown; ErrorInfo says which.
@@ -98,7 +100,10 @@ class ClassifyOptions(google.protobuf.message.Message):
     default): 5, or all of a variant that has fewer.
     """
     min_probability: builtins.float
-    """Exclude categories below this probability, 0 to 1. Absent (the default): exclude none."""
+    """Exclude categories below this probability, 0 to 1. Absent (the default): exclude those below
+    their threshold in the variant (Variant.thresholds), which only multi-label variants have; 0:
+    exclude none.
+    """
     include_embedding: builtins.bool
     """Also return the embedding (float32, not normalized); it needs no second forward pass. Default
     false.

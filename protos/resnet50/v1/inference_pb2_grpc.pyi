@@ -19,6 +19,8 @@ Errors of every RPC, with google.rpc details in the trailing metadata:
   INVALID_ARGUMENT    the request is invalid; BadRequest names the field and the limit. Do not
                       retry.
   NOT_FOUND           no such variant is loaded; ErrorInfo lists the loaded ones.
+  FAILED_PRECONDITION a classification by a variant without a classification head; ErrorInfo has
+                      the reason NO_CLASSIFICATION_HEAD. Do not retry.
   RESOURCE_EXHAUSTED  a limit of the server or of the caller is reached; the message names it,
                       RetryInfo gives the delay before a retry.
   UNAUTHENTICATED     the token is missing or unknown; ErrorInfo says which.

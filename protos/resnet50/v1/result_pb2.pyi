@@ -104,7 +104,7 @@ class Classification(google.protobuf.message.Message):
     @property
     def categories(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Category]:
         """The most probable categories, highest probability first: `top_k` of them, fewer if
-        `min_probability` excludes some.
+        `min_probability` or the variant's thresholds exclude some.
         """
 
     @property
@@ -136,7 +136,9 @@ class Category(google.protobuf.message.Message):
     label: builtins.str
     """The category's name, e.g. "Irish terrier"."""
     probability: builtins.float
-    """Softmax over all of the variant's categories, 0 to 1."""
+    """0 to 1, by the variant's activation: softmax over all of its categories, or sigmoid of this
+    one.
+    """
     def __init__(
         self,
         *,

@@ -19,6 +19,38 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Activation:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ActivationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Activation.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ACTIVATION_UNSPECIFIED: _Activation.ValueType  # 0
+    """Not stated, by a server of an earlier release: softmax."""
+    ACTIVATION_SOFTMAX: _Activation.ValueType  # 1
+    """Softmax over all categories: they exclude each other, and their probabilities add up to 1."""
+    ACTIVATION_SIGMOID: _Activation.ValueType  # 2
+    """Sigmoid: each category has a probability of its own, and several may apply (multi-label)."""
+    ACTIVATION_NONE: _Activation.ValueType  # 3
+    """No classification head: it computes embeddings only, and Classify, ClassifyUpload and
+    ClassifyStream are FAILED_PRECONDITION.
+    """
+
+class Activation(_Activation, metaclass=_ActivationEnumTypeWrapper):
+    """How the outputs of a classification head become probabilities."""
+
+ACTIVATION_UNSPECIFIED: Activation.ValueType  # 0
+"""Not stated, by a server of an earlier release: softmax."""
+ACTIVATION_SOFTMAX: Activation.ValueType  # 1
+"""Softmax over all categories: they exclude each other, and their probabilities add up to 1."""
+ACTIVATION_SIGMOID: Activation.ValueType  # 2
+"""Sigmoid: each category has a probability of its own, and several may apply (multi-label)."""
+ACTIVATION_NONE: Activation.ValueType  # 3
+"""No classification head: it computes embeddings only, and Classify, ClassifyUpload and
+ClassifyStream are FAILED_PRECONDITION.
+"""
+global___Activation = Activation
+
 class _LoadingStage:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -145,6 +177,8 @@ class Variant(google.protobuf.message.Message):
     MEMORY_BYTES_FIELD_NUMBER: builtins.int
     REQUESTS_FIELD_NUMBER: builtins.int
     PROBLEM_FIELD_NUMBER: builtins.int
+    ACTIVATION_FIELD_NUMBER: builtins.int
+    THRESHOLDS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "IMAGENET1K_V2" or "digits"."""
     state: global___VariantState.ValueType
@@ -162,7 +196,7 @@ class Variant(google.protobuf.message.Message):
     embedding_space: builtins.str
     """The vector space of its embeddings, as in Embedding.space."""
     category_count: builtins.int
-    """Number of categories."""
+    """Number of categories; 0 if it has no classification head (ACTIVATION_NONE)."""
     precision: builtins.str
     """Precision of its arithmetic: "fp32", "fp16", "bf16" or "int8"."""
     device: builtins.str
@@ -181,6 +215,8 @@ class Variant(google.protobuf.message.Message):
     """Requests and frames pending or in flight."""
     problem: builtins.str
     """Why it is out of service; empty unless the state is VARIANT_STATE_UNHEALTHY."""
+    activation: global___Activation.ValueType
+    """How its outputs become probabilities."""
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Other names of it, e.g. "DEFAULT"."""
@@ -213,6 +249,12 @@ class Variant(google.protobuf.message.Message):
         replacement of these weights.
         """
 
+    @property
+    def thresholds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """With ACTIVATION_SIGMOID: the least probability of each category, by index, to be in a response
+        to a request without `min_probability`. Empty: none. Only in GetVariantResponse.
+        """
+
     def __init__(
         self,
         *,
@@ -240,9 +282,11 @@ class Variant(google.protobuf.message.Message):
         memory_bytes: builtins.int = ...,
         requests: builtins.int = ...,
         problem: builtins.str = ...,
+        activation: global___Activation.ValueType = ...,
+        thresholds: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latency", b"latency", "loading", b"loading", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "transform", b"transform"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "categories", b"categories", "category_count", b"category_count", "description", b"description", "device", b"device", "digest", b"digest", "embedding_dimension", b"embedding_dimension", "embedding_space", b"embedding_space", "engine", b"engine", "last_failure", b"last_failure", "latency", b"latency", "loading", b"loading", "memory_bytes", b"memory_bytes", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "problem", b"problem", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "requests", b"requests", "server_default", b"server_default", "state", b"state", "trained", b"trained", "transform", b"transform"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["activation", b"activation", "aliases", b"aliases", "categories", b"categories", "category_count", b"category_count", "description", b"description", "device", b"device", "digest", b"digest", "embedding_dimension", b"embedding_dimension", "embedding_space", b"embedding_space", "engine", b"engine", "last_failure", b"last_failure", "latency", b"latency", "loading", b"loading", "memory_bytes", b"memory_bytes", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "problem", b"problem", "published_accuracy", b"published_accuracy", "quantization", b"quantization", "requests", b"requests", "server_default", b"server_default", "state", b"state", "thresholds", b"thresholds", "trained", b"trained", "transform", b"transform"]) -> None: ...
 
 global___Variant = Variant
 

@@ -146,7 +146,8 @@ class VariantServiceServicer(object):
     def SetTrafficSplit(self, request, context):
         """Starts a traffic split between a variant and a candidate, or changes its shares, which resets
         its counts. FAILED_PRECONDITION if one of the two is not loaded, the candidate is out of
-        service, or it is to serve a canary share and has different categories.
+        service, one of them has no classification head, or the candidate is to serve a canary share
+        and has different categories.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,7 +82,8 @@ class VariantServiceStub:
     ]
     """Starts a traffic split between a variant and a candidate, or changes its shares, which resets
     its counts. FAILED_PRECONDITION if one of the two is not loaded, the candidate is out of
-    service, or it is to serve a canary share and has different categories.
+    service, one of them has no classification head, or the candidate is to serve a canary share
+    and has different categories.
     """
 
     ListTrafficSplits: grpc.UnaryUnaryMultiCallable[
@@ -163,7 +164,8 @@ class VariantServiceAsyncStub:
     ]
     """Starts a traffic split between a variant and a candidate, or changes its shares, which resets
     its counts. FAILED_PRECONDITION if one of the two is not loaded, the candidate is out of
-    service, or it is to serve a canary share and has different categories.
+    service, one of them has no classification head, or the candidate is to serve a canary share
+    and has different categories.
     """
 
     ListTrafficSplits: grpc.aio.UnaryUnaryMultiCallable[
@@ -256,7 +258,8 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[resnet50.v1.variant_pb2.SetTrafficSplitResponse, collections.abc.Awaitable[resnet50.v1.variant_pb2.SetTrafficSplitResponse]]:
         """Starts a traffic split between a variant and a candidate, or changes its shares, which resets
         its counts. FAILED_PRECONDITION if one of the two is not loaded, the candidate is out of
-        service, or it is to serve a canary share and has different categories.
+        service, one of them has no classification head, or the candidate is to serve a canary share
+        and has different categories.
         """
 
     @abc.abstractmethod

@@ -44,8 +44,8 @@ _FAMILIES = tuple(
 _BLOCKS = tuple(
     (re.compile(r"(^|\.)layer[1-4]\.\d+\." + pattern), name)
     for pattern, name in (
+        (r"(eca|se\.conv)\.", "an ECA-ResNet"),
         (r"se(_module)?\.", "an SE-ResNet (squeeze and excitation)"),
-        (r"eca\.", "an ECA-ResNet"),
         (r"(cbam|ca|sa|ChannelGate|SpatialGate)\.", "a ResNet with attention in its blocks"),
         (r"conv2\.(conv|fc1|bn0|radix)", "a ResNeSt or SK-ResNet"),
         (r"aa\.|(conv\d|downsample)\.\d\.filt$", "a ResNet with anti-aliased downsampling"),
@@ -55,8 +55,13 @@ _BLOCKS = tuple(
 )
 _DILATED = re.compile(r"(?:^|\.)(?:classifier\.0\.convs|aux_classifier|decode_head|aspp)\.")
 # Blocks of the four layers: the depth with bottlenecks, and with basic blocks.
-_BOTTLENECKS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (2, 2, 2, 2): 26}
-_BASIC = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34, (1, 1, 1, 1): 10}
+_BOTTLENECKS: dict[tuple[int, ...], int] = {
+    (3, 4, 6, 3): 50,
+    (3, 4, 23, 3): 101,
+    (3, 8, 36, 3): 152,
+    (2, 2, 2, 2): 26,
+}
+_BASIC: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34, (1, 1, 1, 1): 10}
 
 
 def other_network(tensors: Mapping[str, Any]) -> str | None:

@@ -98,8 +98,8 @@ def _options(scheme: str) -> dict[str, Any]:
         )
         return {"client_kwargs": {"timeout": limits}, "skip_instance_cache": True}
     if scheme in ("s3", "s3a"):
-        limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
-        return {"config_kwargs": limits}
+        times = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
+        return {"config_kwargs": times}
     if scheme in ("gs", "gcs"):
         return {"timeout": READ_TIMEOUT_S}
     return {}
