@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from resnet50_server.errors import WeightsError
+from resnet50_server.variants.official import official_facts
 from resnet50_server.variants.spec import official_specs, strip_enum_prefix
 
 
@@ -105,5 +105,5 @@ def _transform(text: str) -> dict[str, Any]:
     name = strip_enum_prefix(text)
     for official, spec in official_specs().items():
         if name in (official, official.rpartition("_")[2]) and not spec.quantized:
-            return asdict(spec.transform)
+            return dict(official_facts()["variants"][official]["transform"])
     raise WeightsError(f"transform: {text!r} is not one of V1, V2")

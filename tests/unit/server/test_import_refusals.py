@@ -95,7 +95,6 @@ NETWORKS: dict[str, tuple[Callable[[], Any], str]] = {
     "resnet50d": (lambda: hollow(lambda: timm.create_model("resnet50d")), "holds a resnet50d"),
     "resnet50c": (lambda: hollow(lambda: timm.create_model("resnet50c")), "a resnet50c or"),
     "GroupNorm": (lambda: hollow(lambda: timm.create_model("resnet50_gn")), "with GroupNorm"),
-    "blur": (lambda: hollow(lambda: timm.create_model("resnetblur50")), "anti-aliased"),
     "BiT": (lambda: hollow(lambda: timm.create_model("resnetv2_50x1_bit")), "a ResNetV2 (BiT)"),
     "ResNeSt": (lambda: hollow(lambda: timm.create_model("resnest50d")), "a ResNeSt"),
     "Res2Net": (lambda: hollow(lambda: timm.create_model("res2net50_26w_4s")), "a Res2Net"),
@@ -106,7 +105,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], str]] = {
     "MobileNet": (lambda: hollow(models.mobilenet_v2), "holds a MobileNetV2"),
     "DenseNet": (lambda: hollow(models.densenet121), "holds a DenseNet"),
     "VGG": (lambda: hollow(models.vgg11), "holds a VGG or AlexNet"),
-    "RegNet": (lambda: hollow(models.regnet_y_400mf), "holds a RegNet"),
+    "RegNet": (lambda: hollow(lambda: timm.create_model("regnety_002")), "holds a RegNet"),
     "CLIP": (lambda: CLIP, "holds CLIP's modified ResNet"),
     "segmentation": (lambda: SEGMENTATION, "holds a segmentation network"),
     "grey": (lambda: GREY, "for images of 1 channels"),
@@ -173,6 +172,10 @@ CONTENTS: dict[str, tuple[Callable[[], Any], str]] = {
     "several": (
         lambda: {"first": hollow50(), "second": hollow50()},
         "has 2 networks; it holds first, second: choose one with --key NAME",
+    ),
+    "blur": (
+        lambda: {"arch": "resnetblur50", "state_dict": hollow50()},
+        "is a resnetblur50, which smooths before it halves an image",
     ),
     "Caffe's style": (
         lambda: {"meta": {"cfg": "backbone=dict(depth=50, style='caffe')"}, "model": hollow50()},

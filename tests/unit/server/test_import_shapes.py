@@ -22,8 +22,8 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.variants.checkpoints import read_custom
 from resnet50_server.variants.importing.candidates import Choice
 from resnet50_server.variants.importing.importer import ImportOptions, import_checkpoint
-from resnet50_server.variants.network import build_network
-from resnet50_server.variants.spec import parse_variant
+from resnet50_server.variants.network import build_model, build_network
+from resnet50_server.variants.spec import VariantSpec, parse_variant
 from tests.support.checkpoints import (
     COUNT,
     answers,
@@ -34,11 +34,21 @@ from tests.support.checkpoints import (
     prefixed,
     save,
     trained,
+    unfilled,
 )
 
 NAMES = [f"kind {index}" for index in range(COUNT)]
 # The outputs of the original network for `images`; None: the trained one's logits.
 Made = tuple[Path, Tensor | None]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: small images, so that threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +63,24 @@ def categories(tmp_path) -> Path:
     return path
 
 
-def imported(source: Path, directory: Path, **options: Any) -> tuple[list[str], Any, Any]:
-    """Import; return the lines, the variant and its network."""
+def imported(source: Path, directory: Path, **options: Any) -> tuple[list[str], VariantSpec]:
+    """Import; return the lines and the variant."""
     lines = list(import_checkpoint(str(source), directory, ImportOptions(**options)))
-    spec = parse_variant(f"mine={directory}")
-    return lines, spec, build_network(spec, read_custom(spec))
+    return lines, parse_variant(f"mine={directory}")
 
 
 def hugging_face(**config: Any) -> ResNetForImageClassification:
     """Return Hugging Face's network with the trained weights, which it names otherwise."""
-    model = ResNetForImageClassification(ResNetConfig(num_labels=COUNT, **config))
+    config = {"num_labels": COUNT} | config
+    model = unfilled(lambda: ResNetForImageClassification(ResNetConfig(**config)))
     # By position: both libraries register convolutions, norms and the head in one order, but for
     # the shortcuts, which are first in a block here and last in torchvision's.
     ours = trained()
     order = sorted(ours, key=_shortcut_first(list(ours)))
     theirs = model.state_dict()
     assert [ours[key].shape for key in order] == [value.shape for value in theirs.values()]
-    model.load_state_dict(dict(zip(theirs, (ours[key] for key in order), strict=True)))
+    state = dict(zip(theirs, (ours[key] for key in order), strict=True))
+    model.load_state_dict(state, assign=True)
     return model.eval()
 
 
@@ -178,15 +189,15 @@ def tutorial(folder: Path) -> Made:
     checkpoint = {
         "epoch": 5,
         "model_state_dict": network().state_dict(),
-        "optimizer_state_dict": torch.optim.SGD(network().parameters(), 0.1).state_dict(),
+        "optimizer_state_dict": torch.optim.SGD(linear().parameters(), 0.1).state_dict(),
         "loss": torch.tensor(0.4),
     }
     return save(checkpoint, folder / "checkpoint.tar"), None
 
 
 def timm_checkpoint(folder: Path) -> Made:
-    model = timm.create_model("resnet50", num_classes=COUNT)
-    model.load_state_dict(trained())
+    model = unfilled(lambda: timm.create_model("resnet50", num_classes=COUNT))
+    model.load_state_dict(trained(), assign=True)
     checkpoint = {
         "arch": "resnet50",
         "state_dict": model.state_dict(),
@@ -347,12 +358,11 @@ def test_imported_checkpoint_answers_as_its_network(shape, tmp_path, categories,
     make, options, expected = IMPORTED[shape]
     source, original = make(tmp_path / "source")
     directory = tmp_path / "mine"
-    lines, spec, model = imported(source, directory, categories=categories, **options)
+    lines, spec = imported(source, directory, categories=categories, **options)
     for text in expected:
         assert any(text in line for line in lines), lines
     assert list(spec.categories) == NAMES
-    with torch.inference_mode():
-        served = model(images())[1].softmax(dim=1)
+    served = answers(build_model(spec, read_custom(spec))).softmax(dim=1)
     wanted = (logits if original is None else original).softmax(dim=1)
     assert wanted.max(dim=1).values.min() > 2 / COUNT  # so that equality means something
     assert (served - wanted).abs().max() < 1e-4
@@ -400,7 +410,8 @@ HEADLESS: dict[str, tuple[Callable[[Path], Path], Choice]] = {
 @pytest.mark.parametrize("shape", HEADLESS)
 def test_backbone_is_imported_for_its_embeddings(shape, tmp_path):
     make, choice = HEADLESS[shape]
-    lines, spec, model = imported(make(tmp_path / "source"), tmp_path / "mine", choice=choice)
+    lines, spec = imported(make(tmp_path / "source"), tmp_path / "mine", choice=choice)
+    model = build_network(spec, read_custom(spec))
     assert any("no classification head" in line for line in lines)
     assert spec.categories == ()
     with torch.inference_mode():
@@ -421,7 +432,7 @@ def test_categories_in_the_checkpoint_are_used(tmp_path, entry):
     outer, _, inner = entry.rpartition(".")
     extra = {outer: {inner: names}} if outer else {entry: names}
     source = save({"state_dict": trained(), **extra}, tmp_path / "best.pth")
-    lines, spec, _ = imported(source, tmp_path / "mine")
+    lines, spec = imported(source, tmp_path / "mine")
     assert f"categories: {COUNT}, from its entry {entry!r}" in lines
     assert list(spec.categories) == NAMES
 
@@ -439,7 +450,7 @@ def test_timms_config_gives_transform_and_categories(tmp_path, source):
         },
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    lines, spec, _ = imported(source, tmp_path / "mine")
+    lines, spec = imported(source, tmp_path / "mine")
     assert list(spec.categories) == NAMES
     transform = spec.transform
     assert (transform.resize, transform.crop, transform.interpolation) == (235, 224, "bicubic")

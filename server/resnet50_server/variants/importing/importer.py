@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.texts import escaped
 from resnet50_server.variants.checkpoints import Weights
 from resnet50_server.variants.network import build_model
+from resnet50_server.variants.official import official_facts
 from resnet50_server.variants.spec import CHECKPOINT_NAMES, NAME, official_specs, parse_variant
 
 from .candidates import Choice
@@ -132,7 +133,7 @@ def _description(
     """
     transform = options.transform or card.transform
     if transform is None:
-        transform = asdict(official_specs()[DEFAULT_TRANSFORM].transform)
+        transform = dict(official_facts()["variants"][DEFAULT_TRANSFORM]["transform"])
         yield (
             f"transform: {DEFAULT_TRANSFORM}'s (resize {transform['resize']}, crop"
             f" {transform['crop']}), a guess: give the one of your training with --transform"

@@ -26,6 +26,7 @@ _TRAINING = re.compile(
     r"(?:^|\.)(?:criterion|loss\w*|\w*metrics?|\w*acc|\w*accuracy|confmat|n_averaged|num_updates"
     r"|decay|class_weights?|pos_weight|queue\w*)(?:\.|$)"
 )
+_SMOOTHING = re.compile(r"resnet(?:blur|aa)\w{1,32}")
 _CAFFE = re.compile(r"""style['"]?\s*[=:]\s*['"]caffe['"]""")
 # Entries of a checkpoint that usually hold the network.
 _MODEL_ENTRIES = ("model", "ema", "net", "network", "state_dict", "model_state_dict")
@@ -65,11 +66,8 @@ def recognise(root: object, choice: Choice) -> Recognised:
     networks = list(networks_in(root))
     if not networks:
         raise ValueError(_not_found(root))
-    if isinstance(root, Mapping) and _is_caffe_style(root.get("meta")):
-        raise ValueError(
-            "is a ResNet-50 in Caffe's style (meta: style='caffe'), whose stride is in the 1x1"
-            " convolution, and torchvision's is in the 3x3: train with style='pytorch'"
-        )
+    if isinstance(root, Mapping):
+        _require_plain(root)
     network, changes = choose(networks, choice)
     inside, outside = network.inside(), network.outside()
     if other := other_network(inside | outside):
@@ -99,12 +97,23 @@ def recognise(root: object, choice: Choice) -> Recognised:
     return Recognised(state, network.scheme, tuple(changes))
 
 
-def _is_caffe_style(meta: object) -> bool:
-    """Return whether OpenMMLab's description of a training names the other stride."""
-    if not isinstance(meta, Mapping):
-        return False
-    config = meta.get("cfg", meta.get("config"))
-    return isinstance(config, str) and _CAFFE.search(config) is not None
+def _require_plain(root: Mapping[object, object]) -> None:
+    """Raise ValueError for networks of ResNet50's names and shapes that compute otherwise.
+
+    Only the description beside the tensors tells: OpenMMLab's of the stride, timm's name.
+    """
+    meta, name = root.get("meta"), root.get("arch")
+    config = meta.get("cfg", meta.get("config")) if isinstance(meta, Mapping) else None
+    if isinstance(config, str) and _CAFFE.search(config):
+        raise ValueError(
+            "is a ResNet-50 in Caffe's style (meta: style='caffe'), whose stride is in the 1x1"
+            " convolution, and torchvision's is in the 3x3: train with style='pytorch'"
+        )
+    if isinstance(name, str) and _SMOOTHING.fullmatch(name):
+        raise ValueError(
+            f"is a {name}, which smooths before it halves an image, and torchvision's resnet50 does"
+            " not: only that is served; train that one"
+        )
 
 
 def _renaming(network: Network) -> list[str]:
