@@ -244,6 +244,7 @@ def half(folder: Path) -> Made:
 def bfloat16_safetensors(folder: Path) -> Made:
     state = network().bfloat16().state_dict()
     exact = {key: value.float() for key, value in state.items() if value.is_floating_point()}
+    folder.mkdir()
     save_file(state, folder / "model.safetensors")
     return folder / "model.safetensors", answers(network(trained() | exact))
 

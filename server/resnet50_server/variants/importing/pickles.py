@@ -18,6 +18,8 @@ from resnet50_server.runtime.texts import escaped
 
 # A file that names more unknown classes than this is not a checkpoint. Each costs a partial read.
 MAX_UNKNOWN_CLASSES = 64
+# Classes of Python that objects of others refer to; functions such as getattr are not among them.
+_BUILTINS = {"bool", "dict", "float", "frozenset", "int", "list", "object", "slice", "str", "tuple"}
 # torch's words for a class that it does not know: two spellings, of its versions.
 _UNKNOWN = re.compile(r"Unsupported (?:global|class):? *(?:GLOBAL )?([\w.<>]+)", re.IGNORECASE)
 
@@ -108,6 +110,8 @@ def _add_placeholder(placeholders: dict[str, type[Placeholder]], message: str) -
     found = _UNKNOWN.search(message)
     if found is not None:
         name = found[1]
+        if name in _BUILTINS:  # torch's message leaves the module out
+            name = f"builtins.{name}"
         if name in placeholders or len(placeholders) >= MAX_UNKNOWN_CLASSES:
             return False
         kind = MappingPlaceholder if name == "collections.defaultdict" else Placeholder

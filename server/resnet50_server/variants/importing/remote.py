@@ -132,12 +132,14 @@ def _errors_named(shown: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Return why a download failed. The texts of errors may have the address with its secrets."""
-    status = getattr(error, "status", None) or getattr(
-        getattr(error, "response", None), "status_code", None
-    )
-    if isinstance(status, int):
-        hint = " (is a token needed?)" if status in (401, 403) else ""
-        return f"HTTP status {status}{hint}"
+    cause: BaseException | None = error
+    while cause is not None:  # fsspec says that a file is missing whatever the status was
+        response = getattr(cause, "response", None)
+        status = getattr(cause, "status", None) or getattr(response, "status_code", None)
+        if isinstance(status, int) and status != 404:
+            hint = " (is a token needed?)" if status in (401, 403) else ""
+            return f"HTTP status {status}{hint}"
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, PermissionError):
