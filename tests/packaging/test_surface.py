@@ -78,7 +78,7 @@ def test_every_error_is_exported_and_stands_in_the_tree():
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.Resnet50Error)
     ]
-    assert len(defined) == 14
+    assert len(defined) == 15
     for name in defined:
         assert name in resnet50_client.__all__
         assert name in tree

@@ -46,7 +46,7 @@ class Network:
         entry: The keys of the dicts around its tensors.
         tensors: All tensors of its dict, without wrappers in their names.
         wrappers: The wrappers that the names had.
-        prefix: What its names begin with.
+        prefix: The start of its names.
         scheme: The scheme of its names.
         others: Prefixes and schemes of the other networks of its dict.
     """

@@ -36,7 +36,7 @@ DEFAULT_TRANSFORM = "IMAGENET1K_V1"
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What an importer cannot read from the file.
+    """Facts that an importer cannot read from the file, and choices.
 
     Attributes:
         choice: Which network, where there are several.
@@ -65,7 +65,7 @@ def import_checkpoint(source: str, directory: Path, options: ImportOptions) -> I
     Args:
         source: Path or address of the file, or of a directory with one checkpoint.
         directory: The variant's; it appears once it is complete.
-        options: What the file does not say.
+        options: Facts that the file does not state, and choices.
 
     Raises:
         WeightsError: The file is something else, or cannot be read or written; says which and what
