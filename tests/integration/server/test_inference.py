@@ -240,6 +240,17 @@ async def test_top_k_of_all_categories_is_answered():
     assert sorted(indices) == list(range(1000))
 
 
+async def test_min_probability_keeps_categories_that_reach_it():
+    async with serving() as server, connected(server) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        every = (await stub.Classify(classify_request())).classification.categories
+        least = min(category.probability for category in every)
+        for excess, kept in ((0.0, len(every)), (1e-6, len(every) - 1)):
+            request = classify_request(min_probability=least + excess)
+            categories = (await stub.Classify(request)).classification.categories
+            assert len(categories) == kept
+
+
 async def test_request_id_of_the_caller_comes_back():
     async with serving() as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)

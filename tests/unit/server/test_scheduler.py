@@ -533,15 +533,13 @@ async def test_queue_delay_ends_as_soon_as_the_batch_is_full():
 
 @in_virtual_time
 async def test_classify_and_embed_share_a_batch():
-    bench = Bench()
-    classify, embed = (
-        bench.submit(1, top_k=3),
-        bench.submit(2, top_k=0, with_embedding=True),
-    )
-    one, two = await asyncio.gather(classify, embed)
-    assert bench.engine.batches == [[1, 2]]
-    assert (one.indices.tolist(), one.embedding) == ([1, 1, 1], None)
-    assert (two.indices.tolist(), two.embedding.tolist()) == ([], [2.0])
+    for order in ((1, 2), (2, 1)):
+        bench, options = Bench(), {1: {"top_k": 3}, 2: {"top_k": 0, "with_embedding": True}}
+        asked = {number: bench.submit(number, **options[number]) for number in order}
+        classified, embedded = await asked[1], await asked[2]
+        assert bench.engine.batches == [list(order)]
+        assert (classified.indices.tolist(), classified.embedding) == ([1, 1, 1], None)
+        assert (embedded.indices.tolist(), embedded.embedding.tolist()) == ([], [2.0])
 
 
 @in_virtual_time
