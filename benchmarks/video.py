@@ -1,6 +1,8 @@
-"""Cost of video frames, raw and as JPEG, and age of answers: python -m benchmarks.video.
+"""Cost of video frames, decoding threads, and age of answers: python -m benchmarks.video.
 
 cost    bytes a frame, and CPU a frame on both sides, constant answer, for 640 x 480 and 1920 x 1080
+threads speed of decoding H.264 of 1920 x 1080 with a thread for each frame, against one for all
+hdr     time of a 1920 x 1080 frame of 10 bits as HDR (PQ), tone-mapped, and as BT.709
 age     of answered frames under delivery "latest", an engine at a third of the frame rate
 
 The client's CPU is that of a process which decodes a clip and streams it, its baseline that of
@@ -31,14 +33,31 @@ BATCH_FRAMES = 3
 AGE_S = 20.0
 
 
-def make_clip(path: Path, width: int, height: int, frames: int) -> None:
-    """Pan over a photograph, as MPEG-4."""
+def make_clip(
+    path: Path, width: int, height: int, frames: int, codec: str = "mpeg4", hdr: bool | None = None
+) -> None:
+    """Pan over a photograph.
+
+    Args:
+        path: The file.
+        width: In pixels.
+        height: In pixels.
+        frames: Number of frames.
+        codec: FFmpeg's name of the encoder.
+        hdr: 10 bits: True tags them as PQ of BT.2020, False as BT.709. None: 8 bits, no tags.
+    """
     photo = Image.open(str(resources.files("sklearn.datasets.images") / "china.jpg"))
     large = photo.resize((width * 5 // 4, height * 5 // 4), Image.Resampling.BICUBIC)
     with av.open(path, "w") as container:
-        stream = container.add_stream("mpeg4", rate=FPS)
+        stream = container.add_stream(codec, rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.bit_rate = width * height * 8
+        if hdr is not None:
+            stream.pix_fmt = "yuv420p10le"
+            context = stream.codec_context
+            context.colorspace, context.color_trc, context.color_primaries = (
+                (9, 16, 9) if hdr else (1, 1, 1)
+            )
         for number in range(frames):
             left, top = width * number // frames // 4, height * number // frames // 4
             picture = large.crop((left, top, left + width, top + height))
@@ -46,9 +65,10 @@ def make_clip(path: Path, width: int, height: int, frames: int) -> None:
         container.mux(stream.encode(None))
 
 
-def decode(clip: Path) -> None:
+def decode(clip: Path, thread_type: str = "SLICE") -> None:
     """Decode and give nothing: what any way of sending pays."""
     with av.open(clip) as container:
+        container.streams.video[0].thread_type = thread_type
         for _ in container.decode(video=0):
             pass
 
@@ -106,6 +126,43 @@ def counted(clip: Path, encoding: str, taken: list[int]) -> Iterator[VideoFrame]
         yield frame
 
 
+def measure_threads(folder: Path) -> None:
+    """Decode a clip both ways, in turn."""
+    clip = folder / "threads.mp4"
+    make_clip(clip, 1920, 1080, FRAMES, "libx264")
+    times_s: dict[str, list[float]] = {"SLICE": [], "AUTO": []}
+    for _ in range(TURNS):
+        for thread_type, taken in times_s.items():
+            began = time.perf_counter()
+            decode(clip, thread_type)
+            taken.append(time.perf_counter() - began)
+    for thread_type, taken in times_s.items():
+        print(
+            f"threads  1920 x 1080 H.264, {thread_type:5}:"
+            f" {FRAMES / statistics.median(taken):.0f} frames/s; median of {TURNS} turns"
+        )
+    ratios = [one / other for one, other in zip(times_s["SLICE"], times_s["AUTO"], strict=True)]
+    print(f"threads  AUTO / SLICE: {statistics.median(ratios):.2f} times as fast")
+
+
+def measure_hdr(folder: Path) -> None:
+    """Read the same pixels with and without tone mapping, in turn."""
+    times_s: dict[bool, list[float]] = {False: [], True: []}
+    clips = {hdr: folder / f"hdr-{hdr}.mp4" for hdr in times_s}
+    for hdr, clip in clips.items():
+        make_clip(clip, 1920, 1080, FRAMES // 4, "libx264", hdr)
+    for _ in range(TURNS):
+        for hdr, clip in clips.items():
+            began = time.perf_counter()
+            count = sum(1 for _ in frames_from_video(clip))
+            times_s[hdr].append((time.perf_counter() - began) / count)
+    for hdr, taken in times_s.items():
+        print(
+            f"hdr   1920 x 1080, 10 bits, {'PQ, tone-mapped' if hdr else 'BT.709'}:"
+            f" {statistics.median(taken) * 1e3:.1f} ms a frame; median of {TURNS} turns"
+        )
+
+
 def measure_age(folder: Path) -> None:
     """Play a clip as a camera would; an answer's age is counted from when its frame was given."""
     clip = folder / "age.mp4"
@@ -147,10 +204,15 @@ def measure_age(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run what was asked for, or both."""
-    measures = {"cost": measure_cost, "age": measure_age}
+    """Run what was asked for, or all."""
+    measures = {
+        "cost": measure_cost,
+        "threads": measure_threads,
+        "hdr": measure_hdr,
+        "age": measure_age,
+    }
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: both")
+    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
     with tempfile.TemporaryDirectory() as folder:
         for name in parser.parse_args().what or measures:
             measures[name](Path(folder))

@@ -75,9 +75,8 @@ def every_frame(client: Client, video: str) -> None:
 
 def live(video: str, given_s: dict[int, float]) -> Iterator[VideoFrame]:
     """Give a file's frames when they are due, as a camera would; note when, by position."""
-    started = time.perf_counter()
-    for position, frame in enumerate(frames_from_video(video, encoding="jpeg")):
-        time.sleep(max(0.0, started + frame.time_s - time.perf_counter()))
+    frames = frames_from_video(video, encoding="jpeg", real_time=True)
+    for position, frame in enumerate(frames):
         given_s[position] = time.perf_counter()
         yield frame
 

@@ -47,7 +47,7 @@ from .results import (
 )
 from .retries import RetryPolicy
 from .splits import Comparison, TrafficReport, TrafficShare, TrafficSplit
-from .video import frames_from_video
+from .video import SourceLostError, frames_from_video
 
 __all__ = [
     # Clients
@@ -89,6 +89,7 @@ __all__ = [
     "PermissionDeniedError",
     "Resnet50Error",
     "ServerError",
+    "SourceLostError",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

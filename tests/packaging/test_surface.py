@@ -52,6 +52,7 @@ def test_exports_are_these_and_only_these():
         "Resnet50Error",
         "RetryPolicy",
         "ServerError",
+        "SourceLostError",
         "Timing",
         "TrafficReport",
         "TrafficShare",

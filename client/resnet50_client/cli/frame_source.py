@@ -8,10 +8,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..frames import FrameAnswer
 from ..images import ImageInput, VideoFrame
 from ..results import Classification
+from ..video.clock import Pacer
 from .images import find_images
 
 FOLDER_FPS = 25.0
@@ -41,41 +43,53 @@ class SourceFrame:
 
 
 def read_frames(
-    source: str, fps: float | None, encoding: str, real_time: threading.Event | None
+    source: str,
+    stop: threading.Event,
+    *,
+    fps: float | None,
+    encoding: str,
+    real_time: bool,
+    options: dict[str, Any],
 ) -> Generator[SourceFrame, None, None]:
-    """Yield the frames of a video file, a camera (by number) or a folder.
+    """Yield the frames of a video file, a URL, a camera (by number) or a folder.
 
     Args:
-        source: Path of the file or folder, or the camera's number.
+        source: Path of the file or folder, the URL, or the camera's number.
+        stop: Ends waits of the source when it is set.
         fps: Frames per second; None for all frames of a video, `FOLDER_FPS` for a folder.
         encoding: Wire format of video frames, "raw" or "jpeg".
-        real_time: Yield each frame at its presentation time until this event is set; None to
-            yield without delay.
+        real_time: Yield the frames of a file or a folder at their presentation times.
+        options: Further arguments of `frames_from_video`, for videos only.
 
     Raises:
         ImportError: A package that decodes video is not installed.
         OSError: The source cannot be read.
-        ValueError: The decoder rejects the source.
+        ValueError: The decoder rejects the source, or the options do not go with it.
     """
     path = Path(source)
     if path.is_dir():
+        given = ", ".join(name for name in options if name != "timeout_s")
+        if given:
+            raise ValueError(f"{given}: for videos only, and {source} is a folder")
         rate = fps or FOLDER_FPS
         frames = (
             SourceFrame(image, number, number / rate, image)
             for number, image in enumerate(find_images([source]))
         )
-        return frames if real_time is None else _paced(frames, real_time)
+        return _paced(frames, stop) if real_time else frames
     from ..video import frames_from_video
 
     camera = source.isdecimal() and not path.exists()
-    frames = _video_frames(
+    return _video_frames(
         frames_from_video(
             int(source) if camera else source,
             fps=fps,
             encoding="jpeg" if encoding == "jpeg" else "raw",
+            real_time=real_time,
+            stop=stop,
+            **options,
         )
     )
-    return frames if real_time is None or camera else _paced(frames, real_time)
 
 
 def _video_frames(frames: Generator[VideoFrame, None, None]) -> Generator[SourceFrame, None, None]:
@@ -88,12 +102,10 @@ def _paced(
     frames: Generator[SourceFrame, None, None], stop: threading.Event
 ) -> Generator[SourceFrame, None, None]:
     """Yield each frame at its presentation time."""
+    pacer = Pacer(stop)
     with closing(frames):
-        started = None
         for frame in frames:
-            if started is None:
-                started = time.monotonic() - frame.time_s
-            stop.wait(max(0.0, started + frame.time_s - time.monotonic()))
+            pacer.wait(frame.time_s)
             yield frame
 
 

@@ -27,6 +27,16 @@ StreamTimeout = Annotated[
         f" Default: {DEFAULT_TIMEOUT_S:g}.",
     ),
 ]
+SourceTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout-s",
+        min=0.001,
+        help="Give up after this many seconds without a reachable server (default:"
+        f" {DEFAULT_TIMEOUT_S:g}). A network source that sends nothing for so long has failed"
+        " (default: 10).",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 VariantName = Annotated[
     str, typer.Option("--variant", help="Name of the variant. Default: the server's default.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,8 @@ EXIT_STATUSES = (
 
 # A pipe has no width; rich would cut tables at 80 columns.
 PIPE_COLUMNS = 130
+
+_PACKAGE = __name__.partition(".")[0]
 
 Value = TypeVar("Value")
 
@@ -177,6 +180,25 @@ def _token_hint(error: Exception) -> str:
             f" with resnet50-server tokens new NAME --scope {error.scope})"
         )
     return ""
+
+
+class _StderrHandler(logging.Handler):
+    """Writes log records as warnings of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        warn(record.getMessage())
+
+
+@contextmanager
+def showing_log() -> Iterator[None]:
+    """Write warnings of the SDK's log to stderr, above a progress bar."""
+    log, handler = logging.getLogger(_PACKAGE), _StderrHandler(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 @contextmanager

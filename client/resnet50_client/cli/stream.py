@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from contextlib import ExitStack, closing
 from enum import Enum
 from pathlib import Path
@@ -20,7 +21,7 @@ from .options import (
     AsJson,
     Background,
     Concurrency,
-    StreamTimeout,
+    SourceTimeout,
     VariantName,
 )
 from .output import (
@@ -34,6 +35,7 @@ from .output import (
     print_note,
     printable,
     reporting_errors,
+    showing_log,
     stderr,
     stop_signals,
     warn,
@@ -65,9 +67,9 @@ def stream(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="VIDEO|FOLDER|CAMERA",
-            help="A video file, a folder of images (sent in the order of their names), or a"
-            " camera number.",
+            metavar="VIDEO|URL|FOLDER|CAMERA",
+            help="A video file, the URL of a video or a network camera (https://, rtsp://), a"
+            " folder of images (sent in the order of their names), or a camera number.",
         ),
     ],
     variant: VariantName = "",
@@ -89,6 +91,42 @@ def stream(
             " replaces a pending one, and files are played in real time.",
         ),
     ] = Delivery.ordered,
+    av_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--av-option",
+            metavar="NAME=VALUE",
+            help="Option of FFmpeg for the source, e.g. rtsp_transport=udp (TCP is the default);"
+            " may be repeated. FFmpeg ignores unknown ones.",
+        ),
+    ] = None,
+    reconnect_s: Annotated[
+        float | None,
+        typer.Option(
+            "--reconnect-s",
+            min=0,
+            help="Connect again to a camera or network source that fails, until it has sent nothing"
+            " for this many seconds. 0: end at the first failure. Default: 60.",
+        ),
+    ] = None,
+    camera_format: Annotated[
+        str | None,
+        typer.Option(
+            "--camera-format",
+            help="Pixel format or codec of the camera: mjpeg, yuyv422, ... Many cameras reach their"
+            " frame rate with mjpeg only.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WIDTHxHEIGHT", help="Size of the camera's frames, e.g. 1920x1080."
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", min=0.001, help="Frames per second of the camera."),
+    ] = None,
     encoding: Annotated[
         Encoding, typer.Option("--encoding", help="Encoding of video frames on the wire.")
     ] = Encoding.raw,
@@ -104,7 +142,7 @@ def stream(
         Path | None,
         typer.Option("--csv", help=f"Write a .csv file, one row per frame: {', '.join(COLUMNS)}."),
     ] = None,
-    timeout_s: StreamTimeout = None,
+    timeout_s: SourceTimeout = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     as_json: AsJson = False,
 ) -> None:
@@ -114,13 +152,28 @@ def stream(
     """
     _check(annotate, "--annotate", ".mp4")
     _check(csv_file, "--csv", ".csv")
+    options = {
+        "av_options": _parse_av_options(av_options),
+        "timeout_s": timeout_s,
+        "reconnect_s": reconnect_s,
+        "camera_format": camera_format,
+        "size": _parse_size(size),
+        "rate": rate,
+    }
     with reporting_errors(), ExitStack() as stack:
+        stack.enter_context(showing_log())
         client = stack.enter_context(servers.client(timeout_s))
         client.variant(variant)
         stop = stack.enter_context(stop_signals())
         try:
-            real_time = stop if delivery is Delivery.latest else None
-            frames = read_frames(source, fps, encoding.value, real_time)
+            frames = read_frames(
+                source,
+                stop,
+                fps=fps,
+                encoding=encoding.value,
+                real_time=delivery is Delivery.latest,
+                options={name: value for name, value in options.items() if value is not None},
+            )
             outputs = _Outputs(
                 Annotator(annotate) if annotate is not None else None,
                 stack.enter_context(_created(csv_file)) if csv_file is not None else None,
@@ -226,6 +279,29 @@ def _missing_package(error: ImportError) -> Exception:
         f"video needs {error.name}, which is not installed: install resnet50-serving with"
         " the extra [video]"
     )
+
+
+def _parse_av_options(texts: list[str] | None) -> dict[str, str] | None:
+    """Return options by name; None for none."""
+    options = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--av-option")
+        options[name] = value
+    return options or None
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return width and height; None for none."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+        raise typer.BadParameter(
+            f"{text!r} is not WIDTHxHEIGHT in pixels, e.g. 1920x1080", param_hint="--size"
+        )
+    width, height = map(int, text.split("x"))
+    return width, height
 
 
 def _check(out: Path | None, option: str, suffix: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
 
 import av
 import numpy as np
 import pytest
 
-from resnet50_client import frames_from_video, video
+from resnet50_client import frames_from_video
 from resnet50_client.cli.images import answers
 from resnet50_client.profile import Profile
 from resnet50_client.redaction import redact
+from resnet50_client.video import reader
+from resnet50_client.video.source import Source, SourceOptions
 from tests.support.clients import KINDS
 
 SECRET = "s3cret"
@@ -82,6 +85,8 @@ def test_unreachable_camera_is_named_without_password(source):
 class Container:
     """A camera whose packets are all broken, and which breaks down in the end."""
 
+    pts, size = None, 1  # it is its packets, too
+
     def __init__(self, source: str, packets: int, end: Exception | None) -> None:
         self.streams = type("Streams", (), {"video": [object()]})()
         self._packets, self._end = packets, end
@@ -97,6 +102,10 @@ class Container:
         raise self._error
 
 
+def decoded(container: Container, source: str):
+    return reader._decoded(container, Source(source, SourceOptions()), threading.Event())
+
+
 class Clock:
     now = 100.0
 
@@ -107,12 +116,12 @@ class Clock:
 
 def test_broken_packets_are_logged_rarely_and_redacted(monkeypatch, caplog):
     source = "rtsp://user:s3cret@camera/stream"
-    monkeypatch.setattr(video, "time", Clock())
+    monkeypatch.setattr(reader, "time", Clock())
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(OSError, match="no decodable frame") as refused,
     ):
-        list(video._decoded(Container(source, 100, None), source))
+        list(decoded(Container(source, 100, None), source))
     assert SECRET not in caplog.text + "".join(traceback.format_exception(refused.value))
     assert "rtsp://***@camera/stream: a packet cannot be decoded, 1 so far" in caplog.text
     assert 2 <= len(caplog.records) <= 10
@@ -122,7 +131,7 @@ def test_camera_that_breaks_down_is_named_without_its_password():
     source = "rtsp://user:s3cret@camera/stream"
     end = av.error.ConnectionResetError(104, "reset", source)
     with pytest.raises(OSError, match="failed after 0 frames") as refused:
-        list(video._decoded(Container(source, 0, end), source))
+        list(decoded(Container(source, 0, end), source))
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 

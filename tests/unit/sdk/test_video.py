@@ -3,18 +3,23 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
 from resnet50.v1 import image_pb2
 from resnet50_client import VideoFrame, frames_from_video
 from resnet50_client.images import to_image
+from resnet50_client.video import source as video_source
 from resnet50_server.api.image_source import parse_raw
 from resnet50_server.images.raw import raw_to_rgb
 from tests.support.clips import fill, hold_turned, picture_frame, write_clip, yuv_of
@@ -118,11 +123,14 @@ def test_fps_goes_by_time_where_frames_come_unevenly(tmp_path):
         ("bt601", False, "yuv444p"),
         ("bt601", True, "yuv444p"),
         ("bt709", False, "yuv444p"),
+        ("bt2020", False, "yuv420p"),
+        ("bt2020", True, "yuv444p"),
+        ("bt601", True, "yuvj422p"),
     ],
 )
 def test_colours_come_out_right(matrix, full_range, format, colour, encoding, tmp_path):
     frame = fill(yuv_of(colour, matrix or "bt601", full_range), 64, 48, format)
-    codec = "rawvideo" if format == "nv12" else "ffv1"
+    codec = {"nv12": "rawvideo", "yuvj422p": "mjpeg"}.get(format, "ffv1")
     path = write_clip(
         tmp_path / "clip.mkv", [frame], codec=codec, matrix=matrix, full_range=full_range
     )
@@ -145,18 +153,81 @@ def test_other_formats_become_what_the_contract_has(format, encoding, tmp_path):
     np.testing.assert_allclose(rgb_of(given)[24, 32], colour, atol=5)
 
 
-@pytest.mark.parametrize(
-    "size, even", [((35, 27), (34, 26)), ((34, 27), (34, 26)), ((1, 8), (2, 8))]
-)
-def test_odd_sizes_lose_a_column_and_a_row(size, even, tmp_path):
-    frame = picture_frame(picture(*size))
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize("size", [(1280, 48), (64, 578)])
+def test_untagged_high_definition_is_bt709(size, encoding, tmp_path):
+    colour = (255, 0, 0)
+    frame = fill(yuv_of(colour, "bt709"), *size, "yuv420p")
+    path = write_clip(tmp_path / "clip.nut", [frame], codec="rawvideo")
+    np.testing.assert_allclose(rgb_of(one_frame(path, encoding=encoding))[24, 32], colour, atol=5)
+
+
+@pytest.mark.parametrize("size", [(1278, 48), (64, 576)])
+def test_untagged_standard_definition_is_bt601(size, tmp_path):
+    colour = (255, 0, 0)
+    frame = fill(yuv_of(colour, "bt601"), *size, "yuv420p")
     path = write_clip(tmp_path / "clip.nut", [frame], codec="rawvideo")
     given = one_frame(path)
-    assert given.image.shape == (even[1] * 3 // 2, even[0])
-    luma = np.frombuffer(frame.planes[0], np.uint8).reshape(-1, frame.planes[0].line_size)
-    if size[0] > 1:
-        np.testing.assert_array_equal(given.image[: even[1]], luma[: even[1], : even[0]])
-    assert rgb_of(one_frame(path, encoding="jpeg")).shape == (size[1], size[0], 3)
+    assert (given.color_matrix, given.color_range) == (None, None)
+    np.testing.assert_allclose(rgb_of(given)[24, 32], colour, atol=5)
+
+
+@pytest.mark.parametrize("matrix, name", [("bt709", "BT709"), ("bt2020", "BT2020")])
+@pytest.mark.parametrize("full_range", [False, True])
+def test_planes_of_other_colours_are_sent_unchanged(matrix, name, full_range, tmp_path):
+    frame = picture_frame(picture(64, 48))
+    path = write_clip(tmp_path / "clip.mkv", [frame], matrix=matrix, full_range=full_range)
+    given = one_frame(path)
+    assert (given.color_matrix, given.color_range) == (name, "full" if full_range else None)
+    np.testing.assert_array_equal(given.image, frame.to_ndarray())
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize("size", [(35, 27), (34, 27), (35, 26), (1, 8), (8, 1), (1, 1)])
+def test_odd_sizes_keep_every_row_and_column(size, encoding, tmp_path):
+    source = picture(*size)
+    path = write_clip(tmp_path / "clip.nut", [picture_frame(source)], codec="rawvideo")
+    given = one_frame(path, encoding=encoding)
+    assert given.pixel_format is None
+    seen = rgb_of(given)
+    assert seen.shape == (size[1], size[0], 3)
+    if min(size) > 1:  # chroma of half the size is lost
+        assert np.abs(seen.astype(int) - np.asarray(source)).mean() < 8
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize(
+    "aspect, size",
+    [(Fraction(4, 3), (128, 48)), (Fraction(8, 9), (86, 48)), (Fraction(200), (96, 48))],
+)
+def test_pixels_become_square(aspect, size, encoding, tmp_path):
+    source = picture(96, 48)
+    path = write_clip(
+        tmp_path / "clip.mp4", [picture_frame(source)], codec="libx264", aspect=aspect
+    )
+    seen = rgb_of(one_frame(path, encoding=encoding))
+    assert seen.shape == (size[1], size[0], 3)
+    expected = np.asarray(source.resize(size, Image.Resampling.BILINEAR))
+    assert np.abs(seen.astype(int) - expected).mean() < 8
+
+
+def test_cropping_is_exact_on_every_side(tmp_path):
+    whole = picture(96, 80)
+    path = tmp_path / "clip.h264"
+    write_clip(path, [picture_frame(whole)], codec="libx264", codec_options={"crf": "1"})
+    crop = "h264_metadata=crop_left=6:crop_top=4:crop_right=10:crop_bottom=2"
+    cropped = tmp_path / "cropped.h264"
+    with av.open(str(path)) as before, av.open(str(cropped), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        filters = BitStreamFilterContext(crop, before.streams.video[0], stream)
+        for packet in before.demux(video=0):
+            for changed in filters.filter(packet if packet.size else None):
+                changed.stream = stream
+                after.mux(changed)
+    seen = rgb_of(one_frame(cropped))
+    expected = np.asarray(whole)[4:78, 6:86]
+    assert seen.shape == expected.shape
+    assert np.abs(seen.astype(int) - expected).mean() < 6
 
 
 def test_jpeg_frames_are_files_of_the_quality_asked_for(tmp_path):
@@ -171,11 +242,21 @@ def test_jpeg_frames_are_files_of_the_quality_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
-@pytest.mark.parametrize("degrees, transpose", [(90, "ROTATE_270"), (-90, "ROTATE_90")])
-def test_video_that_was_held_turned_comes_upright(degrees, transpose, encoding, tmp_path):
-    source = picture(96, 64)
-    path = write_clip(tmp_path / "clip.mp4", [picture_frame(source)], codec="mpeg4")
-    hold_turned(path, degrees)
+@pytest.mark.parametrize("size", [(96, 64), (95, 63)])
+@pytest.mark.parametrize(
+    "display, transpose",
+    [
+        (90, "ROTATE_270"),
+        (-90, "ROTATE_90"),
+        (180, "ROTATE_180"),
+        ("mirrored", "FLIP_LEFT_RIGHT"),
+        ("mirrored and 90", "TRANSPOSE"),
+    ],
+)
+def test_video_that_was_held_turned_comes_upright(display, transpose, size, encoding, tmp_path):
+    source = picture(*size)
+    path = write_clip(tmp_path / "clip.mp4", [picture_frame(source)], codec="mpeg4", qmax=2)
+    hold_turned(path, display)
     upright = np.asarray(source.transpose(Image.Transpose[transpose]))
     seen = rgb_of(one_frame(path, encoding=encoding))
     assert seen.shape == upright.shape
@@ -290,6 +371,14 @@ def test_what_cannot_be_decoded_is_left_out(tmp_path, caplog):
         ({"jpeg_quality": "90"}, "jpeg_quality: is '90'"),
         ({"encoding": "png"}, "encoding: is 'png'"),
         ({"jpeg_quality": 0}, "jpeg_quality: is 0"),
+        ({"timeout_s": 0}, "timeout_s: is 0"),
+        ({"reconnect_s": -1}, "reconnect_s: is -1"),
+        ({"rate": 0}, "rate: is 0"),
+        ({"size": (0, 48)}, r"size: is \(0, 48\)"),
+        ({"size": "1920x1080"}, "size: is '1920x1080'"),
+        ({"av_options": {"rtsp_transport": None}}, "av_options: 'rtsp_transport'"),
+        ({"camera_format": "mjpeg"}, r"go with a camera, not with clip\.mp4"),
+        ({"rate": 30}, r"go with a camera, not with clip\.mp4"),
     ],
 )
 def test_wrong_arguments_raise_at_the_call(options, text):
@@ -297,10 +386,85 @@ def test_wrong_arguments_raise_at_the_call(options, text):
         frames_from_video("clip.mp4", **options)
 
 
+@pytest.mark.parametrize("source", [None, True, 1.5, ["clip.mp4"]])
+def test_unknown_types_of_sources_raise_at_the_call(source):
+    with pytest.raises(TypeError, match="source: "):
+        frames_from_video(source)
+
+
+@pytest.fixture
+def handed_over(monkeypatch) -> list:
+    """List what PyAV is asked to open from now on; it is opened none the less."""
+    asked = []
+    real = av.open
+
+    def watch(file, mode="r", **arguments):
+        asked.append((file, arguments))
+        return real(file, mode, **arguments)
+
+    monkeypatch.setattr(av, "open", watch)
+    return asked
+
+
+@pytest.mark.parametrize("source", [4242, "/dev/video4242", Path("/dev/video4242")])
+def test_cameras_are_asked_for_format_size_and_rate(source, handed_over):
+    """No camera is here: how FFmpeg's device takes the options is not tested."""
+    options = {"camera_format": "mjpeg", "size": (1920, 1080), "rate": 30}
+    with pytest.raises(OSError, match="/dev/video4242"):
+        next(frames_from_video(source, **options, av_options={"timestamps": "abs"}))
+    ((file, arguments),) = handed_over
+    assert file == "/dev/video4242"
+    assert arguments["format"] == "v4l2"
+    assert arguments["options"] == {
+        "input_format": "mjpeg",
+        "video_size": "1920x1080",
+        "framerate": "30",
+        "timestamps": "abs",
+    }
+
+
+def test_cameras_know_the_option_of_the_size():
+    with pytest.raises(OSError, match="Invalid argument"):
+        next(frames_from_video(4242, av_options={"video_size": "large"}))
+
+
+def test_options_of_the_caller_replace_ours(handed_over):
+    url = "rtsp://127.0.0.1:1/stream"
+    for options in ({}, {"rtsp_transport": "udp", "user_agent": "x"}):
+        with pytest.raises(OSError, match="127"):
+            next(frames_from_video(url, av_options=options))
+    assert [arguments["options"] for _, arguments in handed_over] == [
+        {"rtsp_transport": "tcp"},
+        {"rtsp_transport": "udp", "user_agent": "x"},
+    ]
+
+
+def test_files_are_decoded_by_several_threads(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr("resnet50_client.video.source.cpus", lambda: 3)
+    frames = [picture_frame(picture(64, 48))] * 8
+    path = write_clip(tmp_path / "clip.mp4", frames, codec="libx264")
+    frames = frames_from_video(path)
+    next(frames)
+    context = opened[0].container.streams.video[0].codec_context
+    assert "FRAME" in str(context.thread_type) or "AUTO" in str(context.thread_type)
+    assert context.thread_count == 3
+    assert len(list(frames)) == 7
+
+
+def test_cpus_follow_a_container_quota(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(video_source, "_CPU_QUOTA", tmp_path / "cpu.max")
+    for text, cpus in (("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert video_source.cpus() == cpus
+    (tmp_path / "cpu.max").unlink()
+    assert video_source.cpus() == 8
+
+
 @pytest.mark.parametrize("module, options", [("av", {}), ("PIL", {"encoding": "jpeg"})])
 def test_missing_extra_is_named_at_the_call(module, options, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModuleNotFoundError, match=r"resnet50-serving\[video\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"the extra \[video\]"):
         frames_from_video("clip.mp4", **options)
 
 
