@@ -32,7 +32,7 @@ test: $(VENV)/installed  ## Run all tests, JOBS=3 of them at a time
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 coverage: $(VENV)/installed  ## The same, and print what share of each package the tests run
-	rm -f .cache/coverage*
+	mkdir -p .cache && rm -f .cache/coverage*
 	$(BIN)/python -m coverage run -m pytest $(IN_PARALLEL)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m tests.support.coverage_table
