@@ -15,13 +15,18 @@ from ..results import Classification
 from .bench.command import EXIT_STATUSES as BENCH_EXIT_STATUSES
 from .bench.command import bench
 from .embed import embed
-from .images import Answer, answers, find_images, warn_of_image
+from .file_names import name_to_text
+from .image_files import LeftOut, find_images
+from .images import Answer, answers, warn_of_image
+from .name_lists import chosen_names
 from .options import (
     DEFAULT_CONCURRENCY,
     AsJson,
     Background,
     Concurrency,
     Files,
+    FilesFrom,
+    Null,
     StreamTimeout,
     VariantName,
 )
@@ -76,7 +81,9 @@ def _options(
 @with_servers
 def classify(
     servers: Servers,
-    files: Files,
+    files: Files = None,
+    files_from: FilesFrom = None,
+    null: Null = False,
     variant: VariantName = "",
     top_k: Annotated[
         int,
@@ -103,8 +110,9 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Classify images."""
-    failed = 0
+    failed, left_out = 0, LeftOut()
     with reporting_errors(), servers.client(timeout_s) as client:
+        names = chosen_names(files or [], files_from, null)
         # Fails at once if no server is reachable; later failures are retried.
         client.variant(variant)
         call = partial(
@@ -115,10 +123,11 @@ def classify(
             background=background,
             window=concurrency,
         )
-        with closing(answers(call, find_images(files))) as results:
+        with closing(answers(call, find_images(names, left_out))) as results:
             for answer in results:
                 failed += isinstance(answer.outcome, Exception)
                 _show(answer, as_json)
+        left_out.report()
     if failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -167,15 +176,16 @@ def _show(answer: Answer[Classification], as_json: bool) -> None:
     """Print an image's categories; errors go to stderr."""
     path, outcome = answer.path, answer.outcome
     warn_of_image(answer)
+    name = name_to_text(path)
     if isinstance(outcome, Exception):
         if as_json:
             print_json(
-                {"path": path, "error": {"code": error_code(outcome), "message": str(outcome)}}
+                {"path": name, "error": {"code": error_code(outcome), "message": str(outcome)}}
             )
         warn(f"{path}: {error_text(outcome)}")
     elif as_json:
         # An embedding was not requested, and is no JSON value.
         without_embedding = dataclasses.replace(outcome, embedding=None)
-        print_json({"path": path, **dataclasses.asdict(without_embedding)})
+        print_json({"path": name, **dataclasses.asdict(without_embedding)})
     else:
         print_line(f"{path}: {', '.join(map(repr, outcome)) or 'no category is probable enough'}")

@@ -16,13 +16,18 @@ from rich.progress import Progress
 from ..images import ImageInput
 from ..results import Embedding
 from .checkpoint import Checkpoint, EmbeddingSpaceChanged, FileFingerprint
-from .images import STDIN, answers, find_images, warn_of_image
+from .file_names import name_to_text
+from .image_files import STDIN, LeftOut, find_images
+from .images import answers, warn_of_image
+from .name_lists import chosen_names
 from .options import (
     DEFAULT_CONCURRENCY,
     AsJson,
     Background,
     Concurrency,
     Files,
+    FilesFrom,
+    Null,
     StreamTimeout,
     VariantName,
 )
@@ -48,7 +53,6 @@ Call: TypeAlias = Callable[[Iterable[ImageInput]], Generator[Embedding | Excepti
 @with_servers
 def embed(
     servers: Servers,
-    files: Files,
     out: Annotated[
         Path,
         typer.Option(
@@ -57,6 +61,9 @@ def embed(
             " and `digest`. Failed images are omitted."
         ),
     ],
+    files: Files = None,
+    files_from: FilesFrom = None,
+    null: Null = False,
     variant: VariantName = "",
     l2_normalize: Annotated[
         bool, typer.Option("--l2-normalize", help="Scale vectors to length 1.")
@@ -77,7 +84,8 @@ def embed(
     """
     write = _writer(out)
     with reporting_errors(), exclusive_lock(out):
-        images = list(find_images(files))
+        left_out = LeftOut()
+        images = list(find_images(chosen_names(files or [], files_from, null), left_out))
         checkpoint = _open_checkpoint(out, l2_normalize, background or "", restart)
         run = _Run(images, checkpoint)
         try:
@@ -98,6 +106,7 @@ def embed(
             exit_with(error, SOME_FAILED)
         finally:
             _report(run, out, as_json)
+            left_out.report()
         if not run.complete:
             raise typer.Exit(INTERRUPTED)
         if run.failed or not run.written:
@@ -200,8 +209,13 @@ def _report(run: _Run, out: Path, as_json: bool) -> None:
     """Print the number of embeddings, and where they are."""
     saved = 0 if run.written else len(run.checkpoint)
     if as_json:
-        report = {"embedded": run.written or saved, "out": str(out) if run.written else None}
-        print_json(report | ({"checkpoint": str(run.checkpoint.folder)} if saved else {}))
+        report = {
+            "embedded": run.written or saved,
+            "out": name_to_text(str(out)) if run.written else None,
+        }
+        print_json(
+            report | ({"checkpoint": name_to_text(str(run.checkpoint.folder))} if saved else {})
+        )
         return
     if run.written:
         text = f"{run.written} images embedded, written to {out}"

@@ -14,7 +14,7 @@ from ..frames import FrameAnswer
 from ..images import ImageInput, VideoFrame
 from ..results import Classification
 from ..video.clock import Pacer
-from .images import find_images
+from .image_files import LeftOut, find_images
 
 FOLDER_FPS = 25.0
 
@@ -72,10 +72,7 @@ def read_frames(
         if given:
             raise ValueError(f"{given}: for videos only, and {source} is a folder")
         rate = fps or FOLDER_FPS
-        frames = (
-            SourceFrame(image, number, number / rate, image)
-            for number, image in enumerate(find_images([source]))
-        )
+        frames = _folder_frames(source, rate)
         return _paced(frames, stop) if real_time else frames
     from ..video import frames_from_video
 
@@ -90,6 +87,13 @@ def read_frames(
             **options,
         )
     )
+
+
+def _folder_frames(folder: str, rate: float) -> Generator[SourceFrame, None, None]:
+    left_out = LeftOut()
+    for number, image in enumerate(find_images([folder], left_out)):
+        yield SourceFrame(image, number, number / rate, image)
+    left_out.report()
 
 
 def _video_frames(frames: Generator[VideoFrame, None, None]) -> Generator[SourceFrame, None, None]:

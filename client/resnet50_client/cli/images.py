@@ -1,4 +1,4 @@
-"""Many images over one stream: find them, send them, yield results in order."""
+"""Many images over one stream: send them, yield results in order."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..errors import UnavailableError
 from ..images import ImageInput, is_url
 from ..redaction import redact
 from ..results import Classification, Embedding
+from .image_files import STDIN
 from .output import warn
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-STDIN = "-"
 Result = TypeVar("Result")
 
 
@@ -32,24 +30,6 @@ class Answer(Generic[Result]):
 
     path: str
     outcome: Result | Exception
-
-
-def find_images(names: Iterable[str]) -> Iterator[str]:
-    """Yield paths of images: each file, and for each folder all image files in its tree, sorted.
-
-    Raises:
-        FileNotFoundError: A folder contains no image files.
-    """
-    for name in names:
-        path = Path(name)
-        if name != STDIN and path.is_dir():
-            files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            images = sorted(map(str, files))
-            if not images:
-                raise FileNotFoundError(f"{path}: no image files in this folder")
-            yield from images
-        else:
-            yield name
 
 
 def warn_of_image(answer: Answer[Classification] | Answer[Embedding]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -66,10 +67,44 @@ Background = Annotated[
     ),
 ]
 Files = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="FILES...", help="Image files, folders of images, or - for one image on stdin."
+        metavar="FILES...",
+        help="Image files, folders of images, or - for one image on stdin. In folders, files are"
+        " images by their suffix or their first bytes, links are followed once, and hidden files"
+        " are left out.",
     ),
+]
+FilesFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--files-from",
+        metavar="FILE",
+        help="File with further names of files and folders, one per line; - for stdin.",
+    ),
+]
+Null = Annotated[
+    bool,
+    typer.Option("--null", "-0", help="Names of --files-from end with NUL bytes (find -print0)."),
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Maximum images in flight.")]
 DEFAULT_CONCURRENCY = 16
+
+
+def check_output(out: Path | None, option: str, suffix: str) -> None:
+    """Refuse an output file that could not be written, before anything is computed.
+
+    Args:
+        out: The file; None if none was asked for.
+        option: The option that names it.
+        suffix: Its required suffix, e.g. ".html".
+
+    Raises:
+        typer.BadParameter: It has another suffix, or its folder does not exist.
+    """
+    if out is None:
+        return
+    if out.suffix.lower() != suffix:
+        raise typer.BadParameter(f"{out} does not end in {suffix}", param_hint=option)
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"folder {out.parent} does not exist", param_hint=option)

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import SHARD_IMAGES, Checkpoint
+from .file_names import name_to_text
 
 Writer = Callable[[Path, Sequence[str], Checkpoint], None]
 
 
 def write_npz(out: Path, paths: Sequence[str], checkpoint: Checkpoint) -> None:
     """Write `paths`, `vectors` (float32 [N, D]), `variant`, `digest` and `space`.
+
+    Names that are not UTF-8 are written as Python has them, with lone surrogates.
 
     Args:
         out: Output file, replaced atomically at the end.
@@ -41,6 +44,8 @@ def write_npz(out: Path, paths: Sequence[str], checkpoint: Checkpoint) -> None:
 def write_parquet(out: Path, paths: Sequence[str], checkpoint: Checkpoint) -> None:
     """Write the columns `path`, `vector` (float32, fixed size), `variant` and `digest`.
 
+    The column `path` is UTF-8: see `name_to_text`.
+
     Args:
         out: Output file, replaced atomically at the end.
         paths: Images of the checkpoint, in output order.
@@ -60,7 +65,7 @@ def write_parquet(out: Path, paths: Sequence[str], checkpoint: Checkpoint) -> No
         for block, vectors in zip(_blocks(paths), checkpoint.vectors(paths), strict=True):
             flat = pa.array(vectors.reshape(-1), pa.float32())
             columns = [
-                pa.array(block, pa.string()),
+                pa.array([name_to_text(path) for path in block], pa.string()),
                 pa.FixedSizeListArray.from_arrays(flat, checkpoint.dimension),
                 pa.array([checkpoint.space.variant] * len(block)),
                 pa.array([checkpoint.space.digest] * len(block)),
@@ -87,8 +92,8 @@ def _pyarrow() -> tuple[Any, Any]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise ValueError(
-            "Parquet files need pyarrow, which is not installed: pip install pyarrow, or use a"
-            " name that ends in .npz"
+            "Parquet files need pyarrow, which is not installed: pip install"
+            " 'resnet50-serving[parquet]', or use a name that ends in .npz"
         ) from error
 
 

@@ -88,7 +88,8 @@ def read_images(directory: Path, transform: Transform, limits: ImageLimits) -> C
     paths = sorted(
         path
         for path in directory.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.parts)
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     )
     if len(paths) < MIN_IMAGES:
         raise WeightsError(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 
-from tests.support import processes
+from tests.support.commands import resnet50
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes
 
@@ -31,13 +28,6 @@ def photos(tmp_path):
         (folder / name).write_bytes(encode(photo_like(32, 32, number), format))
     (folder / "notes.txt").write_text("no image")
     return folder
-
-
-def resnet50(*arguments: object, server: str | None = None, **options):
-    environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
-    if server is not None:
-        environment["RESNET50_SERVER"] = server
-    return processes.run("resnet50", *arguments, environment=environment, text=False, **options)
 
 
 def test_classify_prints_a_line_for_each_image_in_order(server, photos):

@@ -439,6 +439,16 @@ def test_int8_needs_images_and_names_one_that_is_broken(mine, exported, folder, 
         open_variant(mine, exported, precision="int8", calibration_dir=few)
 
 
+def test_calibration_images_may_be_below_a_hidden_folder(folder, tmp_path):
+    hidden = tmp_path / ".data" / "images"
+    shutil.copytree(folder, hidden)
+    (hidden / ".thumbnails").mkdir()
+    (hidden / ".thumbnails" / "x.png").write_bytes(b"no image")
+    transform = parse_variant("IMAGENET1K_V2").transform
+    found = quantize.read_images(hidden, transform, quantize.ImageLimits())
+    assert len(found.calibrating) + len(found.held_out) == len(list(folder.iterdir()))
+
+
 def test_vectors_of_int8_made_here_have_a_space_of_their_own():
     def space(quantization: object) -> str:
         opened = BuiltEngine(None, "openvino", "ab" * 32, 1, "cpu", "int8", True, quantization)

@@ -13,7 +13,7 @@ import typer
 from rich.live import Live as Screen
 
 from ...connection import DEFAULT_TIMEOUT_S
-from ..options import DEFAULT_CONCURRENCY, AsJson, VariantName
+from ..options import DEFAULT_CONCURRENCY, AsJson, VariantName, check_output
 from ..output import (
     INTERRUPTED,
     SOME_FAILED,
@@ -236,8 +236,8 @@ def bench(
         if compared is not None:
             _compare(Bench.load(compared[0]), Bench.load(compared[1]), as_json)
             return
-        _check(out, "--out", ".json")
-        _check(html, "--html", ".html")
+        check_output(out, "--out", ".json")
+        check_output(html, "--html", ".html")
         framed = fps is not None or streams is not None or delivery is not None
         _require("psutil", *(() if html is None else ("matplotlib",)))
         if raw or not files:
@@ -323,12 +323,3 @@ def _require(*modules: str) -> None:
                 f"bench needs {name}, which is not installed: install"
                 " resnet50-serving with the extra [cli]"
             )
-
-
-def _check(file: Path | None, option: str, suffix: str) -> None:
-    if file is None:
-        return
-    if file.suffix.lower() != suffix:
-        raise typer.BadParameter(f"{file} does not end in {suffix}", param_hint=option)
-    if not file.parent.is_dir():
-        raise typer.BadParameter(f"folder {file.parent} does not exist", param_hint=option)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from resnet50.v1 import image_pb2
 
 from ...images import to_image
-from ..images import STDIN, find_images
+from ..image_files import STDIN, LeftOut, find_images
 from .plan import Plan
 
 # The average ImageNet image has this size, and 110 KB as a JPEG file.
@@ -50,8 +50,10 @@ def images_of(plan: Plan, size: tuple[int, int]) -> list[image_pb2.Image]:
 
 
 def _read(files: tuple[str, ...]) -> Iterator[bytes]:
-    for path in find_images(files):
+    left_out = LeftOut()
+    for path in find_images(files, left_out):
         yield sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+    left_out.report()
 
 
 def _generated(plan: Plan) -> Iterator[bytes]:

@@ -1,0 +1,30 @@
+"""The command `resnet50` as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+
+def environment(server: str | None = None) -> dict[str, str]:
+    """Return this process's environment with no settings of the command but the server."""
+    found = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
+    return found if server is None else found | {"RESNET50_SERVER": server}
+
+
+def resnet50(
+    *arguments: object, server: str | None = None, **options
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "resnet50_client", *map(os.fspath, map(_text, arguments))],
+        capture_output=True,
+        env=environment(server),
+        timeout=120,
+        **options,
+    )
+
+
+def _text(argument: object) -> str | bytes:
+    return argument if isinstance(argument, bytes) else str(argument)
