@@ -69,6 +69,7 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel):
         "resnet50_server/py.typed",
         "resnet50_client/cli/app.py",
         "resnet50_client/cli/bench/report.html",
+        "resnet50_client/cli/evaluate/report.html",
         "resnet50_server/api/inference_service.py",
         "resnet50_server/variants/official.json",
     ):

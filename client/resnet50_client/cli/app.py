@@ -15,6 +15,7 @@ from ..results import Classification
 from .bench.command import EXIT_STATUSES as BENCH_EXIT_STATUSES
 from .bench.command import bench
 from .embed import embed
+from .evaluate.command import evaluate
 from .file_names import name_to_text
 from .image_files import LeftOut, find_images
 from .images import Answer, answers, warn_of_image
@@ -133,6 +134,7 @@ def classify(
 
 
 app.command(epilog=EXIT_STATUSES)(embed)
+app.command(epilog=EXIT_STATUSES)(evaluate)
 app.command(epilog=EXIT_STATUSES)(stream)
 app.command(epilog=BENCH_EXIT_STATUSES)(bench)
 app.command(epilog=TOP_EXIT_STATUSES)(top)

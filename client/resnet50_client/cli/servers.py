@@ -64,6 +64,10 @@ class Servers:
         """Return a client of all servers; arguments and errors as of `profile` and `Client`."""
         return Client(**self.profile(timeout_s, default_s).arguments())
 
+    def at(self, address: str) -> Servers:
+        """Return the same options for another server."""
+        return replace(self, flags=replace(self.flags, server=(address,)))
+
     def clients(
         self,
         timeout_s: float | None,

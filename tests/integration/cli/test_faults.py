@@ -31,6 +31,7 @@ def run(name: str, photos, puppet: Puppet) -> Result:
     command = {
         "classify": ["classify", str(photos)],
         "embed": ["embed", str(photos), "--out", str(photos.parent / "vectors.npz")],
+        "evaluate": ["evaluate", str(photos), "--labels", str(photos.parent / "labels.csv")],
         "stream": ["stream", str(photos), "--fps", "1000"],
     }[name]
     environment = {one: None for one in os.environ if one.startswith("RESNET50_")}
@@ -40,6 +41,12 @@ def run(name: str, photos, puppet: Puppet) -> Result:
         )
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done
+
+
+def evaluate(photos, puppet: Puppet) -> Result:
+    labels = photos.parent / "labels.csv"
+    labels.write_text("".join(f"{number}.png,0\n" for number in range(PHOTOS)))
+    return run("evaluate", photos, puppet)
 
 
 COMMANDS = pytest.mark.parametrize("command", ["classify", "embed", "stream"])
@@ -63,6 +70,18 @@ def test_unanswered_images_are_counted_and_exit_as_unavailable(command, frames, 
     assert done.exit_code == 3, done.output
     assert re.search(r"\d frames? had no answer", done.stderr)
     assert "cat" not in done.stdout.replace(str(photos), "")
+
+
+def test_evaluation_counts_every_image_of_a_resumed_stream(photos):
+    done = evaluate(photos, Puppet("cat", frames="ended"))
+    assert done.exit_code == 0, done.output
+    assert f"{PHOTOS} images of 1 category" in done.stdout
+
+
+def test_evaluation_without_answers_is_incomplete(photos):
+    done = evaluate(photos, Puppet("cat", frames="closed"))
+    assert done.exit_code == 3, done.output
+    assert f"incomplete: 0 of {PHOTOS} images were evaluated" in done.stdout
 
 
 @COMMANDS

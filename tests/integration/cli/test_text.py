@@ -38,6 +38,7 @@ QUICK = ("--duration-s", "0.05", "--warm-up-s", "0", "--concurrency", "1")
 EVERY = {
     "classify": ("classify", "PHOTO"),
     "embed": ("embed", "PHOTO", "--out", "OUT", "--restart"),
+    "evaluate": ("evaluate", "LABELLED"),
     "stream": ("stream", "PHOTOS", "--fps", "1000"),
     "health": ("health",),
     "variants": ("variants",),
@@ -61,7 +62,11 @@ def places(tmp_path, metrics) -> dict[str, str]:
     photo = tmp_path / "photos" / "a.png"
     photo.parent.mkdir()
     photo.write_bytes(encode(photo_like(16, 16)))
+    labelled = tmp_path / "labelled" / "0" / "a.png"
+    labelled.parent.mkdir(parents=True)
+    labelled.write_bytes(photo.read_bytes())
     return {
+        "LABELLED": str(labelled.parent.parent),
         "PHOTO": str(photo),
         "PHOTOS": str(photo.parent),
         "OUT": str(tmp_path / "vectors.npz"),
@@ -125,7 +130,7 @@ def test_nothing_in_a_refusal_steers_the_terminal(command, as_json, places):
         assert SEEN in done.stderr, done.output
 
 
-@pytest.mark.parametrize("command", ["classify", "embed", "stream"])
+@pytest.mark.parametrize("command", ["classify", "embed", "evaluate", "stream"])
 def test_nothing_in_what_became_of_an_image_steers_the_terminal(command, places):
     with puppet_server(Puppet(EVIL, frames="failed")) as address:
         done = run((*EVERY[command], "--server", address), places)

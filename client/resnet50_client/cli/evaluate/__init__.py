@@ -1,0 +1,1 @@
+"""The command `evaluate`: accuracy of the served path on labelled images."""
