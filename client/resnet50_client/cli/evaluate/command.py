@@ -17,6 +17,7 @@ from ..name_lists import listed_names
 from ..options import (
     DEFAULT_CONCURRENCY,
     AsJson,
+    Background,
     Concurrency,
     FilesFrom,
     Null,
@@ -73,6 +74,7 @@ def evaluate(
     files_from: FilesFrom = None,
     null: Null = False,
     variant: VariantName = "",
+    background: Background = None,
     compare: Annotated[
         str | None,
         typer.Option(
@@ -119,7 +121,7 @@ def evaluate(
             file = stack.enter_context(csv_file.open("w", newline="", encoding="utf-8"))
             answer_file = AnswerFile(file, variants[0].categories, len(variants))
         calls = [
-            _call(clients[min(position, len(clients) - 1)], one, concurrency)
+            _call(clients[min(position, len(clients) - 1)], one, background, concurrency)
             for position, one in enumerate(variants)
         ]
         tally, run = Tally(variants), _Run()
@@ -236,11 +238,12 @@ def _check_other(first: Variant, second: Variant, same_server: bool) -> None:
         )
 
 
-def _call(client: Client, variant: Variant, concurrency: int) -> Call:
+def _call(client: Client, variant: Variant, background: str | None, concurrency: int) -> Call:
     return partial(
         client.classify_many,
         variant=variant.name,
         top_k=min(TOP_K, variant.category_count),
+        background=background,
         window=concurrency,
     )
 
