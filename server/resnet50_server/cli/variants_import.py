@@ -13,6 +13,8 @@ import typer
 from resnet50_server.errors import WeightsError
 from resnet50_server.variants.official import official_facts
 from resnet50_server.variants.spec import official_specs, strip_enum_prefix
+from resnet50_server.variants.transform_file import transform_json
+from resnet50_server.variants.transform_text import parse_transform_text
 
 
 class _Activation(enum.Enum):
@@ -40,7 +42,10 @@ def import_variant(
     ] = None,
     transform: Annotated[
         str,
-        typer.Option(help="Preprocessing of the training: V1 (256 → 224) or V2 (232 → 224)."),
+        typer.Option(
+            help="Preprocessing of the training: V1 (256 → 224), V2 (232 → 224), or the text"
+            " of a torchvision preset or Compose."
+        ),
     ] = "",
     key: Annotated[
         str,
@@ -106,4 +111,6 @@ def _transform(text: str) -> dict[str, Any]:
     for official, spec in official_specs().items():
         if name in (official, official.rpartition("_")[2]) and not spec.quantized:
             return dict(official_facts()["variants"][official]["transform"])
-    raise WeightsError(f"transform: {text!r} is not one of V1, V2")
+    if "(" in text:
+        return transform_json(parse_transform_text(text))
+    raise WeightsError(f"transform: {text!r} is not one of V1, V2, nor the text of a transform")

@@ -53,6 +53,15 @@ def test_guessed_transform_is_said(capsys, tmp_path, source, names):
     assert any("transform: IMAGENET1K_V1's (resize 256, crop 224), a guess" in one for one in lines)
 
 
+def test_transform_may_be_its_printed_text(capsys, tmp_path, source, names):
+    normalize = "Normalize(mean=[0.5, 0.5, 0.5], std=[1.0, 1.0, 1.0])"
+    text = f"Compose([Resize((224, 224)), ToTensor(), {normalize}])"
+    options = ("--categories", names, "--transform", text)
+    assert run(capsys, source, tmp_path / "pets", *options)[0] == 0
+    written = json.loads((tmp_path / "pets" / "variant.json").read_text())
+    assert written["transform"]["resize"] == [224, 224]
+
+
 def test_sigmoid_and_threshold_are_written(capsys, tmp_path, source, names):
     options = ("--categories", names, "--activation", "sigmoid", "--threshold", "0.3")
     status, lines, _ = run(capsys, source, tmp_path / "tags", *options)
