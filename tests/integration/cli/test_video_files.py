@@ -32,7 +32,7 @@ LOSSLESS = {"crf": "2", "preset": "veryfast"}
 def images(monkeypatch) -> list[np.ndarray]:
     """List the images that the engine computes, uint8 [height, width, 3]."""
     given: list[np.ndarray] = []
-    run, check = NullEngine.run, fixed_image(224)
+    run, check = NullEngine.run, fixed_image((224, 224))
 
     def record(self, images, top_k, with_embeddings):
         # The load's own: the warm-up's grey, and the image of its self-tests.
