@@ -356,6 +356,18 @@ async def test_caller_that_reads_no_answers_stops_being_read(delivery):
         await until(lambda: server.parts.inference.idle)
 
 
+async def test_server_with_an_open_stream_is_not_idle():
+    async with serving() as server, connected(server) as channel:
+        inference = server.parts.inference
+        assert inference.idle
+        call = open_stream(channel)
+        await call.write(config())
+        await until(lambda: server.snapshot().streams == 1)
+        assert not inference.idle  # though no frame is in flight
+        call.cancel()
+        await until(lambda: inference.idle)
+
+
 async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
     async with serving(max_batch_size=1) as server:
         gate = Gate(server, monkeypatch)
