@@ -97,7 +97,7 @@ async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEng
     """Run a server whose engine is warm and whose gate is closed."""
     engine = GatedEngine(1000)
     monkeypatch.setattr(
-        resnet50_server.lifecycle.engine_builder, "NullEngine", lambda categories: engine
+        resnet50_server.lifecycle.engine_builder, "NullEngine", lambda *_: engine
     )
     async with serving(**settings) as server:
         engine.batches.clear()

@@ -93,7 +93,7 @@ def broken(state: weights.StateDict) -> weights.StateDict:
     [
         (broken, CATEGORIES, "layer1.0.conv1.weight contains NaN or infinity"),
         (dict, CATEGORIES + 1, "fc has 10 classes, variant.json names 11 categories"),
-        (lambda state: {"model": state}, CATEGORIES, "training checkpoint"),
+        (lambda state: {"model": state}, CATEGORIES, "took its entry 'model'"),
     ],
     ids=["NaN", "categories", "wrapper"],
 )

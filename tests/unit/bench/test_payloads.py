@@ -61,7 +61,7 @@ def test_generated_images_have_photo_sizes_and_a_seed():
 
 
 def test_raw_images_are_pixels_of_the_models_size():
-    for image in images_of(replace(PLAN, raw=True, generated=2), side=232):
+    for image in images_of(replace(PLAN, raw=True, generated=2), size=(232, 232)):
         assert (image.raw.width, image.raw.height) == (232, 232)
         assert image.raw.pixel_format == image_pb2.PIXEL_FORMAT_RGB
         assert np.frombuffer(image.raw.pixels, np.uint8).std() > 10
@@ -70,7 +70,7 @@ def test_raw_images_are_pixels_of_the_models_size():
 def test_own_files_are_sent_as_they_are(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture()))
     (tmp_path / "b.jpg").write_bytes(encode(picture(), "JPEG"))
-    found = images_of(replace(PLAN, files=(str(tmp_path),)), side=232)
+    found = images_of(replace(PLAN, files=(str(tmp_path),)), size=(232, 232))
     assert [one.encoded for one in found] == [
         (tmp_path / name).read_bytes() for name in ("a.png", "b.jpg")
     ]
@@ -79,4 +79,4 @@ def test_own_files_are_sent_as_they_are(tmp_path):
 def test_own_files_that_are_no_images_cannot_be_sent_raw(tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="files"):
-        images_of(replace(PLAN, files=(str(tmp_path / "a.png"),), raw=True), side=232)
+        images_of(replace(PLAN, files=(str(tmp_path / "a.png"),), raw=True), size=(232, 232))

@@ -17,6 +17,7 @@ from resnet50_server.errors import (
     EngineFailed,
     InvalidImage,
     InvalidRequest,
+    NoClassificationHead,
     NotEnabled,
     NotNow,
     Overloaded,
@@ -56,6 +57,7 @@ TOLD = [
     (DiskTimeout("variants_dir: /nfs", 10.0), "UNAVAILABLE", set()),
     (NotEnabled("LoadVariant", "--variants-dir"), "UNIMPLEMENTED", set()),
     (NotNow("served already"), "FAILED_PRECONDITION", set()),
+    (NoClassificationHead("vectors"), "FAILED_PRECONDITION", {"ErrorInfo"}),
     (EngineFailed("secret"), "INTERNAL", set()),
     (ZeroDivisionError("secret"), "INTERNAL", set()),
 ]
