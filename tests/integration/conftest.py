@@ -15,6 +15,13 @@ from filelock import FileLock
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allow the tests for which the digits are built first the minutes that this takes."""
+    for item in items:
+        if "built" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session")
 def digits() -> ModuleType:
     """`examples/digits.py`."""

@@ -92,8 +92,8 @@ def _pyarrow() -> tuple[Any, Any]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise ValueError(
-            "Parquet files need pyarrow, which is not installed: pip install"
-            " 'resnet50-serving[parquet]', or use a name that ends in .npz"
+            "Parquet files need pyarrow, which is not installed: install resnet50-serving with the"
+            " extra [parquet], or use a name that ends in .npz"
         ) from error
 
 

@@ -237,7 +237,7 @@ async def test_stream_that_a_stopping_server_loses_is_opened_again(kind, code):
 STOPPED_AT_ONCE = """
 import asyncio, sys
 import grpc
-from tests.support.serving import connected, serving
+from tests.support.serving import connected, serving, until
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 
 async def main():

@@ -200,7 +200,7 @@ DECODED = {
     "webp": encode(FLAT.convert("RGBA"), "WEBP", lossless=True),
     "gif": encode(FLAT, "GIF"),
     "avif": encode(FLAT.convert("RGBA"), "AVIF"),
-    "heic": heic(FLAT.convert("RGBA")),
+    "heic": heic(FLAT.convert("RGB")),
     "tiff lzw": encode(FLAT, "TIFF", compression="tiff_lzw"),
     "tiff lzma": encode(FLAT, "TIFF", compression="lzma"),
     "run-length bmp": hostile.bmp(1000, 1000, b"\xff\1\xff\1\xff\1\xeb\1\0\0" * 1000, 1),

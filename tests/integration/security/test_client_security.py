@@ -210,7 +210,7 @@ async def test_connection_of_an_old_certificate_ends_after_its_calls(kind, ca, f
             files.client(ca, name)
             await client.classify(PNG)
         gc.collect()
-        channels = client.client._channels
+        channels = client.client._shared.channels
         assert len(channels._open) == 2
         assert len([item async for item in stream]) == 7
         del stream

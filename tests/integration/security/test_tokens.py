@@ -138,8 +138,8 @@ async def test_tokens_are_replaced_under_load_without_a_failed_call(
             return True
 
         async def more() -> None:
-            until = answered + 20
-            await until(lambda: not (answered < until and not task.done()))
+            enough = answered + 20
+            await until(lambda: answered >= enough or task.done())
 
         task = asyncio.create_task(load())
         for number in range(1, 6):

@@ -96,9 +96,7 @@ class GatedEngine(NullEngine):
 async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEngine]]:
     """Run a server whose engine is warm and whose gate is closed."""
     engine = GatedEngine(1000)
-    monkeypatch.setattr(
-        resnet50_server.lifecycle.engine_builder, "NullEngine", lambda *_: engine
-    )
+    monkeypatch.setattr(resnet50_server.lifecycle.engine_builder, "NullEngine", lambda *_: engine)
     async with serving(**settings) as server:
         engine.batches.clear()
         engine.gate.clear()

@@ -342,7 +342,7 @@ def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, cache, monkeyp
     rates = {"TorchEngine": 1.0, "OnnxRuntimeEngine": 3.0, "OpenVinoEngine": 2.0}
     measured: list[str] = []
 
-    def rate(engine: Engine, images: Images) -> float:
+    def rate(engine: Engine, images: Images, top_k: int) -> float:
         measured.append(type(engine).__name__)
         return rates[measured[-1]]
 
@@ -362,7 +362,7 @@ def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, cache, monkeyp
 def test_without_the_extra_only_pytorch_is_available(mine, tmp_path, monkeypatch):
     monkeypatch.setattr(autoselect.importlib.util, "find_spec", lambda name: None)
     assert open_variant(mine, tmp_path).kind == "torch"
-    with pytest.raises(WeightsError, match=r"openvino is not installed: pip install .*\[cpu\]"):
+    with pytest.raises(WeightsError, match=r"openvino is not installed: install .*\[cpu\]"):
         open_variant(mine, tmp_path, engine="openvino")
     with pytest.raises(WeightsError, match="int8 of float weights needs onnxruntime or OpenVINO"):
         open_variant(mine, tmp_path, precision="int8")
