@@ -123,8 +123,8 @@ async def test_failed_frame_releases_its_permit_if_unread(monkeypatch):
                 await call.write(frame(number))
             await gate.entered.get()
             await until(lambda: server.snapshot().requests >= 8)
+            await until(lambda: any(queue.waiting for queue in queues_of(server)))  # decoded
             waiting = [entry.item for queue in queues_of(server) for entry in queue.waiting]
-            assert waiting
             for one in waiting:
                 one.future.set_exception(DeadlineUnreachable("too late"))
             await until(lambda: server.snapshot().requests <= 8 - len(waiting))
