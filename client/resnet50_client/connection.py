@@ -287,9 +287,9 @@ def channel_options() -> list[tuple[str, int | str]]:
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
-        # Time limit of a connection attempt (gRPC's default: 20 s). gRPC resolves a name again only
-        # when the attempt has failed, so keepalive and attempt together have to take less than the
-        # default deadline of a call.
+        # Time limit of a connection attempt. gRPC's default is 20 s; on Linux the keepalive's
+        # TCP_USER_TIMEOUT ends it after 8 s. gRPC resolves a name again only when the attempt has
+        # failed, so keepalive and attempt together have to take less than a call's deadline.
         ("grpc.min_reconnect_backoff_ms", 1000 * CONNECT_TIMEOUT_S),
         # Detect a peer that disappeared, also between calls.
         ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
