@@ -185,7 +185,7 @@ class _Reader:
             self._fields["resize"] = _size(arguments, "size")
         method = _interpolation(arguments, self._tensor)
         self._fields["interpolation"] = method
-        # Pillow antialiases whatever it is told. "warn" is the default of torchvision 0.15.
+        # Pillow always antialiases. "warn" is the default of torchvision 0.15.
         if self._tensor and method in ANTIALIAS_OPTIONAL:
             self._fields["antialias"] = arguments.get("antialias", True) is True
 
