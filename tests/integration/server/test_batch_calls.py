@@ -195,6 +195,9 @@ async def test_cancelled_batch_frees_its_images():
 
 async def test_drain_completes_a_batch_that_was_admitted():
     async with serving(max_batch_size=2, max_requests=4) as server, connected(server) as channel:
+        (engine,) = engines_of(server)
+        permits, run = [], engine.run
+        engine.run = lambda *batch: permits.append(server.parts.admission.requests) or run(*batch)
         stub, opened = stub_of(channel), gate(server)
         call = stub.ClassifyBatch(batch(*[OTHER] * 12))
         await until(lambda: server.snapshot().requests == 4)
@@ -203,6 +206,7 @@ async def test_drain_completes_a_batch_that_was_admitted():
         opened.set()
         assert outcomes(await call) == ["classification"] * 12
         await stopping
+    assert permits.count(1) <= 2  # the call keeps those that it has, until no image is left
 
 
 async def test_deadline_of_a_batch_ends_all_its_images():
