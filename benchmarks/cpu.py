@@ -32,8 +32,8 @@ from torchvision.models import ResNet50_Weights, quantization, resnet50
 from benchmarks.overhead import photo
 from benchmarks.process import SERVER, resident_kib, server
 from resnet50.v1 import image_pb2
-from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.runner import measure
+from resnet50_bench.plan import Load, Plan
+from resnet50_bench.runner import measure
 from resnet50_server.engines.autoselect import CpuEngines
 from resnet50_server.engines.graph_cache import GraphCache
 from resnet50_server.images.decode import decode

@@ -19,13 +19,7 @@ from typing import Any
 from benchmarks.expected import Expected, Picture, Wrong  # isort: skip
 from benchmarks.ledger import LOST, WRONG, Ledger
 from benchmarks.timeline import Timeline
-from resnet50_client import (
-    AsyncClient,
-    Classification,
-    Client,
-    Embedding,
-    VariantRef,
-)
+from resnet50_client import AsyncClient, Classification, Client, Embedding, VariantRef
 from tests.support.clients import Caller
 
 # Longer than any call may take: what has not ended by then is lost.

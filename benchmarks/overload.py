@@ -31,7 +31,7 @@ from benchmarks import page
 from benchmarks.batching import CHANNELS, CLASSIFY, poisson, quantile, send
 from benchmarks.process import ServerProcess
 from resnet50.v1 import image_pb2, inference_pb2
-from resnet50_client.cli.bench.sample_images import photograph
+from resnet50_bench.sample_images import photograph
 
 SHARES = (1.2, 1.3)
 WITHIN_S = 1.0

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from resnet50_client.cli.bench.environment import machine, versions
+from resnet50_bench.environment import machine, versions
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 

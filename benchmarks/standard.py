@@ -20,10 +20,10 @@ from pathlib import Path
 from benchmarks.cpu import CALIBRATION_IMAGES, VARIANT
 from benchmarks.overhead import photo
 from benchmarks.process import server
-from resnet50_client.cli.bench.benchmark import bench
-from resnet50_client.cli.bench.environment import machine, versions
-from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.table import Grid, costs, latencies, stages
+from resnet50_bench.benchmark import bench
+from resnet50_bench.environment import machine, versions
+from resnet50_bench.plan import Load, Plan
+from resnet50_bench.table import Grid, costs, latencies, stages
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"

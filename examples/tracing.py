@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export import (
 )
 
 from resnet50_client import Client, UnavailableError
-from resnet50_client.telemetry import OpenTelemetryObserver
+from resnet50_client.opentelemetry import OpenTelemetryObserver
 
 
 class Printer(SpanExporter):

@@ -37,7 +37,7 @@ from fuzz.live_calls import Sent, Source
 from fuzz.live_server import ANSWER_S, Server
 from fuzz.seeds import INFERENCE
 from resnet50.v1 import image_pb2, inference_pb2
-from resnet50_client.cli.bench.environment import machine, versions
+from resnet50_bench.environment import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"

@@ -32,10 +32,10 @@ from pydantic_settings import SettingsError
 
 from fuzz.calls import Calls
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
-from resnet50_client import Resnet50Error, messages
+from resnet50_client import Resnet50Error, _codec
+from resnet50_client._frames import StreamLimits
+from resnet50_client._pending_frames import PendingFrames
 from resnet50_client.errors import error_of, error_of_status
-from resnet50_client.frames import StreamLimits
-from resnet50_client.pending_frames import PendingFrames
 from resnet50_server.api.image_source import parse_image
 from resnet50_server.auth.tokens import parse_tokens
 from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError
@@ -282,8 +282,8 @@ def stop_calls() -> None:
 # Replies
 
 _STREAMS = (
-    messages.classify_stream("ordered", "", 0, None, False, None, None, 1),
-    messages.embed_stream("latest", "", False, "float16", None, None, 1),
+    _codec.classify_stream("ordered", "", 0, None, False, None, None, 1),
+    _codec.embed_stream("latest", "", False, "float16", None, None, 1),
 )
 
 
@@ -305,9 +305,9 @@ def replies(content: bytes) -> None:
     with contextlib.suppress(DecodeError, Resnet50Error):  # malformed messages are gRPC's to refuse
         match kind:
             case b"\0":
-                repr(messages.classification(inference_pb2.ClassifyResponse.FromString(content)))
+                repr(_codec.classification(inference_pb2.ClassifyResponse.FromString(content)))
             case b"\1":
-                found = messages.embedding(inference_pb2.EmbedResponse.FromString(content))
+                found = _codec.embedding(inference_pb2.EmbedResponse.FromString(content))
                 repr(found), found.cosine(found), np.asarray(found)
             case b"\2":
                 message = inference_pb2.ClassifyStreamResponse.FromString(content)
@@ -317,7 +317,7 @@ def replies(content: bytes) -> None:
                 repr(_pending(_STREAMS[1], answer.frame_id).answer(answer))
             case b"\4":
                 for variant in variant_pb2.ListVariantsResponse.FromString(content).variants:
-                    repr(messages.variant(variant))
+                    repr(_codec.variant(variant))
             case b"\5":
                 _require_error(error_of_status(status_pb2.Status.FromString(content)))
             case _:

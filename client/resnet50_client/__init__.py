@@ -8,8 +8,26 @@
 `AsyncClient` has the same methods for asyncio.
 """
 
-from .aio import AsyncClient
-from .client import Client
+from ._async_client import AsyncClient
+from ._client import Client
+from ._frames import FrameAnswer
+from ._retries import RetryPolicy
+from ._types.results import (
+    BatchLatency,
+    Category,
+    Classification,
+    Embedding,
+    LoadedVariant,
+    Loading,
+    NewDefault,
+    PublishedAccuracy,
+    Quantization,
+    Timing,
+    Transform,
+    Variant,
+    VariantRef,
+)
+from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
 from .errors import (
     CallCancelledError,
     DataLossError,
@@ -27,26 +45,8 @@ from .errors import (
     VariantChangeError,
     VariantNotFoundError,
 )
-from .frames import FrameAnswer
 from .images import ImageInput, RawImage, VideoFrame
-from .observer import CallObserver, ObservedCall
-from .results import (
-    BatchLatency,
-    Category,
-    Classification,
-    Embedding,
-    LoadedVariant,
-    Loading,
-    NewDefault,
-    PublishedAccuracy,
-    Quantization,
-    Timing,
-    Transform,
-    Variant,
-    VariantRef,
-)
-from .retries import RetryPolicy
-from .splits import Comparison, TrafficReport, TrafficShare, TrafficSplit
+from .observers import CallObserver, ObservedCall
 from .video import SourceLostError, frames_from_video
 
 __all__ = [

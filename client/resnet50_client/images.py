@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from resnet50.v1 import image_pb2
 
+from ._pil import is_pil_image, pil_array
 from .errors import InvalidImageError
-from .pil import is_pil_image, pil_array
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from resnet50_client.addresses import DEFAULT_PORT
+from resnet50_client._addresses import DEFAULT_PORT
 from resnet50_server.api.memory_bound import memory_bound, total
 from resnet50_server.server import SERVICES
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings

@@ -52,11 +52,13 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_wheel_holds_the_three_packages_and_nothing_else(wheel):
+def test_wheel_holds_the_five_packages_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "resnet50",
+        "resnet50_bench",
+        "resnet50_cli",
         "resnet50_client",
         "resnet50_server",
     }
@@ -67,9 +69,9 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel):
         "resnet50/py.typed",
         "resnet50_client/py.typed",
         "resnet50_server/py.typed",
-        "resnet50_client/cli/app.py",
-        "resnet50_client/cli/bench/report.html",
-        "resnet50_client/cli/evaluate/report.html",
+        "resnet50_cli/app.py",
+        "resnet50_bench/report.html",
+        "resnet50_cli/evaluate/report.html",
         "resnet50_server/api/inference_service.py",
         "resnet50_server/variants/official.json",
     ):

@@ -27,7 +27,7 @@ SERVER = ROOT / "server" / "resnet50_server"
 # Modules that the image's health check loads.
 HEALTH_CHECK = """
 import contextlib, sys
-from resnet50_client.__main__ import main
+from resnet50_cli.__main__ import main
 with contextlib.suppress(SystemExit):
     main()
 print("loaded", *{name.partition(".")[0] for name in list(sys.modules)})
@@ -50,7 +50,7 @@ def test_image_runs_the_command_of_make_serve(monkeypatch):
     # The image's user sets the variants by the environment instead of the option.
     assert (image.command[1:], option) == ([verb], "--variants")
     assert "RESNET50_VARIANTS" not in image.environment
-    assert scripts[image.check[0]] == "resnet50_client.__main__:main"
+    assert scripts[image.check[0]] == "resnet50_cli.__main__:main"
 
 
 def test_image_has_what_the_server_and_its_health_check_import():
@@ -58,7 +58,7 @@ def test_image_has_what_the_server_and_its_health_check_import():
     installed = {"resnet50"} | _closure(extras.split(","))
     names = {name for source in SERVER.rglob("*.py") for name in _imports(source)}
     names |= _loaded_by(Dockerfile().check)
-    ours = {"resnet50", "resnet50_server", "resnet50_client"}
+    ours = {"resnet50", "resnet50_server", "resnet50_client", "resnet50_cli", "resnet50_bench"}
     found = packages_distributions()
     missing = {
         name

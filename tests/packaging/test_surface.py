@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import resnet50_client
+from resnet50_cli.top.scrape import METRICS
 from resnet50_client import AsyncClient, Client, errors
-from resnet50_client.base import BaseClient
-from resnet50_client.cli.top.scrape import METRICS
-from resnet50_client.profile import ENVIRONMENT
+from resnet50_client._base_client import BaseClient
+from resnet50_client._profiles import ENVIRONMENT
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,11 +196,11 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 import resnet50_client
-from resnet50_client import telemetry
+from resnet50_client import opentelemetry
 
 assert resnet50_client.ImageInput | None
 names = {name: getattr(resnet50_client, name) for name in resnet50_client.__all__}
-names["OpenTelemetryObserver"] = telemetry.OpenTelemetryObserver
+names["OpenTelemetryObserver"] = opentelemetry.OpenTelemetryObserver
 seen = 0
 for name, value in names.items():
     if not (inspect.isclass(value) or inspect.isfunction(value)):

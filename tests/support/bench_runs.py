@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.resource_usage import ServerUsage
-from resnet50_client.cli.bench.result import STAGES, Bench, GeneratorUsage, Run
-from resnet50_client.cli.bench.statistics import curve, histogram, summary
+from resnet50_bench.plan import Load, Plan
+from resnet50_bench.resource_usage import ServerUsage
+from resnet50_bench.result import STAGES, Bench, GeneratorUsage, Run
+from resnet50_bench.statistics import curve, histogram, summary
 
 
 def a_run(load: Load | None = None, scale: float = 1.0, **fields: Any) -> Run:

@@ -30,8 +30,8 @@ PROGRAMS = {
         ("resnet50_server.cli.serve", "numpy.random", "uvloop"),
     ),
     "resnet50": (
-        "resnet50_client.cli.app",
-        ("PIL.Image", "grpc.experimental", "numpy.random", "psutil", "resnet50_client.__main__"),
+        "resnet50_cli.app",
+        ("PIL.Image", "grpc.experimental", "numpy.random", "psutil", "resnet50_cli.__main__"),
     ),
 }
 MAX_REQUEST_BYTES = 2**20

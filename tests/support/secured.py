@@ -14,7 +14,7 @@ import trustme
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from resnet50_client.aio_status import keep_status
+from resnet50_client._aio_status import keep_status
 from tests.support.certs import EC, chain
 from tests.support.certs import replace as put
 from tests.support.serving import serving

@@ -22,8 +22,9 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_client import health
-from resnet50_client.errors import (
+
+from .. import _health
+from ..errors import (
     ERRORS,
     InvalidImageError,
     InvalidRequestError,
@@ -33,8 +34,7 @@ from resnet50_client.errors import (
     ServerError,
     VariantNotFoundError,
 )
-from resnet50_client.images import RawPixels
-
+from ..images import RawPixels
 from .script import Answer, Received, Script
 
 DEFAULT_CATEGORIES = ("tabby", "golden retriever", "goldfish", "daisy", "espresso", "sports car")
@@ -280,10 +280,12 @@ class _Health(grpc.GenericRpcHandler):
         self._server = server
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
-        if details.method != health.CHECK:
+        if details.method != _health.CHECK:
             return None
         return grpc.unary_unary_rpc_method_handler(
-            lambda _, context: health.response("SERVING" if self._server.serving else "NOT_SERVING")
+            lambda _, context: _health.response(
+                "SERVING" if self._server.serving else "NOT_SERVING"
+            )
         )
 
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from numbers import Real
 from typing import Literal
 
-from ..arguments import check_seconds
+from .._arguments import check_seconds
 from ..images import VideoFrame
 from .pixels import Converter
 from .reader import SourceLostError, read_frames

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..retries import Backoff, RetryPolicy
+from .._retries import Backoff, RetryPolicy
 from .clock import MAX_STEP_S, Clock, Pacer
 from .source import Source
 

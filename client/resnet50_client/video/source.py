@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
+from .._redaction import redact
 from ..images import is_url
-from ..redaction import redact
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -11,13 +11,13 @@ import subprocess
 import pytest
 
 import resnet50_server.server
+from resnet50_bench.benchmark import served
+from resnet50_bench.calls import OK, calls_of
+from resnet50_bench.plan import Load, Plan
+from resnet50_bench.result import Bench
+from resnet50_bench.runner import measure, measuring
+from resnet50_bench.sample_images import images_of
 from resnet50_client import UnavailableError
-from resnet50_client.cli.bench.benchmark import served
-from resnet50_client.cli.bench.calls import OK, calls_of
-from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.result import Bench
-from resnet50_client.cli.bench.runner import measure, measuring
-from resnet50_client.cli.bench.sample_images import images_of
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support import processes

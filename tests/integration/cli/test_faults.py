@@ -9,9 +9,9 @@ import re
 import pytest
 from typer.testing import CliRunner, Result
 
+from resnet50_cli.app import app
+from resnet50_cli.images import Answer, answers
 from resnet50_client import UnavailableError
-from resnet50_client.cli.app import app
-from resnet50_client.cli.images import Answer, answers
 from tests.support.pictures import encode, photo_like
 from tests.support.puppet_server import Puppet, puppet_server
 
@@ -27,7 +27,8 @@ def photos(tmp_path):
     return folder
 
 
-def run(name: str, photos, puppet: Puppet) -> Result:
+def run(name: str, photos, puppet: Puppet, *, timeout_s: float = 60.0) -> Result:
+    """Run a command. A short timeout is for servers that never answer: others may be slow."""
     command = {
         "classify": ["classify", str(photos)],
         "embed": ["embed", str(photos), "--out", str(photos.parent / "vectors.npz")],
@@ -37,16 +38,16 @@ def run(name: str, photos, puppet: Puppet) -> Result:
     environment = {one: None for one in os.environ if one.startswith("RESNET50_")}
     with puppet_server(puppet) as address:
         done = CliRunner().invoke(
-            app, [*command, "--timeout-s", "0.5", "--server", address], env=environment
+            app, [*command, "--timeout-s", str(timeout_s), "--server", address], env=environment
         )
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done
 
 
-def evaluate(photos, puppet: Puppet) -> Result:
+def evaluate(photos, puppet: Puppet, *, timeout_s: float = 60.0) -> Result:
     labels = photos.parent / "labels.csv"
     labels.write_text("".join(f"{number}.png,0\n" for number in range(PHOTOS)))
-    return run("evaluate", photos, puppet)
+    return run("evaluate", photos, puppet, timeout_s=timeout_s)
 
 
 COMMANDS = pytest.mark.parametrize("command", ["classify", "embed", "stream"])
@@ -66,7 +67,7 @@ def test_stream_that_ends_early_resumes_and_loses_no_image(command, photos):
 @COMMANDS
 @pytest.mark.parametrize("frames", ["closed", "ignored"])
 def test_unanswered_images_are_counted_and_exit_as_unavailable(command, frames, photos):
-    done = run(command, photos, Puppet("cat", frames=frames))
+    done = run(command, photos, Puppet("cat", frames=frames), timeout_s=0.5)
     assert done.exit_code == 3, done.output
     assert re.search(r"\d frames? had no answer", done.stderr)
     assert "cat" not in done.stdout.replace(str(photos), "")
@@ -79,7 +80,7 @@ def test_evaluation_counts_every_image_of_a_resumed_stream(photos):
 
 
 def test_evaluation_without_answers_is_incomplete(photos):
-    done = evaluate(photos, Puppet("cat", frames="closed"))
+    done = evaluate(photos, Puppet("cat", frames="closed"), timeout_s=0.5)
     assert done.exit_code == 3, done.output
     assert f"incomplete: 0 of {PHOTOS} images were evaluated" in done.stdout
 

@@ -16,11 +16,11 @@ import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
-import resnet50_client.cli
-from resnet50_client.cli.app import app
-from resnet50_client.cli.output import printable
-from resnet50_client.cli.servers import _servers
-from resnet50_client.profile import ENVIRONMENT
+import resnet50_cli
+from resnet50_cli.app import app
+from resnet50_cli.connection_options import _servers
+from resnet50_cli.output import printable
+from resnet50_client._profiles import ENVIRONMENT
 from tests.support.certs import authority
 from tests.support.exporting import Exported, exporting
 from tests.support.pictures import encode, photo_like
@@ -185,7 +185,7 @@ def test_printable_keeps_what_can_be_read_and_escapes_the_rest():
 
 
 def test_commands_write_through_one_module_only():
-    folder = Path(inspect.getfile(resnet50_client.cli)).parent
+    folder = Path(inspect.getfile(resnet50_cli)).parent
     for path in folder.rglob("*.py"):
         names = {
             node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)

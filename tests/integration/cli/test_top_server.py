@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from resnet50_cli.top.poller import Poller, poll_all
+from resnet50_cli.top.scrape import Endpoint, fetch
+from resnet50_cli.top.snapshot import Snapshot
+from resnet50_cli.top.variant_status import VariantStatusPoller
+from resnet50_cli.top.view import View
 from resnet50_client import (
     AsyncClient,
     Client,
@@ -18,11 +23,6 @@ from resnet50_client import (
     OverloadedError,
     VariantChangeError,
 )
-from resnet50_client.cli.top.poller import Poller, poll_all
-from resnet50_client.cli.top.scrape import Endpoint, fetch
-from resnet50_client.cli.top.snapshot import Snapshot
-from resnet50_client.cli.top.variant_status import VariantStatusPoller
-from resnet50_client.cli.top.view import View
 from tests.support.administering import ADMIN, administered, builds_paused, describe
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, serving

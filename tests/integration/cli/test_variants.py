@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from resnet50_cli.app import app
 from resnet50_client import Client
-from resnet50_client.cli.app import app
 from resnet50_server.server import Server
 from tests.support import processes
 from tests.support.administering import ADMIN, APP, administered, builds_paused, describe

@@ -14,8 +14,8 @@ import pytest
 import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import RetryPolicy
-from resnet50_client import connection as connection_module
-from resnet50_client import resolver as resolver_module
+from resnet50_client import _config as connection_module
+from resnet50_client import _resolver as resolver_module
 from tests.support.clients import KINDS, Caller, items
 
 PNG = b"anything: the server does not look"

@@ -10,7 +10,7 @@ import pytest
 import resnet50_client
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client import AsyncClient, CallObserver, ObservedCall, RetryPolicy
-from resnet50_client.calls import UPLOAD_ABOVE_BYTES
+from resnet50_client._unary import UPLOAD_ABOVE_BYTES
 from resnet50_server.context import RequestContext
 from resnet50_server.events import ServerEvents
 from tests.support.clients import KINDS, Caller, items

@@ -14,7 +14,7 @@ from PIL import Image
 
 import resnet50_client
 from resnet50_client import AsyncClient, Classification, Client, FrameAnswer
-from resnet50_client.calls import UPLOAD_ABOVE_BYTES
+from resnet50_client._unary import UPLOAD_ABOVE_BYTES
 from tests.support.clients import KINDS, Caller, items
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes, serving, until

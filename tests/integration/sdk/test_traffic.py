@@ -12,13 +12,13 @@ import signal
 import pytest
 from typer.testing import CliRunner, Result
 
+from resnet50_cli.app import app
 from resnet50_client import (
     InvalidRequestError,
     PermissionDeniedError,
     UnavailableError,
     VariantNotFoundError,
 )
-from resnet50_client.cli.app import app
 from resnet50_server.rollout.split import Split
 from resnet50_server.server import Server
 from tests.support import processes

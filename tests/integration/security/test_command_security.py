@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
-from resnet50_client.cli.app import app
+from resnet50_cli.app import app
 from tests.support import processes
 from tests.support.certs import authority
 from tests.support.pictures import encode, photo_like

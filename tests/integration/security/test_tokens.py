@@ -19,7 +19,7 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
-from resnet50_client.aio_status import keep_status
+from resnet50_client._aio_status import keep_status
 from resnet50_server.auth import tokens
 from resnet50_server.cli.main import main
 from tests.support.pictures import encode, picture

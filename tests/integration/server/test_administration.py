@@ -14,7 +14,7 @@ from resnet50.v1 import (
     inference_pb2,
     variant_pb2,
 )
-from resnet50_client.aio_status import keep_status
+from resnet50_client._aio_status import keep_status
 from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.variants.directory import VariantsDirectory
 from tests.support.administering import (

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from PIL import Image
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_client.aio_status import keep_status
+from resnet50_client._aio_status import keep_status
 from tests.support.pictures import encode, picture
 from tests.support.serving import DECODING, connected, engines_of, gate, queues_of, serving, until
 

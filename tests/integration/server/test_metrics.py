@@ -28,7 +28,7 @@ from resnet50_client import (
     RetryPolicy,
     VariantNotFoundError,
 )
-from resnet50_client.aio_status import keep_status
+from resnet50_client._aio_status import keep_status
 from resnet50_server.batching.retry import MAX_ATTEMPTS
 from resnet50_server.cli.main import main
 from resnet50_server.events import ServerEvents

@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_client.aio_status import keep_status
+from resnet50_client._aio_status import keep_status
 from resnet50_server.batching.deadlines import DeadlinePolicy
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.server import Server

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import resnet50_client
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient, Client, RetryPolicy
-from resnet50_client.telemetry import OpenTelemetryObserver
+from resnet50_client.opentelemetry import OpenTelemetryObserver
 from tests.support.clients import KINDS, Caller, items
 from tests.support.collector import collecting
 from tests.support.pictures import encode, picture

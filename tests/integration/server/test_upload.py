@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_client.aio_status import keep_status
+from resnet50_client._aio_status import keep_status
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, connected, server_processes, serving, until
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
-from resnet50_client.aio import AsyncClient
+from resnet50_client._async_client import AsyncClient
 
 photo = io.BytesIO()
 Image.fromarray(np.zeros((300, 400, 3), dtype=np.uint8)).save(photo, "JPEG")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from resnet50.v1 import result_pb2
-from resnet50_client.cli.bench.calls import DROPPED, OK, Outcome
-from resnet50_client.cli.bench.load_generator import PAUSE_WHILE_AWAY_S, Generator, paced, poisson
-from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.recorder import Recorder
+from resnet50_bench.calls import DROPPED, OK, Outcome
+from resnet50_bench.load_generator import PAUSE_WHILE_AWAY_S, Generator, paced, poisson
+from resnet50_bench.plan import Load, Plan
+from resnet50_bench.recorder import Recorder
 from tests.support.virtual_time import run
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from resnet50.v1 import image_pb2, inference_pb2
-from resnet50_client.cli.bench import payloads
-from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.sample_images import images_of, photograph
+from resnet50_bench import payloads
+from resnet50_bench.plan import Load, Plan
+from resnet50_bench.sample_images import images_of, photograph
 from tests.support.pictures import encode, picture
 
 PLAN = Plan(load=Load(concurrency=7), variant="mine")

@@ -9,14 +9,14 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from resnet50_client.cli.bench.comparison import differences, rows
-from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.report import page
-from resnet50_client.cli.bench.resource_usage import GeneratorMeter
-from resnet50_client.cli.bench.result import Bench, GeneratorUsage
-from resnet50_client.cli.bench.runner import measurement_warnings
-from resnet50_client.cli.bench.statistics import summary
-from resnet50_client.cli.bench.table import costs, latencies, stages, tables
+from resnet50_bench.comparison import differences, rows
+from resnet50_bench.plan import Load, Plan
+from resnet50_bench.report import page
+from resnet50_bench.resource_usage import GeneratorMeter
+from resnet50_bench.result import Bench, GeneratorUsage
+from resnet50_bench.runner import measurement_warnings
+from resnet50_bench.statistics import summary
+from resnet50_bench.table import costs, latencies, stages, tables
 from tests.support.bench_runs import a_bench, a_run, a_sweep
 
 
@@ -183,7 +183,7 @@ def test_own_cost_counts_the_cpu_of_this_process():
 
 def test_other_commands_do_not_load_what_only_bench_needs():
     script = (
-        "import sys, resnet50_client.cli.app;"
+        "import sys, resnet50_cli.app;"
         "print([n for n in ('matplotlib', 'PIL', 'psutil') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

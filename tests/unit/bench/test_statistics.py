@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resnet50_client.cli.bench.statistics import GROWTH, curve, histogram, summary
+from resnet50_bench.statistics import GROWTH, curve, histogram, summary
 
 
 def test_quantiles_are_numbers_that_were_seen():

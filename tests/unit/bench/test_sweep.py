@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from resnet50_client.cli.bench.plan import Load, Plan
-from resnet50_client.cli.bench.sweep import capacity_of, loads, probes, shares
+from resnet50_bench.plan import Load, Plan
+from resnet50_bench.sweep import capacity_of, loads, probes, shares
 from tests.support.bench_runs import a_run
 
 

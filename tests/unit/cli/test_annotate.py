@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
+from resnet50_cli.stream.annotate import Annotator
 from resnet50_client import VideoFrame
-from resnet50_client.cli.annotate import Annotator
 from tests.support.clips import yuv_of
 
 COLOUR = (200, 40, 90)

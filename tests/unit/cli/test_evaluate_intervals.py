@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest, chi2, norm
 
-from resnet50_client.cli.evaluate.intervals import Z, mcnemar, paired_difference, wilson
+from resnet50_cli.evaluate.intervals import Z, mcnemar, paired_difference, wilson
 
 TABLES = [(0, 1, 44), (7, 1, 21), (20, 40, 160), (3, 9, 32), (0, 0, 400), (120, 95, 50_000)]
 

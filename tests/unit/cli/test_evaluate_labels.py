@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from resnet50_client.cli.evaluate.category_names import CategoryNames, read_names
-from resnet50_client.cli.evaluate.labelled_images import (
+from resnet50_cli.evaluate.category_names import CategoryNames, read_names
+from resnet50_cli.evaluate.labelled_images import (
     CategoryFolders,
     LabelFile,
     LabelledImages,
     ListedImages,
 )
-from resnet50_client.results import PublishedAccuracy
+from resnet50_client._types.results import PublishedAccuracy
 from tests.support.evaluations import PNG, image_folder, variant
 
 PETS = ("cat", "Irish terrier", "crane", "crane", "café", "goldfish")

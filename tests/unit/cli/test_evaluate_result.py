@@ -12,14 +12,14 @@ from dataclasses import asdict
 
 import pytest
 
-from resnet50_client.cli.evaluate.answer_file import AnswerFile
-from resnet50_client.cli.evaluate.answers import Answered, WeightsChanged, classify_all
-from resnet50_client.cli.evaluate.labelled_images import LabelledImage
-from resnet50_client.cli.evaluate.report import page
-from resnet50_client.cli.evaluate.result import MAX_LISTED, Evaluation, Tally
-from resnet50_client.cli.evaluate.table import accuracies, categories, warnings
+from resnet50_cli.evaluate.answer_file import AnswerFile
+from resnet50_cli.evaluate.answers import Answered, WeightsChanged, classify_all
+from resnet50_cli.evaluate.labelled_images import LabelledImage
+from resnet50_cli.evaluate.report import page
+from resnet50_cli.evaluate.result import MAX_LISTED, Evaluation, Tally
+from resnet50_cli.evaluate.table import accuracies, categories, warnings
+from resnet50_client._types.results import PublishedAccuracy
 from resnet50_client.errors import InvalidImageError, ServerError
-from resnet50_client.results import PublishedAccuracy
 from tests.support.evaluations import classification, variant
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six")

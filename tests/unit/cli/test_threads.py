@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from resnet50_client.cli.bench.calls import Outcome
-from resnet50_client.cli.bench.recorder import Recorder
-from resnet50_client.cli.frame_source import InFlightFrames, SourceFrame
-from resnet50_client.frames import FrameAnswer
+from resnet50_bench.calls import Outcome
+from resnet50_bench.recorder import Recorder
+from resnet50_cli.stream.frame_source import InFlightFrames, SourceFrame
+from resnet50_client._frames import FrameAnswer
 
 FRAMES = 60_000
 CODES = 4_000

@@ -10,12 +10,12 @@ import time
 
 import pytest
 
+from resnet50_cli.top import tables
+from resnet50_cli.top.poller import Poller, poll_all
+from resnet50_cli.top.scrape import Endpoint, ScrapeError
+from resnet50_cli.top.snapshot import Snapshot, snapshots
+from resnet50_cli.top.variant_status import VariantStatus, VariantStatusPoller
 from resnet50_client import Client, Variant
-from resnet50_client.cli.top import tables
-from resnet50_client.cli.top.poller import Poller, poll_all
-from resnet50_client.cli.top.scrape import Endpoint, ScrapeError
-from resnet50_client.cli.top.snapshot import Snapshot, snapshots
-from resnet50_client.cli.top.variant_status import VariantStatus, VariantStatusPoller
 from tests.support.exporting import Exported, exporting
 
 NO_STATUSES = VariantStatusPoller({})
@@ -81,7 +81,7 @@ def test_after_a_long_silence_there_are_no_means_over_it():
 
 
 def test_a_server_that_hangs_does_not_hide_the_others(monkeypatch):
-    monkeypatch.setattr("resnet50_client.cli.top.poller.GRACE_S", 0.0)
+    monkeypatch.setattr("resnet50_cli.top.poller.GRACE_S", 0.0)
     exported = Exported()
     exported.load("digits")
     with exporting(exported) as address, socket.create_server(("127.0.0.1", 0)) as silent:
@@ -101,8 +101,8 @@ def test_a_look_that_goes_on_is_not_begun_a_second_time(monkeypatch):
         release.wait(60)
         raise ScrapeError("unknown host")
 
-    monkeypatch.setattr("resnet50_client.cli.top.poller.fetch", stuck_in_dns)
-    monkeypatch.setattr("resnet50_client.cli.top.poller.GRACE_S", 0.0)
+    monkeypatch.setattr("resnet50_cli.top.poller.fetch", stuck_in_dns)
+    monkeypatch.setattr("resnet50_cli.top.poller.GRACE_S", 0.0)
     one = poller("gpu-1:9464", timeout_s=0.01)
     for _ in range(3):
         assert "no response within" in seen(one).servers[0].failure
@@ -157,9 +157,9 @@ def test_polls_are_an_interval_apart_without_catching_up(monkeypatch):
     def poll(pollers: object) -> None:
         clock[0] += next(costs)
 
-    monkeypatch.setattr("resnet50_client.cli.top.snapshot.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("resnet50_client.cli.top.snapshot.time.sleep", sleep)
-    monkeypatch.setattr("resnet50_client.cli.top.snapshot.poll_all", poll)
+    monkeypatch.setattr("resnet50_cli.top.snapshot.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("resnet50_cli.top.snapshot.time.sleep", sleep)
+    monkeypatch.setattr("resnet50_cli.top.snapshot.poll_all", poll)
     found = snapshots([], NO_STATUSES, 2.0)
     for _ in range(5):
         next(found)
@@ -190,7 +190,7 @@ def test_poll_error_is_shown_for_its_server_only(
             raise RuntimeError("dictionary changed")
         return fetch(Endpoint.of(address), timeout_s)
 
-    monkeypatch.setattr("resnet50_client.cli.top.poller.fetch", fetch_or_not)
+    monkeypatch.setattr("resnet50_cli.top.poller.fetch", fetch_or_not)
     exported = Exported()
     exported.load("digits")
     with exporting(exported) as address:
@@ -213,7 +213,7 @@ def test_figures_that_cannot_be_read_are_that_servers_state(monkeypatch):
     exported.load("digits")
     with exporting(exported) as address:
         one = poller(address)
-        monkeypatch.setattr("resnet50_client.cli.top.snapshot.ServerMetrics.of", of)
+        monkeypatch.setattr("resnet50_cli.top.snapshot.ServerMetrics.of", of)
         assert seen(one).servers[0].failure == "ZeroDivisionError: division by zero"
         monkeypatch.undo()
         assert seen(one).servers[0].failure == ""

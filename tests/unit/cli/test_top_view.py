@@ -11,13 +11,13 @@ import pytest
 from prometheus_client import generate_latest
 from rich.console import Console
 
-from resnet50_client.cli.top import cells
-from resnet50_client.cli.top.interval import Interval
-from resnet50_client.cli.top.scrape import Scrape, parse
-from resnet50_client.cli.top.server_metrics import Latency, ServerMetrics
-from resnet50_client.cli.top.snapshot import ServerSnapshot, Snapshot
-from resnet50_client.cli.top.variant_status import VariantStatus
-from resnet50_client.cli.top.view import View
+from resnet50_cli.top import cells
+from resnet50_cli.top.interval import Interval
+from resnet50_cli.top.scrape import Scrape, parse
+from resnet50_cli.top.server_metrics import Latency, ServerMetrics
+from resnet50_cli.top.snapshot import ServerSnapshot, Snapshot
+from resnet50_cli.top.variant_status import VariantStatus
+from resnet50_cli.top.view import View
 from tests.support.exporting import Exported
 
 UPTIME_S = 3 * 3600 + 12 * 60 + 5

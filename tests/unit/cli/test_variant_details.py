@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from resnet50_client.cli.variants import details
-from resnet50_client.results import BatchLatency, PublishedAccuracy, Transform, Variant
+from resnet50_cli.variants import details
+from resnet50_client._types.results import BatchLatency, PublishedAccuracy, Transform, Variant
 
 
 def variant() -> Variant:

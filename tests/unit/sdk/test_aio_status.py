@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from resnet50_client import aio_status
-from resnet50_client.aio_status import CancelledCallError, keep_status, reply_of
+from resnet50_client import _aio_status
+from resnet50_client._aio_status import CancelledCallError, keep_status, reply_of
 
 
 class Call:
@@ -30,7 +30,7 @@ class Call:
 
 
 async def test_missing_repair_of_grpc_is_logged_once(caplog):
-    aio_status._warn_once.cache_clear()
+    _aio_status._warn_once.cache_clear()
     call = Call()
     with caplog.at_level(logging.WARNING):
         assert keep_status(call) is call

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from resnet50.v1 import inference_pb2
-from resnet50_client import AsyncClient, Resnet50Error, VideoFrame, calls
-from resnet50_client.calls import CHUNK_BYTES, UPLOAD_ABOVE_BYTES, classify_call
+from resnet50_client import AsyncClient, Resnet50Error, VideoFrame, _unary
+from resnet50_client._unary import CHUNK_BYTES, UPLOAD_ABOVE_BYTES, classify_call
 
 OPTIONS = inference_pb2.ClassifyOptions(top_k=3)
 
@@ -72,7 +72,7 @@ async def test_uploads_are_hashed_off_the_event_loop(monkeypatch):
         hashed_by.append(threading.current_thread())
         return hashlib.sha256(content)
 
-    monkeypatch.setattr(calls, "hashlib", SimpleNamespace(sha256=sha256))
+    monkeypatch.setattr(_unary, "hashlib", SimpleNamespace(sha256=sha256))
     async with AsyncClient("127.0.0.1:1") as client:
         for method in (client.classify, client.embed):
             with pytest.raises(Resnet50Error):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import grpc
 
-from resnet50_client import channels as module
-from resnet50_client.channels import Channels
-from resnet50_client.resolver import Resolver
+from resnet50_client import _channels as module
+from resnet50_client._channels import Channels
+from resnet50_client._resolver import Resolver
 
 
 class Watched:

@@ -11,10 +11,10 @@ from resnet50_client import (
     ServerError,
     UnavailableError,
 )
-from resnet50_client import retries as retries_module
-from resnet50_client.connection import Connection, channel_options
-from resnet50_client.resolver import Resolver
-from resnet50_client.retries import MAX_SENDS, Attempts, Resumption
+from resnet50_client import _retries as retries_module
+from resnet50_client._config import Connection, channel_options
+from resnet50_client._resolver import Resolver
+from resnet50_client._retries import MAX_SENDS, Attempts, Resumption
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from resnet50_client import Client
-from resnet50_client.addresses import is_local
-from resnet50_client.certificates import CertificateSources, advice
-from resnet50_client.connection import Connection
-from resnet50_client.credentials import Credentials
-from resnet50_client.watched_file import WatchedFile
+from resnet50_client._addresses import is_local
+from resnet50_client._auth import Credentials
+from resnet50_client._config import Connection
+from resnet50_client._tls import CertificateSources, advice
+from resnet50_client._watched_file import WatchedFile
 from tests.support.certs import authority
 from tests.support.secured import Files, bundle, replaced
 
@@ -180,7 +180,7 @@ def test_advice_knows_the_words_of_the_oldest_grpc():
 
 def test_second_change_within_mtime_granularity_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "resnet50_client.watched_file._fingerprint", lambda status: (status.st_size,)
+        "resnet50_client._watched_file._fingerprint", lambda status: (status.st_size,)
     )
     path = tmp_path / "file"
     path.write_bytes(b"one")
@@ -212,7 +212,7 @@ def test_swapped_link_is_seen(tmp_path):
 
 def test_pipe_is_read_once():
     script = (
-        "import sys; from resnet50_client.credentials import Bearer;"
+        "import sys; from resnet50_client._auth import Bearer;"
         "bearer = Bearer.of(None, sys.argv[1]); print(bearer.token(), bearer.token())"
     )
     command = '"$0" -c "$1" <(echo a-token)'

@@ -39,31 +39,31 @@ def forked(owner, use):
     sys.exit(code)
 """
 FILE = """
-from resnet50_client.watched_file import WatchedFile
+from resnet50_client._watched_file import WatchedFile
 file = WatchedFile(sys.argv[1], "ca")
 forked(file, lambda: file.content() or sys.exit(1))
 """
 CERTIFICATES = """
-from resnet50_client.certificates import CertificateSources
+from resnet50_client._tls import CertificateSources
 sources = CertificateSources(sys.argv[1])
 forked(sources, lambda: sources.current().ca or sys.exit(1))
 """
 FILE_OF_CERTIFICATES = """
-from resnet50_client.certificates import CertificateSources
+from resnet50_client._tls import CertificateSources
 sources = CertificateSources(sys.argv[1])
 forked(sources._sources["ca"], lambda: sources.current().ca or sys.exit(1))
 """
 CHANNELS = """
 import grpc
-from resnet50_client.channels import Channels
-from resnet50_client.connection import Connection
-from resnet50_client.resolver import Resolver
+from resnet50_client._channels import Channels
+from resnet50_client._config import Connection
+from resnet50_client._resolver import Resolver
 connection = Connection.to("localhost:1", 1.0, None)
 channels = Channels(connection, Resolver(connection.addresses), grpc)
 forked(channels, lambda: channels.stubs())
 """
 NAMES = """
-from resnet50_client.resolver import Resolver
+from resnet50_client._resolver import Resolver
 
 asked = threading.Event()
 

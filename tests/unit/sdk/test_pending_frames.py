@@ -19,12 +19,12 @@ from resnet50_client import (
     InvalidImageError,
     ServerError,
     UnavailableError,
-    messages,
+    _codec,
 )
+from resnet50_client._frames import StreamLimits
+from resnet50_client._pending_frames import ALONE_AFTER, PendingFrames, message_bytes
+from resnet50_client._retries import MAX_SENDS
 from resnet50_client.errors import image_too_long
-from resnet50_client.frames import StreamLimits
-from resnet50_client.pending_frames import ALONE_AFTER, PendingFrames, message_bytes
-from resnet50_client.retries import MAX_SENDS
 from tests.support.scripted_stream import answer, dropped
 
 IMAGE = image_pb2.Image(encoded=b"image")
@@ -43,7 +43,7 @@ def pending_frames(
     count: int = 0, delivery: str = "ordered", clock: Clock | None = None, **limits: float
 ) -> PendingFrames[Classification]:
     """Return the state of a stream with so many frames, all of them sent."""
-    kind = messages.classify_stream(delivery, "", 0, None, False, None, None, 32)
+    kind = _codec.classify_stream(delivery, "", 0, None, False, None, None, 32)
     pending = PendingFrames(kind, StreamLimits(**{"window": 32} | limits), clock or Clock())
     for _ in range(count):
         pending.add(IMAGE)

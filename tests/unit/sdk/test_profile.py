@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from resnet50_client import AsyncClient, Client
-from resnet50_client.profile import ENVIRONMENT, Profile, profile_file
+from resnet50_client._profiles import ENVIRONMENT, Profile, profile_file
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 
+from resnet50_cli.images import answers
 from resnet50_client import frames_from_video
-from resnet50_client.cli.images import answers
-from resnet50_client.profile import Profile
-from resnet50_client.redaction import redact
+from resnet50_client._profiles import Profile
+from resnet50_client._redaction import redact
 from resnet50_client.video import reader
 from resnet50_client.video.source import Source, SourceOptions
 from tests.support.clients import KINDS

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from resnet50_client import resolver as module
-from resnet50_client.resolver import AGAIN_S, REFRESH_S, Resolver
+from resnet50_client import _resolver as module
+from resnet50_client._resolver import AGAIN_S, REFRESH_S, Resolver
 
 
 class Names:

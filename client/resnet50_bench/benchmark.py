@@ -1,0 +1,116 @@
+"""A whole benchmark: query the servers' variant, prepare images, run the loads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import partial
+
+from resnet50_client._client import Client
+from resnet50_client._profiles import Profile
+from resnet50_client._retries import RetryPolicy
+from resnet50_client._types.results import Transform, Variant
+from resnet50_client.errors import UnavailableError
+
+from . import sweep as sweeps
+from .calls import PLAINTEXT
+from .environment import machine, variant_info, versions
+from .plan import Plan
+from .recorder import Recorder
+from .result import Bench, Run
+from .runner import measure
+from .sample_images import images_of
+
+OnRun = Callable[[Plan, Recorder], None]
+
+
+def served(plan: Plan, access: Profile = PLAINTEXT) -> Variant:
+    """Return the variant of a plan, after checking that all its servers have the same.
+
+    Raises:
+        Resnet50Error: A server is unreachable, lacks the variant, or it is not ready.
+        ValueError: An address is invalid, or the servers have different weights.
+    """
+    variants = []
+    for address in plan.servers:
+        where = replace(access, server=(address,), timeout_s=plan.timeout_s).arguments()
+        with Client(**where, retry=RetryPolicy(attempts=1)) as client:
+            variant = client.variant(plan.variant)
+        if variant.state != "ready":
+            raise UnavailableError(
+                f"{address}: {variant.name} is {variant.state}, not ready;"
+                f" first run: resnet50 health --wait-s 600 --server {address}",
+                code="UNAVAILABLE",
+            )
+        variants.append(variant)
+    if len({(variant.name, variant.digest) for variant in variants}) > 1:
+        named = ", ".join(
+            f"{address}: {variant.name}@{variant.digest[:12]}"
+            for address, variant in zip(plan.servers, variants, strict=True)
+        )
+        raise ValueError(f"server: all servers of a benchmark need the same weights: {named}")
+    return variants[0]
+
+
+def bench(
+    plan: Plan,
+    sweep: Sequence[float] = (),
+    stop: threading.Event | None = None,
+    on_run: OnRun | None = None,
+    access: Profile = PLAINTEXT,
+) -> Bench:
+    """Run a benchmark from start to end; blocks.
+
+    Args:
+        plan: The benchmark; a sweep ignores its load.
+        sweep: Loads as fractions of the capacity, which is measured first; empty for the plan's
+            load only.
+        stop: Ends the benchmark early when set; the results so far are returned.
+        on_run: Called with plan and recorder at the start of each run.
+        access: Connection options; addresses and timeout are the plan's.
+
+    Raises:
+        Resnet50Error: A server is unreachable, or lacks the variant.
+        OSError: An image cannot be read.
+        ValueError: An address, `server_pid` or an image is invalid.
+    """
+    stop = stop or threading.Event()
+    variant = served(plan, access)
+    images = images_of(plan, _frame_size(variant.transform))
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+    def run(one: Plan) -> Run:
+        on_start = partial(on_run, one) if on_run is not None else None
+        return measure(one, images, stop, on_start, access)
+
+    runs, probes, capacity = [], [], None
+    if sweep:
+        probes = list(sweeps.probes(plan, run, stop))
+        capacity = sweeps.capacity_of(probes)
+        for load in sweeps.loads(capacity, sweep) if capacity else ():
+            one = run(plan.under(load))
+            if stop.is_set() and not one.calls:
+                break
+            runs.append(one)
+            if stop.is_set():
+                break
+    else:
+        runs.append(run(plan))
+    return Bench(
+        date=date,
+        plan=plan if not runs else plan.under(runs[0].load),
+        machine=machine(),
+        versions=versions(),
+        variant=variant_info(variant),
+        runs=runs,
+        capacity_per_s=capacity,
+        probes=probes,
+    )
+
+
+def _frame_size(transform: Transform) -> tuple[int, int]:
+    """Return height and width of a raw frame that the server only copies."""
+    side = transform.resize or transform.resize_longer_side
+    return transform.resize_to or ((side, side) if side else transform.input_size)

@@ -1,0 +1,1 @@
+"""`resnet50 embed`: embeddings of many images, resumable."""

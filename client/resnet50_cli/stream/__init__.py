@@ -1,0 +1,1 @@
+"""`resnet50 stream`: frames of videos, cameras and folders."""

@@ -1,0 +1,314 @@
+"""The command `stream`: classify the frames of a video, a camera or a folder, in real time."""
+
+from __future__ import annotations
+
+import csv
+import re
+from contextlib import ExitStack, closing
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from rich.live import Live
+
+from resnet50_client._frames import FrameAnswer
+from resnet50_client._types.results import Classification
+
+from ..connection_options import Servers, with_servers
+from ..options import (
+    DEFAULT_CONCURRENCY,
+    AsJson,
+    Background,
+    Concurrency,
+    SourceTimeout,
+    VariantName,
+)
+from ..output import (
+    SOME_FAILED,
+    WRONG_USAGE,
+    error_code,
+    error_text,
+    exit_with,
+    print_json,
+    print_line,
+    print_note,
+    printable,
+    reporting_errors,
+    showing_log,
+    stderr,
+    stop_signals,
+    warn,
+)
+from .annotate import Annotator
+from .frame_source import InFlightFrames, SourceFrame, read_frames
+from .stats import StreamStats
+
+COLUMNS = ("frame", "time_s", "outcome", "label", "probability", "replaced_by", "latency_ms")
+Row = dict[str, Any]
+
+
+class Delivery(str, Enum):
+    """Delivery modes of `Client.classify_stream`."""
+
+    ordered = "ordered"
+    latest = "latest"
+
+
+class Encoding(str, Enum):
+    """Encodings of `frames_from_video`."""
+
+    raw = "raw"
+    jpeg = "jpeg"
+
+
+@with_servers
+def stream(
+    servers: Servers,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="VIDEO|URL|FOLDER|CAMERA",
+            help="A video file, the URL of a video or a network camera (https://, rtsp://), a"
+            " folder of images (sent in the order of their names), or a camera number.",
+        ),
+    ],
+    variant: VariantName = "",
+    background: Background = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            "--fps",
+            min=0.001,
+            help="Frames per second to sample from a video (default: all), or to play a folder's"
+            " images at (default: 25).",
+        ),
+    ] = None,
+    delivery: Annotated[
+        Delivery,
+        typer.Option(
+            "--delivery",
+            help="ordered: compute every frame, however long it takes; latest: a newer frame"
+            " replaces a pending one, and files are played in real time.",
+        ),
+    ] = Delivery.ordered,
+    av_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--av-option",
+            metavar="NAME=VALUE",
+            help="Option of FFmpeg for the source, e.g. rtsp_transport=udp (TCP is the default);"
+            " may be repeated. FFmpeg ignores unknown ones.",
+        ),
+    ] = None,
+    reconnect_s: Annotated[
+        float | None,
+        typer.Option(
+            "--reconnect-s",
+            min=0,
+            help="Connect again to a camera or network source that fails, until it has sent nothing"
+            " for this many seconds. 0: end at the first failure. Default: 60.",
+        ),
+    ] = None,
+    camera_format: Annotated[
+        str | None,
+        typer.Option(
+            "--camera-format",
+            help="Pixel format or codec of the camera: mjpeg, yuyv422, ... Many cameras reach their"
+            " frame rate with mjpeg only.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WIDTHxHEIGHT", help="Size of the camera's frames, e.g. 1920x1080."
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", min=0.001, help="Frames per second of the camera."),
+    ] = None,
+    encoding: Annotated[
+        Encoding, typer.Option("--encoding", help="Encoding of video frames on the wire.")
+    ] = Encoding.raw,
+    annotate: Annotated[
+        Path | None,
+        typer.Option(
+            "--annotate",
+            help="Write an .mp4 file of the frames with label and probability. Latencies then"
+            " include drawing.",
+        ),
+    ] = None,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", help=f"Write a .csv file, one row per frame: {', '.join(COLUMNS)}."),
+    ] = None,
+    timeout_s: SourceTimeout = None,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    as_json: AsJson = False,
+) -> None:
+    """Classify the frames of a video, a camera or a folder of images in real time.
+
+    Ctrl-C stops the source: frames in flight are completed, and the output files are finished.
+    """
+    _check(annotate, "--annotate", ".mp4")
+    _check(csv_file, "--csv", ".csv")
+    options = {
+        "av_options": _parse_av_options(av_options),
+        "timeout_s": timeout_s,
+        "reconnect_s": reconnect_s,
+        "camera_format": camera_format,
+        "size": _parse_size(size),
+        "rate": rate,
+    }
+    with reporting_errors(), ExitStack() as stack:
+        stack.enter_context(showing_log())
+        client = stack.enter_context(servers.client(timeout_s))
+        client.variant(variant)
+        stop = stack.enter_context(stop_signals())
+        try:
+            frames = read_frames(
+                source,
+                stop,
+                fps=fps,
+                encoding=encoding.value,
+                real_time=delivery is Delivery.latest,
+                options={name: value for name, value in options.items() if value is not None},
+            )
+            outputs = _Outputs(
+                Annotator(annotate) if annotate is not None else None,
+                stack.enter_context(_created(csv_file)) if csv_file is not None else None,
+                as_json,
+            )
+        except ImportError as error:
+            exit_with(_missing_package(error), WRONG_USAGE)
+        stack.callback(outputs.close)
+        in_flight = InFlightFrames(frames, stop, concurrency if annotate else None, outputs.draw)
+        stats = StreamStats(lambda: in_flight.sent)
+        stack.callback(_summarise, stats, as_json)
+        stack.callback(in_flight.close)
+        if stderr.is_terminal:
+            stack.enter_context(Live(stats, console=stderr, transient=True, redirect_stdout=False))
+        answers = client.classify_stream(
+            in_flight.images(),
+            delivery=delivery.value,
+            variant=variant,
+            top_k=1,
+            background=background,
+            window=concurrency,
+        )
+        stack.enter_context(closing(answers))
+        for answer in answers:
+            frame, newer = in_flight.answered(answer)
+            row = _row(frame, answer, newer)
+            stats.add(row["outcome"], row["label"], _caption(answer), row["latency_ms"])
+            outputs.write(row, answer.error)
+            if answer.error is not None:
+                warn(f"{frame.name}: {error_text(answer.error)}")
+    if stats.outcomes["failed"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+class _Outputs:
+    """Outputs for rows and annotated frames.
+
+    Args:
+        annotator: Writes the video; None for none.
+        table: The CSV file; None for none.
+        as_json: Print rows to stdout as JSON, too.
+    """
+
+    def __init__(self, annotator: Annotator | None, table: TextIO | None, as_json: bool) -> None:
+        self._annotator = annotator
+        self._table = csv.DictWriter(table, COLUMNS) if table is not None else None
+        self._as_json = as_json
+        self._caption = ""
+        if self._table is not None:
+            self._table.writeheader()
+
+    def write(self, row: Row, error: Exception | None) -> None:
+        """Write a frame's row; with "latest", frames complete in any order."""
+        if self._table is not None:
+            self._table.writerow(row)
+        if self._as_json:
+            failure = {"error": {"code": error_code(error), "message": str(error)}} if error else {}
+            print_json(row | failure)
+
+    def draw(self, frame: SourceFrame) -> None:
+        """Write a frame of the video, in order; one without a result keeps the last caption."""
+        assert frame.answer is not None
+        if frame.answer.result is not None:
+            self._caption = _caption(frame.answer)
+        if self._annotator is not None and frame.image is not None:
+            self._annotator.write(frame.image, frame.time_s, self._caption)
+
+    def close(self) -> None:
+        """Finish the video."""
+        if self._annotator is not None:
+            self._annotator.close()
+
+
+def _row(frame: SourceFrame, answer: FrameAnswer[Classification], newer: int | None) -> Row:
+    """Return a frame's row by column."""
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {"frame": frame.number, "time_s": round(frame.time_s, 6), "replaced_by": newer}
+    row["outcome"] = "dropped" if answer.dropped else "failed" if answer.error else "answered"
+    if not answer.dropped:
+        row["latency_ms"] = round(frame.latency_s * 1000, 3)
+    if answer.result is not None:
+        top = answer.result.top
+        row |= {"label": top.label, "probability": round(top.probability, 6)}
+    return row
+
+
+def _caption(answer: FrameAnswer[Classification]) -> str:
+    return printable(repr(answer.result.top)) if answer.result is not None else ""
+
+
+def _created(path: Path) -> TextIO:
+    return path.open("w", newline="", encoding="utf-8")
+
+
+def _summarise(stats: StreamStats, as_json: bool) -> None:
+    """Print the summary to stdout, or to stderr if stdout is JSON."""
+    for line in stats.summary():
+        print_note(line) if as_json else print_line(line)
+
+
+def _missing_package(error: ImportError) -> Exception:
+    return ValueError(
+        f"video needs {error.name}, which is not installed: install resnet50-serving with"
+        " the extra [video]"
+    )
+
+
+def _parse_av_options(texts: list[str] | None) -> dict[str, str] | None:
+    """Return options by name; None for none."""
+    options = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--av-option")
+        options[name] = value
+    return options or None
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return width and height; None for none."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", text):
+        raise typer.BadParameter(
+            f"{text!r} is not WIDTHxHEIGHT in pixels, e.g. 1920x1080", param_hint="--size"
+        )
+    width, height = map(int, text.split("x"))
+    return width, height
+
+
+def _check(out: Path | None, option: str, suffix: str) -> None:
+    if out is None:
+        return
+    if out.suffix.lower() != suffix:
+        raise typer.BadParameter(f"{out} does not end in {suffix}", param_hint=option)
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"folder {out.parent} does not exist", param_hint=option)

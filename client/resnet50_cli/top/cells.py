@@ -1,0 +1,99 @@
+"""Figures formatted for table cells; a dash is an unknown value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.text import Text
+
+from resnet50_bench.table import NOTHING, number
+
+from .server_metrics import Latency
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+BAD = "bold red"
+WARNING = "yellow"
+QUIET = "dim"
+
+
+def rate(per_s: float | None) -> str:
+    """Format a rate; a small one is distinct from 0."""
+    if per_s is None:
+        return NOTHING
+    if per_s == 0:
+        return "0"
+    return "<0.01" if per_s < 0.005 else number(per_s)
+
+
+def count(value: float | None) -> str:
+    """Format a count."""
+    return NOTHING if value is None else f"{value:.0f}"
+
+
+def share(value: float | None) -> str:
+    """Format a ratio in percent."""
+    return NOTHING if value is None else f"{value:.0%}"
+
+
+def busy(ratio: float | None) -> str:
+    """Format a device's utilisation; capped, as a long batch counts in the interval of its end."""
+    return share(None if ratio is None else min(1.0, ratio))
+
+
+def size(value: float | None) -> str:
+    """Format a number of bytes."""
+    if value is None:
+        return NOTHING
+    if value < 2**20:
+        return f"{value / 2**10:.0f} KiB"
+    return f"{value / 2**20:.0f} MiB" if value < 10 * 2**30 else f"{value / 2**30:.0f} GiB"
+
+
+def duration(seconds: float | None) -> str:
+    """Format a duration in its two largest units: "45s", "3h12m"."""
+    if seconds is None:
+        return NOTHING
+    whole = int(seconds)
+    for long, short, unit_s, part_s in (("d", "h", 86400, 3600), ("h", "m", 3600, 60)):
+        if whole >= unit_s:
+            return f"{whole // unit_s}{long}{whole % unit_s // part_s:02}{short}"
+    return f"{whole // 60}m{whole % 60:02}s" if whole >= 60 else f"{whole}s"
+
+
+def latency(one: Latency) -> str:
+    """Format median and 99th percentile; "≥" marks the highest bucket bound."""
+    if one.p50_ms is None:
+        return NOTHING
+    return f"{_quantile(one.p50_ms, one)} / {_quantile(one.p99_ms, one)}"
+
+
+def sparkline(values: Sequence[float | None], width: int) -> str:
+    """Format the newest values as bars, scaled to the highest; unknown ones are blank."""
+    newest = values[-width:]
+    most = max((one for one in newest if one is not None), default=0.0)
+    bars = []
+    for one in newest:
+        if one is None:
+            bars.append(" ")
+        else:
+            bars.append(_BARS[round(one / most * (len(_BARS) - 1))] if most else _BARS[0])
+    return "".join(bars).rjust(width)
+
+
+def by_name(rates: Mapping[str, float] | None, style: str) -> Text:
+    """Format a total and its parts: "3.60  queue 3.20, rate 0.40"."""
+    if rates is None:
+        return Text(NOTHING, QUIET)
+    parts = sorted(((name, one) for name, one in rates.items() if one), key=lambda one: -one[1])
+    if not parts:
+        return Text("0", QUIET)
+    text = Text(rate(sum(one for _, one in parts)), style, no_wrap=True, overflow="ellipsis")
+    named = ", ".join(f"{name or 'other'} {rate(one)}" for name, one in parts)
+    return text.append(f"  {named}")
+
+
+def _quantile(value: float | None, one: Latency) -> str:
+    if value is not None and one.bound_ms is not None and value >= one.bound_ms:
+        return f"≥{number(one.bound_ms)}"
+    return number(value)

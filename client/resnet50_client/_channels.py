@@ -1,0 +1,94 @@
+"""The client's gRPC channel, replaced when certificates or addresses change."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from ._config import Connection, channel_options
+from ._forks import tell_after_fork
+from ._resolver import Resolver
+from ._stubs import Stubs
+from ._tls import Certificates
+from .errors import Resnet50Error, UnavailableError
+
+Option = tuple[str, int | str]
+
+
+class Channels:
+    """Provides the channel to call over. Thread-safe.
+
+    When certificates or addresses change, the old channel stays open for its calls in flight.
+
+    Args:
+        connection: Connection options.
+        resolver: Provides gRPC's target.
+        kind: `grpc` or `grpc.aio`, the module that creates channels.
+        options: Additional channel options.
+
+    Attributes:
+        resolver: The resolver.
+        closing: Event that is set when the client is closed; of threading or asyncio, as `kind`.
+    """
+
+    def __init__(
+        self, connection: Connection, resolver: Resolver, kind: Any, options: Sequence[Option] = ()
+    ) -> None:
+        self._connection = connection
+        self.resolver = resolver
+        self._kind = kind
+        self._options = [*channel_options(), *options]
+        if (name := connection.server_name()) is not None:
+            self._options.append(("grpc.ssl_target_name_override", name))
+        self._lock = threading.Lock()
+        self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._certificates: Certificates | None = None
+        self._target = ""
+        self._stubs: Stubs | None = None
+        self.closing: Any = asyncio.Event() if kind is grpc.aio else threading.Event()
+        tell_after_fork(self)
+
+    def stubs(self) -> Stubs:
+        """Return the stubs of the current channel; keep a reference during a call.
+
+        Raises:
+            CallCancelledError: The client is closed.
+        """
+        sources = self._connection.credentials.certificates
+        with self._lock:
+            if self.closing.is_set():
+                raise self._connection.closed()
+            # Under the lock, so that a slow thread does not restore old certificates.
+            certificates = sources.current() if sources is not None else None
+            target = self.resolver.target
+            unchanged = certificates is self._certificates and target == self._target
+            if self._stubs is None or not unchanged:
+                self._stubs = Stubs(self._channel(target, certificates))
+                self._certificates, self._target = certificates, target
+                self._open.add(self._stubs.channel)
+            return self._stubs
+
+    def failed(self, error: Resnet50Error) -> None:
+        """Resolve names again soon if no server is reachable."""
+        if isinstance(error, UnavailableError):
+            self.resolver.failed()
+
+    def close(self) -> list[Any]:
+        """Stop opening channels and wake waiting calls; return the channels to close."""
+        with self._lock:
+            self.closing.set()
+            return list(self._open)
+
+    def after_fork(self) -> None:
+        """Create a new lock: another thread may have held the old one."""
+        self._lock = threading.Lock()
+
+    def _channel(self, target: str, certificates: Certificates | None) -> Any:
+        if certificates is None:
+            return self._kind.insecure_channel(target, self._options)
+        return self._kind.secure_channel(target, certificates.for_channel(), self._options)

@@ -1,0 +1,410 @@
+"""The blocking client. `_async_client.py` has the asyncio one; a test compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import replace
+from typing import TypeVar, get_args
+
+from . import _codec, _unary
+from ._arguments import check_choice, check_images
+from ._config import HEALTH_POLLS, Priority
+from ._frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
+from ._retries import Backoff
+from ._sync_stream import SyncStream
+from ._sync_variants import SyncVariants
+from ._types.results import Classification, Embedding
+from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
+from .images import ImageInput
+
+Result = TypeVar("Result")
+
+
+class Client(SyncVariants):
+    """Blocking client of a ResNet50 server, or of several replicas (round-robin).
+
+    Thread-safe. Create it after a fork, not before.
+
+    Args and errors: see `BaseClient`.
+    """
+
+    def classify(
+        self,
+        image: ImageInput,
+        *,
+        variant: str = "",
+        top_k: int = 0,
+        min_probability: float | None = None,
+        include_embedding: bool = False,
+        background: str | None = None,
+        pixel_format: str | None = None,
+        caller_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Classification:
+        """Classify an image.
+
+        Args:
+            image: A path, bytes, a binary file, a PIL image, a numpy array or a torch tensor; see
+                `ImageInput`.
+            variant: Name of the variant, e.g. "IMAGENET1K_V2"; "" for the server's default.
+            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
+            include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
+            caller_key: Key that assigns the call in a traffic split; None for the client's.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            InvalidImageError: The image cannot be decoded, or exceeds a limit.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            OSError: The image's file cannot be read.
+        """
+        options = _codec.classify_options(
+            variant or self._connection.variant,
+            top_k,
+            min_probability,
+            include_embedding,
+            background,
+        )
+        call = _unary.classify_call(image, pixel_format, options)
+        return self._call(call, timeout_s, caller_key)
+
+    def embed(
+        self,
+        image: ImageInput,
+        *,
+        variant: str = "",
+        l2_normalize: bool = False,
+        dtype: str = "float32",
+        background: str | None = None,
+        pixel_format: str | None = None,
+        caller_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Embedding:
+        """Compute an image's embedding.
+
+        Args:
+            image: The image; see `classify`.
+            variant: Name of the variant; "" for the server's default.
+            l2_normalize: Scale the vector to length 1, so that dot products are cosines.
+            dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
+            pixel_format: Layout of an array; see `classify`.
+            caller_key: Key that assigns the call in a traffic split; None for the client's.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            InvalidImageError: The image cannot be decoded, or exceeds a limit.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            OSError: The image's file cannot be read.
+        """
+        options = _codec.embed_options(
+            variant or self._connection.variant, l2_normalize, dtype, background
+        )
+        call = _unary.embed_call(image, pixel_format, options)
+        return self._call(call, timeout_s, caller_key)
+
+    def classify_stream(
+        self,
+        frames: Iterable[ImageInput],
+        *,
+        delivery: Delivery = "ordered",
+        variant: str = "",
+        top_k: int = 0,
+        min_probability: float | None = None,
+        include_embedding: bool = False,
+        background: str | None = None,
+        pixel_format: str | None = None,
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+    ) -> Generator[FrameAnswer[Classification], None, None]:
+        """Classify frames over one stream; each frame gets exactly one answer.
+
+        Frames are read one at a time, and only while fewer than `window` are pending. An invalid
+        frame is answered with its error, and the stream continues. If a server becomes unreachable,
+        pending frames are resent to the next reachable one; a frame that was pending at four broken
+        connections is answered with UnavailableError. Closing the iterator cancels the stream. When
+        the stream ends, `frames` is closed if it is a generator or returns a closable iterator.
+
+        Args:
+            frames: Images as for `classify`, e.g. of a camera; may be endless.
+            delivery: "ordered": every frame is computed, answers are in order, and a faster source
+                is slowed down (backpressure). "latest": a newer frame replaces a pending one, which
+                is answered as dropped; answers are in order of completion.
+            variant: Name of the variant; "" for the server's default.
+            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
+            include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels; see `classify`.
+            pixel_format: Layout of arrays; see `classify`.
+            window: Maximum number of pending frames; the server has a limit of its own.
+            resume_s: Seconds to retry without an answer from any server, from the first failure;
+                None for the client's `timeout_s`, 0 for no retries.
+            idle_timeout_s: Seconds a server may have pending frames without an answer; then the
+                stream is resumed at the next server. None for the client's `timeout_s`, `math.inf`
+                for no limit.
+            frame_timeout_s: Timeout of each frame in seconds, from when it is read from the source;
+                it is then answered with DeadlineExceededError, and the stream continues. None for
+                no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
+
+        Raises:
+            TypeError: A single image was passed instead of an iterable.
+            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
+        """
+        check_images("frames", frames, pixel_format)
+        kind = _codec.classify_stream(
+            delivery,
+            variant or self._connection.variant,
+            top_k,
+            min_probability,
+            include_embedding,
+            background,
+            pixel_format,
+            window,
+        )
+        limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
+        return self._stream(kind, frames, limits, priority, caller_key)
+
+    def embed_stream(
+        self,
+        frames: Iterable[ImageInput],
+        *,
+        delivery: Delivery = "ordered",
+        variant: str = "",
+        l2_normalize: bool = False,
+        dtype: str = "float32",
+        background: str | None = None,
+        pixel_format: str | None = None,
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+    ) -> Generator[FrameAnswer[Embedding], None, None]:
+        """Compute embeddings of frames over one stream; otherwise as `classify_stream`.
+
+        Args:
+            frames: Images as for `classify`; may be endless.
+            delivery: "ordered" or "latest"; see `classify_stream`.
+            variant: Name of the variant; "" for the server's default.
+            l2_normalize: Scale vectors to length 1, so that dot products are cosines.
+            dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
+            pixel_format: Layout of arrays; see `classify`.
+            window: Maximum number of pending frames; the server has a limit of its own.
+            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
+            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
+            frame_timeout_s: Timeout of each frame in seconds; None for no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
+
+        Raises:
+            TypeError: A single image was passed instead of an iterable.
+            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
+        """
+        check_images("frames", frames, pixel_format)
+        kind = _codec.embed_stream(
+            delivery,
+            variant or self._connection.variant,
+            l2_normalize,
+            dtype,
+            background,
+            pixel_format,
+            window,
+        )
+        limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
+        return self._stream(kind, frames, limits, priority, caller_key)
+
+    def classify_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        variant: str = "",
+        top_k: int = 0,
+        min_probability: float | None = None,
+        include_embedding: bool = False,
+        background: str | None = None,
+        pixel_format: str | None = None,
+        errors: Errors = "return",
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+    ) -> Generator[Classification | Exception, None, None]:
+        """Classify many images over one stream; results are in the images' order.
+
+        Args:
+            images: Images as for `classify`; read one at a time, in any number.
+            variant: Name of the variant; "" for the server's default.
+            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            min_probability: Omit categories below this, 0 to 1. Default: those below their
+                threshold, if the variant has thresholds.
+            include_embedding: Also return the embedding; it needs no second forward pass.
+            background: Background of transparent pixels; see `classify`.
+            pixel_format: Layout of arrays; see `classify`.
+            errors: "return" yields an image's error instead of its result; "raise" raises it.
+            window: Maximum number of pending images; the server has a limit of its own.
+            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
+            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
+            frame_timeout_s: Timeout of each image in seconds; None for no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
+
+        Raises:
+            TypeError: A single image was passed instead of an iterable.
+            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
+        """
+        check_images("images", images, pixel_format)
+        check_choice("errors", errors, get_args(Errors))
+        answers = self.classify_stream(
+            images,
+            variant=variant,
+            top_k=top_k,
+            min_probability=min_probability,
+            include_embedding=include_embedding,
+            background=background,
+            pixel_format=pixel_format,
+            window=window,
+            resume_s=resume_s,
+            idle_timeout_s=idle_timeout_s,
+            frame_timeout_s=frame_timeout_s,
+            priority=priority,
+            caller_key=caller_key,
+        )
+        return _outcomes(answers, errors)
+
+    def embed_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        variant: str = "",
+        l2_normalize: bool = False,
+        dtype: str = "float32",
+        background: str | None = None,
+        pixel_format: str | None = None,
+        errors: Errors = "return",
+        window: int = DEFAULT_WINDOW,
+        resume_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        frame_timeout_s: float | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+    ) -> Generator[Embedding | Exception, None, None]:
+        """Compute embeddings of many images over one stream, in the images' order.
+
+        Args:
+            images: Images as for `classify`; read one at a time, in any number.
+            variant: Name of the variant; "" for the server's default.
+            l2_normalize: Scale vectors to length 1, so that dot products are cosines.
+            dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
+            background: Background of transparent pixels; see `classify`.
+            pixel_format: Layout of arrays; see `classify`.
+            errors: "return" yields an image's error instead of its result; "raise" raises it.
+            window: Maximum number of pending images; the server has a limit of its own.
+            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
+            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
+            frame_timeout_s: Timeout of each image in seconds; None for no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
+
+        Raises:
+            TypeError: A single image was passed instead of an iterable.
+            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
+        """
+        check_images("images", images, pixel_format)
+        check_choice("errors", errors, get_args(Errors))
+        answers = self.embed_stream(
+            images,
+            variant=variant,
+            l2_normalize=l2_normalize,
+            dtype=dtype,
+            background=background,
+            pixel_format=pixel_format,
+            window=window,
+            resume_s=resume_s,
+            idle_timeout_s=idle_timeout_s,
+            frame_timeout_s=frame_timeout_s,
+            priority=priority,
+            caller_key=caller_key,
+        )
+        return _outcomes(answers, errors)
+
+    def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+        """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
+
+        Args:
+            service: Full name, e.g. "resnet50.v1.InferenceService"; "" for the whole server.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+        """
+        try:
+            return self._call(_unary.health_call(service), timeout_s)
+        except VariantNotFoundError:  # NOT_FOUND, of the service here
+            return "SERVICE_UNKNOWN"
+
+    def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+        """Wait until a server has loaded its variants and is ready for requests.
+
+        Args:
+            timeout_s: Timeout in seconds.
+
+        Raises:
+            DeadlineExceededError: No server was ready in time; the message has the last status.
+            Resnet50Error: The health check failed; see `resnet50_client.errors`.
+        """
+        self._check_open()
+        attempts = self._connection.attempts(timeout_s)
+        connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
+        call, status = _unary.health_call(""), "no connection"
+        with self._observers.observe(call.method) as observation:
+            while not attempts.over():
+                poll = connection.attempts(attempts.left_s())
+                try:
+                    status = call.result(self._reply(connection, call, poll, observation))
+                except UnavailableError as error:
+                    status = error.message
+                except DeadlineExceededError:
+                    break
+                if status == "SERVING":
+                    return
+                self._channels.closing.wait(min(pauses.next_s(), attempts.left_s()))
+            raise self._connection.not_ready(timeout_s, status)
+
+    def _stream(
+        self,
+        kind: StreamKind[Result],
+        images: Iterable[ImageInput],
+        limits: StreamLimits,
+        priority: Priority | None,
+        caller_key: str | None,
+    ) -> Generator[FrameAnswer[Result], None, None]:
+        self._check_open()
+        connection = self._connection.of(priority, caller_key)
+        observation = self._observers.observe(_unary.full_name(kind.method))
+        stream = SyncStream(self._channels, connection, observation, kind, images, limits)
+        return stream.answers()
+
+
+def _outcomes(
+    answers: Generator[FrameAnswer[Result], None, None], errors: Errors
+) -> Generator[Result | Exception, None, None]:
+    """Yield the result or error of each answer."""
+    with closing(answers):
+        for answer in answers:
+            yield answer.outcome(errors)

@@ -1,0 +1,302 @@
+"""Connection options of a client: addresses, balancing, timeouts, metadata."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Literal, TypeAlias, get_args
+
+import grpc
+
+from . import errors
+from ._addresses import addresses_of, is_local, split
+from ._arguments import check_seconds
+from ._auth import Credentials
+from ._frames import StreamLimits
+from ._retries import Attempts, RetryPolicy
+from ._tls import advice
+from .errors import CallCancelledError, DeadlineExceededError, Resnet50Error, UnavailableError
+
+DISTRIBUTION = "resnet50-serving"
+DEFAULT_TIMEOUT_S = 30.0
+# Of loading and unloading variants: quantizing to int8, or capturing CUDA graphs, takes minutes.
+# Keepalive detects an unreachable server much earlier.
+CHANGE_TIMEOUT_S = 900.0
+# Polls of `wait_until_ready`: single attempts at intervals from 0.1 s to 1 s.
+HEALTH_POLLS = RetryPolicy(attempts=1, initial_backoff_s=0.1, max_backoff_s=1.0)
+# A ping is sent after this idle time. If TCP does not deliver data within 8 s, the connection is
+# closed (TCP_USER_TIMEOUT): after 23 s calls over a dead link move to another server. Servers
+# reject clients that ping more often than every 10 s.
+KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 15, 8
+CONNECT_TIMEOUT_S = 5
+# The response to a ping may take longer: on a slow link it queues behind images being sent.
+PING_TIMEOUT_S = 20
+_CALLER_KEY = re.compile(r"[ -~]{1,128}")
+_METADATA_KEY = re.compile(r"[a-z0-9_.-]+")
+_METADATA_VALUE = re.compile(r"[ -~]+")
+_RESERVED_KEYS = {
+    "authorization": "use token or token_file",
+    "x-priority": "use priority",
+    "x-caller-key": "use caller_key",
+}
+Priority: TypeAlias = Literal["interactive", "bulk"]
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Connection options of a client.
+
+    Attributes:
+        addresses: Address of one server, or of several replicas.
+        timeout_s: Default timeout of calls in seconds.
+        retry: Policy for retrying failed calls.
+        priority: Default priority of calls.
+        credentials: TLS and token.
+        caller_key: Default key for traffic splits; None: not sent.
+        variant: Default variant; "" for the server's.
+        extra: Metadata that is sent with every call.
+    """
+
+    addresses: tuple[str, ...]
+    timeout_s: float
+    retry: RetryPolicy
+    priority: Priority = "interactive"
+    credentials: Credentials = field(default_factory=Credentials)
+    caller_key: str | None = None
+    variant: str = ""
+    extra: Metadata = ()
+
+    @classmethod
+    def to(
+        cls,
+        server: str | Sequence[str],
+        timeout_s: float,
+        retry: RetryPolicy | None,
+        priority: Priority = "interactive",
+        credentials: Credentials | None = None,
+        caller_key: str | None = None,
+        variant: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Connection:
+        """Check a client's arguments.
+
+        Raises:
+            ValueError: One is invalid, or the token would be sent in plaintext to another machine.
+        """
+        credentials = credentials or Credentials()
+        addresses = addresses_of(server)
+        connection = cls(
+            addresses, timeout_s, retry or RetryPolicy(), credentials=credentials
+        ).with_defaults(
+            priority=priority, caller_key=caller_key, variant=variant, metadata=metadata
+        )
+        connection.attempts(None)
+        connection.server_name()
+        if credentials.bearer and not (credentials.secure or credentials.insecure_token):
+            for address in addresses:
+                if not is_local(address):
+                    raise ValueError(
+                        f"token: would be sent to {address} in plaintext, readable in transit;"
+                        " use TLS (ca, or tls), or allow it with insecure_token"
+                    )
+        return connection
+
+    def of(self, priority: Priority | None = None, caller_key: str | None = None) -> Connection:
+        """Return a copy with a call's priority and caller key; None keeps the default.
+
+        Raises:
+            ValueError: One is invalid.
+        """
+        if priority is None and caller_key is None:
+            return self
+        if priority is not None and priority not in get_args(Priority):
+            raise ValueError(
+                f"priority: is {priority!r}, must be one of {', '.join(get_args(Priority))}"
+            )
+        if caller_key is not None and not (
+            isinstance(caller_key, str) and _CALLER_KEY.fullmatch(caller_key)
+        ):
+            raise ValueError(
+                f"caller_key: is {caller_key!r}, must be 1 to 128 printable ASCII characters"
+            )
+        return replace(
+            self, priority=priority or self.priority, caller_key=caller_key or self.caller_key
+        )
+
+    def with_defaults(
+        self,
+        *,
+        variant: str | None = None,
+        timeout_s: float | None = None,
+        retry: RetryPolicy | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Connection:
+        """Return a copy with other defaults; None keeps one, metadata are added.
+
+        Raises:
+            ValueError: One is invalid.
+        """
+        if variant is not None and not isinstance(variant, str):
+            raise ValueError(f"variant: is {variant!r}, must be the name of a variant")
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
+        extra = dict(self.extra)
+        for key, value in (metadata or {}).items():
+            _check_metadata(key, value)
+            extra[key] = value
+        return replace(
+            self.of(priority, caller_key),
+            variant=self.variant if variant is None else variant,
+            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+            retry=retry or self.retry,
+            extra=tuple(extra.items()),
+        )
+
+    def metadata(self, observed: Metadata = ()) -> Metadata:
+        """Return the metadata of an attempt.
+
+        Args:
+            observed: Metadata added by observers.
+
+        Raises:
+            ValueError: The function or file of the token returned an invalid one.
+        """
+        sent = []
+        if self.credentials.bearer is not None:
+            sent.append(("authorization", f"Bearer {self.credentials.bearer.token()}"))
+        if self.priority != "interactive":  # the server's default
+            sent.append(("x-priority", self.priority))
+        if self.caller_key is not None:
+            sent.append(("x-caller-key", self.caller_key))
+        return (*sent, *self.extra, *observed)
+
+    def server_name(self) -> str | None:
+        """Return the name expected in the servers' certificates; None for the address's host.
+
+        Raises:
+            ValueError: There are several hosts.
+        """
+        if self.credentials.server_name is not None or not self.credentials.secure:
+            return self.credentials.server_name
+        if len(self.addresses) == 1:
+            # The name that gRPC derives from a path is in no certificate.
+            return "localhost" if self.addresses[0].startswith("unix") else None
+        hosts = {split(address)[0] for address in self.addresses}
+        if len(hosts) > 1:
+            raise ValueError(
+                "server_name: with TLS, a list of several hosts needs a name that all their"
+                " certificates contain"
+            )
+        return hosts.pop()
+
+    def error_of(self, failure: grpc.RpcError) -> Resnet50Error:
+        """Convert the gRPC error of a call, with a hint if TLS may be the cause."""
+        hint = advice(str(failure.details()), self.credentials.secure)
+        return errors.error_of(failure, str(self), hint)
+
+    def attempts(self, timeout_s: float | None, repeatable: bool = True) -> Attempts:
+        """Start the deadline of one call.
+
+        Args:
+            timeout_s: Timeout in seconds; None for the client's default.
+            repeatable: True if it can be retried after a server may have received it.
+
+        Raises:
+            ValueError: `timeout_s` is not above 0.
+        """
+        return Attempts(
+            self.retry,
+            self.timeout_s if timeout_s is None else timeout_s,
+            None if repeatable else self.timeout_s,
+        )
+
+    def stream_limits(
+        self,
+        window: int,
+        resume_s: float | None,
+        idle_timeout_s: float | None,
+        frame_timeout_s: float | None,
+    ) -> StreamLimits:
+        """Return a stream's limits; None means the client's `timeout_s`, for frames no limit.
+
+        Raises:
+            InvalidRequestError: One is out of range.
+        """
+        return StreamLimits(
+            window,
+            self.timeout_s if resume_s is None else resume_s,
+            self.timeout_s if idle_timeout_s is None else idle_timeout_s,
+            math.inf if frame_timeout_s is None else frame_timeout_s,
+        )
+
+    def unavailable(self, reason: str) -> UnavailableError:
+        """Return an UnavailableError for a reason that gRPC does not detect."""
+        return UnavailableError(f"{self}: {reason}", code="UNAVAILABLE")
+
+    def closed(self) -> CallCancelledError:
+        """Return the error of calls whose client is closed."""
+        return CallCancelledError(
+            f"{self}: the client was closed during the call", code="CANCELLED"
+        )
+
+    def not_ready(self, timeout_s: float, status: str) -> DeadlineExceededError:
+        """Return the error if no server became ready, with the last status."""
+        return DeadlineExceededError(
+            f"{self} was not ready within {timeout_s:g} s; last status: {status}. Is it running"
+            " there, and has it loaded its variants?",
+            code="DEADLINE_EXCEEDED",
+        )
+
+    def __str__(self) -> str:
+        return ", ".join(self.addresses)
+
+
+def _check_metadata(key: object, value: object) -> None:
+    if not (isinstance(key, str) and _METADATA_KEY.fullmatch(key)) or key.endswith("-bin"):
+        raise ValueError(
+            f"metadata: the key {key!r} must be of a-z, 0-9, '_', '.' and '-', and not end with"
+            " '-bin'"
+        )
+    if key.startswith("grpc-") or key in _RESERVED_KEYS:
+        advice = _RESERVED_KEYS.get(key, "it is gRPC's")
+        raise ValueError(f"metadata: {key!r} cannot be set: {advice}")
+    if not (isinstance(value, str) and _METADATA_VALUE.fullmatch(value)):
+        raise ValueError(f"metadata: the value of {key!r} must be printable ASCII characters")
+
+
+def channel_options() -> list[tuple[str, int | str]]:
+    """Return the channel options: round robin, keepalive, no gRPC retries."""
+    config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.service_config_disable_resolution", 1),  # no TXT lookups for service configs
+        # gRPC would send even calls to localhost through an http_proxy.
+        ("grpc.enable_http_proxy", 0),
+        # The SDK retries, within the deadline (docs/adr/0026-retries-in-the-sdk.md).
+        ("grpc.enable_retries", 0),
+        ("grpc.max_send_message_length", -1),  # the server's limit applies
+        ("grpc.primary_user_agent", f"{DISTRIBUTION}/{version(DISTRIBUTION)}"),
+        # Reconnect soon to a server that restarts, or whose address changes.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # Time limit of a connection attempt. gRPC's default is 20 s; on Linux the keepalive's
+        # TCP_USER_TIMEOUT ends it after 8 s. gRPC resolves a name again only when the attempt has
+        # failed, so keepalive and attempt together have to take less than a call's deadline.
+        ("grpc.min_reconnect_backoff_ms", 1000 * CONNECT_TIMEOUT_S),
+        # Detect a peer that disappeared, also between calls.
+        ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
+        ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),
+        # Without this the timeout of a ping is a minute (gRPC 1.85; undocumented).
+        ("grpc.http2.ping_timeout_ms", 1000 * PING_TIMEOUT_S),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Without this only two pings are sent while a call waits, then one per minute.
+        ("grpc.http2.max_pings_without_data", 0),
+    ]

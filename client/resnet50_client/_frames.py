@@ -1,0 +1,106 @@
+"""Frames of a stream: answers, configuration and limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from resnet50.v1 import inference_pb2
+
+from ._arguments import check_seconds
+from .errors import Resnet50Error
+
+Result = TypeVar("Result")
+Delivery: TypeAlias = Literal["ordered", "latest"]
+Errors: TypeAlias = Literal["return", "raise"]
+# Error of one frame: its image cannot be read, or the server rejected it.
+FrameError: TypeAlias = Resnet50Error | OSError | TypeError
+DELIVERIES = {
+    "ordered": inference_pb2.DELIVERY_ORDERED,
+    "latest": inference_pb2.DELIVERY_LATEST,
+}
+DEFAULT_WINDOW = 32
+
+
+@dataclass(frozen=True)
+class FrameAnswer(Generic[Result]):
+    """Outcome of one frame: one of `result`, `error` and `replaced_by` is set.
+
+    Attributes:
+        frame_id: Position among the frames of the source, from 0.
+        result: The result.
+        error: The error: the frame was unreadable or rejected, timed out (`frame_timeout_s`), or
+            was pending at each of several broken connections.
+        replaced_by: `frame_id` of the newer frame that replaced it (delivery "latest").
+    """
+
+    frame_id: int
+    result: Result | None = None
+    error: FrameError | None = None
+    replaced_by: int | None = None
+
+    @property
+    def dropped(self) -> bool:
+        """True if a newer frame replaced it."""
+        return self.replaced_by is not None
+
+    def outcome(self, errors: Errors) -> Result | Exception:
+        """Return the result of a frame of an ordered stream; return or raise its error."""
+        if self.error is not None:
+            if errors == "raise":
+                raise self.error
+            return self.error
+        assert self.result is not None  # a frame of an ordered stream is never dropped
+        return self.result
+
+    def __repr__(self) -> str:
+        outcome = f"replaced by {self.replaced_by}" if self.dropped else self.error or self.result
+        return f"FrameAnswer({self.frame_id}: {outcome!r})"
+
+
+@dataclass(frozen=True)
+class StreamKind(Generic[Result]):
+    """RPC, configuration and format of a stream.
+
+    Attributes:
+        method: Name of the RPC.
+        request: Class of its requests.
+        config: Configuration, sent as the first request.
+        read: Converts a response to a result.
+        delivery: "ordered" or "latest".
+        pixel_format: Layout of frames that are arrays.
+    """
+
+    method: str
+    request: Callable[..., Any]
+    config: Any
+    read: Callable[[Any], Result]
+    delivery: Delivery
+    pixel_format: str | None
+
+
+@dataclass(frozen=True)
+class StreamLimits:
+    """Limits of a stream's pending frames.
+
+    Attributes:
+        window: Maximum number of pending frames.
+        resume_s: Seconds to retry without an answer from any server; 0 for no retries.
+        idle_timeout_s: Seconds a server may have pending frames without an answer.
+        frame_timeout_s: Timeout of each frame in seconds.
+
+    Raises:
+        InvalidRequestError: A time is out of range; `window` is checked with the options.
+    """
+
+    window: int = DEFAULT_WINDOW
+    resume_s: float = math.inf
+    idle_timeout_s: float = math.inf
+    frame_timeout_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_seconds("resume_s", self.resume_s, zero=True)
+        check_seconds("idle_timeout_s", self.idle_timeout_s)
+        check_seconds("frame_timeout_s", self.frame_timeout_s)

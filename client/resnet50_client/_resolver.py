@@ -1,0 +1,150 @@
+"""Resolution of the host names of several addresses: a gRPC target cannot have several names.
+
+A single address is resolved by gRPC, again whenever a connection ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+
+from ._addresses import Literals, literals_of, split, target_of, target_of_one
+from ._forks import tell_after_fork
+
+# Seconds until names are resolved again: while calls fail, to find a server that has moved; and
+# otherwise, because one of several may have moved.
+AGAIN_S = 1.0
+REFRESH_S = 30.0
+# Maximum wait for the first lookup; after that gRPC resolves the first address itself.
+FIRST_LOOKUP_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Resolver:
+    """Provides gRPC's target for a client's addresses. Usable by many threads and event loops.
+
+    Names are resolved in a background thread, one lookup at a time; calls wait only for the first
+    one, then use the latest result. Until there is a result, the target is the first address, which
+    gRPC resolves itself: if it cannot, the call fails with UNAVAILABLE and is retried as usual.
+
+    Args:
+        addresses: Addresses, as returned by `addresses_of`.
+    """
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = tuple(addresses)
+        self._lock = threading.Lock()
+        self._found: dict[str, Literals] = {}
+        self._reasons: list[str] = []  # why names are missing
+        self._pending: Future[None] | None = None
+        self._looked_up_s = -math.inf
+        self._failed = False
+        self._target = target_of_one(self._addresses[0])
+        self._fixed = self._known = len(self._addresses) == 1
+        if not self._fixed:
+            numbers = [literals_of(one) for one in self._addresses]
+            self._fixed = self._known = None not in numbers
+            if self._fixed:
+                self._target = target_of([one for one in numbers if one is not None])
+        tell_after_fork(self)
+
+    @property
+    def target(self) -> str:
+        """The current target; starts a lookup if one is due, without waiting."""
+        self._lookup()
+        return self._target
+
+    def failed(self) -> None:
+        """Record that no server is reachable: names are resolved again soon."""
+        self._failed = True
+
+    def wait(self, timeout_s: float = FIRST_LOOKUP_S) -> None:
+        """Wait for the first lookup.
+
+        Args:
+            timeout_s: Timeout in seconds, at most `FIRST_LOOKUP_S`.
+        """
+        if (lookup := self._lookup()) is not None:
+            wait_for([lookup], min(timeout_s, FIRST_LOOKUP_S))
+
+    async def wait_async(self, timeout_s: float = FIRST_LOOKUP_S) -> None:
+        """As `wait`, without blocking the event loop."""
+        if (lookup := self._lookup()) is not None:
+            waiting = asyncio.wrap_future(lookup)
+            try:
+                await asyncio.wait([waiting], timeout=min(timeout_s, FIRST_LOOKUP_S))
+            finally:
+                waiting.cancel()  # the lookup may outlive the event loop
+
+    def after_fork(self) -> None:
+        """Create a new lock; a lookup in progress does not exist in the child."""
+        self._lock = threading.Lock()
+        self._pending = None
+
+    def _lookup(self) -> Future[None] | None:
+        """Start a lookup if one is due; return the future of the first one, None if completed."""
+        if self._fixed:
+            return None
+        with self._lock:
+            if self._pending is None and self._is_due():
+                self._pending = Future()
+                # So that a waiter that is cancelled does not cancel it for the others.
+                self._pending.set_running_or_notify_cancel()
+                threading.Thread(
+                    target=self._look_up, args=[self._pending], name="resolve names", daemon=True
+                ).start()
+            return None if self._known else self._pending
+
+    def _is_due(self) -> bool:
+        pause_s = AGAIN_S if self._failed or not self._known else REFRESH_S
+        return time.monotonic() - self._looked_up_s >= pause_s
+
+    def _look_up(self, done: Future[None]) -> None:
+        found: dict[str, Literals] = {}
+        reasons = []
+        for address in self._addresses:
+            try:
+                found[address] = literals_of(address) or _resolved(address)
+            except (OSError, UnicodeError) as error:
+                reasons.append(f"{address}: {getattr(error, 'strerror', None) or error}")
+        with self._lock:
+            # If a name cannot be resolved now, its previous addresses are kept.
+            self._found = {
+                one: (found.get(one) or self._found[one])
+                for one in self._addresses
+                if one in found or one in self._found
+            }
+            if self._found:
+                self._target, self._known = target_of(list(self._found.values())), True
+            self._looked_up_s, self._failed = time.monotonic(), False
+            if self._pending is done:
+                self._pending = None
+            news, self._reasons = reasons != self._reasons, reasons
+        if news and reasons:
+            log.warning("server: names that cannot be resolved: %s", "; ".join(reasons))
+        done.set_result(None)
+
+
+def _resolved(address: str) -> Literals:
+    """Resolve the name of an address.
+
+    Raises:
+        OSError: The name cannot be resolved.
+    """
+    host, port = split(address)
+    found: dict[int, set[str]] = {socket.AF_INET: set(), socket.AF_INET6: set()}
+    for family, *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if family in found:
+            found[family].add(str(where[0]))
+    literals = Literals.of(found[socket.AF_INET], found[socket.AF_INET6], port)
+    if not literals:
+        raise OSError(f"{host} has no IPv4 or IPv6 address")
+    return literals

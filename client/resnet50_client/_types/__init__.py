@@ -1,0 +1,1 @@
+"""The types of results: of images, of variants, and of traffic splits."""
