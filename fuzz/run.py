@@ -34,7 +34,7 @@ HANG_S = 30
 MAX_MEMORY_MIB = 2048
 # Of an input that is kept, in bytes.
 MAX_KEPT = 4096
-INSTRUMENTED = ["resnet50_server", "resnet50_client", "PIL", "tomllib"]
+INSTRUMENTED = ["resnet50_server", "resnet50_client", "resnet50_cli", "PIL", "tomllib"]
 # A line of libFuzzer: "#93 DONE cov: 1 ft: 2 corp: 3/4b lim: 5 exec/s: 6 rss: 7Mb".
 _SAYS = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)/")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +57,7 @@ from resnet50_server.telemetry.loop_lag import LoopLagProbe
 from resnet50_server.telemetry.metrics import Metrics
 from resnet50_server.telemetry.snapshot import ServerSnapshot
 from resnet50_server.variants.directory import VariantsDirectory
-from resnet50_server.variants.spec import parse_variant
+from resnet50_server.variants.spec import VariantSpec, parse_variant
 
 if TYPE_CHECKING:
     from resnet50_server.telemetry.tracing import Tracing
@@ -253,7 +254,7 @@ def build(
         )
         closing.push_async_callback(metrics_server.close)
     decode_pool = DecodePool(
-        _decode_threads(settings),
+        _decode_threads(settings, specs),
         settings.decode_timeout_s,
         fail,
         initialize=thread_initializer(1, settings),
@@ -337,7 +338,7 @@ def build(
     return parts
 
 
-def _decode_threads(settings: Settings) -> int:
+def _decode_threads(settings: Settings, specs: Sequence[VariantSpec]) -> int:
     """Return how many threads decode, and log how the CPUs and the memory are divided."""
     # The stub engines need no CPU, like an engine on a GPU.
     on_cpu = not settings.stub_engine and (settings.device == "cpu" or not cuda_available())
@@ -351,7 +352,8 @@ def _decode_threads(settings: Settings) -> int:
         plan.instances,
         plan.threads,
     )
-    log.info("%s", describe(memory_bound(settings, plan.instances)))
+    largest = max(math.prod(spec.transform.input_size) for spec in specs)
+    log.info("%s", describe(memory_bound(settings, plan.instances, largest)))
     return threads
 
 

@@ -18,7 +18,7 @@ def resnet50(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "resnet50_client", *map(os.fspath, map(_text, arguments))],
+        [sys.executable, "-m", "resnet50_cli", *map(os.fspath, map(_text, arguments))],
         capture_output=True,
         env=environment(server),
         timeout=120,

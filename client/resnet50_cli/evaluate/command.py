@@ -212,11 +212,10 @@ def _check_variant(variant: Variant) -> None:
     """
     if not variant.categories:
         raise ValueError(f"{variant.name} has no categories: it has embeddings only")
-    activation = getattr(variant, "activation", "softmax")
-    if activation != "softmax":
+    if variant.activation != "softmax":
         raise ValueError(
-            f"{variant.name} is a multi-label variant (activation {activation}): acc@1 and acc@5"
-            " need one correct category per image"
+            f"{variant.name} is a multi-label variant (activation {variant.activation}): acc@1 and"
+            " acc@5 need one correct category per image"
         )
 
 

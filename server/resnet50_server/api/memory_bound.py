@@ -19,8 +19,9 @@ MIB = 2**20
 PROCESS_BYTES = 900 * MIB
 # Of ResNet50.
 PARAMETERS = 25_557_032
-# A decoded image that waits for its batch: 256 x 256 in RGB holds every crop that variants use.
-QUEUED_IMAGE_BYTES = 3 * 256 * 256
+# An image that waits for its batch has at least this many pixels, so that torchvision's own crops
+# and those of most checkpoints give the same bound.
+QUEUED_IMAGE_PIXELS = 256 * 256
 # An answer with a thousand categories and an embedding, as messages.
 ANSWER_BYTES = 80 * 1024
 # A connection in gRPC, TLS included.
@@ -49,12 +50,15 @@ class Part(NamedTuple):
     size: int
 
 
-def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
+def memory_bound(
+    settings: Settings, instances: int = 1, input_pixels: int = QUEUED_IMAGE_PIXELS
+) -> list[Part]:
     """Return the parts of what the server takes at most, in the main memory.
 
     Args:
         settings: How it serves.
         instances: Batches that an engine on the CPU computes at once.
+        input_pixels: Pixels of the largest network input of the variants.
     """
     message = settings.max_message_bytes
     precision = "fp32" if settings.precision == "auto" else settings.precision
@@ -66,6 +70,7 @@ def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
     receiving = message_slots(settings.max_receive_bytes, message) + SIDE_SERVICES * SIDE_RECEIVED
     streams = settings.max_streams
     decoded = settings.max_decode_pixels or settings.max_image_pixels
+    queued_image = 3 * max(input_pixels, QUEUED_IMAGE_PIXELS)
     unread = 2 * settings.max_requests + streams + settings.max_uploads + PROBE_STREAMS
     return [
         Part("the process", PROCESS_BYTES),
@@ -80,7 +85,7 @@ def memory_bound(settings: Settings, instances: int = 1) -> list[Part]:
         Part("stream buffers", (MESSAGES_PER_STREAM * streams + SIDE_STREAMS) * message),
         Part("calls not read yet", 2 * unread * UNREAD_BYTES),
         Part("decoding", (decoded + SMALL_BUDGET_PIXELS) * PIXEL_BYTES),
-        Part("decoded images", settings.max_requests * QUEUED_IMAGE_BYTES),
+        Part("decoded images", settings.max_requests * queued_image),
         Part("unsent responses", settings.max_send_bytes),
         Part("stream responses", streams * settings.max_frames_in_flight * ANSWER_BYTES),
         Part("response cache", settings.response_cache_bytes),

@@ -132,7 +132,7 @@ def test_health_is_for_scripts(server):
 
 def test_version_is_the_distributions():
     done = subprocess.run(
-        [sys.executable, "-m", "resnet50_client", "--version"],
+        [sys.executable, "-m", "resnet50_cli", "--version"],
         capture_output=True,
         text=True,
         check=True,

@@ -56,10 +56,13 @@ def served(built, tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def null_server(tmp_path_factory) -> Iterator[str]:
     """A server whose answer is always category 0, then 1, 2, 3, 4."""
-    few = tmp_path_factory.mktemp("variants") / "few"
-    describe(few)
+    folder = tmp_path_factory.mktemp("variants")
+    describe(folder / "few")
+    describe(folder / "tags", activation="sigmoid")
+    describe(folder / "vectors", ())
     with server_processes() as start:
-        variants = ("--variants", "IMAGENET1K_V2", "--variants", f"few={few}")
+        names = ("IMAGENET1K_V2", *(f"{one}={folder / one}" for one in ("few", "tags", "vectors")))
+        variants = [argument for name in names for argument in ("--variants", name)]
         yield start(*variants, "--engine", "null").wait_until_listening()
 
 
@@ -192,6 +195,9 @@ def test_options_that_cannot_be_are_refused(null_server, tmp_path):
         ((folder, "--compare", "DEFAULT"), 2, b"compared with itself"),
         ((folder, "--compare", "few"), 2, b"few has other categories than IMAGENET1K_V2"),
         ((folder, "-0"), 2, b"--null"),
+        ((folder, "--variant", "vectors"), 2, b"vectors has no categories: it has embeddings only"),
+        ((folder, "--variant", "tags"), 2, b"tags is a multi-label variant (activation sigmoid)"),
+        ((folder, "--compare", "tags"), 2, b"tags is a multi-label variant"),
     ):
         done = resnet50("evaluate", *arguments, server=null_server)
         assert (done.returncode, problem in done.stderr) == (status, True), done.stderr
@@ -208,7 +214,7 @@ def test_interrupted_evaluation_reports_answers_so_far(tmp_path):
         server = start("--variants", "IMAGENET1K_V2", *slow).wait_until_listening()
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "resnet50_client", "evaluate", folder),
+                *(sys.executable, "-m", "resnet50_cli", "evaluate", folder),
                 *("--json", "--concurrency", "1"),
             ],
             stdout=subprocess.PIPE,

@@ -286,7 +286,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
     (tmp_path / "pyarrow.py").write_text("raise ImportError")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "resnet50_client", "embed", tmp_path),
+            *(sys.executable, "-m", "resnet50_cli", "embed", tmp_path),
             *("--out", tmp_path / "x.parquet", "--server", "127.0.0.1:1"),
         ],
         capture_output=True,

@@ -19,7 +19,7 @@ from tests.support import processes
 from tests.support.exporting import Exported, exporting
 from tests.support.serving import server_processes
 
-COMMAND = [sys.executable, "-m", "resnet50_client", "top"]
+COMMAND = [sys.executable, "-m", "resnet50_cli", "top"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
 QUICK = ("--interval-s", "0.2")
 

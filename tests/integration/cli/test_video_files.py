@@ -48,7 +48,7 @@ async def stream(source: object, *arguments: object, server: object) -> tuple[in
     """Run the command; return its exit status, stdout and stderr."""
     environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "resnet50_client", "stream", str(source), *map(str, arguments)),
+        *(sys.executable, "-m", "resnet50_cli", "stream", str(source), *map(str, arguments)),
         env=environment | {"RESNET50_SERVER": server.addresses[0]},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -71,7 +71,7 @@ async def test_truncated_image_is_refused_by_default(kind, servers):
 def run(*arguments: object) -> subprocess.CompletedProcess[bytes]:
     environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
     return subprocess.run(
-        [sys.executable, "-m", "resnet50_client", *map(str, arguments)],
+        [sys.executable, "-m", "resnet50_cli", *map(str, arguments)],
         capture_output=True,
         env=environment,
         timeout=120,

@@ -46,6 +46,15 @@ def test_every_limit_counts(name, more, bytes_each):
     assert grown - total(memory_bound(settings())) >= more * bytes_each
 
 
+def test_larger_crops_raise_the_bound_of_decoded_images():
+    usual, small, large = (
+        {part.what: part.size for part in memory_bound(settings(), input_pixels=pixels)}
+        for pixels in (256 * 256, 224 * 224, 512 * 512)
+    )
+    assert usual == small
+    assert large["decoded images"] == 4 * usual["decoded images"] == 1024 * 3 * 512 * 512
+
+
 def test_line_in_the_log_names_the_whole_and_its_parts():
     line = describe(memory_bound(settings(engine="null", max_streams=100)))
     assert re.match(r"\d+ MiB of memory at most: stream buffers 1232, decoding \d+, ", line)
