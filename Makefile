@@ -8,7 +8,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos fuzz fuzz-live check format protos pictures clean
+.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos fuzz fuzz-live check format protos sync pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -89,12 +89,13 @@ fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linu
 fuzz-live: $(VENV)/installed  ## 40,000 mutated images and messages through a server; writes docs/reliability.md
 	$(BIN)/python -m fuzz.live --write
 
-check: $(VENV)/installed  ## Lint, types, stub drift, proto and Dockerfile lint
+check: $(VENV)/installed  ## Lint, types, drift of stubs and of the blocking client, proto and Dockerfile lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/gpu.py
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python client/generate_sync.py --check
 	$(BIN)/python protos/generate.py --descriptor-set .cache/protos.binpb
 	$(BIN)/buf lint .cache/protos.binpb --config buf.yaml
 	$(BIN)/hadolint Dockerfile
@@ -105,6 +106,9 @@ format: $(VENV)/installed  ## Rewrite the code in the project's style
 
 protos: $(VENV)/installed  ## Regenerate the stubs from the protos
 	$(BIN)/python protos/generate.py
+
+sync: $(VENV)/installed  ## Regenerate the blocking client from the asyncio one
+	$(BIN)/python client/generate_sync.py
 
 pictures:  ## Draw docs/*.svg from docs/*.dot; needs Graphviz
 	for one in docs/*.dot; do dot -Tsvg $$one -o $${one%.dot}.svg; done

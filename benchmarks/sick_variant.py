@@ -33,6 +33,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import page
 from resnet50_client import AsyncClient, Client, Resnet50Error, RetryPolicy
+from resnet50_client.admin import AsyncAdminClient
 from resnet50_server.auth.tokens import digest_of
 from resnet50_server.rollout.split import Split
 from tests.support.clients import Caller, items
@@ -240,7 +241,7 @@ async def part(address: str, token: str, canary: bool, seconds: float) -> Outcom
     began = time.monotonic()
     keys = canaries(4)
     async with (
-        AsyncClient(address, token=token) as admin,
+        AsyncAdminClient(address, token=token) as admin,
         grpc.aio.insecure_channel(address) as channel,
         watched(channel, "", outcome.health),
         watched(channel, f"{SERVICE}/{SICK}", outcome.of_sick),

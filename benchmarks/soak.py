@@ -31,7 +31,7 @@ from benchmarks.provocations import cancelled, hurried, left, wrong
 from benchmarks.resources import Sample, Samples, Slope, open_places, tenths
 from benchmarks.store import SECRET, Administrator, Store
 from benchmarks.timeline import Timeline
-from resnet50_client import AsyncClient
+from resnet50_client.admin import AsyncAdminClient
 
 SWAPPED, FIXED, PASSING = "swapped", "fixed", "passing"
 SHAPES: dict[str, Shape] = {
@@ -176,7 +176,7 @@ async def trial(
             names,
             {"token": SECRET},
         )
-        async with AsyncClient(server.address, token=SECRET) as client:
+        async with AsyncAdminClient(server.address, token=SECRET) as client:
             administrator = Administrator(store, client, timeline, outcome.ledger)
             samples = Samples(server.pid, max(0.5, seconds / 900))
             sampling = asyncio.create_task(samples.go_on())

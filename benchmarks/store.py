@@ -14,7 +14,8 @@ from benchmarks.expected import CHECKPOINT, Checkpoint
 from benchmarks.ledger import Ledger
 from benchmarks.process import ServerProcess
 from benchmarks.timeline import Timeline
-from resnet50_client import AsyncClient, LoadedVariant, Resnet50Error
+from resnet50_client import LoadedVariant, Resnet50Error
+from resnet50_client.admin import AsyncAdminClient
 from resnet50_server.auth.tokens import digest_of
 
 Result = TypeVar("Result")
@@ -85,7 +86,7 @@ class Administrator:
     """
 
     def __init__(
-        self, store: Store, client: AsyncClient, timeline: Timeline, ledger: Ledger
+        self, store: Store, client: AsyncAdminClient, timeline: Timeline, ledger: Ledger
     ) -> None:
         self.changes: collections.Counter[str] = collections.Counter()
         self.replaced_s: list[float] = []
@@ -136,7 +137,7 @@ class Administrator:
 
     async def drained(self) -> bool:
         """Return whether no variant has requests left from before it was replaced."""
-        return all(one.state != "draining" for one in await self._client.variants())
+        return all(one.state != "draining" for one in await self._client.list_variants())
 
     async def _load(self, name: str, replace: bool) -> LoadedVariant:
         return await self._client.load_variant(name, replace=replace, timeout_s=PATIENCE_S)

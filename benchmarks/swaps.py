@@ -32,7 +32,8 @@ from benchmarks.process import ServerProcess, resident_kib
 from benchmarks.resources import open_places
 from benchmarks.store import SECRET, Administrator, Store
 from benchmarks.timeline import Timeline
-from resnet50_client import AsyncClient, CallObserver, ObservedCall
+from resnet50_client import CallObserver, ObservedCall
+from resnet50_client.admin import AsyncAdminClient
 
 NAME = "mine"
 SHAPES: dict[str, Shape] = {
@@ -156,7 +157,7 @@ async def trial(folder: Path, swaps: int, quiet_s: float, flags: list[str]) -> O
         load = Load(
             server.address, expected, shown, large, timeline, outcome.ledger, ("", NAME), options
         )
-        async with AsyncClient(server.address, token=SECRET) as client:
+        async with AsyncAdminClient(server.address, token=SECRET) as client:
             administrator = Administrator(store, client, timeline, outcome.ledger)
             callers = Callers(load)
             for kind in KINDS:

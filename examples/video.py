@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     with Client(options.server) as client, tempfile.TemporaryDirectory() as folder:
         try:
-            variant = client.variant().name
+            variant = client.get_variant().name
         except UnavailableError as error:
             sys.exit(f"{error}\nStart a server in another terminal: make serve")
         video = options.video

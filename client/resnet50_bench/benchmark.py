@@ -37,7 +37,7 @@ def served(plan: Plan, access: Profile = PLAINTEXT) -> Variant:
     for address in plan.servers:
         where = replace(access, server=(address,), timeout_s=plan.timeout_s).arguments()
         with Client(**where, retry=RetryPolicy(attempts=1)) as client:
-            variant = client.variant(plan.variant)
+            variant = client.get_variant(plan.variant)
         if variant.state != "ready":
             raise UnavailableError(
                 f"{address}: {variant.name} is {variant.state}, not ready;"

@@ -116,7 +116,7 @@ def classify(
     with reporting_errors(), servers.client(timeout_s) as client:
         names = chosen_names(files or [], files_from, null)
         # Fails at once if no server is reachable; later failures are retried.
-        client.variant(variant)
+        client.get_variant(variant)
         call = partial(
             client.classify_many,
             variant=variant,
@@ -165,7 +165,7 @@ def health(
     """Show whether the server is ready for requests; exit status 0 if it is."""
     with reporting_errors(), servers.client(timeout_s, HEALTH_TIMEOUT_S) as client:
         if wait_s:
-            client.wait_until_ready(wait_s)
+            client.wait_until_ready(timeout_s=wait_s)
         status = client.health(service)
         if as_json:
             print_json({"status": status})

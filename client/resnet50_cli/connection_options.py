@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from resnet50_client._addresses import DEFAULT_SERVER
+from resnet50_client._admin import AdminClient
 from resnet50_client._client import Client
 from resnet50_client._config import DEFAULT_TIMEOUT_S
 from resnet50_client._profiles import Profile
@@ -68,16 +69,16 @@ class Servers:
         """Return the same options for another server."""
         return replace(self, flags=replace(self.flags, server=(address,)))
 
-    def clients(
+    def admin_clients(
         self,
         timeout_s: float | None,
         default_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
-    ) -> dict[str, Client]:
-        """Return a client per address; otherwise as `client`."""
+    ) -> dict[str, AdminClient]:
+        """Return a client for administration per address; otherwise as `client`."""
         profile = self.profile(timeout_s, default_s)
         return {
-            address: Client(**replace(profile, server=(address,)).arguments(), retry=retry)
+            address: AdminClient(**replace(profile, server=(address,)).arguments(), retry=retry)
             for address in profile.server or ()
         }
 

@@ -4,87 +4,100 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grpc
 
-from . import _unary
 from ._aio_status import CancelledCallError, keep_status, reply_of
-from ._base_client import BaseClient
 from ._channels import Channels
 from ._config import Connection
 from ._resolver import FIRST_LOOKUP_S, Resolver
 from ._retries import Attempts
-from .observers import Observation
+from ._unary import SingleCall
+from .images import ImageInput, is_quickly_read
+from .observers import Observation, Observers
 
+Options = TypeVar("Options")
 Result = TypeVar("Result")
-Self = TypeVar("Self", bound="AsyncCalls")
 
 
-class AsyncCalls(BaseClient):
-    """Opens and closes connections, and makes unary calls.
+class AsyncCalls:
+    """Opens and closes the channels of a client, and makes unary calls.
 
-    Channels belong to the event loop they are created on, so the first call creates them.
+    Clients of `with_options` share it. Channels belong to the event loop they are created on, so
+    the first call creates them.
+
+    Args:
+        connection: The client's connection options.
+        owner: Description of the client, for errors.
+
+    Attributes:
+        closed: Whether the client was closed.
+        channels: The channels; None before the first call.
     """
 
+    def __init__(self, connection: Connection, owner: str) -> None:
+        self._connection = connection
+        self._owner = owner
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.closed = False
+        self.channels: Channels | None = None
+
+    async def open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:
+        """Return the channels, once the server's name was looked up.
+
+        Args:
+            timeout_s: Timeout in seconds of the first lookup.
+
+        Raises:
+            CallCancelledError: The client is closed.
+            RuntimeError: The client belongs to another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if self.closed:
+            raise self._connection.closed()
+        if self.channels is None:
+            resolver = Resolver(self._connection.addresses)
+            self.channels, self._loop = Channels(self._connection, resolver, grpc.aio), loop
+        if self._loop is not loop:
+            raise RuntimeError(
+                f"{self._owner} was used on another event loop; create one for each loop"
+            )
+        await self.channels.resolver.wait_async(timeout_s)
+        return self.channels
+
     async def close(self) -> None:
-        """Close the connection; calls in flight end with CallCancelledError."""
-        self._shared.closed = True
-        channels = self._shared.channels
-        if channels is None:
+        """Close the channels; calls in flight end with CallCancelledError."""
+        self.closed = True
+        if self.channels is None:
             return
         # All are closed, even if this task is cancelled.
         async with contextlib.AsyncExitStack() as stack:
-            for channel in channels.close():
+            for channel in self.channels.close():
                 stack.push_async_callback(channel.close)
 
-    async def __aenter__(self: Self) -> Self:
-        return self
-
-    async def __aexit__(
+    async def call(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def _open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:
-        loop = asyncio.get_running_loop()
-        shared = self._shared
-        if shared.closed:
-            raise self._connection.closed()
-        if shared.channels is None:
-            resolver = Resolver(self._connection.addresses)
-            shared.channels, shared.loop = Channels(self._connection, resolver, grpc.aio), loop
-        if shared.loop is not loop:
-            raise RuntimeError(f"{self!r} was used on another event loop; create one for each loop")
-        await shared.channels.resolver.wait_async(timeout_s)
-        return shared.channels
-
-    async def _call(
-        self,
-        call: _unary.SingleCall[Result],
+        connection: Connection,
+        observers: Observers,
+        call: SingleCall[Result],
         timeout_s: float | None,
-        caller_key: str | None = None,
     ) -> Result:
         """Make one call, and notify observers."""
-        self._check_open()
-        connection = self._connection.of(caller_key=caller_key)
         attempts = connection.attempts(timeout_s, call.repeatable)
-        channels = await self._open(attempts.left_s())
-        with self._observers.observe(call.method) as observation:
-            reply = await self._reply(channels, connection, call, attempts, observation)
+        channels = await self.open(attempts.left_s())
+        with observers.observe(call.method) as observation:
+            reply = await self.reply(channels, connection, call, attempts, observation)
             result = call.result(reply)
             observation.answered(result)
             return result
 
-    async def _reply(
+    async def reply(
         self,
         channels: Channels,
         connection: Connection,
-        call: _unary.SingleCall[Any],
+        call: SingleCall[Any],
         attempts: Attempts,
         observation: Observation,
     ) -> Any:
@@ -113,7 +126,27 @@ class AsyncCalls(BaseClient):
                 if pause_s is None:
                     raise error from failure
             observation.retried(error, pause_s)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(closing.wait(), pause_s)
-            if closing.is_set():
-                raise connection.closed()
+            await self.pause(channels, pause_s)
+
+    async def pause(self, channels: Channels, pause_s: float) -> None:
+        """Wait before another attempt.
+
+        Raises:
+            CallCancelledError: The client was closed meanwhile.
+        """
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(channels.closing.wait(), pause_s)
+        if channels.closing.is_set():
+            raise self._connection.closed()
+
+
+async def prepare(
+    make: Callable[[ImageInput, str | None, Options], SingleCall[Result]],
+    image: ImageInput,
+    pixel_format: str | None,
+    options: Options,
+) -> SingleCall[Result]:
+    """Prepare a call, in a thread if its image has to be read from a file, or is large."""
+    if is_quickly_read(image):
+        return make(image, pixel_format, options)
+    return await asyncio.to_thread(make, image, pixel_format, options)

@@ -1,34 +1,30 @@
-"""The asyncio client. `_client.py` is the blocking one; a test keeps their interfaces equal."""
+"""The asyncio client."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TypeVar, get_args
 
 from . import _codec, _unary
 from ._arguments import check_choice, check_images
+from ._async_base_client import AsyncBaseClient
+from ._async_calls import prepare
 from ._async_stream import AsyncStream
-from ._async_variants import AsyncVariants
-from ._config import HEALTH_POLLS, Priority
+from ._config import Priority
 from ._frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
-from ._retries import Backoff
 from ._types.results import Classification, Embedding
-from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
-from .images import ImageInput, is_quickly_read
+from .images import ImageInput
 
-Options = TypeVar("Options")
 Result = TypeVar("Result")
 
 
-class AsyncClient(AsyncVariants):
+class AsyncClient(AsyncBaseClient):
     """Asyncio client of a ResNet50 server, or of several replicas (round-robin).
 
     Can be used by many tasks concurrently, all on the event loop of its first call.
 
-    Args and errors: see `BaseClient`.
+    Args and errors: see `AsyncBaseClient`.
     """
 
     async def classify(
@@ -72,7 +68,7 @@ class AsyncClient(AsyncVariants):
             include_embedding,
             background,
         )
-        call = await _prepare(_unary.classify_call, image, pixel_format, options)
+        call = await prepare(_unary.classify_call, image, pixel_format, options)
         return await self._call(call, timeout_s, caller_key)
 
     async def embed(
@@ -107,7 +103,7 @@ class AsyncClient(AsyncVariants):
         options = _codec.embed_options(
             variant or self._connection.variant, l2_normalize, dtype, background
         )
-        call = await _prepare(_unary.embed_call, image, pixel_format, options)
+        call = await prepare(_unary.embed_call, image, pixel_format, options)
         return await self._call(call, timeout_s, caller_key)
 
     def classify_stream(
@@ -345,52 +341,6 @@ class AsyncClient(AsyncVariants):
         )
         return _outcomes(answers, errors)
 
-    async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
-        """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
-
-        Args:
-            service: Full name, e.g. "resnet50.v1.InferenceService"; "" for the whole server.
-            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
-
-        Raises:
-            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
-        """
-        try:
-            return await self._call(_unary.health_call(service), timeout_s)
-        except VariantNotFoundError:  # NOT_FOUND, of the service here
-            return "SERVICE_UNKNOWN"
-
-    async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Wait until a server has loaded its variants and is ready for requests.
-
-        Args:
-            timeout_s: Timeout in seconds.
-
-        Raises:
-            DeadlineExceededError: No server was ready in time; the message has the last status.
-            Resnet50Error: The health check failed; see `resnet50_client.errors`.
-        """
-        self._check_open()
-        attempts = self._connection.attempts(timeout_s)
-        connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
-        call, status = _unary.health_call(""), "no connection"
-        channels = await self._open(attempts.left_s())
-        with self._observers.observe(call.method) as observation:
-            while not attempts.over():
-                poll = connection.attempts(attempts.left_s())
-                try:
-                    status = call.result(
-                        await self._reply(channels, connection, call, poll, observation)
-                    )
-                except UnavailableError as error:
-                    status = error.message
-                except DeadlineExceededError:
-                    break
-                if status == "SERVING":
-                    return
-                await asyncio.sleep(min(pauses.next_s(), attempts.left_s()))
-            raise self._connection.not_ready(timeout_s, status)
-
     def _stream(
         self,
         kind: StreamKind[Result],
@@ -402,7 +352,7 @@ class AsyncClient(AsyncVariants):
         self._check_open()
         connection = self._connection.of(priority, caller_key)
         observation = self._observers.observe(_unary.full_name(kind.method))
-        stream = AsyncStream(self._open, connection, observation, kind, images, limits)
+        stream = AsyncStream(self._calls.open, connection, observation, kind, images, limits)
         return stream.answers()
 
 
@@ -413,15 +363,3 @@ async def _outcomes(
     async with aclosing(answers):
         async for answer in answers:
             yield answer.outcome(errors)
-
-
-async def _prepare(
-    make: Callable[[ImageInput, str | None, Options], _unary.SingleCall[Result]],
-    image: ImageInput,
-    pixel_format: str | None,
-    options: Options,
-) -> _unary.SingleCall[Result]:
-    """Prepare a call, in a thread if its image has to be read from a file, or is large."""
-    if is_quickly_read(image):
-        return make(image, pixel_format, options)
-    return await asyncio.to_thread(make, image, pixel_format, options)

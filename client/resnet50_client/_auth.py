@@ -46,7 +46,7 @@ class Credentials:
         server_name: str | None = None,
         insecure_token: bool = False,
     ) -> Credentials:
-        """Check a client's arguments; see `BaseClient`.
+        """Check a client's arguments; see `Client`.
 
         Raises:
             ValueError: One is invalid, or two of them conflict.

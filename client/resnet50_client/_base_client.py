@@ -1,42 +1,32 @@
-"""Base of both clients: their arguments and constructors."""
+# Generated from _async_base_client.py by client/generate_sync.py; do not edit.
+"""Base of the blocking clients: their arguments, constructors and common methods."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from types import TracebackType
 from typing import Any, TypeVar
 
+from . import _unary
 from ._addresses import DEFAULT_SERVER
 from ._auth import Credentials, Token
-from ._channels import Channels
-from ._config import DEFAULT_TIMEOUT_S, Connection, Priority
+from ._config import DEFAULT_TIMEOUT_S, HEALTH_POLLS, Connection, Priority
 from ._profiles import Profile
-from ._retries import RetryPolicy
+from ._retries import Backoff, RetryPolicy
+from ._sync_calls import Calls
 from ._tls import Pem
+from ._types.results import Variant
+from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .observers import CallObserver, Observers
 
+Result = TypeVar("Result")
 Self = TypeVar("Self", bound="BaseClient")
 
 
-@dataclass(eq=False)
-class SharedState:
-    """State that a client shares with those of `with_options`.
-
-    Attributes:
-        closed: Whether one of them was closed.
-        channels: The channels; None before the first call of an `AsyncClient`.
-        loop: The event loop of an `AsyncClient`.
-    """
-
-    closed: bool = False
-    channels: Channels | None = None
-    loop: asyncio.AbstractEventLoop | None = None
-
-
 class BaseClient:
-    """Base of `Client` and `AsyncClient`: everything but the calls.
+    """Base of `Client` and `AdminClient`.
 
     Args:
         server: "host:port" (balanced over all addresses of the name), "unix:PATH", or a list of
@@ -111,11 +101,7 @@ class BaseClient:
             server, timeout_s, retry, priority, credentials, caller_key, variant, metadata
         )
         self._observers = Observers(observers, self._connection.addresses)
-        self._shared = SharedState()
-        self._start()
-
-    def _start(self) -> None:
-        """Create the channel, if possible before the first call."""
+        self._calls = Calls(self._connection, repr(self))
 
     @classmethod
     def from_profile(
@@ -201,6 +187,91 @@ class BaseClient:
         }
         return other
 
+    def list_variants(self, *, timeout_s: float | None = None) -> list[Variant]:
+        """List all variants of the server, the default first, without their categories.
+
+        Args:
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+        """
+        return self._call(_unary.list_variants_call(), timeout_s)
+
+    def get_variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
+        """Return one variant, with its categories.
+
+        Args:
+            name: Name or alias; "" for the server's default.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            VariantNotFoundError: The server has no variant of that name.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+        """
+        return self._call(_unary.get_variant_call(name), timeout_s)
+
+    def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+        """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
+
+        Args:
+            service: Full name, e.g. "resnet50.v1.InferenceService"; "" for the whole server.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+        """
+        try:
+            return self._call(_unary.health_call(service), timeout_s)
+        except VariantNotFoundError:  # NOT_FOUND, of the service here
+            return "SERVICE_UNKNOWN"
+
+    def wait_until_ready(self, *, timeout_s: float = 60.0) -> None:
+        """Wait until a server has loaded its variants and is ready for requests.
+
+        Args:
+            timeout_s: Timeout in seconds.
+
+        Raises:
+            DeadlineExceededError: No server was ready in time; the message has the last status.
+            Resnet50Error: The health check failed; see `resnet50_client.errors`.
+        """
+        self._check_open()
+        attempts = self._connection.attempts(timeout_s)
+        connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
+        call, status = _unary.health_call(""), "no connection"
+        channels = self._calls.open(attempts.left_s())
+        with self._observers.observe(call.method) as observation:
+            while not attempts.over():
+                poll = connection.attempts(attempts.left_s())
+                try:
+                    status = call.result(
+                        self._calls.reply(channels, connection, call, poll, observation)
+                    )
+                except UnavailableError as error:
+                    status = error.message
+                except DeadlineExceededError:
+                    break
+                if status == "SERVING":
+                    return
+                self._calls.pause(channels, min(pauses.next_s(), attempts.left_s()))
+            raise self._connection.not_ready(timeout_s, status)
+
+    def close(self) -> None:
+        """Close the connections; calls in flight end with CallCancelledError."""
+        self._calls.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._connection)!r})"
 
@@ -214,8 +285,19 @@ class BaseClient:
                 )
         return _unpickle, (type(self), self._arguments)
 
+    def _call(
+        self,
+        call: _unary.SingleCall[Result],
+        timeout_s: float | None,
+        caller_key: str | None = None,
+    ) -> Result:
+        """Make one call with the client's options."""
+        self._check_open()
+        connection = self._connection.of(caller_key=caller_key)
+        return self._calls.call(connection, self._observers, call, timeout_s)
+
     def _check_open(self) -> None:
-        if self._shared.closed:
+        if self._calls.closed:
             raise RuntimeError(f"{self!r} is closed; create a new one")
 
 

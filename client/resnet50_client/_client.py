@@ -1,27 +1,26 @@
-"""The blocking client. `_async_client.py` has the asyncio one; a test compares them."""
+# Generated from _async_client.py by client/generate_sync.py; do not edit.
+"""The blocking client."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from dataclasses import replace
 from typing import TypeVar, get_args
 
 from . import _codec, _unary
 from ._arguments import check_choice, check_images
-from ._config import HEALTH_POLLS, Priority
+from ._base_client import BaseClient
+from ._config import Priority
 from ._frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
-from ._retries import Backoff
-from ._sync_stream import SyncStream
-from ._sync_variants import SyncVariants
+from ._sync_calls import prepare
+from ._sync_stream import Stream
 from ._types.results import Classification, Embedding
-from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
 from .images import ImageInput
 
 Result = TypeVar("Result")
 
 
-class Client(SyncVariants):
+class Client(BaseClient):
     """Blocking client of a ResNet50 server, or of several replicas (round-robin).
 
     Thread-safe. Create it after a fork, not before.
@@ -70,7 +69,7 @@ class Client(SyncVariants):
             include_embedding,
             background,
         )
-        call = _unary.classify_call(image, pixel_format, options)
+        call = prepare(_unary.classify_call, image, pixel_format, options)
         return self._call(call, timeout_s, caller_key)
 
     def embed(
@@ -105,7 +104,7 @@ class Client(SyncVariants):
         options = _codec.embed_options(
             variant or self._connection.variant, l2_normalize, dtype, background
         )
-        call = _unary.embed_call(image, pixel_format, options)
+        call = prepare(_unary.embed_call, image, pixel_format, options)
         return self._call(call, timeout_s, caller_key)
 
     def classify_stream(
@@ -162,7 +161,7 @@ class Client(SyncVariants):
             TypeError: A single image was passed instead of an iterable.
             Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
-        check_images("frames", frames, pixel_format)
+        check_images("frames", frames, pixel_format, asynchronous=False)
         kind = _codec.classify_stream(
             delivery,
             variant or self._connection.variant,
@@ -214,7 +213,7 @@ class Client(SyncVariants):
             TypeError: A single image was passed instead of an iterable.
             Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
-        check_images("frames", frames, pixel_format)
+        check_images("frames", frames, pixel_format, asynchronous=False)
         kind = _codec.embed_stream(
             delivery,
             variant or self._connection.variant,
@@ -268,7 +267,7 @@ class Client(SyncVariants):
             TypeError: A single image was passed instead of an iterable.
             Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
-        check_images("images", images, pixel_format)
+        check_images("images", images, pixel_format, asynchronous=False)
         check_choice("errors", errors, get_args(Errors))
         answers = self.classify_stream(
             images,
@@ -325,7 +324,7 @@ class Client(SyncVariants):
             TypeError: A single image was passed instead of an iterable.
             Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
-        check_images("images", images, pixel_format)
+        check_images("images", images, pixel_format, asynchronous=False)
         check_choice("errors", errors, get_args(Errors))
         answers = self.embed_stream(
             images,
@@ -343,49 +342,6 @@ class Client(SyncVariants):
         )
         return _outcomes(answers, errors)
 
-    def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
-        """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
-
-        Args:
-            service: Full name, e.g. "resnet50.v1.InferenceService"; "" for the whole server.
-            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
-
-        Raises:
-            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
-        """
-        try:
-            return self._call(_unary.health_call(service), timeout_s)
-        except VariantNotFoundError:  # NOT_FOUND, of the service here
-            return "SERVICE_UNKNOWN"
-
-    def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Wait until a server has loaded its variants and is ready for requests.
-
-        Args:
-            timeout_s: Timeout in seconds.
-
-        Raises:
-            DeadlineExceededError: No server was ready in time; the message has the last status.
-            Resnet50Error: The health check failed; see `resnet50_client.errors`.
-        """
-        self._check_open()
-        attempts = self._connection.attempts(timeout_s)
-        connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
-        call, status = _unary.health_call(""), "no connection"
-        with self._observers.observe(call.method) as observation:
-            while not attempts.over():
-                poll = connection.attempts(attempts.left_s())
-                try:
-                    status = call.result(self._reply(connection, call, poll, observation))
-                except UnavailableError as error:
-                    status = error.message
-                except DeadlineExceededError:
-                    break
-                if status == "SERVING":
-                    return
-                self._channels.closing.wait(min(pauses.next_s(), attempts.left_s()))
-            raise self._connection.not_ready(timeout_s, status)
-
     def _stream(
         self,
         kind: StreamKind[Result],
@@ -397,7 +353,7 @@ class Client(SyncVariants):
         self._check_open()
         connection = self._connection.of(priority, caller_key)
         observation = self._observers.observe(_unary.full_name(kind.method))
-        stream = SyncStream(self._channels, connection, observation, kind, images, limits)
+        stream = Stream(self._calls.open, connection, observation, kind, images, limits)
         return stream.answers()
 
 

@@ -29,7 +29,7 @@ class Profile:
     """Arguments of a client from one or several sources; None is unset.
 
     Attributes:
-        server: Argument of `BaseClient`, as all others.
+        server: Argument of `Client`, as all others.
     """
 
     server: tuple[str, ...] | None = None

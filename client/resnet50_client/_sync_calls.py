@@ -2,81 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
 
-from . import _unary
-from ._base_client import BaseClient
 from ._channels import Channels
 from ._config import Connection
-from ._resolver import Resolver
+from ._resolver import FIRST_LOOKUP_S, Resolver
 from ._retries import Attempts
-from .observers import Observation
+from ._unary import SingleCall
+from .images import ImageInput
+from .observers import Observation, Observers
 
+Options = TypeVar("Options")
 Result = TypeVar("Result")
-Self = TypeVar("Self", bound="SyncCalls")
 
 
-class SyncCalls(BaseClient):
-    """Opens and closes connections, and makes unary calls."""
+class Calls:
+    """Opens and closes the channels of a client, and makes unary calls.
 
-    def _start(self) -> None:
-        resolver = Resolver(self._connection.addresses)
-        self._shared.channels = Channels(self._connection, resolver, grpc)
+    Clients of `with_options` share it.
 
-    @property
-    def _channels(self) -> Channels:
-        assert self._shared.channels is not None  # since `_start`
-        return self._shared.channels
+    Args:
+        connection: The client's connection options.
+        owner: Description of the client, for errors.
+
+    Attributes:
+        closed: Whether the client was closed.
+        channels: The channels.
+    """
+
+    def __init__(self, connection: Connection, owner: str) -> None:
+        self._connection = connection
+        self._owner = owner
+        self.closed = False
+        self.channels = Channels(connection, Resolver(connection.addresses), grpc)
+
+    def open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:
+        """Return the channels, once the server's name was looked up.
+
+        Args:
+            timeout_s: Timeout in seconds of the first lookup.
+
+        Raises:
+            CallCancelledError: The client is closed.
+        """
+        if self.closed:
+            raise self._connection.closed()
+        self.channels.resolver.wait(timeout_s)
+        return self.channels
 
     def close(self) -> None:
-        """Close the connection; calls in flight end with CallCancelledError."""
-        self._shared.closed = True
+        """Close the channels; calls in flight end with CallCancelledError."""
+        self.closed = True
         with ExitStack() as stack:  # all are closed, even if one fails
-            for channel in self._channels.close():
+            for channel in self.channels.close():
                 stack.callback(channel.close)
 
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
+    def call(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _call(
-        self,
-        call: _unary.SingleCall[Result],
+        connection: Connection,
+        observers: Observers,
+        call: SingleCall[Result],
         timeout_s: float | None,
-        caller_key: str | None = None,
     ) -> Result:
         """Make one call, and notify observers."""
-        self._check_open()
-        connection = self._connection.of(caller_key=caller_key)
         attempts = connection.attempts(timeout_s, call.repeatable)
-        with self._observers.observe(call.method) as observation:
-            result = call.result(self._reply(connection, call, attempts, observation))
+        channels = self.open(attempts.left_s())
+        with observers.observe(call.method) as observation:
+            reply = self.reply(channels, connection, call, attempts, observation)
+            result = call.result(reply)
             observation.answered(result)
             return result
 
-    def _reply(
+    def reply(
         self,
+        channels: Channels,
         connection: Connection,
-        call: _unary.SingleCall[Any],
+        call: SingleCall[Any],
         attempts: Attempts,
         observation: Observation,
     ) -> Any:
         """Make a call with retries; gRPC errors become `Resnet50Error`."""
-        closing = self._channels.closing
-        self._channels.resolver.wait(attempts.left_s())
+        closing = channels.closing
         while True:
-            stubs, metadata = self._channels.stubs(), connection.metadata(observation.metadata)
+            stubs, metadata = channels.stubs(), connection.metadata(observation.metadata)
             observation.attempt(call.length)
             try:
                 return call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)
@@ -84,7 +96,7 @@ class SyncCalls(BaseClient):
                 if closing.is_set():
                     raise connection.closed() from failure
                 error = connection.error_of(failure)
-                self._channels.failed(error)
+                channels.failed(error)
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
                     raise error from failure
@@ -93,5 +105,23 @@ class SyncCalls(BaseClient):
                     raise
                 raise connection.closed() from misuse
             observation.retried(error, pause_s)
-            if closing.wait(pause_s):
-                raise connection.closed()
+            self.pause(channels, pause_s)
+
+    def pause(self, channels: Channels, pause_s: float) -> None:
+        """Wait before another attempt.
+
+        Raises:
+            CallCancelledError: The client was closed meanwhile.
+        """
+        if channels.closing.wait(pause_s):
+            raise self._connection.closed()
+
+
+def prepare(
+    make: Callable[[ImageInput, str | None, Options], SingleCall[Result]],
+    image: ImageInput,
+    pixel_format: str | None,
+    options: Options,
+) -> SingleCall[Result]:
+    """Prepare a call."""
+    return make(image, pixel_format, options)

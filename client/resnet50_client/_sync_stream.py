@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any, Generic, TypeVar
 
@@ -45,11 +45,11 @@ class _Attempt:
         self.silence: str | None = None
 
 
-class SyncStream(Generic[Result]):
+class Stream(Generic[Result]):
     """Sends frames and yields answers; resumes at another server if one becomes unreachable.
 
     Args:
-        channels: The client's channels.
+        open_channels: Returns the client's channels.
         connection: The client's connection options.
         observation: Notifies observers.
         kind: RPC, configuration and format of the stream.
@@ -59,14 +59,14 @@ class SyncStream(Generic[Result]):
 
     def __init__(
         self,
-        channels: Channels,
+        open_channels: Callable[[], Channels],
         connection: Connection,
         observation: Observation,
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
         limits: StreamLimits,
     ) -> None:
-        self._channels = channels
+        self._open_channels = open_channels
         self._connection = connection
         self._observation = observation
         self._kind = kind
@@ -89,7 +89,7 @@ class SyncStream(Generic[Result]):
 
     def _answers(self) -> Generator[FrameAnswer[Result], None, None]:
         with closing(self._source):
-            self._channels.resolver.wait()
+            self._channels = self._open_channels()
             while not self._finished():
                 attempt = _Attempt(self._channels.stubs())
                 call = self._open(attempt)

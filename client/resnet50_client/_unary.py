@@ -95,8 +95,8 @@ def embed_call(
     return _upload("EmbedUpload", part, first, content, _codec.embedding)
 
 
-def variants_call() -> SingleCall[list[Variant]]:
-    """Return the call of `variants`."""
+def list_variants_call() -> SingleCall[list[Variant]]:
+    """Return the call of `list_variants`."""
     return _variants(
         "ListVariants",
         variant_pb2.ListVariantsRequest(),
@@ -104,8 +104,8 @@ def variants_call() -> SingleCall[list[Variant]]:
     )
 
 
-def variant_call(name: str) -> SingleCall[Variant]:
-    """Return the call of `variant`."""
+def get_variant_call(name: str) -> SingleCall[Variant]:
+    """Return the call of `get_variant`."""
     request = _codec.message(variant_pb2.GetVariantRequest, "", name=name)
     return _variants("GetVariant", request, lambda reply: _codec.variant(reply.variant))
 

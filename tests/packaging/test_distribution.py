@@ -28,7 +28,7 @@ from resnet50_client import Client, InvalidImageError
 typing.get_type_hints(Client.classify)  # without what its types come from
 
 with Client(sys.argv[1]) as client, open(sys.argv[2], "rb") as file:
-    client.wait_until_ready(30)
+    client.wait_until_ready(timeout_s=30)
     result = client.classify(file, top_k=3)
     vector = client.embed(sys.argv[2]).vector
     try:

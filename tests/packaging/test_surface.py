@@ -15,6 +15,7 @@ from resnet50_cli.top.scrape import METRICS
 from resnet50_client import AsyncClient, Client, errors
 from resnet50_client._base_client import BaseClient
 from resnet50_client._profiles import ENVIRONMENT
+from resnet50_client.admin import AdminClient, AsyncAdminClient
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,20 +86,44 @@ def test_every_error_is_exported_and_stands_in_the_tree():
         assert name in tree
 
 
+PAIRS = [(Client, AsyncClient), (AdminClient, AsyncAdminClient)]
+
+
 def public(kind: type) -> dict[str, object]:
-    """Return what a class has, and those below `BaseClient` that it is built on."""
-    those = [one for one in kind.__mro__ if one is kind or not issubclass(BaseClient, one)]
-    return {
-        name: value
-        for one in those
-        for name, value in vars(one).items()
-        if not name.startswith("_")
+    """Return the public attributes of a class and its bases."""
+    return {name: getattr(kind, name) for name in dir(kind) if not name.startswith("_")}
+
+
+def test_blocking_client_is_what_the_asyncio_client_generates():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "client" / "generate_sync.py"), "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
+def test_both_clients_have_the_same_methods(blocking, asynchronous):
+    assert public(blocking).keys() == public(asynchronous).keys()
+    assert inspect.signature(blocking) == inspect.signature(asynchronous)
+
+
+def test_only_clients_for_administration_change_variants():
+    shared = public(BaseClient).keys()
+    assert shared >= {"list_variants", "get_variant", "health", "wait_until_ready"}
+    assert public(AdminClient).keys() - shared == {
+        "load_variant",
+        "unload_variant",
+        "set_default_variant",
+        "set_traffic_split",
+        "list_traffic_splits",
+        "delete_traffic_split",
     }
-
-
-def test_both_clients_have_the_same_methods():
-    assert public(Client).keys() == public(AsyncClient).keys()
-    assert inspect.signature(Client) == inspect.signature(AsyncClient)
+    assert public(Client).keys() - shared == {
+        *("classify", "embed", "classify_many", "embed_many"),
+        *("classify_stream", "embed_stream"),
+    }
 
 
 def parameters(method: object) -> list[tuple[str, str, object, str]]:
@@ -116,9 +141,12 @@ def parameters(method: object) -> list[tuple[str, str, object, str]]:
     ]
 
 
-@pytest.mark.parametrize("name", public(Client))
-def test_methods_of_both_clients_are_alike(name):
-    blocking, asynchronous = getattr(Client, name), getattr(AsyncClient, name)
+@pytest.mark.parametrize(
+    ("blocking", "asynchronous", "name"),
+    [(*pair, name) for pair in PAIRS for name in public(pair[0])],
+)
+def test_methods_of_both_clients_are_alike(blocking, asynchronous, name):
+    blocking, asynchronous = getattr(blocking, name), getattr(asynchronous, name)
     assert parameters(blocking) == parameters(asynchronous)
     assert inspect.getdoc(blocking) == inspect.getdoc(asynchronous)
     returned = inspect.signature(blocking).return_annotation
@@ -126,13 +154,12 @@ def test_methods_of_both_clients_are_alike(name):
         item = returned.removeprefix("Generator[").removesuffix(", None, None]")
         assert inspect.signature(asynchronous).return_annotation == f"AsyncGenerator[{item}, None]"
     else:
-        assert inspect.iscoroutinefunction(asynchronous)
+        changed = name in ("from_profile", "from_environment", "with_options")
+        assert inspect.iscoroutinefunction(asynchronous) is not changed
         assert inspect.signature(asynchronous).return_annotation == returned
 
 
 def test_what_both_clients_share_is_documented():
-    shared = {"from_profile", "from_environment", "with_options"}
-    assert public(BaseClient).keys() == shared
     documented = inspect.getdoc(BaseClient)
     for name in inspect.signature(BaseClient).parameters:
         assert f"    {name}: " in documented, name

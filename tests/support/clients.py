@@ -8,16 +8,22 @@ from contextlib import aclosing
 from typing import Any
 
 from resnet50_client import AsyncClient, Client
+from resnet50_client.admin import AdminClient, AsyncAdminClient
 
 
 class Caller:
-    """Calls the methods of a `Client` (in a thread) or of an `AsyncClient`, awaited either way."""
+    """Calls the methods of a `Client` (in a thread) or of an `AsyncClient`, awaited either way.
+
+    Methods that only clients for administration have are called on one with the same arguments.
+    """
 
     def __init__(self, kind: type, *arguments: Any, **options: Any) -> None:
         self.client = kind(*arguments, **options)
+        admin = AsyncAdminClient if kind is AsyncClient else AdminClient
+        self.admin = admin(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self.client, name)
+        method = getattr(self.client if hasattr(self.client, name) else self.admin, name)
         if isinstance(self.client, AsyncClient):
             return method
 
@@ -31,6 +37,14 @@ class Caller:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def close(self) -> None:
+        """Close the clients."""
+        for client in (self.client, self.admin):
+            if isinstance(client, (AsyncClient, AsyncAdminClient)):
+                await client.close()
+            else:
+                await asyncio.to_thread(client.close)
 
 
 KINDS = [Client, AsyncClient]

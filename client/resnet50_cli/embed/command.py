@@ -91,7 +91,7 @@ def embed(
         run = _Run(images, checkpoint)
         try:
             with reporting_errors(), stop_signals() as stop, servers.client(timeout_s) as client:
-                checkpoint.check(client.variant(variant))
+                checkpoint.check(client.get_variant(variant))
                 call = partial(
                     client.embed_many,
                     variant=variant,

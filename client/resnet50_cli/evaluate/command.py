@@ -109,12 +109,12 @@ def evaluate(
     check_output(csv_file, "--csv", ".csv")
     with reporting_errors(), ExitStack() as stack:
         clients = [stack.enter_context(servers.client(timeout_s))]
-        variants = [clients[0].variant(variant)]
+        variants = [clients[0].get_variant(variant)]
         _check_variant(variants[0])
         if compare is not None or compare_server is not None:
             if compare_server is not None:
                 clients.append(stack.enter_context(servers.at(compare_server).client(timeout_s)))
-            variants.append(clients[-1].variant(compare if compare is not None else variant))
+            variants.append(clients[-1].get_variant(compare if compare is not None else variant))
             _check_other(variants[0], variants[1], same_server=compare_server is None)
         images = _images(folder, labels or [], files_from, null, variants[0])
         answer_file = None

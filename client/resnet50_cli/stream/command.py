@@ -164,7 +164,7 @@ def stream(
     with reporting_errors(), ExitStack() as stack:
         stack.enter_context(showing_log())
         client = stack.enter_context(servers.client(timeout_s))
-        client.variant(variant)
+        client.get_variant(variant)
         stop = stack.enter_context(stop_signals())
         try:
             frames = read_frames(

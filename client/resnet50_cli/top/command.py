@@ -80,7 +80,7 @@ def top(
         use_grpc = servers.given().server or not named
         no_retry = RetryPolicy(attempts=1)
         # Never closed: the thread that uses these clients runs until the process ends.
-        clients = servers.clients(timeout_s, retry=no_retry) if use_grpc else {}
+        clients = servers.admin_clients(timeout_s, retry=no_retry) if use_grpc else {}
         statuses = VariantStatusPoller(clients)
         statuses.start()
         found = snapshots(pollers, statuses, interval_s)

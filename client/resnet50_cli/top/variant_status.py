@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from resnet50_client._client import Client
+from resnet50_client._admin import AdminClient
 from resnet50_client._types.results import Variant
 from resnet50_client.errors import Resnet50Error
 
@@ -46,7 +46,7 @@ class VariantStatusPoller:
         clients: Clients by server address.
     """
 
-    def __init__(self, clients: Mapping[str, Client]) -> None:
+    def __init__(self, clients: Mapping[str, AdminClient]) -> None:
         self._clients = clients
         self._known: dict[str, VariantStatus] = {}
         self._failures: dict[str, str] = {}
@@ -77,7 +77,7 @@ class VariantStatusPoller:
         failures: dict[str, str] = {}
         for address, client in self._clients.items():
             try:
-                listed = client.variants()
+                listed = client.list_variants()
             except Resnet50Error:
                 continue  # the metrics are shown regardless
             except Exception as error:  # a missing token file, or a bug

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from resnet50_client._client import Client
+from resnet50_client._admin import AdminClient
 from resnet50_client._config import CHANGE_TIMEOUT_S
 from resnet50_client._types.results import LoadedVariant, Variant
 
@@ -60,8 +60,8 @@ variants = typer.Typer(
 def list_variants(servers: Servers, timeout_s: Timeout = None, as_json: AsJson = False) -> None:
     """List each server's variants, with loads in progress and failed loads."""
 
-    def show(address: str, client: Client) -> None:
-        listed = client.variants()
+    def show(address: str, client: AdminClient) -> None:
+        listed = client.list_variants()
         if as_json:
             for variant in listed:
                 print_json({"server": address, **dataclasses.asdict(variant)})
@@ -86,7 +86,7 @@ def show(
 ) -> None:
     """Show all details of a variant, with its categories; from any one of several servers."""
     with reporting_errors(), servers.client(timeout_s) as client:
-        variant = client.variant(name)
+        variant = client.get_variant(name)
         if as_json:
             print_json(dataclasses.asdict(variant))
             return
@@ -113,7 +113,7 @@ def load(
 ) -> None:
     """Load a variant into running servers."""
 
-    def change(address: str, client: Client) -> None:
+    def change(address: str, client: AdminClient) -> None:
         began_s = time.monotonic()
         loaded = load_watched(client, address, name, replace, timeout_s)
         took_s = time.monotonic() - began_s
@@ -136,7 +136,7 @@ def unload(
 ) -> None:
     """Unload a variant from running servers, after its requests in flight are complete."""
 
-    def change(address: str, client: Client) -> None:
+    def change(address: str, client: AdminClient) -> None:
         unloaded = client.unload_variant(name, timeout_s=timeout_s)
         if as_json:
             print_json({"server": address, "variant": dataclasses.asdict(unloaded)})
@@ -153,7 +153,7 @@ def default(
 ) -> None:
     """Make a loaded variant the default, which serves requests that name none."""
 
-    def change(address: str, client: Client) -> None:
+    def change(address: str, client: AdminClient) -> None:
         new = client.set_default_variant(name)
         if as_json:
             print_json({"server": address, **dataclasses.asdict(new)})

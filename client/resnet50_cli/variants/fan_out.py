@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import typer
 
-from resnet50_client._client import Client
+from resnet50_client._admin import AdminClient
 from resnet50_client.errors import CallCancelledError, DeadlineExceededError, UnavailableError
 
 from ..connection_options import Servers
@@ -18,7 +18,7 @@ _OUTCOME_UNKNOWN = (CallCancelledError, DeadlineExceededError, KeyboardInterrupt
 
 
 def query_each(
-    servers: Servers, timeout_s: float | None, query: Callable[[str, Client], None]
+    servers: Servers, timeout_s: float | None, query: Callable[[str, AdminClient], None]
 ) -> None:
     """Query every server, even after one fails.
 
@@ -45,7 +45,7 @@ def query_each(
 
 
 def update_each(
-    servers: Servers, timeout_s: float | None, change: Callable[[str, Client], None]
+    servers: Servers, timeout_s: float | None, change: Callable[[str, AdminClient], None]
 ) -> None:
     """Change one server after another, until the first failure.
 
@@ -81,10 +81,10 @@ def update_each(
 
 
 @contextmanager
-def _clients(servers: Servers, timeout_s: float | None) -> Iterator[dict[str, Client]]:
+def _clients(servers: Servers, timeout_s: float | None) -> Iterator[dict[str, AdminClient]]:
     with ExitStack() as opened:
         with reporting_errors():
-            clients = servers.clients(timeout_s)
+            clients = servers.admin_clients(timeout_s)
         for client in clients.values():
             opened.enter_context(client)
         yield clients

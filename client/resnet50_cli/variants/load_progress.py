@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from resnet50_client._client import Client
+from resnet50_client._admin import AdminClient
 from resnet50_client._types.results import LoadedVariant, Loading
 from resnet50_client.errors import Resnet50Error
 
@@ -17,18 +17,20 @@ _POLL_S = 0.25
 _POLL_TIMEOUT_S = 5.0
 
 
-def load(client: Client, address: str, name: str, replace: bool, timeout_s: float) -> LoadedVariant:
+def load(
+    client: AdminClient, address: str, name: str, replace: bool, timeout_s: float
+) -> LoadedVariant:
     """Load a variant and show its progress: live on a terminal, else a line per stage.
 
     Args:
-        client: Client of one server.
+        client: AdminClient of one server.
         address: The server's address, for messages.
         name: Name of the variant.
         replace: Replace a loaded variant of this name.
         timeout_s: Timeout in seconds.
 
     Raises:
-        Resnet50Error: See `Client.load_variant`.
+        Resnet50Error: See `AdminClient.load_variant`.
         KeyboardInterrupt: Ctrl-C; the client is then closed, and the server completes the load.
     """
     prefix = f"{address}: {name}"
@@ -60,10 +62,10 @@ def load(client: Client, address: str, name: str, replace: bool, timeout_s: floa
             raise
 
 
-def _poll(client: Client, name: str) -> Loading | None:
+def _poll(client: AdminClient, name: str) -> Loading | None:
     """Return the variant's progress; None if unknown. The load call itself reports errors."""
     try:
-        listed = client.variants(timeout_s=_POLL_TIMEOUT_S)
+        listed = client.list_variants(timeout_s=_POLL_TIMEOUT_S)
     except Resnet50Error:
         return None
     return next(

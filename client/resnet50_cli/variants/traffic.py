@@ -13,7 +13,7 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from resnet50_client._client import Client
+from resnet50_client._admin import AdminClient
 from resnet50_client._types.traffic import TrafficReport
 
 from ..connection_options import Servers, with_servers
@@ -60,7 +60,7 @@ def split(
 ) -> None:
     """Split a variant's traffic with a candidate, or change the percentages."""
 
-    def change(address: str, client: Client) -> None:
+    def change(address: str, client: AdminClient) -> None:
         report = client.set_traffic_split(
             variant,
             candidate,
@@ -107,7 +107,7 @@ def unsplit(
 ) -> None:
     """End a traffic split and show its results."""
 
-    def change(address: str, client: Client) -> None:
+    def change(address: str, client: AdminClient) -> None:
         _print([(address, [client.delete_traffic_split(variant)])], as_json)
 
     update_each(servers, timeout_s, change)

@@ -293,7 +293,7 @@ class Variant:
         embedding_space: Name of its embedding space; see `Embedding.space`.
         category_count: Number of categories; 0 without a classification head.
         categories: Names of the categories by index; empty in `variants()`, filled in
-            `variant(name)`.
+            `get_variant(name)`.
         transform: Preprocessing.
         published_accuracy: Published accuracy, if any.
         precision: "fp32", "fp16", "bf16" or "int8".

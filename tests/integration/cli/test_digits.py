@@ -20,7 +20,7 @@ def served(digits, directory: Path, *arguments: str) -> tuple[list[Classificatio
             await client.wait_until_ready()
             held_out = data.held_out
             results = await asyncio.gather(*(client.classify(image, top_k=1) for image in held_out))
-            return results, await client.variant("digits")
+            return results, await client.get_variant("digits")
 
     with server_processes() as start:
         server = start("--variants", f"digits={directory}", *arguments)

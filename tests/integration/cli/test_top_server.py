@@ -18,11 +18,11 @@ from resnet50_cli.top.variant_status import VariantStatusPoller
 from resnet50_cli.top.view import View
 from resnet50_client import (
     AsyncClient,
-    Client,
     InvalidImageError,
     OverloadedError,
     VariantChangeError,
 )
+from resnet50_client.admin import AdminClient, AsyncAdminClient
 from tests.support.administering import ADMIN, administered, builds_paused, describe
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, serving
@@ -102,13 +102,13 @@ async def test_variants_that_come_and_go_are_shown_as_they_are(tmp_path: Path, m
     describe(folder / "digits")
     async with (
         administered(folder, metrics_listen="127.0.0.1:0") as server,
-        AsyncClient(server.addresses[0], token=ADMIN) as admin,
+        AsyncAdminClient(server.addresses[0], token=ADMIN) as admin,
     ):
         poller = Poller(Endpoint.of(server.metrics_url), 30.0, 60.0)
 
         async def shown() -> list[str]:
             """Return the lines that name digits: its row in the table of variants comes first."""
-            with Client(server.addresses[0], token=ADMIN) as client:
+            with AdminClient(server.addresses[0], token=ADMIN) as client:
                 statuses = VariantStatusPoller({server.addresses[0]: client})
                 await asyncio.to_thread(statuses.poll)
             view, written = View(), io.StringIO()
@@ -119,7 +119,7 @@ async def test_variants_that_come_and_go_are_shown_as_they_are(tmp_path: Path, m
         async def shown_while_it_loads(replace: bool) -> str:
             with builds_paused(monkeypatch) as opened:
                 loading = asyncio.create_task(admin.load_variant("digits", replace=replace))
-                while all(one.loading is None for one in await admin.variants()):
+                while all(one.loading is None for one in await admin.list_variants()):
                     await asyncio.sleep(0.005)
                 seen = await shown()
                 opened.set()

@@ -80,7 +80,7 @@ def test_server_starts_without_disk_space_for_its_graph(tmp_path):
     with started(limited, env=environment) as (process,):
         with Client(listening(process)) as client:
             assert len(client.classify(PNG)) == 5
-            assert client.variant("mine").engine == "torch"
+            assert client.get_variant("mine").engine == "torch"
         for folder in (cache, temporary):
             assert not list(seen_by(process, folder).rglob("*.onnx"))
         process.terminate()
@@ -110,7 +110,7 @@ def test_server_serves_and_stops_while_its_log_is_not_read(tmp_path):
         ):
             for address, process in zip(addresses, (on_full, on_broken), strict=True):
                 with Client(address) as client:
-                    client.wait_until_ready(60)
+                    client.wait_until_ready(timeout_s=60)
                     assert len(client.classify(PNG)) == 5
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(60) == 0
@@ -140,7 +140,7 @@ def test_server_answers_and_stops_although_nobody_reads_its_log(tmp_path):
             started(command, stdout=writer, stderr=writer) as (process,),
             Client(address) as client,
         ):
-            client.wait_until_ready(60)
+            client.wait_until_ready(timeout_s=60)
             for _ in range(50):  # a line for each, of some 300 characters
                 assert len(client.classify(PNG)) == 5
             process.send_signal(signal.SIGTERM)
@@ -166,7 +166,7 @@ def test_server_that_is_lost_ends_although_nobody_reads_its_log(tmp_path):
         started(command, stdout=writer, stderr=writer) as (process,),
         Client(address, retry=RetryPolicy(attempts=1)) as client,
     ):
-        client.wait_until_ready(60)
+        client.wait_until_ready(timeout_s=60)
         for _ in range(50):
             client.classify(PNG)
         with pytest.raises(UnavailableError):
@@ -268,7 +268,7 @@ def test_servers_that_want_the_same_weights_download_them_once(tmp_path):
                 for one in others:
                     with Client(listening(one)) as client:
                         assert len(client.classify(PNG)) == 5
-                        digests.add(client.variant("IMAGENET1K_V2").digest)
+                        digests.add(client.get_variant("IMAGENET1K_V2").digest)
         assert published.downloads == 2  # the killed one's, and that of one of the others
     assert digests == {sha256(content).hexdigest()}
     assert left_in(folder) == [published.name]

@@ -161,12 +161,12 @@ def test_socket_that_a_killed_server_left_is_taken_over(tmp_path):
     with server_processes() as start:
         first = start(*arguments)
         with Client(address) as client:
-            client.wait_until_ready(60)
+            client.wait_until_ready(timeout_s=60)
             first.process.kill()
             first.process.wait()
             assert (tmp_path / "server.sock").exists()
             start(*arguments)
-            client.wait_until_ready(60)
+            client.wait_until_ready(timeout_s=60)
             assert len(client.classify(PNG)) == 5
 
 

@@ -118,11 +118,11 @@ async def test_variant_that_answers_nan_is_refused_and_others_serve(kind):
             request = health_pb2.HealthCheckRequest(service=service)
             assert (await checking.Check(request)).status == Health.SERVING
         assert await get(server, "/readyz") == (200, "ok\n")
-        assert {one.name: (one.state, one.problem) for one in await caller.variants()} == {
+        assert {one.name: (one.state, one.problem) for one in await caller.list_variants()} == {
             V2: ("ready", ""),
             V1: ("unhealthy", PROBLEM),
         }
-        assert (await caller.variant(V1)).state == "unhealthy"
+        assert (await caller.get_variant(V1)).state == "unhealthy"
         found = await scrape(server)
         assert found.one("resnet50_variant_healthy", variant=V1) == 0
         assert found.one("resnet50_variant_healthy", variant=V2) == 1

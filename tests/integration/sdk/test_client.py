@@ -182,9 +182,9 @@ async def test_variants_are_described(kind):
         serving(variants=["IMAGENET1K_V1", "IMAGENET1K_V2"]) as server,
         Caller(kind, server.addresses[0]) as client,
     ):
-        listed = await client.variants()
-        default = await client.variant()
-        spelled = await client.variant("ResNet50_Weights.DEFAULT")
+        listed = await client.list_variants()
+        default = await client.get_variant()
+        spelled = await client.get_variant("ResNet50_Weights.DEFAULT")
         (learned,) = {queue.latency for queue in queues_of(server) if queue.name == default.name}
     assert default.latency == listed[0].latency
     assert default.latency.alpha_ms == pytest.approx(learned.alpha_s * 1e3)
@@ -214,7 +214,7 @@ async def test_errors_are_ours_and_say_what_to_do(kind):
         with pytest.raises(resnet50_client.InvalidRequestError, match="float32, float16"):
             await client.embed(PNG, dtype="float64")
         with pytest.raises(resnet50_client.VariantNotFoundError, match="cats") as missing:
-            await client.variant("cats")
+            await client.get_variant("cats")
     assert (broken.value.field, broken.value.code) == ("image.encoded", "INVALID_ARGUMENT")
     assert broken.value.request_id
     assert isinstance(broken.value.__cause__, grpc.RpcError)
@@ -306,7 +306,7 @@ async def test_unary_call_goes_on_until_a_server_is_there(kind, name):
     policy = {"retry": RetryPolicy(**QUICK), "observers": [retries], "timeout_s": 300}
     async with Caller(kind, address, **policy) as client:
         call = asyncio.ensure_future(
-            client.classify(PNG) if name == "classify" else client.variants()
+            client.classify(PNG) if name == "classify" else client.list_variants()
         )
         await asyncio.to_thread(retries.made.wait)
         async with serving(listen=[address]):
@@ -437,7 +437,7 @@ async def test_wait_until_ready_returns_when_a_server_has_come(kind):
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     async with Caller(kind, address) as client:
-        waiting = asyncio.ensure_future(client.wait_until_ready(30))
+        waiting = asyncio.ensure_future(client.wait_until_ready(timeout_s=30))
         with pytest.raises(resnet50_client.UnavailableError):
             await client.health(timeout_s=0.2)
         assert not waiting.done()
@@ -452,10 +452,10 @@ async def test_wait_until_ready_says_what_it_saw(kind):
         server.parts.admission.draining = True
         server.parts.health.update()
         with pytest.raises(TimeoutError, match=r"within 0\.3 s; last status: NOT_SERVING"):
-            await client.wait_until_ready(0.3)
+            await client.wait_until_ready(timeout_s=0.3)
     async with Caller(kind, "127.0.0.1:1") as client:
         with pytest.raises(resnet50_client.DeadlineExceededError, match="Connection refused"):
-            await client.wait_until_ready(2)
+            await client.wait_until_ready(timeout_s=2)
 
 
 async def test_closed_client_says_so(kind):

@@ -134,7 +134,7 @@ async def test_delay_and_health_can_be_set(kind, server):
 
 async def test_variant_is_listed_and_another_one_is_refused(kind, server):
     async with Caller(kind, server.address) as client:
-        (listed,) = await client.variants()
+        (listed,) = await client.list_variants()
         with pytest.raises(VariantNotFoundError) as refused:
             await client.classify(b"image", variant="other")
     assert (listed.name, listed.categories) == ("IMAGENET1K_V2", ("cat", "dog", "fish"))

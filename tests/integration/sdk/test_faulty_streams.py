@@ -268,7 +268,12 @@ async def test_bytes_that_are_no_answer_are_an_error_of_the_server(kind):
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with Caller(kind, f"127.0.0.1:{port}") as client:
-        for call in (client.classify(PNG), client.variants(), client.health(), client.embed(PNG)):
+        for call in (
+            client.classify(PNG),
+            client.list_variants(),
+            client.health(),
+            client.embed(PNG),
+        ):
             with pytest.raises(ServerError):
                 await call
         with pytest.raises(ServerError):

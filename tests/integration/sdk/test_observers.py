@@ -126,7 +126,7 @@ async def test_waiting_for_a_server_is_observed_as_one_call(kind):
     recorder = Recorder()
     async with Caller(kind, "127.0.0.1:1", observers=[recorder]) as client:
         with pytest.raises(resnet50_client.DeadlineExceededError):
-            await client.wait_until_ready(0.5)
+            await client.wait_until_ready(timeout_s=0.5)
     async with (
         serving() as server,
         Caller(kind, server.addresses[0], observers=[recorder]) as client,

@@ -61,7 +61,7 @@ async def test_derived_client_shares_connections_and_their_end(kind, server):
     other = derived(client, timeout_s=5.0)  # before the first call
     await other.classify(b"image")
     await client.classify(b"image")
-    assert client.client._shared.channels is other.client._shared.channels
+    assert client.client._calls.channels is other.client._calls.channels
     await other.close()
     with pytest.raises(RuntimeError, match="is closed"):
         await client.classify(b"image")

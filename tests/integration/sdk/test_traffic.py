@@ -76,7 +76,7 @@ async def test_split_is_set_shown_and_ended(kind, folder):
         assert (report.comparison.images, report.comparison.top_1_agreement) == (1, 1.0)
         assert report.comparison.embedding_cosine == pytest.approx(1.0)
         assert {report.variant_digest, report.candidate_digest} == {
-            one.digest for one in await client.variants()
+            one.digest for one in await client.list_variants()
         }
         ended = await client.delete_traffic_split(V2)
         assert ended.comparison == report.comparison

@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 async def states(client: Caller) -> dict[str, str]:
-    return {one.name: one.state for one in await client.variants()}
+    return {one.name: one.state for one in await client.list_variants()}
 
 
 async def test_variant_is_loaded_becomes_the_default_and_is_unloaded(kind, folder):
@@ -93,7 +93,9 @@ async def test_what_a_server_refuses_is_told_apart(kind, folder, tmp_path):
                 await change("digits")
             assert denied.value.scope == "admin"
         # Why it failed stays to be read.
-        assert [one.last_failure for one in await client.variants() if one.name == "broken"] != [""]
+        assert [
+            one.last_failure for one in await client.list_variants() if one.name == "broken"
+        ] != [""]
     async with (
         administered(folder, variants_dir=None) as server,
         Caller(kind, server.addresses[0], token=ADMIN) as client,
@@ -110,7 +112,7 @@ async def test_variant_changes_are_not_retried_on_another_server(kind):
                 await change("digits")
         # Calls that change nothing are repeated.
         front.failures = [unavailable()]
-        await client.variants()
+        await client.list_variants()
         assert front.methods() == [
             *("LoadVariant", "UnloadVariant", "SetDefaultVariant"),
             *("ListVariants", "ListVariants"),
@@ -135,14 +137,14 @@ async def test_server_goes_on_with_a_load_whose_caller_gave_up(kind, folder, mon
         with builds_paused(monkeypatch) as opened:
             with pytest.raises(DeadlineExceededError):
                 await client.load_variant("digits", timeout_s=1.0)
-            (digits,) = [one for one in await client.variants() if one.name == "digits"]
+            (digits,) = [one for one in await client.list_variants() if one.name == "digits"]
             assert (digits.state, digits.loading.stage) == ("loading", "building")
             with pytest.raises(VariantChangeError, match="another variant"):
                 await client.load_variant("pets")
             opened.set()
         ready = {"IMAGENET1K_V2": "ready", "digits": "ready"}
         await until_states(client, ready)
-        assert (await client.variant("digits")).loading is None
+        assert (await client.get_variant("digits")).loading is None
 
 
 async def until_states(client: Caller, expected: dict[str, str]) -> None:

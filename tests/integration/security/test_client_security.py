@@ -61,12 +61,12 @@ def files(tmp_path):
 
 async def every_call(client: Caller) -> None:
     """Make a call of each kind."""
-    await client.wait_until_ready(30)
+    await client.wait_until_ready(timeout_s=30)
     assert await client.health() == "SERVING"
     assert (await client.classify(PNG)).top.label == "tench"
     assert (await client.embed(large_png())).vector.shape == (2048,)
-    assert len(await client.variants()) == 1
-    assert (await client.variant()).name == "IMAGENET1K_V2"
+    assert len(await client.list_variants()) == 1
+    assert (await client.get_variant()).name == "IMAGENET1K_V2"
     for name in ("classify_many", "embed_many", "classify_stream", "embed_stream"):
         assert len([item async for item in items(client, name, [PNG] * 3)]) == 3
 
@@ -210,7 +210,7 @@ async def test_connection_of_an_old_certificate_ends_after_its_calls(kind, ca, f
             files.client(ca, name)
             await client.classify(PNG)
         gc.collect()
-        channels = client.client._shared.channels
+        channels = client.client._calls.channels
         assert len(channels._open) == 2
         assert len([item async for item in stream]) == 7
         del stream
@@ -296,7 +296,7 @@ async def test_missing_wrong_and_unfit_tokens_are_told_apart(kind):
                 with pytest.raises(expected):
                     [item async for item in items(client, "classify_many", [PNG])]
                 with pytest.raises(expected):
-                    await client.wait_until_ready(30)
+                    await client.wait_until_ready(timeout_s=30)
 
 
 async def test_function_gives_each_call_its_token(kind):

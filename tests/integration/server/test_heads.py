@@ -80,9 +80,9 @@ async def test_clients_embed_and_name_the_missing_head(variants, kind):
         with pytest.raises(NoClassificationHeadError, match="no classification head"):
             async for _ in items(client, "classify_many", [PNG], variant="vectors"):
                 pass
-        shown = await client.variant("tags")
+        shown = await client.get_variant("tags")
         assert (shown.activation, shown.thresholds) == ("sigmoid", pytest.approx((0.6, 0.2, 0.1)))
-        (vectors,) = [one for one in await client.variants() if one.name == "vectors"]
+        (vectors,) = [one for one in await client.list_variants() if one.name == "vectors"]
         assert (vectors.activation, vectors.category_count) == ("none", 0)
 
 

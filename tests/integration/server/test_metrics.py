@@ -123,7 +123,7 @@ async def single_calls(load: Load) -> None:
     large = encode(photo_like(1800, 1400), "BMP")
     for _ in range(2):
         load.answered("ClassifyUpload", (await load.client.classify(large)).timing)
-    assert len(await load.client.variants()) == 1
+    assert len(await load.client.list_variants()) == 1
     load.calls["ListVariants", "", "OK"] += 1
 
 
@@ -369,7 +369,7 @@ async def test_gauges_show_queues_and_streams_at_scrape_time():
         found = await scrape(load.server)
         assert found.one("resnet50_batch_latency_alpha_seconds", variant=V2) == latency.alpha_s
         assert found.one("resnet50_batch_latency_beta_seconds", variant=V2) == latency.beta_s
-        variant = await load.client.variant(V2)
+        variant = await load.client.get_variant(V2)
         info = {
             "variant": V2,
             "digest": variant.digest,

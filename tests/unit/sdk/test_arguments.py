@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet50_client import InvalidRequestError, RawImage, RetryPolicy, VideoFrame
+from resnet50_client import AsyncClient, InvalidRequestError, RawImage, RetryPolicy, VideoFrame
+from resnet50_client.admin import AdminClient, AsyncAdminClient
 from tests.support.clients import KINDS
 from tests.support.pictures import encode, photo_like
 
@@ -144,7 +145,7 @@ async def test_wrong_option_is_refused_at_the_call(client, method, name, value):
 
 @pytest.mark.parametrize("value", SINGLE_ONLY["timeout_s"])
 async def test_wrong_timeout_is_refused(client, value):
-    for method in ("classify", "embed", "health", "variants", "wait_until_ready"):
+    for method in ("classify", "embed", "health", "list_variants", "wait_until_ready"):
         arguments = [PNG] if method in SINGLE else []
         with pytest.raises(InvalidRequestError, match=r"timeout_s: is .*number of seconds above 0"):
             await getattr(client, method)(*arguments, timeout_s=value)
@@ -165,8 +166,9 @@ async def test_integers_of_numpy_are_integers(client):
 
 @pytest.mark.parametrize("value", [3, "\ud800"], ids=repr)
 async def test_name_that_is_no_text_is_refused_in_every_method(client, value):
+    admin = (AsyncAdminClient if type(client) is AsyncClient else AdminClient)(NOWHERE)
     for method, arguments, name in (
-        ("variant", [value], "name"),
+        ("get_variant", [value], "name"),
         ("load_variant", [value], "name"),
         ("unload_variant", [value], "name"),
         ("set_default_variant", [value], "name"),
@@ -176,7 +178,7 @@ async def test_name_that_is_no_text_is_refused_in_every_method(client, value):
         ("health", [value], "service"),
     ):
         with pytest.raises(InvalidRequestError, match=f"^{name}: ") as refused:
-            await getattr(client, method)(*arguments)
+            await getattr(admin, method)(*arguments)
         assert refused.value.field == name
 
 

@@ -1,42 +1,21 @@
-"""Variant methods of the blocking client. `_async_variants.py` has the asyncio ones."""
+"""The asyncio client for administration: it changes variants and traffic splits."""
 
 from __future__ import annotations
 
 from . import _unary
+from ._async_base_client import AsyncBaseClient
 from ._config import CHANGE_TIMEOUT_S
-from ._sync_calls import SyncCalls
 from ._types.results import LoadedVariant, NewDefault, Variant
 from ._types.traffic import TrafficReport
 
 
-class SyncVariants(SyncCalls):
-    """Lists, shows and changes the variants of a server."""
+class AsyncAdminClient(AsyncBaseClient):
+    """Asyncio client that changes variants and traffic splits of one server.
 
-    def variants(self, *, timeout_s: float | None = None) -> list[Variant]:
-        """List all variants of the server, the default first, without their categories.
+    Args and errors: see `AsyncBaseClient`.
+    """
 
-        Args:
-            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
-
-        Raises:
-            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
-        """
-        return self._call(_unary.variants_call(), timeout_s)
-
-    def variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
-        """Return one variant, with its categories.
-
-        Args:
-            name: Name or alias; "" for the server's default.
-            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
-
-        Raises:
-            VariantNotFoundError: The server has no variant of that name.
-            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
-        """
-        return self._call(_unary.variant_call(name), timeout_s)
-
-    def load_variant(
+    async def load_variant(
         self, name: str, *, replace: bool = False, timeout_s: float = CHANGE_TIMEOUT_S
     ) -> LoadedVariant:
         """Load a variant into the server; return when it is ready for requests.
@@ -45,7 +24,7 @@ class SyncVariants(SyncCalls):
         server with `--variants-dir`. It changes a single server, one of several addresses: to
         change several servers, create a client for each. It is not retried after the request was
         sent, because another server could receive the retry; after UnavailableError or
-        DeadlineExceededError the load may still be in progress, as `variants` shows.
+        DeadlineExceededError the load may still be in progress, as `list_variants` shows.
 
         Args:
             name: A folder in the server's `--variants-dir`, the name of a torchvision variant, or a
@@ -64,9 +43,9 @@ class SyncVariants(SyncCalls):
             UnimplementedError: The server was started without `--variants-dir`.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
-        return self._call(_unary.load_variant_call(name, replace), timeout_s)
+        return await self._call(_unary.load_variant_call(name, replace), timeout_s)
 
-    def unload_variant(self, name: str, *, timeout_s: float = CHANGE_TIMEOUT_S) -> Variant:
+    async def unload_variant(self, name: str, *, timeout_s: float = CHANGE_TIMEOUT_S) -> Variant:
         """Unload a variant from the server; return its last state when its memory is free.
 
         New requests for it are rejected; requests in flight are completed, including uploads in
@@ -82,9 +61,9 @@ class SyncVariants(SyncCalls):
                 progress, or its memory cannot be freed (it no longer serves requests then).
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return self._call(_unary.unload_variant_call(name), timeout_s)
+        return await self._call(_unary.unload_variant_call(name), timeout_s)
 
-    def set_default_variant(self, name: str, *, timeout_s: float | None = None) -> NewDefault:
+    async def set_default_variant(self, name: str, *, timeout_s: float | None = None) -> NewDefault:
         """Make a loaded variant the default, which serves requests that name none.
 
         Open streams keep their variant. Otherwise as `load_variant`.
@@ -98,9 +77,9 @@ class SyncVariants(SyncCalls):
             VariantChangeError: The variant is not ready.
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return self._call(_unary.set_default_variant_call(name), timeout_s)
+        return await self._call(_unary.set_default_variant_call(name), timeout_s)
 
-    def set_traffic_split(
+    async def set_traffic_split(
         self,
         variant: str,
         candidate: str,
@@ -136,9 +115,9 @@ class SyncVariants(SyncCalls):
         call = _unary.set_traffic_split_call(
             variant, candidate, canary_percent, shadow_percent, canary_embeddings
         )
-        return self._call(call, timeout_s)
+        return await self._call(call, timeout_s)
 
-    def list_traffic_splits(self, *, timeout_s: float | None = None) -> list[TrafficReport]:
+    async def list_traffic_splits(self, *, timeout_s: float | None = None) -> list[TrafficReport]:
         """List the server's traffic splits with their results.
 
         It needs a token with the scope "admin". The results are of a single server.
@@ -150,9 +129,9 @@ class SyncVariants(SyncCalls):
             PermissionDeniedError: The token lacks the scope "admin".
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
-        return self._call(_unary.list_traffic_splits_call(), timeout_s)
+        return await self._call(_unary.list_traffic_splits_call(), timeout_s)
 
-    def delete_traffic_split(
+    async def delete_traffic_split(
         self, variant: str, *, timeout_s: float | None = None
     ) -> TrafficReport:
         """End a traffic split; return its results. Otherwise as `load_variant`.
@@ -165,4 +144,4 @@ class SyncVariants(SyncCalls):
             VariantNotFoundError: The variant is not loaded, or has no split.
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return self._call(_unary.delete_traffic_split_call(variant), timeout_s)
+        return await self._call(_unary.delete_traffic_split_call(variant), timeout_s)

@@ -1,0 +1,304 @@
+"""Base of the asyncio clients: their arguments, constructors and common methods."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+from . import _unary
+from ._addresses import DEFAULT_SERVER
+from ._async_calls import AsyncCalls
+from ._auth import Credentials, Token
+from ._config import DEFAULT_TIMEOUT_S, HEALTH_POLLS, Connection, Priority
+from ._profiles import Profile
+from ._retries import Backoff, RetryPolicy
+from ._tls import Pem
+from ._types.results import Variant
+from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
+from .observers import CallObserver, Observers
+
+Result = TypeVar("Result")
+Self = TypeVar("Self", bound="AsyncBaseClient")
+
+
+class AsyncBaseClient:
+    """Base of `AsyncClient` and `AsyncAdminClient`.
+
+    Args:
+        server: "host:port" (balanced over all addresses of the name), "unix:PATH", or a list of
+            "host:port" to balance over. Names are resolved when a call is made, and again while
+            calls fail.
+        timeout_s: Timeout of a call in seconds, retries included; `math.inf` for no limit.
+        retry: Policy for retrying failed calls.
+        priority: "interactive", or "bulk" for calls that yield to interactive traffic.
+        caller_key: Key that assigns calls in a server's traffic split: 1 to 128 printable ASCII
+            characters, such as a user ID. The same key always gets the same weights. None: the
+            server uses the caller's identity.
+        tls: Use TLS; None means: if `ca`, `cert` or `server_name` is given. True without `ca`
+            trusts the public CA certificates of gRPC (or of the file named by
+            GRPC_DEFAULT_SSL_ROOTS_FILE_PATH).
+        ca: CA certificates to trust: a path, or the bytes of a PEM file.
+        cert: Client certificate chain for servers that require one: a path, or PEM bytes.
+        key: Unencrypted private key of `cert`: a path, or PEM bytes.
+        token: Bearer token, sent as "authorization: Bearer ..." with each call; or a function that
+            returns the current one, which is called for each attempt and must not block.
+        token_file: File with the token, read again when it changes.
+        server_name: Name expected in the server's certificate, if different from the address's
+            host; "localhost" for unix sockets.
+        insecure_token: Allow sending the token over plaintext to other machines.
+        observers: Notified of each call, e.g. `OpenTelemetryObserver` of
+            `resnet50_client.opentelemetry`.
+        variant: Default variant of calls; None for the server's.
+        metadata: Metadata that is sent with every call, e.g. {"x-tenant": "a"}.
+
+    A client is pickled as its arguments; the copy makes connections of its own. Certificates given
+    as paths are read again when their files change, and used for later calls. Keys and tokens never
+    appear in messages, nor in pickles.
+
+    Raises:
+        ValueError: An argument is invalid, or the token would be sent in plaintext to another
+            machine.
+        OSError: A file cannot be read.
+    """
+
+    def __init__(
+        self,
+        server: str | Sequence[str] = DEFAULT_SERVER,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        priority: Priority = "interactive",
+        caller_key: str | None = None,
+        tls: bool | None = None,
+        ca: Pem | None = None,
+        cert: Pem | None = None,
+        key: Pem | None = None,
+        token: Token | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        server_name: str | None = None,
+        insecure_token: bool = False,
+        observers: Sequence[CallObserver] = (),
+        variant: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        # For pickle; before any other variable exists.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        credentials = Credentials.of(
+            tls=tls,
+            ca=ca,
+            cert=cert,
+            key=key,
+            token=token,
+            token_file=token_file,
+            server_name=server_name,
+            insecure_token=insecure_token,
+        )
+        self._connection = Connection.to(
+            server, timeout_s, retry, priority, credentials, caller_key, variant, metadata
+        )
+        self._observers = Observers(observers, self._connection.addresses)
+        self._calls = AsyncCalls(self._connection, repr(self))
+
+    @classmethod
+    def from_profile(
+        cls: type[Self],
+        name: str,
+        *,
+        profile_file: str | os.PathLike[str] | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Create a client from a table `[profiles.NAME]` of a TOML file.
+
+        Args:
+            name: Name of the profile.
+            profile_file: Path of the file; None for `RESNET50_PROFILE_FILE` or the user's default,
+                ~/.config/resnet50/profiles.toml (on Windows in %APPDATA%).
+            overrides: Arguments of the client, which take precedence.
+
+        Raises:
+            ValueError: The profile does not exist, or is invalid.
+            OSError: A file cannot be read.
+        """
+        profile = Profile.named(name, profile_file)
+        return cls(**{**profile.arguments(), **overrides})
+
+    @classmethod
+    def from_environment(cls: type[Self], **overrides: Any) -> Self:
+        """Create a client from environment variables, which take precedence over their profile.
+
+        Variables are RESNET50_SERVER (several separated by commas), RESNET50_PROFILE,
+        RESNET50_PROFILE_FILE, and, like the arguments, RESNET50_TLS, _CA, _CERT, _KEY, _TOKEN,
+        _TOKEN_FILE, _SERVER_NAME, _INSECURE_TOKEN, _PRIORITY, _CALLER_KEY and _TIMEOUT_S.
+
+        Args:
+            overrides: Arguments of the client, which take precedence.
+
+        Raises:
+            ValueError: A variable or the profile is invalid.
+            OSError: A file cannot be read.
+        """
+        profile = Profile.of_environment()
+        return cls(**{**profile.arguments(), **overrides})
+
+    def with_options(
+        self: Self,
+        *,
+        variant: str | None = None,
+        timeout_s: float | None = None,
+        retry: RetryPolicy | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Return a client with other defaults that shares this one's connections.
+
+        Closing either closes both. None keeps a default.
+
+        Args:
+            variant: Default variant; "" for the server's.
+            timeout_s: Timeout of a call in seconds.
+            retry: Policy for retrying failed calls.
+            priority: "interactive" or "bulk".
+            caller_key: Key that assigns calls in a traffic split.
+            metadata: Metadata of every call, in addition to this client's, e.g. an
+                "x-request-id".
+
+        Raises:
+            ValueError: An argument is invalid.
+        """
+        given = {
+            "variant": variant,
+            "timeout_s": timeout_s,
+            "retry": retry,
+            "priority": priority,
+            "caller_key": caller_key,
+        }
+        connection = self._connection.with_defaults(**given, metadata=metadata)  # type: ignore[arg-type]
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _connection=connection)
+        other._arguments = {
+            **self._arguments,
+            **{name: value for name, value in given.items() if value is not None},
+            "metadata": dict(connection.extra),
+        }
+        return other
+
+    async def list_variants(self, *, timeout_s: float | None = None) -> list[Variant]:
+        """List all variants of the server, the default first, without their categories.
+
+        Args:
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+        """
+        return await self._call(_unary.list_variants_call(), timeout_s)
+
+    async def get_variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
+        """Return one variant, with its categories.
+
+        Args:
+            name: Name or alias; "" for the server's default.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            VariantNotFoundError: The server has no variant of that name.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+        """
+        return await self._call(_unary.get_variant_call(name), timeout_s)
+
+    async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+        """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
+
+        Args:
+            service: Full name, e.g. "resnet50.v1.InferenceService"; "" for the whole server.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+        """
+        try:
+            return await self._call(_unary.health_call(service), timeout_s)
+        except VariantNotFoundError:  # NOT_FOUND, of the service here
+            return "SERVICE_UNKNOWN"
+
+    async def wait_until_ready(self, *, timeout_s: float = 60.0) -> None:
+        """Wait until a server has loaded its variants and is ready for requests.
+
+        Args:
+            timeout_s: Timeout in seconds.
+
+        Raises:
+            DeadlineExceededError: No server was ready in time; the message has the last status.
+            Resnet50Error: The health check failed; see `resnet50_client.errors`.
+        """
+        self._check_open()
+        attempts = self._connection.attempts(timeout_s)
+        connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
+        call, status = _unary.health_call(""), "no connection"
+        channels = await self._calls.open(attempts.left_s())
+        with self._observers.observe(call.method) as observation:
+            while not attempts.over():
+                poll = connection.attempts(attempts.left_s())
+                try:
+                    status = call.result(
+                        await self._calls.reply(channels, connection, call, poll, observation)
+                    )
+                except UnavailableError as error:
+                    status = error.message
+                except DeadlineExceededError:
+                    break
+                if status == "SERVING":
+                    return
+                await self._calls.pause(channels, min(pauses.next_s(), attempts.left_s()))
+            raise self._connection.not_ready(timeout_s, status)
+
+    async def close(self) -> None:
+        """Close the connections; calls in flight end with CallCancelledError."""
+        await self._calls.close()
+
+    async def __aenter__(self: Self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._connection)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        for name, other in (("token", "token_file"), ("key", "the path of its file")):
+            value = self._arguments[name]
+            if isinstance(value, bytes) or (name == "token" and isinstance(value, str)):
+                raise TypeError(
+                    f"{name}: a secret is not written into a pickle; pass {other} to"
+                    f" {type(self).__name__}, which can be pickled"
+                )
+        return _unpickle, (type(self), self._arguments)
+
+    async def _call(
+        self,
+        call: _unary.SingleCall[Result],
+        timeout_s: float | None,
+        caller_key: str | None = None,
+    ) -> Result:
+        """Make one call with the client's options."""
+        self._check_open()
+        connection = self._connection.of(caller_key=caller_key)
+        return await self._calls.call(connection, self._observers, call, timeout_s)
+
+    def _check_open(self) -> None:
+        if self._calls.closed:
+            raise RuntimeError(f"{self!r} is closed; create a new one")
+
+
+def _unpickle(kind: type[AsyncBaseClient], arguments: dict[str, Any]) -> AsyncBaseClient:
+    return kind(**arguments)
