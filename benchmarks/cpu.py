@@ -37,7 +37,7 @@ from resnet50_bench.runner import measure
 from resnet50_server.engines.autoselect import CpuEngines
 from resnet50_server.engines.graph_cache import GraphCache
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import Transform
 from resnet50_server.lifecycle.engine_builder import build_engine, prepare_variant
 from resnet50_server.runtime.cpus import CpuPlan, cpus

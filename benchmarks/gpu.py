@@ -46,7 +46,7 @@ from resnet50_server.engines.cuda.device import CudaDevice
 from resnet50_server.engines.cuda.engine import CudaEngine
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import Transform
 from resnet50_server.variants.network import Network, build_network, read_weights
 from resnet50_server.variants.spec import parse_variant

@@ -36,7 +36,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 from examples import digits
 from resnet50_server.images import jpeg
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.resize import resize_and_crop
 from resnet50_server.images.transform import Transform
 from tests.support.pictures import PHOTOS

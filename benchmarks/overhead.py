@@ -352,7 +352,7 @@ async def measure_decode() -> None:
     from torchvision.models import ResNet50_Weights
 
     from resnet50_server.images.decode import decode
-    from resnet50_server.images.formats import ImageLimits
+    from resnet50_server.images.limits import ImageLimits
     from resnet50_server.images.transform import Transform
     from resnet50_server.inference.decode_pool import DecodePool
 

@@ -41,7 +41,8 @@ from resnet50_server.auth.tokens import parse_tokens
 from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError
 from resnet50_server.images.decode import decode
 from resnet50_server.images.decode_guard import silence_decoders
-from resnet50_server.images.formats import FORMATS, ImageLimits, check_header
+from resnet50_server.images.formats import FORMATS, check_header
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.raw import raw_to_rgb
 from resnet50_server.images.source import RawImage, Source
 from resnet50_server.images.transform import Transform

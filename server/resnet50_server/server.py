@@ -30,7 +30,7 @@ from resnet50_server.auth.tls import TlsReloader
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.engines.devices import cuda_available, thread_initializer
 from resnet50_server.events import CompositeEvents
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool, decode_threads
 from resnet50_server.inference.pipeline import Pipeline

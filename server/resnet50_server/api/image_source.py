@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resnet50.v1 import image_pb2
 from resnet50_server.errors import InvalidImage
-from resnet50_server.images.formats import ImageLimits, check_encoded
+from resnet50_server.images.limits import ImageLimits, check_encoded
 from resnet50_server.images.raw import check_raw
 from resnet50_server.images.source import RawImage, Source
 

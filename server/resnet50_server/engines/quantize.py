@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from resnet50_server.errors import InvalidImage, WeightsError
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import Transform
 
 from .base import Engine, Images

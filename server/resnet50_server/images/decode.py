@@ -22,8 +22,9 @@ from resnet50_server.errors import InvalidImage
 from .background import Color, composite, has_alpha
 from .decode_guard import check_exif_tags
 from .depth import grey_of_8_bits
-from .formats import CheckedFile, ImageLimits, check_resized, open_checked
+from .formats import CheckedFile, open_checked
 from .jpeg import decode_jpeg
+from .limits import ImageLimits, check_resized
 from .pixel_budget import Reserve, unbounded
 from .png import scale_transparency
 from .raw import raw_to_rgb

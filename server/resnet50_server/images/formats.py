@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +10,20 @@ from dataclasses import dataclass
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from resnet50_server.errors import ImageFault, InvalidImage
-from resnet50_server.settings import Settings
 
 from . import jpeg
 from .decode_guard import FIELD, BudgetedReader, check_exif_tags, check_tiff_tags
 from .heif import declared_size, decodes, decoding_bytes, missing_decoder, open_heif
+from .limits import (
+    ImageLimits,
+    check_memory,
+    check_resized,
+    check_size,
+    require_pixels,
+    too_many_pixels,
+)
 from .pixel_budget import JPEG_PIXEL_BYTES, PIXEL_BYTES, BudgetFull
 from .png import skipped_chunks
-from .resize import resized_pixels
 from .signatures import Format, identify, is_incomplete, unsupported
 from .tiff import Tiff, check_strips, check_tiles
 from .transform import Transform
@@ -29,15 +34,10 @@ _SPELLED = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF"
 HEADER_BYTES = 12
 # Pillow decodes run-length BMPs in Python: 50 million pixels would keep the GIL for seconds.
 MAX_RUN_LENGTH_PIXELS = 2**22
-# Entropy-coded data is read whole however small the image is decoded: 200-megapixel photos by
-# default (docs/adr/0030-scaled-jpeg-decoding.md).
-JPEG_MULTIPLE = 5
 # All scans of a JPEG together pass over so many times the pixels that one may declare: 108 million
 # in the 10 scans of usual encoders. At worst that takes 3 s of a core (docs/security.md).
 MAX_SCANNED_IMAGES = 5
 
-# Pixels are limited here, by the limits of a server; see `ImageLimits` for Pillow's own guard.
-Image.MAX_IMAGE_PIXELS = None
 # Without it Pillow knows only the formats that it has met, and `formats=` raises on the others.
 Image.init()
 
@@ -59,63 +59,6 @@ class CheckedFile:
     reader: BudgetedReader
     part: int
     cost_pixels: int
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """Limits of one image.
-
-    Attributes:
-        max_bytes: Length of an encoded image.
-        max_pixels: Width x height of any image as it is decoded.
-        timeout_s: For decoding one, in seconds.
-        max_jpeg_pixels: Width x height that a JPEG may declare.
-        exact_jpeg_pixels: A JPEG that declares more is decoded at a half, a quarter or an eighth of
-            its size where the result is large enough for the variant.
-        accept_truncated: Whether to answer from what is there of an image that lacks data.
-    """
-
-    max_bytes: int = 32 * 2**20
-    max_pixels: int = 50_000_000
-    timeout_s: float = 10.0
-    max_jpeg_pixels: int = 250_000_000
-    exact_jpeg_pixels: int = 50_000_000
-    accept_truncated: bool = False
-
-    @classmethod
-    def of(cls, settings: Settings) -> ImageLimits:
-        """Return the limits of a server."""
-        pixels = settings.max_image_pixels
-        return cls(
-            settings.max_image_bytes,
-            pixels,
-            settings.decode_timeout_s,
-            settings.max_jpeg_pixels or JPEG_MULTIPLE * pixels,
-            settings.exact_jpeg_pixels or pixels,
-            settings.truncated_images == "accept",
-        )
-
-    def __post_init__(self) -> None:
-        # Pillow allocates what some headers declare before their size can be checked (a GIF of 43
-        # bytes: 4 GB). It has one limit for the process: the largest of ours, twice over.
-        Image.MAX_IMAGE_PIXELS = max(self.max_pixels, Image.MAX_IMAGE_PIXELS or 0)
-
-
-def check_encoded(encoded: bytes, limits: ImageLimits) -> None:
-    """Refuse an encoded image by its size.
-
-    Raises:
-        InvalidImage: It is empty or too large.
-    """
-    if not encoded:
-        raise InvalidImage(FIELD, "has 0 bytes; send a complete image file", kind="empty")
-    if len(encoded) > limits.max_bytes:
-        raise InvalidImage(
-            FIELD,
-            f"has {len(encoded)} bytes, the limit (max_image_bytes) is {limits.max_bytes};"
-            " send a smaller or more compressed image",
-            kind="too_many_bytes",
-        )
 
 
 def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> bool:
@@ -141,7 +84,7 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
         if name in ("AVIF", "HEIC"):
             size = declared_size(start)
             if size is not None:
-                _check_size(*size, limits)
+                check_size(*size, limits)
                 check_resized(FIELD, size[1], size[0], transform, limits)
             return size is not None
         with _open(BudgetedReader(start, limits.timeout_s), start, name) as opened:
@@ -152,7 +95,7 @@ def check_header(start: bytes, transform: Transform, limits: ImageLimits) -> boo
             return False  # the values of its tags may lie further on
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels(error, limits) from error
+        raise too_many_pixels(error, limits) from error
     except Exception:  # decoders raise many kinds for what is cut off
         return False
 
@@ -174,7 +117,7 @@ def open_checked(
     elif name == "PNG":
         skipped = skipped_chunks(encoded)
     elif name in ("AVIF", "HEIC") and (size := declared_size(encoded)):
-        _check_size(*size, limits)
+        check_size(*size, limits)
     try:
         reader = BudgetedReader(encoded, limits.timeout_s, skipped)
         with _open(reader, encoded, name) as opened:
@@ -187,14 +130,14 @@ def open_checked(
                 check_strips(opened, len(encoded))
             elif (needed := decoding_bytes(opened)) is not None:
                 cost = needed // PIXEL_BYTES
-                _check_memory(cost, limits)
+                check_memory(cost, limits)
             check_exif_tags(opened)
             reader.grant_pixel_reads(opened.format)
             yield CheckedFile(encoded, opened, reader, part, cost)
     except (InvalidImage, MemoryError, BudgetFull):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels(error, limits) from error
+        raise too_many_pixels(error, limits) from error
     except Exception as error:  # decoders raise many kinds for broken files, struct.error included
         raise _broken(error) from error
 
@@ -224,51 +167,6 @@ def _open(file: BudgetedReader, content: bytes, name: Format) -> Image.Image:
         raise UnidentifiedImageError(str(error)) from error
 
 
-def check_resized(
-    field: str, height: int, width: int, transform: Transform, limits: ImageLimits
-) -> None:
-    """Refuse an image that resizing makes enormous.
-
-    Args:
-        field: Where it is in the request.
-        height: Its own.
-        width: Its own.
-        transform: The variant's.
-        limits: For its pixels.
-
-    Raises:
-        InvalidImage: It is.
-    """
-    pixels = resized_pixels(height, width, transform)
-    if pixels > limits.max_pixels:
-        raise InvalidImage(
-            field,
-            f"is {width} x {height} pixels, and {pixels} pixels while the variant resizes it: more"
-            f" than the limit (max_image_pixels) of {limits.max_pixels}; send a less elongated"
-            " image, or ask for a variant with a smaller resize",
-            kind="too_many_pixels",
-        )
-
-
-def _check_memory(pixels: int, limits: ImageLimits) -> None:
-    """Refuse a file whose decoding takes more memory than the largest image of another format.
-
-    Args:
-        pixels: Of another format, for which decoding takes as much.
-        limits: For pixels.
-
-    Raises:
-        InvalidImage: It does.
-    """
-    if pixels > limits.max_pixels:
-        raise InvalidImage(
-            FIELD,
-            f"takes as much memory as {pixels} pixels to decode, its alpha or layers included; the"
-            f" limit (max_image_pixels) is {limits.max_pixels}; send a smaller image",
-            kind="too_many_pixels",
-        )
-
-
 def require_format(start: bytes) -> Format:
     """Return the format of a file, by its first bytes.
 
@@ -289,7 +187,7 @@ def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimi
     if opened.format == "JPEG":
         _check_jpeg_size(opened, transform, limits)
     else:
-        _check_size(*opened.size, limits)
+        check_size(*opened.size, limits)
     check_resized(FIELD, opened.height, opened.width, transform, limits)
     if opened.format == "TIFF":
         check_tiles(opened)
@@ -297,30 +195,10 @@ def _check_declared(opened: Image.Image, transform: Transform, limits: ImageLimi
         _check_runs(opened)
 
 
-def _check_size(width: int, height: int, limits: ImageLimits) -> None:
-    """Refuse an encoded image of no or of too many pixels."""
-    _require_pixels(width, height)
-    if width * height > limits.max_pixels:
-        raise InvalidImage(
-            FIELD,
-            f"declares {width} x {height} = {width * height} pixels, the limit (max_image_pixels)"
-            f" is {limits.max_pixels}; send a smaller image",
-            kind="too_many_pixels",
-        )
-
-
-def _require_pixels(width: int, height: int) -> None:
-    """Refuse an encoded image of no pixels."""
-    if not width or not height:
-        raise InvalidImage(
-            FIELD, f"declares {width} x {height} pixels; send an image that has some"
-        )
-
-
 def _check_jpeg_size(opened: Image.Image, transform: Transform, limits: ImageLimits) -> None:
     """Refuse a JPEG that declares too many pixels, or has too many once it is scaled."""
     width, height = opened.size
-    _require_pixels(width, height)
+    require_pixels(width, height)
     if width * height > max(limits.max_jpeg_pixels, limits.max_pixels):
         raise InvalidImage(
             FIELD,
@@ -330,7 +208,7 @@ def _check_jpeg_size(opened: Image.Image, transform: Transform, limits: ImageLim
         )
     part = _fraction(opened, transform, limits)
     if part == 1:
-        _check_size(width, height, limits)
+        check_size(width, height, limits)
         return
     pixels = jpeg.scaled(width, part) * jpeg.scaled(height, part)
     if pixels > limits.max_pixels:
@@ -430,17 +308,6 @@ def _check_scans(encoded: bytes, pixels: int, limits: ImageLimits) -> None:
             " JPEG",
             kind="too_complex",
         )
-
-
-def _too_many_pixels(error: BaseException, limits: ImageLimits) -> InvalidImage:
-    """Translate the error of Pillow's own guard, which knows the number of pixels only."""
-    found = re.search(r"\d+", str(error))
-    return InvalidImage(
-        FIELD,
-        f"declares {found[0] if found else 'too many'} pixels, the limit (max_image_pixels) is"
-        f" {limits.max_pixels}; send a smaller image",
-        kind="too_many_pixels",
-    )
 
 
 def _broken(error: Exception) -> InvalidImage:

@@ -17,7 +17,7 @@ from resnet50_server.context import RequestContext
 from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.background import Background
 from resnet50_server.images.decode import decode, needs_no_decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull, PixelBudget
 from resnet50_server.images.source import ImageWarning, Source, size_bytes
 from resnet50_server.images.transform import Transform

@@ -23,7 +23,7 @@ from resnet50_server.engines.graph_cache import GraphCache
 from resnet50_server.engines.quantize import Agreement
 from resnet50_server.engines.stub_engines import NullEngine, TimedEngine
 from resnet50_server.errors import WeightsError
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.settings import Settings
 from resnet50_server.variants.checkpoints import Weights, weights_directory
 from resnet50_server.variants.spec import VariantSpec

@@ -12,7 +12,7 @@ from resnet50_server.api.tasks import ClassifyTask, EmbedTask
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.images.background import Background, parse_background, spell_background
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage
 from resnet50_server.images.transform import Transform
 from tests.support import hostile

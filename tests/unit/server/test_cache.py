@@ -26,7 +26,7 @@ from resnet50_server.errors import (
     ShuttingDown,
 )
 from resnet50_server.images.background import Background
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import SMALL_PIXELS, PixelBudget
 from resnet50_server.images.source import RawImage
 from resnet50_server.inference.admission import Admission

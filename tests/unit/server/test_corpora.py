@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import Transform
 from tests.support.pictures import PHOTOS, encode, heic, photo_like, picture
 

@@ -19,7 +19,7 @@ from resnet50_server.api.image_source import parse_image
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode, needs_no_decode
 from resnet50_server.images.decode_guard import BudgetedReader, check_tiff_tags
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage
 from resnet50_server.images.transform import Transform
 from tests.support import hostile

@@ -15,7 +15,8 @@ from PIL import AvifImagePlugin, Image, ImageOps
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images import heif
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits, check_header
+from resnet50_server.images.formats import check_header
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import Transform
 from tests.support import hostile_heif as attacks
 from tests.support import pictures

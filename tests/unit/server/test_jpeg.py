@@ -13,7 +13,8 @@ from PIL import Image
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images import jpeg
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits, check_header
+from resnet50_server.images.formats import check_header
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull
 from resnet50_server.images.transform import Transform
 from tests.support import hostile

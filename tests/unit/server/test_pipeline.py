@@ -12,7 +12,7 @@ import resnet50_server.inference.pipeline
 from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import DeadlineUnreachable
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage, Source
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool

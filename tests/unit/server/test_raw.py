@@ -6,7 +6,7 @@ import pytest
 from resnet50.v1 import image_pb2
 from resnet50_server.api.image_source import parse_image, parse_raw
 from resnet50_server.errors import InvalidImage
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.raw import raw_to_rgb
 from resnet50_server.images.resize import resample
 from resnet50_server.images.source import ColorMatrix, ColorRange, PixelFormat

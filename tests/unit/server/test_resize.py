@@ -11,7 +11,7 @@ from torchvision.models import ResNet50_Weights
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images import resize
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage
 from resnet50_server.images.transform import Transform
 from tests.support.pictures import encode

@@ -15,7 +15,7 @@ from torchvision.transforms import functional as F
 
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode, needs_no_decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage
 from resnet50_server.images.transform import LongerSide, Transform
 from tests.support.pictures import encode, photo_like

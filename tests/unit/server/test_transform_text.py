@@ -14,7 +14,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import LongerSide, Transform
 from resnet50_server.variants.spec import parse_variant
 from resnet50_server.variants.transform_file import transform_json

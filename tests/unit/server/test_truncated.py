@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import ImageWarning
 from resnet50_server.images.transform import Transform
 from resnet50_server.settings import Settings

@@ -14,7 +14,7 @@ from resnet50_server.api.call import Call
 from resnet50_server.api.upload import Upload
 from resnet50_server.errors import Stalled
 from resnet50_server.events import ServerEvents
-from resnet50_server.images.formats import ImageLimits
+from resnet50_server.images.limits import ImageLimits
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.quotas import Limits
 from resnet50_server.variants.spec import parse_variant
