@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 
@@ -47,15 +48,15 @@ async def measure_idle() -> None:
     from resnet50_server.context import RequestContext
     from resnet50_server.rollout.router import TrafficRouter
 
-    traffic = TrafficRouter(SimpleNamespace(), lambda source, job: None)  # type: ignore[arg-type]
+    nothing: Any = SimpleNamespace()
+    traffic = TrafficRouter(nothing, nothing)
     call = RequestContext("Classify", "id", ())
-    variant = SimpleNamespace(spec=SimpleNamespace(name=VARIANT))
-    job = SimpleNamespace(call=call)
+    variant: Any = SimpleNamespace(spec=SimpleNamespace(name=VARIANT))
+    task: Any = SimpleNamespace(variant=variant)
 
     def one() -> None:
-        traffic.resolve(call, variant)  # type: ignore[arg-type]
-        traffic.instrument(job, b"")  # type: ignore[arg-type]
-        traffic.image_answered(job)  # type: ignore[arg-type]
+        traffic.resolve(call, variant, with_embedding=False)
+        traffic.instrument(task, call, b"")
         traffic.call_ended(call, "OK", None)
 
     runs = 100_000
