@@ -240,7 +240,7 @@ class Expected:
         self,
         picture: Picture,
         result: Classification,
-        top_k: int,
+        top_k: int | None,
         min_probability: float | None,
         include_embedding: bool,
     ) -> None:

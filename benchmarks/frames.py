@@ -177,7 +177,12 @@ async def stream(
     )
     answers = Answers(load, shape, question, variant, frames)
     window = draw.choice((1, 2, 4)) if ordered else 8
-    options = {"delivery": delivery, "window": window, "variant": variant, **question.options}
+    options = {
+        "delivery": delivery,
+        "window": window,
+        "variant": variant or None,
+        **question.options,
+    }
     given = items(client, f"{question.method}_stream", frames, **options)
     try:
         async with aclosing(given):
@@ -204,7 +209,12 @@ async def many(
     frames = Frames(load, shape, draw, draw.randint(2, 16), broken=broken)
     answers = Answers(load, shape, question, variant, frames)
     given = items(
-        client, f"{question.method}_many", frames, window=2, variant=variant, **question.options
+        client,
+        f"{question.method}_many",
+        frames,
+        window=2,
+        variant=variant or None,
+        **question.options,
     )
     number = 0
     try:

@@ -57,7 +57,7 @@ class Question:
         return cls(
             "classify",
             {
-                "top_k": draw.choice((0, 0, 1, 3, 8)),
+                "top_k": draw.choice((None, None, 1, 3, 8)),
                 "min_probability": draw.choice((None, None, 0.05, 0.3)),
                 "include_embedding": draw.random() < 0.5,
             },
@@ -216,7 +216,7 @@ async def single(
     load.ledger.began(shape)
     since = time.monotonic()
     try:
-        call = method(picture.image, variant=variant, **question.options)
+        call = method(picture.image, variant=variant or None, **question.options)
         result = await asyncio.wait_for(call, PATIENCE_S)
     except Exception as error:  # whatever it is, the call has failed
         may_be = load.timeline.digests(variant, since, time.monotonic())

@@ -85,7 +85,7 @@ async def hurried(load: Load, client: Caller, draw: random.Random, shape: str) -
     load.ledger.began(shape)
     since = time.monotonic()
     try:
-        made = call(picture.image, variant=variant, timeout_s=timeout_s, **question.options)
+        made = call(picture.image, variant=variant or None, timeout_s=timeout_s, **question.options)
         result = await asyncio.wait_for(made, PATIENCE_S)
     except Exception as error:  # whatever it is, it is compared
         may_be = load.timeline.digests(variant, since, time.monotonic())
@@ -106,7 +106,9 @@ async def cancelled(load: Load, client: Caller, draw: random.Random, shape: str)
         call = getattr(own, question.method)
         load.ledger.began(shape)
         since = time.monotonic()
-        task = asyncio.ensure_future(call(picture.image, variant=variant, **question.options))
+        task = asyncio.ensure_future(
+            call(picture.image, variant=variant or None, **question.options)
+        )
         await asyncio.wait([task], timeout=draw.choice((0.02, 0.3, 3.0)) * draw.random())
         if isinstance(own.client, AsyncClient):
             task.cancel()
@@ -137,7 +139,12 @@ async def left(load: Load, client: Caller, draw: random.Random, shape: str) -> N
     frames = Frames(load, shape, draw, 100)
     answers = Answers(load, shape, question, variant, frames)
     given = items(
-        client, f"{question.method}_stream", frames, window=2, variant=variant, **question.options
+        client,
+        f"{question.method}_stream",
+        frames,
+        window=2,
+        variant=variant or None,
+        **question.options,
     )
     try:
         async with aclosing(given):

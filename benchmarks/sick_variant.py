@@ -196,7 +196,7 @@ class Callers:
         async with self._client(kind, key) as client:
             while not self._enough:
                 try:
-                    into[(await client.classify(IMAGE, variant=variant)).variant.name] += 1
+                    into[(await client.classify(IMAGE, variant=variant or None)).variant.name] += 1
                 except Resnet50Error as error:
                     into[error.code] += 1
                 await asyncio.sleep(PAUSE_S)
@@ -208,7 +208,9 @@ class Callers:
 
         async with self._client(kind, key) as client:
             try:
-                async for one in items(client, "classify_stream", images(), variant=variant):
+                async for one in items(
+                    client, "classify_stream", images(), variant=variant or None
+                ):
                     failed = one.error is not None
                     into[one.error.code if failed else one.result.variant.name] += 1
             except Resnet50Error as error:

@@ -283,8 +283,8 @@ def stop_calls() -> None:
 # Replies
 
 _STREAMS = (
-    _codec.classify_stream("ordered", "", 0, None, False, None, None, 1),
-    _codec.embed_stream("latest", "", False, "float16", None, None, 1),
+    _codec.classify_stream("ordered", None, None, None, False, None, None, 1),
+    _codec.embed_stream("latest", None, False, "float16", None, None, 1),
 )
 
 

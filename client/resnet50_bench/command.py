@@ -140,7 +140,7 @@ def bench(
             " a pending one, which counts as dropped. Default: ordered.",
         ),
     ] = None,
-    variant: VariantName = "",
+    variant: VariantName = None,
     raw: Annotated[
         bool,
         typer.Option(

@@ -73,7 +73,7 @@ class Plan:
         load: Arrival of calls.
         shape: "unary", "upload" (client streaming) or "stream" (a call is a frame).
         operation: "classify" or "embed".
-        variant: Name of the variant; "" for the server's default.
+        variant: Name of the variant; None for the server's default.
         duration_s: Measured duration in seconds.
         warm_up_s: Warm-up before that in seconds.
         requests: Stop after this many measured calls; None for no limit.
@@ -95,7 +95,7 @@ class Plan:
     servers: tuple[str, ...] = (DEFAULT_SERVER,)
     shape: Shape = "unary"
     operation: Operation = "classify"
-    variant: str = ""
+    variant: str | None = None
     duration_s: float = 10.0
     warm_up_s: float = 2.0
     requests: int | None = None

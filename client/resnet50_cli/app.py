@@ -86,16 +86,15 @@ def classify(
     files: Files = None,
     files_from: FilesFrom = None,
     null: Null = False,
-    variant: VariantName = "",
+    variant: VariantName = None,
     top_k: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--top-k",
-            min=0,
-            show_default=False,
-            help="Number of categories per image. 0 (default): 5, or all if the variant has fewer.",
+            min=1,
+            help="Number of categories per image. Default: 5, or all if the variant has fewer.",
         ),
-    ] = 0,
+    ] = None,
     min_probability: Annotated[
         float | None,
         typer.Option(

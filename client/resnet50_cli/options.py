@@ -40,7 +40,8 @@ SourceTimeout = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 VariantName = Annotated[
-    str, typer.Option("--variant", help="Name of the variant. Default: the server's default.")
+    str | None,
+    typer.Option("--variant", help="Name of the variant. Default: the server's default."),
 ]
 
 

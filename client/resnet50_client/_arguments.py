@@ -19,6 +19,7 @@ from .errors import InvalidRequestError
 from .images import PIXEL_FORMATS, PLANAR_FORMATS, RawImage, VideoFrame, is_tensor
 
 _COLOR = re.compile("#[0-9A-Fa-f]{6}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # Counts are uint32 in the contract.
 MAX_COUNT = 2**32 - 1
 
@@ -52,6 +53,32 @@ def check_count(name: str, value: object, least: int, rule: str, field: str = ""
     good = isinstance(value, Integral) and not isinstance(value, bool)
     if not good or not least <= int(value) <= MAX_COUNT:  # type: ignore[call-overload]
         raise InvalidRequestError(f"{name}: is {value!r}, must be {rule}", field=field or name)
+
+
+def check_name(name: str, value: object, field: str = "") -> None:
+    """Check the name of a variant; None, for a default, is allowed.
+
+    Raises:
+        InvalidRequestError: The value is no text, or empty.
+    """
+    if value is not None and not (isinstance(value, str) and value):
+        raise InvalidRequestError(
+            f"{name}: is {value!r}, must be the name of a variant, or None for the default",
+            field=field or name,
+        )
+
+
+def check_request_id(value: object) -> None:
+    """Check a request ID; None, for a generated one, is allowed.
+
+    Raises:
+        InvalidRequestError: The server would not accept the value.
+    """
+    if value is not None and not (isinstance(value, str) and REQUEST_ID.fullmatch(value)):
+        raise InvalidRequestError(
+            f"request_id: is {value!r}, must be 1 to 128 of A-Z a-z 0-9 . _ : / + = -",
+            field="request_id",
+        )
 
 
 def check_probability(name: str, value: object, field: str = "") -> None:

@@ -87,7 +87,7 @@ class AsyncCalls:
         """Make one call, and notify observers."""
         attempts = connection.attempts(timeout_s, call.repeatable)
         channels = await self.open(attempts.left_s())
-        with observers.observe(call.method) as observation:
+        with observers.observe(call.method, connection.request_id) as observation:
             reply = await self.reply(channels, connection, call, attempts, observation)
             result = call.result(reply)
             observation.answered(result)

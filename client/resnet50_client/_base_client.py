@@ -159,7 +159,7 @@ class BaseClient:
         Closing either closes both. None keeps a default.
 
         Args:
-            variant: Default variant; "" for the server's.
+            variant: Default variant of calls.
             timeout_s: Timeout of a call in seconds.
             retry: Policy for retrying failed calls.
             priority: "interactive" or "bulk".
@@ -177,7 +177,7 @@ class BaseClient:
             "priority": priority,
             "caller_key": caller_key,
         }
-        connection = self._connection.with_defaults(**given, metadata=metadata)  # type: ignore[arg-type]
+        connection = self._connection.with_options(**given, metadata=metadata)  # type: ignore[arg-type]
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, _connection=connection)
         other._arguments = {
@@ -198,17 +198,18 @@ class BaseClient:
         """
         return self._call(_unary.list_variants_call(), timeout_s)
 
-    def get_variant(self, name: str = "", *, timeout_s: float | None = None) -> Variant:
+    def get_variant(self, name: str | None = None, *, timeout_s: float | None = None) -> Variant:
         """Return one variant, with its categories.
 
         Args:
-            name: Name or alias; "" for the server's default.
+            name: Name or alias; None for the client's default variant, or the server's.
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
             VariantNotFoundError: The server has no variant of that name.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
+        name = self._connection.variant if name is None else name
         return self._call(_unary.get_variant_call(name), timeout_s)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
@@ -289,12 +290,30 @@ class BaseClient:
         self,
         call: _unary.SingleCall[Result],
         timeout_s: float | None,
-        caller_key: str | None = None,
+        connection: Connection | None = None,
     ) -> Result:
-        """Make one call with the client's options."""
+        """Make one call; `connection` has its options if they differ from the client's."""
         self._check_open()
-        connection = self._connection.of(caller_key=caller_key)
+        connection = connection or self._connection
         return self._calls.call(connection, self._observers, call, timeout_s)
+
+    def _with(
+        self,
+        variant: str | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+    ) -> Connection:
+        """Return the options of a call; None for the client's. Checks that the client is open."""
+        self._check_open()
+        return self._connection.with_options(
+            variant=variant,
+            priority=priority,
+            caller_key=caller_key,
+            metadata=metadata,
+            request_id=request_id,
+        )
 
     def _check_open(self) -> None:
         if self._calls.closed:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from typing import TypeVar, get_args
 
 from . import _codec, _unary
 from ._arguments import check_choice, check_images
 from ._base_client import BaseClient
-from ._config import Priority
+from ._config import Connection, Priority
 from ._frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
 from ._sync_calls import prepare
 from ._sync_stream import Stream
@@ -32,88 +32,99 @@ class Client(BaseClient):
         self,
         image: ImageInput,
         *,
-        variant: str = "",
-        top_k: int = 0,
+        variant: str | None = None,
+        top_k: int | None = None,
         min_probability: float | None = None,
         include_embedding: bool = False,
         background: str | None = None,
         pixel_format: str | None = None,
-        caller_key: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Classification:
         """Classify an image.
 
         Args:
             image: A path, bytes, a binary file, a PIL image, a numpy array or a torch tensor; see
                 `ImageInput`.
-            variant: Name of the variant, e.g. "IMAGENET1K_V2"; "" for the server's default.
-            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            variant: Name of the variant, e.g. "IMAGENET1K_V2"; None for the client's default
+                variant, or the server's.
+            top_k: Number of categories; None for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1. Default: those below their
                 threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
             background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
                 drop alpha; None for the variant's.
             pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
-            caller_key: Key that assigns the call in a traffic split; None for the client's.
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the call in a traffic split; None for the client's.
+            metadata: Metadata of this call, in addition to the client's.
+            request_id: ID of the call in the server's log and in its result or error: 1 to 128 of
+                A-Z a-z 0-9 . _ : / + = -; None for a generated one.
 
         Raises:
             InvalidImageError: The image cannot be decoded, or exceeds a limit.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
+        connection = self._with(variant, priority, caller_key, metadata, request_id)
         options = _codec.classify_options(
-            variant or self._connection.variant,
-            top_k,
-            min_probability,
-            include_embedding,
-            background,
+            connection.variant, top_k, min_probability, include_embedding, background
         )
         call = prepare(_unary.classify_call, image, pixel_format, options)
-        return self._call(call, timeout_s, caller_key)
+        return self._call(call, timeout_s, connection)
 
     def embed(
         self,
         image: ImageInput,
         *,
-        variant: str = "",
+        variant: str | None = None,
         l2_normalize: bool = False,
         dtype: str = "float32",
         background: str | None = None,
         pixel_format: str | None = None,
-        caller_key: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority | None = None,
+        caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Embedding:
         """Compute an image's embedding.
 
         Args:
             image: The image; see `classify`.
-            variant: Name of the variant; "" for the server's default.
+            variant: Name of the variant; None for the client's default variant, or the server's.
             l2_normalize: Scale the vector to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
             background: Background of transparent pixels; see `classify`.
             pixel_format: Layout of an array; see `classify`.
-            caller_key: Key that assigns the call in a traffic split; None for the client's.
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+            priority: "interactive" or "bulk"; None for the client's.
+            caller_key: Key that assigns the call in a traffic split; None for the client's.
+            metadata: Metadata of this call, in addition to the client's.
+            request_id: ID of the call in the server's log and in its result or error: 1 to 128 of
+                A-Z a-z 0-9 . _ : / + = -; None for a generated one.
 
         Raises:
             InvalidImageError: The image cannot be decoded, or exceeds a limit.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
             OSError: The image's file cannot be read.
         """
-        options = _codec.embed_options(
-            variant or self._connection.variant, l2_normalize, dtype, background
-        )
+        connection = self._with(variant, priority, caller_key, metadata, request_id)
+        options = _codec.embed_options(connection.variant, l2_normalize, dtype, background)
         call = prepare(_unary.embed_call, image, pixel_format, options)
-        return self._call(call, timeout_s, caller_key)
+        return self._call(call, timeout_s, connection)
 
     def classify_stream(
         self,
         frames: Iterable[ImageInput],
         *,
         delivery: Delivery = "ordered",
-        variant: str = "",
-        top_k: int = 0,
+        variant: str | None = None,
+        top_k: int | None = None,
         min_probability: float | None = None,
         include_embedding: bool = False,
         background: str | None = None,
@@ -124,6 +135,8 @@ class Client(BaseClient):
         frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Generator[FrameAnswer[Classification], None, None]:
         """Classify frames over one stream; each frame gets exactly one answer.
 
@@ -138,8 +151,8 @@ class Client(BaseClient):
             delivery: "ordered": every frame is computed, answers are in order, and a faster source
                 is slowed down (backpressure). "latest": a newer frame replaces a pending one, which
                 is answered as dropped; answers are in order of completion.
-            variant: Name of the variant; "" for the server's default.
-            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            variant: Name of the variant; None for the client's default variant, or the server's.
+            top_k: Number of categories; None for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1. Default: those below their
                 threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
@@ -156,15 +169,18 @@ class Client(BaseClient):
                 no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
+            metadata: Metadata of this call, in addition to the client's.
+            request_id: ID of the call in the server's log; see `classify`.
 
         Raises:
             TypeError: A single image was passed instead of an iterable.
             Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
         check_images("frames", frames, pixel_format, asynchronous=False)
+        connection = self._with(variant, priority, caller_key, metadata, request_id)
         kind = _codec.classify_stream(
             delivery,
-            variant or self._connection.variant,
+            connection.variant,
             top_k,
             min_probability,
             include_embedding,
@@ -172,15 +188,15 @@ class Client(BaseClient):
             pixel_format,
             window,
         )
-        limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
-        return self._stream(kind, frames, limits, priority, caller_key)
+        limits = connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
+        return self._stream(connection, kind, frames, limits)
 
     def embed_stream(
         self,
         frames: Iterable[ImageInput],
         *,
         delivery: Delivery = "ordered",
-        variant: str = "",
+        variant: str | None = None,
         l2_normalize: bool = False,
         dtype: str = "float32",
         background: str | None = None,
@@ -191,13 +207,15 @@ class Client(BaseClient):
         frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Generator[FrameAnswer[Embedding], None, None]:
         """Compute embeddings of frames over one stream; otherwise as `classify_stream`.
 
         Args:
             frames: Images as for `classify`; may be endless.
             delivery: "ordered" or "latest"; see `classify_stream`.
-            variant: Name of the variant; "" for the server's default.
+            variant: Name of the variant; None for the client's default variant, or the server's.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
             background: Background of transparent pixels; see `classify`.
@@ -208,30 +226,33 @@ class Client(BaseClient):
             frame_timeout_s: Timeout of each frame in seconds; None for no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
+            metadata: Metadata of this call, in addition to the client's.
+            request_id: ID of the call in the server's log; see `classify`.
 
         Raises:
             TypeError: A single image was passed instead of an iterable.
             Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
         """
         check_images("frames", frames, pixel_format, asynchronous=False)
+        connection = self._with(variant, priority, caller_key, metadata, request_id)
         kind = _codec.embed_stream(
             delivery,
-            variant or self._connection.variant,
+            connection.variant,
             l2_normalize,
             dtype,
             background,
             pixel_format,
             window,
         )
-        limits = self._connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
-        return self._stream(kind, frames, limits, priority, caller_key)
+        limits = connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
+        return self._stream(connection, kind, frames, limits)
 
     def classify_many(
         self,
         images: Iterable[ImageInput],
         *,
-        variant: str = "",
-        top_k: int = 0,
+        variant: str | None = None,
+        top_k: int | None = None,
         min_probability: float | None = None,
         include_embedding: bool = False,
         background: str | None = None,
@@ -243,13 +264,15 @@ class Client(BaseClient):
         frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Generator[Classification | Exception, None, None]:
         """Classify many images over one stream; results are in the images' order.
 
         Args:
             images: Images as for `classify`; read one at a time, in any number.
-            variant: Name of the variant; "" for the server's default.
-            top_k: Number of categories; 0 for 5, or all if the variant has fewer.
+            variant: Name of the variant; None for the client's default variant, or the server's.
+            top_k: Number of categories; None for 5, or all if the variant has fewer.
             min_probability: Omit categories below this, 0 to 1. Default: those below their
                 threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
@@ -262,6 +285,8 @@ class Client(BaseClient):
             frame_timeout_s: Timeout of each image in seconds; None for no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
+            metadata: Metadata of this call, in addition to the client's.
+            request_id: ID of the call in the server's log; see `classify`.
 
         Raises:
             TypeError: A single image was passed instead of an iterable.
@@ -283,6 +308,8 @@ class Client(BaseClient):
             frame_timeout_s=frame_timeout_s,
             priority=priority,
             caller_key=caller_key,
+            metadata=metadata,
+            request_id=request_id,
         )
         return _outcomes(answers, errors)
 
@@ -290,7 +317,7 @@ class Client(BaseClient):
         self,
         images: Iterable[ImageInput],
         *,
-        variant: str = "",
+        variant: str | None = None,
         l2_normalize: bool = False,
         dtype: str = "float32",
         background: str | None = None,
@@ -302,12 +329,14 @@ class Client(BaseClient):
         frame_timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Generator[Embedding | Exception, None, None]:
         """Compute embeddings of many images over one stream, in the images' order.
 
         Args:
             images: Images as for `classify`; read one at a time, in any number.
-            variant: Name of the variant; "" for the server's default.
+            variant: Name of the variant; None for the client's default variant, or the server's.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
             background: Background of transparent pixels; see `classify`.
@@ -319,6 +348,8 @@ class Client(BaseClient):
             frame_timeout_s: Timeout of each image in seconds; None for no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
+            metadata: Metadata of this call, in addition to the client's.
+            request_id: ID of the call in the server's log; see `classify`.
 
         Raises:
             TypeError: A single image was passed instead of an iterable.
@@ -339,20 +370,20 @@ class Client(BaseClient):
             frame_timeout_s=frame_timeout_s,
             priority=priority,
             caller_key=caller_key,
+            metadata=metadata,
+            request_id=request_id,
         )
         return _outcomes(answers, errors)
 
     def _stream(
         self,
+        connection: Connection,
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
         limits: StreamLimits,
-        priority: Priority | None,
-        caller_key: str | None,
     ) -> Generator[FrameAnswer[Result], None, None]:
-        self._check_open()
-        connection = self._connection.of(priority, caller_key)
-        observation = self._observers.observe(_unary.full_name(kind.method))
+        name = _unary.full_name(kind.method)
+        observation = self._observers.observe(name, connection.request_id)
         stream = Stream(self._calls.open, connection, observation, kind, images, limits)
         return stream.answers()
 

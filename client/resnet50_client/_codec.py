@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet50.v1 import inference_pb2, result_pb2, variant_pb2
 
-from ._arguments import check_background, check_choice, check_count, check_probability
+from ._arguments import check_background, check_choice, check_count, check_name, check_probability
 from ._frames import DELIVERIES, Delivery, StreamKind
 from ._types.results import (
     BatchLatency,
@@ -47,8 +47,8 @@ _CACHE_USES: dict[result_pb2.CacheUse.ValueType, CacheUse] = {
 
 
 def classify_options(
-    variant: str,
-    top_k: int,
+    variant: str | None,
+    top_k: int | None,
     min_probability: float | None,
     include_embedding: bool,
     background: str | None,
@@ -58,9 +58,10 @@ def classify_options(
     Raises:
         InvalidRequestError: One is invalid.
     """
-    check_count(
-        "options.top_k", top_k, 0, "1 or more, or 0 for the server's default", "options.top_k"
-    )
+    check_name("options.variant", variant)
+    if top_k is not None:
+        rule = "1 or more, or None for 5, or all if the variant has fewer"
+        check_count("options.top_k", top_k, 1, rule)
     if min_probability is not None:
         check_probability("options.min_probability", min_probability)
     check_background(background)
@@ -76,13 +77,14 @@ def classify_options(
 
 
 def embed_options(
-    variant: str, l2_normalize: bool, dtype: str, background: str | None
+    variant: str | None, l2_normalize: bool, dtype: str, background: str | None
 ) -> inference_pb2.EmbedOptions:
     """Check the options of `embed`.
 
     Raises:
         InvalidRequestError: One is invalid.
     """
+    check_name("options.variant", variant)
     check_choice("dtype", dtype, _TYPES, "options.type")
     check_background(background)
     return message(
@@ -122,8 +124,8 @@ def message(kind: Callable[..., Message], path: str, /, **fields: Any) -> Messag
 
 def classify_stream(
     delivery: Delivery,
-    variant: str,
-    top_k: int,
+    variant: str | None,
+    top_k: int | None,
     min_probability: float | None,
     include_embedding: bool,
     background: str | None,
@@ -145,7 +147,7 @@ def classify_stream(
 
 def embed_stream(
     delivery: Delivery,
-    variant: str,
+    variant: str | None,
     l2_normalize: bool,
     dtype: str,
     background: str | None,

@@ -8,13 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import grpc
 
 from . import errors
 from ._addresses import addresses_of, is_local, split
-from ._arguments import check_seconds
+from ._arguments import check_choice, check_name, check_request_id, check_seconds
 from ._auth import Credentials
 from ._frames import StreamLimits
 from ._retries import Attempts, RetryPolicy
@@ -38,6 +38,7 @@ PING_TIMEOUT_S = 20
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
 _METADATA_KEY = re.compile(r"[a-z0-9_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]+")
+REQUEST_ID_KEY = "x-request-id"
 _RESERVED_KEYS = {
     "authorization": "use token or token_file",
     "x-priority": "use priority",
@@ -58,8 +59,9 @@ class Connection:
         priority: Default priority of calls.
         credentials: TLS and token.
         caller_key: Default key for traffic splits; None: not sent.
-        variant: Default variant; "" for the server's.
+        variant: Default variant; None for the server's.
         extra: Metadata that is sent with every call.
+        request_id: ID of the calls; None for an ID of its own for each.
     """
 
     addresses: tuple[str, ...]
@@ -68,8 +70,9 @@ class Connection:
     priority: Priority = "interactive"
     credentials: Credentials = field(default_factory=Credentials)
     caller_key: str | None = None
-    variant: str = ""
+    variant: str | None = None
     extra: Metadata = ()
+    request_id: str | None = None
 
     @classmethod
     def to(
@@ -92,9 +95,7 @@ class Connection:
         addresses = addresses_of(server)
         connection = cls(
             addresses, timeout_s, retry or RetryPolicy(), credentials=credentials
-        ).with_defaults(
-            priority=priority, caller_key=caller_key, variant=variant, metadata=metadata
-        )
+        ).with_options(priority=priority, caller_key=caller_key, variant=variant, metadata=metadata)
         connection.attempts(None)
         connection.server_name()
         if credentials.bearer and not (credentials.secure or credentials.insecure_token):
@@ -106,29 +107,7 @@ class Connection:
                     )
         return connection
 
-    def of(self, priority: Priority | None = None, caller_key: str | None = None) -> Connection:
-        """Return a copy with a call's priority and caller key; None keeps the default.
-
-        Raises:
-            ValueError: One is invalid.
-        """
-        if priority is None and caller_key is None:
-            return self
-        if priority is not None and priority not in get_args(Priority):
-            raise ValueError(
-                f"priority: is {priority!r}, must be one of {', '.join(get_args(Priority))}"
-            )
-        if caller_key is not None and not (
-            isinstance(caller_key, str) and _CALLER_KEY.fullmatch(caller_key)
-        ):
-            raise ValueError(
-                f"caller_key: is {caller_key!r}, must be 1 to 128 printable ASCII characters"
-            )
-        return replace(
-            self, priority=priority or self.priority, caller_key=caller_key or self.caller_key
-        )
-
-    def with_defaults(
+    def with_options(
         self,
         *,
         variant: str | None = None,
@@ -137,33 +116,46 @@ class Connection:
         priority: Priority | None = None,
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Connection:
-        """Return a copy with other defaults; None keeps one, metadata are added.
+        """Return a copy with other options; None keeps one, metadata are added.
 
         Raises:
             ValueError: One is invalid.
         """
-        if variant is not None and not isinstance(variant, str):
-            raise ValueError(f"variant: is {variant!r}, must be the name of a variant")
+        changes: dict[str, Any] = {}
+        if variant is not None:
+            check_name("variant", variant, "options.variant")
+            changes["variant"] = variant
         if timeout_s is not None:
             check_seconds("timeout_s", timeout_s)
-        extra = dict(self.extra)
-        for key, value in (metadata or {}).items():
-            _check_metadata(key, value)
-            extra[key] = value
-        return replace(
-            self.of(priority, caller_key),
-            variant=self.variant if variant is None else variant,
-            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
-            retry=retry or self.retry,
-            extra=tuple(extra.items()),
-        )
+            changes["timeout_s"] = timeout_s
+        if retry is not None:
+            changes["retry"] = retry
+        if priority is not None:
+            check_choice("priority", priority, get_args(Priority))
+            changes["priority"] = priority
+        if caller_key is not None:
+            if not (isinstance(caller_key, str) and _CALLER_KEY.fullmatch(caller_key)):
+                raise ValueError(
+                    f"caller_key: is {caller_key!r}, must be 1 to 128 printable ASCII characters"
+                )
+            changes["caller_key"] = caller_key
+        if metadata is not None:
+            extra = {**dict(self.extra), **_checked_metadata(metadata)}
+            other_id = extra.pop(REQUEST_ID_KEY, None)
+            request_id = other_id if request_id is None else request_id
+            changes["extra"] = tuple(extra.items())
+        if request_id is not None:
+            check_request_id(request_id)
+            changes["request_id"] = request_id
+        return replace(self, **changes) if changes else self
 
     def metadata(self, observed: Metadata = ()) -> Metadata:
         """Return the metadata of an attempt.
 
         Args:
-            observed: Metadata added by observers.
+            observed: The observation's: of observers, and the request ID.
 
         Raises:
             ValueError: The function or file of the token returned an invalid one.
@@ -256,6 +248,19 @@ class Connection:
 
     def __str__(self) -> str:
         return ", ".join(self.addresses)
+
+
+def _checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Return valid metadata.
+
+    Raises:
+        ValueError: The metadata are invalid.
+    """
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata: is {metadata!r}, must map keys to values")
+    for key, value in metadata.items():
+        _check_metadata(key, value)
+    return metadata
 
 
 def _check_metadata(key: object, value: object) -> None:

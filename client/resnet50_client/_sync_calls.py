@@ -71,7 +71,7 @@ class Calls:
         """Make one call, and notify observers."""
         attempts = connection.attempts(timeout_s, call.repeatable)
         channels = self.open(attempts.left_s())
-        with observers.observe(call.method) as observation:
+        with observers.observe(call.method, connection.request_id) as observation:
             reply = self.reply(channels, connection, call, attempts, observation)
             result = call.result(reply)
             observation.answered(result)

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeGuard, TypeVar
 from resnet50.v1 import inference_pb2, variant_pb2
 
 from . import _codec, _health
+from ._arguments import check_name
 from ._stubs import Stubs
 from ._types.results import Classification, Embedding, LoadedVariant, NewDefault, Variant
 from ._types.traffic import TrafficReport
@@ -104,8 +105,9 @@ def list_variants_call() -> SingleCall[list[Variant]]:
     )
 
 
-def get_variant_call(name: str) -> SingleCall[Variant]:
+def get_variant_call(name: str | None) -> SingleCall[Variant]:
     """Return the call of `get_variant`."""
+    check_name("name", name)
     request = _codec.message(variant_pb2.GetVariantRequest, "", name=name)
     return _variants("GetVariant", request, lambda reply: _codec.variant(reply.variant))
 

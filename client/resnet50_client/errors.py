@@ -52,7 +52,7 @@ class Resnet50Error(Exception):
     Attributes:
         message: Description of the error and what to do, mostly from the server.
         code: The gRPC status code's name, e.g. "INVALID_ARGUMENT"; "" if no call was made.
-        request_id: ID of the request in the server's log; None if no server was reached.
+        request_id: ID of the call, which servers log; None if no call was made.
     """
 
     def __init__(self, message: str, *, code: str = "", request_id: str | None = None) -> None:

@@ -6,19 +6,20 @@ import asyncio
 import logging
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from random import getrandbits
 from types import TracebackType
 from typing import Any
 
+from ._arguments import check_request_id
+from ._config import REQUEST_ID_KEY
 from ._frames import FrameAnswer
 from ._types.results import Timing, VariantRef
 from .errors import Resnet50Error
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID_KEY = "x-request-id"
 # gRPC would reject other metadata, and the call with it.
 _KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
@@ -31,7 +32,8 @@ class ObservedCall:
     Attributes:
         method: Full name, e.g. "resnet50.v1.InferenceService/Classify".
         servers: The client's server addresses, as given.
-        metadata: Sent with each attempt; `CallObserver.call_started` may add ASCII text.
+        metadata: Sent with each attempt; `CallObserver.call_started` may add ASCII text, also an
+            "x-request-id" for a call without `request_id`.
         request_id: ID of the call in the server's log.
         attempts: Number of attempts so far.
         bytes_sent: Size of the messages of all attempts in bytes, before compression; an upload
@@ -107,9 +109,14 @@ class Observers:
     def __bool__(self) -> bool:
         return bool(self._observers)
 
-    def observe(self, method: str) -> Observation:
-        """Return a context manager for a call; `method` is its full name."""
-        return Observation(self, ObservedCall(method, self._servers))
+    def observe(self, method: str, request_id: str | None = None) -> Observation:
+        """Return a context manager for a call.
+
+        Args:
+            method: Full name of the method.
+            request_id: ID of the call; None for an observer's, or a generated one.
+        """
+        return Observation(self, ObservedCall(method, self._servers), request_id)
 
     def notify(self, event: str, *arguments: Any) -> None:
         """Call a method of each observer."""
@@ -132,14 +139,20 @@ class Observation:
     Args:
         observers: The observers; without any there is almost no overhead.
         call: State of the call.
+        request_id: ID of the call; None for an observer's, or a generated one.
 
     Attributes:
-        metadata: Metadata added by observers; set inside the context.
+        metadata: The request ID, and metadata added by observers; set inside the context.
     """
 
-    def __init__(self, observers: Observers, call: ObservedCall) -> None:
+    def __init__(
+        self, observers: Observers, call: ObservedCall, request_id: str | None = None
+    ) -> None:
         self._observers = observers
         self._call = call
+        self._given_id = request_id
+        # Not uuid4: it makes a system call, and releases the GIL for that.
+        call.request_id = request_id or f"{getrandbits(128):032x}"
         self._started = 0.0
         self.metadata: tuple[tuple[str, str], ...] = ()
 
@@ -148,7 +161,13 @@ class Observation:
             self._started = time.perf_counter()
             self._observers.notify("call_started", self._call)
             self.metadata = self._checked(self._call.metadata)
+        self.metadata = (*self.metadata, (REQUEST_ID_KEY, self._call.request_id))
         return self
+
+    @property
+    def request_id(self) -> str:
+        """ID of the call in the server's log."""
+        return self._call.request_id
 
     def __exit__(
         self,
@@ -156,15 +175,16 @@ class Observation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        call = self._call
+        if isinstance(error, Resnet50Error):
+            # A server that does not accept the ID has one of its own.
+            call.request_id = error.request_id = error.request_id or call.request_id
         if not self._observers:
             return
-        call = self._call
         call.duration_s = time.perf_counter() - self._started
         call.code, call.error = _code_of(error), error
         if isinstance(error, GeneratorExit):
             call.error = None  # the application closed the stream
-        if isinstance(error, Resnet50Error) and error.request_id:
-            call.request_id = error.request_id
         self._observers.notify("call_ended", call)
 
     def attempt(self, length: Callable[[], int] | None = None) -> None:
@@ -202,17 +222,21 @@ class Observation:
         self._observers.notify("frame_answered", self._call, answer)
 
     def _checked(self, metadata: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-        """Return the valid metadata, with the request ID."""
+        """Return the valid metadata without the request ID, which is taken over unless given."""
         taken: dict[str, str] = {}
         for one in metadata:
             try:
                 key, value = one
                 if not (_KEY.fullmatch(key) and _VALUE.fullmatch(value)) or key.endswith("-bin"):
                     raise ValueError(f"{key!r}: metadata must be lower-case ASCII text")
+                if key == REQUEST_ID_KEY:
+                    check_request_id(value)
                 taken[key] = value
             except (TypeError, ValueError) as error:
                 self._observers.log_once(error)
-        self._call.request_id = taken.setdefault(REQUEST_ID_KEY, uuid.uuid4().hex)
+        observed_id = taken.pop(REQUEST_ID_KEY, None)
+        if observed_id is not None and self._given_id is None:
+            self._call.request_id = observed_id
         return tuple(taken.items())
 
 

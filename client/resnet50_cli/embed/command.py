@@ -65,7 +65,7 @@ def embed(
     files: Files = None,
     files_from: FilesFrom = None,
     null: Null = False,
-    variant: VariantName = "",
+    variant: VariantName = None,
     l2_normalize: Annotated[
         bool, typer.Option("--l2-normalize", help="Scale vectors to length 1.")
     ] = False,

@@ -74,7 +74,7 @@ def evaluate(
     ] = None,
     files_from: FilesFrom = None,
     null: Null = False,
-    variant: VariantName = "",
+    variant: VariantName = None,
     background: Background = None,
     compare: Annotated[
         str | None,

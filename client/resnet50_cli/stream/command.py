@@ -73,7 +73,7 @@ def stream(
             " folder of images (sent in the order of their names), or a camera number.",
         ),
     ],
-    variant: VariantName = "",
+    variant: VariantName = None,
     background: Background = None,
     fps: Annotated[
         float | None,

@@ -79,8 +79,8 @@ def list_variants(servers: Servers, timeout_s: Timeout = None, as_json: AsJson =
 def show(
     servers: Servers,
     name: Annotated[
-        str, typer.Argument(help="Name or alias. Default: the server's default variant.")
-    ] = "",
+        str | None, typer.Argument(help="Name or alias. Default: the server's default variant.")
+    ] = None,
     timeout_s: Timeout = None,
     as_json: AsJson = False,
 ) -> None:

@@ -92,8 +92,8 @@ async def test_a_call_is_seen_from_start_to_end(kind):
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        ("variants", "resnet50.v1.VariantService/ListVariants"),
-        ("variant", "resnet50.v1.VariantService/GetVariant"),
+        ("list_variants", "resnet50.v1.VariantService/ListVariants"),
+        ("get_variant", "resnet50.v1.VariantService/GetVariant"),
         ("health", "grpc.health.v1.Health/Check"),
     ],
 )
@@ -137,12 +137,16 @@ async def test_waiting_for_a_server_is_observed_as_one_call(kind):
     assert recorder.ended[0].attempts > 1
 
 
-async def test_no_observer_sends_nothing_more(kind):
+async def test_without_observers_only_a_request_id_is_sent(kind):
     async with serving() as server:
         seen = watched(server)
         async with Caller(kind, server.addresses[0]) as client:
             await client.classify(PNG)
-    assert {key for key, _ in seen[0].metadata} <= {"user-agent", "accept-encoding"}
+    assert {key for key, _ in seen[0].metadata} <= {
+        "user-agent",
+        "accept-encoding",
+        "x-request-id",
+    }
 
 
 async def test_an_observer_may_name_the_request(kind):
@@ -151,6 +155,15 @@ async def test_an_observer_may_name_the_request(kind):
         seen = watched(server)
         async with Caller(kind, server.addresses[0], observers=[recorder]) as client:
             await client.classify(PNG)
+    assert seen[0].request_id == recorder.ended[0].request_id == "mine"
+
+
+async def test_request_id_of_the_call_goes_before_an_observers(kind):
+    recorder = Recorder(("x-request-id", "theirs"))
+    async with serving() as server:
+        seen = watched(server)
+        async with Caller(kind, server.addresses[0], observers=[recorder]) as client:
+            await client.classify(PNG, request_id="mine")
     assert seen[0].request_id == recorder.ended[0].request_id == "mine"
 
 

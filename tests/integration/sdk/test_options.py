@@ -9,7 +9,13 @@ import pickle
 
 import pytest
 
-from resnet50_client import AsyncClient, Client, RetryPolicy, UnavailableError
+from resnet50_client import (
+    AsyncClient,
+    Client,
+    RetryPolicy,
+    UnavailableError,
+    VariantNotFoundError,
+)
 from resnet50_client.testing import FakeServer
 from tests.support.clients import KINDS, Caller, items
 
@@ -29,6 +35,7 @@ def derived(caller: Caller, **options) -> Caller:
     """Return a caller of `with_options`, which shares the client's connections."""
     other = object.__new__(Caller)
     other.client = caller.client.with_options(**options)
+    other.admin = caller.admin
     return other
 
 
@@ -53,7 +60,86 @@ async def test_options_of_a_derived_client_reach_the_server(kind, server):
         assert one.metadata["x-tenant"] == "a"
     assert "variant" not in second.options
     assert second.metadata["x-tenant"] == "a"
-    assert not {"x-priority", "x-caller-key", "x-request-id"} & second.metadata.keys()
+    assert second.metadata["x-request-id"] != "request-7"
+    assert not {"x-priority", "x-caller-key"} & second.metadata.keys()
+
+
+CALLS = ["classify", "embed", "classify_stream", "embed_stream"]
+
+
+async def called(caller: Caller, method: str, **options) -> None:
+    """Make a call for one image."""
+    if method in ("classify", "embed"):
+        await getattr(caller, method)(b"image", **options)
+    else:
+        _ = [one async for one in items(caller, method, [b"image"], **options)]
+
+
+@pytest.mark.parametrize("method", CALLS)
+async def test_options_of_a_call_go_before_those_of_the_client(kind, server, method):
+    defaults = {"priority": "bulk", "caller_key": "a", "metadata": {"x-tenant": "a", "x-zone": "z"}}
+    async with Caller(kind, server.address, **defaults) as client:
+        await called(
+            client,
+            method,
+            variant="IMAGENET1K_V2",
+            priority="interactive",
+            caller_key="b",
+            metadata={"x-tenant": "b"},
+            request_id="request-7",
+        )
+        await called(client, method)
+    first, second = (one.metadata for one in server.received)
+    names = ("x-priority", "x-caller-key", "x-tenant", "x-zone")
+    assert [first.get(name) for name in names] == [None, "b", "b", "z"]
+    assert [second.get(name) for name in names] == ["bulk", "a", "a", "z"]
+    assert server.received[0].options["variant"] == "IMAGENET1K_V2"
+    assert first["x-request-id"] == "request-7" != second["x-request-id"]
+
+
+@pytest.mark.parametrize("method", CALLS)
+async def test_request_id_in_metadata_is_that_of_the_call(kind, server, method):
+    async with Caller(kind, server.address, metadata={"x-request-id": "a"}) as client:
+        await called(client, method)
+        await called(client, method, metadata={"x-request-id": "b"})
+        await called(client, method, metadata={"x-request-id": "b"}, request_id="c")
+    assert [one.metadata["x-request-id"] for one in server.received] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("method", CALLS)
+async def test_error_without_a_server_has_the_request_id(kind, method):
+    async with Caller(kind, "127.0.0.1:1", retry=RetryPolicy(attempts=1)) as client:
+        with pytest.raises(UnavailableError) as given:
+            await called(client, method, request_id="request-7")
+        with pytest.raises(UnavailableError) as generated:
+            await called(client, method)
+    assert given.value.request_id == "request-7"
+    assert len(generated.value.request_id) == 32
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"authorization": "x"}, "'authorization' cannot be set: use token"),
+        ({"x-tenant": "ü"}, "the value of 'x-tenant' must be printable ASCII"),
+        ({"x-request-id": "a b"}, "^request_id: is 'a b', must be 1 to 128 of"),
+        ("x-tenant", "must map keys to values"),
+    ],
+)
+async def test_wrong_metadata_of_a_call_are_refused(kind, server, method, metadata, message):
+    async with Caller(kind, server.address) as client:
+        with pytest.raises(ValueError, match=message):
+            await called(client, method, metadata=metadata)
+    assert server.received == []
+
+
+async def test_variant_without_a_name_is_that_of_the_client(kind, server):
+    async with Caller(kind, server.address, variant="DEFAULT") as client:
+        assert (await client.get_variant()).name == "IMAGENET1K_V2"
+    async with Caller(kind, server.address, variant="other") as client:
+        with pytest.raises(VariantNotFoundError):
+            await client.get_variant()
 
 
 async def test_derived_client_shares_connections_and_their_end(kind, server):

@@ -122,7 +122,7 @@ def test_of_servers_that_differ_the_worst_state_is_told():
     clients = []
     for state in ("ready", "unhealthy", "loading"):
         client = Client("127.0.0.1:1")
-        client.variants = lambda state=state: [said(state)]
+        client.list_variants = lambda state=state: [said(state)]
         clients.append(client)
     statuses = VariantStatusPoller({str(number): client for number, client in enumerate(clients)})
     statuses.poll()
@@ -136,7 +136,7 @@ def test_of_two_variants_of_a_name_the_serving_one_is_shown():
     fields = dict.fromkeys(one.name for one in dataclasses.fields(Variant))
     named = fields | {"name": "digits", "trained": True}
     client = Client("127.0.0.1:1")
-    client.variants = lambda: [
+    client.list_variants = lambda: [
         Variant(**named | {"state": state}) for state in ("ready", "draining")
     ]
     statuses = VariantStatusPoller({"127.0.0.1:1": client})
@@ -225,7 +225,7 @@ def test_unreachable_server_is_named_and_polled_again():
 
         gone = True
 
-        def variants(self) -> list[Variant]:
+        def list_variants(self) -> list[Variant]:
             if self.gone:
                 raise FileNotFoundError("token")
             fields = dict.fromkeys(one.name for one in dataclasses.fields(Variant))

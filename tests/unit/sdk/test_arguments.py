@@ -105,25 +105,29 @@ def test_planar_frame_alone_is_one_image(client):
 
 EVERYWHERE = {
     "background": ["red", "#fff", "", 3],
-    "priority": ["Bulk", "", 3],
-    "caller_key": ["", "a\nb", 3],
     "pixel_format": ["rgb", "HSV", 3],
     "window": [0, -1, 2.5, True, "32", 2**40],
     "resume_s": [-1, math.nan, True, "3"],
 }
 CLASSIFYING = {
-    "top_k": [-1, 2.5, True, "3", 2**40, None],
+    "variant": ["", 3],
+    "top_k": [0, -1, 2.5, True, "3", 2**40],
     "min_probability": [-0.1, 1.1, math.nan, True, "much"],
 }
 OF_MANY = {"errors": ["Raise", "", None, True]}
 OF_STREAMS = {"delivery": ["Ordered", "", None, 1]}
-EMBEDDING = {"dtype": ["float64", "", None, np.float32]}
+EMBEDDING = {"variant": ["", 3], "dtype": ["float64", "", None, np.float32]}
+OF_EVERY_CALL = {
+    "priority": ["Bulk", "", 3],
+    "caller_key": ["", "a\nb", 3],
+    "request_id": ["", "a b", "a" * 129, 3],
+}
 SINGLE_ONLY = {"timeout_s": [0, -1, math.nan, True, "3"]}
 
 
 def cases():
     for method in MANY + SINGLE:
-        options = dict(CLASSIFYING if method.startswith("classify") else EMBEDDING)
+        options = OF_EVERY_CALL | (CLASSIFYING if method.startswith("classify") else EMBEDDING)
         if method in MANY:
             options |= EVERYWHERE | (OF_MANY if method.endswith("many") else OF_STREAMS)
         for name, values in options.items():

@@ -43,7 +43,7 @@ def pending_frames(
     count: int = 0, delivery: str = "ordered", clock: Clock | None = None, **limits: float
 ) -> PendingFrames[Classification]:
     """Return the state of a stream with so many frames, all of them sent."""
-    kind = _codec.classify_stream(delivery, "", 0, None, False, None, None, 32)
+    kind = _codec.classify_stream(delivery, None, None, None, False, None, None, 32)
     pending = PendingFrames(kind, StreamLimits(**{"window": 32} | limits), clock or Clock())
     for _ in range(count):
         pending.add(IMAGE)
