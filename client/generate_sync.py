@@ -31,6 +31,7 @@ PHRASES = {
         "Thread-safe. Create it after a fork, not before."
     ),
     "asynchronous=True": "asynchronous=False",
+    "Interceptors of `grpc.aio`": "Interceptors of `grpc`",
 }
 # Applied in this order to the whole text, docstrings included.
 WORDS = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -25,11 +26,40 @@ STATUS_GRACE_S = 5.0
 def keep_status(call: Call) -> Call:
     """Make a grpc.aio call report its server's status; return the call."""
     inner = getattr(call, "_cython_call", None)
+    if hasattr(call, "_interceptors_task"):
+        return call  # see `keeping_status`
     if inner is None:
         _warn_once(type(call).__qualname__)
     else:
         call._cython_call = _StatusPreservingCall(inner)  # type: ignore[attr-defined]
     return call
+
+
+def keeping_status(interceptors: Sequence[Any]) -> list[Any]:
+    """Return interceptors that call `keep_status`, to be placed after an application's.
+
+    An intercepted call hides the one that sends, so that only an innermost interceptor reaches it.
+    grpc.aio does not intercept kinds of calls for which there is no interceptor.
+    """
+    return [
+        kind()
+        for kind in (_KeepUploadStatus, _KeepStreamStatus)
+        if any(isinstance(one, kind.__mro__[1]) for one in interceptors)
+    ]
+
+
+class _KeepUploadStatus(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return keep_status(await continuation(client_call_details, request_iterator))
+
+
+class _KeepStreamStatus(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return keep_status(await continuation(client_call_details, request_iterator))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -20,6 +20,12 @@ from .observers import Observation, Observers
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
+Interceptor: TypeAlias = (
+    grpc.aio.UnaryUnaryClientInterceptor
+    | grpc.aio.UnaryStreamClientInterceptor
+    | grpc.aio.StreamUnaryClientInterceptor
+    | grpc.aio.StreamStreamClientInterceptor
+)
 
 
 class AsyncCalls:
@@ -35,11 +41,15 @@ class AsyncCalls:
     Attributes:
         closed: Whether the client was closed.
         channels: The channels; None before the first call.
+
+    Raises:
+        TypeError: Interceptors are for `Client`.
     """
 
     def __init__(self, connection: Connection, owner: str) -> None:
         self._connection = connection
         self._owner = owner
+        connection.channel.check_interceptors(grpc.aio)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.closed = False
         self.channels: Channels | None = None
@@ -104,7 +114,8 @@ class AsyncCalls:
         """Make a call with retries; gRPC errors become `Resnet50Error`."""
         closing = channels.closing
         while True:
-            stubs, metadata = channels.stubs(), connection.metadata(observation.metadata)
+            stubs = channels.stubs()
+            metadata = await connection.metadata_async(observation.metadata, attempts.left_s())
             observation.attempt(call.length)
             try:
                 made = call.start(stubs)(timeout=attempts.grpc_timeout(), metadata=metadata)

@@ -22,7 +22,7 @@ import grpc
 from . import _sources
 from ._aio_status import keep_status
 from ._channels import Channels
-from ._config import Connection
+from ._config import Connection, Metadata
 from ._frames import FrameAnswer, StreamKind, StreamLimits
 from ._pending_frames import PendingFrames
 from ._retries import Resumption
@@ -103,7 +103,11 @@ class AsyncStream(Generic[Result]):
         try:
             while not self._finished:
                 attempt = _Attempt(channels.stubs())
-                call = self._open(attempt, channels)
+                # The whole timeout, since resume_s may be 0.
+                metadata = await self._connection.metadata_async(
+                    self._observation.metadata, self._connection.timeout_s
+                )
+                call = self._open(attempt, channels, metadata)
                 receiving = asyncio.create_task(self._receive(attempt, call))
                 try:
                     while (answers := await self._wait(attempt)) is not None:
@@ -148,10 +152,9 @@ class AsyncStream(Generic[Result]):
                 await asyncio.wait([self._reading])
             await self._source.close()
 
-    def _open(self, attempt: _Attempt, channels: Channels) -> Any:
+    def _open(self, attempt: _Attempt, channels: Channels, metadata: Metadata) -> Any:
         """Begin a call."""
         self._attempt = attempt
-        metadata = self._connection.metadata(self._observation.metadata)
         self._observation.attempt()
         method = getattr(attempt.stubs.inference, self._kind.method)
         try:

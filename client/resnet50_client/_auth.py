@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from ._tls import CertificateSources, Pem
 from ._watched_file import WatchedFile
+from .errors import DeadlineExceededError
 
-Token: TypeAlias = str | Callable[[], str]
-"""A bearer token, or a function that returns the current one."""
+Token: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
+"""A bearer token, or a function that returns it; for asyncio clients also a coroutine function."""
+NEEDS_ASYNC = "token: is a coroutine function, which needs AsyncClient"
 # Visible ASCII: more than RFC 6750 allows, but nothing that could end a header.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
@@ -128,7 +133,44 @@ class Bearer:
                 return self._last
             self._last = _checked(content or self._last, "token_file")
             return self._last
-        return _checked(self._source() if callable(self._source) else self._source, "token")
+        token = self._source() if callable(self._source) else self._source
+        if inspect.isawaitable(token):
+            if inspect.iscoroutine(token):
+                token.close()
+            raise TypeError(NEEDS_ASYNC)
+        return _checked(token, "token")
+
+    async def token_async(self, timeout_s: float) -> str:
+        """As `token`, also for a coroutine function.
+
+        Args:
+            timeout_s: Timeout of the coroutine function in seconds.
+
+        Raises:
+            ValueError: The token is invalid.
+            DeadlineExceededError: The coroutine function did not return in time.
+        """
+        if isinstance(self._source, WatchedFile) or not callable(self._source):
+            return self.token()
+        token = self._source()
+        if inspect.isawaitable(token):
+            try:
+                token = await asyncio.wait_for(
+                    token, None if math.isinf(timeout_s) else max(timeout_s, 0.0)
+                )
+            except asyncio.TimeoutError:
+                raise DeadlineExceededError(
+                    "token: the coroutine function did not return within timeout_s",
+                    code="DEADLINE_EXCEEDED",
+                ) from None
+        return _checked(token, "token")
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the source is a coroutine function."""
+        return inspect.iscoroutinefunction(self._source) or inspect.iscoroutinefunction(
+            getattr(self._source, "__call__", None)  # noqa: B004  an object with that method
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(...)"

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from . import _unary
 from ._addresses import DEFAULT_SERVER
 from ._auth import Credentials, Token
+from ._channel_config import ChannelConfig, Compression
 from ._config import DEFAULT_TIMEOUT_S, HEALTH_POLLS, Connection, Priority
 from ._profiles import Profile
 from ._retries import Backoff, RetryPolicy
-from ._sync_calls import Calls
+from ._sync_calls import Calls, Interceptor
 from ._tls import Pem
 from ._types.results import Variant
 from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
@@ -45,7 +46,8 @@ class BaseClient:
         cert: Client certificate chain for servers that require one: a path, or PEM bytes.
         key: Unencrypted private key of `cert`: a path, or PEM bytes.
         token: Bearer token, sent as "authorization: Bearer ..." with each call; or a function that
-            returns the current one, which is called for each attempt and must not block.
+            returns the current one, for asyncio clients also a coroutine function. It is called for
+            each attempt, and must not block.
         token_file: File with the token, read again when it changes.
         server_name: Name expected in the server's certificate, if different from the address's
             host; "localhost" for unix sockets.
@@ -54,6 +56,13 @@ class BaseClient:
             `resnet50_client.opentelemetry`.
         variant: Default variant of calls; None for the server's.
         metadata: Metadata that is sent with every call, e.g. {"x-tenant": "a"}.
+        channel_options: Options of gRPC channels, e.g. {"grpc.keepalive_time_ms": 60_000}; they go
+            before the SDK's own.
+        interceptors: Interceptors of `grpc`, the first one outermost; they see each attempt
+            of a call.
+        compression: "gzip" or "deflate" for requests; encoded images do not become smaller.
+        wait_for_ready: Let calls wait for a connection until their deadline instead of trying
+            again; errors then do not say why there was none.
 
     A client is pickled as its arguments; the copy makes connections of its own. Certificates given
     as paths are read again when their files change, and used for later calls. Keys and tokens never
@@ -84,6 +93,10 @@ class BaseClient:
         observers: Sequence[CallObserver] = (),
         variant: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        channel_options: Mapping[str, int | str] | None = None,
+        interceptors: Sequence[Interceptor] = (),
+        compression: Compression | None = None,
+        wait_for_ready: bool = False,
     ) -> None:
         # For pickle; before any other variable exists.
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
@@ -98,7 +111,15 @@ class BaseClient:
             insecure_token=insecure_token,
         )
         self._connection = Connection.to(
-            server, timeout_s, retry, priority, credentials, caller_key, variant, metadata
+            server,
+            timeout_s,
+            retry,
+            priority,
+            credentials,
+            caller_key,
+            variant,
+            metadata,
+            ChannelConfig.of(channel_options, interceptors, compression, wait_for_ready),
         )
         self._observers = Observers(observers, self._connection.addresses)
         self._calls = Calls(self._connection, repr(self))
@@ -132,7 +153,8 @@ class BaseClient:
 
         Variables are RESNET50_SERVER (several separated by commas), RESNET50_PROFILE,
         RESNET50_PROFILE_FILE, and, like the arguments, RESNET50_TLS, _CA, _CERT, _KEY, _TOKEN,
-        _TOKEN_FILE, _SERVER_NAME, _INSECURE_TOKEN, _PRIORITY, _CALLER_KEY and _TIMEOUT_S.
+        _TOKEN_FILE, _SERVER_NAME, _INSECURE_TOKEN, _PRIORITY, _CALLER_KEY, _TIMEOUT_S, _VARIANT,
+        _COMPRESSION and _WAIT_FOR_READY.
 
         Args:
             overrides: Arguments of the client, which take precedence.
@@ -240,7 +262,7 @@ class BaseClient:
         self._check_open()
         attempts = self._connection.attempts(timeout_s)
         connection, pauses = replace(self._connection, retry=HEALTH_POLLS), Backoff(HEALTH_POLLS)
-        call, status = _unary.health_call(""), "no connection"
+        call, status = _unary.health_call("", wait_for_ready=False), "no connection"
         channels = self._calls.open(attempts.left_s())
         with self._observers.observe(call.method) as observation:
             while not attempts.over():

@@ -10,14 +10,14 @@ from typing import Any
 
 import grpc
 
+from ._aio_status import keeping_status
+from ._channel_config import Option
 from ._config import Connection, channel_options
 from ._forks import tell_after_fork
 from ._resolver import Resolver
 from ._stubs import Stubs
 from ._tls import Certificates
 from .errors import Resnet50Error, UnavailableError
-
-Option = tuple[str, int | str]
 
 
 class Channels:
@@ -42,7 +42,7 @@ class Channels:
         self._connection = connection
         self.resolver = resolver
         self._kind = kind
-        self._options = [*channel_options(), *options]
+        self._options = [*connection.channel.options_over(channel_options()), *options]
         if (name := connection.server_name()) is not None:
             self._options.append(("grpc.ssl_target_name_override", name))
         self._lock = threading.Lock()
@@ -89,6 +89,15 @@ class Channels:
         self._lock = threading.Lock()
 
     def _channel(self, target: str, certificates: Certificates | None) -> Any:
+        config = self._connection.channel
+        settings: dict[str, Any] = {"compression": config.algorithm()}
+        if self._kind is grpc.aio:
+            settings["interceptors"] = [*config.interceptors, *keeping_status(config.interceptors)]
         if certificates is None:
-            return self._kind.insecure_channel(target, self._options)
-        return self._kind.secure_channel(target, certificates.for_channel(), self._options)
+            channel = self._kind.insecure_channel(target, self._options, **settings)
+        else:
+            credentials = certificates.for_channel()
+            channel = self._kind.secure_channel(target, credentials, self._options, **settings)
+        if config.interceptors and self._kind is grpc:
+            channel = grpc.intercept_channel(channel, *config.interceptors)
+        return channel

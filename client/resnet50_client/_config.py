@@ -16,6 +16,7 @@ from . import errors
 from ._addresses import addresses_of, is_local, split
 from ._arguments import check_choice, check_name, check_request_id, check_seconds
 from ._auth import Credentials
+from ._channel_config import ChannelConfig
 from ._frames import StreamLimits
 from ._retries import Attempts, RetryPolicy
 from ._tls import advice
@@ -62,6 +63,7 @@ class Connection:
         variant: Default variant; None for the server's.
         extra: Metadata that is sent with every call.
         request_id: ID of the calls; None for an ID of its own for each.
+        channel: Settings of channels.
     """
 
     addresses: tuple[str, ...]
@@ -73,6 +75,7 @@ class Connection:
     variant: str | None = None
     extra: Metadata = ()
     request_id: str | None = None
+    channel: ChannelConfig = field(default_factory=ChannelConfig)
 
     @classmethod
     def to(
@@ -85,6 +88,7 @@ class Connection:
         caller_key: str | None = None,
         variant: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        channel: ChannelConfig | None = None,
     ) -> Connection:
         """Check a client's arguments.
 
@@ -94,7 +98,11 @@ class Connection:
         credentials = credentials or Credentials()
         addresses = addresses_of(server)
         connection = cls(
-            addresses, timeout_s, retry or RetryPolicy(), credentials=credentials
+            addresses,
+            timeout_s,
+            retry or RetryPolicy(),
+            credentials=credentials,
+            channel=channel or ChannelConfig(),
         ).with_options(priority=priority, caller_key=caller_key, variant=variant, metadata=metadata)
         connection.attempts(None)
         connection.server_name()
@@ -160,9 +168,28 @@ class Connection:
         Raises:
             ValueError: The function or file of the token returned an invalid one.
         """
+        bearer = self.credentials.bearer
+        return self._metadata(None if bearer is None else bearer.token(), observed)
+
+    async def metadata_async(self, observed: Metadata, timeout_s: float) -> Metadata:
+        """As `metadata`; the token may come from a coroutine function.
+
+        Args:
+            observed: As for `metadata`.
+            timeout_s: Timeout of the coroutine function in seconds.
+
+        Raises:
+            ValueError: The function or file of the token returned an invalid one.
+            DeadlineExceededError: The coroutine function did not return in time.
+        """
+        bearer = self.credentials.bearer
+        token = None if bearer is None else await bearer.token_async(timeout_s)
+        return self._metadata(token, observed)
+
+    def _metadata(self, token: str | None, observed: Metadata) -> Metadata:
         sent = []
-        if self.credentials.bearer is not None:
-            sent.append(("authorization", f"Bearer {self.credentials.bearer.token()}"))
+        if token is not None:
+            sent.append(("authorization", f"Bearer {token}"))
         if self.priority != "interactive":  # the server's default
             sent.append(("x-priority", self.priority))
         if self.caller_key is not None:

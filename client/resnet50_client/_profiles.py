@@ -21,6 +21,7 @@ PROFILE_FILE = ENV_PREFIX + "PROFILE_FILE"
 _PATHS = ("ca", "cert", "key", "token_file")
 # Options that belong together: setting one overrides all of them.
 _TOGETHER = (("cert", "key"), ("token", "token_file"))
+_SWITCHES = ("tls", "insecure_token", "wait_for_ready")
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -44,6 +45,9 @@ class Profile:
     token_file: str | None = None
     server_name: str | None = None
     insecure_token: bool | None = None
+    variant: str | None = None
+    compression: str | None = None
+    wait_for_ready: bool | None = None
 
     def over(self, other: Profile) -> Profile:
         """Return a copy in which unset options are taken from another profile."""
@@ -149,7 +153,7 @@ def _parsed(key: str, text: str) -> object:
     """Convert an environment value to its type in a file."""
     if key == "server":
         return text.replace(",", " ").split()
-    if key in ("tls", "insecure_token") and text.lower() in _YES + _NO:
+    if key in _SWITCHES and text.lower() in _YES + _NO:
         return text.lower() in _YES
     if key == "timeout_s":
         try:
@@ -210,7 +214,7 @@ def _value(key: str, value: object) -> Any:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ValueError("timeout_s: must be a number of seconds above 0")
         return float(value)
-    if key in ("tls", "insecure_token"):
+    if key in _SWITCHES:
         if not isinstance(value, bool):
             raise ValueError(f"{key}: must be true or false")
         return value

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
+from ._auth import NEEDS_ASYNC
 from ._channels import Channels
 from ._config import Connection
 from ._resolver import FIRST_LOOKUP_S, Resolver
@@ -18,6 +19,12 @@ from .observers import Observation, Observers
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
+Interceptor: TypeAlias = (
+    grpc.UnaryUnaryClientInterceptor
+    | grpc.UnaryStreamClientInterceptor
+    | grpc.StreamUnaryClientInterceptor
+    | grpc.StreamStreamClientInterceptor
+)
 
 
 class Calls:
@@ -27,17 +34,23 @@ class Calls:
 
     Args:
         connection: The client's connection options.
-        owner: Description of the client, for errors.
+        _: Description of the client, for errors of `AsyncCalls`.
 
     Attributes:
         closed: Whether the client was closed.
         channels: The channels.
+
+    Raises:
+        TypeError: Interceptors or the token are for `AsyncClient`.
     """
 
-    def __init__(self, connection: Connection, owner: str) -> None:
+    def __init__(self, connection: Connection, _: str) -> None:
         self._connection = connection
-        self._owner = owner
         self.closed = False
+        connection.channel.check_interceptors(grpc)
+        bearer = connection.credentials.bearer
+        if bearer is not None and bearer.asynchronous:
+            raise TypeError(NEEDS_ASYNC)
         self.channels = Channels(connection, Resolver(connection.addresses), grpc)
 
     def open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:

@@ -168,8 +168,12 @@ def delete_traffic_split_call(variant: str) -> SingleCall[TrafficReport]:
     )
 
 
-def health_call(service: str) -> SingleCall[str]:
+def health_call(service: str, wait_for_ready: bool | None = None) -> SingleCall[str]:
     """Return the call of `health`.
+
+    Args:
+        service: Full name of the service; "" for the server.
+        wait_for_ready: Whether to wait for a connection; None for the client's.
 
     Raises:
         InvalidRequestError: The name is not a string.
@@ -177,7 +181,7 @@ def health_call(service: str) -> SingleCall[str]:
     length = len(_health.check_request(service))
     return SingleCall(
         _health.CHECK[1:],
-        lambda stubs: functools.partial(stubs.check, service),
+        lambda stubs: functools.partial(stubs.check, service, wait_for_ready=wait_for_ready),
         lambda: length,
         str,
     )

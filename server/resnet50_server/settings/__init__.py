@@ -34,6 +34,7 @@ ENV_PREFIX = "RESNET50_"
 CLIENT_ENVIRONMENT = (
     *("SERVER", "PROFILE", "PROFILE_FILE", "TIMEOUT_S", "PRIORITY", "TLS", "CA", "CERT", "KEY"),
     *("CALLER_KEY", "TOKEN", "TOKEN_FILE", "SERVER_NAME", "INSECURE_TOKEN", "METRICS"),
+    *("VARIANT", "COMPRESSION", "WAIT_FOR_READY"),
 )
 # Variables that Kubernetes sets in every pod if there is a Service named "resnet50".
 _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")

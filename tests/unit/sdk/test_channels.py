@@ -3,10 +3,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 
 from resnet50_client import _channels as module
+from resnet50_client._channel_config import ChannelConfig
 from resnet50_client._channels import Channels
 from resnet50_client._resolver import Resolver
 
@@ -41,7 +43,7 @@ def test_a_slow_thread_does_not_put_old_certificates_back(monkeypatch):
             return old
         return new
 
-    def secure_channel(_where: str, credentials: str, _options: object) -> grpc.Channel:
+    def secure_channel(_where: str, credentials: str, _options: object, **_: object) -> Any:
         used.append(credentials)
         return grpc.insecure_channel("localhost:1")
 
@@ -53,6 +55,7 @@ def test_a_slow_thread_does_not_put_old_certificates_back(monkeypatch):
     connection = SimpleNamespace(
         credentials=SimpleNamespace(certificates=SimpleNamespace(current=current)),
         server_name=lambda: None,
+        channel=ChannelConfig(),
     )
     kind = SimpleNamespace(secure_channel=secure_channel)
     channels = Channels(connection, Resolver(["localhost:1"]), kind)  # type: ignore[arg-type]

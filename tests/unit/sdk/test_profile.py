@@ -124,11 +124,16 @@ def test_environment_is_read_and_beats_the_profile_that_it_names(written, monkey
     monkeypatch.setenv("RESNET50_INSECURE_TOKEN", "0")
     monkeypatch.setenv("RESNET50_TIMEOUT_S", "2.5")
     monkeypatch.setenv("RESNET50_CA", "")  # empty says nothing
+    monkeypatch.setenv("RESNET50_VARIANT", "IMAGENET1K_V1")
+    monkeypatch.setenv("RESNET50_COMPRESSION", "gzip")
+    monkeypatch.setenv("RESNET50_WAIT_FOR_READY", "1")
     known = Profile.of_environment().arguments()
     assert known["server"] == ("a:1", "b:2", "c:3")
     assert known["tls"] is True and known["insecure_token"] is False
     assert (known["timeout_s"], known["priority"]) == (2.5, "bulk")
     assert known["ca"] == str(folder / "ca.pem")
+    assert (known["variant"], known["compression"]) == ("IMAGENET1K_V1", "gzip")
+    assert known["wait_for_ready"] is True
 
 
 def test_environment_without_a_profile_reads_no_file(written, monkeypatch):
@@ -141,6 +146,7 @@ def test_environment_without_a_profile_reads_no_file(written, monkeypatch):
     ("name", "value", "message"),
     [
         ("TLS", "perhaps", "^RESNET50_TLS: tls: must be true or false"),
+        ("WAIT_FOR_READY", "maybe", "^RESNET50_WAIT_FOR_READY: wait_for_ready: must be true or"),
         ("TIMEOUT_S", "soon", "^RESNET50_TIMEOUT_S: timeout_s: must be a number"),
         ("PROFILE", "prod", "^profile: "),
     ],

@@ -1,0 +1,106 @@
+"""Settings of a client's gRPC channels: options, interceptors, compression, wait_for_ready."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import grpc
+
+from ._arguments import check_choice
+
+Compression: TypeAlias = Literal["gzip", "deflate"]
+Option: TypeAlias = tuple[str, int | str]
+
+# Options that an argument of the client sets, by its name.
+_ARGUMENTS = {
+    "grpc.ssl_target_name_override": "server_name",
+    "grpc.default_compression_algorithm": "compression",
+}
+_ALGORITHMS = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
+# One class for each kind of call.
+_KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
+
+
+@dataclass(frozen=True)
+class ChannelConfig:
+    """Settings of channels, which all clients of `with_options` share.
+
+    Attributes:
+        options: gRPC channel options; they go before the SDK's.
+        interceptors: Interceptors of `grpc` or of `grpc.aio`, the first one outermost.
+        compression: Compression of requests; None for none.
+        wait_for_ready: Whether calls wait for a connection instead of failing.
+    """
+
+    options: tuple[Option, ...] = ()
+    interceptors: tuple[Any, ...] = ()
+    compression: Compression | None = None
+    wait_for_ready: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        options: Mapping[str, int | str] | None = None,
+        interceptors: Sequence[Any] = (),
+        compression: Compression | None = None,
+        wait_for_ready: bool = False,
+    ) -> ChannelConfig:
+        """Check a client's arguments.
+
+        Raises:
+            ValueError: One is invalid.
+        """
+        if options is not None and not isinstance(options, Mapping):
+            raise ValueError(f"channel_options: is {options!r}, must map names to values")
+        for name, value in (options or {}).items():
+            _check_option(name, value)
+        if compression is not None:
+            check_choice("compression", compression, get_args(Compression))
+        if not isinstance(wait_for_ready, bool):
+            raise ValueError(f"wait_for_ready: is {wait_for_ready!r}, must be True or False")
+        if isinstance(interceptors, str) or not isinstance(interceptors, Sequence):
+            raise ValueError(f"interceptors: is {interceptors!r}, must be a list")
+        options = dict(options or {})
+        return cls(tuple(options.items()), tuple(interceptors), compression, wait_for_ready)
+
+    def check_interceptors(self, module: Any) -> None:
+        """Check that all interceptors are of `grpc` or of `grpc.aio`.
+
+        Args:
+            module: That module.
+
+        Raises:
+            TypeError: One is not.
+        """
+        allowed = tuple(getattr(module, f"{kind}ClientInterceptor") for kind in _KINDS)
+        for one in self.interceptors:
+            if not isinstance(one, allowed):
+                raise TypeError(
+                    f"interceptors: {type(one).__name__} is not an interceptor of"
+                    f" {module.__name__}, e.g. {module.__name__}.UnaryUnaryClientInterceptor"
+                )
+
+    def options_over(self, defaults: Sequence[Option]) -> list[Option]:
+        """Return the options of a channel: `defaults`, with those of this configuration."""
+        options = dict(defaults)
+        if self.wait_for_ready:
+            config = json.loads(options["grpc.service_config"])
+            config["methodConfig"] = [{"name": [{}], "waitForReady": True}]
+            options["grpc.service_config"] = json.dumps(config)
+        return list((options | dict(self.options)).items())
+
+    def algorithm(self) -> Any:
+        """Return gRPC's name of the compression; None for none."""
+        return None if self.compression is None else _ALGORITHMS[self.compression]
+
+
+def _check_option(name: object, value: object) -> None:
+    if not (isinstance(name, str) and name.startswith("grpc.")):
+        raise ValueError(f'channel_options: the name {name!r} must begin with "grpc."')
+    if name in _ARGUMENTS:
+        raise ValueError(f"channel_options: {name} is set by the argument {_ARGUMENTS[name]}")
+    if not isinstance(value, (int, str)):
+        raise ValueError(f"channel_options: {name} is {value!r}, must be an integer or text")
