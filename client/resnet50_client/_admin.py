@@ -11,10 +11,7 @@ from ._types.traffic import TrafficReport
 
 
 class AdminClient(BaseClient):
-    """Blocking client that changes variants and traffic splits of one server.
-
-    Args and errors: see `BaseClient`.
-    """
+    """Blocking client that changes variants and traffic splits of one server."""
 
     def load_variant(
         self, name: str, *, replace: bool = False, timeout_s: float = CHANGE_TIMEOUT_S

@@ -10,10 +10,7 @@ from ._types.traffic import TrafficReport
 
 
 class AsyncAdminClient(AsyncBaseClient):
-    """Asyncio client that changes variants and traffic splits of one server.
-
-    Args and errors: see `AsyncBaseClient`.
-    """
+    """Asyncio client that changes variants and traffic splits of one server."""
 
     async def load_variant(
         self, name: str, *, replace: bool = False, timeout_s: float = CHANGE_TIMEOUT_S

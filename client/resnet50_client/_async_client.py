@@ -23,8 +23,6 @@ class AsyncClient(AsyncBaseClient):
     """Asyncio client of a ResNet50 server, or of several replicas (round-robin).
 
     Can be used by many tasks concurrently, all on the event loop of its first call.
-
-    Args and errors: see `AsyncBaseClient`.
     """
 
     async def classify(
@@ -66,8 +64,10 @@ class AsyncClient(AsyncBaseClient):
 
         Raises:
             InvalidImageError: The image cannot be decoded, or exceeds a limit.
-            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            TypeError: The image is of a type that is not supported.
             OSError: The image's file cannot be read.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            RuntimeError: The client is closed.
         """
         connection = self._with(variant, priority, caller_key, metadata, request_id)
         options = _codec.classify_options(
@@ -94,12 +94,14 @@ class AsyncClient(AsyncBaseClient):
         """Compute an image's embedding.
 
         Args:
-            image: The image; see `classify`.
+            image: A path, bytes, a binary file, a PIL image, a numpy array or a torch tensor; see
+                `ImageInput`.
             variant: Name of the variant; None for the client's default variant, or the server's.
             l2_normalize: Scale the vector to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of an array; see `classify`.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the call in a traffic split; None for the client's.
@@ -109,8 +111,10 @@ class AsyncClient(AsyncBaseClient):
 
         Raises:
             InvalidImageError: The image cannot be decoded, or exceeds a limit.
-            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            TypeError: The image is of a type that is not supported.
             OSError: The image's file cannot be read.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            RuntimeError: The client is closed.
         """
         connection = self._with(variant, priority, caller_key, metadata, request_id)
         options = _codec.embed_options(connection.variant, l2_normalize, dtype, background)

@@ -29,49 +29,9 @@ Self = TypeVar("Self", bound="BaseClient")
 class BaseClient:
     """Base of `Client` and `AdminClient`.
 
-    Args:
-        server: "host:port" (balanced over all addresses of the name), "unix:PATH", or a list of
-            "host:port" to balance over. Names are resolved when a call is made, and again while
-            calls fail.
-        timeout_s: Timeout of a call in seconds, retries included; `math.inf` for no limit.
-        retry: Policy for retrying failed calls.
-        priority: "interactive", or "bulk" for calls that yield to interactive traffic.
-        caller_key: Key that assigns calls in a server's traffic split: 1 to 128 printable ASCII
-            characters, such as a user ID. The same key always gets the same weights. None: the
-            server uses the caller's identity.
-        tls: Use TLS; None means: if `ca`, `cert` or `server_name` is given. True without `ca`
-            trusts the public CA certificates of gRPC (or of the file named by
-            GRPC_DEFAULT_SSL_ROOTS_FILE_PATH).
-        ca: CA certificates to trust: a path, or the bytes of a PEM file.
-        cert: Client certificate chain for servers that require one: a path, or PEM bytes.
-        key: Unencrypted private key of `cert`: a path, or PEM bytes.
-        token: Bearer token, sent as "authorization: Bearer ..." with each call; or a function that
-            returns the current one, for asyncio clients also a coroutine function. It is called for
-            each attempt, and must not block.
-        token_file: File with the token, read again when it changes.
-        server_name: Name expected in the server's certificate, if different from the address's
-            host; "localhost" for unix sockets.
-        insecure_token: Allow sending the token over plaintext to other machines.
-        observers: Notified of each call, e.g. `OpenTelemetryObserver` of
-            `resnet50_client.opentelemetry`.
-        variant: Default variant of calls; None for the server's.
-        metadata: Metadata that is sent with every call, e.g. {"x-tenant": "a"}.
-        channel_options: Options of gRPC channels, e.g. {"grpc.keepalive_time_ms": 60_000}; they go
-            before the SDK's own.
-        interceptors: Interceptors of `grpc`, the first one outermost; they see each attempt
-            of a call.
-        compression: "gzip" or "deflate" for requests; encoded images do not become smaller.
-        wait_for_ready: Let calls wait for a connection until their deadline instead of trying
-            again; errors then do not say why there was none.
-
     A client is pickled as its arguments; the copy makes connections of its own. Certificates given
     as paths are read again when their files change, and used for later calls. Keys and tokens never
     appear in messages, nor in pickles.
-
-    Raises:
-        ValueError: An argument is invalid, or the token would be sent in plaintext to another
-            machine.
-        OSError: A file cannot be read.
     """
 
     def __init__(
@@ -98,6 +58,49 @@ class BaseClient:
         compression: Compression | None = None,
         wait_for_ready: bool = False,
     ) -> None:
+        """Create a client; it connects when the first call is made.
+
+        Args:
+            server: "host:port" (balanced over all addresses of the name), "unix:PATH", or a list of
+                "host:port" to balance over. Names are resolved when a call is made, and again while
+                calls fail.
+            timeout_s: Timeout of a call in seconds, retries included; `math.inf` for no limit.
+            retry: Policy for retrying failed calls.
+            priority: "interactive", or "bulk" for calls that yield to interactive traffic.
+            caller_key: Key that assigns calls in a server's traffic split: 1 to 128 printable ASCII
+                characters, such as a user ID. The same key always gets the same weights. None: the
+                server uses the caller's identity.
+            tls: Use TLS; None means: if `ca`, `cert` or `server_name` is given. True without `ca`
+                trusts the public CA certificates of gRPC (or of the file named by
+                GRPC_DEFAULT_SSL_ROOTS_FILE_PATH).
+            ca: CA certificates to trust: a path, or the bytes of a PEM file.
+            cert: Client certificate chain for servers that require one: a path, or PEM bytes.
+            key: Unencrypted private key of `cert`: a path, or PEM bytes.
+            token: Bearer token, sent as "authorization: Bearer ..." with each call; or a function
+                that returns the current one, for asyncio clients also a coroutine function. It is
+                called for each attempt, and must not block.
+            token_file: File with the token, read again when it changes.
+            server_name: Name expected in the server's certificate, if different from the address's
+                host; "localhost" for unix sockets.
+            insecure_token: Allow sending the token over plaintext to other machines.
+            observers: Notified of each call, e.g. `OpenTelemetryObserver` of
+                `resnet50_client.opentelemetry`.
+            variant: Default variant of calls; None for the server's.
+            metadata: Metadata that is sent with every call, e.g. {"x-tenant": "a"}.
+            channel_options: Options of gRPC channels, e.g. {"grpc.keepalive_time_ms": 60_000};
+                they go before the SDK's own.
+            interceptors: Interceptors of `grpc`, the first one outermost; they see each attempt
+                of a call.
+            compression: "gzip" or "deflate" for requests; encoded images do not become smaller.
+            wait_for_ready: Let calls wait for a connection until their deadline instead of trying
+                again; errors then do not say why there was none.
+
+        Raises:
+            ValueError: An argument is invalid, or the token would be sent in plaintext to another
+                machine.
+            TypeError: Interceptors or a token are for the other kind of client.
+            OSError: A file cannot be read.
+        """
         # For pickle; before any other variable exists.
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         credentials = Credentials.of(

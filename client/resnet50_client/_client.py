@@ -24,8 +24,6 @@ class Client(BaseClient):
     """Blocking client of a ResNet50 server, or of several replicas (round-robin).
 
     Thread-safe. Create it after a fork, not before.
-
-    Args and errors: see `BaseClient`.
     """
 
     def classify(
@@ -67,8 +65,10 @@ class Client(BaseClient):
 
         Raises:
             InvalidImageError: The image cannot be decoded, or exceeds a limit.
-            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            TypeError: The image is of a type that is not supported.
             OSError: The image's file cannot be read.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            RuntimeError: The client is closed.
         """
         connection = self._with(variant, priority, caller_key, metadata, request_id)
         options = _codec.classify_options(
@@ -95,12 +95,14 @@ class Client(BaseClient):
         """Compute an image's embedding.
 
         Args:
-            image: The image; see `classify`.
+            image: A path, bytes, a binary file, a PIL image, a numpy array or a torch tensor; see
+                `ImageInput`.
             variant: Name of the variant; None for the client's default variant, or the server's.
             l2_normalize: Scale the vector to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of an array; see `classify`.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            pixel_format: Layout of an array: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the call in a traffic split; None for the client's.
@@ -110,8 +112,10 @@ class Client(BaseClient):
 
         Raises:
             InvalidImageError: The image cannot be decoded, or exceeds a limit.
-            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            TypeError: The image is of a type that is not supported.
             OSError: The image's file cannot be read.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+            RuntimeError: The client is closed.
         """
         connection = self._with(variant, priority, caller_key, metadata, request_id)
         options = _codec.embed_options(connection.variant, l2_normalize, dtype, background)

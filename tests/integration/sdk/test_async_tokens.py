@@ -65,23 +65,25 @@ def test_coroutine_function_is_refused_by_the_blocking_client(token):
 
 
 def test_function_that_returns_an_awaitable_is_refused_at_the_call(server):
-    with Client(server.address, token=lambda: named("a")) as client:
-        with pytest.raises(TypeError, match="which needs AsyncClient"):
-            client.classify(b"image")
+    with (
+        Client(server.address, token=lambda: named("a")) as client,
+        pytest.raises(TypeError, match="which needs AsyncClient"),
+    ):
+        client.classify(b"image")
     assert server.received == []
 
 
 async def test_token_that_does_not_come_ends_by_deadline(server):
     async with AsyncClient(server.address, token=never, timeout_s=0.05) as client:
-        with pytest.raises(DeadlineExceededError, match="^token: the coroutine function did not"):
+        with pytest.raises(DeadlineExceededError, match=r"^token: the coroutine function did not"):
             await client.classify(b"image")
-        with pytest.raises(DeadlineExceededError, match="^token: the coroutine function did not"):
+        with pytest.raises(DeadlineExceededError, match=r"^token: the coroutine function did not"):
             _ = [one async for one in client.classify_stream([b"image"])]
     assert server.received == []
 
 
 async def test_wrong_token_of_a_coroutine_function_is_not_shown(server):
     async with AsyncClient(server.address, token=functools.partial(named, "se cret")) as client:
-        with pytest.raises(ValueError, match="^token: must be visible ASCII") as raised:
+        with pytest.raises(ValueError, match=r"^token: must be visible ASCII") as raised:
             await client.classify(b"image")
     assert "se cret" not in str(raised.value)

@@ -185,7 +185,7 @@ def test_interceptors_of_the_other_client_are_refused():
         Client(interceptors=[OfUnaryCalls([])])
     with pytest.raises(TypeError, match=r"^interceptors: Blocking is not .* of grpc\.aio, e\.g\."):
         AsyncClient(interceptors=[Blocking([])])
-    with pytest.raises(ValueError, match="^interceptors: .* must be a list"):
+    with pytest.raises(ValueError, match=r"^interceptors: .* must be a list"):
         Client(interceptors=Blocking([]))
 
 
@@ -263,7 +263,7 @@ async def test_wait_for_ready_waits_for_a_server(kind):
 
 async def test_waiting_for_a_server_says_why_it_failed(kind):
     async with Caller(kind, "127.0.0.1:1", wait_for_ready=True) as client:
-        with pytest.raises(DeadlineExceededError, match="last status: .*127.0.0.1:1"):
+        with pytest.raises(DeadlineExceededError, match=r"last status: .*127\.0\.0\.1:1"):
             await client.wait_until_ready(timeout_s=0.5)
 
 
