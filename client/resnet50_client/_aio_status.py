@@ -48,14 +48,14 @@ def keeping_status(interceptors: Sequence[Any]) -> list[Any]:
     ]
 
 
-class _KeepUploadStatus(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
+class _KeepUploadStatus(grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(
         self, continuation: Any, client_call_details: Any, request_iterator: Any
     ) -> Any:
         return keep_status(await continuation(client_call_details, request_iterator))
 
 
-class _KeepStreamStatus(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
+class _KeepStreamStatus(grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(
         self, continuation: Any, client_call_details: Any, request_iterator: Any
     ) -> Any:

@@ -87,7 +87,7 @@ class ChannelConfig:
         """Return the options of a channel: `defaults`, with those of this configuration."""
         options = dict(defaults)
         if self.wait_for_ready:
-            config = json.loads(options["grpc.service_config"])
+            config = json.loads(str(options["grpc.service_config"]))
             config["methodConfig"] = [{"name": [{}], "waitForReady": True}]
             options["grpc.service_config"] = json.dumps(config)
         return list((options | dict(self.options)).items())
