@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import math
 import random
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 
@@ -34,7 +34,7 @@ from resnet50_server.context import RequestContext
 from resnet50_server.errors import ServingError
 from tests.support import virtual_time
 from tests.support.simulation import Device, poisson, quantile, simulate
-from tests.support.virtual_device import FakeEngine, image
+from tests.support.virtual_device import FakeEngine, Threads, image
 
 DEVICE = Device(alpha_s=0.021, beta_s=0.00147, limit=32)
 CHANNELS = 4
@@ -191,7 +191,7 @@ def measure_overload() -> None:
             prompt.append(sum(one <= 0.010 for one in took) / len(took))
             passed = sum(call.done >= 0.95 * WITHIN_S for call in refused)
             expected = simulate(DEVICE, arrivals, [WITHIN_S] * len(arrivals))
-            sim_good = sum(arrivals[n] > LEAD_S for n in expected.latency_s)
+            sim_good: float = sum(arrivals[n] > LEAD_S for n in expected.latency_s)
             sim_good /= (arrivals[-1] - LEAD_S) * DEVICE.capacity
             print(
                 f"overload seed {seed}: {len(counted)} calls; on time {len(good)}"
@@ -211,7 +211,7 @@ def measure_overload() -> None:
 
 def compare_ahead() -> None:
     """Simulate a GPU whose batches are stacked and copied by the host meanwhile."""
-    common = {"alpha_s": 0.0005, "beta_s": 0.000075, "limit": 128}
+    common: dict[str, Any] = {"alpha_s": 0.0005, "beta_s": 0.000075, "limit": 128}
     for prepare in (0.000005, 0.00002):
         for load in (0.05, 0.5, 0.8, 0.95, 1.2):
             row = []
@@ -229,14 +229,14 @@ def compare_ahead() -> None:
             print(f"ahead    {prepare * 1e6:.0f} us an image, load {load:.0%}: {', '.join(row)}")
 
 
-class UnsteadyThreads:
+class UnsteadyThreads(Threads):
     """Computes a batch in as many virtual seconds as it should take, times a random factor."""
 
     def __init__(self, draw: random.Random) -> None:
         self._draw = draw
         self._free = 0.0
 
-    def submit_callback(self, call: functools.partial, done) -> None:
+    def submit_callback(self, call: Any, done: Any) -> None:
         """See `WorkerThreads.submit_callback`."""
         loop, (images, *_) = asyncio.get_running_loop(), call.args
         engine: FakeEngine = call.func.__self__

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -65,7 +66,7 @@ def photos(distinct: bool) -> Iterator[image_pb2.Image]:
 
 async def call_unary(channel: grpc.aio.Channel, images: list[image_pb2.Image], use: int) -> None:
     """Classify all of them, `IN_FLIGHT` at a time."""
-    classify = channel.unary_unary(CLASSIFY)
+    classify: Any = channel.unary_unary(CLASSIFY)
     left = iter([inference_pb2.ClassifyRequest(image=one).SerializeToString() for one in images])
 
     async def work() -> None:
@@ -92,7 +93,8 @@ async def call_stream(channel: grpc.aio.Channel, images: list[image_pb2.Image], 
             ).SerializeToString()
 
     answered = 0
-    async for reply in channel.stream_stream(CLASSIFY_STREAM)(requests()):
+    stream: Any = channel.stream_stream(CLASSIFY_STREAM)
+    async for reply in stream(requests()):
         window.release()
         answered += 1
         if not answered % 50:
@@ -141,13 +143,14 @@ async def measure_torch() -> None:
         ):
             image = next(photos(distinct=False))
             request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
-            await to_caching.unary_unary(CLASSIFY)(request)
+            classify: Any = to_caching.unary_unary(CLASSIFY)
+            await classify(request)
             for turn in range(TURNS + 1):
                 for name, channel in (("computed", to_plain), ("hit", to_caching)):
-                    times = []
+                    times, classify = [], channel.unary_unary(CLASSIFY)
                     for _ in range(SERIAL_CALLS):
                         started = time.perf_counter()
-                        reply = await channel.unary_unary(CLASSIFY)(request)
+                        reply = await classify(request)
                         times.append((time.perf_counter() - started) * 1e3)
                         parsed = inference_pb2.ClassifyResponse.FromString(reply)
                         assert parsed.timing.cache == USES[name]

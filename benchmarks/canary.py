@@ -18,6 +18,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ CATEGORIES = 1000
 MAX_BATCH_SIZE = 8
 
 
-def settings_of(folder: Path, engine: str, precision: str) -> Settings:
+def settings_of(folder: Path, engine: Any, precision: Any) -> Settings:
     """Return settings for one engine on the CPU."""
     return Settings(
         variants=["named=later"],  # there has to be one

@@ -24,6 +24,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -44,6 +45,7 @@ from resnet50_server.runtime.cpus import CpuPlan, cpus
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network, fold_batchnorm
 from resnet50_server.variants.spec import parse_variant
+from resnet50_server.variants.transform_file import transform_json
 
 VARIANT = "untrained=random:0"
 TRANSFORM = Transform.of(ResNet50_Weights.IMAGENET1K_V2.transforms())
@@ -85,7 +87,7 @@ def measure_engines(cache: Path) -> None:
     """Run each in turn; the first turn warms up."""
     torch.set_num_threads(cpus())
     images = [decode(photo(), TRANSFORM, ImageLimits())] * 8
-    opened = {}
+    opened: dict[str, Any] = {}
     with GraphCache(cache, sys.maxsize) as graph_cache:
         engines = CpuEngines(graph_cache, CpuPlan.divide(cpus(), None, None), None)
         for precision, kind in ENGINES:
@@ -141,7 +143,7 @@ def measure_served(cache: Path) -> None:
         (calibration / f"{number}.jpg").write_bytes(photo())
     loops: list[float] = []
     for precision in ("fp32", "int8"):
-        flags = ("--precision", precision, "--graph-cache-dir", str(cache))
+        flags: tuple[str, ...] = ("--precision", precision, "--graph-cache-dir", str(cache))
         if precision == "int8":
             flags += ("--calibration-dir", str(calibration), "--min-int8-agreement", "0")
         trials = {
@@ -205,7 +207,7 @@ def pipeline(flags: list[str], decoders: int, threads: int, batch: int) -> float
         threads: Of the engine.
         batch: Images that it takes at once.
     """
-    options = dict(zip(flags[::2], flags[1::2], strict=True))
+    options: dict[str, Any] = dict(zip(flags[::2], flags[1::2], strict=True))
     settings = Settings(
         variants=[VARIANT],
         engine_threads=threads,
@@ -287,7 +289,7 @@ def _variant(folder: Path, seed: int) -> Path:
     torch.save(resnet50(weights=None).state_dict(), folder / "weights.pth")
     described = {
         "categories": [f"category {index}" for index in range(1000)],
-        "transform": vars(TRANSFORM),
+        "transform": transform_json(TRANSFORM),
     }
     (folder / "variant.json").write_text(json.dumps(described))
     return folder

@@ -64,7 +64,7 @@ class DelayBridge:
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)
-        said, _ = self._process.communicate(timeout=60)
+        said, _stderr = self._process.communicate(timeout=60)
         self.carried, self.overtaken = map(int, said.split())
 
 

@@ -123,9 +123,10 @@ def networks() -> dict[str, Embed]:
         preset = TRANSFORM
 
         def embed(pixels: Pixels) -> NDArray[np.float32]:
-            scaled = (pixels / np.float32(255) - np.float32(preset.mean)) / np.float32(preset.std)
+            mean, std = (np.asarray(one, np.float32) for one in (preset.mean, preset.std))
+            scaled = (pixels / np.float32(255) - mean) / std
             batch = torch.from_numpy(scaled.transpose(2, 0, 1)[None].astype(np.float32))
-            found: NDArray[np.float32] = digits.embed(model, batch)[0]  # type: ignore[arg-type]
+            found: NDArray[np.float32] = digits.embed(model, batch)[0]
             return found
 
         return embed
@@ -191,6 +192,7 @@ def multiples(embed: dict[str, Embed]) -> list[str]:
     for multiple in MULTIPLES:
         cells = []
         for part in (2, 4, 8):
+            assert isinstance(TRANSFORM.resize, int)
             short = int(part * multiple * TRANSFORM.resize)
             levels, cosines = [], []
             for source in PHOTOS:
@@ -218,7 +220,7 @@ def answers() -> str:
     digits.calibrate(model, train)
     digits.fit_head(model, digits.embed(model, train), data.train_labels)
     transform = Transform.of(preset)
-    mean, std = np.float32(transform.mean), np.float32(transform.std)
+    mean, std = (np.asarray(one, np.float32) for one in (transform.mean, transform.std))
 
     @torch.inference_mode()
     def classify(found: list[Pixels]) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -272,7 +273,8 @@ def measure_largest(seconds: float) -> Iterator[str]:
 
         async def ask() -> bytes:
             async with grpc.aio.insecure_channel(address) as channel:
-                answer: bytes = await channel.unary_unary(CLASSIFY)(request(), timeout=60)
+                classify: Any = channel.unary_unary(CLASSIFY)
+                answer: bytes = await classify(request(), timeout=60)
                 return answer
 
         assert asyncio.run(ask())

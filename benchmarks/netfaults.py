@@ -351,7 +351,15 @@ def judge_times(rows: list[Row]) -> None:
             )
 
 
-HEAD = ("fault of server one", "clients know", "begun", "right", "dropped", "wrong", "lost")
+HEAD: tuple[str, ...] = (
+    "fault of server one",
+    "clients know",
+    "begun",
+    "right",
+    "dropped",
+    "wrong",
+    "lost",
+)
 HEAD += ("failed, as they may", "retried", *SHAPES)
 
 
@@ -393,7 +401,7 @@ async def try_fault(scene: Scene, fault: Fault, seconds: float) -> list[Row]:
             for name in fault.shapes:
                 # Lists and streams have no deadline as a whole.
                 shape = functools.partial(watched, SHAPES[name], name in SLOW)
-                callers.start(shape, kind, PAUSE_S, name)  # type: ignore[arg-type]
+                callers.start(shape, kind, PAUSE_S, name)
         rows.append(row)
         all_callers.append(callers)
     try:

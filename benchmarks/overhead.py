@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
 
 import grpc
 import numpy as np
@@ -95,7 +96,7 @@ def answer() -> result_pb2.Classification:
     )
 
 
-def reply_fields() -> dict[str, object]:
+def reply_fields() -> dict[str, Any]:
     """Return the other fields of a reply, of the size that the server's have."""
     return {
         "classification": answer(),
@@ -129,7 +130,7 @@ async def echo(options: list[tuple[str, int]]) -> None:
             results=[result for _ in request.images], variant=variant
         )
 
-    handlers = {
+    handlers: dict[str, Any] = {
         "ClassifyBatch": grpc.unary_unary_rpc_method_handler(
             classify_batch,
             inference_pb2.ClassifyBatchRequest.FromString,
@@ -198,7 +199,8 @@ async def call_stream(channel: grpc.aio.Channel, image: image_pb2.Image, frames:
             ).SerializeToString()
 
     answered = 0
-    async for reply in channel.stream_stream(CLASSIFY_STREAM)(requests()):
+    stream: Any = channel.stream_stream(CLASSIFY_STREAM)
+    async for reply in stream(requests()):
         window.release()
         answered += 1
         if not answered % 100:  # a stream answers errors in place
@@ -467,7 +469,9 @@ async def measure_tracing() -> None:
                 for turn in range(TURNS + 1):
                     for share, (pid, channel) in targets.items():
                         # With a pause for what is exported behind the calls, which is a cost too.
-                        work = asyncio.gather(call_unary(channel, request, CALLS), asyncio.sleep(1))
+                        work: Any = asyncio.gather(
+                            call_unary(channel, request, CALLS), asyncio.sleep(1)
+                        )
                         used = await cpu_of(pid, CALLS, work)
                         calls += CALLS * (share == "1")
                         if turn:
@@ -491,7 +495,7 @@ async def load(address: str) -> None:
 
 def main() -> None:
     """Run what was asked for, or everything."""
-    measures: dict[str, Callable[[], Awaitable[None]]] = {
+    measures: dict[str, Any] = {
         "unary": lambda: measure_cpu(("unary",)),
         "stream": lambda: measure_cpu(("unary", "stream")),
         "batch": lambda: measure_cpu(("unary", "batch")),

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -146,7 +147,13 @@ def recovery_s(calls: list[Call], switched: float, normal_s: float) -> str:
 def measure_stalled() -> Iterator[str]:
     """Take turns between a quiet server and one with stalled clients."""
     # All clients have one address here: one caller, whose share is to be everything.
-    flags = (*TIMED, "--receive-timeout-s", "600", "--upload-idle-timeout-s", "600")
+    flags: tuple[str, ...] = (
+        *TIMED,
+        "--receive-timeout-s",
+        "600",
+        "--upload-idle-timeout-s",
+        "600",
+    )
     for name in ("--max-streams", "--max-uploads"):
         flags += (name, "1024", f"{name}-per-caller", "1024")
     for name in ("--max-receive-bytes", "--max-receive-bytes-per-caller"):
@@ -176,7 +183,14 @@ def measure_stalled() -> Iterator[str]:
 
 def measure_refused() -> Iterator[str]:
     """Send large messages to a server that has room for one request only, which is taken."""
-    flags = ("--engine", "timed", "--timed-alpha-ms", "3000", "--max-requests", "1")
+    flags: tuple[str, ...] = (
+        "--engine",
+        "timed",
+        "--timed-alpha-ms",
+        "3000",
+        "--max-requests",
+        "1",
+    )
     flags += ("--max-message-bytes", str(2 * LARGE_BYTES))
     with server(*flags) as (address, pid):
         held_mib, cpu, refused = asyncio.run(send_large(address, pid))
@@ -260,7 +274,7 @@ async def stall(address: str) -> None:
     for _ in range(STALLED["connections"]):
         await connect()
     for _ in range(STALLED["uploads"]):
-        call = (await connect()).stream_unary(UPLOAD)()
+        call: Any = (await connect()).stream_unary(UPLOAD)()
         part = inference_pb2.ClassifyUploadRequest(options=inference_pb2.ClassifyUploadOptions())
         await call.write(part.SerializeToString())
         await call.write(inference_pb2.ClassifyUploadRequest(chunk=half).SerializeToString())

@@ -66,7 +66,8 @@ async def measure_idle() -> None:
 
 async def call_openly(channel: grpc.aio.Channel, request: bytes, rate: float) -> list[float]:
     """Call at random moments, `rate` a second; return how long each took, in ms."""
-    classify, draw, took = channel.unary_unary(CLASSIFY), random.Random(0), []
+    classify: Any = channel.unary_unary(CLASSIFY)
+    draw, took = random.Random(0), []
 
     async def one() -> None:
         began = time.perf_counter()
@@ -112,7 +113,8 @@ async def measure_space() -> None:
             for number in range(PHOTOS):
                 image = image_pb2.Image(encoded=photo(20_000 + 10_000 * number))
                 request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
-                await channel.unary_unary(CLASSIFY)(request, metadata=METADATA)
+                classify: Any = channel.unary_unary(CLASSIFY)
+                await classify(request, metadata=METADATA)
             report = variant_pb2.TrafficReport()
             while report.comparison.images < PHOTOS:
                 await asyncio.sleep(0.1)

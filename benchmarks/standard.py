@@ -2,7 +2,7 @@
 
 It loads servers on this machine as `resnet50 bench` would, runs other benchmarks of this folder,
 and writes what they say into docs/benchmarks.md, between its two marks. It takes about twenty
-minutes; with --quick a few, and nothing is written.
+minutes; with --quick a few, and nothing is written. It prints each part once it has it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cpu import CALIBRATION_IMAGES, VARIANT
 from benchmarks.overhead import photo
@@ -62,7 +63,7 @@ def servers(folder: Path, seconds: float) -> Iterator[Served]:
         seconds: How long each load is measured.
     """
 
-    def plan(shape: str = "unary", concurrency: int = 16, **fields: object) -> Plan:
+    def plan(shape: Any = "unary", concurrency: int = 16, **fields: Any) -> Plan:
         load = Load(concurrency=concurrency)
         return Plan(load=load, shape=shape, duration_s=seconds, **fields)
 
@@ -85,32 +86,30 @@ def servers(folder: Path, seconds: float) -> Iterator[Served]:
     )
 
 
-def report(quick: bool) -> str:
-    """Run everything; return it as Markdown."""
+def report(quick: bool) -> Iterator[str]:
+    """Run everything; give it as parts of Markdown."""
     seconds = 2.0 if quick else 8.0
-    parts = [_heading()]
+    yield _heading()
     with tempfile.TemporaryDirectory(prefix="resnet50-") as folder:
         for served in servers(Path(folder), seconds):
             print(served.title, file=sys.stderr)
-            parts.append(f"### {served.title}\n")
+            yield f"### {served.title}\n"
             with server("--variants", VARIANT, *served.flags) as (address, pid):
-                where = {"servers": (address,), "server_pid": pid}
+                where: dict[str, Any] = {"servers": (address,), "server_pid": pid}
                 found = {
                     name: bench(Plan(**vars(plan) | where)) for name, plan in served.plans.items()
                 }
                 for grid in (latencies, stages, costs):
-                    parts.append(_joined({name: grid(one) for name, one in found.items()}))
+                    yield _joined({name: grid(one) for name, one in found.items()})
                 if served.swept and not quick:
                     plan = Plan(
                         **where, load=Load(rate_per_s=1.0), duration_s=seconds, timeout_s=1.0
                     )
                     swept = bench(plan, SHARES)
-                    parts.append(
-                        "Poisson arrivals, deadline 1 s, latency from the intended time:\n"
-                    )
-                    parts += [_markdown(latencies(swept)), _markdown(stages(swept))]
+                    yield "Poisson arrivals, deadline 1 s, latency from the intended time:\n"
+                    yield from (_markdown(latencies(swept)), _markdown(stages(swept)))
     for script, measures in SCRIPTS.items():
-        parts.append(f"### python -m benchmarks.{script}\n")
+        yield f"### python -m benchmarks.{script}\n"
         for name in measures[:1] if quick else measures:
             print(script, name, file=sys.stderr)
             done = subprocess.run(
@@ -119,9 +118,8 @@ def report(quick: bool) -> str:
                 text=True,
                 check=True,
             )
-            parts.append("\n".join(f"    {line}" for line in done.stdout.splitlines()))
-        parts.append("")
-    return "\n".join(parts)
+            yield "\n".join(f"    {line}" for line in done.stdout.splitlines())
+        yield ""
 
 
 def _heading() -> str:
@@ -153,12 +151,15 @@ def _markdown(grid: Grid) -> str:
 def main() -> None:
     """Measure, and write it into the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="briefly; print instead of writing")
+    parser.add_argument("--quick", action="store_true", help="briefly; write nothing")
     quick = parser.parse_args().quick
-    text = report(quick)
+    parts = []
+    for part in report(quick):
+        print(part, flush=True)
+        parts.append(part)
     if quick:
-        print(text)
         return
+    text = "\n".join(parts)
     page = PAGE.read_text()
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")

@@ -39,7 +39,7 @@ class Printer(SpanExporter):
             took_ms = ((span.end_time or 0) - (span.start_time or 0)) / 1e6
             print(f"{span.name}: {took_ms:.1f} ms, in trace {span.context.trace_id:032x}")
             for name, value in (span.attributes or {}).items():
-                print(f"    {name} = {value}")
+                print(f"    {name} = {value!s}")
         return SpanExportResult.SUCCESS
 
 

@@ -20,6 +20,7 @@ import grpc
 
 from resnet50.v1 import inference_pb2, variant_pb2
 from resnet50_server import server as app
+from resnet50_server.inference.admission import Admission
 from resnet50_server.settings import Settings
 
 SECRET = "fuzz-0123456789-fuzz-0123456789"
@@ -85,7 +86,7 @@ class Calls:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._handlers: list[grpc.GenericRpcHandler] = []
-        self._places: list[app.Admission] = []
+        self._places: list[Admission] = []
         self._folder = tempfile.TemporaryDirectory(prefix="resnet50-fuzz-")
         folder = Path(self._folder.name)
         write_folders(folder)
@@ -157,7 +158,7 @@ class Calls:
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         """Remember the methods and the admissions of the server that is made meanwhile."""
-        make_server, make_admission = grpc.aio.server, app.Admission
+        make_server, make_admission = grpc.aio.server, Admission
 
         def server(*arguments: Any, **options: Any) -> grpc.aio.Server:
             made = make_server(*arguments, **options)
@@ -167,10 +168,10 @@ class Calls:
                 self._handlers.extend(handlers)
                 add(handlers)
 
-            made.add_generic_rpc_handlers = remember
+            setattr(made, "add_generic_rpc_handlers", remember)  # noqa: B010
             return made
 
-        def admission(*arguments: Any, **options: Any) -> app.Admission:
+        def admission(*arguments: Any, **options: Any) -> Admission:
             self._places.append(make_admission(*arguments, **options))
             return self._places[-1]
 

@@ -214,20 +214,19 @@ class Senders:
 def _call(channel: grpc.Channel, sent: Sent) -> tuple[grpc.StatusCode, str]:
     """Make a call; return the worst of what it, or one of its frames, is told."""
     wait: dict[str, Any] = {"timeout": ANSWER_S, "metadata": METADATA}
-    kind = inference_pb2.EmbedStreamResponse
+    kind: Any = inference_pb2.EmbedStreamResponse
     if "Classify" in sent.path:
         kind = inference_pb2.ClassifyStreamResponse
     try:
         if not sent.path.endswith("Stream"):
             # As many messages as there are, though one is what most methods take.
-            channel.stream_unary(sent.path)(iter(sent.messages), **wait)
+            upload: Any = channel.stream_unary(sent.path)
+            upload(iter(sent.messages), **wait)
             return grpc.StatusCode.OK, ""
-        replies = [
-            kind.FromString(reply)
-            for reply in channel.stream_stream(sent.path)(iter(sent.messages), **wait)
-        ]
+        stream: Any = channel.stream_stream(sent.path)
+        replies = [kind.FromString(reply) for reply in stream(iter(sent.messages), **wait)]
     except grpc.RpcError as error:
-        return error.code(), error.details()
+        return error.code(), error.details() or ""
     errors = [(CODES[reply.error.code], reply.error.message) for reply in replies]
     if sent.name.startswith("image") and len(errors) != len(sent.messages) - 1:
         return grpc.StatusCode.UNKNOWN, f"{len(errors)} of {len(sent.messages) - 1} frames answered"

@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Mutation: TypeAlias = Callable[[Random, bytes], bytes]
 
@@ -201,7 +201,7 @@ def numbers_of(content: bytes) -> list[Number]:
         longs = (2, 10, 14, 18, 18, 18, 22, 22, 22, 30, 34, 46, 50, 54, 58, 62)
         return [Number(at, 4, "little") for at in longs] + [Number(28, 2, "little")]
     if content[:2] in (b"II", b"MM"):
-        order = "little" if content[:2] == b"II" else "big"
+        order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
         found = [Number(4, 4, order)]
         for start, _ in pieces_of(content):
             parts = ((0, 2), (2, 2), (4, 4), (8, 4), (8, 2))
@@ -271,7 +271,7 @@ def _gif_blocks(content: bytes) -> Iterator[Piece]:
 
 
 def _tiff_tags(content: bytes) -> Iterator[Piece]:
-    order = "little" if content[:2] == b"II" else "big"
+    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
     start = int.from_bytes(content[4:8], order)
     count = int.from_bytes(content[start : start + 2], order)
     for number in range(count):
@@ -302,7 +302,7 @@ def _slice(draw: Random, content: bytes) -> Piece:
 
 
 def _with_number(draw: Random, content: bytes, where: Number) -> bytes:
-    order = "big" if where.order == "big" else "little"
+    order: Literal["little", "big"] = "big" if where.order == "big" else "little"
     end = where.at + where.size
     old = int.from_bytes(content[where.at : end], order)
     value = draw.choice((*NUMBERS, old + 1, old - 1, 2 * old, old // 2, len(content)))

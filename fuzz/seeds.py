@@ -50,7 +50,7 @@ def images(side: int = 24) -> dict[str, bytes]:
     exif = Image.Exif()
     exif[274], exif[271] = 6, "a camera"
 
-    def film() -> dict[str, object]:  # made anew, as saving leaves traces in pictures
+    def film() -> dict[str, Any]:  # made anew, as saving leaves traces in pictures
         return {"save_all": True, "append_images": [photo_like(wide, high, 1), drawn.copy()]}
 
     profile = encode_profile()
@@ -279,7 +279,7 @@ def wrong_calls() -> list[tuple[str, list[bytes]]]:
     frames = [
         stream(frame=inference_pb2.Frame(frame_id=number, image=pictured)) for number in (1, 0)
     ]
-    made = [
+    made: list[tuple[str, list[Any]]] = [
         *(
             ("Classify", [inference_pb2.ClassifyRequest(options=options, image=pictured)])
             for options in (
@@ -328,7 +328,7 @@ def wrong_raw_images() -> list[image_pb2.RawImage]:
 
 def replies() -> list[bytes]:
     """Return replies of a server, each behind the number of its kind; see `targets.replies`."""
-    about = {
+    about: dict[str, Any] = {
         "variant": result_pb2.VariantRef(name="tiny", digest="0" * 64),
         "timing": result_pb2.Timing(
             decode_us=1, queue_us=2, compute_us=3, total_us=6, batch_size=1

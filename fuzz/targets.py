@@ -234,7 +234,7 @@ def raw_bytes(message: image_pb2.RawImage, lie: int = 0) -> bytes:
 def _packed(source: RawImage) -> RawImage:
     """Return the same picture without what lies between its rows."""
     planar = source.pixel_format in (image_pb2.PIXEL_FORMAT_NV12, image_pb2.PIXEL_FORMAT_I420)
-    samples = {image_pb2.PIXEL_FORMAT_GRAY: 1, image_pb2.PIXEL_FORMAT_RGBA: 4}
+    samples: dict[int, int] = {image_pb2.PIXEL_FORMAT_GRAY: 1, image_pb2.PIXEL_FORMAT_RGBA: 4}
     row = source.width * (1 if planar else samples.get(source.pixel_format, 3))
     stride = source.row_stride_bytes or row
     planes = [(source.height, stride, row)]
@@ -341,7 +341,7 @@ class _Failure(grpc.RpcError):
         """Return the message."""
         return self._details[:100].decode(errors="replace")
 
-    def trailing_metadata(self) -> tuple[tuple[str, Any], ...]:
+    def trailing_metadata(self) -> Any:
         """Return what comes with it."""
         return (("grpc-status-details-bin", self._details), ("x-request-id", "1"))
 

@@ -39,7 +39,7 @@ EXIT_STATUSES = (
 # A pipe has no width; rich would cut tables at 80 columns.
 PIPE_COLUMNS = 130
 
-_PACKAGE = __name__.partition(".")[0]
+_PACKAGE = "resnet50_client"  # the SDK, whose warnings a command prints
 
 Value = TypeVar("Value")
 

@@ -82,7 +82,7 @@ class Backend:
     def wait(self) -> None:
         """Wait until it is ready."""
         with Client(self.address) as client:
-            client.wait_until_ready(PATIENCE_S)
+            client.wait_until_ready(timeout_s=PATIENCE_S)
 
     def drain(self) -> None:
         """Stop it as a supervisor does."""

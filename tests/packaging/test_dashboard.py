@@ -43,7 +43,7 @@ async def exported() -> str:
         AsyncClient(server.addresses[0]) as client,
     ):
         await client.classify(encode(picture()))
-        server.parts.traffic.set(Split(*both, shadow_percent=100.0))
+        server.parts.traffic.set(Split(both[0], both[1], shadow_percent=100.0))
         # Families show their labels once they have counted.
         call = RequestContext("Classify", "id", ())
         server.parts.events.call_ended(call, "INVALID_ARGUMENT", InvalidImage("image", "is broken"))

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from resnet50_client._addresses import DEFAULT_PORT
+from resnet50_server.api.grpc_server import SERVICES
 from resnet50_server.api.memory_bound import memory_bound, total
-from resnet50_server.server import SERVICES
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
 from tests.support.deployments import (
     DEPLOY,

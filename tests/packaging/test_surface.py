@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,7 +127,7 @@ def test_only_clients_for_administration_change_variants():
     }
 
 
-def parameters(method: object) -> list[tuple[str, str, object, str]]:
+def parameters(method: object) -> list[tuple[str, str, object, Any]]:
     """Return names, kinds, defaults and types; asyncio also takes iterables of its own kind."""
     return [
         (

@@ -40,7 +40,7 @@ class Administrator:
         self.variants = variant_pb2_grpc.VariantServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
 
-    def token(self, secret: str = ADMIN):
+    def token(self, secret: str = ADMIN) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {secret}"),)
 
     async def load(self, name: str, token: str = ADMIN) -> variant_pb2.Variant:
@@ -56,7 +56,7 @@ class Administrator:
         listed = await self.variants.ListVariants(request, metadata=self.token())
         return {one.name: one.state for one in listed.variants}
 
-    def classify(self, variant: str):
+    def classify(self, variant: str) -> Any:
         options = inference_pb2.ClassifyOptions(variant=variant, top_k=1)
         request = inference_pb2.ClassifyRequest(options=options, image=IMAGE)
         return self.inference.Classify(request, metadata=self.token())
@@ -101,7 +101,7 @@ async def administrator(folder: Path, **settings: Any) -> AsyncIterator[Administ
 @contextlib.contextmanager
 def builds_paused(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Pause builds of engines until the event is set; it is set at the end in any case."""
-    build_engine, opened = loader.build_engine, threading.Event()
+    build_engine, opened = getattr(loader, "build_engine"), threading.Event()  # noqa: B009
 
     def paused(*arguments: Any) -> Any:
         opened.wait(60)
@@ -115,8 +115,8 @@ def builds_paused(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def refused(code: str, text: str):
+def refused(code: str, text: str) -> Iterator[None]:
     with pytest.raises(grpc.RpcError) as failed:
         yield
     assert failed.value.code().name == code, failed.value
-    assert text in failed.value.details()
+    assert text in (failed.value.details() or "")

@@ -14,7 +14,7 @@ from resnet50_bench.statistics import curve, histogram, summary
 
 
 def a_run(load: Load | None = None, scale: float = 1.0, **fields: Any) -> Run:
-    latencies = np.random.default_rng(0).exponential(10 * scale, 2000)
+    latencies: Any = np.random.default_rng(0).exponential(10 * scale, 2000)
     run = Run(
         load=load or Load(concurrency=4),
         duration_s=10.0,

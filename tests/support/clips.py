@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -34,7 +35,8 @@ def yuv_of(
         levels = (255 * y, 128 + 255 * u, 128 + 255 * v)
     else:
         levels = (16 + 219 * y, 128 + 224 * u, 128 + 224 * v)
-    return tuple(min(255, max(0, round(level))) for level in levels)
+    luma, blue_difference, red_difference = (min(255, max(0, round(level))) for level in levels)
+    return luma, blue_difference, red_difference
 
 
 def fill(planes: tuple[int, int, int], width: int, height: int, format: str) -> av.VideoFrame:
@@ -66,7 +68,7 @@ def write_clip(
     transfer: str | None = None,
     aspect: Fraction | None = None,
     codec_options: dict[str, str] | None = None,
-    **options: object,
+    **options: Any,
 ) -> Path:
     """Encode frames, with ffv1 without any loss.
 
@@ -86,7 +88,7 @@ def write_clip(
     """
     frames = list(frames)
     with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=codec_options or {})
+        stream: Any = container.add_stream(codec, rate=fps, options=codec_options or {})
         stream.width, stream.height = frames[0].width, frames[0].height
         stream.pix_fmt = frames[0].format.name
         for name, value in options.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 
 def environment(server: str | None = None) -> dict[str, str]:
@@ -13,12 +14,15 @@ def environment(server: str | None = None) -> dict[str, str]:
     return found if server is None else found | {"RESNET50_SERVER": server}
 
 
-def resnet50(
-    *arguments: object, server: str | None = None, **options
-) -> subprocess.CompletedProcess[bytes]:
+def resnet50(*arguments: object, server: str | None = None, **options: Any) -> Any:
     """Run the command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "resnet50_cli", *map(os.fspath, map(_text, arguments))],
+        [
+            sys.executable,
+            "-m",
+            "resnet50_cli",
+            *(os.fspath(_text(argument)) for argument in arguments),
+        ],
         capture_output=True,
         env=environment(server),
         timeout=120,

@@ -134,5 +134,6 @@ def unit() -> dict[str, list[str]]:
 
 def seconds(duration: str) -> float:
     """Return the length of "45s", "2m" or "45"."""
-    number, unit = re.fullmatch(r"(\d+)(s|m|h)?", duration).groups()
-    return float(number) * {None: 1, "s": 1, "m": 60, "h": 3600}[unit]
+    found = re.fullmatch(r"(\d+)(s|m|h)?", duration)
+    assert found is not None, duration
+    return float(found[1]) * {None: 1, "s": 1, "m": 60, "h": 3600}[found[2]]

@@ -74,8 +74,8 @@ class Exported:
         """Export a variant that has loaded."""
         info = (variant, digest, "onnxruntime", "cpu", "fp32", str(default).lower())
         self.info.labels(*info).set(1)
-        for family in (self.queue_images, self.queue_age_s):
-            family.labels(variant).set(0)
+        for gauge in (self.queue_images, self.queue_age_s):
+            gauge.labels(variant).set(0)
         for family in (self.batch_failures, self.dropped, self.batch_size):
             family.labels(variant)
         self.images.labels(variant, "answered")

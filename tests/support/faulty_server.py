@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -58,15 +59,20 @@ def in_engine(fault: Callable[[], object]) -> None:
     TimedEngine.run = run
 
 
+# Modules whose names are replaced.
+_pipeline: Any = resnet50_server.inference.pipeline
+_serve: Any = resnet50_server.cli.serve
+
+
 def in_decoder(fault: Callable[[], object]) -> None:
-    decode = resnet50_server.inference.pipeline.decode
+    decode = _pipeline.decode
 
     def decode_or_not(source, *arguments, **options):
         if is_marked(source):
             fault()
         return decode(source, *arguments, **options)
 
-    resnet50_server.inference.pipeline.decode = decode_or_not
+    _pipeline.decode = decode_or_not
 
 
 def in_loop(fault: Callable[[], object]) -> None:
@@ -78,7 +84,7 @@ def in_loop(fault: Callable[[], object]) -> None:
         return compute(pipeline, source, *arguments)
 
     resnet50_server.inference.pipeline.Pipeline._compute = compute_or_not
-    resnet50_server.cli.serve.LoopWatchdog = partial(LoopWatchdog, 2.0)
+    _serve.LoopWatchdog = partial(LoopWatchdog, 2.0)
 
 
 def in_stop(fault: Callable[[], None]) -> None:
@@ -88,7 +94,7 @@ def in_stop(fault: Callable[[], None]) -> None:
         await asyncio.Event().wait()
 
     in_engine(fault)
-    resnet50_server.cli.serve.Server.stop = stop
+    _serve.Server.stop = stop
     resnet50_server.cli.serve.FAULT_STOP_S = 0.5
 
 

@@ -51,6 +51,7 @@ def fetch(url: str) -> tuple[int, str]:
 
 async def get(server: Server, path: str) -> tuple[int, str]:
     """Return the status and the text of a path."""
+    assert server.metrics_url is not None
     return await asyncio.to_thread(fetch, server.metrics_url + path)
 
 

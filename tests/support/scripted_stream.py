@@ -122,7 +122,7 @@ async def mute(stream: Stream) -> AsyncIterator[inference_pb2.ClassifyStreamResp
     async for _ in stream.frames():
         pass
     await asyncio.Event().wait()
-    yield  # which makes it a generator
+    yield inference_pb2.ClassifyStreamResponse()  # which makes it a generator
 
 
 def at_first(script: Script, then: Script = healthy) -> Script:

@@ -104,7 +104,8 @@ class Front(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         async def call(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             await self._admit(details, context)
-            onward = keep_status(self._channel.stream_stream(details.method)(requests))
+            method: Any = self._channel.stream_stream(details.method)
+            onward = keep_status(method(requests))
             try:
                 answered = 0
                 async for reply in onward:
@@ -122,7 +123,7 @@ class Front(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(call)
 
     async def _admit(self, details: grpc.HandlerCallDetails, context: Any) -> None:
-        metadata = dict(details.invocation_metadata)
+        metadata: dict[str, Any] = dict(details.invocation_metadata)
         names = context.auth_context().get("x509_common_name", [None])
         client = names[0] and names[0].decode()
         self.seen.append(Seen(details.method, metadata, client, context.time_remaining()))

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import grpc
 
@@ -29,9 +30,9 @@ UNTIL_S = 60.0
 
 
 @contextlib.asynccontextmanager
-async def serving(**settings) -> AsyncIterator[Server]:
+async def serving(**settings: Any) -> AsyncIterator[Server]:
     """Run a server in this event loop; by default the null engine behind one variant."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "listen": ["127.0.0.1:0"],
         "variants": ["IMAGENET1K_V2"],
         "engine": "null",
@@ -71,11 +72,11 @@ def gate(server: Server) -> threading.Event:
     (engine,) = engines_of(server)
     run, opened = engine.run, threading.Event()
 
-    def wait(*arguments):
+    def wait(*arguments: Any) -> Any:
         opened.wait(60)
         return run(*arguments)
 
-    engine.run = wait
+    setattr(engine, "run", wait)  # noqa: B010
     return opened
 
 
@@ -124,6 +125,7 @@ class ServerProcess:
             self.process = processes.start("resnet50-server", *serve)
 
     def wait_until_listening(self) -> str:
+        assert self.process.stdout is not None and self.process.stderr is not None
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), line + self.process.stderr.read()
         return line.removeprefix("listening on ").strip()
@@ -131,6 +133,7 @@ class ServerProcess:
     def wait_until_ended(self) -> tuple[int, str]:
         """Wait for its own end; return the exit status and what was written to stderr."""
         _, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode is not None
         return self.process.returncode, errors
 
     def terminate(self) -> tuple[int, str]:

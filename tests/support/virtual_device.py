@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet50_server.context import RequestContext
 from resnet50_server.engines.base import BatchOutput
+from resnet50_server.runtime.worker_threads import WorkerThreads
+
+if TYPE_CHECKING:
+    Threads = WorkerThreads  # of which they have what a scheduler uses
+else:
+    Threads = object
 
 
-def image(number: int) -> np.ndarray:
+def image(number: int) -> NDArray[np.uint8]:
     return np.full((3, 4, 4), number, dtype=np.uint8)
 
 
-def context(*, within: float | None = None, **fields) -> RequestContext:
+def context(*, within: float | None = None, **fields: Any) -> RequestContext:
     """Return the context of a request whose result is due `within` seconds."""
     if within is not None:
         fields["deadline"] = asyncio.get_running_loop().time() + within
@@ -36,11 +44,14 @@ class FakeEngine:
     ) -> None:
         self.alpha, self.beta = alpha, beta
         self.prepare_alpha, self.prepare_beta = prepare_alpha, prepare_beta
+        self.sizes: tuple[int, ...] = ()
         self.batches: list[list[int]] = []
         self.error: BaseException | None = None
         self.without_answer: int | None = None
 
-    def run(self, images, top_k, with_embeddings) -> BatchOutput:
+    def run(
+        self, images: list[NDArray[np.uint8]], top_k: int, with_embeddings: bool
+    ) -> BatchOutput:
         numbers = [int(pixels[0, 0, 0]) for pixels in images]
         self.batches.append(numbers)
         if self.error is not None:
@@ -62,7 +73,7 @@ class FakeEngine:
         pass
 
 
-class VirtualThreads:
+class VirtualThreads(Threads):
     """Computes a batch at once, and delivers it when a device with `workers` lanes would.
 
     Attributes:
@@ -73,7 +84,7 @@ class VirtualThreads:
         self._free = [0.0] * workers
         self.spans: list[tuple[float, float]] = []
 
-    def submit_callback(self, call, done) -> None:
+    def submit_callback(self, call: Any, done: Any) -> None:
         engine, (images, *_) = call.func.__self__, call.args
         loop = asyncio.get_running_loop()
         ready = loop.time() + engine.prepare_alpha + engine.prepare_beta * len(images)
@@ -81,21 +92,22 @@ class VirtualThreads:
         start = max(ready, self._free[lane])
         end = self._free[lane] = start + engine.alpha + engine.beta * len(images)
         self.spans.append((start, end))
+        result, failure = None, None
         try:
-            outcome = call(), None
+            result = call()
         except BaseException as error:
-            outcome = None, error
-        loop.call_at(end, done, *outcome)
+            failure = error
+        loop.call_at(end, done, result, failure)
 
 
-class VirtualDecoders:
+class VirtualDecoders(Threads):
     """Threads of a decode pool, each of which takes `decode_s` virtual seconds for a call."""
 
     def __init__(self, count: int, decode_s: float) -> None:
         self._free = [0.0] * count
         self._decode_s = decode_s
 
-    def submit_callback(self, call, done) -> None:
+    def submit_callback(self, call: Any, done: Any) -> None:
         loop = asyncio.get_running_loop()
         lane = self._free.index(min(self._free))
         end = self._free[lane] = max(loop.time(), self._free[lane]) + self._decode_s

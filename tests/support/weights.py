@@ -141,7 +141,7 @@ def hollow(categories: int = 10) -> StateDict:
     }
 
 
-def save(state: object, path: Path) -> Path:
+def save(state: Any, path: Path) -> Path:
     """Write a checkpoint, in the format of the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -156,7 +156,7 @@ def custom_variant(
     state: object,
     count: int = 10,
     checkpoint: str = "weights.pth",
-    **description: object,
+    **description: Any,
 ) -> Path:
     """Write a custom variant's directory.
 

@@ -79,7 +79,7 @@ class FakeServer:
         self._stopping = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(16, thread_name_prefix="fake server"))
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(_Inference(self), self._server)
-        variants = _Variants(self)  # type: ignore[abstract]  # the others are UNIMPLEMENTED
+        variants = _Variants(self)  # the others are UNIMPLEMENTED
         variant_pb2_grpc.add_VariantServiceServicer_to_server(variants, self._server)
         self._server.add_generic_rpc_handlers((_Health(self),))
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"

@@ -17,6 +17,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -109,7 +110,7 @@ class Command:
         self.process = process
 
     @classmethod
-    async def start(cls, *arguments: object, server: object) -> Command:
+    async def start(cls, *arguments: object, server: Any) -> Command:
         environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
         address = server if isinstance(server, str) else server.addresses[0]
         environment["RESNET50_SERVER"] = address

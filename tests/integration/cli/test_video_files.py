@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -44,7 +45,7 @@ def images(monkeypatch) -> list[np.ndarray]:
     return given
 
 
-async def stream(source: object, *arguments: object, server: object) -> tuple[int, str, str]:
+async def stream(source: object, *arguments: object, server: Any) -> tuple[int, str, str]:
     """Run the command; return its exit status, stdout and stderr."""
     environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
     process = await asyncio.create_subprocess_exec(

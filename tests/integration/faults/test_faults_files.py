@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torchvision.models import resnet50
@@ -30,7 +31,7 @@ NULL = ("--variants", "IMAGENET1K_V2", "--engine", "null")
 
 
 @contextmanager
-def started(*commands: list[str], **options: object) -> Iterator[list[subprocess.Popen]]:
+def started(*commands: list[str], **options: Any) -> Iterator[list[subprocess.Popen]]:
     """Start processes that do not outlive the block."""
     processes = [
         subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 import grpc
 import numpy as np
@@ -57,7 +58,7 @@ class Load:
         return call
 
 
-async def frames_of(call: grpc.aio.Call) -> list[int]:
+async def frames_of(call: Any) -> list[int]:
     """Return the frames that a stream answers, until it ends."""
     answered = []
     try:

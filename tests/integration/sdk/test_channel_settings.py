@@ -55,7 +55,7 @@ def _with_metadata(details: Any) -> Any:
 
 
 class _BlockingDetails(grpc.ClientCallDetails):
-    def __init__(self, details: grpc.ClientCallDetails) -> None:
+    def __init__(self, details: Any) -> None:
         self.method = details.method
         self.timeout = details.timeout
         self.metadata = [*details.metadata, ("x-intercepted", "yes")]

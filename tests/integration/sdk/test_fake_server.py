@@ -63,7 +63,7 @@ async def test_equal_bytes_get_equal_embeddings(kind, server):
     assert scripted.space == one.space
 
 
-@pytest.mark.parametrize("error_type", sorted(set(ERRORS.values()), key=lambda one: one.__name__))
+@pytest.mark.parametrize("error_type", sorted(set(ERRORS.values()), key=str))
 async def test_every_error_of_the_sdk_can_be_scripted(kind, server, error_type):
     server.script(error_type("as scripted"))
     async with Caller(kind, server.address, retry=ONCE) as client:

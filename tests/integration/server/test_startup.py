@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -27,10 +28,11 @@ from resnet50.v1 import (
     variant_pb2,
     variant_pb2_grpc,
 )
+from resnet50_server.api.grpc_server import SERVICES
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.cli.serve import serve
 from resnet50_server.engines.stub_engines import NullEngine
-from resnet50_server.server import SERVICES, Server
+from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support import weights
 from tests.support.pictures import encode, picture
@@ -314,8 +316,9 @@ class ObservedDecode:
         self.gate = threading.Event()
         self.threads: list[threading.Thread] = []
         self.left = 0
-        self._decode = resnet50_server.inference.pipeline.decode
-        monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", self)
+        module: Any = resnet50_server.inference.pipeline
+        self._decode = module.decode
+        monkeypatch.setattr(module, "decode", self)
 
     def __call__(self, *arguments, **limits):
         self.threads.append(threading.current_thread())

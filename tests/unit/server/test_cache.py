@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from resnet50.v1 import image_pb2
+from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.result import Result
-from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import (
     DeadlineUnreachable,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import DiskTimeout, NotNow, VariantNotFound, WeightsError
 from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.engine_builder import BuiltEngine

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -95,7 +96,7 @@ def pictures(count: int = 4, crop: int = CROP) -> Images:
     return [np.asarray(photo_like(crop, crop, 100 + seed)) for seed in range(count)]
 
 
-def open_variant(argument: str, cache: Path, **settings: object) -> BuiltEngine:
+def open_variant(argument: str, cache: Path, **settings: Any) -> BuiltEngine:
     options = Settings(variants=[argument], device="cpu", graph_cache_dir=cache, **settings)
     return build_engine(prepare_variant(parse_variant(argument), options), options)
 

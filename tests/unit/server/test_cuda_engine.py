@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def network(seed: int = 0) -> Network:
     return Network(model)
 
 
-def engine(device: HostDevice | None = None, **options) -> CudaEngine:
+def engine(device: HostDevice | None = None, **options: Any) -> CudaEngine:
     options = {"compile_network": False, "max_batch_size": 4, "precision": "fp32"} | options
     net = options.pop("network", None) or network()
     return CudaEngine(net, TRANSFORM, device or HostDevice(), **options)

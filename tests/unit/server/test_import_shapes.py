@@ -130,16 +130,20 @@ def plain(folder: Path) -> Made:
     return save(trained(), folder / "resnet50.pth"), None
 
 
+def compile_network() -> Any:
+    return torch.compile(network())
+
+
 def data_parallel(folder: Path) -> Made:
     return save(nn.DataParallel(network()).state_dict(), folder / "best.pth"), None
 
 
 def compiled(folder: Path) -> Made:
-    return save(torch.compile(network()).state_dict(), folder / "best.pt"), None
+    return save(compile_network().state_dict(), folder / "best.pt"), None
 
 
 def compiled_and_parallel(folder: Path) -> Made:
-    model = nn.DataParallel(torch.compile(network()))
+    model = nn.DataParallel(compile_network())
     return save({"model": model.state_dict()}, folder / "best.pt"), None
 
 

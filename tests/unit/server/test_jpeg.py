@@ -16,6 +16,7 @@ from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import check_header
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull
+from resnet50_server.images.signatures import JPEG_START as START
 from resnet50_server.images.transform import Transform
 from tests.support import hostile
 from tests.support.pictures import PHOTOS, encode, photo_like
@@ -163,14 +164,14 @@ def test_layout_of_the_first_image_is_read(kind):
     ("start", "padding"),
     [
         (b"", 0),
-        (jpeg.START, 0),
-        (b"\0\0" + jpeg.START, 2),
-        (b"\xff\xff" + jpeg.START, 2),
+        (START, 0),
+        (b"\0\0" + START, 2),
+        (b"\xff\xff" + START, 2),
         (b"\r\n\xff\xd8", 4),  # more may follow
-        (bytes(64) + jpeg.START, 64),
-        (bytes(65) + jpeg.START, None),
+        (bytes(64) + START, 64),
+        (bytes(65) + START, None),
         (bytes(1000), None),
-        (b"a" + jpeg.START, None),
+        (b"a" + START, None),
         (b"\x89PNG\r\n\x1a\n", None),
     ],
 )

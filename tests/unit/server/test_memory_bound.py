@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from resnet50_server.settings import Settings
 LIMITS = Path(__file__).resolve().parents[3] / "docs" / "limits.md"
 
 
-def settings(**values: object) -> Settings:
+def settings(**values: Any) -> Settings:
     return Settings(variants=["IMAGENET1K_V2"], **values)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import resnet50_server.inference.decode_pool
 import resnet50_server.inference.pipeline
-from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import DeadlineUnreachable
 from resnet50_server.images.limits import ImageLimits

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import resnet50_server.lifecycle.devices
-from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.engines.base import BatchOutput
 from resnet50_server.errors import ShuttingDown, WeightsError
 from resnet50_server.lifecycle import loader

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from resnet50_server.batching.scheduler import BatchPolicy, Scheduler
+from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import DeadlineUnreachable
 from tests.support import virtual_time
 from tests.support.simulation import Device, Outcome, poisson, quantile, simulate

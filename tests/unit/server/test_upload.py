@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,8 @@ def test_upload_whose_parts_are_always_there_is_cut_in_the_end():
     async def flood() -> AsyncIterator[Part]:
         yield Part(options=inference_pb2.ClassifyUploadOptions())
         while True:
-            asyncio.get_running_loop().now += 1.0  # it is the server that is slow
+            loop: Any = asyncio.get_running_loop()
+            loop.now += 1.0  # it is the server that is slow
             yield Part(chunk=PNG)
 
     async def never_wait() -> None:

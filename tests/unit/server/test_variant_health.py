@@ -107,11 +107,11 @@ def test_each_variant_is_judged_by_its_own_outputs(caplog):
         queues = {name: scheduler.add(name, engine) for name, engine in engines.items()}
         for _ in range(MIN_NON_FINITE):
             for queue in queues.values():
-                answer = scheduler.submit(
+                pending = scheduler.submit(
                     queue, image(1), top_k=1, with_embedding=False, context=context()
                 )
                 with contextlib.suppress(EngineFailed):
-                    await answer
+                    await pending
         for call in (
             lambda: scheduler.submit(
                 queues["bad"], image(2), top_k=1, with_embedding=False, context=context()

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_default_variant_must_be_among_those_served():
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory) -> Path:
+def good(tmp_path_factory) -> Iterator[Path]:
     """Holds a variant for each format of checkpoint, with the same weights."""
     folder = tmp_path_factory.mktemp("good")
     for checkpoint in ("weights.pth", "weights.safetensors"):
