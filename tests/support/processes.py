@@ -26,7 +26,7 @@ ENTRIES = {
     "resnet50-server": "resnet50_server.cli.main:run",
     "resnet50": "resnet50_cli.__main__:main",
 }
-MODULES = {"resnet50-server": "resnet50_server", "resnet50": "resnet50_client"}
+MODULES = {"resnet50-server": "resnet50_server", "resnet50": "resnet50_cli"}
 Program = Literal["resnet50-server", "resnet50"]
 
 
