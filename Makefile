@@ -8,7 +8,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos fuzz fuzz-live check format protos sync pictures clean
+.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos matrix fuzz fuzz-live check format protos sync pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ coverage: $(VENV)/installed  ## The same, and print what share of each package t
 
 nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
 	$(BIN)/python -m tests.e2e.nginx
+
+matrix: $(VENV)/installed  ## The SDK on each CPython here, with old and new grpcio and protobuf, 5 minutes
+	$(BIN)/python -m tests.e2e.matrix
 
 bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/benchmarks.md
 	$(BIN)/python -m benchmarks.standard

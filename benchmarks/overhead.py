@@ -7,7 +7,8 @@ serial  p50 of one call after the other, less the engine's time, against the bar
 decode  images a second of the decode pool with two threads against one
 lag     how late the server's event loop wakes while its decode threads are saturated
 metrics server CPU of a unary call with metrics against without, null engine
-import  a Python process that imports the SDK, against one that imports gRPC and NumPy
+import  CPU of a Python process that imports the SDK's client, against gRPC and NumPy, and against
+        these with protobuf and the stubs
 tracing server CPU of a unary call, null engine, with 1% and with all of the calls traced, against
         none; spans go to a collector in this process (needs the extra [otel])
 
@@ -24,6 +25,7 @@ import asyncio
 import io
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -408,22 +410,36 @@ async def measure_lag() -> None:
     print(f"lag     p50 {p50:.2f}, p99 {p99:.2f}, max {lags[-1]:.2f} ms; {len(lags)} looks")
 
 
+def import_cpu_s(program: str) -> float:
+    """Return the CPU seconds of a Python process that runs a program."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", program], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 async def measure_import() -> None:
     """Start Python processes in turn; the first of each fills the caches of compiled files."""
-    times: dict[str, list[float]] = {"import resnet50_client": [], "import grpc, numpy": []}
+    programs = {
+        "the SDK": "from resnet50_client import Client",
+        "gRPC and NumPy": "import grpc, numpy",
+        "these, protobuf and the stubs": "import grpc, numpy, google.protobuf; "
+        "from resnet50.v1 import image_pb2, inference_pb2_grpc, result_pb2, variant_pb2_grpc",
+    }
+    times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(IMPORTS + 1):
-        for program, found in times.items():
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-c", program], check=True)
+        for name, program in programs.items():
+            taken_s = import_cpu_s(program)
             if turn:
-                found.append(time.perf_counter() - started)
-    ours, bare = times.values()
-    ratios = [one / two for one, two in zip(ours, bare, strict=True)]
-    print(
-        f"import  the SDK {statistics.median(ours) * 1e3:.0f} ms, gRPC and NumPy alone"
-        f" {statistics.median(bare) * 1e3:.0f} ms; ratio {statistics.median(ratios):.2f}"
-        f" ({min(ratios):.2f} to {max(ratios):.2f}), median of {IMPORTS} pairs"
-    )
+                times[name].append(taken_s)
+    ours, *others = times.values()
+    print(f"import  the SDK {statistics.median(ours) * 1e3:.0f} ms of CPU, median of {IMPORTS}")
+    for name, bare in zip(list(times)[1:], others, strict=True):
+        ratios = [one / two for one, two in zip(ours, bare, strict=True)]
+        print(
+            f"        {name} {statistics.median(bare) * 1e3:.0f} ms; ratio"
+            f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 @asynccontextmanager

@@ -4,8 +4,8 @@
     python protos/generate.py --check    exit 1 if the committed stubs are not what would be made
     python protos/generate.py --descriptor-set FILE   write what `buf lint` reads
 
-The toolchain is the oldest supported one, in an environment of its own: stubs made by a newer
-protoc refuse older protobuf runtimes, and client apps are often held at an older one
+The toolchain is an old one, in an environment of its own: its stubs work on every protobuf from
+4.25 on and every grpcio from 1.62 on, those of a newer one on newer releases only
 (docs/adr/0001-oldest-toolchain-for-stubs.md).
 """
 
@@ -13,32 +13,52 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
 TOOLCHAIN = (
-    "grpcio-tools==1.72.1",
-    "protobuf==6.30.2",
-    "googleapis-common-protos==1.70.0",
+    "grpcio-tools==1.62.3",
+    "protobuf==4.25.8",
+    "googleapis-common-protos==1.66.0",
     "mypy-protobuf==3.6.0",
-    "setuptools<81",  # grpcio-tools 1.72 imports pkg_resources
+    "setuptools<81",  # grpcio-tools 1.62 imports pkg_resources
 )
+# Minor versions of CPython 3 that grpcio-tools 1.62 has wheels for.
+MINORS = (12, 11, 10)
 ROOT = Path(__file__).resolve().parent
 PROTOS = sorted((ROOT / "resnet50" / "v1").glob("*.proto"))
 CACHE = ROOT.parent / ".cache" / "protoc"
 
 
+def interpreter() -> str:
+    """Return a Python that the toolchain has wheels for: this one, or one on the path.
+
+    Raises:
+        SystemExit: There is none.
+    """
+    if sys.version_info.minor in MINORS:
+        return sys.executable
+    for minor in MINORS:
+        found = shutil.which(f"python3.{minor}")
+        # pyenv's shims exist for versions that are not active, too.
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+            return found
+    names = ", ".join(f"python3.{minor}" for minor in MINORS)
+    sys.exit(f"{TOOLCHAIN[0]} has no wheel for this Python; install one of {names}")
+
+
 def toolchain() -> Path:
     """Return the interpreter of the toolchain's environment, made on first use."""
-    key = hashlib.sha256("\n".join((*TOOLCHAIN, sys.version)).encode()).hexdigest()[:12]
+    base = interpreter()
+    key = hashlib.sha256("\n".join((*TOOLCHAIN, base)).encode()).hexdigest()[:12]
     home = CACHE / key
     python = home / "bin" / "python"
     finished = home / "installed"
     if not finished.exists():
-        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([base, "-m", "venv", "--clear", home], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *TOOLCHAIN], check=True)
         finished.touch()
     return python

@@ -8,7 +8,8 @@
 `AsyncClient` has the same methods for asyncio.
 """
 
-from ._async_client import AsyncClient
+from typing import TYPE_CHECKING
+
 from ._client import Client
 from ._frames import FrameAnswer
 from ._retries import RetryPolicy
@@ -27,7 +28,6 @@ from ._types.results import (
     Variant,
     VariantRef,
 )
-from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
 from .errors import (
     CallCancelledError,
     DataLossError,
@@ -47,7 +47,35 @@ from .errors import (
 )
 from .images import ImageInput, RawImage, VideoFrame
 from .observers import CallObserver, ObservedCall
-from .video import SourceLostError, frames_from_video
+
+if TYPE_CHECKING:
+    from ._async_client import AsyncClient
+    from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
+    from .video import SourceLostError, frames_from_video
+else:
+    # Modules of the public names that many programs do not need; the first access imports them.
+    _LAZY = {
+        "AsyncClient": "_async_client",
+        "Comparison": "_types.traffic",
+        "SourceLostError": "video",
+        "TrafficReport": "_types.traffic",
+        "TrafficShare": "_types.traffic",
+        "TrafficSplit": "_types.traffic",
+        "frames_from_video": "video",
+    }
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LAZY})
+
 
 __all__ = [
     # Clients

@@ -14,7 +14,6 @@ from ._addresses import DEFAULT_SERVER
 from ._auth import Credentials, Token
 from ._channel_config import ChannelConfig, Compression
 from ._config import DEFAULT_TIMEOUT_S, HEALTH_POLLS, Connection, Priority
-from ._profiles import Profile
 from ._retries import Backoff, RetryPolicy
 from ._sync_calls import Calls, Interceptor
 from ._tls import Pem
@@ -147,6 +146,8 @@ class BaseClient:
             ValueError: The profile does not exist, or is invalid.
             OSError: A file cannot be read.
         """
+        from ._profiles import Profile  # reads TOML, which few programs need
+
         profile = Profile.named(name, profile_file)
         return cls(**{**profile.arguments(), **overrides})
 
@@ -166,6 +167,8 @@ class BaseClient:
             ValueError: A variable or the profile is invalid.
             OSError: A file cannot be read.
         """
+        from ._profiles import Profile
+
         profile = Profile.of_environment()
         return cls(**{**profile.arguments(), **overrides})
 

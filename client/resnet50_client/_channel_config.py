@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -87,6 +86,8 @@ class ChannelConfig:
         """Return the options of a channel: `defaults`, with those of this configuration."""
         options = dict(defaults)
         if self.wait_for_ready:
+            import json  # for this rare option only
+
             config = json.loads(str(options["grpc.service_config"]))
             config["methodConfig"] = [{"name": [{}], "waitForReady": True}]
             options["grpc.service_config"] = json.dumps(config)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any, Literal, TypeAlias, get_args
 
 import grpc
@@ -305,9 +303,10 @@ def _check_metadata(key: object, value: object) -> None:
 
 def channel_options() -> list[tuple[str, int | str]]:
     """Return the channel options: round robin, keepalive, no gRPC retries."""
-    config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    from importlib.metadata import version  # slow to import
+
     return [
-        ("grpc.service_config", json.dumps(config)),
+        ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
         ("grpc.service_config_disable_resolution", 1),  # no TXT lookups for service configs
         # gRPC would send even calls to localhost through an http_proxy.
         ("grpc.enable_http_proxy", 0),

@@ -9,8 +9,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
 from .errors import InvalidRequestError
 
 CHECK = "/grpc.health.v1.Health/Check"
@@ -21,6 +19,9 @@ STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 @functools.cache
 def _messages() -> tuple[Any, Any]:
     """Return the classes of HealthCheckRequest and HealthCheckResponse."""
+    # Imported here, as only health checks need them.
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="grpc/health/v1/health.proto", package="grpc.health.v1", syntax="proto3"

@@ -136,7 +136,7 @@ class CertificateSources:
 
     def _origin(self, name: str) -> str:
         source = self._sources[name]
-        return str(source.path) if isinstance(source, WatchedFile) else "the value"
+        return source.path if isinstance(source, WatchedFile) else "the value"
 
 
 def _no_password() -> NoReturn:

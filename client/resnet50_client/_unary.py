@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeGuard, TypeVar
@@ -222,6 +221,8 @@ def _upload(
     content: bytes,
     read: Callable[[Any], Result],
 ) -> SingleCall[Result]:
+    import hashlib  # loads OpenSSL, which few programs need
+
     options.sha256 = hashlib.sha256(content).digest()
 
     def parts() -> Iterator[Any]:

@@ -6,7 +6,6 @@ import os
 import stat
 import threading
 import time
-from pathlib import Path
 
 from ._forks import tell_after_fork
 
@@ -24,12 +23,15 @@ class WatchedFile:
         path: Path of the file; symbolic links are followed, so that swapping one is detected.
         argument: Name in errors.
 
+    Attributes:
+        path: Path of the file.
+
     Raises:
         OSError: The file cannot be read; the message names the argument.
     """
 
     def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
-        self.path = Path(path)
+        self.path = os.fspath(path)
         self._argument = argument
         self._lock = threading.Lock()
         self._fingerprint: _Fingerprint | None = None  # None: always read the file
@@ -61,7 +63,7 @@ class WatchedFile:
 
     def _read(self) -> None:
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
                 content = file.read(MOST_BYTES + 1)
         except OSError as error:
@@ -74,7 +76,7 @@ class WatchedFile:
         self._fingerprint = _fingerprint(status) if settled else None
 
     def _named(self, error: OSError) -> OSError:
-        return OSError(error.errno, f"{self._argument}: {error.strerror}", str(self.path))
+        return OSError(error.errno, f"{self._argument}: {error.strerror}", self.path)
 
 
 def _fingerprint(status: os.stat_result) -> _Fingerprint:

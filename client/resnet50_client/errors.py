@@ -209,7 +209,9 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
     """
     code: grpc.StatusCode = failure.code()
     message: str = failure.details() or code.name
-    metadata = dict(cast("Iterable[tuple[str, Any]]", failure.trailing_metadata() or ()))
+    pairs = cast("Iterable[tuple[str, Any]]", failure.trailing_metadata() or ())
+    # Not dict(pairs), which fails for the Metadata of grpc.aio 1.72 and older.
+    metadata = {key: value for key, value in pairs}
     if code is grpc.StatusCode.CANCELLED and message == "CANCELLED":  # gRPC's own words
         code, message = (
             grpc.StatusCode.UNAVAILABLE,

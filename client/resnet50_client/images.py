@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -269,7 +268,8 @@ def _encoded(image: Any) -> bytes:
                 " frames of a video or a camera use frames_from_video",
                 field="image",
             )
-        return Path(image).read_bytes()
+        with open(image, "rb") as file:
+            return file.read()
     if callable(getattr(image, "read", None)):
         content = image.read()
         if isinstance(content, bytes):

@@ -203,15 +203,36 @@ def test_server_and_client_never_import_each_other():
     assert importers(CLIENT, "resnet50_server") == set()
 
 
-def test_importing_the_sdk_loads_nothing_heavy():
-    script = (
-        "import sys, resnet50_client;"
-        "print([name for name in ('torch', 'torchvision', 'PIL', 'av', 'typer', 'rich', 'pydantic',"
-        " 'opentelemetry')"
-        " if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+# Modules that a program with a blocking client needs only for a feature, if at all.
+ON_DEMAND = (
+    *("torch", "torchvision", "PIL", "av", "typer", "rich", "pydantic", "opentelemetry"),
+    *("fractions", "hashlib", "importlib.metadata", "json", "pathlib", "tomllib", "tomli", "uuid"),
+    *(f"resnet50_client.{one}" for one in ("_async_client", "_profiles", "admin", "video")),
+)
+IMPORT = """
+import sys
+import grpc, numpy, google.protobuf
+from resnet50.v1 import image_pb2, inference_pb2_grpc, result_pb2, variant_pb2_grpc
+before = set(sys.modules)
+from resnet50_client import Client
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_importing_the_client_loads_nothing_on_demand():
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
+    assert "resnet50_client._client" in loaded
+    assert set(ON_DEMAND).isdisjoint(loaded)
+
+
+def test_names_that_load_on_demand_are_listed_and_complete():
+    assert set(resnet50_client.__all__) <= set(dir(resnet50_client))
+    for name in resnet50_client.__all__:
+        assert getattr(resnet50_client, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Clinet'"):
+        _ = resnet50_client.Clinet
 
 
 RESOLVE = """

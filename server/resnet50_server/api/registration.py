@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
 from resnet50_server.errors import InvalidRequest
@@ -42,11 +43,23 @@ class GuardedServer:
         self._scopes = scopes
         self._pass_call = pass_call
 
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Do nothing: the stubs also register the same methods by name."""
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.ServiceRpcHandler]) -> None:
+        """Register the methods of services behind the guard."""
+        for handler in handlers:
+            service = handler.service_name()
+            methods = descriptor_pool.Default().FindServiceByName(service).methods
+            self._add(
+                service,
+                {
+                    method.name: handler.service(_CallOf(f"/{service}/{method.name}"))
+                    for method in methods
+                },
+            )
 
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Register a service's methods behind the guard."""
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Do nothing: stubs of grpcio-tools 1.65 or newer register the same methods twice."""
+
+    def _add(self, service: str, handlers: Mapping[str, Any]) -> None:
         guard, guarded, rejecting = self._guard, {}, {}
         for name, handler in handlers.items():
             path, scope = f"/{service}/{name}", self._scopes.get(name, self._scope)
@@ -57,6 +70,14 @@ class GuardedServer:
             reject = guard.reject_metadata(name)
             rejecting[path] = _rpc_handler(reject, streams, parse, handler.response_serializer)
         self._server.add_generic_rpc_handlers((_ServiceHandlers(service, guarded, rejecting),))
+
+
+class _CallOf(grpc.HandlerCallDetails):
+    """A call of a method, to ask a service for its handler."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.invocation_metadata = ()
 
 
 class UnknownMethods(grpc.GenericRpcHandler):

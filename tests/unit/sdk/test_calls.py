@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnet50.v1 import inference_pb2
-from resnet50_client import AsyncClient, Resnet50Error, VideoFrame, _unary
+from resnet50_client import AsyncClient, Resnet50Error, VideoFrame
 from resnet50_client._unary import CHUNK_BYTES, UPLOAD_ABOVE_BYTES, classify_call
 
 OPTIONS = inference_pb2.ClassifyOptions(top_k=3)
@@ -66,13 +66,13 @@ async def test_large_arrays_are_copied_off_the_event_loop(wrap):
 
 
 async def test_uploads_are_hashed_off_the_event_loop(monkeypatch):
-    hashed_by = []
+    hashed_by, original = [], hashlib.sha256
 
     def sha256(content: bytes):
         hashed_by.append(threading.current_thread())
-        return hashlib.sha256(content)
+        return original(content)
 
-    monkeypatch.setattr(_unary, "hashlib", SimpleNamespace(sha256=sha256))
+    monkeypatch.setattr(hashlib, "sha256", sha256)
     async with AsyncClient("127.0.0.1:1") as client:
         for method in (client.classify, client.embed):
             with pytest.raises(Resnet50Error):
