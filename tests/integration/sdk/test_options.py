@@ -134,6 +134,23 @@ async def test_wrong_metadata_of_a_call_are_refused(kind, server, method, metada
     assert server.received == []
 
 
+class UnreadSource:
+    """Images that are not accepted."""
+
+    def __iter__(self):
+        raise AssertionError("the source was read")
+
+
+@pytest.mark.parametrize("method", [*CALLS, "classify_many", "embed_many"])
+async def test_closed_client_refuses_a_call_before_it_reads_an_image(kind, server, method):
+    client = Caller(kind, server.address)
+    await client.close()
+    image = "missing.jpg" if method in ("classify", "embed") else UnreadSource()
+    with pytest.raises(RuntimeError, match="is closed; create a new one"):
+        called = getattr(client.client, method)(image)
+        await called  # only a call with one answer comes to this
+
+
 async def test_variant_without_a_name_is_that_of_the_client(kind, server):
     async with Caller(kind, server.address, variant="DEFAULT") as client:
         assert (await client.get_variant()).name == "IMAGENET1K_V2"
