@@ -237,5 +237,5 @@ async def test_interrupted_load_goes_on_in_the_server(folder, monkeypatch):
                 assert b"Traceback" not in told
             opened.set()
         with Client(server.addresses[0], token=ADMIN) as client:
-            while (await asyncio.to_thread(client.variants))[-1].state != "ready":
+            while (await asyncio.to_thread(client.list_variants))[-1].state != "ready":
                 await asyncio.sleep(0.005)

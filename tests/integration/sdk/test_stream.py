@@ -201,7 +201,7 @@ def sending() -> list[asyncio.Task]:
     return [one for one in asyncio.all_tasks() if "_consume_request_iterator" in repr(one)]
 
 
-@pytest.mark.parametrize("variant", ["unknown", ""])
+@pytest.mark.parametrize("variant", ["unknown", None])
 async def test_stream_that_ends_early_leaves_no_send_task(variant):
     # grpc.aio does not end the task that sends when a server ends the call, here with NOT_FOUND.
     async with serving() as server, AsyncClient(server.addresses[0]) as client:
