@@ -198,7 +198,7 @@ class Callers:
                 try:
                     into[(await client.classify(IMAGE, variant=variant or None)).variant.name] += 1
                 except Resnet50Error as error:
-                    into[error.code] += 1
+                    into[error.code or NO_CODE] += 1
                 await asyncio.sleep(PAUSE_S)
 
     async def _stream(self, kind: str, into: Counter[str], variant: str, key: str) -> None:
@@ -212,11 +212,12 @@ class Callers:
                     client, "classify_stream", images(), variant=variant or None
                 ):
                     failed = one.error is not None
-                    into[one.error.code if failed else one.result.variant.name] += 1
+                    into[(one.error.code or NO_CODE) if failed else one.result.variant.name] += 1
             except Resnet50Error as error:
-                into[error.code] += 1
+                into[error.code or NO_CODE] += 1
 
 
+NO_CODE = "no call"
 IMAGE = encode(photo_like(160, 120), "JPEG")
 
 
@@ -269,7 +270,7 @@ async def part(address: str, token: str, canary: bool, seconds: float) -> Outcom
         await asyncio.sleep(seconds)
         if canary:
             (report,) = await admin.list_traffic_splits()
-            outcome.ended = report.ended
+            outcome.ended = report.ended or ""
     outcome.seconds = time.monotonic() - began
     return outcome
 

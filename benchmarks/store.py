@@ -14,7 +14,7 @@ from benchmarks.expected import CHECKPOINT, Checkpoint
 from benchmarks.ledger import Ledger
 from benchmarks.process import ServerProcess
 from benchmarks.timeline import Timeline
-from resnet50_client import LoadedVariant, Resnet50Error
+from resnet50_client import LoadResult, Resnet50Error
 from resnet50_client.admin import AsyncAdminClient
 from resnet50_server.auth.tokens import digest_of
 
@@ -139,7 +139,7 @@ class Administrator:
         """Return whether no variant has requests left from before it was replaced."""
         return all(one.state != "draining" for one in await self._client.list_variants())
 
-    async def _load(self, name: str, replace: bool) -> LoadedVariant:
+    async def _load(self, name: str, replace: bool) -> LoadResult:
         return await self._client.load_variant(name, replace=replace, timeout_s=PATIENCE_S)
 
     async def _made(

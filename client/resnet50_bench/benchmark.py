@@ -11,8 +11,8 @@ from functools import partial
 from resnet50_client._client import Client
 from resnet50_client._profiles import Profile
 from resnet50_client._retries import RetryPolicy
-from resnet50_client._types.results import Transform, Variant
 from resnet50_client.errors import UnavailableError
+from resnet50_client.types import Transform, Variant
 
 from . import sweep as sweeps
 from .calls import PLAINTEXT
@@ -47,7 +47,7 @@ def served(plan: Plan, access: Profile = PLAINTEXT) -> Variant:
         variants.append(variant)
     if len({(variant.name, variant.digest) for variant in variants}) > 1:
         named = ", ".join(
-            f"{address}: {variant.name}@{variant.digest[:12]}"
+            f"{address}: {variant.name}@{(variant.digest or '-')[:12]}"
             for address, variant in zip(plan.servers, variants, strict=True)
         )
         raise ValueError(f"server: all servers of a benchmark need the same weights: {named}")

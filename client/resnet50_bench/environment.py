@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from resnet50_client import __version__
 from resnet50_client._config import DISTRIBUTION
-from resnet50_client._types.results import Variant
+from resnet50_client.types import Variant
 
 
 def machine() -> dict[str, Any]:
@@ -31,8 +32,9 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of packages that affect a call's cost."""
-    names = (DISTRIBUTION, "grpcio", "protobuf", "numpy")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
+    names = ("grpcio", "protobuf", "numpy")
+    ours = {DISTRIBUTION: __version__}
+    return ours | {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 def variant_info(variant: Variant) -> dict[str, Any]:

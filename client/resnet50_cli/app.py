@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import closing
 from functools import partial
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from resnet50_bench.command import EXIT_STATUSES as BENCH_EXIT_STATUSES
 from resnet50_bench.command import bench
-from resnet50_client._config import DISTRIBUTION
-from resnet50_client._types.results import Classification
+from resnet50_client import __version__
+from resnet50_client.types import Classification
 
 from .connection_options import Servers, with_servers
 from .embed.command import embed
@@ -63,7 +61,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print_line(version(DISTRIBUTION))
+        print_line(__version__)
         raise typer.Exit
 
 
@@ -186,8 +184,8 @@ def _show(answer: Answer[Classification], as_json: bool) -> None:
             )
         warn(f"{path}: {error_text(outcome)}")
     elif as_json:
-        # An embedding was not requested, and is no JSON value.
-        without_embedding = dataclasses.replace(outcome, embedding=None)
-        print_json({"path": name, **dataclasses.asdict(without_embedding)})
+        fields = outcome.to_dict()
+        del fields["source"]  # the path, which may not be UTF-8
+        print_json({"path": name, **fields})
     else:
         print_line(f"{path}: {', '.join(map(repr, outcome)) or 'no category is probable enough'}")

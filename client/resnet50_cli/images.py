@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from resnet50_client._redaction import redact
-from resnet50_client._types.results import Classification, Embedding
 from resnet50_client.errors import UnavailableError
 from resnet50_client.images import ImageInput, is_url
+from resnet50_client.types import Classification, Embedding
 
 from .image_files import STDIN
 from .output import warn

@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING
 from ._client import Client
 from ._frames import FrameAnswer
 from ._retries import RetryPolicy
-from ._types.results import (
+from ._types.results import Category, Classification, Embedding, Timing, VariantRef
+from ._types.variants import (
     BatchLatency,
-    Category,
-    Classification,
-    Embedding,
-    LoadedVariant,
     Loading,
-    NewDefault,
+    LoadResult,
     PublishedAccuracy,
     Quantization,
-    Timing,
+    SetDefaultResult,
     Transform,
     Variant,
-    VariantRef,
 )
+from ._version import __version__
 from .errors import (
     CallCancelledError,
+    ConflictError,
     DataLossError,
     DeadlineExceededError,
+    FailedPreconditionError,
     InvalidImageError,
     InvalidRequestError,
     NoClassificationHeadError,
+    NotFoundError,
     OverloadedError,
     PermissionDeniedError,
     Resnet50Error,
@@ -94,11 +94,11 @@ __all__ = [
     "Comparison",
     "Embedding",
     "FrameAnswer",
-    "LoadedVariant",
+    "LoadResult",
     "Loading",
-    "NewDefault",
     "PublishedAccuracy",
     "Quantization",
+    "SetDefaultResult",
     "Timing",
     "TrafficReport",
     "TrafficShare",
@@ -109,8 +109,10 @@ __all__ = [
     "VideoFrame",
     # Errors
     "CallCancelledError",
+    "ConflictError",
     "DataLossError",
     "DeadlineExceededError",
+    "FailedPreconditionError",
     "InvalidImageError",
     "InvalidRequestError",
     "OverloadedError",
@@ -123,5 +125,7 @@ __all__ = [
     "UnimplementedError",
     "VariantChangeError",
     "NoClassificationHeadError",
+    "NotFoundError",
     "VariantNotFoundError",
+    "__version__",
 ]

@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+from ._arrays import PIXEL_FORMATS, PLANAR_FORMATS, is_tensor
 from ._pil import is_pil_image
 from .errors import InvalidRequestError
-from .images import PIXEL_FORMATS, PLANAR_FORMATS, RawImage, VideoFrame, is_tensor
+from .images import RawImage, VideoFrame
 
 _COLOR = re.compile("#[0-9A-Fa-f]{6}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")

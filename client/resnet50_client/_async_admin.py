@@ -5,8 +5,8 @@ from __future__ import annotations
 from . import _unary
 from ._async_base_client import AsyncBaseClient
 from ._config import CHANGE_TIMEOUT_S
-from ._types.results import LoadedVariant, NewDefault, Variant
 from ._types.traffic import TrafficReport
+from ._types.variants import LoadResult, SetDefaultResult, Variant
 
 
 class AsyncAdminClient(AsyncBaseClient):
@@ -14,7 +14,7 @@ class AsyncAdminClient(AsyncBaseClient):
 
     async def load_variant(
         self, name: str, *, replace: bool = False, timeout_s: float = CHANGE_TIMEOUT_S
-    ) -> LoadedVariant:
+    ) -> LoadResult:
         """Load a variant into the server; return when it is ready for requests.
 
         Like the other methods that change variants, it needs a token with the scope "admin" and a
@@ -60,7 +60,9 @@ class AsyncAdminClient(AsyncBaseClient):
         """
         return await self._call(_unary.unload_variant_call(name), timeout_s)
 
-    async def set_default_variant(self, name: str, *, timeout_s: float | None = None) -> NewDefault:
+    async def set_default_variant(
+        self, name: str, *, timeout_s: float | None = None
+    ) -> SetDefaultResult:
         """Make a loaded variant the default, which serves requests that name none.
 
         Open streams keep their variant. Otherwise as `load_variant`.
@@ -138,7 +140,7 @@ class AsyncAdminClient(AsyncBaseClient):
             timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
 
         Raises:
-            VariantNotFoundError: The variant is not loaded, or has no split.
+            NotFoundError: The variant is not loaded, or has no split.
             Resnet50Error: The call failed; see `load_variant`.
         """
         return await self._call(_unary.delete_traffic_split_call(variant), timeout_s)

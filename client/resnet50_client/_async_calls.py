@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -15,7 +16,8 @@ from ._config import Connection
 from ._resolver import FIRST_LOOKUP_S, Resolver
 from ._retries import Attempts
 from ._unary import SingleCall
-from .images import ImageInput, is_quickly_read
+from .errors import Resnet50Error
+from .images import AsyncImageInput, ImageInput, awaited, is_quickly_read
 from .observers import Observation, Observers
 
 Options = TypeVar("Options")
@@ -98,8 +100,12 @@ class AsyncCalls:
         attempts = connection.attempts(timeout_s, call.repeatable)
         channels = await self.open(attempts.left_s())
         with observers.observe(call.method, connection.request_id) as observation:
-            reply = await self.reply(channels, connection, call, attempts, observation)
-            result = call.result(reply)
+            try:
+                reply = await self.reply(channels, connection, call, attempts, observation)
+                result = call.result(reply, observation.request_id)
+            except Resnet50Error as error:
+                error._set_context(source=call.source)
+                raise
             observation.answered(result)
             return result
 
@@ -153,11 +159,14 @@ class AsyncCalls:
 
 async def prepare(
     make: Callable[[ImageInput, str | None, Options], SingleCall[Result]],
-    image: ImageInput,
+    image: AsyncImageInput,
     pixel_format: str | None,
     options: Options,
 ) -> SingleCall[Result]:
     """Prepare a call, in a thread if its image has to be read from a file, or is large."""
-    if is_quickly_read(image):
-        return make(image, pixel_format, options)
-    return await asyncio.to_thread(make, image, pixel_format, options)
+    content = await awaited(image)
+    if is_quickly_read(content):
+        call = make(content, pixel_format, options)
+    else:
+        call = await asyncio.to_thread(make, content, pixel_format, options)
+    return call if content is image else replace(call, source=image)

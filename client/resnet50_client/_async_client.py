@@ -14,7 +14,7 @@ from ._async_stream import AsyncStream
 from ._config import Connection, Priority
 from ._frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
 from ._types.results import Classification, Embedding
-from .images import ImageInput
+from .images import AsyncImageInput, ImageInput
 
 Result = TypeVar("Result")
 
@@ -27,7 +27,7 @@ class AsyncClient(AsyncBaseClient):
 
     async def classify(
         self,
-        image: ImageInput,
+        image: AsyncImageInput,
         *,
         variant: str | None = None,
         top_k: int | None = None,
@@ -78,7 +78,7 @@ class AsyncClient(AsyncBaseClient):
 
     async def embed(
         self,
-        image: ImageInput,
+        image: AsyncImageInput,
         *,
         variant: str | None = None,
         l2_normalize: bool = False,

@@ -14,11 +14,12 @@ from ._addresses import DEFAULT_SERVER
 from ._auth import Credentials, Token
 from ._channel_config import ChannelConfig, Compression
 from ._config import DEFAULT_TIMEOUT_S, HEALTH_POLLS, Connection, Priority
+from ._health import HealthStatus
 from ._retries import Backoff, RetryPolicy
 from ._sync_calls import Calls, Interceptor
 from ._tls import Pem
-from ._types.results import Variant
-from .errors import DeadlineExceededError, UnavailableError, VariantNotFoundError
+from ._types.variants import Variant
+from .errors import DeadlineExceededError, NotFoundError, UnavailableError
 from .observers import CallObserver, Observers
 
 Result = TypeVar("Result")
@@ -240,7 +241,7 @@ class BaseClient:
         name = self._connection.variant if name is None else name
         return self._call(_unary.get_variant_call(name), timeout_s)
 
-    def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+    def health(self, service: str = "", *, timeout_s: float | None = None) -> HealthStatus:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".
 
         Args:
@@ -252,7 +253,7 @@ class BaseClient:
         """
         try:
             return self._call(_unary.health_call(service), timeout_s)
-        except VariantNotFoundError:  # NOT_FOUND, of the service here
+        except NotFoundError:
             return "SERVICE_UNKNOWN"
 
     def wait_until_ready(self, *, timeout_s: float = 60.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import weakref
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from ._resolver import Resolver
 from ._stubs import Stubs
 from ._tls import Certificates
 from .errors import Resnet50Error, UnavailableError
+
+log = logging.getLogger(__name__)
 
 
 class Channels:
@@ -68,6 +71,7 @@ class Channels:
             target = self.resolver.target
             unchanged = certificates is self._certificates and target == self._target
             if self._stubs is None or not unchanged:
+                log.debug("opening a channel to %s%s", target, " with TLS" if certificates else "")
                 self._stubs = Stubs(self._channel(target, certificates))
                 self._certificates, self._target = certificates, target
                 self._open.add(self._stubs.channel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -11,26 +11,25 @@ from resnet50.v1 import inference_pb2, result_pb2, variant_pb2
 
 from ._arguments import check_background, check_choice, check_count, check_name, check_probability
 from ._frames import DELIVERIES, Delivery, StreamKind
-from ._types.results import (
+from ._types.results import CacheUse, Category, Classification, Embedding, Timing, VariantRef
+from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
+from ._types.variants import (
+    Activation,
     BatchLatency,
-    CacheUse,
-    Category,
-    Classification,
-    Embedding,
-    LoadedVariant,
     Loading,
-    NewDefault,
+    LoadingStage,
+    LoadResult,
     PublishedAccuracy,
     Quantization,
-    Timing,
+    SetDefaultResult,
     Transform,
     Variant,
-    VariantRef,
+    VariantState,
 )
-from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
 from .errors import InvalidRequestError, ServerError
 
 Message = TypeVar("Message")
+Result = TypeVar("Result")
 
 _TYPES = {
     "float32": result_pb2.EMBEDDING_TYPE_FLOAT32,
@@ -219,13 +218,24 @@ def embedding(
     )
 
 
+def with_origin(result: Result, source: Any, request_id: str | None) -> Result:
+    """Set the image and the request ID of an image's result; return other results as they are."""
+    if isinstance(result, (Classification, Embedding)):
+        inner = getattr(result, "embedding", None)
+        for one in (result, inner) if inner is not None else (result,):
+            # The classes are frozen for users, who do not have this result yet.
+            object.__setattr__(one, "source", source)
+            object.__setattr__(one, "request_id", request_id)
+    return result
+
+
 def _transform(message: variant_pb2.Transform) -> Transform:
     """Convert preprocessing; older servers leave out what their variants do not have."""
     size = message.input_size
     square = (message.crop, message.crop)
     return Transform(
-        resize=message.resize,
-        crop=message.crop,
+        resize=message.resize or None,
+        crop=message.crop or None,
         mean=tuple(message.mean),
         std=tuple(message.std),
         interpolation=message.interpolation,
@@ -235,7 +245,7 @@ def _transform(message: variant_pb2.Transform) -> Transform:
             if message.HasField("resize_to")
             else None
         ),
-        resize_longer_side=message.resize_longer_side,
+        resize_longer_side=message.resize_longer_side or None,
         pad_to_square=message.pad_to_square,
         fill=tuple(message.fill) or (0, 0, 0),
         input_size=(size.height, size.width) if message.HasField("input_size") else square,
@@ -253,10 +263,10 @@ def variant(message: variant_pb2.Variant) -> Variant:
     return Variant(
         name=message.name,
         aliases=tuple(message.aliases),
-        state=_name(variant_pb2.VariantState, message.state),
+        state=cast("VariantState", _name(variant_pb2.VariantState, message.state)),
         server_default=message.server_default,
         trained=message.trained,
-        digest=message.digest,
+        digest=message.digest or None,
         parameter_count=message.parameter_count,
         embedding_dimension=message.embedding_dimension,
         embedding_space=message.embedding_space,
@@ -286,27 +296,28 @@ def variant(message: variant_pb2.Variant) -> Variant:
         if message.HasField("latency")
         else None,
         loading=Loading(
-            _name(variant_pb2.LoadingStage, message.loading.stage), message.loading.elapsed_s
+            cast("LoadingStage", _name(variant_pb2.LoadingStage, message.loading.stage)),
+            message.loading.elapsed_s,
         )
         if message.HasField("loading")
         else None,
-        last_failure=message.last_failure,
+        last_failure=message.last_failure or None,
         memory_bytes=message.memory_bytes,
         requests=message.requests,
-        problem=message.problem,
-        activation=_name(variant_pb2.Activation, activation),
+        problem=message.problem or None,
+        activation=cast("Activation", _name(variant_pb2.Activation, activation)),
         thresholds=tuple(message.thresholds),
     )
 
 
-def loaded_variant(reply: variant_pb2.LoadVariantResponse) -> LoadedVariant:
+def load_result(reply: variant_pb2.LoadVariantResponse) -> LoadResult:
     """Convert the response of `load_variant`."""
-    return LoadedVariant(variant(reply.variant), reply.replaced_digest, tuple(reply.evicted))
+    return LoadResult(variant(reply.variant), reply.replaced_digest or None, tuple(reply.evicted))
 
 
-def new_default(reply: variant_pb2.SetDefaultVariantResponse) -> NewDefault:
+def set_default_result(reply: variant_pb2.SetDefaultVariantResponse) -> SetDefaultResult:
     """Convert the response of `set_default_variant`."""
-    return NewDefault(variant(reply.variant), reply.previous)
+    return SetDefaultResult(variant(reply.variant), reply.previous)
 
 
 def traffic_report(message: variant_pb2.TrafficReport) -> TrafficReport:
@@ -337,7 +348,7 @@ def traffic_report(message: variant_pb2.TrafficReport) -> TrafficReport:
         else None,
         message.skipped,
         message.failed,
-        message.ended,
+        message.ended or None,
     )
 
 
@@ -346,9 +357,12 @@ def _share(message: variant_pb2.TrafficShare) -> TrafficShare:
 
 
 def _name(kind: Any, value: int) -> str:
-    """Return the short name of an enum value: VARIANT_STATE_READY is "ready"."""
+    """Return the short name of an enum value: VARIANT_STATE_READY is "ready".
+
+    A value of a newer server is "unknown".
+    """
     if value not in kind.values():
-        return f"unknown ({value})"  # of a newer server
+        return "unknown"
     prefix = kind.Name(0).removesuffix("UNSPECIFIED")
     return str(kind.Name(value)).removeprefix(prefix).lower()
 
@@ -389,7 +403,7 @@ def _embedding(
             f"the server sent an embedding of type {message.type}, {message.dimension} numbers in"
             f" {len(message.values)} bytes, which this release of the SDK cannot read; update it"
         )
-    vector = np.frombuffer(message.values, dtype=dtype)
+    vector = np.frombuffer(message.values, dtype=dtype).copy()  # writable
     if not np.isfinite(vector).all():
         raise ServerError("the server sent an embedding with numbers that are not finite")
     return Embedding(

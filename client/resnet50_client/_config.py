@@ -18,6 +18,7 @@ from ._channel_config import ChannelConfig
 from ._frames import StreamLimits
 from ._retries import Attempts, RetryPolicy
 from ._tls import advice
+from ._version import __version__
 from .errors import CallCancelledError, DeadlineExceededError, Resnet50Error, UnavailableError
 
 DISTRIBUTION = "resnet50-serving"
@@ -303,8 +304,6 @@ def _check_metadata(key: object, value: object) -> None:
 
 def channel_options() -> list[tuple[str, int | str]]:
     """Return the channel options: round robin, keepalive, no gRPC retries."""
-    from importlib.metadata import version  # slow to import
-
     return [
         ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
         ("grpc.service_config_disable_resolution", 1),  # no TXT lookups for service configs
@@ -313,7 +312,7 @@ def channel_options() -> list[tuple[str, int | str]]:
         # The SDK retries, within the deadline (docs/adr/0026-retries-in-the-sdk.md).
         ("grpc.enable_retries", 0),
         ("grpc.max_send_message_length", -1),  # the server's limit applies
-        ("grpc.primary_user_agent", f"{DISTRIBUTION}/{version(DISTRIBUTION)}"),
+        ("grpc.primary_user_agent", f"{DISTRIBUTION}/{__version__}"),
         # Reconnect soon to a server that restarts, or whose address changes.
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.initial_reconnect_backoff_ms", 200),

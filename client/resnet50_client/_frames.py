@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 from resnet50.v1 import inference_pb2
 
 from ._arguments import check_seconds
+from ._types.record import Record
 from .errors import Resnet50Error
 
 Result = TypeVar("Result")
@@ -25,7 +26,7 @@ DEFAULT_WINDOW = 32
 
 
 @dataclass(frozen=True)
-class FrameAnswer(Generic[Result]):
+class FrameAnswer(Record, Generic[Result]):
     """Outcome of one frame: one of `result`, `error` and `replaced_by` is set.
 
     Attributes:
@@ -56,8 +57,9 @@ class FrameAnswer(Generic[Result]):
         return self.result
 
     def __repr__(self) -> str:
-        outcome = f"replaced by {self.replaced_by}" if self.dropped else self.error or self.result
-        return f"FrameAnswer({self.frame_id}: {outcome!r})"
+        if self.dropped:
+            return f"FrameAnswer({self.frame_id}: replaced by {self.replaced_by})"
+        return f"FrameAnswer({self.frame_id}: {(self.error or self.result)!r})"
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,19 @@ protobuf's process-wide pool; a private pool avoids both (docs/adr/0005).
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from .errors import InvalidRequestError
 
 CHECK = "/grpc.health.v1.Health/Check"
 # grpc.health.v1.HealthCheckResponse.ServingStatus
-STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+HealthStatus: TypeAlias = Literal["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
+STATUSES: dict[int, HealthStatus] = {
+    0: "UNKNOWN",
+    1: "SERVING",
+    2: "NOT_SERVING",
+    3: "SERVICE_UNKNOWN",
+}
 
 
 @functools.cache
@@ -56,7 +62,7 @@ def check_request(service: str) -> bytes:
     return content
 
 
-def status_of(reply: bytes) -> str:
+def status_of(reply: bytes) -> HealthStatus:
     """Return the status in a serialised reply: "SERVING", "NOT_SERVING", ..."""
     return STATUSES.get(_messages()[1].FromString(reply).status, "UNKNOWN")
 

@@ -123,7 +123,10 @@ class Resolver:
                 if one in found or one in self._found
             }
             if self._found:
-                self._target, self._known = target_of(list(self._found.values())), True
+                target = target_of(list(self._found.values()))
+                if target != self._target:
+                    log.debug("server: addresses are now %s", target)
+                self._target, self._known = target, True
             self._looked_up_s, self._failed = time.monotonic(), False
             if self._pending is done:
                 self._pending = None

@@ -14,6 +14,7 @@ from ._config import Connection
 from ._resolver import FIRST_LOOKUP_S, Resolver
 from ._retries import Attempts
 from ._unary import SingleCall
+from .errors import Resnet50Error
 from .images import ImageInput
 from .observers import Observation, Observers
 
@@ -85,8 +86,12 @@ class Calls:
         attempts = connection.attempts(timeout_s, call.repeatable)
         channels = self.open(attempts.left_s())
         with observers.observe(call.method, connection.request_id) as observation:
-            reply = self.reply(channels, connection, call, attempts, observation)
-            result = call.result(reply)
+            try:
+                reply = self.reply(channels, connection, call, attempts, observation)
+                result = call.result(reply, observation.request_id)
+            except Resnet50Error as error:
+                error._set_context(source=call.source)
+                raise
             observation.answered(result)
             return result
 

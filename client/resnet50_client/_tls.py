@@ -7,6 +7,7 @@ channel when `CertificateSources.current` returns other ones.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import ssl
 import threading
@@ -21,6 +22,8 @@ from ._watched_file import WatchedFile
 
 Pem: TypeAlias = str | os.PathLike[str] | bytes
 """A path, or the bytes of a PEM file."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,12 @@ class CertificateSources:
                 self._check(found)
                 if found == Certificates(**self._read()):  # unchanged during the check
                     self._current = found
-            except OSError:
-                pass
-            except ValueError:
+                    log.debug("changed %s: used for new connections", ", ".join(self._sources))
+            except OSError as error:
+                log.debug("certificates cannot be read, the previous ones are used: %s", error)
+            except ValueError as error:
                 self._refused = found
+                log.warning("changed certificates are not used: %s", error)
             return self._current
 
     def after_fork(self) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeGuard, TypeVar
+from typing import Any, Generic, TypeVar
 
 from resnet50.v1 import inference_pb2, variant_pb2
 
 from . import _codec, _health
 from ._arguments import check_name
+from ._arrays import RawPixels
 from ._stubs import Stubs
-from ._types.results import Classification, Embedding, LoadedVariant, NewDefault, Variant
+from ._types.results import Classification, Embedding
 from ._types.traffic import TrafficReport
-from .errors import ServerError
-from .images import ImageInput, RawPixels, put_image, read_image
+from ._types.variants import LoadResult, SetDefaultResult, Variant
+from .errors import Resnet50Error, ServerError
+from .images import ImageInput, content_bytes, put_image, put_layout, read_image
 
 # Below gRPC's default message limit, which proxies have, too. Larger files are sent in chunks.
 UPLOAD_ABOVE_BYTES = 4 * 2**20 - 64 * 1024
@@ -42,6 +44,7 @@ class SingleCall(Generic[Result]):
         repeatable: True if it can be retried after a server may have received it. False for
             changes of variants: another server could receive the retry, while the first one
             completes the change.
+        source: The image as it was passed to the client; None for other calls.
     """
 
     method: str
@@ -49,16 +52,21 @@ class SingleCall(Generic[Result]):
     length: Callable[[], int]
     read: Callable[[Any], Result]
     repeatable: bool = True
+    source: Any = None
 
-    def result(self, reply: Any) -> Result:
+    def result(self, reply: Any, request_id: str | None = None) -> Result:
         """Convert the response to a result.
+
+        Args:
+            reply: The response.
+            request_id: ID of the request, for the results of images.
 
         Raises:
             ServerError: The response cannot be decoded.
         """
         if reply is None:  # grpc.aio's result for undecodable bytes
             raise ServerError(f"the server's response to {self.method} cannot be decoded")
-        return self.read(reply)
+        return _codec.with_origin(self.read(reply), self.source, request_id)
 
 
 def classify_call(
@@ -71,28 +79,40 @@ def classify_call(
         TypeError: The image's type is not supported.
         OSError: The image's file cannot be read.
     """
-    content = read_image(image, pixel_format)
-    if not _is_large(content):
+    return classify_content_call(_content(image, pixel_format), options, image)
+
+
+def classify_content_call(
+    content: bytes | RawPixels, options: inference_pb2.ClassifyOptions, image: ImageInput
+) -> SingleCall[Classification]:
+    """Return the call for the content of an image, which was read."""
+    if not is_large(content):
         request = inference_pb2.ClassifyRequest(options=options)
         put_image(request.image, content)
-        return _inference("Classify", request, _codec.classification)
+        return _inference("Classify", request, _codec.classification, image)
     first = inference_pb2.ClassifyUploadOptions(options=options)
     part = inference_pb2.ClassifyUploadRequest
-    return _upload("ClassifyUpload", part, first, content, _codec.classification)
+    return _upload("ClassifyUpload", part, first, content, _codec.classification, image)
 
 
 def embed_call(
     image: ImageInput, pixel_format: str | None, options: inference_pb2.EmbedOptions
 ) -> SingleCall[Embedding]:
     """Read the image and return the call; as `classify_call`."""
-    content = read_image(image, pixel_format)
-    if not _is_large(content):
+    return embed_content_call(_content(image, pixel_format), options, image)
+
+
+def embed_content_call(
+    content: bytes | RawPixels, options: inference_pb2.EmbedOptions, image: ImageInput
+) -> SingleCall[Embedding]:
+    """Return the call for the content of an image, which was read."""
+    if not is_large(content):
         request = inference_pb2.EmbedRequest(options=options)
         put_image(request.image, content)
-        return _inference("Embed", request, _codec.embedding)
+        return _inference("Embed", request, _codec.embedding, image)
     first = inference_pb2.EmbedUploadOptions(options=options)
     part = inference_pb2.EmbedUploadRequest
-    return _upload("EmbedUpload", part, first, content, _codec.embedding)
+    return _upload("EmbedUpload", part, first, content, _codec.embedding, image)
 
 
 def list_variants_call() -> SingleCall[list[Variant]]:
@@ -111,10 +131,10 @@ def get_variant_call(name: str | None) -> SingleCall[Variant]:
     return _variants("GetVariant", request, lambda reply: _codec.variant(reply.variant))
 
 
-def load_variant_call(name: str, replace: bool) -> SingleCall[LoadedVariant]:
+def load_variant_call(name: str, replace: bool) -> SingleCall[LoadResult]:
     """Return the call of `load_variant`."""
     request = _codec.message(variant_pb2.LoadVariantRequest, "", name=name, replace=replace)
-    return _variants("LoadVariant", request, _codec.loaded_variant)
+    return _variants("LoadVariant", request, _codec.load_result)
 
 
 def unload_variant_call(name: str) -> SingleCall[Variant]:
@@ -123,10 +143,10 @@ def unload_variant_call(name: str) -> SingleCall[Variant]:
     return _variants("UnloadVariant", request, lambda reply: _codec.variant(reply.variant))
 
 
-def set_default_variant_call(name: str) -> SingleCall[NewDefault]:
+def set_default_variant_call(name: str) -> SingleCall[SetDefaultResult]:
     """Return the call of `set_default_variant`."""
     request = _codec.message(variant_pb2.SetDefaultVariantRequest, "", name=name)
-    return _variants("SetDefaultVariant", request, _codec.new_default)
+    return _variants("SetDefaultVariant", request, _codec.set_default_result)
 
 
 def set_traffic_split_call(
@@ -167,7 +187,9 @@ def delete_traffic_split_call(variant: str) -> SingleCall[TrafficReport]:
     )
 
 
-def health_call(service: str, wait_for_ready: bool | None = None) -> SingleCall[str]:
+def health_call(
+    service: str, wait_for_ready: bool | None = None
+) -> SingleCall[_health.HealthStatus]:
     """Return the call of `health`.
 
     Args:
@@ -182,7 +204,7 @@ def health_call(service: str, wait_for_ready: bool | None = None) -> SingleCall[
         _health.CHECK[1:],
         lambda stubs: functools.partial(stubs.check, service, wait_for_ready=wait_for_ready),
         lambda: length,
-        str,
+        lambda status: status,
     )
 
 
@@ -191,16 +213,28 @@ def full_name(method: str) -> str:
     return _FULL_NAMES[method]
 
 
-def _is_large(content: bytes | RawPixels) -> TypeGuard[bytes]:
-    return isinstance(content, bytes) and len(content) > UPLOAD_ABOVE_BYTES
+def is_large(content: bytes | RawPixels) -> bool:
+    """Return True for an image that is sent in chunks."""
+    return len(content_bytes(content)) > UPLOAD_ABOVE_BYTES
 
 
-def _inference(method: str, request: Any, read: Callable[[Any], Result]) -> SingleCall[Result]:
+def _content(image: ImageInput, pixel_format: str | None) -> bytes | RawPixels:
+    try:
+        return read_image(image, pixel_format)
+    except Resnet50Error as error:
+        error._set_context(source=image)
+        raise
+
+
+def _inference(
+    method: str, request: Any, read: Callable[[Any], Result], source: ImageInput
+) -> SingleCall[Result]:
     return SingleCall(
         full_name(method),
         lambda stubs: functools.partial(getattr(stubs.inference, method), request),
         request.ByteSize,
         read,
+        source=source,
     )
 
 
@@ -218,17 +252,21 @@ def _upload(
     method: str,
     part: Callable[..., Any],
     options: Any,
-    content: bytes,
+    content: bytes | RawPixels,
     read: Callable[[Any], Result],
+    source: ImageInput,
 ) -> SingleCall[Result]:
     import hashlib  # loads OpenSSL, which few programs need
 
-    options.sha256 = hashlib.sha256(content).digest()
+    if isinstance(content, RawPixels):
+        put_layout(options.raw, content)
+    sent = content_bytes(content)
+    options.sha256 = hashlib.sha256(sent).digest()
 
     def parts() -> Iterator[Any]:
         yield part(options=options)
-        for at in range(0, len(content), CHUNK_BYTES):
-            yield part(chunk=content[at : at + CHUNK_BYTES])
+        for at in range(0, len(sent), CHUNK_BYTES):
+            yield part(chunk=sent[at : at + CHUNK_BYTES])
 
     def start(stubs: Stubs) -> Callable[..., Any]:
         return functools.partial(getattr(stubs.inference, method), parts())
@@ -236,8 +274,9 @@ def _upload(
     return SingleCall(
         full_name(method),
         start,
-        lambda: part(options=options).ByteSize() + _length_of_chunks(len(content)),
+        lambda: part(options=options).ByteSize() + _length_of_chunks(len(sent)),
         read,
+        source=source,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import threading
@@ -14,6 +15,8 @@ from ._forks import tell_after_fork
 SETTLED_S = 1.0
 MOST_BYTES = 4 * 2**20
 _Fingerprint = tuple[int, ...]
+
+log = logging.getLogger(__name__)
 
 
 class WatchedFile:
@@ -70,6 +73,8 @@ class WatchedFile:
             raise self._named(error) from error
         if len(content) > MOST_BYTES:
             raise OSError(f"{self._argument}: {self.path} is over {MOST_BYTES} bytes")
+        if self._content and content != self._content:
+            log.debug("%s: %s has changed", self._argument, self.path)
         self._content = content
         # Something other than a regular file, such as a shell's <(command), can be read only once.
         settled = time.time() - status.st_mtime > SETTLED_S or not stat.S_ISREG(status.st_mode)

@@ -3,12 +3,15 @@
 Resnet50Error
 ├── InvalidRequestError      (also ValueError)     an argument is invalid; do not retry
 │   └── InvalidImageError                          the image is invalid: corrupt, too large, ...
-├── VariantNotFoundError     (also LookupError)    the server has no variant of that name
-├── VariantChangeError                             the variants cannot be changed as requested
-├── NoClassificationHeadError                      the variant computes embeddings only
+├── NotFoundError            (also LookupError)    the server does not have it
+│   └── VariantNotFoundError                       the server has no variant of that name
+├── FailedPreconditionError                        the server's state does not allow the call
+│   ├── VariantChangeError                         the variants cannot be changed as requested
+│   └── NoClassificationHeadError                  the variant computes embeddings only
+├── ConflictError                                  it exists, or another call changed it meanwhile
 ├── OverloadedError                                the server is at a limit; retry later
 ├── DeadlineExceededError    (also TimeoutError)   no response in time
-├── UnavailableError                               no server reachable, or starting, or stopping
+├── UnavailableError         (also ConnectionError) no server reachable, or starting, or stopping
 ├── UnauthenticatedError                           credentials are missing or invalid
 ├── PermissionDeniedError                          credentials lack the permission
 ├── DataLossError                                  data was corrupted in transit
@@ -26,6 +29,8 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
+from ._types.record import without_image
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
@@ -51,15 +56,33 @@ class Resnet50Error(Exception):
 
     Attributes:
         message: Description of the error and what to do, mostly from the server.
-        code: The gRPC status code's name, e.g. "INVALID_ARGUMENT"; "" if no call was made.
+        code: The gRPC status code's name, e.g. "INVALID_ARGUMENT"; None if no call was made.
         request_id: ID of the call, which servers log; None if no call was made.
+        source: The image that the call or frame was about, as it was passed to the client; None
+            for other calls. A pickle keeps paths only.
     """
 
-    def __init__(self, message: str, *, code: str = "", request_id: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        request_id: str | None = None,
+        source: Any = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.request_id = request_id
+        self.source = source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, without_image(self.__dict__)
+
+    def _set_context(self, *, request_id: str | None = None, source: Any = None) -> None:
+        """Set the request's ID, unless the server returned one, and the image."""
+        self.request_id = self.request_id or request_id
+        self.source = source if self.source is None else self.source
 
     def _complete(self, text: str) -> None:
         """Append to the message, for example the number of attempts."""
@@ -71,10 +94,10 @@ class InvalidRequestError(Resnet50Error, ValueError):
     """An argument is invalid: an unknown value, out of range, or not what the server expects.
 
     Attributes:
-        field: Path of the field in the request, e.g. "options.top_k"; "" if unknown.
+        field: Path of the field in the request, e.g. "options.top_k"; None if unknown.
     """
 
-    def __init__(self, message: str, *, field: str = "", **common: Any) -> None:
+    def __init__(self, message: str, *, field: str | None = None, **common: Any) -> None:
         super().__init__(message, **common)
         self.field = field
 
@@ -93,7 +116,11 @@ class InvalidImageError(InvalidRequestError):
         self.max_message_bytes = max_message_bytes
 
 
-class VariantNotFoundError(Resnet50Error, LookupError):
+class NotFoundError(Resnet50Error, LookupError):
+    """The server does not have it: a traffic split, for example."""
+
+
+class VariantNotFoundError(NotFoundError):
     """The server has no variant of that name, loaded or, for a load, available.
 
     Attributes:
@@ -105,7 +132,11 @@ class VariantNotFoundError(Resnet50Error, LookupError):
         self.served = served
 
 
-class VariantChangeError(Resnet50Error):
+class FailedPreconditionError(Resnet50Error):
+    """The server's state does not allow the call; the message says what must be changed."""
+
+
+class VariantChangeError(FailedPreconditionError):
     """The variants that the server holds cannot be changed like that, as it is; they answer on.
 
     The message says why: weights that cannot be loaded, too little memory, a name that is served
@@ -114,8 +145,12 @@ class VariantChangeError(Resnet50Error):
     """
 
 
-class NoClassificationHeadError(Resnet50Error):
+class NoClassificationHeadError(FailedPreconditionError):
     """A classification was asked of a variant without a classification head; ask for embeddings."""
+
+
+class ConflictError(Resnet50Error):
+    """It exists already, or another call changed it at the same time."""
 
 
 class OverloadedError(Resnet50Error):
@@ -134,7 +169,7 @@ class DeadlineExceededError(Resnet50Error, TimeoutError):
     """No response within `timeout_s`, or the server predicted that."""
 
 
-class UnavailableError(Resnet50Error):
+class UnavailableError(Resnet50Error, ConnectionError):
     """No server is reachable, or it is starting or stopping; retries have failed.
 
     Attributes:
@@ -154,10 +189,10 @@ class PermissionDeniedError(Resnet50Error):
     """The credentials are valid but do not permit this call.
 
     Attributes:
-        scope: The required scope, e.g. "admin"; "" if unknown.
+        scope: The required scope, e.g. "admin"; None if unknown.
     """
 
-    def __init__(self, message: str, *, scope: str = "", **common: Any) -> None:
+    def __init__(self, message: str, *, scope: str | None = None, **common: Any) -> None:
         super().__init__(message, **common)
         self.scope = scope
 
@@ -181,9 +216,9 @@ class ServerError(Resnet50Error):
 # Every status code that is not OK; a test walks grpc.StatusCode.
 ERRORS: dict[grpc.StatusCode, type[Resnet50Error]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
-    grpc.StatusCode.FAILED_PRECONDITION: VariantChangeError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
-    grpc.StatusCode.NOT_FOUND: VariantNotFoundError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
@@ -194,8 +229,14 @@ ERRORS: dict[grpc.StatusCode, type[Resnet50Error]] = {
     grpc.StatusCode.CANCELLED: CallCancelledError,
     grpc.StatusCode.INTERNAL: ServerError,
     grpc.StatusCode.UNKNOWN: ServerError,
-    grpc.StatusCode.ABORTED: ServerError,
-    grpc.StatusCode.ALREADY_EXISTS: ServerError,
+    grpc.StatusCode.ABORTED: ConflictError,
+    grpc.StatusCode.ALREADY_EXISTS: ConflictError,
+}
+# Reasons of google.rpc.ErrorInfo that have a class of their own.
+REASONS: dict[str, type[Resnet50Error]] = {
+    "VARIANT_NOT_FOUND": VariantNotFoundError,
+    "VARIANT_CHANGE_REFUSED": VariantChangeError,
+    "NO_CLASSIFICATION_HEAD": NoClassificationHeadError,
 }
 
 
@@ -250,23 +291,22 @@ def _error(
     code: grpc.StatusCode, message: str, request_id: str | None, details: dict[str, Any]
 ) -> Resnet50Error:
     common: dict[str, Any] = {"code": code.name, "request_id": request_id}
+    info = details.get("ErrorInfo", error_details_pb2.ErrorInfo())
     kind = ERRORS.get(code, ServerError)
+    special = REASONS.get(info.reason, kind)
+    if issubclass(special, kind):
+        kind = special
     if kind is InvalidRequestError:
         violations = details["BadRequest"].field_violations if "BadRequest" in details else ()
-        field = violations[0].field if violations else ""
-        if field.partition(".")[0] == "image":
+        field = violations[0].field if violations else None
+        if field is not None and field.partition(".")[0] == "image":
             return InvalidImageError(message, field=field, **common)
         return InvalidRequestError(message, field=field, **common)
     if kind is VariantNotFoundError:
-        served = details["ErrorInfo"].metadata.get("served", "") if "ErrorInfo" in details else ""
-        names = tuple(name for name in served.split(", ") if name)
+        names = tuple(name for name in info.metadata.get("served", "").split(", ") if name)
         return VariantNotFoundError(message, served=names, **common)
-    if kind is VariantChangeError and "ErrorInfo" in details:
-        no_head = details["ErrorInfo"].reason == "NO_CLASSIFICATION_HEAD"
-        return (NoClassificationHeadError if no_head else VariantChangeError)(message, **common)
     if kind is PermissionDeniedError:
-        scope = details["ErrorInfo"].metadata.get("scope", "") if "ErrorInfo" in details else ""
-        return PermissionDeniedError(message, scope=scope, **common)
+        return PermissionDeniedError(message, scope=info.metadata.get("scope"), **common)
     if kind is UnavailableError:
         never_sent = _NEVER_SENT.search(message) is not None
         return UnavailableError(message, never_sent=never_sent, **common)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import (
-    TYPE_CHECKING,
     Any,
     BinaryIO,
+    Literal,
     Protocol,
     TypeAlias,
-    TypeGuard,
     cast,
     runtime_checkable,
 )
@@ -24,11 +21,20 @@ from numpy.typing import NDArray
 
 from resnet50.v1 import image_pb2
 
-from ._pil import is_pil_image, pil_array
+from ._arrays import (
+    PIXEL_FORMATS,
+    PLANAR_FORMATS,
+    array_of,
+    is_file,
+    raw_pixels,
+)
+from ._arrays import (
+    RawPixels as RawPixels,
+)
+from ._pil import is_pil_image, unread_jpeg
 from .errors import InvalidImageError
 
-if TYPE_CHECKING:
-    import torch
+PixelFormat: TypeAlias = Literal["RGB", "BGR", "RGBA", "GRAY", "NV12", "I420"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +109,14 @@ class TorchTensor(Protocol):
         """Return it in the memory of the CPU."""
 
 
+@runtime_checkable
+class AsyncFile(Protocol):
+    """A binary file that is read asynchronously, e.g. an `UploadFile` of FastAPI or Starlette."""
+
+    async def read(self, size: int = -1, /) -> bytes:
+        """Return the rest of its content."""
+
+
 ImageInput: TypeAlias = (
     str
     | os.PathLike[str]
@@ -119,8 +133,10 @@ ImageInput: TypeAlias = (
 """Inputs that `classify` and `embed` accept as an image:
 
 * a path (`str` or `os.PathLike`) to an image file;
-* an image file's content: `bytes`, `bytearray`, `memoryview`, or a binary file object;
-* a `PIL.Image.Image`; its EXIF orientation is applied, as it is for files;
+* an image file's content: `bytes`, `bytearray`, `memoryview`, or a binary file object; for
+  `AsyncClient` also a file whose `read` is asynchronous, e.g. an `UploadFile` of FastAPI;
+* a `PIL.Image.Image`; its EXIF orientation is applied, as it is for files. Of a large JPEG that
+  `PIL.Image.open` has not decoded yet, the file is sent;
 * a numpy array, uint8 [height, width, 3] RGB, [height, width, 4] RGBA or [height, width] grey;
   `pixel_format` names other layouts, e.g. "BGR" for OpenCV, "NV12" or "I420" for camera frames of
   [height * 3 / 2, width]. Raw pixels as bytes become one with `np.frombuffer(content,
@@ -131,38 +147,15 @@ ImageInput: TypeAlias = (
 * a torch tensor, uint8 [3, height, width] RGB or [1, height, width] grey, on any device.
 """
 
-# Number of channels of each format; and the default format by number of channels.
-_CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
-_FORMAT_OF_CHANNELS = {3: "RGB", 4: "RGBA", 1: "GRAY"}
-PLANAR_FORMATS = ("NV12", "I420")
-PIXEL_FORMATS = (*_CHANNELS, *PLANAR_FORMATS)
+AsyncImageInput: TypeAlias = ImageInput | AsyncFile
+"""Inputs of `AsyncClient`: those of `ImageInput`, and files that are read asynchronously."""
+
 COLOR_MATRICES = ("BT601", "BT709", "BT2020")
 COLOR_RANGES = ("limited", "full")
 # Larger images are copied and hashed in a thread rather than on the event loop: 1 MiB takes about
 # a millisecond.
 QUICK_BYTES = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-
-@dataclass(frozen=True)
-class RawPixels:
-    """The pixels of one image, as the contract's `RawImage` has them.
-
-    Attributes:
-        width: In pixels.
-        height: In pixels.
-        pixel_format: "RGB", "BGR", "RGBA", "GRAY", "NV12" or "I420".
-        pixels: Row by row, without padding.
-        color_matrix: As of `RawImage`.
-        color_range: As of `RawImage`.
-    """
-
-    width: int
-    height: int
-    pixel_format: str
-    pixels: bytes
-    color_matrix: str | None = None
-    color_range: str | None = None
 
 
 def read_image(image: ImageInput, pixel_format: str | None = None) -> bytes | RawPixels:
@@ -185,11 +178,15 @@ def read_image(image: ImageInput, pixel_format: str | None = None) -> bytes | Ra
             f"pixel_format: is {pixel_format!r}, must be one of {', '.join(PIXEL_FORMATS)}",
             field="image.raw.pixel_format",
         )
-    array = _array(image)
-    if pixel_format is None and _is_file(array):
+    if pixel_format is None and is_pil_image(image):
+        file = unread_jpeg(image)
+        if file is not None:
+            return file
+    array = array_of(image)
+    if pixel_format is None and is_file(array):
         return array.tobytes()
     if array is not None:
-        return _raw(array, pixel_format)
+        return raw_pixels(array, pixel_format)
     if pixel_format is not None:
         raise InvalidImageError(
             f"pixel_format: {pixel_format!r} goes with an array only; a file says itself what it"
@@ -205,14 +202,23 @@ def put_image(message: image_pb2.Image, content: bytes | RawPixels) -> None:
     if isinstance(content, bytes):
         message.encoded = content
         return
-    raw = message.raw
+    put_layout(message.raw, content)
+    message.raw.pixels = content.pixels
+
+
+def put_layout(raw: image_pb2.RawImage, content: RawPixels) -> None:
+    """Put everything but the pixels into a message."""
     raw.width, raw.height = content.width, content.height
     raw.pixel_format = image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{content.pixel_format}")
-    raw.pixels = content.pixels
     if content.color_matrix is not None:
         raw.color_matrix = image_pb2.ColorMatrix.Value(f"COLOR_MATRIX_{content.color_matrix}")
     if content.color_range is not None:
         raw.color_range = image_pb2.ColorRange.Value(f"COLOR_RANGE_{content.color_range.upper()}")
+
+
+def content_bytes(content: bytes | RawPixels) -> bytes:
+    """Return the bytes of a file, or the pixels."""
+    return content if isinstance(content, bytes) else content.pixels
 
 
 def to_image(image: ImageInput, pixel_format: str | None = None) -> image_pb2.Image:
@@ -272,17 +278,19 @@ def _encoded(image: Any) -> bytes:
             return file.read()
     if callable(getattr(image, "read", None)):
         content = image.read()
-        if isinstance(content, bytes):
-            return content
         if inspect.isawaitable(content):
             if inspect.iscoroutine(content):
                 content.close()  # never awaited, which Python would warn about
+            inner = "its `.file`, or " if hasattr(image, "file") else ""
             raise TypeError(
-                f"image: read() of {type(image).__name__} is asynchronous; pass its result:"
-                " `await file.read()`"
+                f"image: read() of {type(image).__name__} is asynchronous; pass {inner}the result"
+                " of `await image.read()`, or use AsyncClient, which awaits it"
             )
+        return _read_bytes(content)
+    if isinstance(image, (list, tuple)):
         raise TypeError(
-            f"image: read() returned {type(content).__name__}, not bytes: open the file with 'rb'"
+            f"image: is a {type(image).__name__} of {len(image)}, not one image; classify_many and"
+            " embed_many take several"
         )
     raise TypeError(
         f"image: {type(image).__name__} is not a path, bytes, a binary file, a PIL image, a numpy"
@@ -290,96 +298,41 @@ def _encoded(image: Any) -> bytes:
     )
 
 
-def is_tensor(image: Any) -> TypeGuard[torch.Tensor]:
-    """Return True for a torch tensor, without importing torch."""
-    torch_module = sys.modules.get("torch")
-    return torch_module is not None and isinstance(image, torch_module.Tensor)
+def _read_bytes(content: Any) -> bytes:
+    """Check what `read` of a file returned.
 
-
-def _array(image: Any) -> NDArray[Any] | None:
-    """Convert pixels, or an encoded file in an array, to a numpy array; None for other types."""
-    if isinstance(image, np.ndarray):
-        return image
-    if is_pil_image(image):
-        return pil_array(image)
-    if is_tensor(image):
-        return _tensor_array(image)
-    return None
-
-
-def _is_file(array: NDArray[Any] | None) -> TypeGuard[NDArray[np.uint8]]:
-    """Return True if an array contains an encoded file, as one row or one column of bytes.
-
-    An image one pixel wide needs `pixel_format`; `cv2.imencode` returns columns before 4.5.
+    Raises:
+        TypeError: It is not bytes.
+        InvalidImageError: It is empty.
     """
-    return (
-        array is not None
-        and array.dtype == np.uint8
-        and array.size > 1
-        and (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1))
-    )
-
-
-def _tensor_array(tensor: torch.Tensor) -> NDArray[Any]:
-    if tensor.ndim == 3 and tensor.shape[0] in (1, 3):
-        array: NDArray[Any] = tensor.detach().permute(1, 2, 0).cpu().numpy()
-        return array
-    raise InvalidImageError(
-        f"image: a tensor of shape {list(tensor.shape)} is not [3, height, width] or"
-        " [1, height, width]; send one image at a time",
-        field="image",
-    )
-
-
-def _raw(array: NDArray[Any], pixel_format: str | None) -> RawPixels:
-    def refuse(reason: str) -> InvalidImageError:
-        return InvalidImageError(
-            f"image: an array of shape {list(array.shape)} and dtype {array.dtype} {reason}",
-            field="image.raw",
+    if not isinstance(content, bytes):
+        raise TypeError(
+            f"image: read() returned {type(content).__name__}, not bytes: open the file with 'rb'"
         )
-
-    if array.dtype != np.uint8:
-        raise refuse(
-            "does not contain 8-bit pixels; convert it to uint8, 0 to 255; the server resizes and"
-            " normalizes"
+    if not content:
+        raise InvalidImageError(
+            "image: read() returned no bytes; if the file was read before, go back to its start"
+            " with `seek(0)`",
+            field="image",
         )
-    if array.ndim == 2 and pixel_format is not None and pixel_format in PLANAR_FORMATS:
-        return _planar(array, pixel_format, refuse)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.size == 0:
-        raise refuse("is not one image; send one at a time, as [height, width, channels]")
-    channels = array.shape[2]
-    name = pixel_format or _FORMAT_OF_CHANNELS.get(channels)
-    if name is None:
-        raise refuse(
-            "does not have 1, 3 or 4 channels in its last axis; transpose it to [height, width,"
-            " channels]"
-        )
-    if _CHANNELS.get(name) != channels:
-        known = ", ".join([*_CHANNELS, *PLANAR_FORMATS])
-        raise refuse(
-            f"does not match pixel_format {name!r}"
-            + (f" with its {_CHANNELS[name]} channels" if name in _CHANNELS else f" ({known})")
-        )
-    return RawPixels(
-        width=array.shape[1],
-        height=array.shape[0],
-        pixel_format=name,
-        pixels=array.tobytes(),
-    )
+    return content
 
 
-def _planar(
-    array: NDArray[np.uint8], name: str, refuse: Callable[[str], InvalidImageError]
-) -> RawPixels:
-    """Convert [height * 3 / 2, width]: the luma plane above the chroma planes, as in OpenCV."""
-    rows, width = array.shape
-    if rows % 3 or width % 2 or array.size == 0:
-        raise refuse(f"is not {name} of [height * 3 / 2, width] with even sides")
-    return RawPixels(
-        width=width,
-        height=rows // 3 * 2,
-        pixel_format=name,
-        pixels=array.tobytes(),
-    )
+async def awaited(image: Any) -> Any:
+    """Return the content of a file that is read asynchronously, e.g. an UploadFile of FastAPI.
+
+    Returns:
+        Its bytes; other images as they are.
+
+    Raises:
+        TypeError: The file returns no bytes.
+        InvalidImageError: The file is at its end.
+    """
+    read = getattr(image, "read", None)
+    if read is None or not inspect.iscoroutinefunction(read):
+        return image
+    try:
+        return _read_bytes(await read())
+    except InvalidImageError as error:
+        error._set_context(source=image)
+        raise

@@ -190,6 +190,8 @@ class Observation:
     def attempt(self, length: Callable[[], int] | None = None) -> None:
         """Record an attempt; `length` returns the request's size in bytes."""
         self._call.attempts += 1
+        if self._call.attempts > 1:
+            log.debug("%s: attempt %d starts", self._call.method, self._call.attempts)
         if self._observers and length is not None:
             self._call.bytes_sent += length()
 
@@ -200,6 +202,9 @@ class Observation:
 
     def retried(self, error: Resnet50Error, pause_s: float) -> None:
         """Record that the call is retried."""
+        call = self._call
+        text = "%s: attempt %d failed, the next one is in %.2f s: %s"
+        log.debug(text, call.method, call.attempts, pause_s, error)
         if self._observers:
             self._observers.notify("call_retried", self._call, error, pause_s)
 

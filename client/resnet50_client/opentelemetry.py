@@ -103,11 +103,12 @@ class OpenTelemetryObserver(CallObserver):
 
     def call_retried(self, call: ObservedCall, error: Resnet50Error, pause_s: float) -> None:
         """Record the retry in the span and the metrics."""
-        self._retries.add(1, {"rpc.method": call.method, "error.type": error.code})
+        error_type = error.code or type(error).__name__
+        self._retries.add(1, {"rpc.method": call.method, "error.type": error_type})
         span: Span = call.notes[self]
         span.add_event(
             "retry",
-            {"error.type": error.code, "message": error.message, "resnet50.pause_s": pause_s},
+            {"error.type": error_type, "message": error.message, "resnet50.pause_s": pause_s},
         )
 
     def frame_answered(self, call: ObservedCall, answer: FrameAnswer[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet50_client._types.results import (
+from resnet50_client.types import (
     Category,
     Classification,
     PublishedAccuracy,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_client._types.results import Embedding, Variant
+from resnet50_client.types import Embedding, Variant
 
 SHARD_IMAGES = 256
 SHARD_S = 5.0
@@ -97,9 +97,10 @@ class Checkpoint:
         if saved is None or (saved.variant, saved.digest) == (variant.name, variant.digest or "-"):
             return
         if variant.digest or saved.variant != variant.name:  # while loading it has no digest
+            digest = (variant.digest or "-")[:12]
             raise ValueError(
                 f"{self.folder} contains {len(self)} vectors of {saved.space}, but the server would"
-                f" use {variant.name}@{variant.digest[:12]}; pass the --variant of the interrupted"
+                f" use {variant.name}@{digest}; pass the --variant of the interrupted"
                 " run, or start over with --restart"
             )
 

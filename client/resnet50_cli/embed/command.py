@@ -13,8 +13,8 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.progress import Progress
 
-from resnet50_client._types.results import Embedding
 from resnet50_client.images import ImageInput
+from resnet50_client.types import Embedding
 
 from ..connection_options import Servers, with_servers
 from ..file_names import name_to_text

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from typing import TextIO
 
-from resnet50_client._types.results import Classification
+from resnet50_client.types import Classification
 
 from ..file_names import name_to_text
 from ..output import error_code

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from resnet50_client._types.results import Classification, VariantRef
 from resnet50_client.errors import ServerError
 from resnet50_client.images import ImageInput
+from resnet50_client.types import Classification, VariantRef
 
 from ..images import answers
 from .labelled_images import LabelledImage

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet50_client._types.results import Variant
+from resnet50_client.types import Variant
 
 IMAGENET = "ImageNet-1K"
 _WORDNET_ID = re.compile(r"n\d{8}")

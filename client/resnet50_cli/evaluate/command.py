@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from resnet50_client._client import Client
-from resnet50_client._types.results import Variant
+from resnet50_client.types import Variant
 
 from ..connection_options import Servers, with_servers
 from ..name_lists import listed_names

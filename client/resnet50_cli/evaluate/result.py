@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resnet50_client._types.results import Classification, PublishedAccuracy, Variant
+from resnet50_client.types import Classification, PublishedAccuracy, Variant
 
 from ..file_names import name_to_text
 from ..output import error_code
@@ -84,7 +84,7 @@ class VariantResult:
         known = variant.published_accuracy is not None
         return cls(
             variant.name,
-            variant.digest,
+            variant.digest or "-",
             variant.engine,
             variant.device,
             variant.precision,

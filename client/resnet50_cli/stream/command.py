@@ -13,7 +13,7 @@ import typer
 from rich.live import Live
 
 from resnet50_client._frames import FrameAnswer
-from resnet50_client._types.results import Classification
+from resnet50_client.types import Classification
 
 from ..connection_options import Servers, with_servers
 from ..options import (

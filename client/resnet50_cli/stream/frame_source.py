@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet50_client._frames import FrameAnswer
-from resnet50_client._types.results import Classification
 from resnet50_client.images import ImageInput, VideoFrame
+from resnet50_client.types import Classification
 from resnet50_client.video.clock import Pacer
 
 from ..image_files import LeftOut, find_images

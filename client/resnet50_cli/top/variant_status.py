@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from resnet50_client._admin import AdminClient
-from resnet50_client._types.results import Variant
 from resnet50_client.errors import Resnet50Error
+from resnet50_client.types import Variant
 
 EVERY_S = 5.0
 

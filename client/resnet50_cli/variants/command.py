@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from typer.core import TyperGroup
 
 from resnet50_client._admin import AdminClient
 from resnet50_client._config import CHANGE_TIMEOUT_S
-from resnet50_client._types.results import LoadedVariant, Variant
+from resnet50_client.types import LoadResult, Variant
 
 from ..connection_options import Servers, with_servers
 from ..options import AsJson, Timeout
@@ -64,7 +63,7 @@ def list_variants(servers: Servers, timeout_s: Timeout = None, as_json: AsJson =
         listed = client.list_variants()
         if as_json:
             for variant in listed:
-                print_json({"server": address, **dataclasses.asdict(variant)})
+                print_json({"server": address, **variant.to_dict()})
             return
         print_line(f"{address}:")
         show_table(table.table(printable(listed)))
@@ -88,7 +87,7 @@ def show(
     with reporting_errors(), servers.client(timeout_s) as client:
         variant = client.get_variant(name)
         if as_json:
-            print_json(dataclasses.asdict(variant))
+            print_json(variant.to_dict())
             return
         for line in details.lines(variant):
             print_line(line)
@@ -118,7 +117,7 @@ def load(
         loaded = load_watched(client, address, name, replace, timeout_s)
         took_s = time.monotonic() - began_s
         if as_json:
-            report = dataclasses.asdict(loaded) | {"took_s": round(took_s, 3)}
+            report = loaded.to_dict() | {"took_s": round(took_s, 3)}
             print_json({"server": address, **report})
         else:
             print_line(f"{address}: {_load_report(loaded)}, in {took_s:.1f} s")
@@ -139,7 +138,7 @@ def unload(
     def change(address: str, client: AdminClient) -> None:
         unloaded = client.unload_variant(name, timeout_s=timeout_s)
         if as_json:
-            print_json({"server": address, "variant": dataclasses.asdict(unloaded)})
+            print_json({"server": address, "variant": unloaded.to_dict()})
         else:
             print_line(f"{address}: {_label(unloaded)} is unloaded")
 
@@ -156,7 +155,7 @@ def default(
     def change(address: str, client: AdminClient) -> None:
         new = client.set_default_variant(name)
         if as_json:
-            print_json({"server": address, **dataclasses.asdict(new)})
+            print_json({"server": address, **new.to_dict()})
         else:
             print_line(
                 f"{address}: {_label(new.variant)} is now the default instead of {new.previous}"
@@ -170,7 +169,7 @@ variants.command(epilog=EXIT_STATUSES)(splits)
 variants.command(epilog=_CHANGE_EPILOG)(unsplit)
 
 
-def _load_report(loaded: LoadedVariant) -> str:
+def _load_report(loaded: LoadResult) -> str:
     new = loaded.variant
     text = f"{_label(new)} is loaded: {new.engine} on {new.device} in {new.precision}"
     if loaded.replaced_digest:
@@ -181,4 +180,4 @@ def _load_report(loaded: LoadedVariant) -> str:
 
 
 def _label(variant: Variant) -> str:
-    return f"{variant.name}, weights {variant.digest[:12]},"
+    return f"{variant.name}, weights {(variant.digest or '-')[:12]},"

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from resnet50_client._admin import AdminClient
-from resnet50_client._types.results import LoadedVariant, Loading
 from resnet50_client.errors import Resnet50Error
+from resnet50_client.types import Loading, LoadResult
 
 from ..output import printable, stderr, warn
 from . import table
@@ -19,7 +19,7 @@ _POLL_TIMEOUT_S = 5.0
 
 def load(
     client: AdminClient, address: str, name: str, replace: bool, timeout_s: float
-) -> LoadedVariant:
+) -> LoadResult:
     """Load a variant and show its progress: live on a terminal, else a line per stage.
 
     Args:

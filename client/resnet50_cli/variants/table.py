@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from resnet50_client._types.results import Loading, Transform, Variant
+from resnet50_client.types import Loading, Transform, Variant
 
 from ..top.cells import size
 
@@ -27,7 +27,7 @@ def table(variants: Sequence[Variant]) -> Table:
             sizes(variant.transform),
             f"{accuracy.acc_at_1:.2f}" if accuracy else "-",
             " ".join(filter(None, (variant.engine, variant.device, variant.precision))) or "-",
-            variant.digest[:12] or "-",
+            (variant.digest or "-")[:12],
             size(variant.memory_bytes) if variant.memory_bytes else "-",
             str(variant.requests),
         )

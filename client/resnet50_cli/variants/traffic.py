@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from rich.console import Group
 from rich.live import Live
 
 from resnet50_client._admin import AdminClient
-from resnet50_client._types.traffic import TrafficReport
+from resnet50_client.types import TrafficReport
 
 from ..connection_options import Servers, with_servers
 from ..options import AsJson, Timeout
@@ -155,4 +154,4 @@ def _print(found: Found, as_json: bool) -> None:
 def _print_json(found: Found) -> None:
     for address, reports in found:
         for one in reports:
-            print_json({"server": address, **dataclasses.asdict(one)})
+            print_json({"server": address, **one.to_dict()})

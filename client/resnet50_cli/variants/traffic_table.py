@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet50_bench.table import NOTHING, number
-from resnet50_client._types.traffic import TrafficReport, TrafficShare
+from resnet50_client.types import TrafficReport, TrafficShare
 
 
 def reports_table(address: str, reports: Sequence[TrafficReport]) -> RenderableType:

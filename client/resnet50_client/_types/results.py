@@ -1,19 +1,25 @@
-"""Results of calls: plain immutable values, without protobuf or gRPC."""
+"""Results about images: plain immutable values, without protobuf or gRPC."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .record import Record, table
+
 CacheUse: TypeAlias = Literal["hit", "shared"]
+Dtype: TypeAlias = Literal["float32", "float16"]
+
+# Categories in the table of a notebook.
+MAX_ROWS = 10
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Record):
     """Times of a request in the server, in milliseconds.
 
     Attributes:
@@ -44,7 +50,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class VariantRef:
+class VariantRef(Record):
     """The weights that computed a result.
 
     Attributes:
@@ -60,7 +66,7 @@ class VariantRef:
 
 
 @dataclass(frozen=True)
-class Category:
+class Category(Record):
     """One category with its probability.
 
     Attributes:
@@ -79,11 +85,11 @@ class Category:
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class Embedding(Record):
     """Embedding of an image.
 
     Attributes:
-        vector: float32 [2048], or float16 if requested; read-only. `numpy.asarray(embedding)`
+        vector: float32 [2048], or float16 if requested; writable. `numpy.asarray(embedding)`
             returns it, too.
         space: Name of the embedding space; only vectors of the same space are comparable.
         l2_normalized: True if the vector has length 1.
@@ -91,6 +97,9 @@ class Embedding:
         timing: Times of the request in the server.
         warnings: Facts that the vector does not tell about the image: "truncated" if its data
             ended early and the server accepts that.
+        source: The image as it was passed to the client; None for others. A pickle keeps paths
+            only.
+        request_id: ID of the request in the server's log; None if unknown.
     """
 
     vector: NDArray[np.floating]
@@ -99,6 +108,8 @@ class Embedding:
     variant: VariantRef
     timing: Timing
     warnings: tuple[str, ...] = ()
+    source: Any = field(default=None, repr=False)
+    request_id: str | None = None
 
     def cosine(self, other: Embedding) -> float:
         """Return the cosine similarity with another embedding, -1 to 1.
@@ -121,6 +132,9 @@ class Embedding:
     def __len__(self) -> int:
         return len(self.vector)
 
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.vector.tolist())
+
     def __repr__(self) -> str:
         start = ", ".join(f"{value:.3f}" for value in self.vector[:3])
         unit = ", unit length" if self.l2_normalized else ""
@@ -129,8 +143,11 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Classification:
-    """Classification of an image. Iterates over its categories, most probable first.
+class Classification(Record, Sequence[Category]):
+    """Classification of an image: a sequence of its categories, most probable first.
+
+    `result[0]` is the most probable category. Without any, after `min_probability` or thresholds,
+    it is empty, and so false like any empty sequence.
 
     Attributes:
         categories: Categories, limited by `top_k`, and by `min_probability` or the thresholds of
@@ -140,6 +157,9 @@ class Classification:
         timing: Times of the request in the server.
         warnings: Facts that the categories do not tell about the image: "truncated" if its data
             ended early and the server accepts that.
+        source: The image as it was passed to the client; None for others. A pickle keeps paths
+            only.
+        request_id: ID of the request in the server's log; None if unknown.
     """
 
     categories: tuple[Category, ...]
@@ -147,6 +167,8 @@ class Classification:
     variant: VariantRef
     timing: Timing
     warnings: tuple[str, ...] = ()
+    source: Any = field(default=None, compare=False)
+    request_id: str | None = field(default=None, compare=False)
 
     @property
     def top(self) -> Category:
@@ -159,6 +181,15 @@ class Classification:
             raise IndexError("no category reached min_probability, or its threshold")
         return self.categories[0]
 
+    @overload
+    def __getitem__(self, index: int) -> Category: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Category, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Category | tuple[Category, ...]:
+        return self.categories[index]
+
     def __iter__(self) -> Iterator[Category]:
         return iter(self.categories)
 
@@ -170,203 +201,13 @@ class Classification:
         more = f", … {len(self.categories)} in all" if len(self.categories) > 5 else ""
         return f"Classification({shown}{more}; {self.variant!r}, {self.timing!r})"
 
+    def _repr_html_(self) -> str:
+        return table(f"{self.variant!r}, {self.timing!r}", self._rows())
 
-@dataclass(frozen=True)
-class Transform:
-    """A variant's preprocessing; the server applies it.
-
-    The steps are, as far as a variant has them: pad to a square, resize, central crop, reorder the
-    channels, scale, normalise.
-
-    Attributes:
-        resize: Length of the shorter side after resizing, in pixels; 0 if it is not what is
-            resized.
-        crop: Side length of the centre crop, the network's input, in pixels; 0 if the input is not
-            square.
-        mean: Subtracted from each channel after scaling, in the order of `channel_order`.
-        std: Divides each channel after that, in the same order.
-        interpolation: "bilinear", "bicubic", "nearest", "nearest-exact", "lanczos", "hamming" or
-            "box".
-        background: Background of transparent pixels, "#rrggbb", or "none": alpha is dropped.
-        resize_to: Exact height and width after resizing; None if the aspect ratio is kept.
-        resize_longer_side: Length of the longer side after resizing, in pixels; 0 if it is not what
-            is resized.
-        pad_to_square: Whether the image is padded to a square before it is resized.
-        fill: Red, green and blue of padding, 0 to 255.
-        input_size: Height and width of the network's input, and of the crop that makes it.
-        antialias: Whether "bilinear" and "bicubic" are antialiased.
-        channel_order: "RGB" or "BGR".
-        input_range: The values of black and white after scaling: 0 and 1, or 0 and 255.
-    """
-
-    resize: int
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    background: str = "none"
-    resize_to: tuple[int, int] | None = None
-    resize_longer_side: int = 0
-    pad_to_square: bool = False
-    fill: tuple[int, ...] = (0, 0, 0)
-    input_size: tuple[int, int] = (0, 0)
-    antialias: bool = True
-    channel_order: str = "RGB"
-    input_range: tuple[int, ...] = (0, 1)
-
-
-@dataclass(frozen=True)
-class PublishedAccuracy:
-    """Accuracy on a data set, as published, in percent.
-
-    Attributes:
-        dataset: Name of the data set, e.g. "ImageNet-1K".
-        acc_at_1: Top-1 accuracy.
-        acc_at_5: Top-5 accuracy; None if unknown.
-    """
-
-    dataset: str
-    acc_at_1: float
-    acc_at_5: float | None
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """Agreement of int8 weights, quantized by the server, with the original float weights.
-
-    Attributes:
-        calibration_images: Number of images that calibrated the ranges of activations.
-        compared_images: Number of other images that were compared.
-        top_1_agreement: Fraction of those with the same top category, 0 to 1.
-        embedding_cosine: Mean cosine similarity of their embeddings, -1 to 1.
-    """
-
-    calibration_images: int
-    compared_images: int
-    top_1_agreement: float
-    embedding_cosine: float
-
-
-@dataclass(frozen=True)
-class BatchLatency:
-    """Latency model of a variant's batches: `alpha_ms` + `beta_ms` x b for b images.
-
-    Attributes:
-        alpha_ms: Fixed time of a batch in milliseconds.
-        beta_ms: Time per image in milliseconds.
-    """
-
-    alpha_ms: float
-    beta_ms: float
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Progress of a load.
-
-    Attributes:
-        stage: In order: "waiting" for other loads; "reading" and checking the weights, after a
-            download if needed; "evicting" other variants, if memory is needed; "building" the
-            engine; "warming_up"; "verifying" its result for a fixed image.
-        elapsed_s: Seconds since the load started.
-    """
-
-    stage: str
-    elapsed_s: float
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A variant of the server: one set of ResNet50 weights.
-
-    Attributes:
-        name: Name in requests.
-        aliases: Other names, e.g. "DEFAULT".
-        state: "loading", "ready", "unhealthy" (loaded, but out of service), "draining" or "failed"
-            (the load failed). During a replacement two variants have the same name: the new one,
-            and the old one, which is draining.
-        server_default: True if it serves requests that name no variant.
-        trained: False for random weights, whose results are meaningless.
-        digest: SHA-256 of the weights, 64 hex digits; "" while loading.
-        parameter_count: Number of parameters.
-        embedding_dimension: Length of its embeddings.
-        embedding_space: Name of its embedding space; see `Embedding.space`.
-        category_count: Number of categories; 0 without a classification head.
-        categories: Names of the categories by index; empty in `variants()`, filled in
-            `get_variant(name)`.
-        transform: Preprocessing.
-        published_accuracy: Published accuracy, if any.
-        precision: "fp32", "fp16", "bf16" or "int8".
-        device: "cpu" or "cuda:0".
-        engine: "cuda-graphs", "torch", "onnxruntime", "openvino", "null" or "timed".
-        description: Description in a sentence or two.
-        quantization: Agreement with the float weights, if the server quantized it.
-        latency: Learned latency model; None while loading.
-        loading: Progress of a load under this name; if the state is "ready", of a replacement.
-            None without a load.
-        last_failure: Error of the last load under this name; "" if it succeeded.
-        memory_bytes: Estimated memory.
-        requests: Requests and frames in its queue or in inference.
-        problem: Reason why it is out of service; "" unless the state is "unhealthy".
-        activation: From outputs to probabilities: "softmax"; "sigmoid" if several categories may
-            apply, each with a probability of its own; "none" without a classification head, for
-            embeddings only.
-        thresholds: With "sigmoid", the least probability of each category in an answer without
-            `min_probability`; empty for none, and in `variants()`.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    state: str
-    server_default: bool
-    trained: bool
-    digest: str
-    parameter_count: int
-    embedding_dimension: int
-    embedding_space: str
-    category_count: int
-    categories: tuple[str, ...] = field(repr=False)
-    transform: Transform = field(repr=False)
-    published_accuracy: PublishedAccuracy | None = field(repr=False)
-    precision: str
-    device: str
-    engine: str
-    description: str = field(repr=False)
-    quantization: Quantization | None = field(repr=False)
-    latency: BatchLatency | None
-    loading: Loading | None
-    last_failure: str
-    memory_bytes: int
-    requests: int
-    problem: str = ""
-    activation: str = "softmax"
-    thresholds: tuple[float, ...] = field(default=(), repr=False)
-
-
-@dataclass(frozen=True)
-class LoadedVariant:
-    """Result of `load_variant`.
-
-    Attributes:
-        variant: The loaded variant.
-        replaced_digest: Digest of the weights that it replaces, which still complete their requests
-            in flight; "" if there were none.
-        evicted: Names of the variants evicted for its memory.
-    """
-
-    variant: Variant
-    replaced_digest: str
-    evicted: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class NewDefault:
-    """Result of `set_default_variant`.
-
-    Attributes:
-        variant: The new default variant.
-        previous: Name of the previous one.
-    """
-
-    variant: Variant
-    previous: str
+    def _rows(self) -> Iterable[tuple[str, str]]:
+        for category in self.categories[:MAX_ROWS]:
+            yield category.label, f"{category.probability:.1%}"
+        if len(self.categories) > MAX_ROWS:
+            yield "…", f"{len(self.categories)} in all"
+        elif not self.categories:
+            yield "no category", "-"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .record import Record
+
 
 @dataclass(frozen=True)
-class TrafficSplit:
+class TrafficSplit(Record):
     """Split of a variant's traffic with a candidate.
 
     Attributes:
@@ -25,7 +27,7 @@ class TrafficSplit:
 
 
 @dataclass(frozen=True)
-class TrafficShare:
+class TrafficShare(Record):
     """Requests and frames of one side of a split.
 
     Attributes:
@@ -42,7 +44,7 @@ class TrafficShare:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
     """Comparison of two variants' results for the same images.
 
     Attributes:
@@ -64,7 +66,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class TrafficReport:
+class TrafficReport(Record):
     """Results of a traffic split on one server.
 
     Attributes:
@@ -77,7 +79,7 @@ class TrafficReport:
         comparison: Comparison of images that both computed; None without any.
         skipped: Images not compared because the server was busy.
         failed: Images on which only the candidate failed.
-        ended: Reason why the server ended the split by itself; "" while it is active.
+        ended: Reason why the server ended the split by itself; None while it is active.
     """
 
     split: TrafficSplit
@@ -89,4 +91,4 @@ class TrafficReport:
     comparison: Comparison | None
     skipped: int
     failed: int
-    ended: str = ""
+    ended: str | None = None

@@ -24,8 +24,10 @@ from resnet50.v1 import (
 )
 
 from .. import _health
+from .._arrays import RawPixels
 from ..errors import (
     ERRORS,
+    REASONS,
     InvalidImageError,
     InvalidRequestError,
     OverloadedError,
@@ -34,7 +36,6 @@ from ..errors import (
     ServerError,
     VariantNotFoundError,
 )
-from ..images import RawPixels
 from .script import Answer, Received, Script
 
 DEFAULT_CATEGORIES = ("tabby", "golden retriever", "goldfish", "daisy", "espresso", "sports car")
@@ -228,7 +229,11 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
 
     def _upload(self, kind: str, requests: Iterator[Any], context: Any) -> Any:
         first = next(requests).options
-        image = image_pb2.Image(encoded=b"".join(request.chunk for request in requests))
+        content = b"".join(request.chunk for request in requests)
+        image = image_pb2.Image(encoded=content)
+        if first.HasField("raw"):
+            image.raw.CopyFrom(first.raw)
+            image.raw.pixels = content
         return self._single(kind, first.options, image, context, "Upload")
 
     def _batch(self, kind: str, request: Any, context: Any) -> Any:
@@ -310,7 +315,7 @@ def _status(error: Resnet50Error) -> status_pb2.Status:
     ]
     if isinstance(error, InvalidRequestError):
         # The client tells errors of images by the field.
-        field = error.field or ("image" if isinstance(error, InvalidImageError) else "")
+        field = error.field or ("image" if isinstance(error, InvalidImageError) else None)
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=field, description=error.message
         )
@@ -320,11 +325,12 @@ def _status(error: Resnet50Error) -> status_pb2.Status:
         retry.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(retry)
     if isinstance(error, PermissionDeniedError):
-        scope = {"scope": error.scope}
+        scope = {} if error.scope is None else {"scope": error.scope}
         details.append(error_details_pb2.ErrorInfo(reason="SCOPE_MISSING", metadata=scope))
-    if isinstance(error, VariantNotFoundError):
-        served = {"served": ", ".join(error.served)}
-        details.append(error_details_pb2.ErrorInfo(reason="VARIANT_NOT_FOUND", metadata=served))
+    for reason in (one for one, known in REASONS.items() if isinstance(error, known)):
+        served = ", ".join(getattr(error, "served", ()))
+        metadata = {"served": served} if served else {}
+        details.append(error_details_pb2.ErrorInfo(reason=reason, metadata=metadata))
     for detail in details:
         status.details.add().Pack(detail)
     return status

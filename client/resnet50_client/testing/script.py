@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arrays import RawPixels
 from ..errors import Resnet50Error
-from ..images import RawPixels
 
 # Probabilities by category, an embedding, or an error.
 Answer: TypeAlias = Mapping[str, float] | ArrayLike | Resnet50Error

@@ -487,22 +487,30 @@ class ClassifyUploadOptions(google.protobuf.message.Message):
 
     OPTIONS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
+    RAW_FIELD_NUMBER: builtins.int
     sha256: builtins.bytes
-    """SHA-256 of the whole image, 32 bytes; a mismatch is DATA_LOSS. Empty (the default): not
+    """SHA-256 of all chunks together, 32 bytes; a mismatch is DATA_LOSS. Empty (the default): not
     verified.
     """
     @property
     def options(self) -> global___ClassifyOptions:
         """How to classify; absent means all defaults."""
 
+    @property
+    def raw(self) -> resnet50.v1.image_pb2.RawImage:
+        """Set if the chunks are raw pixels: their size and layout. `raw.pixels` must be empty. The limit
+        is `max_image_pixels`, not `max_image_bytes`. Absent (the default): an encoded image.
+        """
+
     def __init__(
         self,
         *,
         options: global___ClassifyOptions | None = ...,
         sha256: builtins.bytes = ...,
+        raw: resnet50.v1.image_pb2.RawImage | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["options", b"options", "sha256", b"sha256"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options", "raw", b"raw"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["options", b"options", "raw", b"raw", "sha256", b"sha256"]) -> None: ...
 
 global___ClassifyUploadOptions = ClassifyUploadOptions
 
@@ -514,22 +522,30 @@ class EmbedUploadOptions(google.protobuf.message.Message):
 
     OPTIONS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
+    RAW_FIELD_NUMBER: builtins.int
     sha256: builtins.bytes
-    """SHA-256 of the whole image, 32 bytes; a mismatch is DATA_LOSS. Empty (the default): not
+    """SHA-256 of all chunks together, 32 bytes; a mismatch is DATA_LOSS. Empty (the default): not
     verified.
     """
     @property
     def options(self) -> global___EmbedOptions:
         """How to embed; absent means all defaults."""
 
+    @property
+    def raw(self) -> resnet50.v1.image_pb2.RawImage:
+        """Set if the chunks are raw pixels: their size and layout. `raw.pixels` must be empty. The limit
+        is `max_image_pixels`, not `max_image_bytes`. Absent (the default): an encoded image.
+        """
+
     def __init__(
         self,
         *,
         options: global___EmbedOptions | None = ...,
         sha256: builtins.bytes = ...,
+        raw: resnet50.v1.image_pb2.RawImage | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["options", b"options"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["options", b"options", "sha256", b"sha256"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["options", b"options", "raw", b"raw"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["options", b"options", "raw", b"raw", "sha256", b"sha256"]) -> None: ...
 
 global___EmbedUploadOptions = EmbedUploadOptions
 
@@ -542,7 +558,7 @@ class ClassifyUploadRequest(google.protobuf.message.Message):
     OPTIONS_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
     chunk: builtins.bytes
-    """The next bytes of the encoded image, of any size up to the message limit."""
+    """The next bytes of the encoded image or of the pixels, of any size up to the message limit."""
     @property
     def options(self) -> global___ClassifyUploadOptions:
         """First message only."""
@@ -568,7 +584,7 @@ class EmbedUploadRequest(google.protobuf.message.Message):
     OPTIONS_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
     chunk: builtins.bytes
-    """The next bytes of the encoded image, of any size up to the message limit."""
+    """The next bytes of the encoded image or of the pixels, of any size up to the message limit."""
     @property
     def options(self) -> global___EmbedUploadOptions:
         """First message only."""

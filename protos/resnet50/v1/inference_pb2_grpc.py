@@ -95,9 +95,10 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyUpload(self, request_iterator, context):
-        """Classifies one large encoded image sent in chunks: options first, then chunks, then the end of
-        the requests. Rejected as early as possible: over the byte limit, not an image, too many
-        pixels, an empty chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
+        """Classifies one large image sent in chunks: options first, then chunks, then the end of the
+        requests. The chunks are an encoded image, or raw pixels if `options.raw` describes them.
+        Rejected as early as possible: over the byte limit, not an image, too many pixels, an empty
+        chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
         (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -105,7 +106,7 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EmbedUpload(self, request_iterator, context):
-        """Embeds one large encoded image sent in chunks; as ClassifyUpload.
+        """Embeds one large image sent in chunks; as ClassifyUpload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -84,9 +84,10 @@ class InferenceServiceStub:
         resnet50.v1.inference_pb2.ClassifyUploadRequest,
         resnet50.v1.inference_pb2.ClassifyResponse,
     ]
-    """Classifies one large encoded image sent in chunks: options first, then chunks, then the end of
-    the requests. Rejected as early as possible: over the byte limit, not an image, too many
-    pixels, an empty chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
+    """Classifies one large image sent in chunks: options first, then chunks, then the end of the
+    requests. The chunks are an encoded image, or raw pixels if `options.raw` describes them.
+    Rejected as early as possible: over the byte limit, not an image, too many pixels, an empty
+    chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
     (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
     """
 
@@ -94,7 +95,7 @@ class InferenceServiceStub:
         resnet50.v1.inference_pb2.EmbedUploadRequest,
         resnet50.v1.inference_pb2.EmbedResponse,
     ]
-    """Embeds one large encoded image sent in chunks; as ClassifyUpload."""
+    """Embeds one large image sent in chunks; as ClassifyUpload."""
 
     ClassifyStream: grpc.StreamStreamMultiCallable[
         resnet50.v1.inference_pb2.ClassifyStreamRequest,
@@ -150,9 +151,10 @@ class InferenceServiceAsyncStub:
         resnet50.v1.inference_pb2.ClassifyUploadRequest,
         resnet50.v1.inference_pb2.ClassifyResponse,
     ]
-    """Classifies one large encoded image sent in chunks: options first, then chunks, then the end of
-    the requests. Rejected as early as possible: over the byte limit, not an image, too many
-    pixels, an empty chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
+    """Classifies one large image sent in chunks: options first, then chunks, then the end of the
+    requests. The chunks are an encoded image, or raw pixels if `options.raw` describes them.
+    Rejected as early as possible: over the byte limit, not an image, too many pixels, an empty
+    chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
     (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
     """
 
@@ -160,7 +162,7 @@ class InferenceServiceAsyncStub:
         resnet50.v1.inference_pb2.EmbedUploadRequest,
         resnet50.v1.inference_pb2.EmbedResponse,
     ]
-    """Embeds one large encoded image sent in chunks; as ClassifyUpload."""
+    """Embeds one large image sent in chunks; as ClassifyUpload."""
 
     ClassifyStream: grpc.aio.StreamStreamMultiCallable[
         resnet50.v1.inference_pb2.ClassifyStreamRequest,
@@ -226,9 +228,10 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[resnet50.v1.inference_pb2.ClassifyUploadRequest],
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.inference_pb2.ClassifyResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.ClassifyResponse]]:
-        """Classifies one large encoded image sent in chunks: options first, then chunks, then the end of
-        the requests. Rejected as early as possible: over the byte limit, not an image, too many
-        pixels, an empty chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
+        """Classifies one large image sent in chunks: options first, then chunks, then the end of the
+        requests. The chunks are an encoded image, or raw pixels if `options.raw` describes them.
+        Rejected as early as possible: over the byte limit, not an image, too many pixels, an empty
+        chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
         (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
         """
 
@@ -238,7 +241,7 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[resnet50.v1.inference_pb2.EmbedUploadRequest],
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.inference_pb2.EmbedResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.EmbedResponse]]:
-        """Embeds one large encoded image sent in chunks; as ClassifyUpload."""
+        """Embeds one large image sent in chunks; as ClassifyUpload."""
 
     @abc.abstractmethod
     def ClassifyStream(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from resnet50.v1 import image_pb2
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.limits import ImageLimits, check_encoded
-from resnet50_server.images.raw import check_raw
+from resnet50_server.images.raw import check_layout, check_raw
 from resnet50_server.images.source import RawImage, Source
 
 
@@ -32,14 +32,41 @@ def parse_raw(message: image_pb2.RawImage, max_pixels: int) -> RawImage:
     Raises:
         InvalidImage: Its dimensions do not add up.
     """
-    raw = RawImage(
+    raw = _raw(message, message.pixels)
+    check_raw(raw, max_pixels)
+    return raw
+
+
+def parse_layout(message: image_pb2.RawImage, max_pixels: int) -> RawImage:
+    """Return the size and layout of pixels that arrive in chunks, without pixels.
+
+    Raises:
+        InvalidImage: The dimensions do not add up, the rows are not packed, or it has pixels.
+    """
+    if message.pixels:
+        raise InvalidImage(
+            "image.raw.pixels",
+            f"has {len(message.pixels)} bytes, must be empty in an upload; send them in chunks",
+            kind="bad_raw",
+        )
+    if message.row_stride_bytes:
+        raise InvalidImage(
+            "image.raw.row_stride_bytes",
+            f"is {message.row_stride_bytes}, must be 0 in an upload; send packed rows",
+            kind="bad_raw",
+        )
+    raw = _raw(message, b"")
+    check_layout(raw, max_pixels)
+    return raw
+
+
+def _raw(message: image_pb2.RawImage, pixels: bytes) -> RawImage:
+    return RawImage(
         message.width,
         message.height,
         message.pixel_format,
         message.row_stride_bytes,
-        message.pixels,
+        pixels,
         message.color_matrix,
         message.color_range,
     )
-    check_raw(raw, max_pixels)
-    return raw

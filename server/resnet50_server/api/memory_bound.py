@@ -30,6 +30,8 @@ CONNECTION_BYTES = 64 * 1024
 MESSAGES_PER_STREAM = 3
 # An upload holds a part that arrives, and gRPC the one before it.
 MESSAGES_PER_UPLOAD = 2
+# A raw pixel of the largest format, RGBA.
+RAW_PIXEL_BYTES = 4
 # An image in flight, and the message that it came in.
 COPIES_IN_FLIGHT = 2
 
@@ -77,7 +79,7 @@ def memory_bound(
         Part("variants", variants if engines else 0),
         Part(
             "images in flight",
-            COPIES_IN_FLIGHT * max(settings.max_request_bytes, settings.max_image_bytes),
+            COPIES_IN_FLIGHT * max(settings.max_request_bytes, _largest_image(settings)),
         ),
         # The last two are being handed over, from gRPC to Python and to the message's parser.
         Part("messages being received", (receiving + 2) * message),
@@ -91,6 +93,11 @@ def memory_bound(
         Part("response cache", settings.response_cache_bytes),
         Part("connections", settings.max_connections * len(settings.listen) * CONNECTION_BYTES),
     ]
+
+
+def _largest_image(settings: Settings) -> int:
+    """Return the bytes of the largest image that may be sent: encoded, or pixels in chunks."""
+    return max(settings.max_image_bytes, RAW_PIXEL_BYTES * settings.max_image_pixels)
 
 
 def total(parts: list[Part]) -> int:

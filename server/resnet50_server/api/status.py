@@ -11,6 +11,7 @@ from resnet50_server.errors import (
     INTERNAL,
     InvalidRequest,
     NoClassificationHead,
+    NotNow,
     Overloaded,
     PermissionDenied,
     Unauthenticated,
@@ -76,6 +77,8 @@ def _details(error: Exception) -> list[Message]:
         return [error_details_pb2.ErrorInfo(reason="VARIANT_UNHEALTHY", domain=DOMAIN)]
     if isinstance(error, NoClassificationHead):
         return [error_details_pb2.ErrorInfo(reason="NO_CLASSIFICATION_HEAD", domain=DOMAIN)]
+    if isinstance(error, NotNow):
+        return [error_details_pb2.ErrorInfo(reason="VARIANT_CHANGE_REFUSED", domain=DOMAIN)]
     if isinstance(error, Unauthenticated):
         return [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if isinstance(error, PermissionDenied):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import hmac
 import io
@@ -11,14 +12,18 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, TypeAlias
 
-from resnet50.v1 import inference_pb2
+from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_server.errors import DataLoss, InvalidImage, InvalidRequest, Stalled
 from resnet50_server.images.decode_guard import FIELD
 from resnet50_server.images.formats import HEADER_BYTES, check_header
+from resnet50_server.images.limits import check_resized
+from resnet50_server.images.raw import check_raw, lengths
+from resnet50_server.images.source import RawImage, Source
 from resnet50_server.images.transform import Transform
 from resnet50_server.inference.pipeline import Pipeline
 
 from .call import Call
+from .image_source import parse_layout
 
 Part: TypeAlias = inference_pb2.ClassifyUploadRequest | inference_pb2.EmbedUploadRequest
 SHA256_BYTES = 32
@@ -56,6 +61,7 @@ class Upload:
         self._timeout_s = timeout_s
         self._ends = asyncio.get_running_loop().time() + timeout_s
         self._sha256 = b""
+        self._raw: image_pb2.RawImage | None = None
 
     async def options(self) -> Any:
         """Read the first message, which has the options.
@@ -76,28 +82,37 @@ class Upload:
                 f"has {len(options.sha256)} bytes, must have {SHA256_BYTES}, or none",
             )
         self._sha256 = options.sha256
+        self._raw = options.raw if options.HasField("raw") else None
         return options
 
-    async def image(self, transform: Transform) -> bytes:
+    async def image(self, transform: Transform) -> Source:
         """Read the whole image; the call's permit grows with what arrives.
 
         Args:
             transform: The variant's, for the check of the header.
 
+        Returns:
+            An encoded file, or the raw pixels that the options describe.
+
         Raises:
-            InvalidImage: Too long, empty, no image, or too many pixels.
+            InvalidImage: Too long or short, empty, no image, or too many pixels.
             InvalidRequest: A part is not a chunk, or a chunk is empty.
             DataLoss: The digest differs from that in the options.
             Stalled: The client pauses, or takes, for too long.
             Overloaded: The bytes exceed a limit of admission control.
         """
+        raw = None
+        if self._raw is not None:
+            raw = parse_layout(self._raw, self._pipeline.limits.max_pixels)
+            check_resized("image.raw", raw.height, raw.width, transform, self._pipeline.limits)
         # A BytesIO grows like a bytearray, and returns its bytes without a copy.
         limits, arrived, length = self._pipeline.limits, io.BytesIO(), 0
+        max_bytes = limits.max_bytes if raw is None else lengths(raw)[0]
         permit = self._call.permit
         assert permit is not None  # set by the guard
         in_thread = partial(self._pipeline.decode_pool.submit, context=self._call)
         # The header is checked early, and again whenever the length has doubled.
-        check_at: float = HEADER_BYTES
+        check_at: float = HEADER_BYTES if raw is None else math.inf
         while (part := await self._next()) is not None:
             if part.WhichOneof("part") != "chunk":
                 raise InvalidRequest(
@@ -108,13 +123,8 @@ class Upload:
             if not chunk:
                 raise InvalidRequest("chunk", "is empty; send chunks of at least one byte")
             length += len(chunk)
-            if length > limits.max_bytes:
-                raise InvalidImage(
-                    FIELD,
-                    f"has more than {limits.max_bytes} bytes, the limit (max_image_bytes); send a"
-                    " smaller or more compressed image",
-                    kind="too_many_bytes",
-                )
+            if length > max_bytes:
+                raise _too_long(max_bytes, raw)
             permit.add_bytes(len(chunk))
             arrived.write(chunk)
             del part, chunk  # else they would be referenced until the next ones arrive
@@ -124,7 +134,7 @@ class Upload:
                 known = await in_thread(partial(check_header, start, transform, limits))
                 done = known or length >= MAX_HEADER_BYTES
                 check_at = math.inf if done else 2 * length
-        if not length:
+        if not length and raw is None:
             raise InvalidImage(FIELD, "has 0 bytes; send chunks after the options", kind="empty")
         image = arrived.getvalue()
         del arrived
@@ -135,7 +145,11 @@ class Upload:
                     f"options.sha256: the {len(image)} bytes that arrived have {digest.hex()}, not"
                     f" {self._sha256.hex()}; something changed them on the way: send them again"
                 )
-        return image
+        if raw is None:
+            return image
+        raw = dataclasses.replace(raw, pixels=image)
+        check_raw(raw, limits.max_pixels)
+        return raw
 
     async def _next(self) -> Part | None:
         """Return the next part; None after the last."""
@@ -177,6 +191,22 @@ class Upload:
             f"the image did not arrive within {self._timeout_s:g} s (upload_timeout_s); send it"
             " faster, or a smaller one"
         )
+
+
+def _too_long(max_bytes: int, raw: RawImage | None) -> InvalidImage:
+    if raw is None:
+        return InvalidImage(
+            FIELD,
+            f"has more than {max_bytes} bytes, the limit (max_image_bytes); send a smaller or more"
+            " compressed image",
+            kind="too_many_bytes",
+        )
+    return InvalidImage(
+        "image.raw.pixels",
+        f"has more than the {max_bytes} bytes of {raw.width} x {raw.height} pixels in its format;"
+        " send packed rows and nothing behind them",
+        kind="bad_raw",
+    )
 
 
 def _sha256(content: bytes) -> bytes:

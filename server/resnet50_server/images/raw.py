@@ -39,6 +39,24 @@ def check_raw(raw: RawImage, max_pixels: int) -> None:
     Raises:
         InvalidImage: Names the field, what it is and what it must be.
     """
+    check_layout(raw, max_pixels)
+    full, least = lengths(raw)
+    if not least <= len(raw.pixels) <= full:
+        wanted = str(full) if full == least else f"{least} to {full}"
+        row = raw.row_stride_bytes or raw.width * _CHANNELS.get(raw.pixel_format, 1)
+        raise _raw_error(
+            "image.raw.pixels",
+            f"has {len(raw.pixels)} bytes, {raw.width} x {raw.height} in {_format_name(raw)} with"
+            f" rows of {row} bytes needs {wanted}",
+        )
+
+
+def check_layout(raw: RawImage, max_pixels: int) -> None:
+    """Refuse raw pixels whose dimensions do not add up, whatever their bytes.
+
+    Raises:
+        InvalidImage: Names the field, what it is and what it must be.
+    """
     name = "image.raw"
     for side in ("width", "height"):
         value = getattr(raw, side)
@@ -67,14 +85,6 @@ def check_raw(raw: RawImage, max_pixels: int) -> None:
             f"{name}.row_stride_bytes",
             f"is {raw.row_stride_bytes}, a row of {raw.width} pixels in {_format_name(raw)} has"
             f" {row} bytes; 0 means packed rows",
-        )
-    full, least = _lengths(raw)
-    if not least <= len(raw.pixels) <= full:
-        wanted = str(full) if full == least else f"{least} to {full}"
-        raise _raw_error(
-            f"{name}.pixels",
-            f"has {len(raw.pixels)} bytes, {raw.width} x {raw.height} in {_format_name(raw)} with"
-            f" rows of {raw.row_stride_bytes or row} bytes needs {wanted}",
         )
 
 
@@ -163,7 +173,7 @@ def _planes(raw: RawImage) -> list[tuple[int, int, int]]:
     return [luma, (height // 2, half, width // 2), (height // 2, half, width // 2)]
 
 
-def _lengths(raw: RawImage) -> tuple[int, int]:
+def lengths(raw: RawImage) -> tuple[int, int]:
     """Return the length of all planes with and without the padding after the last row."""
     planes = _planes(raw)
     full = sum(rows * stride for rows, stride, _ in planes)

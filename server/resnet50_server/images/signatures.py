@@ -134,7 +134,8 @@ def unsupported(start: bytes, decoded: str) -> InvalidImage:
         return InvalidImage(
             FIELD,
             f"{len(start)} bytes beginning with {start[:8].hex(' ')} are not a readable {decoded}"
-            " file; send the whole file, in one of these formats",
+            " file; send the whole file, in one of these formats; raw pixels as image.raw, which in"
+            " Python is np.frombuffer(content, np.uint8).reshape(height, width, 3)",
             kind="unsupported",
         )
     advice = "" if ";" in name else f", which is not decoded; send {decoded}"

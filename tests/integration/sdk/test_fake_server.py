@@ -21,7 +21,7 @@ from resnet50_client import (
     UnavailableError,
     VariantNotFoundError,
 )
-from resnet50_client.errors import ERRORS
+from resnet50_client.errors import ERRORS, REASONS
 from resnet50_client.testing import FakeServer
 from tests.support.clients import KINDS, Caller, items
 
@@ -63,7 +63,10 @@ async def test_equal_bytes_get_equal_embeddings(kind, server):
     assert scripted.space == one.space
 
 
-@pytest.mark.parametrize("error_type", sorted(set(ERRORS.values()), key=str))
+@pytest.mark.parametrize(
+    "error_type",
+    sorted({*ERRORS.values(), *REASONS.values()}, key=str),
+)
 async def test_every_error_of_the_sdk_can_be_scripted(kind, server, error_type):
     server.script(error_type("as scripted"))
     async with Caller(kind, server.address, retry=ONCE) as client:

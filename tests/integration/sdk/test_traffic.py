@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from resnet50_cli.app import app
 from resnet50_client import (
     InvalidRequestError,
+    NotFoundError,
     PermissionDeniedError,
     UnavailableError,
     VariantNotFoundError,
@@ -94,7 +95,7 @@ async def test_what_a_server_refuses_of_a_split_is_told_apart(kind, folder):
         assert wrong.value.field == "split.canary_percent"
         with pytest.raises(VariantNotFoundError, match=r"split\.candidate"):
             await client.set_traffic_split(V2, "digits", shadow_percent=1.0)
-        with pytest.raises(VariantNotFoundError, match="has no traffic split"):
+        with pytest.raises(NotFoundError, match="has no traffic split"):
             await client.delete_traffic_split(V2)
         for call in (
             other.set_traffic_split(V2, V1, shadow_percent=1.0),

@@ -45,7 +45,7 @@ async def test_variant_is_loaded_becomes_the_default_and_is_unloaded(kind, folde
     ):
         loaded = await client.load_variant("digits")
         assert (loaded.variant.name, loaded.variant.state) == ("digits", "ready")
-        assert (loaded.replaced_digest, loaded.evicted) == ("", ())
+        assert (loaded.replaced_digest, loaded.evicted) == (None, ())
         assert (await client.classify(PNG, variant="digits")).variant.digest == (
             loaded.variant.digest
         )

@@ -38,6 +38,81 @@ async def upload(channel: grpc.aio.Channel, *requests: Request):
     return await keep_status(stub.ClassifyUpload(iter(requests)))
 
 
+RAW = np.asarray(photo_like(300, 200))
+
+
+def layout(**changes) -> image_pb2.RawImage:
+    fields = {"width": 300, "height": 200, "pixel_format": image_pb2.PIXEL_FORMAT_RGB}
+    return image_pb2.RawImage(**fields | changes)
+
+
+def raw_options(sha256: bytes = b"", **changes) -> Request:
+    message = inference_pb2.ClassifyUploadOptions(sha256=sha256, raw=layout(**changes))
+    return Request(options=message)
+
+
+@pytest.mark.parametrize("size", [7000, 10**9])
+async def test_uploaded_raw_pixels_match_a_unary_call(size):
+    with server_processes() as start:
+        address = start("--variants", "untrained=random:0").wait_until_listening()
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            pixels = RAW.tobytes()
+            reply = await upload(
+                channel, raw_options(hashlib.sha256(pixels).digest()), *chunks(pixels, size)
+            )
+            image = image_pb2.Image(raw=layout(pixels=pixels))
+            alone = await stub.Classify(inference_pb2.ClassifyRequest(image=image))
+    found, expected = (
+        [one.index for one in one.classification.categories] for one in (reply, alone)
+    )
+    assert found == expected
+    assert reply.classification.categories[0].probability == pytest.approx(
+        alone.classification.categories[0].probability, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sent", "text"),
+    [
+        ({}, RAW.tobytes()[:-1], "image.raw.pixels: has 179999 bytes"),
+        ({}, RAW.tobytes() + b"x", "image.raw.pixels: has more than the 180000 bytes"),
+        ({}, b"", "image.raw.pixels: has 0 bytes"),
+        ({"pixels": b"abc"}, RAW.tobytes(), "image.raw.pixels: has 3 bytes, must be empty"),
+        ({"row_stride_bytes": 2**31}, b"", "image.raw.row_stride_bytes: is 2147483648, must be 0"),
+        ({"width": 60_000, "height": 60_000}, b"", "max_image_pixels"),
+        ({"width": 0}, b"", "image.raw.width: is 0"),
+        ({"pixel_format": 0}, b"", "image.raw.pixel_format: is PIXEL_FORMAT_UNSPECIFIED"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else str(value),
+)
+async def test_raw_upload_that_breaks_the_contract_is_refused(changes, sent, text):
+    async with serving(**DECODING) as server, connected(server) as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            await upload(channel, raw_options(**changes), *chunks(sent))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert text in refused.value.details()
+        assert (await upload(channel, raw_options(), *chunks(RAW.tobytes()))).timing.batch_size == 1
+        assert server.snapshot().requests == server.snapshot().bytes == 0
+
+
+async def test_raw_upload_has_the_limit_of_pixels_and_not_of_files():
+    async with serving(max_image_bytes=1000) as server, connected(server) as channel:
+        assert (await upload(channel, raw_options(), *chunks(RAW.tobytes()))).timing.batch_size == 1
+        with pytest.raises(grpc.RpcError, match="max_image_bytes"):
+            await upload(channel, options(), *chunks(JPEG))
+
+
+async def test_hopeless_raw_upload_ends_before_its_first_chunk():
+    async with serving() as server, connected(server) as channel:
+        call = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload()
+        await call.write(raw_options(width=60_000, height=60_000))
+        # Nothing more is sent, and the end of the requests neither.
+        with pytest.raises(grpc.RpcError, match="max_image_pixels") as refused:
+            await call
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**9])
 async def test_upload_in_any_chunk_size_matches_a_unary_call(size):
     small = encode(photo_like(24, 24), "PNG")

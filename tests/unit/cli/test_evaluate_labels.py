@@ -17,7 +17,7 @@ from resnet50_cli.evaluate.labelled_images import (
     LabelledImages,
     ListedImages,
 )
-from resnet50_client._types.results import PublishedAccuracy
+from resnet50_client.types import PublishedAccuracy
 from tests.support.evaluations import PNG, image_folder, variant
 
 PETS = ("cat", "Irish terrier", "crane", "crane", "café", "goldfish")

@@ -18,8 +18,8 @@ from resnet50_cli.evaluate.labelled_images import LabelledImage
 from resnet50_cli.evaluate.report import page
 from resnet50_cli.evaluate.result import MAX_LISTED, Evaluation, Tally
 from resnet50_cli.evaluate.table import accuracies, categories, warnings
-from resnet50_client._types.results import PublishedAccuracy
 from resnet50_client.errors import InvalidImageError, ServerError
+from resnet50_client.types import PublishedAccuracy
 from tests.support.evaluations import classification, variant
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resnet50_cli.variants import details
-from resnet50_client._types.results import BatchLatency, PublishedAccuracy, Transform, Variant
+from resnet50_client.types import BatchLatency, PublishedAccuracy, Transform, Variant
 
 
 def variant() -> Variant:
@@ -28,7 +28,7 @@ def variant() -> Variant:
         quantization=None,
         latency=BatchLatency(1.5, 0.25),
         loading=None,
-        last_failure="",
+        last_failure=None,
         memory_bytes=2**20,
         requests=0,
     )
@@ -38,7 +38,7 @@ def test_details_of_a_variant_are_text_without_python_reprs():
     shown = dict(line.split(maxsplit=1) for line in details.lines(variant()))
     assert shown["transform"] == (
         "resize 232; crop 224; mean 0.485, 0.456, 0.406; std 0.25, 0.25, 0.25;"
-        " interpolation bilinear; background none; resize_to -; resize_longer_side 0;"
+        " interpolation bilinear; background none; resize_to -; resize_longer_side -;"
         " pad_to_square no; fill 0, 0, 0; input_size 0, 0; antialias yes; channel_order RGB;"
         " input_range 0, 1"
     )

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from resnet50.v1 import inference_pb2
+from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client import AsyncClient, Resnet50Error, VideoFrame
 from resnet50_client._unary import CHUNK_BYTES, UPLOAD_ABOVE_BYTES, classify_call
 
@@ -37,6 +37,31 @@ def test_length_of_an_upload_is_that_of_its_messages(length):
     assert first.options.options == OPTIONS
     assert first.options.sha256 == hashlib.sha256(content).digest()
     assert b"".join(message.chunk for message in chunks) == content
+
+
+@pytest.mark.parametrize(
+    ("pixels", "layout"),
+    [
+        (
+            np.arange(1500 * 1000 * 3, dtype=np.uint32).astype(np.uint8).reshape(1000, 1500, 3),
+            "RGB",
+        ),
+        (np.ones((2000, 2200), np.uint8), "GRAY"),
+    ],
+    ids=["RGB", "grey"],
+)
+def test_large_arrays_are_uploaded_as_pixels(pixels, layout):
+    call = classify_call(pixels, None, OPTIONS)
+    sent: list[inference_pb2.ClassifyUploadRequest] = []
+    stubs = SimpleNamespace(inference=SimpleNamespace(ClassifyUpload=sent.extend))
+    call.start(stubs)()  # type: ignore[arg-type]
+    first, *chunks = sent
+    raw = first.options.raw
+    assert (raw.width, raw.height, raw.pixels) == (pixels.shape[1], pixels.shape[0], b"")
+    assert image_pb2.PixelFormat.Name(raw.pixel_format) == f"PIXEL_FORMAT_{layout}"
+    assert first.options.sha256 == hashlib.sha256(pixels.tobytes()).digest()
+    assert b"".join(message.chunk for message in chunks) == pixels.tobytes()
+    assert call.length() == sum(message.ByteSize() for message in sent)
 
 
 class Pixels(np.ndarray):

@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
+
 import grpc
 import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from resnet50_client import InvalidImageError, InvalidRequestError, OverloadedError
-from resnet50_client.errors import Resnet50Error, ServerError, UnavailableError, error_of
+from resnet50_client import InvalidImageError, InvalidRequestError, OverloadedError, errors
+from resnet50_client.errors import (
+    REASONS,
+    ConflictError,
+    FailedPreconditionError,
+    NotFoundError,
+    Resnet50Error,
+    ServerError,
+    UnavailableError,
+    error_of,
+    error_of_status,
+)
 
 
 class Failure(grpc.RpcError):
@@ -100,3 +115,99 @@ def test_what_is_too_long_is_not_a_full_server(details, kind, says):
     assert type(error) is kind
     with pytest.raises(kind, match=says):
         raise error
+
+
+def status(code: int, reason: str = "", **metadata: str) -> status_pb2.Status:
+    found = status_pb2.Status(code=code, message="told")
+    if reason:
+        found.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, metadata=metadata))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (code_pb2.NOT_FOUND, NotFoundError),
+        (code_pb2.FAILED_PRECONDITION, FailedPreconditionError),
+        (code_pb2.ALREADY_EXISTS, ConflictError),
+        (code_pb2.ABORTED, ConflictError),
+    ],
+)
+def test_code_without_a_reason_has_its_general_class(code, kind):
+    assert type(error_of_status(status(code))) is kind
+    assert type(error_of_status(status(code, "OF_A_NEWER_SERVER"))) is kind
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_reason_has_its_class_below_that_of_its_code(reason):
+    kind = REASONS[reason]
+    code = code_pb2.NOT_FOUND if issubclass(kind, NotFoundError) else code_pb2.FAILED_PRECONDITION
+    assert type(error_of_status(status(code, reason))) is kind
+    # A reason that does not belong to the code does not change what the code says.
+    assert type(error_of_status(status(code_pb2.INTERNAL, reason))) is ServerError
+
+
+def test_error_tree_is_as_documented():
+    described = errors.__doc__.partition("Resnet50Error\n")[2]
+    names = {line.lstrip("│├└─ ").split()[0] for line in described.splitlines() if line.strip()}
+    defined = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, Resnet50Error)
+    }
+    assert names == defined - {"Resnet50Error"}
+
+
+def test_errors_of_the_network_are_the_builtin_ones():
+    assert issubclass(UnavailableError, ConnectionError)
+    assert issubclass(errors.DeadlineExceededError, TimeoutError)
+    assert issubclass(NotFoundError, LookupError)
+    assert issubclass(InvalidRequestError, ValueError)
+    unavailable = UnavailableError("no server is there", code="UNAVAILABLE")
+    assert str(unavailable) == unavailable.message == "no server is there"
+    assert unavailable.errno is None
+
+
+def every_class() -> list[type[Resnet50Error]]:
+    kinds = [Resnet50Error]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return [kind for kind in kinds if kind.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("kind", every_class(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("repeat", [lambda one: pickle.loads(pickle.dumps(one)), copy.copy])
+def test_error_is_whole_after_a_pickle(kind, repeat):
+    error = kind("told", code="UNKNOWN", request_id="7", source=Path("a.jpg"))
+    error._complete("; tried twice")
+    back = repeat(error)
+    assert type(back) is kind
+    assert (str(back), back.args) == ("told; tried twice", ("told; tried twice",))
+    assert vars(back) == vars(error)
+
+
+def test_fields_of_an_error_survive_a_pickle():
+    for error, name in (
+        (InvalidImageError("", field="image.raw", max_message_bytes=7), "max_message_bytes"),
+        (OverloadedError("", retry_after_s=1.5), "retry_after_s"),
+        (errors.VariantNotFoundError("", served=("a", "b")), "served"),
+        (errors.PermissionDeniedError("", scope="admin"), "scope"),
+        (UnavailableError("", never_sent=True), "never_sent"),
+    ):
+        back = pickle.loads(pickle.dumps(error))
+        assert getattr(back, name) == getattr(error, name)
+
+
+def test_pickle_of_an_error_has_no_image():
+    with open(__file__, "rb") as file:
+        for source in (file, b"x" * 10**6):
+            pickled = pickle.dumps(InvalidImageError("image: is broken", source=source))
+            assert len(pickled) < 1000
+            assert pickle.loads(pickled).source is None
+
+
+def test_absent_fields_of_an_error_are_none():
+    error = InvalidRequestError("top_k: is 0")
+    assert (error.code, error.field, error.request_id, error.source) == (None,) * 4
+    assert errors.PermissionDeniedError("").scope is None
+    assert error_of_status(status(code_pb2.INVALID_ARGUMENT)).field is None

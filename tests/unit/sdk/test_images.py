@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 
 from resnet50.v1 import image_pb2
 from resnet50_client import InvalidImageError, RawImage, VideoFrame
-from resnet50_client.images import COLOR_MATRICES, COLOR_RANGES, to_image
+from resnet50_client.images import COLOR_MATRICES, COLOR_RANGES, PixelFormat, awaited, to_image
 from tests.support import hostile
 from tests.support.pictures import encode, photo_like, picture
 
@@ -143,14 +144,117 @@ def test_missing_file_is_the_builtin_error():
 class Upload:
     """A file as Starlette and FastAPI give it."""
 
-    async def read(self) -> bytes:
-        return PNG
+    def __init__(self, content: bytes = PNG) -> None:
+        self.file = io.BytesIO(content)
+
+    async def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
 
 
 @pytest.mark.filterwarnings("error")
 def test_file_that_is_read_asynchronously_says_what_to_do():
-    with pytest.raises(TypeError, match=r"Upload is asynchronous.*await file.read\(\)"):
+    with pytest.raises(TypeError, match=r"Upload is asynchronous; pass its `.file`, or .*AsyncCl"):
         to_image(Upload())
+    assert to_image(Upload().file).encoded == PNG
+
+
+async def test_file_that_is_read_asynchronously_is_awaited():
+    assert await awaited(Upload()) == PNG
+    for other in (PNG, "a.png", RGB, io.BytesIO(PNG)):
+        assert await awaited(other) is other
+
+
+async def test_file_that_was_read_before_is_told_to_go_back():
+    upload, file = Upload(), io.BytesIO(PNG)
+    await upload.read()
+    file.read()
+    with pytest.raises(InvalidImageError, match=r"no bytes.*seek\(0\)") as refused:
+        await awaited(upload)
+    assert refused.value.source is upload
+    with pytest.raises(InvalidImageError, match=r"no bytes.*seek\(0\)"):
+        to_image(file)
+
+
+@pytest.mark.parametrize(
+    ("images", "error"),
+    [
+        ([PNG, PNG], TypeError),
+        ((RGB,), TypeError),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), InvalidImageError),
+    ],
+    ids=["list", "tuple", "batch of a DataLoader"],
+)
+def test_several_images_are_told_the_methods_that_take_them(images, error):
+    with pytest.raises(error, match=r"embed_many"):
+        to_image(images)
+
+
+# Larger than what is sent as pixels; flat, so that the file is small.
+LARGE = Image.new("RGB", (1200, 900), "teal")
+
+
+def large_jpeg(**options: object) -> bytes:
+    return encode(LARGE, "JPEG", **options)
+
+
+def test_large_jpeg_that_pillow_has_not_decoded_is_sent_as_its_file(tmp_path):
+    content = large_jpeg()
+    path = tmp_path / "large.jpg"
+    path.write_bytes(content)
+    with Image.open(path) as opened, Image.open(io.BytesIO(content)) as in_memory:
+        assert to_image(opened).encoded == to_image(in_memory).encoded == content
+        # It can still be used, and sent again.
+        assert to_image(opened).encoded == content
+        assert opened.getpixel((0, 0)) == in_memory.getpixel((0, 0))
+
+
+def orientation_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def decoded(image: Image.Image) -> None:
+    image.load()
+
+
+def changed(image: Image.Image) -> None:
+    image.paste("red", (0, 0, 10, 10))
+
+
+def drafted(image: Image.Image) -> None:
+    image.draft("RGB", (600, 450))
+
+
+def turned(image: Image.Image) -> None:
+    image.getexif()[0x0112] = 1
+
+
+def shrunk(image: Image.Image) -> None:
+    image.thumbnail((1190, 1190))
+
+
+@pytest.mark.parametrize("change", [decoded, changed, drafted, turned, shrunk])
+def test_large_jpeg_that_may_have_been_changed_is_sent_as_pixels(change):
+    content = large_jpeg(exif=orientation_of(6))
+    image, expected = (Image.open(io.BytesIO(content)) for _ in range(2))
+    change(image)
+    change(expected)
+    raw = to_image(image).raw
+    assert raw.pixels == ImageOps.exif_transpose(expected).tobytes()
+
+
+def test_large_image_of_another_format_is_sent_as_pixels():
+    with Image.open(io.BytesIO(encode(LARGE, "PNG"))) as opened:
+        assert to_image(opened).raw.pixels == LARGE.tobytes()
+
+
+def test_large_jpeg_whose_file_is_closed_fails_with_a_typed_error():
+    file = io.BytesIO(large_jpeg())
+    opened = Image.open(file)
+    file.close()
+    with pytest.raises(InvalidImageError, match="cannot be read"):
+        to_image(opened)
 
 
 def test_column_whose_layout_is_named_is_pixels():
@@ -184,6 +288,11 @@ def test_matrix_and_range_of_yuv_are_sent():
 def test_matrix_and_range_are_left_to_the_server_by_default():
     raw = to_image(RawImage(np.zeros((36, 32), dtype=np.uint8), "NV12")).raw
     assert (raw.color_matrix, raw.color_range) == (0, 0)
+
+
+def test_pixel_formats_are_those_of_the_contract():
+    names = {name.removeprefix("PIXEL_FORMAT_") for name, _ in image_pb2.PixelFormat.items()}
+    assert names - {"UNSPECIFIED"} == set(get_args(PixelFormat))
 
 
 def test_colors_are_those_of_the_contract():

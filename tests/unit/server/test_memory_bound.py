@@ -47,6 +47,11 @@ def test_every_limit_counts(name, more, bytes_each):
     assert grown - total(memory_bound(settings())) >= more * bytes_each
 
 
+def test_image_that_is_sent_as_pixels_counts():
+    bound = {part.what: part.size for part in memory_bound(settings(max_request_bytes=MIB))}
+    assert bound["images in flight"] == 2 * 4 * settings().max_image_pixels
+
+
 def test_larger_crops_raise_the_bound_of_decoded_images():
     usual, small, large = (
         {part.what: part.size for part in memory_bound(settings(), input_pixels=pixels)}

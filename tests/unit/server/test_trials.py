@@ -32,7 +32,7 @@ from resnet50_client import (
     VariantNotFoundError,
     VariantRef,
 )
-from resnet50_client._types.results import Timing
+from resnet50_client.types import Timing
 
 TIMING = Timing(1.0, 1.0, 1.0, 3.0, 1)
 CAT, DOG = (

@@ -1,0 +1,64 @@
+"""Types of results, and of arguments that have a few values."""
+
+from ._config import Priority
+from ._frames import Delivery, FrameAnswer
+from ._health import HealthStatus
+from ._types.record import Record
+from ._types.results import (
+    CacheUse,
+    Category,
+    Classification,
+    Dtype,
+    Embedding,
+    Timing,
+    VariantRef,
+)
+from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
+from ._types.variants import (
+    Activation,
+    BatchLatency,
+    Loading,
+    LoadingStage,
+    LoadResult,
+    PublishedAccuracy,
+    Quantization,
+    SetDefaultResult,
+    Transform,
+    Variant,
+    VariantState,
+)
+from .images import PixelFormat
+
+__all__ = [
+    # Results about images
+    "Category",
+    "Classification",
+    "Embedding",
+    "FrameAnswer",
+    "Record",
+    "Timing",
+    "VariantRef",
+    # Results about variants and traffic
+    "BatchLatency",
+    "Comparison",
+    "LoadResult",
+    "Loading",
+    "PublishedAccuracy",
+    "Quantization",
+    "SetDefaultResult",
+    "TrafficReport",
+    "TrafficShare",
+    "TrafficSplit",
+    "Transform",
+    "Variant",
+    # Literals
+    "Activation",
+    "CacheUse",
+    "Delivery",
+    "Dtype",
+    "HealthStatus",
+    "LoadingStage",
+    "PixelFormat",
+    "Priority",
+    "VariantState",
+]
