@@ -15,7 +15,16 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from resnet50_client.errors import (
     DeadlineExceededError,
@@ -131,12 +140,22 @@ def error_code(error: Exception) -> str:
     return error.code or "INVALID_ARGUMENT" if isinstance(error, Resnet50Error) else "UNREADABLE"
 
 
+class _RateColumn(ProgressColumn):
+    """Images per second, of the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate; empty until it is known."""
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:.0f} images/s")
+
+
 def progress_bar() -> Progress:
-    """Return a progress bar on stderr."""
+    """Return a progress bar of images on stderr, with their rate and the remaining time."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
+        _RateColumn(),
         TimeRemainingColumn(),
         console=stderr,
         transient=True,

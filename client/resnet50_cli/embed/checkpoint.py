@@ -1,216 +1,282 @@
-"""Checkpoint of `resnet50 embed`: embeddings on disk, so that an interrupted run can resume.
+"""Checkpoint of `resnet50 embed`: results on disk, so that an interrupted run can resume.
 
-The folder `X.npz.partial` beside `X.npz` contains shards, each a small .npz of up to
-`SHARD_IMAGES` images with fingerprints to detect changed files. Shards are written atomically, so
-an interruption loses only the images since the last one.
+A SQLite database, `OUT.partial`, with a row for each image. Results are committed together, up to
+`COMMIT_IMAGES` at a time: a killed process loses those since the last commit and nothing else. With
+the rollback journal a commit writes vectors once, to new pages of the one file; WAL would write
+them twice, and needs a second file.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import sqlite3
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_client.types import Embedding, Variant
+from resnet50_client.types import Embedding
 
-SHARD_IMAGES = 256
-SHARD_S = 5.0
-_SHARD_FILE = re.compile(r"\d{6}\.(npz|tmp)")
-FileFingerprint = tuple[int, int]
+from .provenance import Provenance
+
+COMMIT_IMAGES = 256
+COMMIT_S = 5.0
+_APPLICATION_ID = 0x72353065  # "r50e", in the header of the file
+_FORMAT = 1
+_SCHEMA = f"""
+BEGIN;
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_FORMAT};
+CREATE TABLE provenance (json TEXT NOT NULL);
+CREATE TABLE images (
+    id INTEGER PRIMARY KEY,
+    path BLOB NOT NULL UNIQUE,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    error TEXT -- NULL if it has a vector
+);
+CREATE TABLE vectors (id INTEGER PRIMARY KEY REFERENCES images, vector BLOB NOT NULL);
+COMMIT;
+"""
+_SAVE_IMAGE = """
+INSERT INTO images (path, size, mtime_ns, error) VALUES (:path, :size, :mtime_ns, :error)
+ON CONFLICT (path) DO UPDATE SET
+    size = excluded.size, mtime_ns = excluded.mtime_ns, error = excluded.error
+"""
+_SAVE_VECTOR = """
+INSERT INTO vectors SELECT id, :vector FROM images WHERE path = :path
+ON CONFLICT (id) DO UPDATE SET vector = excluded.vector
+"""
+_DROP_VECTOR = "DELETE FROM vectors WHERE id = (SELECT id FROM images WHERE path = :path)"
+_FIND = "SELECT size, mtime_ns FROM images WHERE path = ? AND error IS NULL"
+_FIND_VECTOR = "SELECT vector FROM images JOIN vectors USING (id) WHERE path = ?"
+_RESTART = "start over with --restart"
 
 
 class EmbeddingSpaceChanged(Exception):
     """The server switched to other weights during the run."""
 
 
-@dataclass(frozen=True)
-class Space:
-    """Identity of an embedding space: `Embedding.variant` and `Embedding.space`."""
+class FileFingerprint(NamedTuple):
+    """A file's size in bytes and modification time in ns, by which changes are detected."""
 
-    variant: str
-    digest: str
-    space: str
-
-
-@dataclass(frozen=True)
-class _Location:
-    shard: int
-    row: int
-    fingerprint: FileFingerprint
+    size: int
+    mtime_ns: int
 
 
 class Checkpoint:
-    """Embeddings computed so far, by image path.
+    """Results so far, by image path; a context manager that closes the database.
+
+    For one process, and one thread at a time. A checkpoint without results is deleted at its end.
 
     Args:
-        folder: Folder of the shards; created with the first shard.
-        l2_normalize: True if the vectors are scaled to length 1.
-        background: Colour behind transparent pixels; "" for the variant's.
+        file: File of the database; created if it does not exist.
 
     Raises:
-        ValueError: The folder's shards are corrupt, or of other options.
+        ValueError: The file is no checkpoint, or is damaged.
+        OSError: It cannot be read or written.
     """
 
-    def __init__(self, folder: Path, l2_normalize: bool, background: str = "") -> None:
-        self.folder = folder
-        self.space: Space | None = None
-        self.dimension = 0
-        self._l2_normalize = l2_normalize
-        self._background = background
-        self._locations: dict[str, _Location] = {}
-        self._pending: list[tuple[str, FileFingerprint, Embedding]] = []
-        self._flushed_at = time.monotonic()
-        self._next_shard = 0
-        for shard in sorted(int(file.stem) for file in _files(folder) if file.suffix == ".npz"):
-            self._read(shard)
-            self._next_shard = shard + 1
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.provenance: Provenance | None = None
+        self._pending: list[dict[str, Any]] = []
+        self._committed_at = time.monotonic()
+        self._closed = False
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{file} is not a checkpoint but a folder or device: move it away")
+        with self._reporting_errors():
+            # An absolute path cannot be mistaken for a URI; Lance reads rows in its own thread.
+            self._database = sqlite3.connect(
+                os.path.abspath(file), timeout=30.0, check_same_thread=False
+            )
+            try:
+                self._open()
+            except BaseException:
+                self._database.close()
+                raise
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # An error of the database is raised by the call that met it first.
+        with suppress(OSError, ValueError):
+            if not self._closed and not self._count("images"):
+                self.remove()
+        self.close()
 
     def __len__(self) -> int:
-        return len(self._locations)
+        """Return the number of vectors on disk."""
+        return 0 if self._closed else self._count("images WHERE error IS NULL")
 
-    def contains(self, path: str, fingerprint: FileFingerprint | None = None) -> bool:
-        """Return True if an image's vector is on disk.
+    def contains(self, path: str) -> bool:
+        """Return True if an image's vector is on disk."""
+        return self.fingerprint(path) is not None
 
-        Args:
-            path: The image's path.
-            fingerprint: The image file's current fingerprint; a different one on disk means
-                that the file changed.
-        """
-        location = self._locations.get(path)
-        return location is not None and fingerprint in (None, location.fingerprint)
+    def fingerprint(self, path: str) -> FileFingerprint | None:
+        """Return the fingerprint of the image file whose vector is on disk, None without one."""
+        with self._reporting_errors():
+            row = self._database.execute(_FIND, (os.fsencode(path),)).fetchone()
+        return None if row is None else FileFingerprint(*row)
 
-    def check(self, variant: Variant) -> None:
-        """Check that a server's variant is the one that computed the checkpoint.
+    def check(self, provenance: Provenance) -> None:
+        """Check that a run's vectors can be added.
 
         Raises:
-            ValueError: It is another one.
+            ValueError: They are of another provenance.
         """
-        saved = self.space
-        if saved is None or (saved.variant, saved.digest) == (variant.name, variant.digest or "-"):
-            return
-        if variant.digest or saved.variant != variant.name:  # while loading it has no digest
-            digest = (variant.digest or "-")[:12]
-            raise ValueError(
-                f"{self.folder} contains {len(self)} vectors of {saved.space}, but the server would"
-                f" use {variant.name}@{digest}; pass the --variant of the interrupted"
-                " run, or start over with --restart"
-            )
+        if self.provenance is not None:
+            remedy = f"pass the --variant and the options of the interrupted run, or {_RESTART}"
+            self.provenance.check(provenance, self.file, remedy)
 
-    def add(self, path: str, fingerprint: FileFingerprint, embedding: Embedding) -> None:
-        """Add an embedding; it is on disk after the next `flush`.
+    def add(
+        self, path: str, fingerprint: FileFingerprint, embedding: Embedding, background: str = ""
+    ) -> None:
+        """Add an image's embedding; it is on disk after the next `flush`.
 
         Raises:
             EmbeddingSpaceChanged: Its weights differ from those of the earlier ones.
+            OSError: The file cannot be written.
         """
-        space = Space(embedding.variant.name, embedding.variant.digest, embedding.space)
-        if self.space is None:
-            self.space, self.dimension = space, len(embedding)
-        if space != self.space:
+        provenance = Provenance.of_embedding(embedding, background)
+        if self.provenance is None:
+            self.provenance = provenance
+        if provenance != self.provenance:
             raise EmbeddingSpaceChanged(
-                f"the servers responded with different weights, {self.space.space} and"
-                f" {space.space}, so the vectors are not comparable; pass a --variant that all"
+                f"the servers responded with different weights, {self.provenance.space} and"
+                f" {provenance.space}, so the vectors are not comparable; pass a --variant that all"
                 " servers have"
             )
-        self._pending.append((path, fingerprint, embedding))
-        late = time.monotonic() - self._flushed_at >= SHARD_S
-        if late or len(self._pending) >= SHARD_IMAGES:
-            self.flush()
+        self._add(path, fingerprint, vector=embedding.vector.astype("<f4").tobytes(), error=None)
 
-    def discard(self, path: str) -> None:
-        """Remove the vector of an image that changed."""
-        self._locations.pop(path, None)
+    def add_error(self, path: str, fingerprint: FileFingerprint, error: str) -> None:
+        """Add the error of an image without an embedding; otherwise as `add`."""
+        # Of names in the text that are not UTF-8.
+        text = error.encode("utf-8", "backslashreplace").decode()
+        self._add(path, fingerprint, vector=None, error=text)
 
     def flush(self) -> None:
-        """Write the embeddings added since the last flush as a new shard."""
-        self._flushed_at = time.monotonic()
-        if not self._pending or self.space is None:
+        """Commit the results added since the last flush.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self._committed_at = time.monotonic()
+        if not self._pending:
             return
-        paths, fingerprints, embeddings = zip(*self._pending, strict=True)
-        self.folder.mkdir(exist_ok=True)
-        unfinished = self.folder / f"{self._next_shard:06}.tmp"
-        with unfinished.open("wb") as file:
-            np.savez(
-                file,
-                paths=np.array(paths),
-                fingerprints=np.array(fingerprints, dtype=np.int64),
-                vectors=np.stack([each.vector for each in embeddings]).astype(np.float32),
-                variant=self.space.variant,
-                digest=self.space.digest,
-                space=self.space.space,
-                l2_normalize=self._l2_normalize,
-                background=self._background,
+        with self._reporting_errors(), self._database:
+            if self.provenance is not None:
+                self._database.execute("DELETE FROM provenance")
+                self._database.execute(
+                    "INSERT INTO provenance VALUES (?)", (self.provenance.to_json(),)
+                )
+            self._database.executemany(_SAVE_IMAGE, self._pending)
+            self._database.executemany(
+                _SAVE_VECTOR, (row for row in self._pending if row["error"] is None)
             )
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._path(self._next_shard))
-        for row, (path, fingerprint) in enumerate(zip(paths, fingerprints, strict=True)):
-            self._locations[path] = _Location(self._next_shard, row, fingerprint)
-        self._next_shard += 1
+            self._database.executemany(
+                _DROP_VECTOR, (row for row in self._pending if row["error"] is not None)
+            )
         self._pending.clear()
 
-    def vectors(self, paths: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        """Yield the vectors of `paths` in order, as blocks float32 [<= SHARD_IMAGES, D]."""
-        for start in range(0, len(paths), SHARD_IMAGES):
-            locations = [self._locations[path] for path in paths[start : start + SHARD_IMAGES]]
-            block = np.empty((len(locations), self.dimension), dtype=np.float32)
-            for shard in sorted({location.shard for location in locations}):
-                with np.load(self._path(shard)) as arrays:
-                    vectors = arrays["vectors"]
-                for position, location in enumerate(locations):
-                    if location.shard == shard:
-                        block[position] = vectors[location.row]
-            yield block
+    def vectors(self, paths: Sequence[str]) -> NDArray[np.float32]:
+        """Return the vectors of images, float32 [N, D].
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        assert self.provenance is not None
+        vectors = np.empty((len(paths), self.provenance.dimension), dtype="<f4")
+        for row, path in enumerate(paths):
+            with self._reporting_errors():
+                found = self._database.execute(_FIND_VECTOR, (os.fsencode(path),)).fetchone()
+            if found is None or not isinstance(found[0], bytes):
+                raise ValueError(f"{self.file}: there is no vector of {path}; {_RESTART}")
+            if len(found[0]) != vectors[row].nbytes:
+                raise ValueError(f"{self.file}: the vector of {path} is damaged; {_RESTART}")
+            vectors[row] = np.frombuffer(found[0], dtype="<f4")
+        return vectors
+
+    def errors(self) -> Iterator[tuple[str, str]]:
+        """Yield the paths and errors of the images without a vector, in order of their results."""
+        query = "SELECT path, error FROM images WHERE error IS NOT NULL ORDER BY id"
+        with self._reporting_errors():
+            for path, error in self._database.execute(query):
+                yield os.fsdecode(path), error
 
     def remove(self) -> None:
-        """Delete the checkpoint from disk."""
-        self.remove_from(self.folder)
+        """Close the checkpoint and delete it from disk."""
+        self.close()
+        self.remove_from(self.file)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._closed = True
+        self._database.close()
 
     @classmethod
-    def remove_from(cls, folder: Path) -> None:
-        """Delete a checkpoint's shards, and its folder if that is then empty."""
-        for file in _files(folder):
-            file.unlink()
-        with suppress(OSError):
-            folder.rmdir()
+    def remove_from(cls, file: Path) -> None:
+        """Delete a checkpoint's files, if there are any.
 
-    def _read(self, shard: int) -> None:
-        path = self._path(shard)
-        try:
-            with np.load(path) as arrays:
-                paths, fingerprints = arrays["paths"].tolist(), arrays["fingerprints"].tolist()
-                space = Space(*(str(arrays[name]) for name in ("variant", "digest", "space")))
-                normalized = bool(arrays["l2_normalize"])
-                # Checkpoints of older releases have none.
-                background = str(arrays["background"]) if "background" in arrays else ""
-                if self.space is None:
-                    self.space, self.dimension = space, arrays["vectors"].shape[1]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: {error}; start over with --restart") from error
-        options = normalized, background
-        if options != (self._l2_normalize, self._background) or space != self.space:
-            kind = "with" if normalized else "without"
-            on = f" on --background {background}" if background else ""
+        Raises:
+            OSError: They cannot be deleted, or are folders.
+        """
+        file.unlink(missing_ok=True)
+        # After the database: SQLite does not replay a journal without one.
+        file.with_name(f"{file.name}-journal").unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        self._database.execute("PRAGMA synchronous = FULL")
+        pragmas = [
+            self._database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("application_id", "user_version", "schema_version")
+        ]
+        if pragmas == [0, 0, 0]:
+            self._database.executescript(_SCHEMA)
+        elif pragmas[:2] != [_APPLICATION_ID, _FORMAT]:
             raise ValueError(
-                f"{self.folder} contains vectors of {space.space} {kind} --l2-normalize{on}, which"
-                " this run does not match; use the same options, or start over with --restart"
+                f"{self.file} is no checkpoint of this version of resnet50 embed; {_RESTART}"
             )
-        for row, (name, fingerprint) in enumerate(zip(paths, fingerprints, strict=True)):
-            self._locations[name] = _Location(shard, row, (fingerprint[0], fingerprint[1]))
+        row = self._database.execute("SELECT json FROM provenance").fetchone()
+        if row is not None:
+            try:
+                self.provenance = Provenance.from_json(row[0])
+            except ValueError as error:
+                raise ValueError(f"{self.file}: {error}; {_RESTART}") from error
 
-    def _path(self, shard: int) -> Path:
-        return self.folder / f"{shard:06}.npz"
+    def _add(
+        self, path: str, fingerprint: FileFingerprint, vector: bytes | None, error: str | None
+    ) -> None:
+        row = {"path": os.fsencode(path), "vector": vector, "error": error}
+        self._pending.append(row | fingerprint._asdict())
+        late = time.monotonic() - self._committed_at >= COMMIT_S
+        if late or len(self._pending) >= COMMIT_IMAGES:
+            self.flush()
 
+    def _count(self, rows: str) -> int:
+        with self._reporting_errors():
+            (count,) = self._database.execute(f"SELECT count(*) FROM {rows}").fetchone()
+        return int(count)
 
-def _files(folder: Path) -> list[Path]:
-    """Return a checkpoint's shards, finished and unfinished."""
-    if not folder.exists():
-        return []
-    return [file for file in folder.iterdir() if _SHARD_FILE.fullmatch(file.name)]
+    @contextmanager
+    def _reporting_errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into those of files, which name the file."""
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.OperationalError as error:
+            raise OSError(f"checkpoint {self.file}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"checkpoint {self.file}: {error}; {_RESTART}") from error

@@ -1,25 +1,16 @@
-"""The command `embed`: any number of images to one file of vectors, over one stream."""
+"""The command `embed`: any number of images to one file or dataset of vectors."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
-from rich.progress import Progress
-
-from resnet50_client.images import ImageInput
-from resnet50_client.types import Embedding
 
 from ..connection_options import Servers, with_servers
 from ..file_names import name_to_text
-from ..image_files import STDIN, LeftOut, find_images
-from ..images import answers, warn_of_image
+from ..image_files import LeftOut, find_images
 from ..name_lists import chosen_names
 from ..options import (
     DEFAULT_CONCURRENCY,
@@ -35,20 +26,18 @@ from ..options import (
 from ..output import (
     INTERRUPTED,
     SOME_FAILED,
-    error_text,
     exit_with,
     print_json,
     print_note,
     progress_bar,
     reporting_errors,
     stop_signals,
-    warn,
 )
-from .checkpoint import Checkpoint, EmbeddingSpaceChanged, FileFingerprint
+from .checkpoint import Checkpoint, EmbeddingSpaceChanged
 from .output_lock import exclusive_lock
-from .vector_files import Writer, writer_for
-
-Call: TypeAlias = Callable[[Iterable[ImageInput]], Generator[Embedding | Exception, None, None]]
+from .outputs import Output, output_at
+from .provenance import Provenance
+from .run import Run
 
 
 @with_servers
@@ -57,9 +46,9 @@ def embed(
     out: Annotated[
         Path,
         typer.Option(
-            help="Output file: NumPy .npz with `paths`, `vectors` (float32 [N, 2048]),"
-            " `variant`, `digest` and `space`, or .parquet with `path`, `vector`, `variant`"
-            " and `digest`. Failed images are omitted."
+            help="Output: a NumPy .npz with `paths` and `vectors` (float32 [N, 2048]), a .parquet"
+            " file or a .lance dataset with `path`, `vector` and `error`. All contain the variant,"
+            " its digest and the embedding space.",
         ),
     ],
     files: Files = None,
@@ -70,6 +59,14 @@ def embed(
         bool, typer.Option("--l2-normalize", help="Scale vectors to length 1.")
     ] = False,
     background: Background = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Add the images that OUT does not contain to it, if its vectors are of the same"
+            " embedding space. Default: OUT is replaced.",
+        ),
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard the checkpoint of an interrupted run.")
     ] = False,
@@ -83,148 +80,88 @@ def embed(
     interruption the same command resumes. Images that changed since are computed again. Only one
     run at a time can write to OUT.
     """
-    write = _writer(out)
+    output = _output(out)
     with reporting_errors(), exclusive_lock(out):
         left_out = LeftOut()
-        images = list(find_images(chosen_names(files or [], files_from, null), left_out))
-        checkpoint = _open_checkpoint(out, l2_normalize, background or "", restart)
-        run = _Run(images, checkpoint)
-        try:
-            with reporting_errors(), stop_signals() as stop, servers.client(timeout_s) as client:
-                checkpoint.check(client.get_variant(variant))
-                call = partial(
-                    client.embed_many,
-                    variant=variant,
-                    l2_normalize=l2_normalize,
-                    background=background,
-                    window=concurrency,
-                )
-                with progress_bar() as progress:
-                    run.fill(call, stop, progress)
-                if run.complete:
-                    run.write(write, out)
-        except EmbeddingSpaceChanged as error:
-            exit_with(error, SOME_FAILED)
-        finally:
-            _report(run, out, as_json)
-            left_out.report()
+        # A file that is named twice is embedded once.
+        images = list(
+            dict.fromkeys(find_images(chosen_names(files or [], files_from, null), left_out))
+        )
+        existing = output.read() if append and out.exists() else None
+        with _checkpoint(out, restart) as checkpoint:
+            run = Run(images, checkpoint, existing)
+            try:
+                with (
+                    reporting_errors(),
+                    stop_signals() as stop,
+                    servers.client(timeout_s) as client,
+                ):
+                    found = client.get_variant(variant)
+                    run.check(output, Provenance.of_variant(found, l2_normalize, background or ""))
+                    call = partial(
+                        client.embed_many,
+                        variant=variant,
+                        l2_normalize=l2_normalize,
+                        background=background,
+                        window=concurrency,
+                    )
+                    with progress_bar() as progress:
+                        run.fill(call, background or "", stop, progress)
+                    if run.complete:
+                        run.write(output)
+            except EmbeddingSpaceChanged as error:
+                exit_with(error, SOME_FAILED)
+            finally:
+                _report(run, out, as_json)
+                left_out.report()
         if not run.complete:
             raise typer.Exit(INTERRUPTED)
-        if run.failed or not run.written:
+        if run.failed or not (run.written or run.skipped):
             raise typer.Exit(SOME_FAILED)
 
 
-class _Run:
-    """One run of the command, which resumes from a checkpoint.
-
-    Args:
-        images: Paths of all images to embed, in order.
-        checkpoint: Results of earlier runs.
-    """
-
-    def __init__(self, images: list[str], checkpoint: Checkpoint) -> None:
-        self._images = images
-        self.checkpoint = checkpoint
-        self.failed = 0
-        self.complete = False
-        self.written = 0
-        # Of each file, when the sending thread passed it to the stream.
-        self._fingerprints: dict[str, FileFingerprint] = {}
-
-    def fill(self, call: Call, stop: threading.Event, bar: Progress) -> None:
-        """Compute the missing embeddings, until all are done or `stop` is set."""
-        task = bar.add_task("embedding", total=len(self._images))
-
-        def missing() -> Iterator[str]:
-            seen: set[str] = set()
-            for path in self._images:
-                if stop.is_set():
-                    return
-                fingerprint = _fingerprint(path)
-                if path in seen or self.checkpoint.contains(path, fingerprint):
-                    bar.advance(task)
-                    continue
-                seen.add(path)
-                self._fingerprints[path] = fingerprint
-                yield path
-            self.complete = True
-
-        try:
-            with closing(answers(call, missing())) as results:
-                for answer in results:
-                    fingerprint = self._fingerprints.pop(answer.path)
-                    if isinstance(answer.outcome, Exception):
-                        self.failed += 1
-                        self.checkpoint.discard(answer.path)
-                        warn(f"{answer.path}: {error_text(answer.outcome)}")
-                    else:
-                        warn_of_image(answer)
-                        self.checkpoint.add(answer.path, fingerprint, answer.outcome)
-                    bar.advance(task)
-        except BaseException:
-            self.complete = False
-            raise
-        finally:
-            self.checkpoint.flush()
-
-    def write(self, write: Writer, out: Path) -> None:
-        """Write the output file from the checkpoint, then delete the checkpoint."""
-        paths = [path for path in self._images if self.checkpoint.contains(path)]
-        others = len(self.checkpoint) - len(set(paths))
-        if others:
-            warn(f"{others} images of an earlier run are not among these and are omitted")
-        if paths:
-            write(out, paths, self.checkpoint)
-        self.written = len(paths)
-        self.checkpoint.remove()
-
-
-def _writer(out: Path) -> Writer:
+def _output(out: Path) -> Output:
     if not out.parent.is_dir():
         raise typer.BadParameter(f"folder {out.parent} does not exist", param_hint="--out")
     try:
-        return writer_for(out)
+        return output_at(out)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
 
 
-def _open_checkpoint(out: Path, l2_normalize: bool, background: str, restart: bool) -> Checkpoint:
-    folder = out.with_name(out.name + ".partial")
+def _checkpoint(out: Path, restart: bool) -> Checkpoint:
+    file = out.with_name(out.name + ".partial")
     if restart:
-        Checkpoint.remove_from(folder)
-    return Checkpoint(folder, l2_normalize, background)
+        Checkpoint.remove_from(file)
+    return Checkpoint(file)
 
 
-def _fingerprint(path: str) -> FileFingerprint:
-    """Return a file's size in bytes and its modification time in ns, to detect changes."""
-    if path == STDIN:
-        return (-1, os.getpid())  # never the same again
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (-1, -1)  # reading it will fail with the reason
-    return (status.st_size, status.st_mtime_ns)
-
-
-def _report(run: _Run, out: Path, as_json: bool) -> None:
-    """Print the number of embeddings, and where they are."""
+def _report(run: Run, out: Path, as_json: bool) -> None:
+    """Print the number of embeddings and of failed images, and where the results are."""
     saved = 0 if run.written else len(run.checkpoint)
     if as_json:
-        report = {
+        report: dict[str, int | str | None] = {
             "embedded": run.written or saved,
-            "out": name_to_text(str(out)) if run.written else None,
+            "failed": run.failed,
+            "out": name_to_text(str(out)) if run.written or run.skipped else None,
         }
-        print_json(
-            report | ({"checkpoint": name_to_text(str(run.checkpoint.folder))} if saved else {})
-        )
+        if run.skipped:
+            report["skipped"] = run.skipped
+        if saved:
+            report["checkpoint"] = name_to_text(str(run.checkpoint.file))
+        print_json(report)
         return
     if run.written:
         text = f"{run.written} images embedded, written to {out}"
     elif saved:
         text = (
-            f"{saved} images embedded, saved in {run.checkpoint.folder};"
+            f"{saved} images embedded, saved in {run.checkpoint.file};"
             " run the same command to resume"
         )
     else:
         text = "0 images embedded, nothing was written"
+    if run.failed:
+        text += f"; {run.failed} failed"
+    if run.skipped:
+        text += f"; {run.skipped} were in {out} already"
     print_note(text)

@@ -92,7 +92,7 @@ def test_embed_leaves_out_what_failed_and_says_so(server, photos, tmp_path):
         "embed", photos / "a.png", photos / "notes.txt", "--out", out, "--json", server=server
     )
     assert done.returncode == 1
-    assert json.loads(done.stdout) == {"embedded": 1, "out": str(out)}
+    assert json.loads(done.stdout) == {"embedded": 1, "failed": 1, "out": str(out)}
     assert b"notes.txt" in done.stderr
     assert np.load(out)["paths"].tolist() == [str(photos / "a.png")]
 

@@ -46,7 +46,7 @@ def test_folders_of_phones_and_browsers_are_embedded(server, tmp_path):
     done = resnet50("embed", folder, "--out", out, "--json", server=server)
     assert done.returncode == 0, done.stderr
     assert embedded(out, folder) == ["a.jpg", "b.HEIC", "c.jfif", "d.jpe", "e.avif", "noext"]
-    assert json.loads(done.stdout) == {"embedded": 6, "out": str(out)}
+    assert json.loads(done.stdout) == {"embedded": 6, "failed": 0, "out": str(out)}
     assert done.stderr.splitlines() == [b"left out 2 files: 1 .mov (MP4 video), 1 .txt"]
 
 

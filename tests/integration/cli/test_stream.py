@@ -1,4 +1,4 @@
-"""`resnet50 embed` and `resnet50 stream`: real processes, killed and stopped, against servers here.
+"""`resnet50 stream`: real processes, killed and stopped, against servers here.
 
 The server runs in the test's own process, so that a test can hold its engine at a given image and
 count what it computed.
@@ -7,87 +7,24 @@ count what it computed.
 from __future__ import annotations
 
 import asyncio
-import collections
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
-import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
-from resnet50_server.engines.reference_check import fixed_image
-from resnet50_server.engines.stub_engines import NullEngine
+from tests.support.command_runs import Command, resnet50
+from tests.support.counted_engine import counted_engine
 from tests.support.pictures import photo_like
-from tests.support.processes import ForkedProcess, start
 from tests.support.serving import serving, until
-
-IMAGES = 600
-SHARD = 256
-VARIANTS = ["one=random:1", "two=random:2"]
-
-
-@dataclass
-class Engine:
-    """Counts of the patched engine, and its stop.
-
-    Attributes:
-        computed: How often each image was computed, by its mean.
-        hold_at: It computes nothing after so many images until `go` is set.
-    """
-
-    computed: collections.Counter
-    hold_at: int
-    go: threading.Event
-
-    @property
-    def total(self) -> int:
-        return sum(self.computed.values())
 
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Let each vector tell its image: its means of red, green and blue."""
-    known = Engine(collections.Counter(), sys.maxsize, threading.Event())
-    run, check = NullEngine.run, fixed_image((224, 224))
-
-    def counted(self, images, top_k, with_embeddings):
-        # The load's own: the warm-up's grey, and the image of its self-tests.
-        if all((image == 128).all() or (image == check).all() for image in images):
-            return run(self, images, top_k, with_embeddings)
-        if known.total + len(images) > known.hold_at:
-            assert known.go.wait(60)
-        output = run(self, images, top_k, with_embeddings)
-        means = np.array([image.mean(axis=(0, 1)) for image in images], dtype=np.float32)
-        known.computed.update(map(tuple, means.round(1).tolist()))
-        if with_embeddings:
-            output.embeddings[:, :3] = means
-        return output
-
-    monkeypatch.setattr(NullEngine, "run", counted)
-    yield known
-    known.go.set()
-
-
-def colour(number: int) -> tuple[float, ...]:
-    return (number % 25 * 10.0, number // 25 * 10.0, 77.0)
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory) -> Path:
-    """600 pictures of one colour each, no two alike."""
-    folder = tmp_path_factory.mktemp("many")
-    for number in range(IMAGES):
-        Image.new("RGB", (8, 8), tuple(map(int, colour(number)))).save(folder / f"{number:04}.png")
-    return folder
+    yield from counted_engine(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -101,202 +38,6 @@ def clip(tmp_path_factory) -> Path:
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     return path
-
-
-class Command:
-    """A run of `resnet50`."""
-
-    def __init__(self, process: ForkedProcess) -> None:
-        self.process = process
-
-    @classmethod
-    async def start(cls, *arguments: object, server: Any) -> Command:
-        environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
-        address = server if isinstance(server, str) else server.addresses[0]
-        environment["RESNET50_SERVER"] = address
-        return cls(await asyncio.to_thread(start, "resnet50", *arguments, environment=environment))
-
-    async def end(self) -> tuple[int, str, str]:
-        """Return exit status, stdout and stderr."""
-        stdout, stderr = await asyncio.to_thread(self.process.communicate, timeout=60)
-        return self.process.returncode, stdout, stderr
-
-    async def says(self, words: str) -> None:
-        """Return when a line of stderr holds these words."""
-        while words not in (line := await asyncio.to_thread(self.process.stderr.readline)):
-            assert line, f"ended without saying {words!r}"
-
-
-async def resnet50(*arguments: object, server: object) -> tuple[int, str, str]:
-    return await (await Command.start(*arguments, server=server)).end()
-
-
-def on_disk(partial: Path) -> int:
-    count = 0
-    for shard in partial.glob("*.npz"):
-        with np.load(shard) as data:
-            count += len(data["paths"])
-    return count
-
-
-def assert_whole(out: Path, folder: Path) -> None:
-    """Make sure that a file has all images in order, each with its own vector."""
-    with np.load(out) as found:
-        assert sorted(found.files) == ["digest", "paths", "space", "variant", "vectors"]
-        paths, vectors = found["paths"].tolist(), found["vectors"]
-    assert paths == sorted(map(str, folder.glob("*.png")))
-    assert (vectors.shape, vectors.dtype) == ((IMAGES, 2048), np.float32)
-    colours = [colour(number) for number in range(IMAGES)]
-    np.testing.assert_allclose(vectors[:, :3], colours, atol=1)
-    assert [file.name for file in out.parent.iterdir()] == [out.name]
-
-
-async def test_embed_rides_one_stream_and_leaves_the_file_only(engine, many, tmp_path):
-    out = tmp_path / "all.npz"
-    async with serving() as server:
-        status, _, said = await resnet50("embed", many, "--out", out, server=server)
-    assert (status, "600 images embedded" in said) == (0, True), said
-    assert_whole(out, many)
-    assert engine.total == IMAGES
-
-
-async def test_killed_embed_goes_on_from_what_is_on_disk(engine, many, tmp_path):
-    out = tmp_path / "all.npz"
-    partial = tmp_path / "all.npz.partial"
-    engine.hold_at = SHARD + 100
-    async with serving() as server:
-        command = await Command.start("embed", many, "--out", out, server=server)
-        await until(lambda: (partial / "000000.npz").exists())
-        command.process.kill()
-        await command.end()
-        kept = on_disk(partial)
-        assert kept >= SHARD
-        assert not out.exists()
-        engine.go.set()
-        status, _, said = await resnet50("embed", many, "--out", out, server=server)
-    assert status == 0, said
-    assert_whole(out, many)
-    assert [engine.computed[colour(number)] for number in range(kept)] == [1] * kept
-    again = [engine.computed[colour(number)] - 1 for number in range(kept, IMAGES)]
-    # Computed or pending in the server when the command died, and in no shard.
-    assert set(again) <= {0, 1}
-    assert sum(again) <= engine.hold_at - kept + 16
-
-
-async def test_interrupted_embed_loses_and_repeats_nothing(engine, many, tmp_path):
-    out = tmp_path / "all.npz"
-    partial = tmp_path / "all.npz.partial"
-    engine.hold_at = 300
-    async with serving() as server:
-        command = await Command.start("embed", many, "--out", out, "--json", server=server)
-        await until(lambda: (partial / "000000.npz").exists())
-        command.process.send_signal(signal.SIGINT)
-        await command.says("stopping")
-        engine.go.set()
-        status, stdout, _ = await command.end()
-        assert status == 130
-        kept = engine.total
-        assert json.loads(stdout) == {"embedded": kept, "out": None, "checkpoint": str(partial)}
-        assert SHARD <= on_disk(partial) == kept < IMAGES
-        status, _, said = await resnet50("embed", many, "--out", out, server=server)
-    assert status == 0, said
-    assert_whole(out, many)
-    assert engine.total == IMAGES
-    assert set(engine.computed.values()) == {1}
-
-
-async def test_second_embed_is_refused_but_not_after_a_kill(engine, many, tmp_path):
-    out = tmp_path / "all.npz"
-    engine.hold_at = 300
-    async with serving() as server:
-        first = await Command.start("embed", many, "--out", out, server=server)
-        await until(lambda: (tmp_path / "all.npz.partial" / "000000.npz").exists())
-        status, _, said = await resnet50("embed", many, "--out", out, "--restart", server=server)
-        assert (status, "another run is writing" in said) == (1, True), said
-        assert on_disk(tmp_path / "all.npz.partial") == SHARD
-        first.process.kill()
-        await first.end()
-        engine.go.set()
-        status, _, said = await resnet50("embed", many, "--out", out, server=server)
-    assert status == 0, said
-    assert_whole(out, many)
-
-
-async def test_lost_server_exits_3_and_keeps_finished_work(engine, many, tmp_path):
-    out, endless = tmp_path / "all.npz", tmp_path / "endless.png"
-    os.mkfifo(endless)  # without a writer: the command waits for its last image
-    async with serving() as server:
-        command = await Command.start(
-            "embed", many, endless, "--out", out, "--timeout-s", 0.5, server=server
-        )
-        await until(lambda: engine.total == IMAGES)
-        await server.stop()
-        status, _, said = await command.end()
-    kept = on_disk(tmp_path / "all.npz.partial")
-    assert (status, f"{kept} images embedded, saved" in said) == (3, True), said
-    assert kept >= IMAGES - 16
-    assert not out.exists()
-
-
-async def test_other_weights_or_options_do_not_mix_with_what_is_there(engine, many, tmp_path):
-    out = tmp_path / "all.npz"
-    engine.hold_at = 300
-    async with serving(variants=VARIANTS) as server:
-        embed = ("embed", many, "--out", out)
-        command = await Command.start(*embed, "--variant", "one", server=server)
-        await until(lambda: (tmp_path / "all.npz.partial" / "000000.npz").exists())
-        command.process.kill()
-        await command.end()
-        engine.go.set()
-        others = ("--variant", "two"), ("--variant", "one", "--l2-normalize")
-        for options in (*others, ("--variant", "one", "--background", "white")):
-            status, _, said = await resnet50(*embed, *options, server=server)
-            assert (status, "--restart" in said, "one@" in said) == (2, True, True), said
-        status, _, said = await resnet50(*embed, "--variant", "two", "--restart", server=server)
-        assert status == 0, said
-    assert_whole(out, many)
-    assert str(np.load(out)["variant"]) == "two"
-
-
-async def test_changed_and_failed_images_are_recomputed(engine, tmp_path):
-    folder, out = tmp_path / "images", tmp_path / "all.npz"
-    folder.mkdir()
-    for number in range(300):
-        Image.new("RGB", (8, 8), (number % 250, 0, 0)).save(folder / f"{number:04}.png")
-    (folder / "0007.png").write_bytes(b"no image")
-    engine.hold_at = 290
-    async with serving() as server:
-        command = await Command.start("embed", folder, "--out", out, server=server)
-        await until(lambda: (tmp_path / "all.npz.partial" / "000000.npz").exists())
-        command.process.kill()
-        await command.end()
-        engine.go.set()
-        for name, red in (("0007.png", 7), ("0003.png", 201)):
-            Image.new("RGB", (9, 9), (red, 255, 255)).save(folder / name)
-        status, _, said = await resnet50("embed", folder, "--out", out, server=server)
-    assert status == 0, said
-    with np.load(out) as found:
-        assert found["paths"].tolist() == sorted(map(str, folder.glob("*.png")))
-        vectors = found["vectors"]
-    np.testing.assert_allclose(vectors[3, :3], (201, 255, 255), atol=1)
-    np.testing.assert_allclose(vectors[7, :3], (7, 255, 255), atol=1)
-    np.testing.assert_allclose(vectors[8, :3], (8, 0, 0), atol=1)
-
-
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
-    (tmp_path / "pyarrow.py").write_text("raise ImportError")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "resnet50_cli", "embed", tmp_path),
-            *("--out", tmp_path / "x.parquet", "--server", "127.0.0.1:1"),
-        ],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert "[parquet]" in done.stderr
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -1,0 +1,92 @@
+"""Output `.parquet`: one Parquet file, read and written in row groups of `BLOCK_IMAGES`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ..file_names import name_to_text
+from . import arrow_rows
+from .outputs import BLOCK_IMAGES, Existing, Results, check_is_file, replacing
+
+# Versions of pyarrow before 2026 cannot read a file with a null among fixed-size lists.
+_FAILED = math.nan
+
+
+class ParquetFile:
+    """Columns `path`, `vector` and `error`; the provenance is in the schema's metadata.
+
+    Vectors of failed images consist of NaN, like those of `Client.embed_batch`.
+    An append copies the file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: pyarrow is not installed, or the path exists and is not a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_is_file(path)
+        self.path = path
+        self._pyarrow = arrow_rows.optional_module("pyarrow", ".parquet", "parquet")
+        self._parquet = arrow_rows.optional_module("pyarrow.parquet", ".parquet", "parquet")
+
+    def read(self) -> Existing:
+        """See `Output`."""
+        with self._open() as file:
+            try:
+                rows = file.iter_batches(BLOCK_IMAGES, columns=["path", "error"])
+                return arrow_rows.existing(file.schema_arrow, rows)
+            except ValueError as error:
+                raise self._no_output(error) from error
+
+    def write(self, results: Results) -> None:
+        """See `Output`."""
+        self._write(arrow_rows.schema(results.provenance), arrow_rows.batches(results, _FAILED))
+
+    def append(self, results: Results, existing: Existing) -> None:
+        """See `Output`."""
+        replaced = sorted(map(name_to_text, results.replaced(existing)))
+        with self._open() as file:
+            before = _without(file.iter_batches(BLOCK_IMAGES), replaced)
+            rows = chain(before, arrow_rows.batches(results, _FAILED))
+            self._write(arrow_rows.schema(existing.provenance), rows)
+
+    def _write(self, schema: Any, rows: Iterable[Any]) -> None:
+        # A dictionary of values that are all different only costs time.
+        with (
+            replacing(self.path) as file,
+            self._parquet.ParquetWriter(file, schema, use_dictionary=False) as writer,
+        ):
+            for batch in rows:
+                writer.write_batch(batch)
+
+    def _open(self) -> Any:
+        try:
+            return self._parquet.ParquetFile(self.path)
+        except self._pyarrow.ArrowException as error:
+            raise self._no_output(error) from error
+
+    def _no_output(self, error: Exception) -> ValueError:
+        return ValueError(f"{self.path} is no output of this version of resnet50 embed: {error}")
+
+
+def _without(rows: Iterable[Any], names: list[str]) -> Iterator[Any]:
+    """Yield record batches without the rows of some failed images."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    values = pa.array(names, pa.string())
+    for batch in rows:
+        if names:
+            replaced = compute.and_(
+                compute.is_valid(batch.column("error")),
+                compute.is_in(batch.column("path"), value_set=values),
+            )
+            batch = batch.filter(compute.invert(replaced))
+        if len(batch):
+            yield batch

@@ -1,0 +1,22 @@
+"""Embeddings that tell their image by the first value."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from resnet50_client.types import Embedding, Timing, VariantRef
+
+DIMENSION = 2048
+
+
+def embedding(number: int, *, variant: str = "one", l2_normalized: bool = False) -> Embedding:
+    """Return an embedding with a number as its first value and zeros after it."""
+    vector = np.zeros(DIMENSION, dtype=np.float32)
+    vector[0] = number
+    return Embedding(
+        vector=vector,
+        space=f"{variant}@{'a' * 12}",
+        l2_normalized=l2_normalized,
+        variant=VariantRef(variant, "a" * 64),
+        timing=Timing(0.0, 0.0, 0.0, 0.0, 1),
+    )
