@@ -21,7 +21,7 @@ from pathlib import Path
 import av
 from PIL import Image
 
-from resnet50_client import Client, UnavailableError, VideoFrame, frames_from_video
+from resnet50_client import Client, UnavailableError, frames_from_video
 
 FPS = 30
 SIDE = 96
@@ -73,24 +73,16 @@ def every_frame(client: Client, video: str) -> None:
         first += count
 
 
-def live(video: str, given_s: dict[int, float]) -> Iterator[VideoFrame]:
-    """Give a file's frames when they are due, as a camera would; note when, by position."""
-    frames = frames_from_video(video, encoding="jpeg", real_time=True)
-    for position, frame in enumerate(frames):
-        given_s[position] = time.perf_counter()
-        yield frame
-
-
 def newest_frame(client: Client, video: str) -> None:
     """Follow a camera: only the newest frame counts, older ones that wait are dropped."""
-    given_s: dict[int, float] = {}
-    ages_s, dropped = [], 0
-    for answer in client.classify_stream(live(video, given_s), delivery="latest", top_k=1):
-        if answer.dropped:
-            dropped += 1
-        else:
-            ages_s.append(time.perf_counter() - given_s[answer.frame_id])
-    print(f"latest: {len(given_s)} frames sent, {len(ages_s)} answered, {dropped} dropped")
+    frames = frames_from_video(video, encoding="jpeg", real_time=True)  # given when they are due
+    ages_s = []
+    with client.classify_stream(frames, delivery="latest", top_k=1) as stream:
+        for answer in stream:
+            if not answer.dropped:
+                ages_s.append(answer.latency_s)
+    stats = stream.stats
+    print(f"latest: {stats.sent} frames sent, {len(ages_s)} answered, {stats.dropped} dropped")
     if ages_s:
         print(f"  an answered frame is {statistics.median(ages_s) * 1e3:.0f} ms old (median)")
 

@@ -36,8 +36,13 @@ class Answer(Generic[Result]):
 def warn_of_image(answer: Answer[Classification] | Answer[Embedding]) -> None:
     """Write what a result does not tell about its image to stderr."""
     if not isinstance(answer.outcome, Exception):
-        for one in answer.outcome.warnings:
-            warn(f"{answer.path}: the image is {one}; the result is that of the part that is there")
+        warn_of_result(answer.path, answer.outcome)
+
+
+def warn_of_result(name: str, result: Classification | Embedding) -> None:
+    """Write what a result does not tell about its image to stderr, under the image's name."""
+    for one in result.warnings:
+        warn(f"{name}: the image is {one}; the result is that of the part that is there")
 
 
 def answers(

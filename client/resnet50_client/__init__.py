@@ -11,8 +11,9 @@
 from typing import TYPE_CHECKING
 
 from ._client import Client
-from ._frames import FrameAnswer
+from ._frames import FrameAnswer, StreamStats
 from ._retries import RetryPolicy
+from ._sync_stream import Stream
 from ._types.results import Category, Classification, Embedding, Timing, VariantRef
 from ._types.variants import (
     BatchLatency,
@@ -50,17 +51,20 @@ from .observers import CallObserver, ObservedCall
 
 if TYPE_CHECKING:
     from ._async_client import AsyncClient
+    from ._async_stream import AsyncStream
     from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
-    from .video import SourceLostError, frames_from_video
+    from .video import SourceLostError, frames_from_raw, frames_from_video
 else:
     # Modules of the public names that many programs do not need; the first access imports them.
     _LAZY = {
         "AsyncClient": "_async_client",
+        "AsyncStream": "_async_stream",
         "Comparison": "_types.traffic",
         "SourceLostError": "video",
         "TrafficReport": "_types.traffic",
         "TrafficShare": "_types.traffic",
         "TrafficSplit": "_types.traffic",
+        "frames_from_raw": "video",
         "frames_from_video": "video",
     }
 
@@ -80,12 +84,15 @@ else:
 __all__ = [
     # Clients
     "AsyncClient",
+    "AsyncStream",
     "CallObserver",
     "Client",
     "ImageInput",
     "ObservedCall",
     "RawImage",
     "RetryPolicy",
+    "Stream",
+    "frames_from_raw",
     "frames_from_video",
     # Results
     "BatchLatency",
@@ -99,6 +106,7 @@ __all__ = [
     "PublishedAccuracy",
     "Quantization",
     "SetDefaultResult",
+    "StreamStats",
     "Timing",
     "TrafficReport",
     "TrafficShare",

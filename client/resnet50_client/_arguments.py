@@ -180,7 +180,10 @@ def _one_image(images: Any, pixel_format: str | None) -> str:
     if isinstance(images, (RawImage, VideoFrame)) or is_pil_image(images):
         return kind
     if isinstance(images, io.IOBase) or (hasattr(images, "read") and hasattr(images, "readline")):
-        return f"an open file, {kind}; its lines are not images"
+        return (
+            f"an open file, {kind}; its lines are not images, and raw video from a pipe needs"
+            " frames_from_raw"
+        )
     axes = 2 if pixel_format in PLANAR_FORMATS else 3
     # Arrays of objects or of text contain images or paths.
     holds_pixels = getattr(getattr(images, "dtype", None), "kind", "") in tuple("biuf")

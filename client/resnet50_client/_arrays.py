@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 # Number of channels of each format; and the default format by number of channels.
-_CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
+CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
 _FORMAT_OF_CHANNELS = {3: "RGB", 4: "RGBA", 1: "GRAY"}
 PLANAR_FORMATS = ("NV12", "I420")
-PIXEL_FORMATS = (*_CHANNELS, *PLANAR_FORMATS)
+PIXEL_FORMATS = (*CHANNELS, *PLANAR_FORMATS)
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def raw_pixels(array: NDArray[Any], pixel_format: str | None) -> RawPixels:
             "does not have 1, 3 or 4 channels in its last axis; transpose it to [height, width,"
             " channels]"
         )
-    if _CHANNELS.get(name) != channels:
-        known = ", ".join([*_CHANNELS, *PLANAR_FORMATS])
+    if CHANNELS.get(name) != channels:
+        known = ", ".join([*CHANNELS, *PLANAR_FORMATS])
         raise refuse(
             f"does not match pixel_format {name!r}"
-            + (f" with its {_CHANNELS[name]} channels" if name in _CHANNELS else f" ({known})")
+            + (f" with its {CHANNELS[name]} channels" if name in CHANNELS else f" ({known})")
         )
     return RawPixels(
         width=array.shape[1],

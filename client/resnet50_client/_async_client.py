@@ -12,7 +12,7 @@ from ._async_base_client import AsyncBaseClient
 from ._async_calls import prepare
 from ._async_stream import AsyncStream
 from ._config import Connection, Priority
-from ._frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
+from ._frames import DEFAULT_WINDOW, Delivery, Errors, StreamKind, StreamLimits
 from ._types.results import Classification, Embedding
 from .images import AsyncImageInput, ImageInput
 
@@ -140,14 +140,17 @@ class AsyncClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
-    ) -> AsyncGenerator[FrameAnswer[Classification], None]:
+    ) -> AsyncStream[Classification]:
         """Classify frames over one stream; each frame gets exactly one answer.
 
         Frames are read one at a time, and only while fewer than `window` are pending. An invalid
         frame is answered with its error, and the stream continues. If a server becomes unreachable,
         pending frames are resent to the next reachable one; a frame that was pending at four broken
-        connections is answered with UnavailableError. Closing the iterator cancels the stream. When
-        the stream ends, `frames` is closed if it is a generator or returns a closable iterator.
+        connections is answered with UnavailableError. When the stream ends, `frames` is closed if
+        it is a generator or returns a closable iterator.
+
+        The stream that is returned is an iterator and a context manager, which closes it; it can be
+        cancelled from another thread.
 
         Args:
             frames: Images as for `classify`, e.g. of a camera; may be endless.
@@ -212,7 +215,7 @@ class AsyncClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
-    ) -> AsyncGenerator[FrameAnswer[Embedding], None]:
+    ) -> AsyncStream[Embedding]:
         """Compute embeddings of frames over one stream; otherwise as `classify_stream`.
 
         Args:
@@ -384,15 +387,14 @@ class AsyncClient(AsyncBaseClient):
         kind: StreamKind[Result],
         images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         limits: StreamLimits,
-    ) -> AsyncGenerator[FrameAnswer[Result], None]:
+    ) -> AsyncStream[Result]:
         name = _unary.full_name(kind.method)
         observation = self._observers.observe(name, connection.request_id)
-        stream = AsyncStream(self._calls.open, connection, observation, kind, images, limits)
-        return stream.answers()
+        return AsyncStream(self._calls.open, connection, observation, kind, images, limits)
 
 
 async def _outcomes(
-    answers: AsyncGenerator[FrameAnswer[Result], None], errors: Errors
+    answers: AsyncStream[Result], errors: Errors
 ) -> AsyncGenerator[Result | Exception, None]:
     """Yield the result or error of each answer."""
     async with aclosing(answers):

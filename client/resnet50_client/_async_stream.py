@@ -1,4 +1,4 @@
-"""A stream of the asyncio client: background tasks send and receive, the caller's task iterates."""
+"""The stream object of the asyncio client; `_async_exchange.py` has the side of its tasks."""
 
 from __future__ import annotations
 
@@ -6,56 +6,42 @@ import asyncio
 import collections
 import contextlib
 import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-)
-from contextlib import aclosing
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import grpc
 
-from . import _sources
-from ._aio_status import keep_status
+from ._async_exchange import Attempt, Exchange
 from ._channels import Channels
-from ._config import Connection, Metadata
-from ._frames import FrameAnswer, StreamKind, StreamLimits
-from ._pending_frames import PendingFrames
+from ._config import Connection
+from ._frames import FrameAnswer, StreamKind, StreamLimits, StreamStats
 from ._retries import Resumption
-from ._stubs import Stubs
-from .errors import Resnet50Error, ServerError, ended_by_peer
-from .images import ImageInput, is_quickly_read
+from .errors import CallCancelledError, Resnet50Error, ended_by_peer
+from .images import ImageInput
 from .observers import Observation
 
 Result = TypeVar("Result")
-Answers = list[FrameAnswer[Result]]
+
+# Event loops hold weak references to tasks only.
+_tasks: set[asyncio.Task[None]] = set()
 
 
-class _Attempt:
-    """One call of a stream.
+class AsyncStream(AsyncIterator[FrameAnswer[Result]], Generic[Result]):
+    """The answers of a stream: an asynchronous iterator and context manager.
 
-    Attributes:
-        replies: Received responses that are not processed yet.
-        ended: True after the last response.
-        failure: The gRPC error; None if the server ended the stream with OK.
-        silence: Description of an idle timeout; None if there was none.
-        stubs: Kept so that the channel stays open during the call.
-    """
+        async with client.classify_stream(frames) as stream:
+            async for answer in stream:
+                print(answer.frame_id, answer.result)
 
-    def __init__(self, stubs: Stubs) -> None:
-        self.stubs = stubs
-        self.replies: collections.deque[Any] = collections.deque()
-        self.ended = False
-        self.failure: grpc.RpcError | None = None
-        self.silence: str | None = None
+    The stream starts at the first answer that is asked for. It ends after the last frame's answer,
+    with an error, or when it is cancelled or closed; its source is closed then. A thread that reads
+    the source at that moment closes it after the read. If a server becomes unreachable, the stream
+    is resumed at another one.
 
-
-class AsyncStream(Generic[Result]):
-    """Sends frames and yields answers; resumes at another server if one becomes unreachable.
+    `cancel`, `aclose` and `stats` may be used while a task waits for an answer, `cancel` also by
+    other threads. Several tasks may iterate; each answer goes to one of them. A task that is
+    cancelled while it waits for an answer ends the stream.
 
     Args:
         open_channels: Returns the client's channels.
@@ -66,6 +52,8 @@ class AsyncStream(Generic[Result]):
             the end.
         limits: Limits of pending frames.
     """
+
+    _ended = True  # until there is something to close
 
     def __init__(
         self,
@@ -80,184 +68,198 @@ class AsyncStream(Generic[Result]):
         self._connection = connection
         self._observation = observation
         self._kind = kind
-        self._source = _sources.AsyncSource(images)
         self._resumption = Resumption(connection.retry, limits.resume_s)
-        self._pending: PendingFrames[Result] = PendingFrames(kind, limits)
-        # Cleared by each task just before it waits, so that no change is missed.
-        self._changed = asyncio.Event()
-        self._attempt: _Attempt | None = None  # the only one that may send
-        self._reading: asyncio.Task[None] | None = None
-        self._exhausted = False
-        self._failure: BaseException | None = None
+        self._exchange = Exchange(observation, kind, images, limits, self._resumption)
+        self._loop: asyncio.AbstractEventLoop | None = None  # from the first iteration on
+        self._channels: Channels | None = None
+        # Held by the task that waits for an answer, or ends the stream.
+        self._iterating = asyncio.Lock()
+        self._ready: collections.deque[FrameAnswer[Result]] = collections.deque()
+        self._resume_at = 0.0  # of the monotonic clock
+        self._error: CallCancelledError | None = None  # to raise at the next iteration
+        self._ended = False
 
-    async def answers(self) -> AsyncGenerator[FrameAnswer[Result], None]:
-        """Yield the answers; closing the generator cancels the call."""
-        channels = await self._open_channels()
-        with self._observation:
-            async with aclosing(self._answers(channels)) as answers:
-                async for answer in answers:
-                    self._observation.frame_answered(answer)
-                    yield answer
+    @property
+    def stats(self) -> StreamStats:
+        """Counts of the frames so far; also after the end."""
+        return self._exchange.pending.stats()
 
-    async def _answers(self, channels: Channels) -> AsyncGenerator[FrameAnswer[Result], None]:
-        try:
-            while not self._finished:
-                attempt = _Attempt(channels.stubs())
-                # The whole timeout, since resume_s may be 0.
-                metadata = await self._connection.metadata_async(
-                    self._observation.metadata, self._connection.timeout_s
-                )
-                call = self._open(attempt, channels, metadata)
-                receiving = asyncio.create_task(self._receive(attempt, call))
-                try:
-                    while (answers := await self._wait(attempt)) is not None:
-                        for answer in answers:
-                            yield answer
-                    if channels.closing.is_set():
-                        raise self._connection.closed() from attempt.failure
-                    error, broke = self._end_of(attempt)
-                finally:
-                    # Let the sending task end: gRPC leaves it waiting if the server ended the
-                    # call, until it is garbage-collected with a warning.
-                    self._attempt = None
-                    self._changed.set()
-                    call.cancel()
-                    await asyncio.wait([receiving])
-                if error is None:
-                    break
-                channels.failed(error)
-                can_resume = self._pending.refuse_too_long(error)
-                pause_s = 0.0 if can_resume else self._resumption.pause_s(error, broke)
-                if pause_s is None:
-                    raise self._pending.unanswered(error) from attempt.failure
-                self._observation.retried(error, pause_s)
-                for answer in self._pending.restart(broke):
-                    yield answer
-                until = time.monotonic() + pause_s
-                while (left_s := until - time.monotonic()) > 0:
-                    for answer in self._pending.expire():
-                        yield answer
-                    if self._finished:
-                        break
-                    wait_s = self._pending.wait_s()
-                    pause_s = left_s if wait_s is None else min(left_s, wait_s)
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(channels.closing.wait(), pause_s)
-                        raise self._connection.closed()
-            if self._failure is not None:
-                raise self._failure
-        finally:
-            if self._reading is not None:
-                self._reading.cancel()
-                await asyncio.wait([self._reading])
-            await self._source.close()
+    def cancel(self) -> None:
+        """End the stream now; safe in any thread, and in a signal handler.
 
-    def _open(self, attempt: _Attempt, channels: Channels, metadata: Metadata) -> Any:
-        """Begin a call."""
-        self._attempt = attempt
+        Frames without an answer get none. A task that waits for an answer, or else the next one
+        that asks for one, gets CallCancelledError; then the iteration is over. There is no effect
+        after the end.
+        """
+        self._exchange.cancelled = True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._cancel)
+
+    async def aclose(self) -> None:
+        """End the stream now, without an error: the iteration is over.
+
+        If another task waits for an answer, that one gets CallCancelledError.
+        """
+        if self._iterating.locked():
+            self._exchange.cancelled = True
+            self._exchange.wake()
+        async with self._iterating:
+            self._error = None
+            if not self._ended:
+                await self._end(None, closed=True)
+
+    async def __anext__(self) -> FrameAnswer[Result]:
+        async with self._iterating:
+            if self._ended:
+                error, self._error = self._error, None
+                raise error or StopAsyncIteration
+            try:
+                answer = await self._wait_for_answer()
+            except BaseException as error:
+                await self._end(error)
+                raise
+            if answer is None:
+                await self._end(None)
+                raise StopAsyncIteration
+            self._observation.frame_answered(answer)
+            return answer
+
+    async def __aenter__(self) -> AsyncStream[Result]:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # Tasks of a call refer to the exchange, so that a stream that is dropped ends.
+        if not self._ended and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(_in_background, self.aclose)
+
+    def __repr__(self) -> str:
+        if self._ended:
+            state = "ended"
+        elif self._loop is None:
+            state = "not started"
+        else:
+            state = "open" if self._exchange.attempt is not None else "waiting to resume"
+        return f"AsyncStream({self._kind.method} of {self._connection}, {state}: {self.stats})"
+
+    def _cancel(self) -> None:
+        """Wake the task that waits for an answer, or end the stream if there is none."""
+        self._exchange.wake()
+        _in_background(self._end_cancelled)
+
+    async def _end_cancelled(self) -> None:
+        async with self._iterating:
+            if not self._ended:
+                self._error = self._connection.cancelled()
+                await self._end(self._error)
+
+    async def _wait_for_answer(self) -> FrameAnswer[Result] | None:
+        """Return the next answer; None at the end."""
+        exchange = self._exchange
+        if self._channels is None:
+            # Before the check below, so that another thread that cancels either finds the loop, or
+            # is noticed.
+            self._loop = asyncio.get_running_loop()
+            channels = await exchange.unless_cancelled(self._open_channels())
+            if channels is None:
+                raise self._connection.cancelled()
+            channels.wake_at_close(exchange)
+            self._channels = channels
+            self._observation.start()
+            exchange.pending.request_id = self._observation.request_id
+        while True:
+            if exchange.cancelled:
+                raise self._connection.cancelled()
+            if self._ready:
+                return self._ready.popleft()
+            if (attempt := exchange.attempt) is not None:
+                answers = await exchange.answers(attempt)
+                if answers is not None:
+                    self._ready.extend(answers)
+                else:
+                    await self._after(attempt, self._channels)
+            elif exchange.finished:
+                if exchange.failure is not None:
+                    raise exchange.failure
+                return None
+            elif self._channels.closing.is_set():
+                raise self._connection.closed()
+            elif time.monotonic() < self._resume_at:
+                self._ready.extend(await exchange.pause(self._resume_at))
+            else:
+                await self._open(self._channels)
+
+    async def _open(self, channels: Channels) -> None:
+        """Start an attempt, unless the stream is cancelled."""
+        attempt = Attempt(channels.stubs())
+        # The whole timeout, since resume_s may be 0.
+        metadata = await self._exchange.unless_cancelled(
+            self._connection.metadata_async(self._observation.metadata, self._connection.timeout_s)
+        )
+        if metadata is None:
+            return
         self._observation.attempt()
-        method = getattr(attempt.stubs.inference, self._kind.method)
+        method: Any = getattr(attempt.stubs.inference, self._kind.method)
         try:
-            return keep_status(method(self._requests(attempt), metadata=metadata))
+            self._exchange.begin(attempt, method, metadata)
         except grpc.aio.UsageError as misuse:  # raised by gRPC if the channel is closed
             if not channels.closing.is_set():
                 raise
             raise self._connection.closed() from misuse
 
-    async def _receive(self, attempt: _Attempt, call: Any) -> None:
-        """Receive responses, at most as many as pending frames; runs in a task."""
-        try:
-            async for reply in call:
-                attempt.replies.append(reply)
-                self._changed.set()
-        except grpc.RpcError as error:
-            attempt.failure = error
-        except asyncio.CancelledError:
-            pass  # the call was cancelled, by this stream or because its channel was closed
-        finally:
-            attempt.ended = True
-            self._changed.set()
+    async def _after(self, attempt: Attempt, channels: Channels) -> None:
+        """Prepare the next attempt after one that has ended, or raise its error."""
+        if channels.closing.is_set():
+            raise self._connection.closed() from attempt.failure
+        error, broke = self._end_of(attempt)
+        await self._exchange.drop_attempt()
+        if error is None:
+            return
+        channels.failed(error)
+        can_resume = self._exchange.pending.refuse_too_long(error)
+        pause_s = 0.0 if can_resume else self._resumption.pause_s(error, broke)
+        if pause_s is None:
+            raise self._exchange.pending.unanswered(error) from attempt.failure
+        self._observation.retried(error, pause_s)
+        self._ready.extend(self._exchange.pending.restart(broke))
+        self._resume_at = time.monotonic() + pause_s
 
-    async def _wait(self, attempt: _Attempt) -> Answers[Result] | None:
-        """Wait for answers; return None if the attempt has ended."""
-        while True:
-            if attempt.replies:
-                reply = attempt.replies.popleft()
-                if reply is None:  # grpc.aio's result for undecodable bytes
-                    raise ServerError("the server's response to a frame cannot be decoded")
-                answer = self._pending.answer(reply)
-                self._resumption.progress()
-                self._changed.set()
-                if answer is not None:
-                    return [answer]
-            elif late := self._pending.expire():
-                self._changed.set()
-                return late
-            elif attempt.ended:
-                return None
-            elif (silence := self._pending.silence()) is not None:
-                attempt.silence = silence
-                return None
-            else:
-                self._changed.clear()
-                wait_s = self._pending.wait_s()
-                if wait_s is None:
-                    await self._changed.wait()
-                    continue
-                timer = asyncio.get_running_loop().call_later(wait_s, self._changed.set)
-                await self._changed.wait()
-                timer.cancel()
-
-    def _end_of(self, attempt: _Attempt) -> tuple[Resnet50Error | None, bool]:
+    def _end_of(self, attempt: Attempt) -> tuple[Resnet50Error | None, bool]:
         """Return an attempt's error (None at the end), and whether its connection broke."""
         if attempt.silence is not None:
             return self._connection.unavailable(attempt.silence), False
         if attempt.failure is not None:
-            broke = self._pending.in_flight and not ended_by_peer(attempt.failure)
+            broke = self._exchange.pending.in_flight and not ended_by_peer(attempt.failure)
             return self._connection.error_of(attempt.failure), broke
-        if self._finished:
+        if self._exchange.finished:
             return None, False
         return self._connection.unavailable("the server ended the stream too early, with OK"), False
 
-    @property
-    def _finished(self) -> bool:
-        return self._exhausted and not self._pending
-
-    async def _requests(self, attempt: _Attempt) -> AsyncIterator[Any]:
-        """Yield an attempt's requests; runs in gRPC's task."""
-        yield self._kind.request(config=self._kind.config)
-        while self._attempt is attempt:
-            first = not self._pending.in_flight
-            request = self._pending.next_request()
-            if request is not None:
-                if first:  # the idle timeout starts now
-                    self._changed.set()
-                self._observation.sent(request)
-                yield request
-            elif self._exhausted and not self._pending.unsent:
-                return
-            elif self._exhausted or not self._pending.has_room:
-                self._changed.clear()
-                await self._changed.wait()
-            else:
-                # A separate task, so that an image is not lost if the attempt ends during the read.
-                if self._reading is None:
-                    self._reading = asyncio.create_task(self._read_image())
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def _read_image(self) -> None:
-        """Read one image from the source."""
+    async def _end(self, error: BaseException | None, *, closed: bool = False) -> None:
+        """End the call, close the source and notify observers; called once, under the lock."""
+        self._ended = True
+        self._ready.clear()
         try:
-            image = await self._source.read()
-            if image is _sources.END:
-                self._exhausted = True
-            elif is_quickly_read(image):
-                self._pending.add(self._pending.read(image))
-            else:
-                self._pending.add(await asyncio.to_thread(self._pending.read, image))
-        except Exception as error:  # of the source; re-raised by `answers`
-            self._exhausted, self._failure = True, error
+            await self._exchange.close()
+        except BaseException as failure:  # of closing the source
+            error = failure
+            raise
         finally:
-            self._reading = None
-            self._changed.set()
+            if self._channels is not None:
+                self._observation.end(error, closed=closed)
+
+
+def _in_background(function: Callable[[], Any]) -> None:
+    """Run a coroutine function in a task."""
+    task = asyncio.ensure_future(function())
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)

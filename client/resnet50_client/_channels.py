@@ -50,6 +50,7 @@ class Channels:
             self._options.append(("grpc.ssl_target_name_override", name))
         self._lock = threading.Lock()
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._waiting: weakref.WeakSet[Any] = weakref.WeakSet()
         self._certificates: Certificates | None = None
         self._target = ""
         self._stubs: Stubs | None = None
@@ -82,11 +83,19 @@ class Channels:
         if isinstance(error, UnavailableError):
             self.resolver.failed()
 
+    def wake_at_close(self, stream: Any) -> None:
+        """Call `stream.wake()` when the client is closed; keeps a weak reference."""
+        with self._lock:
+            self._waiting.add(stream)
+
     def close(self) -> list[Any]:
         """Stop opening channels and wake waiting calls; return the channels to close."""
         with self._lock:
             self.closing.set()
-            return list(self._open)
+            channels, streams = list(self._open), list(self._waiting)
+        for stream in streams:
+            stream.wake()
+        return channels
 
     def after_fork(self) -> None:
         """Create a new lock: another thread may have held the old one."""

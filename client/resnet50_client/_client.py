@@ -11,7 +11,7 @@ from . import _codec, _unary
 from ._arguments import check_choice, check_images
 from ._base_client import BaseClient
 from ._config import Connection, Priority
-from ._frames import DEFAULT_WINDOW, Delivery, Errors, FrameAnswer, StreamKind, StreamLimits
+from ._frames import DEFAULT_WINDOW, Delivery, Errors, StreamKind, StreamLimits
 from ._sync_calls import prepare
 from ._sync_stream import Stream
 from ._types.results import Classification, Embedding
@@ -141,14 +141,17 @@ class Client(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
-    ) -> Generator[FrameAnswer[Classification], None, None]:
+    ) -> Stream[Classification]:
         """Classify frames over one stream; each frame gets exactly one answer.
 
         Frames are read one at a time, and only while fewer than `window` are pending. An invalid
         frame is answered with its error, and the stream continues. If a server becomes unreachable,
         pending frames are resent to the next reachable one; a frame that was pending at four broken
-        connections is answered with UnavailableError. Closing the iterator cancels the stream. When
-        the stream ends, `frames` is closed if it is a generator or returns a closable iterator.
+        connections is answered with UnavailableError. When the stream ends, `frames` is closed if
+        it is a generator or returns a closable iterator.
+
+        The stream that is returned is an iterator and a context manager, which closes it; it can be
+        cancelled from another thread.
 
         Args:
             frames: Images as for `classify`, e.g. of a camera; may be endless.
@@ -213,7 +216,7 @@ class Client(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
-    ) -> Generator[FrameAnswer[Embedding], None, None]:
+    ) -> Stream[Embedding]:
         """Compute embeddings of frames over one stream; otherwise as `classify_stream`.
 
         Args:
@@ -385,16 +388,13 @@ class Client(BaseClient):
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
         limits: StreamLimits,
-    ) -> Generator[FrameAnswer[Result], None, None]:
+    ) -> Stream[Result]:
         name = _unary.full_name(kind.method)
         observation = self._observers.observe(name, connection.request_id)
-        stream = Stream(self._calls.open, connection, observation, kind, images, limits)
-        return stream.answers()
+        return Stream(self._calls.open, connection, observation, kind, images, limits)
 
 
-def _outcomes(
-    answers: Generator[FrameAnswer[Result], None, None], errors: Errors
-) -> Generator[Result | Exception, None, None]:
+def _outcomes(answers: Stream[Result], errors: Errors) -> Generator[Result | Exception, None, None]:
     """Yield the result or error of each answer."""
     with closing(answers):
         for answer in answers:

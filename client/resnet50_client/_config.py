@@ -264,6 +264,10 @@ class Connection:
             f"{self}: the client was closed during the call", code="CANCELLED"
         )
 
+    def cancelled(self) -> CallCancelledError:
+        """Return the error of a stream that the application cancelled."""
+        return CallCancelledError(f"{self}: the stream was cancelled", code="CANCELLED")
+
     def not_ready(self, timeout_s: float, status: str) -> DeadlineExceededError:
         """Return the error if no server became ready, with the last status."""
         return DeadlineExceededError(

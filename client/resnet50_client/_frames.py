@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from resnet50.v1 import inference_pb2
@@ -35,12 +35,16 @@ class FrameAnswer(Record, Generic[Result]):
         error: The error: the frame was unreadable or rejected, timed out (`frame_timeout_s`), or
             was pending at each of several broken connections.
         replaced_by: `frame_id` of the newer frame that replaced it (delivery "latest").
+        source: The object that the frames' iterable gave, e.g. a path or a `VideoFrame`.
+        latency_s: Seconds from when the frame was read from its source to this answer.
     """
 
     frame_id: int
     result: Result | None = None
     error: FrameError | None = None
     replaced_by: int | None = None
+    source: Any = field(default=None, compare=False)
+    latency_s: float = field(default=0.0, compare=False)
 
     @property
     def dropped(self) -> bool:
@@ -60,6 +64,40 @@ class FrameAnswer(Record, Generic[Result]):
         if self.dropped:
             return f"FrameAnswer({self.frame_id}: replaced by {self.replaced_by})"
         return f"FrameAnswer({self.frame_id}: {(self.error or self.result)!r})"
+
+
+@dataclass(frozen=True)
+class StreamStats(Record):
+    """Counts of a stream's frames so far; `read` is the sum of the four outcomes.
+
+    Attributes:
+        read: Frames read from the source.
+        sent: Frames sent to a server; one that is resent counts once.
+        answered: Frames with a result.
+        failed: Frames with an error.
+        dropped: Frames that were replaced by newer ones.
+        pending: Frames without an outcome, sent or not.
+        resumes: Number of times that the stream was resumed, at the same or at another server.
+        mean_latency_ms: Mean time of the answered frames from their source to their result, in
+            milliseconds; 0 if there are none.
+        mean_server_ms: Mean time of the answered frames in the server (`Timing.total_ms`).
+    """
+
+    read: int = 0
+    sent: int = 0
+    answered: int = 0
+    failed: int = 0
+    dropped: int = 0
+    pending: int = 0
+    resumes: int = 0
+    mean_latency_ms: float = 0.0
+    mean_server_ms: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.answered} answered, {self.failed} failed, {self.dropped} dropped,"
+            f" {self.pending} pending, {self.resumes} resumes"
+        )
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from resnet50.v1 import image_pb2, inference_pb2
 
-from ._frames import FrameAnswer, FrameError, StreamKind, StreamLimits
+from ._codec import with_origin
+from ._frames import FrameAnswer, FrameError, StreamKind, StreamLimits, StreamStats
 from ._retries import MAX_SENDS
 from .errors import (
     DeadlineExceededError,
@@ -38,13 +39,17 @@ class _Pending:
     Attributes:
         frame: The message to send.
         error: Error of reading the image, or of its size; None if the image is valid.
-        deadline: When it times out, by the clock.
+        source: The object that the source gave.
+        added: When it was added, by the clock.
+        sent: Whether it was sent, on any attempt.
         breaks: Number of connections that broke while it was in flight.
     """
 
     frame: inference_pb2.Frame
     error: FrameError | None
-    deadline: float
+    source: Any
+    added: float
+    sent: bool = False
     breaks: int = 0
 
 
@@ -63,6 +68,9 @@ class PendingFrames(Generic[Result]):
         kind: RPC, configuration and format of the stream.
         limits: Limits of pending frames.
         clock: Returns the time in seconds.
+
+    Attributes:
+        request_id: ID of the call, for results and errors.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class PendingFrames(Generic[Result]):
         self._kind = kind
         self._limits = limits
         self._clock = clock
+        self.request_id: str | None = None
         self._frames: dict[int, _Pending] = {}
         self._unsent: collections.deque[int] = collections.deque()
         # Sent on this attempt without a response, in the order of sending; those that timed out
@@ -83,6 +92,9 @@ class PendingFrames(Generic[Result]):
         self._active_at = 0.0  # when the last frame was sent or the last response received
         self._max_message_bytes = math.inf  # the server's limit, once known
         self._next_id = 0
+        self._sent = self._answered = self._failed = self._dropped = self._restarts = 0
+        # Sums over the answered frames.
+        self._latency_s = self._server_ms = 0.0
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -102,6 +114,21 @@ class PendingFrames(Generic[Result]):
         """True if frames remain to be sent on this attempt."""
         return bool(self._unsent)
 
+    def stats(self) -> StreamStats:
+        """Return the counts of the frames so far."""
+        mean = 1 / self._answered if self._answered else 0.0
+        return StreamStats(
+            read=self._next_id,
+            sent=self._sent,
+            answered=self._answered,
+            failed=self._failed,
+            dropped=self._dropped,
+            pending=len(self._frames),
+            resumes=self._restarts,
+            mean_latency_ms=self._latency_s * mean * 1e3,
+            mean_server_ms=self._server_ms * mean,
+        )
+
     def read(self, image: ImageInput) -> image_pb2.Image | FrameError:
         """Read an image; may block, and may run concurrently with other methods."""
         try:
@@ -109,8 +136,13 @@ class PendingFrames(Generic[Result]):
         except (Resnet50Error, OSError, TypeError) as error:
             return error
 
-    def add(self, image: image_pb2.Image | FrameError) -> None:
-        """Add the next frame, as returned by `read`."""
+    def add(self, image: image_pb2.Image | FrameError, source: Any = None) -> None:
+        """Add the next frame.
+
+        Args:
+            image: The image or error that `read` returned.
+            source: The object that the source gave; held until the frame is answered.
+        """
         frame_id, error = self._next_id, None
         self._next_id += 1
         if isinstance(image, image_pb2.Image):
@@ -118,7 +150,7 @@ class PendingFrames(Generic[Result]):
         else:
             # An empty frame is sent instead: its rejection keeps the error in order.
             frame, error = inference_pb2.Frame(frame_id=frame_id, image=image_pb2.Image()), image
-        pending = _Pending(frame, error, self._clock() + self._limits.frame_timeout_s)
+        pending = _Pending(frame, error, source, self._clock())
         self._refuse_if_too_long(pending)
         self._frames[frame_id] = pending
         self._unsent.append(frame_id)
@@ -130,7 +162,10 @@ class PendingFrames(Generic[Result]):
         frame_id = self._unsent.popleft()
         self._in_flight[frame_id] = None
         self._active_at = self._clock()
-        return self._kind.request(frame=self._frames[frame_id].frame)
+        pending = self._frames[frame_id]
+        self._sent += not pending.sent
+        pending.sent = True
+        return self._kind.request(frame=pending.frame)
 
     def answer(self, reply: Any) -> FrameAnswer[Result] | None:
         """Convert a response to a frame's answer; None if the frame timed out before.
@@ -142,29 +177,28 @@ class PendingFrames(Generic[Result]):
         frame_id = reply.frame_id
         del self._in_flight[frame_id]
         self._active_at = self._clock()
-        pending = self._frames.pop(frame_id, None)
+        pending = self._frames.get(frame_id)
         if pending is None:
             self._timed_out -= 1
             return None
         if reply.WhichOneof("outcome") == "dropped":
-            return FrameAnswer(frame_id, replaced_by=reply.dropped.replaced_by_frame_id)
+            return self._settle(frame_id, replaced_by=reply.dropped.replaced_by_frame_id)
         if pending.error is not None:
-            return FrameAnswer(frame_id, error=pending.error)
+            return self._settle(frame_id, error=pending.error)
         if reply.WhichOneof("outcome") == "error":
-            return FrameAnswer(frame_id, error=error_of_status(reply.error))
+            return self._settle(frame_id, error=error_of_status(reply.error))
         try:
-            return FrameAnswer(frame_id, result=self._kind.read(reply))
+            return self._settle(frame_id, result=self._kind.read(reply))
         except ServerError as error:
-            return FrameAnswer(frame_id, error=error)
+            return self._settle(frame_id, error=error)
 
     def expire(self) -> list[FrameAnswer[Result]]:
         """Remove the frames that timed out; return their errors."""
         answers: list[FrameAnswer[Result]] = []
         while self._frames:
             frame_id, pending = next(iter(self._frames.items()))
-            if pending.deadline > self._clock():
+            if pending.added + self._limits.frame_timeout_s > self._clock():
                 break
-            del self._frames[frame_id]
             if frame_id in self._in_flight:
                 self._timed_out += 1
             else:
@@ -174,7 +208,7 @@ class PendingFrames(Generic[Result]):
                 " (frame_timeout_s)",
                 code="DEADLINE_EXCEEDED",
             )
-            answers.append(FrameAnswer(frame_id, error=pending.error or late))
+            answers.append(self._settle(frame_id, error=pending.error or late))
         return answers
 
     def silence(self) -> str | None:
@@ -190,7 +224,7 @@ class PendingFrames(Generic[Result]):
         """Return the seconds until the next timeout for `expire` or `silence`; None for never."""
         at = math.inf
         if self._frames:
-            at = next(iter(self._frames.values())).deadline
+            at = next(iter(self._frames.values())).added + self._limits.frame_timeout_s
         if self._in_flight:
             at = min(at, self._active_at + self._limits.idle_timeout_s)
         return None if math.isinf(at) else max(0.0, at - self._clock())
@@ -212,15 +246,14 @@ class PendingFrames(Generic[Result]):
                 continue
             pending.breaks += 1
             if pending.breaks == MAX_SENDS:
-                del self._frames[frame_id]
-                answers.append(FrameAnswer(frame_id, error=pending.error or _broke(frame_id)))
+                answers.append(self._settle(frame_id, error=pending.error or _broke(frame_id)))
+        self._restarts += 1
         self._in_flight.clear()
         self._timed_out = 0
         if self._kind.delivery == "latest" and self._frames:
             newest = max(self._frames)
             for frame_id in [one for one in self._frames if one != newest]:
-                del self._frames[frame_id]
-                answers.append(FrameAnswer(frame_id, replaced_by=newest))
+                answers.append(self._settle(frame_id, replaced_by=newest))
         self._unsent = collections.deque(self._frames)
         return answers
 
@@ -240,6 +273,30 @@ class PendingFrames(Generic[Result]):
         self._max_message_bytes = error.max_message_bytes
         refused = [self._refuse_if_too_long(pending) for pending in self._frames.values()]
         return any(refused)
+
+    def _settle(
+        self,
+        frame_id: int,
+        *,
+        result: Result | None = None,
+        error: FrameError | None = None,
+        replaced_by: int | None = None,
+    ) -> FrameAnswer[Result]:
+        """Remove a frame with its outcome, and return its answer."""
+        pending = self._frames.pop(frame_id)
+        latency_s = self._clock() - pending.added
+        if result is not None:
+            with_origin(result, pending.source, self.request_id)
+            self._answered += 1
+            self._latency_s += latency_s
+            self._server_ms += cast("Any", result).timing.total_ms
+        elif error is not None:
+            if isinstance(error, Resnet50Error):
+                error._set_context(source=pending.source, request_id=self.request_id)
+            self._failed += 1
+        else:
+            self._dropped += 1
+        return FrameAnswer(frame_id, result, error, replaced_by, pending.source, latency_s)
 
     def _refuse_if_too_long(self, pending: _Pending) -> bool:
         length = message_bytes(pending.frame)

@@ -23,7 +23,8 @@ class Source:
 
     def __init__(self, images: Iterable[ImageInput]) -> None:
         self._iterator = iter(images)
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close a stream, and its source, in any thread.
+        self._lock = threading.RLock()
         self._reading = False
         self._closed = False
 

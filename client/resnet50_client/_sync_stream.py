@@ -1,52 +1,40 @@
-"""A stream of the blocking client: gRPC's threads do the I/O, the caller's thread iterates."""
+"""The stream object of the blocking client; `_sync_exchange.py` has the side of gRPC's threads."""
 
 from __future__ import annotations
 
 import collections
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Generic, TypeVar
 
-import grpc
-
-from . import _sources
 from ._channels import Channels
 from ._config import Connection
-from ._frames import FrameAnswer, StreamKind, StreamLimits
-from ._pending_frames import PendingFrames
+from ._frames import FrameAnswer, StreamKind, StreamLimits, StreamStats
 from ._retries import Resumption
-from ._stubs import Stubs
-from .errors import Resnet50Error, ended_by_peer
+from ._sync_exchange import Attempt, Exchange
+from .errors import CallCancelledError, Resnet50Error, ended_by_peer
 from .images import ImageInput
 from .observers import Observation
 
 Result = TypeVar("Result")
-Answers = list[FrameAnswer[Result]]
 
 
-class _Attempt:
-    """One call of a stream.
+class Stream(Iterator[FrameAnswer[Result]], Generic[Result]):
+    """The answers of a stream: an iterator and a context manager.
 
-    Attributes:
-        replies: Received responses that are not processed yet.
-        ended: True after the last response.
-        failure: The gRPC error; None if the server ended the stream with OK.
-        silence: Description of an idle timeout; None if there was none.
-        stubs: Kept so that the channel stays open during the call.
-    """
+        with client.classify_stream(frames) as stream:
+            for answer in stream:
+                print(answer.frame_id, answer.result)
 
-    def __init__(self, stubs: Stubs) -> None:
-        self.stubs = stubs
-        self.replies: collections.deque[Any] = collections.deque()
-        self.ended = False
-        self.failure: grpc.RpcError | None = None
-        self.silence: str | None = None
+    The stream starts at the first answer that is asked for. It ends after the last frame's answer,
+    with an error, or when it is cancelled or closed; its source is closed then. A thread that reads
+    the source at that moment closes it after the read. If a server becomes unreachable, the stream
+    is resumed at another one.
 
-
-class Stream(Generic[Result]):
-    """Sends frames and yields answers; resumes at another server if one becomes unreachable.
+    Thread-safe: `cancel`, `close` and `stats` may be used by any thread while another one waits for
+    an answer. Several threads may iterate; each answer goes to one of them.
 
     Args:
         open_channels: Returns the client's channels.
@@ -56,6 +44,8 @@ class Stream(Generic[Result]):
         images: Read one at a time by gRPC's thread, as the window allows; closed at the end.
         limits: Limits of pending frames.
     """
+
+    _ended = True  # until there is something to close
 
     def __init__(
         self,
@@ -70,177 +60,189 @@ class Stream(Generic[Result]):
         self._connection = connection
         self._observation = observation
         self._kind = kind
-        self._source = _sources.Source(images)
         self._resumption = Resumption(connection.retry, limits.resume_s)
-        # Guards the attributes below; notified of every change.
-        self._changed = threading.Condition()
-        self._pending: PendingFrames[Result] = PendingFrames(kind, limits)
-        self._attempt: _Attempt | None = None  # the only one that may send
-        self._reading = False
-        self._exhausted = False
-        self._failure: BaseException | None = None
+        self._exchange = Exchange(observation, kind, images, limits, self._resumption)
+        self._iterating = (
+            threading.Lock()
+        )  # held by the thread that waits for an answer, or ends this
+        # The attributes below are guarded by it.
+        self._channels: Channels | None = None  # until the first iteration
+        self._ready: collections.deque[FrameAnswer[Result]] = collections.deque()
+        self._resume_at = 0.0  # of the monotonic clock
+        self._error: CallCancelledError | None = None  # to raise at the next iteration
+        self._ended = False
 
-    def answers(self) -> Generator[FrameAnswer[Result], None, None]:
-        """Yield the answers; closing the generator cancels the call."""
-        with self._observation, closing(self._answers()) as answers:
-            for answer in answers:
-                self._observation.frame_answered(answer)
-                yield answer
+    @property
+    def stats(self) -> StreamStats:
+        """Counts of the frames so far; also after the end."""
+        with self._exchange.changed:
+            return self._exchange.pending.stats()
 
-    def _answers(self) -> Generator[FrameAnswer[Result], None, None]:
-        with closing(self._source):
-            self._channels = self._open_channels()
-            while not self._finished():
-                attempt = _Attempt(self._channels.stubs())
-                call = self._open(attempt)
-                try:
-                    while (answers := self._wait(attempt)) is not None:
-                        yield from answers
-                    error, broke = self._end_of(attempt)
-                finally:
-                    with self._changed:
-                        self._attempt = None
-                        self._changed.notify_all()
-                    call.cancel()
-                if error is None:
-                    break
-                self._channels.failed(error)
-                with self._changed:
-                    can_resume = self._pending.refuse_too_long(error)
-                pause_s = 0.0 if can_resume else self._resumption.pause_s(error, broke)
-                if pause_s is None:
-                    raise self._pending.unanswered(error) from attempt.failure
-                self._observation.retried(error, pause_s)
-                with self._changed:
-                    answers = self._pending.restart(broke)
-                yield from answers
-                yield from self._pause(pause_s)
-            if self._failure is not None:
-                raise self._failure
+    def cancel(self) -> None:
+        """End the stream now; safe in any thread, and in a signal handler.
 
-    def _open(self, attempt: _Attempt) -> Any:
-        """Start a call, and a thread that receives its responses."""
-        with self._changed:
-            self._attempt = attempt
+        Frames without an answer get none. A thread that waits for an answer, or else the next one
+        that asks for one, gets CallCancelledError; then the iteration is over. There is no effect
+        after the end.
+        """
+        self._exchange.cancel()
+        if not self._iterating.acquire(blocking=False):
+            return  # the thread that holds it ends the stream
+        try:
+            if not self._ended:
+                self._error = self._connection.cancelled()
+                self._end(self._error)
+        finally:
+            self._iterating.release()
+
+    def close(self) -> None:
+        """End the stream now, without an error: the iteration is over.
+
+        If another thread waits for an answer, this is `cancel`.
+        """
+        if not self._iterating.acquire(blocking=False):
+            self.cancel()
+            return
+        try:
+            self._error = None
+            if not self._ended:
+                self._end(None, closed=True)
+        finally:
+            self._iterating.release()
+
+    def __next__(self) -> FrameAnswer[Result]:
+        try:
+            with self._iterating:
+                return self._next()
+        finally:
+            if self._exchange.cancelled and not self._ended:  # cancelled meanwhile
+                self.cancel()
+
+    def __enter__(self) -> Stream[Result]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Threads of a call refer to the exchange, so that a stream that is dropped ends.
+        if not self._ended:
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._ended:
+            state = "ended"
+        elif self._channels is None:
+            state = "not started"
+        else:
+            state = "open" if self._exchange.attempt is not None else "waiting to resume"
+        return f"Stream({self._kind.method} of {self._connection}, {state}: {self.stats})"
+
+    def _next(self) -> FrameAnswer[Result]:
+        if self._ended:
+            error, self._error = self._error, None
+            raise error or StopIteration
+        try:
+            answer = self._wait_for_answer()
+        except BaseException as error:
+            self._end(error)
+            raise
+        if answer is None:
+            self._end(None)
+            raise StopIteration
+        self._observation.frame_answered(answer)
+        return answer
+
+    def _wait_for_answer(self) -> FrameAnswer[Result] | None:
+        """Return the next answer; None at the end."""
+        exchange = self._exchange
+        if self._channels is None:
+            channels = self._open_channels()
+            channels.wake_at_close(exchange)
+            self._channels = channels
+            self._observation.start()
+            exchange.pending.request_id = self._observation.request_id
+        closing = self._channels.closing
+        while True:
+            if exchange.cancelled:
+                raise self._connection.cancelled()
+            if self._ready:
+                return self._ready.popleft()
+            if (attempt := exchange.attempt) is not None:
+                answers = exchange.answers(attempt)
+                if answers is not None:
+                    self._ready.extend(answers)
+                else:
+                    self._after(attempt, self._channels)
+            elif exchange.finished:
+                if exchange.failure is not None:
+                    raise exchange.failure
+                return None
+            elif closing.is_set():
+                raise self._connection.closed()
+            elif time.monotonic() < self._resume_at:
+                self._ready.extend(exchange.pause(self._resume_at, closing))
+            else:
+                self._open(self._channels)
+
+    def _open(self, channels: Channels) -> None:
+        """Start an attempt."""
+        attempt = Attempt(channels.stubs())
         metadata = self._connection.metadata(self._observation.metadata)
         self._observation.attempt()
         method = getattr(attempt.stubs.inference, self._kind.method)
         try:
-            call = method(self._requests(attempt), metadata=metadata)
+            self._exchange.begin(attempt, method, metadata)
         except ValueError as misuse:  # raised by gRPC if the channel is closed
-            if not self._channels.closing.is_set():
+            if not channels.closing.is_set():
                 raise
             raise self._connection.closed() from misuse
-        threading.Thread(target=self._receive, args=(attempt, call), daemon=True).start()
-        return call
 
-    def _pause(self, pause_s: float) -> Generator[FrameAnswer[Result], None, None]:
-        """Wait before the next attempt; yield errors of frames that time out meanwhile."""
-        until = time.monotonic() + pause_s
-        while (left_s := until - time.monotonic()) > 0:
-            with self._changed:
-                late, wait_s = self._pending.expire(), self._pending.wait_s()
-            yield from late
-            if self._finished():
-                return
-            if self._channels.closing.wait(left_s if wait_s is None else min(left_s, wait_s)):
-                raise self._connection.closed()
-
-    def _receive(self, attempt: _Attempt, call: Any) -> None:
-        """Receive responses, at most as many as pending frames; runs in a thread."""
-        failure = None
-        try:
-            for reply in call:
-                with self._changed:
-                    attempt.replies.append(reply)
-                    self._changed.notify_all()
-        except grpc.RpcError as error:
-            failure = error
-        finally:
-            with self._changed:
-                attempt.ended, attempt.failure = True, failure
-                self._changed.notify_all()
-
-    def _wait(self, attempt: _Attempt) -> Answers[Result] | None:
-        """Wait for answers; return None if the attempt has ended."""
-        with self._changed:
-            while True:
-                if attempt.replies:
-                    answer = self._pending.answer(attempt.replies.popleft())
-                    self._resumption.progress()
-                    self._changed.notify_all()
-                    if answer is not None:
-                        return [answer]
-                elif late := self._pending.expire():
-                    self._changed.notify_all()
-                    return late
-                elif attempt.ended:
-                    return None
-                elif (silence := self._pending.silence()) is not None:
-                    attempt.silence = silence
-                    return None
-                else:
-                    self._changed.wait(self._pending.wait_s())
-
-    def _end_of(self, attempt: _Attempt) -> tuple[Resnet50Error | None, bool]:
-        """Return an attempt's error (None at the end), and whether its connection broke."""
-        if self._channels.closing.is_set():
+    def _after(self, attempt: Attempt, channels: Channels) -> None:
+        """Prepare the next attempt after one that has ended, or raise its error."""
+        if channels.closing.is_set():
             raise self._connection.closed() from attempt.failure
+        error, broke = self._end_of(attempt)
+        self._exchange.drop_attempt()
+        if error is None:
+            return
+        channels.failed(error)
+        with self._exchange.changed:
+            can_resume = self._exchange.pending.refuse_too_long(error)
+        pause_s = 0.0 if can_resume else self._resumption.pause_s(error, broke)
+        if pause_s is None:
+            raise self._exchange.pending.unanswered(error) from attempt.failure
+        self._observation.retried(error, pause_s)
+        with self._exchange.changed:
+            self._ready.extend(self._exchange.pending.restart(broke))
+        self._resume_at = time.monotonic() + pause_s
+
+    def _end_of(self, attempt: Attempt) -> tuple[Resnet50Error | None, bool]:
+        """Return an attempt's error (None at the end), and whether its connection broke."""
         if attempt.silence is not None:
             return self._connection.unavailable(attempt.silence), False
-        with self._changed:
+        with self._exchange.changed:
             if attempt.failure is not None:
-                broke = self._pending.in_flight and not ended_by_peer(attempt.failure)
+                broke = self._exchange.pending.in_flight and not ended_by_peer(attempt.failure)
                 return self._connection.error_of(attempt.failure), broke
-        if self._finished():
+        if self._exchange.finished:
             return None, False
         return self._connection.unavailable("the server ended the stream too early, with OK"), False
 
-    def _finished(self) -> bool:
-        with self._changed:
-            return self._exhausted and not self._pending
-
-    def _requests(self, attempt: _Attempt) -> Iterator[Any]:
-        """Yield an attempt's requests; runs in gRPC's thread."""
-        yield self._kind.request(config=self._kind.config)
-        while (request := self._next_request(attempt)) is not None:
-            self._observation.sent(request)
-            yield request
-
-    def _next_request(self, attempt: _Attempt) -> Any | None:
-        while True:
-            with self._changed:
-                while True:
-                    if self._attempt is not attempt:
-                        return None
-                    first = not self._pending.in_flight
-                    request = self._pending.next_request()
-                    if request is not None:
-                        if first:  # the idle timeout starts now
-                            self._changed.notify_all()
-                        return request
-                    if self._exhausted and not self._pending.unsent:
-                        return None
-                    # An earlier attempt may still be reading an image, which it will add.
-                    if not self._exhausted and self._pending.has_room and not self._reading:
-                        break
-                    self._changed.wait()
-                self._reading = True
-            self._read_image()
-
-    def _read_image(self) -> None:
-        """Read one image from the source; may block as long as the source does."""
-        failure, image = None, None
+    def _end(self, error: BaseException | None, *, closed: bool = False) -> None:
+        """End the call, close the source and notify observers; called once, under the lock."""
+        self._ended = True
+        self._ready.clear()
         try:
-            found = self._source.read()
-            if found is not _sources.END:
-                image = self._pending.read(found)
-        except BaseException as error:  # of the source; re-raised by `answers`
-            failure = error
-        with self._changed:
-            self._reading = False
-            if image is not None:
-                self._pending.add(image)
-            else:
-                self._exhausted, self._failure = True, failure
-            self._changed.notify_all()
+            self._exchange.close()
+        except BaseException as failure:  # of closing the source
+            error = failure
+            raise
+        finally:
+            if self._channels is not None:
+                self._observation.end(error, closed=closed)

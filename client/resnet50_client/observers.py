@@ -39,7 +39,7 @@ class ObservedCall:
         bytes_sent: Size of the messages of all attempts in bytes, before compression; an upload
             that is rejected early counts in full.
         code: Name of the final gRPC status code, e.g. "OK"; "CANCELLED" also if a stream was closed
-            before its end; "" while in progress.
+            or cancelled before its end; "" while in progress.
         error: The exception that the call raises.
         duration_s: Duration in seconds, including all attempts and pauses; 0 while in progress.
         timing: The server's times by stage, and the batch size; only of single images.
@@ -157,11 +157,7 @@ class Observation:
         self.metadata: tuple[tuple[str, str], ...] = ()
 
     def __enter__(self) -> Observation:
-        if self._observers:
-            self._started = time.perf_counter()
-            self._observers.notify("call_started", self._call)
-            self.metadata = self._checked(self._call.metadata)
-        self.metadata = (*self.metadata, (REQUEST_ID_KEY, self._call.request_id))
+        self.start()
         return self
 
     @property
@@ -175,6 +171,15 @@ class Observation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None, *, closed: bool = False) -> None:
+        """Record the end of the call; only if no `with` statement does.
+
+        Args:
+            error: The exception that the call raises; None for none.
+            closed: True if the application closed the stream before its end.
+        """
         call = self._call
         if isinstance(error, Resnet50Error):
             # A server that does not accept the ID has one of its own.
@@ -182,10 +187,16 @@ class Observation:
         if not self._observers:
             return
         call.duration_s = time.perf_counter() - self._started
-        call.code, call.error = _code_of(error), error
-        if isinstance(error, GeneratorExit):
-            call.error = None  # the application closed the stream
+        call.code, call.error = "CANCELLED" if closed else _code_of(error), error
         self._observers.notify("call_ended", call)
+
+    def start(self) -> None:
+        """Record the start of the call, and set `metadata`."""
+        if self._observers:
+            self._started = time.perf_counter()
+            self._observers.notify("call_started", self._call)
+            self.metadata = self._checked(self._call.metadata)
+        self.metadata = (*self.metadata, (REQUEST_ID_KEY, self._call.request_id))
 
     def attempt(self, length: Callable[[], int] | None = None) -> None:
         """Record an attempt; `length` returns the request's size in bytes."""
@@ -250,6 +261,6 @@ def _code_of(error: BaseException | None) -> str:
         return "OK"
     if isinstance(error, Resnet50Error) and error.code:
         return error.code
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)):
+    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)):
         return "CANCELLED"
     return "UNKNOWN"

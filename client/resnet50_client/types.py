@@ -1,7 +1,7 @@
 """Types of results, and of arguments that have a few values."""
 
 from ._config import Priority
-from ._frames import Delivery, FrameAnswer
+from ._frames import Delivery, FrameAnswer, StreamStats
 from ._health import HealthStatus
 from ._types.record import Record
 from ._types.results import (
@@ -36,6 +36,7 @@ __all__ = [
     "Embedding",
     "FrameAnswer",
     "Record",
+    "StreamStats",
     "Timing",
     "VariantRef",
     # Results about variants and traffic

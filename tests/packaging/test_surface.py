@@ -13,7 +13,7 @@ import pytest
 
 import resnet50_client
 from resnet50_cli.top.scrape import METRICS
-from resnet50_client import AsyncClient, Client, errors
+from resnet50_client import AsyncClient, AsyncStream, Client, Stream, errors
 from resnet50_client._base_client import BaseClient
 from resnet50_client._profiles import ENVIRONMENT
 from resnet50_client.admin import AdminClient, AsyncAdminClient
@@ -27,6 +27,7 @@ CLIENT = ROOT / "client" / "resnet50_client"
 def test_exports_are_these_and_only_these():
     assert sorted(resnet50_client.__all__) == [
         "AsyncClient",
+        "AsyncStream",
         "BatchLatency",
         "CallCancelledError",
         "CallObserver",
@@ -58,6 +59,8 @@ def test_exports_are_these_and_only_these():
         "ServerError",
         "SetDefaultResult",
         "SourceLostError",
+        "Stream",
+        "StreamStats",
         "Timing",
         "TrafficReport",
         "TrafficShare",
@@ -72,6 +75,7 @@ def test_exports_are_these_and_only_these():
         "VariantRef",
         "VideoFrame",
         "__version__",
+        "frames_from_raw",
         "frames_from_video",
     ]
     for name in resnet50_client.__all__:
@@ -156,13 +160,19 @@ def test_methods_of_both_clients_are_alike(blocking, asynchronous, name):
     assert parameters(blocking) == parameters(asynchronous)
     assert inspect.getdoc(blocking) == inspect.getdoc(asynchronous)
     returned = inspect.signature(blocking).return_annotation
-    if "Generator" in returned:
+    if returned.startswith("Stream["):
+        assert inspect.signature(asynchronous).return_annotation == f"Async{returned}"
+    elif "Generator" in returned:
         item = returned.removeprefix("Generator[").removesuffix(", None, None]")
         assert inspect.signature(asynchronous).return_annotation == f"AsyncGenerator[{item}, None]"
     else:
         changed = name in ("from_profile", "from_environment", "with_options")
         assert inspect.iscoroutinefunction(asynchronous) is not changed
         assert inspect.signature(asynchronous).return_annotation == returned
+
+
+def test_streams_of_both_clients_have_the_same_methods():
+    assert public(Stream).keys() - {"close"} == public(AsyncStream).keys() - {"aclose"}
 
 
 def test_what_both_clients_share_is_documented():

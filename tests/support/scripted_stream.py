@@ -27,6 +27,7 @@ class Stream:
         context: gRPC's.
         line: Through which it came.
         requests: Its messages, config and frames.
+        ended: Whether its script has ended, or was cancelled.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Stream:
     line: Line
     requests: Any
     received: list[int] = field(default_factory=list)
+    ended: bool = False
 
     async def frames(self) -> Frames:
         """Give the frames that come."""
@@ -75,8 +77,11 @@ class Scripted:
     async def ClassifyStream(self, requests, context):
         stream = Stream(len(self.streams) + 1, context, self.line, requests)
         self.streams.append(stream)
-        async for reply in self.script(stream):
-            yield reply
+        try:
+            async for reply in self.script(stream):
+                yield reply
+        finally:
+            stream.ended = True
 
 
 @contextlib.asynccontextmanager

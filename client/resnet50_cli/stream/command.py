@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -16,6 +16,7 @@ from resnet50_client._frames import FrameAnswer
 from resnet50_client.types import Classification
 
 from ..connection_options import Servers, with_servers
+from ..images import warn_of_result
 from ..options import (
     DEFAULT_CONCURRENCY,
     AsJson,
@@ -41,8 +42,9 @@ from ..output import (
     warn,
 )
 from .annotate import Annotator
-from .frame_source import InFlightFrames, SourceFrame, read_frames
-from .stats import StreamStats
+from .frame_order import FrameOrder
+from .frame_source import Position, open_source
+from .summary import StreamSummary
 
 COLUMNS = ("frame", "time_s", "outcome", "label", "probability", "replaced_by", "latency_ms")
 Row = dict[str, Any]
@@ -141,7 +143,11 @@ def stream(
     ] = None,
     csv_file: Annotated[
         Path | None,
-        typer.Option("--csv", help=f"Write a .csv file, one row per frame: {', '.join(COLUMNS)}."),
+        typer.Option(
+            "--csv",
+            help=f"Write a .csv file, one row per frame: {', '.join(COLUMNS)}. frame_id counts the"
+            " frames that were sent, frame those of the source; replaced_by is a frame_id.",
+        ),
     ] = None,
     timeout_s: SourceTimeout = None,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
@@ -167,7 +173,7 @@ def stream(
         client.get_variant(variant)
         stop = stack.enter_context(stop_signals())
         try:
-            frames = read_frames(
+            frames = open_source(
                 source,
                 stop,
                 fps=fps,
@@ -183,29 +189,35 @@ def stream(
         except ImportError as error:
             exit_with(_missing_package(error), WRONG_USAGE)
         stack.callback(outputs.close)
-        in_flight = InFlightFrames(frames, stop, concurrency if annotate else None, outputs.draw)
-        stats = StreamStats(lambda: in_flight.sent)
-        stack.callback(_summarise, stats, as_json)
-        stack.callback(in_flight.close)
-        if stderr.is_terminal:
-            stack.enter_context(Live(stats, console=stderr, transient=True, redirect_stdout=False))
+        order = FrameOrder[Classification](frames.images, stop, concurrency) if annotate else None
         answers = client.classify_stream(
-            in_flight.images(),
+            frames.images if order is None else order.images(),
             delivery=delivery.value,
             variant=variant,
             top_k=1,
             background=background,
             window=concurrency,
         )
-        stack.enter_context(closing(answers))
+        summary = StreamSummary(answers)
+        stack.callback(_summarise, summary, as_json)
+        stack.enter_context(answers)
+        if order is not None:
+            stack.callback(order.close)
+        if stderr.is_terminal:
+            live = Live(summary, console=stderr, transient=True, redirect_stdout=False)
+            stack.enter_context(live)
         for answer in answers:
-            frame, newer = in_flight.answered(answer)
-            row = _row(frame, answer, newer)
-            stats.add(row["outcome"], row["label"], _caption(answer), row["latency_ms"])
+            position = frames.position(answer)
+            row = _row(position, answer)
+            summary.add(answer, row["label"], _caption(answer))
             outputs.write(row, answer.error)
             if answer.error is not None:
-                warn(f"{frame.name}: {error_text(answer.error)}")
-    if stats.outcomes["failed"]:
+                warn(f"{position.name}: {error_text(answer.error)}")
+            if answer.result is not None:
+                warn_of_result(position.name, answer.result)
+            for due in () if order is None else order.in_order(answer):
+                outputs.draw(frames.position(due), due)
+    if summary.failed:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -234,13 +246,12 @@ class _Outputs:
             failure = {"error": {"code": error_code(error), "message": str(error)}} if error else {}
             print_json(row | failure)
 
-    def draw(self, frame: SourceFrame) -> None:
+    def draw(self, position: Position, answer: FrameAnswer[Classification]) -> None:
         """Write a frame of the video, in order; one without a result keeps the last caption."""
-        assert frame.answer is not None
-        if frame.answer.result is not None:
-            self._caption = _caption(frame.answer)
-        if self._annotator is not None and frame.image is not None:
-            self._annotator.write(frame.image, frame.time_s, self._caption)
+        if answer.result is not None:
+            self._caption = _caption(answer)
+        if self._annotator is not None:
+            self._annotator.write(answer.source, position.time_s, self._caption)
 
     def close(self) -> None:
         """Finish the video."""
@@ -248,13 +259,18 @@ class _Outputs:
             self._annotator.close()
 
 
-def _row(frame: SourceFrame, answer: FrameAnswer[Classification], newer: int | None) -> Row:
+def _row(position: Position, answer: FrameAnswer[Classification]) -> Row:
     """Return a frame's row by column."""
     row: Row = dict.fromkeys(COLUMNS)
-    row |= {"frame": frame.number, "time_s": round(frame.time_s, 6), "replaced_by": newer}
+    row |= {
+        "frame_id": answer.frame_id,
+        "frame": position.number,
+        "time_s": round(position.time_s, 6),
+        "replaced_by": answer.replaced_by,
+    }
     row["outcome"] = "dropped" if answer.dropped else "failed" if answer.error else "answered"
     if not answer.dropped:
-        row["latency_ms"] = round(frame.latency_s * 1000, 3)
+        row["latency_ms"] = round(answer.latency_s * 1000, 3)
     if answer.result is not None:
         top = answer.result.top
         row |= {"label": top.label, "probability": round(top.probability, 6)}
@@ -269,9 +285,9 @@ def _created(path: Path) -> TextIO:
     return path.open("w", newline="", encoding="utf-8")
 
 
-def _summarise(stats: StreamStats, as_json: bool) -> None:
+def _summarise(summary: StreamSummary, as_json: bool) -> None:
     """Print the summary to stdout, or to stderr if stdout is JSON."""
-    for line in stats.summary():
+    for line in summary.lines():
         print_note(line) if as_json else print_line(line)
 
 

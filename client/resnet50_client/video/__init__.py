@@ -1,4 +1,4 @@
-"""Frames of a video or camera, decoded with PyAV: the extra `[video]`.
+"""Frames of a video or camera, decoded with PyAV (the extra `[video]`), or of a pipe.
 
 Decoders output YUV. The server accepts two such layouts, I420 and NV12, at half the bytes of RGB;
 other output is converted here. Importing this module loads neither PyAV nor PIL.
@@ -16,10 +16,11 @@ from typing import Literal
 from .._arguments import check_seconds
 from ..images import VideoFrame
 from .pixels import Converter
+from .raw import frames_from_raw
 from .reader import SourceLostError, read_frames
 from .source import Source, SourceOptions, VideoSource
 
-__all__ = ["SourceLostError", "VideoSource", "frames_from_video"]
+__all__ = ["SourceLostError", "VideoSource", "frames_from_raw", "frames_from_video"]
 
 # Tolerance for early frames, as a fraction of the frame interval: timestamps are rounded, and
 # cameras jitter.

@@ -74,6 +74,7 @@ async def test_clip_is_classified_written_and_annotated(clip, tmp_path):
     status, lines, said = jpeg
     objects = [json.loads(line) for line in lines.splitlines()]
     numbers = [one["frame"] for one in objects]
+    assert [one["frame_id"] for one in objects] == list(range(len(numbers)))
     assert (status, f"{len(numbers)} frames sent" in said) == (0, True), said
     assert numbers == sorted(set(numbers))
     assert 9 <= len(numbers) <= 11  # 2 s at 5 a second; the end may count
@@ -110,6 +111,20 @@ async def test_folder_takes_a_videos_place_and_bad_images_fail_alone(tmp_path):
     assert shapes(video) == [(64, 48)] * 5
 
 
+async def test_truncated_image_of_a_folder_is_answered_with_a_warning(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    photo_like(320, 240).save(folder / "0.jpg")
+    content = (folder / "0.jpg").read_bytes()
+    (folder / "1.jpg").write_bytes(content[: len(content) * 2 // 3])
+    async with serving(truncated_images="accept") as server:
+        status, _, said = await resnet50("stream", folder, server=server)
+    assert status == 0, said
+    words = " ".join(said.split())
+    assert f"{folder / '1.jpg'}: the image is truncated; the result is that of the part" in words
+    assert "0.jpg: the image is" not in words
+
+
 async def test_latest_counts_what_it_drops(engine, clip, tmp_path):
     table, video = tmp_path / "out.csv", tmp_path / "out.mp4"
     engine.hold_at = 0
@@ -130,7 +145,7 @@ async def test_latest_counts_what_it_drops(engine, clip, tmp_path):
     found = rows(table)
     assert sorted(int(row["frame"]) for row in found) == list(range(40))
     dropped = [row for row in found if row["outcome"] == "dropped"]
-    assert all(int(row["replaced_by"]) == int(row["frame"]) + 1 for row in dropped)
+    assert all(int(row["replaced_by"]) == int(row["frame_id"]) + 1 for row in dropped)
     assert shapes(video) == [(160, 120)] * 40
 
 

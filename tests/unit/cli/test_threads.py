@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,10 +10,7 @@ import pytest
 
 from resnet50_bench.calls import Outcome
 from resnet50_bench.recorder import Recorder
-from resnet50_cli.stream.frame_source import InFlightFrames, SourceFrame
-from resnet50_client._frames import FrameAnswer
 
-FRAMES = 60_000
 CODES = 4_000
 
 
@@ -24,32 +20,6 @@ def threads_take_turns_all_the_time() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
-
-
-def test_frames_are_answered_while_others_are_sent():
-    done = []
-    in_flight = InFlightFrames(
-        (SourceFrame(b"", number, 0.0, "") for number in range(FRAMES)),
-        threading.Event(),
-        None,
-        lambda frame: done.append(frame.number),
-    )
-    sent: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-
-    def send() -> None:
-        for number, _ in enumerate(in_flight.images()):
-            sent.put(number)
-        sent.put(None)
-
-    sending = threading.Thread(target=send)
-    sending.start()
-    try:
-        while (frame_id := sent.get()) is not None:
-            in_flight.answered(FrameAnswer(frame_id, None, None, None))
-    finally:
-        in_flight.close()
-        sending.join()
-    assert done == list(range(FRAMES))
 
 
 def test_errors_are_shown_while_others_are_counted():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import struct
+import weakref
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -233,6 +235,43 @@ def test_error_of_a_stream_says_how_many_frames_have_no_answer():
     assert str(pending_frames().unanswered(UnavailableError("gone"))) == "gone"
 
 
+def test_sources_are_released_with_their_answers():
+    class Source:
+        pass
+
+    clock = Clock()
+    pending = pending_frames(clock=clock, frame_timeout_s=1.0)
+    sources = [Source() for _ in range(3)]
+    alive = [weakref.ref(one) for one in sources]
+    for one in sources:
+        pending.add(IMAGE, one)
+    send_all(pending)
+    del sources, one
+    answers = [pending.answer(answer(0))]
+    clock.now += 1.0
+    answers += pending.expire()
+    assert [one.source for one in answers] == [one() for one in alive]
+    del answers
+    gc.collect()
+    assert [one() for one in alive] == [None] * 3
+
+
+def test_means_are_those_of_the_answered_frames():
+    clock = Clock()
+    pending = pending_frames(3, clock=clock, frame_timeout_s=5.0)
+    for frame_id, seconds in ((0, 1.0), (1, 2.0)):
+        clock.now += seconds
+        reply = answer(frame_id)
+        reply.timing.total_us = 500
+        pending.answer(reply)
+    clock.now += 2.0
+    pending.expire()
+    stats = pending.stats()
+    assert (stats.answered, stats.failed) == (2, 1)
+    assert stats.mean_latency_ms == pytest.approx(2000.0)  # after 1 s and 3 s
+    assert stats.mean_server_ms == pytest.approx(0.5)
+
+
 class Streams(RuleBasedStateMachine):
     """Any order of images, sends, answers right and wrong, breaks and restarts, and time.
 
@@ -252,13 +291,19 @@ class Streams(RuleBasedStateMachine):
         self.pending = pending_frames(
             0, delivery, self.clock, window=self.WINDOW, frame_timeout_s=frame_timeout_s
         )
-        self.added = 0
+        self.sources: list[object] = []
+        self.added_at: list[float] = []
+        self.sent: set[int] = set()
+        self.restarts = 0
         self.answered: dict[int, FrameAnswer] = {}
         self.in_flight: list[int] = []
         self.breaks: dict[int, int] = {}
 
     def take(self, given: FrameAnswer) -> None:
         assert given.frame_id not in self.answered
+        assert given.source is self.sources[given.frame_id]
+        assert given.result is None or given.result.source is given.source
+        assert given.latency_s == self.clock.now - self.added_at[given.frame_id]
         self.answered[given.frame_id] = given
 
     @precondition(lambda self: self.pending.has_room)
@@ -266,8 +311,9 @@ class Streams(RuleBasedStateMachine):
     def images(self, readable: list[bool], sent: bool) -> None:
         for one in readable:
             if self.pending.has_room:
-                self.pending.add(IMAGE if one else UNREADABLE)
-                self.added += 1
+                self.sources.append(object())
+                self.added_at.append(self.clock.now)
+                self.pending.add(IMAGE if one else UNREADABLE, self.sources[-1])
         if sent:
             self.send(self.WINDOW)
 
@@ -283,6 +329,7 @@ class Streams(RuleBasedStateMachine):
             if self.breaks.get(frame_id, 0) >= ALONE_AFTER:
                 assert self.in_flight == []
             self.in_flight.append(frame_id)
+            self.sent.add(frame_id)
 
     @precondition(lambda self: self.in_flight)
     @rule(choice=st.integers(0, WINDOW), drop=st.booleans())
@@ -318,6 +365,7 @@ class Streams(RuleBasedStateMachine):
         for frame_id in self.in_flight if broke else ():
             self.breaks[frame_id] = self.breaks.get(frame_id, 0) + 1
         alone = len(self.in_flight) == 1
+        self.restarts += 1
         self.in_flight = []
         for given in self.pending.restart(broke):
             if given.replaced_by is None:
@@ -331,6 +379,23 @@ class Streams(RuleBasedStateMachine):
         self.clock.now += seconds
         for given in self.pending.expire():
             self.take(given)
+
+    @property
+    def added(self) -> int:
+        return len(self.sources)
+
+    @invariant()
+    def counts_are_those_of_the_answers(self) -> None:
+        if hasattr(self, "pending"):
+            given = self.answered.values()
+            stats = self.pending.stats()
+            assert stats.read == self.added
+            assert stats.sent == len(self.sent)
+            assert stats.answered == sum(one.result is not None for one in given)
+            assert stats.failed == sum(one.error is not None for one in given)
+            assert stats.dropped == sum(one.dropped for one in given)
+            assert stats.pending == len(self.pending)
+            assert stats.resumes == self.restarts
 
     @invariant()
     def no_frame_is_lost_and_none_is_held_twice(self) -> None:
@@ -352,6 +417,7 @@ class Streams(RuleBasedStateMachine):
             if self.in_flight:
                 self.answers(0, False)
         assert sorted(self.answered) == list(range(self.added))
+        assert [self.answered[one].source for one in range(self.added)] == self.sources
 
 
 TestStreams = Streams.TestCase
