@@ -97,6 +97,7 @@ check: $(VENV)/installed  ## Lint, types, drift of stubs and of the blocking cli
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/gpu.py
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python client/generate_sync.py --check
 	$(BIN)/python protos/generate.py --descriptor-set .cache/protos.binpb
