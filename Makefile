@@ -8,7 +8,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos matrix fuzz fuzz-live check format protos sync pictures clean
+.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,6 +82,9 @@ metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal
 
 sick-variant: $(VENV)/installed  ## A variant that answers NaN beside a healthy one, 1 minute; writes docs/reliability.md
 	$(BIN)/python -m benchmarks.sick_variant --write
+
+preprocess: $(VENV)/installed  ## Images preprocessed by the caller against the images themselves, 2 minutes; writes docs/preprocess.md
+	$(BIN)/python -m benchmarks.preprocess --write
 
 large-photos: $(VENV)/installed  ## Large JPEGs, decoded exactly and scaled, 5 minutes; writes docs/formats.md
 	$(BIN)/python -m benchmarks.large_photos --write

@@ -18,7 +18,8 @@ from resnet50.v1 import (
     variant_pb2,
 )
 from resnet50_server.api.status import to_status
-from resnet50_server.errors import InvalidImage, Overloaded, VariantNotFound
+from resnet50_server.errors import InvalidImage, Overloaded, TransformMismatch, VariantNotFound
+from resnet50_server.images.transform import Transform
 from tests.support import hostile, hostile_heif
 from tests.support.pictures import encode, heic, photo_like, picture
 
@@ -199,6 +200,14 @@ def _in_bt709(raw: image_pb2.RawImage) -> image_pb2.RawImage:
     return other
 
 
+def preprocessed() -> image_pb2.Image:
+    """Return an image that the caller has preprocessed for the variant `tiny`."""
+    transform = Transform(resize=36, crop=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    pixels = np.asarray(photo_like(32, 32)).tobytes()
+    fields = image_pb2.PreprocessedImage(pixels=pixels, transform_digest=transform.digest)
+    return image_pb2.Image(preprocessed=fields)
+
+
 def calls(image: bytes | None = None) -> dict[str, list[tuple[str, list[bytes]]]]:
     """Return valid calls of every RPC: its path, and the messages that it sends.
 
@@ -226,6 +235,10 @@ def calls(image: bytes | None = None) -> dict[str, list[tuple[str, list[bytes]]]
         add(INFERENCE + kind, request(options=options, image=pictured))
         add(INFERENCE + kind, request(options=options, image=raw))
         add(INFERENCE + kind, request(image=pictured))
+        add(INFERENCE + kind, request(options=options, image=preprocessed()))
+        batch = getattr(inference_pb2, kind + "BatchRequest")
+        add(INFERENCE + kind + "Batch", batch(options=options, images=[pictured, raw, pictured]))
+        add(INFERENCE + kind + "Batch", batch(images=[preprocessed(), raw]))
         part = getattr(inference_pb2, kind + "UploadRequest")
         wanted = getattr(inference_pb2, kind + "UploadOptions")
         digest = hashlib.sha256(encoded).digest()
@@ -247,7 +260,7 @@ def calls(image: bytes | None = None) -> dict[str, list[tuple[str, list[bytes]]]
                 frame(config=config(options=options, delivery=delivery, max_in_flight=window)),
                 *(
                     frame(frame=inference_pb2.Frame(frame_id=number, image=shown))
-                    for number, shown in ((0, pictured), (1, raw), (7, pictured))
+                    for number, shown in ((0, pictured), (1, raw), (2, preprocessed()))
                 ),
             )
     add(VARIANTS + "ListVariants", variant_pb2.ListVariantsRequest())
@@ -291,6 +304,10 @@ def wrong_calls() -> list[tuple[str, list[bytes]]]:
             ("Embed", [inference_pb2.EmbedRequest(options=options, image=pictured)])
             for options in (embed(type=7), embed(variant="x" * 100))  # type: ignore[arg-type]
         ),
+        *(
+            ("Classify", [inference_pb2.ClassifyRequest(options=options, image=one)])
+            for options, one in wrong_preprocessed()
+        ),
         ("ClassifyUpload", [chunk]),
         ("ClassifyUpload", [upload(options=upload_options(sha256=b"short")), chunk]),
         ("ClassifyUpload", [upload(options=upload_options(sha256=bytes(32))), chunk]),
@@ -306,6 +323,25 @@ def wrong_calls() -> list[tuple[str, list[bytes]]]:
         (INFERENCE + name, [message.SerializeToString() for message in messages])
         for name, messages in made
     ]
+
+
+def wrong_preprocessed() -> list[tuple[inference_pb2.ClassifyOptions, image_pb2.Image]]:
+    """Return preprocessed images of which one thing is wrong, each with the options of its call."""
+    sound = preprocessed().preprocessed
+    wrong = [
+        *((b"", sound.transform_digest), (sound.pixels[:-1], sound.transform_digest)),
+        *((sound.pixels, ""), (sound.pixels, "0" * 64), (sound.pixels, "x" * 100)),
+    ]
+    made = [
+        (
+            inference_pb2.ClassifyOptions(),
+            image_pb2.Image(
+                preprocessed=image_pb2.PreprocessedImage(pixels=pixels, transform_digest=digest)
+            ),
+        )
+        for pixels, digest in wrong
+    ]
+    return [*made, (inference_pb2.ClassifyOptions(background="white"), preprocessed())]
 
 
 def wrong_raw_images() -> list[image_pb2.RawImage]:
@@ -352,7 +388,9 @@ def replies() -> list[bytes]:
         state=variant_pb2.VARIANT_STATE_READY,
         digest="0" * 64,
         categories=["cat", "dog"],
-        transform=variant_pb2.Transform(resize=36, crop=32, mean=[0.5] * 3, std=[0.5] * 3),
+        transform=variant_pb2.Transform(
+            resize=36, crop=32, mean=[0.5] * 3, std=[0.5] * 3, digest="0" * 64
+        ),
         published_accuracy=variant_pb2.PublishedAccuracy(dataset="own", acc_at_1=80.0),
         latency=variant_pb2.BatchLatency(alpha_ms=1.0, beta_ms=0.1),
         quantization=variant_pb2.Quantization(calibration_images=8, top_1_agreement=0.9),
@@ -361,6 +399,7 @@ def replies() -> list[bytes]:
         InvalidImage("image.encoded", "is broken"),
         VariantNotFound("options.variant", "huge", ["tiny", "DEFAULT"]),
         Overloaded("max_requests", "the server is full", 0.1),
+        TransformMismatch("image.preprocessed.transform_digest", "1" * 64, "0" * 64, "resize 36"),
     ]
     statuses = [to_status(error, "a-request") for error in errors]
     streamed, embedded = inference_pb2.ClassifyStreamResponse, inference_pb2.EmbedStreamResponse

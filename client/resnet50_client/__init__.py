@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ._client import Client
 from ._frames import FrameAnswer, StreamStats
+from ._preprocessed import PreprocessedImage
 from ._retries import RetryPolicy
 from ._sync_stream import Stream
 from ._types.results import Category, Classification, Embedding, Timing, VariantRef
@@ -40,6 +41,7 @@ from .errors import (
     PermissionDeniedError,
     Resnet50Error,
     ServerError,
+    TransformMismatchError,
     UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
@@ -89,6 +91,7 @@ __all__ = [
     "Client",
     "ImageInput",
     "ObservedCall",
+    "PreprocessedImage",
     "RawImage",
     "RetryPolicy",
     "Stream",
@@ -128,6 +131,7 @@ __all__ = [
     "Resnet50Error",
     "ServerError",
     "SourceLostError",
+    "TransformMismatchError",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

@@ -16,6 +16,7 @@ from typing import Any
 
 from ._arrays import PIXEL_FORMATS, PLANAR_FORMATS, is_tensor
 from ._pil import is_pil_image
+from ._preprocessed import PreprocessedImage
 from .errors import InvalidRequestError
 from .images import RawImage, VideoFrame
 
@@ -177,7 +178,7 @@ def _one_image(images: Any, pixel_format: str | None) -> str:
         return f"a path, {kind}"
     if isinstance(images, (bytes, bytearray, memoryview)):
         return f"a file's content, {kind}"
-    if isinstance(images, (RawImage, VideoFrame)) or is_pil_image(images):
+    if isinstance(images, (RawImage, VideoFrame, PreprocessedImage)) or is_pil_image(images):
         return kind
     if isinstance(images, io.IOBase) or (hasattr(images, "read") and hasattr(images, "readline")):
         return (

@@ -15,6 +15,7 @@ from ._config import Connection, Priority
 from ._frames import DEFAULT_WINDOW, Delivery, Errors, StreamKind, StreamLimits
 from ._types.results import Classification, Embedding
 from .images import AsyncImageInput, ImageInput
+from .preprocess import Preprocessor
 
 Result = TypeVar("Result")
 
@@ -120,6 +121,34 @@ class AsyncClient(AsyncBaseClient):
         options = _codec.embed_options(connection.variant, l2_normalize, dtype, background)
         call = await prepare(_unary.embed_call, image, pixel_format, options)
         return await self._call(call, timeout_s, connection)
+
+    async def preprocessor(
+        self,
+        variant: str | None = None,
+        *,
+        background: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Preprocessor:
+        """Return a function that preprocesses images here, rather than on the server.
+
+        It returns the network's input, an image for all calls: fewer bytes than a large photo, and
+        nothing to decode for the server. It needs Pillow, the extra `[images]`.
+
+        Args:
+            variant: Name of the variant; None for the client's default variant, or the server's.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            timeout_s: Timeout in seconds; None for the client's, `math.inf` for no limit.
+
+        Raises:
+            ModuleNotFoundError: Pillow is not installed.
+            UnimplementedError: The server is of a release that takes no preprocessed images.
+            InvalidRequestError: `background` is invalid, or the variant is preprocessed by a method
+                that this release of the SDK does not have.
+            Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
+        """
+        described = await self.get_variant(variant, timeout_s=timeout_s)
+        return Preprocessor(described, background=background)
 
     def classify_stream(
         self,

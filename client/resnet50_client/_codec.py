@@ -252,6 +252,8 @@ def _transform(message: variant_pb2.Transform) -> Transform:
         antialias=message.antialias if message.HasField("antialias") else True,
         channel_order=message.channel_order or "RGB",
         input_range=tuple(message.input_range) or (0, 1),
+        digest=message.digest or None,
+        exact_jpeg_pixels=message.exact_jpeg_pixels or None,
     )
 
 

@@ -12,6 +12,7 @@ from resnet50.v1 import inference_pb2, variant_pb2
 from . import _codec, _health
 from ._arguments import check_name
 from ._arrays import RawPixels
+from ._preprocessed import ImageContent, PreprocessedPixels
 from ._stubs import Stubs
 from ._types.results import Classification, Embedding
 from ._types.traffic import TrafficReport
@@ -83,7 +84,7 @@ def classify_call(
 
 
 def classify_content_call(
-    content: bytes | RawPixels, options: inference_pb2.ClassifyOptions, image: ImageInput
+    content: ImageContent, options: inference_pb2.ClassifyOptions, image: ImageInput
 ) -> SingleCall[Classification]:
     """Return the call for the content of an image, which was read."""
     if not is_large(content):
@@ -103,7 +104,7 @@ def embed_call(
 
 
 def embed_content_call(
-    content: bytes | RawPixels, options: inference_pb2.EmbedOptions, image: ImageInput
+    content: ImageContent, options: inference_pb2.EmbedOptions, image: ImageInput
 ) -> SingleCall[Embedding]:
     """Return the call for the content of an image, which was read."""
     if not is_large(content):
@@ -213,12 +214,14 @@ def full_name(method: str) -> str:
     return _FULL_NAMES[method]
 
 
-def is_large(content: bytes | RawPixels) -> bool:
-    """Return True for an image that is sent in chunks."""
+def is_large(content: ImageContent) -> bool:
+    """Return True for an image that is sent in chunks; the network's input never is."""
+    if isinstance(content, PreprocessedPixels):
+        return False
     return len(content_bytes(content)) > UPLOAD_ABOVE_BYTES
 
 
-def _content(image: ImageInput, pixel_format: str | None) -> bytes | RawPixels:
+def _content(image: ImageInput, pixel_format: str | None) -> ImageContent:
     try:
         return read_image(image, pixel_format)
     except Resnet50Error as error:
@@ -252,7 +255,7 @@ def _upload(
     method: str,
     part: Callable[..., Any],
     options: Any,
-    content: bytes | RawPixels,
+    content: ImageContent,
     read: Callable[[Any], Result],
     source: ImageInput,
 ) -> SingleCall[Result]:

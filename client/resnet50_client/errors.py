@@ -7,7 +7,8 @@ Resnet50Error
 │   └── VariantNotFoundError                       the server has no variant of that name
 ├── FailedPreconditionError                        the server's state does not allow the call
 │   ├── VariantChangeError                         the variants cannot be changed as requested
-│   └── NoClassificationHeadError                  the variant computes embeddings only
+│   ├── NoClassificationHeadError                  the variant computes embeddings only
+│   └── TransformMismatchError                     an image was preprocessed by another transform
 ├── ConflictError                                  it exists, or another call changed it meanwhile
 ├── OverloadedError                                the server is at a limit; retry later
 ├── DeadlineExceededError    (also TimeoutError)   no response in time
@@ -149,6 +150,14 @@ class NoClassificationHeadError(FailedPreconditionError):
     """A classification was asked of a variant without a classification head; ask for embeddings."""
 
 
+class TransformMismatchError(FailedPreconditionError):
+    """A preprocessed image was made by another transform than the variant's.
+
+    The variant has been replaced, or the image was preprocessed for another one. Get a new
+    preprocessor, and preprocess the image again.
+    """
+
+
 class ConflictError(Resnet50Error):
     """It exists already, or another call changed it at the same time."""
 
@@ -236,6 +245,7 @@ ERRORS: dict[grpc.StatusCode, type[Resnet50Error]] = {
 REASONS: dict[str, type[Resnet50Error]] = {
     "VARIANT_NOT_FOUND": VariantNotFoundError,
     "VARIANT_CHANGE_REFUSED": VariantChangeError,
+    "TRANSFORM_MISMATCH": TransformMismatchError,
     "NO_CLASSIFICATION_HEAD": NoClassificationHeadError,
 }
 
@@ -305,6 +315,8 @@ def _error(
     if kind is VariantNotFoundError:
         names = tuple(name for name in info.metadata.get("served", "").split(", ") if name)
         return VariantNotFoundError(message, served=names, **common)
+    if kind is TransformMismatchError:
+        message += "; a new one is returned by client.preprocessor()"
     if kind is PermissionDeniedError:
         return PermissionDeniedError(message, scope=info.metadata.get("scope"), **common)
     if kind is UnavailableError:

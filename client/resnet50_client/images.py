@@ -32,6 +32,12 @@ from ._arrays import (
     RawPixels as RawPixels,
 )
 from ._pil import is_pil_image, unread_jpeg
+from ._preprocessed import (
+    ImageContent,
+    PreprocessedImage,
+    PreprocessedPixels,
+    preprocessed_pixels,
+)
 from .errors import InvalidImageError
 
 PixelFormat: TypeAlias = Literal["RGB", "BGR", "RGBA", "GRAY", "NV12", "I420"]
@@ -127,6 +133,7 @@ ImageInput: TypeAlias = (
     | NDArray[np.uint8]
     | RawImage
     | VideoFrame
+    | PreprocessedImage
     | PILImage
     | TorchTensor
 )
@@ -144,6 +151,7 @@ ImageInput: TypeAlias = (
 * an encoded file in a numpy array, uint8 [bytes] or [bytes, 1], as `cv2.imencode` returns it;
 * a `RawImage`, which names the layout of its array, and the matrix and the range of YUV;
 * a `VideoFrame`, as `frames_from_video` yields;
+* a `PreprocessedImage`, as `Client.preprocessor` makes it of any of the others;
 * a torch tensor, uint8 [3, height, width] RGB or [1, height, width] grey, on any device.
 """
 
@@ -158,8 +166,8 @@ QUICK_BYTES = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def read_image(image: ImageInput, pixel_format: str | None = None) -> bytes | RawPixels:
-    """Return what is sent of an image: a file's content as it is, or raw pixels.
+def read_image(image: ImageInput, pixel_format: str | None = None) -> ImageContent:
+    """Return what is sent of an image: a file's content as it is, or pixels.
 
     Args:
         image: See `ImageInput`.
@@ -170,6 +178,8 @@ def read_image(image: ImageInput, pixel_format: str | None = None) -> bytes | Ra
         InvalidImageError: Its shape or dtype is not one of those above.
         OSError: The file cannot be read.
     """
+    if isinstance(image, PreprocessedImage):
+        return preprocessed_pixels(image)
     if isinstance(image, (RawImage, VideoFrame)):
         pixels = image.pixels if isinstance(image, RawImage) else image.image
         return _with_colors(read_image(pixels, image.pixel_format), image)
@@ -197,10 +207,14 @@ def read_image(image: ImageInput, pixel_format: str | None = None) -> bytes | Ra
     return _encoded(image)
 
 
-def put_image(message: image_pb2.Image, content: bytes | RawPixels) -> None:
+def put_image(message: image_pb2.Image, content: ImageContent) -> None:
     """Put what `read_image` gave into a message, where it is: large images are copied once."""
     if isinstance(content, bytes):
         message.encoded = content
+        return
+    if isinstance(content, PreprocessedPixels):
+        message.preprocessed.pixels = content.pixels
+        message.preprocessed.transform_digest = content.transform_digest
         return
     put_layout(message.raw, content)
     message.raw.pixels = content.pixels
@@ -216,7 +230,7 @@ def put_layout(raw: image_pb2.RawImage, content: RawPixels) -> None:
         raw.color_range = image_pb2.ColorRange.Value(f"COLOR_RANGE_{content.color_range.upper()}")
 
 
-def content_bytes(content: bytes | RawPixels) -> bytes:
+def content_bytes(content: ImageContent) -> bytes:
     """Return the bytes of a file, or the pixels."""
     return content if isinstance(content, bytes) else content.pixels
 
@@ -232,12 +246,14 @@ def is_quickly_read(image: ImageInput) -> bool:
     """Return True if `read_image` is fast: no file to read, and little to copy."""
     if isinstance(image, (RawImage, VideoFrame)):
         image = image.pixels if isinstance(image, RawImage) else image.image
+    if isinstance(image, PreprocessedImage):
+        image = image.pixels
     if isinstance(image, (memoryview, np.ndarray)):
         return image.nbytes <= QUICK_BYTES
     return isinstance(image, (bytes, bytearray)) and len(image) <= QUICK_BYTES
 
 
-def _with_colors(content: bytes | RawPixels, image: RawImage | VideoFrame) -> bytes | RawPixels:
+def _with_colors(content: ImageContent, image: RawImage | VideoFrame) -> ImageContent:
     """Add the matrix and the range of an image to what is sent of it.
 
     Raises:
@@ -250,7 +266,7 @@ def _with_colors(content: bytes | RawPixels, image: RawImage | VideoFrame) -> by
         reason = ""
         if value not in known:
             reason = f"must be one of {', '.join(known)}, or None"
-        elif isinstance(content, bytes) or content.pixel_format not in PLANAR_FORMATS:
+        elif not isinstance(content, RawPixels) or content.pixel_format not in PLANAR_FORMATS:
             reason = f"goes with pixel_format {' and '.join(PLANAR_FORMATS)} only; leave it out"
         if reason:
             raise InvalidImageError(f"{name}: is {value!r}, {reason}", field=f"image.raw.{name}")

@@ -6,7 +6,7 @@ Which steps of a request raise which errors:
         → admission     Overloaded, ShuttingDown
         → receive       InvalidRequest, InvalidImage, DataLoss, Stalled
         → validate      InvalidRequest, InvalidImage, VariantNotFound, VariantLoading
-        → decode        InvalidImage
+        → decode        InvalidImage, TransformMismatch
         → queue         QueueFull, DeadlineUnreachable, VariantUnhealthy
         → engine        EngineFailed, DoesNotFit
 
@@ -190,6 +190,28 @@ class DoesNotFit(Overloaded):
             " for the server's operator to free some: call another server",
             retry_after_s,
         )
+
+
+class TransformMismatch(ServingError):
+    """An image was preprocessed by another transform than the variant's.
+
+    Args:
+        field: Path of the field with the digest of the image's transform.
+        found: That digest.
+        expected: Digest of the variant's transform.
+        transform: The variant's transform, in one line.
+    """
+
+    code = "FAILED_PRECONDITION"
+
+    def __init__(self, field: str, found: str, expected: str, transform: str) -> None:
+        shown = repr(found[:64]) + ("…" if len(found) > 64 else "")
+        super().__init__(
+            f"{field}: is {shown}, the variant's transform is {expected!r} ({transform}): the image"
+            " was preprocessed for another variant, or the variant has been replaced; get its"
+            " transform anew (GetVariant) and preprocess the image again"
+        )
+        self.expected = expected
 
 
 class DataLoss(ServingError):

@@ -267,10 +267,11 @@ def build(
         cache = ResponseCache(settings.response_cache_bytes)
         variants.on_retired(cache.drop)
         variants.on_removed(cache.forget)
+    limits = ImageLimits.of(settings)
     pipeline = Pipeline(
         admission,
         decode_pool,
-        ImageLimits.of(settings),
+        limits,
         events,
         cache,
         settings.max_decode_pixels,
@@ -307,7 +308,7 @@ def build(
         admission,
         events,
         inference,
-        VariantServicer(variants, control, traffic),
+        VariantServicer(variants, control, traffic, limits.exact_jpeg_pixels),
         health,
     )
     parts = Parts(

@@ -51,6 +51,7 @@ def test_exports_are_these_and_only_these():
         "ObservedCall",
         "OverloadedError",
         "PermissionDeniedError",
+        "PreprocessedImage",
         "PublishedAccuracy",
         "Quantization",
         "RawImage",
@@ -66,6 +67,7 @@ def test_exports_are_these_and_only_these():
         "TrafficShare",
         "TrafficSplit",
         "Transform",
+        "TransformMismatchError",
         "UnauthenticatedError",
         "UnavailableError",
         "UnimplementedError",
@@ -130,7 +132,7 @@ def test_only_clients_for_administration_change_variants():
     }
     assert public(Client).keys() - shared == {
         *("classify", "embed", "classify_many", "embed_many"),
-        *("classify_stream", "embed_stream"),
+        *("classify_stream", "embed_stream", "preprocessor"),
     }
 
 

@@ -40,6 +40,10 @@ class Transform(Record):
         antialias: Whether "bilinear" and "bicubic" are antialiased.
         channel_order: "RGB" or "BGR".
         input_range: The values of black and white after scaling: 0 and 1, or 0 and 255.
+        digest: SHA-256 of the steps up to the crop, 64 hex digits, which a preprocessed image
+            carries. None from servers that take no such images.
+        exact_jpeg_pixels: JPEGs of more pixels are decoded at a fraction of their size; None if
+            the server does not state it.
     """
 
     resize: int | None
@@ -56,6 +60,8 @@ class Transform(Record):
     antialias: bool = True
     channel_order: str = "RGB"
     input_range: tuple[int, ...] = (0, 1)
+    digest: str | None = None
+    exact_jpeg_pixels: int | None = None
 
 
 @dataclass(frozen=True)

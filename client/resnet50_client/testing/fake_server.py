@@ -25,6 +25,7 @@ from resnet50.v1 import (
 
 from .. import _health
 from .._arrays import RawPixels
+from .._preprocessed import ImageContent, PreprocessedPixels
 from ..errors import (
     ERRORS,
     REASONS,
@@ -168,7 +169,12 @@ class FakeServer:
             category_count=len(self._script.categories),
             categories=self._script.categories,
             transform=variant_pb2.Transform(
-                resize=232, crop=224, mean=[0.0] * 3, std=[1.0] * 3, interpolation="bilinear"
+                resize=232,
+                crop=224,
+                mean=[0.0] * 3,
+                std=[1.0] * 3,
+                interpolation="bilinear",
+                digest=hashlib.sha256(b"resize 232, crop 224").hexdigest(),
             ),
             precision="fp32",
             device="cpu",
@@ -297,9 +303,13 @@ class _Health(grpc.GenericRpcHandler):
 _FIELDS = {"Classify": "classification", "Embed": "embedding"}
 
 
-def _content_of(image: image_pb2.Image) -> bytes | RawPixels:
-    if image.WhichOneof("source") == "encoded":
+def _content_of(image: image_pb2.Image) -> ImageContent:
+    kind = image.WhichOneof("source")
+    if kind == "encoded":
         return image.encoded
+    if kind == "preprocessed":
+        made = image.preprocessed
+        return PreprocessedPixels(made.pixels, made.transform_digest)
     raw = image.raw
     name = image_pb2.PixelFormat.Name(raw.pixel_format).removeprefix("PIXEL_FORMAT_")
     return RawPixels(raw.width, raw.height, name, raw.pixels)

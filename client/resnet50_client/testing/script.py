@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arrays import RawPixels
+from .._preprocessed import ImageContent
 from ..errors import Resnet50Error
 
 # Probabilities by category, an embedding, or an error.
@@ -32,7 +32,7 @@ class Received:
 
     method: str
     options: dict[str, Any]
-    image: bytes | RawPixels
+    image: ImageContent
     metadata: dict[str, Any]
 
 
@@ -62,7 +62,7 @@ class Script:
         with self._lock:
             self._answers.extend(checked)
 
-    def next(self, image: bytes | RawPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def next(self, image: ImageContent) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the probabilities [categories] and the embedding [dimension] for an image.
 
         Raises:
@@ -109,7 +109,7 @@ class Script:
             )
         return vector
 
-    def _derived(self, image: bytes | RawPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _derived(self, image: ImageContent) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return an answer that depends on the image's bytes only."""
         content = image if isinstance(image, bytes) else image.pixels
         draw = np.random.default_rng(list(hashlib.sha256(content).digest()))

@@ -14,21 +14,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17resnet50/v1/image.proto\x12\x0bresnet50.v1\"J\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.resnet50.v1.RawImageH\x00\x42\x08\n\x06source\"\xe1\x01\n\x08RawImage\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12.\n\x0cpixel_format\x18\x03 \x01(\x0e\x32\x18.resnet50.v1.PixelFormat\x12\x18\n\x10row_stride_bytes\x18\x04 \x01(\r\x12\x0e\n\x06pixels\x18\x05 \x01(\x0c\x12.\n\x0c\x63olor_matrix\x18\x06 \x01(\x0e\x32\x18.resnet50.v1.ColorMatrix\x12,\n\x0b\x63olor_range\x18\x07 \x01(\x0e\x32\x17.resnet50.v1.ColorRange*\xb3\x01\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10PIXEL_FORMAT_RGB\x10\x01\x12\x14\n\x10PIXEL_FORMAT_BGR\x10\x02\x12\x15\n\x11PIXEL_FORMAT_RGBA\x10\x03\x12\x15\n\x11PIXEL_FORMAT_GRAY\x10\x04\x12\x15\n\x11PIXEL_FORMAT_NV12\x10\x05\x12\x15\n\x11PIXEL_FORMAT_I420\x10\x06*t\n\x0b\x43olorMatrix\x12\x1c\n\x18\x43OLOR_MATRIX_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OLOR_MATRIX_BT601\x10\x01\x12\x16\n\x12\x43OLOR_MATRIX_BT709\x10\x02\x12\x17\n\x13\x43OLOR_MATRIX_BT2020\x10\x03*X\n\nColorRange\x12\x1b\n\x17\x43OLOR_RANGE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLOR_RANGE_LIMITED\x10\x01\x12\x14\n\x10\x43OLOR_RANGE_FULL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17resnet50/v1/image.proto\x12\x0bresnet50.v1\"\x82\x01\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12$\n\x03raw\x18\x02 \x01(\x0b\x32\x15.resnet50.v1.RawImageH\x00\x12\x36\n\x0cpreprocessed\x18\x03 \x01(\x0b\x32\x1e.resnet50.v1.PreprocessedImageH\x00\x42\x08\n\x06source\"=\n\x11PreprocessedImage\x12\x0e\n\x06pixels\x18\x01 \x01(\x0c\x12\x18\n\x10transform_digest\x18\x02 \x01(\t\"\xe1\x01\n\x08RawImage\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12.\n\x0cpixel_format\x18\x03 \x01(\x0e\x32\x18.resnet50.v1.PixelFormat\x12\x18\n\x10row_stride_bytes\x18\x04 \x01(\r\x12\x0e\n\x06pixels\x18\x05 \x01(\x0c\x12.\n\x0c\x63olor_matrix\x18\x06 \x01(\x0e\x32\x18.resnet50.v1.ColorMatrix\x12,\n\x0b\x63olor_range\x18\x07 \x01(\x0e\x32\x17.resnet50.v1.ColorRange*\xb3\x01\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10PIXEL_FORMAT_RGB\x10\x01\x12\x14\n\x10PIXEL_FORMAT_BGR\x10\x02\x12\x15\n\x11PIXEL_FORMAT_RGBA\x10\x03\x12\x15\n\x11PIXEL_FORMAT_GRAY\x10\x04\x12\x15\n\x11PIXEL_FORMAT_NV12\x10\x05\x12\x15\n\x11PIXEL_FORMAT_I420\x10\x06*t\n\x0b\x43olorMatrix\x12\x1c\n\x18\x43OLOR_MATRIX_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OLOR_MATRIX_BT601\x10\x01\x12\x16\n\x12\x43OLOR_MATRIX_BT709\x10\x02\x12\x17\n\x13\x43OLOR_MATRIX_BT2020\x10\x03*X\n\nColorRange\x12\x1b\n\x17\x43OLOR_RANGE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLOR_RANGE_LIMITED\x10\x01\x12\x14\n\x10\x43OLOR_RANGE_FULL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'resnet50.v1.image_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_PIXELFORMAT']._serialized_start=345
-  _globals['_PIXELFORMAT']._serialized_end=524
-  _globals['_COLORMATRIX']._serialized_start=526
-  _globals['_COLORMATRIX']._serialized_end=642
-  _globals['_COLORRANGE']._serialized_start=644
-  _globals['_COLORRANGE']._serialized_end=732
-  _globals['_IMAGE']._serialized_start=40
-  _globals['_IMAGE']._serialized_end=114
-  _globals['_RAWIMAGE']._serialized_start=117
-  _globals['_RAWIMAGE']._serialized_end=342
+  _globals['_PIXELFORMAT']._serialized_start=465
+  _globals['_PIXELFORMAT']._serialized_end=644
+  _globals['_COLORMATRIX']._serialized_start=646
+  _globals['_COLORMATRIX']._serialized_end=762
+  _globals['_COLORRANGE']._serialized_start=764
+  _globals['_COLORRANGE']._serialized_end=852
+  _globals['_IMAGE']._serialized_start=41
+  _globals['_IMAGE']._serialized_end=171
+  _globals['_PREPROCESSEDIMAGE']._serialized_start=173
+  _globals['_PREPROCESSEDIMAGE']._serialized_end=234
+  _globals['_RAWIMAGE']._serialized_start=237
+  _globals['_RAWIMAGE']._serialized_end=462
 # @@protoc_insertion_point(module_scope)

@@ -121,6 +121,7 @@ class Image(google.protobuf.message.Message):
 
     ENCODED_FIELD_NUMBER: builtins.int
     RAW_FIELD_NUMBER: builtins.int
+    PREPROCESSED_FIELD_NUMBER: builtins.int
     encoded: builtins.bytes
     """A complete image file: JPEG, PNG, WebP, BMP, GIF or TIFF (the first frame of the last two).
     1 byte to the server's `max_image_bytes` (default 32 MiB). EXIF orientation is applied.
@@ -131,17 +132,53 @@ class Image(google.protobuf.message.Message):
     def raw(self) -> global___RawImage:
         """Uncompressed pixels, e.g. frames of a camera or of a video decoder."""
 
+    @property
+    def preprocessed(self) -> global___PreprocessedImage:
+        """The network's input, made by the client as Transform describes it: fewer bytes than a large
+        photo, and nothing to decode for the server.
+        """
+
     def __init__(
         self,
         *,
         encoded: builtins.bytes = ...,
         raw: global___RawImage | None = ...,
+        preprocessed: global___PreprocessedImage | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["encoded", "raw"] | None: ...
+    def HasField(self, field_name: typing.Literal["encoded", b"encoded", "preprocessed", b"preprocessed", "raw", b"raw", "source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["encoded", b"encoded", "preprocessed", b"preprocessed", "raw", b"raw", "source", b"source"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["encoded", "raw", "preprocessed"] | None: ...
 
 global___Image = Image
+
+@typing.final
+class PreprocessedImage(google.protobuf.message.Message):
+    """The network's input: what Transform makes of an image up to the crop, neither scaled nor
+    normalized. FAILED_PRECONDITION (ErrorInfo has the reason TRANSFORM_MISMATCH) if the variant has
+    another transform: it was replaced, or the image was preprocessed for another variant. The
+    candidate of a traffic split computes it only if its transform is the same. INVALID_ARGUMENT with
+    a `background` in the options: the client has composited the image already.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIXELS_FIELD_NUMBER: builtins.int
+    TRANSFORM_DIGEST_FIELD_NUMBER: builtins.int
+    pixels: builtins.bytes
+    """uint8 RGB, top row first: exactly height x width x 3 bytes of Transform.input_size. RGB whatever
+    Transform.channel_order is. Required.
+    """
+    transform_digest: builtins.str
+    """Transform.digest of the transform that made it. Required."""
+    def __init__(
+        self,
+        *,
+        pixels: builtins.bytes = ...,
+        transform_digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pixels", b"pixels", "transform_digest", b"transform_digest"]) -> None: ...
+
+global___PreprocessedImage = PreprocessedImage
 
 @typing.final
 class RawImage(google.protobuf.message.Message):

@@ -20,7 +20,9 @@ Errors of every RPC, with google.rpc details in the trailing metadata:
                       retry.
   NOT_FOUND           no such variant is loaded; ErrorInfo lists the loaded ones.
   FAILED_PRECONDITION a classification by a variant without a classification head; ErrorInfo has
-                      the reason NO_CLASSIFICATION_HEAD. Do not retry.
+                      the reason NO_CLASSIFICATION_HEAD. Do not retry. Or an image preprocessed
+                      for another transform than the variant's; the reason is TRANSFORM_MISMATCH.
+                      Preprocess it anew.
   RESOURCE_EXHAUSTED  a limit of the server or of the caller is reached; the message names it,
                       RetryInfo gives the delay before a retry.
   UNAUTHENTICATED     the token is missing or unknown; ErrorInfo says which.
@@ -111,8 +113,9 @@ class ClassifyOptions(google.protobuf.message.Message):
     background: builtins.str
     """Background that transparent pixels are composited on, before resizing: "white", "black",
     "#rrggbb", or "none", which drops alpha and shows the pixels' own colors, as Pillow's
-    convert("RGB") does. It applies to files with alpha and to PIXEL_FORMAT_RGBA. Empty (the
-    default): Transform.background of the variant.
+    convert("RGB") does. It applies to files with alpha and to PIXEL_FORMAT_RGBA, and is
+    INVALID_ARGUMENT with a preprocessed image, which has no alpha left. Empty (the default):
+    Transform.background of the variant.
     """
     def __init__(
         self,

@@ -389,6 +389,8 @@ class Transform(google.protobuf.message.Message):
     ANTIALIAS_FIELD_NUMBER: builtins.int
     CHANNEL_ORDER_FIELD_NUMBER: builtins.int
     INPUT_RANGE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    EXACT_JPEG_PIXELS_FIELD_NUMBER: builtins.int
     resize: builtins.int
     """Length of the shorter side after resizing, in pixels, e.g. 232; the other side is truncated. 0
     if the shorter side is not what is resized.
@@ -418,6 +420,15 @@ class Transform(google.protobuf.message.Message):
     """
     channel_order: builtins.str
     """"RGB" or "BGR", the order of the channels in the network's input; empty means "RGB"."""
+    digest: builtins.str
+    """SHA-256 of the steps up to the crop, 64 lower-case hex digits; channel order, scale and
+    normalization are not part of it. An opaque name: see PreprocessedImage.transform_digest.
+    Empty from servers that take no preprocessed images.
+    """
+    exact_jpeg_pixels: builtins.int
+    """JPEGs of more pixels are decoded at 1/2, 1/4 or 1/8 of their size where each side then still has
+    3 times its size after resizing (the server's `exact_jpeg_pixels`). 0: not stated.
+    """
     @property
     def mean(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Subtracted from each channel after scaling, in the order of `channel_order`; 3 numbers."""
@@ -463,9 +474,11 @@ class Transform(google.protobuf.message.Message):
         antialias: builtins.bool | None = ...,
         channel_order: builtins.str = ...,
         input_range: collections.abc.Iterable[builtins.int] | None = ...,
+        digest: builtins.str = ...,
+        exact_jpeg_pixels: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_antialias", b"_antialias", "antialias", b"antialias", "input_size", b"input_size", "resize_to", b"resize_to"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_antialias", b"_antialias", "antialias", b"antialias", "background", b"background", "channel_order", b"channel_order", "crop", b"crop", "fill", b"fill", "input_range", b"input_range", "input_size", b"input_size", "interpolation", b"interpolation", "mean", b"mean", "pad_to_square", b"pad_to_square", "resize", b"resize", "resize_longer_side", b"resize_longer_side", "resize_to", b"resize_to", "std", b"std"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_antialias", b"_antialias", "antialias", b"antialias", "background", b"background", "channel_order", b"channel_order", "crop", b"crop", "digest", b"digest", "exact_jpeg_pixels", b"exact_jpeg_pixels", "fill", b"fill", "input_range", b"input_range", "input_size", b"input_size", "interpolation", b"interpolation", "mean", b"mean", "pad_to_square", b"pad_to_square", "resize", b"resize", "resize_longer_side", b"resize_longer_side", "resize_to", b"resize_to", "std", b"std"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_antialias", b"_antialias"]) -> typing.Literal["antialias"] | None: ...
 
 global___Transform = Transform
@@ -808,7 +821,9 @@ class TrafficReport(google.protobuf.message.Message):
     elapsed_s: builtins.float
     """Time since it was set, in seconds."""
     skipped: builtins.int
-    """Images not compared because the server was busy."""
+    """Images not compared because the server was busy, or because the client had preprocessed them
+    and the candidate has another transform.
+    """
     failed: builtins.int
     """Images answered by the variant on which the candidate failed."""
     ended: builtins.str

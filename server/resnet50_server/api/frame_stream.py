@@ -10,7 +10,12 @@ from typing import Any
 
 from resnet50.v1 import inference_pb2, result_pb2
 from resnet50_server.batching.result import Result
-from resnet50_server.errors import InvalidRequest, NoClassificationHead, ShuttingDown
+from resnet50_server.errors import (
+    InvalidRequest,
+    NoClassificationHead,
+    ShuttingDown,
+    VariantNotFound,
+)
 from resnet50_server.inference.admission import Permit
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import TrafficRouter
@@ -18,7 +23,7 @@ from resnet50_server.runtime.tasks import start_task
 
 from .call import Call
 from .delivery import Pending, latest, ordered
-from .image_source import parse_image
+from .image_source import parse_image, transform_digest
 from .status import is_server_error, to_status
 from .stream_reader import Config, StreamReader
 from .tasks import Task
@@ -95,10 +100,10 @@ class FrameStream:
         """Start to compute a frame once it is admitted."""
         started, frame_id, call = time.perf_counter(), frame.frame_id, self._call
         permit: Permit | None = None
-        if self._task.variant.replaced_by is not None:
+        if self._task.variant.replaced_by is not None or self._is_for_requested(frame):
             try:
-                self._rebind()
-            except (InvalidRequest, NoClassificationHead) as error:
+                self._rebind(frame)
+            except (InvalidRequest, NoClassificationHead, VariantNotFound) as error:
                 # The options do not suit the new variant.
                 return self._rejected(frame_id, error)
         task = self._task
@@ -121,9 +126,24 @@ class FrameStream:
         computing = start_task(self._pipeline.infer(source, inference, call), f"frame {frame_id}")
         return _FrameInFlight(self, task, inference, frame_id, started, permit, computing)
 
-    def _rebind(self) -> None:
-        """Switch to the variant that has replaced this one; frames in flight stay with theirs."""
+    def _is_for_requested(self, frame: inference_pb2.Frame) -> bool:
+        """Return whether a frame was preprocessed, and not for the candidate that computes it."""
+        variant = self._task.variant.spec
+        if variant.name == self._call.asked:
+            return False
+        digest = transform_digest(frame.image)
+        return bool(digest) and digest != variant.transform.digest
+
+    def _rebind(self, frame: inference_pb2.Frame) -> None:
+        """Switch to the variant that has replaced this one; frames in flight stay with theirs.
+
+        If the frame was preprocessed for the requested variant, switch from the candidate to that
+        one, which computes the rest of the stream.
+        """
         task = self._task.rebind()
+        if self._is_for_requested(frame):
+            task = self._task.rebind(self._router.requested_variant(self._call))
+            self._call.variant = task.variant.spec.name
         self._task.variant.remove_stream(self._reader.stop)
         task.variant.add_stream(self._reader.stop)
         self._task = task

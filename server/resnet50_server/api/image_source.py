@@ -5,8 +5,9 @@ from __future__ import annotations
 from resnet50.v1 import image_pb2
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.limits import ImageLimits, check_encoded
+from resnet50_server.images.preprocessed import check_present
 from resnet50_server.images.raw import check_layout, check_raw
-from resnet50_server.images.source import RawImage, Source
+from resnet50_server.images.source import PreprocessedImage, RawImage, Source
 
 
 def parse_image(image: image_pb2.Image, limits: ImageLimits) -> Source:
@@ -18,12 +19,27 @@ def parse_image(image: image_pb2.Image, limits: ImageLimits) -> Source:
     """
     kind = image.WhichOneof("source")
     if kind is None:
-        raise InvalidImage("image", "is empty; set image.encoded or image.raw", kind="empty")
+        raise InvalidImage(
+            "image",
+            "is empty; set image.encoded, image.raw or image.preprocessed",
+            kind="empty",
+        )
     if kind == "raw":
         return parse_raw(image.raw, limits.max_pixels)
+    if kind == "preprocessed":
+        message = image.preprocessed
+        preprocessed = PreprocessedImage(message.pixels, message.transform_digest)
+        check_present(preprocessed)
+        return preprocessed
     encoded: bytes = image.encoded  # protobuf copies it at each access
     check_encoded(encoded, limits)
     return encoded
+
+
+def transform_digest(image: image_pb2.Image) -> str:
+    """Return the digest of the transform that a message's image was preprocessed by; "" if none."""
+    # An unset message reads as an empty one.
+    return image.preprocessed.transform_digest
 
 
 def parse_raw(message: image_pb2.RawImage, max_pixels: int) -> RawImage:

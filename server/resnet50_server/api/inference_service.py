@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from resnet50_server.rollout.router import TrafficRouter
 from .call import Call
 from .frame_stream import FrameStream
 from .image_batch import ImageBatch
-from .image_source import parse_image
+from .image_source import parse_image, transform_digest
 from .stream_reader import StreamReader
 from .tasks import ClassifyTask, EmbedTask, Options, Task, wants_embedding
 from .upload import Part, Upload
@@ -132,7 +132,7 @@ class InferenceServicer:
         call: Call,
     ) -> Any:
         started = time.perf_counter()
-        task = task_type(options, self._resolve_variant(options, call))
+        task = task_type(options, self._resolve_variant(options, call, (message,)))
         with task.variant.in_use():
             image = parse_image(message, self._pipeline.limits)
             assert call.permit is not None  # set by the guard
@@ -151,7 +151,8 @@ class InferenceServicer:
                 f"has {len(request.images)} images, a call may have 1 to {limit}"
                 " (max_images_per_call); split them into several calls",
             )
-        task = task_type(request.options, self._resolve_variant(request.options, call))
+        variant = self._resolve_variant(request.options, call, request.images)
+        task = task_type(request.options, variant)
         with task.variant.in_use():
             batch = ImageBatch(request.images, self._pipeline, self._router, task, call)
             return await batch.run(request.ByteSize())
@@ -192,9 +193,14 @@ class InferenceServicer:
             self._streams.discard(reader)
             reader.close()
 
-    def _resolve_variant(self, options: Options, call: Call) -> LoadedVariant:
+    def _resolve_variant(
+        self, options: Options, call: Call, images: Sequence[image_pb2.Image] = ()
+    ) -> LoadedVariant:
         variant = self._router.resolve(
-            call, self._variants.find(options.variant), with_embedding=wants_embedding(options)
+            call,
+            self._variants.find(options.variant),
+            with_embedding=wants_embedding(options),
+            transform_digests=filter(None, map(transform_digest, images)),
         )
         call.variant = variant.spec.name
         variant.require_health()

@@ -14,6 +14,7 @@ from resnet50_server.errors import (
     NotNow,
     Overloaded,
     PermissionDenied,
+    TransformMismatch,
     Unauthenticated,
     VariantNotFound,
     VariantUnhealthy,
@@ -77,6 +78,14 @@ def _details(error: Exception) -> list[Message]:
         return [error_details_pb2.ErrorInfo(reason="VARIANT_UNHEALTHY", domain=DOMAIN)]
     if isinstance(error, NoClassificationHead):
         return [error_details_pb2.ErrorInfo(reason="NO_CLASSIFICATION_HEAD", domain=DOMAIN)]
+    if isinstance(error, TransformMismatch):
+        return [
+            error_details_pb2.ErrorInfo(
+                reason="TRANSFORM_MISMATCH",
+                domain=DOMAIN,
+                metadata={"transform_digest": error.expected},
+            )
+        ]
     if isinstance(error, NotNow):
         return [error_details_pb2.ErrorInfo(reason="VARIANT_CHANGE_REFUSED", domain=DOMAIN)]
     if isinstance(error, Unauthenticated):

@@ -90,14 +90,17 @@ class Task(ABC):
         labels = (spec.longest_label_bytes + CATEGORY_BYTES) * top_k
         return labels + EMBEDDING_BYTES * self.inference.with_embedding + RESULT_BYTES
 
-    def rebind(self) -> Task:
-        """Return the task for the variant that has replaced this one's, if any.
+    def rebind(self, variant: LoadedVariant | None = None) -> Task:
+        """Return the task for another variant.
+
+        Args:
+            variant: The other variant; None for the one that has replaced this one's, if any.
 
         Raises:
             InvalidRequest: The options do not suit the new variant.
-        NoClassificationHead: The new variant has none, and the task classifies.
+            NoClassificationHead: The new variant has none, and the task classifies.
         """
-        latest = self.variant.latest()
+        latest = (variant or self.variant).latest()
         return self if latest is self.variant else type(self)(self.options, latest)  # type: ignore[call-arg]
 
     def _filled(self, response: Any, result: Result, image: ImageEvent) -> Any:

@@ -23,14 +23,20 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
         variants: The registry.
         control: Loads and unloads them.
         router: The traffic splits.
+        exact_jpeg_pixels: JPEGs of more pixels are decoded at a fraction of their size.
     """
 
     def __init__(
-        self, variants: VariantRegistry, control: VariantControl, router: TrafficRouter
+        self,
+        variants: VariantRegistry,
+        control: VariantControl,
+        router: TrafficRouter,
+        exact_jpeg_pixels: int,
     ) -> None:
         self._variants = variants
         self._control = control
         self._router = router
+        self._exact_jpeg_pixels = exact_jpeg_pixels
 
     async def ListVariants(
         self, request: variant_pb2.ListVariantsRequest, context: GrpcContext
@@ -133,6 +139,7 @@ class VariantServicer(variant_pb2_grpc.VariantServiceServicer):
             if (problem := loaded.queue.health.problem) is not None:
                 variant.state = variant_pb2.VARIANT_STATE_UNHEALTHY
                 variant.problem = problem
+        variant.transform.exact_jpeg_pixels = self._exact_jpeg_pixels
         variant.server_default = spec is self._variants.default
         variant.last_failure = self._variants.failures.get(spec.name, "")
         if loading is not None:
@@ -188,6 +195,7 @@ def _describe_transform(transform: Transform) -> variant_pb2.Transform:
         antialias=transform.antialias,
         channel_order=transform.channel_order,
         input_range=transform.input_range,
+        digest=transform.digest,
     )
     if isinstance(transform.resize, LongerSide):
         message.resize_longer_side = transform.resize.pixels

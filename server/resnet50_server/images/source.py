@@ -1,4 +1,4 @@
-"""An image as a request brings it: a complete file, or raw pixels."""
+"""An image as a request brings it: a complete file, raw pixels, or the network's input."""
 
 from __future__ import annotations
 
@@ -59,6 +59,19 @@ class RawImage:
     color_range: int = ColorRange.UNSPECIFIED
 
 
+@dataclass(frozen=True)
+class PreprocessedImage:
+    """The network's input, made by the caller.
+
+    Attributes:
+        pixels: uint8 [height, width, 3] of the variant's input size, RGB, not normalised.
+        transform_digest: `Transform.digest` of the transform that made it.
+    """
+
+    pixels: bytes
+    transform_digest: str
+
+
 class ImageWarning(IntEnum):
     """Something that a result does not tell about its image, with the numbers of the contract.
 
@@ -69,8 +82,8 @@ class ImageWarning(IntEnum):
     TRUNCATED = 1
 
 
-Source: TypeAlias = bytes | RawImage
-"""An encoded file, or raw pixels."""
+Source: TypeAlias = bytes | RawImage | PreprocessedImage
+"""An encoded file, raw pixels, or the network's input."""
 
 
 def size_bytes(source: Source) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 from .background import Color, spell_background
@@ -15,6 +17,8 @@ ChannelOrder = Literal["RGB", "BGR"]
 # Methods that exist without antialiasing too; that of the others is a part of them.
 ANTIALIAS_OPTIONAL = ("bilinear", "bicubic")
 MAX_CROP, MAX_RESIZE = 4096, 8192
+# Counted up with each release that makes other pixels by the same numbers.
+_PIXELS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,18 @@ class Transform:
         size = self._known_size()
         assert size is not None  # see `problems`
         return size
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that determines the network's input as uint8 pixels, 64 hex digits.
+
+        Channel order and normalisation are left out: the engine applies them.
+        """
+        numbers = (
+            *(_PIXELS_VERSION, self.resize, self.input_size, self.interpolation, self.antialias),
+            *(self.pad_to_square, self.fill, self.background),
+        )
+        return hashlib.sha256(repr(numbers).encode()).hexdigest()
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return (height, width) after padding to a square, if at all, and resizing.

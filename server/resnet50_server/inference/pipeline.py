@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
+from resnet50_server.errors import InvalidRequest
 from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.background import Background
 from resnet50_server.images.decode import decode, needs_no_decode
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull, PixelBudget
-from resnet50_server.images.source import ImageWarning, Source, size_bytes
+from resnet50_server.images.source import ImageWarning, PreprocessedImage, Source, size_bytes
 from resnet50_server.images.transform import Transform
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
@@ -132,6 +133,12 @@ class Pipeline:
         that decoding takes, and when it is queued.
         """
         started = time.perf_counter()
+        if isinstance(source, PreprocessedImage) and task.background is not None:
+            raise InvalidRequest(
+                "options.background",
+                "is set, but the image is preprocessed and has no alpha left; leave it out, and"
+                " composite the image on that background before it is resized",
+            )
         variant, transform = task.variant, task.transform
         warnings: list[ImageWarning] = []
         decode_image = partial(self._decode, source, transform, warn=warnings.append)

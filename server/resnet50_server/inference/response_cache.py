@@ -23,7 +23,7 @@ import numpy as np
 
 from resnet50_server.batching.result import Result
 from resnet50_server.images.background import Color
-from resnet50_server.images.source import ImageWarning, Source
+from resnet50_server.images.source import ImageWarning, PreprocessedImage, Source
 
 from .single_flight import SingleFlight
 
@@ -261,6 +261,9 @@ def content_digest(source: Source) -> bytes:
     if isinstance(source, bytes):
         digest = hashlib.sha256(b"\0")
         digest.update(source)
+    elif isinstance(source, PreprocessedImage):
+        digest = hashlib.sha256(b"\2" + hashlib.sha256(source.transform_digest.encode()).digest())
+        digest.update(source.pixels)
     else:
         shape = (source.width, source.height, source.pixel_format, source.row_stride_bytes)
         color = (source.color_matrix, source.color_range)

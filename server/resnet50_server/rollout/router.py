@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from random import Random
 
@@ -177,7 +178,12 @@ class TrafficRouter(ServerEvents):
         ]
 
     def resolve(
-        self, call: RequestContext, variant: LoadedVariant, *, with_embedding: bool
+        self,
+        call: RequestContext,
+        variant: LoadedVariant,
+        *,
+        with_embedding: bool,
+        transform_digests: Iterable[str] = (),
     ) -> LoadedVariant:
         """Return the variant that computes a request.
 
@@ -187,6 +193,8 @@ class TrafficRouter(ServerEvents):
             with_embedding: Whether it asks for embeddings. Embeddings of two variants must not be
                 mixed in one index unnoticed, so the candidate computes them only if the split
                 allows it.
+            transform_digests: Of the request's preprocessed images. The candidate computes them
+                only if its transform is the same.
         """
         call.asked = name = variant.spec.name
         if (active := self._active(name)) is None:
@@ -194,7 +202,20 @@ class TrafficRouter(ServerEvents):
         if with_embedding and not active.split.canary_embeddings:
             return variant
         canary = active.split.is_canary(call.key or call.caller.name)
-        return (active.candidate if canary else None) or variant
+        candidate = active.candidate if canary else None
+        if candidate is None:
+            return variant
+        expected = candidate.spec.transform.digest
+        return candidate if all(one == expected for one in transform_digests) else variant
+
+    def requested_variant(self, call: RequestContext) -> LoadedVariant:
+        """Return the variant that a request named, whether or not a candidate computes it.
+
+        Raises:
+            VariantNotFound: It has been unloaded.
+            VariantLoading: It is not loaded.
+        """
+        return self._variants.find(call.asked)
 
     def instrument(
         self, task: InferenceTask, call: RequestContext, source: Source

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
-from resnet50_server.errors import Overloaded, ServingError, ShuttingDown
+from resnet50_server.errors import Overloaded, ServingError, ShuttingDown, TransformMismatch
 from resnet50_server.images.background import Background
 from resnet50_server.images.source import Source, size_bytes
 from resnet50_server.inference.pipeline import InferenceTask
@@ -115,7 +115,7 @@ class ShadowWorker:
             result = await self._compute(shadow.source, task, call)
         except ShuttingDown:
             pass  # the candidate has been replaced or goes, and with it what was counted
-        except Overloaded:
+        except (Overloaded, TransformMismatch):
             stats.skipped += 1
         except ServingError as error:  # the engine's own are in the log already
             log.debug("candidate %s failed on a shadow: %s", self._name, error)

@@ -27,6 +27,7 @@ from resnet50_server.errors import (
     ShuttingDown,
     SplitNotFound,
     Stalled,
+    TransformMismatch,
     Unauthenticated,
     Unloading,
     VariantLoading,
@@ -58,6 +59,7 @@ TOLD = [
     (NotEnabled("LoadVariant", "--variants-dir"), "UNIMPLEMENTED", set()),
     (NotNow("served already"), "FAILED_PRECONDITION", set()),
     (NoClassificationHead("vectors"), "FAILED_PRECONDITION", {"ErrorInfo"}),
+    (TransformMismatch("image", "a", "b", "resize 232"), "FAILED_PRECONDITION", {"ErrorInfo"}),
     (EngineFailed("secret"), "INTERNAL", set()),
     (ZeroDivisionError("secret"), "INTERNAL", set()),
 ]
