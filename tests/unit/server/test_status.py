@@ -57,7 +57,7 @@ TOLD = [
     (VariantUnhealthy("variant cats fails"), "UNAVAILABLE", {"ErrorInfo"}),
     (DiskTimeout("variants_dir: /nfs", 10.0), "UNAVAILABLE", set()),
     (NotEnabled("LoadVariant", "--variants-dir"), "UNIMPLEMENTED", set()),
-    (NotNow("served already"), "FAILED_PRECONDITION", set()),
+    (NotNow("served already"), "FAILED_PRECONDITION", {"ErrorInfo"}),
     (NoClassificationHead("vectors"), "FAILED_PRECONDITION", {"ErrorInfo"}),
     (TransformMismatch("image", "a", "b", "resize 232"), "FAILED_PRECONDITION", {"ErrorInfo"}),
     (EngineFailed("secret"), "INTERNAL", set()),
