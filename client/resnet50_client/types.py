@@ -1,8 +1,11 @@
-"""Types of results, and of arguments that have a few values."""
+"""Types of results, and of arguments that have a few values or several types."""
 
+from ._auth import Token
+from ._channel_config import Compression
 from ._config import Priority
 from ._frames import Delivery, FrameAnswer, StreamStats
 from ._health import HealthStatus
+from ._tls import Pem
 from ._types.record import Record
 from ._types.results import (
     CacheUse,
@@ -27,7 +30,7 @@ from ._types.variants import (
     Variant,
     VariantState,
 )
-from .images import PixelFormat
+from .images import ImageInput, PixelFormat
 
 __all__ = [
     # Results about images
@@ -55,6 +58,7 @@ __all__ = [
     # Literals
     "Activation",
     "CacheUse",
+    "Compression",
     "Delivery",
     "Dtype",
     "HealthStatus",
@@ -62,4 +66,8 @@ __all__ = [
     "PixelFormat",
     "Priority",
     "VariantState",
+    # Unions
+    "ImageInput",
+    "Pem",
+    "Token",
 ]

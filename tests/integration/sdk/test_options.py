@@ -106,6 +106,15 @@ async def test_request_id_in_metadata_is_that_of_the_call(kind, server, method):
     assert [one.metadata["x-request-id"] for one in server.received] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("method", ["classify", "embed"])
+async def test_result_has_the_request_id_and_its_source(kind, server, method):
+    async with Caller(kind, server.address) as client:
+        given = await getattr(client, method)(b"image", request_id="request-7")
+        generated = await getattr(client, method)(b"image")
+    assert (given.request_id, given.source) == ("request-7", b"image")
+    assert generated.request_id == server.received[1].metadata["x-request-id"]
+
+
 @pytest.mark.parametrize("method", CALLS)
 async def test_error_without_a_server_has_the_request_id(kind, method):
     async with Caller(kind, "127.0.0.1:1", retry=RetryPolicy(attempts=1)) as client:
