@@ -26,7 +26,7 @@ COPY --from=build /wheels /wheels
 # What is installed is the wheel made above, which names its versions.
 # hadolint ignore=DL3013
 RUN wheel="$(ls /wheels/*.whl)" \
-    && pip install --no-cache-dir "${wheel}[server,heif,cpu,cli,otel,remote]" \
+    && pip install --no-cache-dir "${wheel}[server,heif,cpu,cli,top,otel,remote]" \
     && rm -r /wheels
 ENV TORCH_HOME=/weights \
     RESNET50_GRAPH_CACHE_DIR=/weights/graphs \

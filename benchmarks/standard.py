@@ -24,7 +24,8 @@ from benchmarks.process import server
 from resnet50_bench.benchmark import bench
 from resnet50_bench.environment import machine, versions
 from resnet50_bench.plan import Load, Plan
-from resnet50_bench.table import Grid, costs, latencies, stages
+from resnet50_bench.table import costs, latencies, stages
+from resnet50_cli.formatting import Grid
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"

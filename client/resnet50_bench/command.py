@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import json
 from contextlib import ExitStack
 from enum import Enum
@@ -13,7 +13,8 @@ import typer
 from rich.live import Live as Screen
 
 from resnet50_cli.connection_options import Servers, with_servers
-from resnet50_cli.options import DEFAULT_CONCURRENCY, AsJson, VariantName, check_output
+from resnet50_cli.extras import require
+from resnet50_cli.options import DEFAULT_CONCURRENCY, AsJson, Delivery, VariantName, check_output
 from resnet50_cli.output import (
     INTERRUPTED,
     SOME_FAILED,
@@ -25,7 +26,6 @@ from resnet50_cli.output import (
     stop_signals,
     warn,
 )
-from resnet50_cli.stream.command import Delivery
 from resnet50_client._config import DEFAULT_TIMEOUT_S
 
 from . import comparison
@@ -37,14 +37,14 @@ from .result import Bench
 from .sweep import shares
 from .table import tables
 
-EXIT_STATUSES = (
+EPILOG = (
     "Exit status: 0 success, even if some calls failed; 1 no call succeeded, or the server rejected"
     " the variant; 2 wrong usage; 3 no server reachable; 130 interrupted (results so far are in the"
     " output)."
 )
 LOAD, CALLS, TIME, OUTPUT = "Load (one of these)", "Calls", "Duration", "Output"
-# Width of a sweep's tables.
-TABLE_COLUMNS = 100
+# Widths of a sweep's tables, with single runs and with the ranges of repeated ones.
+TABLE_COLUMNS, SPREAD_COLUMNS = 100, 130
 
 
 class Shape(str, Enum):
@@ -128,7 +128,10 @@ def bench(
     streams: Annotated[
         int | None,
         typer.Option(
-            "--streams", min=1, rich_help_panel=CALLS, help="Number of streams. Default: 1."
+            "--streams",
+            min=1,
+            rich_help_panel=CALLS,
+            help="Number of streams. Default: one per process.",
         ),
     ] = None,
     delivery: Annotated[
@@ -152,7 +155,20 @@ def bench(
     channels: Annotated[
         int,
         typer.Option(
-            "--channels", min=1, rich_help_panel=CALLS, help="Connections to each server."
+            "--channels",
+            min=1,
+            rich_help_panel=CALLS,
+            help="Connections to each server, of each process.",
+        ),
+    ] = 1,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            min=1,
+            rich_help_panel=CALLS,
+            help="Make the calls from this many processes, if one is too slow; each makes a part of"
+            " them.",
         ),
     ] = 1,
     timeout_s: Annotated[
@@ -189,6 +205,15 @@ def bench(
             "--requests", min=1, rich_help_panel=TIME, help="Stop after this many measured calls."
         ),
     ] = None,
+    repeat: Annotated[
+        int,
+        typer.Option(
+            "--repeat",
+            min=1,
+            rich_help_panel=TIME,
+            help="Run each load this many times; shows medians, and the lowest and highest values.",
+        ),
+    ] = 1,
     seed: Annotated[
         int,
         typer.Option(
@@ -240,15 +265,16 @@ def bench(
         check_output(out, "--out", ".json")
         check_output(html, "--html", ".html")
         framed = fps is not None or streams is not None or delivery is not None
-        _require("psutil", *(() if html is None else ("matplotlib",)))
+        shape = shape or (Shape.stream if framed else Shape.unary)
+        require("bench", "bench", "psutil", *(() if html is None else ("matplotlib", "jinja2")))
         if raw or not files:
-            _require("PIL")
+            require("bench", "bench", "PIL")
         profile = servers.profile(timeout_s)
         assert profile.server is not None and profile.timeout_s is not None
         plan = Plan(
-            load=_load(concurrency, rate, fps, sweep),
+            load=_load(concurrency, rate, fps, sweep, processes),
             servers=profile.server,
-            shape=(shape or (Shape.stream if framed else Shape.unary)).value,
+            shape=shape.value,
             operation=operation.value,
             variant=variant,
             duration_s=duration_s,
@@ -256,12 +282,14 @@ def bench(
             requests=requests,
             timeout_s=profile.timeout_s,
             channels=channels,
-            streams=streams or 1,
+            streams=streams or (processes if shape is Shape.stream else 1),
             delivery=(delivery or Delivery.ordered).value,
             files=tuple(files or ()),
             raw=raw,
             seed=seed,
             server_pid=server_pid,
+            processes=processes,
+            repeat=repeat,
         )
         steps = shares(sweep) if sweep is not None else ()
         stop = stack.enter_context(stop_signals())
@@ -280,7 +308,11 @@ def bench(
 
 
 def _load(
-    concurrency: int | None, rate: float | None, fps: float | None, sweep: str | None
+    concurrency: int | None,
+    rate: float | None,
+    fps: float | None,
+    sweep: str | None,
+    processes: int,
 ) -> Load:
     """Return the load of the options; it is ignored with a sweep."""
     given = {"--concurrency": concurrency, "--rate": rate, "--fps": fps, "--sweep": sweep}
@@ -288,18 +320,19 @@ def _load(
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} are different loads; pass one of them")
     if rate is None and fps is None:
-        concurrency = concurrency or DEFAULT_CONCURRENCY
+        concurrency = concurrency or max(DEFAULT_CONCURRENCY, processes)
     return Load(concurrency=concurrency, rate_per_s=rate, fps=fps)
 
 
 def _report(found: Bench, out: Path | None, html: Path | None, as_json: bool) -> None:
-    for run in found.runs:
+    for label, run in found.labelled_runs():
         for warning in run.warnings:
-            warn(f"{run.load.describe(found.plan.streams)}: {warning}")
+            warn(f"{label}: {warning}")
     if as_json:
         print_json(json.loads(found.to_json()))
     else:
-        show(tables(printable(found)), TABLE_COLUMNS)
+        columns = TABLE_COLUMNS if found.plan.repeat == 1 else SPREAD_COLUMNS
+        show(tables(printable(found)), columns)
     if out is not None:
         out.write_text(found.to_json() + "\n", encoding="utf-8")
     if html is not None:
@@ -310,17 +343,8 @@ def _compare(one: Bench, other: Bench, as_json: bool) -> None:
     rows = comparison.rows(one, other)
     differences = comparison.differences(one, other)
     if as_json:
-        print_json({"differences": differences, "rows": [vars(row) for row in rows]})
+        print_json({"differences": differences, "rows": [dataclasses.asdict(row) for row in rows]})
         return
     for difference in differences:
         warn(f"differs: {difference}")
     show(comparison.table(printable(rows)), TABLE_COLUMNS)
-
-
-def _require(*modules: str) -> None:
-    for name in modules:
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(
-                f"bench needs {name}, which is not installed: install"
-                " resnet50-serving with the extra [cli]"
-            )

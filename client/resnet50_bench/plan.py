@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from resnet50_client._addresses import DEFAULT_SERVER
 from resnet50_client._frames import Delivery
 
@@ -86,6 +88,8 @@ class Plan:
         generated: Number of distinct generated images.
         seed: Random seed of arrivals and generated images.
         server_pid: Local process whose CPU and memory are measured, with its descendants.
+        processes: Number of processes that make the calls, each a part of them.
+        repeat: Number of runs of each load.
 
     Raises:
         ValueError: A number is out of range, or two options conflict.
@@ -108,6 +112,8 @@ class Plan:
     generated: int = 16
     seed: int = 0
     server_pid: int | None = None
+    processes: int = 1
+    repeat: int = 1
 
     def __post_init__(self) -> None:
         if not self.servers:
@@ -115,6 +121,9 @@ class Plan:
         for name in ("duration_s", "timeout_s", "channels", "streams", "generated"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: is {getattr(self, name)}, must be above 0")
+        for name in ("processes", "repeat"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: is {getattr(self, name)}, must be 1 or more")
         if not self.warm_up_s >= 0:
             raise ValueError(f"warm_up_s: is {self.warm_up_s}, must be 0 or more")
         if self.requests is not None and self.requests < 1:
@@ -129,10 +138,52 @@ class Plan:
                     raise ValueError(f"{name}: requires shape stream, is {self.shape}")
         if self.shape == "upload" and self.raw:
             raise ValueError("raw: requires shape unary or stream; an upload is an encoded image")
+        for name, number in (
+            ("concurrency", self.load.concurrency),
+            ("requests", self.requests),
+            ("streams", self.streams if self.shape == "stream" else None),
+        ):
+            if number is not None and number < self.processes:
+                raise ValueError(
+                    f"processes: is {self.processes}, must not exceed {name}, which is {number},"
+                    " because each process makes a part of the calls"
+                )
 
     def under(self, load: Load) -> Plan:
         """Return the same plan with another load."""
         return replace(self, load=load)
+
+    def repetition(self, number: int) -> Plan:
+        """Return the plan of a repeated run, from 0: the first is this one, others differ in seed.
+
+        With other arrival times the spread of the runs includes the chance in them.
+        """
+        return replace(self, seed=_derived_seed(self.seed, 0, number)) if number else self
+
+    def part(self, process: int) -> Plan:
+        """Return the plan of one of the processes, from 0: its part of the calls.
+
+        Calls in flight, streams and requests are divided as evenly as possible. An open loop's rate
+        is divided by the processes: their calls together are at random times again, because the
+        sum of independent Poisson processes is one.
+        """
+        load = self.load
+        if load.concurrency is not None:
+            load = replace(load, concurrency=self._divided(load.concurrency, process))
+        elif load.rate_per_s is not None:
+            load = replace(load, rate_per_s=load.rate_per_s / self.processes)
+        return replace(
+            self,
+            load=load,
+            streams=self._divided(self.streams, process) if self.shape == "stream" else 1,
+            requests=self._divided(self.requests, process) if self.requests is not None else None,
+            seed=_derived_seed(self.seed, 1, process),
+            server_pid=None,
+            processes=1,
+        )
+
+    def _divided(self, number: int, process: int) -> int:
+        return number // self.processes + (process < number % self.processes)
 
     def describe(self) -> str:
         """Return a short description of the calls."""
@@ -142,4 +193,12 @@ class Plan:
         images = "raw frames" if self.raw else "encoded images"
         origin = "own" if self.files else "generated"
         servers = ", ".join(self.servers)
-        return f"{calls}, {origin} {images}, timeout {self.timeout_s:g} s, at {servers}"
+        described = f"{calls}, {origin} {images}, timeout {self.timeout_s:g} s, at {servers}"
+        if self.processes > 1:
+            described += f", from {self.processes} processes"
+        return described + (f", {self.repeat} runs" if self.repeat > 1 else "")
+
+
+def _derived_seed(seed: int, *path: int) -> int:
+    """Return a seed whose random numbers are independent of those of other paths."""
+    return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])

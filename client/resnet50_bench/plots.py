@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .result import Bench, Run
+from .figures import FIGURES, LoadRuns
+from .result import Bench
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, YELLOW = (
     "#e69f00",
 )
 GREY = "#8a949e"
-QUANTILES = {"p50": BLUE, "p90": GREEN, "p99": ORANGE, "p99_9": PURPLE}
+QUANTILES = {"p50": BLUE, "p90": GREEN, "p99": ORANGE, "p99.9": PURPLE}
 STAGE_COLOURS = {
     "decode": YELLOW,
     "queue": ORANGE,
@@ -57,14 +58,7 @@ def latency_by_load(bench: Bench) -> str:
 
     def draw(axes: Axes) -> None:
         for name, colour in QUANTILES.items():
-            points = [
-                (run.offered_per_s, value)
-                for run in bench.runs
-                if (value := getattr(run.latency_ms, name)) is not None
-            ]
-            if points:
-                label = name.replace("_", ".")
-                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label, ms=4)
+            _by_load(axes, bench, f"{name} ms", name, colour)
         _capacity(axes, bench)
         axes.set_yscale("log")
         _plain(axes.yaxis)
@@ -79,12 +73,10 @@ def rates_by_load(bench: Bench) -> str:
     """Draw throughput and goodput against the offered load."""
 
     def draw(axes: Axes) -> None:
-        offered = [run.offered_per_s for run in bench.runs]
+        offered = [one.median(FIGURES["calls/s"]) or 0.0 for one in bench.loads()]
         axes.plot(offered, offered, color=FAINT, ls="--", label="calls")
-        figures = (("answers", BLUE, "throughput_per_s"), ("in time", GREEN, "goodput_per_s"))
-        for label, colour, name in figures:
-            rates = [getattr(run, name) for run in bench.runs]
-            axes.plot(offered, rates, "o-", color=colour, label=label, ms=4)
+        _by_load(axes, bench, "answers/s", "answers", BLUE)
+        _by_load(axes, bench, "in time/s", "in time", GREEN)
         _capacity(axes, bench)
         axes.set(
             xlabel="calls made per second", ylabel="per second", xlim=(0, None), ylim=(0, None)
@@ -96,16 +88,21 @@ def rates_by_load(bench: Bench) -> str:
 
 
 def latency_curve(bench: Bench) -> str:
-    """Draw the cumulative distribution of latency."""
+    """Draw the cumulative distribution of latency: a line per run, a colour per load."""
 
     def draw(axes: Axes) -> None:
-        runs = [run for run in bench.runs if run.latency_curve]
+        loads = [one for one in bench.loads() if one.answered]
         deepest = 2.0
-        for run, colour in zip(runs, _shades(len(runs)), strict=True):
-            xs = [-math.log10(max(1.0 - share, 1e-9)) for share, _ in run.latency_curve]
-            deepest = max(deepest, *xs)
-            label = run.load.describe(bench.plan.streams)
-            axes.plot(xs, [ms for _, ms in run.latency_curve], color=colour, lw=1.6, label=label)
+        for one, colour in zip(loads, _shades(len(loads)), strict=True):
+            label: str | None = one.load.describe(bench.plan.streams)
+            for run in one.runs:
+                if not run.latency_curve:
+                    continue
+                xs = [-math.log10(max(1.0 - share, 1e-9)) for share, _ in run.latency_curve]
+                deepest = max(deepest, *xs)
+                ys = [ms for _, ms in run.latency_curve]
+                axes.plot(xs, ys, color=colour, lw=1.6 / math.sqrt(len(one.runs)), label=label)
+                label = None  # the legend has a line per load
         shares = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999]
         ticks = [share for share in shares if -math.log10(1.0 - share) <= deepest]
         labels = [f"{share * 100:.7g}%" for share in ticks]
@@ -121,11 +118,10 @@ def latency_curve(bench: Bench) -> str:
 
 def batch_sizes(bench: Bench) -> str:
     """Draw the distribution of responses over batch sizes."""
-    runs = [run for run in bench.runs if run.batch_sizes]
+    loads = [one for one in bench.loads() if one.batch_sizes]
 
     def bars(axes: Axes) -> None:
-        (run,) = runs
-        counts = run.batch_sizes
+        counts = loads[0].batch_sizes
         shares = [100 * count / sum(counts.values()) for count in counts.values()]
         axes.bar(list(counts), shares, color=BLUE, width=0.85)
         _whole(axes.xaxis)
@@ -133,84 +129,111 @@ def batch_sizes(bench: Bench) -> str:
         axes.grid(True, axis="y")
 
     def cells(axes: Axes) -> None:
-        largest = max(max(run.batch_sizes) for run in runs)
+        counts = [one.batch_sizes for one in loads]
+        largest = max(map(max, counts))
         shares = [
-            [
-                100 * run.batch_sizes.get(size, 0) / sum(run.batch_sizes.values())
-                for size in range(1, largest + 1)
-            ]
-            for run in runs
+            [100 * sizes[size] / sizes.total() for size in range(1, largest + 1)]
+            for sizes in counts
         ]
-        edges = [at + 0.5 for at in range(largest + 1)], [at - 0.5 for at in range(len(runs) + 1)]
+        edges = [at + 0.5 for at in range(largest + 1)], [at - 0.5 for at in range(len(loads) + 1)]
         mesh = axes.pcolormesh(*edges, shares, cmap="Blues", vmin=0, edgecolors="white", lw=0.5)
-        _rows(axes, bench, runs)
+        _rows(axes, bench, loads)
         _whole(axes.xaxis)
         axes.set(xlabel="images in the batch")
         axes.figure.colorbar(mesh, ax=axes, label="share of the answers, %", pad=0.02)
 
-    if len(runs) == 1:
+    if len(loads) == 1:
         return _svg("batch-sizes", bars)
-    return _svg("batch-sizes", cells, _height_in(len(runs)))
+    return _svg("batch-sizes", cells, _height_in(len(loads)))
 
 
 def stages(bench: Bench) -> str:
     """Draw the mean latency by stage."""
-    runs = [run for run in bench.runs if run.answered]
+    loads = [one for one in bench.loads() if one.answered]
 
     def draw(axes: Axes) -> None:
-        means = [_stage_means(run) for run in runs]
+        means = [_stage_means(one) for one in loads]
         totals = [sum(one.values()) or 1.0 for one in means]
-        left = [0.0] * len(runs)
+        left = [0.0] * len(loads)
         for name, colour in STAGE_COLOURS.items():
             widths = [100 * one[name] / total for one, total in zip(means, totals, strict=True)]
-            axes.barh(range(len(runs)), widths, left=left, color=colour, label=name, height=0.7)
+            axes.barh(range(len(loads)), widths, left=left, color=colour, label=name, height=0.7)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for row, total in enumerate(totals):
             axes.text(101, row, f"{total:.3g} ms", va="center")
-        _rows(axes, bench, runs)
+        _rows(axes, bench, loads)
         axes.set(xlabel="share of the mean latency, %", xlim=(0, 100))
         _legend_above(axes)
 
-    return _svg("stages", draw, _height_in(len(runs)))
+    return _svg("stages", draw, _height_in(len(loads)))
 
 
 def outcomes(bench: Bench) -> str:
     """Draw the outcomes of calls: in time, late, dropped, failed by code."""
-    runs = [run for run in bench.runs if run.calls]
-    codes = list(dict.fromkeys(code for run in runs for code in run.errors))
+    loads = [one for one in bench.loads() if one.calls]
+    codes = list(dict.fromkeys(code for one in loads for code in one.errors))
     counts: dict[str, tuple[str, list[float]]] = {
-        "in time": (GREEN, [run.good_share * run.calls for run in runs]),
-        "too late": (YELLOW, [run.answered - run.good_share * run.calls for run in runs]),
-        "dropped": (GREY, [float(run.dropped) for run in runs]),
+        "in time": (GREEN, [one.in_time for one in loads]),
+        "too late": (YELLOW, [one.answered - one.in_time for one in loads]),
+        "dropped": (GREY, [float(one.dropped) for one in loads]),
     }
     for number, code in enumerate(codes):
         colour = ERROR_COLOURS[number % len(ERROR_COLOURS)]
-        counts[code] = (colour, [float(run.errors.get(code, 0)) for run in runs])
+        counts[code] = (colour, [float(one.errors[code]) for one in loads])
 
     def draw(axes: Axes) -> None:
-        left = [0.0] * len(runs)
+        left = [0.0] * len(loads)
         for name, (colour, numbers) in counts.items():
-            widths = [100 * n / run.calls for n, run in zip(numbers, runs, strict=True)]
+            widths = [100 * n / one.calls for n, one in zip(numbers, loads, strict=True)]
             if not any(width > 1e-6 for width in widths):
                 continue
-            axes.barh(range(len(runs)), widths, left=left, color=colour, label=name, height=0.7)
+            axes.barh(range(len(loads)), widths, left=left, color=colour, label=name, height=0.7)
             left = [start + width for start, width in zip(left, widths, strict=True)]
-        _rows(axes, bench, runs)
+        _rows(axes, bench, loads)
         axes.set(xlabel="share of the calls, %", xlim=(0, 100))
         _legend_above(axes)
 
-    return _svg("outcomes", draw, _height_in(len(runs)))
+    return _svg("outcomes", draw, _height_in(len(loads)))
 
 
-def _stage_means(run: Run) -> dict[str, float]:
-    mean = {name: one.mean or 0.0 for name, one in run.stages_ms.items()}
-    known = mean["decode"] + mean["queue"] + mean["compute"]
+def _by_load(axes: Axes, bench: Bench, figure: str, label: str, colour: str) -> None:
+    """Draw a figure's medians against the calls per second, with the ranges of repeated runs."""
+    points = [
+        (one.median(FIGURES["calls/s"]) or 0.0, spread)
+        for one in bench.loads()
+        if (spread := one.spread(FIGURES[figure])) is not None
+    ]
+    if not points:
+        return
+    spreads = [spread for _, spread in points]
+    ranges = [
+        [one.median - one.lowest for one in spreads],
+        [one.highest - one.median for one in spreads],
+    ]
+    repeated = any(len(one.runs) > 1 for one in bench.loads())
+    axes.errorbar(
+        [offered for offered, _ in points],
+        [one.median for one in spreads],
+        yerr=ranges if repeated else None,
+        fmt="o-",
+        color=colour,
+        label=label,
+        ms=4,
+        capsize=3,
+    )
+
+
+def _stage_means(load: LoadRuns) -> dict[str, float]:
+    def mean(name: str) -> float:
+        return load.median(lambda run: run.stages_ms[name].mean) or 0.0
+
+    known = mean("decode") + mean("queue") + mean("compute")
     return {
-        "decode": mean["decode"],
-        "queue": mean["queue"],
-        "compute": mean["compute"],
-        "rest of server": max(0.0, mean["server"] - known),
-        "outside": mean["outside"],
+        "decode": mean("decode"),
+        "queue": mean("queue"),
+        "compute": mean("compute"),
+        "rest of server": max(0.0, mean("server") - known),
+        "outside": mean("outside"),
     }
 
 
@@ -219,9 +242,9 @@ def _capacity(axes: Axes, bench: Bench) -> None:
         axes.axvline(bench.capacity_per_s, color=RED, lw=1, ls=":", label="capacity")
 
 
-def _rows(axes: Axes, bench: Bench, runs: Sequence[Run]) -> None:
-    labels = [run.load.describe(bench.plan.streams) for run in runs]
-    axes.set_yticks(range(len(runs)), labels)
+def _rows(axes: Axes, bench: Bench, loads: Sequence[LoadRuns]) -> None:
+    labels = [one.load.describe(bench.plan.streams) for one in loads]
+    axes.set_yticks(range(len(loads)), labels)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from rich.text import Text
 
 from .plan import Plan
-from .recorder import Recorder
-
-NEWEST = 1000
+from .recorder import Progress
 
 
 class ProgressView:
@@ -18,19 +17,19 @@ class ProgressView:
 
     def __init__(self) -> None:
         self._plan: Plan | None = None
-        self._recorder: Recorder | None = None
+        self._progress: Callable[[], Progress] | None = None
         self._began = 0.0
         self._runs = 0
 
-    def watch(self, plan: Plan, recorder: Recorder) -> None:
+    def watch(self, plan: Plan, progress: Callable[[], Progress]) -> None:
         """Show the run that starts now."""
-        self._plan, self._recorder, self._began = plan, recorder, time.monotonic()
+        self._plan, self._progress, self._began = plan, progress, time.monotonic()
         self._runs += 1
 
     def __rich__(self) -> Text:
-        if self._plan is None or self._recorder is None:
+        if self._plan is None or self._progress is None:
             return Text("querying the server, preparing images")
-        plan, recorder = self._plan, self._recorder
+        plan, progress = self._plan, self._progress()
         passed_s = time.monotonic() - self._began
         if passed_s < plan.warm_up_s:
             when = f"warming up, {plan.warm_up_s - passed_s:.0f} s"
@@ -39,15 +38,14 @@ class ProgressView:
             when = f"{min(measured_s, plan.duration_s):.0f} of {plan.duration_s:g} s"
             if measured_s > plan.duration_s:
                 when += ", waiting for the last responses"
-        errors = ", ".join(f"{count} {code}" for code, count in recorder.errors.items())
-        newest = recorder.latency_ms[-NEWEST:]
+        errors = ", ".join(f"{count} {code}" for code, count in progress.errors.items())
         latency = "-"
-        if newest:
-            half, most = np.percentile(newest, (50, 99))
+        if progress.newest_ms:
+            half, most = np.quantile(progress.newest_ms, (0.5, 0.99))
             latency = f"p50 {half:.1f} ms, p99 {most:.1f} ms"
         lines = (
             f"run {self._runs}: {plan.load.describe(plan.streams)}, {when}\n"
-            f"{recorder.calls} calls, {recorder.in_flight} in flight, {len(recorder.latency_ms)}"
+            f"{progress.calls} calls, {progress.in_flight} in flight, {progress.answered}"
             f" answered, {errors or 'no errors'}\nlatency {latency}"
         )
         return Text(lines, no_wrap=True, overflow="ellipsis")

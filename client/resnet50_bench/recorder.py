@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import threading
 from array import array
+from dataclasses import dataclass
 
 from .calls import DROPPED, OK, Outcome
+from .recording import Recording
+from .resource_usage import GeneratorMeter
+
+# The display shows the latencies of as many responses.
+NEWEST = 1000
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a run in progress.
+
+    Attributes:
+        calls: Number of measured calls so far.
+        in_flight: Number of calls without an outcome.
+        answered: Number of successful calls.
+        errors: Failed calls by status code.
+        newest_ms: Latencies of the newest responses, at most `NEWEST`.
+    """
+
+    calls: int = 0
+    in_flight: int = 0
+    answered: int = 0
+    errors: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    newest_ms: array[float] = dataclasses.field(default_factory=lambda: array("f"))
+
+    def __add__(self, other: Progress) -> Progress:
+        """Return the state of two parts of a run."""
+        return Progress(
+            self.calls + other.calls,
+            self.in_flight + other.in_flight,
+            self.answered + other.answered,
+            self.errors + other.errors,
+            self.newest_ms + other.newest_ms,
+        )
 
 
 class Recorder:
@@ -109,6 +145,42 @@ class Recorder:
         with self._codes_lock:
             counts = sorted(self.codes.items())
         return {code: count for code, count in counts if code not in (OK, DROPPED)}
+
+    def progress(self) -> Progress:
+        """Return the state of the run; may be called from another thread."""
+        return Progress(
+            calls=self.calls,
+            in_flight=self.in_flight,
+            answered=len(self.latency_ms),
+            errors=collections.Counter(self.errors),
+            newest_ms=self.latency_ms[-NEWEST:],
+        )
+
+    def recording(self, own: GeneratorMeter, interrupted: bool) -> Recording:
+        """Return all that was recorded, at the end of the run.
+
+        Args:
+            own: Resource usage of this process.
+            interrupted: True if the run was stopped early.
+        """
+        return Recording(
+            duration_s=self.duration_s,
+            interrupted=interrupted,
+            calls=self.calls,
+            answered=self.answered,
+            on_time=self.on_time,
+            good=self.good,
+            codes=self.codes,
+            batch_sizes=self.batch_sizes,
+            latency_ms=self.latency_ms,
+            decode_ms=self.decode_ms,
+            queue_ms=self.queue_ms,
+            compute_ms=self.compute_ms,
+            total_ms=self.total_ms,
+            late_ms=self.late_ms,
+            loop_lag_ms=own.loop_lag_ms,
+            cpu_share=own.cpu_share,
+        )
 
     @property
     def dropped(self) -> int:

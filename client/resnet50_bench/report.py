@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
+
+from resnet50_cli.formatting import Grid, number
+from resnet50_cli.html_report import render
+from resnet50_cli.output import printable
 
 from . import plots
+from .figures import FIGURES
 from .result import Bench
-from .table import Grid, costs, error_lines, heading, latencies, number, stages
+from .table import costs, error_lines, heading, latencies, spreads, stages
 
 
 def write_html(bench: Bench, path: Path) -> None:
@@ -26,38 +28,40 @@ def write_html(bench: Bench, path: Path) -> None:
 
 def page(bench: Bench) -> str:
     """Return the report; all external text is escaped."""
-    template = Template(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
-    about = "".join(f'<p class="about">{escape(line)}</p>\n' for line in heading(bench))
-    warnings = "".join(f'<p class="warning">{escape(line)}</p>\n' for line in _warnings(bench))
-    tables = ""
-    if bench.runs:
-        tables = _section("By load", _table(latencies(bench)))
-        tables += _section("Time by stage", _table(stages(bench)))
-        tables += _section("Resource usage", _table(costs(bench)))
-        tables += "".join(f'<p class="note">{escape(line)}</p>\n' for line in error_lines(bench))
-    drawn = "".join(
-        f"<figure><h2>{escape(title)}</h2>\n{draw(bench)}</figure>\n"
-        for title, draw in _plots(bench)
+    from markupsafe import Markup
+
+    bench = printable(bench)
+    parameters = {"plan": dataclasses.asdict(bench.plan)}
+    parameters |= {name: getattr(bench, name) for name in ("machine", "versions", "variant")}
+    return render(
+        "resnet50_bench/report.html",
+        title=f"resnet50 bench: {bench.variant['name']}",
+        about=heading(bench),
+        warnings=[
+            f"{label}: {one}" for label, run in bench.labelled_runs() for one in run.warnings
+        ],
+        tiles=list(_tiles(bench)),
+        tables=list(_tables(bench)),
+        errors=error_lines(bench),
+        plots=[(title, Markup(draw(bench))) for title, draw in _plots(bench)],
+        parameters=json.dumps(parameters, indent=2),
     )
-    known = {"plan": dataclasses.asdict(bench.plan)}
-    known |= {name: getattr(bench, name) for name in ("machine", "versions", "variant")}
-    return template.substitute(
-        title=escape(f"resnet50 bench: {bench.variant['name']}"),
-        about=about,
-        warnings=warnings,
-        tiles="".join(
-            f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-            for name, value in _tiles(bench)
-        ),
-        tables=tables,
-        plots=drawn,
-        facts=escape(json.dumps(known, indent=2)),
-    )
+
+
+def _tables(bench: Bench) -> Iterator[tuple[str, Grid]]:
+    if not bench.runs:
+        return
+    yield "By load", latencies(bench)
+    repeated = spreads(bench)
+    if repeated is not None:
+        yield "Repeated runs", repeated
+    yield "Time by stage", stages(bench)
+    yield "Resource usage", costs(bench)
 
 
 def _plots(bench: Bench) -> Iterator[tuple[str, Callable[[Bench], str]]]:
     answered = any(run.answered for run in bench.runs)
-    if len(bench.runs) > 1:
+    if len(bench.loads()) > 1:
         if answered:
             yield "Latency against offered load", plots.latency_by_load
         yield "Throughput against offered load", plots.rates_by_load
@@ -70,41 +74,17 @@ def _plots(bench: Bench) -> Iterator[tuple[str, Callable[[Bench], str]]]:
 
 
 def _tiles(bench: Bench) -> Iterator[tuple[str, str]]:
-    """Yield the key figures: of a single load, or of the whole sweep."""
-    if len(bench.runs) == 1:
-        (run,) = bench.runs
-        yield "answers/s", number(run.throughput_per_s)
-        yield "answers in time/s", number(run.goodput_per_s)
-        yield "p50 ms", number(run.latency_ms.p50)
-        yield "p99 ms", number(run.latency_ms.p99)
-        yield "failed calls", str(sum(run.errors.values()))
-        yield "mean batch", number(run.mean_batch_size)
-    elif bench.runs:
-        yield "capacity, answers/s", number(bench.capacity_per_s)
-        yield "most in time/s", number(max(run.goodput_per_s for run in bench.runs))
+    """Yield value and name of the key figures: of a single load, or of the whole sweep."""
+    loads = bench.loads()
+    if len(loads) == 1:
+        for name in ("answers/s", "in time/s", "p50 ms", "p99 ms"):
+            yield number(loads[0].median(FIGURES[name])), name
+        yield str(loads[0].errors.total()), "failed calls"
+        yield number(loads[0].median(FIGURES["batch"])), "mean batch"
+    elif loads:
+        yield number(bench.capacity_per_s), "capacity, answers/s"
+        in_time = [one.median(FIGURES["in time/s"]) or 0.0 for one in loads]
+        yield number(max(in_time)), "most in time/s"
         for share in (0.5, 0.9):
-            run = min(bench.runs, key=lambda one: abs((one.load.share or 0.0) - share))
-            yield f"p99 ms at {run.load.share:.0%}", number(run.latency_ms.p99)
-
-
-def _warnings(bench: Bench) -> Iterator[str]:
-    for run in bench.runs:
-        for warning in run.warnings:
-            yield f"{run.load.describe(bench.plan.streams)}: {warning}"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n{content}"
-
-
-def _table(grid: Grid) -> str:
-    head = "".join(f"<th>{escape(one)}</th>" for one in grid.headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n"
-        for row in grid.rows
-    )
-    note = f'<p class="note">{escape(grid.note)}</p>\n' if grid.note else ""
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>\n{note}"
-    )
+            one = min(loads, key=lambda one: abs((one.load.share or 0.0) - share))
+            yield number(one.median(FIGURES["p99 ms"])), f"p99 ms at {one.load.share:.0%}"

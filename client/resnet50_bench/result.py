@@ -4,113 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .figures import LoadRuns
 from .plan import Load, Plan
-from .resource_usage import ServerUsage
-from .statistics import Summary
+from .run import Run
 
 # Incremented when a field changes its meaning, not for additions.
 SCHEMA = "resnet50-bench/1"
-STAGES = ("decode", "queue", "compute", "server", "outside")
-
-
-@dataclass(frozen=True)
-class GeneratorUsage:
-    """Resource usage of the load generator's process.
-
-    Attributes:
-        cpu_share: CPU time ÷ wall time: 1 is a whole core.
-        loop_lag_ms: Lag of the event loop.
-        late_ms: Delay of calls of an open loop; empty for a closed loop.
-    """
-
-    cpu_share: float
-    loop_lag_ms: Summary
-    late_ms: Summary
-
-    @property
-    def lag_p99_ms(self) -> float | None:
-        """The larger p99 of the two delays; None if the run was too short."""
-        return max((one.p99 for one in (self.loop_lag_ms, self.late_ms) if one.p99), default=None)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Results of one load.
-
-    Attributes:
-        load: Arrival of calls.
-        duration_s: Measured time in seconds.
-        interrupted: True if it was stopped early.
-        calls: Calls whose intended time is within the measured time.
-        offered_per_s: Calls per second.
-        throughput_per_s: Responses per second.
-        goodput_per_s: Responses per second within their deadlines.
-        good_share: Fraction of `calls` completed within their deadlines.
-        errors: Failed calls by gRPC status code.
-        dropped: Frames replaced by newer ones.
-        latency_ms: Milliseconds from a call's intended time to its response.
-        latency_curve: Pairs of a fraction of responses and the latency they do not exceed, in ms.
-        latency_histogram: Pairs of a bucket's upper bound in ms and its count.
-        stages_ms: Times in milliseconds, as reported by the server: "decode", "queue", "compute",
-            "server" (total); and "outside", the rest of the latency: network, gRPC, client.
-        batch_sizes: Responses by batch size.
-        mean_batch_size: Mean over the batches; None without responses.
-        generator: Resource usage of the load generator.
-        server: Resource usage of the server, if its process was given.
-        warnings: Reasons why the load generator may have affected the results.
-    """
-
-    load: Load
-    duration_s: float
-    interrupted: bool
-    calls: int
-    offered_per_s: float
-    throughput_per_s: float
-    goodput_per_s: float
-    good_share: float
-    errors: dict[str, int]
-    dropped: int
-    latency_ms: Summary
-    latency_curve: list[tuple[float, float]]
-    latency_histogram: list[tuple[float, int]]
-    stages_ms: dict[str, Summary]
-    batch_sizes: dict[int, int]
-    mean_batch_size: float | None
-    generator: GeneratorUsage
-    server: ServerUsage | None
-    warnings: list[str]
-
-    @property
-    def answered(self) -> int:
-        """Number of successful calls."""
-        return self.latency_ms.count
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Run:
-        """Restore from the fields of `to_json`."""
-        generator = fields["generator"]
-        return cls(
-            **{
-                **fields,
-                "load": Load(**fields["load"]),
-                "latency_ms": Summary(**fields["latency_ms"]),
-                "latency_curve": [(share, ms) for share, ms in fields["latency_curve"]],
-                "latency_histogram": [(ms, count) for ms, count in fields["latency_histogram"]],
-                "stages_ms": {name: Summary(**one) for name, one in fields["stages_ms"].items()},
-                "batch_sizes": {int(size): n for size, n in fields["batch_sizes"].items()},
-                "generator": GeneratorUsage(
-                    generator["cpu_share"],
-                    Summary(**generator["loop_lag_ms"]),
-                    Summary(**generator["late_ms"]),
-                ),
-                "server": ServerUsage(**fields["server"]) if fields["server"] else None,
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +27,8 @@ class Bench:
         machine: "cpu", "cores", "system" and "memory_gib" of the load generator's machine.
         versions: Versions of this package, grpcio, protobuf, numpy and Python.
         variant: "name", "digest", "engine", "device", "precision" and "trained" of the variant.
-        runs: One run, or those of a sweep, by increasing load.
+        runs: Runs of the load, or of the loads of a sweep by increasing load; all loads are run
+            once before the first one is repeated.
         capacity_per_s: The server's capacity in responses per second, measured by a sweep.
         probes: The closed loops that measured it.
     """
@@ -137,9 +42,34 @@ class Bench:
     capacity_per_s: float | None = None
     probes: list[Run] = dataclasses.field(default_factory=list)
 
+    def loads(self) -> list[LoadRuns]:
+        """Return the runs by load, in the order of the first runs."""
+        runs: dict[Load, list[Run]] = {}
+        for run in self.runs:
+            runs.setdefault(run.load, []).append(run)
+        return [LoadRuns(load, tuple(of_load)) for load, of_load in runs.items()]
+
+    def labelled_runs(self) -> list[tuple[str, Run]]:
+        """Return all runs, or the probes if there are none, with a description of each."""
+        counts = Counter(run.load for run in self.runs)
+        seen: Counter[Load] = Counter()
+        labelled = []
+        for run in self.runs or self.probes:
+            label = run.load.describe(self.plan.streams)
+            seen[run.load] += 1
+            if counts[run.load] > 1:
+                label += f", run {seen[run.load]}"
+            labelled.append((label, run))
+        return labelled
+
     def to_json(self) -> str:
-        """Serialize to one line of JSON."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, allow_nan=False)
+        """Serialize to one line of JSON; "loads" has median, lowest and highest of each figure."""
+        loads = [
+            {"load": dataclasses.asdict(one.load), "runs": len(one.runs), "figures": one.spreads()}
+            for one in self.loads()
+        ]
+        fields = {"schema": SCHEMA, **dataclasses.asdict(self), "loads": loads}
+        return json.dumps(fields, allow_nan=False)
 
     @classmethod
     def load(cls, path: Path) -> Bench:
@@ -163,6 +93,7 @@ class Bench:
             fields["plan"] = Plan(**plan | {"load": Load(**plan["load"])})
             for name in ("runs", "probes"):
                 fields[name] = [Run.from_json(one) for one in fields[name]]
+            fields.pop("loads", None)  # computed from the runs
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: is corrupt, or of a newer release: {error!r}") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import selectors
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from resnet50.v1 import image_pb2
 from resnet50_client._profiles import Profile
@@ -13,43 +14,50 @@ from resnet50_client._profiles import Profile
 from .calls import PLAINTEXT, calls_of
 from .load_generator import Generator
 from .plan import Plan
-from .recorder import Recorder
+from .recorder import Progress, Recorder
+from .recording import Recording, run_of, throughput_per_s
 from .resource_usage import GeneratorMeter, ProcessTreeMeter
-from .result import GeneratorUsage, Run
-from .statistics import Summary, curve, histogram, summary
+from .run import Run
 
 TICK_S = 0.01
-# Above this, the load generator may be the bottleneck: its bursts need the rest of a core.
-BUSY_SHARE = 0.8
-# Maximum fraction of the p99 latency that the load generator may cause.
-LATE_SHARE = 0.2
-LATE_MS = 1.0
+
+OnStart: TypeAlias = Callable[[Callable[[], Progress]], None]
+"""Called at the start of a run with a function that returns its progress, from any thread."""
+
+Result = TypeVar("Result")
 
 
 def measure(
     plan: Plan,
     images: Sequence[image_pb2.Image],
     stop: threading.Event | None = None,
-    on_start: Callable[[Recorder], None] | None = None,
+    on_start: OnStart | None = None,
     access: Profile = PLAINTEXT,
 ) -> Run:
-    """Run the load of a plan and return the results; blocks until it is complete.
+    """Run the load of a plan in this process and return the results; blocks until it is complete.
 
     Args:
         plan: The benchmark.
         images: The images to send.
         stop: Ends the run early when set, after calls in flight complete.
-        on_start: Called with the recorder at the start.
+        on_start: See `OnStart`.
         access: Connection options; addresses and timeout are the plan's.
 
     Raises:
-        ValueError: An address or `server_pid` is invalid.
+        ValueError: An address or `server_pid` is invalid, or the plan needs several processes.
     """
+    if plan.processes != 1:
+        raise ValueError(f"processes: is {plan.processes}, must be 1 in this process")
+    return run_to_end(measuring(plan, images, stop, on_start, access))
+
+
+def run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in an event loop with precise timers, and cancel the tasks that it leaves."""
     # epoll rounds timeouts up to whole milliseconds, which would delay calls. select() does not,
     # and suffices for two file descriptors, because gRPC polls its sockets by itself.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     try:
-        return loop.run_until_complete(measuring(plan, images, stop, on_start, access))
+        return loop.run_until_complete(coroutine)
     finally:
         _cancel_remaining(loop)
         loop.close()
@@ -69,31 +77,56 @@ async def measuring(
     plan: Plan,
     images: Sequence[image_pb2.Image],
     stop: threading.Event | None = None,
-    on_start: Callable[[Recorder], None] | None = None,
+    on_start: OnStart | None = None,
     access: Profile = PLAINTEXT,
 ) -> Run:
     """As `measure`, within a running event loop, whose other work counts as the generator's."""
-    clock = asyncio.get_running_loop().time
     tree = ProcessTreeMeter(plan.server_pid) if plan.server_pid is not None else None
     try:
-        async with calls_of(plan, images, access) as call:
-            recorder = Recorder(
-                clock(), plan.warm_up_s, plan.duration_s, plan.timeout_s, plan.requests
-            )
-            if on_start is not None:
-                on_start(recorder)
-            generator = Generator(plan, call, recorder)
-            observer = _Observer(recorder, generator, tree, stop or threading.Event())
-            observing = asyncio.create_task(observer.observe(), name="bench observer")
-            await generator.run()
-            await generator.drain()
-            recorder.close(clock())  # if it reached `requests` early
-            observer.over()
-            await observing
+        recording = await record(plan, images, stop, on_start, access, tree)
     finally:
         if tree is not None:
             tree.close()
-    return _run(plan, recorder, observer.own, tree, observer.stopped)
+    server = tree.usage(throughput_per_s([recording])) if tree is not None else None
+    return run_of(plan, [recording], server)
+
+
+async def record(
+    plan: Plan,
+    images: Sequence[image_pb2.Image],
+    stop: threading.Event | None = None,
+    on_start: OnStart | None = None,
+    access: Profile = PLAINTEXT,
+    tree: ProcessTreeMeter | None = None,
+    start: Callable[[], Awaitable[float]] | None = None,
+) -> Recording:
+    """Make the calls of a plan and record them; arguments as of `measure`, and two more.
+
+    Args:
+        plan: The benchmark.
+        images: The images to send.
+        stop: Ends the run early when set, after calls in flight complete.
+        on_start: See `OnStart`.
+        access: Connection options; addresses and timeout are the plan's.
+        tree: Measures the server's processes during the measured time.
+        start: Called when all is prepared; waits for the start of the load and returns it, in loop
+            time. Default: the load starts at once.
+    """
+    clock = asyncio.get_running_loop().time
+    async with calls_of(plan, images, access) as call:
+        starts = await start() if start is not None else clock()
+        recorder = Recorder(starts, plan.warm_up_s, plan.duration_s, plan.timeout_s, plan.requests)
+        if on_start is not None:
+            on_start(recorder.progress)
+        generator = Generator(plan, call, recorder)
+        observer = _Observer(recorder, generator, tree, stop or threading.Event())
+        observing = asyncio.create_task(observer.observe(), name="bench observer")
+        await generator.run()
+        await generator.drain()
+        recorder.close(clock())  # if it reached `requests` early
+        observer.over()
+        await observing
+    return recorder.recording(observer.own, observer.stopped)
 
 
 class _Observer:
@@ -156,67 +189,3 @@ class _Observer:
             self._ended = True
             for cost in self._costs:
                 cost.end()
-
-
-def _run(
-    plan: Plan,
-    recorder: Recorder,
-    own: GeneratorMeter,
-    tree: ProcessTreeMeter | None,
-    interrupted: bool,
-) -> Run:
-    duration_s = recorder.duration_s
-    throughput = recorder.answered / duration_s if duration_s else 0.0
-    pairs = zip(recorder.latency_ms, recorder.total_ms, strict=True)
-    generator = GeneratorUsage(own.cpu_share, summary(own.loop_lag_ms), summary(recorder.late_ms))
-    latency_ms = summary(recorder.latency_ms)
-    batches = sum(count / max(1, size) for size, count in recorder.batch_sizes.items())
-    return Run(
-        load=plan.load,
-        duration_s=duration_s,
-        interrupted=interrupted,
-        calls=recorder.calls,
-        offered_per_s=recorder.calls / duration_s if duration_s else 0.0,
-        throughput_per_s=throughput,
-        goodput_per_s=recorder.on_time / duration_s if duration_s else 0.0,
-        good_share=recorder.good / recorder.calls if recorder.calls else 0.0,
-        errors=recorder.errors,
-        dropped=recorder.dropped,
-        latency_ms=latency_ms,
-        latency_curve=curve(recorder.latency_ms),
-        latency_histogram=histogram(recorder.latency_ms),
-        stages_ms={
-            "decode": summary(recorder.decode_ms),
-            "queue": summary(recorder.queue_ms),
-            "compute": summary(recorder.compute_ms),
-            "server": summary(recorder.total_ms),
-            "outside": summary([max(0.0, latency - total) for latency, total in pairs]),
-        },
-        batch_sizes=dict(sorted(recorder.batch_sizes.items())),
-        mean_batch_size=len(recorder.latency_ms) / batches if batches else None,
-        generator=generator,
-        server=tree.usage(throughput) if tree is not None else None,
-        warnings=measurement_warnings(generator, latency_ms),
-    )
-
-
-def measurement_warnings(generator: GeneratorUsage, latency_ms: Summary) -> list[str]:
-    """Return warnings if the load generator may be the bottleneck."""
-    found = []
-    if generator.cpu_share > BUSY_SHARE:
-        found.append(
-            f"the load generator used {generator.cpu_share:.0%} of a core and may be the"
-            " bottleneck: generate the load from several processes or another machine"
-        )
-    for name, late in (
-        ("calls were made", generator.late_ms.p99),
-        ("the load generator's event loop was", generator.loop_lag_ms.p99),
-    ):
-        if late is None or latency_ms.p99 is None or late < LATE_MS:
-            continue
-        if late > LATE_SHARE * latency_ms.p99:
-            found.append(
-                f"{name} {late:.1f} ms late at p99, a large part of the p99 latency of"
-                f" {latency_ms.p99:.1f} ms: give the load generator a core of its own"
-            )
-    return found

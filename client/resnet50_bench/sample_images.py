@@ -19,7 +19,8 @@ from .plan import Plan
 # The average ImageNet image has this size, and 110 KB as a JPEG file.
 WIDTH, HEIGHT = 500, 375
 JPEG_QUALITY = 90
-# All images are kept serialized in memory, to exclude reading files from the measurement.
+# Each process keeps all images serialized, to exclude reading files from the measurement; this is
+# the limit for all processes together.
 MOST_BYTES = 2**30
 
 
@@ -40,10 +41,10 @@ def images_of(plan: Plan, size: tuple[int, int]) -> list[image_pb2.Image]:
     for encoded in _read(plan.files) if plan.files else _generated(plan):
         image = to_image(_pixels(encoded, size) if plan.raw else encoded)
         total += image.ByteSize()
-        if total > MOST_BYTES:
+        if total > MOST_BYTES // plan.processes:
             raise ValueError(
-                f"files: more than {MOST_BYTES // 2**20} MiB of images, which are kept in memory;"
-                " name fewer files"
+                f"files: more than {MOST_BYTES // plan.processes // 2**20} MiB of images, which"
+                " each process keeps in memory; name fewer files"
             )
         images.append(image)
     return images

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Growth factor of histogram bounds: within 5% of any value.
 GROWTH = 2 ** (1 / 8)
@@ -32,30 +33,29 @@ class Summary:
 
 def summary(numbers: Sequence[float]) -> Summary:
     """Return mean and quantiles of numbers in any order."""
-    ordered = np.sort(np.asarray(numbers, dtype=np.float64))
-    count = len(ordered)
+    values = np.asarray(numbers, dtype=np.float64)
+    count = len(values)
     return Summary(
         count=count,
-        mean=_rounded(ordered.mean()) if count else None,
-        p50=_quantile(ordered, 0.5),
-        p90=_quantile(ordered, 0.9),
-        p99=_quantile(ordered, 0.99),
-        p99_9=_quantile(ordered, 0.999),
-        max=_rounded(ordered[-1]) if count else None,
+        mean=_rounded(values.mean()) if count else None,
+        p50=_quantile(values, 0.5),
+        p90=_quantile(values, 0.9),
+        p99=_quantile(values, 0.99),
+        p99_9=_quantile(values, 0.999),
+        max=_rounded(values.max()) if count else None,
     )
 
 
 def curve(numbers: Sequence[float]) -> list[tuple[float, float]]:
     """Return the cumulative distribution as pairs of fraction and number, denser towards 1."""
-    ordered = np.sort(np.asarray(numbers, dtype=np.float64))
-    if not len(ordered):
+    values = np.asarray(numbers, dtype=np.float64)
+    if not len(values):
         return []
     # Equidistant on the plot's axis, the logarithm of the fraction above.
-    above = np.geomspace(1.0, 1.0 / len(ordered), CURVE_POINTS)
-    points = []
-    for share in sorted({round(1.0 - one, 9) for one in above.tolist()}):
-        points.append((share, _at(ordered, share)))
-    return points
+    above = np.geomspace(1.0, 1.0 / len(values), CURVE_POINTS)
+    shares = np.unique(np.round(1.0 - above, 9))
+    points = np.quantile(values, shares, method="inverted_cdf")
+    return [(share, _rounded(point)) for share, point in zip(shares.tolist(), points, strict=True)]
 
 
 def histogram(numbers: Sequence[float]) -> list[tuple[float, int]]:
@@ -73,15 +73,11 @@ def histogram(numbers: Sequence[float]) -> list[tuple[float, int]]:
     ]
 
 
-def _quantile(ordered: np.ndarray, share: float) -> float | None:
+def _quantile(values: NDArray[np.float64], share: float) -> float | None:
     # 1000 * (1 - 0.999) is 1, except for rounding.
-    return _at(ordered, share) if len(ordered) * (1.0 - share) > 1.0 - 1e-6 else None
-
-
-def _at(ordered: np.ndarray, share: float) -> float:
-    """Return the smallest number that a fraction `share` of them does not exceed (nearest rank)."""
-    rank = max(1, math.ceil(len(ordered) * share - 1e-9))
-    return _rounded(ordered[rank - 1])
+    if len(values) * (1.0 - share) <= 1.0 - 1e-6:
+        return None
+    return _rounded(np.quantile(values, share, method="inverted_cdf"))
 
 
 def _rounded(number: float) -> float:

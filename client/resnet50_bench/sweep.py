@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from .plan import Load, Plan
-from .result import Run
+from .run import Run
 
 DEFAULT_STEPS = 7
 _RANGE = re.compile(r"(\d+(?:\.\d+)?)%?\.\.(\d+(?:\.\d+)?)%?(?:x(\d+))?")
@@ -49,7 +49,7 @@ def probes(plan: Plan, measure: Measure, stop: threading.Event) -> Iterator[Run]
     plan = replace(plan, duration_s=plan.duration_s * PROBE_SHARE, server_pid=None)
     best, without_gain = 0.0, 0
     for doubling in itertools.count():
-        concurrency = plan.streams * 2**doubling
+        concurrency = max(plan.streams, plan.processes) * 2**doubling
         if concurrency > MOST_CONCURRENCY or without_gain == 2 or stop.is_set():
             return
         run = measure(plan.under(Load(concurrency=concurrency)))

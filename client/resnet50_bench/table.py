@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .result import STAGES, Bench, Run
-from .statistics import Summary
+from resnet50_cli.formatting import NOTHING, Grid, count, number, percent, terminal_table
 
-NOTHING = "-"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table for any output; the first column is text, the others are numbers.
-
-    Attributes:
-        headings: Column headings.
-        rows: One row per run.
-        note: Explanation of the headings; "" for none.
-    """
-
-    headings: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    note: str = ""
+from .figures import FIGURES, LoadRuns, Spread
+from .result import Bench
+from .run import STAGES
 
 
 def tables(bench: Bench) -> RenderableType:
     """Return heading, latencies, stages, resource usage and errors."""
     parts: list[RenderableType] = [Text(line) for line in heading(bench)]
-    grids = [latencies(bench), stages(bench), costs(bench)]
-    if len(bench.runs) == 1:
-        parts += [_upright(grids), *(Text(grid.note, "dim") for grid in grids if grid.note)]
+    shown = grids(bench)
+    if len(bench.loads()) == 1:
+        parts += [_upright(shown), *(Text(grid.note, "dim") for grid in shown if grid.note)]
     elif bench.runs:
-        parts += map(_wide, grids)
+        parts += map(terminal_table, shown)
     parts += [Text(line) for line in error_lines(bench)]
     return Group(*parts)
 
@@ -65,17 +49,22 @@ def heading(bench: Bench) -> list[str]:
 def latencies(bench: Bench) -> Grid:
     """Return rates, latencies and the fraction of failed calls, by load."""
     drops = bench.plan.delivery == "latest"
-    headings: tuple[str, ...] = ("load", "calls/s", "answers/s", "in time/s")
-    headings += ("p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "failed")
+    names = (
+        "calls/s",
+        "answers/s",
+        "in time/s",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "max ms",
+    )
     rows = []
-    for run in bench.runs:
-        latency = run.latency_ms
-        figures = (
-            *(run.offered_per_s, run.throughput_per_s, run.goodput_per_s),
-            *(latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max),
-        )
-        shares = (_share(sum(run.errors.values()), run.calls), _share(run.dropped, run.calls))
-        rows.append((_load(bench, run), *map(number, figures), *shares[: 1 + drops]))
+    for one in bench.loads():
+        figures = (number(one.median(FIGURES[name])) for name in names)
+        shares = (_share(one.errors.total(), one.calls), _share(one.dropped, one.calls))
+        rows.append((_load(bench, one), *figures, *shares[: 1 + drops]))
+    headings = ("load", *names, "failed")
     return Grid((*headings, "dropped") if drops else headings, rows)
 
 
@@ -83,11 +72,11 @@ def stages(bench: Bench) -> Grid:
     """Return batch size and times by stage, as reported by the server, by load."""
     rows = [
         (
-            _load(bench, run),
-            number(run.mean_batch_size),
-            *(_pair(run.stages_ms[one]) for one in STAGES),
+            _load(bench, one),
+            number(one.median(FIGURES["batch"])),
+            *(_stage(one, name) for name in STAGES),
         )
-        for run in bench.runs
+        for one in bench.loads()
     ]
     return Grid(
         ("load", "batch", *(f"{one} ms" for one in STAGES)),
@@ -101,76 +90,98 @@ def costs(bench: Bench) -> Grid:
     """Return the resource usage of load generator and server, by load."""
     headings: tuple[str, ...] = ("load", "own CPU", "own lag ms")
     note = "own: the load generator's CPU in percent of a core, and its lag at p99"
-    named = any(run.server for run in bench.runs)
-    if named:
+    measured = any(run.server for run in bench.runs)
+    if measured:
         headings += ("server CPU", "ms per answer", "peak MiB")
         note += "; server: CPU in percent of a core, CPU time per answer, resident memory"
     rows = []
-    for run in bench.runs:
-        row = [_load(bench, run), f"{run.generator.cpu_share:.0%}"]
-        row.append(number(run.generator.lag_p99_ms))
-        if run.server is not None:
-            row += [f"{run.server.cores:.0%}", number(run.server.cpu_ms_per_answer)]
-            row.append(f"{run.server.peak_rss_mib:.0f}")
-        elif named:
-            row += [NOTHING] * 3
+    for one in bench.loads():
+        row = [
+            _load(bench, one),
+            percent(one.median(FIGURES["generator CPU, cores"])),
+            number(one.median(lambda run: run.generator.lag_p99_ms)),
+        ]
+        if measured:
+            row += [
+                percent(one.median(FIGURES["server cores"])),
+                number(one.median(FIGURES["server CPU ms"])),
+                count(one.median(FIGURES["peak RSS MiB"])),
+            ]
         rows.append(tuple(row))
     return Grid(headings, rows, note)
+
+
+def spreads(bench: Bench) -> Grid | None:
+    """Return median, lowest and highest of the repeated runs, by load; None without repetition."""
+    figures = {name: FIGURES[name] for name in ("answers/s", "in time/s", "p50 ms", "p99 ms")}
+    if any(run.server for run in bench.runs):
+        figures["ms per answer"] = FIGURES["server CPU ms"]
+    rows = [
+        (
+            _load(bench, one),
+            *(spread_text(one.spread(figure)) for figure in figures.values()),
+            str(len(one.runs)),
+        )
+        for one in bench.loads()
+        if len(one.runs) > 1
+    ]
+    note = "runs: median (lowest to highest); the figures without a range are medians"
+    return Grid(("load", *figures, "runs"), rows, note) if rows else None
+
+
+def grids(bench: Bench) -> list[Grid]:
+    """Return all tables."""
+    repeated = spreads(bench)
+    found = [latencies(bench), stages(bench), costs(bench)]
+    return found if repeated is None else [*found, repeated]
+
+
+def spread_text(spread: Spread | None) -> str:
+    """Format median and range of a figure; a single value has no range."""
+    if spread is None:
+        return NOTHING
+    if spread.lowest == spread.highest:
+        return number(spread.median)
+    return f"{number(spread.median)} ({number(spread.lowest)} to {number(spread.highest)})"
 
 
 def error_lines(bench: Bench) -> list[str]:
     """Return a line for each run's errors by code, and for each interruption."""
     lines = []
-    for run in bench.runs or bench.probes:
-        prefix = f"{_load(bench, run)}: "
+    for label, run in bench.labelled_runs():
         if run.errors:
             counts = ", ".join(f"{count} {code}" for code, count in run.errors.items())
-            lines.append(f"{prefix}errors: {counts}")
+            lines.append(f"{label}: errors: {counts}")
         if run.interrupted:
-            lines.append(f"{prefix}interrupted after {run.duration_s:.1f} s")
+            lines.append(f"{label}: interrupted after {run.duration_s:.1f} s")
     return lines
 
 
-def number(value: float | None) -> str:
-    """Format three significant digits, or a dash."""
-    if value is None:
-        return NOTHING
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _load(bench: Bench, one: LoadRuns) -> str:
+    return one.load.describe(bench.plan.streams)
 
 
-def _load(bench: Bench, run: Run) -> str:
-    return run.load.describe(bench.plan.streams)
+def _stage(one: LoadRuns, name: str) -> str:
+    p50 = one.median(lambda run: run.stages_ms[name].p50)
+    p99 = one.median(lambda run: run.stages_ms[name].p99)
+    return f"{number(p50)} / {number(p99)}"
 
 
-def _pair(one: Summary) -> str:
-    return f"{number(one.p50)} / {number(one.p99)}"
-
-
-def _share(count: int, of: int) -> str:
-    return f"{count / of:.1%}" if count else "0"
-
-
-def _wide(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for position, one in enumerate(grid.headings):
-        table.add_column(one, justify="right" if position else "left", no_wrap=True)
-    for row in grid.rows:
-        table.add_row(*row)
-    table.caption, table.caption_justify = grid.note or None, "left"
-    return table
+def _share(part: int, of: int) -> str:
+    return f"{part / of:.1%}" if part else "0"
 
 
 def _upright(grids: Sequence[Grid]) -> Table:
-    """Return the only row of each grid as lines, to fit narrow terminals."""
+    """Return the only row of each grid as lines, to fit narrow terminals.
+
+    A figure that several grids have is shown once, where it is first, as the last grid has it.
+    """
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    load = grids[0].rows[0][0]
-    table.add_row("load", load)
+    cells: dict[str, str] = {}
     for grid in grids:
-        table.add_section()
-        for name, value in zip(grid.headings[1:], grid.rows[0][1:], strict=True):
-            table.add_row(name, value)
+        cells |= zip(grid.headings, grid.rows[0], strict=True)
+    for name, cell in cells.items():
+        table.add_row(name, cell)
     return table

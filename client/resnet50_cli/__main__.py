@@ -6,19 +6,17 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say what it needs."""
+    """Run the command line; exit with status 2 if a package that it needs is not installed."""
     try:
         from .app import app
+
+        app(prog_name="resnet50")
     except ModuleNotFoundError as error:
-        if error.name not in ("filelock", "typer", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("filelock", "typer", "rich"):
             raise
-        print(
-            f"resnet50: the command line needs {error.name}, which is not installed:"
-            " install resnet50-serving with the extra [cli]",
-            file=sys.stderr,
-        )
+        print(f"resnet50 needs {package}: pip install 'resnet50-serving[cli]'", file=sys.stderr)
         sys.exit(2)
-    app()
 
 
 if __name__ == "__main__":

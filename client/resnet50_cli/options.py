@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def _checked_background(value: str | None) -> str | None:
     """Return a valid background.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: It is no background.
     """
     try:
         check_background(value)
@@ -88,6 +89,15 @@ Null = Annotated[
     bool,
     typer.Option("--null", "-0", help="Names of --files-from end with NUL bytes (find -print0)."),
 ]
+
+
+class Delivery(str, Enum):
+    """Delivery modes of streams."""
+
+    ordered = "ordered"
+    latest = "latest"
+
+
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Maximum images in flight.")]
 DEFAULT_CONCURRENCY = 16
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from resnet50_bench.plan import Load, Plan
 from resnet50_bench.resource_usage import ServerUsage
-from resnet50_bench.result import STAGES, Bench, GeneratorUsage, Run
+from resnet50_bench.result import Bench
+from resnet50_bench.run import STAGES, GeneratorUsage, Run
 from resnet50_bench.statistics import curve, histogram, summary
 
 

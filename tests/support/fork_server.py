@@ -22,6 +22,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
+COMMAND_PACKAGES = ("embed", "evaluate", "stream", "top", "variants")
 # Each program's typer app, and modules that it imports only when it needs them. Not torch, which
 # stub engines do without.
 PROGRAMS = {
@@ -31,7 +32,12 @@ PROGRAMS = {
     ),
     "resnet50": (
         "resnet50_cli.app",
-        ("PIL.Image", "grpc.experimental", "numpy.random", "psutil", "resnet50_cli.__main__"),
+        (
+            *("PIL.Image", "grpc.experimental", "jinja2", "numpy.random", "psutil"),
+            "resnet50_cli.__main__",
+            *("resnet50_cli.classify", "resnet50_cli.health", "resnet50_bench.command"),
+            *(f"resnet50_cli.{name}.command" for name in COMMAND_PACKAGES),
+        ),
     ),
 }
 MAX_REQUEST_BYTES = 2**20

@@ -15,6 +15,7 @@ from resnet50_client._client import Client
 from resnet50_client.types import Variant
 
 from ..connection_options import Servers, with_servers
+from ..extras import require
 from ..name_lists import listed_names
 from ..options import (
     DEFAULT_CONCURRENCY,
@@ -105,6 +106,8 @@ def evaluate(
     Shows acc@1 and acc@5 with confidence intervals, beside the published accuracy, by category, and
     which categories are confused. Images that fail are listed and count in no accuracy.
     """
+    if html is not None:
+        require("evaluate", "cli", "jinja2")
     check_output(html, "--html", ".html")
     check_output(csv_file, "--csv", ".csv")
     with reporting_errors(), ExitStack() as stack:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from html import escape
-from importlib import resources
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 
+from ..formatting import Grid
+from ..html_report import render
 from ..output import printable
 from .result import ComparisonResult, Evaluation
 from .table import (
-    Grid,
     accuracies,
     categories,
     comparison_lines,
@@ -26,6 +25,44 @@ _MAX_MATRIX = 40
 _MAX_CONFUSIONS = 500
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """Images of one category that were answered with one category.
+
+    Attributes:
+        count: Number of images.
+        share: Their fraction of the category's images.
+        correct: The answer is correct.
+    """
+
+    count: int
+    share: float
+    correct: bool
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Confusion matrix: a row per category, its images by answered category.
+
+    Attributes:
+        names: Names of the columns.
+        rows: Name and cells of each row.
+    """
+
+    names: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[_Cell]]]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A part of the report: lines, then a table or the matrix."""
+
+    title: str
+    grid: Grid | None = None
+    lines: Sequence[str] = ()
+    matrix: _Matrix | None = None
+
+
 def write_html(found: Evaluation, path: Path) -> None:
     """Write the report.
 
@@ -38,18 +75,13 @@ def write_html(found: Evaluation, path: Path) -> None:
 def page(found: Evaluation) -> str:
     """Return the report; names of files and categories are escaped."""
     found = printable(found)
-    template = Template(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
-    return template.substitute(
-        title=escape(f"resnet50 evaluate: {found.variant.name}"),
-        about=_paragraphs("about", heading(found)),
-        warnings=_paragraphs("warning", warnings(found)),
-        tiles="".join(
-            f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-            for name, value in _tiles(found)
-        ),
-        sections="".join(
-            f"<h2>{escape(title)}</h2>\n{content}" for title, content in _sections(found)
-        ),
+    return render(
+        "resnet50_cli/evaluate/report.html",
+        title=f"resnet50 evaluate: {found.variant.name}",
+        about=heading(found),
+        warnings=warnings(found),
+        tiles=list(_tiles(found)),
+        sections=list(_sections(found)),
     )
 
 
@@ -68,29 +100,25 @@ def _tiles(found: Evaluation) -> Iterator[tuple[str, str]]:
     yield "failed images", str(found.failed)
 
 
-def _sections(found: Evaluation) -> Iterator[tuple[str, str]]:
-    yield "Accuracy", _table(accuracies(found))
+def _sections(found: Evaluation) -> Iterator[_Section]:
+    yield _Section("Accuracy", accuracies(found))
     compared = found.comparison
     if compared is not None:
-        about = _paragraphs("note", comparison_lines(compared))
-        yield "Comparison", about + _table(differences(compared))
+        yield _Section("Comparison", differences(compared), comparison_lines(compared))
         if compared.differing:
-            table = _table(_differing(compared))
-            shown = len(compared.differing_images)
-            yield "Images that differ", table + _omitted(shown, compared.differing)
+            grid = _first(_differing(compared), compared.differing)
+            yield _Section("Images that differ", grid)
     if 1 < len(found.categories) <= _MAX_MATRIX:
-        yield "Confusion matrix", _matrix(found)
-    yield "Categories, the lowest accuracy first", _table(categories(found))
+        yield _Section("Confusion matrix", matrix=_matrix(found))
+    yield _Section("Categories, the lowest accuracy first", categories(found))
     if found.confusions:
-        table = _table(confusions(found, _MAX_CONFUSIONS))
-        shown = min(len(found.confusions), _MAX_CONFUSIONS)
-        yield "Confusions", table + _omitted(shown, len(found.confusions))
+        grid = _first(confusions(found, _MAX_CONFUSIONS), len(found.confusions))
+        yield _Section("Confusions", grid)
     if found.failed:
-        table = _table(_failed(found))
-        yield "Failed images", table + _omitted(len(found.failed_images), found.failed)
+        yield _Section("Failed images", _first(_failed(found), found.failed))
     if found.left_out:
         counts = [(reason, str(count)) for reason, count in found.left_out.items()]
-        yield "Files that are no images", _table(Grid(("kind", "files"), counts))
+        yield _Section("Files that are no images", Grid(("kind", "files"), counts))
 
 
 def _differing(compared: ComparisonResult) -> Grid:
@@ -103,48 +131,22 @@ def _failed(found: Evaluation) -> Grid:
     return Grid(("image", "code", "error"), rows, texts=3)
 
 
-def _matrix(found: Evaluation) -> str:
-    """Return the confusion matrix: a row per category, its images by answered category."""
+def _first(grid: Grid, count: int) -> Grid:
+    """Return a grid that says if it has only the first of `count` rows."""
+    shown = len(grid.rows)
+    return replace(grid, note=f"the first {shown} of {count}") if shown < count else grid
+
+
+def _matrix(found: Evaluation) -> _Matrix:
     names = [one.label for one in found.categories]
     names += sorted({one.answered for one in found.confusions} - set(names))
     counts = {(one.label, one.answered): one.images for one in found.confusions}
     counts |= {(one.label, one.label): one.acc_at_1.correct for one in found.categories}
-    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in names)
-    body = ""
+    rows = []
     for category in found.categories:
-        cells = ""
+        label, cells = category.label, []
         for name in names:
-            count = counts.get((category.label, name), 0)
-            share = count / category.acc_at_1.images
-            kind = "right" if name == category.label else "wrong"
-            shown = str(count) if count else ""
-            cells += f'<td class="{kind}" style="--share: {share:.3f}">{shown}</td>'
-        body += f"<tr><th>{escape(category.label)}</th>{cells}</tr>\n"
-    return (
-        f'<div class="scroll"><table class="matrix"><thead><tr><th></th>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>\n"
-        '<p class="note">rows: correct category; columns: answered category</p>\n'
-    )
-
-
-def _table(grid: Grid) -> str:
-    def row(cells: tuple[str, ...], tag: str) -> str:
-        written = ""
-        for position, cell in enumerate(cells):
-            kind = ' class="text"' if position < grid.texts else ""
-            written += f"<{tag}{kind}>{escape(cell)}</{tag}>"
-        return f"<tr>{written}</tr>\n"
-
-    body = "".join(row(cells, "td") for cells in grid.rows)
-    return (
-        f'<div class="scroll"><table><thead>{row(grid.headings, "th")}</thead>\n'
-        f"<tbody>{body}</tbody></table></div>\n"
-    )
-
-
-def _paragraphs(kind: str, lines: list[str]) -> str:
-    return "".join(f'<p class="{kind}">{escape(line)}</p>\n' for line in lines)
-
-
-def _omitted(shown: int, count: int) -> str:
-    return f'<p class="note">the first {shown} of {count}</p>\n' if shown < count else ""
+            count = counts.get((label, name), 0)
+            cells.append(_Cell(count, count / category.acc_at_1.images, name == label))
+        rows.append((label, cells))
+    return _Matrix(names, rows)

@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from ..formatting import NOTHING, Grid, terminal_table
 from .result import ComparisonResult, Evaluation, PublishedDifference, VariantResult
 from .statistics import Accuracy, Difference
 
-NOTHING = "-"
 # The terminal shows as many categories and pairs; JSON and the report have all of them.
 SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table for any output.
-
-    Attributes:
-        headings: Column headings.
-        rows: Rows of cells.
-        texts: Number of columns with text, from the left; the others are numbers.
-    """
-
-    headings: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    texts: int = 1
 
 
 def tables(found: Evaluation) -> RenderableType:
     """Return the result for a terminal."""
     parts: list[RenderableType] = [Text(line) for line in [*heading(found), *warnings(found)]]
-    parts.append(_table(accuracies(found)))
+    parts.append(terminal_table(accuracies(found)))
     if found.comparison is not None:
         parts += [Text(line) for line in comparison_lines(found.comparison)]
-        parts.append(_table(differences(found.comparison)))
+        parts.append(terminal_table(differences(found.comparison)))
     worst = sorted(found.categories, key=lambda one: (one.acc_at_1.percent, one.index))
     if len(worst) > 1 and worst[0].acc_at_1.percent < 100:
-        parts += [Text("categories with the lowest acc@1"), _table(categories(found, SHOWN))]
+        parts += [
+            Text("categories with the lowest acc@1"),
+            terminal_table(categories(found, SHOWN)),
+        ]
     if found.confusions:
-        parts += [Text("most frequent confusions"), _table(confusions(found, SHOWN))]
+        parts += [Text("most frequent confusions"), terminal_table(confusions(found, SHOWN))]
     return Group(*parts)
 
 
@@ -175,13 +158,3 @@ def _interval(accuracy: Accuracy) -> str:
 
 def _signed_interval(one: Difference | PublishedDifference) -> str:
     return f"{one.low:+.2f} to {one.high:+.2f}"
-
-
-def _table(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    for position, name in enumerate(grid.headings):
-        number = position >= grid.texts
-        table.add_column(name, justify="right" if number else "left", no_wrap=number)
-    for row in grid.rows:
-        table.add_row(*row)
-    return table

@@ -22,8 +22,10 @@ from ..options import (
     AsJson,
     Background,
     Concurrency,
+    Delivery,
     SourceTimeout,
     VariantName,
+    check_output,
 )
 from ..output import (
     SOME_FAILED,
@@ -48,13 +50,6 @@ from .summary import StreamSummary
 
 COLUMNS = ("frame", "time_s", "outcome", "label", "probability", "replaced_by", "latency_ms")
 Row = dict[str, Any]
-
-
-class Delivery(str, Enum):
-    """Delivery modes of `Client.classify_stream`."""
-
-    ordered = "ordered"
-    latest = "latest"
 
 
 class Encoding(str, Enum):
@@ -157,8 +152,8 @@ def stream(
 
     Ctrl-C stops the source: frames in flight are completed, and the output files are finished.
     """
-    _check(annotate, "--annotate", ".mp4")
-    _check(csv_file, "--csv", ".csv")
+    check_output(annotate, "--annotate", ".mp4")
+    check_output(csv_file, "--csv", ".csv")
     options = {
         "av_options": _parse_av_options(av_options),
         "timeout_s": timeout_s,
@@ -319,12 +314,3 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
         )
     width, height = map(int, text.split("x"))
     return width, height
-
-
-def _check(out: Path | None, option: str, suffix: str) -> None:
-    if out is None:
-        return
-    if out.suffix.lower() != suffix:
-        raise typer.BadParameter(f"{out} does not end in {suffix}", param_hint=option)
-    if not out.parent.is_dir():
-        raise typer.BadParameter(f"folder {out.parent} does not exist", param_hint=option)

@@ -1,4 +1,4 @@
-"""Figures formatted for table cells; a dash is an unknown value."""
+"""Table cells that only `top` has; others are of `formatting`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.text import Text
 
-from resnet50_bench.table import NOTHING, number
-
+from ..formatting import NOTHING, number, percent, rate
 from .server_metrics import Latency
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -17,48 +16,9 @@ WARNING = "yellow"
 QUIET = "dim"
 
 
-def rate(per_s: float | None) -> str:
-    """Format a rate; a small one is distinct from 0."""
-    if per_s is None:
-        return NOTHING
-    if per_s == 0:
-        return "0"
-    return "<0.01" if per_s < 0.005 else number(per_s)
-
-
-def count(value: float | None) -> str:
-    """Format a count."""
-    return NOTHING if value is None else f"{value:.0f}"
-
-
-def share(value: float | None) -> str:
-    """Format a ratio in percent."""
-    return NOTHING if value is None else f"{value:.0%}"
-
-
 def busy(ratio: float | None) -> str:
     """Format a device's utilisation; capped, as a long batch counts in the interval of its end."""
-    return share(None if ratio is None else min(1.0, ratio))
-
-
-def size(value: float | None) -> str:
-    """Format a number of bytes."""
-    if value is None:
-        return NOTHING
-    if value < 2**20:
-        return f"{value / 2**10:.0f} KiB"
-    return f"{value / 2**20:.0f} MiB" if value < 10 * 2**30 else f"{value / 2**30:.0f} GiB"
-
-
-def duration(seconds: float | None) -> str:
-    """Format a duration in its two largest units: "45s", "3h12m"."""
-    if seconds is None:
-        return NOTHING
-    whole = int(seconds)
-    for long, short, unit_s, part_s in (("d", "h", 86400, 3600), ("h", "m", 3600, 60)):
-        if whole >= unit_s:
-            return f"{whole // unit_s}{long}{whole % unit_s // part_s:02}{short}"
-    return f"{whole // 60}m{whole % 60:02}s" if whole >= 60 else f"{whole}s"
+    return percent(None if ratio is None else min(1.0, ratio))
 
 
 def latency(one: Latency) -> str:

@@ -17,6 +17,7 @@ from rich.live import Live
 from resnet50_client._retries import RetryPolicy
 
 from ..connection_options import Servers, with_servers
+from ..extras import require
 from ..options import AsJson
 from ..output import NO_SERVER, console, print_json, print_line, reporting_errors, show, warn
 from .keyboard import keys
@@ -26,7 +27,7 @@ from .snapshot import Snapshot, snapshots
 from .variant_status import VariantStatusPoller
 from .view import View
 
-EXIT_STATUSES = (
+EPILOG = (
     "Exit status: 0 ended by q or Ctrl-C, or --once succeeded; 1 the output cannot be written;"
     " 2 wrong usage; 3 no server responded to --once."
 )
@@ -71,6 +72,7 @@ def top(
     The states of variants, which metrics lack, are polled over gRPC from --server; with
     --metrics only if --server is given, too.
     """
+    require("top", "top", "prometheus_client")
     with reporting_errors(), _normal_exit():
         stale_s = max(10.0, STALE_INTERVALS * interval_s)
         named = metrics or os.environ.get(METRICS, "").replace(",", " ").split()

@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from resnet50_bench.table import NOTHING, number
-
+from .. import formatting
+from ..formatting import NOTHING, number
 from . import cells
 from .cells import BAD, QUIET, WARNING
 from .server_metrics import STAGES, MethodMetrics, ServerMetrics, VariantMetrics
@@ -88,26 +88,26 @@ def _figures(one: ServerMetrics | None, wide: bool) -> list[Text | str]:
     if one is None:
         return [Text(NOTHING, QUIET)] * (10 if wide else 7)
     figures: list[Text | str] = [
-        cells.duration(one.uptime_s),
-        cells.share(one.cpu_cores),
-        cells.size(one.memory_bytes),
+        formatting.duration(one.uptime_s),
+        formatting.percent(one.cpu_cores),
+        formatting.size(one.memory_bytes),
         cells.busy(max(one.busy.values(), default=None) if one.busy is not None else None),
-        cells.count(one.queue_images),
-        cells.rate(one.images_per_s),
-        Text(cells.rate(one.failed_per_s), WARNING if one.failed_per_s else ""),
+        formatting.count(one.queue_images),
+        formatting.rate(one.images_per_s),
+        Text(formatting.rate(one.failed_per_s), WARNING if one.failed_per_s else ""),
     ]
     if wide:
         figures += [
-            cells.rate(one.requests_per_s),
-            cells.count(one.inside_requests),
-            cells.count(one.open_streams),
+            formatting.rate(one.requests_per_s),
+            formatting.count(one.inside_requests),
+            formatting.count(one.open_streams),
         ]
     return figures
 
 
 def error(server: ServerSnapshot) -> str:
     """Return a server's error and its duration."""
-    since = f", for {cells.duration(server.failing_s)}" if server.failing_s >= 1.0 else ""
+    since = f", for {formatting.duration(server.failing_s)}" if server.failing_s >= 1.0 else ""
     return server.failure + since
 
 
@@ -127,9 +127,9 @@ def variants(seen: Snapshot, metrics: ServerMetrics, rows: int, width: int) -> l
         row: list[Text | str] = [
             _variant_name(one),
             _variant_state(seen, one),
-            cells.rate(one.images_per_s),
+            formatting.rate(one.images_per_s),
             number(one.batch_mean),
-            cells.count(one.queue_images),
+            formatting.count(one.queue_images),
             Text(number(one.queue_age_ms), BAD if waits else ""),
             number(one.alpha_ms),
             number(one.beta_ms),
@@ -178,7 +178,7 @@ def methods(metrics: ServerMetrics, rows: int) -> list[RenderableType]:
     for one in shown:
         table.add_row(
             one.name,
-            cells.rate(one.per_s.get("OK", 0.0)),
+            formatting.rate(one.per_s.get("OK", 0.0)),
             cells.latency(one.latency),
             _failures(one),
         )

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from resnet50_bench.table import NOTHING, number
-
+from .. import formatting
+from ..formatting import NOTHING, number
 from ..output import printable
 from . import cells, tables
 from .cells import BAD, QUIET, WARNING
@@ -88,7 +88,7 @@ class View:
 
     def _spark(self, seen: Snapshot, metrics: ServerMetrics, width: int) -> Text:
         text = Text(no_wrap=True).append("images/s ", "bold dim")
-        text.append(f"{cells.rate(metrics.images_per_s):>5} ", "bold")
+        text.append(f"{formatting.rate(metrics.images_per_s):>5} ", "bold")
         known = [one for one in self._images_per_s if one is not None]
         if not known:
             return text.append(f" rates are available in {seen.interval_s:g} s", QUIET)
@@ -99,8 +99,8 @@ class View:
         newest = [one for one in points[-room:] if one is not None]
         text.append(cells.sparkline(points, min(room, len(points))), "cyan")
         passed_s = min(room, len(points)) * seen.interval_s
-        most = cells.rate(max(newest, default=0.0))
-        return text.append(f" {cells.duration(passed_s)}, most {most}", QUIET)
+        most = formatting.rate(max(newest, default=0.0))
+        return text.append(f" {formatting.duration(passed_s)}, most {most}", QUIET)
 
 
 def _title(seen: Snapshot, hint: str, width: int) -> Text:
@@ -120,16 +120,19 @@ def _one_server(server: ServerSnapshot) -> list[Text]:
         return [first.append(f": {tables.error(server)}")]
     one = server.metrics
     version = ", ".join(one.versions) or NOTHING
-    first.append(f"  version {version}  up {cells.duration(one.uptime_s)}")
-    first.append(f"  CPU {cells.share(one.cpu_cores)}  memory {cells.size(one.memory_bytes)}")
+    first.append(f"  version {version}  up {formatting.duration(one.uptime_s)}")
+    first.append(
+        f"  CPU {formatting.percent(one.cpu_cores)}  memory {formatting.size(one.memory_bytes)}"
+    )
     lag_ms = one.event_loop_lag_ms
     late = lag_ms is not None and lag_ms > _LONG_LAG_MS
     first.append(f"  loop lag {number(lag_ms)} ms", BAD if late else "")
     second.append(
-        f"requests in flight {cells.count(one.inside_requests)}, {cells.size(one.inside_bytes)}"
-        f"  streams {cells.count(one.open_streams)}"
-        f"  decoding {cells.count(one.decode_threads_busy)},"
-        f" waiting {cells.count(one.decode_queue_calls)}  "
+        f"requests in flight {formatting.count(one.inside_requests)},"
+        f" {formatting.size(one.inside_bytes)}"
+        f"  streams {formatting.count(one.open_streams)}"
+        f"  decoding {formatting.count(one.decode_threads_busy)},"
+        f" waiting {formatting.count(one.decode_queue_calls)}  "
     )
     second.append_text(_busy(one))
     if one.ready is None:

@@ -42,15 +42,19 @@ class _ListByDefault(TyperGroup):
     """A group whose command is `list` unless another one is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+        names_none = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        if names_none and not ctx.resilient_parsing:  # as for shell completion
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
 
 variants = typer.Typer(
+    name="variants",
     cls=_ListByDefault,
     help="List (the default command), show, load, unload and compare the variants of servers.",
     epilog=EXIT_STATUSES,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from resnet50_client.types import Loading, Transform, Variant
 
-from ..top.cells import size
+from ..formatting import NOTHING, size
 
 
 def table(variants: Sequence[Variant]) -> Table:
@@ -25,10 +25,10 @@ def table(variants: Sequence[Variant]) -> Table:
             variant.name + (" *" if variant.server_default else ""),
             state(variant),
             sizes(variant.transform),
-            f"{accuracy.acc_at_1:.2f}" if accuracy else "-",
-            " ".join(filter(None, (variant.engine, variant.device, variant.precision))) or "-",
-            (variant.digest or "-")[:12],
-            size(variant.memory_bytes) if variant.memory_bytes else "-",
+            f"{accuracy.acc_at_1:.2f}" if accuracy else NOTHING,
+            " ".join(filter(None, (variant.engine, variant.device, variant.precision))) or NOTHING,
+            (variant.digest or NOTHING)[:12],
+            size(variant.memory_bytes) if variant.memory_bytes else NOTHING,
             str(variant.requests),
         )
     rows.caption, rows.caption_justify = "* default: serves requests that name no variant", "left"
@@ -39,7 +39,7 @@ def sizes(transform: Transform) -> str:
     """Return the sizes after a variant's resize and its crop: "232 → 224", "224 x 224"."""
     height, width = transform.input_size
     if not height:
-        return "-"
+        return NOTHING
     cropped = str(height) if height == width else f"{height} x {width}"
     if transform.resize_to is None:
         resized = str(transform.resize or transform.resize_longer_side or "")

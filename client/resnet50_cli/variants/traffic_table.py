@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from resnet50_bench.table import NOTHING, number
 from resnet50_client.types import TrafficReport, TrafficShare
+
+from ..formatting import NOTHING, number
 
 
 def reports_table(address: str, reports: Sequence[TrafficReport]) -> RenderableType:

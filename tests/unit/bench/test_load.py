@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from resnet50.v1 import result_pb2
 from resnet50_bench.calls import DROPPED, OK, Outcome
@@ -228,6 +229,52 @@ def test_poisson_arrivals_are_seeded_and_have_their_mean():
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.03)  # of an exponential
 
 
+def test_the_calls_of_several_processes_are_poisson():
+    whole = Plan(load=Load(rate_per_s=100.0), processes=4, seed=5)
+    until_s = 200.0
+    arrivals = []
+    for process in range(4):
+        part = whole.part(process)
+        times = poisson(part.load.rate_per_s, part.seed)
+        arrivals += itertools.takewhile(lambda time_s: time_s < until_s, times)
+    assert len(arrivals) == pytest.approx(100 * until_s, rel=0.03)
+    gaps = np.diff(np.sort(arrivals))
+    assert scipy.stats.kstest(gaps, "expon", args=(0, 1 / 100)).pvalue > 0.01
+    # In disjoint intervals counts are independent, with a variance like their mean.
+    counts, _ = np.histogram(arrivals, bins=2000, range=(0, until_s))
+    assert counts.var() == pytest.approx(counts.mean(), rel=0.1)
+    assert abs(np.corrcoef(counts[:-1], counts[1:])[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        Plan(load=Load(concurrency=10), requests=101, server_pid=1, processes=4),
+        Plan(load=Load(rate_per_s=50.0), requests=7, processes=4),
+        Plan(load=Load(fps=25.0), shape="stream", streams=9, processes=4),
+    ],
+)
+def test_parts_of_a_plan_add_up_to_it(whole):
+    parts = [whole.part(process) for process in range(4)]
+    assert len({part.seed for part in parts}) == 4
+    assert {(part.processes, part.server_pid) for part in parts} == {(1, None)}
+    if whole.load.concurrency is not None:
+        assert [part.load.concurrency for part in parts] == [3, 3, 2, 2]
+    if whole.requests is not None:
+        assert sum(part.requests for part in parts) == whole.requests
+    if whole.load.rate_per_s is not None:
+        assert sum(part.load.rate_per_s for part in parts) == whole.load.rate_per_s
+    if whole.shape == "stream":
+        assert sum(part.streams for part in parts) == whole.streams
+        assert {part.load.fps for part in parts} == {25.0}
+
+
+def test_repeated_runs_have_arrival_times_of_their_own():
+    plan = Plan(load=Load(rate_per_s=50.0), repeat=3)
+    assert plan.repetition(0) == plan
+    assert len({plan.repetition(number).seed for number in range(3)}) == 3
+
+
 def test_paced_streams_send_their_frames_evenly_and_not_in_step():
     times = list(itertools.islice(paced(fps=10, streams=3, seed=0), 30))
     assert times == sorted(times)
@@ -260,6 +307,14 @@ def test_paced_load_makes_the_calls_of_its_streams():
         ({"delivery": "latest"}, "delivery"),
         ({"shape": "upload", "raw": True}, "raw"),
         ({"servers": ()}, "server"),
+        ({"processes": 0}, "processes"),
+        ({"repeat": 0}, "repeat"),
+        ({"load": {"concurrency": 3}, "processes": 4}, "must not exceed concurrency, which is 3"),
+        ({"load": {"rate_per_s": 9.0}, "processes": 4, "requests": 3}, "must not exceed requests"),
+        (
+            {"load": {"fps": 9.0}, "shape": "stream", "processes": 4, "streams": 3},
+            "must not exceed streams",
+        ),
     ],
 )
 def test_plans_that_make_no_sense_are_refused_by_name(wrong, named):

@@ -1,26 +1,37 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
-from resnet50_bench.comparison import differences, rows
+from resnet50_bench.comparison import differences, rows, table
 from resnet50_bench.plan import Load, Plan
+from resnet50_bench.recording import measurement_warnings
 from resnet50_bench.report import page
 from resnet50_bench.resource_usage import GeneratorMeter
-from resnet50_bench.result import Bench, GeneratorUsage
-from resnet50_bench.runner import measurement_warnings
+from resnet50_bench.result import Bench
+from resnet50_bench.run import GeneratorUsage, Run
 from resnet50_bench.statistics import summary
-from resnet50_bench.table import costs, latencies, stages, tables
+from resnet50_bench.table import costs, grids, latencies, spreads, stages, tables
 from tests.support.bench_runs import a_bench, a_run, a_sweep
 
 
-@pytest.mark.parametrize("bench", [a_bench(), a_bench(a_run(server=None)), a_sweep()])
+def two_sweeps() -> Bench:
+    once = a_sweep()
+    return replace(once, runs=once.runs + a_sweep(scale=2.0).runs)
+
+
+def repeated(*scales: float, load: Load | None = None, **fields) -> list[Run]:
+    return [a_run(load, scale, throughput_per_s=200.0 / scale, **fields) for scale in scales]
+
+
+@pytest.mark.parametrize(
+    "bench",
+    [a_bench(), a_bench(a_run(server=None)), a_sweep(), a_bench(*repeated(1.0, 1.1, 1.3))],
+)
 def test_file_is_read_back_as_it_was(bench, tmp_path):
     file = tmp_path / "bench.json"
     file.write_text(bench.to_json())
@@ -98,13 +109,60 @@ def test_tables_show_dashes_for_what_too_few_numbers_bear():
     assert (shown["load"], shown["answers/s"], shown["failed"]) == ("4 in flight", "200", "0.5%")
 
 
-@pytest.mark.parametrize("bench", [a_bench(), a_sweep(), a_bench(a_run(server=None))])
+@pytest.mark.parametrize("bench", [a_bench(), a_sweep(), a_bench(a_run(server=None)), two_sweeps()])
 def test_terminal_shows_every_figure_whole(bench):
     text = text_of(bench)
-    for grid in (latencies(bench), stages(bench), costs(bench)):
+    for grid in grids(bench):
         for cell in (*grid.headings, *(cell for row in grid.rows for cell in row)):
             assert cell in text
     assert "errors: 10 UNAVAILABLE" in text
+
+
+def test_repeated_runs_show_median_and_range():
+    bench = a_bench(*repeated(1.0, 1.25, 2.0))
+    shown = dict(zip(latencies(bench).headings, latencies(bench).rows[0], strict=True))
+    assert shown["answers/s"] == "160"  # of 200, 160 and 100
+    assert shown["failed"] == "0.5%"
+    (row,) = spreads(bench).rows
+    ranges = dict(zip(spreads(bench).headings, row, strict=True))
+    assert (ranges["runs"], ranges["answers/s"]) == ("3", "160 (100 to 200)")
+    assert ranges["in time/s"] == "199"  # the same in all runs
+    (load,) = json.loads(bench.to_json())["loads"]
+    assert (load["load"]["concurrency"], load["runs"]) == (4, 3)
+    assert load["figures"]["answers/s"] == {"median": 160.0, "lowest": 100.0, "highest": 200.0}
+    assert spreads(a_bench()) is None
+
+
+def test_a_repeated_load_shows_each_figure_once():
+    lines = text_of(a_bench(*repeated(1.0, 1.25, 2.0))).splitlines()
+    (line,) = [line for line in lines if line.startswith("answers/s")]
+    assert line.split(maxsplit=1)[1] == "160 (100 to 200)"
+
+
+def test_repeated_loads_of_a_sweep_are_one_row_each():
+    bench = two_sweeps()
+    assert [len(one.runs) for one in bench.loads()] == [2, 2, 2]
+    assert len(latencies(bench).rows) == len(costs(bench).rows) == len(stages(bench).rows) == 3
+    labels = [label for label, _ in bench.labelled_runs()]
+    assert labels[0] == "10%: 20/s, run 1"
+    assert labels[3] == "10%: 20/s, run 2"
+
+
+@pytest.mark.parametrize(("scale", "overlap"), [(1.1, True), (4.0, False)])
+def test_comparison_says_if_the_ranges_overlap(scale, overlap):
+    one, other = a_bench(*repeated(1.0, 1.3)), a_bench(*repeated(scale, scale * 1.3))
+    (row,) = [row for row in rows(one, other) if row.name == "answers/s"]
+    assert row.overlap is overlap
+    assert row.ratio == pytest.approx(1 / scale)
+    assert differences(one, other) == []
+    (single,) = [row for row in rows(a_bench(), other) if row.name == "answers/s"]
+    assert single.overlap is None
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table(rows(one, other)))
+    text = capture.get()
+    assert (f"~{row.ratio:.2f}" in text) is overlap
+    assert "(154 to 200)" in text
 
 
 def test_dropped_frames_have_a_column_where_there_can_be_any():
@@ -139,6 +197,8 @@ class Resources(HTMLParser):
         (a_sweep(), 6),
         (a_bench(a_run(calls=5, latency_ms=summary([]), latency_curve=[], batch_sizes={})), 1),
         (a_bench(runs=[]), 0),
+        (a_bench(*repeated(1.0, 1.1)), 4),
+        (two_sweeps(), 6),
     ],
 )
 def test_report_needs_nothing_from_elsewhere(bench, plots):
@@ -172,6 +232,14 @@ def test_a_busy_or_late_generator_is_doubted():
     assert measurement_warnings(GeneratorUsage(0.5, late, late), summary([1000.0] * 1000)) == []
 
 
+def test_the_busiest_of_several_processes_is_doubted():
+    calm, latency = summary([0.1] * 1000), summary([100.0] * 1000)
+    assert measurement_warnings(GeneratorUsage(1.4, calm, calm, 0.7), latency) == []
+    (busy,) = measurement_warnings(GeneratorUsage(1.4, calm, calm, 0.9), latency)
+    assert "busiest process" in busy
+    assert "90% of a core" in busy
+
+
 def test_own_cost_counts_the_cpu_of_this_process():
     cost = GeneratorMeter()
     assert cost.cpu_share == 0.0
@@ -179,12 +247,3 @@ def test_own_cost_counts_the_cpu_of_this_process():
     sum(range(3_000_000))
     cost.end()
     assert cost.cpu_share > 0.0
-
-
-def test_other_commands_do_not_load_what_only_bench_needs():
-    script = (
-        "import sys, resnet50_cli.app;"
-        "print([n for n in ('matplotlib', 'PIL', 'psutil') if n in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 from rich.console import Console
 
+from resnet50_cli import formatting
 from resnet50_cli.top import cells
 from resnet50_cli.top.interval import Interval
 from resnet50_cli.top.scrape import Scrape, parse
@@ -285,10 +286,10 @@ def test_trouble_has_colours():
 
 
 def test_figures_are_short_and_do_not_pretend():
-    assert [cells.rate(one) for one in (None, 0.0, 0.001, 0.4, 12.34, 1234.5)] == [
+    assert [formatting.rate(one) for one in (None, 0.0, 0.001, 0.4, 12.34, 1234.5)] == [
         *("-", "0", "<0.01", "0.40", "12.3", "1234"),
     ]
-    assert [cells.duration(one) for one in (None, 59.9, 61, 3700, 90000)] == [
+    assert [formatting.duration(one) for one in (None, 59.9, 61, 3700, 90000)] == [
         *("-", "59s", "1m01s", "1h01m", "1d01h"),
     ]
     assert cells.latency(Latency(3.0, 10_000.0, 10_000.0)) == "3.00 / ≥10000"
