@@ -13,8 +13,8 @@ from ._async_calls import prepare
 from ._async_stream import AsyncStream
 from ._config import Connection, Priority
 from ._frames import DEFAULT_WINDOW, Delivery, Errors, StreamKind, StreamLimits
-from ._types.results import Classification, Embedding
-from .images import AsyncImageInput, ImageInput
+from ._types.results import Classification, Dtype, Embedding
+from .images import AsyncImageInput, ImageInput, PixelFormat
 from .preprocess import Preprocessor
 
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ class AsyncClient(AsyncBaseClient):
         min_probability: float | None = None,
         include_embedding: bool = False,
         background: str | None = None,
-        pixel_format: str | None = None,
+        pixel_format: PixelFormat | None = None,
         timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
@@ -83,9 +83,9 @@ class AsyncClient(AsyncBaseClient):
         *,
         variant: str | None = None,
         l2_normalize: bool = False,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         background: str | None = None,
-        pixel_format: str | None = None,
+        pixel_format: PixelFormat | None = None,
         timeout_s: float | None = None,
         priority: Priority | None = None,
         caller_key: str | None = None,
@@ -160,7 +160,7 @@ class AsyncClient(AsyncBaseClient):
         min_probability: float | None = None,
         include_embedding: bool = False,
         background: str | None = None,
-        pixel_format: str | None = None,
+        pixel_format: PixelFormat | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         idle_timeout_s: float | None = None,
@@ -191,8 +191,9 @@ class AsyncClient(AsyncBaseClient):
             min_probability: Omit categories below this, 0 to 1. Default: those below their
                 threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of arrays; see `classify`.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            pixel_format: Layout of arrays: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
             window: Maximum number of pending frames; the server has a limit of its own.
             resume_s: Seconds to retry without an answer from any server, from the first failure;
                 None for the client's `timeout_s`, 0 for no retries.
@@ -205,11 +206,15 @@ class AsyncClient(AsyncBaseClient):
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
             metadata: Metadata of this call, in addition to the client's.
-            request_id: ID of the call in the server's log; see `classify`.
+            request_id: ID of the call in the server's log, and in its results and errors: 1 to 128
+                of A-Z a-z 0-9 . _ : / + = -; None for a generated one.
 
         Raises:
             TypeError: A single image was passed instead of an iterable.
-            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
+            InvalidRequestError: An argument is invalid.
+            RuntimeError: The client is closed.
+            Resnet50Error: Of the iteration: the stream failed; see `resnet50_client.errors` for the
+                subclasses.
         """
         check_images("frames", frames, pixel_format, asynchronous=True)
         connection = self._with(variant, priority, caller_key, metadata, request_id)
@@ -233,9 +238,9 @@ class AsyncClient(AsyncBaseClient):
         delivery: Delivery = "ordered",
         variant: str | None = None,
         l2_normalize: bool = False,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         background: str | None = None,
-        pixel_format: str | None = None,
+        pixel_format: PixelFormat | None = None,
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
         idle_timeout_s: float | None = None,
@@ -248,25 +253,37 @@ class AsyncClient(AsyncBaseClient):
         """Compute embeddings of frames over one stream; otherwise as `classify_stream`.
 
         Args:
-            frames: Images as for `classify`; may be endless.
-            delivery: "ordered" or "latest"; see `classify_stream`.
+            frames: Images as for `embed`, e.g. of a camera; may be endless.
+            delivery: "ordered": every frame is computed, answers are in order, and a faster source
+                is slowed down (backpressure). "latest": a newer frame replaces a pending one, which
+                is answered as dropped; answers are in order of completion.
             variant: Name of the variant; None for the client's default variant, or the server's.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of arrays; see `classify`.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            pixel_format: Layout of arrays: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
             window: Maximum number of pending frames; the server has a limit of its own.
-            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
-            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
-            frame_timeout_s: Timeout of each frame in seconds; None for no limit.
+            resume_s: Seconds to retry without an answer from any server, from the first failure;
+                None for the client's `timeout_s`, 0 for no retries.
+            idle_timeout_s: Seconds a server may have pending frames without an answer; then the
+                stream is resumed at the next server. None for the client's `timeout_s`, `math.inf`
+                for no limit.
+            frame_timeout_s: Timeout of each frame in seconds, from when it is read from the source;
+                it is then answered with DeadlineExceededError, and the stream continues. None for
+                no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
             metadata: Metadata of this call, in addition to the client's.
-            request_id: ID of the call in the server's log; see `classify`.
+            request_id: ID of the call in the server's log, and in its results and errors: 1 to 128
+                of A-Z a-z 0-9 . _ : / + = -; None for a generated one.
 
         Raises:
             TypeError: A single image was passed instead of an iterable.
-            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
+            InvalidRequestError: An argument is invalid.
+            RuntimeError: The client is closed.
+            Resnet50Error: Of the iteration: the stream failed; see `resnet50_client.errors` for the
+                subclasses.
         """
         check_images("frames", frames, pixel_format, asynchronous=True)
         connection = self._with(variant, priority, caller_key, metadata, request_id)
@@ -291,7 +308,7 @@ class AsyncClient(AsyncBaseClient):
         min_probability: float | None = None,
         include_embedding: bool = False,
         background: str | None = None,
-        pixel_format: str | None = None,
+        pixel_format: PixelFormat | None = None,
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,
@@ -354,9 +371,9 @@ class AsyncClient(AsyncBaseClient):
         *,
         variant: str | None = None,
         l2_normalize: bool = False,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         background: str | None = None,
-        pixel_format: str | None = None,
+        pixel_format: PixelFormat | None = None,
         errors: Errors = "return",
         window: int = DEFAULT_WINDOW,
         resume_s: float | None = None,

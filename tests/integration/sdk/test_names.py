@@ -107,6 +107,22 @@ async def test_names_are_resolved_at_first_call_in_their_own_thread(kind, server
             pass  # the second connection is being made
 
 
+async def test_stream_looks_names_up_at_its_first_item(kind, servers):
+    """In both clients: neither their constructors nor the call that returns a stream wait."""
+    servers.start("127.0.0.1")
+    servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}
+    names = [f"{host}:{servers.port}" for host in servers.hosts]
+    async with Caller(kind, names) as client:
+        stream = client.client.classify_stream([PNG])
+        assert servers.asked_by == []
+        if isinstance(client.client, resnet50_client.AsyncClient):
+            answers = [answer async for answer in stream]
+        else:
+            answers = await asyncio.to_thread(list, stream)
+        assert [answer.result.variant.name for answer in answers] == ["127.0.0.1"]
+        assert servers.asked_by != []
+
+
 async def test_ipv6_only_name_is_called_beside_an_ipv4_only_one(kind, servers):
     for ip in ("127.0.0.1", "127.0.0.2"):
         servers.start(ip)
