@@ -212,7 +212,8 @@ async def many(
         client,
         f"{question.method}_many",
         frames,
-        window=2,
+        return_exceptions=True,
+        max_in_flight=2,
         variant=variant or None,
         **question.options,
     )

@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).resolve().parent / "resnet50_client"
 MODULES = {
     "_async_admin.py": "_admin.py",
     "_async_base_client.py": "_base_client.py",
+    "_async_bulk_client.py": "_bulk_client.py",
     "_async_client.py": "_client.py",
 }
 # Texts that differ; each has to occur in a source.
@@ -39,7 +40,7 @@ WORDS = {
     r"\bawait ": "",
     r"\ba(?=closing\b|close\b|next\b|iter\b)": "",
     r"\b__a(?=enter__|exit__|iter__|next__)": "__",
-    r"\b_async_(?=admin\b|base_client\b|client\b)": "_",
+    r"\b_async_(?=admin\b|base_client\b|bulk_client\b|client\b)": "_",
     r"\b_async_": "_sync_",
     r"\bStopAsyncIteration\b": "StopIteration",
     r"\bAsync(?=[A-Z]\w*)": "",

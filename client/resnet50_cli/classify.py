@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from typing import Annotated
 
 import typer
 
+from resnet50_client import BulkResults
 from resnet50_client.types import Classification
 
 from .connection_options import Servers, with_servers
 from .file_names import name_to_text
 from .image_files import LeftOut, find_images
-from .images import Answer, answers, warn_of_image
+from .images import Answer, KeyedImages, answers, warn_of_image
 from .name_lists import chosen_names
 from .options import (
-    DEFAULT_CONCURRENCY,
     AsJson,
     Background,
-    Concurrency,
+    BulkConcurrency,
     Files,
     FilesFrom,
     Null,
@@ -64,7 +63,7 @@ def classify(
     ] = None,
     background: Background = None,
     timeout_s: StreamTimeout = None,
-    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    concurrency: BulkConcurrency = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify images."""
@@ -73,14 +72,19 @@ def classify(
         names = chosen_names(files or [], files_from, null)
         # Fails at once if no server is reachable; later failures are retried.
         client.get_variant(variant)
-        call = partial(
-            client.classify_many,
-            variant=variant,
-            top_k=top_k,
-            min_probability=min_probability,
-            background=background,
-            window=concurrency,
-        )
+
+        def call(images: KeyedImages) -> BulkResults[tuple[str, Classification | Exception]]:
+            return client.classify_many(
+                images,
+                variant=variant,
+                top_k=top_k,
+                min_probability=min_probability,
+                background=background,
+                keyed=True,
+                return_exceptions=True,
+                max_in_flight=concurrency,
+            )
+
         with closing(answers(call, find_images(names, left_out))) as results:
             for answer in results:
                 failed += isinstance(answer.outcome, Exception)

@@ -1,16 +1,15 @@
-"""Many images over one stream: send them, yield results in order."""
+"""Many images in batches: send them, yield results in order."""
 
 from __future__ import annotations
 
-import collections
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from resnet50_client._redaction import redact
-from resnet50_client.errors import UnavailableError
+from resnet50_client._sync_bulk import BulkResults
 from resnet50_client.images import ImageInput, is_url
 from resnet50_client.types import Classification, Embedding
 
@@ -18,6 +17,10 @@ from .image_files import STDIN
 from .output import warn
 
 Result = TypeVar("Result")
+# `classify_many` or `embed_many` with all arguments but the images bound: keyed by path, and with
+# errors in their places.
+KeyedImages: TypeAlias = Iterable[tuple[str, ImageInput]]
+BulkCall: TypeAlias = Callable[[KeyedImages], BulkResults[tuple[str, Result | Exception]]]
 
 
 @dataclass(frozen=True)
@@ -45,34 +48,26 @@ def warn_of_result(name: str, result: Classification | Embedding) -> None:
         warn(f"{name}: the image is {one}; the result is that of the part that is there")
 
 
-def answers(
-    call: Callable[[Iterable[ImageInput]], Generator[Result | Exception, None, None]],
-    paths: Iterable[str],
-) -> Generator[Answer[Result], None, None]:
-    """Send images over one stream and yield the results in the images' order.
+def answers(call: BulkCall[Result], paths: Iterable[str]) -> Generator[Answer[Result], None, None]:
+    """Send images in batches and yield the results in the images' order.
 
     An image that is unreadable or rejected does not affect the others.
 
     Args:
-        call: `classify_many` or `embed_many` with all other arguments bound.
-        paths: Image paths, read as the stream's window allows.
+        call: The call.
+        paths: Image paths, read ahead by one window.
 
     Raises:
         Resnet50Error: All images would fail: no server is reachable, or the server rejects the
             request for a reason other than its image.
     """
-    pending: collections.deque[str] = collections.deque()
 
-    def images() -> Iterator[ImageInput]:
+    def images() -> Iterator[tuple[str, ImageInput]]:
         for path in paths:
             # URLs are rejected with an error that shows them; file names are shown unchanged.
-            pending.append(redact(path, path) if is_url(path) else path)
-            yield sys.stdin.buffer if path == STDIN else path
+            shown = redact(path, path) if is_url(path) else path
+            yield shown, sys.stdin.buffer if path == STDIN else path
 
     with closing(call(images())) as outcomes:
-        for outcome in outcomes:
-            # From the server it is about the server; the SDK also raises it, without a request
-            # ID, for a single image that repeatedly breaks the connection.
-            if isinstance(outcome, UnavailableError) and outcome.request_id is not None:
-                raise outcome
-            yield Answer(pending.popleft(), outcome)
+        for path, outcome in outcomes:
+            yield Answer(path, outcome)

@@ -100,6 +100,15 @@ class Delivery(str, Enum):
 
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Maximum images in flight.")]
 DEFAULT_CONCURRENCY = 16
+BulkConcurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        min=1,
+        show_default=False,
+        help="Maximum images in flight. Default: as many as the servers keep up with.",
+    ),
+]
 
 
 def check_output(out: Path | None, option: str, suffix: str) -> None:

@@ -14,7 +14,9 @@ from ._client import Client
 from ._frames import FrameAnswer, StreamStats
 from ._preprocessed import PreprocessedImage
 from ._retries import RetryPolicy
+from ._sync_bulk import BulkResults
 from ._sync_stream import Stream
+from ._types.embedding_batch import EmbeddingBatch
 from ._types.results import Category, Classification, Embedding, Timing, VariantRef
 from ._types.variants import (
     BatchLatency,
@@ -32,6 +34,7 @@ from .errors import (
     ConflictError,
     DataLossError,
     DeadlineExceededError,
+    EmbeddingSpaceError,
     FailedPreconditionError,
     InvalidImageError,
     InvalidRequestError,
@@ -52,6 +55,7 @@ from .images import ImageInput, RawImage, VideoFrame
 from .observers import CallObserver, ObservedCall
 
 if TYPE_CHECKING:
+    from ._async_bulk import AsyncBulkResults
     from ._async_client import AsyncClient
     from ._async_stream import AsyncStream
     from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
 else:
     # Modules of the public names that many programs do not need; the first access imports them.
     _LAZY = {
+        "AsyncBulkResults": "_async_bulk",
         "AsyncClient": "_async_client",
         "AsyncStream": "_async_stream",
         "Comparison": "_types.traffic",
@@ -98,11 +103,14 @@ __all__ = [
     "frames_from_raw",
     "frames_from_video",
     # Results
+    "AsyncBulkResults",
     "BatchLatency",
+    "BulkResults",
     "Category",
     "Classification",
     "Comparison",
     "Embedding",
+    "EmbeddingBatch",
     "FrameAnswer",
     "LoadResult",
     "Loading",
@@ -123,6 +131,7 @@ __all__ = [
     "ConflictError",
     "DataLossError",
     "DeadlineExceededError",
+    "EmbeddingSpaceError",
     "FailedPreconditionError",
     "InvalidImageError",
     "InvalidRequestError",

@@ -45,6 +45,16 @@ def check_choice(name: str, value: object, allowed: Iterable[str], field: str = 
         )
 
 
+def check_flag(name: str, value: object) -> None:
+    """Check that a value is True or False.
+
+    Raises:
+        InvalidRequestError: The value is not.
+    """
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"{name}: is {value!r}, must be True or False", field=name)
+
+
 def check_count(name: str, value: object, least: int, rule: str, field: str = "") -> None:
     """Check that a value is an integer of at least `least`; `rule` describes that in the error.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
-from contextlib import aclosing
-from typing import TypeVar, get_args
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import TypeVar
 
 from . import _codec, _unary
-from ._arguments import check_choice, check_images
-from ._async_base_client import AsyncBaseClient
+from ._arguments import check_images
+from ._async_bulk_client import AsyncBulkClient
 from ._async_calls import prepare
 from ._async_stream import AsyncStream
 from ._config import Connection, Priority
-from ._frames import DEFAULT_WINDOW, Delivery, Errors, StreamKind, StreamLimits
+from ._frames import DEFAULT_WINDOW, Delivery, StreamKind, StreamLimits
 from ._types.results import Classification, Dtype, Embedding
 from .images import AsyncImageInput, ImageInput, PixelFormat
 from .preprocess import Preprocessor
@@ -20,7 +19,7 @@ from .preprocess import Preprocessor
 Result = TypeVar("Result")
 
 
-class AsyncClient(AsyncBaseClient):
+class AsyncClient(AsyncBulkClient):
     """Asyncio client of a ResNet50 server, or of several replicas (round-robin).
 
     Can be used by many tasks concurrently, all on the event loop of its first call.
@@ -299,134 +298,6 @@ class AsyncClient(AsyncBaseClient):
         limits = connection.stream_limits(window, resume_s, idle_timeout_s, frame_timeout_s)
         return self._stream(connection, kind, frames, limits)
 
-    def classify_many(
-        self,
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-        *,
-        variant: str | None = None,
-        top_k: int | None = None,
-        min_probability: float | None = None,
-        include_embedding: bool = False,
-        background: str | None = None,
-        pixel_format: PixelFormat | None = None,
-        errors: Errors = "return",
-        window: int = DEFAULT_WINDOW,
-        resume_s: float | None = None,
-        idle_timeout_s: float | None = None,
-        frame_timeout_s: float | None = None,
-        priority: Priority | None = None,
-        caller_key: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        request_id: str | None = None,
-    ) -> AsyncGenerator[Classification | Exception, None]:
-        """Classify many images over one stream; results are in the images' order.
-
-        Args:
-            images: Images as for `classify`; read one at a time, in any number.
-            variant: Name of the variant; None for the client's default variant, or the server's.
-            top_k: Number of categories; None for 5, or all if the variant has fewer.
-            min_probability: Omit categories below this, 0 to 1. Default: those below their
-                threshold, if the variant has thresholds.
-            include_embedding: Also return the embedding; it needs no second forward pass.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of arrays; see `classify`.
-            errors: "return" yields an image's error instead of its result; "raise" raises it.
-            window: Maximum number of pending images; the server has a limit of its own.
-            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
-            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
-            frame_timeout_s: Timeout of each image in seconds; None for no limit.
-            priority: "interactive" or "bulk"; None for the client's.
-            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
-            metadata: Metadata of this call, in addition to the client's.
-            request_id: ID of the call in the server's log; see `classify`.
-
-        Raises:
-            TypeError: A single image was passed instead of an iterable.
-            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
-        """
-        check_images("images", images, pixel_format, asynchronous=True)
-        check_choice("errors", errors, get_args(Errors))
-        answers = self.classify_stream(
-            images,
-            variant=variant,
-            top_k=top_k,
-            min_probability=min_probability,
-            include_embedding=include_embedding,
-            background=background,
-            pixel_format=pixel_format,
-            window=window,
-            resume_s=resume_s,
-            idle_timeout_s=idle_timeout_s,
-            frame_timeout_s=frame_timeout_s,
-            priority=priority,
-            caller_key=caller_key,
-            metadata=metadata,
-            request_id=request_id,
-        )
-        return _outcomes(answers, errors)
-
-    def embed_many(
-        self,
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-        *,
-        variant: str | None = None,
-        l2_normalize: bool = False,
-        dtype: Dtype = "float32",
-        background: str | None = None,
-        pixel_format: PixelFormat | None = None,
-        errors: Errors = "return",
-        window: int = DEFAULT_WINDOW,
-        resume_s: float | None = None,
-        idle_timeout_s: float | None = None,
-        frame_timeout_s: float | None = None,
-        priority: Priority | None = None,
-        caller_key: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        request_id: str | None = None,
-    ) -> AsyncGenerator[Embedding | Exception, None]:
-        """Compute embeddings of many images over one stream, in the images' order.
-
-        Args:
-            images: Images as for `classify`; read one at a time, in any number.
-            variant: Name of the variant; None for the client's default variant, or the server's.
-            l2_normalize: Scale vectors to length 1, so that dot products are cosines.
-            dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of arrays; see `classify`.
-            errors: "return" yields an image's error instead of its result; "raise" raises it.
-            window: Maximum number of pending images; the server has a limit of its own.
-            resume_s: Seconds to retry without an answer from any server; see `classify_stream`.
-            idle_timeout_s: Seconds a server may be silent; see `classify_stream`.
-            frame_timeout_s: Timeout of each image in seconds; None for no limit.
-            priority: "interactive" or "bulk"; None for the client's.
-            caller_key: Key that assigns the whole stream in a traffic split; None for the client's.
-            metadata: Metadata of this call, in addition to the client's.
-            request_id: ID of the call in the server's log; see `classify`.
-
-        Raises:
-            TypeError: A single image was passed instead of an iterable.
-            Resnet50Error: The stream failed; see `resnet50_client.errors` for the subclasses.
-        """
-        check_images("images", images, pixel_format, asynchronous=True)
-        check_choice("errors", errors, get_args(Errors))
-        answers = self.embed_stream(
-            images,
-            variant=variant,
-            l2_normalize=l2_normalize,
-            dtype=dtype,
-            background=background,
-            pixel_format=pixel_format,
-            window=window,
-            resume_s=resume_s,
-            idle_timeout_s=idle_timeout_s,
-            frame_timeout_s=frame_timeout_s,
-            priority=priority,
-            caller_key=caller_key,
-            metadata=metadata,
-            request_id=request_id,
-        )
-        return _outcomes(answers, errors)
-
     def _stream(
         self,
         connection: Connection,
@@ -437,12 +308,3 @@ class AsyncClient(AsyncBaseClient):
         name = _unary.full_name(kind.method)
         observation = self._observers.observe(name, connection.request_id)
         return AsyncStream(self._calls.open, connection, observation, kind, images, limits)
-
-
-async def _outcomes(
-    answers: AsyncStream[Result], errors: Errors
-) -> AsyncGenerator[Result | Exception, None]:
-    """Yield the result or error of each answer."""
-    async with aclosing(answers):
-        async for answer in answers:
-            yield answer.outcome(errors)

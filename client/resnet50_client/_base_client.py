@@ -57,6 +57,7 @@ class BaseClient:
         interceptors: Sequence[Interceptor] = (),
         compression: Compression | None = None,
         wait_for_ready: bool = False,
+        connections: int = 1,
     ) -> None:
         """Create a client; it connects when the first call is made.
 
@@ -94,6 +95,8 @@ class BaseClient:
             compression: "gzip" or "deflate" for requests; encoded images do not become smaller.
             wait_for_ready: Let calls wait for a connection until their deadline instead of trying
                 again; errors then do not say why there was none.
+            connections: Number of connections to each server, used in turn: more than one for
+                links on which one connection does not reach the bandwidth.
 
         Raises:
             ValueError: An argument is invalid, or the token would be sent in plaintext to another
@@ -122,7 +125,9 @@ class BaseClient:
             caller_key,
             variant,
             metadata,
-            ChannelConfig.of(channel_options, interceptors, compression, wait_for_ready),
+            ChannelConfig.of(
+                channel_options, interceptors, compression, wait_for_ready, connections
+            ),
         )
         self._observers = Observers(observers, self._connection.addresses)
         self._calls = Calls(self._connection, repr(self))

@@ -1,4 +1,4 @@
-"""Settings of a client's gRPC channels: options, interceptors, compression, wait_for_ready."""
+"""Settings of a client's gRPC channels: options, interceptors, compression, number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import grpc
 
-from ._arguments import check_choice
+from ._arguments import check_choice, check_count
 
 Compression: TypeAlias = Literal["gzip", "deflate"]
 Option: TypeAlias = tuple[str, int | str]
@@ -32,12 +32,14 @@ class ChannelConfig:
         interceptors: Interceptors of `grpc` or of `grpc.aio`, the first one outermost.
         compression: Compression of requests; None for none.
         wait_for_ready: Whether calls wait for a connection instead of failing.
+        connections: Number of channels, each with a connection to every server.
     """
 
     options: tuple[Option, ...] = ()
     interceptors: tuple[Any, ...] = ()
     compression: Compression | None = None
     wait_for_ready: bool = False
+    connections: int = 1
 
     @classmethod
     def of(
@@ -46,6 +48,7 @@ class ChannelConfig:
         interceptors: Sequence[Any] = (),
         compression: Compression | None = None,
         wait_for_ready: bool = False,
+        connections: int = 1,
     ) -> ChannelConfig:
         """Check a client's arguments.
 
@@ -62,8 +65,9 @@ class ChannelConfig:
             raise ValueError(f"wait_for_ready: is {wait_for_ready!r}, must be True or False")
         if isinstance(interceptors, str) or not isinstance(interceptors, Sequence):
             raise ValueError(f"interceptors: is {interceptors!r}, must be a list")
-        options = dict(options or {})
-        return cls(tuple(options.items()), tuple(interceptors), compression, wait_for_ready)
+        check_count("connections", connections, 1, "1 or more")
+        given = tuple(dict(options or {}).items())
+        return cls(given, tuple(interceptors), compression, wait_for_ready, connections)
 
     def check_interceptors(self, module: Any) -> None:
         """Check that all interceptors are of `grpc` or of `grpc.aio`.
@@ -91,6 +95,8 @@ class ChannelConfig:
             config = json.loads(str(options["grpc.service_config"]))
             config["methodConfig"] = [{"name": [{}], "waitForReady": True}]
             options["grpc.service_config"] = json.dumps(config)
+        if self.connections > 1:  # else gRPC's channels would share their connections
+            options["grpc.use_local_subchannel_pool"] = 1
         return list((options | dict(self.options)).items())
 
     def algorithm(self) -> Any:

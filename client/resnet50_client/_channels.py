@@ -1,4 +1,4 @@
-"""The client's gRPC channel, replaced when certificates or addresses change."""
+"""The client's gRPC channels, replaced when certificates or addresses change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 class Channels:
     """Provides the channel to call over. Thread-safe.
 
-    When certificates or addresses change, the old channel stays open for its calls in flight.
+    Each channel has a connection to every server; several of them are used in turn. When
+    certificates or addresses change, old channels stay open for their calls in flight.
 
     Args:
         connection: Connection options.
@@ -53,12 +54,13 @@ class Channels:
         self._waiting: weakref.WeakSet[Any] = weakref.WeakSet()
         self._certificates: Certificates | None = None
         self._target = ""
-        self._stubs: Stubs | None = None
+        self._stubs: list[Stubs] = []
+        self._calls = 0
         self.closing: Any = asyncio.Event() if kind is grpc.aio else threading.Event()
         tell_after_fork(self)
 
     def stubs(self) -> Stubs:
-        """Return the stubs of the current channel; keep a reference during a call.
+        """Return the stubs of a current channel; keep a reference during a call.
 
         Raises:
             CallCancelledError: The client is closed.
@@ -71,12 +73,14 @@ class Channels:
             certificates = sources.current() if sources is not None else None
             target = self.resolver.target
             unchanged = certificates is self._certificates and target == self._target
-            if self._stubs is None or not unchanged:
+            if not self._stubs or not unchanged:
                 log.debug("opening a channel to %s%s", target, " with TLS" if certificates else "")
-                self._stubs = Stubs(self._channel(target, certificates))
+                count = self._connection.channel.connections
+                self._stubs = [Stubs(self._channel(target, certificates)) for _ in range(count)]
                 self._certificates, self._target = certificates, target
-                self._open.add(self._stubs.channel)
-            return self._stubs
+                self._open.update(stubs.channel for stubs in self._stubs)
+            self._calls += 1
+            return self._stubs[self._calls % len(self._stubs)]
 
     def failed(self, error: Resnet50Error) -> None:
         """Resolve names again soon if no server is reachable."""

@@ -170,16 +170,23 @@ def _config(kind: Callable[..., Message], options: Any, delivery: Delivery, wind
 
 
 def classification(
-    reply: inference_pb2.ClassifyResponse | inference_pb2.ClassifyStreamResponse,
+    reply: inference_pb2.ClassifyResponse
+    | inference_pb2.ClassifyStreamResponse
+    | inference_pb2.ClassifyBatchResult,
+    variant_of_batch: result_pb2.VariantRef | None = None,
 ) -> Classification:
-    """Convert the response of `classify`, or of a frame.
+    """Convert the response of `classify`, or of a frame, or of an image of a batch.
+
+    Args:
+        reply: The response.
+        variant_of_batch: The variant of a batch; None if the response names its own.
 
     Raises:
         ServerError: It has no classification, or invalid numbers.
     """
     if not reply.HasField("classification"):
         raise ServerError("the server's response has no classification")
-    variant, timing = _variant_ref(reply.variant), _timing(reply.timing)
+    variant, timing = _variant_of(reply, variant_of_batch), _timing(reply.timing)
     found, warnings = reply.classification, _warnings(reply)
     return Classification(
         categories=tuple(
@@ -206,16 +213,30 @@ def _probability(category: result_pb2.Category) -> float:
 
 
 def embedding(
-    reply: inference_pb2.EmbedResponse | inference_pb2.EmbedStreamResponse,
+    reply: inference_pb2.EmbedResponse
+    | inference_pb2.EmbedStreamResponse
+    | inference_pb2.EmbedBatchResult,
+    variant_of_batch: result_pb2.VariantRef | None = None,
 ) -> Embedding:
-    """Convert the response of `embed`, or of a frame.
+    """Convert the response of `embed`, or of a frame, or of an image of a batch.
+
+    Args:
+        reply: The response.
+        variant_of_batch: The variant of a batch; None if the response names its own.
 
     Raises:
         ServerError: The vector's type is unknown to this release, or its numbers are invalid.
     """
     return _embedding(
-        reply.embedding, _variant_ref(reply.variant), _timing(reply.timing), _warnings(reply)
+        reply.embedding,
+        _variant_of(reply, variant_of_batch),
+        _timing(reply.timing),
+        _warnings(reply),
     )
+
+
+def _variant_of(reply: Any, variant_of_batch: result_pb2.VariantRef | None) -> VariantRef:
+    return _variant_ref(reply.variant if variant_of_batch is None else variant_of_batch)
 
 
 def with_origin(result: Result, source: Any, request_id: str | None) -> Result:
@@ -387,8 +408,10 @@ def _timing(message: result_pb2.Timing) -> Timing:
 def _warnings(
     reply: inference_pb2.ClassifyResponse
     | inference_pb2.ClassifyStreamResponse
+    | inference_pb2.ClassifyBatchResult
     | inference_pb2.EmbedResponse
-    | inference_pb2.EmbedStreamResponse,
+    | inference_pb2.EmbedStreamResponse
+    | inference_pb2.EmbedBatchResult,
 ) -> tuple[str, ...]:
     return tuple(_name(result_pb2.ImageWarning, value) for value in reply.image_warnings)
 

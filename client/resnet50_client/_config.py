@@ -14,6 +14,7 @@ from . import errors
 from ._addresses import addresses_of, is_local, split
 from ._arguments import check_choice, check_name, check_request_id, check_seconds
 from ._auth import Credentials
+from ._bulk_images import BulkLimits
 from ._channel_config import ChannelConfig
 from ._frames import StreamLimits
 from ._retries import Attempts, RetryPolicy
@@ -253,6 +254,17 @@ class Connection:
             self.timeout_s if idle_timeout_s is None else idle_timeout_s,
             math.inf if frame_timeout_s is None else frame_timeout_s,
         )
+
+    def bulk_limits(
+        self, timeout_s: float | None, ordered: bool, max_in_flight: int | None
+    ) -> BulkLimits:
+        """Return the limits of a bulk run; None means the client's `timeout_s`.
+
+        Raises:
+            InvalidRequestError: One is out of range.
+        """
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        return BulkLimits(timeout_s, self.retry, ordered, max_in_flight)
 
     def unavailable(self, reason: str) -> UnavailableError:
         """Return an UnavailableError for a reason that gRPC does not detect."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from resnet50.v1 import inference_pb2, variant_pb2
 
@@ -17,7 +17,7 @@ from ._stubs import Stubs
 from ._types.results import Classification, Embedding
 from ._types.traffic import TrafficReport
 from ._types.variants import LoadResult, SetDefaultResult, Variant
-from .errors import Resnet50Error, ServerError
+from .errors import Resnet50Error, ServerError, error_of_status
 from .images import ImageInput, content_bytes, put_image, put_layout, read_image
 
 # Below gRPC's default message limit, which proxies have, too. Larger files are sent in chunks.
@@ -54,6 +54,16 @@ class SingleCall(Generic[Result]):
     read: Callable[[Any], Result]
     repeatable: bool = True
     source: Any = None
+
+    def future(self, stubs: Stubs, **options: Any) -> Any:
+        """Start an attempt over a blocking channel without waiting; return gRPC's future.
+
+        Args:
+            stubs: The stubs.
+            **options: Options of the attempt, such as `timeout`.
+        """
+        attempt = cast("functools.partial[Any]", self.start(stubs))
+        return attempt.func.future(*attempt.args, **options)  # type: ignore[attr-defined]
 
     def result(self, reply: Any, request_id: str | None = None) -> Result:
         """Convert the response to a result.
@@ -114,6 +124,35 @@ def embed_content_call(
     first = inference_pb2.EmbedUploadOptions(options=options)
     part = inference_pb2.EmbedUploadRequest
     return _upload("EmbedUpload", part, first, content, _codec.embedding, image)
+
+
+def batch_call(
+    request: Any, contents: Iterable[ImageContent], read: Callable[[Any, Any], Result]
+) -> SingleCall[list[Result | Resnet50Error]]:
+    """Return the call of several images, whose results are in their order.
+
+    Args:
+        request: Request with the options, of ClassifyBatch or EmbedBatch; the images are added.
+        contents: The images.
+        read: Converts the result of one image, given the variant.
+    """
+    for content in contents:
+        put_image(request.images.add(), content)
+
+    def read_result(result: Any, variant: Any) -> Result | Resnet50Error:
+        if result.WhichOneof("outcome") == "error":
+            return error_of_status(result.error)
+        try:
+            return read(result, variant)
+        except ServerError as error:
+            return error
+
+    return _inference(
+        type(request).__name__.removesuffix("Request"),
+        request,
+        lambda reply: [read_result(result, reply.variant) for result in reply.results],
+        None,
+    )
 
 
 def list_variants_call() -> SingleCall[list[Variant]]:
@@ -230,7 +269,7 @@ def _content(image: ImageInput, pixel_format: str | None) -> ImageContent:
 
 
 def _inference(
-    method: str, request: Any, read: Callable[[Any], Result], source: ImageInput
+    method: str, request: Any, read: Callable[[Any], Result], source: ImageInput | None
 ) -> SingleCall[Result]:
     return SingleCall(
         full_name(method),

@@ -15,6 +15,7 @@ Resnet50Error
 ├── UnavailableError         (also ConnectionError) no server reachable, or starting, or stopping
 ├── UnauthenticatedError                           credentials are missing or invalid
 ├── PermissionDeniedError                          credentials lack the permission
+├── EmbeddingSpaceError      (also ValueError)     vectors of one call are not comparable
 ├── DataLossError                                  data was corrupted in transit
 ├── UnimplementedError                             the server does not implement this call
 ├── CallCancelledError                             the call was cancelled
@@ -208,6 +209,10 @@ class PermissionDeniedError(Resnet50Error):
 
 class DataLossError(Resnet50Error):
     """Data was corrupted in transit."""
+
+
+class EmbeddingSpaceError(Resnet50Error, ValueError):
+    """Vectors that belong together are of different weights, so they are not comparable."""
 
 
 class UnimplementedError(Resnet50Error):

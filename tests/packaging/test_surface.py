@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,11 @@ CLIENT = ROOT / "client" / "resnet50_client"
 
 def test_exports_are_these_and_only_these():
     assert sorted(resnet50_client.__all__) == [
+        "AsyncBulkResults",
         "AsyncClient",
         "AsyncStream",
         "BatchLatency",
+        "BulkResults",
         "CallCancelledError",
         "CallObserver",
         "Category",
@@ -39,6 +42,8 @@ def test_exports_are_these_and_only_these():
         "DataLossError",
         "DeadlineExceededError",
         "Embedding",
+        "EmbeddingBatch",
+        "EmbeddingSpaceError",
         "FailedPreconditionError",
         "FrameAnswer",
         "ImageInput",
@@ -131,7 +136,7 @@ def test_only_clients_for_administration_change_variants():
         "delete_traffic_split",
     }
     assert public(Client).keys() - shared == {
-        *("classify", "embed", "classify_many", "embed_many"),
+        *("classify", "embed", "classify_many", "embed_many", "embed_batch"),
         *("classify_stream", "embed_stream", "preprocessor"),
     }
 
@@ -145,8 +150,10 @@ def parameters(method: object) -> list[tuple[str, str, object, Any]]:
             one.default,
             one.annotation
             if one.annotation is one.empty
-            else one.annotation.replace("AsyncImageInput", "ImageInput").removesuffix(
-                " | AsyncIterable[ImageInput]"
+            else re.sub(
+                r" \| AsyncIterable\[\w+\]$",
+                "",
+                one.annotation.replace("AsyncImageInput", "ImageInput"),
             ),
         )
         for one in inspect.signature(method).parameters.values()
@@ -167,6 +174,8 @@ def test_methods_of_both_clients_are_alike(blocking, asynchronous, name):
     elif "Generator" in returned:
         item = returned.removeprefix("Generator[").removesuffix(", None, None]")
         assert inspect.signature(asynchronous).return_annotation == f"AsyncGenerator[{item}, None]"
+    elif "BulkResults" in returned:
+        assert inspect.signature(asynchronous).return_annotation == f"Async{returned}"
     else:
         changed = name in ("from_profile", "from_environment", "with_options")
         assert inspect.iscoroutinefunction(asynchronous) is not changed

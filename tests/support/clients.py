@@ -53,6 +53,13 @@ KINDS = [Client, AsyncClient]
 _END = object()
 
 
+async def outcomes(caller: Caller, frames: Any, **options: Any) -> AsyncGenerator:
+    """Give the result or the error of each frame of `classify_stream`."""
+    async with aclosing(items(caller, "classify_stream", frames, **options)) as answers:
+        async for answer in answers:
+            yield answer.error or answer.result
+
+
 async def items(caller: Caller, name: str, *arguments: Any, **options: Any) -> AsyncGenerator:
     """Give what a streaming method gives, one item at a time; closing it closes that."""
     generator = getattr(caller.client, name)(*arguments, **options)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from resnet50_client import BulkResults, Embedding
+
 from ..connection_options import Servers, with_servers
 from ..file_names import name_to_text
 from ..image_files import LeftOut, find_images
+from ..images import KeyedImages
 from ..name_lists import chosen_names
 from ..options import (
-    DEFAULT_CONCURRENCY,
     AsJson,
     Background,
-    Concurrency,
+    BulkConcurrency,
     Files,
     FilesFrom,
     Null,
@@ -71,7 +72,7 @@ def embed(
         bool, typer.Option("--restart", help="Discard the checkpoint of an interrupted run.")
     ] = False,
     timeout_s: StreamTimeout = None,
-    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    concurrency: BulkConcurrency = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute image embeddings and write them to a file.
@@ -98,13 +99,18 @@ def embed(
                 ):
                     found = client.get_variant(variant)
                     run.check(output, Provenance.of_variant(found, l2_normalize, background or ""))
-                    call = partial(
-                        client.embed_many,
-                        variant=variant,
-                        l2_normalize=l2_normalize,
-                        background=background,
-                        window=concurrency,
-                    )
+
+                    def call(images: KeyedImages) -> BulkResults[tuple[str, Embedding | Exception]]:
+                        return client.embed_many(
+                            images,
+                            variant=variant,
+                            l2_normalize=l2_normalize,
+                            background=background,
+                            keyed=True,
+                            return_exceptions=True,
+                            max_in_flight=concurrency,
+                        )
+
                     with progress_bar() as progress:
                         run.fill(call, background or "", stop, progress)
                     if run.complete:

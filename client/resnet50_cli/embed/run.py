@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from typing import TypeAlias
 
 from rich.progress import Progress
 
-from resnet50_client.images import ImageInput
 from resnet50_client.types import Embedding
 
 from ..image_files import STDIN
-from ..images import answers, warn_of_image
+from ..images import BulkCall, answers, warn_of_image
 from ..output import error_text, warn
 from .checkpoint import Checkpoint, FileFingerprint
 from .outputs import Existing, Output, Results
 from .provenance import Provenance
-
-Call: TypeAlias = Callable[[Iterable[ImageInput]], Generator[Embedding | Exception, None, None]]
 
 
 class Run:
@@ -54,7 +50,9 @@ class Run:
         # Of each file, when the sending thread passed it on.
         self._fingerprints: dict[str, FileFingerprint] = {}
 
-    def fill(self, call: Call, background: str, stop: threading.Event, bar: Progress) -> None:
+    def fill(
+        self, call: BulkCall[Embedding], background: str, stop: threading.Event, bar: Progress
+    ) -> None:
         """Compute the missing embeddings, until all are done or `stop` is set."""
         missing = self._missing()
         done = len(self._images) - len(missing)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeAlias
 
 from resnet50_client.errors import ServerError
-from resnet50_client.images import ImageInput
 from resnet50_client.types import Classification, VariantRef
 
-from ..images import answers
+from ..images import BulkCall, answers
 from .labelled_images import LabelledImage
 
 Outcome: TypeAlias = Classification | Exception
-Call: TypeAlias = Callable[[Iterable[ImageInput]], Generator[Outcome, None, None]]
+Call: TypeAlias = BulkCall[Classification]
 
 
 class WeightsChanged(Exception):
@@ -41,11 +40,11 @@ class Answered:
 def classify_all(
     calls: list[Call], images: Iterable[LabelledImage], stop: threading.Event
 ) -> Generator[Answered, None, None]:
-    """Send images over one stream per variant and yield the outcomes in the images' order.
+    """Send images to each variant and yield the outcomes in the images' order.
 
     Args:
         calls: `classify_many` of each variant, with all other arguments bound.
-        images: The images, read as the first stream's window allows.
+        images: The images, read as the first variant's calls need them.
         stop: No image is sent after this is set.
 
     Raises:
@@ -53,7 +52,7 @@ def classify_all(
         Resnet50Error: As of `cli.images.answers`.
     """
     pending: deque[LabelledImage] = deque()
-    # Bounded by the first stream's window: outcomes are taken from the streams in turn.
+    # Bounded by the images that the first run reads ahead: outcomes are taken from all in turn.
     queues: list[SimpleQueue[str | None]] = [SimpleQueue() for _ in calls[1:]]
 
     def end() -> None:
@@ -73,13 +72,13 @@ def classify_all(
     sources: list[Iterable[str]] = [paths(), *(iter(queue.get, None) for queue in queues)]
     weights: list[VariantRef | None] = [None] * len(calls)
     with ExitStack() as stack:
-        streams = [
+        runs = [
             stack.enter_context(closing(answers(call, source)))
             for call, source in zip(calls, sources, strict=True)
         ]
-        # Before the streams are closed: their threads wait for names.
+        # Before the runs are closed: their threads wait for names.
         stack.callback(end)
-        for results in zip(*streams, strict=True):
+        for results in zip(*runs, strict=True):
             outcomes = tuple(_checked(result.outcome) for result in results)
             for position, outcome in enumerate(outcomes):
                 if isinstance(outcome, Classification):

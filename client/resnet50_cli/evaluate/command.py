@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import threading
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from resnet50_client import BulkResults, Classification
 from resnet50_client._client import Client
 from resnet50_client.types import Variant
 
 from ..connection_options import Servers, with_servers
 from ..extras import require
+from ..images import KeyedImages
 from ..name_lists import listed_names
 from ..options import (
-    DEFAULT_CONCURRENCY,
     AsJson,
     Background,
-    Concurrency,
+    BulkConcurrency,
     FilesFrom,
     Null,
     StreamTimeout,
@@ -98,7 +98,7 @@ def evaluate(
         Path | None, typer.Option("--csv", help="Write a .csv file, one row per image.")
     ] = None,
     timeout_s: StreamTimeout = None,
-    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    concurrency: BulkConcurrency = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of a variant on labelled images, as it is served.
@@ -241,14 +241,21 @@ def _check_other(first: Variant, second: Variant, same_server: bool) -> None:
         )
 
 
-def _call(client: Client, variant: Variant, background: str | None, concurrency: int) -> Call:
-    return partial(
-        client.classify_many,
-        variant=variant.name,
-        top_k=min(TOP_K, variant.category_count),
-        background=background,
-        window=concurrency,
-    )
+def _call(
+    client: Client, variant: Variant, background: str | None, concurrency: int | None
+) -> Call:
+    def call(images: KeyedImages) -> BulkResults[tuple[str, Classification | Exception]]:
+        return client.classify_many(
+            images,
+            variant=variant.name,
+            top_k=min(TOP_K, variant.category_count),
+            background=background,
+            keyed=True,
+            return_exceptions=True,
+            max_in_flight=concurrency,
+        )
+
+    return call
 
 
 def _report(found: Evaluation, html: Path | None, as_json: bool) -> None:

@@ -105,7 +105,12 @@ async def test_unavailable_answers_are_retried_by_the_client(kind, server):
 async def test_error_of_one_image_stays_in_its_place(kind, server):
     server.script({"cat": 1.0}, ServerError("broken"), {"dog": 1.0})
     async with Caller(kind, server.address) as client:
-        found = [one async for one in items(client, "classify_many", [b"1", b"2", b"3"])]
+        found = [
+            one
+            async for one in items(
+                client, "classify_many", [b"1", b"2", b"3"], return_exceptions=True, max_in_flight=1
+            )
+        ]
     assert found[0].top.label == "cat"
     assert isinstance(found[1], ServerError)
     assert found[2].top.label == "dog"

@@ -24,7 +24,7 @@ from resnet50_client import (
     ServerError,
     UnavailableError,
 )
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import KINDS, Caller, outcomes
 from tests.support.pictures import encode, photo_like
 from tests.support.scripted_stream import (
     Stream,
@@ -47,8 +47,8 @@ def kind(request):
     return request.param
 
 
-async def collect(caller: Caller, images, name: str = "classify_many", **options) -> list:
-    return [item async for item in items(caller, name, images, **options)]
+async def collect(caller: Caller, images, **options) -> list:
+    return [item async for item in outcomes(caller, images, **options)]
 
 
 def labels(results: list) -> list[str]:
@@ -107,7 +107,7 @@ async def test_stream_that_always_ends_early_reports_missing_frames(kind):
     ):
         given = []
         with pytest.raises(UnavailableError, match=r"too early, with OK; 8 frames had no answer"):
-            async for result in items(client, "classify_many", [PNG] * 10, resume_s=0.2):
+            async for result in outcomes(client, [PNG] * 10, resume_s=0.2):
                 given.append(result)
     assert labels(given) == expected(2)
     assert len(server.streams) > 2
@@ -138,7 +138,7 @@ async def test_stream_that_ends_before_its_source_is_resumed(kind):
             yield PNG
 
         given = []
-        async for result in items(client, "classify_many", frames()):
+        async for result in outcomes(client, frames()):
             given.append(result)
             ended.set()
     assert labels(given) == expected(2)
@@ -212,7 +212,7 @@ async def ahead(stream: Stream):
 async def test_answer_that_cannot_be_is_an_error_of_the_server(kind, delivery, script, says):
     async with scripted_stream(script) as server, Caller(kind, server.address) as client:
         with pytest.raises(ServerError, match=says):
-            await collect(client, [PNG] * 10, "classify_stream", delivery=delivery)
+            await collect(client, [PNG] * 10, delivery=delivery)
     assert len(server.streams) == 1
 
 
@@ -322,7 +322,7 @@ async def test_late_answer_is_not_taken_for_another_frame(kind):
     loop = asyncio.get_running_loop()
     async with scripted_stream(script) as server, Caller(kind, server.address) as client:
         results = []
-        async for result in items(client, "classify_many", frames(), frame_timeout_s=0.5):
+        async for result in outcomes(client, frames(), frame_timeout_s=0.5):
             results.append(result)
             if len(results) == 4:
                 loop.call_soon(released.set)
@@ -427,7 +427,7 @@ class Watching(CallObserver):
         self.waits.set()
 
 
-@pytest.mark.parametrize("name", ["classify_many", "classify"])
+@pytest.mark.parametrize("name", ["classify_stream", "classify"])
 async def test_closing_a_client_wakes_what_waits_for_its_next_attempt(kind, name):
     watching = Watching()
     client = Caller(kind, "127.0.0.1:1", retry=NEVER, timeout_s=1e6, observers=[watching])
@@ -453,7 +453,7 @@ async def test_closing_a_client_ends_a_stream_that_waits_for_an_answer(kind):
 async def test_stream_first_read_after_close_opens_no_channel(kind):
     async with scripted_stream(healthy) as server:
         client = Caller(kind, server.address)
-        for name in ("classify_many", "classify_stream"):
+        for name in ("embed_stream", "classify_stream"):
             stream = getattr(client.client, name)([PNG])
             await client.close()
             with pytest.raises(CallCancelledError):
@@ -533,7 +533,7 @@ async def test_source_is_closed_when_its_stream_ends_before_it(sourced, script):
     kind, make = sourced
     frames = make()
     async with scripted_stream(script) as server, Caller(kind, server.address) as client:
-        stream = items(client, "classify_many", frames)
+        stream = outcomes(client, frames)
         if script is healthy:
             await anext(stream)
             await stream.aclose()
@@ -549,7 +549,7 @@ async def test_source_is_closed_with_its_client_while_being_read(sourced):
     frames.hold_at = 2
     async with scripted_stream(healthy) as server:
         client = Caller(kind, server.address)
-        stream = items(client, "classify_many", frames)
+        stream = outcomes(client, frames)
         await anext(stream)
         await anext(stream)
         await client.close()

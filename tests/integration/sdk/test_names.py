@@ -204,7 +204,7 @@ async def test_names_that_are_not_known_are_unavailable_until_they_are(kind, ser
         with pytest.raises(resnet50_client.UnavailableError, match=r"a\.invalid"):
             await client.classify(PNG)
         with pytest.raises(resnet50_client.UnavailableError):
-            [one async for one in items(client, "classify_many", [PNG], resume_s=0)]
+            [one async for one in items(client, "classify_many", [PNG])]
         servers.hosts = {"a.invalid": ["127.0.0.1"], "b.invalid": ["127.0.0.1"]}
         found = None
         while (

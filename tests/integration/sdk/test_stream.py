@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import resnet50_client
-from resnet50_client import AsyncClient, Classification, Client, FrameAnswer
+from resnet50_client import AsyncClient, Client, FrameAnswer
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES
 from tests.support.clients import KINDS, Caller, items
 from tests.support.pictures import encode, photo_like
@@ -30,46 +30,6 @@ def kind(request):
 
 async def collect(caller: Caller, name: str, *arguments, **options) -> list:
     return [item async for item in items(caller, name, *arguments, **options)]
-
-
-async def test_many_images_of_all_kinds_give_results_in_order(kind, tmp_path):
-    path = tmp_path / "picture.png"
-    path.write_bytes(PNG)
-    images = [path, PNG, str(path), TINY] * 30
-    async with (
-        serving(engine="timed", timed_alpha_ms=1, timed_beta_ms=0.2) as server,
-        Caller(kind, server.addresses[0]) as client,
-    ):
-        results = await collect(client, "classify_many", images, top_k=2)
-        vectors = await collect(client, "embed_many", images[:5], l2_normalize=True)
-    assert len(results) == 120
-    assert all(isinstance(result, Classification) and len(result) == 2 for result in results)
-    assert max(result.timing.batch_size for result in results) > 1
-    assert [vector.vector.shape for vector in vectors] == [(2048,)] * 5
-
-
-async def test_errors_stand_in_their_images_place(kind, tmp_path):
-    images = [PNG, b"no image", tmp_path / "none.png", PNG, 7, np.zeros((2, 2), np.float32), PNG]
-    async with serving() as server, Caller(kind, server.addresses[0]) as client:
-        results = await collect(client, "classify_many", images)
-        with pytest.raises(resnet50_client.InvalidImageError, match="not a readable"):
-            await collect(client, "classify_many", images, errors="raise")
-    assert [type(result).__name__ for result in results] == [
-        "Classification",
-        "InvalidImageError",
-        "FileNotFoundError",
-        "Classification",
-        "TypeError",
-        "InvalidImageError",
-        "Classification",
-    ]
-    assert results[1].field == "image.encoded"
-    assert results[1].request_id
-
-
-async def test_no_images_give_no_results(kind):
-    async with serving() as server, Caller(kind, server.addresses[0]) as client:
-        assert await collect(client, "classify_many", []) == []
 
 
 async def test_wrong_options_raise_at_the_call_or_the_first_answer(kind):
@@ -98,7 +58,7 @@ async def test_source_is_read_lazily_and_never_past_the_window(kind):
                 read += 1
                 yield TINY
 
-        async with aclosing(items(client, "classify_many", endless(), window=4)) as results:
+        async with aclosing(items(client, "classify_stream", endless(), window=4)) as results:
             async for _ in results:
                 answered += 1
                 ahead.append(read - answered)
@@ -216,7 +176,7 @@ async def test_stream_that_ends_early_leaves_no_send_task(variant):
 async def test_failed_call_is_raised_as_ours(kind):
     async with Caller(kind, "127.0.0.1:1") as client:
         with pytest.raises(resnet50_client.UnavailableError, match=r"127\.0\.0\.1:1"):
-            await collect(client, "classify_many", [PNG], resume_s=0)
+            await collect(client, "classify_stream", [PNG], resume_s=0)
 
 
 async def test_server_killed_and_restarted_costs_no_frame(kind):
@@ -283,22 +243,22 @@ async def test_large_file_travels_in_chunks_by_itself(kind):
             await client.classify(large + bytes(8 * 2**20))
 
 
-async def test_oversized_image_fails_in_its_place_in_a_list(kind):
+async def test_oversized_frame_fails_in_its_place(kind):
     long = PNG + bytes(200_000)
     async with (
         serving(max_message_bytes=100_000) as server,
         Caller(kind, server.addresses[0]) as client,
     ):
-        results = await collect(client, "classify_many", [PNG, long, PNG, long, PNG], window=3)
+        answers = await collect(client, "classify_stream", [PNG, long, PNG, long, PNG], window=3)
         latest = [one async for one in items(client, "classify_stream", [long], delivery="latest")]
-    for number, result in enumerate(results):
+    for number, result in enumerate(one.error or one.result for one in answers):
         if number in (1, 3):
             assert isinstance(result, resnet50_client.InvalidImageError)
             assert "max_message_bytes) is 100000" in str(result)
             assert result.max_message_bytes == 100_000
         else:
             assert result.top.label
-    assert len(results) == 5
+    assert len(answers) == 5
     assert isinstance(latest[0].error, resnet50_client.InvalidImageError)
 
 

@@ -48,7 +48,7 @@ async def test_every_response_about_a_truncated_image_says_so(caller):
         assert found.timing.cache == "hit"
 
 
-async def test_streams_flag_truncated_images_one_by_one(caller):
+async def test_bulk_calls_flag_truncated_images_one_by_one(caller):
     images = [WHOLE, TRUNCATED, WHOLE]
     for name in ("classify_many", "embed_many"):
         found = [result.warnings async for result in items(caller, name, images)]

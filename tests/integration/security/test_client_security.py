@@ -187,7 +187,7 @@ async def test_renewed_client_certificate_does_not_end_streams(kind, ca, files):
         fronting(credentials) as front,
         Caller(kind, front.address, ca=files.ca(ca), **certificate) as client,
     ):
-        stream = items(client, "classify_many", [PNG] * 40, window=1)
+        stream = items(client, "classify_stream", [PNG] * 40, window=1)
         await anext(stream)
         files.client(ca, "new")
         await client.classify(PNG)
@@ -204,7 +204,7 @@ async def test_connection_of_an_old_certificate_ends_after_its_calls(kind, ca, f
         fronting(credentials) as front,
         Caller(kind, front.address, ca=bundle(ca), **certificate) as client,
     ):
-        stream = items(client, "classify_many", [PNG] * 8, window=1)
+        stream = items(client, "classify_stream", [PNG] * 8, window=1)
         await anext(stream)
         for name in ("new", "newer"):
             files.client(ca, name)
@@ -223,7 +223,7 @@ async def test_close_ends_streams_on_an_old_certificate(kind, ca, files):
     certificate = files.client(ca, "old")
     async with fronting(credentials) as front:
         client = Caller(kind, front.address, ca=bundle(ca), **certificate)
-        stream = items(client, "classify_many", itertools.repeat(PNG), window=1)
+        stream = items(client, "classify_stream", itertools.repeat(PNG), window=1)
         await anext(stream)
         files.client(ca, "new")
         await client.classify(PNG)
@@ -346,8 +346,8 @@ async def test_resumed_stream_takes_the_token_of_the_moment(kind):
         front.cut_after = 5
         options = {"token": lambda: given.pop(0), "retry": RetryPolicy(initial_backoff_s=0.01)}
         async with Caller(kind, front.address, **options) as client:
-            answers = [one async for one in items(client, "classify_many", [PNG] * 20)]
-    assert [answer.top.label for answer in answers] == ["tench"] * 20
+            answers = [one async for one in items(client, "classify_stream", [PNG] * 20)]
+    assert [answer.result.top.label for answer in answers] == ["tench"] * 20
     assert front.methods() == ["ClassifyStream", "ClassifyStream"]
     assert front.authorizations == ["Bearer one", "Bearer two"]
 
@@ -357,7 +357,7 @@ async def test_token_function_error_does_not_show_its_value(kind):
         fronting() as front,
         Caller(kind, front.address, token=lambda: f"Bearer {TOKEN}\n") as client,
     ):
-        for call in (client.classify(PNG), anext(items(client, "classify_many", [PNG]))):
+        for call in (client.classify(PNG), anext(items(client, "classify_stream", [PNG]))):
             with pytest.raises(ValueError, match=r"^token: must be visible ASCII") as error:
                 await call
             assert TOKEN not in str(error.value)

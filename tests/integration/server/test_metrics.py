@@ -145,13 +145,13 @@ async def refused_calls(load: Load) -> None:
 
 
 async def streams(load: Load) -> None:
-    async for item in load.client.classify_many([JPEG, JPEG, b"no image", JPEG]):
-        if isinstance(item, Resnet50Error):
+    async for answer in load.client.classify_stream([JPEG, JPEG, b"no image", JPEG]):
+        if isinstance(answer.error, Resnet50Error):
             load.images["refused"] += 1
             load.faults["unsupported"] += 1
         else:
             load.images["answered"] += 1
-            load.timings.append(item.timing)
+            load.timings.append(answer.result.timing)
     load.calls["ClassifyStream", V2, "OK"] += 1
     config = inference_pb2.EmbedStreamConfig(delivery=inference_pb2.DELIVERY_LATEST)
     call = load.stub.EmbedStream()

@@ -89,7 +89,7 @@ def test_asynchronous_source_goes_with_the_asyncio_client():
         (np.array(["a.jpg", "b.jpg"]), {}),
         (np.array([PNG, "b.jpg"], dtype=object), {}),
         (["a.jpg"], {}),
-        ({"a.jpg": 1}, {}),
+        ({"a.jpg": 1}.keys(), {}),
         (iter([]), {}),
     ],
     ids=lambda one: type(one).__name__,
@@ -106,16 +106,24 @@ def test_planar_frame_alone_is_one_image(client):
 EVERYWHERE = {
     "background": ["red", "#fff", "", 3],
     "pixel_format": ["rgb", "HSV", 3],
-    "window": [0, -1, 2.5, True, "32", 2**40],
-    "resume_s": [-1, math.nan, True, "3"],
 }
 CLASSIFYING = {
     "variant": ["", 3],
     "top_k": [0, -1, 2.5, True, "3", 2**40],
     "min_probability": [-0.1, 1.1, math.nan, True, "much"],
 }
-OF_MANY = {"errors": ["Raise", "", None, True]}
-OF_STREAMS = {"delivery": ["Ordered", "", None, 1]}
+OF_MANY = {
+    "max_in_flight": [0, -1, 2.5, True, "32", 2**40],
+    "timeout_s": [0, -1, math.nan, True, "3"],
+    "ordered": ["no", None, 1],
+    "return_exceptions": ["raise", None, 1],
+    "keyed": ["", None, 0],
+}
+OF_STREAMS = {
+    "delivery": ["Ordered", "", None, 1],
+    "window": [0, -1, 2.5, True, "32", 2**40],
+    "resume_s": [-1, math.nan, True, "3"],
+}
 EMBEDDING = {"variant": ["", 3], "dtype": ["float64", "", None, np.float32]}
 OF_EVERY_CALL = {
     "priority": ["Bulk", "", 3],
@@ -130,6 +138,8 @@ def cases():
         options = OF_EVERY_CALL | (CLASSIFYING if method.startswith("classify") else EMBEDDING)
         if method in MANY:
             options |= EVERYWHERE | (OF_MANY if method.endswith("many") else OF_STREAMS)
+        if method.endswith("many"):
+            del options["request_id"]  # each call has one of its own
         for name, values in options.items():
             for value in values:
                 yield method, name, value
@@ -165,7 +175,7 @@ async def test_unknown_pixel_format_of_one_image_is_refused(client, value):
 
 
 async def test_integers_of_numpy_are_integers(client):
-    client.classify_many(["a.jpg"], top_k=np.int64(3), window=np.int32(4))
+    client.classify_many(["a.jpg"], top_k=np.int64(3), max_in_flight=np.int32(4))
 
 
 @pytest.mark.parametrize("value", [3, "\ud800"], ids=repr)

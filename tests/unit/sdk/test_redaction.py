@@ -186,8 +186,8 @@ def test_pixels_are_not_shown():
 
 def test_url_given_as_an_image_is_shown_without_password():
     def call(images):
-        for image in images:
-            yield ValueError(str(image))
+        for path, image in images:
+            yield path, ValueError(str(image))
 
     given = ["rtsp://user:s3cret@camera/a", "token=3.jpg"]
     assert [one.path for one in answers(call, given)] == ["rtsp://***@camera/a", "token=3.jpg"]

@@ -1,0 +1,413 @@
+"""Images of a bulk run, grouped into calls: the state of the run, without I/O."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import heapq
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from ._batch_sizes import MAX_BATCH_IMAGES, BatchSizes, message_bytes
+from ._bulk_images import BatchCall, BulkImage, BulkLimits, ImageError, Outcome
+from ._codec import with_origin
+from ._flow_control import FlowControl
+from ._outcomes import OutcomeQueue
+from ._preprocessed import ImageContent
+from ._retries import MAX_SENDS
+from .errors import (
+    DataLossError,
+    DeadlineExceededError,
+    InvalidImageError,
+    OverloadedError,
+    Resnet50Error,
+    ServerError,
+    UnavailableError,
+)
+
+Result = TypeVar("Result")
+
+# Images and results in memory, in bytes; those being read come on top.
+MAX_BYTES = 64 * 2**20
+# Python objects of a result take up to so many times its bytes on the wire.
+RESULT_FACTOR = 8
+# Images without a call, at least; otherwise as many as are in flight.
+READ_AHEAD = MAX_BATCH_IMAGES
+# An image waits so long for others of its batch, then it is sent: the source is slow.
+LINGER_S = 0.02
+# Images in flight at this many broken connections are sent while nothing else is in flight, so that
+# the next break can only be due to them.
+ALONE_AFTER = 2
+# An image that breaks the connection so many times while no other is in flight is the cause. Once
+# may be chance: a connection can break by itself.
+TIMES_ALONE = 2
+
+
+class Batches(Generic[Result]):
+    """The images of a bulk run: read, in flight, to be sent again, and answered.
+
+    Each image gets exactly one outcome. Small images are grouped into calls by number and bytes, a
+    large one is a call of its own. Images are sent again, until their time is over, if no server
+    was reachable or a server was overloaded. An image that was in flight at several broken
+    connections may be their cause, for example by crashing servers: its call is then sent while
+    nothing else is in flight, then each of its images, and the one that still breaks the connection
+    gets an error, so that the others are answered.
+
+    Errors that all images would get, such as an unknown variant, are the run's `failure`.
+
+    Args:
+        limits: Limits of the run.
+        clock: Returns the time in seconds.
+
+    Attributes:
+        failure: Error that ends the run, once all outcomes before it are taken.
+        in_flight: Number of images in flight.
+    """
+
+    def __init__(self, limits: BulkLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._flow = FlowControl(limits.timeout_s, limits.max_in_flight)
+        self._sizes = BatchSizes()
+        self._reading = 0
+        self._exhausted = False
+        self._source_failure: BaseException | None = None
+        self._small: collections.deque[BulkImage] = collections.deque()
+        self._large: collections.deque[BulkImage] = collections.deque()
+        # Images to send again, with the time when; those that may break connections apart.
+        self._retries: list[tuple[float, int, list[BulkImage]]] = []
+        self._suspects: list[tuple[float, int, list[BulkImage]]] = []
+        self._sequence = itertools.count()
+        self._calls: set[BatchCall] = set()
+        self._alone = False  # True while a call is in flight that has to be alone
+        self.in_flight = 0
+        self._unanswered = 0
+        self._bytes = 0  # of the images without an outcome
+        self._outcomes: OutcomeQueue[Result] = OutcomeQueue(limits.ordered)
+        self.failure: BaseException | None = None
+
+    # Reading
+
+    def wants_image(self) -> bool:
+        """Return True if another image is to be read now."""
+        if self.ended:
+            return False
+        waiting = len(self._small) + len(self._large) + self._reading
+        memory = self._bytes + self._outcomes.bytes
+        return memory < MAX_BYTES and waiting < max(READ_AHEAD, self._flow.window)
+
+    @property
+    def ended(self) -> bool:
+        """True if no further image is to be read."""
+        return self._exhausted or self.failure is not None
+
+    def begin_read(self) -> None:
+        """Record that an image is being read, until `add`, `add_error` or `end`."""
+        self._reading += 1
+
+    def add(self, index: int, key: Any, source: Any, content: ImageContent) -> None:
+        """Add an image that was read."""
+        image = BulkImage(index, key, source, content, self._clock() + LINGER_S)
+        self._reading -= 1
+        self._unanswered += 1
+        self._bytes += image.bytes
+        large = message_bytes([image]) > self._sizes.max_bytes
+        (self._large if large else self._small).append(image)
+
+    def add_error(self, index: int, key: Any, source: Any, error: ImageError) -> None:
+        """Add an image that cannot be read."""
+        self._reading -= 1
+        self._unanswered += 1
+        image = BulkImage(index, key, source, None, self._clock())
+        self._bytes += image.bytes
+        self._finish(image, error=error)
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """End the images: the source has no more, or reading it failed."""
+        self._reading -= 1
+        if not self._exhausted:
+            self._exhausted, self._source_failure = True, failure
+
+    # Sending
+
+    def next_call(self) -> BatchCall | None:
+        """Return the next call to send now, or None."""
+        while self.failure is None and not self._alone:
+            now = self._clock()
+            if self._suspects and self._suspects[0][0] <= now:
+                if self.in_flight:
+                    return None
+                images = heapq.heappop(self._suspects)[2]
+                alone = True
+            else:
+                images, alone = self._next_images(now), False
+            if not images:
+                return None
+            if live := self._without_expired(images, now):
+                return self._send(live, now, alone)
+        return None
+
+    def wait_s(self) -> float | None:
+        """Return the seconds until `next_call` may return a call without any event; or None."""
+        now = self._clock()
+        times = [due for due, *_ in (self._retries[:1] + self._suspects[:1]) if due > now]
+        if self._small and not self._no_more_soon():
+            due = self._small[0].send_by
+            times += [due] if due > now else []  # else the window is full
+        return max(0.0, min(times) - now) if times else None
+
+    def _no_more_soon(self) -> bool:
+        """Return True if no image will be read before another one is answered."""
+        return not self._reading and not self.wants_image()
+
+    def _next_images(self, now: float) -> list[BulkImage]:
+        """Take the images of the next call: of a retry, a large one, or a batch; [] for none."""
+        count = min(self._flow.batch_images, self._sizes.max_images)
+        if self.in_flight and self._flow.window - self.in_flight < count:
+            return []  # rather than a small batch into the rest of a window
+        if self._retries and self._retries[0][0] <= now:
+            due, _, images = heapq.heappop(self._retries)
+            rest = collections.deque(images)
+            taken = self._sizes.take(rest, count)
+            if rest:
+                self._push(self._retries, due, list(rest))
+            return taken
+        if self._large and (not self._small or self._large[0].index < self._small[0].index):
+            return [self._large.popleft()]
+        # With a slow source a part of a batch is sent, rather than waiting for the rest.
+        complete = len(self._small) >= count or self._no_more_soon()
+        if self._small and (
+            complete
+            or now >= self._small[0].send_by
+            or message_bytes(self._small) >= self._sizes.max_bytes
+        ):
+            return self._sizes.take(self._small, count)
+        return [self._large.popleft()] if self._large else []
+
+    def _without_expired(self, images: list[BulkImage], now: float) -> list[BulkImage]:
+        """Give images whose time is over their error; return the others."""
+        live = []
+        for image in images:
+            if image.deadline is None or image.deadline > now:
+                live.append(image)
+            else:
+                self._give_final_error(image, image.last_error or self._late())
+        return live
+
+    def _send(self, images: list[BulkImage], now: float, alone: bool) -> BatchCall:
+        for image in images:
+            if image.deadline is None:
+                image.deadline = now + self._limits.timeout_s
+        left_s = min(image.deadline or math.inf for image in images) - now
+        call = BatchCall(images, left_s, now, alone)
+        self._calls.add(call)
+        self._alone = alone
+        self.in_flight += len(images)
+        return call
+
+    # Answers
+
+    def answered(
+        self,
+        call: BatchCall,
+        results: list[Result | Resnet50Error],
+        reply_bytes: int = 0,
+        request_id: str | None = None,
+    ) -> None:
+        """Record the answer to a call: a result or an error for each of its images.
+
+        Args:
+            call: The call.
+            results: As many as it has images.
+            reply_bytes: Size of the response.
+            request_id: ID of the request.
+        """
+        now, before = self._clock(), self.in_flight
+        self._remove(call)
+        if len(results) != len(call.images):
+            wrong = ServerError(
+                f"the server answered {len(results)} images of a call about {len(call.images)}"
+            )
+            self._answer_all(call.images, wrong)
+            return
+        refused: list[BulkImage] = []
+        memory = RESULT_FACTOR * reply_bytes // len(results)
+        for image, result in zip(call.images, results, strict=True):
+            if isinstance(result, (OverloadedError, UnavailableError)):
+                image.last_error, image.failed_alone = result, True
+                refused.append(image)
+            elif isinstance(result, Resnet50Error):
+                self._finish(image, error=result)
+            else:
+                with_origin(result, image.source, request_id)
+                self._finish(image, result, memory=memory)
+        if refused:
+            self._flow.overloaded(call.started, now)
+            self._retry(refused, now)
+        else:
+            self._flow.answered(len(call.images), before, call.started, now)
+
+    def failed(self, call: BatchCall, error: Resnet50Error, broke: bool = False) -> None:
+        """Record that a call failed as a whole.
+
+        Args:
+            call: The call.
+            error: Its error.
+            broke: True if the connection broke while it was in flight, without a status.
+        """
+        now, images = self._clock(), call.images
+        self._remove(call)
+        several = len(images) > 1
+        for image in images:
+            image.last_error, image.failed_alone = error, False
+        if isinstance(error, UnavailableError) and broke:
+            self._broke(call, now)
+        elif isinstance(error, UnavailableError):
+            self._retry(images, now)
+        elif isinstance(error, OverloadedError):
+            self._flow.overloaded(call.started, now)
+            self._retry(images, now)
+        elif isinstance(error, DeadlineExceededError):
+            self._flow.overloaded(call.started, now)
+            # Of a call with images sent before, only the time of the oldest ones is over.
+            oldest = min(image.deadline or math.inf for image in images)
+            self._answer_all([one for one in images if one.deadline == oldest], error)
+            self._retry([one for one in images if one.deadline != oldest], now)
+        elif several and self._sizes.shrink(images, error):
+            self._retry(images, now, pause_s=0.0)
+        elif several and isinstance(error, (ServerError, DataLossError)):
+            half = len(images) // 2
+            self._retry(images[:half], now)
+            self._retry(images[half:], now)
+        elif isinstance(error, (InvalidImageError, ServerError, DataLossError)):
+            self._answer_all(images, error)
+        else:
+            self.fail(error)
+
+    def _remove(self, call: BatchCall) -> None:
+        self._calls.remove(call)
+        self._alone = False
+        self.in_flight -= len(call.images)
+
+    def _broke(self, call: BatchCall, now: float) -> None:
+        """Send images of a broken connection again, those that may be its cause alone."""
+        for image in call.images:
+            image.breaks += 1
+            image.breaks_alone += call.alone and len(call.images) == 1
+            # A server was reachable, so the time of the images begins again.
+            image.deadline = None
+        breaks = max(image.breaks for image in call.images)
+        attempts = self._limits.retry.attempts
+        groups = [call.images]
+        if attempts is not None and breaks >= attempts:
+            assert call.images[0].last_error is not None  # of this break
+            self._answer_all(call.images, call.images[0].last_error)
+            return
+        if call.alone and len(call.images) > 1:
+            groups = [[image] for image in call.images]
+        elif call.alone and breaks >= MAX_SENDS and call.images[0].breaks_alone >= TIMES_ALONE:
+            self._answer_all(call.images, _broke_connections(call.images[0]))
+            return
+        due = now + self._pause_s(breaks)
+        for group in groups:
+            self._push(self._suspects if breaks >= ALONE_AFTER else self._retries, due, group)
+
+    def _retry(self, images: list[BulkImage], now: float, pause_s: float | None = None) -> None:
+        """Send images again after a pause, unless their time will be over, or their attempts."""
+        later: list[BulkImage] = []
+        for image in images:
+            image.tries += pause_s is None
+        if pause_s is None and images:
+            pause_s = self._pause_s(max(image.tries for image in images))
+            delays = (getattr(image.last_error, "retry_after_s", None) for image in images)
+            pause_s = max([pause_s, *(delay for delay in delays if delay is not None)])
+        due = now + (pause_s or 0.0)
+        attempts = self._limits.retry.attempts
+        for image in images:
+            unreachable = isinstance(image.last_error, UnavailableError)
+            over = image.deadline is not None and due >= image.deadline
+            if over or (unreachable and attempts is not None and image.tries >= attempts):
+                assert image.last_error is not None  # of the attempt that failed
+                self._give_final_error(image, image.last_error)
+            else:
+                later.append(image)
+        if later:
+            self._push(self._retries, due, later)
+
+    def _pause_s(self, tries: int) -> float:
+        retry = self._limits.retry
+        pause_s = retry.initial_backoff_s * 2.0 ** min(tries - 1, 30)
+        return min(pause_s, retry.max_backoff_s) * random.uniform(0.8, 1.2)
+
+    def _push(
+        self, queue: list[tuple[float, int, list[BulkImage]]], due: float, images: list[BulkImage]
+    ) -> None:
+        heapq.heappush(queue, (due, next(self._sequence), images))
+
+    def _give_final_error(self, image: BulkImage, error: Resnet50Error) -> None:
+        """Give an image the error of its last attempt; no reachable server ends the run."""
+        if isinstance(error, UnavailableError) and not image.failed_alone:
+            self.fail(error)
+        else:
+            self._finish(image, error=error)
+
+    def _answer_all(self, images: list[BulkImage], error: Resnet50Error) -> None:
+        for image in images:  # each has an error of its own, which may be raised
+            self._finish(image, error=error if len(images) == 1 else copy.copy(error))
+
+    def _late(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"no response within {self._limits.timeout_s:g} s (timeout_s); allow more time, or"
+            " check the server's load",
+            code="DEADLINE_EXCEEDED",
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """End the run with an error, unless it has one."""
+        if self.failure is None:
+            if isinstance(error, UnavailableError):
+                error._complete(f"; {self._unanswered} images that were read had no result")
+            self.failure = error
+
+    # Outcomes
+
+    def _finish(
+        self,
+        image: BulkImage,
+        result: Result | None = None,
+        error: Exception | None = None,
+        memory: int = 0,
+    ) -> None:
+        if isinstance(error, Resnet50Error):
+            error._set_context(source=image.source)
+        self._bytes -= image.bytes
+        image.content = None
+        size = image.bytes + memory
+        self._unanswered -= 1
+        self._outcomes.add(Outcome(image.index, image.key, image.source, result, error, size))
+
+    def take(self) -> Outcome[Result] | None:
+        """Return the next outcome; None if there is none now."""
+        return self._outcomes.take()
+
+    @property
+    def finished(self) -> bool:
+        """True if no further outcome will come; `failure` may be set then."""
+        if self.failure is None and self._exhausted and not (self._unanswered or self._reading):
+            self.failure = self._source_failure
+            return True
+        return self.failure is not None
+
+
+def _broke_connections(image: BulkImage) -> UnavailableError:
+    last = image.last_error
+    return UnavailableError(
+        f"image {image.index}: the connection broke each of {image.breaks} times that it was sent,"
+        f" the last time while nothing else was in flight; it may crash servers"
+        + (f"; the last error: {last.message}" if last is not None else ""),
+        code="UNAVAILABLE",
+    )
