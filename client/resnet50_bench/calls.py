@@ -16,6 +16,7 @@ import grpc.aio
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 from resnet50_client._aio_status import keep_status
 from resnet50_client._auth import Credentials
+from resnet50_client._channel_config import ChannelConfig
 from resnet50_client._channels import Channels
 from resnet50_client._config import Connection
 from resnet50_client._profiles import Profile
@@ -85,13 +86,23 @@ async def calls_of(
 
 
 def _connection(plan: Plan, access: Profile) -> Connection:
-    arguments = replace(access, server=None, timeout_s=None).arguments()
+    # The plan names the variant.
+    arguments = replace(access, server=None, timeout_s=None, variant=None).arguments()
     priority = arguments.pop("priority", "interactive")
     caller_key = arguments.pop("caller_key", None)
-    # A retry would hide an error, and add unplanned load.
-    retry = RetryPolicy(attempts=1)
-    credentials = Credentials.of(**arguments)
-    return Connection.to(plan.servers, plan.timeout_s, retry, priority, credentials, caller_key)
+    channel = ChannelConfig.of(
+        compression=arguments.pop("compression", None),
+        wait_for_ready=arguments.pop("wait_for_ready", False),
+    )
+    return Connection.to(
+        plan.servers,
+        plan.timeout_s,
+        RetryPolicy(attempts=1),  # a retry would hide an error, and add unplanned load
+        priority,
+        Credentials.of(**arguments),
+        caller_key,
+        channel=channel,
+    )
 
 
 @dataclass(frozen=True)

@@ -276,7 +276,7 @@ def bench(
             servers=profile.server,
             shape=shape.value,
             operation=operation.value,
-            variant=variant,
+            variant=profile.variant if variant is None else variant,
             duration_s=duration_s,
             warm_up_s=warm_up_s,
             requests=requests,

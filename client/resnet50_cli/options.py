@@ -42,7 +42,9 @@ SourceTimeout = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 VariantName = Annotated[
     str | None,
-    typer.Option("--variant", help="Name of the variant. Default: the server's default."),
+    typer.Option(
+        "--variant", help="Name of the variant. Default: the profile's, or the server's default."
+    ),
 ]
 
 
