@@ -148,8 +148,9 @@ class AsyncBulkClient(AsyncBaseClient):
             min_probability: Omit categories below this, 0 to 1. Default: those below their
                 threshold, if the variant has thresholds.
             include_embedding: Also return the embedding; it needs no second forward pass.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of arrays; see `classify`.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            pixel_format: Layout of arrays: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
             ordered: Results are in the order of the images. False: as they complete, so that a slow
                 image holds up no other.
             return_exceptions: Return the error of an image in its place. False: raise the first
@@ -290,8 +291,9 @@ class AsyncBulkClient(AsyncBaseClient):
             variant: Name of the variant; None for the client's default variant, or the server's.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
             dtype: "float32", or "float16" for half the bytes and about 3 significant digits.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of arrays; see `classify`.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            pixel_format: Layout of arrays: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
             ordered: Results are in the order of the images. False: as they complete, so that a slow
                 image holds up no other.
             return_exceptions: Return the error of an image in its place. False: raise the first
@@ -340,13 +342,16 @@ class AsyncBulkClient(AsyncBaseClient):
             images: Images as for `classify`; each takes 8 KiB of the matrix.
             variant: Name of the variant; None for the client's default variant, or the server's.
             l2_normalize: Scale vectors to length 1, so that dot products are cosines.
-            background: Background of transparent pixels; see `classify`.
-            pixel_format: Layout of arrays; see `classify`.
-            timeout_s: Timeout of each image in seconds; see `embed_many`.
+            background: Background of transparent pixels: "white", "black", "#rrggbb", or "none" to
+                drop alpha; None for the variant's.
+            pixel_format: Layout of arrays: "RGB", "BGR", "RGBA", "GRAY", "NV12", "I420".
+            timeout_s: Timeout of each image in seconds, from when it is first sent, with all
+                attempts; None for the client's, `math.inf` for no limit.
             priority: "interactive" or "bulk"; None for the client's.
             caller_key: Key that assigns the calls in a traffic split; None for the client's.
             metadata: Metadata of the calls, in addition to the client's.
-            max_in_flight: Maximum number of images in flight; see `embed_many`.
+            max_in_flight: Maximum number of images in flight; None for as many as the servers keep
+                up with.
 
         Returns:
             Vectors, float32 [N, 2048]: a row for each image, in their order. Rows of failed images
@@ -356,7 +361,8 @@ class AsyncBulkClient(AsyncBaseClient):
             EmbeddingSpaceError: The variant was replaced during the call, so that its vectors are
                 not comparable.
             TypeError: A single image was passed instead of an iterable.
-            Resnet50Error: All images failed for one reason; see `embed_many`.
+            Resnet50Error: All images failed for one reason: no server reachable for `timeout_s`, an
+                unknown variant, no permission.
         """
         connection = self._with(variant, priority, caller_key, metadata, None)
         options = _codec.embed_options(connection.variant, l2_normalize, "float32", background)
