@@ -41,7 +41,8 @@ def test_configuration_table_is_the_settings():
 
 
 PAGES = README + "".join(
-    (ROOT / "docs" / name).read_text() for name in ("preprocess.md", "streaming.md", "tracing.md")
+    (ROOT / "docs" / name).read_text()
+    for name in ("client.md", "preprocess.md", "streaming.md", "tracing.md")
 )
 
 
