@@ -14,7 +14,7 @@ from .._arguments import check_background
 from .._preprocessed import PreprocessedImage, PreprocessedPixels
 from .._types.variants import Transform, Variant
 from ..errors import InvalidRequestError, UnimplementedError
-from ..images import ImageInput, read_image
+from ..images import ImageInput, PixelFormat, read_image
 from .geometry import METHODS, Geometry
 
 __all__ = ["PreprocessedImage", "Preprocessor"]
@@ -59,7 +59,9 @@ class Preprocessor:
         self._background = _NAMED_COLORS.get(color, color)
         self._geometry = Geometry(self.transform)
 
-    def __call__(self, image: ImageInput, *, pixel_format: str | None = None) -> PreprocessedImage:
+    def __call__(
+        self, image: ImageInput, *, pixel_format: PixelFormat | None = None
+    ) -> PreprocessedImage:
         """Preprocess one image.
 
         Args:
