@@ -48,7 +48,10 @@ from .frame_order import FrameOrder
 from .frame_source import Position, open_source
 from .summary import StreamSummary
 
-COLUMNS = ("frame", "time_s", "outcome", "label", "probability", "replaced_by", "latency_ms")
+COLUMNS = (
+    *("frame_id", "frame", "time_s", "outcome", "label", "probability", "replaced_by"),
+    "latency_ms",
+)
 Row = dict[str, Any]
 
 
