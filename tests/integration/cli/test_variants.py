@@ -82,7 +82,7 @@ async def test_unhealthy_variant_is_shown_with_reason_and_split(folder):
         assert "IMAGENET1K_V1: out of service: as the test wants it\n" in shown
         found = records(await variants("--json", servers=[one]))
         assert [(each["state"], each["problem"]) for each in found] == [
-            ("ready", ""),
+            ("ready", None),
             ("unhealthy", "as the test wants it"),
         ]
         reason = "candidate IMAGENET1K_V1 is out of service: as the test wants it"
