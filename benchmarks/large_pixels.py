@@ -56,7 +56,6 @@ WAYS: dict[str, Way] = {
     "raw pixels": pixels,
     "PNG, level 1": lambda image: encoded(image, "PNG", compress_level=1),
     "PNG, level 6": lambda image: encoded(image, "PNG"),
-    "WebP, lossless, method 0": lambda image: encoded(image, "WEBP", lossless=True, method=0),
 }
 
 

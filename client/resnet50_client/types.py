@@ -6,6 +6,7 @@ from ._config import Priority
 from ._frames import Delivery, FrameAnswer, StreamStats
 from ._health import HealthStatus
 from ._tls import Pem
+from ._types.embedding_batch import EmbeddingBatch
 from ._types.record import Record
 from ._types.results import (
     CacheUse,
@@ -37,6 +38,7 @@ __all__ = [
     "Category",
     "Classification",
     "Embedding",
+    "EmbeddingBatch",
     "FrameAnswer",
     "Record",
     "StreamStats",

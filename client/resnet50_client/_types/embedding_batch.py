@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .record import Record
 from .results import VariantRef
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingBatch:
+class EmbeddingBatch(Record):
     """Embeddings of images, in their order.
 
     Attributes:

@@ -129,7 +129,11 @@ def everything() -> list[types.Record]:
         FrameAnswer(1, error=InvalidImageError("image: is broken", code="INVALID_ARGUMENT")),
         FrameAnswer(2, replaced_by=5),
     ]
+    error = InvalidImageError("image: is broken")
+    vectors = np.array([[1.0, 2.0], [np.nan, np.nan]], np.float32)
     return [
+        types.EmbeddingBatch(vectors, {1: error}, REF, "digits@ab", False),
+        types.StreamStats(read=3, sent=2),
         *(TIMING, REF, result, result[0], embedding(), whole, report, *nested, *answers),
         types.LoadResult(whole, None, ("a",)),
         types.SetDefaultResult(whole, "a"),
