@@ -47,6 +47,8 @@ def test_wheel_holds_the_five_packages_and_nothing_else(wheel):
         "resnet50_server/py.typed",
         "resnet50_cli/app.py",
         "resnet50_bench/report.html",
+        "resnet50_cli/report.html",
+        "resnet50_cli/report_macros.html",
         "resnet50_cli/evaluate/report.html",
         "resnet50_server/api/inference_service.py",
         "resnet50_server/variants/official.json",
