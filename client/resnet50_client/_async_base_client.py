@@ -216,7 +216,7 @@ class AsyncBaseClient:
         other._arguments = {
             **self._arguments,
             **{name: value for name, value in given.items() if value is not None},
-            "metadata": dict(connection.extra),
+            "metadata": connection.own_metadata(),
         }
         return other
 

@@ -217,7 +217,7 @@ class BaseClient:
         other._arguments = {
             **self._arguments,
             **{name: value for name, value in given.items() if value is not None},
-            "metadata": dict(connection.extra),
+            "metadata": connection.own_metadata(),
         }
         return other
 

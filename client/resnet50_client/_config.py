@@ -159,6 +159,11 @@ class Connection:
             changes["request_id"] = request_id
         return replace(self, **changes) if changes else self
 
+    def own_metadata(self) -> dict[str, str]:
+        """Return the metadata that the client was given, with the request ID."""
+        given = dict(self.extra)
+        return given if self.request_id is None else {**given, REQUEST_ID_KEY: self.request_id}
+
     def metadata(self, observed: Metadata = ()) -> Metadata:
         """Return the metadata of an attempt.
 

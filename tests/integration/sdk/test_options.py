@@ -258,6 +258,12 @@ def test_secrets_are_not_pickled(kind, arguments, text):
         pickle.dumps(client)
 
 
+def test_request_id_of_a_derived_client_is_pickled_with_it(kind):
+    client = kind(metadata={"x-tenant": "a"}).with_options(metadata={"x-request-id": "request-7"})
+    connection = pickle.loads(pickle.dumps(client))._connection
+    assert (connection.extra, connection.request_id) == ((("x-tenant", "a"),), "request-7")
+
+
 def test_async_client_is_pickled(server):
     client = pickle.loads(pickle.dumps(AsyncClient(server.address, timeout_s=3.0)))
     assert client._connection.timeout_s == 3.0
