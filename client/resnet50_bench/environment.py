@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet50_client import __version__
-from resnet50_client._config import DISTRIBUTION
+from resnet50_client._channel_config import DISTRIBUTION
 from resnet50_client.types import Variant
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 
 from ._aio_status import keeping_status
-from ._channel_config import Option
-from ._config import Connection, channel_options
+from ._channel_config import Option, channel_options
+from ._config import Connection
 from ._forks import tell_after_fork
 from ._resolver import Resolver
 from ._stubs import Stubs

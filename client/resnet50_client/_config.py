@@ -19,23 +19,14 @@ from ._channel_config import ChannelConfig
 from ._frames import StreamLimits
 from ._retries import Attempts, RetryPolicy
 from ._tls import advice
-from ._version import __version__
 from .errors import CallCancelledError, DeadlineExceededError, Resnet50Error, UnavailableError
 
-DISTRIBUTION = "resnet50-serving"
 DEFAULT_TIMEOUT_S = 30.0
 # Of loading and unloading variants: quantizing to int8, or capturing CUDA graphs, takes minutes.
 # Keepalive detects an unreachable server much earlier.
 CHANGE_TIMEOUT_S = 900.0
 # Polls of `wait_until_ready`: single attempts at intervals from 0.1 s to 1 s.
 HEALTH_POLLS = RetryPolicy(attempts=1, initial_backoff_s=0.1, max_backoff_s=1.0)
-# A ping is sent after this idle time. If TCP does not deliver data within 8 s, the connection is
-# closed (TCP_USER_TIMEOUT): after 23 s calls over a dead link move to another server. Servers
-# reject clients that ping more often than every 10 s.
-KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 15, 8
-CONNECT_TIMEOUT_S = 5
-# The response to a ping may take longer: on a slow link it queues behind images being sent.
-PING_TIMEOUT_S = 20
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
 _METADATA_KEY = re.compile(r"[a-z0-9_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]+")
@@ -321,33 +312,3 @@ def _check_metadata(key: object, value: object) -> None:
         raise ValueError(f"metadata: {key!r} cannot be set: {advice}")
     if not (isinstance(value, str) and _METADATA_VALUE.fullmatch(value)):
         raise ValueError(f"metadata: the value of {key!r} must be printable ASCII characters")
-
-
-def channel_options() -> list[tuple[str, int | str]]:
-    """Return the channel options: round robin, keepalive, no gRPC retries."""
-    return [
-        ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
-        ("grpc.service_config_disable_resolution", 1),  # no TXT lookups for service configs
-        # gRPC would send even calls to localhost through an http_proxy.
-        ("grpc.enable_http_proxy", 0),
-        # The SDK retries, within the deadline (docs/adr/0026-retries-in-the-sdk.md).
-        ("grpc.enable_retries", 0),
-        ("grpc.max_send_message_length", -1),  # the server's limit applies
-        ("grpc.primary_user_agent", f"{DISTRIBUTION}/{__version__}"),
-        # Reconnect soon to a server that restarts, or whose address changes.
-        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-        ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 5_000),
-        # Time limit of a connection attempt. gRPC's default is 20 s; on Linux the keepalive's
-        # TCP_USER_TIMEOUT ends it after 8 s. gRPC resolves a name again only when the attempt has
-        # failed, so keepalive and attempt together have to take less than a call's deadline.
-        ("grpc.min_reconnect_backoff_ms", 1000 * CONNECT_TIMEOUT_S),
-        # Detect a peer that disappeared, also between calls.
-        ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
-        ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),
-        # Without this the timeout of a ping is a minute (gRPC 1.85; undocumented).
-        ("grpc.http2.ping_timeout_ms", 1000 * PING_TIMEOUT_S),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # Without this only two pings are sent while a call waits, then one per minute.
-        ("grpc.http2.max_pings_without_data", 0),
-    ]

@@ -14,7 +14,7 @@ import pytest
 import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import RetryPolicy
-from resnet50_client import _config as connection_module
+from resnet50_client import _channel_config as channel_config
 from resnet50_client import _resolver as resolver_module
 from tests.support.clients import KINDS, Caller, items
 
@@ -163,7 +163,7 @@ def black_hole(ip: str, port: int):
 
 async def test_server_that_moved_is_found_while_its_old_address_hangs(kind, servers, monkeypatch):
     # Linux applies the keepalive's TCP_USER_TIMEOUT to connecting, too; other systems do not.
-    monkeypatch.setattr(connection_module, "KEEPALIVE_TIMEOUT_S", 60)
+    monkeypatch.setattr(channel_config, "KEEPALIVE_TIMEOUT_S", 60)
     servers.start("127.0.0.1")
     servers.hosts = {"a.test": ["127.0.0.3"], "b.test": ["127.0.0.3"]}
     names = [f"{host}:{servers.port}" for host in servers.hosts]

@@ -12,7 +12,8 @@ from resnet50_client import (
     UnavailableError,
 )
 from resnet50_client import _retries as retries_module
-from resnet50_client._config import Connection, channel_options
+from resnet50_client._channel_config import channel_options
+from resnet50_client._config import Connection
 from resnet50_client._resolver import Resolver
 from resnet50_client._retries import MAX_SENDS, Attempts, Resumption
 

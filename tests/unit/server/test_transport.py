@@ -6,7 +6,7 @@ from pathlib import Path
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from resnet50_client._config import channel_options
+from resnet50_client._channel_config import channel_options
 from resnet50_server.api.listen import server_options
 from resnet50_server.settings import Settings
 
