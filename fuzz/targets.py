@@ -32,7 +32,7 @@ from pydantic_settings import SettingsError
 
 from fuzz.calls import Calls
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
-from resnet50_client import Resnet50Error, _codec
+from resnet50_client import Resnet50Error, _codec, _variant_codec
 from resnet50_client._frames import StreamLimits
 from resnet50_client._pending_frames import PendingFrames
 from resnet50_client.errors import error_of, error_of_status
@@ -318,7 +318,7 @@ def replies(content: bytes) -> None:
                 repr(_pending(_STREAMS[1], answer.frame_id).answer(answer))
             case b"\4":
                 for variant in variant_pb2.ListVariantsResponse.FromString(content).variants:
-                    repr(_codec.variant(variant))
+                    repr(_variant_codec.variant(variant))
             case b"\5":
                 _require_error(error_of_status(status_pb2.Status.FromString(content)))
             case _:

@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING
 
 from ._client import Client
 from ._frames import FrameAnswer, StreamStats
+from ._lazy import lazy_names
 from ._preprocessed import PreprocessedImage
 from ._retries import RetryPolicy
 from ._sync_bulk import BulkResults
 from ._sync_stream import Stream
 from ._types.embedding_batch import EmbeddingBatch
 from ._types.results import Category, Classification, Embedding, Timing, VariantRef
-from ._types.variants import (
-    BatchLatency,
-    Loading,
-    LoadResult,
-    PublishedAccuracy,
-    Quantization,
-    SetDefaultResult,
-    Transform,
-    Variant,
-)
 from ._version import __version__
 from .errors import (
     CallCancelledError,
@@ -59,34 +50,48 @@ if TYPE_CHECKING:
     from ._async_client import AsyncClient
     from ._async_stream import AsyncStream
     from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
+    from ._types.variants import (
+        BatchLatency,
+        Loading,
+        LoadResult,
+        PublishedAccuracy,
+        Quantization,
+        SetDefaultResult,
+        Transform,
+        Variant,
+    )
     from .video import SourceLostError, frames_from_raw, frames_from_video
 else:
-    # Modules of the public names that many programs do not need; the first access imports them.
-    _LAZY = {
-        "AsyncBulkResults": "_async_bulk",
-        "AsyncClient": "_async_client",
-        "AsyncStream": "_async_stream",
-        "Comparison": "_types.traffic",
-        "SourceLostError": "video",
-        "TrafficReport": "_types.traffic",
-        "TrafficShare": "_types.traffic",
-        "TrafficSplit": "_types.traffic",
-        "frames_from_raw": "video",
-        "frames_from_video": "video",
-    }
-
-    def __getattr__(name: str) -> object:
-        from importlib import import_module
-
-        if name not in _LAZY:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
-        globals()[name] = value
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *_LAZY})
-
+    # Many programs need none of these.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "_async_bulk": ("AsyncBulkResults",),
+            "_async_client": ("AsyncClient",),
+            "_async_stream": ("AsyncStream",),
+            "_types.traffic": (
+                "Comparison",
+                "TrafficReport",
+                "TrafficShare",
+                "TrafficSplit",
+            ),
+            "_types.variants": (
+                "BatchLatency",
+                "LoadResult",
+                "Loading",
+                "PublishedAccuracy",
+                "Quantization",
+                "SetDefaultResult",
+                "Transform",
+                "Variant",
+            ),
+            "video": (
+                "SourceLostError",
+                "frames_from_raw",
+                "frames_from_video",
+            ),
+        },
+    )
 
 __all__ = [
     # Clients

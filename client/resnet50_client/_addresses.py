@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._redaction import redact
-
 DEFAULT_SERVER = "localhost:50051"
 DEFAULT_PORT = 50051
 # Schemes of gRPC targets.
@@ -57,6 +55,8 @@ def _shown(server: object) -> str:
         return f"[{', '.join(map(_shown, server))}]"
     if not isinstance(server, str):
         return f"of type {type(server).__name__}"
+    from ._redaction import redact  # only errors need it
+
     return redact(repr(f"***@{server.rpartition('@')[2]}" if "@" in server else server))
 
 

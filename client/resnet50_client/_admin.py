@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from . import _unary
+from . import _variant_calls
 from ._base_client import BaseClient
 from ._config import CHANGE_TIMEOUT_S
 from ._types.traffic import TrafficReport
@@ -41,7 +41,7 @@ class AdminClient(BaseClient):
             UnimplementedError: The server was started without `--variants-dir`.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
-        return self._call(_unary.load_variant_call(name, replace), timeout_s)
+        return self._call(_variant_calls.load_variant_call(name, replace), timeout_s)
 
     def unload_variant(self, name: str, *, timeout_s: float = CHANGE_TIMEOUT_S) -> Variant:
         """Unload a variant from the server; return its last state when its memory is free.
@@ -59,7 +59,7 @@ class AdminClient(BaseClient):
                 progress, or its memory cannot be freed (it no longer serves requests then).
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return self._call(_unary.unload_variant_call(name), timeout_s)
+        return self._call(_variant_calls.unload_variant_call(name), timeout_s)
 
     def set_default_variant(self, name: str, *, timeout_s: float | None = None) -> SetDefaultResult:
         """Make a loaded variant the default, which serves requests that name none.
@@ -75,7 +75,7 @@ class AdminClient(BaseClient):
             VariantChangeError: The variant is not ready.
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return self._call(_unary.set_default_variant_call(name), timeout_s)
+        return self._call(_variant_calls.set_default_variant_call(name), timeout_s)
 
     def set_traffic_split(
         self,
@@ -110,7 +110,7 @@ class AdminClient(BaseClient):
                 variant's although it is to serve callers.
             Resnet50Error: The call failed; see `load_variant`.
         """
-        call = _unary.set_traffic_split_call(
+        call = _variant_calls.set_traffic_split_call(
             variant, candidate, canary_percent, shadow_percent, canary_embeddings
         )
         return self._call(call, timeout_s)
@@ -127,7 +127,7 @@ class AdminClient(BaseClient):
             PermissionDeniedError: The token lacks the scope "admin".
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
-        return self._call(_unary.list_traffic_splits_call(), timeout_s)
+        return self._call(_variant_calls.list_traffic_splits_call(), timeout_s)
 
     def delete_traffic_split(
         self, variant: str, *, timeout_s: float | None = None
@@ -142,4 +142,4 @@ class AdminClient(BaseClient):
             NotFoundError: The variant is not loaded, or has no split.
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return self._call(_unary.delete_traffic_split_call(variant), timeout_s)
+        return self._call(_variant_calls.delete_traffic_split_call(variant), timeout_s)

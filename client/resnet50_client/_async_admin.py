@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _unary
+from . import _variant_calls
 from ._async_base_client import AsyncBaseClient
 from ._config import CHANGE_TIMEOUT_S
 from ._types.traffic import TrafficReport
@@ -40,7 +40,7 @@ class AsyncAdminClient(AsyncBaseClient):
             UnimplementedError: The server was started without `--variants-dir`.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
-        return await self._call(_unary.load_variant_call(name, replace), timeout_s)
+        return await self._call(_variant_calls.load_variant_call(name, replace), timeout_s)
 
     async def unload_variant(self, name: str, *, timeout_s: float = CHANGE_TIMEOUT_S) -> Variant:
         """Unload a variant from the server; return its last state when its memory is free.
@@ -58,7 +58,7 @@ class AsyncAdminClient(AsyncBaseClient):
                 progress, or its memory cannot be freed (it no longer serves requests then).
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return await self._call(_unary.unload_variant_call(name), timeout_s)
+        return await self._call(_variant_calls.unload_variant_call(name), timeout_s)
 
     async def set_default_variant(
         self, name: str, *, timeout_s: float | None = None
@@ -76,7 +76,7 @@ class AsyncAdminClient(AsyncBaseClient):
             VariantChangeError: The variant is not ready.
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return await self._call(_unary.set_default_variant_call(name), timeout_s)
+        return await self._call(_variant_calls.set_default_variant_call(name), timeout_s)
 
     async def set_traffic_split(
         self,
@@ -111,7 +111,7 @@ class AsyncAdminClient(AsyncBaseClient):
                 variant's although it is to serve callers.
             Resnet50Error: The call failed; see `load_variant`.
         """
-        call = _unary.set_traffic_split_call(
+        call = _variant_calls.set_traffic_split_call(
             variant, candidate, canary_percent, shadow_percent, canary_embeddings
         )
         return await self._call(call, timeout_s)
@@ -128,7 +128,7 @@ class AsyncAdminClient(AsyncBaseClient):
             PermissionDeniedError: The token lacks the scope "admin".
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
-        return await self._call(_unary.list_traffic_splits_call(), timeout_s)
+        return await self._call(_variant_calls.list_traffic_splits_call(), timeout_s)
 
     async def delete_traffic_split(
         self, variant: str, *, timeout_s: float | None = None
@@ -143,4 +143,4 @@ class AsyncAdminClient(AsyncBaseClient):
             NotFoundError: The variant is not loaded, or has no split.
             Resnet50Error: The call failed; see `load_variant`.
         """
-        return await self._call(_unary.delete_traffic_split_call(variant), timeout_s)
+        return await self._call(_variant_calls.delete_traffic_split_call(variant), timeout_s)

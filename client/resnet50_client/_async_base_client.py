@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from . import _unary
+from . import _unary, types
 from ._addresses import DEFAULT_SERVER
 from ._async_calls import AsyncCalls, Interceptor
 from ._auth import Credentials, Token
@@ -17,7 +17,6 @@ from ._config import DEFAULT_TIMEOUT_S, HEALTH_POLLS, Connection, Priority
 from ._health import HealthStatus
 from ._retries import Backoff, RetryPolicy
 from ._tls import Pem
-from ._types.variants import Variant
 from .errors import DeadlineExceededError, NotFoundError, UnavailableError
 from .observers import CallObserver, Observers
 
@@ -220,7 +219,7 @@ class AsyncBaseClient:
         }
         return other
 
-    async def list_variants(self, *, timeout_s: float | None = None) -> list[Variant]:
+    async def list_variants(self, *, timeout_s: float | None = None) -> list[types.Variant]:
         """List all variants of the server, the default first, without their categories.
 
         Args:
@@ -229,11 +228,13 @@ class AsyncBaseClient:
         Raises:
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
-        return await self._call(_unary.list_variants_call(), timeout_s)
+        from . import _variant_calls
+
+        return await self._call(_variant_calls.list_variants_call(), timeout_s)
 
     async def get_variant(
         self, name: str | None = None, *, timeout_s: float | None = None
-    ) -> Variant:
+    ) -> types.Variant:
         """Return one variant, with its categories.
 
         Args:
@@ -244,8 +245,10 @@ class AsyncBaseClient:
             VariantNotFoundError: The server has no variant of that name.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
+        from . import _variant_calls
+
         name = self._connection.variant if name is None else name
-        return await self._call(_unary.get_variant_call(name), timeout_s)
+        return await self._call(_variant_calls.get_variant_call(name), timeout_s)
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> HealthStatus:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import TypeVar
 
-from . import _codec, _unary
+from . import _codec, _unary, types
 from ._arguments import check_images
 from ._async_bulk_client import AsyncBulkClient
 from ._async_calls import prepare
@@ -14,7 +14,6 @@ from ._config import Connection, Priority
 from ._frames import DEFAULT_WINDOW, Delivery, StreamKind, StreamLimits
 from ._types.results import Classification, Dtype, Embedding
 from .images import AsyncImageInput, ImageInput, PixelFormat
-from .preprocess import Preprocessor
 
 Result = TypeVar("Result")
 
@@ -127,7 +126,7 @@ class AsyncClient(AsyncBulkClient):
         *,
         background: str | None = None,
         timeout_s: float | None = None,
-    ) -> Preprocessor:
+    ) -> types.Preprocessor:
         """Return a function that preprocesses images here, rather than on the server.
 
         It returns the network's input, an image for all calls: fewer bytes than a large photo, and
@@ -147,6 +146,8 @@ class AsyncClient(AsyncBulkClient):
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
         described = await self.get_variant(variant, timeout_s=timeout_s)
+        from .preprocess import Preprocessor
+
         return Preprocessor(described, background=background)
 
     def classify_stream(

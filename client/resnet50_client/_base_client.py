@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from . import _unary
+from . import _unary, types
 from ._addresses import DEFAULT_SERVER
 from ._auth import Credentials, Token
 from ._channel_config import ChannelConfig, Compression
@@ -18,7 +18,6 @@ from ._health import HealthStatus
 from ._retries import Backoff, RetryPolicy
 from ._sync_calls import Calls, Interceptor
 from ._tls import Pem
-from ._types.variants import Variant
 from .errors import DeadlineExceededError, NotFoundError, UnavailableError
 from .observers import CallObserver, Observers
 
@@ -221,7 +220,7 @@ class BaseClient:
         }
         return other
 
-    def list_variants(self, *, timeout_s: float | None = None) -> list[Variant]:
+    def list_variants(self, *, timeout_s: float | None = None) -> list[types.Variant]:
         """List all variants of the server, the default first, without their categories.
 
         Args:
@@ -230,9 +229,13 @@ class BaseClient:
         Raises:
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
-        return self._call(_unary.list_variants_call(), timeout_s)
+        from . import _variant_calls
 
-    def get_variant(self, name: str | None = None, *, timeout_s: float | None = None) -> Variant:
+        return self._call(_variant_calls.list_variants_call(), timeout_s)
+
+    def get_variant(
+        self, name: str | None = None, *, timeout_s: float | None = None
+    ) -> types.Variant:
         """Return one variant, with its categories.
 
         Args:
@@ -243,8 +246,10 @@ class BaseClient:
             VariantNotFoundError: The server has no variant of that name.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
+        from . import _variant_calls
+
         name = self._connection.variant if name is None else name
-        return self._call(_unary.get_variant_call(name), timeout_s)
+        return self._call(_variant_calls.get_variant_call(name), timeout_s)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> HealthStatus:
         """Return a service's health: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN".

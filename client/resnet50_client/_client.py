@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from . import _codec, _unary
+from . import _codec, _unary, types
 from ._arguments import check_images
 from ._bulk_client import BulkClient
 from ._config import Connection, Priority
@@ -15,7 +15,6 @@ from ._sync_calls import prepare
 from ._sync_stream import Stream
 from ._types.results import Classification, Dtype, Embedding
 from .images import ImageInput, PixelFormat
-from .preprocess import Preprocessor
 
 Result = TypeVar("Result")
 
@@ -128,7 +127,7 @@ class Client(BulkClient):
         *,
         background: str | None = None,
         timeout_s: float | None = None,
-    ) -> Preprocessor:
+    ) -> types.Preprocessor:
         """Return a function that preprocesses images here, rather than on the server.
 
         It returns the network's input, an image for all calls: fewer bytes than a large photo, and
@@ -148,6 +147,8 @@ class Client(BulkClient):
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
         described = self.get_variant(variant, timeout_s=timeout_s)
+        from .preprocess import Preprocessor
+
         return Preprocessor(described, background=background)
 
     def classify_stream(

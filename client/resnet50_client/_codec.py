@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
-from resnet50.v1 import inference_pb2, result_pb2, variant_pb2
+from resnet50.v1 import inference_pb2, result_pb2
 
 from ._arguments import check_background, check_choice, check_count, check_name, check_probability
 from ._frames import DELIVERIES, Delivery, StreamKind
 from ._types.results import CacheUse, Category, Classification, Embedding, Timing, VariantRef
-from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
-from ._types.variants import (
-    Activation,
-    BatchLatency,
-    Loading,
-    LoadingStage,
-    LoadResult,
-    PublishedAccuracy,
-    Quantization,
-    SetDefaultResult,
-    Transform,
-    Variant,
-    VariantState,
-)
 from .errors import InvalidRequestError, ServerError
 
 Message = TypeVar("Message")
@@ -250,136 +236,7 @@ def with_origin(result: Result, source: Any, request_id: str | None) -> Result:
     return result
 
 
-def _transform(message: variant_pb2.Transform) -> Transform:
-    """Convert preprocessing; older servers leave out what their variants do not have."""
-    size = message.input_size
-    square = (message.crop, message.crop)
-    return Transform(
-        resize=message.resize or None,
-        crop=message.crop or None,
-        mean=tuple(message.mean),
-        std=tuple(message.std),
-        interpolation=message.interpolation,
-        background=message.background or "none",
-        resize_to=(
-            (message.resize_to.height, message.resize_to.width)
-            if message.HasField("resize_to")
-            else None
-        ),
-        resize_longer_side=message.resize_longer_side or None,
-        pad_to_square=message.pad_to_square,
-        fill=tuple(message.fill) or (0, 0, 0),
-        input_size=(size.height, size.width) if message.HasField("input_size") else square,
-        antialias=message.antialias if message.HasField("antialias") else True,
-        channel_order=message.channel_order or "RGB",
-        input_range=tuple(message.input_range) or (0, 1),
-        digest=message.digest or None,
-        exact_jpeg_pixels=message.exact_jpeg_pixels or None,
-    )
-
-
-def variant(message: variant_pb2.Variant) -> Variant:
-    """Convert a variant."""
-    accuracy, quantization = message.published_accuracy, message.quantization
-    # Servers of earlier releases do not state it.
-    activation = message.activation or variant_pb2.ACTIVATION_SOFTMAX
-    return Variant(
-        name=message.name,
-        aliases=tuple(message.aliases),
-        state=cast("VariantState", _name(variant_pb2.VariantState, message.state)),
-        server_default=message.server_default,
-        trained=message.trained,
-        digest=message.digest or None,
-        parameter_count=message.parameter_count,
-        embedding_dimension=message.embedding_dimension,
-        embedding_space=message.embedding_space,
-        category_count=message.category_count,
-        categories=tuple(message.categories),
-        transform=_transform(message.transform),
-        published_accuracy=PublishedAccuracy(
-            accuracy.dataset,
-            accuracy.acc_at_1,
-            accuracy.acc_at_5 if accuracy.HasField("acc_at_5") else None,
-        )
-        if message.HasField("published_accuracy")
-        else None,
-        precision=message.precision,
-        device=message.device,
-        engine=message.engine,
-        description=message.description,
-        quantization=Quantization(
-            quantization.calibration_images,
-            quantization.compared_images,
-            quantization.top_1_agreement,
-            quantization.embedding_cosine,
-        )
-        if message.HasField("quantization")
-        else None,
-        latency=BatchLatency(message.latency.alpha_ms, message.latency.beta_ms)
-        if message.HasField("latency")
-        else None,
-        loading=Loading(
-            cast("LoadingStage", _name(variant_pb2.LoadingStage, message.loading.stage)),
-            message.loading.elapsed_s,
-        )
-        if message.HasField("loading")
-        else None,
-        last_failure=message.last_failure or None,
-        memory_bytes=message.memory_bytes,
-        requests=message.requests,
-        problem=message.problem or None,
-        activation=cast("Activation", _name(variant_pb2.Activation, activation)),
-        thresholds=tuple(message.thresholds),
-    )
-
-
-def load_result(reply: variant_pb2.LoadVariantResponse) -> LoadResult:
-    """Convert the response of `load_variant`."""
-    return LoadResult(variant(reply.variant), reply.replaced_digest or None, tuple(reply.evicted))
-
-
-def set_default_result(reply: variant_pb2.SetDefaultVariantResponse) -> SetDefaultResult:
-    """Convert the response of `set_default_variant`."""
-    return SetDefaultResult(variant(reply.variant), reply.previous)
-
-
-def traffic_report(message: variant_pb2.TrafficReport) -> TrafficReport:
-    """Convert a traffic report."""
-    split, comparison = message.split, message.comparison
-    return TrafficReport(
-        TrafficSplit(
-            split.variant,
-            split.candidate,
-            split.canary_percent,
-            split.shadow_percent,
-            split.canary_embeddings,
-        ),
-        message.variant_digest,
-        message.candidate_digest,
-        message.elapsed_s,
-        _share(message.variant_answers),
-        _share(message.candidate_answers),
-        Comparison(
-            comparison.images,
-            comparison.top_1_agreement,
-            comparison.embedding_cosine,
-            comparison.min_embedding_cosine,
-            comparison.variant_compute_ms,
-            comparison.candidate_compute_ms,
-        )
-        if message.HasField("comparison")
-        else None,
-        message.skipped,
-        message.failed,
-        message.ended or None,
-    )
-
-
-def _share(message: variant_pb2.TrafficShare) -> TrafficShare:
-    return TrafficShare(message.answered, message.failed, message.p50_ms, message.p99_ms)
-
-
-def _name(kind: Any, value: int) -> str:
+def enum_name(kind: Any, value: int) -> str:
     """Return the short name of an enum value: VARIANT_STATE_READY is "ready".
 
     A value of a newer server is "unknown".
@@ -413,7 +270,7 @@ def _warnings(
     | inference_pb2.EmbedStreamResponse
     | inference_pb2.EmbedBatchResult,
 ) -> tuple[str, ...]:
-    return tuple(_name(result_pb2.ImageWarning, value) for value in reply.image_warnings)
+    return tuple(enum_name(result_pb2.ImageWarning, value) for value in reply.image_warnings)
 
 
 def _embedding(

@@ -40,7 +40,7 @@ Priority: TypeAlias = Literal["interactive", "bulk"]
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Connection:
     """Connection options of a client.
 

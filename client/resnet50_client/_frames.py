@@ -100,7 +100,7 @@ class StreamStats(Record):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StreamKind(Generic[Result]):
     """RPC, configuration and format of a stream.
 

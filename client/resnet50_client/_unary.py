@@ -10,13 +10,10 @@ from typing import Any, Generic, TypeVar, cast
 from resnet50.v1 import inference_pb2, variant_pb2
 
 from . import _codec, _health
-from ._arguments import check_name
 from ._arrays import RawPixels
 from ._preprocessed import ImageContent, PreprocessedPixels
 from ._stubs import Stubs
 from ._types.results import Classification, Embedding
-from ._types.traffic import TrafficReport
-from ._types.variants import LoadResult, SetDefaultResult, Variant
 from .errors import Resnet50Error, ServerError, error_of_status
 from .images import ImageInput, content_bytes, put_image, put_layout, read_image
 
@@ -33,7 +30,7 @@ _FULL_NAMES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SingleCall(Generic[Result]):
     """A unary call to make.
 
@@ -155,78 +152,6 @@ def batch_call(
     )
 
 
-def list_variants_call() -> SingleCall[list[Variant]]:
-    """Return the call of `list_variants`."""
-    return _variants(
-        "ListVariants",
-        variant_pb2.ListVariantsRequest(),
-        lambda reply: [_codec.variant(one) for one in reply.variants],
-    )
-
-
-def get_variant_call(name: str | None) -> SingleCall[Variant]:
-    """Return the call of `get_variant`."""
-    check_name("name", name)
-    request = _codec.message(variant_pb2.GetVariantRequest, "", name=name)
-    return _variants("GetVariant", request, lambda reply: _codec.variant(reply.variant))
-
-
-def load_variant_call(name: str, replace: bool) -> SingleCall[LoadResult]:
-    """Return the call of `load_variant`."""
-    request = _codec.message(variant_pb2.LoadVariantRequest, "", name=name, replace=replace)
-    return _variants("LoadVariant", request, _codec.load_result)
-
-
-def unload_variant_call(name: str) -> SingleCall[Variant]:
-    """Return the call of `unload_variant`."""
-    request = _codec.message(variant_pb2.UnloadVariantRequest, "", name=name)
-    return _variants("UnloadVariant", request, lambda reply: _codec.variant(reply.variant))
-
-
-def set_default_variant_call(name: str) -> SingleCall[SetDefaultResult]:
-    """Return the call of `set_default_variant`."""
-    request = _codec.message(variant_pb2.SetDefaultVariantRequest, "", name=name)
-    return _variants("SetDefaultVariant", request, _codec.set_default_result)
-
-
-def set_traffic_split_call(
-    variant: str,
-    candidate: str,
-    canary_percent: float,
-    shadow_percent: float,
-    canary_embeddings: bool,
-) -> SingleCall[TrafficReport]:
-    """Return the call of `set_traffic_split`."""
-    split = _codec.message(
-        variant_pb2.TrafficSplit,
-        "split.",
-        variant=variant,
-        candidate=candidate,
-        canary_percent=canary_percent,
-        shadow_percent=shadow_percent,
-        canary_embeddings=canary_embeddings,
-    )
-    request = variant_pb2.SetTrafficSplitRequest(split=split)
-    return _variants("SetTrafficSplit", request, lambda reply: _codec.traffic_report(reply.report))
-
-
-def list_traffic_splits_call() -> SingleCall[list[TrafficReport]]:
-    """Return the call of `list_traffic_splits`."""
-    return _variants(
-        "ListTrafficSplits",
-        variant_pb2.ListTrafficSplitsRequest(),
-        lambda reply: [_codec.traffic_report(one) for one in reply.reports],
-    )
-
-
-def delete_traffic_split_call(variant: str) -> SingleCall[TrafficReport]:
-    """Return the call of `delete_traffic_split`."""
-    request = _codec.message(variant_pb2.DeleteTrafficSplitRequest, "", variant=variant)
-    return _variants(
-        "DeleteTrafficSplit", request, lambda reply: _codec.traffic_report(reply.report)
-    )
-
-
 def health_call(
     service: str, wait_for_ready: bool | None = None
 ) -> SingleCall[_health.HealthStatus]:
@@ -277,16 +202,6 @@ def _inference(
         request.ByteSize,
         read,
         source=source,
-    )
-
-
-def _variants(method: str, request: Any, read: Callable[[Any], Result]) -> SingleCall[Result]:
-    return SingleCall(
-        full_name(method),
-        lambda stubs: functools.partial(getattr(stubs.variants, method), request),
-        request.ByteSize,
-        read,
-        repeatable=method.startswith(("List", "Get")),
     )
 
 

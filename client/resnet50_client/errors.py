@@ -30,7 +30,7 @@ from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 
 from ._types.record import without_image
 
@@ -306,9 +306,11 @@ def _error(
     code: grpc.StatusCode, message: str, request_id: str | None, details: dict[str, Any]
 ) -> Resnet50Error:
     common: dict[str, Any] = {"code": code.name, "request_id": request_id}
-    info = details.get("ErrorInfo", error_details_pb2.ErrorInfo())
+    reason, facts = "", {}
+    if info := details.get("ErrorInfo"):
+        reason, facts = info.reason, info.metadata
     kind = ERRORS.get(code, ServerError)
-    special = REASONS.get(info.reason, kind)
+    special = REASONS.get(reason, kind)
     if issubclass(special, kind):
         kind = special
     if kind is InvalidRequestError:
@@ -318,12 +320,12 @@ def _error(
             return InvalidImageError(message, field=field, **common)
         return InvalidRequestError(message, field=field, **common)
     if kind is VariantNotFoundError:
-        names = tuple(name for name in info.metadata.get("served", "").split(", ") if name)
+        names = tuple(name for name in facts.get("served", "").split(", ") if name)
         return VariantNotFoundError(message, served=names, **common)
     if kind is TransformMismatchError:
         message += "; a new one is returned by client.preprocessor()"
     if kind is PermissionDeniedError:
-        return PermissionDeniedError(message, scope=info.metadata.get("scope"), **common)
+        return PermissionDeniedError(message, scope=facts.get("scope"), **common)
     if kind is UnavailableError:
         never_sent = _NEVER_SENT.search(message) is not None
         return UnavailableError(message, never_sent=never_sent, **common)
@@ -389,6 +391,8 @@ def _details(packed: bytes | None) -> dict[str, Any]:
     """Return the known google.rpc details of a status by message name."""
     if packed is None:
         return {}
+    from google.rpc import error_details_pb2  # only errors need it
+
     known = {"BadRequest", "RetryInfo", "ErrorInfo", "RequestInfo"}
     found: dict[str, Any] = {}
     try:

@@ -1,10 +1,13 @@
 """Types of results, and of arguments that have a few values or several types."""
 
+from typing import TYPE_CHECKING
+
 from ._auth import Token
 from ._channel_config import Compression
 from ._config import Priority
 from ._frames import Delivery, FrameAnswer, StreamStats
 from ._health import HealthStatus
+from ._lazy import lazy_names
 from ._tls import Pem
 from ._types.embedding_batch import EmbeddingBatch
 from ._types.record import Record
@@ -17,21 +20,46 @@ from ._types.results import (
     Timing,
     VariantRef,
 )
-from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
-from ._types.variants import (
-    Activation,
-    BatchLatency,
-    Loading,
-    LoadingStage,
-    LoadResult,
-    PublishedAccuracy,
-    Quantization,
-    SetDefaultResult,
-    Transform,
-    Variant,
-    VariantState,
-)
 from .images import ImageInput, PixelFormat
+
+if TYPE_CHECKING:
+    from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
+    from ._types.variants import (
+        Activation,
+        BatchLatency,
+        Loading,
+        LoadingStage,
+        LoadResult,
+        PublishedAccuracy,
+        Quantization,
+        SetDefaultResult,
+        Transform,
+        Variant,
+        VariantState,
+    )
+    from .preprocess import Preprocessor as Preprocessor
+else:
+    # Imported when they are used: a client that only sends images does without.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "_types.traffic": ("Comparison", "TrafficReport", "TrafficShare", "TrafficSplit"),
+            "preprocess": ("Preprocessor",),
+            "_types.variants": (
+                "Activation",
+                "BatchLatency",
+                "Loading",
+                "LoadingStage",
+                "LoadResult",
+                "PublishedAccuracy",
+                "Quantization",
+                "SetDefaultResult",
+                "Transform",
+                "Variant",
+                "VariantState",
+            ),
+        },
+    )
 
 __all__ = [
     # Results about images

@@ -233,7 +233,10 @@ def test_server_and_client_never_import_each_other():
 ON_DEMAND = (
     *("torch", "torchvision", "PIL", "av", "typer", "rich", "pydantic", "opentelemetry"),
     *("fractions", "hashlib", "importlib.metadata", "json", "pathlib", "tomllib", "tomli", "uuid"),
-    *(f"resnet50_client.{one}" for one in ("_async_client", "_profiles", "admin", "video")),
+    *(
+        f"resnet50_client.{one}"
+        for one in ("_async_client", "_profiles", "_types.variants", "admin", "preprocess", "video")
+    ),
 )
 IMPORT = """
 import sys

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -72,6 +71,8 @@ def json_value(value: Any) -> Any:
 
 def table(caption: str, rows: Iterable[tuple[str, str]]) -> str:
     """Return an HTML table with two columns; all text is escaped."""
+    import html  # loads all of HTML's entities
+
     lines = "".join(
         f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
         f"<td style='text-align:left'>{html.escape(text)}</td></tr>"

@@ -24,7 +24,7 @@ from resnet50_client import (
     PreprocessedImage,
     RawImage,
     UnimplementedError,
-    _codec,
+    _variant_codec,
 )
 from resnet50_client.images import put_image, read_image
 from resnet50_client.preprocess import Preprocessor
@@ -63,7 +63,7 @@ TRANSFORMS = [
 
 def variant(transform: Transform, **changes: Any) -> Any:
     """Return as much of a variant as a preprocessor needs, as the server describes it."""
-    described = _codec._transform(_describe_transform(transform))
+    described = _variant_codec._transform(_describe_transform(transform))
     return SimpleNamespace(name="own", transform=replace(described, **changes))
 
 

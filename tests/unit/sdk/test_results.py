@@ -25,6 +25,7 @@ from resnet50_client import (
     Timing,
     VariantRef,
     _codec,
+    _variant_codec,
     types,
 )
 
@@ -44,7 +45,7 @@ def embedding(**fields: Any) -> Embedding:
 
 
 def variant(**fields: Any) -> types.Variant:
-    return _codec.variant(variant_pb2.Variant(**fields))
+    return _variant_codec.variant(variant_pb2.Variant(**fields))
 
 
 def test_classification_is_a_sequence_of_its_categories():
@@ -115,7 +116,7 @@ def everything() -> list[types.Record]:
         latency=variant_pb2.BatchLatency(alpha_ms=1, beta_ms=2),
         loading=variant_pb2.Loading(stage=variant_pb2.LOADING_STAGE_BUILDING),
     )
-    report = _codec.traffic_report(
+    report = _variant_codec.traffic_report(
         variant_pb2.TrafficReport(
             split=variant_pb2.TrafficSplit(variant="a", candidate="b"),
             comparison=variant_pb2.Comparison(images=3),
@@ -245,9 +246,9 @@ def test_absent_values_of_a_variant_are_none():
     assert absent == (None,) * 5
     transform = found.transform
     assert (transform.resize, transform.crop, transform.resize_longer_side) == (None,) * 3
-    loaded = _codec.load_result(variant_pb2.LoadVariantResponse())
+    loaded = _variant_codec.load_result(variant_pb2.LoadVariantResponse())
     assert loaded.replaced_digest is None
-    assert _codec.traffic_report(variant_pb2.TrafficReport()).ended is None
+    assert _variant_codec.traffic_report(variant_pb2.TrafficReport()).ended is None
 
 
 def test_states_are_those_of_the_contract():
@@ -256,13 +257,13 @@ def test_states_are_those_of_the_contract():
         (variant_pb2.LoadingStage, types.LoadingStage),
         (variant_pb2.Activation, types.Activation),
     ):
-        names = {_codec._name(kind, value) for value in kind.values()} - {"unspecified"}
+        names = {_codec.enum_name(kind, value) for value in kind.values()} - {"unspecified"}
         assert {*names, "unknown"} == set(get_args(literal))
 
 
 def test_state_of_a_newer_server_is_unknown():
     message = variant_pb2.Variant.FromString(b"\x18\x63")  # field 3, a varint: 99
-    assert _codec.variant(message).state == "unknown"
+    assert _variant_codec.variant(message).state == "unknown"
 
 
 def test_frame_answer_shows_its_outcome_in_words():
