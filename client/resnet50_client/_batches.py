@@ -81,6 +81,7 @@ class Batches(Generic[Result]):
         # Images to send again, with the time when; those that may break connections apart.
         self._retries: list[tuple[float, int, list[BulkImage]]] = []
         self._suspects: list[tuple[float, int, list[BulkImage]]] = []
+        self._asked_at = -math.inf  # when `next_call` was last called
         self._sequence = itertools.count()
         self._calls: set[BatchCall] = set()
         self._alone = False  # True while a call is in flight that has to be alone
@@ -137,7 +138,7 @@ class Batches(Generic[Result]):
     def next_call(self) -> BatchCall | None:
         """Return the next call to send now, or None."""
         while self.failure is None and not self._alone:
-            now = self._clock()
+            now = self._asked_at = self._clock()
             if self._suspects and self._suspects[0][0] <= now:
                 if self.in_flight:
                     return None
@@ -153,12 +154,12 @@ class Batches(Generic[Result]):
 
     def wait_s(self) -> float | None:
         """Return the seconds until `next_call` may return a call without any event; or None."""
-        now = self._clock()
-        times = [due for due, *_ in (self._retries[:1] + self._suspects[:1]) if due > now]
+        times = [due for due, *_ in self._retries[:1] + self._suspects[:1]]
         if self._small and not self._no_more_soon():
-            due = self._small[0].send_by
-            times += [due] if due > now else []  # else the window is full
-        return max(0.0, min(times) - now) if times else None
+            times.append(self._small[0].send_by)
+        # Those that were due for the last `next_call` wait for an answer to another call.
+        times = [due for due in times if due > self._asked_at]
+        return max(0.0, min(times) - self._clock()) if times else None
 
     def _no_more_soon(self) -> bool:
         """Return True if no image will be read before another one is answered."""

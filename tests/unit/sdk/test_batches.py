@@ -254,6 +254,17 @@ def test_overloaded_servers_delay_is_kept():
     assert run.batches.wait_s() == pytest.approx(7.0)
 
 
+def test_retry_that_becomes_due_between_questions_is_sent():
+    run = Run()
+    run.add(1)
+    (call,) = run.calls()
+    run.batches.failed(call, UnavailableError("no server"))
+    assert run.calls() == []
+    run.later(1.0)  # time passes before the next question
+    assert run.batches.wait_s() == 0.0
+    assert len(run.calls()) == 1
+
+
 def test_image_that_is_refused_until_its_time_is_over_fails():
     run = Run(timeout_s=5.0)
     run.add(2)
