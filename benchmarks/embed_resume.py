@@ -115,8 +115,8 @@ def wrong(files: list[Path], out: Path) -> list[str]:
     return problems
 
 
-def commit_cost(folder: Path, journal: str, images: int) -> float:
-    """Return the time that a commit of so many images costs, in microseconds per image."""
+def commit_cost(folder: Path, journal: str, images: int) -> tuple[float, float]:
+    """Return the cost of commits of so many images: microseconds and KiB written, an image."""
     file = folder / f"{journal}-{images}"
     checkpoint_module.COMMIT_IMAGES = images
     fingerprint = FileFingerprint(1, 1)
@@ -126,11 +126,19 @@ def commit_cost(folder: Path, journal: str, images: int) -> float:
     with closing(sqlite3.connect(file)) as database:  # the mode is kept in the file
         database.execute(f"PRAGMA journal_mode = {journal}")
     with Checkpoint(file) as found:
-        started = time.perf_counter()
+        written, started = written_bytes(), time.perf_counter()
         for number in range(COMMITTED_IMAGES):
             found.add(f"photos/{number:06}.jpg", fingerprint, embedding(number))
         found.flush()
-        return (time.perf_counter() - started) / COMMITTED_IMAGES * 1e6
+        seconds = time.perf_counter() - started
+    kib = (written_bytes() - written) / 1024
+    return seconds / COMMITTED_IMAGES * 1e6, kib / COMMITTED_IMAGES
+
+
+def written_bytes() -> int:
+    """Return how many bytes this process has sent to the disk."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("write_bytes")).split()[1])
 
 
 def main() -> None:
@@ -162,8 +170,11 @@ def main() -> None:
         print(f"memory by tenths of {len(files)} files, MiB: {shown}")
         print(f"last tenth ÷ first: {memory[-1] / memory[0]:.2f}")
         for journal in JOURNALS:
-            costs = [f"{n}: {commit_cost(Path(temporary), journal, n):.0f}" for n in COMMITS]
-            print(f"µs an image by images in a commit, journal {journal}: {', '.join(costs)}")
+            costs = [(n, *commit_cost(Path(temporary), journal, n)) for n in COMMITS]
+            shown = ", ".join(f"{n}: {microseconds:.0f}" for n, microseconds, _ in costs)
+            print(f"µs an image by images in a commit, journal {journal}: {shown}")
+            shown = ", ".join(f"{n}: {kib:.1f}" for n, _, kib in costs)
+            print(f"KiB written an image by images in a commit, journal {journal}: {shown}")
     raise SystemExit(bool(problems))
 
 
