@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from resnet50_client import BulkResults, Embedding
+from resnet50_client._redaction import redact
+from resnet50_client.images import is_url
 
 from ..connection_options import Servers, with_servers
 from ..file_names import name_to_text
@@ -26,6 +29,7 @@ from ..options import (
 )
 from ..output import (
     INTERRUPTED,
+    NO_SERVER,
     SOME_FAILED,
     exit_with,
     print_json,
@@ -85,9 +89,7 @@ def embed(
     with reporting_errors(), exclusive_lock(out):
         left_out = LeftOut()
         # A file that is named twice is embedded once.
-        images = list(
-            dict.fromkeys(find_images(chosen_names(files or [], files_from, null), left_out))
-        )
+        images = list(dict.fromkeys(_images(files or [], files_from, null, left_out)))
         existing = output.read() if append and out.exists() else None
         with _checkpoint(out, restart) as checkpoint:
             run = Run(images, checkpoint, existing)
@@ -107,6 +109,7 @@ def embed(
                             l2_normalize=l2_normalize,
                             background=background,
                             keyed=True,
+                            ordered=False,
                             return_exceptions=True,
                             max_in_flight=concurrency,
                         )
@@ -120,10 +123,20 @@ def embed(
             finally:
                 _report(run, out, as_json)
                 left_out.report()
+        if run.unanswered:
+            raise typer.Exit(NO_SERVER)
         if not run.complete:
             raise typer.Exit(INTERRUPTED)
         if run.failed or not (run.written or run.skipped):
             raise typer.Exit(SOME_FAILED)
+
+
+def _images(
+    files: list[str], files_from: str | None, null: bool, left_out: LeftOut
+) -> Iterator[str]:
+    """Yield the paths of the images; addresses, which the SDK refuses, without their secrets."""
+    for path in find_images(chosen_names(files, files_from, null), left_out):
+        yield redact(path, path) if is_url(path) else path
 
 
 def _output(out: Path) -> Output:
@@ -168,6 +181,8 @@ def _report(run: Run, out: Path, as_json: bool) -> None:
         text = "0 images embedded, nothing was written"
     if run.failed:
         text += f"; {run.failed} failed"
+    if run.unanswered:
+        text += f"; {run.unanswered} were not answered in time (--timeout-s)"
     if run.skipped:
         text += f"; {run.skipped} were in {out} already"
     print_note(text)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 
 from rich.progress import Progress
 
+from resnet50_client.errors import DeadlineExceededError, OverloadedError, UnavailableError
+from resnet50_client.images import ImageInput
 from resnet50_client.types import Embedding
 
 from ..image_files import STDIN
-from ..images import BulkCall, answers, warn_of_image
+from ..images import BulkCall, warn_of_result
 from ..output import error_text, warn
 from .checkpoint import Checkpoint, FileFingerprint
 from .outputs import Existing, Output, Results
 from .provenance import Provenance
+
+# So many images in a row without an answer end a run: more would only wait for their timeouts.
+MAX_UNANSWERED = 100
 
 
 class Run:
@@ -29,6 +35,7 @@ class Run:
 
     Attributes:
         failed: Number of images that failed.
+        unanswered: Number of images that the servers did not answer in time.
         skipped: Number of images that are in the output already.
         written: Number of embeddings written to the output.
         complete: Whether all images have a result.
@@ -38,7 +45,7 @@ class Run:
         self, images: list[str], checkpoint: Checkpoint, existing: Existing | None = None
     ) -> None:
         self.checkpoint = checkpoint
-        self.failed = self.skipped = self.written = 0
+        self.failed = self.unanswered = self.skipped = self.written = 0
         self.complete = False
         self._existing = existing
         self._images = images
@@ -47,42 +54,52 @@ class Run:
             embedded = existing.embedded - {STDIN}
             self._images = [path for path in images if path not in embedded]
             self.skipped = len(images) - len(self._images)
-        # Of each file, when the sending thread passed it on.
-        self._fingerprints: dict[str, FileFingerprint] = {}
 
     def fill(
         self, call: BulkCall[Embedding], background: str, stop: threading.Event, bar: Progress
     ) -> None:
-        """Compute the missing embeddings, until all are done or `stop` is set."""
-        missing = self._missing()
+        """Compute the missing embeddings, until all are done or `stop` is set.
+
+        Images that are not answered in time are no failed images: a later run sends them again.
+        """
+        missing = _Images(self._missing(), stop)
         done = len(self._images) - len(missing)
         task = bar.add_task("embedding", total=len(self._images), completed=done)
-
-        def sent() -> Iterator[str]:
-            for path in missing:
-                if stop.is_set():
-                    return
-                self._fingerprints[path] = fingerprint_of(path)
-                yield path
-
-        results = 0
+        results = in_a_row = 0
         try:
-            with closing(answers(call, sent())) as found:
-                for answer in found:
-                    fingerprint = self._fingerprints.pop(answer.path)
-                    if isinstance(answer.outcome, Exception):
-                        self.failed += 1
-                        text = error_text(answer.outcome)
-                        warn(f"{answer.path}: {text}")
-                        self.checkpoint.add_error(answer.path, fingerprint, text)
-                    else:
-                        warn_of_image(answer)
-                        self.checkpoint.add(answer.path, fingerprint, answer.outcome, background)
+            with closing(call(missing)) as outcomes:
+                for path, outcome in outcomes:
+                    fingerprint = missing.fingerprints.pop(path)
+                    if isinstance(outcome, Exception) and _is_unanswered(outcome):
+                        self.unanswered += 1
+                        in_a_row += 1
+                        warn(f"{path}: {error_text(outcome)}")
+                        if in_a_row == MAX_UNANSWERED:
+                            break
+                        continue
+                    self._add(path, fingerprint, outcome, background)
+                    in_a_row = 0
                     results += 1
                     bar.advance(task)
         finally:
             self.checkpoint.flush()
         self.complete = results == len(missing)
+
+    def _add(
+        self,
+        path: str,
+        fingerprint: FileFingerprint,
+        outcome: Embedding | Exception,
+        background: str,
+    ) -> None:
+        if isinstance(outcome, Exception):
+            self.failed += 1
+            text = error_text(outcome)
+            warn(f"{path}: {text}")
+            self.checkpoint.add_error(path, fingerprint, text)
+        else:
+            warn_of_result(path, outcome)
+            self.checkpoint.add(path, fingerprint, outcome, background)
 
     def write(self, output: Output) -> None:
         """Write the output from the checkpoint, then delete the checkpoint.
@@ -125,6 +142,46 @@ class Run:
             return self._images
         saved = ((path, self.checkpoint.fingerprint(path)) for path in self._images)
         return [path for path, known in saved if known is None or known != fingerprint_of(path)]
+
+
+class _Images(Collection[tuple[str, ImageInput]]):
+    """Pairs (path, image), as `keyed` calls take them, with the files' fingerprints.
+
+    A collection, because the SDK reads the files of a collection in parallel.
+
+    Args:
+        paths: The images' paths.
+        stop: No image follows after this is set.
+
+    Attributes:
+        fingerprints: Of each file since before it was read.
+    """
+
+    def __init__(self, paths: Sequence[str], stop: threading.Event) -> None:
+        self.fingerprints: dict[str, FileFingerprint] = {}
+        self._paths = paths
+        self._stop = stop
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __contains__(self, pair: object) -> bool:
+        return isinstance(pair, tuple) and pair[0] in self._paths
+
+    def __iter__(self) -> Iterator[tuple[str, ImageInput]]:
+        for path in self._paths:
+            if self._stop.is_set():
+                return
+            self.fingerprints[path] = fingerprint_of(path)
+            yield path, sys.stdin.buffer if path == STDIN else path
+
+
+def _is_unanswered(error: Exception) -> bool:
+    """Return True for errors of servers that are too slow or leave, rather than of an image."""
+    if isinstance(error, UnavailableError):
+        # Without a request ID it is about an image that breaks each connection it is sent over.
+        return error.request_id is not None
+    return isinstance(error, (DeadlineExceededError, OverloadedError))
 
 
 def fingerprint_of(path: str) -> FileFingerprint:

@@ -13,14 +13,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnet50_client import DeadlineExceededError
 from resnet50_client.testing import FakeServer
 from resnet50_client.testing.fake_server import DEFAULT_CATEGORIES
 from resnet50_client.testing.script import Script
@@ -156,20 +158,58 @@ async def test_second_embed_is_refused_but_not_after_a_kill(engine, many, tmp_pa
     assert_whole(out, many)
 
 
-async def test_lost_server_exits_3_and_keeps_finished_work(engine, many, tmp_path):
-    out, endless = tmp_path / "all.npz", tmp_path / "endless.png"
-    os.mkfifo(endless)  # without a writer: the command waits for its last image
-    async with serving() as server:
+async def test_lost_server_exits_3_and_keeps_finished_work(many, tmp_path):
+    out, partial = tmp_path / "all.npz", tmp_path / "all.npz.partial"
+    with PausableServer() as server:
+        server.pause_after(300)
         command = await Command.start(
-            "embed", many, endless, "--out", out, "--timeout-s", 0.5, *FEW, server=server
+            *("embed", many, "--out", out, "--timeout-s", 0.5, *FEW), server=server.address
         )
-        await until(lambda: engine.total == IMAGES)
-        await server.stop()
+        await until_saved(partial)
+        server.stop()
         status, _, said = await command.end()
-    kept = len(saved(tmp_path / "all.npz.partial"))
+    kept = len(saved(partial))
     assert (status, f"{kept} images embedded, saved" in said) == (3, True), said
-    assert kept >= IMAGES - 16
+    assert 0 < kept < IMAGES
     assert not out.exists()
+
+
+async def test_unanswered_images_are_sent_again_by_the_next_run(tmp_path):
+    out, folder = tmp_path / "all.npz", write(tmp_path / "d", "a.jpg", "b.jpg", "c.jpg")
+    embed = ("embed", folder, "--out", out, "--json")
+    with FakeServer() as server:
+        refusal = DeadlineExceededError("the server is too slow")
+        server.answer = refusing(server.answer, b"b.jpg", refusal)
+        status, stdout, said = await resnet50(*embed, server=server.address)
+        report = {"embedded": 2, "failed": 0, "out": None, "checkpoint": f"{out}.partial"}
+        assert (status, json.loads(stdout)) == (3, report), said
+        assert "the server is too slow" in said
+    with FakeServer() as server:
+        status, stdout, said = await resnet50(*embed, server=server.address)
+        assert [one.image for one in server.received] == [b"b.jpg"]
+    assert (status, json.loads(stdout)["embedded"]) == (0, 3), said
+    assert read_output(out).paths == [str(folder / f"{name}.jpg") for name in "abc"]
+
+
+def refusing(answer: Callable[..., Any], image: bytes, error: Exception) -> Callable[..., Any]:
+    """Return a server's `answer` that refuses an image."""
+
+    def refuse(method: str, options: Any, received: Any, context: Any) -> Any:
+        if received.encoded == image:
+            raise error
+        return answer(method, options, received, context)
+
+    return refuse
+
+
+async def test_addresses_fail_without_their_secrets(fake, tmp_path):
+    out, folder = tmp_path / "all.npz", write(tmp_path / "d", "a.jpg")
+    address = "https://user:secret@host/a.jpg?token=secret"
+    status, _, said = await resnet50("embed", folder, address, "--out", out, server=fake.address)
+    assert (status, "host/a.jpg" in said, "secret" in said) == (1, True, False), said
+    (failed,) = read_output(out).errors
+    assert "host/a.jpg" in failed
+    assert b"secret" not in out.read_bytes()
 
 
 async def test_other_weights_or_options_do_not_mix_with_a_checkpoint(engine, many, tmp_path):
