@@ -249,6 +249,12 @@ def calls(image: bytes | None = None) -> dict[str, list[tuple[str, list[bytes]]]
             *(part(chunk=chunk) for chunk in chunks),
         )
         add(INFERENCE + kind + "Upload", part(options=wanted()), part(chunk=encoded))
+        crop = preprocessed().preprocessed
+        add(
+            INFERENCE + kind + "Upload",
+            part(options=wanted(transform_digest=crop.transform_digest)),
+            *(part(chunk=chunk) for chunk in (crop.pixels[:1000], crop.pixels[1000:])),
+        )
         frame = getattr(inference_pb2, kind + "StreamRequest")
         config = getattr(inference_pb2, kind + "StreamConfig")
         for delivery, window in (

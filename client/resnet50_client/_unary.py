@@ -179,9 +179,7 @@ def full_name(method: str) -> str:
 
 
 def is_large(content: ImageContent) -> bool:
-    """Return True for an image that is sent in chunks; the network's input never is."""
-    if isinstance(content, PreprocessedPixels):
-        return False
+    """Return True for an image that is sent in chunks."""
     return len(content_bytes(content)) > UPLOAD_ABOVE_BYTES
 
 
@@ -217,6 +215,8 @@ def _upload(
 
     if isinstance(content, RawPixels):
         put_layout(options.raw, content)
+    elif isinstance(content, PreprocessedPixels):
+        options.transform_digest = content.transform_digest
     sent = content_bytes(content)
     options.sha256 = hashlib.sha256(sent).digest()
 

@@ -491,9 +491,14 @@ class ClassifyUploadOptions(google.protobuf.message.Message):
     OPTIONS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     RAW_FIELD_NUMBER: builtins.int
+    TRANSFORM_DIGEST_FIELD_NUMBER: builtins.int
     sha256: builtins.bytes
     """SHA-256 of all chunks together, 32 bytes; a mismatch is DATA_LOSS. Empty (the default): not
     verified.
+    """
+    transform_digest: builtins.str
+    """Set if the chunks are the pixels of a PreprocessedImage: its `transform_digest`. Not together
+    with `raw`. Empty (the default): they are not.
     """
     @property
     def options(self) -> global___ClassifyOptions:
@@ -511,9 +516,10 @@ class ClassifyUploadOptions(google.protobuf.message.Message):
         options: global___ClassifyOptions | None = ...,
         sha256: builtins.bytes = ...,
         raw: resnet50.v1.image_pb2.RawImage | None = ...,
+        transform_digest: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["options", b"options", "raw", b"raw"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["options", b"options", "raw", b"raw", "sha256", b"sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["options", b"options", "raw", b"raw", "sha256", b"sha256", "transform_digest", b"transform_digest"]) -> None: ...
 
 global___ClassifyUploadOptions = ClassifyUploadOptions
 
@@ -526,9 +532,14 @@ class EmbedUploadOptions(google.protobuf.message.Message):
     OPTIONS_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
     RAW_FIELD_NUMBER: builtins.int
+    TRANSFORM_DIGEST_FIELD_NUMBER: builtins.int
     sha256: builtins.bytes
     """SHA-256 of all chunks together, 32 bytes; a mismatch is DATA_LOSS. Empty (the default): not
     verified.
+    """
+    transform_digest: builtins.str
+    """Set if the chunks are the pixels of a PreprocessedImage: its `transform_digest`. Not together
+    with `raw`. Empty (the default): they are not.
     """
     @property
     def options(self) -> global___EmbedOptions:
@@ -546,9 +557,10 @@ class EmbedUploadOptions(google.protobuf.message.Message):
         options: global___EmbedOptions | None = ...,
         sha256: builtins.bytes = ...,
         raw: resnet50.v1.image_pb2.RawImage | None = ...,
+        transform_digest: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["options", b"options", "raw", b"raw"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["options", b"options", "raw", b"raw", "sha256", b"sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["options", b"options", "raw", b"raw", "sha256", b"sha256", "transform_digest", b"transform_digest"]) -> None: ...
 
 global___EmbedUploadOptions = EmbedUploadOptions
 

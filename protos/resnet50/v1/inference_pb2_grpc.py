@@ -96,7 +96,8 @@ class InferenceServiceServicer(object):
 
     def ClassifyUpload(self, request_iterator, context):
         """Classifies one large image sent in chunks: options first, then chunks, then the end of the
-        requests. The chunks are an encoded image, or raw pixels if `options.raw` describes them.
+        requests. The chunks are an encoded image, raw pixels if `options.raw` describes them, or the
+        pixels of a preprocessed image if `options.transform_digest` is set.
         Rejected as early as possible: over the byte limit, not an image, too many pixels, an empty
         chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
         (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).

@@ -87,7 +87,8 @@ class InferenceServiceStub:
         resnet50.v1.inference_pb2.ClassifyResponse,
     ]
     """Classifies one large image sent in chunks: options first, then chunks, then the end of the
-    requests. The chunks are an encoded image, or raw pixels if `options.raw` describes them.
+    requests. The chunks are an encoded image, raw pixels if `options.raw` describes them, or the
+    pixels of a preprocessed image if `options.transform_digest` is set.
     Rejected as early as possible: over the byte limit, not an image, too many pixels, an empty
     chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
     (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
@@ -154,7 +155,8 @@ class InferenceServiceAsyncStub:
         resnet50.v1.inference_pb2.ClassifyResponse,
     ]
     """Classifies one large image sent in chunks: options first, then chunks, then the end of the
-    requests. The chunks are an encoded image, or raw pixels if `options.raw` describes them.
+    requests. The chunks are an encoded image, raw pixels if `options.raw` describes them, or the
+    pixels of a preprocessed image if `options.transform_digest` is set.
     Rejected as early as possible: over the byte limit, not an image, too many pixels, an empty
     chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
     (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).
@@ -231,7 +233,8 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[resnet50.v1.inference_pb2.ClassifyResponse, collections.abc.Awaitable[resnet50.v1.inference_pb2.ClassifyResponse]]:
         """Classifies one large image sent in chunks: options first, then chunks, then the end of the
-        requests. The chunks are an encoded image, or raw pixels if `options.raw` describes them.
+        requests. The chunks are an encoded image, raw pixels if `options.raw` describes them, or the
+        pixels of a preprocessed image if `options.transform_digest` is set.
         Rejected as early as possible: over the byte limit, not an image, too many pixels, an empty
         chunk. DEADLINE_EXCEEDED after a pause longer than `upload_idle_timeout_s`
         (default 30 s), or if the upload takes longer than `upload_timeout_s` (default 600 s).

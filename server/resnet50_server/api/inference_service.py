@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,8 @@ class InferenceServicer:
         call: Call,
     ) -> Any:
         started = time.perf_counter()
-        task = task_type(options, self._resolve_variant(options, call, (message,)))
+        variant = self._resolve_variant(options, call, map(transform_digest, (message,)))
+        task = task_type(options, variant)
         with task.variant.in_use():
             image = parse_image(message, self._pipeline.limits)
             assert call.permit is not None  # set by the guard
@@ -151,7 +152,8 @@ class InferenceServicer:
                 f"has {len(request.images)} images, a call may have 1 to {limit}"
                 " (max_images_per_call); split them into several calls",
             )
-        variant = self._resolve_variant(request.options, call, request.images)
+        digests = map(transform_digest, request.images)
+        variant = self._resolve_variant(request.options, call, digests)
         task = task_type(request.options, variant)
         with task.variant.in_use():
             batch = ImageBatch(request.images, self._pipeline, self._router, task, call)
@@ -168,8 +170,10 @@ class InferenceServicer:
             upload = Upload(
                 parts, self._pipeline, call, limits.upload_idle_timeout_s, limits.upload_timeout_s
             )
-            options = (await upload.options()).options
-            task: Task = task_type(options, self._resolve_variant(options, call))
+            described = await upload.options()
+            options, digest = described.options, described.transform_digest
+            variant = self._resolve_variant(options, call, (digest,))
+            task: Task = task_type(options, variant)
             with task.variant.receiving():
                 image = await upload.image(task.variant.spec.transform)
         task = task.rebind()  # the variant may have been replaced while the image arrived
@@ -194,13 +198,13 @@ class InferenceServicer:
             reader.close()
 
     def _resolve_variant(
-        self, options: Options, call: Call, images: Sequence[image_pb2.Image] = ()
+        self, options: Options, call: Call, transform_digests: Iterable[str] = ()
     ) -> LoadedVariant:
         variant = self._router.resolve(
             call,
             self._variants.find(options.variant),
             with_embedding=wants_embedding(options),
-            transform_digests=filter(None, map(transform_digest, images)),
+            transform_digests=filter(None, transform_digests),
         )
         call.variant = variant.spec.name
         variant.require_health()

@@ -17,8 +17,10 @@ from resnet50_server.errors import DataLoss, InvalidImage, InvalidRequest, Stall
 from resnet50_server.images.decode_guard import FIELD
 from resnet50_server.images.formats import HEADER_BYTES, check_header
 from resnet50_server.images.limits import check_resized
+from resnet50_server.images.preprocessed import FIELD as PREPROCESSED_FIELD
+from resnet50_server.images.preprocessed import check_transform, input_bytes
 from resnet50_server.images.raw import check_raw, lengths
-from resnet50_server.images.source import RawImage, Source
+from resnet50_server.images.source import PreprocessedImage, RawImage, Source
 from resnet50_server.images.transform import Transform
 from resnet50_server.inference.pipeline import Pipeline
 
@@ -62,6 +64,7 @@ class Upload:
         self._ends = asyncio.get_running_loop().time() + timeout_s
         self._sha256 = b""
         self._raw: image_pb2.RawImage | None = None
+        self._transform_digest = ""
 
     async def options(self) -> Any:
         """Read the first message, which has the options.
@@ -83,6 +86,12 @@ class Upload:
             )
         self._sha256 = options.sha256
         self._raw = options.raw if options.HasField("raw") else None
+        self._transform_digest = options.transform_digest
+        if self._raw is not None and self._transform_digest:
+            raise InvalidRequest(
+                "options.transform_digest",
+                "is set, and so is options.raw: an upload is either of the two; leave one out",
+            )
         return options
 
     async def image(self, transform: Transform) -> Source:
@@ -92,11 +101,12 @@ class Upload:
             transform: The variant's, for the check of the header.
 
         Returns:
-            An encoded file, or the raw pixels that the options describe.
+            An encoded file, or the pixels that the options describe.
 
         Raises:
             InvalidImage: Too long or short, empty, no image, or too many pixels.
             InvalidRequest: A part is not a chunk, or a chunk is empty.
+            TransformMismatch: It was preprocessed by another transform.
             DataLoss: The digest differs from that in the options.
             Stalled: The client pauses, or takes, for too long.
             Overloaded: The bytes exceed a limit of admission control.
@@ -108,11 +118,15 @@ class Upload:
         # A BytesIO grows like a bytearray, and returns its bytes without a copy.
         limits, arrived, length = self._pipeline.limits, io.BytesIO(), 0
         max_bytes = limits.max_bytes if raw is None else lengths(raw)[0]
+        is_file = raw is None and not self._transform_digest
+        if self._transform_digest:
+            check_transform(self._transform_digest, transform, "options.transform_digest")
+            max_bytes = input_bytes(transform)
         permit = self._call.permit
         assert permit is not None  # set by the guard
         in_thread = partial(self._pipeline.decode_pool.submit, context=self._call)
         # The header is checked early, and again whenever the length has doubled.
-        check_at: float = HEADER_BYTES if raw is None else math.inf
+        check_at: float = HEADER_BYTES if is_file else math.inf
         while (part := await self._next()) is not None:
             if part.WhichOneof("part") != "chunk":
                 raise InvalidRequest(
@@ -124,7 +138,7 @@ class Upload:
                 raise InvalidRequest("chunk", "is empty; send chunks of at least one byte")
             length += len(chunk)
             if length > max_bytes:
-                raise _too_long(max_bytes, raw)
+                raise _too_long(max_bytes, raw, is_file)
             permit.add_bytes(len(chunk))
             arrived.write(chunk)
             del part, chunk  # else they would be referenced until the next ones arrive
@@ -134,7 +148,7 @@ class Upload:
                 known = await in_thread(partial(check_header, start, transform, limits))
                 done = known or length >= MAX_HEADER_BYTES
                 check_at = math.inf if done else 2 * length
-        if not length and raw is None:
+        if not length and is_file:
             raise InvalidImage(FIELD, "has 0 bytes; send chunks after the options", kind="empty")
         image = arrived.getvalue()
         del arrived
@@ -145,6 +159,8 @@ class Upload:
                     f"options.sha256: the {len(image)} bytes that arrived have {digest.hex()}, not"
                     f" {self._sha256.hex()}; something changed them on the way: send them again"
                 )
+        if self._transform_digest:
+            return PreprocessedImage(image, self._transform_digest)
         if raw is None:
             return image
         raw = dataclasses.replace(raw, pixels=image)
@@ -193,7 +209,13 @@ class Upload:
         )
 
 
-def _too_long(max_bytes: int, raw: RawImage | None) -> InvalidImage:
+def _too_long(max_bytes: int, raw: RawImage | None, is_file: bool) -> InvalidImage:
+    if raw is None and not is_file:
+        return InvalidImage(
+            f"{PREPROCESSED_FIELD}.pixels",
+            f"has more than the {max_bytes} bytes of the variant's input in RGB",
+            kind="bad_raw",
+        )
     if raw is None:
         return InvalidImage(
             FIELD,

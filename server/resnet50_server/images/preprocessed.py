@@ -29,6 +29,27 @@ def check_present(image: PreprocessedImage) -> None:
         )
 
 
+def check_transform(digest: str, transform: Transform, field: str) -> None:
+    """Refuse an image that another transform made.
+
+    Args:
+        digest: Of the transform that made it.
+        transform: The variant's.
+        field: Path of the field with the digest.
+
+    Raises:
+        TransformMismatch: The two differ.
+    """
+    if digest != transform.digest:
+        raise TransformMismatch(field, digest, transform.digest, str(transform))
+
+
+def input_bytes(transform: Transform) -> int:
+    """Return the size of the network's input in uint8 RGB, in bytes."""
+    height, width = transform.input_size
+    return height * width * 3
+
+
 def preprocessed_pixels(image: PreprocessedImage, transform: Transform) -> NDArray[np.uint8]:
     """Return the pixels of a preprocessed image.
 
@@ -43,12 +64,9 @@ def preprocessed_pixels(image: PreprocessedImage, transform: Transform) -> NDArr
         TransformMismatch: Another transform made it.
         InvalidImage: It has another size than the network's input.
     """
-    if image.transform_digest != transform.digest:
-        raise TransformMismatch(
-            f"{FIELD}.transform_digest", image.transform_digest, transform.digest, str(transform)
-        )
+    check_transform(image.transform_digest, transform, f"{FIELD}.transform_digest")
     height, width = transform.input_size
-    length = height * width * 3
+    length = input_bytes(transform)
     if len(image.pixels) != length:
         raise InvalidImage(
             f"{FIELD}.pixels",

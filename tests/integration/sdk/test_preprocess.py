@@ -166,6 +166,21 @@ _NORMAL = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
 
 @kinds
+async def test_large_input_is_uploaded_in_chunks(kind, tmp_path):
+    describe(large := tmp_path / "large", transform={"resize": 1300, "crop": 1280, **_NORMAL})
+    async with (
+        serving(variants=[f"large={large}"]) as server,
+        Caller(kind, server.addresses[0]) as client,
+    ):
+        image = (await client.preprocessor())(PHOTO)
+        assert image.pixels.nbytes > 4 * 2**20  # the limit of a message
+        assert len(await client.classify(image, top_k=1)) == 1
+        wrong = PreprocessedImage(image.pixels, "0" * 64)
+        with pytest.raises(TransformMismatchError):
+            await client.embed(wrong)
+
+
+@kinds
 async def test_fake_server_takes_preprocessed_images(kind):
     with FakeServer() as server:
         async with Caller(kind, server.address) as client:

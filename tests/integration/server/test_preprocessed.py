@@ -123,6 +123,55 @@ async def test_no_refused_image_reaches_the_engine():
         assert batches == [1]
 
 
+def parts(pixels: bytes, digest: str, **options) -> list:
+    wanted = inference_pb2.ClassifyUploadOptions(transform_digest=digest, **options)
+    part = inference_pb2.ClassifyUploadRequest
+    chunks = [pixels[at : at + 50_000] for at in range(0, len(pixels), 50_000)]
+    return [part(options=wanted), *(part(chunk=chunk) for chunk in chunks)]
+
+
+async def test_upload_takes_preprocessed_pixels():
+    async with serving(**DECODING) as server, connected(server) as channel:
+        (engine,) = engines_of(server)
+        run, seen = engine.run, []
+
+        def record(images, *arguments):
+            seen.extend(np.array(one) for one in images)
+            return run(images, *arguments)
+
+        engine.run = record
+        transform = await transform_of(channel)
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        good = image(transform).preprocessed
+        pixels, digest = good.pixels, good.transform_digest
+        await stub.ClassifyUpload(iter(parts(pixels, digest)))
+        for code, sent, text in (
+            ("INVALID_ARGUMENT", parts(pixels[:-1], digest), "has 150527 bytes"),
+            ("INVALID_ARGUMENT", parts(b"", digest), "has 0 bytes"),
+            ("INVALID_ARGUMENT", parts(pixels + b"x", digest), "has more than the 150528 bytes"),
+            # Refused before the first chunk.
+            ("FAILED_PRECONDITION", parts(b"", "0" * 64), "options.transform_digest"),
+            (
+                "INVALID_ARGUMENT",
+                parts(b"", digest, raw=image_pb2.RawImage(width=1, height=1, pixel_format=1)),
+                "options.transform_digest",
+            ),
+            (
+                "INVALID_ARGUMENT",
+                parts(
+                    pixels,
+                    digest,
+                    options=inference_pb2.ClassifyOptions(background="white"),
+                ),
+                "options.background",
+            ),
+        ):
+            with refused(code, text):
+                await stub.ClassifyUpload(iter(sent))
+    assert len(seen) == 1
+    assert seen[0].tobytes() == pixels
+
+
 class Split:
     """A server with a variant `one`, whose only caller is the canary of a candidate `two`."""
 
@@ -168,6 +217,13 @@ class Split:
         request = inference_pb2.ClassifyBatchRequest(options=options, images=images)
         reply = await self.inference.ClassifyBatch(request, metadata=METADATA)
         assert all(one.WhichOneof("outcome") == "classification" for one in reply.results)
+        for one, expected in zip(images, list(found), strict=True):
+            if one.HasField("preprocessed"):
+                fields = one.preprocessed
+                upload = parts(fields.pixels, fields.transform_digest, options=options)
+                reply = await self.inference.ClassifyUpload(iter(upload), metadata=METADATA)
+                assert reply.variant.name == expected
+        reply = await self.inference.ClassifyBatch(request, metadata=METADATA)
         frames = await stream(self.inference, *images, top_k=1)
         return [*found, reply.variant.name, *(one.variant.name for one in frames)]
 
@@ -188,7 +244,7 @@ async def test_variant_computes_them_if_the_candidate_cannot(tmp_path):
         ]
         report = await split.report()
     assert report.variant_answers.failed == report.candidate_answers.failed == 0
-    assert (report.variant_answers.answered, report.candidate_answers.answered) == (6, 3)
+    assert (report.variant_answers.answered, report.candidate_answers.answered) == (10, 3)
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -259,7 +259,7 @@ async def test_canary_ends_if_categories_change_in_a_replacement(tmp_path):
         await load("two", "a", "b")
         await load("one", "a", "b")
         assert (await operator.classify(variant="one")).variant.name == "two"
-        assert (await operator.report()).ended is None
+        assert (await operator.report()).ended == ""
         await load("two", "a", "c")
         assert (await operator.classify(variant="one")).variant.name == "one"
         ended = "two has other categories than one: number 1 is 'c' instead of 'b'"

@@ -86,7 +86,7 @@ def test_memory_beyond_the_bound_is_found(monkeypatch):
 
 def test_rows_that_are_read_beyond_the_pixels_are_found(monkeypatch):
     raw = next(message for name, message in seeds.raw_images().items() if "NV12 padded" in name)
-    monkeypatch.setattr(pixels, "_lengths", lambda _: (10**6, 0))
+    monkeypatch.setattr(pixels, "lengths", lambda _: (10**6, 0))
     with pytest.raises(Finding, match="not there whole"):
         checked(targets.raw, targets.raw_bytes(raw, lie=-30))
 
