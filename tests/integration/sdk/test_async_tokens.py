@@ -48,7 +48,8 @@ async def test_token_is_awaited_for_each_attempt(server):
     async with Caller(AsyncClient, server.address, token=Provider()) as client:
         await client.classify(b"image")
         _ = [one async for one in items(client, "embed_stream", [b"image"])]
-    assert sent(server) == ["Bearer token-1", "Bearer token-2", "Bearer token-3"]
+        _ = [one async for one in items(client, "embed_many", [b"image"])]
+    assert sent(server) == [f"Bearer token-{number}" for number in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("token", [functools.partial(named, "a"), lambda: named("a")])

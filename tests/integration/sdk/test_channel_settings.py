@@ -117,10 +117,18 @@ async def called(caller: Caller, shape: str) -> Any:
     if shape == "stream":
         (answer,) = [one async for one in items(caller, "classify_stream", [b"image"])]
         return answer.result
+    if shape == "bulk":
+        (result,) = [one async for one in items(caller, "classify_many", [b"image"])]
+        return result
     return await caller.classify(LARGE if shape == "upload" else b"image")
 
 
-SHAPES = {"unary": "Classify", "upload": "ClassifyUpload", "stream": "ClassifyStream"}
+SHAPES = {
+    "unary": "Classify",
+    "upload": "ClassifyUpload",
+    "stream": "ClassifyStream",
+    "bulk": "Classify",  # one image
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
