@@ -15,7 +15,6 @@ from .errors import Resnet50Error
 
 Result = TypeVar("Result")
 Delivery: TypeAlias = Literal["ordered", "latest"]
-Errors: TypeAlias = Literal["return", "raise"]
 # Error of one frame: its image cannot be read, or the server rejected it.
 FrameError: TypeAlias = Resnet50Error | OSError | TypeError
 DELIVERIES = {
@@ -50,15 +49,6 @@ class FrameAnswer(Record, Generic[Result]):
     def dropped(self) -> bool:
         """True if a newer frame replaced it."""
         return self.replaced_by is not None
-
-    def outcome(self, errors: Errors) -> Result | Exception:
-        """Return the result of a frame of an ordered stream; return or raise its error."""
-        if self.error is not None:
-            if errors == "raise":
-                raise self.error
-            return self.error
-        assert self.result is not None  # a frame of an ordered stream is never dropped
-        return self.result
 
     def __repr__(self) -> str:
         if self.dropped:
