@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
+import grpc
 import numpy as np
 import PIL.Image
 import torch
@@ -31,6 +32,7 @@ from resnet50_client import (
 )
 from resnet50_client.admin import AdminClient, AsyncAdminClient
 from resnet50_client.testing import FakeServer
+from resnet50_client.types import Compression, Dtype, PixelFormat, Priority
 
 
 def construct(observers: list[CallObserver]) -> Client:
@@ -44,6 +46,47 @@ def construct(observers: list[CallObserver]) -> Client:
     derived = Client().with_options(variant="IMAGENET1K_V1", metadata={"x-tenant": "a"})
     assert_type(derived, Client)
     return derived
+
+
+def settings(
+    blocking: list[grpc.UnaryUnaryClientInterceptor],
+    asynchronous: list[grpc.aio.UnaryUnaryClientInterceptor],
+) -> None:
+    async def token() -> str:
+        return "secret"
+
+    compression: Compression = "gzip"
+    Client(
+        variant="IMAGENET1K_V1",
+        channel_options={"grpc.keepalive_time_ms": 60_000},
+        interceptors=blocking,
+        compression=compression,
+        wait_for_ready=True,
+        connections=2,
+    )
+    AsyncClient(token=token, interceptors=asynchronous)
+    AsyncAdminClient(token=token)
+
+
+def options_of_a_call(client: Client) -> None:
+    priority: Priority = "bulk"
+    dtype: Dtype = "float16"
+    pixel_format: PixelFormat = "BGR"
+    result = client.embed(
+        np.zeros((8, 8, 3), np.uint8),
+        variant=None,
+        dtype=dtype,
+        pixel_format=pixel_format,
+        timeout_s=1.0,
+        priority=priority,
+        caller_key="user-1",
+        metadata={"x-tenant": "a"},
+        request_id="request-7",
+    )
+    assert_type(result.request_id, str | None)
+    client.classify("cat.jpg", priority="urgent")  # type: ignore[arg-type]
+    client.classify("cat.jpg", pixel_format="rgb")  # type: ignore[arg-type]
+    client.embed("cat.jpg", dtype="float64")  # type: ignore[arg-type]
 
 
 def images(client: Client, array: NDArray[np.uint8]) -> None:
