@@ -75,7 +75,11 @@ class CallObserver:
     """
 
     def call_started(self, call: ObservedCall) -> None:
-        """Handle the start of a call; may add to its metadata."""
+        """Handle the start of a call; may add to its metadata.
+
+        Args:
+            call: The call.
+        """
 
     def call_retried(self, call: ObservedCall, error: Resnet50Error, pause_s: float) -> None:
         """Handle a failed attempt that is retried, or a stream that is resumed.
@@ -87,10 +91,19 @@ class CallObserver:
         """
 
     def frame_answered(self, call: ObservedCall, answer: FrameAnswer[Any]) -> None:
-        """Handle the answer to a stream's frame: a result, an error, or dropped."""
+        """Handle the answer to a stream's frame: a result, an error, or dropped.
+
+        Args:
+            call: The stream.
+            answer: The answer.
+        """
 
     def call_ended(self, call: ObservedCall) -> None:
-        """Handle the end of a call."""
+        """Handle the end of a call.
+
+        Args:
+            call: The call.
+        """
 
 
 class Observers:

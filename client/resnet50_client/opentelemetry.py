@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 else:  # not a dependency; `typing.get_type_hints` works without it
     MeterProvider = TracerProvider = Span = Any
 
+__all__ = ["OpenTelemetryObserver"]
+
 SCOPE = "resnet50_client"
 # Buckets that the conventions recommend for call durations, in seconds.
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)

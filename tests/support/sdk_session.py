@@ -87,7 +87,9 @@ def single_calls(address: str, photo: str) -> None:
             for image in (photo, content, file, PIXELS):
                 assert len(client.classify(image, top_k=3)) == 3
         embedding = client.embed(photo, dtype="float16", l2_normalize=True)
-        assert embedding.vector.shape == (2048,) and embedding.vector.dtype == np.float16
+        assert np.asarray(embedding).shape == (2048,) and embedding.vector.dtype == np.float16
+        json.dumps(embedding.to_dict())
+        assert client.get_variant("IMAGENET1K_V2").embedding_dimension == 2048
 
 
 @check
@@ -117,8 +119,15 @@ def streams(address: str, photo: str) -> None:
 def many(address: str, photo: str) -> None:
     with Client(address, timeout_s=LIMIT_S) as client:
         results = list(client.classify_many([photo] * FRAMES))
-        assert len(results) == FRAMES and all(isinstance(r, Classification) for r in results)
-        assert len(list(client.embed_many([PIXELS] * FRAMES))) == FRAMES
+        assert len(results) == FRAMES and results[0].source == photo
+        images: list[ImageInput] = [PIXELS, b"no image", photo]
+        outcomes = list(client.classify_many(images, return_exceptions=True))
+        assert [isinstance(one, InvalidImageError) for one in outcomes] == [False, True, False]
+        named: dict[str, ImageInput] = {"a": photo, "b": PIXELS}
+        keyed = client.embed_many(named, keyed=True, ordered=False)
+        assert {key: len(embedding) for key, embedding in keyed} == {"a": 2048, "b": 2048}
+        batch = client.embed_batch(images)
+        assert np.asarray(batch).shape == (3, 2048) and list(batch.errors) == [1]
 
 
 @check
@@ -170,6 +179,16 @@ def cancellation(address: str, photo: str) -> None:
 
 
 @check
+def stream_cancellation(address: str, photo: str) -> None:
+    with FakeServer() as server, Client(server.address, timeout_s=LIMIT_S) as client:
+        server.delay_s = LIMIT_S
+        with client.classify_stream([b"any"]) as stream:
+            timer = threading.Timer(0.1, stream.cancel)
+            timer.start()
+            raises(CallCancelledError, list, stream)
+
+
+@check
 def copies(address: str, photo: str) -> None:
     with pickle.loads(pickle.dumps(Client(address, timeout_s=LIMIT_S))) as client:
         assert client.classify(photo).top.probability > 0
@@ -211,6 +230,7 @@ async def async_streams(address: str, photo: str) -> None:
             found = [answer.frame_id async for answer in stream]
             assert sorted(found) == list(range(FRAMES))
         assert len([one async for one in client.embed_many([photo] * FRAMES)]) == FRAMES
+        assert (await client.embed_batch([photo, PIXELS])).vectors.shape == (2, 2048)
 
 
 @check

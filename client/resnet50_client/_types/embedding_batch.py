@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Record
+from .record import Record, as_array
 from .results import VariantRef
 
 
@@ -41,7 +41,7 @@ class EmbeddingBatch(Record):
         return len(self.vectors)
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.floating]:
-        return np.array(self.vectors, dtype=dtype, copy=copy)  # type: ignore[call-overload,no-any-return]
+        return as_array(self.vectors, dtype, copy)
 
     def __repr__(self) -> str:
         count, dimension = self.vectors.shape

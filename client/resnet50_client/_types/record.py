@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Longer values are cut in tables.
 MAX_CELL_CHARACTERS = 200
@@ -34,6 +35,19 @@ class Record:
     def __getstate__(self) -> dict[str, Any]:
         # An image may be large, and an open file cannot be pickled.
         return without_image(self.__dict__)
+
+
+def as_array(values: NDArray[Any], dtype: Any, copy: bool | None) -> NDArray[Any]:
+    """Return an array for `__array__`, whose arguments these are.
+
+    Args:
+        values: The array.
+        dtype: Type of the result; None for that of `values`.
+        copy: Whether to copy; None: if it is needed.
+    """
+    if copy is None:  # NumPy 1 does not have it
+        return np.asarray(values, dtype=dtype)
+    return np.array(values, dtype=dtype, copy=copy)
 
 
 def without_image(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Record, table
+from .record import Record, as_array, table
 
 CacheUse: TypeAlias = Literal["hit", "shared"]
 Dtype: TypeAlias = Literal["float32", "float16"]
@@ -114,6 +114,9 @@ class Embedding(Record):
     def cosine(self, other: Embedding) -> float:
         """Return the cosine similarity with another embedding, -1 to 1.
 
+        Args:
+            other: The other embedding, of the same weights.
+
         Raises:
             ValueError: The two are of different embedding spaces, so not comparable.
         """
@@ -127,7 +130,7 @@ class Embedding(Record):
         return float(a @ b) / length if length else 0.0
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.floating]:
-        return np.array(self.vector, dtype=dtype, copy=copy)  # type: ignore[call-overload,no-any-return]
+        return as_array(self.vector, dtype, copy)
 
     def __len__(self) -> int:
         return len(self.vector)

@@ -121,6 +121,12 @@ class FakeServer:
     def answer(self, method: str, options: Any, image: image_pb2.Image, context: Any) -> Any:
         """Record an image, and return its Classification or Embedding message.
 
+        Args:
+            method: Name of the RPC.
+            options: Its options.
+            image: The image.
+            context: The call.
+
         Raises:
             Resnet50Error: A scripted error, or the options are wrong.
         """
