@@ -13,7 +13,7 @@ from ._async_stream import AsyncStream
 from ._config import Connection, Priority
 from ._frames import DEFAULT_WINDOW, Delivery, StreamKind, StreamLimits
 from ._types.results import Classification, Dtype, Embedding
-from .images import AsyncImageInput, ImageInput, PixelFormat
+from .images import AsyncImageInput, PixelFormat
 
 Result = TypeVar("Result")
 
@@ -152,7 +152,7 @@ class AsyncClient(AsyncBulkClient):
 
     def classify_stream(
         self,
-        frames: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        frames: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput],
         *,
         delivery: Delivery = "ordered",
         variant: str | None = None,
@@ -233,7 +233,7 @@ class AsyncClient(AsyncBulkClient):
 
     def embed_stream(
         self,
-        frames: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        frames: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput],
         *,
         delivery: Delivery = "ordered",
         variant: str | None = None,
@@ -303,7 +303,7 @@ class AsyncClient(AsyncBulkClient):
         self,
         connection: Connection,
         kind: StreamKind[Result],
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        images: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput],
         limits: StreamLimits,
     ) -> AsyncStream[Result]:
         name = _unary.full_name(kind.method)

@@ -10,14 +10,16 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from resnet50.v1 import image_pb2
+
 from . import _sources
 from ._aio_status import keep_status
-from ._frames import FrameAnswer, StreamKind, StreamLimits
+from ._frames import FrameAnswer, FrameError, StreamKind, StreamLimits
 from ._pending_frames import PendingFrames
 from ._retries import Resumption
 from ._stubs import Stubs
-from .errors import ServerError
-from .images import ImageInput, is_quickly_read
+from .errors import Resnet50Error, ServerError
+from .images import AsyncImageInput, awaited, is_quickly_read
 from .observers import Observation
 
 Result = TypeVar("Result")
@@ -68,7 +70,7 @@ class Exchange(Generic[Result]):
         self,
         observation: Observation,
         kind: StreamKind[Result],
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        images: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput],
         limits: StreamLimits,
         resumption: Resumption,
     ) -> None:
@@ -216,16 +218,24 @@ class Exchange(Generic[Result]):
                     self._reading = asyncio.create_task(self._read_image())
                 await self._wait(None)
 
+    async def _content(self, image: Any) -> image_pb2.Image | FrameError:
+        """Return the image to send, or the error of reading it."""
+        try:
+            image = await awaited(image)
+        except (Resnet50Error, OSError, TypeError) as error:
+            return error
+        if is_quickly_read(image):
+            return self.pending.read(image)
+        return await asyncio.to_thread(self.pending.read, image)
+
     async def _read_image(self) -> None:
         """Read one image from the source."""
         try:
             found = await self._source.read()
             if found is _sources.END:
                 self._exhausted = True
-            elif is_quickly_read(found):
-                self.pending.add(self.pending.read(found), found)
             else:
-                self.pending.add(await asyncio.to_thread(self.pending.read, found), found)
+                self.pending.add(await self._content(found), found)
         except Exception as error:  # of the source; re-raised to the caller
             self._exhausted, self.failure = True, error
         finally:

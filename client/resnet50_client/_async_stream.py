@@ -18,7 +18,7 @@ from ._config import Connection
 from ._frames import FrameAnswer, StreamKind, StreamLimits, StreamStats
 from ._retries import Resumption
 from .errors import CallCancelledError, Resnet50Error, ended_by_peer
-from .images import ImageInput
+from .images import AsyncImageInput
 from .observers import Observation
 
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ class AsyncStream(AsyncIterator[FrameAnswer[Result]], Generic[Result]):
         connection: Connection,
         observation: Observation,
         kind: StreamKind[Result],
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        images: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput],
         limits: StreamLimits,
     ) -> None:
         self._open_channels = open_channels

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterable, Iterable, Sequence
 from typing import Any
 
-from .images import ImageInput
+from .images import AsyncImageInput
 
 log = logging.getLogger(__name__)
 END = object()
@@ -21,7 +21,7 @@ class Source:
         images: The iterable; its iterator is closed if it has a `close` method.
     """
 
-    def __init__(self, images: Iterable[ImageInput]) -> None:
+    def __init__(self, images: Iterable[AsyncImageInput]) -> None:
         self._iterator = iter(images)
         # Reentrant: the garbage collector may close a stream, and its source, in any thread.
         self._lock = threading.RLock()
@@ -69,7 +69,7 @@ class AsyncSource:
         images: The iterable; if it may block, it is read and closed in a thread.
     """
 
-    def __init__(self, images: Iterable[ImageInput] | AsyncIterable[ImageInput]) -> None:
+    def __init__(self, images: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput]) -> None:
         self._async_iterator = aiter(images) if isinstance(images, AsyncIterable) else None
         self._source = None if isinstance(images, AsyncIterable) else Source(images)
         self._in_memory = isinstance(images, Sequence)

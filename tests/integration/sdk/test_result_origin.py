@@ -76,6 +76,18 @@ async def test_asyncio_client_awaits_files_that_are_read_asynchronously(server):
     assert [len(one.image) for one in server.received] == [7, 5 * 2**20]
 
 
+async def test_streams_and_lists_take_files_that_are_read_asynchronously(server):
+    uploads = [Upload(b"a"), Upload(b"b"), Upload(b"")]
+    async with AsyncClient(server.address, timeout_s=60) as client:
+        answers = [answer async for answer in client.classify_stream(uploads)]
+        again = [Upload(b"a"), Upload(b"b")]
+        results = [result async for result in client.embed_many(again)]
+    assert [answer.source for answer in answers] == uploads
+    assert [type(answer.error) for answer in answers] == [type(None)] * 2 + [InvalidImageError]
+    assert answers[2].error.source is uploads[2]
+    assert [result.source for result in results] == again
+
+
 def test_blocking_client_names_the_file_inside_an_upload(server):
     with Client(server.address) as client:
         with pytest.raises(TypeError, match=r"pass its `\.file`"):
