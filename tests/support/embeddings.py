@@ -9,14 +9,16 @@ from resnet50_client.types import Embedding, Timing, VariantRef
 DIMENSION = 2048
 
 
-def embedding(number: int, *, variant: str = "one", l2_normalized: bool = False) -> Embedding:
+def embedding(
+    number: int, *, variant: str = "one", digest: str = "a" * 64, l2_normalized: bool = False
+) -> Embedding:
     """Return an embedding with a number as its first value and zeros after it."""
     vector = np.zeros(DIMENSION, dtype=np.float32)
     vector[0] = number
     return Embedding(
         vector=vector,
-        space=f"{variant}@{'a' * 12}",
+        space=f"{variant}@{digest[:12]}",
         l2_normalized=l2_normalized,
-        variant=VariantRef(variant, "a" * 64),
+        variant=VariantRef(variant, digest),
         timing=Timing(0.0, 0.0, 0.0, 0.0, 1),
     )

@@ -12,7 +12,7 @@ from ..file_names import name_to_text
 from . import arrow_rows
 from .outputs import BLOCK_IMAGES, Existing, Results, check_is_file, replacing
 
-# Versions of pyarrow before 2026 cannot read a file with a null among fixed-size lists.
+# pyarrow cannot read a file with a null among fixed-size lists, until mid-2026.
 _FAILED = math.nan
 
 

@@ -36,7 +36,6 @@ class Run:
     Attributes:
         failed: Number of images that failed.
         unanswered: Number of images that the servers did not answer in time.
-        skipped: Number of images that are in the output already.
         written: Number of embeddings written to the output.
         complete: Whether all images have a result.
     """
@@ -45,15 +44,18 @@ class Run:
         self, images: list[str], checkpoint: Checkpoint, existing: Existing | None = None
     ) -> None:
         self.checkpoint = checkpoint
-        self.failed = self.unanswered = self.skipped = self.written = 0
+        self.failed = self.unanswered = self.written = 0
         self.complete = False
         self._existing = existing
-        self._images = images
-        if existing is not None:
-            # "-" is another image each time.
-            embedded = existing.embedded - {STDIN}
-            self._images = [path for path in images if path not in embedded]
-            self.skipped = len(images) - len(self._images)
+        # "-" is another image each time.
+        present = existing.embedded - {STDIN} if existing is not None else set()
+        self._images = [path for path in images if path not in present]
+        self._present = [path for path in images if path in present]
+
+    @property
+    def skipped(self) -> int:
+        """Number of images that are in the output already."""
+        return len(self._present)
 
     def fill(
         self, call: BulkCall[Embedding], background: str, stop: threading.Event, bar: Progress
@@ -110,7 +112,7 @@ class Run:
         """
         contains = self.checkpoint.contains
         embedded = [path for path in self._images if contains(path)]
-        others = len(self.checkpoint) - len(embedded)
+        others = len(self.checkpoint) - len(embedded) - sum(map(contains, self._present))
         if others:
             warn(f"{others} images of an earlier run are not among these and are omitted")
         if embedded:

@@ -6,6 +6,7 @@ count what it computed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -22,12 +23,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet50_cli.embed.checkpoint import Checkpoint
+from resnet50_cli.embed.run import fingerprint_of
 from resnet50_client import DeadlineExceededError
 from resnet50_client.testing import FakeServer
 from resnet50_client.testing.fake_server import DEFAULT_CATEGORIES
 from resnet50_client.testing.script import Script
 from tests.support.command_runs import Command, resnet50
 from tests.support.counted_engine import counted_engine
+from tests.support.embeddings import embedding
 from tests.support.outputs import read_output
 from tests.support.pausable_server import PausableServer
 from tests.support.serving import serving, until
@@ -317,6 +321,27 @@ async def test_append_adds_the_images_that_are_not_there(suffix, fake, tmp_path)
     report = {"embedded": 0, "failed": 0, "out": str(out), "skipped": 4}
     assert (status, json.loads(stdout)) == (0, report), said
     assert read_output(out).paths == found.paths
+    assert sorted(file.name for file in tmp_path.iterdir()) == [out.name, "d"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".lance"])
+async def test_append_interrupted_after_its_write_adds_no_row_twice(suffix, fake, tmp_path):
+    out, folder = tmp_path / f"all{suffix}", write(tmp_path / "d", "a.jpg", "b.jpg")
+    embed = ("embed", folder, "--out", out, "--append")
+    status, _, said = await resnet50(*embed, server=fake.address)
+    assert status == 0, said
+    before = read_output(out)
+    with Checkpoint(tmp_path / f"{out.name}.partial") as checkpoint:  # which was not deleted yet
+        for path, vector in zip(before.paths, before.vectors, strict=True):
+            one = embedding(0, variant="IMAGENET1K_V2", digest=before.provenance["digest"])
+            checkpoint.add(path, fingerprint_of(path), dataclasses.replace(one, vector=vector))
+        checkpoint.flush()
+    write(folder, "c.jpg")
+    status, _, said = await resnet50(*embed, server=fake.address)
+    assert (status, "omitted" in said) == (0, False), said
+    found = read_output(out)
+    assert found.paths == [*before.paths, str(folder / "c.jpg")]
+    assert len(fake.received) == 3
     assert sorted(file.name for file in tmp_path.iterdir()) == [out.name, "d"]
 
 

@@ -201,6 +201,18 @@ def test_parquet_metadata_is_readable_without_this_project(checkpoint, tmp_path)
     )
 
 
+def test_lance_search_finds_images_and_no_failed_ones(checkpoint, tmp_path):
+    import lance
+
+    out = tmp_path / "out.lance"
+    failed = {f"failed {number}.jpg": "no image" for number in range(5)}
+    output_at(out).write(Results(checkpoint, add(checkpoint, ["0.jpg", "1.jpg", "2.jpg"]), failed))
+    query = embedding(2).vector
+    nearest = {"column": "vector", "q": query, "k": 8}
+    found = lance.dataset(str(out)).to_table(columns=["path"], nearest=nearest)
+    assert found["path"].to_pylist() == ["2.jpg", "1.jpg", "0.jpg"]
+
+
 def test_unknown_suffix_is_refused_by_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match=r"none of \.npz, \.parquet and \.lance"):
         output_at(tmp_path / "out.csv")
