@@ -1,0 +1,114 @@
+"""Plots of docs/benchmarks.md: python -m benchmarks.plots; `make pictures` runs it.
+
+latency-load.svg   p50 and p99 against the offered load, Poisson arrivals, fp32 and int8
+
+They are drawn from the tables that `make bench` has written into the page, so a plot and its
+figures are of one run. Colours follow the reader's light or dark mode.
+"""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib import pyplot
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+IMAGES = DOCS / "images"
+INK, FAINT, DARK_INK, DARK_FAINT = "#24292f", "#d0d7de", "#e6edf3", "#3d444d"
+COLORS = {"fp32": "#0969da", "int8": "#bc4c00"}
+_ROW = re.compile(r"^\| (\d+)%: ([\d.]+)/s \|(.*)\|$", re.MULTILINE)
+
+
+class Point(NamedTuple):
+    """One offered load.
+
+    Attributes:
+        rate: Offered images a second.
+        p50_ms: Median latency in milliseconds.
+        p99_ms: 99th percentile of the latency in milliseconds.
+        failed: Share of the calls that failed, 0 to 1.
+    """
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    failed: float
+
+
+def sweep(page: str, title: str) -> list[Point]:
+    """Return the loads of the section whose heading begins with `title`.
+
+    Raises:
+        ValueError: The page has no such section, or no sweep in it.
+    """
+    section = page.partition(f"\n### {title}")[2].partition("\n### ")[0]
+    points = []
+    for _, rate, rest in _ROW.findall(section.partition("Poisson arrivals")[2]):
+        cells = [cell.strip() for cell in rest.split("|")]
+        if len(cells) == 9:  # the table of latencies, not that of stages
+            failed = float(cells[8].rstrip("%")) / 100
+            points.append(Point(float(rate), float(cells[3]), float(cells[5]), failed))
+    if not points:
+        raise ValueError(f"docs/benchmarks.md has no sweep below {title!r}: run `make bench`")
+    return points
+
+
+def latency_against_load(page: str) -> str:
+    """Return the plot as SVG."""
+    figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
+    for name, title in (("fp32", "fp32, the engine"), ("int8", "int8 made of")):
+        points = sweep(page, title)
+        rates = [point.rate for point in points]
+        axes.plot(rates, [point.p50_ms for point in points], "o-", color=COLORS[name])
+        axes.plot(rates, [point.p99_ms for point in points], "o--", color=COLORS[name], alpha=0.6)
+        second = points[1]
+        axes.annotate(
+            name,
+            (second.rate, second.p50_ms),
+            xytext=(8, -12),
+            textcoords="offset points",
+            color=COLORS[name],
+            weight="bold",
+        )
+    axes.axhline(1000, color=FAINT, linewidth=1)
+    axes.set_yscale("log")
+    axes.set_yticks([10, 30, 100, 300, 1000], ["10", "30", "100", "300", "1000"])
+    axes.set_xlim(left=0)
+    axes.set_xlabel("offered load, images/s (Poisson arrivals, deadline 1 s)", color=INK)
+    axes.set_ylabel("latency, ms (p50; p99 dashed)", color=INK)
+    axes.tick_params(colors=INK, which="both")
+    axes.grid(color=FAINT, linewidth=0.5)
+    for spine in axes.spines.values():
+        spine.set_color(FAINT)
+    out = StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+    return _with_dark_mode(out.getvalue())
+
+
+def _with_dark_mode(svg: str) -> str:
+    """Add the style of dark mode, by the colours that the drawing has."""
+    rules = "".join(
+        f'*[style*="{part}: {light}"] {{ {part}: {dark} !important }} '
+        for light, dark in ((INK, DARK_INK), (FAINT, DARK_FAINT))
+        for part in ("fill", "stroke")
+    )
+    style = f"<style>@media (prefers-color-scheme: dark) {{ {rules}}}</style>"
+    return svg.replace("<defs>", f"{style}\n <defs>", 1)
+
+
+def main() -> None:
+    """Write the pictures."""
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "resnet50", "font.size": 10}
+    IMAGES.mkdir(exist_ok=True)
+    page = (DOCS / "benchmarks.md").read_text()
+    (IMAGES / "latency-load.svg").write_text(latency_against_load(page))
+
+
+if __name__ == "__main__":
+    main()
