@@ -117,8 +117,9 @@ protos: $(VENV)/installed  ## Regenerate the stubs from the protos
 sync: $(VENV)/installed  ## Regenerate the blocking client from the asyncio one
 	$(BIN)/python client/generate_sync.py
 
-pictures:  ## Draw docs/*.svg from docs/*.dot; needs Graphviz
+pictures: $(VENV)/installed  ## Draw docs/*.svg from docs/*.dot, and plots from docs/benchmarks.md; needs Graphviz
 	for one in docs/*.dot; do dot -Tsvg $$one -o $${one%.dot}.svg; done
+	$(BIN)/python -m benchmarks.plots
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) .cache build dist *.egg-info

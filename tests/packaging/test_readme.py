@@ -15,7 +15,7 @@ from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+README, SETTINGS = ((ROOT / name).read_text() for name in ("README.md", "docs/settings.md"))
 
 
 def option_rows() -> str:
@@ -37,12 +37,19 @@ def option_rows() -> str:
 
 
 def test_configuration_table_is_the_settings():
-    assert option_rows() in README, "the table has to be:\n" + option_rows()
+    assert option_rows() in SETTINGS, "the table has to be:\n" + option_rows()
 
 
 PAGES = README + "".join(
     (ROOT / "docs" / name).read_text()
-    for name in ("client.md", "preprocess.md", "streaming.md", "tracing.md")
+    for name in (
+        "client.md",
+        "sdk.md",
+        "monitoring.md",
+        "preprocess.md",
+        "streaming.md",
+        "tracing.md",
+    )
 )
 
 
