@@ -258,6 +258,27 @@ async def test_source_may_cancel_its_own_stream(sourced):
         assert await asyncio.to_thread(frames.closed.wait, 60)
 
 
+async def test_stream_cancelled_as_it_returns_an_answer_ends(sourced):
+    """Without another iteration, which might never come."""
+    kind, make = sourced
+    frames = make()
+
+    class Cancelling(CallObserver):
+        def frame_answered(self, call, answer):
+            stream.cancel()
+
+    async with (
+        scripted_stream(healthy) as server,
+        Caller(kind, server.address, observers=[Cancelling()]) as client,
+    ):
+        stream = client.client.classify_stream(frames)
+        assert (await following(stream)).frame_id == 0
+        assert await asyncio.to_thread(frames.closed.wait, 60)
+        await until(lambda: server.streams[0].ended)
+        with pytest.raises(CallCancelledError, match=CANCELLED):
+            await following(stream)
+
+
 async def test_cancelled_streams_end_at_any_moment(kind):
     """Whether cancelled while waiting, between two answers, or just as an answer is returned."""
     before = sys.getswitchinterval()
