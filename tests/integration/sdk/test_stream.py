@@ -272,7 +272,7 @@ async def test_twenty_megabyte_png_is_classified(kind):
 
 
 def test_frame_answers_say_what_became_of_the_frame():
-    assert repr(FrameAnswer(3, replaced_by=5)) == "FrameAnswer(3: 'replaced by 5')"
+    assert repr(FrameAnswer(3, replaced_by=5)) == "FrameAnswer(3: replaced by 5)"
     assert "no such file" in repr(FrameAnswer(3, error=FileNotFoundError("no such file")))
 
 
