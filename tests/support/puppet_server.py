@@ -6,6 +6,7 @@ It computes nothing: what it is for is what clients do with what they are told.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -58,6 +59,7 @@ class Puppet(grpc.ServerInterceptor):
         frames: Outcome of the frames of streams: "answered", "failed" with `text`, "swapped"
             (two by two), "ended" (the stream ends with OK after its first answer), "closed" (it
             does so before it) or "ignored".
+        images: Outcome of the other calls about images: "answered" or "ignored".
 
     Attributes:
         metadata: Of each call, by its method's path.
@@ -68,10 +70,12 @@ class Puppet(grpc.ServerInterceptor):
         text: str,
         fails: grpc.StatusCode | None = None,
         frames: Literal["answered", "failed", "swapped", "ended", "closed", "ignored"] = "answered",
+        images: Literal["answered", "ignored"] = "answered",
     ) -> None:
         self.text = text
         self.fails = fails
         self.frames = frames
+        self.images = images
         self.metadata: list[tuple[str, dict[str, Any]]] = []
 
     def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -84,6 +88,10 @@ class Puppet(grpc.ServerInterceptor):
         def behave(_: object, context: grpc.ServicerContext) -> Any:
             if self.fails is not None:
                 context.abort(self.fails, self.text)
+            if self.images == "ignored" and reply.DESCRIPTOR.file is inference_pb2.DESCRIPTOR:
+                ended = threading.Event()
+                if context.add_callback(ended.set):
+                    ended.wait(60)
             return filled(reply(), self.text)
 
         return behave
