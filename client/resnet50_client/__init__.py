@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING
 from ._client import Client
 from ._frames import FrameAnswer, StreamStats
 from ._lazy import lazy_names
-from ._preprocessed import PreprocessedImage
 from ._retries import RetryPolicy
-from ._sync_bulk import BulkResults
 from ._sync_stream import Stream
-from ._types.embedding_batch import EmbeddingBatch
 from ._types.results import Category, Classification, Embedding, Timing, VariantRef
 from ._version import __version__
 from .errors import (
@@ -49,6 +46,9 @@ if TYPE_CHECKING:
     from ._async_bulk import AsyncBulkResults
     from ._async_client import AsyncClient
     from ._async_stream import AsyncStream
+    from ._preprocessed import PreprocessedImage
+    from ._sync_bulk import BulkResults
+    from ._types.embedding_batch import EmbeddingBatch
     from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
     from ._types.variants import (
         BatchLatency,
@@ -69,6 +69,9 @@ else:
             "_async_bulk": ("AsyncBulkResults",),
             "_async_client": ("AsyncClient",),
             "_async_stream": ("AsyncStream",),
+            "_preprocessed": ("PreprocessedImage",),
+            "_sync_bulk": ("BulkResults",),
+            "_types.embedding_batch": ("EmbeddingBatch",),
             "_types.traffic": (
                 "Comparison",
                 "TrafficReport",

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import _batch_kinds, _codec
+from . import _codec, types
 from ._arguments import check_flag, check_images
 from ._async_base_client import AsyncBaseClient
-from ._async_bulk import AsyncBulkResults
-from ._bulk_images import BatchKind, BulkLimits, Outcome
-from ._bulk_source import check_keyed
 from ._config import Connection, Priority
-from ._embedding_rows import EmbeddingRows
-from ._types.embedding_batch import EmbeddingBatch
 from ._types.results import Classification, Dtype, Embedding
 from .images import AsyncImageInput, PixelFormat
+
+if TYPE_CHECKING:
+    from ._bulk_images import BatchKind, BulkLimits, Outcome
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -50,7 +48,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[Classification]: ...
+    ) -> types.AsyncBulkResults[Classification]: ...
 
     @overload
     def classify_many(
@@ -71,7 +69,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[Classification | Exception]: ...
+    ) -> types.AsyncBulkResults[Classification | Exception]: ...
 
     @overload
     def classify_many(
@@ -94,7 +92,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[tuple[Key, Classification]]: ...
+    ) -> types.AsyncBulkResults[tuple[Key, Classification]]: ...
 
     @overload
     def classify_many(
@@ -117,7 +115,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[tuple[Key, Classification | Exception]]: ...
+    ) -> types.AsyncBulkResults[tuple[Key, Classification | Exception]]: ...
 
     def classify_many(
         self,
@@ -137,7 +135,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[Any]:
+    ) -> types.AsyncBulkResults[Any]:
         """Classify many images, several in a call.
 
         Args:
@@ -171,6 +169,9 @@ class AsyncBulkClient(AsyncBaseClient):
                 `keyed`.
             Resnet50Error: The run failed; see `resnet50_client.errors` for the subclasses.
         """
+        from . import _batch_kinds  # here, as single calls do not need them
+        from ._bulk_images import Outcome
+
         connection = self._with(variant, priority, caller_key, metadata, None)
         options = _codec.classify_options(
             connection.variant, top_k, min_probability, include_embedding, background
@@ -199,7 +200,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[Embedding]: ...
+    ) -> types.AsyncBulkResults[Embedding]: ...
 
     @overload
     def embed_many(
@@ -219,7 +220,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[Embedding | Exception]: ...
+    ) -> types.AsyncBulkResults[Embedding | Exception]: ...
 
     @overload
     def embed_many(
@@ -241,7 +242,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[tuple[Key, Embedding]]: ...
+    ) -> types.AsyncBulkResults[tuple[Key, Embedding]]: ...
 
     @overload
     def embed_many(
@@ -263,7 +264,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[tuple[Key, Embedding | Exception]]: ...
+    ) -> types.AsyncBulkResults[tuple[Key, Embedding | Exception]]: ...
 
     def embed_many(
         self,
@@ -282,7 +283,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> AsyncBulkResults[Any]:
+    ) -> types.AsyncBulkResults[Any]:
         """Compute embeddings of many images, several in a call.
 
         Args:
@@ -314,6 +315,9 @@ class AsyncBulkClient(AsyncBaseClient):
                 `keyed`.
             Resnet50Error: The run failed; see `resnet50_client.errors` for the subclasses.
         """
+        from . import _batch_kinds
+        from ._bulk_images import Outcome
+
         connection = self._with(variant, priority, caller_key, metadata, None)
         options = _codec.embed_options(connection.variant, l2_normalize, dtype, background)
         kind = _batch_kinds.embed_batches(options, pixel_format)
@@ -335,7 +339,7 @@ class AsyncBulkClient(AsyncBaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> EmbeddingBatch:
+    ) -> types.EmbeddingBatch:
         """Compute the embeddings of images as one matrix.
 
         Args:
@@ -364,6 +368,9 @@ class AsyncBulkClient(AsyncBaseClient):
             Resnet50Error: All images failed for one reason: no server reachable for `timeout_s`, an
                 unknown variant, no permission.
         """
+        from . import _batch_kinds
+        from ._embedding_rows import EmbeddingRows
+
         connection = self._with(variant, priority, caller_key, metadata, None)
         options = _codec.embed_options(connection.variant, l2_normalize, "float32", background)
         kind = _batch_kinds.embed_batches(options, pixel_format)
@@ -382,7 +389,10 @@ class AsyncBulkClient(AsyncBaseClient):
         limits: BulkLimits,
         keyed: bool,
         item: Callable[[Outcome[Any]], Item],
-    ) -> AsyncBulkResults[Item]:
+    ) -> types.AsyncBulkResults[Item]:
+        from ._async_bulk import AsyncBulkResults
+        from ._bulk_source import check_keyed
+
         check_images("images", images, kind.pixel_format, asynchronous=True)
         check_flag("keyed", keyed)
         check_keyed(images, keyed)

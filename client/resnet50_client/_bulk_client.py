@@ -5,19 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import _batch_kinds, _codec
+from . import _codec, types
 from ._arguments import check_flag, check_images
 from ._base_client import BaseClient
-from ._bulk_images import BatchKind, BulkLimits, Outcome
-from ._bulk_source import check_keyed
 from ._config import Connection, Priority
-from ._embedding_rows import EmbeddingRows
-from ._sync_bulk import BulkResults
-from ._types.embedding_batch import EmbeddingBatch
 from ._types.results import Classification, Dtype, Embedding
 from .images import ImageInput, PixelFormat
+
+if TYPE_CHECKING:
+    from ._bulk_images import BatchKind, BulkLimits, Outcome
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -51,7 +49,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[Classification]: ...
+    ) -> types.BulkResults[Classification]: ...
 
     @overload
     def classify_many(
@@ -72,7 +70,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[Classification | Exception]: ...
+    ) -> types.BulkResults[Classification | Exception]: ...
 
     @overload
     def classify_many(
@@ -93,7 +91,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[tuple[Key, Classification]]: ...
+    ) -> types.BulkResults[tuple[Key, Classification]]: ...
 
     @overload
     def classify_many(
@@ -114,7 +112,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[tuple[Key, Classification | Exception]]: ...
+    ) -> types.BulkResults[tuple[Key, Classification | Exception]]: ...
 
     def classify_many(
         self,
@@ -134,7 +132,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[Any]:
+    ) -> types.BulkResults[Any]:
         """Classify many images, several in a call.
 
         Args:
@@ -168,6 +166,9 @@ class BulkClient(BaseClient):
                 `keyed`.
             Resnet50Error: The run failed; see `resnet50_client.errors` for the subclasses.
         """
+        from . import _batch_kinds  # here, as single calls do not need them
+        from ._bulk_images import Outcome
+
         connection = self._with(variant, priority, caller_key, metadata, None)
         options = _codec.classify_options(
             connection.variant, top_k, min_probability, include_embedding, background
@@ -196,7 +197,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[Embedding]: ...
+    ) -> types.BulkResults[Embedding]: ...
 
     @overload
     def embed_many(
@@ -216,7 +217,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[Embedding | Exception]: ...
+    ) -> types.BulkResults[Embedding | Exception]: ...
 
     @overload
     def embed_many(
@@ -236,7 +237,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[tuple[Key, Embedding]]: ...
+    ) -> types.BulkResults[tuple[Key, Embedding]]: ...
 
     @overload
     def embed_many(
@@ -256,7 +257,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[tuple[Key, Embedding | Exception]]: ...
+    ) -> types.BulkResults[tuple[Key, Embedding | Exception]]: ...
 
     def embed_many(
         self,
@@ -275,7 +276,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> BulkResults[Any]:
+    ) -> types.BulkResults[Any]:
         """Compute embeddings of many images, several in a call.
 
         Args:
@@ -307,6 +308,9 @@ class BulkClient(BaseClient):
                 `keyed`.
             Resnet50Error: The run failed; see `resnet50_client.errors` for the subclasses.
         """
+        from . import _batch_kinds
+        from ._bulk_images import Outcome
+
         connection = self._with(variant, priority, caller_key, metadata, None)
         options = _codec.embed_options(connection.variant, l2_normalize, dtype, background)
         kind = _batch_kinds.embed_batches(options, pixel_format)
@@ -328,7 +332,7 @@ class BulkClient(BaseClient):
         caller_key: str | None = None,
         metadata: Mapping[str, str] | None = None,
         max_in_flight: int | None = None,
-    ) -> EmbeddingBatch:
+    ) -> types.EmbeddingBatch:
         """Compute the embeddings of images as one matrix.
 
         Args:
@@ -357,6 +361,9 @@ class BulkClient(BaseClient):
             Resnet50Error: All images failed for one reason: no server reachable for `timeout_s`, an
                 unknown variant, no permission.
         """
+        from . import _batch_kinds
+        from ._embedding_rows import EmbeddingRows
+
         connection = self._with(variant, priority, caller_key, metadata, None)
         options = _codec.embed_options(connection.variant, l2_normalize, "float32", background)
         kind = _batch_kinds.embed_batches(options, pixel_format)
@@ -375,7 +382,10 @@ class BulkClient(BaseClient):
         limits: BulkLimits,
         keyed: bool,
         item: Callable[[Outcome[Any]], Item],
-    ) -> BulkResults[Item]:
+    ) -> types.BulkResults[Item]:
+        from ._bulk_source import check_keyed
+        from ._sync_bulk import BulkResults
+
         check_images("images", images, kind.pixel_format, asynchronous=False)
         check_flag("keyed", keyed)
         check_keyed(images, keyed)

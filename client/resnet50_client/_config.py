@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import grpc
 
@@ -14,12 +14,14 @@ from . import errors
 from ._addresses import addresses_of, is_local, split
 from ._arguments import check_choice, check_name, check_request_id, check_seconds
 from ._auth import Credentials
-from ._bulk_images import BulkLimits
 from ._channel_config import ChannelConfig
 from ._frames import StreamLimits
 from ._retries import Attempts, RetryPolicy
 from ._tls import advice
 from .errors import CallCancelledError, DeadlineExceededError, Resnet50Error, UnavailableError
+
+if TYPE_CHECKING:
+    from ._bulk_images import BulkLimits
 
 DEFAULT_TIMEOUT_S = 30.0
 # Of loading and unloading variants: quantizing to int8, or capturing CUDA graphs, takes minutes.
@@ -259,6 +261,8 @@ class Connection:
         Raises:
             InvalidRequestError: One is out of range.
         """
+        from ._bulk_images import BulkLimits  # only bulk calls need it
+
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         return BulkLimits(timeout_s, self.retry, ordered, max_in_flight)
 

@@ -9,7 +9,6 @@ from ._frames import Delivery, FrameAnswer, StreamStats
 from ._health import HealthStatus
 from ._lazy import lazy_names
 from ._tls import Pem
-from ._types.embedding_batch import EmbeddingBatch
 from ._types.record import Record
 from ._types.results import (
     CacheUse,
@@ -23,6 +22,9 @@ from ._types.results import (
 from .images import ImageInput, PixelFormat
 
 if TYPE_CHECKING:
+    from ._async_bulk import AsyncBulkResults as AsyncBulkResults
+    from ._sync_bulk import BulkResults as BulkResults
+    from ._types.embedding_batch import EmbeddingBatch
     from ._types.traffic import Comparison, TrafficReport, TrafficShare, TrafficSplit
     from ._types.variants import (
         Activation,
@@ -43,6 +45,9 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "_async_bulk": ("AsyncBulkResults",),
+            "_sync_bulk": ("BulkResults",),
+            "_types.embedding_batch": ("EmbeddingBatch",),
             "_types.traffic": ("Comparison", "TrafficReport", "TrafficShare", "TrafficSplit"),
             "preprocess": ("Preprocessor",),
             "_types.variants": (
