@@ -67,8 +67,10 @@ async def every_call(client: Caller) -> None:
     assert (await client.embed(large_png())).vector.shape == (2048,)
     assert len(await client.list_variants()) == 1
     assert (await client.get_variant()).name == "IMAGENET1K_V2"
-    for name in ("classify_many", "embed_many", "classify_stream", "embed_stream"):
+    for name in ("classify_stream", "embed_stream"):
         assert len([item async for item in items(client, name, [PNG] * 3)]) == 3
+    for name in ("classify_many", "embed_many"):  # single calls at first, then batches
+        assert len([item async for item in items(client, name, [PNG] * 60)]) == 60
 
 
 def large_png() -> bytes:
@@ -274,8 +276,8 @@ async def test_token_goes_with_every_call(kind, ca):
         async with Caller(kind, front.address, ca=bundle(ca), token=TOKEN) as client:
             await every_call(client)
     methods = {
-        *("Check", "Classify", "EmbedUpload", "ListVariants", "GetVariant"),
-        *("ClassifyStream", "EmbedStream"),
+        *("Check", "Classify", "Embed", "EmbedUpload", "ListVariants", "GetVariant"),
+        *("ClassifyStream", "EmbedStream", "ClassifyBatch", "EmbedBatch"),
     }
     assert set(front.methods()) == methods
     assert set(front.authorizations) == {f"Bearer {TOKEN}"}

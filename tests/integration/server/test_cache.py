@@ -133,8 +133,11 @@ async def test_uploads_frames_and_single_images_share_answers():
             items = [one async for one in client.classify_many(sent, return_exceptions=True)]
             assert isinstance(items.pop(4), InvalidImageError)
             uses = [one.timing.cache for one in items]
-            assert (uses[0], uses[1], uses[2], uses[4]) == ("hit", None, "hit", "hit")
-            assert uses[3] in ("hit", "shared")
+            assert (uses[0], uses[2], uses[4]) == ("hit", "hit", "hit")
+            # Both are in flight at the same time: either may be the first.
+            once, other = sorted((uses[1], uses[3]), key=lambda use: use is not None)
+            assert once is None
+            assert other in ("hit", "shared")
             latest = [one async for one in client.classify_stream([PNG], delivery="latest")]
             assert latest[0].result.timing.cache == "hit"
         assert batches == [1, 1]
