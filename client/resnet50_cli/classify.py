@@ -13,7 +13,7 @@ from resnet50_client.types import Classification
 from .connection_options import Servers, with_servers
 from .file_names import name_to_text
 from .image_files import LeftOut, find_images
-from .images import Answer, KeyedImages, answers, warn_of_image
+from .images import Answer, KeyedImages, answers, is_unanswered, warn_of_image
 from .name_lists import chosen_names
 from .options import (
     AsJson,
@@ -26,11 +26,13 @@ from .options import (
     VariantName,
 )
 from .output import (
+    NO_SERVER,
     SOME_FAILED,
     error_code,
     error_text,
     print_json,
     print_line,
+    print_note,
     reporting_errors,
     warn,
 )
@@ -67,7 +69,7 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Classify images."""
-    failed, left_out = 0, LeftOut()
+    failed, unanswered, left_out = 0, 0, LeftOut()
     with reporting_errors(), servers.client(timeout_s) as client:
         names = chosen_names(files or [], files_from, null)
         # Fails at once if no server is reachable; later failures are retried.
@@ -87,9 +89,14 @@ def classify(
 
         with closing(answers(call, find_images(names, left_out))) as results:
             for answer in results:
-                failed += isinstance(answer.outcome, Exception)
+                if isinstance(answer.outcome, Exception):
+                    failed += 1
+                    unanswered += is_unanswered(answer.outcome)
                 _show(answer, as_json)
         left_out.report()
+    if unanswered:
+        print_note(f"{unanswered} images were not answered in time (--timeout-s)")
+        raise typer.Exit(NO_SERVER)
     if failed:
         raise typer.Exit(SOME_FAILED)
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from resnet50_client._redaction import redact
 from resnet50_client._sync_bulk import BulkResults
+from resnet50_client.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from resnet50_client.images import ImageInput, is_url
 from resnet50_client.types import Classification, Embedding
 
@@ -21,6 +22,9 @@ Result = TypeVar("Result")
 # errors in their places.
 KeyedImages: TypeAlias = Iterable[tuple[str, ImageInput]]
 BulkCall: TypeAlias = Callable[[KeyedImages], BulkResults[tuple[str, Result | Exception]]]
+
+# So many images in a row without an answer end a run: more would only wait for their timeouts.
+MAX_UNANSWERED = 100
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,14 @@ def warn_of_result(name: str, result: Classification | Embedding) -> None:
         warn(f"{name}: the image is {one}; the result is that of the part that is there")
 
 
+def is_unanswered(error: Exception) -> bool:
+    """Return True for errors of servers that are too slow or leave, rather than of an image."""
+    if isinstance(error, UnavailableError):
+        # Without a request ID it is about an image that breaks each connection it is sent over.
+        return error.request_id is not None
+    return isinstance(error, (DeadlineExceededError, OverloadedError))
+
+
 def answers(call: BulkCall[Result], paths: Iterable[str]) -> Generator[Answer[Result], None, None]:
     """Send images in batches and yield the results in the images' order.
 
@@ -58,8 +70,8 @@ def answers(call: BulkCall[Result], paths: Iterable[str]) -> Generator[Answer[Re
         paths: Image paths, read ahead by one window.
 
     Raises:
-        Resnet50Error: All images would fail: no server is reachable, or the server rejects the
-            request for a reason other than its image.
+        Resnet50Error: All images would fail: the server rejects the request for a reason other
+            than its image, or `MAX_UNANSWERED` images in a row had no answer.
     """
 
     def images() -> Iterator[tuple[str, ImageInput]]:
@@ -68,6 +80,13 @@ def answers(call: BulkCall[Result], paths: Iterable[str]) -> Generator[Answer[Re
             shown = redact(path, path) if is_url(path) else path
             yield shown, sys.stdin.buffer if path == STDIN else path
 
+    in_a_row = 0
     with closing(call(images())) as outcomes:
         for path, outcome in outcomes:
             yield Answer(path, outcome)
+            if not isinstance(outcome, Exception) or not is_unanswered(outcome):
+                in_a_row = 0
+                continue
+            in_a_row += 1
+            if in_a_row == MAX_UNANSWERED:
+                raise outcome

@@ -59,7 +59,8 @@ class Puppet(grpc.ServerInterceptor):
         frames: Outcome of the frames of streams: "answered", "failed" with `text`, "swapped"
             (two by two), "ended" (the stream ends with OK after its first answer), "closed" (it
             does so before it) or "ignored".
-        images: Outcome of the other calls about images: "answered" or "ignored".
+        images: Outcome of the other calls about images: "answered", "ignored" or "closed"
+            (UNAVAILABLE).
 
     Attributes:
         metadata: Of each call, by its method's path.
@@ -70,7 +71,7 @@ class Puppet(grpc.ServerInterceptor):
         text: str,
         fails: grpc.StatusCode | None = None,
         frames: Literal["answered", "failed", "swapped", "ended", "closed", "ignored"] = "answered",
-        images: Literal["answered", "ignored"] = "answered",
+        images: Literal["answered", "ignored", "closed"] = "answered",
     ) -> None:
         self.text = text
         self.fails = fails
@@ -92,6 +93,8 @@ class Puppet(grpc.ServerInterceptor):
                 ended = threading.Event()
                 if context.add_callback(ended.set):
                     ended.wait(60)
+            if self.images == "closed" and reply.DESCRIPTOR.file is inference_pb2.DESCRIPTOR:
+                context.abort(grpc.StatusCode.UNAVAILABLE, self.text)
             return filled(reply(), self.text)
 
         return behave

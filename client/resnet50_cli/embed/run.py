@@ -10,19 +10,15 @@ from contextlib import closing
 
 from rich.progress import Progress
 
-from resnet50_client.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from resnet50_client.images import ImageInput
 from resnet50_client.types import Embedding
 
 from ..image_files import STDIN
-from ..images import BulkCall, warn_of_result
+from ..images import MAX_UNANSWERED, BulkCall, is_unanswered, warn_of_result
 from ..output import error_text, warn
 from .checkpoint import Checkpoint, FileFingerprint
 from .outputs import Existing, Output, Results
 from .provenance import Provenance
-
-# So many images in a row without an answer end a run: more would only wait for their timeouts.
-MAX_UNANSWERED = 100
 
 
 class Run:
@@ -72,7 +68,7 @@ class Run:
             with closing(call(missing)) as outcomes:
                 for path, outcome in outcomes:
                     fingerprint = missing.fingerprints.pop(path)
-                    if isinstance(outcome, Exception) and _is_unanswered(outcome):
+                    if isinstance(outcome, Exception) and is_unanswered(outcome):
                         self.unanswered += 1
                         in_a_row += 1
                         warn(f"{path}: {error_text(outcome)}")
@@ -176,14 +172,6 @@ class _Images(Collection[tuple[str, ImageInput]]):
                 return
             self.fingerprints[path] = fingerprint_of(path)
             yield path, sys.stdin.buffer if path == STDIN else path
-
-
-def _is_unanswered(error: Exception) -> bool:
-    """Return True for errors of servers that are too slow or leave, rather than of an image."""
-    if isinstance(error, UnavailableError):
-        # Without a request ID it is about an image that breaks each connection it is sent over.
-        return error.request_id is not None
-    return isinstance(error, (DeadlineExceededError, OverloadedError))
 
 
 def fingerprint_of(path: str) -> FileFingerprint:

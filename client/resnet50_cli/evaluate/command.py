@@ -16,7 +16,7 @@ from resnet50_client.types import Variant
 
 from ..connection_options import Servers, with_servers
 from ..extras import require
-from ..images import KeyedImages
+from ..images import KeyedImages, is_unanswered
 from ..name_lists import listed_names
 from ..options import (
     AsJson,
@@ -30,10 +30,12 @@ from ..options import (
 )
 from ..output import (
     INTERRUPTED,
+    NO_SERVER,
     SOME_FAILED,
     error_text,
     exit_with,
     print_json,
+    print_note,
     printable,
     progress_bar,
     reporting_errors,
@@ -141,6 +143,9 @@ def evaluate(
             images.left_out.report()
     if not run.complete:
         raise typer.Exit(INTERRUPTED)
+    if run.unanswered:
+        print_note(f"{run.unanswered} images were not answered in time (--timeout-s)")
+        raise typer.Exit(NO_SERVER)
     if found.failed or not found.answered:
         raise typer.Exit(SOME_FAILED)
 
@@ -150,10 +155,12 @@ class _Run:
 
     Attributes:
         complete: Whether all images have an outcome.
+        unanswered: Number of images that the servers did not answer in time.
     """
 
     def __init__(self) -> None:
         self.complete = False
+        self.unanswered = 0
 
     def fill(
         self,
@@ -169,6 +176,7 @@ class _Run:
             for answered in outcomes:
                 error = tally.add(answered)
                 if error is not None:
+                    self.unanswered += is_unanswered(error)
                     warn(f"{answered.image.path}: {error_text(error)}")
                 if answer_file is not None:
                     answer_file.write(answered)

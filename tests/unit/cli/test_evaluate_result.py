@@ -168,7 +168,7 @@ def constant(*indices: int, digest: str = "ab" * 32):
     """Return a call that answers every image alike."""
 
     def call(images) -> Iterator:
-        return (classification(*indices, digest=digest) for _ in images)
+        return ((path, classification(*indices, digest=digest)) for path, _ in images)
 
     return call
 
@@ -193,8 +193,8 @@ def test_stop_ends_a_run_after_images_in_flight():
 
 def test_answers_of_other_weights_end_the_run():
     def changing(images) -> Iterator:
-        for number, _ in enumerate(images):
-            yield classification(0, digest=f"{number // 2:064}")
+        for number, (path, _) in enumerate(images):
+            yield path, classification(0, digest=f"{number // 2:064}")
 
     found = classify_all([changing], IMAGES, threading.Event())
     assert [next(found), next(found)]
@@ -207,10 +207,10 @@ def test_answers_without_categories_are_errors():
     assert isinstance(found.outcomes[0], ServerError)
 
 
-def test_a_failing_stream_ends_the_other():
+def test_a_failing_variant_ends_the_other():
     def failing(images) -> Iterator:
-        for _ in images:
-            yield classification(0)
+        for path, _ in images:
+            yield path, classification(0)
             raise ServerError("gone")
 
     with pytest.raises(ServerError, match="gone"):

@@ -40,7 +40,7 @@ def test_details_of_a_variant_are_text_without_python_reprs():
         "resize 232; crop 224; mean 0.485, 0.456, 0.406; std 0.25, 0.25, 0.25;"
         " interpolation bilinear; background none; resize_to -; resize_longer_side -;"
         " pad_to_square no; fill 0, 0, 0; input_size 0, 0; antialias yes; channel_order RGB;"
-        " input_range 0, 1"
+        " input_range 0, 1; digest -; exact_jpeg_pixels -"
     )
     assert shown["published_accuracy"].startswith("dataset MNIST; acc_at_1 99.25; ")
     assert (shown["server_default"], shown["trained"]) == ("yes", "no")
