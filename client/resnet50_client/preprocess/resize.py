@@ -82,7 +82,25 @@ def resize(pixels: NDArray[np.uint8], size: Size, geometry: Geometry) -> NDArray
         return pixels[down[:, None], across]
     if not geometry.transform.antialias:
         return _interpolate(pixels, size, method)
+    if method == "bicubic":
+        return _resample_in_floats(pixels, size)
     return _resample(pixels, size, method, (0, 0, pixels.shape[1], pixels.shape[0]))
+
+
+def _resample_in_floats(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Resize by bicubic, columns first, clipped but not rounded in between.
+
+    Its negative weights would amplify that rounding, and torch rounds otherwise than Pillow: some
+    pixels would be two levels apart.
+    """
+    resized = np.empty((*size, pixels.shape[2]), dtype=np.uint8)
+    for channel in range(pixels.shape[2]):
+        plane = Image.fromarray(pixels[:, :, channel].astype(np.float32))
+        wide = plane.resize((size[1], pixels.shape[0]), Image.Resampling.BICUBIC)
+        plane = Image.fromarray(np.asarray(wide).clip(0, 255))
+        values = np.asarray(plane.resize(size[::-1], Image.Resampling.BICUBIC))
+        resized[:, :, channel] = np.rint(values).clip(0, 255)
+    return resized
 
 
 def _resample(
@@ -162,32 +180,41 @@ def _source(part: range, new: int, old: int, radius: float) -> tuple[int, int, f
 
 
 def _interpolate(pixels: NDArray[np.uint8], size: Size, method: str) -> NDArray[np.uint8]:
-    """Resize without antialiasing: from the nearest 2 x 2 or 4 x 4 pixels, columns first."""
+    """Resize without antialiasing: from the nearest 2 x 2 or 4 x 4 pixels, columns first.
+
+    In integers of the precision of torch: rounded otherwise, some pixels are two levels apart.
+    """
     rows, down = _taps(size[0], pixels.shape[0], method)
     columns, across = _taps(size[1], pixels.shape[1], method)
     needed, where = np.unique(rows, return_inverse=True)
     strip = pixels[needed]
-    wide = np.zeros((len(needed), size[1], pixels.shape[2]), dtype=np.float32)
-    for tap in range(columns.shape[1]):
-        wide += strip[:, columns[:, tap]] * across[:, tap, None]
-    strip = _rounded(wide)
-    rows = where.reshape(down.shape)
-    high = np.zeros((*size, pixels.shape[2]), dtype=np.float32)
-    for tap in range(down.shape[1]):
-        high += strip[rows[:, tap]] * down[:, tap, None, None]
-    return _rounded(high)
+    strip = _weighted([strip[:, column] for column in columns.T], across[:, :, None])
+    rows = where.reshape(rows.shape)
+    return _weighted([strip[row] for row in rows.T], down[:, :, None, None])
 
 
-def _rounded(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    rounded: NDArray[np.uint8] = np.floor(values + np.float32(0.5)).clip(0, 255).astype(np.uint8)
-    return rounded
+def _weighted(taps: list[NDArray[np.uint8]], weights: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the weighted sum of pixels.
+
+    Args:
+        taps: The pixels of each tap, uint8.
+        weights: float64 [new, taps, ...]; each tap's broadcast to the pixels.
+    """
+    # Of int16 weights, as many bits as the largest one leaves.
+    bits = math.floor(math.log2((2**15 - 0.5) / np.abs(weights).max()))
+    fixed = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
+    total = np.full(taps[0].shape, 2 ** (bits - 1), dtype=np.int32)
+    for number, tap in enumerate(taps):
+        total += tap * fixed[:, number]
+    clipped: NDArray[np.uint8] = (total >> bits).clip(0, 255).astype(np.uint8)
+    return clipped
 
 
-def _taps(new: int, old: int, method: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _taps(new: int, old: int, method: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the pixels along one side that each new pixel is computed from, and their weights.
 
     Returns:
-        int64 [new, taps] and float32 [new, taps]; pixels beyond the edge are those at the edge.
+        int64 [new, taps] and float64 [new, taps]; pixels beyond the edge are those at the edge.
     """
     centre = (np.arange(new) + 0.5) * (old / new) - 0.5
     if method == "bilinear":
@@ -202,7 +229,10 @@ def _taps(new: int, old: int, method: str) -> tuple[NDArray[np.int64], NDArray[n
         far = ((_CUBIC * distance - 5 * _CUBIC) * distance + 8 * _CUBIC) * distance - 4 * _CUBIC
         weights, offsets = np.where(distance <= 1, near, far), np.arange(-1, 3)
     index = (first.astype(np.int64)[:, None] + offsets).clip(0, old - 1)
-    return index, weights.astype(np.float32)
+    # The weights of the pixel at the edge are added up: the sum is rounded to an integer.
+    same = index[:, :, None] == index[:, None, :]
+    is_repeated = np.tril(same, -1).any(axis=2)
+    return index, np.where(is_repeated, 0.0, (same * weights[:, None, :]).sum(axis=2))
 
 
 def _pad_and_resize(pixels: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
