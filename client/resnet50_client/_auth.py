@@ -22,7 +22,7 @@ NEEDS_ASYNC = "token: is a coroutine function, which needs AsyncClient"
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Credentials:
     """TLS and token of a client.
 

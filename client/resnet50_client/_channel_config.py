@@ -32,7 +32,7 @@ _ALGORITHMS = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflat
 _KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelConfig:
     """Settings of channels, which all clients of `with_options` share.
 

@@ -111,7 +111,7 @@ class StreamKind(Generic[Result]):
     pixel_format: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StreamLimits:
     """Limits of a stream's pending frames.
 
