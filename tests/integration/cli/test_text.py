@@ -21,7 +21,9 @@ import resnet50_cli
 from resnet50_cli.app import app
 from resnet50_cli.connection_options import _servers
 from resnet50_cli.output import printable
+from resnet50_client import InvalidImageError
 from resnet50_client._profiles import ENVIRONMENT
+from resnet50_client.testing import FakeServer
 from tests.support.certs import authority
 from tests.support.exporting import Exported, exporting
 from tests.support.pictures import encode, photo_like
@@ -131,10 +133,19 @@ def test_nothing_in_a_refusal_steers_the_terminal(command, as_json, places):
         assert SEEN in done.stderr, done.output
 
 
-@pytest.mark.parametrize("command", ["classify", "embed", "evaluate", "stream"])
-def test_nothing_in_what_became_of_an_image_steers_the_terminal(command, places):
+@pytest.mark.parametrize("command", ["classify", "embed", "evaluate"])
+def test_nothing_in_the_error_of_an_image_steers_the_terminal(command, places):
+    with FakeServer() as server:
+        server.script(InvalidImageError(EVIL, field="image"))
+        done = run((*EVERY[command], "--server", server.address), places)
+    assert done.exit_code == 1
+    assert_tame(done.output)
+    assert SEEN in done.stderr
+
+
+def test_nothing_in_the_error_of_a_frame_steers_the_terminal(places):
     with puppet_server(Puppet(EVIL, frames="failed")) as address:
-        done = run((*EVERY[command], "--server", address), places)
+        done = run((*EVERY["stream"], "--server", address), places)
     assert done.exit_code == 1
     assert_tame(done.output)
     assert SEEN in done.stderr
