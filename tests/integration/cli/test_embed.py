@@ -178,6 +178,21 @@ async def test_lost_server_exits_3_and_keeps_finished_work(many, tmp_path):
     assert not out.exists()
 
 
+async def test_loss_of_one_of_two_servers_costs_no_image(many, tmp_path):
+    out = tmp_path / "all.npz"
+    with PausableServer() as first, FakeServer() as second:
+        first.pause_after(20)
+        servers = ("--server", first.address, "--server", second.address)
+        command = await Command.start("embed", many, "--out", out, *servers, server=first.address)
+        await until(lambda: len(first.received) >= 20)
+        first.stop()
+        status, _, said = await command.end()
+    assert status == 0, said
+    found = read_output(out)
+    assert found.paths == sorted(map(str, many.glob("*.png")))
+    assert not found.errors
+
+
 async def test_unanswered_images_are_sent_again_by_the_next_run(tmp_path):
     out, folder = tmp_path / "all.npz", write(tmp_path / "d", "a.jpg", "b.jpg", "c.jpg")
     embed = ("embed", folder, "--out", out, "--json")
