@@ -16,6 +16,7 @@ from resnet50_client._frames import FrameAnswer
 from resnet50_client.types import Classification
 
 from ..connection_options import Servers, with_servers
+from ..extras import exit_missing
 from ..images import warn_of_result
 from ..options import (
     DEFAULT_CONCURRENCY,
@@ -29,10 +30,8 @@ from ..options import (
 )
 from ..output import (
     SOME_FAILED,
-    WRONG_USAGE,
     error_code,
     error_text,
-    exit_with,
     print_json,
     print_line,
     print_note,
@@ -185,7 +184,7 @@ def stream(
                 as_json,
             )
         except ImportError as error:
-            exit_with(_missing_package(error), WRONG_USAGE)
+            exit_missing("stream", "video", error.name)
         stack.callback(outputs.close)
         order = FrameOrder[Classification](frames.images, stop, concurrency) if annotate else None
         answers = client.classify_stream(
@@ -287,13 +286,6 @@ def _summarise(summary: StreamSummary, as_json: bool) -> None:
     """Print the summary to stdout, or to stderr if stdout is JSON."""
     for line in summary.lines():
         print_note(line) if as_json else print_line(line)
-
-
-def _missing_package(error: ImportError) -> Exception:
-    return ValueError(
-        f"video needs {error.name}, which is not installed: install resnet50-serving with"
-        " the extra [video]"
-    )
 
 
 def _parse_av_options(texts: list[str] | None) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.support.commands import environment
+from tests.support.puppet_server import Puppet, puppet_server
 
 EXTRAS = {"PIL", "av", "jinja2", "matplotlib", "prometheus_client", "psutil", "pyarrow"}
 
@@ -77,6 +78,14 @@ def imported(*arguments: str) -> set[str]:
 def test_a_missing_package_is_one_sentence(module, arguments, sentence):
     done = without(module, *arguments)
     assert (done.returncode, done.stderr, done.stdout) == (2, f"{sentence}\n", "")
+
+
+def test_video_without_its_extra_is_one_sentence(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    with puppet_server(Puppet("cat")) as address:
+        done = without("av", "stream", str(tmp_path / "clip.mp4"), "--server", address)
+    sentence = "resnet50 stream needs av: pip install 'resnet50-serving[video]'"
+    assert (done.returncode, done.stderr) == (2, f"{sentence}\n")
 
 
 def test_help_lists_every_command_and_loads_no_extra():
