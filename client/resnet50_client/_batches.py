@@ -13,7 +13,15 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from ._batch_sizes import MAX_BATCH_IMAGES, BatchSizes, message_bytes
-from ._bulk_images import BatchCall, BulkImage, BulkLimits, ImageError, Outcome
+from ._bulk_images import (
+    BatchCall,
+    BulkImage,
+    BulkLimits,
+    ImageError,
+    Outcome,
+    broke_connections,
+    late,
+)
 from ._codec import with_origin
 from ._flow_control import FlowControl
 from ._outcomes import OutcomeQueue
@@ -196,7 +204,7 @@ class Batches(Generic[Result]):
             if image.deadline is None or image.deadline > now:
                 live.append(image)
             else:
-                self._give_final_error(image, image.last_error or self._late())
+                self._give_final_error(image, image.last_error or late(self._limits.timeout_s))
         return live
 
     def _send(self, images: list[BulkImage], now: float, alone: bool) -> BatchCall:
@@ -311,7 +319,7 @@ class Batches(Generic[Result]):
         if call.alone and len(call.images) > 1:
             groups = [[image] for image in call.images]
         elif call.alone and breaks >= MAX_SENDS and call.images[0].breaks_alone >= TIMES_ALONE:
-            self._answer_all(call.images, _broke_connections(call.images[0]))
+            self._answer_all(call.images, broke_connections(call.images[0]))
             return
         due = now + self._pause_s(breaks)
         for group in groups:
@@ -360,13 +368,6 @@ class Batches(Generic[Result]):
         for image in images:  # each has an error of its own, which may be raised
             self._finish(image, error=error if len(images) == 1 else copy.copy(error))
 
-    def _late(self) -> DeadlineExceededError:
-        return DeadlineExceededError(
-            f"no response within {self._limits.timeout_s:g} s (timeout_s); allow more time, or"
-            " check the server's load",
-            code="DEADLINE_EXCEEDED",
-        )
-
     def fail(self, error: BaseException) -> None:
         """End the run with an error, unless it has one."""
         if self.failure is None:
@@ -402,13 +403,3 @@ class Batches(Generic[Result]):
             self.failure = self._source_failure
             return True
         return self.failure is not None
-
-
-def _broke_connections(image: BulkImage) -> UnavailableError:
-    last = image.last_error
-    return UnavailableError(
-        f"image {image.index}: the connection broke each of {image.breaks} times that it was sent,"
-        f" the last time while nothing else was in flight; it may crash servers"
-        + (f"; the last error: {last.message}" if last is not None else ""),
-        code="UNAVAILABLE",
-    )

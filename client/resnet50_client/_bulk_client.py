@@ -27,7 +27,7 @@ class BulkClient(BaseClient):
     Several calls are in flight, balanced over all servers and connections: more while they are
     answered soon, fewer when a server is overloaded. An image is sent again, within its timeout, if
     no server is reachable, or a server is overloaded or restarts. Memory is bounded: 64 MiB of
-    images and results, those in flight once more in gRPC, and the images that are being read.
+    images and results, those in flight once more in gRPC, and images that are being read.
     """
 
     @overload

@@ -13,7 +13,7 @@ from ._pil import is_pil_image
 from ._preprocessed import ImageContent
 from ._retries import RetryPolicy
 from ._unary import SingleCall
-from .errors import Resnet50Error, UnavailableError, ended_by_peer
+from .errors import DeadlineExceededError, Resnet50Error, UnavailableError, ended_by_peer
 from .images import ImageInput, content_bytes, read_image
 
 Result = TypeVar("Result")
@@ -200,4 +200,24 @@ def is_broken(error: Resnet50Error, failure: grpc.RpcError) -> bool:
     """Return True if a connection broke during a call, rather than a server ending it."""
     return (
         isinstance(error, UnavailableError) and not error.never_sent and not ended_by_peer(failure)
+    )
+
+
+def broke_connections(image: BulkImage) -> UnavailableError:
+    """Return the error of an image that breaks connections."""
+    last = image.last_error
+    return UnavailableError(
+        f"image {image.index}: the connection broke each of {image.breaks} times that it was sent,"
+        f" the last time while nothing else was in flight; it may crash servers"
+        + (f"; the last error: {last.message}" if last is not None else ""),
+        code="UNAVAILABLE",
+    )
+
+
+def late(timeout_s: float) -> DeadlineExceededError:
+    """Return the error of an image whose time is over before it was sent again."""
+    return DeadlineExceededError(
+        f"no response within {timeout_s:g} s (timeout_s); allow more time, or check the server's"
+        " load",
+        code="DEADLINE_EXCEEDED",
     )
