@@ -26,6 +26,10 @@ from .errors import CallCancelledError, Resnet50Error
 from .images import QUICK_BYTES, awaited, is_quickly_read
 from .observers import Observation, Observers
 
+# Of code of the application. It may await a future that was cancelled by something else: without
+# its error the run would wait for that task forever.
+_ERRORS = (Exception, asyncio.CancelledError)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -161,9 +165,11 @@ class _Run(Generic[Result]):
 
     async def close(self) -> None:
         """End the run: cancel its calls and close its source."""
-        if self._closed:
-            return
-        tasks = self._cancel()
+        if not self._closed:
+            await self._end(self._cancel())
+
+    async def _end(self, tasks: set[asyncio.Task[None]]) -> None:
+        """Close the source once the tasks that were cancelled no longer read it."""
         try:
             if tasks:
                 await asyncio.wait(tasks)
@@ -178,8 +184,7 @@ class _Run(Generic[Result]):
 
     def _close_soon(self) -> None:
         if not self._closed:
-            self._cancel()
-            closing = asyncio.ensure_future(self._source.close())
+            closing = asyncio.ensure_future(self._end(self._cancel()))
             _closing.add(closing)
             closing.add_done_callback(_closing.discard)
 
@@ -240,7 +245,7 @@ class _Run(Generic[Result]):
             self._batches.begin_read()
             try:
                 more = await self._read_image()
-            except Exception as error:  # of the source; raised in the caller's task
+            except _ERRORS as error:  # of the source; raised in the caller's task
                 self._batches.end(error)
                 more = False
             self._pump()
@@ -295,7 +300,7 @@ class _Run(Generic[Result]):
                 error = self._connection.closed()
             self._channels.failed(error)
             self._batches.failed(call, error, broke)
-        except Exception as error:  # e.g. of a function that returns the token
+        except _ERRORS as error:  # e.g. of a function that returns the token
             self._batches.fail(error)
         else:
             self._batches.answered(call, results, size, observation.request_id)
@@ -328,5 +333,5 @@ class _Run(Generic[Result]):
             raise self._connection.closed() from misuse
 
 
-# Sources of abandoned runs that are being closed: the event loop keeps weak references only.
+# Abandoned runs that are being closed: the event loop keeps weak references only.
 _closing: set[asyncio.Future[None]] = set()

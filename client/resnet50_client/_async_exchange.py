@@ -236,7 +236,8 @@ class Exchange(Generic[Result]):
                 self._exhausted = True
             else:
                 self.pending.add(await self._content(found), found)
-        except Exception as error:  # of the source; re-raised to the caller
+        # The source may await a future that was cancelled by something else: that is not its end.
+        except (Exception, asyncio.CancelledError) as error:  # of the source; raised to the caller
             self._exhausted, self.failure = True, error
         finally:
             self._reading = None

@@ -482,6 +482,67 @@ async def test_failing_source_is_raised_after_its_results(kind):
     assert labels(found) == ["0", "1", "2"]
 
 
+async def cancelled_elsewhere() -> None:
+    """Await a future that something else has cancelled, not the task that waits."""
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+async def test_source_that_awaits_a_cancelled_future_ends_its_run():
+    async def images() -> AsyncIterator[bytes]:
+        yield b"0"
+        await cancelled_elsewhere()
+
+    async with scripted_batches() as server, AsyncClient(server.address) as client:
+        results = client.classify_many(images())
+        assert (await anext(results)).top.label == "0"
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(anext(results), 60)
+
+
+async def test_token_that_awaits_a_cancelled_future_ends_its_run():
+    async with (
+        scripted_batches() as server,
+        AsyncClient(server.address, token=cancelled_elsewhere) as client,
+    ):
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(anext(client.classify_many([b"0"])), 60)
+
+
+async def test_dropped_run_closes_a_source_that_is_slow_to_cancel():
+    cleaned, closed = asyncio.Event(), asyncio.Event()
+
+    async def clean_up() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            cleaned.set()
+
+    async def images() -> AsyncIterator[bytes]:
+        try:
+            yield b"0"
+            await clean_up()
+        finally:
+            await asyncio.sleep(0)
+            closed.set()
+
+    failures: list[dict] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    async with scripted_batches() as server, AsyncClient(server.address) as client:
+        results = client.classify_many(images())
+        await anext(results)
+        del results
+        gc.collect()
+        await asyncio.wait_for(closed.wait(), 60)
+        assert cleaned.is_set()
+        gc.collect()
+        await asyncio.sleep(0)
+    assert failures == []
+
+
 @pytest.mark.parametrize("end", ["closed", "error", "client", "dropped"])
 async def test_source_is_closed_at_any_end(kind, end):
     async def script(server: BatchServer, images: list[bytes], context):

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -388,6 +388,21 @@ async def test_closing_a_stream_cancels_the_wait_for_its_answer(kind):
         with pytest.raises(CallCancelledError, match=CANCELLED):
             await waiting
         assert await rest(stream) == []
+
+
+async def test_source_that_awaits_a_cancelled_future_ends_its_stream():
+    async def frames() -> AsyncIterator[bytes]:
+        yield PNG
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    with FakeServer() as server:
+        async with AsyncClient(server.address) as client:
+            stream = client.classify_stream(frames())
+            assert (await anext(stream)).result is not None
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(anext(stream), 60)
 
 
 async def test_error_of_closing_a_source_is_raised(kind):
