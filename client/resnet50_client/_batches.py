@@ -246,6 +246,8 @@ class Batches(Generic[Result]):
         refused: list[BulkImage] = []
         memory = RESULT_FACTOR * reply_bytes // len(results)
         for image, result in zip(call.images, results, strict=True):
+            if isinstance(result, Resnet50Error):
+                result._set_context(request_id=request_id)
             if isinstance(result, (OverloadedError, UnavailableError)):
                 image.last_error, image.failed_alone = result, True
                 refused.append(image)

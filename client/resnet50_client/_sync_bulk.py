@@ -278,6 +278,7 @@ class _Run(Generic[Result]):
                     reply, call = self._replies.popleft(), None
                     break
                 if (call := self._batches.next_call()) is not None:
+                    self._room.notify_all()
                     break
                 if self._batches.finished:  # images whose time is over were the last ones
                     continue
@@ -344,6 +345,9 @@ class _Run(Generic[Result]):
             self._channels.failed(error)
         except Resnet50Error as unreadable:
             error = unreadable
+        except BaseException as failure:  # e.g. of an interceptor
+            observation.end(failure)
+            raise
         if self._channels.closing.is_set() and error is not None:
             error = self._connection.closed()
         observation.end(error)

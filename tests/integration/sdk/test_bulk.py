@@ -29,6 +29,8 @@ from resnet50_client import (
     UnavailableError,
     VariantNotFoundError,
 )
+from resnet50_client._batches import READ_AHEAD
+from resnet50_client._flow_control import START_WINDOW
 from tests.support.clients import KINDS, Caller, items
 from tests.support.pictures import encode, picture
 from tests.support.scripted_batches import BatchServer, healthy, scripted_batches, status
@@ -469,6 +471,23 @@ async def test_endless_source_is_read_ahead_by_a_bounded_number(kind):
     assert max(ahead) < 150
 
 
+async def test_images_are_read_ahead_while_others_are_in_flight(kind):
+    answered = asyncio.Event()
+
+    async def script(server: BatchServer, images: list[bytes], context):
+        await answered.wait()
+        return await healthy(server, images, context)
+
+    frames = Frames()
+    async with scripted_batches(script) as server, Caller(kind, server.address) as client:
+        results = items(client, "classify_many", frames)
+        first = asyncio.ensure_future(anext(results))
+        await until(lambda: frames.read == READ_AHEAD + START_WINDOW)
+        answered.set()
+        await first
+        await results.aclose()
+
+
 async def test_failing_source_is_raised_after_its_results(kind):
     def images() -> Iterator[bytes]:
         yield from numbered(3)
@@ -678,6 +697,32 @@ async def test_observers_see_each_call(kind):
     assert all("x-number" in metadata for metadata in server.metadata)
     sent = sorted(metadata["x-request-id"] for metadata in server.metadata)
     assert sorted(call.request_id for call in recorder.calls) == sent
+
+
+class Failing(grpc.UnaryUnaryClientInterceptor):
+    """An interceptor of the application with a bug."""
+
+    def intercept_unary_unary(self, continuation, client_call_details, request):
+        raise ZeroDivisionError("the interceptor is broken")
+
+
+class AsyncFailing(grpc.aio.UnaryUnaryClientInterceptor):
+    """The same for asyncio."""
+
+    async def intercept_unary_unary(self, continuation, client_call_details, request):
+        raise ZeroDivisionError("the interceptor is broken")
+
+
+async def test_call_with_a_failing_interceptor_ends_for_observers(kind):
+    recorder = Recorder()
+    interceptors = [Failing() if kind is Client else AsyncFailing()]
+    async with (
+        scripted_batches() as server,
+        Caller(kind, server.address, observers=[recorder], interceptors=interceptors) as client,
+    ):
+        with pytest.raises(ZeroDivisionError, match="the interceptor is broken"):
+            await collect(client, "classify_many", [b"0"])
+    assert [type(call.error) for call in recorder.calls] == [ZeroDivisionError]
 
 
 async def test_calls_have_the_options_of_the_run(kind):

@@ -103,6 +103,15 @@ def outcomes(run: Run) -> dict[int, object]:
     return {one.index: one.error or one.result for one in run.taken()}
 
 
+def test_error_of_an_image_has_the_id_of_its_call():
+    run = Run()
+    run.add(1)
+    run.end()
+    call = run.batches.next_call()
+    run.batches.answered(call, [InvalidImageError("broken")], request_id="a1")
+    assert run.batches.take().error.request_id == "a1"
+
+
 def test_images_are_grouped_as_the_window_grows():
     run = Run()
     sizes = []
