@@ -246,6 +246,9 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
         if first.HasField("raw"):
             image.raw.CopyFrom(first.raw)
             image.raw.pixels = content
+        elif first.transform_digest:
+            image.preprocessed.pixels = content
+            image.preprocessed.transform_digest = first.transform_digest
         return self._single(kind, first.options, image, context, "Upload")
 
     def _batch(self, kind: str, request: Any, context: Any) -> Any:
@@ -310,7 +313,16 @@ _FIELDS = {"Classify": "classification", "Embed": "embedding"}
 
 
 def _content_of(image: image_pb2.Image) -> ImageContent:
+    """Return the image of a message.
+
+    Raises:
+        InvalidImageError: It has none, like the frame that a client sends for an unreadable image.
+    """
     kind = image.WhichOneof("source")
+    if kind is None:
+        raise InvalidImageError(
+            "image: is empty; set image.encoded, image.raw or image.preprocessed", field="image"
+        )
     if kind == "encoded":
         return image.encoded
     if kind == "preprocessed":
@@ -318,7 +330,16 @@ def _content_of(image: image_pb2.Image) -> ImageContent:
         return PreprocessedPixels(made.pixels, made.transform_digest)
     raw = image.raw
     name = image_pb2.PixelFormat.Name(raw.pixel_format).removeprefix("PIXEL_FORMAT_")
-    return RawPixels(raw.width, raw.height, name, raw.pixels)
+    matrix = image_pb2.ColorMatrix.Name(raw.color_matrix).removeprefix("COLOR_MATRIX_")
+    levels = image_pb2.ColorRange.Name(raw.color_range).removeprefix("COLOR_RANGE_").lower()
+    return RawPixels(
+        raw.width,
+        raw.height,
+        name,
+        raw.pixels,
+        color_matrix=matrix if raw.color_matrix else None,
+        color_range=levels if raw.color_range else None,
+    )
 
 
 def _status(error: Resnet50Error) -> status_pb2.Status:

@@ -16,6 +16,8 @@ from resnet50_client import (
     InvalidImageError,
     OverloadedError,
     PermissionDeniedError,
+    PreprocessedImage,
+    RawImage,
     RetryPolicy,
     ServerError,
     UnavailableError,
@@ -130,6 +132,33 @@ async def test_received_images_show_options_pixels_and_metadata(kind, server):
     assert first.metadata["x-priority"] == "bulk"
     assert first.metadata["x-caller-key"] == "user-1"
     assert (second.method, second.image) == ("EmbedUpload", large)
+
+
+async def test_unreadable_frame_takes_no_scripted_answer(kind, server):
+    server.script({"cat": 0.9}, {"dog": 0.9})
+    async with Caller(kind, server.address) as client:
+        frames = ["none.jpg", b"one", b"two"]
+        answers = [answer async for answer in items(client, "classify_stream", frames)]
+    assert isinstance(answers[0].error, FileNotFoundError)
+    assert [answer.result.top.label for answer in answers[1:]] == ["cat", "dog"]
+    assert [one.image for one in server.received] == [b"one", b"two"]
+
+
+async def test_received_yuv_has_its_matrix_and_range(kind, server):
+    frame = RawImage(np.zeros((6, 4), dtype=np.uint8), "NV12", "BT709", "full")
+    async with Caller(kind, server.address) as client:
+        await client.classify(frame)
+    (received,) = server.received
+    assert (received.image.color_matrix, received.image.color_range) == ("BT709", "full")
+
+
+async def test_received_upload_may_be_preprocessed(kind, server):
+    image = PreprocessedImage(np.zeros((1200, 1200, 3), dtype=np.uint8), "a digest")
+    async with Caller(kind, server.address) as client:
+        await client.embed(image)
+    (received,) = server.received
+    assert received.method == "EmbedUpload"
+    assert (received.image.transform_digest, len(received.image.pixels)) == ("a digest", 4320000)
 
 
 async def test_delay_and_health_can_be_set(kind, server):
