@@ -211,7 +211,14 @@ class _Run(Generic[Result]):
     def _task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        # Without the task the run would never end.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._batches.fail(error)
+            self._pump()
 
     async def _watch(self, channels: Channels) -> None:
         """End the run when the client is closed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
@@ -37,6 +37,7 @@ class BulkImage:
         tries: Number of other failed attempts.
         last_error: Error of the last failed attempt.
         failed_alone: True if that was about this image, rather than about its call.
+        source_bytes: Size of the source in memory, if it contains pixels or a file's content.
     """
 
     index: int
@@ -50,6 +51,11 @@ class BulkImage:
     tries: int = 0
     last_error: Resnet50Error | None = None
     failed_alone: bool = False
+    source_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Now: the source may be gone when the next image is taken.
+        self.source_bytes = _source_bytes(self.source)
 
     @property
     def content_bytes(self) -> int:
@@ -63,7 +69,7 @@ class BulkImage:
         """Size in memory, of the content and of the source if that holds pixels, too."""
         if self.content is self.source:
             return self.content_bytes
-        return self.content_bytes + _source_bytes(self.source)
+        return self.content_bytes + self.source_bytes
 
 
 @dataclass(frozen=True)

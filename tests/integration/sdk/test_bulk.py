@@ -471,6 +471,17 @@ async def test_endless_source_is_read_ahead_by_a_bounded_number(kind):
     assert max(ahead) < 150
 
 
+async def test_images_that_are_gone_with_the_next_one_are_answered(kind):
+    def images() -> Iterator[memoryview]:
+        for image in numbered(40):
+            with memoryview(image) as view:
+                yield view  # released when the next one is taken
+
+    async with scripted_batches() as server, Caller(kind, server.address) as client:
+        results = await collect(client, "classify_many", images())
+    assert labels(results) == [str(number) for number in range(40)]
+
+
 async def test_images_are_read_ahead_while_others_are_in_flight(kind):
     answered = asyncio.Event()
 
