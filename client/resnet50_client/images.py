@@ -7,8 +7,8 @@ import os
 import re
 from dataclasses import dataclass, replace
 from typing import (
+    IO,
     Any,
-    BinaryIO,
     Literal,
     Protocol,
     TypeAlias,
@@ -129,7 +129,7 @@ ImageInput: TypeAlias = (
     | bytes
     | bytearray
     | memoryview
-    | BinaryIO
+    | IO[bytes]
     | NDArray[np.uint8]
     | RawImage
     | VideoFrame

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from numbers import Integral, Real
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -16,7 +16,7 @@ MAX_SIDE = 65535
 
 
 def frames_from_raw(
-    pipe: BinaryIO, width: int, height: int, pixel_format: str = "RGB", *, fps: float = 25.0
+    pipe: IO[bytes], width: int, height: int, pixel_format: str = "RGB", *, fps: float = 25.0
 ) -> Generator[VideoFrame, None, None]:
     """Yield the frames of raw video from a pipe, for the streams of both clients.
 
@@ -63,7 +63,7 @@ def frames_from_raw(
 
 
 def _frames(
-    pipe: BinaryIO, shape: tuple[int, ...], pixel_format: str, fps: float
+    pipe: IO[bytes], shape: tuple[int, ...], pixel_format: str, fps: float
 ) -> Generator[VideoFrame, None, None]:
     number, size = 0, math.prod(shape)
     with pipe:
@@ -78,7 +78,7 @@ def _frames(
             number += 1
 
 
-def _read(pipe: BinaryIO, size: int) -> bytes:
+def _read(pipe: IO[bytes], size: int) -> bytes:
     """Read so many bytes, or fewer at the end; an unbuffered pipe gives them in parts."""
     parts, missing = [], size
     while missing:

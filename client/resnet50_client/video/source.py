@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from .._redaction import redact
 from ..images import is_url
@@ -19,7 +19,7 @@ from ..images import is_url
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-VideoSource: TypeAlias = str | os.PathLike[str] | int | BinaryIO
+VideoSource: TypeAlias = str | os.PathLike[str] | int | IO[bytes]
 
 _CAMERA = re.compile(r"/dev/video\d+")
 # Formats whose URL is that of a playlist, so that its size says nothing.
