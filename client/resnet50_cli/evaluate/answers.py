@@ -49,7 +49,7 @@ def classify_all(
 
     Raises:
         WeightsChanged: A result is of other weights than the results before it.
-        Resnet50Error: As of `cli.images.answers`.
+        Resnet50Error: As of `images.answers`.
     """
     pending: deque[LabelledImage] = deque()
     # Bounded by the images that the first run reads ahead: outcomes are taken from all in turn.

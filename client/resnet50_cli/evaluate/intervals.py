@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-LEVEL = 0.95
 # The quantile 0.975 of the standard normal distribution.
 Z = 1.959963984540054
 # Halvings of an interval of length 2: beyond the precision of a float.

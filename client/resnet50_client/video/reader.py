@@ -89,9 +89,7 @@ def read_frames(
                     clock.reconnected()
                 for frame in _decoded(container, source, stop):
                     if outage is not None:
-                        _log.warning(
-                            "%s: connected again after %.1f s", source.name, outage.elapsed_s
-                        )
+                        outage.end()
                         outage = None
                     count += 1
                     time_s = clock.time_s(frame.time)
