@@ -29,14 +29,20 @@ from tests.support.serving import server_processes
 
 
 def try_pair(
-    home: Path, python: str, wheel: Path, packages: PackageSet, address: str, photo: Path
+    home: Path,
+    python: str,
+    wheel: Path,
+    packages: PackageSet,
+    version: str,
+    server: str,
+    photo: Path,
 ) -> bool:
     """Run the session in an environment of one pair, and print a line; return whether it passed."""
     began = time.monotonic()
     try:
-        made = make_environment(home, python, wheel, packages)
+        made = make_environment(home, python, wheel, packages.pins_of(version))
         for implementation in ("upb", "python"):
-            found = run_session(made, address, photo, implementation=implementation)
+            found = run_session(made, server, photo, implementation=implementation)
     except RuntimeError as error:
         print(f"FAILED  {packages.name}, {python}\n{error}", flush=True)
         return False
@@ -63,14 +69,14 @@ def main() -> int:
         wheel = build_wheel(root)
         server = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
         for packages in PACKAGE_SETS:
-            pythons = [found[version] for version in packages.pythons if found[version]]
+            pythons = [(version, found[version]) for version in packages.pythons if found[version]]
             if not pythons:
                 print(f"FAILED  {packages.name}: needs CPython {' or '.join(packages.pythons)}")
                 failed = True
-            for number, python in enumerate(pythons):
+            for version, python in pythons:
                 assert python is not None
-                home = root / f"{packages.name}-{number}"
-                failed |= not try_pair(home, python, wheel, packages, server, photo)
+                home = root / f"{packages.name}-{version}"
+                failed |= not try_pair(home, python, wheel, packages, version, server, photo)
     return 1 if failed else 0
 
 

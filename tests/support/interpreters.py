@@ -18,15 +18,15 @@ def interpreter(version: str) -> str | None:
     return next((found for found in _candidates(version) if _version(found) == version), None)
 
 
-def first_interpreter(versions: Sequence[str]) -> str:
-    """Return the path of the first of several CPythons that the machine has.
+def first_interpreter(versions: Sequence[str]) -> tuple[str, str]:
+    """Return path and version of the first of several CPythons that the machine has.
 
     Raises:
         LookupError: It has none of them.
     """
     for version in versions:
         if found := interpreter(version):
-            return found
+            return found, version
     raise LookupError(
         f"none of CPython {', '.join(versions)} is on the path, in pyenv or in uv; install one"
     )

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SESSION = Path(__file__).with_name("sdk_session.py")
 SESSION_S = 300.0
 IMPLEMENTATION = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
+# Of the floor's NumPy there is no wheel for newer interpreters than 3.11.
+OLDEST_NUMPY_OF_312 = "1.26.0"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,15 @@ class PackageSet:
     pins: tuple[str, ...]
     pythons: tuple[str, ...]
 
+    def pins_of(self, version: str) -> tuple[str, ...]:
+        """Return the requirements for an interpreter, such as "3.12"."""
+        if version in ("3.10", "3.11"):
+            return self.pins
+        return tuple(
+            f"numpy=={OLDEST_NUMPY_OF_312}" if pin.startswith("numpy==") else pin
+            for pin in self.pins
+        )
+
 
 def floors() -> dict[str, str]:
     """Return the oldest releases that pyproject allows the SDK, by name."""
@@ -45,7 +56,7 @@ PACKAGE_SETS = (
     PackageSet(
         "oldest",
         tuple(f"{name}=={version}" for name, version in floors().items()),
-        ("3.10", "3.11"),
+        ("3.10", "3.11", "3.12"),
     ),
     PackageSet(
         "protobuf-5", ("grpcio==1.68.1", "protobuf==5.29.5"), ("3.11", "3.12", "3.13", "3.10")
@@ -66,14 +77,14 @@ def build_wheel(out: Path) -> Path:
     return built
 
 
-def make_environment(home: Path, python: str, wheel: Path, packages: PackageSet) -> Path:
+def make_environment(home: Path, python: str, wheel: Path, pins: tuple[str, ...]) -> Path:
     """Make an environment with the SDK alone; return its interpreter.
 
     Args:
         home: Directory of the environment, which is made.
         python: Interpreter.
         wheel: The project's wheel.
-        packages: The dependencies' releases.
+        pins: Requirements of the dependencies' releases.
 
     Raises:
         RuntimeError: pip failed; the message has its output.
@@ -82,10 +93,10 @@ def make_environment(home: Path, python: str, wheel: Path, packages: PackageSet)
     made = home / "bin" / "python"
     # The pip of this environment: to install one into each takes longer than the rest.
     pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet"]
-    command = [*pip, "--only-binary=:all:", str(wheel), *packages.pins]
+    command = [*pip, "--only-binary=:all:", str(wheel), *pins]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"pip install {' '.join(packages.pins)} failed:\n{done.stderr}")
+        raise RuntimeError(f"pip install {' '.join(pins)} failed:\n{done.stderr}")
     return made
 
 
