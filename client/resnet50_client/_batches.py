@@ -34,6 +34,7 @@ from .errors import (
     OverloadedError,
     Resnet50Error,
     ServerError,
+    TransformMismatchError,
     UnavailableError,
 )
 
@@ -53,6 +54,8 @@ ALONE_AFTER = 2
 # An image that breaks the connection so many times while no other is in flight is the cause. Once
 # may be chance: a connection can break by itself.
 TIMES_ALONE = 2
+# Errors of a call with one image that are about the image: others would not get them.
+_OF_IMAGES = (InvalidImageError, TransformMismatchError, ServerError, DataLossError)
 
 
 class Batches(Generic[Result]):
@@ -294,7 +297,7 @@ class Batches(Generic[Result]):
             half = len(images) // 2
             self._retry(images[:half], now)
             self._retry(images[half:], now)
-        elif isinstance(error, (InvalidImageError, ServerError, DataLossError)):
+        elif isinstance(error, _OF_IMAGES):
             self._answer_all(images, error)
         else:
             self.fail(error)

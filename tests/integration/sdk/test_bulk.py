@@ -26,11 +26,13 @@ from resnet50_client import (
     InvalidImageError,
     PermissionDeniedError,
     RetryPolicy,
+    TransformMismatchError,
     UnavailableError,
     VariantNotFoundError,
 )
 from resnet50_client._batches import READ_AHEAD
 from resnet50_client._flow_control import START_WINDOW
+from resnet50_client.testing import FakeServer
 from tests.support.clients import KINDS, Caller, items
 from tests.support.pictures import encode, picture
 from tests.support.scripted_batches import BatchServer, healthy, scripted_batches, status
@@ -135,6 +137,19 @@ async def test_errors_are_returned_in_their_places(kind, tmp_path):
     ]
     assert results[1].field == "image.encoded"
     assert results[1].request_id
+
+
+@pytest.mark.parametrize("count", [1, 64], ids=["alone", "in a batch"])
+async def test_image_of_another_transform_fails_in_its_place(kind, count):
+    with FakeServer() as server:
+        server.script(TransformMismatchError("of another transform"))
+        async with Caller(kind, server.address) as client:
+            images = numbered(count)
+            results = await collect(client, "classify_many", images, return_exceptions=True)
+    assert isinstance(results[0], TransformMismatchError)
+    assert results[0].source == b"0"
+    assert all(isinstance(result, Classification) for result in results[1:])
+    assert len(results) == count
 
 
 @pytest.mark.parametrize("form", [dict, dict.items, list], ids=["mapping", "items", "pairs"])
