@@ -73,7 +73,7 @@ def calls(channel: grpc.aio.Channel) -> dict:
     async def reflection(metadata):
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for _ in stub.ServerReflectionInfo(iter([asked]), metadata=metadata):
+        async for _ in keep_status(stub.ServerReflectionInfo(iter([asked]), metadata=metadata)):
             pass
 
     return {one.__name__: one for one in (unary, upload, stream, variants, reflection)}

@@ -289,7 +289,7 @@ async def test_failed_replacement_changes_nothing_and_is_shown(tmp_path):
         assert "it is broken" in shown.last_failure
         assert (await ask(admin, PICTURES[0], "mine")).variant.digest == before.digest
         (directory / "weights.pth").write_bytes(whole)
-        assert (await replace(admin, "mine")).variant.last_failure is None
+        assert (await replace(admin, "mine")).variant.last_failure == ""
 
 
 async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):

@@ -353,8 +353,8 @@ def test_encoded_length_is_limited():
         parse_image(image_pb2.Image(encoded=bytes(101)), ImageLimits(max_bytes=100))
 
 
-def test_empty_image_names_its_two_sources():
-    with pytest.raises(InvalidImage, match=r"image\.encoded or image\.raw"):
+def test_empty_image_names_its_sources():
+    with pytest.raises(InvalidImage, match=r"image\.encoded, image\.raw or image\.preprocessed"):
         parse_image(image_pb2.Image(), LIMITS)
 
 
