@@ -142,22 +142,26 @@ def _live(found: Iterator[Snapshot]) -> None:
     threading.Thread(target=poll, name="poll servers", daemon=True).start()
     view = View("q quits" if sys.stdin.isatty() else "Ctrl-C quits", fit=True)
     while True:
-        try:
-            with _suspending(), keys() as pressed:
-                _until_q(view, newest, pressed)
-            return
-        except _Suspended:
-            # The terminal is restored; execution resumes here in the foreground.
-            os.kill(os.getpid(), signal.SIGSTOP)
+        with _signals() as received:
+            with keys() as pressed:
+                _until_q(view, newest, pressed, received)
+            if received != {getattr(signal, "SIGTSTP", None)}:
+                return
+        # The terminal is restored; execution resumes here in the foreground.
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _until_q(
-    view: View, newest: queue.SimpleQueue[Snapshot | Exception], pressed: Callable[[], str]
+    view: View,
+    newest: queue.SimpleQueue[Snapshot | Exception],
+    pressed: Callable[[], str],
+    received: set[int],
 ) -> None:
+    """Show snapshots until q is pressed or a signal is received."""
     window = console()
     with Live(view, console=window, screen=True, auto_refresh=False) as screen:
         size = window.size
-        while not {"q", "Q"} & set(pressed()):
+        while not received and not {"q", "Q"} & set(pressed()):
             try:
                 seen = newest.get(timeout=_KEY_POLL_S)
                 if isinstance(seen, Exception):
@@ -170,25 +174,21 @@ def _until_q(
             screen.refresh()
 
 
-class _Suspended(Exception):
-    """Ctrl-Z was pressed."""
-
-
 @contextmanager
-def _suspending() -> Iterator[None]:
-    """Turn Ctrl-Z into an exception, on systems that have it."""
-    if sys.platform == "win32":
-        yield
-        return
+def _signals() -> Iterator[set[int]]:
+    """Return the signals that were received: Ctrl-C, SIGTERM, and Ctrl-Z on systems that have it.
 
-    def suspend(*_: Any) -> None:
-        raise _Suspended
-
-    before = signal.signal(signal.SIGTSTP, suspend)
+    An exception of their handlers would be lost where Python ignores exceptions, for example while
+    an object is finalised.
+    """
+    received: set[int] = set()
+    numbers = {signal.SIGINT, signal.SIGTERM} | {getattr(signal, "SIGTSTP", signal.SIGINT)}
+    before = {number: signal.signal(number, lambda got, _: received.add(got)) for number in numbers}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTSTP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
