@@ -119,7 +119,7 @@ async def test_variant_that_answers_nan_is_refused_and_others_serve(kind):
             assert (await checking.Check(request)).status == Health.SERVING
         assert await get(server, "/readyz") == (200, "ok\n")
         assert {one.name: (one.state, one.problem) for one in await caller.list_variants()} == {
-            V2: ("ready", ""),
+            V2: ("ready", None),
             V1: ("unhealthy", PROBLEM),
         }
         assert (await caller.get_variant(V1)).state == "unhealthy"
@@ -371,7 +371,7 @@ async def test_failing_canary_ends_its_split_and_loses_no_call(tmp_path, caplog)
             return one
 
         await set_split(canary_percent=50.0, shadow_percent=100.0)
-        assert (await report()).ended is None
+        assert (await report()).ended == ""
         sick = Sick(engine_of(admin.server, V1))
         for _ in range(MIN_NON_FINITE):
             with refused("INTERNAL", "internal error"):
