@@ -52,6 +52,8 @@ class Server:
             *("--tokens-file", str(folder / "tokens.toml"), "--log-level", "warning"),
             *("--engine", "torch", "--device", "cpu", "--engine-threads", "1"),
             *("--decode-threads", "2", "--max-image-pixels", "4000000"),
+            # Pieces of an image may be doubled: its message is to reach the server all the same.
+            *("--max-message-bytes", str(2**25)),
             *("--response-cache-bytes", str(2**22)),
         ]
         # One heap: else each of gRPC's threads has one, and what those keep free differs.

@@ -117,7 +117,9 @@ async def test_result_has_the_request_id_and_its_source(kind, server, method):
 
 @pytest.mark.parametrize("method", CALLS)
 async def test_error_without_a_server_has_the_request_id(kind, method):
-    async with Caller(kind, "127.0.0.1:1", retry=RetryPolicy(attempts=1)) as client:
+    # Streams look for a server until the timeout.
+    options = {"retry": RetryPolicy(attempts=1), "timeout_s": 3.0}
+    async with Caller(kind, "127.0.0.1:1", **options) as client:
         with pytest.raises(UnavailableError) as given:
             await called(client, method, request_id="request-7")
         with pytest.raises(UnavailableError) as generated:
