@@ -16,6 +16,7 @@ from resnet50.v1 import image_pb2, inference_pb2
 
 # Of an upload: with more of them the sender is what is tried.
 MOST_CHUNKS = 2000
+MAX_UINT32 = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ class Source:
         for _ in range(draw.choice((1, 1, 2, 3))):
             match draw.randrange(7):
                 case 0:
-                    raw.width = draw.choice((*numbers, raw.width + 1))
+                    raw.width = draw.choice((*numbers, min(raw.width + 1, MAX_UINT32)))
                 case 1:
-                    raw.height = draw.choice((*numbers, raw.height + 1))
+                    raw.height = draw.choice((*numbers, min(raw.height + 1, MAX_UINT32)))
                 case 2:
-                    raw.row_stride_bytes = draw.choice((*numbers, raw.row_stride_bytes + 1))
+                    raw.row_stride_bytes = draw.choice(
+                        (*numbers, min(raw.row_stride_bytes + 1, MAX_UINT32))
+                    )
                 case 3:
                     raw.pixel_format = draw.choice((0, 1, 2, 3, 4, 5, 6, 7, 99))  # type: ignore[assignment]
                 case 4:
