@@ -3,7 +3,7 @@
 #   docker build -t resnet50-serving .
 #   docker run --gpus all -p 127.0.0.1:50051:50051 -v resnet50-weights:/weights \
 #     -e RESNET50_VARIANTS=IMAGENET1K_V2 -e RESNET50_ALLOW_PLAINTEXT=true resnet50-serving
-# Without TLS it starts only with RESNET50_ALLOW_PLAINTEXT. See docs/deployment.md.
+# Without TLS it starts only with RESNET50_ALLOW_PLAINTEXT. See docs/how-to/deploy.md.
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

@@ -43,28 +43,28 @@ nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs ngi
 matrix: $(VENV)/installed  ## The SDK on each CPython here, with old and new grpcio and protobuf, 5 minutes
 	$(BIN)/python -m tests.e2e.matrix
 
-bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/benchmarks.md
+bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/benchmarks/results.md
 	$(BIN)/python -m benchmarks.standard
 
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 	$(BIN)/python -m benchmarks.gpu
 
-reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/reliability.md
+reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.reliability --write
 
-memory: $(VENV)/installed  ## Attack a server's memory and compare it with its bound, 5 minutes; writes docs/reliability.md
+memory: $(VENV)/installed  ## Attack a server's memory and compare it with its bound, 5 minutes; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.memory --write
 
-overload: $(VENV)/installed  ## Real engines at 120% and 130% of what they can, 8 minutes; writes docs/reliability.md
+overload: $(VENV)/installed  ## Real engines at 120% and 130% of what they can, 8 minutes; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.overload --write
 
-soak: $(VENV)/installed  ## Mixed load and changing weights, each answer checked, 2 hours; writes docs/reliability.md
+soak: $(VENV)/installed  ## Mixed load and changing weights, each answer checked, 2 hours; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.soak --write
 
-kills: $(VENV)/installed  ## Kill one of two servers every 10 s under load, 3 minutes; writes docs/reliability.md
+kills: $(VENV)/installed  ## Kill one of two servers every 10 s under load, 3 minutes; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.kills --write
 
-swaps: $(VENV)/installed  ## Replace weights 100 times under load, 10 minutes; writes docs/reliability.md
+swaps: $(VENV)/installed  ## Replace weights 100 times under load, 10 minutes; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.swaps --write
 
 netfaults: $(VENV)/installed  ## Lose, delay, cut and move the network between clients and servers, 8 minutes; needs root
@@ -77,22 +77,22 @@ hostile-floor: $(VENV)/installed  ## The attacks of hostile files, on the oldest
 	$(BIN)/pip install -q --upgrade --no-deps --target $(VENV)/hostile-floor pillow==$(PILLOW_FLOOR)
 	PYTHONPATH=$(VENV)/hostile-floor $(BIN)/python -m pytest tests/unit/server/test_decode.py tests/unit/server/test_jpeg.py tests/unit/server/test_heif.py tests/integration/security/test_attacks.py
 
-metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal client, 2 minutes; writes docs/reliability.md
+metadata-flood: $(VENV)/installed  ## Metadata that is not UTF-8 beside a normal client, 2 minutes; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.metadata_flood --write
 
-sick-variant: $(VENV)/installed  ## A variant that answers NaN beside a healthy one, 1 minute; writes docs/reliability.md
+sick-variant: $(VENV)/installed  ## A variant that answers NaN beside a healthy one, 1 minute; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.sick_variant --write
 
-preprocess: $(VENV)/installed  ## Images preprocessed by the caller against the images themselves, 2 minutes; writes docs/preprocess.md
+preprocess: $(VENV)/installed  ## Images preprocessed by the caller against the images themselves, 2 minutes; writes docs/how-to/preprocess-at-the-client.md
 	$(BIN)/python -m benchmarks.preprocess --write
 
-large-photos: $(VENV)/installed  ## Large JPEGs, decoded exactly and scaled, 5 minutes; writes docs/formats.md
+large-photos: $(VENV)/installed  ## Large JPEGs, decoded exactly and scaled, 5 minutes; writes docs/reference/formats.md
 	$(BIN)/python -m benchmarks.large_photos --write
 
 fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linux
 	$(BIN)/python -m fuzz.run --seconds $(FUZZ_S)
 
-fuzz-live: $(VENV)/installed  ## 40,000 mutated images and messages through a server; writes docs/reliability.md
+fuzz-live: $(VENV)/installed  ## 40,000 mutated images and messages through a server; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m fuzz.live --write
 
 check: $(VENV)/installed  ## Lint, types, drift of stubs and of the blocking client, proto and Dockerfile lint
@@ -117,7 +117,7 @@ protos: $(VENV)/installed  ## Regenerate the stubs from the protos
 sync: $(VENV)/installed  ## Regenerate the blocking client from the asyncio one
 	$(BIN)/python client/generate_sync.py
 
-pictures: $(VENV)/installed  ## Draw docs/*.svg from docs/*.dot, and plots from docs/benchmarks.md; needs Graphviz
+pictures: $(VENV)/installed  ## Draw docs/*.svg from docs/*.dot, and plots from docs/benchmarks/results.md; needs Graphviz
 	for one in docs/*.dot; do dot -Tsvg $$one -o $${one%.dot}.svg; done
 	$(BIN)/python -m benchmarks.plots
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.expensive_images
 
-Time and peak memory of decoding each in this process, on one thread. docs/security.md. Linux only.
+Time and peak memory of decoding each in this process, on one thread; docs/how-to/secure.md.
+Linux only.
 """
 
 from __future__ import annotations

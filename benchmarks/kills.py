@@ -6,7 +6,7 @@ calls, uploads, lists and ordered streams meanwhile, and each answer is compared
 The exit status is 1 if a call failed or was answered wrongly, or a frame of a stream was not
 answered exactly once and in its turn.
 
-With --write, what is printed goes into docs/reliability.md; `make kills` does that.
+With --write, what is printed goes into docs/benchmarks/reliability.md; `make kills` does that.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=12, help="how many; default 12")
     parser.add_argument("--every-s", type=float, default=10.0, help="between kills; default 10")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     arguments, flags = parser.parse_known_args()  # the rest is the servers'
     with tempfile.TemporaryDirectory(prefix="resnet50-kills-") as folder:
         outcome = asyncio.run(trial(Path(folder), arguments.kills, arguments.every_s, flags))

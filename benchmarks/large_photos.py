@@ -4,8 +4,8 @@
 
 Time, peak memory and distance of photos of 12, 50 and 108 megapixels (4:2:0, quality 90, one
 thread), and how the distance depends on how many times larger than the resized image the scaled one
-is. Linux only. With --write, what is printed goes into docs/formats.md; `make large-photos` does
-that. docs/adr/0030-scaled-jpeg-decoding.md.
+is. Linux only. With --write, the figures go into docs/reference/formats.md; `make large-photos`
+does that. docs/adr/0030-scaled-jpeg-decoding.md.
 
 No photo of that size is here, so they are made of the two that scikit-learn ships: enlarged, with
 the fine detail of the photo itself laid over at the scale of single pixels, as a sharp lens has it.
@@ -44,7 +44,7 @@ from tests.support.pictures import PHOTOS
 from . import page
 from .expensive_images import memory_mib
 
-PAGE = page.PAGE.with_name("formats.md")
+PAGE = page.DOCS / "reference" / "formats.md"
 TRANSFORM = Transform.of(ResNet50_Weights.IMAGENET1K_V2.transforms())
 SIDES = {12: (4032, 3024), 50: (8160, 6120), 108: (12000, 9000), 200: (16320, 12240)}
 STRIP_ROWS = 256
@@ -248,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--megapixels", type=int, nargs="+", default=[12, 50, 108])
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many")
-    parser.add_argument("--write", action="store_true", help="into docs/formats.md")
+    parser.add_argument("--write", action="store_true", help="into docs/reference/formats.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     embed = networks()

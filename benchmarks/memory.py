@@ -6,8 +6,8 @@ largest   Clients send the largest messages, frames, uploads and images that are
           they can, to a server in a control group with the memory limit of the Kubernetes manifest.
 blocked   1,000 streams wait for room in a full server: the CPU that it uses meanwhile.
 
-With --write, what is printed goes into docs/reliability.md; `make memory` does that. Linux; the
-control group takes root, and is left out without.
+With --write, the figures go into docs/benchmarks/reliability.md; `make memory` does that. Linux;
+the control group takes root, and is left out without.
 """
 
 from __future__ import annotations
@@ -342,7 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*MEASURES, []], help="default: all")
     parser.add_argument("--seconds", type=float, default=60.0, help="of an attack; default: 60")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     arguments = parser.parse_args()
     text = page.report(lines(arguments.what or list(MEASURES), arguments.seconds))
     if arguments.write:

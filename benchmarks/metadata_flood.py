@@ -5,7 +5,7 @@ HPACK packs a pair into a byte, and no token is needed for it. A normal client m
 second meanwhile, one after the other, and its answers are counted: without the flood, with the same
 flood in ASCII, with the flood. The calls go to inference and to health checks in turn.
 
-With --write, what is printed goes into docs/reliability.md; `make metadata-flood` does that.
+With --write, the figures go into docs/benchmarks/reliability.md; `make metadata-flood` does that.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn; default 8")
     parser.add_argument("--turns", type=int, default=3, help="of each kind; default 3")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     arguments = parser.parse_args()
     written = page.report(trial(arguments.seconds, arguments.turns), "The clients share the cores.")
     if arguments.write:

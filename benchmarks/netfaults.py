@@ -8,7 +8,7 @@ answer is compared with plain torch's.
 
 The exit status is 1 if an answer was wrong, a call or a frame was lost (neither answered nor ended
 by an error), one failed that need not have, or the other server took longer to answer than the goal
-allows. With --write, what is printed goes into docs/reliability.md; `make netfaults` does that.
+allows. With --write, the figures go into docs/benchmarks/reliability.md; `make netfaults` does so.
 --short takes about a minute and judges no times. Needs root, or user namespaces.
 """
 
@@ -443,7 +443,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a minute, for CI; judges no times")
     parser.add_argument("--only", action="append", choices=FAULTS, help="a fault; may be repeated")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     arguments = parser.parse_args()
     folder = enter()
     in_short = [name for name, fault in FAULTS.items() if fault.short_s is not None]

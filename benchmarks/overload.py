@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="whose server takes turns")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=12.0, help="of each load")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     given = parser.parse_args()
     text = page.report(lines(given))
     if given.write:

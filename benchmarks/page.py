@@ -8,7 +8,8 @@ from pathlib import Path
 
 from resnet50_bench.environment import machine, versions
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "benchmarks" / "reliability.md"
 
 
 def report(lines: Iterable[str], clients: str = "The clients share the cores.") -> str:

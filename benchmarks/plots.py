@@ -1,4 +1,4 @@
-"""Plots of docs/benchmarks.md: python -m benchmarks.plots; `make pictures` runs it.
+"""Plots of docs/benchmarks/results.md: python -m benchmarks.plots; `make pictures` runs it.
 
 latency-load.svg   p50 and p99 against the offered load, Poisson arrivals, fp32 and int8
 
@@ -53,7 +53,9 @@ def sweep(page: str, title: str) -> list[Point]:
             failed = float(cells[8].rstrip("%")) / 100
             points.append(Point(float(rate), float(cells[3]), float(cells[5]), failed))
     if not points:
-        raise ValueError(f"docs/benchmarks.md has no sweep below {title!r}: run `make bench`")
+        raise ValueError(
+            f"docs/benchmarks/results.md has no sweep below {title!r}: run `make bench`"
+        )
     return points
 
 
@@ -106,7 +108,7 @@ def main() -> None:
     matplotlib.use("svg")
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "resnet50", "font.size": 10}
     IMAGES.mkdir(exist_ok=True)
-    page = (DOCS / "benchmarks.md").read_text()
+    page = (DOCS / "benchmarks" / "results.md").read_text()
     (IMAGES / "latency-load.svg").write_text(latency_against_load(page))
 
 

@@ -5,7 +5,7 @@ bytes that are sent of each: a photo of 500 x 375, one of 12 megapixels, and a f
 JPEG, as I420 and as RGB. The engine takes no time, so the CPU is that of gRPC, decoding, resizing
 and batching. The caller's own CPU for preprocessing is beside it. Figures are ratios within one
 run, medians over interleaved rounds. Linux only. With --write, the table goes into
-docs/preprocess.md; `make preprocess` does that.
+docs/how-to/preprocess-at-the-client.md; `make preprocess` does that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from . import page
 from .large_photos import large_photo
 from .process import DECODING, cpu_s, server
 
-PAGE = page.PAGE.with_name("preprocess.md")
+PAGE = page.DOCS / "how-to" / "preprocess-at-the-client.md"
 CLASSIFY = "/resnet50.v1.InferenceService/Classify"
 IN_FLIGHT = 8
 # Server CPU of a turn, in seconds: the clock of a process is fine, its scheduling is not.
@@ -165,7 +165,9 @@ def main() -> None:
     """Measure, print, and write if that was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many")
-    parser.add_argument("--write", action="store_true", help="into docs/preprocess.md")
+    parser.add_argument(
+        "--write", action="store_true", help="into docs/how-to/preprocess-at-the-client.md"
+    )
     options = parser.parse_args()
     where = f"{page.where()} {options.rounds} rounds."
     print(where)

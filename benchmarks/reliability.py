@@ -8,7 +8,7 @@ refused    40 calls at once with 32 MiB each, to a server that is full: what ref
 
 The server is a process with the timed engine, which sleeps as a device computes, so that what is
 measured is the server. Latencies count from the time at which a request should be sent. With
---write, what is printed goes into docs/reliability.md; `make reliability` does that.
+--write, what is printed goes into docs/benchmarks/reliability.md; `make reliability` does that.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ def main() -> None:
     """Run what was asked for, or everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*MEASURES, []], help="default: all")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     parser.add_argument("--stall", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stall:

@@ -8,7 +8,7 @@ answered by another one, or the server was not SERVING.
 
 The engine is the timed one, which sleeps as a device computes; the sick variant's passes all checks
 of its loading and answers NaN from then on (tests/support/faulty_server.py). With --write, what is
-printed goes into docs/reliability.md; `make sick-variant` does that.
+printed goes into docs/benchmarks/reliability.md; `make sick-variant` does that.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def main() -> int:
     """Print what became of the calls; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=15.0, help="twice for each part")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="resnet50-sick-") as folder:
         outcomes = asyncio.run(trial(Path(folder), arguments.seconds))

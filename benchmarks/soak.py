@@ -7,8 +7,9 @@ checkpoint is refused. Each answer is compared with what plain torch says of tha
 weights whose digest the answer carries, and these have to be weights that may answer at that time.
 
 The exit status is 1 if an answer was wrong or a call lost, a call is unaccounted for, places stay
-taken in the server, or it holds more at the end than at the beginning. With --write, what is
-printed goes into docs/reliability.md; `make soak` does that. Other arguments are the server's.
+taken in the server, or it holds more at the end than at the beginning. With --write, the
+figures go into docs/benchmarks/reliability.md; `make soak` does that. Other arguments are the
+server's.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120.0, help="how long; default 120")
     parser.add_argument("--swap-every-s", type=float, default=20.0, help="default 20")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     arguments, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="resnet50-soak-") as folder:
         outcome = asyncio.run(

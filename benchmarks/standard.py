@@ -1,8 +1,8 @@
 """The standard set: python -m benchmarks.standard [--quick]; `make bench` runs it.
 
 It loads servers on this machine as `resnet50 bench` would, runs other benchmarks of this folder,
-and writes what they say into docs/benchmarks.md, between its two marks. It takes about twenty
-minutes; with --quick a few, and nothing is written. It prints each part once it has it.
+and writes their output into docs/benchmarks/results.md, between its two marks. It takes about
+twenty minutes; with --quick a few, and nothing is written. It prints each part once it has it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resnet50_bench.table import costs, latencies, stages
 from resnet50_cli.formatting import Grid
 
 FOLDER = Path(__file__).resolve().parent
-PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+PAGE = FOLDER.parent / "docs" / "benchmarks" / "results.md"
 BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 SHARES = (0.5, 0.8, 0.95, 1.1, 1.3)
 # Other benchmarks to run, and their parts.

@@ -6,8 +6,8 @@ with plain torch's for the weights whose digest it carries, and a call that begi
 to be answered by the new ones. The exit status is 1 if a call failed or was answered wrongly, or if
 the server holds more memory after the last swap than after the fifth.
 
-With --write, what is printed goes into docs/reliability.md; `make swaps` does that. Other arguments
-are the server's.
+With --write, the figures go into docs/benchmarks/reliability.md; `make swaps` does that. Other
+arguments are the server's.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def main() -> int:
     """Print what came of it; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--swaps", type=int, default=100, help="how many, 6 at least; default 100")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     arguments, flags = parser.parse_known_args()
     if arguments.swaps <= WARM:
         parser.error(f"--swaps: memory is compared with that after swap {WARM}; make more")

@@ -7,7 +7,8 @@ input with a code of the contract and never with INTERNAL or UNKNOWN, good image
 rightly; in the end nothing is left inside, memory is where it was, and the log has no error.
 
 An input that breaks a promise is written into `.cache/fuzz/live`; the command to repeat it is
-printed. With --write, the figures go into docs/reliability.md; `make fuzz-live` does that.
+printed. With --write, the figures go into docs/benchmarks/reliability.md; `make fuzz-live` does
+that.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_bench.environment import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "benchmarks" / "reliability.md"
 BEGIN, END = "<!-- begin: make fuzz-live -->", "<!-- end: make fuzz-live -->"
 FOUND = ROOT / ".cache" / "fuzz" / "live"
 
@@ -321,7 +322,7 @@ def lines_of(plan: Plan, report: Report) -> Iterator[str]:
 
 
 def write(lines: list[str]) -> None:
-    """Write the figures into docs/reliability.md."""
+    """Write the figures into docs/benchmarks/reliability.md."""
     where, used = machine(), versions()
     named = ", ".join(f"{name} {number}" for name, number in used.items())
     head = (
@@ -355,7 +356,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=Plan.images)
     parser.add_argument("--messages", type=int, default=Plan.messages)
     parser.add_argument("--photos", type=Path, help="a folder of files that are mutated as well")
-    parser.add_argument("--write", action="store_true", help="into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     parser.add_argument("--repeat", type=Path, metavar="FILE", help="a call that was found")
     arguments = parser.parse_args()
     if arguments.repeat:

@@ -64,7 +64,7 @@ LIMITS = ImageLimits(
     exact_jpeg_pixels=2**16,
 )
 TRANSFORM = Transform(resize=36, crop=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-# Decoding costs up to 22 bytes a pixel (docs/security.md), and libraries keep some of it.
+# Decoding costs up to 22 bytes a pixel (docs/how-to/secure.md), and libraries keep some of it.
 MAX_GROWTH_BYTES = 64 * 2**20
 # Of this thread, so that a busy machine finds nothing. What is within the limits takes 0.05.
 MAX_CPU_S = 5.0

@@ -23,7 +23,7 @@ from tests.support.serving import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
-DOCS = (ROOT / "docs" / "metrics.md").read_text()
+DOCS = (ROOT / "docs" / "reference" / "metrics.md").read_text()
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 DOCUMENTED = [

@@ -35,7 +35,7 @@ VERSIONS = ("1.30", kubernetes_validate.latest_version())
 METRICS_PORT = 9464
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 FILES = sorted(path for path in [*DEPLOY.rglob("*"), ROOT / "Dockerfile"] if path.is_file())
-PAGES = [ROOT / "README.md", ROOT / "docs" / "deployment.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "how-to" / "deploy.md"]
 
 
 def container_of(kind: str) -> dict:

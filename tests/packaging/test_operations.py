@@ -1,4 +1,4 @@
-"""Every promise of docs/operations.md and docs/reliability.md names a test that exists."""
+"""Promises of the guide to troubleshooting and of the reliability trials name tests that exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("operations.md", "reliability.md")
+PAGES = ("how-to/troubleshoot.md", "benchmarks/reliability.md")
 
 
 def known_tests() -> set[str]:
@@ -33,7 +33,7 @@ def test_every_test_that_a_page_names_exists(page):
 
 
 def test_every_entry_names_an_existing_test_or_a_reason():
-    text = (ROOT / "docs" / "reliability.md").read_text()
+    text = (ROOT / "docs" / "benchmarks" / "reliability.md").read_text()
     _, _, table = text.partition("| entry | fault in 0.1 | now | held by |")
     table, _, _ = table.partition("\n\n")
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
@@ -55,7 +55,7 @@ def test_every_entry_names_an_existing_test_or_a_reason():
 
 
 def test_every_fault_names_its_test():
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "troubleshoot.md").read_text()
     _, _, table = text.partition("| fault | effect |")
     rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
     assert len(rows) > 20
@@ -67,7 +67,7 @@ def test_every_fault_names_its_test():
 
 def test_every_exit_status_of_the_code_is_explained():
     """Exit codes of the process itself; 128 and above come from signals."""
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "troubleshoot.md").read_text()
     explained = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.M)}
     docstring = (ROOT / "server" / "resnet50_server" / "cli" / "serve.py").read_text()
     returns = re.findall(r"Returns:\n(.*?)\"\"\"", docstring, re.S)[0]

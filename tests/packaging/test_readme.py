@@ -15,7 +15,9 @@ from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes
 
 ROOT = Path(__file__).resolve().parents[2]
-README, SETTINGS = ((ROOT / name).read_text() for name in ("README.md", "docs/settings.md"))
+README, SETTINGS = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/reference/settings.md")
+)
 
 
 def option_rows() -> str:
@@ -43,12 +45,12 @@ def test_configuration_table_is_the_settings():
 PAGES = README + "".join(
     (ROOT / "docs" / name).read_text()
     for name in (
-        "client.md",
-        "sdk.md",
-        "monitoring.md",
-        "preprocess.md",
-        "streaming.md",
-        "tracing.md",
+        "reference/client.md",
+        "reference/sdk.md",
+        "how-to/monitor.md",
+        "how-to/preprocess-at-the-client.md",
+        "explanation/streaming.md",
+        "how-to/trace.md",
     )
 )
 
@@ -60,7 +62,7 @@ def test_python_of_the_docs_runs(block, tmp_path):
     runs(block, tmp_path)
 
 
-VARIANTS = (ROOT / "docs" / "variants.md").read_text()
+VARIANTS = (ROOT / "docs" / "how-to" / "upgrade-weights.md").read_text()
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", VARIANTS, re.S))

@@ -71,7 +71,7 @@ def frames_from_video(
             [height, width, 3]. A video without a matrix is BT.709 if it is at least 1280 pixels
             wide or more than 576 high, else BT.601, as in mpv.
             "jpeg" for encoded bytes: at most a fifth of "raw", and slightly less work for the
-            server, but more CPU time here (figures in docs/streaming.md).
+            server, but more CPU time here (figures in docs/explanation/streaming.md).
         jpeg_quality: Quality of encoding "jpeg", 1 to 100.
         av_options: Options of FFmpeg's demuxer and protocol, e.g. {"rtsp_transport": "udp"}; TCP
             is the default for RTSP. FFmpeg ignores unknown ones.

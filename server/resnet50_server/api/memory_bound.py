@@ -1,6 +1,6 @@
 """The most memory that the server takes, whatever clients do: computed from its settings.
 
-Each part is a limit that something in the server keeps; docs/limits.md says which.
+Each part is a limit that something in the server keeps; docs/reference/limits.md says which.
 """
 
 from __future__ import annotations

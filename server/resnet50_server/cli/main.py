@@ -21,7 +21,7 @@ from .variants import variants
 
 EXIT_STATUSES = (
     "Exit status: 0 success; 1 failure; 2 wrong usage or settings. Others, of a server that stops"
-    " because of a fault, are in docs/operations.md."
+    " because of a fault, are in docs/how-to/troubleshoot.md."
 )
 
 app = typer.Typer(
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Without the program's name; default: those of the process.
 
     Returns:
-        The exit status: 0, 1 (failure), 2 (wrong usage); others are in docs/operations.md.
+        The exit status: 0, 1 (failure), 2 (wrong usage); others are in docs/how-to/troubleshoot.md.
     """
     try:
         status = app(arguments, prog_name="resnet50-server", standalone_mode=False)

@@ -1,7 +1,7 @@
 """Guards against hostile files: bounded reads, time and metadata.
 
 Pillow reads headers in Python, piece by piece, and believes most of what they say. The attacks are
-listed in docs/security.md.
+listed in docs/how-to/secure.md.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ HEADER_BYTES = 12
 # Pillow decodes run-length BMPs in Python: 50 million pixels would keep the GIL for seconds.
 MAX_RUN_LENGTH_PIXELS = 2**22
 # All scans of a JPEG together pass over so many times the pixels that one may declare: 108 million
-# in the 10 scans of usual encoders. At worst that takes 3 s of a core (docs/security.md).
+# in the 10 scans of usual encoders. At worst that takes 3 s of a core (docs/how-to/secure.md).
 MAX_SCANNED_IMAGES = 5
 
 # Without it Pillow knows only the formats that it has met, and `formats=` raises on the others.

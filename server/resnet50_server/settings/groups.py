@@ -16,7 +16,7 @@ class Group(BaseModel):
     """Options that belong together.
 
     Attributes:
-        title: Heading in the help and in docs/settings.md.
+        title: Heading in the help and in docs/reference/settings.md.
     """
 
     title: ClassVar[str]

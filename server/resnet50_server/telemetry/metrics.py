@@ -1,4 +1,4 @@
-"""Counters and histograms for Prometheus; docs/metrics.md explains each name.
+"""Counters and histograms for Prometheus; docs/reference/metrics.md explains each name.
 
 They are updated on the event loop as events arrive; `gauges` computes the rest at scrape time.
 """

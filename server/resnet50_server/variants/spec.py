@@ -31,7 +31,9 @@ MAX_CATEGORIES = 32_768
 MAX_LABEL_CHARACTERS = 256
 MAX_LABELS_BYTES = 2 * 2**20
 MAX_DESCRIPTION_CHARACTERS = 2000
-_TRANSFORM_HINT = "; it says how images were prepared in training, see docs/custom-variants.md"
+_TRANSFORM_HINT = (
+    "; it says how images were prepared in training, see docs/reference/variant-format.md"
+)
 
 
 @dataclass(frozen=True)

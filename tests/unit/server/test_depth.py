@@ -1,4 +1,4 @@
-"""Depth and photometric meaning by a file's own tags; docs/formats.md has the table."""
+"""Depth and photometric meaning by a file's own tags; docs/reference/formats.md has the table."""
 
 from __future__ import annotations
 

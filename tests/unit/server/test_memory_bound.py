@@ -12,7 +12,7 @@ from resnet50_server.api.memory_bound import MIB, describe, memory_bound, total
 from resnet50_server.lifecycle.engine_builder import estimate_memory
 from resnet50_server.settings import Settings
 
-LIMITS = Path(__file__).resolve().parents[3] / "docs" / "limits.md"
+LIMITS = Path(__file__).resolve().parents[3] / "docs" / "reference" / "limits.md"
 
 
 def settings(**values: Any) -> Settings:

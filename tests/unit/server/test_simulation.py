@@ -14,7 +14,7 @@ from tests.support import virtual_time
 from tests.support.simulation import Device, Outcome, poisson, quantile, simulate
 from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
 
-# The figures of the `timed` engine in docs/benchmarks.md.
+# The figures of the `timed` engine in docs/benchmarks/results.md.
 TIMED = Device(alpha_s=0.021, beta_s=0.00147, limit=32)
 WITHIN_S = 13 * TIMED.batch_s(1)
 GPU = Device(
