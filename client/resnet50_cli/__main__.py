@@ -15,7 +15,10 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in ("filelock", "typer", "rich"):
             raise
-        print(f"resnet50 needs {package}: pip install 'resnet50-serving[cli]'", file=sys.stderr)
+        print(
+            f"resnet50 needs {package}: install resnet50-serving with the extra [cli]",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

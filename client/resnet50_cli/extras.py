@@ -41,5 +41,7 @@ def exit_missing(command: str, extra: str, module: str | None) -> NoReturn:
         typer.Exit: Always.
     """
     package = _PACKAGES.get(module or "", module or f"the extra [{extra}]")
-    print_note(f"resnet50 {command} needs {package}: pip install 'resnet50-serving[{extra}]'")
+    print_note(
+        f"resnet50 {command} needs {package}: install resnet50-serving with the extra [{extra}]"
+    )
     raise typer.Exit(WRONG_USAGE)

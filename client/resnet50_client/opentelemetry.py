@@ -53,7 +53,7 @@ class OpenTelemetryObserver(CallObserver):
         except ImportError as error:
             raise ImportError(
                 "OpenTelemetryObserver needs OpenTelemetry: pip install opentelemetry-api, or"
-                " 'resnet50-serving[otel]' for its SDK and exporter too"
+                " install resnet50-serving with the extra [otel] for its SDK and exporter too"
             ) from error
         self._trace = trace
         self._inject = propagate.inject

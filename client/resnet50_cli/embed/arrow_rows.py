@@ -29,8 +29,8 @@ def optional_module(name: str, suffix: str, extra: str) -> Any:
     except ImportError as error:
         package = name.partition(".")[0]
         raise ValueError(
-            f"{suffix} outputs need {package}, which is not installed: pip install"
-            f" 'resnet50-serving[{extra}]', or use a name that ends in .npz"
+            f"{suffix} outputs need {package}, which is not installed: install resnet50-serving"
+            f" with the extra [{extra}], or use a name that ends in .npz"
         ) from error
 
 

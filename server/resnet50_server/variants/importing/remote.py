@@ -23,7 +23,6 @@ BLOCK_BYTES = 2**20
 # A file beside the checkpoint that describes it.
 _CARD = "config.json"
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-_EXTRA = "pip install 'resnet50-serving[remote]'"
 
 
 def is_url(source: str) -> bool:
@@ -120,8 +119,8 @@ def _errors_named(shown: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise WeightsError(
-            f"{shown} needs the extra [remote], of which {error.name or 'a part'} is missing:"
-            f" {_EXTRA}"
+            f"{shown} needs {error.name or 'a package'}, which is not installed: install"
+            " resnet50-serving with the extra [remote]"
         ) from error
     except ValueError as error:
         # Of `checkpoint_among`, and of fsspec for a scheme that it does not know.
