@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from .plan import Load, Plan
@@ -41,30 +41,36 @@ def shares(text: str) -> list[float]:
 def probes(plan: Plan, measure: Measure, stop: threading.Event) -> Iterator[Run]:
     """Run closed loops, doubling the concurrency, until the throughput no longer grows.
 
+    The best of several short probes is too high by chance, so a last run at its concurrency, of
+    the full duration, measures the capacity.
+
     Args:
-        plan: The benchmark; each probe takes a fraction of its duration.
+        plan: The benchmark; each probe but the last takes a fraction of its duration.
         measure: Runs one load.
         stop: Ends the search when set.
     """
-    plan = replace(plan, duration_s=plan.duration_s * PROBE_SHARE, server_pid=None)
-    best, without_gain = 0.0, 0
+    probe = replace(plan, duration_s=plan.duration_s * PROBE_SHARE, server_pid=None)
+    best, best_load, without_gain = 0.0, plan.load, 0
     for doubling in itertools.count():
-        concurrency = max(plan.streams, plan.processes) * 2**doubling
-        if concurrency > MOST_CONCURRENCY or without_gain == 2 or stop.is_set():
-            return
-        run = measure(plan.under(Load(concurrency=concurrency)))
+        load = Load(concurrency=max(plan.streams, plan.processes) * 2**doubling)
+        if load.concurrency > MOST_CONCURRENCY or without_gain == 2 or stop.is_set():
+            break
+        run = measure(probe.under(load))
         yield run
         without_gain = 0 if run.throughput_per_s > best * GAIN else without_gain + 1
-        best = max(best, run.throughput_per_s)
+        if run.throughput_per_s > best:
+            best, best_load = run.throughput_per_s, load
         if not best:
             return  # no call succeeds
         # Server and connection are warm; only the load has to settle.
-        plan = replace(plan, warm_up_s=min(plan.warm_up_s, plan.duration_s / 4))
+        probe = replace(probe, warm_up_s=min(plan.warm_up_s, probe.duration_s / 4))
+    if best and not stop.is_set():
+        yield measure(replace(probe, duration_s=plan.duration_s).under(best_load))
 
 
-def capacity_of(found: Iterable[Run]) -> float:
-    """Return the maximum throughput in responses per second; 0 without runs."""
-    return max((run.throughput_per_s for run in found), default=0.0)
+def capacity_of(found: Sequence[Run]) -> float:
+    """Return the sustained throughput in responses per second, of the last probe; 0 without."""
+    return found[-1].throughput_per_s if found else 0.0
 
 
 def loads(capacity_per_s: float, of: Iterable[float]) -> list[Load]:

@@ -38,10 +38,11 @@ def heading(bench: Bench) -> list[str]:
         f"load generated on {machine['cpu']}, {machine['cores']} cores; {bench.date}",
     ]
     if bench.capacity_per_s:
-        most = max(bench.probes, key=lambda one: one.throughput_per_s)
+        capacity = bench.capacity_per_s
+        measured = min(bench.probes, key=lambda one: abs(one.throughput_per_s - capacity))
         lines.append(
-            f"capacity {number(bench.capacity_per_s)} answers/s, measured with"
-            f" {most.load.concurrency} calls in flight"
+            f"capacity {number(capacity)} answers/s, measured with"
+            f" {measured.load.concurrency} calls in flight"
         )
     return lines
 

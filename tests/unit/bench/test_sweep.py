@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -41,7 +42,7 @@ PLAN = Plan(load=Load(concurrency=1), duration_s=10.0, warm_up_s=2.0, server_pid
 def test_capacity_is_where_more_calls_add_no_answers():
     server = FakeServer(most=700)
     found = list(probes(PLAN, server, threading.Event()))
-    assert [run.load.concurrency for run in found] == [1, 2, 4, 8, 16, 32]
+    assert [run.load.concurrency for run in found] == [1, 2, 4, 8, 16, 32, 8]
     assert capacity_of(found) == 700
     assert loads(700, [0.5, 1.3]) == [
         Load(rate_per_s=350.0, share=0.5),
@@ -49,10 +50,25 @@ def test_capacity_is_where_more_calls_add_no_answers():
     ]
 
 
-def test_probes_take_less_time_than_the_loads():
+def test_capacity_is_sustained_not_the_best_short_probe():
+    server = FakeServer(most=700)
+
+    def measure(plan: Plan):
+        run = server(plan)
+        lucky = plan.duration_s < PLAN.duration_s and plan.load.concurrency == 16
+        return replace(run, throughput_per_s=800.0) if lucky else run
+
+    found = list(probes(PLAN, measure, threading.Event()))
+    assert max(run.throughput_per_s for run in found) == 800
+    assert found[-1].load.concurrency == 16
+    assert capacity_of(found) == 700
+
+
+def test_probes_but_the_last_are_shorter_than_the_loads():
     server = FakeServer(most=700)
     list(probes(PLAN, server, threading.Event()))
-    assert all(plan.duration_s < PLAN.duration_s for plan in server.plans)
+    assert all(plan.duration_s < PLAN.duration_s for plan in server.plans[:-1])
+    assert server.plans[-1].duration_s == PLAN.duration_s
     assert server.plans[0].warm_up_s == PLAN.warm_up_s > server.plans[1].warm_up_s
 
 
