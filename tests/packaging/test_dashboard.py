@@ -24,11 +24,15 @@ from tests.support.serving import serving
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
 DOCS = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+QUERIES = DOCS + "".join(
+    (ROOT / "docs" / "how-to" / name).read_text()
+    for name in ("monitor.md", "use-the-response-cache.md")
+)
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 DOCUMENTED = [
     line
-    for block in re.findall(r"```promql\n(.*?)```", DOCS, re.S)
+    for block in re.findall(r"```promql\n(.*?)```", QUERIES, re.S)
     for line in block.splitlines()
     if not line.startswith("#")
 ]

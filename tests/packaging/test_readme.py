@@ -47,10 +47,13 @@ PAGES = README + "".join(
     for name in (
         "reference/client.md",
         "reference/sdk.md",
-        "how-to/monitor.md",
+        "reference/streams.md",
+        "how-to/canary-and-shadow.md",
+        "how-to/other-languages.md",
         "how-to/preprocess-at-the-client.md",
-        "explanation/streaming.md",
         "how-to/trace.md",
+        "how-to/use-the-response-cache.md",
+        "explanation/streaming.md",
     )
 )
 

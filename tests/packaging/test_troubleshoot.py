@@ -32,8 +32,7 @@ def texts(source: str) -> Iterator[str]:
                 for part in node.values
             )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if id(node) not in parts:
-                yield _PERCENT.sub(VARIABLE, node.value)
+            yield "" if id(node) in parts else _PERCENT.sub(VARIABLE, node.value)
 
 
 def messages(page: str) -> Iterator[str]:
