@@ -262,6 +262,17 @@ def test_manifests_mount_writable_caches_and_job_weights(monkeypatch):
     assert manifests()["NetworkPolicy"]["spec"]["egress"] == []
 
 
+@pytest.mark.parametrize("name", ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"])
+def test_compilers_of_a_gpu_engine_can_write_their_caches(name):
+    server = container_of("Deployment")
+    environment = Dockerfile().environment | variables(server)
+    mounts = {one["mountPath"]: one for one in server["volumeMounts"]}
+    (mount,) = [path for path in mounts if environment[name].startswith(f"{path}/")]
+    assert not mounts[mount].get("readOnly")
+    in_unit = dict(line.split("=", 1) for line in unit()["Environment"])[name]
+    assert in_unit.startswith(f"/var/cache/{unit()['CacheDirectory'][0]}/")
+
+
 # Memory
 
 
