@@ -52,14 +52,14 @@ def probes(plan: Plan, measure: Measure, stop: threading.Event) -> Iterator[Run]
     probe = replace(plan, duration_s=plan.duration_s * PROBE_SHARE, server_pid=None)
     best, best_load, without_gain = 0.0, plan.load, 0
     for doubling in itertools.count():
-        load = Load(concurrency=max(plan.streams, plan.processes) * 2**doubling)
-        if load.concurrency > MOST_CONCURRENCY or without_gain == 2 or stop.is_set():
+        concurrency = max(plan.streams, plan.processes) * 2**doubling
+        if concurrency > MOST_CONCURRENCY or without_gain == 2 or stop.is_set():
             break
-        run = measure(probe.under(load))
+        run = measure(probe.under(Load(concurrency=concurrency)))
         yield run
         without_gain = 0 if run.throughput_per_s > best * GAIN else without_gain + 1
         if run.throughput_per_s > best:
-            best, best_load = run.throughput_per_s, load
+            best, best_load = run.throughput_per_s, run.load
         if not best:
             return  # no call succeeds
         # Server and connection are warm; only the load has to settle.
