@@ -25,7 +25,8 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.overhead import STARTS, TURNS, echo_server, ratio
+from benchmarks.echo import echo_server
+from benchmarks.overhead import STARTS, TURNS, ratio
 from benchmarks.process import cpu_s, server
 from resnet50_client import Client
 

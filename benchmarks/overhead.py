@@ -3,6 +3,8 @@
 unary   server CPU of a unary call, null engine, against a bare grpc.aio echo of the same messages
 stream  server CPU of a frame on a stream against a unary call, and against a bare bidi echo
 batch   server CPU of an image in a call about 16 against a unary call, and against a bare echo
+floor   CPU of a servicer that only reads images and builds answers, for all three, against the echo
+loaded  all three with a device that computes batches of 8, as long as it is busy
 serial  p50 of one call after the other, less the engine's time, against the bare echo's
 decode  images a second of the decode pool with two threads against one
 lag     how late the server's event loop wakes while its decode threads are saturated
@@ -23,23 +25,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 from PIL import Image
 
+from benchmarks.echo import echo_server
 from benchmarks.process import cpu_s, server
-from resnet50.v1 import image_pb2, inference_pb2, result_pb2
+from resnet50.v1 import image_pb2, inference_pb2
 
 JPEG_BYTES = 110_000
 CLASSIFY = "/resnet50.v1.InferenceService/Classify"
@@ -48,6 +51,10 @@ CLASSIFY_BATCH = "/resnet50.v1.InferenceService/ClassifyBatch"
 IN_FLIGHT = 16
 # Images of a batch call, and such calls at a time: 2.6 MB each.
 BATCH_IMAGES, BATCHES_IN_FLIGHT = 16, 4
+# A device that is slower than the server, so that its batches are full.
+SLOW = ("--engine", "timed", "--timed-alpha-ms", "8", "--timed-beta-ms", "0")
+LOADED = (*SLOW, "--max-batch-size", "8")
+SHAPES = ("unary", "stream", "batch")
 STARTS = 3
 TURNS = 5
 CALLS = 1120
@@ -86,93 +93,6 @@ def undecoded() -> image_pb2.Image:
         pixels=draw.integers(0, 256, (side, side, 3), dtype=np.uint8).tobytes(),
     )
     return image_pb2.Image(raw=raw)
-
-
-def answer() -> result_pb2.Classification:
-    """Return what the null engine's answer looks like, for the echo to send."""
-    return result_pb2.Classification(
-        categories=[
-            result_pb2.Category(index=index, label="great white shark", probability=0.1)
-            for index in range(5)
-        ]
-    )
-
-
-def reply_fields() -> dict[str, Any]:
-    """Return the other fields of a reply, of the size that the server's have."""
-    return {
-        "classification": answer(),
-        "variant": result_pb2.VariantRef(name="IMAGENET1K_V2", digest="0" * 64),
-        "timing": result_pb2.Timing(
-            decode_us=10, queue_us=200, compute_us=10, total_us=500, batch_size=8
-        ),
-    }
-
-
-async def echo(options: list[tuple[str, int]]) -> None:
-    """Serve the same messages as the server with no more than gRPC needs; print the address."""
-    response = inference_pb2.ClassifyResponse(**reply_fields())
-
-    async def classify(request, context):
-        return response
-
-    async def classify_stream(requests, context):
-        fields = reply_fields()
-        async for request in requests:
-            if request.WhichOneof("part") == "frame":
-                yield inference_pb2.ClassifyStreamResponse(
-                    frame_id=request.frame.frame_id, **fields
-                )
-
-    async def classify_batch(request, context):
-        fields = reply_fields()
-        variant = fields.pop("variant")
-        result = inference_pb2.ClassifyBatchResult(**fields)
-        return inference_pb2.ClassifyBatchResponse(
-            results=[result for _ in request.images], variant=variant
-        )
-
-    handlers: dict[str, Any] = {
-        "ClassifyBatch": grpc.unary_unary_rpc_method_handler(
-            classify_batch,
-            inference_pb2.ClassifyBatchRequest.FromString,
-            inference_pb2.ClassifyBatchResponse.SerializeToString,
-        ),
-        "Classify": grpc.unary_unary_rpc_method_handler(
-            classify,
-            inference_pb2.ClassifyRequest.FromString,
-            inference_pb2.ClassifyResponse.SerializeToString,
-        ),
-        "ClassifyStream": grpc.stream_stream_rpc_method_handler(
-            classify_stream,
-            inference_pb2.ClassifyStreamRequest.FromString,
-            inference_pb2.ClassifyStreamResponse.SerializeToString,
-        ),
-    }
-    bare = grpc.aio.server(options=options)
-    service = CLASSIFY.split("/")[1]
-    bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    port = bare.add_insecure_port("127.0.0.1:0")
-    await bare.start()
-    print(f"listening on 127.0.0.1:{port}", flush=True)
-    await bare.wait_for_termination()
-
-
-@contextmanager
-def echo_server() -> Iterator[tuple[str, int]]:
-    """Run the bare echo with the server's own gRPC options; give its address and process id."""
-    from resnet50_server.api.listen import server_options
-    from resnet50_server.settings import Settings
-
-    options = json.dumps(server_options(Settings(variants=["IMAGENET1K_V2"])))
-    command = [sys.executable, "-m", "benchmarks.overhead", "--echo", options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None  # a pipe, as asked for
-    try:
-        yield process.stdout.readline().split()[-1], process.pid
-    finally:
-        process.terminate()
-        process.wait()
 
 
 async def call_unary(channel: grpc.aio.Channel, request: bytes, calls: int) -> None:
@@ -225,6 +145,11 @@ async def call_batch(channel: grpc.aio.Channel, image: image_pb2.Image, images: 
     await asyncio.gather(*(work() for _ in range(BATCHES_IN_FLIGHT)))
 
 
+def null_server() -> AbstractContextManager[tuple[str, int]]:
+    """Run the server with an engine that takes no time."""
+    return server("--engine", "null")
+
+
 async def cpu_of(pid: int, calls: int, work: Awaitable[None]) -> float:
     """Return the CPU that a process used while `work` ran, in ms a call."""
     before = cpu_s(pid)
@@ -238,28 +163,41 @@ def ratio(over: list[float], under: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-async def measure_cpu(shapes: tuple[str, ...]) -> None:
+async def measure_cpu(
+    shapes: tuple[str, ...],
+    start: Callable[[], AbstractContextManager[tuple[str, int]]],
+    name: str = "server",
+) -> None:
     """Take turns between the server and the echo, so that a machine that drifts does not matter.
 
     Both are started several times: which core their threads land on lasts as long as they live.
+
+    Args:
+        shapes: The calls to make.
+        start: Starts the server; gives its address and process id.
+        name: The server's, in what is printed.
     """
     spent: dict[str, list[float]] = {}
     for _ in range(STARTS):
-        await measure_cpu_once(shapes, spent)
-    for name, each in spent.items():
-        print(f"cpu     {name}: {statistics.median(each):.3f} ms")
+        await measure_cpu_once(shapes, start, spent)
+    for of, each in spent.items():
+        print(f"cpu     {of.replace('server', name)}: {statistics.median(each):.3f} ms")
     pairs = f"{STARTS * TURNS} pairs, {STARTS} starts"
     for shape in shapes:
         found = ratio(spent[f"server {shape}"], spent[f"echo {shape}"])
-        print(f"{shape:7} server / bare echo: {found}, {pairs}")
+        print(f"{shape:7} {name} / bare echo: {found}, {pairs}")
     for shape in shapes[1:]:
         found = ratio(spent[f"server {shape}"], spent["server unary"])
-        print(f"{shape:7} image / unary call: {found}, {pairs}")
+        print(f"{shape:7} image / unary call, {name}: {found}, {pairs}")
         found = ratio(spent[f"echo {shape}"], spent["echo unary"])
         print(f"{shape:7} the same of the bare echo: {found}")
 
 
-async def measure_cpu_once(shapes: tuple[str, ...], spent: dict[str, list[float]]) -> None:
+async def measure_cpu_once(
+    shapes: tuple[str, ...],
+    start: Callable[[], AbstractContextManager[tuple[str, int]]],
+    spent: dict[str, list[float]],
+) -> None:
     """Add `TURNS` figures of each, in ms a call."""
     image = undecoded()
     request = inference_pb2.ClassifyRequest(image=image).SerializeToString()
@@ -268,7 +206,7 @@ async def measure_cpu_once(shapes: tuple[str, ...], spent: dict[str, list[float]
         "stream": (call_stream, image),
         "batch": (call_batch, image),
     }
-    with server("--engine", "null") as served, echo_server() as bare:
+    with start() as served, echo_server() as bare:
         async with (
             grpc.aio.insecure_channel(served[0]) as to_server,
             grpc.aio.insecure_channel(bare[0]) as to_echo,
@@ -513,9 +451,11 @@ async def load(address: str) -> None:
 def main() -> None:
     """Run what was asked for, or everything."""
     measures: dict[str, Any] = {
-        "unary": lambda: measure_cpu(("unary",)),
-        "stream": lambda: measure_cpu(("unary", "stream")),
-        "batch": lambda: measure_cpu(("unary", "batch")),
+        "unary": lambda: measure_cpu(("unary",), null_server),
+        "stream": lambda: measure_cpu(("unary", "stream"), null_server),
+        "batch": lambda: measure_cpu(("unary", "batch"), null_server),
+        "floor": lambda: measure_cpu(SHAPES, partial(echo_server, "floor"), "floor"),
+        "loaded": lambda: measure_cpu(SHAPES, partial(server, *LOADED), "loaded"),
         "metrics": measure_metrics,
         "serial": measure_serial,
         "decode": measure_decode,
@@ -525,12 +465,9 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
-    parser.add_argument("--echo", metavar="OPTIONS", help=argparse.SUPPRESS)
     parser.add_argument("--load", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.echo:
-        asyncio.run(echo([tuple(option) for option in json.loads(arguments.echo)]))
-    elif arguments.load:
+    if arguments.load:
         asyncio.run(load(arguments.load))
     else:
         # The figures of `stream` hold those of `unary`.

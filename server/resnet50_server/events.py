@@ -35,7 +35,7 @@ class ImageEvent:
         compute_s: Its batch on the engine.
         total_s: From arrival to result.
         batch_size: Images in its batch.
-        decoded: When it was decoded, on the clock of `time.perf_counter`.
+        decoded: When it was decoded, on the clock of `time.perf_counter`; 0 if it was not.
         batch: Its batch; None if it was in none.
         cache: How the response cache was used; anything but "none" means that it was in no batch.
     """

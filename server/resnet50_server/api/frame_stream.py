@@ -21,7 +21,7 @@ from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import TrafficRouter
 from resnet50_server.runtime.tasks import start_task
 
-from .call import Call
+from .call import Call, Received
 from .delivery import Pending, latest, ordered
 from .image_source import parse_image, transform_digest
 from .status import is_server_error, to_status
@@ -77,7 +77,7 @@ class FrameStream:
                 "config.delivery",
                 f"is {delivery}, must be one of {', '.join(inference_pb2.Delivery.keys()[1:])}",
             )
-        frames, write = self._reader.frames(), self._call.grpc.write
+        frames, write = self._reader, self._call.grpc.write
         self._task.variant.add_stream(self._reader.stop)
         try:
             if delivery == inference_pb2.DELIVERY_ORDERED:
@@ -96,8 +96,9 @@ class FrameStream:
         finally:
             self._task.variant.remove_stream(self._reader.stop)
 
-    async def _start(self, frame: inference_pb2.Frame) -> Pending[Any]:
+    async def _start(self, received: Received) -> Pending[Any]:
         """Start to compute a frame once it is admitted."""
+        frame, size = received
         started, frame_id, call = time.perf_counter(), frame.frame_id, self._call
         permit: Permit | None = None
         if self._task.variant.replaced_by is not None or self._is_for_requested(frame):
@@ -105,16 +106,17 @@ class FrameStream:
                 self._rebind(frame)
             except (InvalidRequest, NoClassificationHead, VariantNotFound) as error:
                 # The options do not suit the new variant.
-                return self._rejected(frame_id, error)
-        task = self._task
+                return _RefusedFrame(self, frame_id, error)
+        task, admission = self._task, self._pipeline.admission
         task.variant.acquire()
         try:
             # Before the image is taken out of its message, which copies it.
-            permit = await self._pipeline.admission.acquire(
-                call.caller.name, frame.image.ByteSize(), bulk=call.bulk
-            )
+            permit = admission.try_acquire(call.caller.name, size, bulk=call.bulk)
+            if permit is None:
+                permit = await admission.acquire(call.caller.name, size, bulk=call.bulk)
             source = parse_image(frame.image, self._pipeline.limits)
             inference = self._router.instrument(task.inference, call, source)
+            infer = self._pipeline.infer(source, inference, call)
         except BaseException as error:
             task.variant.release()
             if permit is not None:
@@ -122,8 +124,8 @@ class FrameStream:
             # Ends the stream: the client can send the frame to another server.
             if isinstance(error, ShuttingDown) or not isinstance(error, Exception):
                 raise
-            return self._rejected(frame_id, error)
-        computing = start_task(self._pipeline.infer(source, inference, call), f"frame {frame_id}")
+            return _RefusedFrame(self, frame_id, error)
+        computing = start_task(infer, f"frame {frame_id}")
         return _FrameInFlight(self, task, inference, frame_id, started, permit, computing)
 
     def _is_for_requested(self, frame: inference_pb2.Frame) -> bool:
@@ -148,11 +150,6 @@ class FrameStream:
         task.variant.add_stream(self._reader.stop)
         self._task = task
 
-    def _rejected(self, frame_id: int, error: Exception) -> Pending[Any]:
-        rejected: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        rejected.set_result(self.error_response(frame_id, error))
-        return rejected
-
     def result_response(
         self, frame_id: int, task: Task, inference: InferenceTask, result: Result, started: float
     ) -> Any:
@@ -171,11 +168,35 @@ class FrameStream:
         status = to_status(error, call.request_id)
         return self._task.FrameResponse(frame_id=frame_id, error=status)
 
-    def _drop(self, frame: inference_pb2.Frame, newer: inference_pb2.Frame) -> Any:
-        self._last_answered = frame.frame_id
+    def _drop(self, received: Received, newer: Received) -> Any:
+        frame_id = self._last_answered = received.message.frame_id
         self._pipeline.events.frame_dropped(self._call)
-        dropped = result_pb2.Dropped(replaced_by_frame_id=newer.frame_id)
-        return self._task.FrameResponse(frame_id=frame.frame_id, dropped=dropped)
+        dropped = result_pb2.Dropped(replaced_by_frame_id=newer.message.frame_id)
+        return self._task.FrameResponse(frame_id=frame_id, dropped=dropped)
+
+
+class _RefusedFrame:
+    """A frame that is not computed; its response is made when those before it have been sent.
+
+    Args:
+        stream: Makes the response.
+        frame_id: The frame's.
+        error: Why.
+    """
+
+    __slots__ = ("_error", "_frame_id", "_stream")
+
+    def __init__(self, stream: FrameStream, frame_id: int, error: Exception) -> None:
+        self._stream = stream
+        self._frame_id = frame_id
+        self._error = error
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from ()
+        return self._stream.error_response(self._frame_id, self._error)
+
+    def cancel(self) -> None:
+        """Do nothing: it waits nowhere."""
 
 
 class _FrameInFlight:

@@ -2,8 +2,8 @@
 
 A call is authenticated and checked before its message is read, so a rejected one costs no more than
 its headers. Methods with one request are therefore registered as if they had many, and the guard
-reads the request. The permit is acquired when the message has arrived. Responses are counted until
-the client has taken them.
+reads the request. The permit is acquired when the message has arrived. Single responses are
+serialized here, and counted until the client has taken them.
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ class RpcGuard:
         self, name: str, handler: Any, scope: str | None, pass_call: bool
     ) -> Handler:
         method = handler.stream_unary or handler.unary_unary
+        serialize: Callable[[Any], bytes] = handler.response_serializer
 
         async def handle(requests: Any, context: GrpcContext) -> Any:
             call = self._begin(name, context)
@@ -158,9 +159,10 @@ class RpcGuard:
                     requests = await self._read_request(call)
                 with self._admission.admit(call.caller.name, bulk=call.bulk) as call.permit:
                     response = await method(requests, call if pass_call else context)
+                    content = serialize(response)
                 code = "OK"
-                self._unsent.add(call.caller.name, response.ByteSize())
-                return response
+                self._unsent.add(call.caller.name, len(content))
+                return content
             except asyncio.CancelledError:
                 code = _code_of_cancelled(call)
                 raise
@@ -257,17 +259,18 @@ class RpcGuard:
             Stalled: It takes too long to arrive.
         """
         try:
-            request = await self._receiving.read(call.caller.name, call.grpc.read)
-            if request is EOF:
+            received = await self._receiving.read(call.caller.name, call.grpc.read)
+            if received is EOF:
                 # A client that cancels ends its messages a moment before gRPC reports it.
                 await asyncio.sleep(CANCEL_GRACE_S)
         except asyncio.CancelledError:
             self._events.cancelled(call, "receive")
             raise
-        if request is EOF:
+        if received is EOF:
             # Also where gRPC itself rejected the message as too long, and has reported that.
             raise InvalidRequest("message", "is missing: the call ended without a request")
-        return request
+        call.message_bytes = received.size
+        return received.message
 
 
 async def _abort(context: GrpcContext, error: Exception, call: Call) -> NoReturn:

@@ -7,12 +7,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from resnet50.v1 import image_pb2
+from resnet50_server.batching.result import Result
 from resnet50_server.errors import InvalidRequest, ShuttingDown
 from resnet50_server.inference.admission import Permit
-from resnet50_server.inference.pipeline import Pipeline
+from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import TrafficRouter
 from resnet50_server.runtime.tasks import start_task
 
@@ -69,13 +71,11 @@ class ImageBatch:
         self._response = task.batch_response()
         outcomes = [self._response.results.add() for _ in images]
         self._left = deque(zip(images, outcomes, strict=True))
-        self._computing: set[asyncio.Task[None]] = set()
+        self._computing: set[asyncio.Future[Result]] = set()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self, message_bytes: int) -> Any:
+    async def run(self) -> Any:
         """Return the response.
-
-        Args:
-            message_bytes: The size of the request.
 
         Raises:
             Overloaded: Its images and results exceed a limit of admission control.
@@ -83,18 +83,16 @@ class ImageBatch:
         """
         call = self._call
         assert call.permit is not None  # set by the guard
-        call.permit.add_bytes(message_bytes + len(self._left) * self._task.result_bytes)
+        call.permit.add_bytes(call.message_bytes + len(self._left) * self._task.result_bytes)
         call.stream = self
-        first = self._left.popleft()
+        self._compute_next(None)
         admitting = start_task(self._admit(), "admit a batch")
         try:
-            await self._compute(*first)
-            while self._left:
-                await self._compute(*self._left.popleft())
-            await asyncio.gather(*self._computing)
+            await self._ended
         finally:
-            for running in (admitting, *self._computing):
-                running.cancel()
+            admitting.cancel()
+            for computing in self._computing:
+                computing.cancel()
         return self._response
 
     async def _admit(self) -> None:
@@ -107,43 +105,68 @@ class ImageBatch:
                     permit = await admission.acquire(caller, bulk=bulk)
             except ShuttingDown:
                 return  # the call was admitted before that: the permits it has compute the rest
-            if not self._left:
-                permit.release()
-                return
-            computing = start_task(
-                self._compute_under(permit, *self._left.popleft()), "image of a batch"
-            )
-            self._computing.add(computing)
-            computing.add_done_callback(_retrieve)
+            self._compute_next(permit)
             if len(self._left) % IMAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
 
-    async def _compute_under(self, permit: Permit, image: image_pb2.Image, outcome: Any) -> None:
-        with permit:
-            await self._compute(image, outcome)
-            while self._left and self._pipeline.admission.draining:
-                await self._compute(*self._left.popleft())
+    def _compute_next(self, permit: Permit | None) -> None:
+        """Start to compute the next image, if there is one; those that are refused are skipped.
 
-    async def _compute(self, message: image_pb2.Image, outcome: Any) -> None:
-        """Compute an image, and write its result or its error into the response."""
+        Args:
+            permit: For it; None for the call's own.
+        """
         call = self._call
+        while self._left and not self._ended.done():
+            message, outcome = self._left.popleft()
+            try:
+                source = parse_image(message, self._pipeline.limits)
+                inference = self._router.instrument(self._task.inference, call, source)
+                infer = self._pipeline.infer(source, inference, call)
+            except Exception as error:
+                self._on_error(outcome, error)
+            else:
+                computing = start_task(infer, "image of a batch")
+                self._computing.add(computing)
+                on_done = partial(self._on_done, permit, outcome, inference)
+                computing.add_done_callback(on_done)
+                return
+        if permit is not None:
+            permit.release()
+        if not self._computing and not self._ended.done():
+            self._ended.set_result(None)
+
+    def _on_done(
+        self,
+        permit: Permit | None,
+        outcome: Any,
+        inference: InferenceTask,
+        computing: asyncio.Future[Result],
+    ) -> None:
+        """Write an image's result into the response; compute the next one, or free its permit."""
+        self._computing.remove(computing)
         try:
-            source = parse_image(message, self._pipeline.limits)
-            inference = self._router.instrument(self._task.inference, call, source)
-            result = await self._pipeline.infer(source, inference, call)
-        except ShuttingDown:
-            raise  # fails the call: it can be repeated at another server
+            result = computing.result()
+            if not self._ended.done():
+                image = self._pipeline.record(inference, self._call, result, self._started)
+                self._task.fill_outcome(outcome, result, image)
+        except asyncio.CancelledError:
+            self._ended.cancel()
         except Exception as error:
-            if is_server_error(error):
-                log.error("an image of request %s failed", call.request_id, exc_info=error)
-            self._pipeline.events.image_refused(call, error)
-            outcome.error.CopyFrom(to_status(error, call.request_id))
+            self._on_error(outcome, error)
+        if permit is not None and self._left and not self._pipeline.admission.draining:
+            permit.release()
         else:
-            image = self._pipeline.record(inference, call, result, self._started)
-            self._task.fill_outcome(outcome, result, image)
+            self._compute_next(permit)
 
-
-def _retrieve(computing: asyncio.Task[None]) -> None:
-    """Mark an error as retrieved, or asyncio would log it: the call fails with the first one."""
-    if not computing.cancelled():
-        computing.exception()
+    def _on_error(self, outcome: Any, error: Exception) -> None:
+        """Write an image's error into the response, or end the call."""
+        call = self._call
+        if self._ended.done():
+            return
+        if isinstance(error, ShuttingDown):
+            self._ended.set_exception(error)  # the call can be repeated at another server
+            return
+        if is_server_error(error):
+            log.error("an image of request %s failed", call.request_id, exc_info=error)
+        self._pipeline.events.image_refused(call, error)
+        outcome.error.CopyFrom(to_status(error, call.request_id))

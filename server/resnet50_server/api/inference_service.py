@@ -157,7 +157,7 @@ class InferenceServicer:
         task = task_type(request.options, variant)
         with task.variant.in_use():
             batch = ImageBatch(request.images, self._pipeline, self._router, task, call)
-            return await batch.run(request.ByteSize())
+            return await batch.run()
 
     async def _upload(
         self,

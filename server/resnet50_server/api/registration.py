@@ -11,6 +11,8 @@ from google.protobuf.message import DecodeError
 
 from resnet50_server.errors import InvalidRequest
 
+from .call import Received
+
 if TYPE_CHECKING:
     from .guard import RpcGuard
 
@@ -63,12 +65,15 @@ class GuardedServer:
         guard, guarded, rejecting = self._guard, {}, {}
         for name, handler in handlers.items():
             path, scope = f"/{service}/{name}", self._scopes.get(name, self._scope)
-            parse = _safe_deserializer(handler.request_deserializer)
             streams = handler.response_streaming
+            # The guard or a `StreamReader` reads these, and counts their bytes.
+            read = not handler.request_streaming or (streams and self._pass_call)
+            parse = _safe_deserializer(handler.request_deserializer, with_size=read)
+            serialize = handler.response_serializer if streams else None  # the guard does it
             wrapped = guard.wrap(name, handler, scope, pass_call=self._pass_call)
-            guarded[path] = _rpc_handler(wrapped, streams, parse, handler.response_serializer)
+            guarded[path] = _rpc_handler(wrapped, streams, parse, serialize)
             reject = guard.reject_metadata(name)
-            rejecting[path] = _rpc_handler(reject, streams, parse, handler.response_serializer)
+            rejecting[path] = _rpc_handler(reject, streams, parse, serialize)
         self._server.add_generic_rpc_handlers((_ServiceHandlers(service, guarded, rejecting),))
 
 
@@ -130,7 +135,7 @@ def _rpc_handler(
     handle: Callable[[Any, Any], Any],
     streams: bool,
     parse: Callable[[bytes], Any],
-    serialize: Callable[[Any], bytes],
+    serialize: Callable[[Any], bytes] | None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """Return a handler that gets requests as a stream, so that the guard reads them itself."""
     kind = (
@@ -139,15 +144,21 @@ def _rpc_handler(
     return kind(handle, request_deserializer=parse, response_serializer=serialize)
 
 
-def _safe_deserializer(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Reject malformed messages as INVALID_ARGUMENT; grpc.aio would use UNKNOWN."""
+def _safe_deserializer(parse: Callable[[bytes], Any], *, with_size: bool) -> Callable[[bytes], Any]:
+    """Reject malformed messages as INVALID_ARGUMENT; grpc.aio would use UNKNOWN.
+
+    Args:
+        parse: Parses a message.
+        with_size: Whether to return it as `Received`.
+    """
 
     def parse_or_reject(content: bytes) -> Any:
         try:
-            return parse(content)
+            message = parse(content)
         except DecodeError as error:
             raise InvalidRequest(
                 "message", f"is not the protobuf message that this method takes: {error}"
             ) from None
+        return Received(message, len(content)) if with_size else message
 
     return parse_or_reject

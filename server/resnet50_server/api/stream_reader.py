@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from resnet50.v1 import inference_pb2
 from resnet50_server.errors import InvalidRequest, ServingError, Stalled
 
-from .call import EOF
+from .call import EOF, Received
 
-Part: TypeAlias = inference_pb2.ClassifyStreamRequest | inference_pb2.EmbedStreamRequest
 Config: TypeAlias = inference_pb2.ClassifyStreamConfig | inference_pb2.EmbedStreamConfig
 
 
 class StreamReader:
-    """Reads the messages of one stream: its config, then frames.
+    """Reads the messages of one stream: its config, then frames, which it iterates over.
 
     Args:
-        read: Waits for the next message; returns `EOF` after the last.
+        read: Waits for the next message, a `Received`; returns `EOF` after the last.
         idle_timeout_s: Maximum pause between messages, in seconds; 0 for no limit.
     """
 
@@ -30,6 +29,7 @@ class StreamReader:
         self._stopped: ServingError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
+        self._last_id = -1
 
     async def config(self) -> Config:
         """Read the first message.
@@ -38,37 +38,43 @@ class StreamReader:
             InvalidRequest: It has no config, or there is none.
             ServingError: Why reading was stopped.
         """
-        part = await self._next()
-        if part is None or part.WhichOneof("part") != "config":
+        received = await self._next()
+        if received is EOF or received.message.WhichOneof("part") != "config":
             raise InvalidRequest(
                 "config", "is missing: the first message of a stream holds its config"
             )
-        config: Config = part.config
+        config: Config = received.message.config
         return config
 
-    async def frames(self) -> AsyncIterator[inference_pb2.Frame]:
-        """Yield the frames that follow.
+    def __aiter__(self) -> StreamReader:
+        return self
+
+    async def __anext__(self) -> Received:
+        """Return the next frame, with the size of its message.
 
         Raises:
             InvalidRequest: A message has no frame, or a frame id is not above the one before.
             ServingError: Why reading was stopped.
+            StopAsyncIteration: There are no more.
         """
-        last = -1
-        while (part := await self._next()) is not None:
-            if part.WhichOneof("part") != "frame":
-                raise InvalidRequest(
-                    "config" if part.HasField("config") else "frame",
-                    "after the first message, a stream holds frames only",
-                )
-            frame = part.frame
-            if frame.frame_id <= last:
-                raise InvalidRequest(
-                    "frame.frame_id",
-                    f"is {frame.frame_id} after {last}; each frame's id must be above the one"
-                    " before",
-                )
-            last = frame.frame_id
-            yield frame
+        received = await self._next()
+        if received is EOF:
+            raise StopAsyncIteration
+        part, size = received
+        if part.WhichOneof("part") != "frame":
+            raise InvalidRequest(
+                "config" if part.HasField("config") else "frame",
+                "after the first message, a stream holds frames only",
+            )
+        frame = part.frame
+        if frame.frame_id <= self._last_id:
+            raise InvalidRequest(
+                "frame.frame_id",
+                f"is {frame.frame_id} after {self._last_id}; each frame's id must be above the one"
+                " before",
+            )
+        self._last_id = frame.frame_id
+        return Received(frame, size)
 
     def stop(self, reason: ServingError) -> None:
         """Read no more, and raise `reason` where the next message is awaited."""
@@ -81,21 +87,20 @@ class StreamReader:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _next(self) -> Part | None:
-        """Return the next message; None after the last."""
+    async def _next(self) -> Any:
+        """Return the next message; `EOF` after the last."""
         if self._stopped is not None:
             raise self._stopped
         self._reading = asyncio.current_task()
         self._restart_idle_timer()
         try:
-            part = await self._read()
+            return await self._read()
         except asyncio.CancelledError:
             if self._stopped is not None:
                 raise self._stopped from None
             raise
         finally:
             self._reading = None
-        return None if part is EOF else part
 
     def _restart_idle_timer(self) -> None:
         """Measure the pause from now on, with one timer per stream whatever its frame rate."""

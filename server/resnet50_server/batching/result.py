@@ -25,7 +25,8 @@ class Result:
         batch: The batch, for observers.
         cache: Whether the result comes from the response cache or from another request.
         decode_s: Decoding with the wait for a thread, in seconds; set by the pipeline.
-        decoded: When decoding ended, on the clock of `time.perf_counter`; set by the pipeline.
+        decoded: When decoding ended, on the clock of `time.perf_counter`; set by the pipeline. 0 if
+            nothing had to be decoded.
         warnings: Of the image; set by the pipeline.
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Images: TypeAlias = list[NDArray[np.uint8]]
-"""Decoded images: uint8 [height, width, 3] each, RGB, of one size."""
+"""Decoded images: uint8 [height, width, 3] each, RGB, of one size; some are read-only views."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Engine(Protocol):
         """Compute a batch.
 
         Args:
-            images: N arrays uint8 [height, width, 3], RGB, of the network's input size.
+            images: N arrays uint8 [height, width, 3], RGB, of the network's input size. Their
+                memory may be that of a message: read-only, and with gaps between rows.
             top_k: Number of categories to return per image; 0 for none.
             with_embeddings: Whether to return embeddings.
         """

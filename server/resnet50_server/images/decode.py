@@ -29,7 +29,7 @@ from .pixel_budget import Reserve, unbounded
 from .png import scale_transparency
 from .preprocessed import preprocessed_pixels
 from .raw import raw_to_rgb
-from .resize import resize_and_crop, resizes_part
+from .resize import central_crop, resize_and_crop, resizes_part
 from .source import ImageWarning, PixelFormat, PreprocessedImage, RawImage, Source
 from .transform import Transform
 
@@ -55,18 +55,40 @@ def ignore(_: ImageWarning) -> None:
     """Ignore what a result does not tell about its image."""
 
 
-def needs_no_decode(source: Source, transform: Transform) -> bool:
-    """Return whether an image only has to be copied: preprocessed, or raw and resized already.
+def pixels_without_decoding(source: Source, transform: Transform) -> NDArray[np.uint8] | None:
+    """Return the pixels of an image that needs no decoding, or None if it needs that.
 
-    That takes less time than a thread hop.
+    None is needed if it was preprocessed, or is raw and only has to be cropped, which takes less
+    time than a thread hop.
+
+    Args:
+        source: As `decode`.
+        transform: As `decode`.
+
+    Returns:
+        uint8 [height, width, 3] of the network's input, RGB; a read-only view of the image if its
+        pixels are RGB.
+
+    Raises:
+        InvalidImage: It was preprocessed, to another size.
+        TransformMismatch: It was preprocessed by another transform.
     """
-    return isinstance(source, PreprocessedImage) or (
-        isinstance(source, RawImage)
-        and source.pixel_format in (PixelFormat.RGB, PixelFormat.GRAY)
-        and transform.resized(source.height, source.width) == (source.height, source.width)
-        and not transform.needs_padding(source.height, source.width)
-        and source.height * source.width <= MAX_INLINE_PIXELS
-    )
+    if isinstance(source, bytes):
+        return None
+    if isinstance(source, PreprocessedImage):
+        return preprocessed_pixels(source, transform)
+    size = source.height, source.width
+    if (
+        source.height * source.width > MAX_INLINE_PIXELS
+        or source.pixel_format not in (PixelFormat.RGB, PixelFormat.GRAY)
+        or transform.resized(*size) != size
+        or transform.needs_padding(*size)
+    ):
+        return None
+    rgb = raw_to_rgb(source, size)
+    if source.pixel_format == PixelFormat.RGB:
+        return central_crop(rgb, transform)
+    return resize_and_crop(rgb, transform)  # a copy: grey pixels have become three times as many
 
 
 def decode(
@@ -87,21 +109,22 @@ def decode(
         warn: Called with what the result does not tell about the image.
 
     Returns:
-        uint8 [height, width, 3] of the network's input, RGB.
+        uint8 [height, width, 3] of the network's input, RGB; see `pixels_without_decoding`.
 
     Raises:
         InvalidImage: It is not an image, is broken, or has too many pixels.
         TransformMismatch: It was preprocessed by another transform.
         BudgetFull: There is none for it now.
     """
-    if isinstance(source, PreprocessedImage):
-        return preprocessed_pixels(source, transform)
     if isinstance(source, bytes):
         with contextlib.ExitStack() as reserved:
             pixels = _decode_encoded(
                 source, transform, limits, lambda size: reserved.enter_context(reserve(size)), warn
             )
             return resize_and_crop(pixels, transform)
+    if (cropped := pixels_without_decoding(source, transform)) is not None:
+        return cropped
+    assert isinstance(source, RawImage)  # a preprocessed one needs no decoding
     check_resized("image.raw", source.height, source.width, transform, limits)
     size = transform.resized(source.height, source.width)
     # Smaller planes would have other pixels where they are not averaged, or padded.

@@ -183,9 +183,7 @@ def lengths(raw: RawImage) -> tuple[int, int]:
 
 def _rows(content: NDArray[np.uint8], rows: int, stride: int, used: int) -> NDArray[np.uint8]:
     """View `rows` rows of `used` bytes that lie `stride` bytes apart: uint8 [rows, used]."""
-    return np.lib.stride_tricks.as_strided(
-        content, shape=(rows, used), strides=(stride, 1), writeable=False
-    )
+    return np.ndarray((rows, used), np.uint8, content.data, strides=(stride, 1))
 
 
 def _planar_to_rgb(

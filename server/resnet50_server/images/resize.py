@@ -231,6 +231,23 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
     return np.array(pixels, order="C")
 
 
+def central_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
+    """Return the crop of pixels that are not resized; a view, unless they are padded.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        transform: Which geometry.
+
+    Returns:
+        uint8 [height, width, 3] of `transform.input_size`.
+    """
+    rows, columns = _cropped(pixels.shape[:2], transform)
+    cropped = pixels[rows.start : rows.stop, columns.start : columns.stop]
+    if cropped.shape[:2] != transform.input_size:
+        return _centred(cropped, transform.input_size, transform.fill)
+    return cropped
+
+
 def _pad_and_resize(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
     """Pad to a square and resize.
 

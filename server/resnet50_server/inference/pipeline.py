@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidRequest
 from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.background import Background
-from resnet50_server.images.decode import decode, needs_no_decode
+from resnet50_server.images.decode import decode, pixels_without_decoding
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull, PixelBudget
 from resnet50_server.images.source import ImageWarning, PreprocessedImage, Source, size_bytes
@@ -57,6 +58,10 @@ class InferenceTask(NamedTuple):
         return replace(transform, background=self.background.color)
 
 
+Inference: TypeAlias = Coroutine[Any, Any, Result] | asyncio.Future[Result]
+"""An image that is computed once it is awaited, or already."""
+
+
 class Pipeline:
     """Computes images one by one; they meet in the batches of their variant's scheduler.
 
@@ -86,18 +91,20 @@ class Pipeline:
         self._decode = partial(decode, limits=limits)
         self._pixels = PixelBudget(max_decode_pixels or limits.max_pixels)
 
-    def infer(
-        self, source: Source, task: InferenceTask, context: RequestContext
-    ) -> Coroutine[Any, Any, Result]:
-        """Return the result of one image that has its permit.
+    def infer(self, source: Source, task: InferenceTask, context: RequestContext) -> Inference:
+        """Compute one image that has its permit.
 
         Args:
             source: A checked image; see `parse_image`.
             task: The outputs to compute.
             context: The request that it belongs to.
 
+        Returns:
+            Awaited for the result: a future if nothing is left to do but to wait for the batch,
+            else a coroutine.
+
         Raises:
-            ServingError: One of its kinds; see `errors`.
+            ServingError: One of its kinds, also when it is awaited; see `errors`.
         """
         if self._cache is None or task.variant.retired or context.shadow:
             return self._compute(source, task, context)
@@ -124,7 +131,19 @@ class Pipeline:
         compute = partial(self._compute, source, task, context)
         return await cache.get_or_compute(key, compute, context.deadline)
 
-    async def _compute(
+    def _compute(self, source: Source, task: InferenceTask, context: RequestContext) -> Inference:
+        if isinstance(source, PreprocessedImage) and task.background is not None:
+            raise InvalidRequest(
+                "options.background",
+                "is set, but the image is preprocessed and has no alpha left; leave it out, and"
+                " composite the image on that background before it is resized",
+            )
+        pixels = pixels_without_decoding(source, task.transform)
+        if pixels is None:
+            return self._decode_and_compute(source, task, context)
+        return _submit(pixels, task, context)
+
+    async def _decode_and_compute(
         self, source: Source, task: InferenceTask, context: RequestContext
     ) -> Result:
         """Decode an image and compute it in a batch.
@@ -133,36 +152,19 @@ class Pipeline:
         that decoding takes, and when it is queued.
         """
         started = time.perf_counter()
-        if isinstance(source, PreprocessedImage) and task.background is not None:
-            raise InvalidRequest(
-                "options.background",
-                "is set, but the image is preprocessed and has no alpha left; leave it out, and"
-                " composite the image on that background before it is resized",
-            )
-        variant, transform = task.variant, task.transform
+        variant = task.variant
         warnings: list[ImageWarning] = []
-        decode_image = partial(self._decode, source, transform, warn=warnings.append)
-        inline = needs_no_decode(source, transform)
-        if inline:
-            pixels = decode_image()
-        else:
-            decode_s = self.decode_pool.expected_s(context)
-            with variant.scheduler.accept(variant.queue, context, decode_s):
-                try:
-                    pixels = await self.decode_pool.submit(
-                        partial(decode_image, reserve=self._pixels.reserve), context
-                    )
-                except BudgetFull as full:  # the image's size was not known before
-                    pixels = await self._decode_later(decode_image, context, full.pixels)
+        decode_image = partial(self._decode, source, task.transform, warn=warnings.append)
+        decode_s = self.decode_pool.expected_s(context)
+        with variant.scheduler.accept(variant.queue, context, decode_s):
+            try:
+                pixels = await self.decode_pool.submit(
+                    partial(decode_image, reserve=self._pixels.reserve), context
+                )
+            except BudgetFull as full:  # the image's size was not known before
+                pixels = await self._decode_later(decode_image, context, full.pixels)
         decoded = time.perf_counter()
-        result = await variant.scheduler.submit(
-            variant.queue,
-            pixels,
-            top_k=task.top_k,
-            with_embedding=task.with_embedding,
-            context=context,
-            accepted=not inline,
-        )
+        result = await _submit(pixels, task, context, accepted=True)
         result.decode_s, result.decoded = decoded - started, decoded
         result.warnings = tuple(warnings)
         return result
@@ -213,3 +215,18 @@ class Pipeline:
             except Exception:
                 log.exception("the traffic split failed to record a result; the client has it")
         return image
+
+
+def _submit(
+    pixels: NDArray[np.uint8], task: InferenceTask, context: RequestContext, accepted: bool = False
+) -> asyncio.Future[Result]:
+    """Queue a decoded image; see `Scheduler.submit`."""
+    variant = task.variant
+    return variant.scheduler.submit(
+        variant.queue,
+        pixels,
+        top_k=task.top_k,
+        with_embedding=task.with_embedding,
+        context=context,
+        accepted=accepted,
+    )

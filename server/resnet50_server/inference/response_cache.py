@@ -13,11 +13,11 @@ import hashlib
 import struct
 import sys
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class ResponseCache:
     async def get_or_compute(
         self,
         key: CacheKey,
-        compute: Callable[[], Coroutine[Any, Any, Result]],
+        compute: Callable[[], Awaitable[Result]],
         deadline: float | None = None,
     ) -> Result:
         """Return a result: stored, being computed for another request, or computed now.

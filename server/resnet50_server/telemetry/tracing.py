@@ -218,7 +218,7 @@ class Tracing(ServerEvents):
         if batch is None:
             return
         queued = batch.started - image.queue_s
-        decoded = min(image.decoded, queued)
+        decoded = min(image.decoded, queued) if image.decoded else queued
         computed = max(batch.started, batch.ended - image.compute_s)
         context = set_span_in_context(parent)
         self._emit("decode", context, decoded - image.decode_s, decoded)

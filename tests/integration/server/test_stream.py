@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client._aio_status import keep_status
 from resnet50_server.batching.deadlines import DeadlinePolicy
-from resnet50_server.errors import DeadlineUnreachable
+from resnet50_server.batching.queue import fail_pending
+from resnet50_server.errors import DeadlineUnreachable, ShuttingDown
 from resnet50_server.server import Server
 from tests.support.pictures import encode, photo_like, picture
 from tests.support.serving import (
@@ -433,6 +434,26 @@ async def test_frame_waiting_for_a_permit_at_drain_is_not_answered(monkeypatch):
     assert outcomes(replies) == ["classification"] * 2
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "frame 1 was the last one answered" in ended.value.details()
+
+
+async def test_refused_frame_is_not_answered_before_those_in_flight(monkeypatch):
+    """The status tells the client which frames to send again: all after the last one answered."""
+    async with serving(max_batch_size=1) as server, connected(server) as channel:
+        gate = Gate(server, monkeypatch)
+        other, call = open_stream(channel), open_stream(channel)
+        for one in (other, call):
+            await one.write(config(max_in_flight=8))
+        await other.write(frame(0))
+        await gate.entered.get()
+        for number, encoded in enumerate((PNG, b"", PNG)):
+            await call.write(frame(number, encoded))
+        (queue,) = queues_of(server)
+        await until(lambda: len(queue.waiting) == 2)  # frame 2 as well, so frame 1 was refused
+        fail_pending([entry.item for entry in queue.waiting], ShuttingDown)
+        with pytest.raises(grpc.RpcError) as ended:
+            await call.read()
+        gate.let()
+    assert "no frame was answered" in ended.value.details()
 
 
 async def test_silent_stream_is_ended_if_the_server_says_so():

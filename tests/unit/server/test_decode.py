@@ -17,7 +17,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor
 from resnet50.v1 import image_pb2
 from resnet50_server.api.image_source import parse_image
 from resnet50_server.errors import InvalidImage
-from resnet50_server.images.decode import decode, needs_no_decode
+from resnet50_server.images.decode import decode, pixels_without_decoding
 from resnet50_server.images.decode_guard import BudgetedReader, check_tiff_tags
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage
@@ -400,7 +400,7 @@ def test_missing_memory_is_not_the_images_fault(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("format", "width", "height", "at_hand"),
+    ("format", "width", "height", "ready"),
     [
         ("RGB", 48, 32, True),
         ("GRAY", 32, 32, True),
@@ -410,23 +410,46 @@ def test_missing_memory_is_not_the_images_fault(monkeypatch):
         ("RGB", 32, 31, False),
     ],
 )
-def test_only_what_is_just_copied_is_decoded_without_a_thread(format, width, height, at_hand):
+def test_only_pixels_that_are_just_cropped_need_no_decoding(format, width, height, ready):
     pixel_format = image_pb2.PixelFormat.Value(f"PIXEL_FORMAT_{format}")
-    assert needs_no_decode(RawImage(width, height, pixel_format, 0, b""), SQUARE) is at_hand
+    raw = RawImage(width, height, pixel_format, 0, bytes(3 * width * height))
+    assert (pixels_without_decoding(raw, SQUARE) is not None) is ready
 
 
-def test_files_are_never_decoded_without_a_thread():
-    assert not needs_no_decode(encode(picture(32, 32)), SQUARE)
+def test_files_always_need_decoding():
+    assert pixels_without_decoding(encode(picture(32, 32)), SQUARE) is None
 
 
+@pytest.mark.parametrize("stride", [0, 120], ids=["packed", "padded"])
 @pytest.mark.parametrize("side", [32, 36])
-def test_pixels_that_need_no_decoding_are_copied_for_the_engine(side):
+def test_cropped_rgb_is_a_view_of_the_message(side, stride):
     transform = Transform(resize=side, crop=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    raw = RawImage(side, side, PixelFormat.RGB, 0, pixels.tobytes())
-    assert needs_no_decode(raw, transform)
-    decoded = decode(raw, transform, LIMITS)
+    row = stride or 3 * side
+    content = np.random.default_rng(0).integers(0, 256, (side, row), dtype=np.uint8)
+    sent = content.tobytes()[: (side - 1) * row + 3 * side]  # the last row has no padding
+    raw = RawImage(side, side, PixelFormat.RGB, stride, sent)
+    found = pixels_without_decoding(raw, transform)
     edge = (side - 32) // 2
-    assert (decoded == pixels[edge : edge + 32, edge : edge + 32]).all()
-    assert decoded.flags.writeable
-    assert decoded.flags.c_contiguous
+    pixels = content[:, : 3 * side].reshape(side, side, 3)
+    assert (found == pixels[edge : edge + 32, edge : edge + 32]).all()
+    assert np.shares_memory(found, np.frombuffer(raw.pixels, dtype=np.uint8))
+    assert not found.flags.writeable
+
+
+def test_cropped_grey_is_no_larger_than_the_input():
+    transform = Transform(resize=32, crop=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    content = np.random.default_rng(0).integers(0, 256, (32, 512), dtype=np.uint8)
+    found = pixels_without_decoding(
+        RawImage(512, 32, PixelFormat.GRAY, 0, content.tobytes()), transform
+    )
+    assert (found == content[:, 240:272, None]).all()
+    assert found.base is None
+
+
+def test_small_pixels_without_decoding_are_padded():
+    transform = Transform(resize=24, crop=32, mean=(0.5,) * 3, std=(0.5,) * 3, fill=(1, 2, 3))
+    raw = RawImage(24, 24, PixelFormat.RGB, 0, bytes(3 * 24 * 24))
+    found = pixels_without_decoding(raw, transform)
+    assert found.shape == (32, 32, 3)
+    assert (found[0] == (1, 2, 3)).all()
+    assert not found[4:28, 4:28].any()

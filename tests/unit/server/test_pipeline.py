@@ -19,6 +19,7 @@ from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.inference.quotas import Limits
+from resnet50_server.runtime.tasks import start_task
 from resnet50_server.variants.spec import parse_variant
 from tests.support import virtual_time
 from tests.support.pictures import encode, photo_like
@@ -63,11 +64,11 @@ class Bench:
 
     def ask(
         self, within: float | None = None, *, bulk: bool = False, source: Source = PHOTO
-    ) -> asyncio.Task:
+    ) -> asyncio.Future:
         deadline = None if within is None else asyncio.get_running_loop().time() + within
         call = RequestContext("", "", (), bulk=bulk, deadline=deadline)
         task = InferenceTask(self._variant, 1, False)
-        return asyncio.create_task(self.pipeline.infer(source, task, call))
+        return start_task(self.pipeline.infer(source, task, call), "ask")
 
     def _decode(self, *_, **__):
         self.decoded += 1
@@ -102,7 +103,7 @@ async def test_unreachable_deadline_is_refused_before_decoding(monkeypatch):
 async def test_pixels_that_need_no_decoding_keep_their_deadline(monkeypatch):
     bench = Bench(monkeypatch, decode_s=0.0, batch_s=1.0)
     side = parse_variant("IMAGENET1K_V2").transform.resize
-    raw = RawImage(side, side, PixelFormat.GRAY, 0, bytes(side**2))
+    raw = RawImage(side, side, PixelFormat.GRAY, 0, b"\1" * side**2)
     running = bench.ask(source=raw)
     await asyncio.sleep(0.1)
     with pytest.raises(DeadlineUnreachable) as refused:

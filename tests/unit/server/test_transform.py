@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F
 
 from resnet50_server.errors import InvalidImage
-from resnet50_server.images.decode import decode, needs_no_decode
+from resnet50_server.images.decode import decode, pixels_without_decoding
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage
 from resnet50_server.images.transform import LongerSide, Transform
@@ -164,7 +164,8 @@ def test_frames_that_are_only_copied_are_those_not_resized(transform, size):
     width, height = size
     unchanged = transform.resized(height, width) == (height, width)
     padded = transform.pad_to_square and width != height
-    assert needs_no_decode(frame, transform) is (unchanged and not padded)
+    ready = pixels_without_decoding(frame, transform) is not None
+    assert ready is (unchanged and not padded)
 
 
 def test_very_long_image_is_padded_in_little_memory():
