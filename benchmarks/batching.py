@@ -248,7 +248,7 @@ class UnsteadyThreads(Threads):
 
 
 async def overload(device: Device, within_s: float, seed: int) -> tuple[dict[str, int], float]:
-    """Offer 1.3 times what a device can; return what became of requests, and how many it could."""
+    """Offer 1.3 times what a device can; return the outcomes, and the capacity."""
     loop, draw, size = asyncio.get_running_loop(), random.Random(seed), device.limit
     engine = FakeEngine(device.alpha_s, device.beta_s)
     scheduler = Scheduler(BatchPolicy(size, max_queue_size=10**6), UnsteadyThreads(draw))

@@ -39,7 +39,7 @@ class Fault:
 
 
 class Ledger:
-    """Counts calls and frames by their shape, and what became of them; for many threads.
+    """Counts calls and frames by shape and outcome; for many threads.
 
     Attributes:
         faults: Those that were lost or answered wrongly, and whatever else broke a promise.

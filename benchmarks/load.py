@@ -267,6 +267,6 @@ class Callers:
             while not self._load.stopped:
                 try:
                     await shape(self._load, client, draw, named)
-                except Exception:  # of the trial itself, which goes on to its end
+                except Exception:  # of the trial itself, which runs to its end
                     self._load.ledger.broken(f"{named}: {traceback.format_exc()}")
                 await asyncio.sleep(draw.uniform(0, pause_s))

@@ -184,7 +184,7 @@ def flooded(address: str, value: bytes | None) -> Iterator[None]:
 
 
 def trial(seconds: float, turns: int) -> Iterator[str]:
-    """Run it, in interleaved turns; say what came of it."""
+    """Run it, in interleaved turns; return the outcome."""
     kinds = {"quiet": None, "ASCII": b"x", "not UTF-8": b"\xff"}
     counted: dict[str, list[Answers]] = {name: [] for name in kinds}
     with server(*DECODING) as (address, pid):
@@ -212,7 +212,7 @@ def trial(seconds: float, turns: int) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print what came of it."""
+    """Print the outcome."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn; default 8")
     parser.add_argument("--turns", type=int, default=3, help="of each kind; default 3")

@@ -190,7 +190,7 @@ def measure(
 
 
 def said(outcomes: list[Outcome]) -> str:
-    """Return what came of a load in several turns."""
+    """Return the outcome of a load in several turns."""
     goodputs = [one.goodput for one in outcomes]
     calls = sum(one.calls for one in outcomes)
     took = [ms for one in outcomes for ms in one.refused_ms] or [0.0]

@@ -96,7 +96,7 @@ class Administrator:
         self._ledger = ledger
 
     async def replace(self, name: str, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint in the place of the one that a name stands for."""
+        """Load a checkpoint that replaces the one of a name."""
         self._store.put(name, checkpoint.folder)
         before, began = self._timeline.now(name), time.monotonic()
         loaded = await self._made("replace", name, checkpoint.digest, self._load(name, True))
@@ -145,7 +145,7 @@ class Administrator:
     async def _made(
         self, kind: str, name: str, value: str | None, change: Awaitable[Result]
     ) -> Result | None:
-        """Make a change; one that fails is a promise broken, and the trial goes on."""
+        """Make a change; one that fails is a promise broken, and the trial continues."""
         try:
             with self._timeline.changing(name, value):
                 result = await change

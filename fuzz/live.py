@@ -301,7 +301,7 @@ def _left(server: Server) -> list[str]:
 
 
 def lines_of(plan: Plan, report: Report) -> Iterator[str]:
-    """Say what came of it."""
+    """Describe the outcome."""
     for kind, codes in report.codes.items():
         named = ", ".join(f"{code} {count}" for code, count in codes.most_common())
         yield f"{codes.total()} mutated {kind}s: {named}"

@@ -34,7 +34,7 @@ def chain(leaf: trustme.LeafCert) -> bytes:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put a file in the place of another, whole."""
+    """Replace a file atomically."""
     new = path.with_suffix(".new")
     new.write_bytes(content)
     os.replace(new, path)

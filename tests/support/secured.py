@@ -43,7 +43,7 @@ class Files:
 
 
 def replaced(path: Path, content: bytes | str) -> Path:
-    """Put a file in the place of another, whole, as secrets are mounted."""
+    """Replace a file atomically, as secrets are mounted."""
     put(path, content.encode() if isinstance(content, str) else content)
     return path
 

@@ -90,7 +90,7 @@ class Pacer:
 
     Args:
         stop: Ends a wait when it is set.
-        max_wait_s: Longest wait for a frame; after it playback goes on from that frame's time.
+        max_wait_s: Longest wait for a frame; after it playback continues from that frame's time.
     """
 
     def __init__(self, stop: threading.Event, max_wait_s: float = math.inf) -> None:

@@ -1,4 +1,4 @@
-"""A circuit breaker for one variant: a failing variant is out of service, the server goes on."""
+"""A circuit breaker for one variant: a failing variant leaves service, the server continues."""
 
 from __future__ import annotations
 

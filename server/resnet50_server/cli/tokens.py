@@ -182,7 +182,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def _replace(path: Path, content: str) -> None:
-    """Put a new file of tokens in the place of the old one: whole or not at all."""
+    """Replace the file of tokens atomically."""
     parse_tokens(path, content.encode())
     before = path.stat() if path.exists() else None
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -37,7 +37,7 @@ class CacheFull(WeightsError):
 class GraphCache:
     """Cache of files that are expensive to make.
 
-    Files are written atomically, and damaged ones are made again. If two servers need the same
+    Files are written atomically, and damaged ones are exported again. If two servers need the same
     file, one makes it. If the directory cannot be written, files are made in a temporary one, which
     is removed at the end of the `with` block, and a warning is logged.
 

@@ -94,7 +94,7 @@ class VariantControl:
         await self._begin(self._load_initial())
 
     async def load(self, name: str, *, replace: bool = False) -> Loaded:
-        """Load a variant, in the place of the one of its name if there is one.
+        """Load a variant; it replaces the one of its name, if any.
 
         Args:
             name: Of a directory in `variants_dir`, an official variant, or one of the settings.

@@ -127,7 +127,7 @@ class TrafficRouter(ServerEvents):
     def set(self, split: Split) -> ActiveSplit:
         """Set a split, replacing the one of its variant.
 
-        The statistics go on if the variants are the same.
+        The statistics continue if the variants are the same.
 
         Raises:
             NotNow: One of the two is not loaded, or has no categories.

@@ -36,7 +36,7 @@ class Network(nn.Module):
         self.model = model
         self.activation = activation
         self.quantized = isinstance(model, quantization.QuantizableResNet)
-        self.eval()  # the modules in the place of BatchNorm too
+        self.eval()  # the modules that replace BatchNorm too
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute embeddings and logits.

@@ -51,7 +51,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Load:
-    """Callers who go on calling: single calls and an ordered stream, of both clients."""
+    """Callers that keep calling: single calls and an ordered stream, of both clients."""
 
     def __init__(self) -> None:
         self.calls = self.frames = 0

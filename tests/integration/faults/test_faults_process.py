@@ -106,7 +106,7 @@ async def test_stop_under_load_answers_or_refuses_every_call(stuck):
         if stuck:
             opened.set()
         await asyncio.wait_for(stopping, 60)
-    # Streams are told to go on elsewhere, after the frames that they have had taken.
+    # Streams end after their accepted frames, and resume elsewhere.
     assert set(streams) == {UNAVAILABLE}
     assert set(codes) == {UNAVAILABLE if stuck else OK}
     assert stuck or frames[0] == [0, 1, 2]

@@ -157,7 +157,7 @@ def test_opencv_camera_is_classified_to_its_end(address, clip):
     assert counts[0] + counts[2] == 10 and counts[1] == 0, lines[-1]
 
 
-# In the place of the program: the same arguments, the same bytes.
+# Instead of the program: the same arguments, the same bytes.
 FFMPEG = """#!{python}
 import sys
 import av

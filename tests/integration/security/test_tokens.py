@@ -1,4 +1,4 @@
-"""Tokens at a real server: who is let in, who is not, and tokens replaced under load."""
+"""Tokens at a real server: accepted and rejected callers, and tokens replaced under load."""
 
 from __future__ import annotations
 

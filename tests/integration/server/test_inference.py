@@ -111,7 +111,7 @@ async def test_bad_request_is_refused_with_field_and_limit(request_, code, field
             (violation,) = details(error)["BadRequest"].field_violations
             assert violation.field == field
         assert details(error)["RequestInfo"].request_id
-        # The same connection goes on.
+        # The same connection stays open.
         assert (await stub.Classify(classify_request())).timing.batch_size == 1
 
 

@@ -587,6 +587,6 @@ def test_second_signal_ends_the_drain():
 
 
 def _endless() -> Iterator[inference_pb2.ClassifyUploadRequest]:
-    """Begin an upload and never go on."""
+    """Begin an upload and never continue."""
     yield inference_pb2.ClassifyUploadRequest(options=inference_pb2.ClassifyUploadOptions())
     threading.Event().wait(20)

@@ -14,7 +14,7 @@ from resnet50_client._resolver import Resolver
 
 
 class Watched:
-    """A lock that says when somebody has to wait for it."""
+    """A lock that records when a thread has to wait for it."""
 
     def __init__(self, waited_for: Callable[[], None]) -> None:
         self._lock = threading.Lock()

@@ -23,7 +23,7 @@ def put(store: GraphCache, key: str, content: bytes = b"graph") -> Path:
 
 
 def unmakeable(path: Path) -> None:
-    raise AssertionError("made again")
+    raise AssertionError("exported again")
 
 
 def graphs(directory: Path) -> list[str]:

@@ -382,7 +382,7 @@ def test_chain_expires_with_the_first_of_its_certificates(ca, files):
     assert 19 * DAY_S < remaining_s < 21 * DAY_S
 
 
-def test_key_that_everybody_can_read_is_warned_of(files, caplog):
+def test_key_that_every_user_can_read_is_warned_of(files, caplog):
     TlsReloader(files.cert, files.key)
     assert caplog.messages == []
     files.key.chmod(0o644)

@@ -76,7 +76,7 @@ def test_small_images_have_a_bound_too():
             pass
 
 
-@pytest.mark.parametrize("when", ["waiting", "let in", "told"])
+@pytest.mark.parametrize("when", ["waiting", "admitted", "told"])
 async def test_cancelled_image_releases_its_pixels(when):
     budget = PixelBudget(LARGE)
     holding = contextlib.ExitStack()

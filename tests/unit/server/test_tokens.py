@@ -283,11 +283,11 @@ def test_secret_in_a_wrong_place_is_not_repeated(path, key):
         error = None if error.__suppress_context__ else error.__cause__ or error.__context__
 
 
-def test_file_that_everybody_can_write_is_refused(path, clock, caplog):
+def test_file_that_every_user_can_write_is_refused(path, clock, caplog):
     path.chmod(0o666)
     with pytest.raises(UnusableSetting, match="writable by every user of this machine: chmod o-w"):
         Tokens(path)
-    # Hashes only: everybody may read it.
+    # Hashes only: every user may read it.
     path.chmod(0o644)
     tokens = Tokens(path, clock)
     path.write_text(entry("mallory", "chosen"))
