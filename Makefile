@@ -8,7 +8,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync pictures clean
+.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -95,7 +95,7 @@ fuzz: $(VENV)/fuzz  ## Fuzz decoding and parsing, FUZZ_S=300 seconds; needs Linu
 fuzz-live: $(VENV)/installed  ## 40,000 mutated images and messages through a server; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m fuzz.live --write
 
-check: $(VENV)/installed  ## Lint, types, drift of stubs and of the blocking client, proto and Dockerfile lint
+check: $(VENV)/installed  ## Lint, types, drift of generated files, proto and Dockerfile lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -103,6 +103,7 @@ check: $(VENV)/installed  ## Lint, types, drift of stubs and of the blocking cli
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python client/generate_sync.py --check
+	$(BIN)/python -m docs.generate --check
 	$(BIN)/python protos/generate.py --descriptor-set .cache/protos.binpb
 	$(BIN)/buf lint .cache/protos.binpb --config buf.yaml
 	$(BIN)/hadolint Dockerfile
@@ -116,6 +117,9 @@ protos: $(VENV)/installed  ## Regenerate the stubs from the protos
 
 sync: $(VENV)/installed  ## Regenerate the blocking client from the asyncio one
 	$(BIN)/python client/generate_sync.py
+
+reference: $(VENV)/installed  ## Regenerate docs/reference from settings, commands, protos, errors, metrics and the SDK
+	$(BIN)/python -m docs.generate
 
 pictures: $(VENV)/installed  ## Draw docs/*.svg from docs/*.dot, and plots from docs/benchmarks/results.md; needs Graphviz
 	for one in docs/*.dot; do dot -Tsvg $$one -o $${one%.dot}.svg; done

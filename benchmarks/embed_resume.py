@@ -1,7 +1,7 @@
 """`resnet50 embed` killed as it runs: python -m benchmarks.embed_resume [--files 10000].
 
 A fake server answers files of a few bytes with vectors that depend on these bytes. The command is
-killed with SIGKILL at random points, then runs to its end; the exit status is 1 unless every file
+killed with SIGKILL at random points, then runs to its end; the exit code is 1 unless every file
 is in the output once, in order, with its own vector. Then the memory of a run that is not killed,
 and the cost of the checkpoint's commits by their size. Linux only.
 """

@@ -3,7 +3,7 @@
 Two server processes behind the SDK's round robin. One of them gets SIGKILL every 10 s and is
 started again at once, in turn; one that is not back by then is waited for; both clients make single
 calls, uploads, lists and ordered streams meanwhile, and each answer is compared with plain torch's.
-The exit status is 1 if a call failed or was answered wrongly, or a frame of a stream was not
+The exit code is 1 if a call failed or was answered wrongly, or a frame of a stream was not
 answered exactly once and in its turn.
 
 With --write, what is printed goes into docs/benchmarks/reliability.md; `make kills` does that.
@@ -169,7 +169,7 @@ async def trial(
 
 
 def main() -> int:
-    """Print what became of the calls; return the exit status."""
+    """Print what became of the calls; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=12, help="how many; default 12")
     parser.add_argument("--every-s", type=float, default=10.0, help="between kills; default 10")

@@ -6,7 +6,7 @@ server is killed or vanishes, a name moves to another address. Meanwhile both cl
 calls, uploads, lists, ordered and latest streams, to one of the servers and to both, and each
 answer is compared with plain torch's.
 
-The exit status is 1 if an answer was wrong, a call or a frame was lost (neither answered nor ended
+The exit code is 1 if an answer was wrong, a call or a frame was lost (neither answered nor ended
 by an error), one failed that need not have, or the other server took longer to answer than the goal
 allows. With --write, the figures go into docs/benchmarks/reliability.md; `make netfaults` does so.
 --short takes about a minute and judges no times. Needs root, or user namespaces.
@@ -439,7 +439,7 @@ async def trial(folder: Path, names: Iterable[str], short: bool) -> tuple[list[R
 
 
 def main() -> int:
-    """Print what came of it; return the exit status."""
+    """Print what came of it; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a minute, for CI; judges no times")
     parser.add_argument("--only", action="append", choices=FAULTS, help="a fault; may be repeated")

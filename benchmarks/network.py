@@ -50,7 +50,7 @@ def enter() -> Path:
         A folder for files, which goes with the namespaces.
 
     Raises:
-        SystemExit: Outside, with the exit status from inside, or with the reason why there can be
+        SystemExit: Outside, with the exit code from inside, or with the reason why there can be
             no namespaces.
     """
     os.environ["PATH"] += ":/usr/sbin:/sbin"
@@ -86,7 +86,7 @@ def _refusal(isolated: Sequence[str]) -> str:
     """Return why a command cannot get a network namespace; empty if it can."""
     command = [*isolated, "ip", "link", "set", "lo", "up"]
     ended = subprocess.run(command, capture_output=True, text=True)
-    return (ended.stderr.strip() or f"exit status {ended.returncode}") if ended.returncode else ""
+    return (ended.stderr.strip() or f"exit code {ended.returncode}") if ended.returncode else ""
 
 
 def run(*command: str, given: str | None = None) -> str:

@@ -78,7 +78,7 @@ class ServerProcess:
         self._close()
 
     def stop(self, timeout_s: float = 60.0) -> int:
-        """End it as a supervisor does; return its exit status."""
+        """End it as a supervisor does; return its exit code."""
         self._process.send_signal(signal.SIGTERM)
         try:
             status = self._process.wait(timeout_s)

@@ -3,7 +3,7 @@
 One server process holds both. Callers of both clients ask the healthy one all the time: single
 calls and an ordered stream. First others ask for the sick one by its name; then it is the candidate
 of a 1% canary of the healthy one, and callers who are among that 1% call as well. The server's
-health is watched throughout. The exit status is 1 if a call for the healthy variant failed, was
+health is watched throughout. The exit code is 1 if a call for the healthy variant failed, was
 answered by another one, or the server was not SERVING.
 
 The engine is the timed one, which sleeps as a device computes; the sick variant's passes all checks
@@ -288,7 +288,7 @@ def canaries(count: int) -> dict[bool, list[str]]:
 
 
 def main() -> int:
-    """Print what became of the calls; return the exit status."""
+    """Print what became of the calls; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=15.0, help="twice for each part")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")

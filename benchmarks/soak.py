@@ -6,7 +6,7 @@ checkpoint of the same name, the default changes, another variant comes and goes
 checkpoint is refused. Each answer is compared with what plain torch says of that picture under the
 weights whose digest the answer carries, and these have to be weights that may answer at that time.
 
-The exit status is 1 if an answer was wrong or a call lost, a call is unaccounted for, places stay
+The exit code is 1 if an answer was wrong or a call lost, a call is unaccounted for, places stay
 taken in the server, or it holds more at the end than at the beginning. With --write, the
 figures go into docs/benchmarks/reliability.md; `make soak` does that. Other arguments are the
 server's.
@@ -233,7 +233,7 @@ async def change(
 
 
 def main() -> int:
-    """Print what came of it; return the exit status."""
+    """Print what came of it; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120.0, help="how long; default 120")
     parser.add_argument("--swap-every-s", type=float, default=20.0, help="default 20")

@@ -3,7 +3,7 @@
 Both clients call a server without a pause while LoadVariant puts two checkpoints in each other's
 place, again and again; before and after that they call it without any swap. Each answer is compared
 with plain torch's for the weights whose digest it carries, and a call that begins after a swap has
-to be answered by the new ones. The exit status is 1 if a call failed or was answered wrongly, or if
+to be answered by the new ones. The exit code is 1 if a call failed or was answered wrongly, or if
 the server holds more memory after the last swap than after the fifth.
 
 With --write, the figures go into docs/benchmarks/reliability.md; `make swaps` does that. Other
@@ -218,7 +218,7 @@ async def drained_mib(administrator: Administrator, pid: int, ledger: Ledger) ->
 
 
 def main() -> int:
-    """Print what came of it; return the exit status."""
+    """Print what came of it; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--swaps", type=int, default=100, help="how many, 6 at least; default 100")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")

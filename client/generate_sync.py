@@ -106,7 +106,7 @@ def formatted(source: str, path: Path) -> str:
 
 
 def main() -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     check = parser.parse_args().check

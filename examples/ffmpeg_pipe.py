@@ -33,7 +33,7 @@ def main() -> None:
             for answer in stream:
                 print(f"{answer.source.time_s:.1f} s: {answer.error or answer.result.top}")
     if ffmpeg.returncode:
-        raise SystemExit(f"ffmpeg ended with exit status {ffmpeg.returncode}")
+        raise SystemExit(f"ffmpeg ended with exit code {ffmpeg.returncode}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Printer(SpanExporter):
 
 
 def main() -> int:
-    """Make one call within a span of the app; return the exit status."""
+    """Make one call within a span of the app; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("image", nargs="?", help="default: a grey square")
     parser.add_argument("--server", default="localhost:50051")

@@ -110,7 +110,7 @@ def stubs(root: Path) -> dict[str, bytes]:
 
 
 def main() -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--descriptor-set", metavar="FILE", help="write the descriptor set only")

@@ -38,7 +38,7 @@ from .sweep import shares
 from .table import tables
 
 EPILOG = (
-    "Exit status: 0 success, even if some calls failed; 1 no call succeeded, or the server rejected"
+    "Exit codes: 0 success, even if some calls failed; 1 no call succeeded, or the server rejected"
     " the variant; 2 wrong usage; 3 no server reachable; 130 interrupted (results so far are in the"
     " output)."
 )

@@ -9,7 +9,7 @@ import typer
 from resnet50_client import __version__
 
 from .lazy_group import CommandSource, lazy_group
-from .output import EXIT_STATUSES, print_line
+from .output import EXIT_CODES_HELP, print_line
 
 COMMANDS = (
     CommandSource("resnet50_cli.classify", "classify"),
@@ -26,7 +26,7 @@ app = typer.Typer(
     name="resnet50",
     cls=lazy_group(COMMANDS),
     help="Classify and embed images with a ResNet50 server.",
-    epilog=EXIT_STATUSES,
+    epilog=EXIT_CODES_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -32,7 +32,7 @@ def health(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show whether the server is ready for requests; exit status 0 if it is."""
+    """Show whether the server is ready for requests; exit code 0 if it is."""
     with reporting_errors(), servers.client(timeout_s, HEALTH_TIMEOUT_S) as client:
         if wait_s:
             client.wait_until_ready(timeout_s=wait_s)

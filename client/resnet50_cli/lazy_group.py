@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from .output import EXIT_STATUSES
+from .output import EXIT_CODES_HELP
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class CommandSource:
     """Place of a command.
 
     Attributes:
-        module: Full name of its module, whose `EPILOG` replaces the usual exit statuses.
+        module: Full name of its module, whose `EPILOG` replaces the usual exit codes.
         name: Name of the command, and of the function, or the `typer.Typer`, in the module.
     """
 
@@ -31,7 +31,7 @@ class CommandSource:
         command = getattr(module, self.name)
         if not isinstance(command, typer.Typer):
             single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            single.command(self.name, epilog=getattr(module, "EPILOG", EXIT_STATUSES))(command)
+            single.command(self.name, epilog=getattr(module, "EPILOG", EXIT_CODES_HELP))(command)
             command = single
         return typer.main.get_command(command)
 

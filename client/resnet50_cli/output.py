@@ -1,4 +1,4 @@
-"""Output of the commands: results, messages, progress, and exit statuses."""
+"""Output of the commands: results, messages, progress, and exit codes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,21 @@ from resnet50_client.errors import (
     UnavailableError,
 )
 
-# Exit statuses; typer itself uses 2 for wrong usage.
+# Exit codes; typer itself uses 2 for wrong usage.
 SOME_FAILED = 1
 WRONG_USAGE = 2
 NO_SERVER = 3
 INTERRUPTED = 130  # as shells count SIGINT
 
-EXIT_STATUSES = (
-    "Exit status: 0 success; 1 the server rejected a request, or some images failed (the others"
-    " are in the output); 2 wrong usage; 3 no server reachable, or not ready; 130 interrupted."
-)
+EXIT_CODES = {
+    0: "success",
+    SOME_FAILED: "the server rejected a request, or some images failed (the others are in the"
+    " output)",
+    WRONG_USAGE: "wrong usage",
+    NO_SERVER: "no server reachable or ready, or images without an answer in time",
+    INTERRUPTED: "interrupted",
+}
+EXIT_CODES_HELP = f"Exit codes: {'; '.join(f'{code} {text}' for code, text in EXIT_CODES.items())}."
 
 # A pipe has no width; rich would cut tables at 80 columns.
 PIPE_COLUMNS = 130

@@ -119,7 +119,7 @@ class InvalidImageError(InvalidRequestError):
 
 
 class NotFoundError(Resnet50Error, LookupError):
-    """The server does not have it: a traffic split, for example."""
+    """The server does not have the requested object, e.g. a traffic split."""
 
 
 class VariantNotFoundError(NotFoundError):
@@ -139,20 +139,20 @@ class FailedPreconditionError(Resnet50Error):
 
 
 class VariantChangeError(FailedPreconditionError):
-    """The variants that the server holds cannot be changed like that, as it is; they answer on.
+    """The variants cannot be changed as requested; they keep serving.
 
-    The message says why: weights that cannot be loaded, too little memory, a name that is served
-    already, the default that cannot go, or another change that goes on. It also names variants
-    that were evicted for a load that then failed; those are not loaded again.
+    The message gives the reason: weights that cannot be loaded, too little memory, a name that is
+    in use, the default variant, or another change in progress. It also names variants that were
+    evicted for a load that then failed; those are not loaded again.
     """
 
 
 class NoClassificationHeadError(FailedPreconditionError):
-    """A classification was asked of a variant without a classification head; ask for embeddings."""
+    """The variant has no classification head; it computes embeddings only."""
 
 
 class TransformMismatchError(FailedPreconditionError):
-    """A preprocessed image was made by another transform than the variant's.
+    """The image was preprocessed by another transform than the variant's.
 
     The variant has been replaced, or the image was preprocessed for another one. Get a new
     preprocessor, and preprocess the image again.
@@ -160,7 +160,7 @@ class TransformMismatchError(FailedPreconditionError):
 
 
 class ConflictError(Resnet50Error):
-    """It exists already, or another call changed it at the same time."""
+    """The object exists already, or another call changed it at the same time."""
 
 
 class OverloadedError(Resnet50Error):

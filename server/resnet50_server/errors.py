@@ -49,7 +49,7 @@ class ServingError(Exception):
 
 
 class Unauthenticated(ServingError):
-    """The caller is not authenticated.
+    """The token is missing, malformed, unknown or expired.
 
     Args:
         reason: For programs, e.g. "TOKEN_MISSING".
@@ -64,7 +64,7 @@ class Unauthenticated(ServingError):
 
 
 class PermissionDenied(ServingError):
-    """The caller lacks a scope.
+    """The caller lacks the scope that the method needs.
 
     Args:
         caller: The caller's name.
@@ -82,7 +82,7 @@ class PermissionDenied(ServingError):
 
 
 class InvalidRequest(ServingError):
-    """A field of the request is wrong.
+    """A field of the request is invalid.
 
     Args:
         field: Path of the field in the request message, e.g. `options.top_k`.
@@ -98,7 +98,7 @@ class InvalidRequest(ServingError):
 
 
 class InvalidImage(InvalidRequest):
-    """The image cannot be read, or passes a limit.
+    """The image cannot be read, or exceeds a limit.
 
     Args:
         field: Path of the field in the request message, e.g. `image.encoded`.
@@ -112,7 +112,7 @@ class InvalidImage(InvalidRequest):
 
 
 class VariantNotFound(ServingError):
-    """No variant of that name is served, or can be loaded.
+    """No variant of that name is loaded, or can be loaded.
 
     Args:
         field: Path of the field that names it, e.g. `options.variant`.
@@ -133,7 +133,7 @@ class VariantNotFound(ServingError):
 
 
 class SplitNotFound(ServingError):
-    """A variant has no traffic split.
+    """The variant has no traffic split.
 
     Args:
         field: Path of the field that names it.
@@ -149,13 +149,13 @@ class SplitNotFound(ServingError):
 
 
 class VariantLoading(ServingError):
-    """The variant is not loaded yet."""
+    """The variant is still being loaded."""
 
     code = "UNAVAILABLE"
 
 
 class Overloaded(ServingError):
-    """The server holds as much as it may.
+    """A limit of the server or of the caller is reached.
 
     Args:
         limit: The name of the limit that was reached, e.g. "max_requests".
@@ -193,7 +193,7 @@ class DoesNotFit(Overloaded):
 
 
 class TransformMismatch(ServingError):
-    """An image was preprocessed by another transform than the variant's.
+    """The image was preprocessed by another transform than the variant's.
 
     Args:
         field: Path of the field with the digest of the image's transform.
@@ -221,7 +221,7 @@ class DataLoss(ServingError):
 
 
 class Stalled(ServingError):
-    """The sender is too slow.
+    """The request arrived too slowly.
 
     A single request took longer than `receive_timeout_s` to arrive, an upload paused for
     `upload_idle_timeout_s`, or a stream was silent for `stream_idle_timeout_s`.
@@ -231,7 +231,7 @@ class Stalled(ServingError):
 
 
 class DeadlineUnreachable(ServingError):
-    """The request's deadline has passed, or comes before the engine could answer.
+    """The deadline has passed, or cannot be met.
 
     Args:
         text: By how much, and what to do.
@@ -246,7 +246,7 @@ class DeadlineUnreachable(ServingError):
 
 
 class ShuttingDown(ServingError):
-    """The server, or the variant, takes no more requests.
+    """The server or the variant accepts no more requests.
 
     Args:
         what: Does not, and why.
@@ -266,11 +266,11 @@ class ShuttingDown(ServingError):
 
 
 class Unloading(ShuttingDown):
-    """The variant takes no more requests; the server goes on."""
+    """The variant is being unloaded."""
 
 
 class VariantUnhealthy(ShuttingDown):
-    """The variant is out of service, since it fails; the server goes on.
+    """The variant is out of service because it fails.
 
     Args:
         what: Which variant, and what is wrong with it.
@@ -284,11 +284,14 @@ class VariantUnhealthy(ShuttingDown):
 
 
 class EngineFailed(ServingError):
-    """The engine failed on the batch, or its result has NaN or Inf; the cause is chained."""
+    """The engine failed on the batch, or the result has NaN or Inf.
+
+    The cause is chained.
+    """
 
 
 class DiskTimeout(ServingError):
-    """Files could not be read in time.
+    """Files of variants could not be read in time.
 
     Args:
         what: Which: a setting and its value.
@@ -305,7 +308,7 @@ class DiskTimeout(ServingError):
 
 
 class NotEnabled(ServingError):
-    """A method that has to be asked for when the server is started.
+    """The method is disabled; a setting enables it.
 
     Args:
         method: Its name.
@@ -319,7 +322,7 @@ class NotEnabled(ServingError):
 
 
 class NotNow(ServingError):
-    """The state of the server's variants does not allow a change; says why.
+    """The variants cannot be changed as requested; the message gives the reason.
 
     Args:
         reason: Why, and what to do.
@@ -335,7 +338,7 @@ class NotNow(ServingError):
 
 
 class NoClassificationHead(ServingError):
-    """A classification was asked of a variant that computes embeddings only.
+    """A classification was requested from a variant without a classification head.
 
     Args:
         variant: Its name.

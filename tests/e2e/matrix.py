@@ -3,7 +3,7 @@
 Installs the wheel, without the server, into one environment for each pair, and makes calls of every
 shape from it (tests/support/sdk_session.py): to a fake server there, and to a real server of this
 environment; with protobuf's implementation in C, and with the one in Python. Interpreters that the
-machine lacks are named. The exit status is 1 if a pair failed or a set of packages had no
+machine lacks are named. The exit code is 1 if a pair failed or a set of packages had no
 interpreter.
 
 `make test` runs each set of packages on one interpreter.
@@ -56,7 +56,7 @@ def try_pair(
 
 
 def main() -> int:
-    """Run all pairs; return the exit status."""
+    """Run all pairs; return the exit code."""
     found = {version: interpreter(version) for version in PYTHONS}
     for version, python in found.items():
         if python is None:

@@ -1,7 +1,7 @@
 """Debian's nginx with deploy/nginx.conf before two servers, tried for real: `make nginx`.
 
 Calls of every shape go through it without a pause, from both clients, while one server is drained
-and started again, then the other, then one is killed, then nginx is reloaded. The exit status is 1
+and started again, then the other, then one is killed, then nginx is reloaded. The exit code is 1
 if a call failed, an answer of a stream is missing or out of turn, or one server got no calls.
 
 Not a test of pytest: it needs nginx, which `apt-get install nginx` brings.
@@ -398,7 +398,7 @@ def trial(folder: Path) -> list[Caller]:
 
 
 def main() -> int:
-    """Print what became of the calls; return the exit status."""
+    """Print what became of the calls; return the exit code."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="resnet50-nginx-") as folder:
         callers = trial(Path(folder))

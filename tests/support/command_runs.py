@@ -27,7 +27,7 @@ class Command:
         return cls(process)
 
     async def end(self) -> tuple[int, str, str]:
-        """Return exit status, stdout and stderr."""
+        """Return exit code, stdout and stderr."""
         stdout, stderr = await asyncio.to_thread(self.process.communicate, timeout=60)
         return self.process.wait(), stdout, stderr
 

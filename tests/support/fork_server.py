@@ -46,7 +46,7 @@ MAX_REQUEST_BYTES = 2**20
 def wait_for_request(control: socket.socket) -> dict[str, Any]:
     """Fork for each request; return it in the process that is to run it.
 
-    Its parent, a fork of this process as well, reports its process ID, then its exit status.
+    Its parent, a fork of this process as well, reports its process ID, then its exit code.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as sent to all processes of a terminal
     while True:

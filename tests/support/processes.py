@@ -34,7 +34,7 @@ class ForkedProcess:
     """A process of a command, with what tests use of the interface of `subprocess.Popen`.
 
     Args:
-        report: Where its process ID comes from, then its exit status.
+        report: Where its process ID comes from, then its exit code.
         stdin, stdout, stderr: This end of its streams; None for one that is not a pipe.
     """
 

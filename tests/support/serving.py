@@ -131,13 +131,13 @@ class ServerProcess:
         return line.removeprefix("listening on ").strip()
 
     def wait_until_ended(self) -> tuple[int, str]:
-        """Wait for its own end; return the exit status and what was written to stderr."""
+        """Wait for its own end; return the exit code and what was written to stderr."""
         _, errors = self.process.communicate(timeout=60)
         assert self.process.returncode is not None
         return self.process.returncode, errors
 
     def terminate(self) -> tuple[int, str]:
-        """Send SIGTERM; return the exit status and what was written to stderr."""
+        """Send SIGTERM; return the exit code and what was written to stderr."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait_until_ended()
 

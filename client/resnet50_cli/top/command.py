@@ -28,7 +28,7 @@ from .variant_status import VariantStatusPoller
 from .view import View
 
 EPILOG = (
-    "Exit status: 0 ended by q or Ctrl-C, or --once succeeded; 1 the output cannot be written;"
+    "Exit codes: 0 ended by q or Ctrl-C, or --once succeeded; 1 the output cannot be written;"
     " 2 wrong usage; 3 no server responded to --once."
 )
 # Poll interval for keys and the window's size.

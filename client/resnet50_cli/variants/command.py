@@ -14,7 +14,7 @@ from resnet50_client.types import LoadResult, Variant
 
 from ..connection_options import Servers, with_servers
 from ..options import AsJson, Timeout
-from ..output import EXIT_STATUSES, print_json, print_line, printable, reporting_errors
+from ..output import EXIT_CODES_HELP, print_json, print_line, printable, reporting_errors
 from ..output import show as show_table
 from . import details, table
 from .fan_out import query_each, update_each
@@ -24,7 +24,7 @@ from .traffic import split, splits, unsplit
 _CHANGE_EPILOG = (
     "Several servers, one --server each, are changed one after another, until the first failure."
     " Needs a token with the scope admin, and servers with --variants-dir. Changes do not survive"
-    f" a restart of the server. {EXIT_STATUSES}"
+    f" a restart of the server. {EXIT_CODES_HELP}"
 )
 
 Name = Annotated[str, typer.Argument(help="The variant's name.")]
@@ -52,13 +52,13 @@ variants = typer.Typer(
     name="variants",
     cls=_ListByDefault,
     help="List (the default command), show, load, unload and compare the variants of servers.",
-    epilog=EXIT_STATUSES,
+    epilog=EXIT_CODES_HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-@variants.command("list", epilog=EXIT_STATUSES)
+@variants.command("list", epilog=EXIT_CODES_HELP)
 @with_servers
 def list_variants(servers: Servers, timeout_s: Timeout = None, as_json: AsJson = False) -> None:
     """List each server's variants, with loads in progress and failed loads."""
@@ -77,7 +77,7 @@ def list_variants(servers: Servers, timeout_s: Timeout = None, as_json: AsJson =
     query_each(servers, timeout_s, show)
 
 
-@variants.command(epilog=EXIT_STATUSES)
+@variants.command(epilog=EXIT_CODES_HELP)
 @with_servers
 def show(
     servers: Servers,
@@ -169,7 +169,7 @@ def default(
 
 
 variants.command(epilog=_CHANGE_EPILOG)(split)
-variants.command(epilog=EXIT_STATUSES)(splits)
+variants.command(epilog=EXIT_CODES_HELP)(splits)
 variants.command(epilog=_CHANGE_EPILOG)(unsplit)
 
 

@@ -213,7 +213,7 @@ class ClassifyResponse(google.protobuf.message.Message):
 
     @property
     def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
-        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+        """Warnings about the image, such as truncated data; also with a cached result. Usually empty."""
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ class EmbedResponse(google.protobuf.message.Message):
 
     @property
     def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
-        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+        """Warnings about the image, such as truncated data; also with a cached result. Usually empty."""
 
     def __init__(
         self,
@@ -372,7 +372,7 @@ class ClassifyBatchResult(google.protobuf.message.Message):
 
     @property
     def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
-        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+        """Warnings about the image, such as truncated data; also with a cached result. Usually empty."""
 
     def __init__(
         self,
@@ -466,7 +466,7 @@ class EmbedBatchResult(google.protobuf.message.Message):
 
     @property
     def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
-        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+        """Warnings about the image, such as truncated data; also with a cached result. Usually empty."""
 
     def __init__(
         self,
@@ -800,7 +800,7 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
 
     @property
     def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
-        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+        """Warnings about the image, such as truncated data; also with a cached result. Usually empty."""
 
     def __init__(
         self,
@@ -856,7 +856,7 @@ class EmbedStreamResponse(google.protobuf.message.Message):
 
     @property
     def image_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resnet50.v1.result_pb2.ImageWarning.ValueType]:
-        """Facts that the result does not tell about the image; also of a cached result. Usually empty."""
+        """Warnings about the image, such as truncated data; also with a cached result. Usually empty."""
 
     def __init__(
         self,

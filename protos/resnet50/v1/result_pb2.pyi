@@ -58,7 +58,7 @@ class _ImageWarningEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """
 
 class ImageWarning(_ImageWarning, metaclass=_ImageWarningEnumTypeWrapper):
-    """Something about an image that its result does not tell."""
+    """A warning about an image."""
 
 IMAGE_WARNING_UNSPECIFIED: ImageWarning.ValueType  # 0
 """Never sent."""

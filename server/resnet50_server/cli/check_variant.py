@@ -76,7 +76,7 @@ def check(
     """Load a variant as a server would, measure it, and say whether it can be served.
 
     Settings come from the flags, the environment and the configuration file, as those of `serve`.
-    Exit status 1: it cannot be served, or its transform is not that of --transform-text.
+    Exit code 1: it cannot be served, or its transform is not that of --transform-text.
     """
     argument = _argument(variant)
     flags = {"device": device, "precision": precision, "engine": engine, "config": config}

@@ -1,4 +1,4 @@
-"""The command `resnet50-server`: its subcommands, usage errors and exit status."""
+"""The command `resnet50-server`: its subcommands, usage errors and exit code."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .flags import WrongSettings, read_settings, with_flags
 from .tokens import tokens
 from .variants import variants
 
-EXIT_STATUSES = (
-    "Exit status: 0 success; 1 failure; 2 wrong usage or settings. Others, of a server that stops"
-    " because of a fault, are in docs/how-to/troubleshoot.md."
+EXIT_CODES_HELP = (
+    "Exit codes: 0 success; 1 failure; 2 wrong usage or settings. Others, of a server that stops"
+    " because of a fault, are in docs/reference/exit-codes.md."
 )
 
 app = typer.Typer(
     name="resnet50-server",
     help="Serve ResNet50 variants over gRPC.",
-    epilog=EXIT_STATUSES,
+    epilog=EXIT_CODES_HELP,
     pretty_exceptions_enable=False,
 )
 app.add_typer(variants, name="variants")
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Without the program's name; default: those of the process.
 
     Returns:
-        The exit status: 0, 1 (failure), 2 (wrong usage); others are in docs/how-to/troubleshoot.md.
+        The exit code: 0, 1 (failure), 2 (wrong usage); others are in docs/reference/exit-codes.md.
     """
     try:
         status = app(arguments, prog_name="resnet50-server", standalone_mode=False)
@@ -77,7 +77,7 @@ def _options(
     pass
 
 
-@app.command(epilog=EXIT_STATUSES)
+@app.command(epilog=EXIT_CODES_HELP)
 @with_flags
 def serve(**flags: Any) -> int:
     """Serve variants over gRPC until SIGTERM, then finish the requests in flight.

@@ -1,4 +1,4 @@
-"""One process that runs a server: signals, garbage collection, exit status."""
+"""One process that runs a server: signals, garbage collection, exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAULT_STOP_S = 15.0
 
 
 async def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; return the process's exit status.
+    """Serve until SIGTERM or SIGINT; return the process's exit code.
 
     Returns:
         0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
@@ -112,9 +112,9 @@ async def _stop(server: Server, drain_timeout_s: float) -> None:
 
 
 async def _stop_after_fault(server: Server) -> int:
-    """Reject new requests to a failed server; return the exit status."""
+    """Reject new requests to a failed server; return the exit code."""
     assert server.fault is not None  # set before `failed`
-    log.critical("stopping with exit status %d: %s", server.fault.status, server.fault)
+    log.critical("stopping with exit code %d: %s", server.fault.status, server.fault)
     await server.reject_new()
     return server.fault.status
 

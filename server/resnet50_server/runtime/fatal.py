@@ -12,7 +12,7 @@ class FatalError(Exception):
     """The server cannot serve any more. The message is for the log and `/livez`, not for callers.
 
     Attributes:
-        status: The exit status of the process.
+        status: The exit code of the process.
     """
 
     status = 70

@@ -125,7 +125,7 @@ class Authentication(Group):
 class Variants(Group):
     """Variants to serve, their files and their memory."""
 
-    title = "Variants"
+    title = "Variants and weights"
 
     variants: Annotated[
         list[str],

@@ -23,14 +23,18 @@ Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 READ_TIMEOUT_S = 2.0
 
 _SERVER: Sequence[tuple[str, str, Callable[[ServerSnapshot], float]]] = (
-    ("resnet50_ready", "1 if the server accepts images, else 0.", lambda s: s.ready),
+    ("resnet50_ready", "1 while /readyz returns 200, else 0.", lambda s: s.ready),
     (
         "resnet50_in_flight_requests",
-        "Images and frames between admission and response.",
+        "Images and frames between admission and response (max_requests).",
         lambda s: s.requests,
     ),
-    ("resnet50_in_flight_bytes", "Encoded size of these images and frames.", lambda s: s.bytes),
-    ("resnet50_open_streams", "Open streams of frames.", lambda s: s.streams),
+    (
+        "resnet50_in_flight_bytes",
+        "Encoded size of the images and frames in flight (max_request_bytes).",
+        lambda s: s.bytes,
+    ),
+    ("resnet50_open_streams", "Open streams of frames (max_streams).", lambda s: s.streams),
     (
         "resnet50_decode_queue_calls",
         "Calls that wait for a decode thread.",
@@ -43,7 +47,7 @@ _SERVER: Sequence[tuple[str, str, Callable[[ServerSnapshot], float]]] = (
     ),
     (
         "resnet50_decode_threads_stuck",
-        "Decode threads whose image exceeds decode_timeout_s.",
+        "Decode threads whose image exceeds decode_timeout_s; they are replaced, up to a limit.",
         lambda s: s.decode_stuck,
     ),
 )
@@ -51,27 +55,28 @@ _VARIANT: Sequence[tuple[str, str, Callable[[VariantSnapshot], float | None]]] =
     ("resnet50_queue_images", "Images that wait for a batch.", lambda v: v.pending),
     (
         "resnet50_queue_age_seconds",
-        "Wait of the oldest image in the queue; 0 if it is empty.",
+        "Wait of the oldest image in the queue; 0 if it is empty. Grows if the engine hangs.",
         lambda v: v.oldest_wait_s,
     ),
     (
         "resnet50_batch_latency_alpha_seconds",
-        "Learned duration of a batch, per batch.",
+        "Learned duration of a batch of b images, alpha + beta * b: seconds per batch.",
         lambda v: v.latency_s and v.latency_s[0],
     ),
     (
         "resnet50_batch_latency_beta_seconds",
-        "Learned duration of a batch, per image.",
+        "Learned duration of a batch: seconds per image.",
         lambda v: v.latency_s and v.latency_s[1],
     ),
     (
         "resnet50_batch_size_limit",
-        "Maximum images in a batch; reduced while device memory is short.",
+        "Maximum images in a batch: max_batch_size, or less for half a minute after a batch did not"
+        " fit into device memory.",
         lambda v: v.batch_size_limit,
     ),
     (
         "resnet50_variant_healthy",
-        "1 if a loaded variant is in service, else 0.",
+        "1 while a loaded variant is in service, 0 while its requests are rejected.",
         lambda v: v.healthy,
     ),
 )
@@ -113,13 +118,13 @@ def _of_server(state: ServerSnapshot) -> Iterator[Metric]:
         yield GaugeMetricFamily(name, text, value=value(state))
     yield CounterMetricFamily(
         "resnet50_log_lines_dropped",
-        "Lines of the log that were dropped because too many were unread.",
+        "Log lines dropped because the reader of the log had stopped and 4 MiB were pending.",
         value=lines_dropped(),
     )
     for name, text, label, counts in (
         (
             "resnet50_engine_busy_seconds",
-            "Compute time of a device, added when a batch ends; at most 1 per second.",
+            "Compute time of a device, added when a batch ends; the rate is its utilization.",
             "device",
             state.busy_s,
         ),
@@ -131,7 +136,8 @@ def _of_server(state: ServerSnapshot) -> Iterator[Metric]:
         ),
         (
             "resnet50_telemetry_errors",
-            "Events that a listener (metrics, traces, request log, traffic splits) failed on.",
+            "Events that a listener failed to record; its data is incomplete, and the log has the"
+            " error.",
             "observer",
             state.listener_errors,
         ),
@@ -159,7 +165,7 @@ def _of_splits(splits: Sequence[SplitSnapshot]) -> Iterator[Metric]:
     pair = ["variant", "candidate"]
     answers = CounterMetricFamily(
         "resnet50_split_answers",
-        "Requests and frames for a variant with a traffic split, by side.",
+        "Requests and frames for a variant with a traffic split, by side and outcome.",
         labels=[*pair, "side", "outcome"],
     )
     shadows = CounterMetricFamily(
@@ -168,7 +174,9 @@ def _of_splits(splits: Sequence[SplitSnapshot]) -> Iterator[Metric]:
         labels=[*pair, "outcome"],
     )
     agreed = CounterMetricFamily(
-        "resnet50_split_agreed", "Compared images with the same first category.", labels=pair
+        "resnet50_split_agreed",
+        "Compared images whose first category has the same label.",
+        labels=pair,
     )
     cosines = CounterMetricFamily(
         "resnet50_split_cosines",
@@ -177,7 +185,7 @@ def _of_splits(splits: Sequence[SplitSnapshot]) -> Iterator[Metric]:
     )
     ended = GaugeMetricFamily(
         "resnet50_split_ended",
-        "1 if the server has ended the split, 0 if it is active.",
+        "1 once the server has ended a split, until it is deleted or set again; otherwise 0.",
         labels=pair,
     )
     for one in splits:
@@ -200,10 +208,18 @@ def _of_cache(cache: CacheSnapshot) -> Iterator[Metric]:
         ((list(key), count) for key, count in cache.lookups.items()),
     )
     yield CounterMetricFamily(
-        "resnet50_cache_evictions", "Results evicted to make room.", value=cache.evictions
+        "resnet50_cache_evictions",
+        "Results evicted from the response cache to make room.",
+        value=cache.evictions,
     )
-    yield GaugeMetricFamily("resnet50_cache_entries", "Results stored.", value=cache.entries)
-    yield GaugeMetricFamily("resnet50_cache_bytes", "Memory of these results.", value=cache.bytes)
+    yield GaugeMetricFamily(
+        "resnet50_cache_entries", "Results in the response cache.", value=cache.entries
+    )
+    yield GaugeMetricFamily(
+        "resnet50_cache_bytes",
+        "Memory of the response cache (response_cache_bytes).",
+        value=cache.bytes,
+    )
 
 
 def _filled(family: Family, samples: Iterable[tuple[list[str], float | None]]) -> Family:

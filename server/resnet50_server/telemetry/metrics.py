@@ -1,4 +1,4 @@
-"""Counters and histograms for Prometheus; docs/reference/metrics.md explains each name.
+"""Counters and histograms for Prometheus; docs/reference/metrics.md lists them.
 
 They are updated on the event loop as events arrive; `gauges` computes the rest at scrape time.
 """
@@ -153,36 +153,42 @@ class Metrics(ServerEvents):
 
         self._requests = counter(
             "resnet50_requests",
-            "RPCs that have ended, streams once each.",
+            "RPCs that have ended, streams once each, by status code.",
             "method",
             "variant",
             "code",
         )
         self._request_s = histogram(
             "resnet50_request_duration_seconds",
-            "From headers to response, of successful RPCs that are not streams.",
+            "From headers to response, of RPCs with the code OK that are not streams.",
             DURATION_BUCKETS,
             "method",
             "variant",
         )
         self._images = counter(
             "resnet50_images",
-            "Images and frames: answered, refused with an error, or dropped for a newer frame.",
+            "Images and frames by outcome: single images, uploads, images of batches, frames.",
             "variant",
             "outcome",
         )
         self._stages = histogram(
             "resnet50_stage_duration_seconds",
-            "Duration of each stage of answered images.",
+            "Duration of each stage of answered images, as Timing in the response. Results of the"
+            " response cache count in total only.",
             DURATION_BUCKETS,
             "variant",
             "stage",
         )
         self._batch_size = histogram(
-            "resnet50_batch_size", "Images in a batch.", SIZE_BUCKETS, "variant"
+            "resnet50_batch_size",
+            "Images in a batch; the count is the number of batches, failed ones included.",
+            SIZE_BUCKETS,
+            "variant",
         )
         self._batch_failures = counter(
-            "resnet50_batch_failures", "Batches that failed in the engine.", "variant"
+            "resnet50_batch_failures",
+            "Batches that failed in the engine, retries included.",
+            "variant",
         )
         self._too_large = counter(
             "resnet50_batches_out_of_memory",
@@ -205,20 +211,22 @@ class Metrics(ServerEvents):
             "variant",
             "code",
         )
-        self._shed = counter("resnet50_shed", "Requests and frames rejected to shed load.", "limit")
+        self._shed = counter(
+            "resnet50_shed", "Requests and frames rejected to shed load, by limit.", "limit"
+        )
         self._decode_failures = counter(
             "resnet50_decode_failures",
-            "Images that could not be decoded or exceeded a limit.",
+            "Images that could not be decoded or exceeded a limit, by reason.",
             "reason",
         )
         self._unauthenticated = counter(
             "resnet50_unauthenticated",
-            "Requests without a valid token or the required scope.",
+            "Requests without a valid token or the required scope, by reason.",
             "reason",
         )
         self.lag = Histogram(
             "resnet50_event_loop_lag_seconds",
-            "Lag of the event loop: how late its timers run.",
+            "How late timers of the event loop run, measured ten times a second.",
             buckets=LAG_BUCKETS,
             registry=registry,
         )

@@ -174,7 +174,7 @@ def test_exit_statuses_tell_what_went_wrong(server, tmp_path):
 def test_help_explains_every_option():
     done = bench("--help")
     assert done.returncode == 0
-    for named in ("--sweep", "Poisson", "Exit status", "RESNET50_SERVER", "--server-pid"):
+    for named in ("--sweep", "Poisson", "Exit codes", "RESNET50_SERVER", "--server-pid"):
         assert named in done.stdout
 
 

@@ -156,4 +156,4 @@ def test_exit_statuses_tell_what_went_wrong(server, photos):
 def test_help_names_exit_statuses_and_environment():
     done = resnet50("classify", "--help")
     assert b"RESNET50_SERVER" in done.stdout
-    assert b"Exit status" in done.stdout
+    assert b"Exit codes" in done.stdout

@@ -1,5 +1,5 @@
 """`resnet50` against servers that lose, swap or swallow frames: no image without an answer or an
-error, and an exit status that says so."""
+error, and an exit code that says so."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(on_a_terminal):
     ends_well(on_a_terminal)
 
 
-def test_help_names_environment_defaults_and_exit_statuses():
+def test_help_names_environment_defaults_and_exit_codes():
     done = top("--help")
-    for wanted in ("RESNET50_METRICS", "9464", "Exit status"):
+    for wanted in ("RESNET50_METRICS", "9464", "Exit codes"):
         assert wanted in done.stdout

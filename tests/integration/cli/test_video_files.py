@@ -46,7 +46,7 @@ def images(monkeypatch) -> list[np.ndarray]:
 
 
 async def stream(source: object, *arguments: object, server: Any) -> tuple[int, str, str]:
-    """Run the command; return its exit status, stdout and stderr."""
+    """Run the command; return its exit code, stdout and stderr."""
     environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "resnet50_cli", "stream", str(source), *map(str, arguments)),

@@ -19,7 +19,7 @@ def here(tmp_path) -> Path:
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Return the exit status, and what `resnet50-server variants` wrote to stdout and stderr."""
+    """Return the exit code, and what `resnet50-server variants` wrote to stdout and stderr."""
     status = main(["variants", *map(str, arguments)])
     return status, *capsys.readouterr()
 

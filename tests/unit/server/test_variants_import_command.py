@@ -26,7 +26,7 @@ def names(tmp_path) -> Path:
 
 
 def run(capsys, *arguments: object) -> tuple[int, list[str], str]:
-    """Return the exit status, the lines of stdout, and stderr."""
+    """Return the exit code, the lines of stdout, and stderr."""
     status = main(["variants", "import", *map(str, arguments)])
     output, errors = capsys.readouterr()
     return status, output.splitlines(), errors
