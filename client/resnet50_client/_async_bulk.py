@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 class AsyncBulkResults(AsyncIterator[Item], Generic[Item]):
     """Results of `classify_many` or `embed_many`: an asynchronous iterator and context manager.
 
-    The run starts with the first result that is asked for. It ends with the last one, with an
+    The run starts when the first result is requested. It ends with the last one, with an
     error, or when it is closed: calls in flight are cancelled then, and the source is closed.
 
     Args:

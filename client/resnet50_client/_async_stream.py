@@ -34,7 +34,7 @@ class AsyncStream(AsyncIterator[FrameAnswer[Result]], Generic[Result]):
             async for answer in stream:
                 print(answer.frame_id, answer.result)
 
-    The stream starts at the first answer that is asked for. It ends after the last frame's answer,
+    The stream starts when the first answer is requested. It ends after the last frame's answer,
     with an error, or when it is cancelled or closed; its source is closed then. A thread that reads
     the source at that moment closes it after the read. If a server becomes unreachable, the stream
     is resumed at another one.

@@ -88,7 +88,7 @@ class BaseClient:
             variant: Default variant of calls; None for the server's.
             metadata: Metadata that is sent with every call, e.g. {"x-tenant": "a"}.
             channel_options: Options of gRPC channels, e.g. {"grpc.keepalive_time_ms": 60_000};
-                they go before the SDK's own.
+                they precede the SDK's own.
             interceptors: Interceptors of `grpc`, the first one outermost; they see each attempt
                 of a call.
             compression: "gzip" or "deflate" for requests; encoded images do not become smaller.

@@ -12,6 +12,7 @@ from ._arguments import check_choice, check_count
 from ._version import __version__
 
 Compression: TypeAlias = Literal["gzip", "deflate"]
+"""Compression of requests."""
 Option: TypeAlias = tuple[str, int | str]
 DISTRIBUTION = "resnet50-serving"
 # A ping is sent after this idle time. If TCP does not deliver data within 8 s, the connection is
@@ -37,7 +38,7 @@ class ChannelConfig:
     """Settings of channels, which all clients of `with_options` share.
 
     Attributes:
-        options: gRPC channel options; they go before the SDK's.
+        options: gRPC channel options; they precede the SDK's.
         interceptors: Interceptors of `grpc` or of `grpc.aio`, the first one outermost.
         compression: Compression of requests; None for none.
         wait_for_ready: Whether calls wait for a connection instead of failing.

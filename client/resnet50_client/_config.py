@@ -39,6 +39,7 @@ _RESERVED_KEYS = {
     "x-caller-key": "use caller_key",
 }
 Priority: TypeAlias = Literal["interactive", "bulk"]
+"""Priority of a call: bulk yields to interactive calls."""
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 

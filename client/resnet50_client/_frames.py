@@ -15,6 +15,7 @@ from .errors import Resnet50Error
 
 Result = TypeVar("Result")
 Delivery: TypeAlias = Literal["ordered", "latest"]
+"""Handling of frames that arrive faster than they are answered; see `classify_stream`."""
 # Error of one frame: its image cannot be read, or the server rejected it.
 FrameError: TypeAlias = Resnet50Error | OSError | TypeError
 DELIVERIES = {

@@ -14,6 +14,7 @@ from .errors import InvalidRequestError
 CHECK = "/grpc.health.v1.Health/Check"
 # grpc.health.v1.HealthCheckResponse.ServingStatus
 HealthStatus: TypeAlias = Literal["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
+"""Health of a service; see `Client.health`."""
 STATUSES: dict[int, HealthStatus] = {
     0: "UNKNOWN",
     1: "SERVING",

@@ -41,6 +41,7 @@ from ._preprocessed import (
 from .errors import InvalidImageError
 
 PixelFormat: TypeAlias = Literal["RGB", "BGR", "RGBA", "GRAY", "NV12", "I420"]
+"""Layout of the pixels of an array."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 # Code spans, and links, whose text is not escaped again.
 _VERBATIM = re.compile(r"(`+[^`]+`+|\]\([^)]*\))")
+# Asterisks that would begin or end emphasis.
+_EMPHASIS = re.compile(r"\*(?=\S)|(?<=\S)\*")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -23,17 +26,17 @@ def escaped(text: str) -> str:
     """Return plain text as Markdown: only code spans and links keep their meaning."""
     parts = _VERBATIM.split(text)
     return "".join(
-        part if number % 2 else part.replace("<", "&lt;").replace("*", "\\*")
+        part if number % 2 else _EMPHASIS.sub(r"\\*", part.replace("<", "&lt;"))
         for number, part in enumerate(parts)
     )
 
 
 def paragraphs(text: str) -> str:
-    """Return the paragraphs and lists of a docstring, each item on one line; code as it is."""
+    """Return the paragraphs, lists and code of a docstring; text without line breaks."""
     blocks = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
-        if block.startswith("    ") or block.startswith("```"):
-            blocks.append(block)
+        if block.startswith("    "):
+            blocks.append(f"```python\n{textwrap.dedent(block)}\n```")
         elif block.startswith("* "):
             items = re.split(r"^\* ", block, flags=re.MULTILINE)[1:]
             blocks.append("\n".join(f"* {escaped(' '.join(one.split()))}" for one in items))

@@ -107,7 +107,10 @@ def _property(found: Any) -> tuple[str, str]:
 
 
 def _function(found: Any, name: str = "", level: str = "###") -> str:
-    parts = [f"{level} {name or found.name}", _signature(found.name, found)]
+    heading = name or found.name
+    # Underscores would be emphasis.
+    heading = code(heading) if "__" in heading else heading
+    parts = [f"{level} {heading}", _signature(found.name, found)]
     return "\n\n".join([*parts, *_docstring(found)])
 
 

@@ -1,4 +1,4 @@
-"""The docs say what is true: its options are the settings, its Python runs."""
+"""Python of the documentation runs."""
 
 from __future__ import annotations
 
@@ -9,43 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from resnet50_server.settings import ENV_PREFIX, Settings, groups
 from tests.support.administering import ADMIN, describe, tokens_file
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes
 
 ROOT = Path(__file__).resolve().parents[2]
-README, SETTINGS = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/reference/settings.md")
-)
-
-
-def option_rows() -> str:
-    """Return the configuration table as it has to be: a row for each group, and its options."""
-    rows = ["| flag | environment | default | description |", "|---|---|---|---|"]
-    for title, names in groups().items():
-        rows.append(f"| **{title}** | | | |")
-        for name in names:
-            field = Settings.model_fields[name]
-            default = field.default
-            if isinstance(default, list):
-                default = ", ".join(default) or None
-            if isinstance(default, bool):
-                default = str(default).lower()
-            shown = "" if default is None else f"`{default}`"
-            flag, variable = "--" + name.replace("_", "-"), ENV_PREFIX + name.upper()
-            rows.append(f"| `{flag}` | `{variable}` | {shown} | {field.description} |")
-    return "\n".join(rows)
-
-
-def test_configuration_table_is_the_settings():
-    assert option_rows() in SETTINGS, "the table has to be:\n" + option_rows()
+README = (ROOT / "README.md").read_text()
 
 
 PAGES = README + "".join(
     (ROOT / "docs" / name).read_text()
     for name in (
-        "reference/client.md",
+        "reference/results.md",
         "reference/sdk.md",
         "reference/streams.md",
         "how-to/canary-and-shadow.md",

@@ -19,11 +19,10 @@ class Record:
     """Base of the dataclasses of results."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, of types that `json.dumps` takes.
+        """Return the fields by name, in types that `json.dumps` accepts.
 
-        Other results become dicts, tuples and arrays lists, and errors dicts with their type and
-        message. Of `source` a path remains; an image does not, its value is None. So is that of
-        numbers which JSON does not have (NaN, infinity).
+        Results become dicts, tuples and arrays lists, and errors dicts with their type and message.
+        `source` is None unless it is a path, and so are numbers that JSON lacks (NaN, infinity).
         """
         return {name: json_value(value) for name, value in _values(self)}
 

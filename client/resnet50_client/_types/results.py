@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from .record import Record, as_array, table
 
 CacheUse: TypeAlias = Literal["hit", "shared"]
+"""Use of the response cache: a hit, or shared with an identical request in flight."""
 Dtype: TypeAlias = Literal["float32", "float16"]
+"""Type of the numbers of an embedding."""
 
 # Categories in the table of a notebook.
 MAX_ROWS = 10
@@ -95,8 +97,8 @@ class Embedding(Record):
         l2_normalized: True if the vector has length 1.
         variant: The weights that computed it.
         timing: Times of the request in the server.
-        warnings: Facts that the vector does not tell about the image: "truncated" if its data
-            ended early and the server accepts that.
+        warnings: Warnings about the image: "truncated" if its data ended early and the server
+            accepts that.
         source: The image as it was passed to the client; None for others. A pickle keeps paths
             only.
         request_id: ID of the request in the server's log; None if unknown.
@@ -158,8 +160,8 @@ class Classification(Record, Sequence[Category]):
         embedding: The image's embedding, if `include_embedding` was set.
         variant: The weights that computed it.
         timing: Times of the request in the server.
-        warnings: Facts that the categories do not tell about the image: "truncated" if its data
-            ended early and the server accepts that.
+        warnings: Warnings about the image: "truncated" if its data ended early and the server
+            accepts that.
         source: The image as it was passed to the client; None for others. A pickle keeps paths
             only.
         request_id: ID of the request in the server's log; None if unknown.

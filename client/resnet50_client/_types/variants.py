@@ -8,10 +8,13 @@ from typing import Literal, TypeAlias
 from .record import Record
 
 VariantState: TypeAlias = Literal["loading", "ready", "unhealthy", "draining", "failed", "unknown"]
+"""State of a variant; see `Variant.state`."""
 LoadingStage: TypeAlias = Literal[
     "waiting", "reading", "evicting", "building", "warming_up", "verifying", "unknown"
 ]
+"""Stage of a load; see `Loading.stage`."""
 Activation: TypeAlias = Literal["softmax", "sigmoid", "none", "unknown"]
+"""Function from outputs to probabilities; see `Variant.activation`."""
 
 
 @dataclass(frozen=True)

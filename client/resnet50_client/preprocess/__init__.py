@@ -30,8 +30,8 @@ class Preprocessor:
     not follow a variant that is replaced by weights with another transform: calls then raise
     TransformMismatchError, and a new preprocessor is needed.
 
-    Decode files from strangers with limits of your own: the server's limits of pixels, memory and
-    time protect the server only.
+    Set limits of your own for untrusted files: the server's limits of pixels, memory and time
+    protect the server only.
 
     Args:
         variant: From `get_variant`; see also `Client.preprocessor`.

@@ -62,7 +62,7 @@ class FakeServer:
         address: "127.0.0.1:PORT", for `Client` and `AsyncClient`.
         received: The images so far, in order of arrival.
         delay_s: Seconds that each answer takes.
-        serving: Whether health checks say SERVING.
+        serving: Whether health checks report SERVING.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class FakeServer:
         self._script.add(answers)
 
     def stop(self) -> None:
-        """End calls in flight, and listen no more."""
+        """End calls in flight, and stop listening."""
         self._stopping.set()
         self._server.stop(None).wait()
 
@@ -119,7 +119,7 @@ class FakeServer:
         self.stop()
 
     def answer(self, method: str, options: Any, image: image_pb2.Image, context: Any) -> Any:
-        """Record an image, and return its Classification or Embedding message.
+        """Record an image, and return its Classification or Embedding message; may be overridden.
 
         Args:
             method: Name of the RPC.
@@ -154,14 +154,14 @@ class FakeServer:
             found.embedding.CopyFrom(self._embedding(vector, inference_pb2.EmbedOptions()))
         return found
 
-    def common(self) -> dict[str, Any]:
+    def _common(self) -> dict[str, Any]:
         """Return the fields that all responses about an image have."""
         return {
             "variant": result_pb2.VariantRef(name=self._variant, digest=self._digest),
             "timing": result_pb2.Timing(batch_size=1),
         }
 
-    def variant(self) -> variant_pb2.Variant:
+    def _description(self) -> variant_pb2.Variant:
         """Return the description of the variant."""
         return variant_pb2.Variant(
             name=self._variant,
@@ -236,7 +236,7 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
             result = self._server.answer(kind + suffix, options, image, context)
         except Resnet50Error as error:
             _abort(context, error)
-        fields = {_FIELDS[kind]: result, **self._server.common()}
+        fields = {_FIELDS[kind]: result, **self._server._common()}
         return getattr(inference_pb2, f"{kind}Response")(**fields)
 
     def _upload(self, kind: str, requests: Iterator[Any], context: Any) -> Any:
@@ -252,7 +252,7 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
         return self._single(kind, first.options, image, context, "Upload")
 
     def _batch(self, kind: str, request: Any, context: Any) -> Any:
-        common = self._server.common()
+        common = self._server._common()
         response = getattr(inference_pb2, f"{kind}BatchResponse")(variant=common["variant"])
         for image in request.images:
             outcome = response.results.add()
@@ -275,7 +275,7 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
             except Resnet50Error as error:
                 yield response(frame_id=frame.frame_id, error=_status(error))
             else:
-                fields = {_FIELDS[kind]: result, **self._server.common()}
+                fields = {_FIELDS[kind]: result, **self._server._common()}
                 yield response(frame_id=frame.frame_id, **fields)
 
 
@@ -284,10 +284,10 @@ class _Variants(variant_pb2_grpc.VariantServiceServicer):
         self._server = server
 
     def ListVariants(self, request: Any, context: Any) -> Any:
-        return variant_pb2.ListVariantsResponse(variants=[self._server.variant()])
+        return variant_pb2.ListVariantsResponse(variants=[self._server._description()])
 
     def GetVariant(self, request: Any, context: Any) -> Any:
-        variant = self._server.variant()
+        variant = self._server._description()
         if request.name not in ("", *variant.aliases, variant.name):
             served = (variant.name, *variant.aliases)
             error = VariantNotFoundError(f"name: {request.name!r} is not loaded", served=served)

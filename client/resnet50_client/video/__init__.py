@@ -56,8 +56,8 @@ def frames_from_video(
     converted to BT.709 in standard dynamic range, with a warning once per source.
 
     `VideoFrame.time_s` never decreases. A timestamp that goes back by more than a frame, or ahead
-    by more than 2 s, is the restart of the source's clock: times go on from the frame before, by a
-    frame's interval, and by the time that passed here if the source is live. A step ahead in a
+    by more than 2 s, is the restart of the source's clock: times continue from the frame before, by
+    a frame's interval, and by the time that passed here if the source is live. A step ahead in a
     file of a format that permits no restarts, such as MP4, is a still, and kept.
 
     Args:

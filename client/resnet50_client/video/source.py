@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 VideoSource: TypeAlias = str | os.PathLike[str] | int | IO[bytes]
+"""A path, a URL, a camera's number or a binary file; see `frames_from_video`."""
 
 _CAMERA = re.compile(r"/dev/video\d+")
 # Formats whose URL is that of a playlist, so that its size says nothing.
