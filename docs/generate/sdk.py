@@ -118,8 +118,7 @@ def _attribute(found: Any) -> str:
     """Return an alias of a type."""
     value = _source(found.value)
     if len(f"{found.name} = {value}") > _WIDTH:
-        value = "".join(f"\n    | {one}" for one in value.split(" | ")).replace("| ", "  ", 1)
-        value = f"({value}\n)"
+        value = "(\n    {}\n)".format("\n    | ".join(value.split(" | ")))
     parts = [f"### {found.name}", f"```python\n{found.name} = {value}\n```"]
     return "\n\n".join([*parts, *_docstring(found)])
 
