@@ -14,8 +14,8 @@ import griffe
 from .markdown import code, escaped, paragraphs
 
 CLIENT = Path(__file__).resolve().parents[2] / "client"
-# Of a signature on one line, with its heading.
-_WIDTH = 88
+# Longest signature on one line, and longest line that ruff leaves as it is.
+_WIDTH, _LINE = 88, 100
 _LISTS = {
     "parameters": "Arguments",
     "attributes": "Attributes",
@@ -117,7 +117,11 @@ def _function(found: Any, name: str = "", level: str = "###") -> str:
 def _attribute(found: Any) -> str:
     """Return an alias of a type."""
     value = _source(found.value)
-    if len(f"{found.name} = {value}") > _WIDTH:
+    if len(f"{found.name} = {value}") <= _LINE:
+        pass
+    elif " | " not in value:  # a Literal
+        value = "{}[\n    {}\n]".format(*value[:-1].split("[", 1))
+    else:
         value = "(\n    {}\n)".format("\n    | ".join(value.split(" | ")))
     parts = [f"### {found.name}", f"```python\n{found.name} = {value}\n```"]
     return "\n\n".join([*parts, *_docstring(found)])
