@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from resnet50_server.errors import InvalidRequest
 
 from .call import Received
+from .wire_format import bounded
 
 if TYPE_CHECKING:
     from .guard import RpcGuard
@@ -148,9 +149,10 @@ def _safe_deserializer(parse: Callable[[bytes], Any], *, with_size: bool) -> Cal
     """Reject malformed messages as INVALID_ARGUMENT; grpc.aio would use UNKNOWN.
 
     Args:
-        parse: Parses a message.
+        parse: The `FromString` of a message's class.
         with_size: Whether to return it as `Received`.
     """
+    parse = bounded(parse, parse.__self__.DESCRIPTOR)  # type: ignore[attr-defined]
 
     def parse_or_reject(content: bytes) -> Any:
         try:

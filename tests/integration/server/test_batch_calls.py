@@ -241,3 +241,12 @@ async def test_failed_images_of_a_batch_are_counted():
     assert counted.of("resnet50_image_errors_total", "code") == {"INVALID_ARGUMENT": 1}
     assert counted.of("resnet50_images_total", "outcome") == {"answered": 2, "refused": 1}
     assert counted.of("resnet50_requests_total", "method", "code") == {("ClassifyBatch", "OK"): 1}
+
+
+async def test_message_of_empty_images_is_refused_unparsed():
+    async with serving(**DECODING) as server, connected(server) as channel:
+        call = channel.unary_unary("/resnet50.v1.InferenceService/ClassifyBatch")
+        with pytest.raises(grpc.aio.AioRpcError, match="more than 16384 fields") as refused:
+            await call(b"\x12\x00" * 2**20)
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert len((await stub_of(channel).ClassifyBatch(batch(PNG, OTHER))).results) == 2
