@@ -122,4 +122,4 @@ def _is_repeated(field: FieldDescriptor) -> bool:
     # `label` is deprecated since protobuf 6.31, which brought `is_repeated`.
     if hasattr(field, "is_repeated"):
         return bool(field.is_repeated)
-    return bool(field.label == FieldDescriptor.LABEL_REPEATED)
+    return bool(field.label == FieldDescriptor.LABEL_REPEATED)  # type: ignore[attr-defined]
