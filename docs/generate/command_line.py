@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -12,12 +13,16 @@ import typer
 
 from resnet50_cli.app import app as client_app
 from resnet50_cli.connection_options import PANEL as CONNECTION
+from resnet50_cli.output import EXIT_CODES_HELP as CLIENT_EXIT_CODES
+from resnet50_server.cli.main import EXIT_CODES_HELP as SERVER_EXIT_CODES
 from resnet50_server.cli.main import app as server_app
 
 from .markdown import code, codes, escaped, link, paragraphs, table
 
 _OPTIONS = "Options"
 _CONNECTION_HEADING = "Connection options"
+# The same for most commands; they are on a page of their own.
+_EXIT_CODES = re.compile(f"{re.escape(CLIENT_EXIT_CODES)}|{re.escape(SERVER_EXIT_CODES)}")
 _VALUES = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
@@ -37,8 +42,8 @@ def section() -> str:
             contents,
             *(_command(name, command) for name, command in commands),
             f"## {_CONNECTION_HEADING}",
-            "All commands of `resnet50` take these. Each is also an environment variable"
-            " (`--ca`: `RESNET50_CA`) and a key of a profile.",
+            "All commands of `resnet50` take these. Most are also environment variables"
+            " (`--ca`: `RESNET50_CA`) and keys of a profile (`ca`).",
             parameters.table(parameters.panels[CONNECTION], "option"),
         ]
     )
@@ -74,8 +79,8 @@ def _command(name: str, command: Any) -> str:
             parts.append(parameters.table(options, "option" if title == _OPTIONS else title))
         if connection is not None:
             parts.append(f"And the {link(_CONNECTION_HEADING)}.")
-    if command.epilog:
-        parts.append(paragraphs(command.epilog))
+    if epilog := _EXIT_CODES.sub("", command.epilog or "").strip():
+        parts.append(paragraphs(epilog))
     return "\n\n".join(parts)
 
 

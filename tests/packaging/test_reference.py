@@ -140,6 +140,13 @@ def test_table_of_codes_says_which_calls_are_retried():
     assert set(rows) == {code.name for code in resnet50_client.errors.ERRORS}
 
 
+def test_every_argument_and_option_is_described():
+    page = (FOLDER / "command-line.md").read_text()
+    rows = re.findall(r"^\| (`.+`) \|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) > 100
+    assert [name for name, text in rows if not text.strip()] == []
+
+
 def test_every_exit_code_of_a_fatal_error_is_listed():
     listed = {one.code for one in SERVE}
     kinds = [fatal.FatalError, *fatal.FatalError.__subclasses__()]

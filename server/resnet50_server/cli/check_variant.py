@@ -55,17 +55,25 @@ def check(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The output of print(transform) for the evaluation transform of the training"
-            " code; the variant's transform must be the same.",
+            help="File with the output of print(transform) for the evaluation transform of the"
+            " training code; the variant's transform must be the same.",
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0.0, max=600.0, help="How long each batch size is measured.")
+        float, typer.Option(min=0.0, max=600.0, help="Seconds to measure each batch size.")
     ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda")] = None,
-    precision: Annotated[str | None, typer.Option(metavar="auto|fp32|fp16|bf16|int8")] = None,
-    engine: Annotated[str | None, typer.Option(metavar="auto|torch|onnxruntime|openvino")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda", help="Device, as for `serve`.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="auto|fp32|fp16|bf16|int8", help="Precision, as for `serve`."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="auto|torch|onnxruntime|openvino", help="Engine, as for `serve`."),
+    ] = None,
     weights_dir: Annotated[
         Path | None, typer.Option(help="Directory of official weights. Default: torch.hub's.")
     ] = None,
@@ -73,7 +81,7 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="The server's configuration file (TOML).")
     ] = None,
 ) -> int:
-    """Load a variant as a server would, measure it, and say whether it can be served.
+    """Load a variant as a server would, measure it, and report whether it can be served.
 
     Settings come from the flags, the environment and the configuration file, as those of `serve`.
     Exit code 1: it cannot be served, or its transform is not that of --transform-text.

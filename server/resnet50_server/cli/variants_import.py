@@ -1,4 +1,4 @@
-"""`resnet50-server variants import`: make a variant of a checkpoint that training code wrote."""
+"""`resnet50-server variants import`: convert a checkpoint of training code to a variant."""
 
 from __future__ import annotations
 
@@ -36,46 +36,50 @@ def import_variant(
     categories: Annotated[
         Path | None,
         typer.Option(
-            help="Names of the categories: a text file with a name in each line, a JSON file, or"
+            help="Names of the categories: a text file with one name per line, a JSON file, or"
             " the directory of training images (ImageFolder). Default: from the checkpoint."
         ),
     ] = None,
     transform: Annotated[
         str,
         typer.Option(
-            help="Preprocessing of the training: V1 (256 → 224), V2 (232 → 224), or the text"
-            " of a torchvision preset or Compose."
+            help="Preprocessing of the evaluation in training: V1 (256 → 224), V2 (232 → 224), or"
+            " the text of a torchvision preset or Compose."
         ),
     ] = "",
     key: Annotated[
         str,
-        typer.Option(help="Which network, where the checkpoint has several: one of their names."),
+        typer.Option(help="Name of the network, if the checkpoint has several."),
     ] = "",
     ema: Annotated[
-        bool, typer.Option("--ema", help="Take the averaged weights (EMA) of the checkpoint.")
+        bool, typer.Option("--ema", help="Use the averaged weights (EMA) of the checkpoint.")
     ] = False,
     no_head: Annotated[
-        bool, typer.Option("--no-head", help="Leave the head out: for embeddings only.")
+        bool,
+        typer.Option(
+            "--no-head", help="Omit the classification head: the variant computes embeddings only."
+        ),
     ] = False,
     activation: Annotated[
         _Activation | None,
-        typer.Option(help="sigmoid for several labels an image. Default: softmax."),
+        typer.Option(help="sigmoid: several labels per image. Default: softmax."),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="With sigmoid: least probability of a category in an answer."
+            min=0, max=1, help="With sigmoid: least probability of a category in a response."
         ),
     ] = None,
-    description: Annotated[str, typer.Option(help="Shown to clients.")] = "",
+    description: Annotated[str, typer.Option(help="Description for clients.")] = "",
     sha256: Annotated[
-        str | None, typer.Option(help="Digest of the file, 64 hex digits; another is refused.")
+        str | None,
+        typer.Option(help="Digest of the file, 64 hex digits; a different file is rejected."),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the variant in the directory.")
     ] = False,
 ) -> None:
-    """Make a variant of a checkpoint that training code wrote.
+    """Convert a checkpoint of training code to a variant.
 
     Recognises the wrappers, prefixes and names of common trainers and libraries, and prints each
     change. Never runs code from the file.

@@ -146,7 +146,7 @@ def test_own_images_are_sent_and_broken_ones_count_as_errors(server, tmp_path):
     assert run["good_share"] == 0.5
 
 
-def test_exit_statuses_tell_what_went_wrong(server, tmp_path):
+def test_exit_codes_tell_what_went_wrong(server, tmp_path):
     address = server.address
     unreachable = bench("--server", "127.0.0.1:1")
     assert (unreachable.returncode, "127.0.0.1:1" in unreachable.stderr) == (3, True)

@@ -140,7 +140,7 @@ def test_version_is_the_distributions():
     assert done.stdout.strip() == version("resnet50-serving")
 
 
-def test_exit_statuses_tell_what_went_wrong(server, photos):
+def test_exit_codes_tell_what_went_wrong(server, photos):
     unreachable = resnet50("classify", photos / "a.png", "--server", "127.0.0.1:1")
     assert (unreachable.returncode, b"127.0.0.1:1" in unreachable.stderr) == (3, True)
     assert resnet50("health", "--server", "127.0.0.1:1").returncode == 3
@@ -153,7 +153,7 @@ def test_exit_statuses_tell_what_went_wrong(server, photos):
         assert b"Traceback" not in done.stderr
 
 
-def test_help_names_exit_statuses_and_environment():
+def test_help_names_exit_codes_and_environment():
     done = resnet50("classify", "--help")
     assert b"RESNET50_SERVER" in done.stdout
     assert b"Exit codes" in done.stdout

@@ -142,7 +142,7 @@ async def test_tls_flag_trusts_the_authorities_of_grpc(ca, tmp_path, monkeypatch
             assert ("TLS" in done.stderr) == (expected == 3)
 
 
-async def test_what_is_wrong_is_one_line_and_an_exit_status(tmp_path):
+async def test_what_is_wrong_is_one_line_and_an_exit_code(tmp_path):
     absent = tmp_path / "absent.pem"
     async with fronting() as front:
         front.tokens = {TOKEN}
