@@ -94,7 +94,8 @@ class Network(Group):
         Field(
             ge=0,
             le=10**6,
-            description="Close connections without calls for this long, in seconds. 0: never.",
+            description="Idle timeout: close connections without calls for this long, in seconds."
+            " 0: never.",
         ),
     ] = 600.0
     keepalive_s: Annotated[
@@ -231,8 +232,8 @@ class Compute(Group):
         int | None,
         Field(
             ge=1,
-            description="Threads that decode images. Default: one per CPU of the budget with a GPU,"
-            " one per three CPUs with a CPU engine.",
+            description="Worker threads that decode images. Default: one per CPU of the budget with"
+            " a GPU, one per three CPUs with a CPU engine.",
         ),
     ] = None
     calibration_dir: Annotated[
@@ -256,15 +257,20 @@ class Batching(Group):
     title = "Batching"
 
     max_batch_size: Annotated[
-        int, Field(ge=1, le=1024, description="Maximum images per batch.")
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="Maximum batch size: images that dynamic batching computes together.",
+        ),
     ] = 32
     max_queue_delay_ms: Annotated[
         float,
         Field(
             ge=0,
             le=10_000,
-            description="Maximum time that an idle engine waits for a batch to fill, in"
-            " milliseconds.",
+            description="Batch window: maximum time that an idle engine waits for a batch to fill,"
+            " in milliseconds.",
         ),
     ] = 0.0
     max_queue_size: Annotated[
@@ -295,7 +301,8 @@ class Cache(Group):
         Field(
             ge=0,
             description="Memory for the response cache, in bytes: repeated images are answered"
-            " without computing them; the least recently used are evicted. 0: disabled.",
+            " without computing them, identical requests in flight are coalesced, and the least"
+            " recently used results are evicted. 0: disabled.",
         ),
     ] = 0
     graph_cache_dir: Annotated[
@@ -331,8 +338,9 @@ class Observability(Group):
     metrics_listen: Annotated[
         str | None,
         Field(
-            description="Address of /metrics, /livez and /readyz over plaintext HTTP: host:port, or"
-            " host:0 (a free port, printed at the start). Default: disabled."
+            description="Address of /metrics, /livez (liveness) and /readyz (readiness) over"
+            " plaintext HTTP: host:port, or host:0 (a free port, printed at the start). Default:"
+            " disabled."
         ),
     ] = None
     channelz: Annotated[

@@ -85,8 +85,8 @@ class Limits(Group):
         float,
         Field(
             ge=0,
-            description="Maximum images per second per caller, frames included, with bursts of the"
-            " same size. 0: no limit.",
+            description="Rate limit: maximum images per second per caller, frames included, with"
+            " bursts of the same size. 0: no limit.",
         ),
     ] = 0.0
     max_message_bytes: Annotated[
@@ -145,7 +145,7 @@ class Limits(Group):
         ),
     ] = None
     max_frames_in_flight: Annotated[
-        int, Field(ge=1, le=4096, description="Maximum frames in flight per stream.")
+        int, Field(ge=1, le=4096, description="Maximum frames in flight per stream (backpressure).")
     ] = 64
 
 
@@ -203,6 +203,7 @@ class Timeouts(Group):
         float,
         Field(
             ge=0,
-            description="Time limit for requests in flight to finish after SIGTERM, in seconds.",
+            description="Graceful shutdown: time limit for requests in flight to finish after"
+            " SIGTERM, in seconds.",
         ),
     ] = 30.0

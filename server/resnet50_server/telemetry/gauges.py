@@ -202,7 +202,7 @@ def _of_cache(cache: CacheSnapshot) -> Iterator[Metric]:
     yield _filled(
         CounterMetricFamily(
             "resnet50_cache_lookups",
-            "Lookups in the response cache, by outcome.",
+            "Lookups in the response cache by outcome: hit, miss, or shared (coalesced).",
             labels=["variant", "outcome"],
         ),
         ((list(key), count) for key, count in cache.lookups.items()),

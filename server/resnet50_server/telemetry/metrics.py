@@ -226,7 +226,7 @@ class Metrics(ServerEvents):
         )
         self.lag = Histogram(
             "resnet50_event_loop_lag_seconds",
-            "How late timers of the event loop run, measured ten times a second.",
+            "Event-loop lag: how late timers run, measured ten times a second.",
             buckets=LAG_BUCKETS,
             registry=registry,
         )
