@@ -4,28 +4,46 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 FUZZ_S ?= 300
 JOBS   ?= 3
+# "cpu": PyTorch without CUDA, for `make demo` and `make serve` in a new $(VENV).
+TORCH  ?=
+ifeq ($(TORCH),cpu)
+DEMO_SIZE = 1.5 GB on disk, about 2 minutes.
+TORCH_CPU = $(BIN)/python -m pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch torchvision
+else ifeq ($(TORCH),)
+DEMO_SIZE = 6 GB on disk, about 5 minutes. Without a GPU: make $(MAKECMDGOALS) TORCH=cpu, 1.5 GB, about 2 minutes.
+else
+$(error TORCH=$(TORCH): the only value is cpu)
+endif
 IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference pictures clean
+.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference dist lock pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# Packages for development; they include those of the demo.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/demo $@
+
+$(VENV)/demo: pyproject.toml
+	@echo "Installing the server and PyTorch into $(VENV): $(DEMO_SIZE)"
+	$(PYTHON) -m venv $(VENV)
+	$(TORCH_CPU)
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
 $(VENV)/fuzz: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
 	@touch $@
 
-demo: $(VENV)/installed  ## Start a server, call it with real images, print what came back
+demo: $(VENV)/demo  ## Start a server, call it with real images, print the answers; TORCH=cpu without a GPU
 	$(BIN)/python examples/demo.py
 
-serve: $(VENV)/installed  ## Leave a server running on 127.0.0.1:50051
+serve: $(VENV)/demo  ## Leave a server running on 127.0.0.1:50051
 	$(BIN)/python examples/serve.py
 
 test: $(VENV)/installed  ## Run all tests, JOBS=3 of them at a time
@@ -124,6 +142,14 @@ reference: $(VENV)/installed  ## Regenerate docs/reference from settings, comman
 pictures: $(VENV)/installed  ## Draw docs/*.svg from docs/*.dot, and plots from docs/benchmarks/results.md; needs Graphviz
 	for one in docs/*.dot; do dot -Tsvg $$one -o $${one%.dot}.svg; done
 	$(BIN)/python -m benchmarks.plots
+
+dist: $(VENV)/installed  ## Build wheel and sdist into dist/; the same sources give the same bytes
+	rm -rf dist
+	$(BIN)/python -m build
+
+lock: $(VENV)/installed  ## Pin the image's packages to the versions in $(VENV), with which the tests ran
+	$(BIN)/python -m pip install --quiet --editable '.[dev,lock]'
+	$(BIN)/python deploy/lock.py
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) .cache build dist *.egg-info

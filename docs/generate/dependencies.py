@@ -15,7 +15,7 @@ else:
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 # For work on this project.
-_OF_DEVELOPERS = {"dev", "docs", "fuzz"}
+_OF_DEVELOPERS = {"demo", "dev", "docs", "fuzz", "lock"}
 
 
 def section() -> str:

@@ -9,12 +9,12 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-from tests.support.deployments import ROOT, Dockerfile
+from tests.support.deployments import ROOT, Dockerfile, locked, normalized
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,7 +22,8 @@ else:
     import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DISTRIBUTION = PROJECT["project"]["name"]
+TARGETS = ("cuda", "cpu")
+OURS = {"resnet50", "resnet50_server", "resnet50_client", "resnet50_cli", "resnet50_bench"}
 SERVER = ROOT / "server" / "resnet50_server"
 # Modules that the image's health check loads.
 HEALTH_CHECK = """
@@ -53,19 +54,19 @@ def test_image_runs_the_command_of_make_serve(monkeypatch):
     assert scripts[image.check[0]] == "resnet50_cli.__main__:main"
 
 
-def test_image_has_what_the_server_and_its_health_check_import():
-    ((extras,),) = [re.findall(r"\$\{wheel\}\[([\w,]+)\]", Dockerfile().run)]
-    installed = {"resnet50"} | _closure(extras.split(","))
+@pytest.mark.parametrize("target", TARGETS)
+def test_image_has_what_the_server_and_its_health_check_import(target):
+    image = Dockerfile(target)
+    installed = {name for path in image.locks() for name in locked(path)}
     names = {name for source in SERVER.rglob("*.py") for name in _imports(source)}
-    names |= _loaded_by(Dockerfile().check)
-    ours = {"resnet50", "resnet50_server", "resnet50_client", "resnet50_cli", "resnet50_bench"}
+    names |= _loaded_by(image.check)
     found = packages_distributions()
     missing = {
         name
-        for name in (names & set(found)) - ours
-        if not {_normal(one) for one in found[name]} & installed
+        for name in (names & set(found)) - OURS
+        if not {normalized(one) for one in found[name]} & installed
     }
-    assert not missing, f"{missing}: add their extra to the Dockerfile"
+    assert not missing, f"{missing}: add their extra to deploy/lock.py and run `make lock`"
 
 
 def _loaded_by(check: list[str]) -> set[str]:
@@ -100,49 +101,49 @@ def _imports(source: Path) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
-def _closure(extras: list[str]) -> set[str]:
-    """Return all distributions that these extras of ours bring."""
-    options = PROJECT["project"]["optional-dependencies"]
-    waiting = [
-        line
-        for lines in (PROJECT["project"]["dependencies"], *map(options.get, extras))
-        for line in lines
-    ]
-    found: set[str] = set()
-    while waiting:
-        name = _normal(re.match(r"[\w.-]+", waiting.pop())[0])
-        if name not in found:
-            found.add(name)
-            try:
-                lines = requires(name) or []
-            except ModuleNotFoundError:
-                continue  # for another Python or system
-            waiting += [line for line in lines if "extra ==" not in line]
-    return found
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def test_wheel_sources_are_copied_and_not_ignored():
+def test_sources_and_lock_files_are_copied_and_not_ignored():
     project = PROJECT["project"]
-    needed = {"pyproject.toml", project["readme"], *project["license-files"]}
-    needed |= {path.split("/")[0] for path in PROJECT["tool"]["setuptools"]["package-dir"].values()}
+    packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    needed = {"pyproject.toml", project["readme"], *project["license-files"], "deploy/lock"}
+    needed |= {path.split("/")[0] for path in packages}
     assert set(Dockerfile().copied) == needed
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     assert {line[1:] for line in ignored if line.startswith("!")} == needed
 
 
-def test_image_is_not_root_and_caches_in_its_volume():
-    image = Dockerfile()
+def test_cpu_is_the_default_target_beside_cuda():
+    *_, cuda, cpu = Dockerfile().stages
+    assert (cuda, cpu) == TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_image_installs_only_what_is_locked_and_its_own_wheel(target):
+    image = Dockerfile(target)
+    installs = re.findall(r"pip install (.*?)(?: && |$)", image.run, re.MULTILINE)
+    assert all("--no-deps" in one for one in installs)
+    own = [one.split()[-1] for one in installs if "--requirement" not in one]
+    assert own == ["/wheels/*.whl"]
+    assert [path.name for path in image.locks()] == ["server.txt", f"torch-{target}.txt"]
+    assert "pip check" in image.run  # nothing is missing from the lock files
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_image_is_not_root_and_caches_in_its_volume(target):
+    image = Dockerfile(target)
     assert image.user.isdecimal() and int(image.user) > 0
     assert image.volume == image.environment["TORCH_HOME"]
-    assert image.environment["RESNET50_GRAPH_CACHE_DIR"].startswith(image.volume + "/")
+    caches = [value for name, value in image.environment.items() if name.endswith("CACHE_DIR")]
+    assert len(caches) == (3 if target == "cuda" else 1)
+    assert all(value.startswith(image.volume + "/") for value in caches)
     assert f"--uid {image.user} " in image.run
+
+
+def test_cuda_image_has_a_compiler_for_torch_compile():
+    assert "gcc libc6-dev" in Dockerfile("cuda").run
+    assert "gcc" not in Dockerfile("cpu").run
 
 
 @pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"])
 def test_image_says_what_it_wants_of_a_gpu(name):
-    assert Dockerfile().environment[name]
+    assert Dockerfile("cuda").environment[name]

@@ -74,7 +74,10 @@ def variables(container: Mapping[str, Any]) -> dict[str, str]:
 
 
 class Dockerfile:
-    """The last stage of the Dockerfile, and what all stages copy.
+    """A target of the Dockerfile, with the stages that it is built on.
+
+    Args:
+        target: Name of a stage.
 
     Attributes:
         environment: Variables that ENV sets.
@@ -83,40 +86,59 @@ class Dockerfile:
         entrypoint: ENTRYPOINT alone.
         check: The command of HEALTHCHECK.
         run: All that RUN runs.
-        copied: Paths that are copied from the repository.
+        copied: Paths that any stage copies from the repository.
+        stages: Names of all stages in their order.
         user: User that runs it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, target: str = "cpu") -> None:
         lines = (ROOT / "Dockerfile").read_text().splitlines()
         text = "\n".join(line for line in lines if not line.startswith("#"))
-        instructions = [
-            (name, rest.strip())
-            for name, _, rest in (
-                line.partition(" ") for line in text.replace("\\\n", " ").splitlines() if line
-            )
-        ]
-        self.copied = [
-            source
-            for name, rest in instructions
-            if name == "COPY" and not rest.startswith("--from")
-            for source in rest.split()[:-1]
-        ]
-        last = max(at for at, (name, _) in enumerate(instructions) if name == "FROM")
-        stage: dict[str, list[str]] = {}
-        for name, rest in instructions[last:]:
-            stage.setdefault(name, []).append(rest)
+        stages: dict[str, list[tuple[str, str]]] = {}
+        parents: dict[str, str] = {}
+        self.copied: list[str] = []
+        for line in text.replace("\\\n", " ").splitlines():
+            name, _, rest = line.partition(" ")
+            if name == "FROM":
+                image, _, stage = rest.partition(" AS ")
+                parents[stage], stages[stage] = image, []
+            elif name:
+                stages[stage].append((name, rest.strip()))
+                if name == "COPY" and not rest.startswith("--from"):
+                    self.copied += rest.split()[:-1]
+        self.stages = list(stages)
+        found: dict[str, list[str]] = {}
+        while target in stages:
+            for name, rest in reversed(stages[target]):
+                found.setdefault(name, []).insert(0, rest)
+            target = parents[target]
         self.environment = dict(
-            word.split("=", 1) for rest in stage["ENV"] for word in shlex.split(rest)
+            word.split("=", 1) for rest in found["ENV"] for word in shlex.split(rest)
         )
-        self.ports = {int(port) for port in " ".join(stage["EXPOSE"]).split()}
-        self.entrypoint: list[str] = json.loads(stage["ENTRYPOINT"][0])
-        self.command: list[str] = self.entrypoint + json.loads(stage["CMD"][0])
-        _, _, check = stage["HEALTHCHECK"][0].partition(" CMD ")
+        self.ports = {int(port) for port in " ".join(found["EXPOSE"]).split()}
+        self.entrypoint: list[str] = json.loads(found["ENTRYPOINT"][-1])
+        self.command: list[str] = self.entrypoint + json.loads(found["CMD"][-1])
+        _, _, check = found["HEALTHCHECK"][-1].partition(" CMD ")
         self.check: list[str] = json.loads(check)
-        self.run = "\n".join(stage["RUN"])
-        (self.user,) = stage["USER"]
-        (self.volume,) = stage["VOLUME"]
+        self.run = "\n".join(found["RUN"])
+        self.user = found["USER"][-1]
+        (self.volume,) = found["VOLUME"]
+
+    def locks(self) -> list[Path]:
+        """Return the lock files that it installs, in their order."""
+        names = re.findall(r"--requirement /lock/([\w-]+\.txt)", self.run)
+        return [DEPLOY / "lock" / name for name in names]
+
+
+def locked(path: Path) -> dict[str, str]:
+    """Return the version of each package in a lock file, by its normalised name."""
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE)
+    return {normalized(name): version for name, version in found}
+
+
+def normalized(name: str) -> str:
+    """Return the name of a distribution as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def unit() -> dict[str, list[str]]:

@@ -68,16 +68,17 @@ PACKAGE_SETS = (
 )
 
 
-def build_wheel(out: Path) -> Path:
-    """Build the project's wheel into a directory; return its path."""
-    # By way of the source distribution, so that nothing left in build/ can slip in.
-    command = [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)]
+def build_wheel(out: Path, source: Path = ROOT) -> Path:
+    """Build the project's sdist and its wheel into a directory; return the wheel's path."""
+    command = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     (built,) = out.glob("*.whl")
     return built
 
 
-def make_environment(home: Path, python: str, wheel: Path, pins: tuple[str, ...]) -> Path:
+def make_environment(
+    home: Path, python: str, wheel: Path, pins: tuple[str, ...], *, dependencies: bool = True
+) -> Path:
     """Make an environment with the SDK alone; return its interpreter.
 
     Args:
@@ -85,6 +86,7 @@ def make_environment(home: Path, python: str, wheel: Path, pins: tuple[str, ...]
         python: Interpreter.
         wheel: The project's wheel.
         pins: Requirements of the dependencies' releases.
+        dependencies: Whether to install the SDK's dependencies.
 
     Raises:
         RuntimeError: pip failed; the message has its output.
@@ -94,6 +96,8 @@ def make_environment(home: Path, python: str, wheel: Path, pins: tuple[str, ...]
     # The pip of this environment: to install one into each takes longer than the rest.
     pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet"]
     command = [*pip, "--only-binary=:all:", str(wheel), *pins]
+    if not dependencies:
+        command.append("--no-deps")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"pip install {' '.join(pins)} failed:\n{done.stderr}")
