@@ -6,29 +6,48 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-from resnet50.v1 import image_pb2
 from resnet50_server.batching.result import Result
-from resnet50_server.errors import InvalidRequest, ShuttingDown
+from resnet50_server.errors import ShuttingDown
+from resnet50_server.events import ImageEvent
+from resnet50_server.images.source import Source
 from resnet50_server.inference.admission import Permit
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.rollout.router import TrafficRouter
 from resnet50_server.runtime.tasks import start_task
 
 from .call import Call
-from .image_source import parse_image
-from .status import is_server_error, to_status
-from .tasks import Task
+from .status import is_server_error
 
 log = logging.getLogger(__name__)
 
-# Images x top_k of a call: each category costs the event loop about 1.5 us.
-MAX_CATEGORIES = 20_000
 # So many images are started before other calls have the event loop.
 IMAGES_PER_TURN = 16
+
+
+class BatchTask(Protocol):
+    """The checked options of a call, which also writes its response."""
+
+    @property
+    def inference(self) -> InferenceTask:
+        """The outputs that the pipeline computes."""
+        ...
+
+    @property
+    def result_bytes(self) -> int:
+        """The size of one result in the response, at most."""
+        ...
+
+    def fill_outcome(self, outcome: Any, result: Result, image: ImageEvent) -> None:
+        """Write an image's result, and where its time went, into the response."""
+        ...
+
+    def fill_error(self, outcome: Any, error: Exception, request_id: str) -> None:
+        """Write an image's error into the response, or raise one that ends the call."""
+        ...
 
 
 class ImageBatch:
@@ -39,43 +58,35 @@ class ImageBatch:
     turn with other callers' frames: two batches can never wait for each other.
 
     Args:
-        images: The images.
+        images: The images as the request has them, each with its place in the response.
+        parse: Returns the checked image of one.
         pipeline: Computes them.
         router: Watches them for traffic splits.
-        task: The checked options of the call.
+        task: The checked options of the call; writes the response.
         call: The RPC, with its permit.
-
-    Raises:
-        InvalidRequest: The results would have too many categories.
     """
 
     def __init__(
         self,
-        images: Sequence[image_pb2.Image],
+        images: Iterable[tuple[Any, Any]],
+        parse: Callable[[Any], Source],
         pipeline: Pipeline,
         router: TrafficRouter,
-        task: Task,
+        task: BatchTask,
         call: Call,
     ) -> None:
-        if (categories := len(images) * task.inference.top_k) > MAX_CATEGORIES:
-            raise InvalidRequest(
-                "options.top_k",
-                f"is {task.inference.top_k} for {len(images)} images, {categories} categories; a"
-                f" call is answered with at most {MAX_CATEGORIES}: send fewer images a call",
-            )
+        self._parse = parse
         self._pipeline = pipeline
         self._router = router
         self._task = task
         self._call = call
         self._started = time.perf_counter()
-        self._response = task.batch_response()
-        outcomes = [self._response.results.add() for _ in images]
-        self._left = deque(zip(images, outcomes, strict=True))
+        self._left = deque(images)
         self._computing: set[asyncio.Future[Result]] = set()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> Any:
-        """Return the response.
+    async def run(self) -> None:
+        """Return once the response is written.
 
         Raises:
             Overloaded: Its images and results exceed a limit of admission control.
@@ -93,7 +104,6 @@ class ImageBatch:
             admitting.cancel()
             for computing in self._computing:
                 computing.cancel()
-        return self._response
 
     async def _admit(self) -> None:
         """Start to compute further images as there are permits for them."""
@@ -119,7 +129,7 @@ class ImageBatch:
         while self._left and not self._ended.done():
             message, outcome = self._left.popleft()
             try:
-                source = parse_image(message, self._pipeline.limits)
+                source = self._parse(message)
                 inference = self._router.instrument(self._task.inference, call, source)
                 infer = self._pipeline.infer(source, inference, call)
             except Exception as error:
@@ -169,4 +179,7 @@ class ImageBatch:
         if is_server_error(error):
             log.error("an image of request %s failed", call.request_id, exc_info=error)
         self._pipeline.events.image_refused(call, error)
-        outcome.error.CopyFrom(to_status(error, call.request_id))
+        try:
+            self._task.fill_error(outcome, error, call.request_id)
+        except Exception as ending:
+            self._ended.set_exception(ending)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from resnet50.v1 import image_pb2, inference_pb2
@@ -19,7 +21,7 @@ from .call import Call
 from .frame_stream import FrameStream
 from .image_batch import ImageBatch
 from .image_source import parse_image, transform_digest
-from .stream_reader import StreamReader
+from .stream_reader import MessageReader, StreamReader
 from .tasks import ClassifyTask, EmbedTask, Options, Task, wants_embedding
 from .upload import Part, Upload
 
@@ -66,7 +68,7 @@ class InferenceServicer:
         self._pipeline = pipeline
         self._limits = limits
         self._router = router
-        self._streams: set[StreamReader] = set()
+        self._streams: set[MessageReader] = set()
 
     def drain(self) -> None:
         """Accept no more images; streams end after their frames in flight."""
@@ -79,6 +81,16 @@ class InferenceServicer:
     def idle(self) -> bool:
         """True while no image is in flight and no stream is open."""
         return not self._pipeline.admission.requests and not self._streams
+
+    @contextmanager
+    def open_stream(self, reader: MessageReader) -> Iterator[None]:
+        """Count a stream as open during the block, and stop reading it when the server drains."""
+        self._streams.add(reader)
+        try:
+            yield
+        finally:
+            self._streams.discard(reader)
+            reader.close()
 
     def Classify(
         self, request: inference_pb2.ClassifyRequest, call: Call
@@ -156,8 +168,12 @@ class InferenceServicer:
         variant = self._resolve_variant(request.options, call, digests)
         task = task_type(request.options, variant)
         with task.variant.in_use():
-            batch = ImageBatch(request.images, self._pipeline, self._router, task, call)
-            return await batch.run()
+            response = task.batch_response(len(request.images))
+            outcomes = [response.results.add() for _ in request.images]
+            images = zip(request.images, outcomes, strict=True)
+            parse = partial(parse_image, limits=self._pipeline.limits)
+            await ImageBatch(images, parse, self._pipeline, self._router, task, call).run()
+            return response
 
     async def _upload(
         self,
@@ -186,26 +202,51 @@ class InferenceServicer:
     async def _stream(self, task_type: type[ClassifyTask] | type[EmbedTask], call: Call) -> None:
         limits = self._limits
         call.stream = reader = StreamReader(call.grpc.read, limits.stream_idle_timeout_s)
-        self._streams.add(reader)
-        try:
+        with self.open_stream(reader):
             config = await reader.config()
             options: Options = config.options
             task = task_type(options, self._resolve_variant(options, call))
             stream = FrameStream(reader, self._pipeline, self._router, task, call)
             await stream.run(config, limits.max_frames_in_flight, limits.frames_in_flight)
-        finally:
-            self._streams.discard(reader)
-            reader.close()
 
     def _resolve_variant(
         self, options: Options, call: Call, transform_digests: Iterable[str] = ()
     ) -> LoadedVariant:
-        variant = self._router.resolve(
-            call,
+        return resolve_variant(
+            self._router,
             self._variants.find(options.variant),
+            call,
             with_embedding=wants_embedding(options),
-            transform_digests=filter(None, transform_digests),
+            transform_digests=transform_digests,
         )
-        call.variant = variant.spec.name
-        variant.require_health()
-        return variant
+
+
+def resolve_variant(
+    router: TrafficRouter,
+    requested: LoadedVariant,
+    call: Call,
+    *,
+    with_embedding: bool,
+    transform_digests: Iterable[str] = (),
+) -> LoadedVariant:
+    """Return the variant that computes a call: the requested one, or a candidate of its split.
+
+    Args:
+        router: Chooses.
+        requested: The requested one.
+        call: The RPC; its `variant` is set.
+        with_embedding: Whether it asks for embeddings.
+        transform_digests: Of the transforms that its images were preprocessed by; "" for none.
+
+    Raises:
+        VariantUnhealthy: It is out of service.
+    """
+    variant = router.resolve(
+        call,
+        requested,
+        with_embedding=with_embedding,
+        transform_digests=filter(None, transform_digests),
+    )
+    call.variant = variant.spec.name
+    variant.require_health()
+    return variant

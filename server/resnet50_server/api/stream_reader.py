@@ -14,8 +14,8 @@ from .call import EOF, Received
 Config: TypeAlias = inference_pb2.ClassifyStreamConfig | inference_pb2.EmbedStreamConfig
 
 
-class StreamReader:
-    """Reads the messages of one stream: its config, then frames, which it iterates over.
+class MessageReader:
+    """Reads the messages of one stream.
 
     Args:
         read: Waits for the next message, a `Received`; returns `EOF` after the last.
@@ -29,52 +29,6 @@ class StreamReader:
         self._stopped: ServingError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
-        self._last_id = -1
-
-    async def config(self) -> Config:
-        """Read the first message.
-
-        Raises:
-            InvalidRequest: It has no config, or there is none.
-            ServingError: Why reading was stopped.
-        """
-        received = await self._next()
-        if received is EOF or received.message.WhichOneof("part") != "config":
-            raise InvalidRequest(
-                "config", "is missing: the first message of a stream holds its config"
-            )
-        config: Config = received.message.config
-        return config
-
-    def __aiter__(self) -> StreamReader:
-        return self
-
-    async def __anext__(self) -> Received:
-        """Return the next frame, with the size of its message.
-
-        Raises:
-            InvalidRequest: A message has no frame, or a frame id is not above the one before.
-            ServingError: Why reading was stopped.
-            StopAsyncIteration: There are no more.
-        """
-        received = await self._next()
-        if received is EOF:
-            raise StopAsyncIteration
-        part, size = received
-        if part.WhichOneof("part") != "frame":
-            raise InvalidRequest(
-                "config" if part.HasField("config") else "frame",
-                "after the first message, a stream holds frames only",
-            )
-        frame = part.frame
-        if frame.frame_id <= self._last_id:
-            raise InvalidRequest(
-                "frame.frame_id",
-                f"is {frame.frame_id} after {self._last_id}; each frame's id must be above the one"
-                " before",
-            )
-        self._last_id = frame.frame_id
-        return Received(frame, size)
 
     def stop(self, reason: ServingError) -> None:
         """Read no more, and raise `reason` where the next message is awaited."""
@@ -87,8 +41,12 @@ class StreamReader:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _next(self) -> Any:
-        """Return the next message; `EOF` after the last."""
+    async def next(self) -> Any:
+        """Return the next message; `EOF` after the last.
+
+        Raises:
+            ServingError: Why reading was stopped.
+        """
         if self._stopped is not None:
             raise self._stopped
         self._reading = asyncio.current_task()
@@ -123,3 +81,61 @@ class StreamReader:
             )
         else:
             self._timer = loop.call_later(left_s, self._check_idle)
+
+
+class StreamReader(MessageReader):
+    """Reads the messages of a stream of frames: its config, then frames, which it iterates over.
+
+    Args:
+        read: Waits for the next message, a `Received`; returns `EOF` after the last.
+        idle_timeout_s: Maximum pause between messages, in seconds; 0 for no limit.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[Any]], idle_timeout_s: float) -> None:
+        super().__init__(read, idle_timeout_s)
+        self._last_id = -1
+
+    async def config(self) -> Config:
+        """Read the first message.
+
+        Raises:
+            InvalidRequest: It has no config, or there is none.
+            ServingError: Why reading was stopped.
+        """
+        received = await self.next()
+        if received is EOF or received.message.WhichOneof("part") != "config":
+            raise InvalidRequest(
+                "config", "is missing: the first message of a stream holds its config"
+            )
+        config: Config = received.message.config
+        return config
+
+    def __aiter__(self) -> StreamReader:
+        return self
+
+    async def __anext__(self) -> Received:
+        """Return the next frame, with the size of its message.
+
+        Raises:
+            InvalidRequest: A message has no frame, or a frame id is not above the one before.
+            ServingError: Why reading was stopped.
+            StopAsyncIteration: There are no more.
+        """
+        received = await self.next()
+        if received is EOF:
+            raise StopAsyncIteration
+        part, size = received
+        if part.WhichOneof("part") != "frame":
+            raise InvalidRequest(
+                "config" if part.HasField("config") else "frame",
+                "after the first message, a stream holds frames only",
+            )
+        frame = part.frame
+        if frame.frame_id <= self._last_id:
+            raise InvalidRequest(
+                "frame.frame_id",
+                f"is {frame.frame_id} after {self._last_id}; each frame's id must be above the one"
+                " before",
+            )
+        self._last_id = frame.frame_id
+        return Received(frame, size)

@@ -17,9 +17,13 @@ from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.variants.spec import EMBEDDING_DIMENSION
 
+from .status import to_status
+
 DEFAULT_TOP_K = 5
 # Each category costs the event loop about 1.5 us: ten thousand would delay all other requests.
 MAX_TOP_K = 1000
+# Images x top_k of a batch call.
+MAX_BATCH_CATEGORIES = 20_000
 # Of a result as a message: a category without its label, an embedding in float32, the rest.
 CATEGORY_BYTES, EMBEDDING_BYTES, RESULT_BYTES = 24, 4 * EMBEDDING_DIMENSION + 64, 128
 _CACHE_USES = {
@@ -68,8 +72,21 @@ class Task(ABC):
         """Return the response to a frame."""
         return self._filled(self.FrameResponse(frame_id=frame_id), result, image)
 
-    def batch_response(self) -> Any:
-        """Return the response to several images, without their results."""
+    def batch_response(self, images: int) -> Any:
+        """Return the response to several images, without their results.
+
+        Args:
+            images: How many there are.
+
+        Raises:
+            InvalidRequest: The results would have too many categories.
+        """
+        if (categories := images * self.inference.top_k) > MAX_BATCH_CATEGORIES:
+            raise InvalidRequest(
+                "options.top_k",
+                f"is {self.inference.top_k} for {images} images, {categories} categories; a call is"
+                f" answered with at most {MAX_BATCH_CATEGORIES}: send fewer images a call",
+            )
         response = self.BatchResponse()
         response.variant.CopyFrom(self._reference)
         return response
@@ -82,6 +99,10 @@ class Task(ABC):
         message = getattr(outcome, self.field)
         message.SetInParent()  # it may stay empty
         self.fill(message, result)
+
+    def fill_error(self, outcome: Any, error: Exception, request_id: str) -> None:
+        """Write an image's error into an empty message that has one."""
+        outcome.error.CopyFrom(to_status(error, request_id))
 
     @property
     def result_bytes(self) -> int:
