@@ -16,7 +16,6 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -251,7 +250,7 @@ def _packed(source: RawImage) -> RawImage:
             cut.append(line)
             at += between
     packed = b"".join(cut)
-    return replace(source, row_stride_bytes=0, pixels=packed)
+    return source._replace(row_stride_bytes=0, pixels=packed)
 
 
 # Calls

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import hmac
 import io
@@ -163,7 +162,7 @@ class Upload:
             return PreprocessedImage(image, self._transform_digest)
         if raw is None:
             return image
-        raw = dataclasses.replace(raw, pixels=image)
+        raw = raw._replace(pixels=image)
         check_raw(raw, limits.max_pixels)
         return raw
 

@@ -24,6 +24,7 @@ _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 # gRPC's auth context keys for a verified certificate, in order of preference. Each may have several
 # values.
 _CERTIFICATE_KEYS = ("peer_spiffe_id", "peer_uri", "peer_dns", "x509_common_name")
+_MAY_INFER = frozenset({INFER})
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Authenticator:
         """
         if self._tokens is not None:
             return self._by_token(self._tokens, metadata)
-        return Caller(self.peer_identity(peer, auth_context).name, frozenset({INFER}))
+        return Caller(_peer_name(peer, auth_context), _MAY_INFER)
 
     def peer_identity(self, peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> Caller:
         """Return the caller of a request that needs no token, such as a health check.
@@ -87,9 +88,7 @@ class Authenticator:
             peer: As for `authenticate`.
             auth_context: As for `authenticate`.
         """
-        identity = certificate_identity(auth_context)
-        name = f"address:{_address(peer)}" if identity is None else f"cert:{identity}"
-        return Caller(name, frozenset())
+        return Caller(_peer_name(peer, auth_context), frozenset())
 
     def _by_token(self, tokens: Tokens, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
         token = tokens.find(_bearer_token(metadata))
@@ -100,6 +99,11 @@ class Authenticator:
                 "TOKEN_EXPIRED", f"the token {token.name!r} has expired; use a new one"
             )
         return Caller(f"token:{token.name}", token.scopes)
+
+
+def _peer_name(peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> str:
+    identity = certificate_identity(auth_context)
+    return f"address:{_address(peer)}" if identity is None else f"cert:{identity}"
 
 
 def _bearer_token(metadata: Sequence[tuple[str, str | bytes]]) -> str:

@@ -56,6 +56,12 @@ class DeadlinePolicy:
         busy = sorted(max(now, batch.expected_end) for batch in self._in_flight)[-self._workers :]
         return [now] * (self._workers - len(busy)) + busy
 
+    def free_at(self, now: float) -> float:
+        """Return when the first of the workers is free, in loop time."""
+        if len(self._in_flight) < self._workers:
+            return now
+        return self.worker_free_times(now)[0]
+
     def check(
         self,
         queue: VariantQueue,
@@ -236,11 +242,10 @@ class DeadlinePolicy:
 
     def _start_after(self, batches: int, compute_s: float, now: float) -> float:
         """Return when the device has done `batches` that take `compute_s` in all, in loop time."""
-        free = self.worker_free_times(now)
         if not batches:
-            return free[0]
+            return self.free_at(now)
         rounds, worker = divmod(batches, self._workers)
-        return free[worker] + rounds * compute_s / batches
+        return self.worker_free_times(now)[worker] + rounds * compute_s / batches
 
     def _compute_s(self, queue: VariantQueue, images: int, limit: int) -> float:
         """Return how long a worker is busy with images of a variant, in seconds."""

@@ -51,7 +51,7 @@ class BulkWeight:
         return int(interactive + self._interactive) // BULK_EVERY
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry(Generic[Item]):
     """An item in a queue.
 

@@ -282,7 +282,7 @@ class Scheduler:
         if len(self._in_flight) >= self.workers + self.prefetch:
             return False
         now = self._loop.time()
-        free_at = self._deadlines.worker_free_times(now)[0]
+        free_at = self._deadlines.free_at(now)
         if self._retries:
             # These requests have waited longest.
             if retry := self._retries.pop(now, free_at):

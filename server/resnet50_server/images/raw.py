@@ -90,6 +90,8 @@ def check_layout(raw: RawImage, max_pixels: int) -> None:
 
 def _check_color(raw: RawImage) -> None:
     """Refuse a matrix or a range that is unknown, or that goes with no YUV."""
+    if not (raw.color_matrix or raw.color_range):
+        return
     for field, known in (("color_matrix", ColorMatrix), ("color_range", ColorRange)):
         value = getattr(raw, field)
         if not value:
@@ -130,13 +132,14 @@ def raw_to_rgb(
         uint8 [height, width, 3], of the image's own size or, for a camera format, of `size`. A
         read-only view of the message if nothing has to be changed.
     """
-    height, width = raw.height, raw.width
-    content = np.frombuffer(raw.pixels, dtype=np.uint8)
     if raw.pixel_format in _PLANAR:
-        return _planar_to_rgb(raw, content, size, interpolation)
-    channels = _CHANNELS[raw.pixel_format]
+        return _planar_to_rgb(raw, size, interpolation)
+    height, width, channels = raw.height, raw.width, _CHANNELS[raw.pixel_format]
     stride = raw.row_stride_bytes or width * channels
-    rows = _rows(content, height, stride, width * channels).reshape(height, width, channels)
+    # NumPy checks that they lie within the bytes.
+    rows: NDArray[np.uint8] = np.ndarray(
+        (height, width, channels), np.uint8, raw.pixels, strides=(stride, channels, 1)
+    )
     if raw.pixel_format == PixelFormat.RGB:
         # To be resized, it is copied, since torch refuses memory that it may not write to.
         return rows if size == (height, width) else np.array(rows, order="C")
@@ -181,21 +184,16 @@ def lengths(raw: RawImage) -> tuple[int, int]:
     return full, full - (stride - used)
 
 
-def _rows(content: NDArray[np.uint8], rows: int, stride: int, used: int) -> NDArray[np.uint8]:
-    """View `rows` rows of `used` bytes that lie `stride` bytes apart: uint8 [rows, used]."""
-    return np.ndarray((rows, used), np.uint8, content.data, strides=(stride, 1))
-
-
 def _planar_to_rgb(
     raw: RawImage,
-    content: NDArray[np.uint8],
     size: tuple[int, int] | None,
     interpolation: Interpolation,
 ) -> NDArray[np.uint8]:
-    planes, offset = [], 0
-    for rows, plane_stride, used in _planes(raw):
-        planes.append(_rows(content[offset:], rows, plane_stride, used))
-        offset += rows * plane_stride
+    planes: list[NDArray[np.uint8]] = []
+    offset = 0
+    for rows, stride, used in _planes(raw):
+        planes.append(np.ndarray((rows, used), np.uint8, raw.pixels, offset, (stride, 1)))
+        offset += rows * stride
     luma = planes[0]
     color = raw.color_matrix, raw.color_range
     if raw.pixel_format == PixelFormat.NV12:

@@ -241,11 +241,10 @@ def central_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.
     Returns:
         uint8 [height, width, 3] of `transform.input_size`.
     """
-    rows, columns = _cropped(pixels.shape[:2], transform)
-    cropped = pixels[rows.start : rows.stop, columns.start : columns.stop]
-    if cropped.shape[:2] != transform.input_size:
-        return _centred(cropped, transform.input_size, transform.fill)
-    return cropped
+    size = height, width = transform.input_size
+    top, left = transform.crop_origin(*pixels.shape[:2])
+    cropped = pixels[max(0, top) : top + height, max(0, left) : left + width]
+    return cropped if cropped.shape[:2] == size else _centred(cropped, size, transform.fill)
 
 
 def _pad_and_resize(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:

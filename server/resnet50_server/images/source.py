@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 
 class PixelFormat(IntEnum):
@@ -36,8 +36,7 @@ class ColorRange(IntEnum):
     FULL = 2
 
 
-@dataclass(frozen=True)
-class RawImage:
+class RawImage(NamedTuple):
     """Raw pixels.
 
     Attributes:

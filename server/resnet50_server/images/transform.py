@@ -84,7 +84,7 @@ class Transform:
             interpolation=preset.interpolation.value,
         )
 
-    @property
+    @cached_property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the network's input."""
         size = self._known_size()

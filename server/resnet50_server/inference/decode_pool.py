@@ -30,7 +30,7 @@ NO_REQUEST = RequestContext("", "", ())
 SPARES_PER_THREAD, MIN_SPARES = 2, 4
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Job:
     """A call that is queued or runs."""
 

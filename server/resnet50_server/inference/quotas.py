@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resnet50_server.context import INTERACTIVE, limit_for
 from resnet50_server.errors import Overloaded
@@ -42,6 +42,16 @@ class Limits:
     streams_per_caller: int = 1024
     uploads_per_caller: int = 1024
     rate_per_caller: float = 0.0
+
+    def of_bulk(self) -> Limits:
+        """Return how much of the limits on images bulk requests may take."""
+        return replace(
+            self,
+            requests=limit_for(self.requests, bulk=True),
+            bytes=limit_for(self.bytes, bulk=True),
+            requests_per_caller=limit_for(self.requests_per_caller, bulk=True),
+            bytes_per_caller=limit_for(self.bytes_per_caller, bulk=True),
+        )
 
 
 class Usage:
@@ -85,6 +95,7 @@ class Quotas:
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.total = Usage()
+        self._of_bulk = limits.of_bulk()
         self._clock = clock
         self._callers: dict[str, Usage] = {}
         self._sweep_above = REMEMBERED_CALLERS
@@ -142,10 +153,10 @@ class Quotas:
             bulk: Whether it leaves a share of the limits to interactive requests.
             reserved_bytes: Bytes that are reserved for others.
         """
-        limits = self.limits
-        if self.total.requests >= limit_for(limits.requests, bulk):
+        limits = self._of_bulk if bulk else self.limits
+        if self.total.requests >= limits.requests:
             return "max_requests"
-        if usage.requests >= limit_for(limits.requests_per_caller, bulk):
+        if usage.requests >= limits.requests_per_caller:
             return "max_requests_per_caller"
         return self.exceeded_bytes(usage, length, bulk, reserved_bytes=reserved_bytes)
 
@@ -163,11 +174,10 @@ class Quotas:
             counted: Those of the same image that are counted already.
             reserved_bytes: As `exceeded`.
         """
-        limits, total = self.limits, self.total.bytes
-        if total > counted and total + length + reserved_bytes > limit_for(limits.bytes, bulk):
+        limits, total = self._of_bulk if bulk else self.limits, self.total.bytes
+        if total > counted and total + length + reserved_bytes > limits.bytes:
             return "max_request_bytes"
-        allowed = limit_for(limits.bytes_per_caller, bulk)
-        if usage.bytes > counted and usage.bytes + length > allowed:
+        if usage.bytes > counted and usage.bytes + length > limits.bytes_per_caller:
             return "max_request_bytes_per_caller"
         return None
 
