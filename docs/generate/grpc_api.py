@@ -54,8 +54,9 @@ def reference(descriptors: FileDescriptorSet) -> str:
     files = [_File(one) for one in descriptors.file if one.package == PACKAGE]
     services, messages, enums, conventions = [], [], [], []
     for file in files:
-        if "\n" in (comment := file.comment(_PACKAGE)).strip():
-            conventions.append(comment)
+        # The first paragraph of a file's comment is about the file.
+        if more := file.comment(_PACKAGE).partition("\n\n")[2]:
+            conventions.append(more)
         services += [file.service(index) for index in range(len(file.proto.service))]
         messages += [file.message(index) for index in range(len(file.proto.message_type))]
         enums += [file.enum(index) for index in range(len(file.proto.enum_type))]

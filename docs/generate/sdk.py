@@ -23,6 +23,8 @@ _LISTS = {
     "yields": "Yields",
     "raises": "Raises",
 }
+# Longest value of a constant that is shown instead of its name.
+_SHORT = 30
 # Applications never construct these.
 _MADE_BY_CLIENTS = {"Stream", "BulkResults"}
 # griffe warns of arguments without a type, which are in the signature.
@@ -156,8 +158,18 @@ def _parameters(found: Any) -> Iterator[str]:
         annotation = f": {_source(one.annotation)}" if one.annotation is not None else ""
         default = ""
         if one.default is not None and not stars:
-            default = f" = {_source(one.default)}" if annotation else f"={_source(one.default)}"
+            value = _default(found, _source(one.default))
+            default = f" = {value}" if annotation else f"={value}"
         yield f"{stars}{one.name}{annotation}{default}"
+
+
+def _default(function: Any, text: str) -> str:
+    """Return a default value; of a constant its value, if that is short."""
+    if not (text.isidentifier() and text.isupper()):
+        return text
+    path = function.resolve(text).removeprefix("resnet50_client.")
+    value = _source(_package()[path].value)
+    return value if len(value) <= _SHORT else text
 
 
 def _source(expression: Any) -> str:

@@ -122,6 +122,11 @@ def test_signature_has_one_line_per_argument_if_long():
     assert "    image: ImageInput,\n    *,\n    variant: str | None = None,\n" in signature
 
 
+def test_signature_shows_values_of_constants():
+    text = sdk.section("resnet50_client", "Client")
+    assert '    server: str | Sequence[str] = "localhost:50051",\n' in text
+
+
 def test_exceptions_name_their_attributes_and_bases():
     text = errors.section("exceptions")
     assert "class OverloadedError(Resnet50Error)" in text
@@ -186,7 +191,7 @@ def descriptors() -> FileDescriptorSet:
     message.field.add(name="grams", type=FieldDescriptorProto.TYPE_UINT32, oneof_index=0)
     file.enum_type.add(name="Kind").value.add(name="KIND_HAY", number=1)
     for path, comment in {
-        (2,): " Animals.\n\n Errors:\n   A_CODE   the food is\n            | bad.\n   OTHER\n",
+        (2,): " Of animals.\n\n Errors:\n   A_CODE   the food is\n            | bad.\n   OTHER\n",
         (6, 0, 2, 0): " Feeds them\n all.\n",
         (4, 0, 2, 1): " In grams, <1000.\n",
         (5, 0, 2, 0): " Dry grass.\n",
@@ -198,7 +203,7 @@ def descriptors() -> FileDescriptorSet:
 def test_protos_become_tables_with_links_and_comments():
     text = grpc_api.reference(descriptors())
     for line in (
-        "Animals.",
+        "Errors:",
         "| `A_CODE` | the food is \\| bad. |",
         "| `OTHER` |  |",
         "### Feed",
@@ -209,3 +214,4 @@ def test_protos_become_tables_with_links_and_comments():
         "| `KIND_HAY` | 1 | Dry grass. |",
     ):
         assert line in text.splitlines(), text
+    assert "Of animals." not in text

@@ -25,7 +25,7 @@ Errors of every RPC, with google.rpc details in the trailing metadata:
                       Preprocess it anew.
   RESOURCE_EXHAUSTED  a limit of the server or of the caller is reached; the message names it,
                       RetryInfo gives the delay before a retry.
-  UNAUTHENTICATED     the token is missing or unknown; ErrorInfo says which.
+  UNAUTHENTICATED     the token is missing or invalid; ErrorInfo has the reason.
   PERMISSION_DENIED   the token does not allow this call.
   DEADLINE_EXCEEDED   the deadline has passed or cannot be met, and nothing was computed; or the
                       client of an upload or a stream was idle for too long.
