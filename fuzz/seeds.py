@@ -136,8 +136,9 @@ def images(side: int = 24) -> dict[str, bytes]:
             8, 8, content=bytes(64), rows=4, counts=[32, 32], offsets=[0, 32]
         ),
         "tiff exif": encode(photo, "TIFF", exif=exif, icc_profile=profile),
-        "tiff 12 bits": _tiff_of_12_bits(0),
-        "tiff 12 bits turned": _tiff_of_12_bits(1),
+        "tiff 10 bits": _tiff_of_depth(10, 0),
+        "tiff 12 bits": _tiff_of_depth(12, 1),
+        "tiff 14 bits": _tiff_of_depth(14, 1),
         "bigtiff": encode(photo, "TIFF", big_tiff=True),
         "tiff of the other order": b"MM\0*\0\0\0\x08" + _big_tiff(),
     }
@@ -155,11 +156,11 @@ def _bmp_of_4_bits() -> bytes:
     return bytes(whole)
 
 
-def _tiff_of_12_bits(photometric: int) -> bytes:
-    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 12), (259, 3, 1, 1), (277, 3, 1, 1)]
+def _tiff_of_depth(bits: int, photometric: int) -> bytes:
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, bits), (259, 3, 1, 1), (277, 3, 1, 1)]
     at = 8 + 2 + 12 * 9 + 4
-    tags += [(262, 3, 1, photometric), (273, 4, 1, at), (278, 4, 1, 8), (279, 4, 1, 96)]
-    return b"II*\0\x08\0\0\0" + hostile.directory(sorted(tags)) + bytes(range(96))
+    tags += [(262, 3, 1, photometric), (273, 4, 1, at), (278, 4, 1, 8), (279, 4, 1, 8 * bits)]
+    return b"II*\0\x08\0\0\0" + hostile.directory(sorted(tags)) + bytes(range(8 * bits))
 
 
 def _big_tiff() -> bytes:

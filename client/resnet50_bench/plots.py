@@ -295,6 +295,8 @@ def _svg(name: str, draw: Callable[[Axes], None], height_in: float = 3.6) -> str
         draw(figure.add_subplot())
         file = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=no_metadata)
+        figure.savefig(file, format="svg", metadata=no_metadata, transparent=True)
     drawing = file.getvalue()
+    # The page's colours, which are others on a dark screen.
+    drawing = drawing.replace(INK, "currentColor").replace(FAINT, f"var(--faint, {FAINT})")
     return drawing[drawing.index("<svg") :]

@@ -14,7 +14,7 @@ class AdminClient(BaseClient):
     """Blocking client that changes variants and traffic splits of one server."""
 
     def load_variant(
-        self, name: str, *, replace: bool = False, timeout_s: float = CHANGE_TIMEOUT_S
+        self, name: str, *, replace: bool = False, timeout_s: float | None = None
     ) -> LoadResult:
         """Load a variant into the server; return when it is ready for requests.
 
@@ -29,8 +29,9 @@ class AdminClient(BaseClient):
                 variant of the server's start-up options.
             replace: Replace a loaded variant of this name without downtime: it completes the
                 requests it has, and the new one serves all later requests.
-            timeout_s: Timeout in seconds. Reading weights, building the engine and checking its
-                results takes minutes on some devices, so the client's `timeout_s` is not used.
+            timeout_s: Timeout in seconds, `math.inf` for no limit; None for 900 s rather than the
+                client's, because reading weights, building the engine and checking its results
+                takes minutes on some devices.
 
         Raises:
             VariantNotFoundError: There is no variant of that name to load.
@@ -41,9 +42,10 @@ class AdminClient(BaseClient):
             UnimplementedError: The server was started without `--variants-dir`.
             Resnet50Error: The call failed; see `resnet50_client.errors` for the subclasses.
         """
+        timeout_s = CHANGE_TIMEOUT_S if timeout_s is None else timeout_s
         return self._call(_variant_calls.load_variant_call(name, replace), timeout_s)
 
-    def unload_variant(self, name: str, *, timeout_s: float = CHANGE_TIMEOUT_S) -> Variant:
+    def unload_variant(self, name: str, *, timeout_s: float | None = None) -> Variant:
         """Unload a variant from the server; return its last state when its memory is free.
 
         New requests for it are rejected; requests in flight are completed, including uploads in
@@ -51,7 +53,8 @@ class AdminClient(BaseClient):
 
         Args:
             name: Name or alias.
-            timeout_s: Timeout in seconds, including the wait for requests in flight.
+            timeout_s: Timeout in seconds, including the wait for requests in flight; None and
+                `math.inf` as in `load_variant`.
 
         Raises:
             VariantNotFoundError: The variant is not loaded.
@@ -59,6 +62,7 @@ class AdminClient(BaseClient):
                 progress, or its memory cannot be freed (it no longer serves requests then).
             Resnet50Error: The call failed; see `load_variant`.
         """
+        timeout_s = CHANGE_TIMEOUT_S if timeout_s is None else timeout_s
         return self._call(_variant_calls.unload_variant_call(name), timeout_s)
 
     def set_default_variant(self, name: str, *, timeout_s: float | None = None) -> SetDefaultResult:

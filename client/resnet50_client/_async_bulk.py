@@ -283,7 +283,7 @@ class _Run(Generic[Result]):
             return error
         if is_quickly_read(image):
             return self._kind.read(image)
-        return await asyncio.to_thread(self._kind.read, image)
+        return await self._calls.in_thread(self._kind.read, image)
 
     # Sending
 
@@ -316,7 +316,7 @@ class _Run(Generic[Result]):
     async def _build(self, call: BatchCall) -> BulkCall[Result]:
         if sum(image.content_bytes for image in call.images) <= QUICK_BYTES:
             return self._kind.call(call.images)
-        return await asyncio.to_thread(self._kind.call, call.images)
+        return await self._calls.in_thread(self._kind.call, call.images)
 
     async def _reply(
         self, call: BatchCall, made: BulkCall[Result], observation: Observation

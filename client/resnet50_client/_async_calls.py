@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,8 +23,12 @@ from .errors import Resnet50Error
 from .images import AsyncImageInput, ImageInput, awaited, is_quickly_read
 from .observers import Observation, Observers
 
+# Threads of a client that read, copy and hash images, started as they are needed.
+MAX_THREADS = 16
+
 Options = TypeVar("Options")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 Interceptor: TypeAlias = (
     grpc.aio.UnaryUnaryClientInterceptor
     | grpc.aio.UnaryStreamClientInterceptor
@@ -53,6 +60,8 @@ class AsyncCalls:
         self._owner = owner
         connection.channel.check_interceptors(grpc.aio)
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Its own: asyncio's threads are few, and belong to the application.
+        self._threads = ThreadPoolExecutor(MAX_THREADS, "resnet50 images")
         self.closed = False
         self.channels: Channels | None = None
 
@@ -82,6 +91,7 @@ class AsyncCalls:
     async def close(self) -> None:
         """Close the channels; calls in flight end with CallCancelledError."""
         self.closed = True
+        self._threads.shutdown(wait=False)  # each ends after the image that it reads
         if self.channels is None:
             return
         # All are closed, even if this task is cancelled.
@@ -156,17 +166,28 @@ class AsyncCalls:
         if channels.closing.is_set():
             raise self._connection.closed()
 
+    async def prepare(
+        self,
+        make: Callable[[ImageInput, str | None, Options], SingleCall[Result]],
+        image: AsyncImageInput,
+        pixel_format: str | None,
+        options: Options,
+    ) -> SingleCall[Result]:
+        """Prepare a call, in a thread if its image has to be read from a file, or is large."""
+        content = await awaited(image)
+        if is_quickly_read(content):
+            call = make(content, pixel_format, options)
+        else:
+            call = await self.in_thread(make, content, pixel_format, options)
+        return call if content is image else replace(call, source=image)
 
-async def prepare(
-    make: Callable[[ImageInput, str | None, Options], SingleCall[Result]],
-    image: AsyncImageInput,
-    pixel_format: str | None,
-    options: Options,
-) -> SingleCall[Result]:
-    """Prepare a call, in a thread if its image has to be read from a file, or is large."""
-    content = await awaited(image)
-    if is_quickly_read(content):
-        call = make(content, pixel_format, options)
-    else:
-        call = await asyncio.to_thread(make, content, pixel_format, options)
-    return call if content is image else replace(call, source=image)
+    async def in_thread(self, function: Callable[..., Value], *arguments: Any) -> Value:
+        """Run a function in one of the client's threads, with the context variables of the task.
+
+        Raises:
+            CallCancelledError: The client is closed.
+        """
+        if self.closed:
+            raise self._connection.closed()
+        run = functools.partial(contextvars.copy_context().run, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)

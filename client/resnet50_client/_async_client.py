@@ -8,7 +8,6 @@ from typing import TypeVar
 from . import _codec, _unary, types
 from ._arguments import check_images
 from ._async_bulk_client import AsyncBulkClient
-from ._async_calls import prepare
 from ._async_stream import AsyncStream
 from ._config import Connection, Priority
 from ._frames import DEFAULT_WINDOW, Delivery, StreamKind, StreamLimits
@@ -72,7 +71,7 @@ class AsyncClient(AsyncBulkClient):
         options = _codec.classify_options(
             connection.variant, top_k, min_probability, include_embedding, background
         )
-        call = await prepare(_unary.classify_call, image, pixel_format, options)
+        call = await self._calls.prepare(_unary.classify_call, image, pixel_format, options)
         return await self._call(call, timeout_s, connection)
 
     async def embed(
@@ -117,7 +116,7 @@ class AsyncClient(AsyncBulkClient):
         """
         connection = self._with(variant, priority, caller_key, metadata, request_id)
         options = _codec.embed_options(connection.variant, l2_normalize, dtype, background)
-        call = await prepare(_unary.embed_call, image, pixel_format, options)
+        call = await self._calls.prepare(_unary.embed_call, image, pixel_format, options)
         return await self._call(call, timeout_s, connection)
 
     async def preprocessor(
@@ -308,4 +307,4 @@ class AsyncClient(AsyncBulkClient):
     ) -> AsyncStream[Result]:
         name = _unary.full_name(kind.method)
         observation = self._observers.observe(name, connection.request_id)
-        return AsyncStream(self._calls.open, connection, observation, kind, images, limits)
+        return AsyncStream(self._calls, connection, observation, kind, images, limits)

@@ -14,6 +14,7 @@ from resnet50.v1 import image_pb2
 
 from . import _sources
 from ._aio_status import keep_status
+from ._async_calls import AsyncCalls
 from ._frames import FrameAnswer, FrameError, StreamKind, StreamLimits
 from ._pending_frames import PendingFrames
 from ._retries import Resumption
@@ -53,6 +54,7 @@ class Exchange(Generic[Result]):
     """State that a stream shares with the tasks that send its frames and receive responses.
 
     Args:
+        calls: The client's calls, whose threads read images.
         observation: Notifies observers.
         kind: RPC, configuration and format of the stream.
         images: The frames.
@@ -68,12 +70,14 @@ class Exchange(Generic[Result]):
 
     def __init__(
         self,
+        calls: AsyncCalls,
         observation: Observation,
         kind: StreamKind[Result],
         images: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput],
         limits: StreamLimits,
         resumption: Resumption,
     ) -> None:
+        self._calls = calls
         self._observation = observation
         self._kind = kind
         self._resumption = resumption
@@ -226,7 +230,7 @@ class Exchange(Generic[Result]):
             return error
         if is_quickly_read(image):
             return self.pending.read(image)
-        return await asyncio.to_thread(self.pending.read, image)
+        return await self._calls.in_thread(self.pending.read, image)
 
     async def _read_image(self) -> None:
         """Read one image from the source."""

@@ -6,12 +6,13 @@ import asyncio
 import collections
 import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import grpc
 
+from ._async_calls import AsyncCalls
 from ._async_exchange import Attempt, Exchange
 from ._channels import Channels
 from ._config import Connection
@@ -44,7 +45,7 @@ class AsyncStream(AsyncIterator[FrameAnswer[Result]], Generic[Result]):
     cancelled while it waits for an answer ends the stream.
 
     Args:
-        open_channels: Returns the client's channels.
+        calls: The client's calls.
         connection: The client's connection options.
         observation: Notifies observers.
         kind: RPC, configuration and format of the stream.
@@ -57,19 +58,19 @@ class AsyncStream(AsyncIterator[FrameAnswer[Result]], Generic[Result]):
 
     def __init__(
         self,
-        open_channels: Callable[[], Awaitable[Channels]],
+        calls: AsyncCalls,
         connection: Connection,
         observation: Observation,
         kind: StreamKind[Result],
         images: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput],
         limits: StreamLimits,
     ) -> None:
-        self._open_channels = open_channels
+        self._calls = calls
         self._connection = connection
         self._observation = observation
         self._kind = kind
         self._resumption = Resumption(connection.retry, limits.resume_s)
-        self._exchange = Exchange(observation, kind, images, limits, self._resumption)
+        self._exchange = Exchange(calls, observation, kind, images, limits, self._resumption)
         self._loop: asyncio.AbstractEventLoop | None = None  # from the first iteration on
         self._channels: Channels | None = None
         # Held by the task that waits for an answer, or ends the stream.
@@ -169,7 +170,7 @@ class AsyncStream(AsyncIterator[FrameAnswer[Result]], Generic[Result]):
             # Before the check below, so that another thread that cancels either finds the loop, or
             # is noticed.
             self._loop = asyncio.get_running_loop()
-            channels = await exchange.unless_cancelled(self._open_channels())
+            channels = await exchange.unless_cancelled(self._calls.open())
             if channels is None:
                 raise self._connection.cancelled()
             channels.wake_at_close(exchange)

@@ -11,7 +11,6 @@ from ._arguments import check_images
 from ._bulk_client import BulkClient
 from ._config import Connection, Priority
 from ._frames import DEFAULT_WINDOW, Delivery, StreamKind, StreamLimits
-from ._sync_calls import prepare
 from ._sync_stream import Stream
 from ._types.results import Classification, Dtype, Embedding
 from .images import ImageInput, PixelFormat
@@ -73,7 +72,7 @@ class Client(BulkClient):
         options = _codec.classify_options(
             connection.variant, top_k, min_probability, include_embedding, background
         )
-        call = prepare(_unary.classify_call, image, pixel_format, options)
+        call = self._calls.prepare(_unary.classify_call, image, pixel_format, options)
         return self._call(call, timeout_s, connection)
 
     def embed(
@@ -118,7 +117,7 @@ class Client(BulkClient):
         """
         connection = self._with(variant, priority, caller_key, metadata, request_id)
         options = _codec.embed_options(connection.variant, l2_normalize, dtype, background)
-        call = prepare(_unary.embed_call, image, pixel_format, options)
+        call = self._calls.prepare(_unary.embed_call, image, pixel_format, options)
         return self._call(call, timeout_s, connection)
 
     def preprocessor(
@@ -309,4 +308,4 @@ class Client(BulkClient):
     ) -> Stream[Result]:
         name = _unary.full_name(kind.method)
         observation = self._observers.observe(name, connection.request_id)
-        return Stream(self._calls.open, connection, observation, kind, images, limits)
+        return Stream(self._calls, connection, observation, kind, images, limits)

@@ -30,6 +30,10 @@ Result = TypeVar("Result")
 # After this many broken connections a frame is sent while no other one is in flight, so that the
 # next break can only be due to this frame.
 ALONE_AFTER = 2
+_TOO_LONG = (
+    "frames are not sent in chunks: send it as a JPEG, which frames_from_video does by itself, or"
+    " preprocessed (client.preprocessor); or use classify and embed, which send chunks"
+)
 
 
 @dataclass
@@ -302,7 +306,7 @@ class PendingFrames(Generic[Result]):
         length = message_bytes(pending.frame)
         if length <= self._max_message_bytes:
             return False
-        pending.error = image_too_long(length, int(self._max_message_bytes))
+        pending.error = image_too_long(length, int(self._max_message_bytes), _TOO_LONG)
         # An empty frame is sent instead, as for an unreadable image.
         pending.frame = inference_pb2.Frame(
             frame_id=pending.frame.frame_id, image=image_pb2.Image()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import logging
+import queue
 import threading
-from collections.abc import AsyncIterable, Iterable, Sequence
-from typing import Any
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeAlias
 
 from .images import AsyncImageInput
 
 log = logging.getLogger(__name__)
 END = object()
+_Job: TypeAlias = tuple["Future[Any]", Callable[[], Any]]
 
 
 class Source:
@@ -42,37 +47,82 @@ class Source:
                 closed = self._closed
             if closed:
                 try:
-                    self._close()
+                    self.close_iterator()
                 except Exception:  # no other thread waits for this one
                     log.exception("closing a source of images failed")
 
     def close(self) -> None:
         """Close the iterator; if a thread is reading it, that thread closes it after the read."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            if self._reading:
-                return
-        self._close()
+        if self.end():
+            self.close_iterator()
 
-    def _close(self) -> None:
+    def end(self) -> bool:
+        """Read no more; return True if the iterator is to be closed, by the caller."""
+        with self._lock:
+            ended, self._closed = self._closed, True
+            return not (ended or self._reading)
+
+    def close_iterator(self) -> None:
+        """Close the iterator after `end`; may block as long as it does."""
         close = getattr(self._iterator, "close", None)
         if callable(close):
             close()
+
+
+class _Thread:
+    """A thread for functions that may block for any time, one after the other.
+
+    A daemon: a program ends although a camera sends nothing. asyncio's own threads are few, and are
+    waited for at the end.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._started = False
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Run a function with the context variables of the task; return its result."""
+        if not self._started:
+            self._started = True
+            threading.Thread(
+                target=_perform, args=[self._jobs], name="resnet50 source", daemon=True
+            ).start()
+        result: Future[Any] = Future()
+        self._jobs.put((result, functools.partial(contextvars.copy_context().run, function)))
+        return await asyncio.wrap_future(result)
+
+    def end(self) -> None:
+        """End the thread after what it runs."""
+        self._jobs.put(None)
+
+    __del__ = end
+
+
+def _perform(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    """Run the functions of a `_Thread`."""
+    while (job := jobs.get()) is not None:
+        result, function = job
+        if not result.set_running_or_notify_cancel():
+            continue
+        try:
+            result.set_result(function())
+        except BaseException as error:  # of the source; raised in the task
+            result.set_exception(error)
+        del result, function, job  # the image is the task's now
 
 
 class AsyncSource:
     """An iterable or an asynchronous iterable, read on an event loop by one task at a time.
 
     Args:
-        images: The iterable; if it may block, it is read and closed in a thread.
+        images: The iterable; if it may block, it is read and closed in a thread of its own.
     """
 
     def __init__(self, images: Iterable[AsyncImageInput] | AsyncIterable[AsyncImageInput]) -> None:
         self._async_iterator = aiter(images) if isinstance(images, AsyncIterable) else None
         self._source = None if isinstance(images, AsyncIterable) else Source(images)
         self._in_memory = isinstance(images, Sequence)
+        self._thread = _Thread()
 
     async def read(self) -> Any:
         """Return the next image, or `END`."""
@@ -81,7 +131,7 @@ class AsyncSource:
         assert self._source is not None
         if self._in_memory:
             return self._source.read()
-        return await asyncio.to_thread(self._source.read)
+        return await self._thread.run(self._source.read)
 
     async def close(self) -> None:
         """Close the source; a thread that is reading it closes it after the read."""
@@ -91,4 +141,6 @@ class AsyncSource:
                 await close()
         elif not self._in_memory:
             assert self._source is not None
-            await asyncio.to_thread(self._source.close)
+            if self._source.end():
+                await self._thread.run(self._source.close_iterator)
+            self._thread.end()

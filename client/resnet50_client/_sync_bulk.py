@@ -190,7 +190,11 @@ class _Run(Generic[Result]):
             self._fail(self._connection.closed())
 
     def _start(self) -> None:
-        """Start the threads with the first call."""
+        """Start the threads with the first call.
+
+        Reading and sending have threads of their own: a source may wait for any time for its next
+        image, while responses arrive and calls are sent again.
+        """
         if self._process == os.getpid():
             return
         if self._process is not None:

@@ -134,12 +134,12 @@ class Calls:
         if channels.closing.wait(pause_s):
             raise self._connection.closed()
 
-
-def prepare(
-    make: Callable[[ImageInput, str | None, Options], SingleCall[Result]],
-    image: ImageInput,
-    pixel_format: str | None,
-    options: Options,
-) -> SingleCall[Result]:
-    """Prepare a call."""
-    return make(image, pixel_format, options)
+    def prepare(
+        self,
+        make: Callable[[ImageInput, str | None, Options], SingleCall[Result]],
+        image: ImageInput,
+        pixel_format: str | None,
+        options: Options,
+    ) -> SingleCall[Result]:
+        """Prepare a call."""
+        return make(image, pixel_format, options)

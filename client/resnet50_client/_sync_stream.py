@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -13,6 +13,7 @@ from ._channels import Channels
 from ._config import Connection
 from ._frames import FrameAnswer, StreamKind, StreamLimits, StreamStats
 from ._retries import Resumption
+from ._sync_calls import Calls
 from ._sync_exchange import Attempt, Exchange
 from .errors import CallCancelledError, Resnet50Error, ended_by_peer
 from .images import ImageInput
@@ -37,7 +38,7 @@ class Stream(Iterator[FrameAnswer[Result]], Generic[Result]):
     an answer. Several threads may iterate; each answer goes to one of them.
 
     Args:
-        open_channels: Returns the client's channels.
+        calls: The client's calls.
         connection: The client's connection options.
         observation: Notifies observers.
         kind: RPC, configuration and format of the stream.
@@ -49,14 +50,14 @@ class Stream(Iterator[FrameAnswer[Result]], Generic[Result]):
 
     def __init__(
         self,
-        open_channels: Callable[[], Channels],
+        calls: Calls,
         connection: Connection,
         observation: Observation,
         kind: StreamKind[Result],
         images: Iterable[ImageInput],
         limits: StreamLimits,
     ) -> None:
-        self._open_channels = open_channels
+        self._calls = calls
         self._connection = connection
         self._observation = observation
         self._kind = kind
@@ -162,7 +163,7 @@ class Stream(Iterator[FrameAnswer[Result]], Generic[Result]):
         """Return the next answer; None at the end."""
         exchange = self._exchange
         if self._channels is None:
-            channels = self._open_channels()
+            channels = self._calls.open()
             channels.wake_at_close(exchange)
             self._channels = channels
             self._observation.start()

@@ -361,17 +361,20 @@ def _too_long(message: str, common: dict[str, Any]) -> Resnet50Error | None:
     return None
 
 
-def image_too_long(length: int, limit: int, **common: Any) -> InvalidImageError:
+def image_too_long(
+    length: int, limit: int, advice: str = "send a smaller or a compressed image", **common: Any
+) -> InvalidImageError:
     """Return the error of an image whose request exceeds the server's limit.
 
     Args:
         length: Size of the request in bytes.
         limit: The server's `max_message_bytes`.
+        advice: How to send it instead.
         **common: Arguments of `Resnet50Error`.
     """
     return InvalidImageError(
         f"image: the request has {length} bytes, the server's limit (max_message_bytes) is"
-        f" {limit}; send a smaller or a compressed image",
+        f" {limit}; {advice}",
         field="image",
         max_message_bytes=limit,
         **common,

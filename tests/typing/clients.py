@@ -147,7 +147,7 @@ def video(client: Client) -> Iterable[int]:
 
 def administration() -> None:
     with AdminClient("a:50051", token_file="admin-token") as admin:
-        admin.load_variant("IMAGENET1K_V1")
+        admin.load_variant("IMAGENET1K_V1", timeout_s=None)
         assert_type(admin.list_variants(), list[Variant])
 
 

@@ -86,18 +86,17 @@ def page(found: Evaluation) -> str:
 
 
 def _tiles(found: Evaluation) -> Iterator[tuple[str, str]]:
+    """Yield value and name of the key figures."""
     variant = found.variant
     for name, accuracy in (("acc@1", variant.acc_at_1), ("acc@5", variant.acc_at_5)):
         if accuracy is not None:
-            yield (
-                f"{name}, 95%: {accuracy.low:.2f} to {accuracy.high:.2f}",
-                f"{accuracy.percent:.2f}%",
-            )
+            interval = f"{accuracy.low:.2f} to {accuracy.high:.2f}"
+            yield f"{accuracy.percent:.2f}%", f"{name}, 95%: {interval}"
     if variant.published_at_1 is not None:
         one = variant.published_at_1
-        yield f"from the published {one.published:.2f}%", f"{one.percent:+.2f}"
-    yield "images", str(found.answered)
-    yield "failed images", str(found.failed)
+        yield f"{one.percent:+.2f}", f"from the published {one.published:.2f}%"
+    yield str(found.answered), "images"
+    yield str(found.failed), "failed images"
 
 
 def _sections(found: Evaluation) -> Iterator[_Section]:

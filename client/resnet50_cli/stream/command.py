@@ -128,8 +128,13 @@ def stream(
         typer.Option("--rate", min=0.001, help="Frames per second of the camera."),
     ] = None,
     encoding: Annotated[
-        Encoding, typer.Option("--encoding", help="Encoding of video frames on the wire.")
-    ] = Encoding.raw,
+        Encoding | None,
+        typer.Option(
+            "--encoding",
+            help="Encoding of video frames on the wire. Default: raw, and jpeg for frames above"
+            " 4 MiB, such as 4K.",
+        ),
+    ] = None,
     annotate: Annotated[
         Path | None,
         typer.Option(
@@ -174,7 +179,7 @@ def stream(
                 source,
                 stop,
                 fps=fps,
-                encoding=encoding.value,
+                encoding=None if encoding is None else encoding.value,
                 real_time=delivery is Delivery.latest,
                 options={name: value for name, value in options.items() if value is not None},
             )

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from resnet50_client._frames import FrameAnswer
 from resnet50_client.images import ImageInput, VideoFrame
@@ -60,7 +60,7 @@ def open_source(
     stop: threading.Event,
     *,
     fps: float | None,
-    encoding: str,
+    encoding: Literal["raw", "jpeg"] | None,
     real_time: bool,
     options: dict[str, Any],
 ) -> FrameSource:
@@ -70,7 +70,7 @@ def open_source(
         source: Path of the file or folder, the URL, or the camera's number.
         stop: Ends the frames when it is set, also while waiting.
         fps: Frames per second; None for all frames of a video, `FOLDER_FPS` for a folder.
-        encoding: Wire format of video frames, "raw" or "jpeg".
+        encoding: Wire format of video frames; None for either, by their size.
         real_time: Yield the frames of a file or a folder at their presentation times.
         options: Further arguments of `frames_from_video`, for videos only.
 
@@ -92,7 +92,7 @@ def open_source(
     frames = frames_from_video(
         int(source) if camera else source,
         fps=fps,
-        encoding="jpeg" if encoding == "jpeg" else "raw",
+        encoding=encoding,
         real_time=real_time,
         stop=stop,
         **options,

@@ -14,6 +14,7 @@ from numbers import Real
 from typing import Literal
 
 from .._arguments import check_seconds
+from .._unary import UPLOAD_ABOVE_BYTES
 from ..images import VideoFrame
 from .pixels import Converter
 from .raw import frames_from_raw
@@ -25,13 +26,14 @@ __all__ = ["SourceLostError", "VideoSource", "frames_from_raw", "frames_from_vid
 # Tolerance for early frames, as a fraction of the frame interval: timestamps are rounded, and
 # cameras jitter.
 _EARLY = 0.25
+_MAX_RAW_BYTES = {"raw": math.inf, "jpeg": 0}
 
 
 def frames_from_video(
     source: VideoSource,
     *,
     fps: float | None = None,
-    encoding: Literal["raw", "jpeg"] = "raw",
+    encoding: Literal["raw", "jpeg"] | None = None,
     jpeg_quality: int = 90,
     av_options: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
@@ -72,6 +74,8 @@ def frames_from_video(
             wide or more than 576 high, else BT.601, as in mpv.
             "jpeg" for encoded bytes: at most a fifth of "raw", and slightly less work for the
             server, but more CPU time here (figures in docs/explanation/streaming.md).
+            None for "raw" if a frame fits into a message of 4 MiB, and "jpeg" above that, e.g. for
+            4K: a stream does not send frames in chunks.
         jpeg_quality: Quality of encoding "jpeg", 1 to 100.
         av_options: Options of FFmpeg's demuxer and protocol, e.g. {"rtsp_transport": "udp"}; TCP
             is the default for RTSP. FFmpeg ignores unknown ones.
@@ -100,8 +104,8 @@ def frames_from_video(
     """
     if fps is not None:
         _check_positive("fps", fps, "a number above 0, or None for all frames")
-    if encoding not in ("raw", "jpeg"):
-        raise ValueError(f"encoding: is {encoding!r}, must be 'raw' or 'jpeg'")
+    if encoding not in (None, *_MAX_RAW_BYTES):
+        raise ValueError(f"encoding: is {encoding!r}, must be 'raw' or 'jpeg', or None for either")
     if not (_is_number(jpeg_quality) and 1 <= jpeg_quality <= 100):
         raise ValueError(f"jpeg_quality: is {jpeg_quality!r}, must be 1 to 100")
     check_seconds("timeout_s", timeout_s)
@@ -117,14 +121,14 @@ def frames_from_video(
     _require("av")
     if encoding == "jpeg":
         _require("PIL")
-    quality = jpeg_quality if encoding == "jpeg" else None
-    return _frames(opened, fps, quality, stop or threading.Event(), real_time)
+    max_raw_bytes = UPLOAD_ABOVE_BYTES if encoding is None else _MAX_RAW_BYTES[encoding]
+    convert = Converter(opened.name, max_raw_bytes, jpeg_quality)
+    return _frames(opened, fps, convert, stop or threading.Event(), real_time)
 
 
 def _frames(
-    source: Source, fps: float | None, quality: int | None, stop: threading.Event, real_time: bool
+    source: Source, fps: float | None, convert: Converter, stop: threading.Event, real_time: bool
 ) -> Generator[VideoFrame, None, None]:
-    convert = Converter(source.name, quality)
     last_turn = -1
     with closing(read_frames(source, stop, real_time=real_time)) as frames:
         for number, decoded in enumerate(frames):

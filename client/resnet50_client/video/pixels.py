@@ -52,11 +52,13 @@ class Converter:
 
     Args:
         source: Name of the source, for the log.
-        jpeg_quality: Quality of JPEG, 1 to 100; None for raw pixels.
+        max_raw_bytes: Frames of more bytes become JPEG: 0 for all, `math.inf` for none.
+        jpeg_quality: Quality of JPEG, 1 to 100.
     """
 
-    def __init__(self, source: str, jpeg_quality: int | None) -> None:
+    def __init__(self, source: str, max_raw_bytes: float, jpeg_quality: int) -> None:
         self._source = source
+        self._max_raw_bytes = max_raw_bytes
         self._jpeg_quality = jpeg_quality
         self._scale = _Scaler()
         self._tone_map = ToneMapper()
@@ -74,10 +76,11 @@ class Converter:
                 frame, PIXEL_FORMAT, color, BT601, True, (frame.width, frame.height)
             )
             frame, color = self._tone_map(frame, color.transfer), _TONE_MAPPED
-        if self._jpeg_quality is not None:
+        # The planes of the contract's YUV formats have even sides.
+        is_rgb = bool(size[0] % 2 or size[1] % 2)
+        if size[0] * size[1] * (3 if is_rgb else 1.5) > self._max_raw_bytes:
             return Pixels(_jpeg(self._rgb(frame, color, size, turn), self._jpeg_quality))
-        if size[0] % 2 or size[1] % 2:
-            # The planes of the contract's YUV formats have even sides.
+        if is_rgb:
             return Pixels(self._rgb(frame, color, size, turn))
         return self._planar(frame, color, size, turn)
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
-from PIL import Image, TiffImagePlugin
+import numpy as np
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from resnet50_server.errors import InvalidImage
 
 from .decode_guard import FIELD
+from .packed_samples import PackedSamples
 
 # Tags of TIFF 6.0.
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC = 254, 258, 262
 _STRIP_LENGTHS, _TILE_WIDTH, _TILE_LENGTH, _TILE_LENGTHS = 279, 322, 323, 325
 _SUB_IFDS, _SAMPLE_FORMAT, _LEAST_SAMPLE, _LARGEST_SAMPLE = 330, 339, 340, 341
 _DNG_VERSION = 50706
-_MIN_IS_WHITE, _MIN_IS_BLACK = 0, 1
+_MIN_IS_WHITE = 0
 _UNSIGNED, _SIGNED = 1, 2
 _PHOTOMETRICS = {
     0: "grey (0 is white)",
@@ -30,23 +33,48 @@ _PHOTOMETRICS = {
 }
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex"}
 _MIN_TILE_PIXELS = 2**20
-_DEPTHS = "1, 2, 4, 8, 12 and 16 bits grey, 8 and 16 bits RGB, RGBA and CMYK"
+_DEPTHS = (
+    "1 to 16 bits grey, 2 to 16 bits RGB, 8 and 16 bits RGBA and CMYK, unsigned and without"
+    " a predictor"
+)
 
-# Kinds of grey that Pillow lacks, by byte order, photometric interpretation and bits: those of 12
-# bits lie in both orders alike, and `grey_levels` says which value is white.
-_ADDED = {
-    (b"II", _MIN_IS_WHITE, 12): ("I;16", "I;12"),
-    (b"MM", _MIN_IS_WHITE, 12): ("I;16", "I;12"),
-    (b"MM", _MIN_IS_BLACK, 12): ("I;16", "I;12"),
-    (b"MM", _MIN_IS_WHITE, 16): ("I;16B", "I;16B"),
-}
-for (_order, _photometric, _depth), _modes in _ADDED.items():
-    _key = (_order, _photometric, (_UNSIGNED,), 1, (_depth,), ())
-    TiffImagePlugin.OPEN_INFO.setdefault(_key, _modes)
+# Grey that Pillow lacks: `grey_levels` says which value is white.
+_KEY = (b"MM", _MIN_IS_WHITE, (_UNSIGNED,), 1, (16,), ())
+TiffImagePlugin.OPEN_INFO.setdefault(_KEY, ("I;16B", "I;16B"))
 
 
 class Tiff(TiffImagePlugin.TiffImageFile):
-    """A TIFF, of which samples that Pillow does not know are refused by their name."""
+    """A TIFF, of which samples that are not decoded are refused by their name."""
+
+    _packed: PackedSamples | None = None  # of the rows in `im`
+
+    def load(self) -> Any:
+        """Decode the pixels."""
+        loaded = super().load()
+        if self._packed is None:
+            return loaded
+        self._unpack()  # a truncated file, whose `load_end` is not called
+        return Image.Image.load(self)
+
+    def load_prepare(self) -> None:
+        """Make room for the rows, whose bytes Pillow would count as pixels."""
+        if self._packed is not None and self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)
+        super().load_prepare()
+
+    def load_end(self) -> None:
+        """Unpack the rows before they are turned."""
+        self._unpack()
+        super().load_end()
+
+    def _unpack(self) -> None:
+        packed, self._packed = self._packed, None
+        if packed is None:
+            return
+        self._size = self.im.size
+        unpacked = Image.fromarray(packed.pixels(np.asarray(self)))
+        self.im, self._mode = unpacked.im, unpacked.mode
+        self._size = self._tile_size = unpacked.size
 
     def _setup(self) -> None:
         tags = self.tag_v2
@@ -62,7 +90,21 @@ class Tiff(TiffImagePlugin.TiffImageFile):
         except SyntaxError as error:
             if "pixel mode" not in str(error):
                 raise
-            raise _unknown_samples(tags) from error
+            packed = PackedSamples.of(tags)
+            if packed is None:
+                raise _unknown_samples(tags) from error
+            self._setup_packed(packed)
+
+    def _setup_packed(self, packed: PackedSamples) -> None:
+        """Have the rows read as bytes, of an image that has its size in pixels."""
+        assert isinstance(self.fp, io.BytesIO)
+        with self.fp.getbuffer() as content:
+            packed.describe_as_bytes(self.tag_v2, content)
+        super()._setup()
+        self._packed = packed
+        width, height = packed.width, self._tile_size[1]
+        turned = self.tag_v2.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        self._size = (height, width) if turned else (width, height)
 
 
 def _is_camera_raw(tags: Any) -> bool:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
-from resnet50_server.errors import InvalidRequest
+from resnet50_server.errors import InvalidImage
 from resnet50_server.events import ImageEvent, ServerEvents
 from resnet50_server.images.background import Background
 from resnet50_server.images.decode import decode, pixels_without_decoding
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull, PixelBudget
+from resnet50_server.images.preprocessed import FIELD as PREPROCESSED_FIELD
 from resnet50_server.images.source import ImageWarning, PreprocessedImage, Source, size_bytes
 from resnet50_server.images.transform import Transform
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
@@ -133,10 +134,12 @@ class Pipeline:
 
     def _compute(self, source: Source, task: InferenceTask, context: RequestContext) -> Inference:
         if isinstance(source, PreprocessedImage) and task.background is not None:
-            raise InvalidRequest(
-                "options.background",
-                "is set, but the image is preprocessed and has no alpha left; leave it out, and"
-                " composite the image on that background before it is resized",
+            # Of this image: others of the call may have alpha.
+            raise InvalidImage(
+                PREPROCESSED_FIELD,
+                "has no alpha left for options.background; leave the option out, and composite the"
+                " image on that background before it is resized",
+                kind="unsupported",
             )
         pixels = pixels_without_decoding(source, task.transform)
         if pixels is None:

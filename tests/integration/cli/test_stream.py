@@ -183,3 +183,25 @@ async def test_stream_tells_with_its_status_what_went_wrong(clip, tmp_path):
             assert (found, words in said, "Traceback" in said) == (status, True, False), said
     found, _, said = await resnet50("stream", clip, server="127.0.0.1:1")
     assert (found, "127.0.0.1:1" in said) == (3, True), said
+
+
+async def test_table_that_cannot_be_made_leaves_no_video(clip, tmp_path):
+    video = tmp_path / "out.mp4"
+    (tmp_path / "out.csv").mkdir()
+    async with serving() as server:
+        status, _, said = await resnet50(
+            "stream", clip, "--annotate", video, "--csv", tmp_path / "out.csv", server=server
+        )
+    assert (status, "out.csv" in said) == (1, True), said
+    assert not video.exists()
+
+
+async def test_table_that_cannot_be_written_fails_but_the_video_is_whole(clip, tmp_path):
+    video, table = tmp_path / "out.mp4", tmp_path / "out.csv"
+    table.symlink_to("/dev/full")
+    async with serving() as server:
+        status, _, said = await resnet50(
+            "stream", clip, "--annotate", video, "--csv", table, server=server
+        )
+    assert (status, "No space left on device" in said) == (1, True), said
+    assert shapes(video) == [(160, 120)] * 40

@@ -11,7 +11,6 @@ import pytest_asyncio
 
 from resnet50_client import (
     InvalidImageError,
-    InvalidRequestError,
     PreprocessedImage,
     TransformMismatchError,
 )
@@ -142,10 +141,27 @@ async def test_wrong_size_or_background_is_refused(kind):
         with pytest.raises(InvalidImageError, match="224 x 224") as failed:
             await client.classify(cut)
         assert failed.value.field == "image.preprocessed.pixels"
-        with pytest.raises(InvalidRequestError, match="no alpha left"):
+        with pytest.raises(InvalidImageError, match="no alpha left for options"):
             await client.classify(image, background="white")
         assert engines_of(server)[0] is not None
         await client.classify(image)
+
+
+@kinds
+@pytest.mark.parametrize("count", [1, 3])
+async def test_background_fails_only_the_preprocessed_image(kind, count):
+    async with serving(**DECODING) as server, Caller(kind, server.addresses[0]) as client:
+        image = (await client.preprocessor())(PHOTO)
+        sent = [image, *[PHOTO] * (count - 1)]
+        found = [
+            one
+            async for one in items(
+                client, "classify_many", sent, background="white", return_exceptions=True
+            )
+        ]
+        assert isinstance(found[0], InvalidImageError)
+        assert found[0].field == "image.preprocessed"
+        assert all(one.top for one in found[1:])
 
 
 @kinds

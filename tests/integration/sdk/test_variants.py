@@ -124,9 +124,11 @@ async def test_load_and_unload_have_a_timeout_of_their_own(kind):
         for change in (client.load_variant, client.unload_variant, client.set_default_variant):
             with pytest.raises(PermissionDeniedError):
                 await change("digits")
-        load, unload, default = (one.left_s for one in front.seen)
-        assert min(load, unload) > 300.0
-        assert default < 31.0
+            with pytest.raises(PermissionDeniedError):
+                await change("digits", timeout_s=None)
+        load, load_none, unload, unload_none, default, none = (one.left_s for one in front.seen)
+        assert min(load, load_none, unload, unload_none) > 300.0
+        assert max(default, none) < 31.0
 
 
 async def test_server_goes_on_with_a_load_whose_caller_gave_up(kind, folder, monkeypatch):

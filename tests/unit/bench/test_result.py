@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -210,6 +211,12 @@ def test_report_needs_nothing_from_elsewhere(bench, plots):
     assert "@import" not in page(bench)
     assert "<?xml" not in page(bench)  # nor a document type, whose address a reader might follow
     assert page(bench).lower().count("<!doctype") == 1
+
+
+def test_plots_take_the_colours_of_the_page():
+    drawing = "".join(re.findall(r"<svg.*?</svg>", page(a_sweep()), re.DOTALL))
+    assert "currentColor" in drawing
+    assert not re.search("#1f2933|(?<!, )#d5dbe1", drawing)
 
 
 def test_report_escapes_what_comes_from_outside():

@@ -132,6 +132,18 @@ def test_report_is_one_page_without_scripts_or_links():
         assert part in text
 
 
+def test_key_figures_show_their_values_above_their_names():
+    text = page(evaluated(published=PublishedAccuracy("test set", 52.5, 75.0)))
+    tiles = re.findall(r'class="tile"><b>(.*?)</b><span>(.*?)</span>', text)
+    assert tiles[0][0] == "50.00%"
+    assert tiles[0][1].startswith("acc@1, 95%: ")
+    assert tiles[2:] == [
+        ("-2.50", "from the published 52.50%"),
+        ("4", "images"),
+        ("0", "failed images"),
+    ]
+
+
 def test_report_escapes_names():
     evil = "<b>\x1b[2J\u202ecat&"
     tally = Tally([variant((evil, *NAMES))])

@@ -106,6 +106,24 @@ def test_fps_goes_by_time_where_frames_come_unevenly(tmp_path):
     assert [frame.time_s for frame in kept] == pytest.approx([0, 0.5, 1, 2])
 
 
+@pytest.mark.parametrize(
+    "size, encoding, is_raw",
+    [
+        ((1920, 1080), None, True),
+        ((3840, 2160), None, False),
+        ((1301, 1081), None, False),  # RGB
+        ((3840, 2160), "raw", True),
+        ((64, 48), "jpeg", False),
+    ],
+)
+def test_frames_above_a_message_are_jpegs_by_default(size, encoding, is_raw, tmp_path):
+    clip = write_clip(tmp_path / "clip.nut", [picture_frame(picture(*size), "yuv420p")])
+    given = one_frame(clip, encoding=encoding)
+    assert isinstance(given.image, np.ndarray) is is_raw
+    if not is_raw:
+        assert Image.open(io.BytesIO(given.image)).size == size
+
+
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
 @pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize(

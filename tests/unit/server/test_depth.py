@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode
-from resnet50_server.images.formats import check_header
+from resnet50_server.images.formats import check_header, open_checked
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import Transform
 from tests.support import hostile
@@ -18,6 +19,7 @@ from tests.support.pictures import encode, picture
 
 SIDE = 32
 SQUARE = Transform(resize=SIDE, crop=SIDE, mean=(0, 0, 0), std=(1, 1, 1))
+WIDE = Transform(resize=(20, 32), crop=None, mean=(0, 0, 0), std=(1, 1, 1))
 RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
 
 
@@ -34,21 +36,34 @@ def packed(values: np.ndarray, bits: int, order: str) -> bytes:
     return np.packbits(every.reshape(values.shape[0], -1), axis=1).tobytes()
 
 
+COMPRESSIONS = {
+    1: bytes,
+    8: zlib.compress,
+    32773: lambda content: b"".join(
+        bytes([len(part) - 1]) + part
+        for part in (content[at : at + 128] for at in range(0, len(content), 128))
+    ),
+}
+
+
 def tiff(
     values: np.ndarray,
     bits: int,
     photometric: int = 1,
     *,
     order: str = "<",
+    declared_bits: int | None = None,
+    compression: int = 1,
     sample_format: int | None = None,
     extra: list[tuple[int, int, int, int]] | None = None,
     big: bool = False,
 ) -> bytes:
-    """Return a grey TIFF of one uncompressed strip."""
-    content = packed(values, bits, order)
-    height, width = values.shape
-    tags = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric)]
-    tags += [(277, 3, 1), (278, 3, height), (279, 4, len(content))]
+    """Return a TIFF of one strip, grey or RGB, whose depth is that of each sample."""
+    content = COMPRESSIONS[compression](packed(values.reshape(len(values), -1), bits, order))
+    height, width = values.shape[:2]
+    tags = [(256, 3, width), (257, 3, height), (258, 3, declared_bits or bits)]
+    tags += [(259, 3, compression), (262, 3, photometric), (277, 3, values[0, 0].size)]
+    tags += [(278, 3, height), (279, 4, len(content))]
     if sample_format is not None:
         tags.append((339, 3, sample_format))
     tags += [(number, kind, value) for number, kind, _, value in extra or ()]
@@ -75,7 +90,7 @@ def tiff(
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("photometric", [0, 1], ids=["0 is white", "0 is black"])
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+@pytest.mark.parametrize("bits", range(1, 17))
 def test_grey_tiff_of_every_depth_goes_from_black_to_white(bits, photometric, order):
     white = 2**bits - 1
     values = np.rint(RAMP * white).astype(np.uint16)
@@ -84,6 +99,95 @@ def test_grey_tiff_of_every_depth_goes_from_black_to_white(bits, photometric, or
         wanted = 255 - wanted
     found = shown(tiff(values, bits, photometric, order=order))
     assert np.abs(found - wanted[..., None]).max() <= 0.51
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [4, 10, 12, 14, 15])
+def test_rgb_tiff_of_every_depth_goes_from_black_to_white(bits, order):
+    white = 2**bits - 1
+    values = np.rint(np.stack([RAMP, RAMP.T, 1 - RAMP], axis=-1) * white).astype(np.uint16)
+    found = shown(tiff(values, bits, 2, order=order))
+    assert np.abs(found - values / white * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 31, 33])
+@pytest.mark.parametrize("bits", [3, 10, 13])
+def test_rows_of_packed_samples_begin_with_a_byte(bits, width):
+    white = 2**bits - 1
+    values = np.arange(SIDE * width).reshape(SIDE, width).astype(np.uint16) * 7 & white
+    assert np.abs(decoded(tiff(values, bits)) - values / white * 255).max() <= 0.51
+
+
+def decoded(encoded: bytes) -> np.ndarray:
+    """Return grey pixels as they are decoded, not resized."""
+    with open_checked(encoded, SQUARE, ImageLimits()) as file:
+        file.image.load()
+        assert file.image.mode == "L"
+        return np.asarray(file.image)
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_packed_samples_may_be_compressed(compression, order, big):
+    if big and order == ">":
+        return  # not decoded at any depth
+    values = np.rint(RAMP * 1023).astype(np.uint16)
+    found = decoded(tiff(values, 10, order=order, compression=compression, big=big))
+    assert np.abs(found - values / 1023 * 255).max() <= 0.51
+
+
+def test_packed_samples_may_lie_in_tiles():
+    values = np.rint(RAMP * 16383).astype(np.uint16)
+    tiles = [
+        packed(np.ascontiguousarray(part), 14, "<")
+        for half in np.split(values, 2)
+        for part in np.split(half, 2, axis=1)
+    ]
+    tags = [(256, 3, 1, SIDE), (257, 3, 1, SIDE), (258, 3, 1, 14), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(277, 3, 1, 1), (322, 3, 1, SIDE // 2), (323, 3, 1, SIDE // 2)]
+    at = 8 + 2 + 12 * 10 + 4
+    tags += [(324, 4, 4, at), (325, 4, 4, at + 16)]
+    size, pixels = len(tiles[0]), at + 32
+    numbers = [*(pixels + size * number for number in range(4)), *[size] * 4]
+    encoded = b"II*\0\x08\0\0\0" + hostile.directory(tags) + struct.pack("<8I", *numbers)
+    found = decoded(encoded + b"".join(tiles))
+    assert np.abs(found - values / 16383 * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_packed_samples_are_turned_upright(orientation):
+    values = np.rint(RAMP[:20] * 1023).astype(np.uint16)
+    levels = np.rint(values / 1023 * 255).astype(np.uint16)
+    tag = [(274, 3, 1, orientation)]
+    found = decode(tiff(values, 10, extra=tag), WIDE, ImageLimits())
+    assert np.array_equal(found, decode(tiff(levels, 8, extra=tag), WIDE, ImageLimits()))
+
+
+def test_packed_samples_are_limited_by_pixels_rather_than_bytes(monkeypatch):
+    values = np.zeros((SIDE, SIDE, 3), dtype=np.uint16)
+    limits = ImageLimits(max_pixels=SIDE * SIDE)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIDE * SIDE)
+    assert decode(tiff(values, 14, 2), SQUARE, limits).shape == (SIDE, SIDE, 3)
+    with pytest.raises(InvalidImage, match=rf"declares {SIDE} x {SIDE + 1} "):
+        decode(tiff(np.zeros((SIDE + 1, SIDE), np.uint16), 10), SQUARE, limits)
+
+
+def test_truncated_packed_samples_are_refused_or_black():
+    values = np.full((SIDE, SIDE), 1023, dtype=np.uint16)
+    cut = tiff(values, 10)[: -SIDE * 10 // 8 * (SIDE // 2)]
+    with pytest.raises(InvalidImage, match="truncated"):
+        shown(cut)
+    found = decode(cut, SQUARE, ImageLimits(accept_truncated=True))
+    assert (found[: SIDE // 2 - 1] == 255).all()
+    assert (found[SIDE // 2 + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("extra", [(317, 3, 1, 2), (284, 3, 1, 2), (338, 3, 1, 1), (339, 3, 1, 2)])
+def test_packed_samples_of_other_kinds_are_refused_by_their_name(extra):
+    values = np.zeros((SIDE, SIDE), dtype=np.uint16)
+    with pytest.raises(InvalidImage, match=r"TIFF of 10-bit .*without a predictor"):
+        shown(tiff(values, 10, extra=[extra]))
 
 
 def test_twelve_bit_white_is_white():
@@ -97,11 +201,10 @@ def test_sixteen_bit_zero_is_what_the_file_says(photometric):
     assert (shown(tiff(zero, 16, photometric)) == (255 if photometric == 0 else 0)).all()
 
 
-@pytest.mark.parametrize("bits", [10, 14])
+@pytest.mark.parametrize("bits", [24, 32])
 def test_depth_that_is_not_decoded_is_refused_by_its_name(bits):
-    values = np.rint(RAMP * (2**bits - 1)).astype(np.uint16)
     with pytest.raises(InvalidImage, match=rf"TIFF of {bits}-bit unsigned samples") as refused:
-        shown(tiff(values, bits))
+        shown(tiff(np.zeros((SIDE, SIDE), np.uint16), 16, declared_bits=bits, photometric=0))
     assert refused.value.kind == "unsupported"
 
 
