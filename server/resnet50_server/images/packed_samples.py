@@ -70,7 +70,7 @@ class PackedSamples:
         changes[_SAMPLE_FORMAT] = 1
         if self.tile_width is not None:
             changes[_TILE_WIDTH] = self._bytes(self.tile_width)
-        order, big = ("<" if tags.prefix == b"II" else ">"), content[2:4] == b"+\0"
+        order, big = ("<" if tags.prefix == b"II" else ">"), bytes(content[2:4]) == b"+\0"
         number, entry = ("Q", "HHQQ") if big else ("H", "HHII")
         (count,) = struct.unpack_from(order + number, content, tags.offset)
         at = tags.offset + struct.calcsize("=" + number)
@@ -104,10 +104,12 @@ class PackedSamples:
             strip = np.pad(strip, ((0, 0), (0, groups * self.bits + 2 - strip.shape[1])))
             for number in range(8):
                 first, offset = divmod(number * self.bits, 8)
-                value = np.zeros((len(strip), groups), dtype=np.uint32)
+                value: NDArray[np.uint32] = np.zeros((len(strip), groups), dtype=np.uint32)
                 for byte in range(first, first + 3):
-                    value = value << 8 | strip[:, byte :: self.bits][:, :groups]
-                value = value >> (24 - offset - self.bits) & (2**self.bits - 1)
+                    value <<= 8
+                    value |= strip[:, byte :: self.bits][:, :groups]
+                value >>= 24 - offset - self.bits
+                value &= 2**self.bits - 1
                 scaled[top : top + strip_rows, number::8] = levels[value]
         shape = (len(rows), self.width, self.samples)
         return scaled[:, :count].reshape(shape[: 2 + (self.samples > 1)])

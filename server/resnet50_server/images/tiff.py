@@ -59,7 +59,7 @@ class Tiff(TiffImagePlugin.TiffImageFile):
     def load_prepare(self) -> None:
         """Make room for the rows, whose bytes Pillow would count as pixels."""
         if self._packed is not None and self._im is None:
-            self.im = Image.core.new(self.mode, self._tile_size)
+            self.im = Image.new(self.mode, self._tile_size).im
         super().load_prepare()
 
     def load_end(self) -> None:
