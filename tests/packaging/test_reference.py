@@ -17,6 +17,7 @@ from docs.generate.__main__ import FOLDER, main
 from docs.generate.markdown import anchor
 from resnet50_server.cli.exit_codes import SERVE
 from resnet50_server.runtime import fatal
+from resnet50_server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(FOLDER.rglob("*.md"))
@@ -155,6 +156,22 @@ def test_every_exit_code_of_a_fatal_error_is_listed():
     docstring = (ROOT / "server" / "resnet50_server" / "cli" / "serve.py").read_text()
     (returns,) = re.findall(r"Returns:\n(.*?)\"\"\"", docstring, re.DOTALL)
     assert set(re.findall(r"\b(\d{1,2})\b", returns)) <= listed
+
+
+UNITS = {"": 1, " MiB": 2**20, " million": 10**6, " s": 1}
+
+
+def test_limits_are_the_defaults_of_the_settings():
+    page = (FOLDER / "limits.md").read_text()
+    stated = re.findall(r"`(\w+)`, (\d+)( MiB| million| s)?(?=[ ;,|:])", page)
+    assert len(stated) > 25
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    wrong = {
+        (name, number)
+        for name, number, unit in stated
+        if defaults[name] not in (None, int(number) * UNITS[unit])
+    }
+    assert wrong == set()
 
 
 def test_every_attribute_of_spans_is_documented():
