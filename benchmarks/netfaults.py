@@ -197,8 +197,8 @@ class Fault:
         happen: Brings it about, and takes it away.
         seconds: For how long.
         short_s: For how long in the short trial; None: not tried there.
-        before_s: How long callers go on before it, in seconds; 0: it is there when they begin.
-        after_s: How long callers go on without it, in seconds.
+        before_s: How long callers call before it, in seconds; 0: it is there when they begin.
+        after_s: How long callers call without it, in seconds.
         reached: Addresses of the clients, by their name in the table.
         shapes: Of calls.
         timeout_s: The deadline of calls, in seconds.
@@ -418,7 +418,7 @@ async def try_fault(scene: Scene, fault: Fault, seconds: float) -> list[Row]:
 
 
 async def trial(folder: Path, names: Iterable[str], short: bool) -> tuple[list[Row], int]:
-    """Run it; return what came of it, and how many packets were dropped or refused.
+    """Run it; return the outcome, and how many packets were dropped or refused.
 
     Args:
         folder: Where its files go.
@@ -439,7 +439,7 @@ async def trial(folder: Path, names: Iterable[str], short: bool) -> tuple[list[R
 
 
 def main() -> int:
-    """Print what came of it; return the exit code."""
+    """Print the outcome; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a minute, for CI; judges no times")
     parser.add_argument("--only", action="append", choices=FAULTS, help="a fault; may be repeated")

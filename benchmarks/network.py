@@ -44,7 +44,7 @@ CLIENT, ROUTER_TO_CLIENT = "10.77.0.2", "10.77.0.1"
 
 
 def enter() -> Path:
-    """Go on in namespaces of their own; returns there, and never outside.
+    """Continue in new namespaces; returns there, and never outside.
 
     Returns:
         A folder for files, which goes with the namespaces.

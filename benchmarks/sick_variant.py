@@ -47,7 +47,7 @@ FAULTY = Path(__file__).parents[1] / "tests" / "support" / "faulty_server.py"
 TIMED = ("--engine", "timed", "--timed-alpha-ms", "5", "--timed-beta-ms", "1")
 STATUS = health_pb2.HealthCheckResponse.ServingStatus
 SERVING = "SERVING"
-# A call that fails is counted, not made again.
+# A call that fails is counted, not retried.
 ONCE = RetryPolicy(attempts=1)
 PAUSE_S = 0.02
 
@@ -161,7 +161,7 @@ async def watched(channel: grpc.aio.Channel, service: str, seen: list[str]) -> A
 
 
 class Callers:
-    """Callers of one server, who go on until the block ends.
+    """Callers of one server, that call until the block ends.
 
     Args:
         address: Of the server.
@@ -227,7 +227,7 @@ async def trial(folder: Path, seconds: float) -> list[Outcome]:
     Args:
         folder: Where its files go.
         seconds: How long the healthy variant is asked in each part after the sick one is out of
-            service, and as long before anybody has asked for that.
+            service, and as long before any client has called it.
     """
     outcomes = []
     for canary in (False, True):
@@ -288,7 +288,7 @@ def canaries(count: int) -> dict[bool, list[str]]:
 
 
 def main() -> int:
-    """Print what became of the calls; return the exit code."""
+    """Print the outcomes of the calls; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=15.0, help="twice for each part")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")

@@ -218,7 +218,7 @@ async def drained_mib(administrator: Administrator, pid: int, ledger: Ledger) ->
 
 
 def main() -> int:
-    """Print what came of it; return the exit code."""
+    """Print the outcome; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--swaps", type=int, default=100, help="how many, 6 at least; default 100")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")

@@ -100,7 +100,7 @@ class Backend:
 
 
 class Caller(threading.Thread):
-    """Makes calls of one shape until it is told to stop, and counts what became of them.
+    """Makes calls of one shape until it is told to stop, and counts their outcomes.
 
     Args:
         name: Of the shape.
@@ -119,7 +119,7 @@ class Caller(threading.Thread):
         self._address = address
 
     def run(self) -> None:
-        """Go on after a failure: how many there are tells more than that there is one."""
+        """Continue after a failure: their number tells more than the first one."""
         while not self.stopped:
             try:
                 for server in self._shape(self._address, self):
@@ -398,7 +398,7 @@ def trial(folder: Path) -> list[Caller]:
 
 
 def main() -> int:
-    """Print what became of the calls; return the exit code."""
+    """Print the outcomes of the calls; return the exit code."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="resnet50-nginx-") as folder:
         callers = trial(Path(folder))

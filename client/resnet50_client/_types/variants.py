@@ -22,7 +22,7 @@ class Transform(Record):
     """A variant's preprocessing; the server applies it.
 
     The steps are, as far as a variant has them: pad to a square, resize, central crop, reorder the
-    channels, scale, normalise.
+    channels, scale, normalize.
 
     Attributes:
         resize: Length of the shorter side after resizing, in pixels; None if it is not what is

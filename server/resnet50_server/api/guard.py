@@ -97,7 +97,7 @@ class RpcGuard:
             server: The server.
             scope: The scope that callers need; None if they need none.
             scopes: The same of single methods, by name.
-            pass_call: Whether its methods get the `Call` in the place of gRPC's context, and write
+            pass_call: Whether its methods get the `Call` instead of gRPC's context, and write
                 the responses of streams themselves.
         """
         add(servicer, GuardedServer(server, self, scope, scopes, pass_call))

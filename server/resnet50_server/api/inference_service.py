@@ -48,7 +48,7 @@ class CallLimits:
 
 
 class InferenceServicer:
-    """`InferenceService`; its methods get a `Call` in the place of gRPC's context.
+    """`InferenceService`; its methods get a `Call` instead of gRPC's context.
 
     Args:
         variants: The registry.

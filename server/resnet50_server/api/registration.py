@@ -22,7 +22,7 @@ MAX_METADATA_PAIRS = 64
 
 
 class GuardedServer:
-    """Passed to the stubs' `add_…_to_server` in the place of the server.
+    """Passed to the stubs' `add_…_to_server` instead of the server.
 
     Args:
         server: The server.

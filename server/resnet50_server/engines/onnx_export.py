@@ -1,7 +1,7 @@
 """ResNet50 as an ONNX graph, for runtimes other than PyTorch.
 
 It is written layer by layer, since the network is known: PyTorch's exporter does not support
-torchvision's int8 modules, and the graph includes the normalisation
+torchvision's int8 modules, and the graph includes the normalization
 (docs/adr/0008-cpu-engines.md).
 
 Input `images`: uint8 [N, height, width, 3], RGB. Outputs `embeddings`: float32 [N, 2048], and
@@ -109,7 +109,7 @@ class _Graph(ABC, Generic[Value]):
     @abstractmethod
     def _classify(self, x: Value, head: Any) -> str: ...
 
-    def _normalised(self) -> str:
+    def _normalized(self) -> str:
         """Write the step from `images` to the network's input, float32 [N, 3, height, width]."""
         scale, shift = (np.array(values, np.float32) for values in self._transform.affine())
         pixels = self._node("Cast", "images", to=TensorProto.FLOAT)
@@ -130,7 +130,7 @@ class _Graph(ABC, Generic[Value]):
 
 class _FloatGraph(_Graph[str]):
     def _input(self, model: Any) -> str:
-        return self._normalised()
+        return self._normalized()
 
     def _convolve(self, x: str, convolution: nn.Conv2d, relu: bool) -> str:
         assert convolution.bias is not None  # the BatchNorm's, folded
@@ -160,7 +160,7 @@ class _Int8Graph(_Graph[_Quantized]):
     """
 
     def _input(self, model: Any) -> _Quantized:
-        return self._quantize(self._normalised(), model.quant)
+        return self._quantize(self._normalized(), model.quant)
 
     def _convolve(self, x: _Quantized, convolution: Any, relu: bool) -> _Quantized:
         weight, bias = self._parameters(convolution, x.scale)

@@ -135,8 +135,8 @@ def quantize_graph(graph: Path, images: Images, out: Path) -> None:
             return None if batch is None else {"images": np.stack(batch)}
 
     model = onnx.load(graph)
-    # The first sum is part of the normalisation.
-    normalisation = next(node.name for node in model.graph.node if node.op_type == "Add")
+    # The first sum is part of the normalization.
+    normalization = next(node.name for node in model.graph.node if node.op_type == "Add")
     # BatchNorms are folded already; without this mark onnxruntime advises to fold them.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantize_static(
@@ -144,7 +144,7 @@ def quantize_graph(graph: Path, images: Images, out: Path) -> None:
         out,
         Reader(),
         op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool"],
-        nodes_to_exclude=[normalisation],
+        nodes_to_exclude=[normalization],
         per_channel=True,
         # Without VNNI, the sum of two 8-bit products overflows its 16 bits.
         reduce_range=True,

@@ -17,11 +17,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TorchEngine:
-    """Normalise, forward, activation, top-k, in eager PyTorch with channels_last memory.
+    """Normalize, forward, activation, top-k, in eager PyTorch with channels_last memory.
 
     Args:
         network: In eval mode, on the CPU; moved to the device.
-        transform: The variant's, for its normalisation.
+        transform: The variant's, for its normalization.
         device: Device to compute on, such as "cuda:0".
         precision: "fp32", "fp16" or "bf16"; "int8" for networks that are quantized already.
     """

@@ -102,7 +102,7 @@ def decode(
 
     Args:
         source: A complete file, raw pixels, or the network's input.
-        transform: The variant's; channel order and normalisation are left to the engine.
+        transform: The variant's; channel order and normalization are left to the engine.
         limits: For the pixels that an encoded image's header declares, and for those that a very
             long image would have once it is resized.
         reserve: Reserves memory for the image's pixels.

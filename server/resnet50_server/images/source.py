@@ -63,7 +63,7 @@ class PreprocessedImage:
     """The network's input, made by the caller.
 
     Attributes:
-        pixels: uint8 [height, width, 3] of the variant's input size, RGB, not normalised.
+        pixels: uint8 [height, width, 3] of the variant's input size, RGB, not normalized.
         transform_digest: `Transform.digest` of the transform that made it.
     """
 

@@ -34,7 +34,7 @@ class LongerSide:
 
 @dataclass(frozen=True)
 class Transform:
-    """Pad to a square, resize, central crop, scale, normalise.
+    """Pad to a square, resize, central crop, scale, normalize.
 
     Attributes:
         resize: Length of the shorter side after resizing, in pixels; or exactly (height, width),
@@ -95,7 +95,7 @@ class Transform:
     def digest(self) -> str:
         """SHA-256 of all that determines the network's input as uint8 pixels, 64 hex digits.
 
-        Channel order and normalisation are left out: the engine applies them.
+        Channel order and normalization are left out: the engine applies them.
         """
         numbers = (
             *(_PIXELS_VERSION, self.resize, self.input_size, self.interpolation, self.antialias),
@@ -144,7 +144,7 @@ class Transform:
         return _centred(height, crop_height), _centred(width, crop_width)
 
     def affine(self) -> tuple[list[float], list[float]]:
-        """Return scale and shift of red, green and blue: pixel * scale + shift is normalised."""
+        """Return scale and shift of red, green and blue: pixel * scale + shift is normalized."""
         white = 255.0 / self.input_range[1]
         scale = [1.0 / (white * std) for std in self.std]
         shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]

@@ -42,7 +42,7 @@ class Network(nn.Module):
         """Compute embeddings and logits.
 
         Args:
-            images: float [N, 3, H, W], normalised.
+            images: float [N, 3, H, W], normalized.
 
         Returns:
             Embeddings [N, 2048] and logits [N, categories], of the input's dtype.

@@ -37,7 +37,7 @@ class CudaEngine:
     """One variant on a CUDA device that it may share with others.
 
     The network is converted to the precision, compiled and captured: for each bucket one CUDA graph
-    that normalises, runs the network, and writes softmax, top-k and embeddings to one buffer.
+    that normalizes, runs the network, and writes softmax, top-k and embeddings to one buffer.
     Building takes tens of seconds per bucket if the compiler's cache is empty. Other engines on the
     device continue meanwhile, except during each capture.
 

@@ -28,14 +28,14 @@ class Outputs(NamedTuple):
 
 
 class Forward(nn.Module):
-    """Normalise, network, activation, top-k: the same steps as `TorchEngine.run`.
+    """Normalize, network, activation, top-k: the same steps as `TorchEngine.run`.
 
-    It has no L2 normalisation: each request of a batch decides whether its embedding is normalised,
+    It has no L2 normalization: each request of a batch decides whether its embedding is normalized,
     and 2048 multiplications cost less than another kernel.
 
     Args:
         network: In eval mode, on the device and in the precision that it will run in.
-        transform: The variant's, for its normalisation.
+        transform: The variant's, for its normalization.
         top_k: Number of top categories.
     """
 
