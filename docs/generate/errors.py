@@ -13,13 +13,14 @@ from resnet50_server.errors import ServingError
 from . import sdk
 from .markdown import code, escaped, link, table
 
-# Codes that are no fault of a request and that the server itself never returns.
-_ONLY_FROM_OTHERS = {
+# Meaning of codes beside the server's own errors.
+_MORE = {
+    "INTERNAL": "An unexpected error of the server: its log has the reason under the request ID.",
     "CANCELLED": "The client cancelled the call.",
     "UNKNOWN": "A proxy, or another kind of server, failed.",
-    "OUT_OF_RANGE": "Never from this server.",
-    "ABORTED": "Never from this server.",
-    "ALREADY_EXISTS": "Never from this server.",
+    "OUT_OF_RANGE": "Never by this server.",
+    "ABORTED": "Never by this server.",
+    "ALREADY_EXISTS": "Never by this server.",
 }
 
 
@@ -33,7 +34,7 @@ def _codes() -> str:
     rows = []
     for status, kind in errors.ERRORS.items():
         when = [_summary(one) for one in _server_errors() if one.code == status.name]
-        text = " ".join(when) or _ONLY_FROM_OTHERS.get(status.name, "")
+        text = " ".join([*when, *([_MORE[status.name]] if status.name in _MORE else [])])
         rows.append((code(status.name), escaped(text), link(kind.__name__), _retried(kind)))
     return table(("code", "returned when", "SDK exception", "retried by the SDK"), rows)
 
