@@ -74,7 +74,7 @@ def rates_by_load(bench: Bench) -> str:
 
     def draw(axes: Axes) -> None:
         offered = [one.median(FIGURES["calls/s"]) or 0.0 for one in bench.loads()]
-        axes.plot(offered, offered, color=FAINT, ls="--", label="calls")
+        axes.plot(offered, offered, color=GREY, ls="--", label="calls")
         _by_load(axes, bench, "answers/s", "answers", BLUE)
         _by_load(axes, bench, "in time/s", "in time", GREEN)
         _capacity(axes, bench)
@@ -239,7 +239,7 @@ def _stage_means(load: LoadRuns) -> dict[str, float]:
 
 def _capacity(axes: Axes, bench: Bench) -> None:
     if bench.capacity_per_s:
-        axes.axvline(bench.capacity_per_s, color=RED, lw=1, ls=":", label="capacity")
+        axes.axvline(bench.capacity_per_s, color=INK, lw=1, ls=":", label="capacity")
 
 
 def _rows(axes: Axes, bench: Bench, loads: Sequence[LoadRuns]) -> None:
@@ -266,7 +266,8 @@ def _shades(count: int) -> list[Any]:
     if count == 1:
         return [BLUE]
     shade = colormaps["viridis_r"]
-    return [shade(0.12 + 0.88 * one / (count - 1)) for one in range(count)]
+    # Neither end of the scale: one is lost on a light page, the other on a dark one.
+    return [shade(0.12 + 0.58 * one / (count - 1)) for one in range(count)]
 
 
 def _plain(axis: Any) -> None:
