@@ -18,7 +18,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference dist lock pictures clean
+.PHONY: help demo serve test coverage nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -138,6 +138,12 @@ sync: $(VENV)/installed  ## Regenerate the blocking client from the asyncio one
 
 reference: $(VENV)/installed  ## Regenerate docs/reference from settings, commands, protos, errors, metrics and the SDK
 	$(BIN)/python -m docs.generate
+
+docs: $(VENV)/installed  ## Build the documentation's site into .cache/site; dead links fail
+	$(BIN)/python -m docs.build
+
+docs-serve: $(VENV)/installed  ## The same, and serve it on 127.0.0.1:8000
+	$(BIN)/python -m docs.build --serve
 
 pictures: $(VENV)/installed  ## Draw docs/*.svg from docs/*.dot, and plots from docs/benchmarks/results.md; needs Graphviz
 	for one in docs/*.dot; do dot -Tsvg $$one -o $${one%.dot}.svg; done
