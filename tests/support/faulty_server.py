@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import dataclasses
+import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -75,7 +77,7 @@ def in_decoder(fault: Callable[[], object]) -> None:
     _pipeline.decode = decode_or_not
 
 
-def in_loop(fault: Callable[[], object]) -> None:
+def in_loop(fault: Callable[[], object], watchdog_s: float = 2.0) -> None:
     compute = resnet50_server.inference.pipeline.Pipeline._compute
 
     def compute_or_not(pipeline, source, *arguments):
@@ -84,7 +86,7 @@ def in_loop(fault: Callable[[], object]) -> None:
         return compute(pipeline, source, *arguments)
 
     resnet50_server.inference.pipeline.Pipeline._compute = compute_or_not
-    _serve.LoopWatchdog = partial(LoopWatchdog, 2.0)
+    _serve.LoopWatchdog = partial(LoopWatchdog, watchdog_s)
 
 
 def in_stop(fault: Callable[[], None]) -> None:
@@ -96,6 +98,14 @@ def in_stop(fault: Callable[[], None]) -> None:
     in_engine(fault)
     _serve.Server.stop = stop
     resnet50_server.cli.serve.FAULT_STOP_S = 0.5
+
+
+def write_to_stderr() -> None:
+    """Write in the ways of Python itself and of libraries, more than a pipe of one page takes."""
+    for number in range(50):
+        warnings.warn_explicit(f"warning {number} " + "x" * 200, RuntimeWarning, __file__, number)
+        print("printed", file=sys.stderr, flush=True)
+    logging.getLogger(__name__).error("%d", "no number")  # reported by `Handler.handleError`
 
 
 def fail() -> None:
@@ -138,6 +148,7 @@ FAULTS = {
     "engine-fails-once": lambda: in_engine(fail_once),
     "decoder-hangs": lambda: in_decoder(hang_here),
     "loop-hangs": lambda: in_loop(partial(time.sleep, 10**6)),
+    "loop-writes-to-stderr": lambda: in_loop(write_to_stderr, watchdog_s=60.0),
     # PyDLL keeps the GIL while it calls.
     "gil-is-kept": lambda: in_loop(partial(ctypes.PyDLL(None).sleep, 10**6)),
 }

@@ -90,6 +90,7 @@ def serve(**flags: Any) -> int:
     # client sends, up to 18 MB a second.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     settings = read_settings(flags)
+    from resnet50_server.runtime.streams import unblocked_stderr
     from resnet50_server.telemetry import logs
 
     logs.configure(settings.log_level, settings.log_format)
@@ -101,7 +102,8 @@ def serve(**flags: Any) -> int:
     # Not asyncio.run, which waits for threads.
     loop = _new_event_loop()
     try:
-        return loop.run_until_complete(run_server(settings))
+        with unblocked_stderr():
+            return loop.run_until_complete(run_server(settings))
     finally:
         loop.close()
 
@@ -140,15 +142,18 @@ def run() -> NoReturn:
     the interpreter would wait for it.
     """
     from resnet50_server.runtime.fatal import open_stack_file
+    from resnet50_server.runtime.streams import complain, flush
 
     # A crash in a decoder or an engine prints the stacks of all threads.
     faulthandler.enable(open_stack_file())
     try:
         status = main()
     except Exception:
-        traceback.print_exc()
+        complain(traceback.format_exc())
         status = 1
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
+    # A stream that a thread is blocked in, because nobody reads it, would block this thread too.
+    if flush():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
     os._exit(status)

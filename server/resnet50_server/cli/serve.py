@@ -14,9 +14,9 @@ from resnet50_server.images.decode_guard import silence_decoders
 from resnet50_server.lifecycle.load_errors import EXPECTED_ERRORS
 from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 from resnet50_server.runtime.memory import return_memory
+from resnet50_server.runtime.streams import announce, complain
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
-from resnet50_server.telemetry.logs import announce, complain, flush
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,6 @@ async def serve(settings: Settings) -> int:
         failed.cancel()
         await _stop(server, settings.drain_timeout_s)
         watchdog.close()
-        flush()
 
 
 def _collect_garbage() -> None:

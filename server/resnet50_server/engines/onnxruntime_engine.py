@@ -32,6 +32,8 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # Only fatal errors: the others are raised too, and its log would block on a full pipe.
+        options.log_severity_level = 4
         # Threads that spin between batches would take CPU time from decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions: queue.SimpleQueue[onnxruntime.InferenceSession] = queue.SimpleQueue()

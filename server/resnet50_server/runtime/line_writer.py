@@ -6,6 +6,7 @@ That must not block the event loop.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -19,7 +20,7 @@ class LineWriter:
     """Writes lines in order; drops lines while too many are pending.
 
     Args:
-        stream: Returns the stream.
+        stream: Returns the stream; None for a process that was started without it.
         dropped_line: Returns the line that reports a number of dropped lines; None: not reported.
         on_error: Gets a line that could not be written, and why, e.g. because the disk is full.
         max_pending: Maximum number of pending characters.
@@ -31,7 +32,7 @@ class LineWriter:
 
     def __init__(
         self,
-        stream: Callable[[], TextIO],
+        stream: Callable[[], TextIO | None],
         dropped_line: Callable[[int], str] | None = None,
         on_error: Callable[[str, OSError], None] = lambda line, error: None,
         max_pending: int = MAX_PENDING_BYTES,
@@ -93,9 +94,42 @@ class LineWriter:
     def _write(self, line: str) -> None:
         try:
             stream = self._stream()
-            stream.write(line + "\n")
-            stream.flush()
+            if stream is not None:
+                stream.write(line + "\n")
+                stream.flush()
         except OSError as error:
             self._on_error(line, error)
         except ValueError:
             pass  # the stream is closed
+
+
+class LineStream(io.TextIOBase):
+    """A text stream whose complete lines a `LineWriter` writes; never blocks.
+
+    Args:
+        writer: Writes the lines.
+        replaced: The stream that `writer` writes to.
+    """
+
+    def __init__(self, writer: LineWriter, replaced: TextIO) -> None:
+        super().__init__()
+        self.replaced = replaced
+        self._writer = writer
+        self._incomplete = ""
+        self._lock = threading.Lock()
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the file descriptor of the replaced stream."""
+        return self.replaced.fileno()
+
+    def write(self, text: str, /) -> int:
+        """Add the lines that the text completes; return its length."""
+        with self._lock:
+            *lines, self._incomplete = (self._incomplete + text).split("\n")
+            for line in lines:
+                self._writer.put(line)
+        return len(text)

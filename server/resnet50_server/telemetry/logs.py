@@ -7,7 +7,6 @@ thread that logs, and written by another: no log call waits for the reader of th
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -17,6 +16,7 @@ from pythonjsonlogger.json import JsonFormatter
 from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.events import ServerEvents
 from resnet50_server.runtime.line_writer import LineWriter
+from resnet50_server.runtime.streams import FLUSH_S, STDERR
 from resnet50_server.runtime.texts import shortened
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,6 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 JSON_NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
 # Limit of a message; a traceback follows it.
 MAX_MESSAGE_BYTES = 16 * 2**10
-# Time limit of writing the last lines: their reader may have stopped.
-FLUSH_S = 2.0
 
 
 def configure(level: str, form: str) -> None:
@@ -49,39 +47,13 @@ def handler(form: str, stream: TextIO | None = None) -> logging.Handler:
     formatter = _JsonFormatter() if form == "json" else logging.Formatter(FORMAT)
     if stream is not None:
         return Handler(LineWriter(lambda: stream, _dropped_line(formatter)), formatter)
-    _stderr.dropped_line = _dropped_line(formatter)
-    return Handler(_stderr, formatter)
-
-
-def announce(line: str) -> None:
-    """Write a line to stdout; to the log if stdout fails, e.g. as the disk is full."""
-    _stdout.put(line)
-
-
-def complain(line: str) -> None:
-    """Write a line for people to stderr, after those of the log."""
-    _stderr.put(line)
-
-
-def flush(timeout_s: float = FLUSH_S) -> None:
-    """Write all pending lines, as far as they are read within `timeout_s`."""
-    ends = time.monotonic() + timeout_s
-    for writer in (_stderr, _stdout):
-        writer.flush(max(0.0, ends - time.monotonic()))
+    STDERR.dropped_line = _dropped_line(formatter)
+    return Handler(STDERR, formatter)
 
 
 def lines_dropped() -> int:
     """Return how many lines of the log were dropped because too many were unread."""
-    return _stderr.dropped
-
-
-def _stdout_failed(line: str, error: OSError) -> None:
-    log.warning("%s (cannot write to stdout: %s)", line, error)
-
-
-# Those of the process. Streams are looked up for each write: tests replace them.
-_stdout = LineWriter(lambda: sys.stdout, on_error=_stdout_failed)
-_stderr = LineWriter(lambda: sys.stderr)
+    return STDERR.dropped
 
 
 def _dropped_line(formatter: logging.Formatter) -> Callable[[int], str]:

@@ -132,13 +132,21 @@ def unread_pipe() -> Iterator[tuple[int, int]]:
         os.close(writer)
 
 
-def test_server_answers_and_stops_although_nobody_reads_its_log(tmp_path):
+# stderr has a buffer, with a lock, only without this variable.
+BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+UNBUFFERED = BUFFERED | {"PYTHONUNBUFFERED": "1"}
+
+
+@pytest.mark.parametrize(
+    "environment", [BUFFERED, UNBUFFERED], ids=["buffered", "PYTHONUNBUFFERED"]
+)
+def test_server_answers_and_stops_although_nobody_reads_its_log(tmp_path, environment):
     address = f"unix:{tmp_path}/server"
     command = [sys.executable, "-m", "resnet50_server", "serve", "--listen", address, *NULL]
     command += ["--log-level", "debug", "--log-format", "json"]
     with unread_pipe() as (reader, writer):
         with (
-            started(command, stdout=writer, stderr=writer) as (process,),
+            started(command, stdout=writer, stderr=writer, env=environment) as (process,),
             Client(address) as client,
         ):
             client.wait_until_ready(timeout_s=60)
@@ -154,6 +162,22 @@ def test_server_answers_and_stops_although_nobody_reads_its_log(tmp_path):
             assert {"time", "level", "logger", "message"} <= json.loads(line).keys()
         else:
             assert line == f"listening on {address}"
+
+
+def test_warnings_on_the_loop_do_not_wait_for_their_reader(tmp_path):
+    address = f"unix:{tmp_path}/server"
+    program = str(Path(__file__).parents[2] / "support" / "faulty_server.py")
+    command = [sys.executable, program, "loop-writes-to-stderr", "serve", "--listen", address]
+    with (
+        unread_pipe() as (_, writer),
+        started([*command, *NULL], stdout=writer, stderr=writer, env=BUFFERED) as (process,),
+        Client(address, retry=RetryPolicy(attempts=1)) as client,
+    ):
+        client.wait_until_ready(timeout_s=60)
+        for _ in range(3):
+            assert len(client.classify(PNG + MARK, timeout_s=60)) == 5
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 def test_server_that_is_lost_ends_although_nobody_reads_its_log(tmp_path):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
+import warnings
 
-from resnet50_server.runtime.line_writer import LineWriter
+from resnet50_server.runtime import streams
+from resnet50_server.runtime.line_writer import LineStream, LineWriter
 
 
 class Slow(io.StringIO):
@@ -86,3 +89,55 @@ def test_unwritable_line_is_returned_and_the_next_tried():
 
 def test_flush_without_lines_returns_at_once():
     assert LineWriter(io.StringIO).flush(0)
+
+
+def test_stream_passes_on_complete_lines_only():
+    written = io.StringIO()
+    writer = LineWriter(lambda: written)
+    stream = LineStream(writer, written)
+    print("one", "two", file=stream)
+    stream.write("three\nfo")
+    assert writer.flush(30)
+    assert written.getvalue() == "one two\nthree\n"
+    stream.write("ur\n")
+    assert writer.flush(30)
+    assert written.getvalue() == "one two\nthree\nfour\n"
+
+
+def test_writer_without_a_stream_drops_its_lines():
+    writer = LineWriter(lambda: None)
+    writer.put("one")
+    assert writer.flush(30)
+
+
+def test_warnings_and_uncaught_errors_never_block(monkeypatch):
+    slow = Slow()
+    monkeypatch.setattr(sys, "stderr", slow)
+    with streams.unblocked_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show_warning)
+        monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+        warnings.warn("of a library", stacklevel=1)
+        failing = threading.Thread(target=lambda: 1 / 0, name="failing")
+        failing.start()
+        failing.join()
+        assert slow.getvalue() == ""
+        assert not streams.flush(0)
+    assert sys.stderr is slow
+    slow.gate.set()
+    assert streams.flush(30)
+    assert "of a library" in slow.getvalue()
+    assert "ZeroDivisionError" in slow.getvalue()
+
+
+def test_terminal_is_written_to_directly(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with streams.unblocked_stderr():
+        assert sys.stderr is terminal
+
+
+def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Write a warning as Python does; pytest collects them instead."""
+    print(warnings.formatwarning(str(message), category, filename, lineno), file=sys.stderr)

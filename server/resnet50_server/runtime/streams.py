@@ -1,0 +1,66 @@
+"""stdout and stderr of a server's process, each written by a thread: no caller waits for a reader."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from .line_writer import LineStream, LineWriter
+
+log = logging.getLogger(__name__)
+
+# Time limit of writing the last lines: their reader may have stopped.
+FLUSH_S = 2.0
+
+
+def _stdout_failed(line: str, error: OSError) -> None:
+    log.warning("%s (cannot write to stdout: %s)", line, error)
+
+
+def _stderr() -> TextIO | None:
+    stream = sys.stderr
+    return stream.replaced if isinstance(stream, LineStream) else stream
+
+
+# Streams are looked up for each write: tests replace them.
+STDOUT = LineWriter(lambda: sys.stdout, on_error=_stdout_failed)
+STDERR = LineWriter(_stderr)
+
+
+def announce(line: str) -> None:
+    """Write a line to stdout; to the log if stdout fails, e.g. as the disk is full."""
+    STDOUT.put(line)
+
+
+def complain(line: str) -> None:
+    """Write a line for people to stderr, after those of the log."""
+    STDERR.put(line)
+
+
+def flush(timeout_s: float = FLUSH_S) -> bool:
+    """Write all pending lines; return whether they were read within `timeout_s`."""
+    ends = time.monotonic() + timeout_s
+    written = [one.flush(max(0.0, ends - time.monotonic())) for one in (STDERR, STDOUT)]
+    return all(written)
+
+
+@contextlib.contextmanager
+def unblocked_stderr() -> Iterator[None]:
+    """Have what Python and libraries write to `sys.stderr` written as lines of `STDERR`.
+
+    Warnings, and exceptions that nobody catches, are written in any thread, the event loop's
+    included. A terminal is left as it is: the progress of downloads rewrites a line.
+    """
+    replaced = sys.stderr
+    if replaced is None or replaced.isatty() or isinstance(replaced, LineStream):
+        yield
+        return
+    sys.stderr = LineStream(STDERR, replaced)
+    try:
+        yield
+    finally:
+        sys.stderr = replaced
