@@ -34,7 +34,7 @@ from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
 from resnet50_client import Resnet50Error, _codec, _variant_codec
 from resnet50_client._frames import StreamLimits
 from resnet50_client._pending_frames import PendingFrames
-from resnet50_client.errors import error_of, error_of_status
+from resnet50_client._status import error_of, error_of_status
 from resnet50_server.api.image_source import parse_image
 from resnet50_server.auth.tokens import parse_tokens
 from resnet50_server.errors import InvalidImage, UnusableSetting, WeightsError

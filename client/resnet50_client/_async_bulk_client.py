@@ -394,7 +394,6 @@ class AsyncBulkClient(AsyncBaseClient):
         from ._bulk_source import check_keyed
 
         check_images("images", images, kind.pixel_format, asynchronous=True)
-        check_flag("keyed", keyed)
         check_keyed(images, keyed)
         return AsyncBulkResults(
             self._calls, connection, self._observers, kind, images, limits, keyed, item

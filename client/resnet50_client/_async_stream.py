@@ -18,7 +18,8 @@ from ._channels import Channels
 from ._config import Connection
 from ._frames import FrameAnswer, StreamKind, StreamLimits, StreamStats
 from ._retries import Resumption
-from .errors import CallCancelledError, Resnet50Error, ended_by_peer
+from ._status import ended_by_peer
+from .errors import CallCancelledError, Resnet50Error
 from .images import AsyncImageInput
 from .observers import Observation
 

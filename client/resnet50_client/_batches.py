@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
-import heapq
-import itertools
 import math
-import random
 import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -26,7 +23,8 @@ from ._codec import with_origin
 from ._flow_control import FlowControl
 from ._outcomes import OutcomeQueue
 from ._preprocessed import ImageContent
-from ._retries import MAX_SENDS
+from ._retries import MAX_SENDS, backoff_s
+from ._retry_queue import RetryQueue
 from .errors import (
     DataLossError,
     DeadlineExceededError,
@@ -89,11 +87,9 @@ class Batches(Generic[Result]):
         self._source_failure: BaseException | None = None
         self._small: collections.deque[BulkImage] = collections.deque()
         self._large: collections.deque[BulkImage] = collections.deque()
-        # Images to send again, with the time when; those that may break connections apart.
-        self._retries: list[tuple[float, int, list[BulkImage]]] = []
-        self._suspects: list[tuple[float, int, list[BulkImage]]] = []
+        # Images to send again; those that may break connections apart.
+        self._retries, self._suspects = RetryQueue(), RetryQueue()
         self._asked_at = -math.inf  # when `next_call` was last called
-        self._sequence = itertools.count()
         self._calls: set[BatchCall] = set()
         self._alone = False  # True while a call is in flight that has to be alone
         self.in_flight = 0
@@ -150,11 +146,10 @@ class Batches(Generic[Result]):
         """Return the next call to send now, or None."""
         while self.failure is None and not self._alone:
             now = self._asked_at = self._clock()
-            if self._suspects and self._suspects[0][0] <= now:
+            if self._suspects.due <= now:
                 if self.in_flight:
                     return None
-                images = heapq.heappop(self._suspects)[2]
-                alone = True
+                images, alone = self._suspects.pop(), True
             else:
                 images, alone = self._next_images(now), False
             if not images:
@@ -165,12 +160,12 @@ class Batches(Generic[Result]):
 
     def wait_s(self) -> float | None:
         """Return the seconds until `next_call` may return a call without any event; or None."""
-        times = [due for due, *_ in self._retries[:1] + self._suspects[:1]]
+        times = [self._retries.due, self._suspects.due]
         if self._small and not self._no_more_soon():
             times.append(self._small[0].send_by)
         # Those that were due for the last `next_call` wait for an answer to another call.
-        times = [due for due in times if due > self._asked_at]
-        return max(0.0, min(times) - self._clock()) if times else None
+        due = min((due for due in times if due > self._asked_at), default=math.inf)
+        return max(0.0, due - self._clock()) if due < math.inf else None
 
     def _no_more_soon(self) -> bool:
         """Return True if no image will be read before another one is answered."""
@@ -181,12 +176,11 @@ class Batches(Generic[Result]):
         count = min(self._flow.batch_images, self._sizes.max_images)
         if self.in_flight and self._flow.window - self.in_flight < count:
             return []  # rather than a small batch into the rest of a window
-        if self._retries and self._retries[0][0] <= now:
-            due, _, images = heapq.heappop(self._retries)
-            rest = collections.deque(images)
+        if (due := self._retries.due) <= now:
+            rest = collections.deque(self._retries.pop())
             taken = self._sizes.take(rest, count)
             if rest:
-                self._push(self._retries, due, list(rest))
+                self._retries.push(due, list(rest))
             return taken
         if self._large and (not self._small or self._large[0].index < self._small[0].index):
             return [self._large.popleft()]
@@ -326,9 +320,9 @@ class Batches(Generic[Result]):
         elif call.alone and breaks >= MAX_SENDS and call.images[0].breaks_alone >= TIMES_ALONE:
             self._answer_all(call.images, broke_connections(call.images[0]))
             return
-        due = now + self._pause_s(breaks)
+        due = now + backoff_s(self._limits.retry, breaks)
         for group in groups:
-            self._push(self._suspects if breaks >= ALONE_AFTER else self._retries, due, group)
+            (self._suspects if breaks >= ALONE_AFTER else self._retries).push(due, group)
 
     def _retry(self, images: list[BulkImage], now: float, pause_s: float | None = None) -> None:
         """Send images again after a pause, unless their time will be over, or their attempts."""
@@ -336,7 +330,7 @@ class Batches(Generic[Result]):
         for image in images:
             image.tries += pause_s is None
         if pause_s is None and images:
-            pause_s = self._pause_s(max(image.tries for image in images))
+            pause_s = backoff_s(self._limits.retry, max(image.tries for image in images))
             delays = (getattr(image.last_error, "retry_after_s", None) for image in images)
             pause_s = max([pause_s, *(delay for delay in delays if delay is not None)])
         due = now + (pause_s or 0.0)
@@ -350,17 +344,7 @@ class Batches(Generic[Result]):
             else:
                 later.append(image)
         if later:
-            self._push(self._retries, due, later)
-
-    def _pause_s(self, tries: int) -> float:
-        retry = self._limits.retry
-        pause_s = retry.initial_backoff_s * 2.0 ** min(tries - 1, 30)
-        return min(pause_s, retry.max_backoff_s) * random.uniform(0.8, 1.2)
-
-    def _push(
-        self, queue: list[tuple[float, int, list[BulkImage]]], due: float, images: list[BulkImage]
-    ) -> None:
-        heapq.heappush(queue, (due, next(self._sequence), images))
+            self._retries.push(due, later)
 
     def _give_final_error(self, image: BulkImage, error: Resnet50Error) -> None:
         """Give an image the error of its last attempt; no reachable server ends the run."""

@@ -387,7 +387,6 @@ class BulkClient(BaseClient):
         from ._sync_bulk import BulkResults
 
         check_images("images", images, kind.pixel_format, asynchronous=False)
-        check_flag("keyed", keyed)
         check_keyed(images, keyed)
         return BulkResults(
             self._calls, connection, self._observers, kind, images, limits, keyed, item

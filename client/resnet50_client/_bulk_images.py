@@ -12,8 +12,9 @@ from ._arguments import check_count, check_flag, check_seconds
 from ._pil import is_pil_image
 from ._preprocessed import ImageContent
 from ._retries import RetryPolicy
+from ._status import ended_by_peer
 from ._unary import SingleCall
-from .errors import DeadlineExceededError, Resnet50Error, UnavailableError, ended_by_peer
+from .errors import DeadlineExceededError, Resnet50Error, UnavailableError
 from .images import ImageInput, content_bytes, read_image
 
 Result = TypeVar("Result")

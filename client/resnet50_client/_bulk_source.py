@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _sources
+from ._arguments import check_flag
 
 # Threads that read files ahead: with one, a network disk at 10 ms a file gives 100 images/s.
 READERS = 4
@@ -113,11 +114,13 @@ def _items(images: Any, keyed: bool) -> Any:
 
 
 def check_keyed(images: object, keyed: bool) -> None:
-    """Check that a mapping is keyed, before its keys are taken for images.
+    """Check the argument, and that a mapping is keyed, before its keys are taken for images.
 
     Raises:
-        TypeError: It is not.
+        InvalidRequestError: `keyed` is not a bool.
+        TypeError: A mapping is not keyed.
     """
+    check_flag("keyed", keyed)
     if isinstance(images, Mapping) and not keyed:
         raise TypeError(
             "images: is a mapping, whose images have keys: pass keyed=True for results with their"

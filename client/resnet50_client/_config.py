@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import grpc
 
-from . import errors
 from ._addresses import addresses_of, is_local, split
 from ._arguments import check_choice, check_name, check_request_id, check_seconds
 from ._auth import Credentials
 from ._channel_config import ChannelConfig
 from ._frames import StreamLimits
 from ._retries import Attempts, RetryPolicy
+from ._status import error_of
 from ._tls import advice
 from .errors import CallCancelledError, DeadlineExceededError, Resnet50Error, UnavailableError
 
@@ -217,7 +217,7 @@ class Connection:
     def error_of(self, failure: grpc.RpcError) -> Resnet50Error:
         """Convert the gRPC error of a call, with a hint if TLS may be the cause."""
         hint = advice(str(failure.details()), self.credentials.secure)
-        return errors.error_of(failure, str(self), hint)
+        return error_of(failure, str(self), hint)
 
     def attempts(self, timeout_s: float | None, repeatable: bool = True) -> Attempts:
         """Start the deadline of one call.

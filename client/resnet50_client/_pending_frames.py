@@ -14,14 +14,13 @@ from resnet50.v1 import image_pb2, inference_pb2
 from ._codec import with_origin
 from ._frames import FrameAnswer, FrameError, StreamKind, StreamLimits, StreamStats
 from ._retries import MAX_SENDS
+from ._status import error_of_status, image_too_long
 from .errors import (
     DeadlineExceededError,
     InvalidImageError,
     Resnet50Error,
     ServerError,
     UnavailableError,
-    error_of_status,
-    image_too_long,
 )
 from .images import ImageInput, to_image
 

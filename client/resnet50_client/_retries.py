@@ -58,6 +58,12 @@ class RetryPolicy:
             )
 
 
+def backoff_s(retry: RetryPolicy, tries: int) -> float:
+    """Return the pause after a number of failed attempts in seconds, with jitter."""
+    pause_s = retry.initial_backoff_s * 2.0 ** min(tries - 1, 30)
+    return min(pause_s, retry.max_backoff_s) * random.uniform(0.8, 1.2)
+
+
 class Backoff:
     """Exponential backoff between attempts.
 
@@ -67,13 +73,12 @@ class Backoff:
 
     def __init__(self, retry: RetryPolicy) -> None:
         self._retry = retry
-        self._next_s = retry.initial_backoff_s
+        self._tries = 0
 
     def next_s(self) -> float:
         """Return the next pause in seconds, with jitter."""
-        pause_s = self._next_s * random.uniform(0.8, 1.2)
-        self._next_s = min(2 * self._next_s, self._retry.max_backoff_s)
-        return pause_s
+        self._tries += 1
+        return backoff_s(self._retry, self._tries)
 
 
 class Attempts:

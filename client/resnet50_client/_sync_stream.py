@@ -15,7 +15,8 @@ from ._frames import FrameAnswer, StreamKind, StreamLimits, StreamStats
 from ._retries import Resumption
 from ._sync_calls import Calls
 from ._sync_exchange import Attempt, Exchange
-from .errors import CallCancelledError, Resnet50Error, ended_by_peer
+from ._status import ended_by_peer
+from .errors import CallCancelledError, Resnet50Error
 from .images import ImageInput
 from .observers import Observation
 

@@ -14,7 +14,8 @@ from ._arrays import RawPixels
 from ._preprocessed import ImageContent, PreprocessedPixels
 from ._stubs import Stubs
 from ._types.results import Classification, Embedding
-from .errors import Resnet50Error, ServerError, error_of_status
+from ._status import error_of_status
+from .errors import Resnet50Error, ServerError
 from .images import ImageInput, content_bytes, put_image, put_layout, read_image
 
 # Below gRPC's default message limit, which proxies have, too. Larger files are sent in chunks.

@@ -1,4 +1,4 @@
-"""The worked example of a custom variant."""
+"""Both clients of the SDK, and the worked example of a custom variant."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 from filelock import FileLock
 
+from tests.support.clients import KINDS
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -20,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "built" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> type:
+    """The class of a client: `Client`, then `AsyncClient`."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

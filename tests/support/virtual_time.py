@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -42,3 +45,13 @@ def run(coroutine):
             task.cancel()
             loop.run_until_complete(asyncio.wait([task]))
         loop.close()
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Decorate a test that is a coroutine function."""
+
+    @functools.wraps(test)
+    def run_test(*arguments: Any, **options: Any) -> None:
+        run(test(*arguments, **options))
+
+    return run_test

@@ -26,9 +26,8 @@ from resnet50.v1 import (
 from .. import _health
 from .._arrays import RawPixels
 from .._preprocessed import ImageContent, PreprocessedPixels
+from .._status import ERRORS, REASONS
 from ..errors import (
-    ERRORS,
-    REASONS,
     InvalidImageError,
     InvalidRequestError,
     OverloadedError,

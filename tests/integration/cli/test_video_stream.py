@@ -12,17 +12,12 @@ import numpy as np
 import pytest
 
 from resnet50_client import Client, VideoFrame, frames_from_video
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.clips import moving_digits, picture_frame, write_clip
 from tests.support.serving import engines_of, server_processes, serving
 
 FPS, EACH, DIGITS = 30, 5, 60  # 10 s
 FRAMES = EACH * DIGITS
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

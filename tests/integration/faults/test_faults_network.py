@@ -12,7 +12,7 @@ import resnet50_client._channels
 import resnet50_server.api.listen
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import DeadlineExceededError, RetryPolicy
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.faults import line_to
 from tests.support.pictures import encode, picture
 from tests.support.serving import gate, serving, until
@@ -21,11 +21,6 @@ PNG = encode(picture())
 # Decoders stop at the picture's end; the rest makes it an upload of some chunks.
 LARGE = PNG + os.urandom(6 * 2**20)
 QUICK = RetryPolicy(attempts=4, initial_backoff_s=0.01, max_backoff_s=0.05)
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 def empty(server) -> bool:

@@ -22,18 +22,13 @@ from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import RetryPolicy
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.pictures import encode, picture
 from tests.support.serving import server_processes
 
 PNG = encode(picture())
 LARGE = bytes(range(256)) * 20_000  # 20 chunks
 QUICK = RetryPolicy(attempts=3, initial_backoff_s=0.01, max_backoff_s=0.01)
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 # A server that loads

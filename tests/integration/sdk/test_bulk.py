@@ -33,7 +33,7 @@ from resnet50_client import (
 from resnet50_client._batches import READ_AHEAD
 from resnet50_client._flow_control import START_WINDOW
 from resnet50_client.testing import FakeServer
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.pictures import encode, picture
 from tests.support.scripted_batches import BatchServer, healthy, scripted_batches, status
 from tests.support.serving import gate, server_processes, serving, until
@@ -44,11 +44,6 @@ TINY = np.full((1, 1), 7, dtype=np.uint8)
 LARGE = PNG + bytes(5 * 2**20)
 QUICK = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.05)
 TIMED = ("--variants", "IMAGENET1K_V2", "--engine", "timed", "--timed-alpha-ms", "3")
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 async def collect(caller: Caller, name: str, images, **options) -> list:

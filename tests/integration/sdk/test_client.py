@@ -16,20 +16,15 @@ from PIL import Image
 import resnet50_client
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import AsyncClient, CallObserver, Client, RawImage, RetryPolicy
-from resnet50_client.errors import ERRORS
+from resnet50_client._status import ERRORS
 from resnet50_server.batching.deadlines import DeadlinePolicy
 from resnet50_server.errors import QueueFull
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import gate, queues_of, server_processes, serving, until
 
 RGB = np.asarray(photo_like(64, 48))
 PNG = encode(Image.fromarray(RGB))
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

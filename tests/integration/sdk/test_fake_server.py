@@ -23,16 +23,11 @@ from resnet50_client import (
     UnavailableError,
     VariantNotFoundError,
 )
-from resnet50_client.errors import ERRORS, REASONS
+from resnet50_client._status import ERRORS, REASONS
 from resnet50_client.testing import FakeServer
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 
 ONCE = RetryPolicy(attempts=1)
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from resnet50_client import (
     ServerError,
     UnavailableError,
 )
-from tests.support.clients import KINDS, Caller, outcomes
+from tests.support.clients import Caller, outcomes
 from tests.support.pictures import encode, photo_like
 from tests.support.scripted_stream import (
     Stream,
@@ -40,11 +40,6 @@ from tests.support.serving import until
 PNG = encode(photo_like(8, 8))
 QUICK = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.01)
 NEVER = RetryPolicy(initial_backoff_s=3600.0, max_backoff_s=3600.0)
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 async def collect(caller: Caller, images, **options) -> list:

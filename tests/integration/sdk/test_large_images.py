@@ -10,14 +10,9 @@ from PIL import Image
 
 from resnet50_client import InvalidImageError, VideoFrame
 from resnet50_client.testing import FakeServer
-from tests.support.clients import KINDS, Caller
+from tests.support.clients import Caller
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes, serving
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

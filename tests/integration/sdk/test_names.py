@@ -16,15 +16,10 @@ from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import RetryPolicy
 from resnet50_client import _channel_config as channel_config
 from resnet50_client import _resolver as resolver_module
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 
 PNG = b"anything: the server does not look"
 POLICY = RetryPolicy(initial_backoff_s=0.02, max_backoff_s=0.1)
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 class Named(inference_pb2_grpc.InferenceServiceServicer):

@@ -13,17 +13,12 @@ from resnet50_client import AsyncClient, CallObserver, ObservedCall, RetryPolicy
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES
 from resnet50_server.context import RequestContext
 from resnet50_server.events import ServerEvents
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.pictures import encode, picture
 from tests.support.serving import gate, serving, until
 
 PNG = encode(picture())
 CLASSIFY = "resnet50.v1.InferenceService/Classify"
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 class Recorder(CallObserver):

@@ -17,12 +17,7 @@ from resnet50_client import (
     VariantNotFoundError,
 )
 from resnet50_client.testing import FakeServer
-from tests.support.clients import KINDS, Caller, items
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
+from tests.support.clients import Caller, items
 
 
 @pytest.fixture

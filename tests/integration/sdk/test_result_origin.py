@@ -11,12 +11,7 @@ import pytest
 
 from resnet50_client import AsyncClient, Client, InvalidImageError, UnavailableError
 from resnet50_client.testing import FakeServer
-from tests.support.clients import KINDS, Caller
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
+from tests.support.clients import Caller
 
 
 @pytest.fixture

@@ -15,17 +15,12 @@ from PIL import Image
 import resnet50_client
 from resnet50_client import AsyncClient, Client, FrameAnswer
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes, serving, until
 
 PNG = encode(photo_like(24, 24))
 TINY = np.zeros((1, 1), dtype=np.uint8)
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 async def collect(caller: Caller, name: str, *arguments, **options) -> list:

@@ -29,7 +29,7 @@ from resnet50_client import (
 )
 from resnet50_client.testing import FakeServer
 from tests.support import scripted_stream as scripted
-from tests.support.clients import KINDS, Caller
+from tests.support.clients import Caller
 from tests.support.pictures import encode, photo_like
 from tests.support.scripted_stream import answer, at_first, dropped, healthy, mute, scripted_stream
 from tests.support.serving import until
@@ -38,11 +38,6 @@ PNG = encode(photo_like(8, 8))
 QUICK = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.01)
 NEVER = RetryPolicy(initial_backoff_s=3600.0, max_backoff_s=3600.0)
 CANCELLED = r"127\.0\.0\.1:\d+: the stream was cancelled"
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 async def following(stream: Stream | AsyncStream) -> Any:

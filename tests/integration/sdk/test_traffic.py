@@ -37,11 +37,6 @@ CANARY = next(key for key in KEYS if Split(V2, V1, 30.0).is_canary(key))
 OTHER = next(key for key in KEYS if not Split(V2, V1, 30.0).is_canary(key))
 
 
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "variants").mkdir()

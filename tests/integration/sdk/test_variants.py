@@ -15,16 +15,11 @@ from resnet50_client import (
     VariantNotFoundError,
 )
 from tests.support.administering import ADMIN, APP, administered, builds_paused, describe
-from tests.support.clients import KINDS, Caller
+from tests.support.clients import Caller
 from tests.support.pictures import encode, photo_like
 from tests.support.secured import fronting, unavailable
 
 PNG = encode(photo_like(32, 32))
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
 
 
 @pytest.fixture

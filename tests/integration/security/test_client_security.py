@@ -21,7 +21,7 @@ from resnet50_client import (
 )
 from tests.support import certs
 from tests.support.certs import authority
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.pictures import encode, photo_like
 from tests.support.secured import (
     Files,
@@ -37,11 +37,6 @@ from tests.support.serving import serving, until
 PNG = encode(photo_like(32, 32))
 TOKEN = "a-very-secret-token"
 ONCE = RetryPolicy(attempts=1)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

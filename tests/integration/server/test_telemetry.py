@@ -21,7 +21,7 @@ import resnet50_client
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient, Client, RetryPolicy
 from resnet50_client.opentelemetry import OpenTelemetryObserver
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 from tests.support.collector import collecting
 from tests.support.pictures import encode, picture
 from tests.support.serving import connected, gate, queues_of, serving, until
@@ -29,11 +29,6 @@ from tests.support.serving import connected, gate, queues_of, serving, until
 PNG = encode(picture())
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "tracing.py"
 CLASSIFY = "resnet50.v1.InferenceService/Classify"
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 class App:

@@ -37,8 +37,8 @@ from resnet50_client._flow_control import (
     FlowControl,
 )
 from resnet50_client._retries import MAX_SENDS
+from resnet50_client._status import image_too_long
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES
-from resnet50_client.errors import image_too_long
 
 
 class Clock:

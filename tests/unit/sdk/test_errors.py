@@ -9,16 +9,14 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from resnet50_client import InvalidImageError, InvalidRequestError, OverloadedError, errors
+from resnet50_client._status import REASONS, error_of, error_of_status
 from resnet50_client.errors import (
-    REASONS,
     ConflictError,
     FailedPreconditionError,
     NotFoundError,
     Resnet50Error,
     ServerError,
     UnavailableError,
-    error_of,
-    error_of_status,
 )
 
 

@@ -16,14 +16,9 @@ from resnet50_client._resolver import Resolver
 from resnet50_client._tls import CertificateSources
 from resnet50_client._watched_file import WatchedFile
 from resnet50_client.testing import FakeServer
-from tests.support.clients import KINDS, Caller, items
+from tests.support.clients import Caller, items
 
 QUICK = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.01)
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request):
-    return request.param
 
 
 @pytest.fixture(autouse=True)

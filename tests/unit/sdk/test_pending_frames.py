@@ -27,7 +27,7 @@ from resnet50_client import (
 from resnet50_client._frames import StreamLimits
 from resnet50_client._pending_frames import ALONE_AFTER, PendingFrames, message_bytes
 from resnet50_client._retries import MAX_SENDS
-from resnet50_client.errors import image_too_long
+from resnet50_client._status import image_too_long
 from tests.support.scripted_stream import answer, dropped
 
 IMAGE = image_pb2.Image(encoded=b"image")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import gc
 import os
 import tracemalloc
@@ -44,8 +43,8 @@ from resnet50_server.inference.response_cache import (
 )
 from resnet50_server.inference.single_flight import SingleFlight
 from resnet50_server.variants.spec import parse_variant
-from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, image
+from tests.support.virtual_time import in_virtual_time
 
 MIB = 2**20
 DECODE_S = 0.25
@@ -133,14 +132,6 @@ class Held(SimpleNamespace):
 
 def now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def in_virtual_time(test):
-    @functools.wraps(test)
-    def run(**options) -> None:
-        virtual_time.run(test(**options))
-
-    return run
 
 
 def result(embedding: int = 0, number: int = 0) -> Result:

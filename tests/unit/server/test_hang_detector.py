@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 
 import pytest
 
@@ -13,19 +12,11 @@ from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.runtime.fatal import EngineHung
-from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
+from tests.support.virtual_time import in_virtual_time
 
 TIMEOUT_S = 60.0
 FOR_EVER = 10.0**6
-
-
-def in_virtual_time(test):
-    @functools.wraps(test)
-    def run(*arguments, **options) -> None:
-        virtual_time.run(test(*arguments, **options))
-
-    return run
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,9 @@ from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.inference.quotas import Limits
 from resnet50_server.runtime.tasks import start_task
 from resnet50_server.variants.spec import parse_variant
-from tests.support import virtual_time
 from tests.support.pictures import encode, photo_like
 from tests.support.virtual_device import FakeEngine, VirtualDecoders, VirtualThreads, context, image
+from tests.support.virtual_time import in_virtual_time
 
 PHOTO = encode(photo_like(64, 48))
 
@@ -73,14 +73,6 @@ class Bench:
     def _decode(self, *_, **__):
         self.decoded += 1
         return image(1)
-
-
-def in_virtual_time(test):
-    def run(monkeypatch) -> None:
-        virtual_time.run(test(monkeypatch))
-
-    run.__name__ = test.__name__
-    return run
 
 
 @in_virtual_time

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import math
 import weakref
@@ -29,8 +28,8 @@ from resnet50_server.errors import (
     VariantUnhealthy,
 )
 from resnet50_server.events import BatchEvent, ServerEvents
-from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
+from tests.support.virtual_time import in_virtual_time
 
 SELF_TEST = 128  # the value of its pixels
 
@@ -112,14 +111,6 @@ class Bench:
             context=context(shadow=True, bulk=True),
         )
         self.queue.health.recover()
-
-
-def in_virtual_time(test):
-    @functools.wraps(test)
-    def run(*arguments, **options) -> None:
-        virtual_time.run(test(*arguments, **options))
-
-    return run
 
 
 def answered(numbers) -> dict[int, object]:

@@ -19,8 +19,8 @@ from resnet50_server.errors import (
     ShuttingDown,
     Unloading,
 )
-from tests.support import virtual_time
 from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
+from tests.support.virtual_time import in_virtual_time, run
 
 
 class Bench:
@@ -56,14 +56,6 @@ class Bench:
 
     def accept(self, *, decode_s=0.0, **request):
         return self.scheduler.accept(self.queue, context(**request), decode_s)
-
-
-def in_virtual_time(test):
-    def run() -> None:
-        virtual_time.run(test())
-
-    run.__name__ = test.__name__
-    return run
 
 
 @in_virtual_time
@@ -384,7 +376,7 @@ OVERLOADED = {
 @pytest.mark.parametrize("device", OVERLOADED)
 def test_overload_leaves_most_deadlines_met(device):
     """1.3 times the capacity (docs/adr/0004-deadline-aware-batching.md, 0024-goodput.md)."""
-    virtual_time.run(overload(*OVERLOADED[device]))
+    run(overload(*OVERLOADED[device]))
 
 
 async def overload(alpha: float, beta: float, size: int, allowed: float) -> None:
