@@ -105,8 +105,17 @@ class Batches(Generic[Result]):
         if self.ended:
             return False
         waiting = len(self._small) + len(self._large) + self._reading
-        memory = self._bytes + self._outcomes.bytes
-        return memory < MAX_BYTES and waiting < max(READ_AHEAD, self._flow.window)
+        return self.bytes < MAX_BYTES and waiting < max(READ_AHEAD, self.window)
+
+    @property
+    def window(self) -> int:
+        """Number of images that may be in flight now."""
+        return self._flow.window
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory of the images without an outcome, and of the outcomes not taken."""
+        return self._bytes + self._outcomes.bytes
 
     @property
     def ended(self) -> bool:

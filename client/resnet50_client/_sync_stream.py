@@ -13,9 +13,9 @@ from ._channels import Channels
 from ._config import Connection
 from ._frames import FrameAnswer, StreamKind, StreamLimits, StreamStats
 from ._retries import Resumption
+from ._status import ended_by_peer
 from ._sync_calls import Calls
 from ._sync_exchange import Attempt, Exchange
-from ._status import ended_by_peer
 from .errors import CallCancelledError, Resnet50Error
 from .images import ImageInput
 from .observers import Observation

@@ -12,9 +12,9 @@ from resnet50.v1 import inference_pb2, variant_pb2
 from . import _codec, _health
 from ._arrays import RawPixels
 from ._preprocessed import ImageContent, PreprocessedPixels
+from ._status import error_of_status
 from ._stubs import Stubs
 from ._types.results import Classification, Embedding
-from ._status import error_of_status
 from .errors import Resnet50Error, ServerError
 from .images import ImageInput, content_bytes, put_image, put_layout, read_image
 

@@ -53,8 +53,8 @@ class Run:
 
     def widen(self, images: int = 4 * MAX_BATCH_IMAGES) -> None:
         """Answer images, slow enough and fast enough, until so many may be in flight."""
-        while self.batches._flow.window < images:
-            self.add(self.batches._flow.window)
+        while self.batches.window < images:
+            self.add(self.batches.window)
             for call in self.calls():
                 self.answer(call)
         self.later(LINGER_S)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from resnet50_client import AsyncClient, Client
+from resnet50_client import AsyncClient, Classification, Client
 from resnet50_client.admin import AdminClient, AsyncAdminClient
 
 
@@ -48,6 +48,15 @@ class Caller:
 
 
 KINDS = [Client, AsyncClient]
+
+
+async def classify_once(client: Client | AsyncClient) -> Classification:
+    """Classify an image with either client, and close the client."""
+    if isinstance(client, AsyncClient):
+        async with client:
+            return await client.classify(b"image")
+    with client:
+        return client.classify(b"image")
 
 
 _END = object()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,17 +88,25 @@ def described(folder: Path) -> Path:
     return folder
 
 
-def serve(folder: Path, *arguments: str, engines: Engines | None = None, **budget) -> Served:
-    """Return variants that are not loaded yet."""
+def serve(
+    folder: Path,
+    *arguments: str,
+    engines: Engines | None = None,
+    splits: Sequence[str] = (),
+    **budget,
+) -> Served:
+    """Return variants that are not loaded yet; `splits` are those whose splits use any of them."""
     engines = engines or Engines()
     variants = VariantRegistry([parse_variant(argument) for argument in arguments], None)
     source = SpecSource(VariantsDirectory(folder), variants.specs)
-    control = VariantControl(variants, engines.load, MemoryBudget(variants, **budget), 1.0, source)
+    control = VariantControl(
+        variants, engines.load, MemoryBudget(variants, **budget), 1.0, source, lambda _: [*splits]
+    )
     return Served(variants, control, engines)
 
 
-async def served(folder: Path, *arguments: str, engines: Engines | None = None, **budget) -> Served:
+async def served(folder: Path, *arguments: str, **options) -> Served:
     """Return variants that are loaded."""
-    found = serve(folder, *arguments, engines=engines, **budget)
+    found = serve(folder, *arguments, **options)
     await found.control.load_initial()
     return found

@@ -16,7 +16,9 @@ from typing import Any
 import grpc
 
 from resnet50_server.batching.queue import VariantQueue
+from resnet50_server.context import RequestContext
 from resnet50_server.engines.base import Engine
+from resnet50_server.events import ServerEvents
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support import processes
@@ -56,9 +58,26 @@ def queues_of(server: Server) -> list[VariantQueue]:
     """Return the queues of a server's variants."""
     return [
         queue
-        for scheduler in server.parts.devices._schedulers.values()
-        for queue in scheduler._queues
+        for scheduler in server.parts.devices.schedulers.values()
+        for queue in scheduler.queues
     ]
+
+
+class _Calls(ServerEvents):
+    """Keeps the calls that a server gets."""
+
+    def __init__(self) -> None:
+        self.seen: list[RequestContext] = []
+
+    def call_started(self, call: RequestContext) -> None:
+        self.seen.append(call)
+
+
+def watched(server: Server) -> list[RequestContext]:
+    """Return the list to which the calls that a server gets from now on are added."""
+    calls = _Calls()
+    server.parts.events.add(calls)
+    return calls.seen
 
 
 def engines_of(server: Server) -> list[Engine]:

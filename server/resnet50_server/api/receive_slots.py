@@ -47,6 +47,9 @@ class ReceiveSlots:
         max_message_bytes: Maximum size of a message.
         max_calls: Maximum of calls whose message has not arrived.
         timeout_s: Time limit per message, including the wait for a slot, in seconds.
+
+    Attributes:
+        timeout_s: As the argument; applies to messages that begin after it is set.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class ReceiveSlots:
     ) -> None:
         self._max_bytes = max_bytes
         self._max_calls = max_calls
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         slots = message_slots(max_bytes, max_message_bytes)
         self._slots = Admission(
             Limits(
@@ -93,7 +96,7 @@ class ReceiveSlots:
         arriving = _Arriving(task)
         self._add(caller, arriving)
         # Not wait_for, which makes a task of its own on Python below 3.12.
-        timer = loop.call_later(self._timeout_s, self._time_out, arriving)
+        timer = loop.call_later(self.timeout_s, self._time_out, arriving)
         try:
             with self._slots.try_acquire(caller) or await self._slots.acquire(caller):
                 arriving.reading = True
@@ -107,11 +110,11 @@ class ReceiveSlots:
             if arriving.late and not arriving.reading:
                 raise self._overloaded(
                     f"max_receive_bytes ({self._max_bytes}): messages of others arrive, and"
-                    f" {self._timeout_s:g} s (receive_timeout_s) passed without a free slot"
+                    f" {self.timeout_s:g} s (receive_timeout_s) passed without a free slot"
                 ) from None
             if arriving.late:
                 raise Stalled(
-                    f"the request did not arrive within {self._timeout_s:g} s (receive_timeout_s);"
+                    f"the request did not arrive within {self.timeout_s:g} s (receive_timeout_s);"
                     " send large images by the upload methods"
                 ) from None
             raise

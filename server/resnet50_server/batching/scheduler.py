@@ -237,9 +237,9 @@ class Scheduler:
         return not self._in_flight
 
     @property
-    def engines(self) -> list[Engine]:
-        """The engines of its variants."""
-        return [queue.engine for queue in self._queues]
+    def queues(self) -> list[VariantQueue]:
+        """The queues of its variants."""
+        return list(self._queues)
 
     async def close(self) -> None:
         """Stop; pending requests fail with `ShuttingDown`."""

@@ -152,6 +152,11 @@ class DecodePool:
         return len(self._waiting)
 
     @property
+    def threads(self) -> int:
+        """Threads, spare ones included."""
+        return self._count
+
+    @property
     def busy(self) -> int:
         """Threads that run a call, stuck ones included."""
         return self._count - self._free

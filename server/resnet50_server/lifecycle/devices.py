@@ -116,7 +116,7 @@ async def _close_engines(device: str, scheduler: Scheduler) -> None:
     """Close a device's engines once its last batches have returned."""
     while not scheduler.idle:
         await asyncio.sleep(POLL_INTERVAL_S)
-    for engine in scheduler.engines:
+    for engine in [queue.engine for queue in scheduler.queues]:
         try:
             await asyncio.to_thread(engine.close)
         except Exception:

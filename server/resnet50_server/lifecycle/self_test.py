@@ -73,6 +73,10 @@ class SelfTests:
         self._tasks: set[asyncio.Task[None]] = set()
         variants.on_health_change(self._on_health)
 
+    def __len__(self) -> int:
+        """Return how many variants are out of service and tested."""
+        return len(self._tasks)
+
     def close(self) -> None:
         """Stop testing."""
         for task in self._tasks:

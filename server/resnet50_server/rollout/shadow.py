@@ -58,21 +58,34 @@ class ShadowWorker:
     Args:
         compute: Computes an image, behind what callers wait for.
         name: The candidate's.
+
+    Attributes:
+        waiting_bytes: Size of the images that wait.
     """
 
     def __init__(self, compute: Compute, name: str) -> None:
         self._compute = compute
         self._name = name
         self._waiting: deque[ShadowRequest] = deque()
-        self._bytes = 0
+        self.waiting_bytes = 0
         self._working: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Number of images that wait."""
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """True while no image waits or is computed."""
+        return self._working is None
 
     def has_capacity(self, source: Source) -> bool:
         """Return whether an image may wait. However long it is, it may if no other does."""
         if self._closed or len(self._waiting) >= MAX_WAITING:
             return False
-        return not self._waiting or self._bytes + size_bytes(source) <= MAX_WAITING_BYTES
+        return not self._waiting or self.waiting_bytes + size_bytes(source) <= MAX_WAITING_BYTES
 
     def add(self, shadow: ShadowRequest) -> None:
         """Compute an image when its turn comes; without room it counts as skipped."""
@@ -80,8 +93,8 @@ class ShadowWorker:
             shadow.stats.skipped += 1
             return
         self._waiting.append(shadow)
-        self._bytes += size_bytes(shadow.source)
-        if self._working is None:
+        self.waiting_bytes += size_bytes(shadow.source)
+        if self.idle:
             # In a context of its own: what is logged there is none of the call's that goes on here.
             self._working = Context().run(
                 asyncio.create_task, self._work(), name=f"shadows for {self._name}"
@@ -91,7 +104,7 @@ class ShadowWorker:
         """Accept and compute no more."""
         self._closed = True
         self._waiting.clear()
-        self._bytes = 0
+        self.waiting_bytes = 0
         if self._working is not None:
             self._working.cancel()
 
@@ -99,7 +112,7 @@ class ShadowWorker:
         try:
             while self._waiting:
                 shadow = self._waiting.popleft()
-                self._bytes -= size_bytes(shadow.source)
+                self.waiting_bytes -= size_bytes(shadow.source)
                 await self._compare(shadow)
                 del shadow  # frees its image
         finally:

@@ -1,4 +1,4 @@
-"""stdout and stderr of a server's process, each written by a thread: no caller waits for a reader."""
+"""stdout and stderr of a server: threads write them, so that no caller waits for a reader."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ async def test_message_that_waits_too_long_is_refused_with_the_limit():
         client.open(CLASSIFY)
         client.flush()
         await until(lambda: server.snapshot().receiving == 1)
-        server.parts.grpc.receiving._timeout_s = 0.05
+        server.parts.grpc.receiving.timeout_s = 0.05
         with pytest.raises(grpc.RpcError) as refused:
             await inference_pb2_grpc.InferenceServiceStub(channel).Classify(REQUEST)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -21,6 +21,7 @@ from resnet50_client import (
 )
 from resnet50_client._batches import READ_AHEAD
 from resnet50_client._flow_control import START_WINDOW
+from resnet50_client.testing import FakeServer
 from tests.support.bulk_calls import TINY, collect, labels, numbered
 from tests.support.clients import Caller, items
 from tests.support.scripted_batches import BatchServer, healthy, scripted_batches, status
@@ -275,8 +276,14 @@ async def test_cancelled_task_cancels_its_calls():
 
 
 def test_results_that_were_begun_before_a_fork_say_so(monkeypatch):
-    with Client("127.0.0.1:1", timeout_s=60) as client:
-        results = client.classify_many(Frames())
-        results._run._process = os.getpid() + 1
-        with pytest.raises(RuntimeError, match="begun before a fork"):
-            next(results)
+    parent = os.getpid()
+    with (
+        FakeServer() as server,
+        Client(server.address) as client,
+        client.classify_many([TINY, TINY]) as results,
+    ):
+        next(results)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: parent + 1)
+            with pytest.raises(RuntimeError, match="begun before a fork"):
+                next(results)

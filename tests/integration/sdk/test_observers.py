@@ -11,11 +11,9 @@ import resnet50_client
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client import AsyncClient, CallObserver, ObservedCall, RetryPolicy
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES
-from resnet50_server.context import RequestContext
-from resnet50_server.events import ServerEvents
 from tests.support.clients import Caller, items
 from tests.support.pictures import encode, picture
-from tests.support.serving import gate, serving, until
+from tests.support.serving import gate, serving, until, watched
 
 PNG = encode(picture())
 CLASSIFY = "resnet50.v1.InferenceService/Classify"
@@ -48,23 +46,6 @@ class Recorder(CallObserver):
         assert call is self.started[-1]
         assert call.duration_s > 0
         self.ended.append(call)
-
-
-class Calls(ServerEvents):
-    """Keeps the calls that a server gets."""
-
-    def __init__(self) -> None:
-        self.seen: list[RequestContext] = []
-
-    def call_started(self, call):
-        self.seen.append(call)
-
-
-def watched(server) -> list[RequestContext]:
-    """Return the calls that a server will have got."""
-    calls = Calls()
-    server.parts.events.add(calls)
-    return calls.seen
 
 
 async def test_a_call_is_seen_from_start_to_end(kind):

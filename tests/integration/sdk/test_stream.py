@@ -17,7 +17,7 @@ from resnet50_client import AsyncClient, Client, FrameAnswer
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES
 from tests.support.clients import Caller, items
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import server_processes, serving, until
+from tests.support.serving import server_processes, serving, until, watched
 
 PNG = encode(photo_like(24, 24))
 TINY = np.zeros((1, 1), dtype=np.uint8)
@@ -226,14 +226,12 @@ async def test_large_file_travels_in_chunks_by_itself(kind):
     large = PNG + os.urandom(UPLOAD_ABOVE_BYTES)  # decoders stop at the picture's end
     settings = {"max_message_bytes": 5 * 2**20, "max_image_bytes": 4 * 2**20 + 1024}
     async with serving(**settings) as server, Caller(kind, server.addresses[0]) as client:
-        uploads = []
-        upload = server.parts.inference._upload
-        server.parts.inference._upload = lambda *sent: uploads.append(1) or upload(*sent)
+        calls = watched(server)
         assert len(await client.classify(large)) == 5
         assert (await client.embed(large)).vector.shape == (2048,)
-        assert len(uploads) == 2
+        assert [call.method for call in calls] == ["ClassifyUpload", "EmbedUpload"]
         assert len(await client.classify(PNG)) == 5
-        assert len(uploads) == 2
+        assert [call.method for call in calls] == ["ClassifyUpload", "EmbedUpload"]
         with pytest.raises(resnet50_client.InvalidImageError, match="max_image_bytes"):
             await client.classify(large + bytes(8 * 2**20))
 

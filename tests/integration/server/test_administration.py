@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from resnet50.v1 import (
     variant_pb2,
 )
 from resnet50_client._aio_status import keep_status
+from resnet50_server.lifecycle.loader import load_variant
 from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.variants.directory import VariantsDirectory
 from tests.support.administering import (
@@ -47,7 +49,7 @@ async def test_variant_is_loaded_from_the_folder_and_answers(folder, tmp_path):
         loaded = await admin.load("digits")
         assert (loaded.name, loaded.state, loaded.category_count) == ("digits", READY, 2)
         assert (await admin.classify("digits")).variant.digest == loaded.digest
-        variants = admin.server.parts.control._variants
+        variants = admin.server.parts.variants
         paused = variants.loaded_variant(variants.resolve("digits", "name"))
         # Unloading waits for calls that use it, and no longer.
         await until(lambda: not paused.requests)
@@ -303,8 +305,8 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
         return find(directory, name)
 
     monkeypatch.setattr(VariantsDirectory, "find", hang)
+    monkeypatch.setattr("resnet50_server.server.SpecSource", partial(SpecSource, timeout_s=0.5))
     async with administrator(folder) as admin, connected(admin.server) as channel:
-        admin.server.parts.control.source = SpecSource(VariantsDirectory(folder), [], timeout_s=0.5)
         health = health_pb2_grpc.HealthStub(channel)
         try:
             loading = asyncio.ensure_future(admin.load("digits"))
@@ -325,17 +327,16 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
 
 
 async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypatch):
-    async with administrator(folder) as admin:
-        entered, opened = asyncio.Event(), asyncio.Event()
-        changes = admin.server.parts.control
-        hold = changes._load_variant
+    entered, opened = asyncio.Event(), asyncio.Event()
 
-        async def slow(*arguments):
+    async def slow(settings, devices, spec, *arguments):
+        if spec.name == "digits":
             entered.set()
             await opened.wait()
-            return await hold(*arguments)
+        return await load_variant(settings, devices, spec, *arguments)
 
-        monkeypatch.setattr(changes, "_load_variant", slow)
+    monkeypatch.setattr("resnet50_server.server.load_variant", slow)
+    async with administrator(folder) as admin:
         request = variant_pb2.LoadVariantRequest(name="digits")
         call = admin.variants.LoadVariant(request, metadata=admin.token())
         loading = asyncio.ensure_future(call)

@@ -16,9 +16,7 @@ from resnet50_client import (
     OverloadedError,
 )
 from resnet50_server.inference.response_cache import MAX_INLINE_HASH_BYTES
-from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.rollout.split import Split
-from resnet50_server.variants.directory import VariantsDirectory
 from tests.support.clients import KINDS, Caller
 from tests.support.pictures import encode, photo_like, picture
 from tests.support.scrape import ON, scrape_once
@@ -221,13 +219,12 @@ async def test_kept_answers_count_towards_a_callers_rate():
 
 
 async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
-    settings = CACHING | {"variants": [V2, V1]}
+    settings = CACHING | {"variants": [V2, V1], "variants_dir": tmp_path}
     async with serving(**settings) as server, AsyncClient(server.addresses[0]) as client:
 
         async def uses(variant: str) -> list[str | None]:
             return [(await client.classify(PNG, variant=variant)).timing.cache for _ in range(2)]
 
-        server.parts.control.source = SpecSource(VariantsDirectory(tmp_path), [])
         for variant in (V2, V1):
             assert await uses(variant) == [None, "hit"]
         assert server.snapshot().cache.entries == 2
@@ -241,7 +238,8 @@ async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
 
 
 async def test_stream_after_a_swap_gets_no_answer_of_the_old_weights(tmp_path):
-    async with serving(**CACHING) as server, AsyncClient(server.addresses[0]) as client:
+    settings = CACHING | {"variants_dir": tmp_path}
+    async with serving(**settings) as server, AsyncClient(server.addresses[0]) as client:
 
         async def frames():
             for number in range(4):
@@ -250,7 +248,6 @@ async def test_stream_after_a_swap_gets_no_answer_of_the_old_weights(tmp_path):
                 yield PNG
                 await until(lambda number=number: len(uses) > number)
 
-        server.parts.control.source = SpecSource(VariantsDirectory(tmp_path), [])
         uses: list[str | None] = []
         async for answer in client.classify_stream(frames()):
             uses.append(answer.result.timing.cache)

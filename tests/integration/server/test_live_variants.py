@@ -14,6 +14,7 @@ from torchvision.models import ResNet50_Weights
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server.engines.reference_check import ReferenceOutput
 from resnet50_server.lifecycle import loader
+from resnet50_server.lifecycle.loader import load_variant
 from resnet50_server.settings import Settings
 from tests.support.administering import (
     ADMIN,
@@ -163,7 +164,7 @@ async def test_old_weights_answer_their_requests_then_close(tmp_path):
             stream = await open_stream(admin, "mine")
             await send(stream, 1)
             waiting = asyncio.ensure_future(ask(admin, PICTURES[0], "mine"))
-            loaded = admin.server.parts.control._variants.find("mine")
+            loaded = admin.server.parts.variants.find("mine")
             await until(lambda: loaded.requests == 2 and not loaded.queue.waiting)
             put(folder, "mine", 2)
             new = (await replace(admin, "mine")).variant
@@ -234,7 +235,7 @@ async def test_arriving_upload_is_answered_before_its_unload(folder):
     async with administrator(folder) as admin:
         await admin.load("digits")
         upload = await begin_upload(admin, content, "")
-        loaded = admin.server.parts.control._variants.find("")
+        loaded = admin.server.parts.variants.find("")
         await set_default(admin, "digits")
         unloading = asyncio.create_task(admin.unload("IMAGENET1K_V2"))
         await until(lambda: loaded.retired)
@@ -317,18 +318,19 @@ async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):
 
 
 async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
-    async with administrator(folder) as admin:
-        stages, hold = [], admin.server.parts.control._load_variant
+    stages: list[tuple[int, str]] = []
 
-        async def slow(spec, loading, make_room):
+    async def slow(settings, devices, spec, loading, make_room):
+        if spec.name == "digits":
             for stage in ("waiting", "reading", "evicting", "building", "warming_up", "verifying"):
                 loading.stage = stage
                 (one,) = [one for one in await listed(admin) if one.name == "digits"]
                 assert one.loading.elapsed_s >= 0
                 stages.append((one.state, variant_pb2.LoadingStage.Name(one.loading.stage)))
-            return await hold(spec, loading, make_room)
+        return await load_variant(settings, devices, spec, loading, make_room)
 
-        monkeypatch.setattr(admin.server.parts.control, "_load_variant", slow)
+    monkeypatch.setattr("resnet50_server.server.load_variant", slow)
+    async with administrator(folder) as admin:
         loaded = await admin.load("digits")
         assert not loaded.HasField("loading")
         names = [f"LOADING_STAGE_{stage}" for stage in ["WAITING", "READING", "EVICTING"]]

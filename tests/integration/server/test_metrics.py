@@ -219,8 +219,8 @@ async def cancelled_calls(load: Load) -> None:
         lambda: load.server.snapshot().bytes == 100 and not load.server.parts.decode_pool.busy,
     )
     pool, ended = load.server.parts.decode_pool, threading.Event()
-    blocking = [asyncio.ensure_future(pool.submit(ended.wait)) for _ in range(pool._count)]
-    await until(lambda: pool.busy == pool._count)
+    blocking = [asyncio.ensure_future(pool.submit(ended.wait)) for _ in range(pool.threads)]
+    await until(lambda: pool.busy == pool.threads)
     await cancel_at(
         load, "Classify", "decode", lambda: load.stub.Classify(REQUEST), lambda: pool.waiting == 1
     )

@@ -16,10 +16,8 @@ from torchvision.transforms import functional as transforms
 from resnet50.v1 import (
     variant_pb2,
 )
-from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.errors import ShuttingDown
 from resnet50_server.rollout.shadow import MAX_WAITING
-from resnet50_server.runtime.worker_threads import WorkerThreads
 from tests.support.pictures import PHOTOS, encode, photo_like
 from tests.support.scrape import ON, scrape_once
 from tests.support.serving import DECODING, until
@@ -142,7 +140,7 @@ async def test_share_of_images_is_compared_not_of_callers(tmp_path):
         for _ in range(300):
             await operator.classify(key="one")
         (active,) = operator.server.parts.traffic.splits
-        await until(lambda: active.shadows._working is None)
+        await until(lambda: active.shadows.idle)
         report = await operator.report()
         taken = report.comparison.images + report.skipped
         assert 150 - 45 < taken < 150 + 45  # 5 standard deviations
@@ -177,12 +175,12 @@ async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
         opened = held_back(engine_of(operator, V1))
         try:
             await operator.classify()
-            await until(lambda: not active.shadows._waiting)  # it is computed
+            await until(lambda: not active.shadows.waiting)  # it is computed
             for _ in range(MAX_WAITING + 30):
                 assert (await operator.classify()).variant.name == V2
             report = await operator.report()
             assert report.variant_answers.answered == MAX_WAITING + 31
-            assert (report.skipped, len(active.shadows._waiting)) == (30, MAX_WAITING)
+            assert (report.skipped, active.shadows.waiting) == (30, MAX_WAITING)
             assert not report.HasField("comparison")
         finally:
             opened.set()
@@ -191,17 +189,13 @@ async def test_hung_candidate_takes_one_image_and_skips_the_rest(tmp_path):
 
 async def put_elsewhere(operator: Operator, name: str) -> None:
     """Let a variant compute on a device of its own."""
-    variants = operator.server.parts.inference._variants
-    loaded = variants.find(name)
-    threads = WorkerThreads(1, "engine-other", lambda: None)
-    scheduler = Scheduler(loaded.scheduler.policy, threads)
+    loaded = operator.server.parts.variants.find(name)
+    scheduler, _ = operator.server.parts.devices.get("other")
     await loaded.scheduler.remove(loaded.queue, ShuttingDown(), 0.0)
     loaded.scheduler, loaded.queue = (
         scheduler,
         scheduler.add(name, loaded.built.engine, [(1, 0.001)]),
     )
-    operator.server.parts.devices._schedulers["other"] = scheduler
-    operator.server.parts.devices._threads["other"] = threads
 
 
 async def test_drain_waits_for_nothing_that_the_candidate_computes(tmp_path):
@@ -213,8 +207,8 @@ async def test_drain_waits_for_nothing_that_the_candidate_computes(tmp_path):
             await operator.classify()
             await until(lambda: operator.server.snapshot().batches["cpu"])
             await asyncio.wait_for(operator.server.stop(), 60)
-            assert active.shadows._working is None
-            assert not active.shadows._waiting
+            assert active.shadows.idle
+            assert not active.shadows.waiting
         finally:
             opened.set()
 

@@ -40,7 +40,7 @@ def test_images_are_grouped_as_the_window_grows():
     run = Run()
     sizes = []
     for _ in range(16):
-        run.add(2 * run.batches._flow.window)
+        run.add(2 * run.batches.window)
         calls = run.calls()
         sizes.append(max(len(call.images) for call in calls))
         assert len(calls) >= CALLS_PER_WINDOW
@@ -277,7 +277,7 @@ class Machine(RuleBasedStateMachine):
         self.outcomes_come_once_and_in_order()
         if self.run.batches.failure is None:
             assert {one.index for one in self.found} == set(range(self.run.read))
-            assert self.run.batches._bytes == self.run.batches._outcomes.bytes == 0
+            assert self.run.batches.bytes == 0
         else:  # no server was reachable for the whole timeout
             assert isinstance(self.run.batches.failure, UnavailableError)
         for one in self.found:

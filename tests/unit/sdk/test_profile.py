@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from resnet50_client import AsyncClient, Client
 from resnet50_client._profiles import ENVIRONMENT, Profile, profile_file
+from resnet50_client.testing import FakeServer
+from tests.support.clients import classify_once
 
 
 @pytest.fixture(autouse=True)
@@ -182,14 +183,13 @@ def test_profile_does_not_show_its_token():
     assert "hidden" not in repr(Profile(token="hidden"))
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_clients_are_made_of_profile_and_environment(kind, written, monkeypatch):
-    written("[profiles.x]\nserver = 'localhost:7'\ntoken = 'hidden'\ntimeout_s = 3")
-    connection = kind.from_profile("x")._connection
-    assert (connection.addresses, connection.timeout_s) == (("localhost:7",), 3.0)
-    assert connection.metadata() == (("authorization", "Bearer hidden"),)
-    monkeypatch.setenv("RESNET50_PROFILE", "x")
-    monkeypatch.setenv("RESNET50_SERVER", "localhost:8")
-    connection = kind.from_environment()._connection
-    assert (connection.addresses, connection.timeout_s) == (("localhost:8",), 3.0)
-    assert kind()._connection.addresses == ("localhost:50051",)
+async def test_clients_are_made_of_profile_and_environment(kind, written, monkeypatch):
+    with FakeServer() as one, FakeServer() as other:
+        written(f"[profiles.x]\nserver = '{one.address}'\ntoken = 'hidden'")
+        monkeypatch.setenv("RESNET50_PROFILE", "x")
+        for server, make in ((one, lambda: kind.from_profile("x")), (other, kind.from_environment)):
+            monkeypatch.setenv("RESNET50_SERVER", other.address)
+            assert (await classify_once(make())).top
+            (received,) = server.received
+            assert received.metadata["authorization"] == "Bearer hidden"
+    assert "localhost:50051" in repr(kind())

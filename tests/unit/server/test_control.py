@@ -34,8 +34,8 @@ async def test_variant_made_default_during_unload_stays(folder):
 
 
 async def test_variant_of_a_new_traffic_split_is_not_unloaded(folder):
-    server, splits = await served(folder, "a=random:0", "b=random:1"), []
-    server.control._splits_using = lambda name: splits
+    splits: list[str] = []
+    server = await served(folder, "a=random:0", "b=random:1", splits=splits)
     unloading = asyncio.ensure_future(server.control.unload("b"))
     asyncio.get_running_loop().call_soon(splits.append, "a")
     with pytest.raises(NotNow, match="used by the traffic split of a"):

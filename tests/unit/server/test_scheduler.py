@@ -299,7 +299,7 @@ async def test_many_cancellations_do_not_grow_the_queue():
         bench.submit(number % 250).cancel()
         await asyncio.sleep(0)
     assert len(bench.queue.waiting) == 0
-    assert len(bench.queue.waiting._ready) < 200
+    assert bench.queue.waiting.interactive < 200
     await running
 
 

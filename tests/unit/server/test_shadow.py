@@ -60,7 +60,7 @@ class Bench:
 
     @property
     def idle(self) -> bool:
-        return self.shadows._working is None
+        return self.shadows.idle
 
 
 @contextlib.asynccontextmanager
@@ -100,7 +100,7 @@ async def test_those_that_find_no_room_are_skipped():
         assert not line.shadows.has_capacity(b"image")
         for _ in range(1000):
             line.add()
-        assert len(line.shadows._waiting) == MAX_WAITING
+        assert line.shadows.waiting == MAX_WAITING
         assert (line.stats.skipped, line.stats.failed) == (1000, 0)
         await line.answer()
         line.add()
@@ -120,11 +120,11 @@ async def test_bytes_that_wait_are_bounded_but_for_one_image():
         line.add(half)
         line.add(b"x")
         assert line.stats.skipped == 2
-        assert line.shadows._bytes == 2 * len(half)
+        assert line.shadows.waiting_bytes == 2 * len(half)
         for _ in range(3):
             await line.answer()
         assert line.idle
-        assert line.shadows._bytes == 0
+        assert line.shadows.waiting_bytes == 0
         assert line.stats.comparison.images == 4
 
 
@@ -156,7 +156,7 @@ async def test_after_the_end_nothing_is_computed_or_kept():
     line.shadows.close()
     await until(lambda: line.idle)
     line.add()
-    assert not line.shadows._waiting
+    assert not line.shadows.waiting
     assert (len(line.jobs), line.idle) == (1, True)
     assert not line.shadows.has_capacity(b"image")
 

@@ -26,13 +26,13 @@ def folder(tmp_path) -> Path:
 class Watched:
     """A server's directory; `look` scans it twice, as the watcher needs."""
 
-    def __init__(self, folder: Path, server: Served) -> None:
+    def __init__(self, folder: Path, server: Served, interval_s: float = 0.001) -> None:
         self.directory = VariantsDirectory(folder)
-        self.watch = DirectoryWatcher(self.directory, server.variants, server.control, 0.001)
+        self.watch = DirectoryWatcher(self.directory, server.variants, server.control, interval_s)
 
     @classmethod
-    async def of(cls, folder: Path, server: Served) -> Watched:
-        watched = cls(folder, server)
+    async def of(cls, folder: Path, server: Served, interval_s: float = 0.001) -> Watched:
+        watched = cls(folder, server, interval_s)
         await watched.watch.start()
         return watched
 
@@ -106,14 +106,14 @@ async def test_missing_variants_dir_unloads_nothing(folder, caplog):
     watched = await Watched.of(folder, server)
     folder.rename(folder.parent / "unmounted")
     watching = asyncio.create_task(watched.watch.run())
-    looks, stamps = 0, watched.watch._directory.fingerprints
+    looks, stamps = 0, watched.directory.fingerprints
 
     def count() -> object:
         nonlocal looks
         looks += 1
         return stamps()
 
-    watched.watch._directory.fingerprints = count
+    watched.directory.fingerprints = count
     while looks < 4:
         await asyncio.sleep(0.001)
     assert server.names == ["x", "y"]
@@ -173,8 +173,7 @@ PASSING = [
 async def test_transient_load_failure_is_retried(folder, error, monkeypatch):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
-    watched = await Watched.of(folder, server)
-    watched.watch._interval_s = 8.0
+    watched = await Watched.of(folder, server, 8.0)
     now = [0.0]
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "time", lambda: now[0], raising=False)
@@ -200,8 +199,7 @@ async def test_transient_load_failure_is_retried(folder, error, monkeypatch):
 async def test_changed_directory_is_retried_at_once(folder):
     shutil.rmtree(folder / "y")
     server = await served(folder, "a=random:0")
-    watched = await Watched.of(folder, server)
-    watched.watch._interval_s = 600.0
+    watched = await Watched.of(folder, server, 600.0)
     server.engines.errors["x"] = MemoryError()
     await watched.poll()
     await watched.poll()

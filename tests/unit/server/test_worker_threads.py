@@ -79,7 +79,7 @@ async def test_no_result_of_thousands_is_lost(threads):
 async def test_closed_threads_end(threads):
     await threads.submit(lambda: None)
     threads.close()
-    for thread in threads._threads:
+    for thread in [one for one in threading.enumerate() if one.name.startswith("test-")]:
         await asyncio.to_thread(thread.join, 10)
         assert not thread.is_alive()
 
