@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import os
 import sys
 import time
 import traceback
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, NoReturn
 
@@ -100,12 +100,8 @@ def serve(**flags: Any) -> int:
     from .serve import serve as run_server
 
     # Not asyncio.run, which waits for threads.
-    loop = _new_event_loop()
-    try:
-        with unblocked_stderr():
-            return loop.run_until_complete(run_server(settings))
-    finally:
-        loop.close()
+    with unblocked_stderr(), contextlib.closing(_new_event_loop()) as loop:
+        return loop.run_until_complete(run_server(settings))
 
 
 # The class above the usage errors of typer, which does not export it.
@@ -154,6 +150,6 @@ def run() -> NoReturn:
     # A stream that a thread is blocked in, because nobody reads it, would block this thread too.
     if flush():
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
+            with contextlib.suppress(OSError):
                 stream.flush()
     os._exit(status)
