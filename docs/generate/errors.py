@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import resnet50_server.errors
 from resnet50_client import RetryPolicy, errors
 from resnet50_client._retries import Attempts
+from resnet50_client._status import ERRORS, REASONS
 from resnet50_server.errors import ServingError
 
 from . import sdk
@@ -32,7 +33,7 @@ def section(part: str) -> str:
 def _codes() -> str:
     """Return a table of the gRPC status codes: when, the SDK's exception, and retries."""
     rows = []
-    for status, kind in errors.ERRORS.items():
+    for status, kind in ERRORS.items():
         when = [_summary(one) for one in _server_errors() if one.code == status.name]
         text = " ".join([*when, *([_MORE[status.name]] if status.name in _MORE else [])])
         rows.append((code(status.name), escaped(text), link(kind.__name__), _retried(kind)))
@@ -64,7 +65,7 @@ def _reasons() -> str:
     """Return a table of the reasons of google.rpc.ErrorInfo that have an exception of their own."""
     rows = (
         (code(reason), link(kind.__name__), escaped(_summary(kind)))
-        for reason, kind in errors.REASONS.items()
+        for reason, kind in REASONS.items()
     )
     return table(("reason", "SDK exception", "meaning"), rows)
 

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -204,7 +205,7 @@ class Victim:
         self.process = process
         self.address = process.wait_until_listening()
         self.pid = process.process.pid
-        self.channel: grpc.aio.Channel | None = None
+        self.channel: Any = None
 
     async def unary(self, content: bytes) -> tuple[grpc.StatusCode, str]:
         image = image_pb2.Image(encoded=content)
@@ -230,7 +231,7 @@ class Victim:
                 try:
                     stub.ClassifyUpload(iter(requests))
                 except grpc.RpcError as error:
-                    return error.code(), error.details()
+                    return error.code(), error.details() or ""
                 return grpc.StatusCode.OK, ""
 
         return await asyncio.to_thread(send)

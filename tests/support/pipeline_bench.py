@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,10 @@ class Bench:
         self.pool = Pool()
         self.decoded: list[bytes] = []
         self.scheduler = Scheduler(BatchPolicy(**policy), VirtualThreads())
-        self.pipeline = Pipeline(Admission(Limits()), self.pool, ImageLimits(), cache=self.cache)
-        self.pipeline._decode = self.decode
+        pool: Any = self.pool
+        pipeline: Any = Pipeline(Admission(Limits()), pool, ImageLimits(), cache=self.cache)
+        pipeline._decode = self.decode
+        self.pipeline = pipeline
         self.variant = self.load()
         self.engine = self.variant.built.engine
 
@@ -87,14 +90,15 @@ class Bench:
         within: float | None = None,
         stream: str | None = None,
         bulk: bool = False,
-        variant: SimpleNamespace | None = None,
+        variant: Any = None,
         background: Background | None = None,
     ) -> asyncio.Task[Result]:
         if isinstance(source, int):
             source = bytes([source])
         deadline = None if within is None else now() + within
         call = RequestContext("", "", (), bulk=bulk, deadline=deadline, stream=stream)
-        task = InferenceTask(variant or self.variant, top_k, embed, background=background)
+        asked: Any = variant or self.variant
+        task = InferenceTask(asked, top_k, embed, background=background)
         return asyncio.create_task(self.pipeline.infer(source, task, call))
 
     async def uses(self, *asked: asyncio.Task[Result]) -> list[str]:
@@ -106,7 +110,7 @@ class Bench:
 
 
 class Held(SimpleNamespace):
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
 
 

@@ -121,7 +121,7 @@ def refused(code: str, *texts: str):
         yield
     assert failed.value.code().name == code, failed.value
     for text in texts:
-        assert text in failed.value.details()
+        assert text in (failed.value.details() or "")
 
 
 def engine_of(operator: Operator, name: str):
