@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorSet
 
-import resnet50_client
 from docs.generate import errors, grpc_api, sdk, settings
 from docs.generate.__main__ import FOLDER, main
 from docs.generate.markdown import anchor
+from resnet50_client._status import ERRORS
 from resnet50_server.cli.exit_codes import SERVE
 from resnet50_server.runtime import fatal
 from resnet50_server.settings import Settings
@@ -139,7 +139,7 @@ def test_table_of_codes_says_which_calls_are_retried():
     assert rows["INVALID_ARGUMENT"] == "no"
     assert rows["UNAVAILABLE"].startswith("yes")
     assert "overload_attempts" in rows["RESOURCE_EXHAUSTED"]
-    assert set(rows) == {code.name for code in resnet50_client.errors.ERRORS}
+    assert set(rows) == {code.name for code in ERRORS}
 
 
 def test_every_argument_and_option_is_described():

@@ -95,7 +95,8 @@ def make_environment(
     made = home / "bin" / "python"
     # The pip of this environment: to install one into each takes longer than the rest.
     pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet"]
-    command = [*pip, "--only-binary=:all:", str(wheel), *pins]
+    # A session imports a fraction of the modules that would be compiled.
+    command = [*pip, "--only-binary=:all:", "--no-compile", str(wheel), *pins]
     if not dependencies:
         command.append("--no-deps")
     done = subprocess.run(command, capture_output=True, text=True)
