@@ -58,8 +58,7 @@ def check_layout(raw: RawImage, max_pixels: int) -> None:
         InvalidImage: Names the field, what it is and what it must be.
     """
     name = "image.raw"
-    for side in ("width", "height"):
-        value = getattr(raw, side)
+    for side, value in (("width", raw.width), ("height", raw.height)):
         if not 1 <= value <= MAX_SIDE:
             raise _raw_error(f"{name}.{side}", f"is {value}, must be 1 to {MAX_SIDE} pixels")
     if raw.pixel_format not in _CHANNELS and raw.pixel_format not in _PLANAR:
@@ -178,10 +177,10 @@ def _planes(raw: RawImage) -> list[tuple[int, int, int]]:
 
 def lengths(raw: RawImage) -> tuple[int, int]:
     """Return the length of all planes with and without the padding after the last row."""
-    planes = _planes(raw)
-    full = sum(rows * stride for rows, stride, _ in planes)
-    _, stride, used = planes[-1]
-    return full, full - (stride - used)
+    full = padding = 0
+    for rows, stride, used in _planes(raw):
+        full, padding = full + rows * stride, stride - used
+    return full, full - padding
 
 
 def _planar_to_rgb(
