@@ -120,6 +120,8 @@ exclude_patterns = [path.name for path in ROOT.iterdir() if path.is_dir() and pa
 
 # Anchors of all headings are those of GitHub.
 myst_heading_anchors = 6
+# Quotation marks of values, such as "bulk", stay as they are typed.
+smartquotes = False
 # Examples of output are shortened by an ellipsis, which is no JSON or TOML.
 suppress_warnings = ["misc.highlighting_failure"]
 
