@@ -1,6 +1,7 @@
 """A custom variant, from training to a directory that the server takes: handwritten digits.
 
     python examples/digits.py OUT [--size 48] [--backbone auto|random|IMAGENET1K_V1|IMAGENET1K_V2]
+        [--images FOLDER]
     resnet50-server serve --variants digits=OUT
 
 It builds a whole ResNet50 in seconds, on any machine and without a network: the backbone is frozen,
@@ -166,13 +167,29 @@ def build(out: Path, size: int = 48, choice: str = "auto") -> float:
     return accuracy
 
 
+def save_held_out(folder: Path) -> None:
+    """Write the held-out digits as FOLDER/CATEGORY/NUMBER.png, for `resnet50 evaluate`."""
+    data = digits()
+    for number, (image, label) in enumerate(
+        zip(data.held_out, data.held_out_labels, strict=True)
+    ):
+        path = folder / CATEGORIES[label] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="the directory to write")
     parser.add_argument("--size", type=int, default=48, help="side of the network's input")
     parser.add_argument("--backbone", default="auto", help="auto, random, or ImageNet weights")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="write the held-out digits to this folder"
+    )
     options = parser.parse_args()
+    if options.images is not None:
+        save_held_out(options.images)
     accuracy = build(options.out, options.size, options.backbone)
     print(f"{options.out}: {100 * accuracy:.1f}% of 400 held-out digits")
     print(f"serve it: resnet50-server serve --variants digits={options.out}")

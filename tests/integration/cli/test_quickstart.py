@@ -6,18 +6,12 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
-
 from tests.support.commands import resnet50
 from tests.support.serving import server_processes
+from tests.support.tutorials import assert_shows
 
 ROOT = Path(__file__).resolve().parents[3]
 SHOWN = re.compile(r"^\$ \.venv/bin/resnet50 (.+)\n(.+)$", re.MULTILINE)
-
-
-def answers(text: str) -> list[tuple[str, int]]:
-    """Return the categories of a line, and their probabilities in whole percent."""
-    return [(label, round(float(share))) for label, share in re.findall(r"(\w+) ([\d.]+)%", text)]
 
 
 def test_quickstart_prints_what_the_readme_shows(built):
@@ -29,10 +23,4 @@ def test_quickstart_prints_what_the_readme_shows(built):
         address = start("--variants", f"digits={directory}").wait_until_listening()
         done = resnet50(*shlex.split(command), server=address, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    printed = done.stdout.decode()
-    assert printed.partition(":")[0] == shown.partition(":")[0]
-    for (label, percent), (expected, expected_percent) in zip(
-        answers(printed), answers(shown), strict=True
-    ):
-        assert label == expected
-        assert percent == pytest.approx(expected_percent, abs=1)
+    assert_shows(shown, done.stdout.decode())
