@@ -1,0 +1,19 @@
+"""Code on the how-to pages that is from examples/ is the code of the example."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.tutorials import ROOT, blocks
+
+PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+EXCERPTS = [block for page in PAGES for block in blocks(page) if block.title is not None]
+
+
+@pytest.mark.parametrize("block", EXCERPTS, ids=str)
+def test_excerpt_is_part_of_the_example(block):
+    assert block.text in (ROOT / block.title).read_text()
+
+
+def test_the_page_about_web_services_has_three_excerpts():
+    assert len({block.title for block in EXCERPTS}) == 3
