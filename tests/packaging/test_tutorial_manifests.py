@@ -76,7 +76,7 @@ def test_overlay_serves_the_variant_of_its_image(monkeypatch):
     (variant,) = settings.variants
     copied = FILES["kubernetes/Dockerfile"].splitlines()[1].split()
     assert copied[0] == "COPY"
-    assert variant == f"shapes={copied[2]}"
+    assert variant == f"patterns={copied[2]}"
     assert settings.max_connection_age_s > 0
 
 
