@@ -170,9 +170,7 @@ def build(out: Path, size: int = 48, choice: str = "auto") -> float:
 def save_held_out(folder: Path) -> None:
     """Write the held-out digits as FOLDER/CATEGORY/NUMBER.png, for `resnet50 evaluate`."""
     data = digits()
-    for number, (image, label) in enumerate(
-        zip(data.held_out, data.held_out_labels, strict=True)
-    ):
+    for number, (image, label) in enumerate(zip(data.held_out, data.held_out_labels, strict=True)):
         path = folder / CATEGORIES[label] / f"{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)

@@ -84,9 +84,10 @@ def test_overlay_replaces_the_image_that_the_manifests_name():
     (image,) = OVERLAY["images"]
     (server,) = rendered()["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert image["name"] == server["image"]
-    assert f"{image['newName']}:{image['newTag']}" in (
-        ROOT / "docs" / "tutorials" / "kubernetes.md"
-    ).read_text()
+    assert (
+        f"{image['newName']}:{image['newTag']}"
+        in (ROOT / "docs" / "tutorials" / "kubernetes.md").read_text()
+    )
 
 
 def test_overlay_mounts_only_volumes_that_it_has():

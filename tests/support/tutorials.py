@@ -95,8 +95,8 @@ def blocks(page: Path) -> list[Block]:
 def assert_shows(shown: str, printed: str) -> None:
     """Assert that a page shows the output of a command.
 
-    `…` on a page is any text, on a line of its own any lines. Numbers with a unit of time, memory or
-    speed are not compared, nor are digests. Others may differ by 2%: percentages by 2 points,
+    `…` on a page is any text, on a line of its own any lines. Numbers with a unit of time, memory
+    or speed are not compared, nor are digests. Others may differ by 2%: percentages by 2 points,
     decimals by 0.02.
     """
     pattern, numbers = _pattern(shown.strip())
@@ -289,9 +289,7 @@ def check_syntax(block: Block) -> None:
     wanted = {
         name for names in re.findall(r"'\.\[([\w,-]+)\]'", block.text) for name in names.split(",")
     }
-    known = set(
-        re.findall(r"^(\w+) = \[$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    )
+    known = set(re.findall(r"^(\w+) = \[$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     assert wanted <= known, f"{block}: no extra is called {sorted(wanted - known)}"
 
 
