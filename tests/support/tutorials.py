@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PORT = "50051"
 SERVES = "resnet50-server serve"
 # A loaded machine takes longer than a reader's.
-TIMEOUT_S = 240.0
+TIMEOUT_S = 600.0
 
 _FENCE = re.compile(r"^ *```(\w*)(?: title=\"([^\"]+)\")?$")
 _NOT_RUN = re.compile(r"^<!-- not run: (.+) -->$")
