@@ -309,8 +309,8 @@ def _environment(commands: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("RESNET50_") or name == "RESNET50_GRAPH_CACHE_DIR"
     }
-    path = f"{commands}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PATH": path, "COLUMNS": "120", "TERM": "dumb", "PYTHONUNBUFFERED": "1"}
+    search_path = f"{commands}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": search_path, "COLUMNS": "120", "TERM": "dumb", "PYTHONUNBUFFERED": "1"}
 
 
 def _free_port() -> int:
