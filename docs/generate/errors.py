@@ -36,8 +36,8 @@ def _codes() -> str:
     for status, kind in ERRORS.items():
         when = [_summary(one) for one in _server_errors() if one.code == status.name]
         text = " ".join([*when, *([_MORE[status.name]] if status.name in _MORE else [])])
-        rows.append((code(status.name), escaped(text), link(kind.__name__), _retried(kind)))
-    return table(("code", "returned when", "SDK exception", "retried by the SDK"), rows)
+        rows.append((code(status.name), link(kind.__name__), _retried(kind), escaped(text)))
+    return table(("code", "SDK exception", "retried", "returned when"), rows)
 
 
 def _server_errors() -> Iterator[type[ServingError]]:
@@ -51,13 +51,12 @@ def _summary(kind: type) -> str:
 
 
 def _retried(kind: type[errors.Resnet50Error]) -> str:
-    """Return how the SDK retries an error, by trying it."""
+    """Return whether the SDK retries an error, by trying it: "yes", "no" or "optional"."""
     if Attempts(RetryPolicy(), 60.0).pause_s(kind("")) is not None:
-        once = Attempts(RetryPolicy(), 60.0, connect_timeout_s=60.0).pause_s(kind(""))
-        return "yes" if once is not None else "yes; changes of variants only if never sent"
+        return "yes"
     overloaded = kind("", retry_after_s=0.1) if kind is errors.OverloadedError else kind("")
     if Attempts(RetryPolicy(overload_attempts=2), 60.0).pause_s(overloaded) is not None:
-        return "with `RetryPolicy(overload_attempts=...)`"
+        return "optional"
     return "no"
 
 
