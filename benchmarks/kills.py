@@ -43,7 +43,7 @@ SHAPES: dict[str, Shape] = {
 
 
 class Retries(CallObserver):
-    """Counts attempts that the SDK made again; those that gRPC makes by itself do not show."""
+    """Counts attempts that the SDK retried; those of gRPC itself do not show."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -175,7 +175,7 @@ async def trial(
 
 
 def main() -> int:
-    """Print what became of the calls; return the exit code."""
+    """Print the outcomes of the calls; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=12, help="how many; default 12")
     parser.add_argument("--every-s", type=float, default=10.0, help="between kills; default 10")

@@ -239,7 +239,7 @@ async def change(
 
 
 def main() -> int:
-    """Print what came of it; return the exit code."""
+    """Print the outcome; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120.0, help="how long; default 120")
     parser.add_argument("--swap-every-s", type=float, default=20.0, help="default 20")

@@ -111,7 +111,7 @@ class Senders:
     Args:
         plan: What.
         server: Where to.
-        report: Takes what comes of it.
+        report: Receives the outcome.
 
     Attributes:
         answers: To the good images, at the beginning.

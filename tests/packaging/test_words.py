@@ -40,6 +40,14 @@ PROSE = {
     r"be had\b": "is available",
     r"at hand": "available, in memory",
     r"a turn of the (event )?loop": "an iteration of the event loop",
+    r"(some|any|every)body": "a client, any client, every client: name the component",
+    r"what (came|comes|became|becomes) of": "the outcome, the result",
+    r"(goes|go|went|going) on": "continue",
+    r"(made|makes?) (it |them |others )?again": "retry, repeat",
+    r"(in|takes?|took) the place of": "instead of, replace",
+    r"signs? of life": "a keepalive ping, a response",
+    r"(sent|sends?) away": "disconnect, reject",
+    r"(is|are|was|were|who is) let in": "admitted, authorised",
 }
 # Whole identifiers.
 NAMES = {
@@ -128,6 +136,7 @@ def test_no_text_or_name_uses_the_private_dialect(found):
         ("x.py", "LOOK_S = 1"),
         ("x.py", 'class A:\n    """What a server counts."""'),
         ("x.py", "log('the batch was under way')  # and let go"),
+        ("docs/x.md", "Calls are made again, and everybody goes on."),
         ("x.py", "# What is waiting.\nx = 1"),
         ("x.py", '"""Count.\n\n    Args:\n        x: What is counted.\n"""'),
     ],

@@ -28,7 +28,7 @@ BOTH = [V2, V1]  # V2, which is DEFAULT too, is the server's default
 
 
 class Operator:
-    """Calls a server as somebody who may do everything, and as its callers."""
+    """Calls a server as an administrator, and as its callers."""
 
     def __init__(self, server, channel: grpc.aio.Channel) -> None:
         self.server = server

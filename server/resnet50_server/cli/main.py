@@ -147,7 +147,7 @@ def run() -> NoReturn:
     except Exception:
         complain(traceback.format_exc())
         status = 1
-    # A stream that a thread is blocked in, because nobody reads it, would block this thread too.
+    # A stream that blocks a thread, because no process reads it, would block this thread too.
     if flush():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):

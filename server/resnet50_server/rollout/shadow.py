@@ -95,7 +95,7 @@ class ShadowWorker:
         self._waiting.append(shadow)
         self.waiting_bytes += size_bytes(shadow.source)
         if self.idle:
-            # In a context of its own: what is logged there is none of the call's that goes on here.
+            # In a context of its own: its log lines do not belong to the call in progress here.
             self._working = Context().run(
                 asyncio.create_task, self._work(), name=f"shadows for {self._name}"
             )

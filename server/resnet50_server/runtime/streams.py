@@ -52,7 +52,7 @@ def flush(timeout_s: float = FLUSH_S) -> bool:
 def unblocked_stderr() -> Iterator[None]:
     """Have what Python and libraries write to `sys.stderr` written as lines of `STDERR`.
 
-    Warnings, and exceptions that nobody catches, are written in any thread, the event loop's
+    Warnings, and uncaught exceptions, are written in any thread, the event loop's
     included. A terminal is left as it is: the progress of downloads rewrites a line.
     """
     replaced = sys.stderr

@@ -1,4 +1,4 @@
-"""A variant that fails is out of service by itself: the server and its other variants go on."""
+"""A variant that fails is out of service; the server and its other variants keep serving."""
 
 from __future__ import annotations
 

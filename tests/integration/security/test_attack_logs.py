@@ -52,7 +52,7 @@ async def test_attacks_leave_only_our_own_lines_on_stderr():
 
 
 async def test_non_utf8_metadata_is_not_logged_and_calls_go_on():
-    """gRPC logs a traceback for each value, on the event loop, for calls of anybody."""
+    """gRPC logs a traceback for each value, on the event loop, for calls of any client."""
     with server_processes() as start:
         victim = Victim(start(*SETTINGS))
         flood = Flood(victim.address, b"\xff")

@@ -1,4 +1,4 @@
-"""Variants loaded and unloaded while serving: by whom, from where, and what becomes of calls."""
+"""Variants loaded and unloaded while serving: by whom, from where, and the calls meanwhile."""
 
 from __future__ import annotations
 

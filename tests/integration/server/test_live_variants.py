@@ -482,7 +482,7 @@ async def test_watched_folder_loads_replaces_and_unloads(tmp_path):
         put(folder, "mine", 2)
         second = await changed(first)
         assert (await ask(admin, PICTURES[0], "mine")).variant.digest == second
-        # Half a file: what serves goes on, and the reason is shown.
+        # Half a file: the served variant keeps serving, and the reason is shown.
         (folder / "mine" / "weights.pth").write_bytes(b"half")
         while not [one for one in await listed(admin) if "broken" in one.last_failure]:
             await asyncio.sleep(0.005)

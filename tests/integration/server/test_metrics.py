@@ -52,7 +52,7 @@ REQUEST = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=JPEG))
 
 
 class Load:
-    """Calls a server, and keeps what came of it."""
+    """Calls a server, and records the outcomes."""
 
     def __init__(self, server, client: AsyncClient, channel: grpc.aio.Channel) -> None:
         self.server = server

@@ -80,7 +80,7 @@ async def test_two_callers_meet_in_one_batch():
         opened, (queue,) = gate(server), queues_of(server)
         request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
         try:
-            # Somebody who is not traced keeps the engine busy until the two have met.
+            # A client that is not traced keeps the engine busy until the two have met.
             first = asyncio.ensure_future(
                 inference_pb2_grpc.InferenceServiceStub(channel).Classify(request)
             )

@@ -330,7 +330,7 @@ async def test_device_faults_are_logged_without_a_request():
     bench.engine.error = RuntimeError("as the test wants it")
 
     async def ask() -> None:
-        CURRENT_REQUEST.set(RequestContext("Classify", "somebody's", ()))
+        CURRENT_REQUEST.set(RequestContext("Classify", "other", ()))
         with pytest.raises(EngineFailed):
             await bench.submit(1)
 
