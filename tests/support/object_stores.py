@@ -143,13 +143,14 @@ class GoogleStorage(Store):
 @contextlib.contextmanager
 def serving_store(kind: type[Store], files: Mapping[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     """Serve files; yield the address and the requests so far."""
-    handler = type(kind.__name__, (kind,), {"files": files, "requests": []})
+    requests: list[str] = []
+    handler = type(kind.__name__, (kind,), {"files": files, "requests": requests})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", handler.requests
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         server.server_close()
