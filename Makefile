@@ -7,10 +7,10 @@ JOBS   ?= 3
 # "cpu": PyTorch without CUDA, for `make demo` and `make serve` in a new $(VENV).
 TORCH  ?=
 ifeq ($(TORCH),cpu)
-DEMO_SIZE = 1.5 GB on disk, about 2 minutes.
+DEMO_SIZE = 1.2 GB on disk, 2 minutes and the download of 0.5 GB.
 TORCH_CPU = $(BIN)/python -m pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch torchvision
 else ifeq ($(TORCH),)
-DEMO_SIZE = 6 GB on disk, about 5 minutes. Without a GPU: make $(MAKECMDGOALS) TORCH=cpu, 1.5 GB, about 2 minutes.
+DEMO_SIZE = up to 6 GB on disk (CUDA), 3 minutes and the download of 3 GB. Without a GPU: make $(MAKECMDGOALS) TORCH=cpu, 1.2 GB.
 else
 $(error TORCH=$(TORCH): the only value is cpu)
 endif

@@ -1,4 +1,4 @@
-"""Run by `make demo`: start a server, call it with real images, show what came back, stop it."""
+"""Run by `make demo`: start a server, call it with real images, show its answers, stop it."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def main() -> None:
     with server(spec) as address:
         rows = list(call_blocking(address, images))
         rows += asyncio.run(call_at_once(address, images))
-    table = Table(title=f"What {variant} answered", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=f"Answers of {variant}", box=box.SIMPLE_HEAD, padding=(0, 1))
     for heading in ("client", "call", "image", "answer", "ms", "of it server", "batch"):
         table.add_column(heading, no_wrap=True)
     for row in rows:

@@ -152,7 +152,7 @@ class TutorialRun:
     def __init__(self, folder: Path, done: Mapping[str, str] | None = None) -> None:
         self._folder = folder
         self._done = done or {}
-        self._port = str(_free_port())
+        self._port = str(free_port())
         self._environment = _environment(folder.parent / "commands") | {
             "RESNET50_LISTEN": f"127.0.0.1:{self._port}",
             "RESNET50_SERVER": f"localhost:{self._port}",
@@ -313,7 +313,7 @@ def _environment(commands: Path) -> dict[str, str]:
     return kept | {"PATH": search_path, "COLUMNS": "120", "TERM": "dumb", "PYTHONUNBUFFERED": "1"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
