@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from resnet50_client import (
 )
 from resnet50_server.inference.response_cache import MAX_INLINE_HASH_BYTES
 from resnet50_server.rollout.split import Split
+from tests.support.administering import ADMIN, administered
 from tests.support.clients import KINDS, Caller
 from tests.support.pictures import encode, photo_like, picture
 from tests.support.scrape import ON, scrape_once
@@ -218,9 +220,18 @@ async def test_kept_answers_count_towards_a_callers_rate():
             await client.classify(PNG)
 
 
+def variants_folder(folder: Path) -> Path:
+    """Make the folder of a server's variants, next to which its tokens are."""
+    (folder / "variants").mkdir()
+    return folder / "variants"
+
+
 async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
-    settings = CACHING | {"variants": [V2, V1], "variants_dir": tmp_path}
-    async with serving(**settings) as server, AsyncClient(server.addresses[0]) as client:
+    settings = CACHING | {"variants": [V2, V1]}
+    async with (
+        administered(variants_folder(tmp_path), **settings) as server,
+        AsyncClient(server.addresses[0], token=ADMIN) as client,
+    ):
 
         async def uses(variant: str) -> list[str | None]:
             return [(await client.classify(PNG, variant=variant)).timing.cache for _ in range(2)]
@@ -238,8 +249,10 @@ async def test_replaced_and_unloaded_variants_leave_no_answers(tmp_path):
 
 
 async def test_stream_after_a_swap_gets_no_answer_of_the_old_weights(tmp_path):
-    settings = CACHING | {"variants_dir": tmp_path}
-    async with serving(**settings) as server, AsyncClient(server.addresses[0]) as client:
+    async with (
+        administered(variants_folder(tmp_path), **CACHING) as server,
+        AsyncClient(server.addresses[0], token=ADMIN) as client,
+    ):
 
         async def frames():
             for number in range(4):
