@@ -8,7 +8,7 @@ The language of a block, and the comment before it, decide:
 * A block with `title="NAME"` is written to the file NAME.
 * `<!-- not run: REASON -->` before a `sh` block: only its syntax is checked.
 
-Servers and commands use a free port in the place of 50051.
+Servers and commands use a free port instead of 50051.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def assert_shows(shown: str, printed: str) -> None:
         value = float(expected.replace(",", ""))
         allowed = max(0.02 * value, 2.0 if percent else 0.02 if "." in expected else 0.0)
         different = abs(float(text.replace(",", "")) - value)
-        assert different <= allowed, f"{text} in the place of {expected}{both}"
+        assert different <= allowed, f"{text} instead of {expected}{both}"
 
 
 def _pattern(shown: str) -> tuple[str, list[tuple[str, bool]]]:
