@@ -144,7 +144,7 @@ copybutton_exclude = ".linenos, .gp, .go"  # prompts and outputs of a console
 def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
     """Append hidden tables of contents to a page of `NAVIGATION`, before it is parsed."""
     for caption, pages in NAVIGATION.get(docname, {}).items():
-        listed = "\n".join(f"/{page}" for page in pages if (ROOT / f"{page}.md").is_file())
+        listed = "\n".join(f"/{page}" for page in pages)
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
 
 

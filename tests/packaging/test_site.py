@@ -21,7 +21,7 @@ TERMS = {
     "cache hit": "docs/how-to/use-the-response-cache",
     "request coalescing": "docs/explanation/response-cache",
     "single-flight": "docs/explanation/response-cache",
-    "graceful shutdown": "docs/how-to/serve",
+    "graceful shutdown": "docs/how-to/deploy",
     "drain": "docs/how-to/deploy",
     "in-flight request": "docs/how-to/serve",
     "admission control": "docs/reference/limits",
