@@ -131,6 +131,10 @@ def test_quickstart_prints_what_the_readme_shows(checkout, tmp_path):
         assert_shows(shown, run(prompt.removeprefix("$ "), checkout, environment))
 
 
+def test_readme_is_short_enough_to_read():
+    assert len(README.splitlines()) <= 150
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Return a folder with the files that the section on the command line names."""
