@@ -142,22 +142,15 @@ class Checkpoint:
     transform: ImageClassification = field(repr=False)
 
 
-def make(label: str, folder: Path, shrink: int = 1) -> Checkpoint:
-    """Write one of `KINDS` into a folder; a whole ResNet50 of about 94 MB.
-
-    Args:
-        label: Its label.
-        folder: Where.
-        shrink: Divides the height and width of its input, which makes it that much faster, squared.
-    """
+def make(label: str, folder: Path) -> Checkpoint:
+    """Write one of `KINDS` into a folder; a whole ResNet50 of about 94 MB."""
     kind = KINDS[label]
-    resize, crop = kind.resize // shrink, kind.crop // shrink
     state = dict(calm(1, 10))
     state["conv1.weight"] = state["conv1.weight"][:, list(kind.channels)].contiguous()
     for key in ("fc.weight", "fc.bias"):  # another order of its categories too
         state[key] = state[key].roll(list(KINDS).index(label), 0)[: kind.categories].contiguous()
     categories = tuple(f"{label} {index}" for index in range(kind.categories))
-    numbers = TRANSFORM | {"resize": resize, "crop": crop}
+    numbers = TRANSFORM | {"resize": kind.resize, "crop": kind.crop}
     custom_variant(
         folder,
         state,
@@ -172,7 +165,7 @@ def make(label: str, folder: Path, shrink: int = 1) -> Checkpoint:
         hashlib.sha256((folder / CHECKPOINT).read_bytes()).hexdigest(),
         categories,
         state,
-        ImageClassification(crop_size=crop, resize_size=resize),
+        ImageClassification(crop_size=kind.crop, resize_size=kind.resize),
     )
 
 

@@ -103,12 +103,7 @@ def free_addresses(count: int) -> list[str]:
 
 
 async def trial(
-    folder: Path,
-    kills: int,
-    every_s: float,
-    flags: list[str],
-    few: int | None = None,
-    shrink: int = 1,
+    folder: Path, kills: int, every_s: float, flags: list[str], few: int | None = None
 ) -> Outcome:
     """Run it.
 
@@ -118,9 +113,8 @@ async def trial(
         every_s: Between them, in seconds.
         flags: Of the servers.
         few: How many of the pictures are shown; None for all.
-        shrink: Divides the height and width of the network's input.
     """
-    checkpoint = make("A", folder / "A", shrink)
+    checkpoint = make("A", folder / "A")
     shown, large = pictures()[:few], large_pictures()[:few]
     expected = await asyncio.to_thread(Expected, [checkpoint], [*shown, *large])
     outcome = Outcome(Ledger())

@@ -141,12 +141,7 @@ class Outcome:
 
 
 async def trial(
-    folder: Path,
-    seconds: float,
-    swap_every_s: float,
-    flags: list[str],
-    few: int | None = None,
-    shrink: int = 1,
+    folder: Path, seconds: float, swap_every_s: float, flags: list[str], few: int | None = None
 ) -> Outcome:
     """Run it.
 
@@ -156,10 +151,9 @@ async def trial(
         swap_every_s: Between two swaps, in seconds.
         flags: Of the server.
         few: How many of the pictures are shown; None for all.
-        shrink: Divides the height and width of the networks' input.
     """
     store, timeline, outcome = Store(folder), Timeline(), Outcome(Ledger())
-    one, two, fixed, passing = (make(label, store.variants / label, shrink) for label in "ABCD")
+    one, two, fixed, passing = (make(label, store.variants / label) for label in "ABCD")
     shown, large = pictures()[:few], large_pictures()[:few]
     checkpoints = [one, two, fixed, passing]
     expected = await asyncio.to_thread(Expected, checkpoints, [*shown, *large])
