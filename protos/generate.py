@@ -30,6 +30,9 @@ TOOLCHAIN = (
 MINORS = (12, 11, 10)
 ROOT = Path(__file__).resolve().parent
 PROTOS = sorted((ROOT / "resnet50" / "v1").glob("*.proto"))
+# Compiled to a descriptor set, not to stubs, which would register it in protobuf's default pool.
+OIP_PROTO = ROOT / "oip" / "open_inference.proto"
+OIP_DESCRIPTORS = ROOT.parent / "server/resnet50_server/api/oip/open_inference.binpb"
 CACHE = ROOT.parent / ".cache" / "protoc"
 
 
@@ -64,8 +67,8 @@ def toolchain() -> Path:
     return python
 
 
-def protoc(*arguments: str) -> None:
-    """Run the toolchain's protoc over all protos."""
+def protoc(*arguments: str, protos: list[Path] = PROTOS) -> None:
+    """Run the toolchain's protoc over protos, by default those of the contract."""
     python = toolchain()
     purelib = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
@@ -84,7 +87,7 @@ def protoc(*arguments: str) -> None:
             f"--plugin=protoc-gen-mypy={plugin}",
             f"--plugin=protoc-gen-mypy_grpc={plugin}_grpc",
             *arguments,
-            *(str(path.relative_to(ROOT)) for path in PROTOS),
+            *(str(path.relative_to(ROOT)) for path in protos),
         ],
         check=True,
     )
@@ -98,6 +101,11 @@ def generate(out: Path) -> None:
         f"--mypy_out=quiet:{out}",
         f"--mypy_grpc_out=quiet:{out}",
     )
+
+
+def oip_descriptors(out: Path) -> None:
+    """Write the descriptor set of the Open Inference Protocol."""
+    protoc(f"--descriptor_set_out={out}", protos=[OIP_PROTO])
 
 
 def stubs(root: Path) -> dict[str, bytes]:
@@ -122,15 +130,24 @@ def main() -> int:
         return 0
     if not options.check:
         generate(ROOT)
+        oip_descriptors(OIP_DESCRIPTORS)
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
         fresh, committed = stubs(Path(scratch)), stubs(ROOT)
+        oip_descriptors(fresh_descriptors := Path(scratch) / OIP_DESCRIPTORS.name)
+        fresh_oip = fresh_descriptors.read_bytes()
     stale = sorted(
         name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name)
     )
     for name in stale:
         print(f"protos/{name} is not what its proto generates: run `make protos`", file=sys.stderr)
+    if fresh_oip != OIP_DESCRIPTORS.read_bytes():
+        stale.append(OIP_DESCRIPTORS.name)
+        print(
+            f"{OIP_DESCRIPTORS.name} is not what {OIP_PROTO.name} generates: run `make protos`",
+            file=sys.stderr,
+        )
     return 1 if stale else 0
 
 

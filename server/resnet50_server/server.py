@@ -242,7 +242,7 @@ def build(
         readiness.fail(fault)
         health.update()
 
-    metrics = None if settings.metrics_listen is None else _metrics()
+    metrics = None if settings.metrics_listen is None else _metrics(settings)
     metrics_server = None
     if metrics is not None and settings.metrics_listen is not None:
         events.add(metrics)
@@ -301,15 +301,36 @@ def build(
         watcher = DirectoryWatcher(directory, variants, control, settings.watch_variants_s)
     self_tests = SelfTests(variants)
     closing.callback(self_tests.close)
-    inference = InferenceServicer(variants, pipeline, _call_limits(settings), traffic)
+    limits_of_calls = _call_limits(settings)
+    inference = InferenceServicer(variants, pipeline, limits_of_calls, traffic)
+    administration = VariantServicer(variants, control, traffic, limits.exact_jpeg_pixels)
+    oip = None
+    if settings.oip:
+        from resnet50_server.api.oip.service import OipConfig, OipServicer
+        from resnet50_server.api.oip.statistics import OipStatistics
+
+        events.add(statistics := OipStatistics())
+        variants.on_removed(statistics.forget)
+        oip = OipServicer(
+            OipConfig(settings.oip_model_name, caches=cache is not None),
+            limits_of_calls,
+            variants,
+            pipeline,
+            traffic,
+            readiness,
+            inference,
+            administration,
+            statistics,
+        )
     grpc = GrpcServer(
         settings,
         Authenticator(tokens),
         admission,
         events,
         inference,
-        VariantServicer(variants, control, traffic, limits.exact_jpeg_pixels),
+        administration,
         health,
+        oip,
     )
     parts = Parts(
         readiness,
@@ -358,12 +379,17 @@ def _decode_threads(settings: Settings, specs: Sequence[VariantSpec]) -> int:
     return threads
 
 
-def _metrics() -> Metrics:
+def _metrics(settings: Settings) -> Metrics:
     try:
         release = version("resnet50-serving")
     except PackageNotFoundError:  # run from its sources
         release = "unknown"
-    return Metrics({name: name in STREAMS for name in METHODS}, IMAGE_METHODS, release)
+    methods = {name: name in STREAMS for name in METHODS}
+    if settings.oip:
+        from resnet50_server.api.oip import messages
+
+        methods |= {name: name in messages.STREAMS for name in messages.METHODS}
+    return Metrics(methods, IMAGE_METHODS, release)
 
 
 def _tracing(settings: Settings) -> Tracing | None:
@@ -371,7 +397,12 @@ def _tracing(settings: Settings) -> Tracing | None:
         return None
     from resnet50_server.telemetry.tracing import Tracing
 
-    return Tracing(settings.otlp_endpoint, settings.trace_ratio, METHODS)
+    methods = dict(METHODS)
+    if settings.oip:
+        from resnet50_server.api.oip import messages
+
+        methods |= messages.METHODS
+    return Tracing(settings.otlp_endpoint, settings.trace_ratio, methods)
 
 
 def _admission_limits(settings: Settings) -> Limits:

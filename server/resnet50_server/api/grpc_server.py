@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -25,6 +27,9 @@ from .memory_bound import PROBE_STREAMS, SIDE_RECEIVED, SIDE_STREAMS
 from .receive_slots import ReceiveSlots
 from .send_buffer import SendBuffer
 from .variant_service import VariantServicer
+
+if TYPE_CHECKING:
+    from .oip.service import OipServicer
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +87,7 @@ class GrpcServer:
         inference: Service for images.
         variants: Service for variants.
         health: Reports health.
+        oip: Service of the Open Inference Protocol; None if it is off.
 
     Attributes:
         receiving: Requests about images that are being received.
@@ -98,8 +104,10 @@ class GrpcServer:
         inference: InferenceServicer,
         variants: VariantServicer,
         health: HealthReporter,
+        oip: OipServicer | None = None,
     ) -> None:
         self._settings = settings
+        self._oip = oip
         self._authenticator = authenticator
         self._inference = inference
         self.receiving = ReceiveSlots(
@@ -149,6 +157,7 @@ class GrpcServer:
         guard = RpcGuard(self._authenticator, admission, self.receiving, self.unsent, events)
         add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
         guard.add(add, self._inference, self._server, INFER, pass_call=True)
+        self._add_oip(guard, "inference", INFER)
 
     def _add_admin(self, variants: VariantServicer, events: ServerEvents) -> None:
         """Add variants, reflection and channelz: with limits of their own, also during a drain."""
@@ -156,9 +165,10 @@ class GrpcServer:
         admin = {one.name: ADMIN for one in _VARIANT.methods if one.name not in PUBLIC_METHODS}
         add = variant_pb2_grpc.add_VariantServiceServicer_to_server
         guard.add(add, variants, server, INFER, admin)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        self._add_oip(guard, "metadata", INFER)
+        self._add_oip(guard, "loading", ADMIN)
         add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-        guard.add(add, reflection.aio.ReflectionServicer(names), server, INFER)
+        guard.add(add, self._reflection(), server, INFER)
         if self._settings.channelz:
             from grpc_channelz.v1 import channelz, channelz_pb2_grpc
 
@@ -169,7 +179,26 @@ class GrpcServer:
         guard = self._guard(PROBE_LIMITS, ServerEvents())
         add = health_pb2_grpc.add_HealthServicer_to_server
         guard.add(add, reporter.servicer, self._server, None)
+        self._add_oip(guard, "health", None)
         guard.add_unknown_methods(self._server)
+
+    def _add_oip(self, guard: RpcGuard, group: str, scope: str | None) -> None:
+        """Add methods of the Open Inference Protocol, if it is on; see `oip.registration`."""
+        if self._oip is not None:
+            from .oip.registration import METHOD_GROUPS, add_methods
+
+            add = partial(add_methods, METHOD_GROUPS[group])
+            guard.add(add, self._oip, self._server, scope, pass_call=True)
+
+    def _reflection(self) -> reflection.aio.ReflectionServicer:
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        if self._oip is None:
+            return reflection.aio.ReflectionServicer(names)
+        from .oip.messages import SERVICE, reflection_pool
+
+        return reflection.aio.ReflectionServicer(
+            (*names, SERVICE.full_name), pool=reflection_pool(names)
+        )
 
     def _guard(self, limits: Limits, events: ServerEvents) -> RpcGuard:
         largest = self._settings.max_message_bytes

@@ -51,7 +51,7 @@ class GuardedServer:
         for handler in handlers:
             service = handler.service_name()
             methods = descriptor_pool.Default().FindServiceByName(service).methods
-            self._add(
+            self.add_methods(
                 service,
                 {
                     method.name: handler.service(_CallOf(f"/{service}/{method.name}"))
@@ -62,7 +62,13 @@ class GuardedServer:
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Do nothing: stubs of grpcio-tools 1.65 or newer register the same methods twice."""
 
-    def _add(self, service: str, handlers: Mapping[str, Any]) -> None:
+    def add_methods(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Register methods of a service behind the guard; others may be behind another one.
+
+        Args:
+            service: Its full name.
+            handlers: gRPC's handlers by the names of the methods.
+        """
         guard, guarded, rejecting = self._guard, {}, {}
         for name, handler in handlers.items():
             path, scope = f"/{service}/{name}", self._scopes.get(name, self._scope)

@@ -68,6 +68,21 @@ class Network(Group):
             " rejected. Turn it off for load balancers without health checks."
         ),
     ] = True
+    oip: Annotated[
+        bool,
+        Field(
+            description="Serve the Open Inference Protocol v2 on the same addresses as well, for"
+            " clients of Triton and KServe."
+        ),
+    ] = False
+    oip_model_name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Model name of the default variant in the Open Inference Protocol; every"
+            " variant has its own name, too.",
+        ),
+    ] = "resnet50"
     max_connections: Annotated[
         int, Field(ge=1, lt=2**31, description="Maximum open connections per listening address.")
     ] = 1024

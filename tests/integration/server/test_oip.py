@@ -1,0 +1,419 @@
+"""The Open Inference Protocol: inference, metadata, streams, administration."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from torchvision.models import ResNet50_Weights
+
+from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
+from tests.support.administering import ADMIN, APP, administered, describe, refused
+from tests.support.oip import files_request, infer_request, request_of, rpc, tensors
+from tests.support.pictures import encode, photo_like, picture
+from tests.support.scrape import ON, scrape
+from tests.support.serving import connected, gate, serving, until
+
+PNG, OTHER = encode(picture()), encode(picture(40, 30))
+BROKEN = PNG[: len(PNG) // 2]
+
+
+@contextlib.asynccontextmanager
+async def oip(**settings: Any) -> AsyncIterator[tuple[Any, grpc.aio.Channel]]:
+    async with serving(oip=True, **settings) as server, connected(server) as channel:
+        yield server, channel
+
+
+async def infer(channel: grpc.aio.Channel, request: Any, **options: Any) -> Any:
+    return await rpc(channel, "ModelInfer")(request, **options)
+
+
+def in_flight(server: Any) -> int:
+    """Return how many images use a server's variants."""
+    return sum(variant.requests for variant in server.snapshot().variants)
+
+
+async def native(channel: grpc.aio.Channel, image: image_pb2.Image) -> tuple[Any, Any]:
+    """Return probabilities by category, and the embedding, of the server's own contract."""
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    options = inference_pb2.ClassifyOptions(top_k=1000, include_embedding=True)
+    request = inference_pb2.ClassifyRequest(image=image, options=options)
+    classification = (await stub.Classify(request)).classification
+    probabilities = np.zeros(1000, np.float32)
+    for category in classification.categories:
+        probabilities[category.index] = category.probability
+    return probabilities, np.frombuffer(classification.embedding.values, "<f4")
+
+
+async def test_each_datatype_gets_the_answers_of_the_own_contract():
+    pictures = [photo_like(300, 260, seed) for seed in range(3)]
+    pixels = np.stack([np.asarray(one) for one in pictures])
+    preset = ResNet50_Weights.IMAGENET1K_V2.transforms()
+    normalized = torch.stack([preset(one) for one in pictures]).numpy()
+    contents = infer_request("UINT8", list(pixels.shape), None)
+    contents.inputs[0].contents.uint_contents.append(varints(pixels.tobytes()))
+    floats = infer_request("FP32", list(normalized.shape), None)
+    floats.inputs[0].contents.fp32_contents.append(normalized.tobytes())
+    files = infer_request("BYTES", [3], None)
+    files.inputs[0].contents.bytes_contents.extend(encode(one) for one in pictures)
+    requests = {
+        "files": files_request(*(encode(one) for one in pictures)),
+        "files as contents": files,
+        "pixels": infer_request("UINT8", list(pixels.shape), pixels.tobytes()),
+        "pixels as contents": contents,
+        "normalised": infer_request("FP32", list(normalized.shape), normalized.tobytes()),
+        "normalised as contents": floats,
+    }
+    async with oip(engine="torch", variants=["untrained=random:0"], max_message_bytes=2**24) as (
+        _,
+        channel,
+    ):
+        own = [await native(channel, image_pb2.Image(encoded=encode(one))) for one in pictures]
+        for kind, request in requests.items():
+            found = tensors(await infer(channel, request))
+            for index, (probabilities, embedding) in enumerate(own):
+                np.testing.assert_allclose(
+                    found["PROBABILITIES"][index], probabilities, rtol=1e-4, atol=1e-5, err_msg=kind
+                )
+                np.testing.assert_allclose(
+                    found["EMBEDDING"][index], embedding, rtol=1e-4, atol=1e-5, err_msg=kind
+                )
+
+
+def varints(content: bytes) -> bytes:
+    """Return bytes as a packed field of numbers."""
+    return b"".join(bytes([one]) if one < 128 else bytes([one, 1]) for one in content)
+
+
+async def test_response_names_variant_digest_space_and_timings():
+    async with oip() as (_, channel):
+        response = await infer(channel, files_request(PNG, OTHER, id="mine"))
+    assert (response.model_name, response.model_version, response.id) == ("resnet50", "1", "mine")
+    parameters = response.parameters
+    assert parameters["variant"].string_param == "IMAGENET1K_V2"
+    assert parameters["space"].string_param.startswith("IMAGENET1K_V2@")
+    assert len(parameters["digest"].string_param) == 64
+    assert parameters["batch_size"].int64_param >= 1
+    assert parameters["decode_us"].int64_param > 0
+    assert [(one.name, list(one.shape)) for one in response.outputs] == [
+        ("PROBABILITIES", [2, 1000]),
+        ("EMBEDDING", [2, 2048]),
+    ]
+
+
+async def test_only_the_outputs_that_are_asked_for_are_sent():
+    async with oip() as (_, channel):
+        response = await infer(channel, files_request(PNG, outputs=("EMBEDDING",)))
+    assert [one.name for one in response.outputs] == ["EMBEDDING"]
+
+
+async def test_classification_extension_sends_labels():
+    request = files_request(PNG, OTHER, outputs=("PROBABILITIES",))
+    request.outputs[0].parameters["classification"].int64_param = 2
+    async with oip() as (_, channel):
+        response = await infer(channel, request)
+    assert (response.outputs[0].datatype, list(response.outputs[0].shape)) == ("BYTES", [2, 2])
+    labels = tensors(response)["PROBABILITIES"][1].tolist()
+    assert [label.split(":")[1:] for label in labels] == [["0", "tench"], ["1", "goldfish"]]
+    assert float(labels[0].split(":")[0]) >= float(labels[1].split(":")[0])
+
+
+def with_input(**fields: Any) -> Any:
+    request = files_request(PNG)
+    for name, value in fields.items():
+        if name == "shape":
+            request.inputs[0].shape[:] = value
+        else:
+            setattr(request.inputs[0], name, value)
+    return request
+
+
+def with_parameter(name: str, **value: Any) -> Any:
+    request = files_request(PNG)
+    ((kind, content),) = value.items()
+    setattr(request.parameters[name], kind, content)
+    return request
+
+
+def shared_memory(where: str) -> Any:
+    request = files_request(PNG, outputs=("EMBEDDING",))
+    getattr(request, where)[0].parameters["shared_memory_region"].string_param = "r"
+    return request
+
+
+def labels_of(output: str, count: int, images: int = 1) -> Any:
+    request = files_request(*[PNG] * images, outputs=(output,))
+    request.outputs[0].parameters["classification"].int64_param = count
+    return request
+
+
+def both_contents() -> Any:
+    request = files_request(PNG)
+    request.inputs[0].contents.bytes_contents.append(PNG)
+    return request
+
+
+def number_above_255() -> Any:
+    request = infer_request("UINT8", [1, 1, 1, 3], None)
+    request.inputs[0].contents.uint_contents.append(b"\x01\x80\x02\x03")
+    return request
+
+
+def two_inputs() -> Any:
+    request = files_request(PNG)
+    request.inputs.add(name="B", datatype="BYTES", shape=[1])
+    return request
+
+
+NAN = np.full((1, 3, 224, 224), np.nan, np.float32).tobytes()
+HALF = (np.full((1, 3, 224, 224), 0.5, np.float32) / np.float32(0.224)).tobytes()
+BAD = {
+    "no input": (infer_request("BYTES", [1], b""), "raw_input_contents[0]"),
+    "two inputs": (two_inputs(), "inputs: has 2 tensors, must have one"),
+    "datatype": (with_input(datatype="INT64"), "inputs[0].datatype: is 'INT64'"),
+    "shape of files": (with_input(shape=[1, 2]), "inputs[0].shape: is [1, 2], must be [N]"),
+    "no images": (with_input(shape=[0]), "inputs[0].shape: has 0 images"),
+    "negative": (with_input(shape=[-1, 1]), "inputs[0].shape: has -1 images"),
+    "too many images": (files_request(*[PNG] * 129), "has 129 images, a call may have 1 to 128"),
+    "fewer files": (with_input(shape=[2]), "ends before element 1"),
+    "more files": (
+        infer_request("BYTES", [1], files_request(PNG, PNG).raw_input_contents[0]),
+        "bytes behind its last element",
+    ),
+    "cut file": (
+        infer_request("BYTES", [1], b"\xff\xff\xff\xffab"),
+        "2 bytes left for element 0, whose length is 4294967295",
+    ),
+    "empty file": (files_request(PNG, b""), "inputs[0][1]: has 0 bytes"),
+    "broken file": (files_request(PNG, OTHER, BROKEN), "inputs[0][2]: "),
+    "one broken file": (files_request(BROKEN), "inputs[0][0]: "),
+    "no contents": (infer_request("BYTES", [1], None), "raw_input_contents: has 0 elements"),
+    "two contents": (both_contents(), "raw_input_contents: is set as well as"),
+    "channels": (infer_request("UINT8", [1, 4, 4, 4], b"0" * 64), "must be [N, H, W, 3]"),
+    "pixels": (
+        infer_request("UINT8", [1, 4, 4, 3], b"0" * 47),
+        "has 47 bytes of data, the shape [1, 4, 4, 3] of UINT8 needs 48",
+    ),
+    "side": (infer_request("UINT8", [1, 1, 70_000, 3], b"0" * 210_000), "inputs[0][0]: is 70000"),
+    "above 255": (number_above_255(), "has a number above 255"),
+    "other size": (infer_request("FP32", [1, 3, 8, 8], b"0" * 768), "input is [N, 3, 224, 224]"),
+    "not a number": (infer_request("FP32", [1, 3, 224, 224], NAN), "is pixel value nan"),
+    "off the grid": (
+        infer_request("FP32", [1, 3, 224, 224], HALF),
+        "no whole number: the tensor was not made by the variant's transform",
+    ),
+    "output": (files_request(PNG, outputs=("LOGITS",)), "outputs[0].name: is 'LOGITS'"),
+    "output twice": (files_request(PNG, outputs=("EMBEDDING",) * 2), "EMBEDDING a second time"),
+    "labels of vectors": (labels_of("EMBEDDING", 3), "set it for PROBABILITIES only"),
+    "no labels": (labels_of("PROBABILITIES", 0), "is 0, must be 1 to 1000"),
+    "too many labels": (labels_of("PROBABILITIES", 1000, 21), "21000 labels"),
+    "shared input": (shared_memory("inputs"), "inputs[0].parameters.shared_memory_region"),
+    "shared output": (shared_memory("outputs"), "outputs[0].parameters.shared_memory_region"),
+    "version": (files_request(PNG, model_version="2"), "model_version: is '2'"),
+    "no model": (files_request(PNG, model_name=""), "model_name: is empty"),
+    "timeout": (with_parameter("timeout", int64_param=-1), "parameters.timeout: is -1"),
+    "priority": (with_parameter("priority", string_param="high"), "parameters.priority: is 'high'"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_answers() -> dict[str, tuple[str, str]]:
+    """Code and text of each bad request, all from one server, which answers a good one after."""
+
+    async def ask() -> dict[str, tuple[str, str]]:
+        found = {}
+        async with oip(engine="timed", timed_alpha_ms=0.0, timed_beta_ms=0.0) as (_, channel):
+            for name, (request, _) in BAD.items():
+                try:
+                    await infer(channel, request)
+                except grpc.aio.AioRpcError as error:
+                    found[name] = error.code().name, error.details() or ""
+            assert (await infer(channel, files_request(PNG))).outputs
+        return found
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_request_is_refused_with_field_and_limit(name, bad_answers):
+    code, text = bad_answers[name]
+    assert code == "INVALID_ARGUMENT"
+    assert BAD[name][1] in text
+
+
+async def test_unknown_model_is_not_found():
+    async with oip() as (_, channel):
+        with refused("NOT_FOUND", "model_name"):
+            await infer(channel, files_request(PNG, model_name="pets"))
+        with refused("NOT_FOUND", "name"):
+            await rpc(channel, "ModelReady")(request_of("ModelReady", name="pets"))
+
+
+async def test_variant_without_head_gives_embeddings_only(tmp_path):
+    describe(tmp_path / "backbone", categories=())
+    async with oip(variants=[f"backbone={tmp_path / 'backbone'}"]) as (_, channel):
+        response = await infer(channel, files_request(PNG))
+        assert [one.name for one in response.outputs] == ["EMBEDDING"]
+        with refused("FAILED_PRECONDITION", "head"):
+            await infer(channel, files_request(PNG, outputs=("PROBABILITIES",)))
+
+
+async def test_timeout_parameter_is_a_deadline():
+    request = files_request(PNG)
+    request.parameters["timeout"].int64_param = 50_000
+    async with oip() as (server, channel):
+        opened = gate(server)
+        blocking = asyncio.ensure_future(infer(channel, files_request(OTHER)))
+        try:
+            await until(lambda: in_flight(server))
+            with refused("DEADLINE_EXCEEDED", ""):
+                await infer(channel, request)
+        finally:
+            opened.set()
+        await blocking
+
+
+async def test_cancelled_request_frees_its_permit():
+    async with oip() as (server, channel):
+        opened = gate(server)
+        call = rpc(channel, "ModelInfer")(files_request(PNG, OTHER))
+        await until(lambda: in_flight(server))
+        call.cancel()
+        opened.set()
+        await until(lambda: not in_flight(server))
+
+
+async def test_stream_answers_in_order_and_survives_bad_requests():
+    requests = [
+        files_request(PNG, id="1"),
+        files_request(BROKEN, id="2"),
+        files_request(OTHER, model_name="pets", id="3"),
+        files_request(OTHER, PNG, id="4"),
+    ]
+    async with oip() as (_, channel):
+        call = rpc(channel, "ModelStreamInfer")(iter(requests))
+        answers = [answer async for answer in call]
+    assert [answer.infer_response.id for answer in answers] == ["1", "2", "3", "4"]
+    texts = [answer.error_message for answer in answers]
+    assert (texts[0], texts[3]) == ("", "")
+    assert "inputs[0][0]" in texts[1] and "pets" in texts[2]
+    assert list(answers[3].infer_response.outputs[0].shape) == [2, 1000]
+    assert answers[0].infer_response.parameters["triton_final_response"].bool_param
+
+
+async def test_stream_ends_with_a_status_if_the_client_asks_for_it():
+    requests = [files_request(PNG), files_request(BROKEN), files_request(PNG)]
+    async with oip() as (_, channel):
+        metadata = (("triton_grpc_error", "true"),)
+        call = rpc(channel, "ModelStreamInfer")(iter(requests), metadata=metadata)
+        answers = []
+        with refused("INVALID_ARGUMENT", "inputs[0][0]"):
+            async for answer in call:
+                answers.append(answer)
+    assert len(answers) == 1
+
+
+async def test_draining_server_ends_a_stream_after_its_requests():
+    async with oip() as (server, channel):
+        call = rpc(channel, "ModelStreamInfer")()
+        await call.write(files_request(PNG))
+        assert (await call.read()).infer_response.outputs
+        server.drain()
+        with refused("UNAVAILABLE", "shutting down"):
+            await call.read()
+
+
+async def test_metadata_config_and_index_describe_the_variants(tmp_path):
+    describe(tmp_path / "pets", categories=("cat", "dog", "fox"))
+    variants = ["IMAGENET1K_V2", f"pets={tmp_path / 'pets'}"]
+    async with oip(variants=variants, response_cache_bytes=2**20) as (_, channel):
+        live = await rpc(channel, "ServerLive")(request_of("ServerLive"))
+        ready = await rpc(channel, "ServerReady")(request_of("ServerReady"))
+        pets = await rpc(channel, "ModelReady")(request_of("ModelReady", name="pets", version="1"))
+        assert (live.live, ready.ready, pets.ready) == (True, True, True)
+        server = await rpc(channel, "ServerMetadata")(request_of("ServerMetadata"))
+        assert server.name == "resnet50-serving" and "statistics" in server.extensions
+        model = await rpc(channel, "ModelMetadata")(request_of("ModelMetadata", name="pets"))
+        assert [(one.name, list(one.shape)) for one in (*model.inputs, *model.outputs)] == [
+            ("IMAGE", [-1, 1]),
+            ("PROBABILITIES", [-1, 3]),
+            ("EMBEDDING", [-1, 2048]),
+        ]
+        answer = await rpc(channel, "ModelConfig")(request_of("ModelConfig", name="resnet50"))
+        config = answer.config
+        assert (config.max_batch_size, list(config.output[0].dims)) == (128, [1000])
+        assert config.HasField("dynamic_batching") and config.response_cache.enable
+        index = await rpc(channel, "RepositoryIndex")(request_of("RepositoryIndex"))
+        assert [(one.name, one.state) for one in index.models] == [
+            ("IMAGENET1K_V2", "READY"),
+            ("pets", "READY"),
+        ]
+
+
+async def test_statistics_count_images_batches_and_failures():
+    async with oip(max_batch_size=4) as (_, channel):
+        await infer(channel, files_request(PNG, OTHER, PNG))
+        with refused("INVALID_ARGUMENT", ""):
+            await infer(channel, files_request(BROKEN))
+        ask = rpc(channel, "ModelStatistics")
+        everything = (await ask(request_of("ModelStatistics"))).model_stats
+        (default,) = (await ask(request_of("ModelStatistics", name="resnet50"))).model_stats
+    assert [one.name for one in everything] == ["IMAGENET1K_V2"]
+    assert default.name == "resnet50"
+    statistics = default.inference_stats
+    assert (default.inference_count, statistics.success.count, statistics.fail.count) == (3, 3, 1)
+    assert 1 <= default.execution_count <= 3
+    assert statistics.compute_infer.count == 3 and statistics.compute_infer.ns > 0
+    assert default.last_inference > 1.7e12
+
+
+async def test_calls_are_counted_by_their_methods():
+    async with oip(**ON) as (server, channel):
+        await infer(channel, files_request(PNG, OTHER))
+        found = await scrape(server)
+    assert found.of("resnet50_requests_total", "method") == {"ModelInfer": 1.0}
+
+
+async def test_tokens_and_scopes_hold(tmp_path: Path):
+    describe(tmp_path / "variants" / "pets")
+    options = {"oip": True}
+    async with (
+        administered(tmp_path / "variants", **options) as server,
+        connected(server) as channel,
+    ):
+        app, admin = ((("authorization", f"Bearer {one}"),) for one in (APP, ADMIN))
+        assert (await rpc(channel, "ServerReady")(request_of("ServerReady"))).ready
+        with refused("UNAUTHENTICATED", "authorization"):
+            await infer(channel, files_request(PNG))
+        with refused("UNAUTHENTICATED", "authorization"):
+            await rpc(channel, "RepositoryIndex")(request_of("RepositoryIndex"))
+        assert (await infer(channel, files_request(PNG), metadata=app)).outputs
+        load = rpc(channel, "RepositoryModelLoad")
+        wanted = request_of("RepositoryModelLoad", model_name="pets")
+        with refused("PERMISSION_DENIED", "admin"):
+            await load(wanted, metadata=app)
+        await load(wanted, metadata=admin)
+        await load(wanted, metadata=admin)  # again: clients reload with it
+        response = await infer(channel, files_request(PNG, model_name="pets"), metadata=app)
+        assert list(response.outputs[0].shape) == [1, 2]
+        wanted.parameters["config"].string_param = "{}"
+        with refused("INVALID_ARGUMENT", "parameters.config"):
+            await load(wanted, metadata=admin)
+        unload = request_of("RepositoryModelUnload", model_name="pets")
+        unload.parameters["unload_dependents"].bool_param = False
+        await rpc(channel, "RepositoryModelUnload")(unload, metadata=admin)
+        with refused("NOT_FOUND", "pets"):
+            await infer(channel, files_request(PNG, model_name="pets"), metadata=app)
+
+
+async def test_protocol_is_off_by_default():
+    async with serving() as server, connected(server) as channel:
+        with refused("UNIMPLEMENTED", ""):
+            await infer(channel, files_request(PNG))
