@@ -64,6 +64,7 @@ class Plan:
         seed: Of all mutations.
         images: How many images.
         messages: How many mutated calls.
+        oip: How many mutated calls of the Open Inference Protocol.
         warm_up: How many of both come before, for the server to take the memory that it needs.
         photos: Files that are mutated beside those that are made.
         flat: Whether memory is looked at: it needs some thousand calls to say anything.
@@ -72,6 +73,7 @@ class Plan:
     seed: int = 1
     images: int = 20_000
     messages: int = 20_000
+    oip: int = 10_000
     warm_up: int = 4_000
     photos: tuple[bytes, ...] = ()
     flat: bool = True
@@ -82,7 +84,7 @@ class Report:
     """Outcome of the requests.
 
     Attributes:
-        codes: Of the answers, for "image" and "message".
+        codes: Of the answers, for "image", "message" and "oip".
         good: Good images that were answered rightly meanwhile.
         findings: Promises that were broken.
         took_s: In seconds.
@@ -90,7 +92,7 @@ class Report:
     """
 
     codes: dict[str, Counter[str]] = field(
-        default_factory=lambda: {"image": Counter(), "message": Counter()}
+        default_factory=lambda: {"image": Counter(), "message": Counter(), "oip": Counter()}
     )
     good: int = 0
     findings: list[str] = field(default_factory=list)
@@ -219,6 +221,11 @@ def _call(channel: grpc.Channel, sent: Sent) -> tuple[grpc.StatusCode, str]:
     if "Classify" in sent.path:
         kind = inference_pb2.ClassifyStreamResponse
     try:
+        if sent.path.endswith("ModelStreamInfer"):
+            answers: Any = channel.stream_stream(sent.path)
+            for _ in answers(iter(sent.messages), **wait):
+                pass  # an error in an answer has a text, and no code
+            return grpc.StatusCode.OK, ""
         if not sent.path.endswith("Stream"):
             # As many messages as there are, though one is what most methods take.
             upload: Any = channel.stream_unary(sent.path)
@@ -243,12 +250,13 @@ def run(plan: Plan) -> Report:
         server = Server(Path(folder))
         try:
             senders = Senders(plan, server, report)
-            senders.send(_names(-plan.warm_up // 2, 0, -plan.warm_up // 2, 0))
+            before = -plan.warm_up // 2
+            senders.send(_names((before, 0), (before, 0), (before if plan.oip else 0, 0)))
             for codes in report.codes.values():
                 codes.clear()
             started = time.monotonic()
             with _sampled(server, report):
-                senders.send(_names(0, plan.images, 0, plan.messages))
+                senders.send(_names((0, plan.images), (0, plan.messages), (0, plan.oip)))
             report.took_s = time.monotonic() - started
             if server.process.poll() is not None:
                 report.findings.append(f"the server has died: {server.process.returncode}")
@@ -263,12 +271,16 @@ def run(plan: Plan) -> Report:
     return report
 
 
-def _names(first_image: int, images: int, first_message: int, messages: int) -> list[str]:
-    """Return the names of calls, images and messages by turns."""
-    names = [(number / max(images, 1), f"image:{number}") for number in range(first_image, images)]
-    names += [
-        (number / max(messages, 1), f"message:{number}")
-        for number in range(first_message, messages)
+def _names(*ranges: tuple[int, int]) -> list[str]:
+    """Return the names of calls by turns.
+
+    Args:
+        *ranges: First number and end of the images, of the messages, and of the OIP's calls.
+    """
+    names = [
+        (number / max(end, 1), f"{kind}:{number}")
+        for kind, (first, end) in zip(("image", "message", "oip"), ranges, strict=True)
+        for number in range(first, end)
     ]
     return [name for _, name in sorted(names)]
 
@@ -304,7 +316,9 @@ def lines_of(plan: Plan, report: Report) -> Iterator[str]:
     """Describe the outcome."""
     for kind, codes in report.codes.items():
         named = ", ".join(f"{code} {count}" for code, count in codes.most_common())
-        yield f"{codes.total()} mutated {kind}s: {named}"
+        if codes:
+            what = "calls of the Open Inference Protocol" if kind == "oip" else f"{kind}s"
+            yield f"{codes.total()} mutated {what}: {named}"
     total = sum(codes.total() for codes in report.codes.values())
     yield (
         f"in {report.took_s:.0f} s ({total / report.took_s:.0f}/s), seed {plan.seed}; no other"
@@ -355,6 +369,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--images", type=int, default=Plan.images)
     parser.add_argument("--messages", type=int, default=Plan.messages)
+    parser.add_argument("--oip", type=int, default=Plan.oip)
     parser.add_argument("--photos", type=Path, help="a folder of files that are mutated as well")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     parser.add_argument("--repeat", type=Path, metavar="FILE", help="a call that was found")
@@ -367,6 +382,7 @@ def main() -> None:
         seed=arguments.seed,
         images=arguments.images,
         messages=arguments.messages,
+        oip=arguments.oip,
         photos=tuple(path.read_bytes() for path in photos if path.is_file()),
     )
     report = run(plan)

@@ -60,17 +60,21 @@ class Source:
         self._files = [*seeds.images(24).values(), *seeds.images(200).values(), *photos]
         self._raw = list(seeds.raw_images().values())
         self._calls = [call for calls in seeds.calls().values() for call in calls]
-        self._messages = [message for _, messages in self._calls for message in messages]
+        self._oip_calls = seeds.oip_calls()
+        self._messages = [
+            message for _, messages in (*self._calls, *self._oip_calls) for message in messages
+        ]
 
     def make(self, name: str) -> Sent:
         """Make a call.
 
         Args:
-            name: "image:5" or "message:5".
+            name: "image:5", "message:5" or "oip:5".
         """
         draw = Random(f"{self.seed}:{name}")
-        if name.startswith("message"):
-            path, messages = draw.choice(self._calls)
+        if not name.startswith("image"):
+            of_kind = self._oip_calls if name.startswith("oip") else self._calls
+            path, messages = draw.choice(of_kind)
             return Sent(name, path, mutated_messages(draw, messages, self._messages))
         if draw.random() < 0.15:
             return Sent(name, *_single(draw, image_pb2.Image(raw=self._lying(draw))))

@@ -54,7 +54,7 @@ class Server:
             *("--decode-threads", "2", "--max-image-pixels", "4000000"),
             # Pieces of an image may be doubled: its message is to reach the server all the same.
             *("--max-message-bytes", str(2**25)),
-            *("--response-cache-bytes", str(2**22)),
+            *("--response-cache-bytes", str(2**22), "--oip"),
         ]
         # One heap: else each of gRPC's threads has one, and what those keep free differs.
         environment = os.environ | {"MALLOC_ARENA_MAX": "1"}

@@ -17,10 +17,12 @@ from resnet50.v1 import (
     result_pb2,
     variant_pb2,
 )
+from resnet50_server.api.oip.messages import SERVICE, message_class
 from resnet50_server.api.status import to_status
 from resnet50_server.errors import InvalidImage, Overloaded, TransformMismatch, VariantNotFound
 from resnet50_server.images.transform import Transform
 from tests.support import hostile, hostile_heif
+from tests.support.oip import files_request, infer_request
 from tests.support.pictures import encode, heic, photo_like, picture
 
 INFERENCE = "/resnet50.v1.InferenceService/"
@@ -284,6 +286,39 @@ def calls(image: bytes | None = None) -> dict[str, list[tuple[str, list[bytes]]]
     add(VARIANTS + "SetTrafficSplit", variant_pb2.SetTrafficSplitRequest(split=split))
     add(VARIANTS + "ListTrafficSplits", variant_pb2.ListTrafficSplitsRequest())
     add(VARIANTS + "DeleteTrafficSplit", variant_pb2.DeleteTrafficSplitRequest(variant="tiny"))
+    return made
+
+
+def oip_calls() -> list[tuple[str, list[bytes]]]:
+    """Return valid calls of every RPC of the Open Inference Protocol."""
+    service = f"/{SERVICE.full_name}/"
+    photo = photo_like(24, 16)
+    file, pixels = encode(photo, "JPEG", quality=30), np.asarray(photo)
+    # The network's input: black, which is -mean / std.
+    crop = np.full((1, 3, 32, 32), -1, np.float32)
+    labels = files_request(file, outputs=("PROBABILITIES",), model_name="tiny")
+    labels.outputs[0].parameters["classification"].int64_param = 2
+    hurried = files_request(file, file, id="two")
+    hurried.parameters["timeout"].int64_param = 60_000_000
+    hurried.parameters["priority"].uint64_param = 2
+    typed = infer_request("UINT8", [1, 16, 24, 3], None)
+    typed.inputs[0].contents.uint_contents.append(
+        b"".join(bytes([one]) if one < 128 else bytes([one, 1]) for one in pixels.tobytes())
+    )
+    infer = [
+        labels,
+        hurried,
+        typed,
+        infer_request("UINT8", [1, 16, 24, 3], pixels.tobytes(), "EMBEDDING"),
+        infer_request("FP32", [1, 3, 32, 32], crop.tobytes()),
+    ]
+    made = [(f"{service}ModelInfer", [request.SerializeToString()]) for request in infer]
+    made.append((f"{service}ModelStreamInfer", [one.SerializeToString() for one in infer]))
+    for method in SERVICE.methods:
+        named = {"name", "model_name"} & set(method.input_type.fields_by_name)
+        if method.name not in ("ModelInfer", "ModelStreamInfer"):
+            request = message_class(method.input_type.name)(**dict.fromkeys(named, "tiny"))
+            made.append((f"{service}{method.name}", [request.SerializeToString()]))
     return made
 
 

@@ -123,11 +123,13 @@ def blocking(address: str) -> None:
     report("infer with class_count", lambda: labels(client))
     report(
         "infer with priority, timeout, request_id",
-        lambda: client.infer(
-            MODEL, [image], priority=2, timeout=60_000_000, request_id="mine", client_timeout=60
-        )
-        .get_response()
-        .id,
+        lambda: (
+            client.infer(
+                MODEL, [image], priority=2, timeout=60_000_000, request_id="mine", client_timeout=60
+            )
+            .get_response()
+            .id
+        ),
     )
     report("async_infer", lambda: asynchronous(client))
     report("async_stream_infer", lambda: stream(client))
