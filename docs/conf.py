@@ -33,6 +33,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
             "docs/how-to/bulk",
             "docs/how-to/stream-video",
             "docs/how-to/preprocess-at-the-client",
+            "docs/how-to/open-inference-protocol",
             "docs/how-to/other-languages",
             "docs/how-to/test-an-application",
             "docs/how-to/examples",

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from resnet50_server.api.grpc_server import (
     IMAGE_METHODS,
     INFERENCE_SERVICE,
-    METHODS,
     SERVICES,
-    STREAMS,
     GrpcServer,
+    methods,
+    streaming_methods,
 )
 from resnet50_server.api.health import HealthReporter
 from resnet50_server.api.inference_service import CallLimits, InferenceServicer
@@ -301,7 +301,7 @@ def build(
         watcher = DirectoryWatcher(directory, variants, control, settings.watch_variants_s)
     self_tests = SelfTests(variants)
     closing.callback(self_tests.close)
-    limits_of_calls = _call_limits(settings)
+    limits_of_calls = CallLimits.of(settings)
     inference = InferenceServicer(variants, pipeline, limits_of_calls, traffic)
     administration = VariantServicer(variants, control, traffic, limits.exact_jpeg_pixels)
     oip = None
@@ -384,12 +384,7 @@ def _metrics(settings: Settings) -> Metrics:
         release = version("resnet50-serving")
     except PackageNotFoundError:  # run from its sources
         release = "unknown"
-    methods = {name: name in STREAMS for name in METHODS}
-    if settings.oip:
-        from resnet50_server.api.oip import messages
-
-        methods |= {name: name in messages.STREAMS for name in messages.METHODS}
-    return Metrics(methods, IMAGE_METHODS, release)
+    return Metrics(streaming_methods(settings), IMAGE_METHODS, release)
 
 
 def _tracing(settings: Settings) -> Tracing | None:
@@ -397,12 +392,7 @@ def _tracing(settings: Settings) -> Tracing | None:
         return None
     from resnet50_server.telemetry.tracing import Tracing
 
-    methods = dict(METHODS)
-    if settings.oip:
-        from resnet50_server.api.oip import messages
-
-        methods |= messages.METHODS
-    return Tracing(settings.otlp_endpoint, settings.trace_ratio, methods)
+    return Tracing(settings.otlp_endpoint, settings.trace_ratio, methods(settings))
 
 
 def _admission_limits(settings: Settings) -> Limits:
@@ -416,16 +406,4 @@ def _admission_limits(settings: Settings) -> Limits:
         streams_per_caller=settings.max_streams_per_caller,
         uploads_per_caller=settings.max_uploads_per_caller,
         rate_per_caller=settings.max_rate_per_caller,
-    )
-
-
-def _call_limits(settings: Settings) -> CallLimits:
-    return CallLimits(
-        upload_idle_timeout_s=settings.upload_idle_timeout_s,
-        upload_timeout_s=settings.upload_timeout_s,
-        stream_idle_timeout_s=settings.stream_idle_timeout_s,
-        max_frames_in_flight=settings.max_frames_in_flight,
-        # One batch on the device, one that fills meanwhile.
-        frames_in_flight=2 * settings.max_batch_size,
-        max_images_per_call=settings.max_images_per_call,
     )

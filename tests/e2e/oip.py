@@ -64,7 +64,9 @@ class Recorder(grpc.GenericRpcHandler):
                     kept.append(request)
                     yield request
 
-            answers = call(keep(), timeout=context.time_remaining())
+            left_s = context.time_remaining()  # beyond any calendar without a deadline
+            timeout_s = left_s if left_s is not None and left_s < 3600 else None
+            answers = call(keep(), timeout=timeout_s, metadata=_own(context))
             try:
                 yield from answers
             except grpc.RpcError:
@@ -74,6 +76,12 @@ class Recorder(grpc.GenericRpcHandler):
                 self.calls.append((details.method, kept, answers.code().name))
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+
+def _own(context: grpc.ServicerContext) -> list[tuple[str, str | bytes]]:
+    """Return the metadata of a call that are not gRPC's own."""
+    reserved = ("grpc-", "user-agent", ":")
+    return [pair for pair in context.invocation_metadata() if not pair[0].startswith(reserved)]
 
 
 @contextmanager

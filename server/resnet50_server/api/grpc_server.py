@@ -76,6 +76,25 @@ LAST_RESPONSES_S = 0.5
 NO_LIMIT_S = 1e6
 
 
+def methods(settings: Settings) -> dict[str, str]:
+    """Return the full names of all methods, by their short ones."""
+    if not settings.oip:
+        return METHODS
+    from .oip.messages import METHODS as OIP_METHODS
+
+    return METHODS | OIP_METHODS
+
+
+def streaming_methods(settings: Settings) -> dict[str, bool]:
+    """Return which methods answer with a stream, by their short names."""
+    streams = STREAMS
+    if settings.oip:
+        from .oip.messages import STREAMS as OIP_STREAMS
+
+        streams |= OIP_STREAMS
+    return {name: name in streams for name in methods(settings)}
+
+
 class GrpcServer:
     """The gRPC server with all services.
 

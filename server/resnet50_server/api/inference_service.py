@@ -16,6 +16,7 @@ from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import TrafficRouter
+from resnet50_server.settings import Settings
 
 from .call import Call
 from .frame_stream import FrameStream
@@ -45,6 +46,19 @@ class CallLimits:
     max_frames_in_flight: int
     frames_in_flight: int
     max_images_per_call: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> CallLimits:
+        """Return those of the settings."""
+        return cls(
+            upload_idle_timeout_s=settings.upload_idle_timeout_s,
+            upload_timeout_s=settings.upload_timeout_s,
+            stream_idle_timeout_s=settings.stream_idle_timeout_s,
+            max_frames_in_flight=settings.max_frames_in_flight,
+            # One batch on the device, one that fills meanwhile.
+            frames_in_flight=2 * settings.max_batch_size,
+            max_images_per_call=settings.max_images_per_call,
+        )
 
 
 class InferenceServicer:

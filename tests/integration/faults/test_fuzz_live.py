@@ -34,7 +34,9 @@ def report(found) -> Report:
         patch.setattr(Source, "make", make_wrong)
         patch.setattr(live.Senders, "expected", expect_wrong)
         patch.setattr(live, "FOUND", found)
-        return live.run(Plan(seed=2, images=CALLS, messages=CALLS, oip=CALLS, warm_up=0, flat=False))
+        return live.run(
+            Plan(seed=2, images=CALLS, messages=CALLS, oip=CALLS, warm_up=0, flat=False)
+        )
 
 
 def test_mutated_input_is_answered_or_refused_without_leaks(report):
