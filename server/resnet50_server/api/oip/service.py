@@ -57,7 +57,7 @@ ModelStreamInferResponse = message_class("ModelStreamInferResponse")
 
 @dataclass(frozen=True)
 class OipConfig:
-    """What the protocol reports of the server's settings.
+    """Settings that the protocol reports.
 
     Attributes:
         model_name: Alias of the default variant.
