@@ -1,7 +1,7 @@
 """Messages of the standard health service, in a descriptor pool of their own.
 
 grpcio-health-checking pins protobuf's major version, and other packages register the same file in
-protobuf's process-wide pool; a private pool avoids both (docs/adr/0005).
+protobuf's process-wide pool; a private pool avoids both (docs/adr/0005-health-descriptor-pool.md).
 """
 
 from __future__ import annotations

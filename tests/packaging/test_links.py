@@ -1,4 +1,4 @@
-"""Relative links of every Markdown page lead to a file, and to a heading that exists."""
+"""Links of Markdown pages lead to files and headings that exist; pages that code names exist."""
 
 from __future__ import annotations
 
@@ -63,6 +63,14 @@ def dead_links(page: Path, text: str) -> Iterator[str]:
 def test_relative_links_resolve(page):
     path = ROOT / page
     assert list(dead_links(path, path.read_text())) == []
+
+
+def test_pages_that_code_and_deployment_name_exist():
+    command = ["git", "grep", "-hoE", r"\bdocs/[a-z0-9_/-]+\.(md|svg|dot)\b", "--", ":!*.md"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    named = set(found.stdout.split()) - {"docs/x.md"}  # an example of test_words.py
+    assert len(named) > 20
+    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
 
 
 @pytest.mark.parametrize(
