@@ -17,3 +17,8 @@ def test_excerpt_is_part_of_the_example(block):
 
 def test_the_page_about_web_services_has_three_excerpts():
     assert len({block.title for block in EXCERPTS}) == 3
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_code_blocks_have_no_placeholders(page):
+    assert [str(block) for block in blocks(page) if "@@" in block.text] == []
