@@ -71,19 +71,21 @@ async def test_each_datatype_gets_the_answers_of_the_own_contract():
         "normalised": infer_request("FP32", list(normalized.shape), normalized.tobytes()),
         "normalised as contents": floats,
     }
-    async with oip(engine="torch", variants=["untrained=random:0"], max_message_bytes=2**24) as (
-        _,
-        channel,
-    ):
+    settings = {"engine": "torch", "variants": ["untrained=random:0"], "max_batch_size": 1}
+    async with oip(max_message_bytes=2**24, **settings) as (server, channel):
+        digest = server.parts.variants.default.transform.digest
         own = [await native(channel, image_pb2.Image(encoded=encode(one))) for one in pictures]
+        # torchvision resizes the whole image, the server what the crop needs: a level may differ.
+        own_crops = [await native(channel, cropped(one, digest)) for one in normalized]
         for kind, request in requests.items():
             found = tensors(await infer(channel, request))
-            for index, (probabilities, embedding) in enumerate(own):
+            expected = own_crops if kind.startswith("normalised") else own
+            for index, (probabilities, embedding) in enumerate(expected):
                 np.testing.assert_allclose(
-                    found["PROBABILITIES"][index], probabilities, rtol=1e-5, atol=1e-6, err_msg=kind
+                    found["PROBABILITIES"][index], probabilities, atol=1e-6, err_msg=kind
                 )
                 np.testing.assert_allclose(
-                    found["EMBEDDING"][index], embedding, rtol=1e-5, atol=1e-6, err_msg=kind
+                    found["EMBEDDING"][index], embedding, atol=1e-5, err_msg=kind
                 )
 
 
