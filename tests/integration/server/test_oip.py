@@ -285,6 +285,7 @@ async def test_timeout_parameter_is_a_deadline():
             await until(lambda: in_flight(server))
             with refused("DEADLINE_EXCEEDED", ""):
                 await infer(channel, request)
+            assert not opened.is_set()
         finally:
             opened.set()
         await blocking

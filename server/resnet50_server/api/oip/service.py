@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from resnet50.v1 import variant_pb2
 from resnet50_server.batching.result import Result
-from resnet50_server.errors import InvalidImage, InvalidRequest, ShuttingDown
+from resnet50_server.errors import DeadlineUnreachable, InvalidImage, InvalidRequest, ShuttingDown
 from resnet50_server.events import ImageEvent
 from resnet50_server.images.source import Source
 from resnet50_server.inference.admission import Permit
@@ -200,8 +200,35 @@ class OipServicer:
 
     async def ModelInfer(self, request: Any, call: Call) -> Any:
         """Classify and embed the images of a tensor."""
-        started = time.perf_counter()
         _apply_parameters(request.parameters, call)
+        if "timeout" not in request.parameters or call.deadline is None:
+            return await self._infer(request, call)
+        # gRPC cancels a call at its own deadline only.
+        task, loop, late = asyncio.current_task(), asyncio.get_running_loop(), False
+        assert task is not None
+
+        def on_timeout() -> None:
+            nonlocal late
+            late = True
+            task.cancel()
+
+        # Not wait_for, which makes a task of its own on Python below 3.12.
+        timer = loop.call_at(call.deadline, on_timeout)
+        try:
+            return await self._infer(request, call)
+        except asyncio.CancelledError:
+            if not late:
+                raise
+            raise DeadlineUnreachable(
+                "parameters.timeout: has passed before the images were computed; allow more time,"
+                " or send fewer images a call"
+            ) from None
+        finally:
+            timer.cancel()
+
+    async def _infer(self, request: Any, call: Call) -> Any:
+        """Return the response to a request."""
+        started = time.perf_counter()
         requested = self._requested(request)
         tensor = parse_input(request, self._limits.max_images_per_call)
         outputs = parse_outputs(request, requested.spec, tensor.count)
