@@ -32,7 +32,7 @@ class Output:
 
     Attributes:
         name: "PROBABILITIES" or "EMBEDDING".
-        top_k: Of the classification extension: so many labels in the place of probabilities; 0 for
+        top_k: Of the classification extension: so many labels instead of probabilities; 0 for
             none.
     """
 

@@ -69,7 +69,7 @@ class OipConfig:
 
 
 class OipServicer:
-    """`inference.GRPCInferenceService`; its methods get a `Call` in the place of gRPC's context.
+    """`inference.GRPCInferenceService`; its methods get a `Call` instead of gRPC's context.
 
     Args:
         config: From the settings.
