@@ -66,6 +66,8 @@ matrix: $(VENV)/installed  ## The SDK on each CPython here, with old and new grp
 
 bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/benchmarks/results.md
 	$(BIN)/python -m benchmarks.standard
+	$(BIN)/python -m docs.draw
+	$(BIN)/python -m benchmarks.plots
 
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 	$(BIN)/python -m benchmarks.gpu
@@ -148,8 +150,9 @@ docs: $(VENV)/installed  ## Build the documentation's site into .cache/site; dea
 docs-serve: $(VENV)/installed  ## The same, and serve it on 127.0.0.1:8000
 	$(BIN)/python -m docs.build --serve
 
-pictures: $(VENV)/installed  ## Draw docs/*.svg from docs/*.dot, and plots from docs/benchmarks/results.md; needs Graphviz
-	for one in docs/*.dot; do dot -Tsvg $$one -o $${one%.dot}.svg; done
+pictures: $(VENV)/installed  ## Draw docs/images from text, simulations and docs/benchmarks/results.md, and docs/*.dot; needs Graphviz
+	$(BIN)/python -m docs.draw
+	$(BIN)/python -m docs.draw.graph
 	$(BIN)/python -m benchmarks.plots
 
 dist: $(VENV)/installed  ## Build wheel and sdist into dist/; the same sources give the same bytes

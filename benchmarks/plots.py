@@ -18,8 +18,16 @@ from matplotlib import pyplot
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 IMAGES = DOCS / "images"
-INK, FAINT, DARK_INK, DARK_FAINT = "#24292f", "#d0d7de", "#e6edf3", "#3d444d"
-COLORS = {"fp32": "#0969da", "int8": "#bc4c00"}
+PANEL, INK, FAINT = "#ffffff", "#1f2328", "#d1d9e0"
+COLORS = {"fp32": "#0969da", "bf16": "#8250df", "int8": "#bc4c00"}
+DARK = {
+    PANEL: "#0d1117",
+    INK: "#f0f6fc",
+    FAINT: "#3d444d",
+    "#0969da": "#4493f8",
+    "#8250df": "#ab7df8",
+    "#bc4c00": "#f0883e",
+}
 _ROW = re.compile(r"^\| (\d+)%: ([\d.]+)/s \|(.*)\|$", re.MULTILINE)
 
 
@@ -61,7 +69,7 @@ def sweep(page: str, title: str) -> list[Point]:
 
 def latency_against_load(page: str) -> str:
     """Return the plot as SVG."""
-    figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(6.67, 3.2), layout="constrained", facecolor=PANEL)
     for name, title in (("fp32", "fp32, the engine"), ("int8", "int8 made of")):
         points = sweep(page, title)
         rates = [point.rate for point in points]
@@ -87,7 +95,8 @@ def latency_against_load(page: str) -> str:
     for spine in axes.spines.values():
         spine.set_color(FAINT)
     out = StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    axes.set_facecolor(PANEL)
+    figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return _with_dark_mode(out.getvalue())
 
@@ -96,7 +105,7 @@ def _with_dark_mode(svg: str) -> str:
     """Add the style of dark mode, by the colours that the drawing has."""
     rules = "".join(
         f'*[style*="{part}: {light}"] {{ {part}: {dark} !important }} '
-        for light, dark in ((INK, DARK_INK), (FAINT, DARK_FAINT))
+        for light, dark in DARK.items()
         for part in ("fill", "stroke")
     )
     style = f"<style>@media (prefers-color-scheme: dark) {{ {rules}}}</style>"

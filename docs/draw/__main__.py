@@ -1,0 +1,58 @@
+"""Draw the pictures of docs/images, or check that they are current.
+
+python -m docs.draw            draw
+python -m docs.draw --check    exit 1 if a picture is not what its source draws
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from . import batches, delivery, kubernetes, request, split, swap
+
+FOLDER = Path(__file__).resolve().parents[1] / "images"
+PICTURES: dict[str, Callable[[], str]] = {
+    "batches.svg": batches.draw,
+    "delivery.svg": delivery.draw,
+    "kubernetes.svg": kubernetes.draw,
+    "request-steps.svg": request.draw_steps,
+    "request-times.svg": request.draw_times,
+    "swap.svg": swap.draw,
+    "traffic-split.svg": split.draw,
+}
+
+
+def main(
+    arguments: list[str] | None = None,
+    folder: Path = FOLDER,
+    pictures: Mapping[str, Callable[[], str]] = PICTURES,
+) -> int:
+    """Run the command line; return the exit code.
+
+    Args:
+        arguments: Without the program's name; default: those of the process.
+        folder: The folder of the pictures.
+        pictures: Functions that draw them, by file name.
+    """
+    parser = argparse.ArgumentParser(prog="python -m docs.draw", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    options = parser.parse_args(arguments)
+    stale = 0
+    for name, draw in pictures.items():
+        path, text = folder / name, draw()
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        if options.check:
+            print(f"{name} is not what docs/draw draws: run `make pictures`", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {name}")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
