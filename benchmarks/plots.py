@@ -1,6 +1,6 @@
 """Plots of docs/benchmarks/results.md: python -m benchmarks.plots; `make pictures` runs it.
 
-latency-load.svg   p50 and p99 against the offered load, Poisson arrivals, fp32 and int8
+latency-load.svg   p50, p99 and failed calls against the offered load, fp32 and int8
 
 They are drawn from the tables that `make bench` has written into the page, so a plot and its
 figures are of one run. Colours follow the reader's light or dark mode.
@@ -69,12 +69,21 @@ def sweep(page: str, title: str) -> list[Point]:
 
 def latency_against_load(page: str) -> str:
     """Return the plot as SVG."""
-    figure, axes = pyplot.subplots(figsize=(6.67, 3.2), layout="constrained", facecolor=PANEL)
+    figure, (axes, below) = pyplot.subplots(
+        2,
+        figsize=(6.67, 4.2),
+        sharex=True,
+        height_ratios=(3, 1),
+        layout="constrained",
+        facecolor=PANEL,
+    )
     for name, title in (("fp32", "fp32, the engine"), ("int8", "int8 made of")):
         points = sweep(page, title)
         rates = [point.rate for point in points]
         axes.plot(rates, [point.p50_ms for point in points], "o-", color=COLORS[name])
         axes.plot(rates, [point.p99_ms for point in points], "o--", color=COLORS[name], alpha=0.6)
+        failed = [point.failed * 100 for point in points]
+        below.plot(rates, failed, "o-", color=COLORS[name], clip_on=False)
         second = points[1]
         axes.annotate(
             name,
@@ -88,14 +97,17 @@ def latency_against_load(page: str) -> str:
     axes.set_yscale("log")
     axes.set_yticks([10, 30, 100, 300, 1000], ["10", "30", "100", "300", "1000"])
     axes.set_xlim(left=0)
-    axes.set_xlabel("offered load, images/s (Poisson arrivals, deadline 1 s)", color=INK)
     axes.set_ylabel("latency, ms (p50; p99 dashed)", color=INK)
-    axes.tick_params(colors=INK, which="both")
-    axes.grid(color=FAINT, linewidth=0.5)
-    for spine in axes.spines.values():
-        spine.set_color(FAINT)
+    below.set_ylim(0, 60)
+    below.set_ylabel("failed, %", color=INK)
+    below.set_xlabel("offered load, images/s (Poisson arrivals, deadline 1 s)", color=INK)
+    for one in (axes, below):
+        one.tick_params(colors=INK, which="both")
+        one.grid(color=FAINT, linewidth=0.5)
+        one.set_facecolor(PANEL)
+        for spine in one.spines.values():
+            spine.set_color(FAINT)
     out = StringIO()
-    axes.set_facecolor(PANEL)
     figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return _with_dark_mode(out.getvalue())

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from . import batches, delivery, kubernetes, request, split, swap
+from . import batches, delivery, kubernetes, request, split, swap, throughput
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 PICTURES: dict[str, Callable[[], str]] = {
@@ -21,6 +21,7 @@ PICTURES: dict[str, Callable[[], str]] = {
     "request-steps.svg": request.draw_steps,
     "request-times.svg": request.draw_times,
     "swap.svg": swap.draw,
+    "throughput.svg": throughput.draw,
     "traffic-split.svg": split.draw,
 }
 
