@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from . import batches, delivery, kubernetes, request, split, swap, throughput
+from . import batches, delivery, kubernetes, overview, request, split, swap, throughput
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 PICTURES: dict[str, Callable[[], str]] = {
     "batches.svg": batches.draw,
     "delivery.svg": delivery.draw,
     "kubernetes.svg": kubernetes.draw,
+    "overview.svg": overview.draw,
     "request-steps.svg": request.draw_steps,
     "request-times.svg": request.draw_times,
     "swap.svg": swap.draw,
