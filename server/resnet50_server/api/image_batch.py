@@ -108,7 +108,7 @@ class ImageBatch:
     async def _admit(self) -> None:
         """Start to compute further images as there are permits for them."""
         admission, caller, bulk = self._pipeline.admission, self._call.caller.name, self._call.bulk
-        while self._left:
+        while self._left and not self._ended.done():
             try:
                 permit = admission.try_acquire(caller, bulk=bulk)
                 if permit is None:

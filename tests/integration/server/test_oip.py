@@ -15,6 +15,7 @@ import torch
 from torchvision.models import ResNet50_Weights
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
+from resnet50_server.errors import DeadlineUnreachable
 from tests.support.administering import ADMIN, APP, administered, describe, refused
 from tests.support.oip import files_request, infer_request, request_of, rpc, tensors
 from tests.support.pictures import encode, photo_like, picture
@@ -299,6 +300,33 @@ async def test_cancelled_request_frees_its_permit():
         call.cancel()
         opened.set()
         await until(lambda: not in_flight(server))
+
+
+def refuse_after_first(server: Any, error: Exception) -> None:
+    """Make the scheduler refuse images, as it is given them, from the second one on."""
+    (scheduler,) = server.parts.devices.schedulers.values()
+    submit, submitted = scheduler.submit, []
+
+    def submit_first(*arguments: Any, **options: Any) -> Any:
+        submitted.append(arguments)
+        if len(submitted) > 1:
+            raise error
+        return submit(*arguments, **options)
+
+    scheduler.submit = submit_first
+
+
+async def test_image_refused_at_once_ends_a_call_of_several():
+    preset = ResNet50_Weights.IMAGENET1K_V2.transforms()
+    normalized = torch.stack([preset(picture())] * 4).numpy()
+    request = infer_request("FP32", list(normalized.shape), normalized.tobytes())
+    async with oip() as (server, channel):
+        refuse_after_first(server, DeadlineUnreachable("cannot be met"))
+        opened = gate(server)
+        with refused("DEADLINE_EXCEEDED", "cannot be met"):
+            await infer(channel, request)
+        opened.set()
+        await until(lambda: not in_flight(server) and not server.parts.admission.requests)
 
 
 async def test_stream_answers_in_order_and_survives_bad_requests():
