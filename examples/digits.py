@@ -129,7 +129,9 @@ def write(
     """Write what the server needs of a variant."""
     out.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, out / "weights.safetensors")
+    weights = out / "weights.safetensors"
+    save_file(state, weights)
+    weights.chmod(0o644)  # safetensors makes it for its owner only
     facts = {
         "categories": CATEGORIES,
         "transform": {

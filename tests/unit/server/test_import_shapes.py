@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -473,3 +475,14 @@ def test_variant_in_the_directory_is_kept_unless_replaced(tmp_path, source, cate
     imported(other, directory, categories=categories, replace=True)
     assert (directory / "weights.safetensors").read_bytes() != before
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["mine"]
+
+
+def test_other_users_may_read_what_is_imported(tmp_path, categories):
+    source = save(trained(), tmp_path / "model.pt")
+    before = os.umask(0o022)
+    try:
+        imported(source, tmp_path / "pets", categories=categories)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "pets").iterdir()}
+    assert modes == {"weights.safetensors": 0o644, "variant.json": 0o644}

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,6 +193,8 @@ def _write(state: dict[str, Tensor], description: dict[str, Any], directory: Pat
         # Shapes, and that all numbers are finite.
         build_model(spec, Weights(dict(state), ""))
         save_file(state, weights, metadata={"format": "pt"})
+        # safetensors makes it for its owner only; the server may run as another user.
+        weights.chmod(stat.S_IMODE(json_file.stat().st_mode))
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         if not directory.exists():
             partial.rename(directory)
