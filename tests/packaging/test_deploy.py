@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
@@ -27,6 +28,7 @@ from tests.support.deployments import (
     unit,
     variables,
 )
+from tests.support.kustomize import apply_component, base
 
 # The health service's own name: SERVING for as long as the process lives.
 ALIVE = "grpc.health.v1.Health"
@@ -205,6 +207,70 @@ def test_probes_match_the_server_and_spare_loading_or_draining():
     # A server that loads or drains is NOT_SERVING in all but this.
     assert probes["startupProbe"]["service"] == ALIVE
     assert probes["livenessProbe"]["service"] == ALIVE
+
+
+HANDLERS = {"grpc", "httpGet", "tcpSocket", "exec"}
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+
+
+def with_components(*names: str) -> dict[str, dict]:
+    objects = base()
+    for name in names:
+        apply_component(objects, name)
+    return objects
+
+
+def server_of(objects: dict[str, dict]) -> dict:
+    (server,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return server
+
+
+def settings_with(patch: pytest.MonkeyPatch, *names: str) -> Settings:
+    server = server_of(with_components(*names))
+    told = Dockerfile().environment | variables(server)
+    return settings_of(server["args"][1:], told, patch)
+
+
+@pytest.mark.parametrize("names", [(), ("tls",), ("admin",), ("tls", "admin")], ids="-".join)
+def test_each_probe_has_exactly_one_handler(names):
+    server = server_of(with_components(*names))
+    for probe in PROBES:
+        assert len(HANDLERS & set(server[probe])) == 1, probe
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("names", [("tls",), ("admin",), ("tls", "admin")], ids="-".join)
+def test_components_are_valid_for_kubernetes(names, version):
+    for manifest in with_components(*names).values():
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_tls_component_probes_the_metrics_port_and_ends_plaintext(monkeypatch):
+    objects = with_components("tls")
+    server = server_of(objects)
+    found = {probe: server[probe]["httpGet"] for probe in PROBES}
+    assert {one["port"] for one in found.values()} == {"metrics"}
+    assert [found[probe]["path"] for probe in PROBES] == ["/livez", "/readyz", "/livez"]
+    assert "appProtocol" not in objects["Service"]["spec"]["ports"][0]
+    told = settings_with(monkeypatch, "tls")
+    assert not told.allow_plaintext
+    assert {told.tls_cert.parent, told.tls_key.parent} == {mount_of(objects, "tls")}
+
+
+def test_admin_component_enables_loads_and_splits(monkeypatch):
+    objects = with_components("admin")
+    told = settings_with(monkeypatch, "admin")
+    assert told.tokens_file.parent == mount_of(objects, "tokens")
+    assert told.variants_dir == mount_of(objects, "custom-variants")
+
+
+def mount_of(objects: dict[str, dict], volume: str) -> Path:
+    """Return where the server mounts a volume that its pod has."""
+    assert volume in {
+        one["name"] for one in objects["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    }
+    (mount,) = [one for one in server_of(objects)["volumeMounts"] if one["name"] == volume]
+    return Path(mount["mountPath"])
 
 
 def test_selectors_mean_the_servers_and_nothing_else():

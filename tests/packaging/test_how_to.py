@@ -16,7 +16,8 @@ def test_excerpt_is_part_of_the_example(block):
 
 
 def test_the_page_about_web_services_has_three_excerpts():
-    assert len({block.title for block in EXCERPTS}) == 3
+    titles = {block.title for block in EXCERPTS if block.page.stem == "call-from-a-web-service"}
+    assert len(titles) == 3
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
