@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from . import batches, delivery, kubernetes, overview, request, split, swap, throughput
+from . import batches, delivery, kubernetes, overview, request, split, swap, throughput, top
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 PICTURES: dict[str, Callable[[], str]] = {
@@ -23,6 +23,7 @@ PICTURES: dict[str, Callable[[], str]] = {
     "request-times.svg": request.draw_times,
     "swap.svg": swap.draw,
     "throughput.svg": throughput.draw,
+    "top.svg": top.draw,
     "traffic-split.svg": split.draw,
 }
 

@@ -24,6 +24,7 @@ TONES = {
     "faint": (("#ffffff", "#d1d9e0"), ("#0d1117", "#3d444d")),
 }
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
+_MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
 def _style() -> str:
@@ -42,7 +43,7 @@ def _style() -> str:
     return (
         f":root{{{variables(0)}}}\n"
         f"@media (prefers-color-scheme: dark){{:root{{{variables(1)}}}}}\n"
-        f".text{{font-family:{_FONT}}}{rules}"
+        f".text{{font-family:{_FONT}}}.mono{{font-family:{_MONO}}}{rules}"
     )
 
 
@@ -81,6 +82,17 @@ class Picture:
                 f'<text class="text {tone}" x="{x:.4g}" y="{y + number * size * 1.3:.4g}" '
                 f'font-size="{size:g}" text-anchor="{anchor}"{weight}>{escape(line)}</text>'
             )
+
+    def monospaced(
+        self, x: float, y: float, text: str, *, column: float, tone: str, bold: bool
+    ) -> None:
+        """Write a line of a terminal, whose characters are `column` wide whatever the font."""
+        weight = ' font-weight="600"' if bold else ""
+        self._parts.append(
+            f'<text class="text mono {tone}" x="{x:.4g}" y="{y:.4g}" font-size="12.5" '
+            f'textLength="{len(text) * column:.4g}" lengthAdjust="spacingAndGlyphs"{weight}>'
+            f"{escape(text)}</text>"
+        )
 
     def box(
         self,
