@@ -14,7 +14,6 @@ hide anything.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import math
 import random
@@ -26,6 +25,7 @@ from typing import Any
 
 import grpc
 
+from benchmarks.measures import parser_of
 from benchmarks.process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_server.batching.batch import BatchPolicy
@@ -305,9 +305,7 @@ def main() -> None:
         "ahead": compare_ahead,
         "goodput": measure_goodput,
     }
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
-    for name in parser.parse_args().what or measures:
+    for name in parser_of(__doc__, measures).parse_args().what or measures:
         measures[name]()
 
 

@@ -24,21 +24,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 
+from benchmarks.measures import parser_of
 from benchmarks.overhead import (
     CLASSIFY,
-    CLASSIFY_STREAM,
     IN_FLIGHT,
     STARTS,
     TURNS,
     cpu_of,
     photo,
     ratio,
+    stream_replies,
 )
 from benchmarks.process import DECODING, resident_kib, server
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
@@ -80,22 +81,8 @@ async def call_unary(channel: grpc.aio.Channel, images: list[image_pb2.Image], u
 
 async def call_stream(channel: grpc.aio.Channel, images: list[image_pb2.Image], use: int) -> None:
     """Send all of them on one stream, at most `IN_FLIGHT` unanswered."""
-    window = asyncio.Semaphore(IN_FLIGHT)
-
-    async def requests() -> AsyncIterator[bytes]:
-        yield inference_pb2.ClassifyStreamRequest(
-            config=inference_pb2.ClassifyStreamConfig(max_in_flight=IN_FLIGHT)
-        ).SerializeToString()
-        for number, image in enumerate(images):
-            await window.acquire()
-            yield inference_pb2.ClassifyStreamRequest(
-                frame=inference_pb2.Frame(frame_id=number, image=image)
-            ).SerializeToString()
-
     answered = 0
-    stream: Any = channel.stream_stream(CLASSIFY_STREAM)
-    async for reply in stream(requests()):
-        window.release()
+    async for reply in stream_replies(channel, images):
         answered += 1
         if not answered % 50:
             assert inference_pb2.ClassifyStreamResponse.FromString(reply).timing.cache == use
@@ -254,8 +241,7 @@ def main() -> None:
         "torch": measure_torch,
         "memory": measure_memory,
     }
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
+    parser = parser_of(__doc__, measures)
     parser.add_argument("--fill", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fill is not None:

@@ -12,7 +12,6 @@ machine (Linux). Figures are ratios within one run, medians over interleaved tur
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import queue
@@ -30,6 +29,7 @@ import torch
 from PIL import Image
 from torchvision.models import ResNet50_Weights, quantization, resnet50
 
+from benchmarks.measures import parser_of
 from benchmarks.overhead import photo
 from benchmarks.process import SERVER, resident_kib, server
 from resnet50.v1 import image_pb2
@@ -323,9 +323,7 @@ def main() -> None:
             flags, *numbers = arguments
             print(pipeline(json.loads(flags), *map(int, numbers)))
         return
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
-    for name in parser.parse_args().what or measures:
+    for name in parser_of(__doc__, measures).parse_args().what or measures:
         with tempfile.TemporaryDirectory(prefix="resnet50-") as cache:
             measures[name](Path(cache))
 

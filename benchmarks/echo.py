@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from benchmarks.process import listening
 from resnet50.v1 import image_pb2, inference_pb2, result_pb2
 
 SERVICE = "resnet50.v1.InferenceService"
@@ -155,13 +155,8 @@ def echo_server(kind: str = "echo") -> Iterator[tuple[str, int]]:
 
     options = json.dumps(server_options(Settings(variants=["IMAGENET1K_V2"])))
     command = [sys.executable, "-m", "benchmarks.echo", kind, options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None  # a pipe, as asked for
-    try:
-        yield process.stdout.readline().split()[-1], process.pid
-    finally:
-        process.terminate()
-        process.wait()
+    with listening(command) as address_and_pid:
+        yield address_and_pid
 
 
 def main() -> None:

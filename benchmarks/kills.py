@@ -177,11 +177,7 @@ def main() -> int:
     arguments, flags = parser.parse_known_args()  # the rest is the servers'
     with tempfile.TemporaryDirectory(prefix="resnet50-kills-") as folder:
         outcome = asyncio.run(trial(Path(folder), arguments.kills, arguments.every_s, flags))
-    text = page.report(outcome.lines())
-    print(outcome.ledger.by_shape())
-    if arguments.write:
-        page.write("kills", text)
-    return 1 if outcome.ledger.faults else 0
+    return page.conclude("kills", outcome, arguments.write)
 
 
 if __name__ == "__main__":

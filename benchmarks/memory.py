@@ -12,7 +12,6 @@ the control group takes root, and is left out without.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import multiprocessing
@@ -31,6 +30,7 @@ from typing import Any
 import grpc
 
 from benchmarks import page
+from benchmarks.measures import parser_of
 from benchmarks.process import cpu_s, server
 from benchmarks.reliability import CLASSIFY, STREAM, UPLOAD, p99, peak_kib, poisson, request, send
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
@@ -339,8 +339,7 @@ def lines(names: list[str], seconds: float) -> Iterator[str]:
 
 def main() -> None:
     """Run what was asked for, or everything."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*MEASURES, []], help="default: all")
+    parser = parser_of(__doc__, MEASURES)
     parser.add_argument("--seconds", type=float, default=60.0, help="of an attack; default: 60")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     arguments = parser.parse_args()

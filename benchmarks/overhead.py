@@ -25,13 +25,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import itertools
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -41,6 +42,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.echo import echo_server
+from benchmarks.measures import parser_of
 from benchmarks.process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2
 
@@ -62,6 +64,8 @@ SERIAL_CALLS = 300
 DECODED = 200
 LAG_SECONDS = 20.0
 IMPORTS = 15
+# The figures of `stream` hold those of `unary`.
+DEFAULT = ("stream", "metrics", "serial", "decode", "lag", "import")
 
 
 def photo(length: int = JPEG_BYTES) -> bytes:
@@ -106,24 +110,32 @@ async def call_unary(channel: grpc.aio.Channel, request: bytes, calls: int) -> N
     await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
 
 
-async def call_stream(channel: grpc.aio.Channel, image: image_pb2.Image, frames: int) -> None:
-    """Send frames on one stream, at most `IN_FLIGHT` unanswered."""
+async def stream_replies(
+    channel: grpc.aio.Channel, images: Iterable[image_pb2.Image]
+) -> AsyncIterator[bytes]:
+    """Send images on one stream, at most `IN_FLIGHT` unanswered; yield the replies."""
     window = asyncio.Semaphore(IN_FLIGHT)
 
     async def requests() -> AsyncIterator[bytes]:
         yield inference_pb2.ClassifyStreamRequest(
             config=inference_pb2.ClassifyStreamConfig(max_in_flight=IN_FLIGHT)
         ).SerializeToString()
-        for number in range(frames):
+        for number, image in enumerate(images):
             await window.acquire()
             yield inference_pb2.ClassifyStreamRequest(
                 frame=inference_pb2.Frame(frame_id=number, image=image)
             ).SerializeToString()
 
-    answered = 0
     stream: Any = channel.stream_stream(CLASSIFY_STREAM)
     async for reply in stream(requests()):
         window.release()
+        yield reply
+
+
+async def call_stream(channel: grpc.aio.Channel, image: image_pb2.Image, frames: int) -> None:
+    """Send one image as many frames of a stream."""
+    answered = 0
+    async for reply in stream_replies(channel, itertools.repeat(image, frames)):
         answered += 1
         if not answered % 100:  # a stream answers errors in place
             parsed = inference_pb2.ClassifyStreamResponse.FromString(reply)
@@ -463,15 +475,13 @@ def main() -> None:
         "import": measure_import,
         "tracing": measure_tracing,
     }
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
+    parser = parser_of(__doc__, measures, default=", ".join(DEFAULT))
     parser.add_argument("--load", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load:
         asyncio.run(load(arguments.load))
     else:
-        # The figures of `stream` hold those of `unary`.
-        for name in arguments.what or ("stream", "metrics", "serial", "decode", "lag", "import"):
+        for name in arguments.what or DEFAULT:
             asyncio.run(measures[name]())
 
 

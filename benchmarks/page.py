@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Protocol
 
+from benchmarks.ledger import Ledger
 from resnet50_bench.environment import machine, versions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -19,6 +21,28 @@ def report(lines: Iterable[str], clients: str = "The clients share the cores.") 
         print(line, flush=True)
         written.append(f"* {line}")
     return "\n".join(written)
+
+
+class Outcome(Protocol):
+    """Outcome of a trial.
+
+    Attributes:
+        ledger: Outcomes of its calls.
+    """
+
+    ledger: Ledger
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of its report."""
+
+
+def conclude(target: str, outcome: Outcome, to_page: bool) -> int:
+    """Print the outcome of a trial, write it if asked to; return the exit code."""
+    text = report(outcome.lines())
+    print(outcome.ledger.by_shape())
+    if to_page:
+        write(target, text)
+    return 1 if outcome.ledger.faults else 0
 
 
 def where() -> str:

@@ -22,7 +22,13 @@ def server(*arguments: str) -> Iterator[tuple[str, int]]:
     """Run a server; give its address and process id."""
     if "--variants" not in arguments:
         arguments = ("--variants", "IMAGENET1K_V2", *arguments)
-    command = [*SERVER, "--log-level", "error", *arguments]
+    with listening([*SERVER, "--log-level", "error", *arguments]) as address_and_pid:
+        yield address_and_pid
+
+
+@contextmanager
+def listening(command: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Run a command whose first line ends with its address; give that and its process id."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # a pipe, as asked for
     try:

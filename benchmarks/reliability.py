@@ -27,6 +27,7 @@ import grpc
 
 from benchmarks import page
 from benchmarks.batching import CLASSIFY, Call, request, send
+from benchmarks.measures import parser_of
 from benchmarks.overhead import photo
 from benchmarks.process import cpu_s, resident_kib, server
 from resnet50.v1 import image_pb2, inference_pb2
@@ -306,8 +307,7 @@ def lines(names: list[str]) -> Iterator[str]:
 
 def main() -> None:
     """Run what was asked for, or everything."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*MEASURES, []], help="default: all")
+    parser = parser_of(__doc__, MEASURES)
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/reliability.md")
     parser.add_argument("--stall", metavar="ADDRESS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -243,11 +243,7 @@ def main() -> int:
         outcome = asyncio.run(
             trial(Path(folder), 60 * arguments.minutes, arguments.swap_every_s, flags)
         )
-    text = page.report(outcome.lines())
-    print(outcome.ledger.by_shape())
-    if arguments.write:
-        page.write("soak", text)
-    return 1 if outcome.ledger.faults else 0
+    return page.conclude("soak", outcome, arguments.write)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ times are those of the machine.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import time
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 import grpc
 import numpy as np
 
+from benchmarks.measures import parser_of
 from benchmarks.process import DECODING, cpu_s, resident_kib, server
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client import AsyncClient
@@ -185,9 +185,7 @@ async def measure_idle() -> None:
 def main() -> None:
     """Run what was asked for, or everything."""
     measures = {"cpu": measure_cpu, "fair": measure_fairness, "idle": measure_idle}
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
-    for name in parser.parse_args().what or measures:
+    for name in parser_of(__doc__, measures).parse_args().what or measures:
         asyncio.run(measures[name]())
 
 

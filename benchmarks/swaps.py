@@ -227,11 +227,7 @@ def main() -> int:
         parser.error(f"--swaps: memory is compared with that after swap {WARM}; make more")
     with tempfile.TemporaryDirectory(prefix="resnet50-swaps-") as folder:
         outcome = asyncio.run(trial(Path(folder), arguments.swaps, QUIET_S, flags))
-    text = page.report(outcome.lines())
-    print(outcome.ledger.by_shape())
-    if arguments.write:
-        page.write("swaps", text)
-    return 1 if outcome.ledger.faults else 0
+    return page.conclude("swaps", outcome, arguments.write)
 
 
 if __name__ == "__main__":

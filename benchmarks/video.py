@@ -11,7 +11,6 @@ decoding alone; the server's is that of its process. Servers are started on this
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 import av
 from PIL import Image
 
+from benchmarks.measures import parser_of
 from benchmarks.process import DECODING, cpu_s, server
 from resnet50_client import Client, VideoFrame, frames_from_video
 
@@ -211,10 +211,8 @@ def main() -> None:
         "hdr": measure_hdr,
         "age": measure_age,
     }
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", choices=[*measures, []], help="default: all")
     with tempfile.TemporaryDirectory() as folder:
-        for name in parser.parse_args().what or measures:
+        for name in parser_of(__doc__, measures).parse_args().what or measures:
             measures[name](Path(folder))
 
 

@@ -50,8 +50,9 @@ SERVE = (
     ),
     ExitCode(
         str(EngineHung.status),
-        "The engine hangs: a batch exceeded `engine_timeout_s`.",
-        "Helps.",
+        "The engine hangs: a batch exceeded `engine_timeout_s`. The stacks of all threads are on"
+        " stderr.",
+        "Helps. Report the stacks.",
     ),
     ExitCode(
         str(DecodingHung.status),
