@@ -101,7 +101,8 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
             grpc.StatusCode.UNAVAILABLE,
             f"the call was aborted in transit: {message}",
         )
-    if message == "Deadline Exceeded":  # gRPC's own words
+    # gRPC's own words; those of newer releases are "Stream removed (Deadline Exceeded)".
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and "Deadline Exceeded" in message:
         message = "no response within timeout_s; allow more time, or check the server's load"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         message = f"{server}: {message}{advice}"

@@ -58,6 +58,13 @@ def test_call_that_is_lost_on_its_way_is_unavailable(code, details):
     assert name_of(code, details) is UnavailableError
 
 
+@pytest.mark.parametrize("details", ["Deadline Exceeded", "Stream removed (Deadline Exceeded)"])
+def test_deadline_that_grpc_reports_names_timeout_s(details):
+    error = error_of(Failure(grpc.StatusCode.DEADLINE_EXCEEDED, details), "here:1")
+    assert isinstance(error, errors.DeadlineExceededError)
+    assert str(error).startswith("here:1: no response within timeout_s")
+
+
 def test_fault_of_the_server_stays_its_fault():
     assert name_of(grpc.StatusCode.INTERNAL, "request 12 failed") is ServerError
 
