@@ -37,6 +37,7 @@ async def ordered(
     start: Callable[[Frame], Awaitable[Pending[Reply]]],
     write: Write[Reply],
     window: int,
+    slots_of: Callable[[Frame], int] = lambda _: 1,
 ) -> None:
     """Answer every frame, in order.
 
@@ -45,32 +46,38 @@ async def ordered(
         start: Starts to compute a frame once it is admitted. If it raises, the stream fails.
         write: Sends a response; waits while the client takes none.
         window: Maximum of frames in flight.
+        slots_of: Returns how many of them a frame counts for, as its response is that much larger;
+            one that exceeds the window is in flight alone.
 
     Raises:
         Exception: From `frames` or a frame, after all earlier frames have been answered.
     """
-    slots = asyncio.Semaphore(window)
-    in_flight: asyncio.Queue[Pending[Reply] | None] = asyncio.Queue()
+    free = asyncio.Semaphore(window)
+    in_flight: asyncio.Queue[tuple[Pending[Reply], int] | None] = asyncio.Queue()
 
     async def read() -> None:
         try:
             async for frame in frames:
-                await slots.acquire()
-                in_flight.put_nowait(await start(frame))
+                slots = max(1, min(slots_of(frame), window))
+                for _ in range(slots):
+                    await free.acquire()
+                in_flight.put_nowait((await start(frame), slots))
                 del frame  # else it would be referenced until the next one arrives
         finally:
             in_flight.put_nowait(None)
 
     try:
         async with _running(read(), "read frames") as reading:
-            while (pending := await in_flight.get()) is not None:
+            while (started := await in_flight.get()) is not None:
+                pending, slots = started
                 await write(await pending)
-                slots.release()
+                for _ in range(slots):
+                    free.release()
             await reading
     finally:
         while not in_flight.empty():
             if (left := in_flight.get_nowait()) is not None:
-                left.cancel()
+                left[0].cancel()
 
 
 async def latest(

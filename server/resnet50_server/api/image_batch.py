@@ -55,7 +55,8 @@ class ImageBatch:
 
     The call's own permit is used for one image after another, so that the call proceeds however
     full the server is. More images are in flight as admission control grants permits for them, in
-    turn with other callers' frames: two batches can never wait for each other.
+    turn with other callers' frames: two batches can never wait for each other. The bytes of the
+    message are counted already.
 
     Args:
         images: The images as the request has them, each with its place in the response.
@@ -94,7 +95,7 @@ class ImageBatch:
         """
         call = self._call
         assert call.permit is not None  # set by the guard
-        call.permit.add_bytes(call.message_bytes + len(self._left) * self._task.result_bytes)
+        call.permit.add_bytes(len(self._left) * self._task.result_bytes)
         call.stream = self
         self._compute_next(None)
         admitting = start_task(self._admit(), "admit a batch")

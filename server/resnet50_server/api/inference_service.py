@@ -182,6 +182,8 @@ class InferenceServicer:
         variant = self._resolve_variant(request.options, call, digests)
         task = task_type(request.options, variant)
         with task.variant.in_use():
+            assert call.permit is not None  # set by the guard
+            call.permit.add_bytes(call.message_bytes)
             response = task.batch_response(len(request.images))
             outcomes = [response.results.add() for _ in request.images]
             images = zip(request.images, outcomes, strict=True)

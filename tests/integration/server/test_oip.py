@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torchvision.models import ResNet50_Weights
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_server.errors import DeadlineUnreachable
+from resnet50_server.inference.decode_pool import NO_REQUEST
 from tests.support.administering import ADMIN, APP, administered, describe, refused
 from tests.support.oip import files_request, infer_request, request_of, rpc, tensors
 from tests.support.pictures import encode, photo_like, picture
@@ -302,6 +306,29 @@ async def test_cancelled_request_frees_its_permit():
         await until(lambda: not in_flight(server))
 
 
+def normalized_request(count: int) -> Any:
+    """Return a request with the network's input, so that nothing has to be decoded."""
+    preset = ResNet50_Weights.IMAGENET1K_V2.transforms()
+    normalized = torch.stack([preset(picture())] * count).numpy()
+    return infer_request("FP32", list(normalized.shape), normalized.tobytes())
+
+
+async def test_tensor_that_waits_to_be_converted_is_counted():
+    request = normalized_request(1)
+    async with oip(decode_threads=1) as (server, channel):
+        opened, parts = threading.Event(), server.parts
+        blocking = parts.decode_pool.submit(partial(opened.wait, 60), NO_REQUEST)
+        waiting = asyncio.ensure_future(blocking)
+        call = rpc(channel, "ModelInfer")(request)
+        try:
+            await until(lambda: in_flight(server))  # a replaced variant is kept for it
+            assert parts.admission.bytes == request.ByteSize()
+        finally:
+            opened.set()
+        assert (await call).outputs
+        await waiting
+
+
 def refuse_after_first(server: Any, error: Exception) -> None:
     """Make the scheduler refuse images, as it is given them, from the second one on."""
     (scheduler,) = server.parts.devices.schedulers.values()
@@ -317,14 +344,11 @@ def refuse_after_first(server: Any, error: Exception) -> None:
 
 
 async def test_image_refused_at_once_ends_a_call_of_several():
-    preset = ResNet50_Weights.IMAGENET1K_V2.transforms()
-    normalized = torch.stack([preset(picture())] * 4).numpy()
-    request = infer_request("FP32", list(normalized.shape), normalized.tobytes())
     async with oip() as (server, channel):
         refuse_after_first(server, DeadlineUnreachable("cannot be met"))
         opened = gate(server)
         with refused("DEADLINE_EXCEEDED", "cannot be met"):
-            await infer(channel, request)
+            await infer(channel, normalized_request(4))
         opened.set()
         await until(lambda: not in_flight(server) and not server.parts.admission.requests)
 
@@ -357,6 +381,22 @@ async def test_stream_ends_with_a_status_if_the_client_asks_for_it():
             async for answer in call:
                 answers.append(answer)
     assert len(answers) == 1
+
+
+async def test_failed_stream_leaves_no_error_unretrieved(caplog):
+    async with oip() as (server, channel):
+        opened = gate(server)
+        metadata = (("triton_grpc_error", "true"),)
+        requests = [files_request(PNG), *[files_request(BROKEN)] * 3]
+        call = rpc(channel, "ModelStreamInfer")(iter(requests), metadata=metadata)
+        await until(lambda: server.parts.admission.requests == 1)
+        opened.set()
+        assert (await call.read()).infer_response.outputs
+        with refused("INVALID_ARGUMENT", "inputs[0][0]"):
+            await call.read()
+        await until(lambda: not server.parts.admission.requests)
+        gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_draining_server_ends_a_stream_after_its_requests():

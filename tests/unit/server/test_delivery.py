@@ -157,3 +157,31 @@ async def test_frames_that_have_been_started_are_not_kept(delivery):
     assert [frame() for frame in frames.made] == [None] * 4
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_frame_takes_as_many_places_as_its_response_needs():
+    started: list[int] = []
+    answers: dict[int, asyncio.Future[str]] = {}
+
+    async def frames() -> AsyncIterator[int]:
+        for slots in (3, 2, 9, 1):
+            yield slots
+
+    async def start(slots: int) -> asyncio.Future[str]:
+        started.append(slots)
+        answers[slots] = asyncio.get_running_loop().create_future()
+        return answers[slots]
+
+    async def write(reply: str) -> None:
+        pass
+
+    delivering = asyncio.create_task(ordered(frames(), start, write, 4, lambda slots: slots))
+    expected = [3, 2, 9, 1]
+    for count, slots in enumerate(expected, 1):
+        while len(started) < count:
+            await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert started == expected[:count]
+        answers[slots].set_result("answer")
+    await delivering

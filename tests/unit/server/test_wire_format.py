@@ -6,6 +6,7 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from resnet50.v1 import image_pb2, inference_pb2
+from resnet50_server.api.oip.messages import message_class
 from resnet50_server.api.wire_format import MAX_FIELDS, bounded
 from resnet50_server.errors import InvalidRequest
 
@@ -30,6 +31,15 @@ def test_elements_up_to_the_limit_are_parsed():
 def test_one_element_more_is_refused_unparsed():
     with pytest.raises(InvalidRequest, match=rf"more than {MAX_FIELDS} fields.*send fewer"):
         parser(BATCH)(EMPTY_IMAGE * (MAX_FIELDS + 1))
+
+
+def test_packed_numbers_count_by_their_bytes():
+    request = message_class("ModelInferRequest")
+    shape = request(inputs=[{"shape": [1] * (MAX_FIELDS - 2)}]).SerializeToString()
+    assert len(parser(request)(shape).inputs[0].shape) == MAX_FIELDS - 2
+    longer = request(inputs=[{"shape": [1] * MAX_FIELDS}]).SerializeToString()
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_FIELDS} fields"):
+        parser(request)(longer)
 
 
 def test_messages_without_repeated_fields_are_not_walked():

@@ -232,7 +232,11 @@ class OipServicer:
         requested = self._requested(request)
         tensor = parse_input(request, self._limits.max_images_per_call)
         outputs = parse_outputs(request, requested.spec, tensor.count)
-        images = await self._images(tensor, requested, call)
+        assert call.permit is not None  # set by the guard
+        # Before the tensor waits for a thread to convert it; the variant may be replaced meanwhile.
+        call.permit.add_bytes(call.message_bytes)
+        with requested.in_use():
+            images = await self._images(tensor, requested, call)
         variant = resolve_variant(
             self._router,
             requested,
@@ -263,35 +267,40 @@ class OipServicer:
             admission = self._pipeline.admission
             permit = await admission.acquire(call.caller.name, received.size, bulk=call.bulk)
             own = replace(call, permit=permit)  # which has the bytes of the message already
-            answer = self._answer(received.message, own, permit, ends_stream=ends_stream)
-            return start_task(answer, "request of a stream")
+            answer = self._answer(received.message, own, ends_stream=ends_stream)
+            computing = start_task(answer, "request of a stream")
+            computing.add_done_callback(partial(_release, permit))
+            return computing
+
+        def images_of(received: Received) -> int:
+            tensors = received.message.inputs
+            return tensors[0].shape[0] if tensors and tensors[0].shape else 1
 
         with self._inference.open_stream(reader):
             window = self._limits.max_frames_in_flight
-            await ordered(_messages(reader), start, call.grpc.write, window)
+            await ordered(_messages(reader), start, call.grpc.write, window, images_of)
 
-    async def _answer(self, request: Any, call: Call, permit: Permit, *, ends_stream: bool) -> Any:
+    async def _answer(self, request: Any, call: Call, *, ends_stream: bool) -> Any:
         """Return the response to a request of a stream, its error included."""
-        with permit:
-            try:
-                response = await self.ModelInfer(request, call)
-                response.parameters["triton_final_response"].bool_param = True
-                return ModelStreamInferResponse(infer_response=response)
-            except ShuttingDown:
+        try:
+            response = await self.ModelInfer(request, call)
+            response.parameters["triton_final_response"].bool_param = True
+            return ModelStreamInferResponse(infer_response=response)
+        except ShuttingDown:
+            raise
+        except Exception as error:
+            if ends_stream:
                 raise
-            except Exception as error:
-                if ends_stream:
-                    raise
-                self._pipeline.events.image_refused(call, error)
-                status = to_status(error, call.request_id)
-                response = ModelStreamInferResponse(error_message=status.message)
-                response.infer_response.model_name = request.model_name
-                response.infer_response.id = request.id
-                return response
+            self._pipeline.events.image_refused(call, error)
+            status = to_status(error, call.request_id)
+            response = ModelStreamInferResponse(error_message=status.message)
+            response.infer_response.model_name = request.model_name
+            response.infer_response.id = request.id
+            return response
 
     async def _infer_one(self, source: Source, task: InferTask, call: Call, started: float) -> None:
         assert call.permit is not None  # set by the guard
-        call.permit.add_bytes(call.message_bytes + task.result_bytes)
+        call.permit.add_bytes(task.result_bytes)
         inference = self._router.instrument(task.inference, call, source)
         try:
             result = await self._pipeline.infer(source, inference, call)
@@ -364,6 +373,13 @@ class _BatchWriter:
 async def _messages(reader: MessageReader) -> AsyncIterator[Received]:
     while (received := await reader.next()) is not EOF:
         yield received
+
+
+def _release(permit: Permit, computed: asyncio.Future[Any]) -> None:
+    """Release the permit of a request that has ended, or was cancelled before it began."""
+    permit.release()
+    if not computed.cancelled():
+        computed.exception()  # marks it as retrieved, or asyncio would log it
 
 
 def _as_it_is(image: Source) -> Source:
