@@ -18,7 +18,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip nginx bench bench-gpu reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures clean
+.PHONY: help demo serve test coverage oip nginx bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +71,9 @@ bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/be
 
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 	$(BIN)/python -m benchmarks.gpu
+
+compare: $(VENV)/installed  ## Other model servers with the same network, 25 minutes, 2 GB; writes docs/benchmarks/comparison.md
+	$(BIN)/python -m benchmarks.compare
 
 reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.reliability --write

@@ -88,7 +88,11 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
             "docs/explanation/threat-model",
             "docs/explanation/fault-model",
         ],
-        "Measurements": ["docs/benchmarks/results", "docs/benchmarks/reliability"],
+        "Measurements": [
+            "docs/benchmarks/results",
+            "docs/benchmarks/comparison",
+            "docs/benchmarks/reliability",
+        ],
         "Project": ["CHANGELOG", "CONTRIBUTING", "SECURITY", "docs/adr/README"],
     },
     "docs/reference/sdk": {

@@ -1,0 +1,1 @@
+"""The same network behind other model servers: `make compare`."""
