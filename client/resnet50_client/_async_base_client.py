@@ -61,8 +61,8 @@ class AsyncBaseClient:
 
         Args:
             server: "host:port" (balanced over all addresses of the name), "unix:PATH", or a list of
-                "host:port" to balance over. Names are resolved when a call is made, and again while
-                calls fail.
+                "host:port" to balance over. gRPC resolves one name, again when a connection ends;
+                the names of a list are resolved every 30 s, and again while calls fail.
             timeout_s: Timeout of a call in seconds, retries included; `math.inf` for no limit.
             retry: Policy for retrying failed calls.
             priority: "interactive", or "bulk" for calls that yield to interactive traffic.

@@ -28,7 +28,7 @@ from tests.support.deployments import (
     unit,
     variables,
 )
-from tests.support.kustomize import apply_component, base
+from tests.support.kustomize import apply_component, apply_patch, base
 
 # The health service's own name: SERVING for as long as the process lives.
 ALIVE = "grpc.health.v1.Health"
@@ -262,6 +262,25 @@ def test_admin_component_enables_loads_and_splits(monkeypatch):
     told = settings_with(monkeypatch, "admin")
     assert told.tokens_file.parent == mount_of(objects, "tokens")
     assert told.variants_dir == mount_of(objects, "custom-variants")
+
+
+def test_canary_overlay_has_both_variants_within_the_memory_limit(monkeypatch):
+    page = (ROOT / "docs" / "how-to" / "canary-and-shadow.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    overlay = yaml.safe_load(text)
+    objects = with_components(*[one.rpartition("/")[2] for one in overlay["components"]])
+    for entry in overlay["patches"]:
+        apply_patch(objects, entry["patch"])
+    for version in VERSIONS:
+        for manifest in objects.values():
+            kubernetes_validate.validate(manifest, version, strict=True)
+    server = server_of(objects)
+    environment = Dockerfile().environment | variables(server)
+    told = settings_of(server["args"][1:], environment, monkeypatch)
+    (job,) = objects["Job"]["spec"]["template"]["spec"]["containers"]
+    assert job["args"] == ["variants", "download", *told.variants]
+    assert len(told.variants) == 2
+    assert total(memory_bound(told)) <= size(server["resources"]["limits"]["memory"])
 
 
 def mount_of(objects: dict[str, dict], volume: str) -> Path:
