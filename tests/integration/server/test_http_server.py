@@ -18,7 +18,7 @@ from resnet50_server.settings import Settings
 from resnet50_server.telemetry import http_server
 from tests.support.pictures import encode, picture
 from tests.support.scrape import ON, Scrape, fetch, get, scrape
-from tests.support.serving import engines_of, server_processes, serving, until
+from tests.support.serving import engines_of, gate, server_processes, serving, until
 
 PNG = encode(picture())
 RAW = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -51,16 +51,8 @@ async def test_server_is_live_at_once_and_ready_when_loaded():
 
 
 async def test_server_that_drains_is_alive_and_not_ready():
-    ended = threading.Event()
     async with serving(**ON) as server, AsyncClient(server.addresses[0]) as client:
-        (engine,) = engines_of(server)
-        run = engine.run
-
-        def wait(*arguments):
-            ended.wait(60)
-            return run(*arguments)
-
-        engine.run = wait
+        opened = gate(server)
         url = server.metrics_url
         call = asyncio.ensure_future(client.classify(PNG))
         await until(lambda: server.snapshot().requests == 1)
@@ -68,7 +60,7 @@ async def test_server_that_drains_is_alive_and_not_ready():
         await until(lambda: server.snapshot().draining)
         assert await health(server) == (200, 503, 0)
         assert await get(server, "/readyz") == (503, "the server is shutting down\n")
-        ended.set()
+        opened.set()
         assert (await call).top
         await stopping
         with pytest.raises(OSError, match="refused"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 
 import grpc
 import pytest
@@ -25,20 +24,12 @@ REQUEST = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
 @contextlib.asynccontextmanager
 async def busy(**settings):
     """Serve with an engine that computes until the block ends."""
-    ended = threading.Event()
     async with serving(drain_timeout_s=0.0, **settings) as server:
-        (engine,) = engines_of(server)
-        run = engine.run
-
-        def wait(*arguments):
-            ended.wait(60)
-            return run(*arguments)
-
-        engine.run = wait
+        opened = gate(server)
         try:
             yield server
         finally:
-            ended.set()
+            opened.set()
 
 
 def unsent(channel: grpc.aio.Channel, **options):
