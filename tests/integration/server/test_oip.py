@@ -441,13 +441,15 @@ async def test_statistics_count_images_batches_and_failures():
         await infer(channel, files_request(PNG, OTHER, PNG))
         with refused("INVALID_ARGUMENT", ""):
             await infer(channel, files_request(BROKEN))
+        with refused("INVALID_ARGUMENT", ""):
+            await infer(channel, files_request(BROKEN, BROKEN))
         ask = rpc(channel, "ModelStatistics")
         everything = (await ask(request_of("ModelStatistics"))).model_stats
         (default,) = (await ask(request_of("ModelStatistics", name="resnet50"))).model_stats
     assert [one.name for one in everything] == ["IMAGENET1K_V2"]
     assert default.name == "resnet50"
     statistics = default.inference_stats
-    assert (default.inference_count, statistics.success.count, statistics.fail.count) == (3, 3, 1)
+    assert (default.inference_count, statistics.success.count, statistics.fail.count) == (3, 3, 2)
     assert 1 <= default.execution_count <= 3
     assert statistics.compute_infer.count == 3 and statistics.compute_infer.ns > 0
     assert default.last_inference > 1.7e12

@@ -61,8 +61,8 @@ class OipStatistics(ServerEvents):
         self._count_failure(context)
 
     def call_ended(self, context: RequestContext, code: str, error: Exception | None) -> None:
-        """Count a call that failed once its variant was known."""
-        if error is not None:
+        """Count a call that failed once its variant was known; images of batches are counted."""
+        if error is not None and context.stream is None:
             self._count_failure(context)
 
     def batch_ended(self, batch: BatchEvent) -> None:
