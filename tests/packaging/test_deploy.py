@@ -283,6 +283,23 @@ def test_canary_overlay_has_both_variants_within_the_memory_limit(monkeypatch):
     assert total(memory_bound(told)) <= size(server["resources"]["limits"]["memory"])
 
 
+def test_prometheus_operator_component_has_the_alerts_of_the_page():
+    folder = KUBERNETES / "components" / "prometheus-operator"
+    page = (ROOT / "docs" / "how-to" / "monitor.md").read_text()
+    _, _, section = page.partition("## Alerts")
+    (block,) = re.findall(r"```promql\n(.*?)```", section, re.S)
+    (rule,) = documents(folder / "prometheus-rule.yaml")
+    (group,) = rule["spec"]["groups"]
+    assert [one["expr"] for one in group["rules"]] == [
+        line for line in block.splitlines() if not line.startswith("#")
+    ]
+    (monitor,) = documents(folder / "pod-monitor.yaml")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in {one["name"] for one in container_of("Deployment")["ports"]}
+    labels = pods()["Deployment"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
 def mount_of(objects: dict[str, dict], volume: str) -> Path:
     """Return where the server mounts a volume that its pod has."""
     assert volume in {
