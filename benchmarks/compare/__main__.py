@@ -93,6 +93,7 @@ def main() -> None:
         seconds=options.seconds,
         rates=rates if options.turns > 1 else {},
         load_average=load_average,
+        environment="OMP_WAIT_POLICY=PASSIVE",
     )
     values = {"run": asdict(run), "results": to_json(results)}
     (PAGES / "comparison.json").write_text(json.dumps(values, indent=1) + "\n")

@@ -146,6 +146,8 @@ def running(peer: Peer, python: Path, weights: Path, log: Path, *, stub: bool) -
         "THREADS": str(threads),
         "MAX_BATCH_SIZE": str(MAX_BATCH_SIZE),
         "OMP_NUM_THREADS": str(threads),
+        # OpenMP's threads that wait by spinning take the cores that the load generator shares.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     if peer.ours:
         command = [sys.executable, "-m", "resnet50_server", "serve", "--log-level", "error"]

@@ -53,6 +53,7 @@ class Run:
         seconds: Duration of each load.
         rates: Poisson arrivals per second, by network.
         load_average: Processes that wanted a core, 1-minute mean, before the first turn.
+        environment: Environment variable that all servers run with.
     """
 
     command: str
@@ -64,6 +65,7 @@ class Run:
     seconds: float
     rates: dict[str, float]
     load_average: float
+    environment: str = ""
 
 
 def median(values: list[float]) -> float:
@@ -116,8 +118,8 @@ def page(results: list[Result], run: Run) -> str:
         " torchvision's `IMAGENET1K_V2` transform; eight JPEGs of 512 x 384, one per request. The"
         " peers decode with Pillow.",
         f"* {run.threads} threads of PyTorch in every server, and batches of at most 16, where a"
-        " server batches. One load generator for gRPC and HTTP, a process of its own, shares the"
-        " cores.",
+        f" server batches{_environment(run)}. One load generator for"
+        " gRPC and HTTP, a process of its own, shares the cores.",
         "* Before its load, each server answers all images: five categories and their"
         " probabilities within 0.001 of plain PyTorch. A server that answers otherwise is not"
         " measured.",
@@ -142,6 +144,10 @@ def page(results: list[Result], run: Run) -> str:
             reason = " ".join(one.failure.split())[:300]
             parts.append(f"* {one.name}, {one.network}: {reason}")
     return "\n".join(parts) + "\n"
+
+
+def _environment(run: Run) -> str:
+    return f"; `{run.environment}`" if run.environment else ""
 
 
 def _busy(run: Run) -> str:
