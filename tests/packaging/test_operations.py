@@ -64,7 +64,7 @@ def test_every_fault_names_its_tests():
 
 def test_every_exit_status_of_the_code_is_explained():
     """Exit codes of the process itself; 128 and above come from signals."""
-    text = (ROOT / "docs" / "how-to" / "troubleshoot.md").read_text()
+    text = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
     explained = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.M)}
     docstring = (ROOT / "server" / "resnet50_server" / "cli" / "serve.py").read_text()
     returns = re.findall(r"Returns:\n(.*?)\"\"\"", docstring, re.S)[0]
