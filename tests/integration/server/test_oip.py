@@ -296,6 +296,19 @@ async def test_timeout_parameter_is_a_deadline():
         await blocking
 
 
+async def test_earlier_deadline_of_grpc_ends_the_call():
+    request = files_request(PNG)
+    request.parameters["timeout"].int64_param = 3_600_000_000
+    async with oip() as (server, channel):
+        opened = gate(server)
+        try:
+            with refused("DEADLINE_EXCEEDED", ""):
+                await infer(channel, request, timeout=0.5)
+            await until(lambda: not server.snapshot().variants[0].pending)
+        finally:
+            opened.set()
+
+
 async def test_cancelled_request_frees_its_permit():
     async with oip() as (server, channel):
         opened = gate(server)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from resnet50.v1 import variant_pb2
 from resnet50_server.batching.result import Result
-from resnet50_server.errors import DeadlineUnreachable, InvalidImage, InvalidRequest, ShuttingDown
+from resnet50_server.errors import InvalidImage, InvalidRequest, ShuttingDown
 from resnet50_server.events import ImageEvent
 from resnet50_server.images.source import Source
 from resnet50_server.inference.admission import Permit
@@ -33,6 +33,7 @@ from ..stream_reader import MessageReader
 from ..variant_service import VariantServicer
 from .messages import message_class
 from .outputs import EMBEDDING, PROBABILITIES, VERSION, InferTask, parse_outputs
+from .parameters import apply_parameters, end_at, refuse_parameters
 from .statistics import OipStatistics
 from .tensors import (
     InputTensor,
@@ -186,45 +187,23 @@ class OipServicer:
 
     async def RepositoryModelLoad(self, request: Any, call: Call) -> Any:
         """Load a variant from the variants' directory, or load it again."""
-        _refuse_parameters(request, ())
+        refuse_parameters(request.parameters, ())
         loads = variant_pb2.LoadVariantRequest(name=request.model_name, replace=True)
         await self._administration.LoadVariant(loads, call.grpc)
         return message_class("RepositoryModelLoadResponse")()
 
     async def RepositoryModelUnload(self, request: Any, call: Call) -> Any:
         """Unload a variant."""
-        _refuse_parameters(request, ("unload_dependents",))
+        refuse_parameters(request.parameters, ("unload_dependents",))
         unloads = variant_pb2.UnloadVariantRequest(name=request.model_name)
         await self._administration.UnloadVariant(unloads, call.grpc)
         return message_class("RepositoryModelUnloadResponse")()
 
     async def ModelInfer(self, request: Any, call: Call) -> Any:
         """Classify and embed the images of a tensor."""
-        _apply_parameters(request.parameters, call)
-        if "timeout" not in request.parameters or call.deadline is None:
-            return await self._infer(request, call)
-        # gRPC cancels a call at its own deadline only.
-        task, loop, late = asyncio.current_task(), asyncio.get_running_loop(), False
-        assert task is not None
-
-        def on_timeout() -> None:
-            nonlocal late
-            late = True
-            task.cancel()
-
-        # Not wait_for, which makes a task of its own on Python below 3.12.
-        timer = loop.call_at(call.deadline, on_timeout)
-        try:
-            return await self._infer(request, call)
-        except asyncio.CancelledError:
-            if not late:
-                raise
-            raise DeadlineUnreachable(
-                "parameters.timeout: has passed before the images were computed; allow more time,"
-                " or send fewer images a call"
-            ) from None
-        finally:
-            timer.cancel()
+        due = apply_parameters(request.parameters, call)
+        computing = self._infer(request, call)
+        return await (computing if due is None else end_at(due, computing))
 
     async def _infer(self, request: Any, call: Call) -> Any:
         """Return the response to a request."""
@@ -390,39 +369,3 @@ def _outputs(spec: VariantSpec) -> dict[str, int]:
     """Return the sizes of a variant's outputs, by their names."""
     outputs = {EMBEDDING: EMBEDDING_DIMENSION}
     return {PROBABILITIES: len(spec.categories), **outputs} if spec.categories else outputs
-
-
-def _apply_parameters(parameters: Any, call: Call) -> None:
-    """Apply the parameters `timeout`, in microseconds, and `priority`; above 1 it is bulk.
-
-    Raises:
-        InvalidRequest: One of them is negative.
-    """
-    for name in ("timeout", "priority"):
-        if name not in parameters:
-            continue
-        parameter = parameters[name]
-        value = getattr(parameter, parameter.WhichOneof("parameter_choice") or "int64_param")
-        if isinstance(value, (str, bool, float)) or value < 0:
-            raise InvalidRequest(
-                f"parameters.{name}", f"is {value!r}, must be 0 or a larger integer"
-            )
-        if name == "priority":
-            call.bulk = call.bulk or value > 1
-        elif value:
-            due = asyncio.get_running_loop().time() + value / 1e6
-            call.deadline = due if call.deadline is None else min(call.deadline, due)
-
-
-def _refuse_parameters(request: Any, ignored: tuple[str, ...]) -> None:
-    """Refuse parameters of a load or an unload, such as another configuration.
-
-    Raises:
-        InvalidRequest: There are some.
-    """
-    for name in request.parameters:
-        if name not in ignored:
-            raise InvalidRequest(
-                f"parameters.{name}",
-                "is not supported; a variant is loaded as its directory describes it",
-            )
