@@ -12,7 +12,7 @@ from tests.support.tutorials import ROOT, assert_shows, blocks, tutorial_run
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 # Commands that need a network, a Docker engine or a cluster, and files for these.
-ONLINE = re.compile(r"(git|cd|python3|\.|pip|docker|kind|kubectl|cp) ")
+ONLINE = re.compile(r"(git|cd|python3|\.|pip|docker|kind|kubectl|cp|rm) ")
 
 
 def run_page(name: str, folder: Path, done: dict[str, str] | None = None) -> None:

@@ -231,7 +231,7 @@ async def test_large_file_travels_in_chunks_by_itself(kind):
         assert (await client.embed(large)).vector.shape == (2048,)
         assert [call.method for call in calls] == ["ClassifyUpload", "EmbedUpload"]
         assert len(await client.classify(PNG)) == 5
-        assert [call.method for call in calls] == ["ClassifyUpload", "EmbedUpload"]
+        assert [call.method for call in calls] == ["ClassifyUpload", "EmbedUpload", "Classify"]
         with pytest.raises(resnet50_client.InvalidImageError, match="max_image_bytes"):
             await client.classify(large + bytes(8 * 2**20))
 
