@@ -32,6 +32,7 @@ from resnet50_server.api.grpc_server import SERVICES
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.cli.serve import serve
 from resnet50_server.engines.stub_engines import NullEngine
+from resnet50_server.runtime import streams
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support import weights
@@ -48,6 +49,13 @@ from tests.support.serving import (
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
 PNG = encode(picture())
+
+
+async def serve_and_flush(settings: Settings) -> int:
+    """Run a server that ends by itself; return once a thread has written its last lines."""
+    code = await serve(settings)
+    assert streams.flush(60)
+    return code
 
 
 def classify(channel: grpc.aio.Channel, variant: str = "", **call):
@@ -229,7 +237,7 @@ def test_real_process_that_cannot_serve_exits_with_one_message(tmp_path):
 )
 async def test_server_that_cannot_start_says_why_and_returns_one(capsys, settings, reason):
     defaults = {"listen": ["127.0.0.1:0"], "variants": ["a=random:0"], "engine": "torch"}
-    assert await serve(Settings(**defaults | settings)) == 1
+    assert await serve_and_flush(Settings(**defaults | settings)) == 1
     output, errors = capsys.readouterr()
     assert output == ""
     assert errors.startswith("resnet50-server: ")
@@ -243,7 +251,7 @@ async def test_weights_whose_answers_are_not_finite_are_refused(capsys, tmp_path
     settings = Settings(
         listen=["127.0.0.1:0"], variants=[f"mine={directory}"], device="cpu", max_batch_size=1
     )
-    assert await serve(settings) == 1
+    assert await serve_and_flush(settings) == 1
     said = "mine: PyTorch's float32 output for a fixed image contains NaN or infinity"
     assert said in capsys.readouterr().err
 
@@ -554,7 +562,7 @@ async def test_whatever_a_load_raises_ends_the_start_with_one_line(
 
     monkeypatch.setattr(resnet50_server.lifecycle.loader, "prepare_variant", prepare)
     settings = Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V2"], engine="null")
-    assert await serve(settings) == 1
+    assert await serve_and_flush(settings) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"resnet50-server: cannot load and warm up: {type(error).__name__}")
     assert any(record.exc_info for record in caplog.records) is traced
@@ -564,7 +572,7 @@ async def test_unix_socket_of_a_running_server_is_not_taken_away(tmp_path, capsy
     address = f"unix:{tmp_path}/r.sock"
     async with serving(listen=[address]) as server, connected(server) as channel:
         second = Settings(listen=[address], variants=["IMAGENET1K_V2"], engine="null")
-        assert await serve(second) == 1
+        assert await serve_and_flush(second) == 1
         assert "another server does" in capsys.readouterr().err
         await classify(channel)
 
