@@ -126,7 +126,8 @@ class Answers:
         elif answer.result is None:
             ledger.fault(shape, WRONG, f"neither an answer nor an error ({asked})")
         else:
-            self._one_name(answer.result.variant.name)
+            if not shape.startswith("list"):  # each batch of a list chooses the default anew
+                self._one_name(answer.result.variant.name)
             self._load.examine(shape, self._question, picture, answer.result, may_be, since)
 
     def end(self, error: BaseException | None) -> None:

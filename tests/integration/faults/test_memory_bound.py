@@ -77,7 +77,7 @@ async def ends(client: RawClient, calls: int) -> None:
 @pytest.mark.parametrize("kind", ["inference", "variants", "health"])
 async def test_unread_reply_is_counted_and_then_cancelled(kind, caplog):
     path, request = UNTAKEN[kind]
-    async with serving(send_timeout_s=0.5) as server, raw(server, window=0) as client:
+    async with serving(send_timeout_s=4.0) as server, raw(server, window=0) as client:
         await classify(server)  # gRPC holds on to its very first call
         for _ in range(20):
             client.open(path, request.SerializeToString())
