@@ -100,7 +100,7 @@ class Backend:
 
 
 class Caller(threading.Thread):
-    """Makes calls of one shape until it is told to stop, and counts their outcomes.
+    """Makes calls of one shape until it is stopped, and counts their outcomes.
 
     Args:
         name: Of the shape.

@@ -31,7 +31,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 @dataclass(frozen=True)
 class Attack:
-    """A file, and what its sender is told (a pattern); None if it is harmless and answered."""
+    """A file, and the pattern of its error; None if it is harmless and answered."""
 
     content: bytes
     says: str | None
@@ -199,7 +199,7 @@ Send = Callable[[bytes], Awaitable[tuple[grpc.StatusCode, str]]]
 
 
 class Victim:
-    """A server process, and the ways to call it; each returns what the caller is told."""
+    """A server process, and the ways to call it; each returns the error or the result."""
 
     def __init__(self, process: ServerProcess) -> None:
         self.process = process

@@ -8,6 +8,7 @@ import http.server
 import json
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -16,7 +17,7 @@ from xml.sax.saxutils import escape
 NAME = "owner/pets"  # of the repository, or bucket and directory
 
 
-class Store(http.server.BaseHTTPRequestHandler):
+class Store(http.server.BaseHTTPRequestHandler, ABC):
     """Serves the files of one directory; a subclass speaks the protocol of a store.
 
     Attributes:
@@ -28,9 +29,9 @@ class Store(http.server.BaseHTTPRequestHandler):
     requests: ClassVar[list[str]]
     protocol_version = "HTTP/1.1"
 
+    @abstractmethod
     def respond(self, path: str, query: dict[str, list[str]]) -> None:
         """Answer a request for a path."""
-        raise NotImplementedError
 
     def do_GET(self) -> None:
         self.requests.append(f"{self.command} {self.path}")

@@ -241,7 +241,7 @@ async def test_directory_is_loaded_once_memory_is_freed(folder):
 
 
 class Hanging(VariantsDirectory):
-    """A folder on a disk that hangs until it is told to answer."""
+    """A folder on a disk that hangs until it is released."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
