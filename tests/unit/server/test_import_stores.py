@@ -18,9 +18,9 @@ from resnet50_server.variants.importing.importer import ImportOptions, import_ch
 from resnet50_server.variants.spec import parse_variant
 from tests.support import weights
 from tests.support.checkpoints import COUNT, save
-from tests.support.object_stores import NAME, S3, GoogleStorage, Hub, serving_store
+from tests.support.object_stores import NAME, S3, GoogleStorage, Hub, Store, serving_store
 
-STORES = {"hf": Hub, "s3": S3, "gs": GoogleStorage}
+STORES: dict[str, type[Store]] = {"hf": Hub, "s3": S3, "gs": GoogleStorage}
 LABELS = [f"pet {index}" for index in range(COUNT)]
 
 
