@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from resnet50_cli.top.server_metrics import Latency, MethodMetrics, ServerMetrics, VariantMetrics
 from resnet50_cli.top.snapshot import ServerSnapshot, Snapshot
 from resnet50_cli.top.variant_status import VariantStatus
 from resnet50_cli.top.view import View
+from resnet50_metrics.server_metrics import Latency, MethodMetrics, ServerMetrics, VariantMetrics
 
 from . import terminal
 

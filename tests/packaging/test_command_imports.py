@@ -1,4 +1,5 @@
-"""Commands share modules and never import one another; the SDK imports no command."""
+"""Commands share modules and never import one another; the SDK and the reader of
+metrics import no command."""
 
 from __future__ import annotations
 
@@ -25,15 +26,15 @@ def owner(name: str) -> str | None:
 def wrong(client: Path) -> list[str]:
     """Return the imports of commands from where they do not belong."""
     found = []
-    for package in ("resnet50_client", "resnet50_cli", "resnet50_bench"):
+    for package in ("resnet50_client", "resnet50_cli", "resnet50_bench", "resnet50_metrics"):
         for module, names in modules(client / package):
             full = f"{package}.{module}".rstrip(".")
             for name in sorted(names):
                 theirs = name.partition(".")[0]
                 if theirs not in ("resnet50_cli", "resnet50_bench"):
                     continue
-                if package == "resnet50_client":
-                    found.append(f"{full} imports {name}: the SDK imports no command")
+                if package in ("resnet50_client", "resnet50_metrics"):
+                    found.append(f"{full} imports {name}: {package} imports no command")
                 elif theirs == "resnet50_bench" and package != "resnet50_bench":
                     found.append(f"{full} imports {name}, which only the entry in COMMANDS may")
                 elif owner(name) not in (None, owner(full)):
@@ -59,6 +60,7 @@ def test_no_command_imports_another():
         ("resnet50_cli/options.py", "from .app import app"),
         ("resnet50_bench/command.py", "from resnet50_cli.stream.command import stream"),
         ("resnet50_client/images.py", "from resnet50_cli import output"),
+        ("resnet50_metrics/scrape.py", "from resnet50_cli.formatting import rate"),
     ],
 )
 def test_an_import_of_another_command_is_found(tmp_path, module, line):

@@ -23,7 +23,10 @@ else:
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = ("cuda", "cpu")
-OURS = {"resnet50", "resnet50_server", "resnet50_client", "resnet50_cli", "resnet50_bench"}
+OURS = {
+    *("resnet50", "resnet50_server", "resnet50_client", "resnet50_cli", "resnet50_bench"),
+    "resnet50_metrics",
+}
 SERVER = ROOT / "server" / "resnet50_server"
 # Modules that the image's health check loads.
 HEALTH_CHECK = """

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import resnet50_client
-from resnet50_cli.top.scrape import METRICS
 from resnet50_client import AsyncClient, AsyncStream, Client, Stream, errors
 from resnet50_client._base_client import BaseClient
 from resnet50_client._profiles import ENVIRONMENT
 from resnet50_client.admin import AdminClient, AsyncAdminClient
+from resnet50_metrics.scrape import METRICS
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from rich.text import Text
 
+from resnet50_metrics.server_metrics import Latency
+
 from ..formatting import NOTHING, number, percent, rate
-from .server_metrics import Latency
 
 _BARS = "▁▂▃▄▅▆▇█"
 

@@ -15,6 +15,7 @@ import typer
 from rich.live import Live
 
 from resnet50_client._retries import RetryPolicy
+from resnet50_metrics.scrape import DEFAULT_METRICS, METRICS, Endpoint
 
 from ..connection_options import Servers, with_servers
 from ..extras import require
@@ -22,7 +23,6 @@ from ..options import AsJson
 from ..output import NO_SERVER, console, print_json, print_line, reporting_errors, show, warn
 from .keyboard import keys
 from .poller import STALE_INTERVALS, Poller
-from .scrape import DEFAULT_METRICS, METRICS, Endpoint
 from .snapshot import Snapshot, snapshots
 from .variant_status import VariantStatusPoller
 from .view import View

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from .interval import Interval
-from .scrape import Endpoint, Scrape, ScrapeError, fetch
+from resnet50_metrics.interval import Interval
+from resnet50_metrics.scrape import Endpoint, Scrape, ScrapeError, fetch
 
 # After a longer outage, mean rates over it would be misleading.
 STALE_INTERVALS = 5

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from .interval import Interval
+from resnet50_metrics.interval import Interval
+from resnet50_metrics.server_metrics import ServerMetrics
+
 from .poller import Poller, poll_all
-from .server_metrics import ServerMetrics
 from .variant_status import VariantStatus, VariantStatusPoller
 
 

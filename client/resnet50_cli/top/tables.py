@@ -9,11 +9,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from resnet50_metrics.server_metrics import STAGES, MethodMetrics, ServerMetrics, VariantMetrics
+
 from .. import formatting
 from ..formatting import NOTHING, number
 from . import cells
 from .cells import BAD, QUIET, WARNING
-from .server_metrics import STAGES, MethodMetrics, ServerMetrics, VariantMetrics
 from .snapshot import ServerSnapshot, Snapshot
 
 # From this width on, columns that rarely change are shown, too.

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
+from resnet50_metrics.server_metrics import ServerMetrics
+
 from .. import formatting
 from ..formatting import NOTHING, number
 from ..output import printable
 from . import cells, tables
 from .cells import BAD, QUIET, WARNING
-from .server_metrics import ServerMetrics
 from .snapshot import ServerSnapshot, Snapshot
 
 # Number of points of the images/s sparkline; a window is rarely wider.

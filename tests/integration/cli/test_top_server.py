@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from resnet50_cli.top.poller import Poller, poll_all
-from resnet50_cli.top.scrape import Endpoint, fetch
 from resnet50_cli.top.snapshot import Snapshot
 from resnet50_cli.top.variant_status import VariantStatusPoller
 from resnet50_cli.top.view import View
@@ -23,6 +22,7 @@ from resnet50_client import (
     VariantChangeError,
 )
 from resnet50_client.admin import AdminClient, AsyncAdminClient
+from resnet50_metrics.scrape import Endpoint, fetch
 from tests.support.administering import ADMIN, administered, builds_paused, describe
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, serving

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import generate_latest
 
-from resnet50_cli.top.interval import Interval, quantile
-from resnet50_cli.top.scrape import Scrape, parse
-from resnet50_cli.top.server_metrics import ServerMetrics
+from resnet50_metrics.interval import Interval, quantile
+from resnet50_metrics.scrape import Scrape, parse
+from resnet50_metrics.server_metrics import ServerMetrics
 from tests.support.exporting import Exported
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from resnet50_cli.top import tables
 from resnet50_cli.top.poller import Poller, poll_all
-from resnet50_cli.top.scrape import Endpoint, ScrapeError
 from resnet50_cli.top.snapshot import Snapshot, snapshots
 from resnet50_cli.top.variant_status import VariantStatus, VariantStatusPoller
 from resnet50_client import Client, Variant
+from resnet50_metrics.scrape import Endpoint, ScrapeError
 from tests.support.exporting import Exported, exporting
 
 NO_STATUSES = VariantStatusPoller({})

@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import grpc
 import pytest
 
-from resnet50_cli.top import scrape
-from resnet50_cli.top.scrape import Endpoint, ScrapeError, fetch
+from resnet50_metrics import scrape
+from resnet50_metrics.scrape import Endpoint, ScrapeError, fetch
 from tests.support.exporting import Exported, exporting
 
 

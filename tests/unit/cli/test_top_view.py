@@ -13,12 +13,12 @@ from rich.console import Console
 
 from resnet50_cli import formatting
 from resnet50_cli.top import cells
-from resnet50_cli.top.interval import Interval
-from resnet50_cli.top.scrape import Scrape, parse
-from resnet50_cli.top.server_metrics import Latency, ServerMetrics
 from resnet50_cli.top.snapshot import ServerSnapshot, Snapshot
 from resnet50_cli.top.variant_status import VariantStatus
 from resnet50_cli.top.view import View
+from resnet50_metrics.interval import Interval
+from resnet50_metrics.scrape import Scrape, parse
+from resnet50_metrics.server_metrics import Latency, ServerMetrics
 from tests.support.exporting import Exported
 
 UPTIME_S = 3 * 3600 + 12 * 60 + 5
