@@ -6,6 +6,7 @@ ahead     when to prepare a batch while another is computed (simulation only)
 goodput   the batcher in virtual time, on devices whose batches last longer or shorter than
           expected, at 1.3 times their capacity: answers on time, and when the others are refused;
           with PYTHONPATH=CHECKOUT/server, another checkout's
+recovery  the same batcher while a device is slower than usual, and after that: bursts of 12 images
 
 The simulation (tests/support/simulation.py) gets the very arrival times that are sent. Latencies
 count from the time at which a request should be sent, so that a generator that is late does not
@@ -29,6 +30,7 @@ from benchmarks.measures import parser_of
 from benchmarks.process import cpu_s, server
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_server.batching.batch import BatchPolicy
+from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import ServingError
@@ -53,6 +55,15 @@ OVERLOADED = {
     "timed": (DEVICE, WITHIN_S),
 }
 SCATTER = 0.12
+# Images at once, their deadline, and the time from one burst to the next.
+BURST, BURST_WITHIN_S, PAUSE_S = 12, 2.0, 0.1
+# Seconds of an image while the device is slow, and the power of the batch size that a batch costs.
+SLOW_PHASES = {
+    "3 times slower": (0.2, 1.0),
+    "3 times slower, larger batches more so": (0.2, 1.3),
+    "8 times slower": (0.5, 1.0),
+}
+USUAL_S = 0.06
 
 
 @dataclass(frozen=True)
@@ -297,6 +308,72 @@ def measure_goodput() -> None:
         )
 
 
+class ChangingThreads(Threads):
+    """Computes a batch in as many virtual seconds as the device takes now.
+
+    Attributes:
+        image_s: Seconds of an image alone.
+        power: Of the batch size that a batch costs.
+    """
+
+    def __init__(self) -> None:
+        self.image_s, self.power = USUAL_S, 1.0
+
+    def submit_callback(self, call: Any, done: Any) -> None:
+        """See `WorkerThreads.submit_callback`."""
+        loop, (images, *_) = asyncio.get_running_loop(), call.args
+        took_s = self.image_s * len(images) ** self.power
+        loop.call_later(took_s, done, replace(call(), compute_s=took_s), None)
+
+
+async def burst(scheduler: Scheduler, queue: VariantQueue) -> int:
+    """Submit images at once; return how many are answered in time."""
+    loop = asyncio.get_running_loop()
+    due, answers = loop.time() + BURST_WITHIN_S, []
+    context = RequestContext("", "", (), deadline=due)
+    for number in range(BURST):
+        try:
+            answers.append(
+                scheduler.submit(
+                    queue, image(number), top_k=1, with_embedding=False, context=context
+                )
+            )
+        except ServingError:
+            continue
+    in_time = 0
+    for answer in answers:
+        try:
+            await answer
+            in_time += loop.time() <= due
+        except ServingError:
+            continue
+    return in_time
+
+
+async def recover(image_s: float, power: float) -> list[int]:
+    """Return how many of each burst are answered: one while the device is slow, six after that."""
+    threads = ChangingThreads()
+    scheduler = Scheduler(BatchPolicy(), threads)
+    # So slow that only a batch of one was measured as the server started.
+    queue = scheduler.add("v", FakeEngine(), [(1, image_s)])
+    threads.image_s, threads.power = image_s, power
+    answered = [await burst(scheduler, queue)]
+    threads.image_s, threads.power = USUAL_S, 1.0
+    for _ in range(6):
+        await asyncio.sleep(PAUSE_S)
+        answered.append(await burst(scheduler, queue))
+    await scheduler.close()
+    return answered
+
+
+def measure_recovery() -> None:
+    """Slow a device down in virtual time, and let it be as fast as usual again."""
+    for name, (image_s, power) in SLOW_PHASES.items():
+        slow, *after = virtual_time.run(recover(image_s, power))
+        later = ", ".join(map(str, after))
+        print(f"recovery {name}: {slow} of {BURST} in time; after that {later}")
+
+
 def main() -> None:
     """Run what was asked for, or everything."""
     measures = {
@@ -304,6 +381,7 @@ def main() -> None:
         "overload": measure_overload,
         "ahead": compare_ahead,
         "goodput": measure_goodput,
+        "recovery": measure_recovery,
     }
     for name in parser_of(__doc__, measures).parse_args().what or measures:
         measures[name]()

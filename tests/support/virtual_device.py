@@ -30,9 +30,10 @@ def context(*, within: float | None = None, **fields: Any) -> RequestContext:
 
 
 class FakeEngine:
-    """Answers each image with its own first pixel; lasts `alpha + beta * n` virtual seconds.
+    """Answers each image with its own first pixel.
 
-    Before that it prepares for `prepare_alpha + prepare_beta * n`, beside the device.
+    A batch lasts `alpha + beta * n + gamma * n**2` virtual seconds. Before that it
+    prepares for `prepare_alpha + prepare_beta * n`, beside the device.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class FakeEngine:
         beta: float = 0.0,
         prepare_alpha: float = 0.0,
         prepare_beta: float = 0.0,
+        gamma: float = 0.0,
     ) -> None:
-        self.alpha, self.beta = alpha, beta
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.prepare_alpha, self.prepare_beta = prepare_alpha, prepare_beta
         self.sizes: tuple[int, ...] = ()
         self.batches: list[list[int]] = []
@@ -61,10 +63,13 @@ class FakeEngine:
         probabilities[[number == self.without_answer for number in numbers]] = np.nan
         embeddings = np.array([[number] for number in numbers], dtype=np.float32)
         embeddings[[number == self.without_answer for number in numbers]] = np.inf
-        duration = self.alpha + self.beta * len(numbers)
+        duration_s = self.duration_s(len(numbers))
         return BatchOutput(
-            indices, probabilities, embeddings if with_embeddings else None, duration
+            indices, probabilities, embeddings if with_embeddings else None, duration_s
         )
+
+    def duration_s(self, images: int) -> float:
+        return self.alpha + self.beta * images + self.gamma * images**2
 
     def padded(self, images: int) -> int:
         return images
@@ -90,7 +95,7 @@ class VirtualThreads(Threads):
         ready = loop.time() + engine.prepare_alpha + engine.prepare_beta * len(images)
         lane = self._free.index(min(self._free))
         start = max(ready, self._free[lane])
-        end = self._free[lane] = start + engine.alpha + engine.beta * len(images)
+        end = self._free[lane] = start + engine.duration_s(len(images))
         self.spans.append((start, end))
         result, failure = None, None
         try:

@@ -14,9 +14,6 @@ from .latency import JitterMargin
 from .queue import TIMER_SLACK_S, VariantQueue, deadline_error
 from .retry import RetryQueue
 
-# A device that has been idle for so long may have changed its speed.
-REMEASURE_AFTER_S = 1.0
-
 
 class DeadlinePolicy:
     """Estimates when batches of one device end, and decides by that what is accepted and next.
@@ -83,9 +80,14 @@ class DeadlinePolicy:
         """
         if context.stream is None:
             self.check_capacity(queue, context, now)
-        if context.deadline is not None and not self.needs_measurement(
-            queue, context.deadline, now
-        ):
+        if context.deadline is None:
+            return
+        if self._is_idle():
+            shortest_s = queue.shortest_s(now)
+            ends = max(now, ready if shortest_s else now) + shortest_s
+            if ends > context.deadline + TIMER_SLACK_S:
+                raise deadline_error(context.deadline - now, ends - now)
+        else:
             self.check_deadline(queue, context, now, ready)
 
     def check_capacity(self, queue: VariantQueue, context: RequestContext, now: float) -> None:
@@ -121,19 +123,6 @@ class DeadlinePolicy:
                 f" take about {wait_s:.1f} s; call later, or with the deadline that you have",
                 max(0.01, wait_s - longest_s),
             )
-
-    def needs_measurement(self, queue: VariantQueue, deadline: float | None, now: float) -> bool:
-        """Return whether a request is accepted without a check of its deadline.
-
-        The estimates may be outdated, and if they refused every request they would never be
-        updated: so an idle device that was not measured lately accepts one.
-        """
-        return (
-            not self._in_flight
-            and not queue.accepted
-            and now - queue.measured_at > REMEASURE_AFTER_S
-            and (deadline is None or now < deadline)
-        )
 
     def check_deadline(
         self,
@@ -174,11 +163,12 @@ class DeadlinePolicy:
         images = limit if before or queue.accepted >= limit else place + 1
         starts = self._start_after(batches + before, compute_s + before * full_s, now)
         dispatched_at = max(ready, now if self._prefetch else starts)
-        # Each batch before its own may be late as well.
-        margin_s = self.margin.seconds * (batches + before + 1)
-        ends = queue.estimate_finish(images, dispatched_at, starts) + margin_s
-        if ends > deadline + TIMER_SLACK_S:
-            raise deadline_error(deadline - now, ends - now)
+        # Each batch before its own may be late as well, by as long as it takes.
+        longest_s = compute_s + before * full_s + queue.latency.batch_s(images)
+        margin_s = min(longest_s, self.margin.seconds * (batches + before + 1))
+        ends = queue.estimate_finish(images, dispatched_at, starts)
+        if ends + margin_s > deadline + TIMER_SLACK_S:
+            raise deadline_error(deadline - now, ends - now, margin_s)
         if bulk:
             return  # it delays no other image
         # This image pushes the last one of each batch behind it into the next batch.
@@ -239,6 +229,10 @@ class DeadlinePolicy:
         error_s = asyncio.get_running_loop().time() - batch.expected_end
         longest_s = batch.queue.latency.batch_s(len(batch))
         self.margin.observe(max(-longest_s, min(longest_s, error_s)))
+
+    def _is_idle(self) -> bool:
+        """Return whether the device has nothing to compute, now or once it is decoded."""
+        return not (self._in_flight or self._retries or any(q.accepted for q in self._queues))
 
     def _start_after(self, batches: int, compute_s: float, now: float) -> float:
         """Return when the device has done `batches` that take `compute_s` in all, in loop time."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TIMER_SLACK_S = 1e-6
 # A batch takes at most this part of its most urgent request's time from arrival to deadline.
 BATCHES_PER_DEADLINE = 4
+# A device that has been idle for so long may have changed its speed.
+REMEASURE_AFTER_S = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +44,6 @@ class PendingRequest:
         context: The context of its request.
         arrived: In loop time.
         future: Gets the result.
-        ignores_deadline: Whether it is computed whatever its deadline, to measure the device.
         batched: Whether it is in a batch.
     """
 
@@ -52,7 +53,6 @@ class PendingRequest:
     context: RequestContext
     arrived: float
     future: asyncio.Future[Result]
-    ignores_deadline: bool = False
     batched: bool = False
 
     @property
@@ -124,7 +124,7 @@ class VariantQueue:
         self.engine = engine
         self.limit = limit
         self.image_size = image_size
-        self.latency = LatencyModel(engine.padded)
+        self.latency = LatencyModel(engine.padded, steady=True)
         self.preparation = LatencyModel()
         self.waiting: FairQueue[PendingRequest] = FairQueue()
         self.undecoded: FairQueue[Undecoded] = FairQueue()
@@ -168,6 +168,21 @@ class VariantQueue:
         """
         ready = dispatched_at + self.preparation.batch_s(images)
         return max(ready, device_free_at) + self.latency.batch_s(images)
+
+    def shortest_s(self, arrived: float) -> float:
+        """Return how long an image takes at best that an idle device computes alone, in seconds.
+
+        By the fastest of the recent batches: on an idle device an image that comes too late delays
+        no other, and if outdated estimates refused every image, they would never be updated. So it
+        is 0 if none ended shortly before the image arrived: the device may be faster by now.
+
+        Args:
+            arrived: When the image arrived, in loop time.
+        """
+        if arrived - self.measured_at > REMEASURE_AFTER_S:
+            return 0.0
+        models = (self.preparation, self.latency)
+        return sum(min(model.shortest_s, model.batch_s(1)) for model in models)
 
     @property
     def accepted(self) -> int:
@@ -247,7 +262,8 @@ class VariantQueue:
         waiting requests fit into one batch, it is made smaller to meet that deadline. When more
         are waiting, the device is behind, and small batches would put it further behind: then the
         request that a full batch would make late is shed (ADR 0004), as is one
-        that it would make late if it is as late as batches usually are.
+        that it would make late if it is as late as batches usually are. An idle device computes the
+        last one if that may be in time at all, see `shortest_s`.
 
         Args:
             limit: Maximum number of images in a batch.
@@ -266,11 +282,12 @@ class VariantQueue:
                 key=lambda entry: entry.item.deadline or 0.0,
                 default=None,
             )
-            if first is None or first.item.deadline is None or first.item.ignores_deadline:
+            if first is None or first.item.deadline is None:
                 break
             deadline = first.item.deadline + TIMER_SLACK_S
-            ends = self.estimate_finish(len(batch), now, device_free_at)
-            if ends + (margin_s if self.waiting else 0.0) <= deadline:
+            ends = self._expected_end(first.item, len(batch), now, device_free_at)
+            late_s = min(margin_s, self.latency.batch_s(len(batch))) if self.waiting else 0.0
+            if ends + late_s <= deadline:
                 break
             if not self.waiting:
                 sizes = range(1, len(batch))
@@ -283,7 +300,7 @@ class VariantQueue:
                     batch = batch[:fitting]
                     break
             batch.remove(first)
-            late = deadline_error(deadline - now, ends - now, accepted=True)
+            late = deadline_error(deadline - now, ends - now, late_s, accepted=True)
             first.item.future.set_exception(late)
         for entry in batch:
             entry.item.batched = True
@@ -302,15 +319,21 @@ class VariantQueue:
         left = [request for request in requests if not request.future.done()]
         while left:
             first = min(left, key=_deadline)
-            ends = self.estimate_finish(len(left), now, device_free_at)
-            if first.ignores_deadline:
-                ends = now  # unless the deadline itself has passed
+            ends = self._expected_end(first, len(left), now, device_free_at)
             if ends <= _deadline(first) + TIMER_SLACK_S:
                 break
             left.remove(first)
             late = deadline_error(_deadline(first) - now, ends - now, accepted=True)
             first.future.set_exception(late)
         return left
+
+    def _expected_end(
+        self, first: PendingRequest, images: int, now: float, device_free_at: float
+    ) -> float:
+        """Return when a batch ends that is submitted now; at best if only `first` is there."""
+        if images == 1 and device_free_at <= now and not self.waiting:
+            return now + self.shortest_s(first.arrived)
+        return self.estimate_finish(images, now, device_free_at)
 
 
 def _deadline(request: PendingRequest) -> float:
@@ -336,10 +359,21 @@ def fail_pending(
             request.future.set_exception(error)
 
 
-def deadline_error(left_s: float, needed_s: float, accepted: bool = False) -> DeadlineUnreachable:
-    """Return the error of a request that cannot be answered in time."""
+def deadline_error(
+    left_s: float, needed_s: float, margin_s: float = 0.0, accepted: bool = False
+) -> DeadlineUnreachable:
+    """Return the error of a request that cannot be answered in time.
+
+    Args:
+        left_s: Until the deadline, in seconds.
+        needed_s: Until the answer is expected, in seconds.
+        margin_s: How much later it may be, in seconds.
+        accepted: Whether the request was accepted before.
+    """
+    margin = f" and a margin of {margin_s * 1e3:.1f} ms" if margin_s >= 1e-4 else ""
     return DeadlineUnreachable(
         f"the deadline is {max(0.0, left_s) * 1e3:.1f} ms away and the answer needs about"
-        f" {needed_s * 1e3:.1f} ms; nothing was computed: allow more time or call another server",
+        f" {needed_s * 1e3:.1f} ms{margin}; nothing was computed: allow more time or call another"
+        " server",
         accepted=accepted,
     )

@@ -165,8 +165,7 @@ class Scheduler:
         if not accepted:
             self._deadlines.check(queue, context, now)
         future: asyncio.Future[Result] = self._loop.create_future()
-        measures = self._deadlines.needs_measurement(queue, context.deadline, now)
-        request = PendingRequest(image, top_k, with_embedding, context, now, future, measures)
+        request = PendingRequest(image, top_k, with_embedding, context, now, future)
         queue.push(request)
         if not self._woken and len(self._in_flight) < self.workers + self.prefetch:
             # In the loop's next iteration: requests that arrive in this one share the batch.
@@ -364,7 +363,7 @@ class Scheduler:
                 raise error
             # E.g. SystemExit: it must end neither a thread nor the event loop.
             raise RuntimeError(f"the engine raised {error!r}") from error
-        was_expected = batch.queue.latency.known
+        was_expected = batch.queue.latency.covers(len(batch))
         batch.update_estimates(output, self._loop.time())
         batch.resolve(output, event)
         self._retries.on_computed(batch)

@@ -137,13 +137,14 @@ class DecodePool:
         Args:
             context: The request that it belongs to.
         """
-        rounds = 1.0
-        if not self._free:
-            now = asyncio.get_running_loop().time()
-            ordered = context.stream is None and not context.bulk
-            due = virtual_deadline(now, context.deadline if ordered else None)
-            before = self._waiting.count_before(due, context.bulk)
-            rounds += (before + 1) / max(1, self._count - self.stuck)
+        if self._free:
+            # Slow calls of the past say nothing about this one.
+            return self._latency.shortest_s
+        now = asyncio.get_running_loop().time()
+        ordered = context.stream is None and not context.bulk
+        due = virtual_deadline(now, context.deadline if ordered else None)
+        before = self._waiting.count_before(due, context.bulk)
+        rounds = 1.0 + (before + 1) / max(1, self._count - self.stuck)
         return rounds * self._latency.batch_s(1)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -148,6 +149,20 @@ def test_stuck_threads_are_not_expected_to_take_calls():
         running = pool.submit(lambda: 1.0)
         # It waits for the one thread that is left, and then takes as long itself.
         assert pool.expected_s(RequestContext("Classify", "", ())) == pytest.approx(2.0)
+        await running
+
+    virtual_time.run(call())
+
+
+def test_free_thread_is_expected_to_be_as_fast_as_lately():
+    async def call() -> None:
+        pool = DecodePool(1, LIMIT_S)
+        context = RequestContext("Classify", "", ())
+        for seconds in (0.1, 5.0):  # the second one is a large photo
+            await pool.submit(partial(float, seconds))
+        assert pool.expected_s(context) == pytest.approx(0.1)
+        running = pool.submit(lambda: 0.1)
+        assert pool.expected_s(context) > 1.0
         await running
 
     virtual_time.run(call())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from resnet50_server.batching.latency import CLIP, CLIP_AFTER, JitterMargin, LatencyModel
+from resnet50_server.batching.latency import CLIP, CLIP_AFTER, RECENT, JitterMargin, LatencyModel
 
 
 def test_model_is_unknown_before_the_first_batch():
@@ -48,6 +48,16 @@ def test_batch_size_fills_the_computed_padding():
     assert model.size(20, 0.205) == 20
 
 
+def test_size_grows_from_the_largest_measured_batch():
+    model = LatencyModel()
+    model.observe(1, 0.2)
+    assert model.size(32, 0.5) == 2  # 32 may take 32 times as long
+    assert model.size(32, 6.4) == 32
+    model.observe(2, 0.2)
+    assert model.size(32, 0.5) == 4
+    assert model.size(3, 0.2) == 3
+
+
 def test_unknown_latency_does_not_limit_batches():
     assert LatencyModel().size(32, 0.001) == LatencyModel().size(32, -1.0) == 32
 
@@ -66,6 +76,38 @@ def test_a_slower_device_is_learned():
     for _ in range(200):
         model.observe(1, 0.020)
     assert model.estimate_s(1, 1) == pytest.approx(0.020, rel=0.05)
+
+
+def test_faster_batches_never_raise_an_estimate():
+    model = LatencyModel()
+    model.observe(1, 0.2)
+    model.observe(4, 0.8)
+    for _ in range(20):
+        before_s = model.batch_s(1), model.batch_s(12)
+        model.observe(2, 0.12)
+        assert (model.batch_s(1), model.batch_s(12)) <= before_s
+    assert model.alpha_s >= 0.0
+
+
+@pytest.mark.parametrize(("steady", "expected_s"), [(True, 0.06), (False, 0.6)])
+def test_fast_batches_end_a_slow_phase_of_steady_devices(steady, expected_s):
+    model = LatencyModel(steady=steady)
+    for _ in range(300):
+        model.observe(1, 0.6)
+    for _ in range(4):
+        model.observe(1, 0.06)
+    assert model.batch_s(1) == pytest.approx(expected_s, rel=0.5)
+
+
+def test_shortest_duration_is_that_of_recent_batches():
+    model = LatencyModel()
+    assert model.shortest_s == 0.0
+    for duration_s in (0.01, 0.03, 0.02):
+        model.observe(4, duration_s)
+    assert model.shortest_s == 0.01
+    for _ in range(RECENT):
+        model.observe(4, 0.05)
+    assert model.shortest_s == 0.05
 
 
 def test_estimate_counts_whole_batches():
@@ -121,4 +163,14 @@ def test_jitter_margin_follows_recent_latency():
     assert margin.seconds == pytest.approx(0.001, rel=0.05)
     for _ in range(100):
         margin.observe(-0.005)
+    assert margin.seconds == 0.0
+
+
+def test_early_answers_never_widen_the_margin():
+    margin = JitterMargin()
+    margin.observe(1.0)
+    for _ in range(20):
+        before_s = margin.seconds
+        margin.observe(-5.0)
+        assert margin.seconds <= before_s
     assert margin.seconds == 0.0

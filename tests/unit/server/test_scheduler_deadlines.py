@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 
 import pytest
 
 from resnet50_server.batching.batch import BatchPolicy
-from resnet50_server.batching.deadlines import REMEASURE_AFTER_S
+from resnet50_server.batching.queue import REMEASURE_AFTER_S
+from resnet50_server.batching.result import Result
 from resnet50_server.errors import (
     DeadlineUnreachable,
     QueueFull,
@@ -167,10 +169,10 @@ async def test_request_that_would_make_accepted_ones_late_is_refused():
 async def test_request_that_turns_late_in_the_queue_is_shed():
     bench = Bench(BatchPolicy(max_batch_size=1))
     await bench.submit(0)
+    bench.engine.alpha = 1.5  # the device is slower than it seemed
     running = bench.submit(1)
     await asyncio.sleep(0.1)
-    hopeless = bench.submit(2, within=2.5)
-    bench.queue.latency.observe(1, 5.0)  # the device is slower than it seemed
+    hopeless = bench.submit(2, within=2.0)
     await running
     with pytest.raises(DeadlineUnreachable):
         await hopeless
@@ -241,6 +243,7 @@ async def test_each_batch_before_a_request_may_be_late():
 @in_virtual_time
 async def test_one_urgent_request_does_not_shrink_all_batches():
     bench = warm(BatchPolicy(max_batch_size=32), alpha=0.01, beta=0.01)
+    bench.queue.latency.observe(32, 0.33)
     running = bench.submit(0)
     await asyncio.sleep(0.005)
     urgent = bench.submit(1, within=0.2)  # a quarter of that is a batch of 4
@@ -317,6 +320,85 @@ async def test_idle_device_accepts_requests_after_a_slow_phase():
     assert (await bench.submit(1, within=0.5)).batch_size == 1
 
 
+async def burst(bench: Bench, images: int, within: float) -> int:
+    """Submit images at once; return how many are answered in time. The others are refused."""
+    loop = asyncio.get_running_loop()
+    due, calls = loop.time() + within, []
+    for number in range(images):
+        with suppress(DeadlineUnreachable):
+            calls.append(bench.submit(number, within=within))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert loop.time() <= due
+    assert all(isinstance(each, (Result, DeadlineUnreachable)) for each in outcomes)
+    return sum(isinstance(each, Result) for each in outcomes)
+
+
+# Seconds of an image in a batch, and of the square of its images.
+SLOW_DEVICES = {"linear": (0.2, 0.0), "slower per image in larger batches": (0.11, 0.04)}
+
+
+@pytest.mark.parametrize(("beta", "gamma"), SLOW_DEVICES.values(), ids=SLOW_DEVICES)
+@in_virtual_time
+async def test_batches_of_unknown_size_meet_the_first_deadline(beta, gamma):
+    bench = Bench(alpha=0.0, beta=beta, gamma=gamma)
+    await bench.submit(0)  # all that is known is a batch of one
+    assert await burst(bench, 12, within=2.0) >= 8
+    assert await burst(bench, 12, within=2.0) >= 8
+
+
+async def slow_batch(bench: Bench) -> None:
+    """Compute one batch of 12, much slower than expected."""
+    for size in (1, 4):
+        await asyncio.gather(*(bench.submit(number) for number in range(size)))
+    bench.engine.beta = 0.2
+    await asyncio.gather(*(bench.submit(number) for number in range(12)))
+
+
+async def slow_phase(bench: Bench) -> None:
+    """Compute 300 batches ten times slower than before."""
+    bench.engine.beta = 0.6
+    for _ in range(100):
+        for size in (1, 2, 3):
+            await asyncio.gather(*(bench.submit(number) for number in range(size)))
+
+
+@pytest.mark.parametrize("load", [slow_batch, slow_phase])
+@in_virtual_time
+async def test_idle_device_accepts_bursts_soon_after_load(load):
+    bench = Bench(alpha=0.0, beta=0.06)
+    await load(bench)
+    bench.engine.beta = 0.06
+    answered = []
+    for _ in range(6):
+        await asyncio.sleep(0.1)
+        answered.append(await burst(bench, 12, within=2.0))
+    assert answered[0] >= 2
+    assert answered[4:] == [12, 12]
+
+
+@in_virtual_time
+async def test_idle_device_judges_an_image_by_its_best_time():
+    bench = Bench(alpha=0.0, beta=0.06)
+    await slow_batch(bench)
+    bench.engine.beta = 0.06
+    with pytest.raises(DeadlineUnreachable, match=r"is 50\.0 ms away .* needs about 60\.0 ms;"):
+        bench.submit(0, within=0.05)
+    for number in range(5):
+        await bench.submit(number, within=0.07)
+        await asyncio.sleep(0.1)
+
+
+@in_virtual_time
+async def test_idle_device_is_busy_while_another_variant_waits():
+    bench = Bench()
+    other = bench.scheduler.add("other", FakeEngine(alpha=1.0), [(1, 1.0)])
+    await bench.submit(0)
+    ahead = bench.submit(1, within=1.4)
+    with pytest.raises(DeadlineUnreachable):
+        bench.submit(2, queue=other, within=1.5)
+    await asyncio.gather(ahead, bench.submit(3, queue=other, within=2.5))
+
+
 @in_virtual_time
 async def test_deadline_check_uses_the_first_free_worker():
     bench = Bench(BatchPolicy(max_batch_size=1), workers=2)
@@ -388,9 +470,11 @@ async def test_deadline_check_adds_the_margin_of_late_answers():
         call.add_done_callback(slow_turn)
         await call
         await asyncio.sleep(0.1)
-    with pytest.raises(DeadlineUnreachable):
-        bench.submit(1, within=1.4)
-    await bench.submit(2, within=3.0)
+    running = bench.submit(0)
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineUnreachable, match=r"about 1900\.0 ms and a margin of"):
+        bench.submit(1, within=2.3)
+    await asyncio.gather(running, bench.submit(2, within=3.5))
 
 
 @in_virtual_time
