@@ -36,6 +36,8 @@ CLIENT_ENVIRONMENT = (
     *("CALLER_KEY", "TOKEN", "TOKEN_FILE", "SERVER_NAME", "INSECURE_TOKEN", "METRICS"),
     *("VARIANT", "COMPRESSION", "WAIT_FOR_READY"),
 )
+# Variables of the gateway, which checks them.
+GATEWAY_PREFIX = "RESNET50_GATEWAY_"
 # Variables that Kubernetes sets in every pod if there is a Service named "resnet50".
 _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 
@@ -224,6 +226,7 @@ def unknown_environment() -> list[str]:
         name
         for name in os.environ
         if name.upper().startswith(ENV_PREFIX)
+        and not name.upper().startswith(GATEWAY_PREFIX)
         and name.upper() not in known
         and not _SERVICE_LINK.fullmatch(name)
     )

@@ -1,0 +1,140 @@
+"""The gateway as a process: listening, signals, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from .addresses import split_address
+from .app import create_app
+from .http_protocol import protocols
+from .settings import Settings
+from .tls import TlsContext
+from .upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+LISTENING = "listening on"
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until SIGTERM, SIGINT, or the end of standard input if the server is the parent.
+
+    Returns:
+        The exit code: 0 after a drain, 2 if an address or a file of a setting cannot be used.
+    """
+    closing = asyncio.Event()
+    try:
+        tls = None if settings.tls_cert is None else TlsContext(settings)
+        upstream = Upstream(settings)
+        listener = _listen(settings.listen)
+    except OSError as error:
+        print(f"resnet50-gateway: {error}", file=sys.stderr)
+        return 2
+    server = GatewayServer(settings, create_app(settings, upstream, closing))
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        closing.set()
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    following = None if tls is None else asyncio.create_task(tls.follow_changes())
+    try:
+        await server.run_on(listener, None if tls is None else tls.context)
+    finally:
+        if following is not None:
+            following.cancel()
+        await upstream.close()
+    return 0
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn's server on a socket of ours, without its signal handlers and its log.
+
+    Args:
+        settings: Limits and timeouts.
+        app: The application.
+    """
+
+    def __init__(self, settings: Settings, app: object) -> None:
+        http, websocket = protocols(settings)
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                http=http,
+                ws=websocket,
+                ws_max_size=settings.max_message_bytes,
+                ws_per_message_deflate=False,  # images are compressed
+                loop="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=int(settings.keep_alive_s) or 1,
+                timeout_graceful_shutdown=int(settings.drain_timeout_s),
+            )
+        )
+        self._settings = settings
+
+    async def run_on(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Accept connections until `should_exit`, then drain."""
+        self._listener, self._tls = listener, tls
+        await self.serve()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections and print the address."""
+        self.config.backlog = BACKLOG
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                _loop=loop,
+            ),
+            sock=self._listener,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else self._settings.header_timeout_s,
+            backlog=BACKLOG,
+        )
+        self.servers = [server]
+        self.started = True
+        host, _ = split_address(self._settings.listen)
+        shown = f"[{host}]" if ":" in host else host
+        scheme = "http" if self._tls is None else "https"
+        print(f"{LISTENING} {scheme}://{shown}:{self._listener.getsockname()[1]}", flush=True)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing: `serve` has handlers."""
+        yield
+
+
+def _listen(address: str) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        OSError: The address cannot be bound; names it.
+    """
+    host, port = split_address(address)
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise OSError(
+            f"listen: cannot listen on {address}: {error.strerror or error}; stop the process that"
+            " listens there, or set another address with --listen"
+        ) from error
