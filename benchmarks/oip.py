@@ -29,8 +29,8 @@ from benchmarks.overhead import (
     undecoded,
 )
 from benchmarks.process import server
+from resnet50.oip.messages import METHODS
 from resnet50.v1 import inference_pb2
-from resnet50_server.api.oip.messages import METHODS
 from tests.support.oip import infer_request
 
 IMAGES = 32  # of a batch

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from resnet50.oip.messages import SERVICE, message_class
 from resnet50.v1 import (
     image_pb2,
     inference_pb2,
     result_pb2,
     variant_pb2,
 )
-from resnet50_server.api.oip.messages import SERVICE, message_class
 from resnet50_server.api.status import to_status
 from resnet50_server.errors import InvalidImage, Overloaded, TransformMismatch, VariantNotFound
 from resnet50_server.images.transform import Transform

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 PROTOS = sorted((ROOT / "resnet50" / "v1").glob("*.proto"))
 # Compiled to a descriptor set, not to stubs, which would register it in protobuf's default pool.
 OIP_PROTO = ROOT / "oip" / "open_inference.proto"
-OIP_DESCRIPTORS = ROOT.parent / "server/resnet50_server/api/oip/open_inference.binpb"
+OIP_DESCRIPTORS = ROOT / "resnet50/oip/open_inference.binpb"
 CACHE = ROOT.parent / ".cache" / "protoc"
 
 

@@ -24,3 +24,12 @@ def is_local(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def inherited_file(address: str) -> int | None:
+    """Return the number of "fd:N", a listening socket inherited from the server; None of others.
+
+    The server has checked its address.
+    """
+    number = address.removeprefix("fd:")
+    return int(number) if number != address and number.isdecimal() else None

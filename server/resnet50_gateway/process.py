@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from .addresses import split_address
+from .addresses import inherited_file, split_address
 from .app import create_app
 from .http_protocol import protocols
 from .settings import Settings
@@ -49,6 +49,9 @@ async def serve(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    if inherited_file(settings.listen) is not None:
+        # The server, the parent, writes nothing: it has ended when the pipe closes.
+        loop.add_reader(sys.stdin.fileno(), stop)
     following = None if tls is None else asyncio.create_task(tls.follow_changes())
     try:
         await server.run_on(listener, None if tls is None else tls.context)
@@ -112,10 +115,10 @@ class GatewayServer(uvicorn.Server):
         )
         self.servers = [server]
         self.started = True
-        host, _ = split_address(self._settings.listen)
+        host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         scheme = "http" if self._tls is None else "https"
-        print(f"{LISTENING} {scheme}://{shown}:{self._listener.getsockname()[1]}", flush=True)
+        print(f"{LISTENING} {scheme}://{shown}:{port}", flush=True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -129,6 +132,8 @@ def _listen(address: str) -> socket.socket:
     Raises:
         OSError: The address cannot be bound; names it.
     """
+    if (file := inherited_file(address)) is not None:
+        return socket.socket(fileno=file)
     host, port = split_address(address)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

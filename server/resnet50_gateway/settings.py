@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from .addresses import is_host_and_port, is_local
+from .addresses import inherited_file, is_host_and_port, is_local
 
 ENV_PREFIX = "RESNET50_GATEWAY_"
 
@@ -263,7 +263,7 @@ class Settings(Network, Servers, Limits, Timeouts, Observability, BaseSettings):
     @field_validator("listen")
     @classmethod
     def _listen_address(cls, address: str) -> str:
-        if not is_host_and_port(address):
+        if not is_host_and_port(address) and inherited_file(address) is None:
             raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:8080")
         return address
 
@@ -291,7 +291,8 @@ class Settings(Network, Servers, Limits, Timeouts, Observability, BaseSettings):
                 raise ValueError(f"{one}: needs {other} as well, and the other way round")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca: needs tls_cert and tls_key")
-        if self.tls_cert is None and not self.allow_plaintext and not is_local(self.listen):
+        exposed = inherited_file(self.listen) is None and not is_local(self.listen)
+        if self.tls_cert is None and not self.allow_plaintext and exposed:
             raise ValueError(
                 f"listen: {self.listen} is reachable from other machines and would be plain HTTP;"
                 " set tls_cert and tls_key, or allow_plaintext if anyone on the network path may"

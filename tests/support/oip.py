@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_server.api.oip.messages import SERVICE, message_class
+from resnet50.oip.messages import SERVICE, message_class
 
 ModelInferRequest = message_class("ModelInferRequest")
 

@@ -80,7 +80,7 @@ def methods(settings: Settings) -> dict[str, str]:
     """Return the full names of all methods, by their short ones."""
     if not settings.oip:
         return METHODS
-    from .oip.messages import METHODS as OIP_METHODS
+    from resnet50.oip.messages import METHODS as OIP_METHODS
 
     return METHODS | OIP_METHODS
 
@@ -89,7 +89,7 @@ def streaming_methods(settings: Settings) -> dict[str, bool]:
     """Return which methods answer with a stream, by their short names."""
     streams = STREAMS
     if settings.oip:
-        from .oip.messages import STREAMS as OIP_STREAMS
+        from resnet50.oip.messages import STREAMS as OIP_STREAMS
 
         streams |= OIP_STREAMS
     return {name: name in streams for name in methods(settings)}
@@ -213,7 +213,7 @@ class GrpcServer:
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         if self._oip is None:
             return reflection.aio.ReflectionServicer(names)
-        from .oip.messages import SERVICE, reflection_pool
+        from resnet50.oip.messages import SERVICE, reflection_pool
 
         return reflection.aio.ReflectionServicer(
             (*names, SERVICE.full_name), pool=reflection_pool(names)

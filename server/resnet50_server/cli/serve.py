@@ -18,6 +18,8 @@ from resnet50_server.runtime.streams import announce, complain
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 
+from .gateway_process import GatewayProcess
+
 log = logging.getLogger(__name__)
 
 # Time limit for a failed server to stop, in addition to its drain.
@@ -34,6 +36,14 @@ async def serve(settings: Settings) -> int:
         event loop with 1 (`LoopWatchdog`), a second signal with 128 plus its number.
     """
     silence_decoders()
+    gateway = None
+    if settings.http_listen is not None:
+        try:
+            gateway = await GatewayProcess.open(settings)
+        except UnusableSetting as error:
+            complain(f"resnet50-server: {error}")
+            return 2
+        settings = gateway.settings
     server = Server(settings, on_loaded=_collect_garbage)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -45,6 +55,8 @@ async def serve(settings: Settings) -> int:
     failed = asyncio.create_task(server.failed.wait(), name="wait for a fatal error")
     stopped = asyncio.create_task(stopping.wait(), name="wait for a signal")
     stopped.add_done_callback(_exit_on_next_signal)
+    if gateway is not None:
+        gateway.start(lambda: server.metrics_url)
     try:
         await asyncio.wait((starting, stopped, failed), return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
@@ -71,7 +83,8 @@ async def serve(settings: Settings) -> int:
         gc.freeze()  # the other variants
         return_memory()
         for address in server.addresses:
-            announce(f"listening on {address}")
+            if gateway is None or address != gateway.private_address:
+                announce(f"listening on {address}")
         if server.metrics_url is not None:
             announce(f"metrics on {server.metrics_url}")
         await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
@@ -83,7 +96,11 @@ async def serve(settings: Settings) -> int:
     finally:
         stopped.cancel()
         failed.cancel()
+        # Its requests in flight are the server's, and end with them.
+        ending = None if gateway is None else asyncio.create_task(gateway.stop())
         await _stop(server, settings.drain_timeout_s)
+        if ending is not None:
+            await ending
         watchdog.close()
 
 

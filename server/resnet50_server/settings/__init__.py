@@ -44,6 +44,7 @@ _SERVICE_LINK = re.compile(r"RESNET50_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d
 # Less holds fewer than a hundred embeddings; most likely megabytes were meant.
 MIN_CACHE_BYTES = 2**20
 _ENDPOINT = re.compile(r"https?://[^/\s]+/?")
+GATEWAY_MODULES = ("starlette", "uvicorn", "httptools", "websockets", "python_multipart")
 OTLP_EXPORTER = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
 
 
@@ -107,6 +108,17 @@ class Settings(
     def _metrics_address(cls, address: str | None) -> str | None:
         if address is not None and not _is_host_and_port(address):
             raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:9464")
+        return address
+
+    @field_validator("http_listen")
+    @classmethod
+    def _http_address(cls, address: str | None) -> str | None:
+        if address is None:
+            return None
+        if not _is_host_and_port(address):
+            raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:8080")
+        if not all(map(_installed, GATEWAY_MODULES)):
+            raise ValueError("the gateway needs the extra: install resnet50-serving[http]")
         return address
 
     @field_validator("otlp_endpoint")

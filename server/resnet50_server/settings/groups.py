@@ -83,6 +83,14 @@ class Network(Group):
             " variant has its own name, too.",
         ),
     ] = "resnet50"
+    http_listen: Annotated[
+        str | None,
+        Field(
+            description="Address of an HTTP gateway, host:port or host:0 (a free port, printed at"
+            " the start): a process of its own that is restarted when it ends. Needs the extra"
+            " `http`; its settings are environment variables RESNET50_GATEWAY_*. Default: disabled."
+        ),
+    ] = None
     max_connections: Annotated[
         int, Field(ge=1, lt=2**31, description="Maximum open connections per listening address.")
     ] = 1024

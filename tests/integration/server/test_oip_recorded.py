@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from resnet50_server.api.oip.messages import SERVICE, message_class
+from resnet50.oip.messages import SERVICE, message_class
 from tests.support.serving import connected, serving
 
 RECORDED: list[dict[str, Any]] = json.loads(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from google.protobuf.message import DecodeError
 
+from resnet50.oip.messages import message_class
 from resnet50.v1 import image_pb2, inference_pb2
-from resnet50_server.api.oip.messages import message_class
 from resnet50_server.api.wire_format import MAX_FIELDS, bounded
 from resnet50_server.errors import InvalidRequest
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet50.oip.messages import message_class
 from resnet50_server.batching.result import Result
 from resnet50_server.errors import InvalidRequest, NoClassificationHead
 from resnet50_server.events import ImageEvent
@@ -14,8 +15,6 @@ from resnet50_server.images.source import ImageWarning
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.variants.spec import EMBEDDING_DIMENSION, VariantSpec
-
-from .messages import message_class
 
 PROBABILITIES, EMBEDDING = "PROBABILITIES", "EMBEDDING"
 VERSION = "1"

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import grpc
 
+from resnet50.oip.messages import SERVICE, message_class
+
 from ..registration import GuardedServer
-from .messages import SERVICE, message_class
 from .service import OipServicer
 
 _HEALTH = ("ServerLive", "ServerReady", "ModelReady")

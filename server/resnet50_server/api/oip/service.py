@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
+from resnet50.oip.messages import message_class
 from resnet50.v1 import variant_pb2
 from resnet50_server.batching.result import Result
 from resnet50_server.errors import InvalidImage, InvalidRequest, ShuttingDown
@@ -31,7 +32,6 @@ from ..inference_service import CallLimits, InferenceServicer, resolve_variant
 from ..status import to_status
 from ..stream_reader import MessageReader
 from ..variant_service import VariantServicer
-from .messages import message_class
 from .outputs import EMBEDDING, PROBABILITIES, VERSION, InferTask, parse_outputs
 from .parameters import apply_parameters, end_at, refuse_parameters
 from .statistics import OipStatistics
