@@ -30,8 +30,19 @@ def choose_variant() -> tuple[str, str]:
         flush=True,
     )
     if not (DIGITS / "variant.json").exists():
+        _check_torchvision()
         from digits import build
 
         print("digits: fitting the head on 1397 digits, some seconds …")
         print(f"digits: right on {build(DIGITS):.1%} of 400 held-out digits")
     return "digits", f"digits={DIGITS}"
+
+
+def _check_torchvision() -> None:
+    """End the program, with one line, if torch and torchvision do not match."""
+    from resnet50_server.errors import WeightsError
+
+    try:
+        import resnet50_server.variants.network  # noqa: F401
+    except WeightsError as error:
+        raise SystemExit(f"resnet50-server: {error}") from error

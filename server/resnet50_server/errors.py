@@ -69,14 +69,21 @@ class PermissionDenied(ServingError):
     Args:
         caller: The caller's name.
         scope: The scope that is missing.
+        has_tokens: Whether the server has tokens, which alone can have the scope "admin".
     """
 
     code = "PERMISSION_DENIED"
 
-    def __init__(self, caller: str, scope: str) -> None:
+    def __init__(self, caller: str, scope: str, *, has_tokens: bool = True) -> None:
+        remedy = (
+            "call with a token that has it"
+            if has_tokens
+            else "only tokens have it, and this server has none: start it with --tokens-file, and"
+            " with --variants-dir to load variants"
+        )
         super().__init__(
             f"authorization: {caller} does not have the scope {scope!r}, which this method needs;"
-            " call with a token that has it"
+            f" {remedy}"
         )
         self.scope = scope
 

@@ -17,7 +17,7 @@ def table(variants: Sequence[Variant]) -> Table:
     rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("name", "state", "transform", "acc@1", "runs on", "weights"):
         rows.add_column(heading, no_wrap=heading != "state")
-    for heading in ("memory", "requests"):
+    for heading in ("memory", "in flight"):
         rows.add_column(heading, no_wrap=True, justify="right")
     for variant in variants:
         accuracy = variant.published_accuracy

@@ -159,7 +159,7 @@ class Variant(Record):
             None without a load.
         last_failure: Error of the last load under this name; None if it succeeded.
         memory_bytes: Estimated memory.
-        requests: Requests and frames in its queue or in inference.
+        requests: Requests and frames in flight now, those in its queue included.
         problem: Reason why it is out of service; None unless the state is "unhealthy".
         activation: From outputs to probabilities: "softmax"; "sigmoid" if several categories may
             apply, each with a probability of its own; "none" without a classification head, for

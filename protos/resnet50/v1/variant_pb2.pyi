@@ -212,7 +212,7 @@ class Variant(google.protobuf.message.Message):
     max_variants_bytes. 0 for engines without weights.
     """
     requests: builtins.int
-    """Requests and frames pending or in flight."""
+    """Requests and frames in flight now, those in the queue included; not a count since the start."""
     problem: builtins.str
     """Why it is out of service; empty unless the state is VARIANT_STATE_UNHEALTHY."""
     activation: global___Activation.ValueType

@@ -147,7 +147,7 @@ class GrpcServer:
         """Bind the addresses of the settings and accept calls; see `listen.listen`."""
         self.addresses = await listen(self._server, self._settings, certificates)
         await self._server.start()
-        log.info("listening on %s", ", ".join(self.addresses))
+        log.info("accepting connections at %s", ", ".join(self.addresses))
 
     async def stop(self, timeout_s: float) -> None:
         """Accept no more calls, wait for those in flight, then cancel the rest.

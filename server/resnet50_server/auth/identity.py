@@ -34,15 +34,17 @@ class Caller:
     Attributes:
         name: Stable between calls, e.g. "token:cameras" or "address:10.0.0.7".
         scopes: Allowed method groups: "infer", "admin".
+        by_token: Whether a token identifies it; False if the server has no tokens.
     """
 
     name: str
     scopes: frozenset[str]
+    by_token: bool = False
 
     def require(self, scope: str) -> None:
         """Raise `PermissionDenied` unless the caller has `scope`."""
         if scope not in self.scopes:
-            raise PermissionDenied(self.name, scope)
+            raise PermissionDenied(self.name, scope, has_tokens=self.by_token)
 
 
 class Authenticator:
@@ -98,7 +100,7 @@ class Authenticator:
             raise Unauthenticated(
                 "TOKEN_EXPIRED", f"the token {token.name!r} has expired; use a new one"
             )
-        return Caller(f"token:{token.name}", token.scopes)
+        return Caller(f"token:{token.name}", token.scopes, by_token=True)
 
 
 def _peer_name(peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> str:

@@ -26,7 +26,8 @@ SERVE = (
     ExitCode(
         "1",
         "The server could not start: weights are missing, the address is in use, memory is too"
-        " small. The last line of the log names the reason and a remedy.",
+        " small, torch and torchvision do not match. The last line of the log names the reason and"
+        " a remedy.",
         "Helps once the reason is gone.",
     ),
     ExitCode(

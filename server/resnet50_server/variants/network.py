@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import ResNet, quantization, resnet50
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.texts import escaped, listed
@@ -18,6 +17,12 @@ from .checkpoints import StateDict, Weights, read_custom, read_official
 from .download import official_of
 from .importing.hints import import_hint
 from .spec import EMBEDDING_DIMENSION, Activation, VariantSpec
+from .torch_pair import IMPORT_ERRORS, mismatch
+
+try:  # the only import of torchvision
+    from torchvision.models import ResNet, quantization, resnet50
+except IMPORT_ERRORS as error:
+    raise mismatch(error) from error
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from resnet50_server.server import Server
 from tests.support import processes
 from tests.support.administering import ADMIN, APP, administered, builds_paused, describe
 from tests.support.pictures import encode, picture
-from tests.support.serving import queues_of
+from tests.support.serving import queues_of, serving
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ async def test_each_server_is_listed_with_what_it_holds(folder):
         assert done.exit_code == 0
         first, second = done.stdout.split(f"{other.addresses[0]}:\n")
         assert f"{one.addresses[0]}:\n" in first
+        assert "in flight" in first
         assert ("digits" in first, "digits" in second) == (True, False)
         assert "broken: the last load failed: " in first
         assert "IMAGENET1K_V2 *" in second
@@ -166,6 +167,14 @@ async def test_missing_tokens_and_scopes_are_told_with_what_to_do(folder):
             assert words in denied.stderr
         unknown = await variants("unload", "digits", servers=[server], token=None)
         assert (unknown.exit_code, "--token-file" in unknown.stderr) == (1, True)
+
+
+async def test_change_without_tokens_says_how_to_start_the_server():
+    async with serving() as server:
+        denied = await variants("load", "digits", servers=[server], token=None)
+    assert denied.exit_code == 1
+    for words in ("this server has none", "--tokens-file", "--variants-dir", "--scope admin"):
+        assert words in denied.stderr
 
 
 async def test_options_before_a_command_are_the_lists_and_never_lost(folder):

@@ -80,7 +80,7 @@ def test_without_a_token_file_there_is_no_admin_scope():
         caller = Authenticator(None).authenticate(bearer("Bearer ops-secret"), peer, CLEARTEXT)
         assert caller.name.startswith("address:")
         caller.require(INFER)
-        with pytest.raises(PermissionDenied):
+        with pytest.raises(PermissionDenied, match=r"this server has none: .*--tokens-file"):
             caller.require(ADMIN)
 
 
@@ -129,7 +129,9 @@ def test_identity_of_a_certificate_is_its_best_name(says, name):
 )
 @pytest.mark.parametrize("says", [CLEARTEXT, CERTIFICATE], ids=["cleartext", "mtls"])
 def test_token_gives_name_and_scopes(with_tokens, value, name, scopes, says):
-    assert with_tokens.authenticate(bearer(value), PEER, says) == Caller(name, frozenset(scopes))
+    assert with_tokens.authenticate(bearer(value), PEER, says) == Caller(
+        name, frozenset(scopes), by_token=True
+    )
 
 
 @pytest.mark.parametrize("says", [CLEARTEXT, CERTIFICATE], ids=["cleartext", "mtls"])
