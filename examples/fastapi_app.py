@@ -7,6 +7,7 @@ Needs fastapi, python-multipart and uvicorn. RESNET50_SERVER names the model ser
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -18,10 +19,13 @@ from fastapi.responses import JSONResponse
 from resnet50_client import (
     AsyncClient,
     DeadlineExceededError,
-    InvalidImageError,
+    InvalidRequestError,
     OverloadedError,
+    Resnet50Error,
     UnavailableError,
 )
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -43,17 +47,23 @@ async def classify(request: Request, image: UploadFile) -> dict[str, Any]:
     return result.to_dict()
 
 
-@app.exception_handler(InvalidImageError)
-def refuse(request: Request, error: InvalidImageError) -> JSONResponse:
-    """Answer 422: another image is needed."""
-    return JSONResponse({"detail": error.message, "field": error.field}, 422)
+# HTTP statuses of errors that another image or another time may cure; all others are 500.
+STATUSES: dict[type[Resnet50Error], int] = {
+    InvalidRequestError: 422,  # InvalidImageError is one
+    OverloadedError: 503,
+    UnavailableError: 503,
+    DeadlineExceededError: 503,
+}
 
 
-@app.exception_handler(OverloadedError)
-@app.exception_handler(UnavailableError)
-@app.exception_handler(DeadlineExceededError)
-def postpone(request: Request, error: Exception) -> JSONResponse:
-    """Answer 503: the same image may succeed later."""
+@app.exception_handler(Resnet50Error)
+def respond(request: Request, error: Resnet50Error) -> JSONResponse:
+    """Answer every error of the SDK with JSON, and log those that no user can cure."""
+    status = next((STATUSES[kind] for kind in STATUSES if isinstance(error, kind)), 500)
+    if status == 500:
+        log.error("request %s failed: %s", error.request_id, error)
+        return JSONResponse({"detail": "server error", "request_id": error.request_id}, 500)
+    content = {"detail": error.message, "field": getattr(error, "field", None)}
     delay_s = getattr(error, "retry_after_s", None) or 1.0
-    headers = {"Retry-After": str(math.ceil(delay_s))}
-    return JSONResponse({"detail": str(error)}, 503, headers)
+    headers = {"Retry-After": str(math.ceil(delay_s))} if status == 503 else None
+    return JSONResponse(content, status, headers)

@@ -103,9 +103,9 @@ def generate(out: Path) -> None:
     )
 
 
-def oip_descriptors(out: Path) -> None:
+def oip_descriptors(out: Path, *options: str) -> None:
     """Write the descriptor set of the Open Inference Protocol."""
-    protoc(f"--descriptor_set_out={out}", protos=[OIP_PROTO])
+    protoc(*options, f"--descriptor_set_out={out}", protos=[OIP_PROTO])
 
 
 def stubs(root: Path) -> dict[str, bytes]:
@@ -122,7 +122,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     parser.add_argument("--descriptor-set", metavar="FILE", help="write the descriptor set only")
+    parser.add_argument(
+        "--oip-descriptor-set", metavar="FILE", help="the same of the Open Inference Protocol"
+    )
     options = parser.parse_args()
+    if options.oip_descriptor_set:
+        out = Path(options.oip_descriptor_set).resolve()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        oip_descriptors(out, "--include_source_info")
+        return 0
     if options.descriptor_set:
         out = Path(options.descriptor_set).resolve()
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ GENERATORS: dict[str, pages.Section] = {
     "settings": settings.section,
     "commands": command_line.section,
     "grpc": grpc_api.section,
+    "oip": grpc_api.oip_section,
     "errors": errors.section,
     "exit-codes": exit_codes.section,
     "metrics": metrics.section,

@@ -14,6 +14,7 @@ from google.protobuf.descriptor_pb2 import (
     FieldDescriptorProto,
     FileDescriptorProto,
     FileDescriptorSet,
+    MethodDescriptorProto,
     ServiceDescriptorProto,
 )
 
@@ -37,16 +38,33 @@ _TERM = re.compile(r"^ {2,3}(\S+)(?:\s+(.*))?$")
 
 
 def section() -> str:
-    """Return the reference of all protos of this project."""
-    return reference(_descriptors())
+    """Return the reference of the own contract."""
+    return reference(_descriptors("--descriptor-set"))
 
 
-def _descriptors() -> FileDescriptorSet:
-    """Return the protos' descriptors with their comments, as the toolchain of the stubs does."""
-    path = ROOT / ".cache" / "protos.binpb"
+def oip_section() -> str:
+    """Return a table of the methods of the Open Inference Protocol."""
+    return methods(_descriptors("--oip-descriptor-set"))
+
+
+def _descriptors(option: str) -> FileDescriptorSet:
+    """Return descriptors with their comments, as the toolchain of the stubs does."""
+    path = ROOT / ".cache" / f"{option.strip('-')}.binpb"
     script = ROOT / "protos" / "generate.py"
-    subprocess.run([sys.executable, str(script), "--descriptor-set", str(path)], check=True)
+    subprocess.run([sys.executable, str(script), option, str(path)], check=True)
     return FileDescriptorSet.FromString(path.read_bytes())
+
+
+def methods(descriptors: FileDescriptorSet) -> str:
+    """Return a table of the methods of all services in a descriptor set with source info."""
+    rows = []
+    for proto in descriptors.file:
+        file = _File(proto)
+        for index, service in enumerate(proto.service):
+            for number, method in enumerate(service.method):
+                comment = file.comment(_SERVICE, index, _METHOD, number)
+                rows.append((code(method.name), _exchange(method), _cell(comment)))
+    return table(("method", "messages", "description"), rows)
 
 
 def reference(descriptors: FileDescriptorSet) -> str:
@@ -95,12 +113,9 @@ class _File:
         service: ServiceDescriptorProto = self.proto.service[index]
         parts = [f"## {service.name}", _comment(self.comment(_SERVICE, index))]
         for number, method in enumerate(service.method):
-            request, response = _type(method.input_type), _type(method.output_type)
-            sent = f"stream of {request}" if method.client_streaming else request
-            received = f"stream of {response}" if method.server_streaming else response
             parts += [
                 f"### {method.name}",
-                f"{sent} → {received}",
+                _exchange(method),
                 _comment(self.comment(_SERVICE, index, _METHOD, number)),
             ]
         return "\n\n".join(parts)
@@ -144,12 +159,20 @@ class _File:
         )
 
 
+def _exchange(method: MethodDescriptorProto) -> str:
+    """Return the request and the response of a method."""
+    request, response = _type(method.input_type), _type(method.output_type)
+    sent = f"stream of {request}" if method.client_streaming else request
+    received = f"stream of {response}" if method.server_streaming else response
+    return f"{sent} → {received}"
+
+
 def _type(full_name: str) -> str:
     """Return the type of a message or an enum, with a link if it is one of ours."""
     name = full_name.removeprefix(".")
     if name.startswith(f"{PACKAGE}."):
         return link(name.removeprefix(f"{PACKAGE}."))
-    return code(name)
+    return code(name.rpartition(".")[2] if name.startswith("inference.") else name)
 
 
 def _field_type(message: DescriptorProto, field: FieldDescriptorProto) -> str:

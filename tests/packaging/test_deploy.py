@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from resnet50_client._addresses import DEFAULT_PORT
 from resnet50_server.api.grpc_server import SERVICES
@@ -35,6 +37,11 @@ ALIVE = "grpc.health.v1.Health"
 # The oldest that kustomization.yaml promises, and the newest whose schemas are available.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 METRICS_PORT = 9464
+SCHEMAS = ROOT / "tests" / "support" / "schemas"
+OPERATOR_OBJECTS = [
+    KUBERNETES / "components" / "prometheus-operator" / name
+    for name in ("pod-monitor.yaml", "prometheus-rule.yaml")
+]
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 FILES = sorted(path for path in [*DEPLOY.rglob("*"), ROOT / "Dockerfile"] if path.is_file())
 PAGES = [ROOT / "README.md", ROOT / "docs" / "how-to" / "deploy.md"]
@@ -298,6 +305,27 @@ def test_prometheus_operator_component_has_the_alerts_of_the_page():
     assert endpoint["port"] in {one["name"] for one in container_of("Deployment")["ports"]}
     labels = pods()["Deployment"]["metadata"]["labels"]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def operator_errors(path: Path, manifest: dict) -> list[str]:
+    """Return the differences of an object of the Prometheus operator from its schema."""
+    schema = json.loads((SCHEMAS / path.with_suffix(".json").name).read_text())
+    return [error.message for error in Draft202012Validator(schema).iter_errors(manifest)]
+
+
+@pytest.mark.parametrize("path", OPERATOR_OBJECTS, ids=lambda path: path.stem)
+def test_object_is_what_the_prometheus_operator_takes(path):
+    (manifest,) = documents(path)
+    assert operator_errors(path, manifest) == []
+
+
+@pytest.mark.parametrize("path", OPERATOR_OBJECTS, ids=lambda path: path.stem)
+def test_key_that_the_prometheus_operator_does_not_know_is_found(path):
+    (manifest,) = documents(path)
+    spec = manifest["spec"]
+    (nested,) = spec.get("podMetricsEndpoints") or spec["groups"]
+    nested["intervall"] = "30s"
+    assert any("intervall" in message for message in operator_errors(path, manifest))
 
 
 def mount_of(objects: dict[str, dict], volume: str) -> Path:

@@ -6,8 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from resnet50_client import AsyncClient, Classification, Variant
+from tests.support.examples import EXAMPLES, run_example
 from tests.support.serving import server_processes
 
 
@@ -56,3 +58,27 @@ def test_int8_digits_keep_accuracy_and_report_agreement(digits, built, tmp_path)
     assert (found.calibration_images, found.compared_images) == (90, 30)
     assert found.top_1_agreement >= 0.9
     assert found.embedding_cosine >= 0.97
+
+
+def test_served_digit_is_compared_with_torchvisions_answer(built, monkeypatch):
+    directory, _ = built
+    image = EXAMPLES / "seven.png"
+    with server_processes() as start:
+        server = start("--variants", f"digits={directory}", "--engine", "torch")
+        monkeypatch.setenv("RESNET50_SERVER", server.wait_until_listening())
+        printed = run_example("compare_torchvision", f"digits={directory}", image)
+    assert printed.startswith(f"{image}: seven 98.7%, as torchvision; ")
+    assert float(printed.rpartition("; ")[2]) < 1e-4
+
+
+def test_other_weights_are_told_from_the_served_ones(built, monkeypatch, tmp_path):
+    directory, _ = built
+    changed = load_file(directory / "weights.safetensors")
+    changed["fc.weight"] = -changed["fc.weight"]
+    save_file(changed, tmp_path / "weights.safetensors")
+    (tmp_path / "variant.json").write_bytes((directory / "variant.json").read_bytes())
+    with server_processes() as start:
+        server = start("--variants", f"digits={directory}", "--engine", "torch")
+        monkeypatch.setenv("RESNET50_SERVER", server.wait_until_listening())
+        printed = run_example("compare_torchvision", f"digits={tmp_path}", EXAMPLES / "seven.png")
+    assert "seven 98.7%, NOT as torchvision; " in printed

@@ -50,6 +50,17 @@ def test_fastapi_answers_uploads_with_json(environment):
         assert "image" in refused.json()["detail"]
 
 
+def test_fastapi_hides_errors_that_no_user_can_cure(environment, caplog):
+    app = load_example("fastapi_app")
+    with TestClient(app.app) as web:
+        app.app.state.client = app.app.state.client.with_options(variant="none")
+        answer = web.post("/classify", files={"image": ("a.jpg", JPEG)})
+    assert answer.status_code == 500
+    body = answer.json()
+    assert set(body) == {"detail", "request_id"} and body["detail"] == "server error"
+    assert f"request {body['request_id']} failed" in caplog.text
+
+
 def test_fastapi_says_when_to_retry_without_a_server(monkeypatch):
     monkeypatch.setenv("RESNET50_SERVER", "127.0.0.1:1")
     app = load_example("fastapi_app")
