@@ -1,0 +1,121 @@
+/** Line charts of the last minutes, drawn as SVG. */
+
+import { element, svg } from "./dom.js";
+
+const WIDTH = 100;
+const HEIGHT = 100;
+const COLOURS = 6;
+const colours = new Map();
+
+/** Return the class of a series' colour: the same for a name in every chart. */
+export function colourOf(name) {
+  if (!colours.has(name)) colours.set(name, `series-${colours.size % COLOURS}`);
+  return colours.get(name);
+}
+
+export class Chart {
+  /**
+   * @param {string} title
+   * @param {(value: number) => string} format Of values.
+   * @param {{seconds?: number, least?: number, shared?: boolean}} options Length of the axis of time;
+   *   the least top of the axis of values; whether a series has its colour in other charts too.
+   */
+  constructor(title, format, { seconds = 120, least = 0, shared = true } = {}) {
+    this.title = title;
+    this.format = format;
+    this.seconds = seconds;
+    this.least = least;
+    this.colourOf = shared ? colourOf : () => "series-0";
+    this.points = [];
+    this.lines = svg("g");
+    this.picture = svg(
+      "svg",
+      { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" },
+      [0, HEIGHT / 2, HEIGHT].map((y) =>
+        svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y }),
+      ),
+      this.lines,
+    );
+    this.most = element("span", { class: "most", "aria-hidden": "true" });
+    this.newest = element("span", { class: "newest" });
+    this.element = element(
+      "figure",
+      { class: "chart" },
+      element("figcaption", { class: "heading" }, element("h3", {}, title), this.newest),
+      element("div", { class: "plot" }, this.picture, this.most),
+      element(
+        "div",
+        { class: "times", "aria-hidden": "true" },
+        element("span", {}, `${seconds} s ago`),
+        element("span", {}, "now"),
+      ),
+    );
+    this.draw();
+  }
+
+  /** Forget all values. */
+  clear() {
+    this.points = [];
+    this.draw();
+  }
+
+  /**
+   * Add values and draw.
+   * @param {number} time In seconds.
+   * @param {Object<string, (number|null)[]>} values Of each series: of its line, and of a dashed
+   *   second one; null is a gap.
+   */
+  add(time, values) {
+    this.points.push({ time, values });
+    while (this.points[0].time < time - this.seconds) this.points.shift();
+    this.draw();
+  }
+
+  draw() {
+    const newest = this.points.at(-1);
+    const names = [...new Set(this.points.flatMap(({ values }) => Object.keys(values)))];
+    const all = this.points.flatMap(({ values }) => Object.values(values).flat());
+    const top = niceTop(Math.max(this.least, ...all.filter((value) => Number.isFinite(value))));
+    this.most.textContent = all.length ? this.format(top) : "";
+    this.lines.replaceChildren(
+      ...names.flatMap((name) =>
+        [0, 1].map((index) => this.#line(name, index, top)).filter((line) => line !== null),
+      ),
+    );
+    const texts = names
+      .filter((name) => newest.values[name]?.some((value) => Number.isFinite(value)))
+      .map((name) => [name, newest.values[name].map((value) => this.format(value)).join(" / ")]);
+    this.newest.replaceChildren(
+      ...texts.map(([name, text]) => element("span", { class: this.colourOf(name) }, text)),
+    );
+    const spoken = texts.map(([name, text]) => `${name} ${text}`).join(", ");
+    this.picture.setAttribute("aria-label", `${this.title}: ${spoken || "no values yet"}`);
+  }
+
+  #line(name, index, top) {
+    const now = this.points.at(-1).time;
+    let path = "";
+    let pen = "M";
+    for (const { time, values } of this.points) {
+      const value = values[name]?.[index];
+      if (!Number.isFinite(value)) {
+        pen = "M";
+        continue;
+      }
+      const x = WIDTH * (1 - (now - time) / this.seconds);
+      const y = HEIGHT * (1 - value / top);
+      // A value between gaps is a dot: a line without length, with round ends.
+      path += `${pen}${x.toFixed(2)} ${y.toFixed(2)}${pen === "M" ? "h0" : ""}`;
+      pen = "L";
+    }
+    if (path === "") return null;
+    return svg("path", { d: path, class: `${this.colourOf(name)}${index ? " second" : ""}` });
+  }
+}
+
+/** Return 1, 2 or 5 times a power of ten that is at least a value. */
+function niceTop(value) {
+  if (!(value > 0)) return 1;
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((top) => top >= value);
+}
