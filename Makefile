@@ -18,7 +18,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip nginx bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures clean
+.PHONY: help demo serve test coverage oip console nginx bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ coverage: $(VENV)/installed  ## The same, and print what share of each package t
 
 oip: $(VENV)/installed  ## Public clients of the Open Inference Protocol against a server; writes the how-to page
 	$(BIN)/python -m tests.e2e.oip
+
+console: $(VENV)/installed  ## The browser console in Chromium, 3 minutes; needs chromium (Debian's package, or CHROMIUM=PATH)
+	$(BIN)/python -m pytest -p no:xdist tests/e2e/console.py
 
 nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
 	$(BIN)/python -m tests.e2e.nginx

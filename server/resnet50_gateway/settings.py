@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from resnet50_metrics.scrape import Endpoint
+
 from .addresses import inherited_file, is_host_and_port, is_local
 
 ENV_PREFIX = "RESNET50_GATEWAY_"
@@ -274,6 +276,16 @@ class Settings(Network, Servers, Limits, Timeouts, Observability, BaseSettings):
             if not is_host_and_port(address) and address.removeprefix("unix:") in ("", address):
                 raise ValueError(f"{address!r} is neither host:port nor unix:PATH")
         return addresses
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_urls(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            try:
+                Endpoint.of(url)
+            except ValueError as error:
+                raise ValueError(str(error).removeprefix("--metrics: ")) from None
+        return urls
 
     @field_validator("cors_origin")
     @classmethod

@@ -41,11 +41,15 @@ class GatewayProcess:
         assert line.startswith("listening on "), line + self.process.stderr.read()
         return line.removeprefix("listening on ").strip()
 
+    def wait_until_ended(self) -> tuple[int, str]:
+        """Wait for its own end; return the exit code and what was written to stderr."""
+        _, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, errors
+
     def terminate(self) -> tuple[int, str]:
         """Send SIGTERM; return the exit code and what was written to stderr."""
         self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, errors
+        return self.wait_until_ended()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pytest
 
 from resnet50_client import Client
 from resnet50_gateway.live import MAX_LISTENERS
-from tests.support.gateways import client, gateway, problem
+from tests.support.gateways import GatewayProcess, client, gateway, problem
 from tests.support.pictures import encode, picture
 from tests.support.serving import server_processes
 
@@ -143,6 +143,21 @@ def test_gateway_without_metrics_says_how_to_name_them(server):
         response = http.get("/v1/live")
         assert response.status_code == 404
         assert "--metrics URL" in problem(response)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("metrics", "lacks a port: HOST:PORT"),
+        ("ftp://127.0.0.1/metrics", "neither HOST:PORT nor an http(s) URL"),
+        ("http://user:secret@127.0.0.1/metrics", "must not contain a user name or password"),
+    ],
+)
+def test_address_of_metrics_that_is_wrong_ends_the_gateway(url, reason):
+    code, errors = GatewayProcess("--metrics", url).wait_until_ended()
+    assert code == 2
+    assert errors.startswith("resnet50-gateway: metrics: ") and reason in errors
+    assert "secret" not in errors
 
 
 def test_listeners_beyond_the_limit_are_refused(server):
