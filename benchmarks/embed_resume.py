@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet50_cli.embed import checkpoint as checkpoint_module
-from resnet50_cli.embed.checkpoint import Checkpoint, FileFingerprint
+from resnet50_bulk import checkpoint as checkpoint_module
+from resnet50_bulk.checkpoint import Checkpoint, FileFingerprint
 from resnet50_client.testing.fake_server import DEFAULT_CATEGORIES
 from resnet50_client.testing.script import Script
-from tests.support.embeddings import DIMENSION, embedding
+from tests.support.embeddings import DIMENSION, embedded
 from tests.support.outputs import read_output
 from tests.support.pausable_server import PausableServer
 
@@ -121,14 +121,14 @@ def commit_cost(folder: Path, journal: str, images: int) -> tuple[float, float]:
     checkpoint_module.COMMIT_IMAGES = images
     fingerprint = FileFingerprint(1, 1)
     with Checkpoint(file) as found:
-        found.add("first", fingerprint, embedding(0))
+        found.add("first", fingerprint, embedded(0))
         found.flush()
     with closing(sqlite3.connect(file)) as database:  # the mode is kept in the file
         database.execute(f"PRAGMA journal_mode = {journal}")
     with Checkpoint(file) as found:
         written, started = written_bytes(), time.perf_counter()
         for number in range(COMMITTED_IMAGES):
-            found.add(f"photos/{number:06}.jpg", fingerprint, embedding(number))
+            found.add(f"photos/{number:06}.jpg", fingerprint, embedded(number))
         found.flush()
         seconds = time.perf_counter() - started
     kib = (written_bytes() - written) / 1024

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50.v1 import image_pb2
-from resnet50_cli.image_files import STDIN, LeftOut, find_images
+from resnet50_bulk.image_files import STDIN, LeftOut, find_images
+from resnet50_cli.output import report_left_out
 from resnet50_client.images import to_image
 
 from .plan import Plan
@@ -54,7 +55,7 @@ def _read(files: tuple[str, ...]) -> Iterator[bytes]:
     left_out = LeftOut()
     for path in find_images(files, left_out):
         yield sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
-    left_out.report()
+    report_left_out(left_out)
 
 
 def _generated(plan: Plan) -> Iterator[bytes]:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from resnet50_bulk.file_names import name_to_text
+from resnet50_bulk.image_files import LeftOut, find_images
 from resnet50_client import BulkResults
 from resnet50_client.types import Classification
 
 from .connection_options import Servers, with_servers
-from .file_names import name_to_text
-from .image_files import LeftOut, find_images
 from .images import Answer, KeyedImages, answers, is_unanswered, warn_of_image
 from .name_lists import chosen_names
 from .options import (
@@ -33,6 +33,7 @@ from .output import (
     print_json,
     print_line,
     print_note,
+    report_left_out,
     reporting_errors,
     warn,
 )
@@ -93,7 +94,7 @@ def classify(
                     failed += 1
                     unanswered += is_unanswered(answer.outcome)
                 _show(answer, as_json)
-        left_out.report()
+        report_left_out(left_out)
     if unanswered:
         print_note(f"{unanswered} images were not answered in time (--timeout-s)")
         raise typer.Exit(NO_SERVER)

@@ -8,13 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
+from resnet50_bulk.image_files import STDIN
 from resnet50_client._redaction import redact
 from resnet50_client._sync_bulk import BulkResults
 from resnet50_client.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from resnet50_client.images import ImageInput, is_url
 from resnet50_client.types import Classification, Embedding
 
-from .image_files import STDIN
 from .output import warn
 
 Result = TypeVar("Result")

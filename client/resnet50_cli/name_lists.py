@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import IO
 
-from .file_names import text_to_name
-from .image_files import STDIN
+from resnet50_bulk.file_names import text_to_name
+from resnet50_bulk.image_files import STDIN
 
 # PATH_MAX on Linux; a longer entry of a list is no name.
 _MAX_NAME_BYTES = 4096

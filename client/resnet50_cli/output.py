@@ -26,6 +26,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from resnet50_bulk.error_text import error_text as error_text
+from resnet50_bulk.image_files import LeftOut
 from resnet50_client.errors import (
     DeadlineExceededError,
     PermissionDeniedError,
@@ -135,9 +137,10 @@ def print_note(text: str) -> None:
     stderr.print(printable(text), soft_wrap=True)
 
 
-def error_text(error: Exception) -> str:
-    """Return an error's text without the file name, which the caller prints before it."""
-    return f"{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+def report_left_out(left_out: LeftOut) -> None:
+    """Print which files a search left out to stderr, unless there are none."""
+    if line := str(left_out):
+        print_note(line)
 
 
 def error_code(error: Exception) -> str:

@@ -15,6 +15,15 @@ CLIENT = Path(__file__).resolve().parents[2] / "client"
 OWN = {".".join(source.module.split(".")[:2]) for source in COMMANDS if "_cli." in source.module}
 # Only the entry points may import these; `app` imports the commands, by name.
 TOP = {"resnet50_cli.app", "resnet50_cli.__main__"}
+# Packages below the commands.
+SHARED = ("resnet50_client", "resnet50_metrics", "resnet50_bulk")
+# The client and the server share `resnet50_bulk`, and import each other nowhere.
+BESIDE = {
+    "resnet50_client": ("resnet50_server", "resnet50_bulk"),
+    "resnet50_cli": ("resnet50_server",),
+    "resnet50_bench": ("resnet50_server",),
+    "resnet50_bulk": ("resnet50_server", "resnet50_client"),
+}
 
 
 def owner(name: str) -> str | None:
@@ -26,14 +35,16 @@ def owner(name: str) -> str | None:
 def wrong(client: Path) -> list[str]:
     """Return the imports of commands from where they do not belong."""
     found = []
-    for package in ("resnet50_client", "resnet50_cli", "resnet50_bench", "resnet50_metrics"):
+    for package in (*SHARED, "resnet50_cli", "resnet50_bench"):
         for module, names in modules(client / package):
             full = f"{package}.{module}".rstrip(".")
             for name in sorted(names):
                 theirs = name.partition(".")[0]
+                if theirs in BESIDE.get(package, ()):
+                    found.append(f"{full} imports {name}: {package} imports no {theirs}")
                 if theirs not in ("resnet50_cli", "resnet50_bench"):
                     continue
-                if package in ("resnet50_client", "resnet50_metrics"):
+                if package in SHARED:
                     found.append(f"{full} imports {name}: {package} imports no command")
                 elif theirs == "resnet50_bench" and package != "resnet50_bench":
                     found.append(f"{full} imports {name}, which only the entry in COMMANDS may")
@@ -61,6 +72,10 @@ def test_no_command_imports_another():
         ("resnet50_bench/command.py", "from resnet50_cli.stream.command import stream"),
         ("resnet50_client/images.py", "from resnet50_cli import output"),
         ("resnet50_metrics/scrape.py", "from resnet50_cli.formatting import rate"),
+        ("resnet50_client/images.py", "from resnet50_bulk.run import Run"),
+        ("resnet50_bulk/run.py", "from resnet50_client.types import Embedding"),
+        ("resnet50_bulk/run.py", "from resnet50_cli.output import warn"),
+        ("resnet50_cli/embed/embedder.py", "from resnet50_server.offline import LocalEmbedder"),
     ],
 )
 def test_an_import_of_another_command_is_found(tmp_path, module, line):

@@ -27,8 +27,8 @@ from tests.support.sdk_environment import (
 from tests.support.serving import server_processes
 
 PACKAGES = {
-    *("resnet50", "resnet50_bench", "resnet50_cli", "resnet50_client", "resnet50_metrics"),
-    *("resnet50_gateway", "resnet50_server"),
+    *("resnet50", "resnet50_bench", "resnet50_bulk", "resnet50_cli", "resnet50_client"),
+    *("resnet50_gateway", "resnet50_metrics", "resnet50_server"),
 }
 METADATA = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"}
 # Dependencies of the extras, none of which the SDK needs.

@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = ("cuda", "cpu")
 OURS = {
     *("resnet50", "resnet50_server", "resnet50_gateway"),
-    *("resnet50_client", "resnet50_cli", "resnet50_bench", "resnet50_metrics"),
+    *("resnet50_client", "resnet50_cli", "resnet50_bench", "resnet50_metrics", "resnet50_bulk"),
 }
 SERVER = ROOT / "server" / "resnet50_server"
 # Modules that the image's health check loads.

@@ -19,7 +19,7 @@ RANKS = [
     {"batching"},
     {"lifecycle"},
     {"inference"},
-    {"rollout"},
+    {"offline", "rollout"},
     {"api"},
     {"telemetry"},
     {"server", "snapshot"},

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_cli.file_names import text_to_name
+from resnet50_bulk.file_names import text_to_name
 
-PROVENANCE = ("variant", "digest", "space", "dimension", "l2_normalized", "background", "dtype")
+PROVENANCE = (
+    *("variant", "digest", "space", "dimension", "l2_normalized", "background", "dtype"),
+    "transform",
+)
 
 
 @dataclass(frozen=True)

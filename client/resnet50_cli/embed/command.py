@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress
 
-from resnet50_client import BulkResults, Embedding
+from resnet50_bulk.checkpoint import EmbeddingSpaceChanged
+from resnet50_bulk.file_names import name_to_text
+from resnet50_bulk.image_files import LeftOut, find_images
+from resnet50_bulk.outputs import Output, output_at
+from resnet50_bulk.run import Run, RunObserver, Unanswered, opened_run
+from resnet50_bulk.source import FileSource, Source
+from resnet50_bulk.sources import source_of
 from resnet50_client._redaction import redact
 from resnet50_client.images import is_url
 
 from ..connection_options import Servers, with_servers
-from ..file_names import name_to_text
-from ..image_files import LeftOut, find_images
-from ..images import KeyedImages
 from ..name_lists import chosen_names
 from ..options import (
     AsJson,
@@ -31,18 +36,17 @@ from ..output import (
     INTERRUPTED,
     NO_SERVER,
     SOME_FAILED,
+    error_text,
     exit_with,
     print_json,
     print_note,
     progress_bar,
+    report_left_out,
     reporting_errors,
     stop_signals,
+    warn,
 )
-from .checkpoint import Checkpoint, EmbeddingSpaceChanged
-from .output_lock import exclusive_lock
-from .outputs import Output, output_at
-from .provenance import Provenance
-from .run import Run
+from .embedder import Embedder, ServerEmbedder, local_embedder
 
 
 @with_servers
@@ -75,6 +79,16 @@ def embed(
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard the checkpoint of an interrupted run.")
     ] = False,
+    local: Annotated[
+        bool,
+        typer.Option(
+            "--local",
+            help="Compute on this machine, without a server. FILES may also be glob patterns, .tar"
+            " archives, .parquet and .lance tables and addresses such as s3://BUCKET/FOLDER."
+            " --variant is a name from torchvision, NAME=DIRECTORY or NAME=random:SEED; settings"
+            " come from the server's environment variables.",
+        ),
+    ] = False,
     timeout_s: StreamTimeout = None,
     concurrency: BulkConcurrency = None,
     as_json: AsJson = False,
@@ -86,43 +100,38 @@ def embed(
     run at a time can write to OUT.
     """
     output = _output(out)
-    with reporting_errors(), exclusive_lock(out):
-        left_out = LeftOut()
-        # A file that is named twice is embedded once.
-        images = list(dict.fromkeys(_images(files or [], files_from, null, left_out)))
-        existing = output.read() if append and out.exists() else None
-        with _checkpoint(out, restart) as checkpoint:
-            run = Run(images, checkpoint, existing)
+    if local and (timeout_s is not None or concurrency is not None):
+        raise typer.BadParameter(
+            "--timeout-s and --concurrency are for servers; leave them out", param_hint="--local"
+        )
+    left_out = LeftOut()
+    with reporting_errors(), progress_bar() as bar:
+        names = chosen_names(files or [], files_from, null)
+        source: Source
+        source = source_of(list(names), left_out) if local else FileSource(_images(names, left_out))
+        observer = _Progress(bar)
+        with opened_run(source, output, append=append, restart=restart, observer=observer) as run:
             try:
-                with (
-                    reporting_errors(),
-                    stop_signals() as stop,
-                    servers.client(timeout_s) as client,
-                ):
-                    found = client.get_variant(variant)
-                    run.check(output, Provenance.of_variant(found, l2_normalize, background or ""))
-
-                    def call(images: KeyedImages) -> BulkResults[tuple[str, Embedding | Exception]]:
-                        return client.embed_many(
-                            images,
-                            variant=variant,
-                            l2_normalize=l2_normalize,
-                            background=background,
-                            keyed=True,
-                            ordered=False,
-                            return_exceptions=True,
-                            max_in_flight=concurrency,
+                with reporting_errors(), stop_signals() as stop, ExitStack() as stack:
+                    embedder: Embedder
+                    if local:
+                        opened = local_embedder(variant, l2_normalize, background)
+                        embedder = stack.enter_context(opened)
+                    else:
+                        client = stack.enter_context(servers.client(timeout_s))
+                        embedder = ServerEmbedder(
+                            client, variant, l2_normalize, background, concurrency
                         )
-
-                    with progress_bar() as progress:
-                        run.fill(call, background or "", stop, progress)
+                    run.check(embedder.provenance)
+                    run.fill(embedder, stop)
                     if run.complete:
-                        run.write(output)
+                        run.write()
             except EmbeddingSpaceChanged as error:
                 exit_with(error, SOME_FAILED)
             finally:
+                bar.stop()
                 _report(run, out, as_json)
-                left_out.report()
+                report_left_out(left_out)
         if run.unanswered:
             raise typer.Exit(NO_SERVER)
         if not run.complete:
@@ -131,11 +140,38 @@ def embed(
             raise typer.Exit(SOME_FAILED)
 
 
-def _images(
-    files: list[str], files_from: str | None, null: bool, left_out: LeftOut
-) -> Iterator[str]:
+class _Progress(RunObserver):
+    """Shows a run's progress.
+
+    Args:
+        bar: The progress bar.
+    """
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+
+    def on_start(self, total: int, done: int) -> None:
+        """See `RunObserver`."""
+        self._task = self._bar.add_task("embedding", total=total, completed=done)
+
+    def on_result(self, name: str) -> None:
+        """See `RunObserver`."""
+        self._bar.advance(self._task)
+
+    def on_failed(self, name: str, error: Exception) -> None:
+        """See `RunObserver`."""
+        warn(f"{name}: {error_text(error)}")
+        if not isinstance(error, Unanswered):
+            self._bar.advance(self._task)
+
+    def on_omitted(self, count: int) -> None:
+        """See `RunObserver`."""
+        warn(f"{count} images of an earlier run are not among these and are omitted")
+
+
+def _images(names: Iterator[str], left_out: LeftOut) -> Iterator[str]:
     """Yield the paths of the images; addresses, which the SDK refuses, without their secrets."""
-    for path in find_images(chosen_names(files, files_from, null), left_out):
+    for path in find_images(names, left_out):
         yield redact(path, path) if is_url(path) else path
 
 
@@ -146,13 +182,6 @@ def _output(out: Path) -> Output:
         return output_at(out)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from error
-
-
-def _checkpoint(out: Path, restart: bool) -> Checkpoint:
-    file = out.with_name(out.name + ".partial")
-    if restart:
-        Checkpoint.remove_from(file)
-    return Checkpoint(file)
 
 
 def _report(run: Run, out: Path, as_json: bool) -> None:

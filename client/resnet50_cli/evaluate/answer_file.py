@@ -6,9 +6,9 @@ import csv
 from collections.abc import Sequence
 from typing import TextIO
 
+from resnet50_bulk.file_names import name_to_text
 from resnet50_client.types import Classification
 
-from ..file_names import name_to_text
 from ..output import error_code
 from .answers import Answered, Outcome
 

@@ -38,6 +38,7 @@ from ..output import (
     print_note,
     printable,
     progress_bar,
+    report_left_out,
     reporting_errors,
     show,
     stop_signals,
@@ -140,7 +141,7 @@ def evaluate(
             left_out = dict(images.left_out.files.most_common())
             found = tally.evaluation(str(folder), images.count, left_out, run.complete)
             _report(found, html, as_json)
-            images.left_out.report()
+            report_left_out(images.left_out)
     if not run.complete:
         raise typer.Exit(INTERRUPTED)
     if run.unanswered:

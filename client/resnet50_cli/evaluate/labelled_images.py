@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..file_names import text_to_name
-from ..image_files import LeftOut, find_images, is_companion, is_hidden, walk
+from resnet50_bulk.file_names import text_to_name
+from resnet50_bulk.image_files import LeftOut, find_images, is_companion, is_hidden, walk
+
 from .category_names import CategoryNames
 
 PATH, LABEL = "path", "label"

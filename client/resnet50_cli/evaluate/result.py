@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from resnet50_bulk.file_names import name_to_text
 from resnet50_client.types import Classification, PublishedAccuracy, Variant
 
-from ..file_names import name_to_text
 from ..output import error_code
 from .answers import Answered
 from .statistics import Accuracy, Counts, Difference, PairCounts, Ranks

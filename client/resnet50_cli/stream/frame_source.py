@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from resnet50_bulk.image_files import LeftOut, find_images
 from resnet50_client._frames import FrameAnswer
 from resnet50_client.images import ImageInput, VideoFrame
 from resnet50_client.video.clock import Pacer
 
-from ..image_files import LeftOut, find_images
+from ..output import report_left_out
 
 FOLDER_FPS = 25.0
 Images = Generator[ImageInput, None, None]
@@ -109,7 +110,7 @@ def _folder_images(folder: str, rate: float | None, stop: threading.Event) -> Im
         if stop.is_set():
             return
         yield path
-    left_out.report()
+    report_left_out(left_out)
 
 
 def _until_stopped(frames: Generator[VideoFrame, None, None], stop: threading.Event) -> Images:

@@ -6,10 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, TypeAlias
 
-import numpy as np
-
 from resnet50.v1 import inference_pb2, result_pb2
-from resnet50_server.batching.result import Result
+from resnet50_server.batching.result import Result, unit_length
 from resnet50_server.errors import InvalidRequest, NoClassificationHead
 from resnet50_server.events import ImageEvent
 from resnet50_server.images.background import Background, parse_background
@@ -266,8 +264,7 @@ def _fill_embedding(
     assert result.embedding is not None  # asked for by the client
     vector = result.embedding
     if options.l2_normalize:
-        # A zero vector stays one: it has no direction.
-        vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+        vector = unit_length(vector)
     half = options.type == result_pb2.EMBEDDING_TYPE_FLOAT16
     message.values = vector.astype("<f2" if half else "<f4").tobytes()
     message.type = result_pb2.EMBEDDING_TYPE_FLOAT16 if half else result_pb2.EMBEDDING_TYPE_FLOAT32

@@ -41,3 +41,9 @@ class Result:
     decode_s: float = 0.0
     decoded: float = 0.0
     warnings: tuple[ImageWarning, ...] = ()
+
+
+def unit_length(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale a vector, float32 [D], to length 1; a zero vector stays one: it has no direction."""
+    scaled: NDArray[np.float32] = vector / max(float(np.linalg.norm(vector)), 1e-12)
+    return scaled

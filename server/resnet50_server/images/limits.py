@@ -68,12 +68,21 @@ def check_encoded(encoded: bytes, limits: ImageLimits) -> None:
     Raises:
         InvalidImage: It is empty or too large.
     """
-    if not encoded:
+    check_length(len(encoded), limits)
+
+
+def check_length(length: int, limits: ImageLimits) -> None:
+    """Refuse an encoded image by its size in bytes.
+
+    Raises:
+        InvalidImage: It is empty or too large.
+    """
+    if not length:
         raise InvalidImage(FIELD, "has 0 bytes; send a complete image file", kind="empty")
-    if len(encoded) > limits.max_bytes:
+    if length > limits.max_bytes:
         raise InvalidImage(
             FIELD,
-            f"has {len(encoded)} bytes, the limit (max_image_bytes) is {limits.max_bytes};"
+            f"has {length} bytes, the limit (max_image_bytes) is {limits.max_bytes};"
             " send a smaller or more compressed image",
             kind="too_many_bytes",
         )

@@ -23,15 +23,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet50_cli.embed.checkpoint import Checkpoint
-from resnet50_cli.embed.run import fingerprint_of
+from resnet50_bulk.checkpoint import Checkpoint
+from resnet50_bulk.source import fingerprint_of
 from resnet50_client import DeadlineExceededError
 from resnet50_client.testing import FakeServer
 from resnet50_client.testing.fake_server import DEFAULT_CATEGORIES
 from resnet50_client.testing.script import Script
 from tests.support.command_runs import Command, resnet50
 from tests.support.counted_engine import counted_engine
-from tests.support.embeddings import embedding
+from tests.support.embeddings import embedded
 from tests.support.outputs import read_output
 from tests.support.pausable_server import PausableServer
 from tests.support.serving import serving, until
@@ -348,7 +348,7 @@ async def test_append_interrupted_after_its_write_adds_no_row_twice(suffix, fake
     before = read_output(out)
     with Checkpoint(tmp_path / f"{out.name}.partial") as checkpoint:  # which was not deleted yet
         for path, vector in zip(before.paths, before.vectors, strict=True):
-            one = embedding(0, variant="IMAGENET1K_V2", digest=before.provenance["digest"])
+            one = embedded(0, variant="IMAGENET1K_V2", digest=before.provenance["digest"])
             checkpoint.add(path, fingerprint_of(path), dataclasses.replace(one, vector=vector))
         checkpoint.flush()
     write(folder, "c.jpg")

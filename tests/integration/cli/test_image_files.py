@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from resnet50_cli.file_names import text_to_name
+from resnet50_bulk.file_names import text_to_name
 from tests.support.commands import resnet50
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from resnet50_cli.embed.checkpoint import (
+from resnet50_bulk.checkpoint import (
     COMMIT_IMAGES,
     Checkpoint,
     EmbeddingSpaceChanged,
     FileFingerprint,
 )
-from resnet50_cli.embed.provenance import Provenance
-from tests.support.embeddings import DIMENSION, embedding
+from resnet50_bulk.provenance import Provenance
+from tests.support.embeddings import DIMENSION, embedded
 
 PRINT = FileFingerprint(5, 7)
 LATIN = "caf\udce9.jpg"
@@ -26,13 +26,13 @@ LATIN = "caf\udce9.jpg"
 
 def fill(checkpoint: Checkpoint, count: int, first: int = 0) -> None:
     for number in range(first, first + count):
-        checkpoint.add(f"{number}.jpg", PRINT, embedding(number))
+        checkpoint.add(f"{number}.jpg", PRINT, embedded(number))
 
 
 def test_results_are_there_after_a_reopening(tmp_path):
     with Checkpoint(tmp_path / "c") as checkpoint:
         fill(checkpoint, 3)
-        checkpoint.add(LATIN, FileFingerprint(2**40, -5), embedding(9))
+        checkpoint.add(LATIN, FileFingerprint(2**40, -5), embedded(9))
         checkpoint.add_error("broken.jpg", PRINT, f"{LATIN}: no image")
         checkpoint.flush()
     with Checkpoint(tmp_path / "c") as checkpoint:
@@ -42,14 +42,14 @@ def test_results_are_there_after_a_reopening(tmp_path):
         assert dict(checkpoint.errors()) == {"broken.jpg": "caf\\udce9.jpg: no image"}
         vectors = checkpoint.vectors([LATIN, "1.jpg"])
         assert vectors[:, 0].tolist() == [9.0, 1.0]
-        assert checkpoint.provenance == Provenance.of_embedding(embedding(0), "")
+        assert checkpoint.provenance == embedded(0).provenance
 
 
 def test_newer_result_of_an_image_replaces_the_older(tmp_path):
     with Checkpoint(tmp_path / "c") as checkpoint:
         fill(checkpoint, 2)
         checkpoint.flush()
-        checkpoint.add("0.jpg", FileFingerprint(6, 8), embedding(50))
+        checkpoint.add("0.jpg", FileFingerprint(6, 8), embedded(50))
         checkpoint.add_error("1.jpg", PRINT, "no image")
         checkpoint.flush()
         assert (len(checkpoint), checkpoint.fingerprint("0.jpg")) == (1, FileFingerprint(6, 8))
@@ -57,7 +57,7 @@ def test_newer_result_of_an_image_replaces_the_older(tmp_path):
         assert vectors[0, 0] == 50.0
         with pytest.raises(ValueError, match=r"1\.jpg"):
             checkpoint.vectors(["1.jpg"])
-        checkpoint.add("1.jpg", PRINT, embedding(51))
+        checkpoint.add("1.jpg", PRINT, embedded(51))
         checkpoint.flush()
         assert (len(checkpoint), list(checkpoint.errors())) == (2, [])
 
@@ -86,7 +86,7 @@ def test_other_weights_during_a_run_are_refused(tmp_path):
     with Checkpoint(tmp_path / "c") as checkpoint:
         fill(checkpoint, 1)
         with pytest.raises(EmbeddingSpaceChanged, match="one@aaaaaaaaaaaa and two@aaaaaaaaaaaa"):
-            checkpoint.add("x.jpg", PRINT, embedding(1, variant="two"))
+            checkpoint.add("x.jpg", PRINT, embedded(1, variant="two"))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_other_provenance_is_refused_by_the_differing_field(change, words, tmp_p
         fill(checkpoint, 1)
         checkpoint.flush()
     with Checkpoint(tmp_path / "c") as checkpoint:
-        mine = Provenance.of_embedding(embedding(0), "")
+        mine = embedded(0).provenance
         checkpoint.check(mine)
         with pytest.raises(ValueError, match="--restart") as raised:
             checkpoint.check(Provenance(**vars(mine) | change))
@@ -191,12 +191,12 @@ def test_full_disk_is_an_error_of_the_file(tmp_path):
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from resnet50_cli.embed.checkpoint import Checkpoint, FileFingerprint
-from tests.support.embeddings import embedding
+from resnet50_bulk.checkpoint import Checkpoint, FileFingerprint
+from tests.support.embeddings import embedded
 
 with Checkpoint(Path(sys.argv[1])) as checkpoint:
     for number in itertools.count(int(sys.argv[2])):
-        checkpoint.add(f"{number}.jpg", FileFingerprint(1, 1), embedding(number))
+        checkpoint.add(f"{number}.jpg", FileFingerprint(1, 1), embedded(number))
         if number % 8 == 7:
             checkpoint.flush()
             print(number + 1, flush=True)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from resnet50_cli.embed.checkpoint import Checkpoint, FileFingerprint
-from resnet50_cli.embed.outputs import BLOCK_IMAGES, Output, Results, output_at
-from tests.support.embeddings import DIMENSION, embedding
+from resnet50_bulk.checkpoint import Checkpoint, FileFingerprint
+from resnet50_bulk.outputs import BLOCK_IMAGES, Output, Results, output_at
+from tests.support.embeddings import DIMENSION, embedded
 from tests.support.outputs import read_output
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".npz", ".parquet", ".lance"])
@@ -30,7 +30,7 @@ def checkpoint(tmp_path):
 
 def add(checkpoint: Checkpoint, names: list[str], first: int = 0) -> list[str]:
     for number, name in enumerate(names, first):
-        checkpoint.add(name, PRINT, embedding(number))
+        checkpoint.add(name, PRINT, embedded(number))
     checkpoint.flush()
     return names
 
@@ -56,6 +56,7 @@ def test_names_vectors_errors_and_provenance_are_read_back(suffix, checkpoint, t
         "l2_normalized": False,
         "background": "",
         "dtype": "float32",
+        "transform": "",
     }
     existing = output_at(out).read()
     assert existing.provenance == checkpoint.provenance
@@ -98,7 +99,7 @@ def test_output_is_replaced_by_a_write(suffix, checkpoint, tmp_path):
     out = tmp_path / f"out{suffix}"
     output_at(out).write(Results(checkpoint, add(checkpoint, ["a.jpg"]), {"x.jpg": "bad"}))
     with Checkpoint(tmp_path / "other") as other:
-        other.add("b.jpg", PRINT, embedding(3, variant="two"))
+        other.add("b.jpg", PRINT, embedded(3, variant="two"))
         other.flush()
         output_at(out).write(Results(other, ["b.jpg"], {}))
     found = read_output(out)
@@ -207,7 +208,7 @@ def test_lance_search_finds_images_and_no_failed_ones(checkpoint, tmp_path):
     out = tmp_path / "out.lance"
     failed = {f"failed {number}.jpg": "no image" for number in range(5)}
     output_at(out).write(Results(checkpoint, add(checkpoint, ["0.jpg", "1.jpg", "2.jpg"]), failed))
-    query = embedding(2).vector
+    query = embedded(2).vector
     nearest = {"column": "vector", "q": query, "k": 8}
     found = lance.dataset(str(out)).to_table(columns=["path"], nearest=nearest)
     assert found["path"].to_pylist() == ["2.jpg", "1.jpg", "0.jpg"]

@@ -7,7 +7,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet50_cli.file_names import name_to_text, text_to_name
+from resnet50_bulk.file_names import name_to_text, text_to_name
 
 
 @given(st.binary(min_size=1).filter(lambda name: b"\0" not in name))

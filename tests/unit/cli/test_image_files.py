@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from resnet50_cli.file_formats import START_BYTES, image_format
-from resnet50_cli.image_files import IMAGE_SUFFIXES, LeftOut, find_images
+from resnet50_bulk.file_formats import START_BYTES, image_format
+from resnet50_bulk.image_files import IMAGE_SUFFIXES, LeftOut, find_images
 from resnet50_cli.name_lists import chosen_names, listed_names
 from resnet50_server.images.formats import FORMATS
 from tests.support.pictures import encode, photo_like

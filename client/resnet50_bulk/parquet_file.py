@@ -8,30 +8,33 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..file_names import name_to_text
 from . import arrow_rows
+from .file_names import name_to_text
 from .outputs import BLOCK_IMAGES, Existing, Results, check_is_file, replacing
+from .provenance import Provenance
 
 # pyarrow cannot read a file with a null among fixed-size lists, until mid-2026.
 _FAILED = math.nan
 
 
 class ParquetFile:
-    """Columns `path`, `vector` and `error`; the provenance is in the schema's metadata.
+    """Columns `path`, `vector` or `categories`, and `error`, with the provenance as metadata.
 
     Vectors of failed images consist of NaN, like those of `Client.embed_batch`.
     An append copies the file.
 
     Args:
         path: The file.
+        columns: The column of the results.
 
     Raises:
         ValueError: pyarrow is not installed, or the path exists and is not a file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: arrow_rows.Columns = arrow_rows.VECTORS) -> None:
         check_is_file(path)
         self.path = path
+        self._columns = columns
         self._pyarrow = arrow_rows.optional_module("pyarrow", ".parquet", "parquet")
         self._parquet = arrow_rows.optional_module("pyarrow.parquet", ".parquet", "parquet")
 
@@ -40,21 +43,27 @@ class ParquetFile:
         with self._open() as file:
             try:
                 rows = file.iter_batches(BLOCK_IMAGES, columns=["path", "error"])
-                return arrow_rows.existing(file.schema_arrow, rows)
+                return arrow_rows.existing(file.schema_arrow, rows, self._columns)
             except ValueError as error:
                 raise self._no_output(error) from error
 
     def write(self, results: Results) -> None:
         """See `Output`."""
-        self._write(arrow_rows.schema(results.provenance), arrow_rows.batches(results, _FAILED))
+        self._write(self._schema(results.provenance), self._batches(results))
 
     def append(self, results: Results, existing: Existing) -> None:
         """See `Output`."""
         replaced = sorted(map(name_to_text, results.replaced(existing)))
         with self._open() as file:
             before = _without(file.iter_batches(BLOCK_IMAGES), replaced)
-            rows = chain(before, arrow_rows.batches(results, _FAILED))
-            self._write(arrow_rows.schema(existing.provenance), rows)
+            rows = chain(before, self._batches(results))
+            self._write(self._schema(existing.provenance), rows)
+
+    def _schema(self, provenance: Provenance) -> Any:
+        return arrow_rows.schema(provenance, self._columns)
+
+    def _batches(self, results: Results) -> Iterator[Any]:
+        return arrow_rows.batches(results, _FAILED, self._columns)
 
     def _write(self, schema: Any, rows: Iterable[Any]) -> None:
         # A dictionary of values that are all different only costs time.

@@ -1,4 +1,4 @@
-"""Outputs of `resnet50 embed`: files and datasets of vectors, by the suffix of their name."""
+"""Outputs: files and datasets of vectors or categories, by the suffix of their name."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
 from .provenance import Provenance
+
+if TYPE_CHECKING:
+    from .arrow_rows import Columns
 
 # Rows that are written together: 8 MiB of vectors.
 BLOCK_IMAGES = 1024
@@ -54,8 +56,8 @@ class Results:
         assert self.checkpoint.provenance is not None  # there are vectors
         return self.checkpoint.provenance
 
-    def vectors(self) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
-        """Yield the names and vectors of `embedded`, float32 [<= BLOCK_IMAGES, D], as blocks."""
+    def vectors(self) -> Iterator[tuple[Sequence[str], NDArray[Any]]]:
+        """Yield the names and vectors of `embedded`, [<= BLOCK_IMAGES, D], as blocks."""
         for block in blocks(self.embedded):
             yield block, self.checkpoint.vectors(block)
 
@@ -89,14 +91,24 @@ class Output(Protocol):
         """
 
 
-def output_at(path: Path) -> Output:
+def output_at(path: Path, columns: Columns | None = None) -> Output:
     """Return the output for a name's suffix.
+
+    Args:
+        path: The name.
+        columns: The column of the results; None for vectors.
 
     Raises:
         ValueError: The suffix is unknown, a package for it is not installed, or something else has
             that name.
     """
     # Imported here: pyarrow and Lance are optional.
+    from .arrow_rows import VECTORS
+
+    columns = columns or VECTORS
+    if path.suffix not in columns.suffixes:
+        *others, last = columns.suffixes
+        raise ValueError(f"{path} ends in none of {', '.join(others)} and {last}")
     if path.suffix == ".npz":
         from .npz_file import NpzFile
 
@@ -104,12 +116,10 @@ def output_at(path: Path) -> Output:
     if path.suffix == ".parquet":
         from .parquet_file import ParquetFile
 
-        return ParquetFile(path)
-    if path.suffix == ".lance":
-        from .lance_dataset import LanceDataset
+        return ParquetFile(path, columns)
+    from .lance_dataset import LanceDataset
 
-        return LanceDataset(path)
-    raise ValueError(f"{path} ends in none of .npz, .parquet and .lance")
+    return LanceDataset(path, columns)
 
 
 def check_is_file(path: Path) -> None:

@@ -6,26 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..file_names import name_to_text
 from . import arrow_rows
+from .file_names import name_to_text
 from .outputs import Existing, Results, blocks
 
 
 class LanceDataset:
-    """Columns `path`, `vector` and `error`; the provenance is in the schema's metadata.
+    """Columns `path`, `vector` or `categories`, and `error`, with the provenance as metadata.
 
     Vectors of failed images are null, which an index leaves out. Lance commits a write as a whole,
     as a new version of the dataset. An append copies nothing.
 
     Args:
         path: The dataset's folder.
+        columns: The column of the results.
 
     Raises:
         ValueError: Lance is not installed, or the path exists and is not a Lance dataset.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: arrow_rows.Columns = arrow_rows.VECTORS) -> None:
         self.path = path
+        self._columns = columns
         self._lance = arrow_rows.optional_module("lance", ".lance", "lance")
         try:
             self._uri = str(path.absolute())
@@ -40,7 +42,7 @@ class LanceDataset:
         try:
             dataset = self._lance.dataset(self._uri)
             rows = dataset.to_batches(columns=["path", "error"])
-            return arrow_rows.existing(dataset.schema, rows)
+            return arrow_rows.existing(dataset.schema, rows, self._columns)
         except ValueError as error:
             raise ValueError(
                 f"{self.path} is no output of this version of resnet50 embed: {error}"
@@ -64,8 +66,8 @@ class LanceDataset:
         import pyarrow as pa
 
         failures: list[Exception] = []
-        rows = _remembering(arrow_rows.batches(results, None), failures)
-        schema = arrow_rows.schema(results.provenance)
+        rows = _remembering(arrow_rows.batches(results, None, self._columns), failures)
+        schema = arrow_rows.schema(results.provenance, self._columns)
         try:
             reader = pa.RecordBatchReader.from_batches(schema, rows)
             self._lance.write_dataset(reader, self._uri, mode=mode)

@@ -1,4 +1,4 @@
-"""Provenance of embeddings: the weights and options that computed them, stored with vectors."""
+"""Provenance of results: the weights and options that computed them, stored with the results."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from resnet50_client.types import Embedding, Variant
+import numpy as np
 
 DTYPE = "float32"
+CATEGORIES = "categories"
+# Types of the values in memory and in checkpoints, by `Provenance.dtype`.
+_ROW_DTYPES = {
+    DTYPE: np.dtype("<f4"),
+    CATEGORIES: np.dtype([("index", "<i4"), ("probability", "<f4")]),
+}
 # Known only once the weights are loaded.
 _OF_WEIGHTS = frozenset({"digest", "space", "dimension"})
+# Of outputs of earlier versions.
+_ADDED_LATER = {"transform": ""}
 _KINDS: dict[str, type] = {"str": str, "int": int, "bool": bool}
 
 
@@ -22,10 +30,12 @@ class Provenance:
         variant: Name of the variant.
         digest: SHA-256 of its weights, 64 hex digits; "" while they are being loaded.
         space: Name of the embedding space; see `Embedding.space`.
-        dimension: Length of the vectors.
+        dimension: Length of the vectors; of classifications, the number of categories per image.
         l2_normalized: True if the vectors are scaled to length 1.
         background: Colour behind transparent pixels; "" for the variant's.
-        dtype: Type of the values.
+        dtype: "float32" for embeddings, "categories" for classifications.
+        transform: SHA-256 of the transform's steps up to the crop, 64 hex digits; "" in outputs of
+            earlier versions.
     """
 
     variant: str
@@ -35,27 +45,12 @@ class Provenance:
     l2_normalized: bool
     background: str = ""
     dtype: str = DTYPE
+    transform: str = ""
 
-    @classmethod
-    def of_embedding(cls, embedding: Embedding, background: str) -> Provenance:
-        """Return the provenance of an embedding."""
-        ref = embedding.variant
-        return cls(
-            *(ref.name, ref.digest, embedding.space, len(embedding), embedding.l2_normalized),
-            background=background,
-        )
-
-    @classmethod
-    def of_variant(cls, variant: Variant, l2_normalized: bool, background: str) -> Provenance:
-        """Return the provenance of the embeddings that a variant would compute."""
-        return cls(
-            variant.name,
-            variant.digest or "",
-            variant.embedding_space,
-            variant.embedding_dimension,
-            l2_normalized=l2_normalized,
-            background=background,
-        )
+    @property
+    def row_dtype(self) -> np.dtype[Any]:
+        """Type of the values; of categories, a record of `index` and `probability`."""
+        return _ROW_DTYPES[self.dtype]
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Provenance:
@@ -65,6 +60,7 @@ class Provenance:
             ValueError: An attribute is missing, unknown or of another type.
         """
         kinds = {one.name: _KINDS[str(one.type)] for one in fields(cls)}
+        values = _ADDED_LATER | values
         if values.keys() != kinds.keys():
             raise ValueError(f"the provenance of the vectors must have {', '.join(kinds)}")
         for name, kind in kinds.items():
@@ -73,6 +69,11 @@ class Provenance:
                     f"the provenance of the vectors is wrong: {name} is {values[name]!r}, must be"
                     f" {kind.__name__}"
                 )
+        if values["dtype"] not in _ROW_DTYPES:
+            raise ValueError(
+                f"the provenance of the vectors is wrong: dtype is {values['dtype']!r}, must be"
+                f" {' or '.join(_ROW_DTYPES)}"
+            )
         return cls(**values)
 
     @classmethod
@@ -109,6 +110,7 @@ class Provenance:
             for one in fields(self)
             if getattr(self, one.name) != getattr(other, one.name)
             and (loaded or one.name not in _OF_WEIGHTS)
+            and (one.name != "transform" or (self.transform and other.transform))
         ]
         if differences:
             raise ValueError(

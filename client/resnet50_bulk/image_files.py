@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .file_formats import START_BYTES, image_format, other_format
-from .output import print_note
 
 STDIN = "-"
 # Of the formats that servers decode; other files are recognised by their first bytes.
@@ -57,11 +56,6 @@ class LeftOut:
             if count := sum(counts.values()):
                 parts.append(f"{count} {noun}{'s' * (count > 1)}: {_reasons(counts)}")
         return f"left out {'; '.join(parts)}" if parts else ""
-
-    def report(self) -> None:
-        """Print the line to stderr, unless nothing was left out."""
-        if line := str(self):
-            print_note(line)
 
 
 def find_images(names: Iterable[str], left_out: LeftOut | None = None) -> Iterator[str]:

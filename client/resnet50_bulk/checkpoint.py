@@ -1,4 +1,4 @@
-"""Checkpoint of `resnet50 embed`: results on disk, so that an interrupted run can resume.
+"""Checkpoint of a bulk run: results on disk, so that an interrupted run can resume.
 
 A SQLite database, `OUT.partial`, with a row for each image. Results are committed together, up to
 `COMMIT_IMAGES` at a time: a killed process loses those since the last commit and nothing else. With
@@ -13,16 +13,16 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet50_client.types import Embedding
-
 from .provenance import Provenance
+from .source import FileFingerprint as FileFingerprint
 
 COMMIT_IMAGES = 256
 COMMIT_S = 5.0
@@ -62,11 +62,17 @@ class EmbeddingSpaceChanged(Exception):
     """The server switched to other weights during the run."""
 
 
-class FileFingerprint(NamedTuple):
-    """A file's size in bytes and modification time in ns, by which changes are detected."""
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """The result of one image.
 
-    size: int
-    mtime_ns: int
+    Attributes:
+        vector: [D] of the dtype and dimension of its provenance.
+        provenance: Its provenance.
+    """
+
+    vector: NDArray[Any]
+    provenance: Provenance
 
 
 class Checkpoint:
@@ -139,17 +145,17 @@ class Checkpoint:
         if self.provenance is not None:
             remedy = f"pass the --variant and the options of the interrupted run, or {_RESTART}"
             self.provenance.check(provenance, self.file, remedy)
+            if not self.provenance.transform:  # of an earlier version
+                self.provenance = replace(self.provenance, transform=provenance.transform)
 
-    def add(
-        self, path: str, fingerprint: FileFingerprint, embedding: Embedding, background: str = ""
-    ) -> None:
-        """Add an image's embedding; it is on disk after the next `flush`.
+    def add(self, path: str, fingerprint: FileFingerprint, result: ImageResult) -> None:
+        """Add an image's result; it is on disk after the next `flush`.
 
         Raises:
             EmbeddingSpaceChanged: Its weights differ from those of the earlier ones.
             OSError: The file cannot be written.
         """
-        provenance = Provenance.of_embedding(embedding, background)
+        provenance = result.provenance
         if self.provenance is None:
             self.provenance = provenance
         if provenance != self.provenance:
@@ -158,7 +164,8 @@ class Checkpoint:
                 f" {provenance.space}, so the vectors are not comparable; pass a --variant that all"
                 " servers have"
             )
-        self._add(path, fingerprint, vector=embedding.vector.astype("<f4").tobytes(), error=None)
+        vector = np.asarray(result.vector, provenance.row_dtype).tobytes()
+        self._add(path, fingerprint, vector=vector, error=None)
 
     def add_error(self, path: str, fingerprint: FileFingerprint, error: str) -> None:
         """Add the error of an image without an embedding; otherwise as `add`."""
@@ -190,14 +197,15 @@ class Checkpoint:
             )
         self._pending.clear()
 
-    def vectors(self, paths: Sequence[str]) -> NDArray[np.float32]:
-        """Return the vectors of images, float32 [N, D].
+    def vectors(self, paths: Sequence[str]) -> NDArray[Any]:
+        """Return the vectors of images, [N, D] of the provenance's dtype.
 
         Raises:
             ValueError: The file is damaged.
         """
         assert self.provenance is not None
-        vectors = np.empty((len(paths), self.provenance.dimension), dtype="<f4")
+        dtype = self.provenance.row_dtype
+        vectors = np.empty((len(paths), self.provenance.dimension), dtype)
         for row, path in enumerate(paths):
             with self._reporting_errors():
                 found = self._database.execute(_FIND_VECTOR, (os.fsencode(path),)).fetchone()
@@ -205,7 +213,7 @@ class Checkpoint:
                 raise ValueError(f"{self.file}: there is no vector of {path}; {_RESTART}")
             if len(found[0]) != vectors[row].nbytes:
                 raise ValueError(f"{self.file}: the vector of {path} is damaged; {_RESTART}")
-            vectors[row] = np.frombuffer(found[0], dtype="<f4")
+            vectors[row] = np.frombuffer(found[0], dtype)
         return vectors
 
     def errors(self) -> Iterator[tuple[str, str]]:

@@ -42,7 +42,8 @@ class NpzFile:
         names = [one.name for one in fields(Provenance)]
         with self._reading():
             with np.load(self.path, allow_pickle=False) as arrays:
-                provenance = Provenance.from_values({name: arrays[name].item() for name in names})
+                present = [name for name in names if name in arrays.files]
+                provenance = Provenance.from_values({name: arrays[name].item() for name in present})
             texts = self._texts()
             with self._vectors() as (_, shape, dtype):
                 expected = (len(texts["paths"]), provenance.dimension)

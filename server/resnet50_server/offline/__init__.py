@@ -1,0 +1,10 @@
+"""Embed and classify any number of images without a server, on the code of a server."""
+
+from .jobs import Summary as Summary
+from .jobs import classify as classify
+from .jobs import embed as embed
+from .local import LocalClassifier as LocalClassifier
+from .local import LocalEmbedder as LocalEmbedder
+from .progress import Progress as Progress
+from .worker import ImageWorker as ImageWorker
+from .worker import WorkerFailed as WorkerFailed

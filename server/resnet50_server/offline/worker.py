@@ -1,0 +1,297 @@
+"""A worker: images in, results out, on the code that computes images in a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+from resnet50_bulk.source import ImageContent, Readable
+from resnet50_server.batching.result import Result
+from resnet50_server.context import RequestContext
+from resnet50_server.engines.devices import cuda_device_count, thread_initializer
+from resnet50_server.errors import EngineFailed, InvalidRequest, ServingError
+from resnet50_server.images.background import parse_background
+from resnet50_server.images.decode_guard import silence_decoders
+from resnet50_server.images.limits import ImageLimits, check_encoded, check_length
+from resnet50_server.inference.admission import Admission
+from resnet50_server.inference.decode_pool import DecodePool, decode_threads
+from resnet50_server.inference.pipeline import InferenceTask, Pipeline
+from resnet50_server.inference.quotas import Limits
+from resnet50_server.lifecycle.devices import Devices, cpu_plan
+from resnet50_server.lifecycle.engine_builder import choose_device
+from resnet50_server.lifecycle.load_errors import EXPECTED_ERRORS, error_text
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant, LoadProgress
+from resnet50_server.lifecycle.loader import load_variant
+from resnet50_server.runtime.cpus import cpus
+from resnet50_server.runtime.fatal import FatalError
+from resnet50_server.settings import Settings
+from resnet50_server.variants.spec import VariantSpec, parse_variant
+
+from .options import worker_settings
+
+Outcome: TypeAlias = Result | Exception
+"""An image's result, or why it has none: `OSError` for unreadable files, else a `ServingError`."""
+
+Value = TypeVar("Value")
+# Names, bytes and results.
+_Done: TypeAlias = "SimpleQueue[tuple[str, int, Future[Result]]]"
+
+# Files are read by as many threads: a disk needs few, network file systems many.
+READERS = 16
+# Errors of one image. Others are of the device or the variant, and end the work.
+OF_IMAGE = (InvalidRequest, EngineFailed, OSError)
+
+
+class WorkerFailed(Exception):
+    """The variant cannot be loaded, or cannot compute any more: why, and what to do."""
+
+
+class ImageWorker:
+    """Computes images on this machine, without a server; a context manager.
+
+    Decoding, its guards, transform, batches, retries and engine are a server's. While one batch
+    computes, the images of the next one are read and decoded. With `device="auto"` all CUDA devices
+    compute.
+
+    Args:
+        variant: As of --variants: a name from torchvision, "NAME=DIRECTORY" or "NAME=random:SEED";
+            None for the first of RESNET50_VARIANTS, or IMAGENET1K_V2.
+        background: Background of transparent pixels; None for the variant's.
+        **options: Settings of `resnet50-server serve`, e.g. `device`, `max_batch_size`. They
+            override environment variables, as flags do.
+
+    Attributes:
+        variant: The loaded variant, on its first device.
+
+    Raises:
+        ValueError: A setting or the background is wrong.
+        WorkerFailed: The variant cannot be loaded.
+    """
+
+    def __init__(
+        self, variant: str | None = None, *, background: str | None = None, **options: Any
+    ) -> None:
+        self._background = _background(background)
+        self._settings = settings = worker_settings(variant, options)
+        self._limits = ImageLimits.of(settings)
+        self._fault: FatalError | None = None
+        self._loop = asyncio.new_event_loop()
+        self._closing = ExitStack()
+        thread = threading.Thread(target=self._loop.run_forever, name="offline")
+        thread.start()
+        self._closing.callback(self._loop.close)
+        self._closing.callback(thread.join)
+        self._closing.callback(self._loop.call_soon_threadsafe, self._loop.stop)
+        try:
+            silence_decoders()
+            self._variants = self._run(self._open())
+        except EXPECTED_ERRORS as error:
+            self.close()
+            raise WorkerFailed(error_text(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        self.variant = self._variants[0]
+        self._readers = ThreadPoolExecutor(READERS, "read")
+        self._closing.callback(self._readers.shutdown)
+
+    def __enter__(self) -> ImageWorker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engines and end the threads."""
+        self._closing.close()
+
+    @property
+    def window(self) -> int:
+        """Images in flight: two batches for each engine, and one image for each decode thread."""
+        settings, engines = self._settings, len(self._variants)
+        if self.variant.built.device == "cpu":
+            engines = cpu_plan(settings).instances
+        return 2 * settings.max_batch_size * engines + self._decode_pool.threads
+
+    def run(
+        self,
+        images: Iterable[tuple[str, ImageContent | Path]],
+        *,
+        top_k: int = 0,
+        with_embedding: bool = True,
+    ) -> Generator[tuple[str, Outcome], None, None]:
+        """Yield the names and results of images, in the order in which they are computed.
+
+        Args:
+            images: Names and images; taken as there is room for them, in the caller's thread.
+            top_k: Number of categories in each result; 0 for none.
+            with_embedding: Whether the results have embeddings.
+
+        Raises:
+            WorkerFailed: The device is lost, or the variant does not compute any more.
+        """
+        done: _Done = SimpleQueue()
+        in_flight = in_flight_bytes = 0
+        iterator = iter(images)
+        waiting = next(iterator, None)
+        try:
+            while waiting is not None or in_flight:
+                size = 0 if waiting is None else self._size(waiting[1])
+                fits = in_flight_bytes + size <= self._settings.max_request_bytes
+                if waiting is not None and (not in_flight or (fits and in_flight < self.window)):
+                    name, image = waiting
+                    future = self._submit(self._infer(name, image, top_k, with_embedding))
+                    future.add_done_callback(partial(_put, done, name, size))
+                    in_flight += 1
+                    in_flight_bytes += size
+                    waiting = next(iterator, None)
+                    if done.empty():
+                        continue
+                name, size, future = done.get()
+                in_flight -= 1
+                in_flight_bytes -= size
+                yield name, self._outcome(future)
+        finally:
+            # Of a caller that takes no more results, or of a lost device.
+            while in_flight:
+                done.get()[2].exception()
+                in_flight -= 1
+
+    def _outcome(self, future: Future[Result]) -> Outcome:
+        error = future.exception()
+        if error is None:
+            return future.result()
+        if isinstance(error, OF_IMAGE) and self._fault is None:
+            return error
+        if isinstance(error, (ServingError, FatalError)):
+            raise WorkerFailed(str(self._fault or error)) from error
+        raise error
+
+    async def _infer(
+        self, name: str, image: ImageContent | Path, top_k: int, with_embedding: bool
+    ) -> Result:
+        if isinstance(image, OSError):
+            raise image
+        if isinstance(image, bytes):
+            encoded = image
+        else:
+            read = partial(_read, image, self._limits)
+            encoded = await self._loop.run_in_executor(self._readers, read)
+        check_encoded(encoded, self._limits)
+        variant = min(self._variants, key=_images_in_flight)
+        task = InferenceTask(variant, top_k, with_embedding, background=self._background)
+        # Logs name the image.
+        context = RequestContext("offline", name, ())
+        with variant.in_use():
+            return await self._pipeline.infer(encoded, task, context)
+
+    def _size(self, image: ImageContent | Path) -> int:
+        """Return how many bytes an image will take while it is in flight."""
+        if isinstance(image, bytes):
+            return len(image)
+        if isinstance(image, OSError):
+            return 0
+        if isinstance(image, (str, Path)):
+            try:
+                size = os.stat(image).st_size
+            except OSError:
+                return 0  # reading it will fail with the reason
+            if size:
+                return min(size, self._limits.max_bytes)
+        return self._limits.max_bytes
+
+    async def _open(self) -> list[LoadedVariant]:
+        """Load the variant on each device, and start the parts of a server that compute."""
+        settings = self._settings
+        devices = Devices(settings, self._fail)
+        self._closing.callback(lambda: self._run(devices.close()))
+        spec = await asyncio.to_thread(parse_variant, settings.variants[0])
+        variants = [
+            await load_variant(
+                settings.model_copy(update={"device": device}), devices, spec, LoadProgress(), _keep
+            )
+            for device in await asyncio.to_thread(_devices, spec, settings)
+        ]
+        on_cpu = not settings.stub_engine and variants[0].built.device == "cpu"
+        self._decode_pool = DecodePool(
+            settings.decode_threads or decode_threads(cpus(), on_cpu),
+            settings.decode_timeout_s,
+            self._fail,
+            initialize=thread_initializer(1, settings),
+        )
+        self._closing.callback(lambda: self._run(_closed(self._decode_pool)))
+        self._pipeline = Pipeline(
+            Admission(Limits()),
+            self._decode_pool,
+            self._limits,
+            max_decode_pixels=settings.max_decode_pixels,
+        )
+        return variants
+
+    def _fail(self, fault: FatalError) -> None:
+        self._fault = fault
+
+    def _submit(self, coroutine: Coroutine[Any, Any, Value]) -> Future[Value]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
+        return self._submit(coroutine).result()
+
+
+def _put(done: _Done, name: str, size: int, future: Future[Result]) -> None:
+    done.put((name, size, future))
+
+
+def _read(image: str | Path | Readable, limits: ImageLimits) -> bytes:
+    """Read an image, at most one byte more than the limit."""
+    if not isinstance(image, (str, Path)):
+        return image.read(limits.max_bytes + 1)
+    with open(image, "rb") as file:
+        if size := os.fstat(file.fileno()).st_size:  # 0 for pipes
+            check_length(size, limits)
+        return file.read(limits.max_bytes + 1)
+
+
+def _devices(spec: VariantSpec, settings: Settings) -> Sequence[str]:
+    """Return the devices that compute: the one of the settings, or all CUDA devices."""
+    if settings.stub_engine:
+        return ["cpu"]
+    device, _ = choose_device(spec, settings)
+    if settings.device == "auto" and device != "cpu":
+        return [f"cuda:{index}" for index in range(cuda_device_count())]
+    return [device]
+
+
+def _background(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return parse_background(text)
+    except ValueError as error:
+        raise ValueError(f"background: {error}") from error
+
+
+def _images_in_flight(variant: LoadedVariant) -> int:
+    return variant.requests
+
+
+async def _keep(_: int) -> None:
+    """Reserve memory for a variant: it has this process for itself."""
+
+
+async def _closed(pool: DecodePool) -> None:
+    pool.close()
