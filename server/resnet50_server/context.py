@@ -28,6 +28,9 @@ class Permit(Protocol):
     def add_bytes(self, length: int) -> None:
         """Add bytes to it; raises `Overloaded` beyond a limit."""
 
+    def make_bulk(self) -> None:
+        """Count it as bulk from now on; raises `Overloaded` beyond a limit of bulk requests."""
+
 
 @dataclass(eq=False, slots=True)
 class RequestContext:
@@ -52,6 +55,8 @@ class RequestContext:
         started: On the clock of `time.perf_counter`.
         notes: Data that listeners attach to it, by their own keys.
         trace_id: 32 hexadecimal digits if it is traced, else "".
+        image_failed: Whether the error that ends it is that of an image or a frame, which has no
+            response of its own; it counts as that image's failure.
     """
 
     method: str
@@ -68,6 +73,7 @@ class RequestContext:
     started: float = field(default_factory=time.perf_counter)
     notes: dict[object, Any] = field(default_factory=dict)
     trace_id: str = ""
+    image_failed: bool = False
 
 
 # For log records: the request that the running task belongs to.

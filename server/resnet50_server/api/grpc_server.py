@@ -49,11 +49,14 @@ STREAMS = frozenset(
     for method in service.methods
     if method.server_streaming
 )
-# Methods about a single image.
-IMAGE_METHODS = tuple(
-    method.name
-    for method in _INFERENCE.methods
-    if not method.server_streaming and "images" not in method.input_type.fields_by_name
+# Methods about a single image, and that of the Open Inference Protocol, which fails as a whole.
+IMAGE_METHODS = (
+    *(
+        method.name
+        for method in _INFERENCE.methods
+        if not method.server_streaming and "images" not in method.input_type.fields_by_name
+    ),
+    "ModelInfer",
 )
 # Of the variants' service; its other methods are for administrators.
 PUBLIC_METHODS = ("ListVariants", "GetVariant")

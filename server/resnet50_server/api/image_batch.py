@@ -24,7 +24,7 @@ from .status import is_server_error
 
 log = logging.getLogger(__name__)
 
-# So many images are started before other calls have the event loop.
+# So many images are started, or refused, before other calls have the event loop.
 IMAGES_PER_TURN = 16
 
 
@@ -109,6 +109,7 @@ class ImageBatch:
     async def _admit(self) -> None:
         """Start to compute further images as there are permits for them."""
         admission, caller, bulk = self._pipeline.admission, self._call.caller.name, self._call.bulk
+        turn_ends = len(self._left) - IMAGES_PER_TURN
         while self._left and not self._ended.done():
             try:
                 permit = admission.try_acquire(caller, bulk=bulk)
@@ -117,8 +118,9 @@ class ImageBatch:
             except ShuttingDown:
                 return  # the call was admitted before that: the permits it has compute the rest
             self._compute_next(permit)
-            if len(self._left) % IMAGES_PER_TURN == 0:
+            if len(self._left) <= turn_ends:
                 await asyncio.sleep(0)
+                turn_ends = len(self._left) - IMAGES_PER_TURN
 
     def _compute_next(self, permit: Permit | None) -> None:
         """Start to compute the next image, if there is one; those that are refused are skipped.
@@ -126,8 +128,15 @@ class ImageBatch:
         Args:
             permit: For it; None for the call's own.
         """
-        call = self._call
+        call, turn_ends = self._call, len(self._left) - IMAGES_PER_TURN
         while self._left and not self._ended.done():
+            if len(self._left) <= turn_ends:
+                # The call's own permit goes on; more images of a call are never refused at once.
+                if permit is None:
+                    asyncio.get_running_loop().call_soon(self._compute_next, None)
+                else:
+                    permit.release()
+                return
             message, outcome = self._left.popleft()
             try:
                 source = self._parse(message)
@@ -170,17 +179,19 @@ class ImageBatch:
             self._compute_next(permit)
 
     def _on_error(self, outcome: Any, error: Exception) -> None:
-        """Write an image's error into the response, or end the call."""
+        """Write an image's error into the response, or end the call, which then counts it."""
         call = self._call
         if self._ended.done():
             return
         if isinstance(error, ShuttingDown):
             self._ended.set_exception(error)  # the call can be repeated at another server
             return
-        if is_server_error(error):
-            log.error("an image of request %s failed", call.request_id, exc_info=error)
-        self._pipeline.events.image_refused(call, error)
         try:
             self._task.fill_error(outcome, error, call.request_id)
         except Exception as ending:
+            call.image_failed = True
             self._ended.set_exception(ending)
+            return
+        if is_server_error(error):
+            log.error("an image of request %s failed", call.request_id, exc_info=error)
+        self._pipeline.events.image_refused(call, error)

@@ -24,6 +24,9 @@ PARAMETERS = 25_557_032
 QUEUED_IMAGE_PIXELS = 256 * 256
 # An answer with a thousand categories and an embedding, as messages.
 ANSWER_BYTES = 80 * 1024
+# An image's part of a response of the Open Inference Protocol, a thousand probabilities and an
+# embedding as float32: in the message, serialized, and in gRPC.
+OIP_ANSWER_BYTES = 40 * 1024
 # A connection in gRPC, TLS included.
 CONNECTION_BYTES = 64 * 1024
 # A stream holds a frame that arrives, the newest one, and one that waits to be admitted.
@@ -89,7 +92,7 @@ def memory_bound(
         Part("decoding", (decoded + SMALL_BUDGET_PIXELS) * PIXEL_BYTES),
         Part("decoded images", settings.max_requests * queued_image),
         Part("unsent responses", settings.max_send_bytes),
-        Part("stream responses", streams * settings.max_frames_in_flight * ANSWER_BYTES),
+        Part("stream responses", streams * _stream_responses(settings)),
         Part("response cache", settings.response_cache_bytes),
         Part("connections", settings.max_connections * len(settings.listen) * CONNECTION_BYTES),
     ]
@@ -98,6 +101,13 @@ def memory_bound(
 def _largest_image(settings: Settings) -> int:
     """Return the bytes of the largest image that may be sent: encoded, or pixels in chunks."""
     return max(settings.max_image_bytes, RAW_PIXEL_BYTES * settings.max_image_pixels)
+
+
+def _stream_responses(settings: Settings) -> int:
+    """Return the bytes of a stream's responses that its client has not taken."""
+    frames = settings.max_frames_in_flight * ANSWER_BYTES
+    # One request of the Open Inference Protocol may have more images than that, and is then alone.
+    return max(frames, settings.oip * settings.max_images_per_call * OIP_ANSWER_BYTES)
 
 
 def total(parts: list[Part]) -> int:

@@ -212,6 +212,11 @@ class Admission:
             raise self._quotas.overloaded(limit, caller, usage, bulk=bulk, waiting=self.waiting)
         self._quotas.add_bytes(usage, length)
 
+    def _check_bulk(self, caller: str, usage: Usage, length: int) -> None:
+        limit = self._quotas.exceeded_as_bulk(usage, length)
+        if limit is not None:
+            raise self._quotas.overloaded(limit, caller, usage, bulk=True, waiting=self.waiting)
+
     def _release(self, caller: str, usage: Usage, length: int) -> None:
         """Count an image no longer; admit waiting frames in its place."""
         self._quotas.remove_request(caller, usage, length)
@@ -300,6 +305,16 @@ class Permit:
         """
         self._admission._add_bytes(self._caller, self._usage, self._bulk, length, self._bytes)
         self._bytes += length
+
+    def make_bulk(self) -> None:
+        """Count the image as bulk from now on.
+
+        Raises:
+            Overloaded: A limit of bulk requests is reached; names it.
+        """
+        if not self._bulk:
+            self._admission._check_bulk(self._caller, self._usage, self._bytes)
+            self._bulk = True
 
     def release(self) -> None:
         """Count the image no longer; once."""

@@ -181,6 +181,19 @@ class Quotas:
             return "max_request_bytes_per_caller"
         return None
 
+    def exceeded_as_bulk(self, usage: Usage, length: int) -> str | None:
+        """Return the limit of bulk requests that an image exceeds which is counted already.
+
+        Args:
+            usage: The caller's.
+            length: The image's bytes that are counted.
+        """
+        if self.total.requests > self._of_bulk.requests:
+            return "max_requests"
+        if usage.requests > self._of_bulk.requests_per_caller:
+            return "max_requests_per_caller"
+        return self.exceeded_bytes(usage, 0, bulk=True, counted=length)
+
     def exceeded_count(self, what: str, usage: Usage) -> str | None:
         """Return the limit that one more stream or upload would exceed.
 

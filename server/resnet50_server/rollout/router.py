@@ -253,8 +253,8 @@ class TrafficRouter(ServerEvents):
         return task._replace(top_k=max(1, task.top_k), with_embedding=True, on_result=compare)
 
     def call_ended(self, call: RequestContext, code: str, error: Exception | None) -> None:
-        """Count a failed request for one image."""
-        if code != OK and call.stream is None:
+        """Count a failed request for one image, or one that fails because an image of it does."""
+        if code != OK and (call.stream is None or call.image_failed):
             self._count_failed(call)
 
     def image_refused(self, call: RequestContext, error: Exception) -> None:

@@ -272,7 +272,7 @@ class Metrics(ServerEvents):
             if code == OK and method not in self._streams:
                 self._request_s[method, variant].observe(_since(call))
             return
-        if method in self._of_image:
+        if method in self._of_image or call.image_failed:
             self._images[variant, REFUSED].inc()
         self._refused(error)
 

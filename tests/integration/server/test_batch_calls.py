@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
+from resnet50_server.api.image_batch import IMAGES_PER_TURN
 from tests.support.pictures import encode, picture
 from tests.support.scrape import ON, scrape
 from tests.support.serving import (
@@ -241,6 +242,30 @@ async def test_failed_images_of_a_batch_are_counted():
     assert counted.of("resnet50_image_errors_total", "code") == {"INVALID_ARGUMENT": 1}
     assert counted.of("resnet50_images_total", "outcome") == {"answered": 2, "refused": 1}
     assert counted.of("resnet50_requests_total", "method", "code") == {("ClassifyBatch", "OK"): 1}
+
+
+@pytest.mark.parametrize("permits", [1, 1024])
+async def test_refused_images_of_a_batch_let_other_calls_run(permits):
+    refused, seen = [], []
+
+    async def watch() -> None:
+        while True:
+            seen.append(len(refused))
+            await asyncio.sleep(0)
+
+    async with (
+        serving(max_images_per_call=4096, max_requests=permits) as server,
+        connected(server) as channel,
+    ):
+        events = server.parts.events
+        count = events.image_refused
+        events.image_refused = lambda *event: refused.append(event) or count(*event)
+        watching = asyncio.ensure_future(watch())
+        reply = await stub_of(channel).ClassifyBatch(batch(OTHER, *[b""] * 4000, OTHER, top_k=1))
+        watching.cancel()
+        assert server.snapshot().requests == 0
+    assert outcomes(reply) == ["classification", *["error"] * 4000, "classification"]
+    assert max(np.diff(seen)) <= 2 * IMAGES_PER_TURN
 
 
 async def test_message_of_empty_images_is_refused_unparsed():

@@ -24,7 +24,7 @@ from tests.support.administering import ADMIN, APP, administered, describe, refu
 from tests.support.oip import files_request, infer_request, request_of, rpc, tensors
 from tests.support.pictures import encode, photo_like, picture
 from tests.support.scrape import ON, scrape
-from tests.support.serving import connected, gate, serving, until
+from tests.support.serving import DECODING, connected, gate, serving, until
 
 PNG, OTHER = encode(picture()), encode(picture(40, 30))
 BROKEN = PNG[: len(PNG) // 2]
@@ -473,6 +473,97 @@ async def test_calls_are_counted_by_their_methods():
         await infer(channel, files_request(PNG, OTHER))
         found = await scrape(server)
     assert found.of("resnet50_requests_total", "method") == {"ModelInfer": 1.0}
+
+
+async def fails_of(channel: grpc.aio.Channel) -> int:
+    """Return how many failures the statistics of the default variant have."""
+    request = request_of("ModelStatistics", name="resnet50")
+    (statistics,) = (await rpc(channel, "ModelStatistics")(request)).model_stats
+    return statistics.inference_stats.fail.count
+
+
+FAILING = {"one image": [BROKEN], "batch": [PNG, BROKEN, PNG]}
+
+
+@pytest.mark.parametrize("files", FAILING.values(), ids=FAILING)
+async def test_failed_request_is_counted_once(files):
+    async with oip(**ON, **DECODING) as (server, channel):
+        with refused("INVALID_ARGUMENT", "inputs[0]"):
+            await infer(channel, files_request(*files))
+        assert await fails_of(channel) == 1
+        found = await scrape(server)
+    code = "INVALID_ARGUMENT"
+    assert found.of("resnet50_requests_total", "method", "code")["ModelInfer", code] == 1
+    assert found.of("resnet50_images_total", "variant", "outcome")["IMAGENET1K_V2", "refused"] == 1
+    assert sum(found.of("resnet50_decode_failures_total", "reason").values()) == 1
+    # These are of calls that continue.
+    assert found.of("resnet50_image_errors_total", "code") == {}
+
+
+@pytest.mark.parametrize("files", FAILING.values(), ids=FAILING)
+async def test_failed_request_of_a_stream_is_counted_once(files):
+    async with oip(**ON, **DECODING) as (server, channel):
+        call = rpc(channel, "ModelStreamInfer")(iter([files_request(*files)]))
+        assert [answer.error_message != "" async for answer in call] == [True]
+        assert await fails_of(channel) == 1
+        found = await scrape(server)
+    assert found.of("resnet50_requests_total", "method", "code")["ModelStreamInfer", "OK"] == 1
+    assert found.of("resnet50_images_total", "variant", "outcome")["IMAGENET1K_V2", "refused"] == 1
+    assert sum(found.of("resnet50_decode_failures_total", "reason").values()) == 1
+    assert found.of("resnet50_image_errors_total", "code") == {"INVALID_ARGUMENT": 1}
+
+
+@pytest.mark.parametrize("files", FAILING.values(), ids=FAILING)
+async def test_stream_that_a_request_ends_is_counted(files):
+    async with oip(**ON, **DECODING) as (server, channel):
+        metadata = (("triton_grpc_error", "true"),)
+        call = rpc(channel, "ModelStreamInfer")(iter([files_request(*files)]), metadata=metadata)
+        with refused("INVALID_ARGUMENT", "inputs[0]"):
+            await call.read()
+        assert await fails_of(channel) == 1
+        found = await scrape(server)
+    assert found.of("resnet50_requests_total", "method", "variant", "code") == {
+        ("ModelStreamInfer", "IMAGENET1K_V2", "INVALID_ARGUMENT"): 1,
+        ("ModelStatistics", "", "OK"): 1,
+    }
+    assert found.of("resnet50_images_total", "variant", "outcome")["IMAGENET1K_V2", "refused"] == 1
+    assert sum(found.of("resnet50_decode_failures_total", "reason").values()) == 1
+    assert found.of("resnet50_image_errors_total", "code") == {}
+
+
+async def test_server_error_of_a_stream_is_logged(caplog):
+    async with oip() as (server, channel):
+        refuse_after_first(server, RuntimeError("of a test"))
+        call, texts = rpc(channel, "ModelStreamInfer")(), []
+        for file in (PNG, OTHER):
+            await call.write(files_request(file))
+            texts.append((await call.read()).error_message)
+        await call.done_writing()
+    assert texts[0] == ""
+    assert "internal error" in texts[1]
+    assert "of a test" in caplog.text
+
+
+async def test_bulk_priority_leaves_room_to_interactive_requests():
+    request = files_request(PNG)
+    request.parameters["priority"].uint64_param = 2
+    async with oip(max_requests=4) as (server, channel):
+        opened = gate(server)
+        calls = [asyncio.ensure_future(infer(channel, files_request(PNG))) for _ in range(3)]
+        try:
+            await until(lambda: server.parts.admission.requests == 3)
+            with refused("RESOURCE_EXHAUSTED", "the rest is reserved for interactive requests"):
+                await infer(channel, request)
+            stream = rpc(channel, "ModelStreamInfer")(iter([request]))
+            await until(lambda: server.parts.admission.waiting == 1)
+            calls.append(asyncio.ensure_future(infer(channel, files_request(OTHER))))
+            await until(lambda: server.parts.admission.requests == 4)
+            assert server.parts.admission.waiting == 1
+        finally:
+            opened.set()
+        for call in calls:
+            assert (await call).outputs
+        assert (await stream.read()).infer_response.outputs
 
 
 async def test_tokens_and_scopes_hold(tmp_path: Path):

@@ -100,6 +100,25 @@ def test_one_callers_bytes_are_bounded_too():
             assert inside(admission) == (2, 90)
 
 
+def test_permit_that_becomes_bulk_keeps_the_limits_of_bulk():
+    admission = Admission(Limits(requests=4, bytes=100))  # bulk: 3 and 75
+    with (
+        admission.admit("a", 40),
+        admission.admit("b", 36) as large,
+        refused_by("max_request_bytes"),
+    ):
+        large.make_bulk()
+    with admission.admit("a"), admission.admit("a"), admission.admit("b") as third:
+        third.make_bulk()
+        with admission.admit("c") as fourth, refused_by("max_requests") as refused:
+            fourth.make_bulk()
+        assert "reserved for interactive" in str(refused.value)
+        third.make_bulk()  # is bulk already
+    with admission.admit("a", 1000) as alone:
+        alone.make_bulk()
+    assert inside(admission) == (0, 0)
+
+
 @pytest.mark.parametrize("what", ["streams", "uploads"])
 def test_streams_and_uploads_are_bounded_in_all_and_by_caller(what):
     admission = Admission(Limits(**{what: 3, f"{what}_per_caller": 2}))

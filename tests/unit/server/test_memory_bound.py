@@ -47,6 +47,16 @@ def test_every_limit_counts(name, more, bytes_each):
     assert grown - total(memory_bound(settings())) >= more * bytes_each
 
 
+def test_oip_request_larger_than_the_window_counts():
+    def responses(**values: Any) -> int:
+        parts = memory_bound(settings(oip=True, max_images_per_call=4096, **values))
+        return {part.what: part.size for part in parts}["stream responses"]
+
+    tensors = 4096 * 4 * (1000 + 2048)  # in the message, serialized, and in gRPC
+    assert responses(max_streams=10) >= 10 * 3 * tensors
+    assert responses(max_streams=10, max_frames_in_flight=4096) == 10 * 4096 * 80 * 1024
+
+
 def test_image_that_is_sent_as_pixels_counts():
     bound = {part.what: part.size for part in memory_bound(settings(max_request_bytes=MIB))}
     assert bound["images in flight"] == 2 * 4 * settings().max_image_pixels

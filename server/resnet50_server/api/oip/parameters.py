@@ -18,16 +18,19 @@ def apply_parameters(parameters: Any, call: Call) -> float | None:
 
     Args:
         parameters: Of a ModelInferRequest.
-        call: Its bulk priority and its deadline are set.
+        call: Its bulk priority and its deadline are set; its permit counts as bulk.
 
     Returns:
         When `timeout` ends the call, in loop time; None if gRPC's deadline is earlier, or without.
 
     Raises:
         InvalidRequest: One of them is not a number from 0 on.
+        Overloaded: The limits on bulk requests are reached.
     """
-    if "priority" in parameters:
-        call.bulk = _number(parameters, "priority") > 1 or call.bulk
+    if "priority" in parameters and _number(parameters, "priority") > 1:
+        assert call.permit is not None  # set by the guard, before the message was parsed
+        call.permit.make_bulk()
+        call.bulk = True
     if "timeout" not in parameters or not (timeout_us := _number(parameters, "timeout")):
         return None
     due = asyncio.get_running_loop().time() + timeout_us / 1e6
@@ -35,6 +38,18 @@ def apply_parameters(parameters: Any, call: Call) -> float | None:
         return None
     call.deadline = due
     return due
+
+
+def asks_for_bulk(parameters: Any) -> bool:
+    """Return whether `priority` says bulk; a wrong one is refused by `apply_parameters`.
+
+    Args:
+        parameters: Of a ModelInferRequest.
+    """
+    try:
+        return "priority" in parameters and _number(parameters, "priority") > 1
+    except InvalidRequest:
+        return False
 
 
 async def end_at(due: float, work: Coroutine[Any, Any, Response]) -> Response:

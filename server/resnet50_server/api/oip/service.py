@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -29,11 +30,11 @@ from ..call import EOF, Call, Received
 from ..delivery import ordered
 from ..image_batch import ImageBatch
 from ..inference_service import CallLimits, InferenceServicer, resolve_variant
-from ..status import to_status
+from ..status import is_server_error, to_status
 from ..stream_reader import MessageReader
 from ..variant_service import VariantServicer
 from .outputs import EMBEDDING, PROBABILITIES, VERSION, InferTask, parse_outputs
-from .parameters import apply_parameters, end_at, refuse_parameters
+from .parameters import apply_parameters, asks_for_bulk, end_at, refuse_parameters
 from .statistics import OipStatistics
 from .tensors import (
     InputTensor,
@@ -43,6 +44,8 @@ from .tensors import (
     parse_input,
     raw_images,
 )
+
+log = logging.getLogger(__name__)
 
 PLATFORM = "resnet50_serving"
 EXTENSIONS = (
@@ -244,9 +247,11 @@ class OipServicer:
 
         async def start(received: Received) -> asyncio.Future[Any]:
             admission = self._pipeline.admission
-            permit = await admission.acquire(call.caller.name, received.size, bulk=call.bulk)
-            own = replace(call, permit=permit)  # which has the bytes of the message already
-            answer = self._answer(received.message, own, ends_stream=ends_stream)
+            bulk = call.bulk or asks_for_bulk(received.message.parameters)
+            permit = await admission.acquire(call.caller.name, received.size, bulk=bulk)
+            # The permit has the bytes of the message already.
+            own = replace(call, permit=permit, bulk=bulk)
+            answer = self._answer(received.message, own, call if ends_stream else None)
             computing = start_task(answer, "request of a stream")
             computing.add_done_callback(partial(_release, permit))
             return computing
@@ -259,8 +264,14 @@ class OipServicer:
             window = self._limits.max_frames_in_flight
             await ordered(_messages(reader), start, call.grpc.write, window, images_of)
 
-    async def _answer(self, request: Any, call: Call, *, ends_stream: bool) -> Any:
-        """Return the response to a request of a stream, its error included."""
+    async def _answer(self, request: Any, call: Call, ended: Call | None) -> Any:
+        """Return the response to a request of a stream, its error included.
+
+        Args:
+            request: The request.
+            call: Its own, with its permit.
+            ended: The stream's, if an error is to end it; otherwise None.
+        """
         try:
             response = await self.ModelInfer(request, call)
             response.parameters["triton_final_response"].bool_param = True
@@ -268,8 +279,11 @@ class OipServicer:
         except ShuttingDown:
             raise
         except Exception as error:
-            if ends_stream:
+            if ended is not None:
+                ended.asked, ended.variant, ended.image_failed = call.asked, call.variant, True
                 raise
+            if is_server_error(error):
+                log.error("a request of stream %s failed", call.request_id, exc_info=error)
             self._pipeline.events.image_refused(call, error)
             status = to_status(error, call.request_id)
             response = ModelStreamInferResponse(error_message=status.message)

@@ -62,7 +62,7 @@ class OipStatistics(ServerEvents):
 
     def call_ended(self, context: RequestContext, code: str, error: Exception | None) -> None:
         """Count a call that failed once its variant was known; images of batches are counted."""
-        if error is not None and context.stream is None:
+        if error is not None and (context.stream is None or context.image_failed):
             self._count_failure(context)
 
     def batch_ended(self, batch: BatchEvent) -> None:
