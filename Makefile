@@ -18,7 +18,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip console nginx bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures clean
+.PHONY: help demo serve test coverage oip console nginx languages bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ console: $(VENV)/installed  ## The browser console in Chromium, 3 minutes; needs
 
 nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
 	$(BIN)/python -m tests.e2e.nginx
+
+languages: $(VENV)/installed  ## Build and run the examples in Node and Go against servers; needs npm, and Go with gRPC
+	$(BIN)/python -m tests.e2e.languages
 
 matrix: $(VENV)/installed  ## The SDK on each CPython here, with old and new grpcio and protobuf, 5 minutes
 	$(BIN)/python -m tests.e2e.matrix

@@ -131,7 +131,7 @@ class ImageBatch:
         call, turn_ends = self._call, len(self._left) - IMAGES_PER_TURN
         while self._left and not self._ended.done():
             if len(self._left) <= turn_ends:
-                # The call's own permit goes on; more images of a call are never refused at once.
+                # Only with the call's own permit: one after another, whatever permits there are.
                 if permit is None:
                     asyncio.get_running_loop().call_soon(self._compute_next, None)
                 else:
