@@ -78,7 +78,7 @@ bench: $(VENV)/installed  ## Measure on this machine, 20 minutes; writes docs/be
 bench-gpu: $(VENV)/installed  ## Measure the CUDA engine; needs a CUDA device
 	$(BIN)/python -m benchmarks.gpu
 
-compare: $(VENV)/installed  ## Other model servers with the same network, 25 minutes, 2 GB; writes docs/benchmarks/comparison.md
+compare: $(VENV)/installed  ## Other model servers with the same network, 22 minutes, 1 GB; writes docs/benchmarks/comparison.md
 	$(BIN)/python -m benchmarks.compare
 
 reliability: $(VENV)/installed  ## Overload a server and stall at it, 5 minutes; writes docs/benchmarks/reliability.md

@@ -68,13 +68,13 @@ def link_shared(folder: Path = CACHE / "torch") -> Path:
     return folder
 
 
-def install(name: str, packages: tuple[str, ...]) -> Path:
-    """Install packages into the environment of a peer, unless they are there; return its Python.
+def install(packages: tuple[str, ...]) -> Path:
+    """Install packages into their environment, unless they are there; return its Python.
 
     Raises:
         InstallError: pip failed.
     """
-    folder = CACHE / name
+    folder = CACHE / _names(packages)[0]
     python, done = folder / "bin" / "python", folder / "installed"
     if done.exists() and done.read_text() == "\n".join(packages):
         return python
@@ -92,7 +92,7 @@ def install(name: str, packages: tuple[str, ...]) -> Path:
 
 def versions(python: Path, packages: tuple[str, ...]) -> str:
     """Return the installed versions of packages, without extras, as "name 1.2, name 3.4"."""
-    names = [re.split(r"[\[<>=~! ]", package)[0] for package in packages]
+    names = _names(packages)
     code = "import sys; from importlib.metadata import version\nprint(*map(version, sys.argv[1:]))"
     ran = subprocess.run(
         [str(python), "-c", code, *names], stdout=subprocess.PIPE, text=True, check=True
@@ -100,3 +100,7 @@ def versions(python: Path, packages: tuple[str, ...]) -> str:
     return ", ".join(
         f"{name} {number}" for name, number in zip(names, ran.stdout.split(), strict=True)
     )
+
+
+def _names(packages: tuple[str, ...]) -> list[str]:
+    return [Requirement(package).name for package in packages]

@@ -1,7 +1,8 @@
-"""Load generator for gRPC and HTTP alike, a process of its own: reads a `Load` as JSON from stdin.
+"""Load generator for gRPC and HTTP alike, a process of its own.
 
-It prints a JSON object: `latencies_ms` of the calls that ended in time, `errors` and `duration_s`;
-or, for a load of zero seconds, the `replies` of one call per image, as hexadecimal text.
+It reads a `Load` as JSON per line of stdin, and prints a JSON object per line: `latencies_ms` of
+the calls that ended in time, `errors` and `duration_s`; for a load of zero seconds, the `replies`
+of one call per image, as hexadecimal text; or the `failure` of such a call.
 Requests are encoded beforehand and responses are not parsed, so that it costs every peer the same.
 """
 
@@ -28,6 +29,7 @@ from benchmarks.compare.wires import WIRES
 
 # A call that takes longer is an error.
 TIMEOUT_S = 30.0
+FAILURES = (grpc.RpcError, aiohttp.ClientError, asyncio.TimeoutError, OSError)
 Call = Callable[[int], Awaitable[bytes]]
 
 
@@ -54,7 +56,7 @@ class Load:
     path: str = ""
 
     def to_json(self) -> str:
-        """Return what stdin expects."""
+        """Return the line that stdin expects."""
         return json.dumps(dataclasses.asdict(self))
 
 
@@ -104,7 +106,7 @@ class Recorder:
         """Make a call; its latency counts from the intended time (`time.perf_counter`)."""
         try:
             await self._call(next(self._numbers))
-        except (grpc.RpcError, aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except FAILURES as error:
             name = error.code().name if isinstance(error, grpc.RpcError) else type(error).__name__
             self.errors[name] = self.errors.get(name, 0) + 1
         else:
@@ -140,6 +142,9 @@ async def run(load: Load) -> dict[str, Any]:
         if not load.seconds:
             return {"replies": [(await call(number)).hex() for number in range(len(load.images))]}
         recorder = Recorder(call)
+        # The first call opens a connection.
+        await recorder.measure(time.perf_counter())
+        recorder.latencies_ms.clear()
         started = time.perf_counter()
         if load.rate > 0:
             await opened(recorder, load.rate, load.seconds)
@@ -152,5 +157,15 @@ async def run(load: Load) -> dict[str, Any]:
         }
 
 
+def main() -> None:
+    """Run the loads of stdin."""
+    for line in sys.stdin:
+        try:
+            output = uvloop.run(run(Load(**json.loads(line))))
+        except FAILURES as error:
+            output = {"failure": " ".join(f"{type(error).__name__}: {error}".split())}
+        print(json.dumps(output), flush=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(uvloop.run(run(Load(**json.load(sys.stdin))))))
+    main()

@@ -7,98 +7,61 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare.answers import WrongAnswer, check
+from benchmarks.compare.answers import check
 from benchmarks.compare.load import Load
-from benchmarks.compare.peers import Peer, Process, running
+from benchmarks.compare.peers import Peer
+from benchmarks.compare.process import Process, running
+from benchmarks.compare.results import CLIENTS, CONCURRENCIES, Result
 from benchmarks.compare.wires import WIRES, Answer
 
-CLIENTS = 16
 WARM_UP_S = 2.0
+READY_TIMEOUT_S = 60.0
+# The open loop's share of the slowest server's throughput.
+SHARE = 0.7
 
 
-@dataclass
-class Figures:
-    """Figures of one server with one network, a value per turn.
+class Generator:
+    """The load generator's process."""
 
-    Attributes:
-        one_p50_ms: Median latency with one client.
-        one_p99_ms: 99th percentile with one client.
-        per_s: Responses a second with `CLIENTS` clients.
-        p50_ms: Median latency with them.
-        p99_ms: 99th percentile with them.
-        cpu_ms: CPU time of all processes of the server per response, with them.
-        memory_mib: Memory of all processes of the server, after that load.
-        open_p50_ms: Median latency under Poisson arrivals.
-        open_p99_ms: 99th percentile under Poisson arrivals.
-        errors: Failed calls.
-    """
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
 
-    one_p50_ms: list[float] = field(default_factory=list)
-    one_p99_ms: list[float] = field(default_factory=list)
-    per_s: list[float] = field(default_factory=list)
-    p50_ms: list[float] = field(default_factory=list)
-    p99_ms: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    memory_mib: list[float] = field(default_factory=list)
-    open_p50_ms: list[float] = field(default_factory=list)
-    open_p99_ms: list[float] = field(default_factory=list)
-    errors: int = 0
+    def run(self, load: Load) -> dict[str, Any]:
+        """Return the output for a load.
+
+        Raises:
+            RuntimeError: The load could not be run.
+        """
+        assert self._child.stdin is not None and self._child.stdout is not None  # pipes
+        print(load.to_json(), file=self._child.stdin, flush=True)
+        output: dict[str, Any] = json.loads(self._child.stdout.readline() or "{}")
+        if failure := output.get("failure", "" if output else "the load generator has ended"):
+            raise RuntimeError(failure)
+        return output
 
 
-@dataclass
-class Result:
-    """Outcome of one server with one network.
-
-    Attributes:
-        name: The server's.
-        network: "resnet50" or "stub".
-        settings: The server's.
-        versions: Of its packages.
-        largest_difference: Between its probabilities and PyTorch's.
-        failure: Reason why it could not be installed, started or compared; "" if it was.
-        figures: The figures.
-    """
-
-    name: str
-    network: str
-    settings: str
-    versions: str = ""
-    largest_difference: float = 0.0
-    failure: str = ""
-    figures: Figures = field(default_factory=Figures)
-
-
-def to_json(results: list[Result]) -> list[dict[str, Any]]:
-    """Return results as JSON values."""
-    return [asdict(result) for result in results]
-
-
-def from_json(values: list[dict[str, Any]]) -> list[Result]:
-    """Return results of JSON values."""
-    return [Result(**(value | {"figures": Figures(**value["figures"])})) for value in values]
-
-
-def generate(load: Load) -> dict[str, Any]:
-    """Run the load generator; return its output."""
-    ran = subprocess.run(
+@contextmanager
+def generator() -> Iterator[Generator]:
+    """Run the load generator until the block ends."""
+    with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.compare.load"],
-        input=load.to_json(),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
-    )
-    output: dict[str, Any] = json.loads(ran.stdout)
-    return output
+    ) as child:
+        yield Generator(child)
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the value below which a share of the values lies; nan of none."""
+    """Return the value below which a share of the values lies."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 @dataclass(frozen=True)
@@ -106,13 +69,15 @@ class Bench:
     """Settings that all servers share.
 
     Attributes:
+        generator: The load generator.
         images: JPEG files.
         weights: State dict in a variant's directory.
         expected: Probabilities of each image.
-        seconds: Duration of each load.
+        seconds: Duration of each load of the network; the stub's take half as long.
         log: File for the output of servers.
     """
 
+    generator: Generator
     images: tuple[str, ...]
     weights: Path
     expected: list[list[float]]
@@ -129,55 +94,62 @@ class Bench:
             rate: Poisson arrivals per second; 0 leaves this load out.
         """
         stub = result.network == "stub"
+        self.log.write_text("")
         try:
             with running(peer, python, self.weights, self.log, stub=stub) as process:
+                answers = self._answers(peer, process)
                 if not stub:
-                    difference = check(self._answers(peer, process), self.expected)
+                    difference = check(answers, self.expected)
                     result.largest_difference = max(result.largest_difference, difference)
-                self._measure(peer, process, result.figures, rate)
-        except (WrongAnswer, RuntimeError, subprocess.CalledProcessError) as error:
+                self._measure(peer, process, result, rate)
+        # A peer may fail in any way; its row says how, and the others are measured.
+        except Exception as error:
             result.failure = f"{type(error).__name__}: {error}"
 
     def _load(self, peer: Peer, process: Process, seconds: float, **kind: Any) -> dict[str, Any]:
-        return generate(Load(process.address, peer.wire, self.images, seconds, **kind))
+        load = Load(process.address, peer.wire, self.images, seconds, **kind)
+        return self.generator.run(load)
 
     def _answers(self, peer: Peer, process: Process) -> list[Answer]:
         """Return one answer per image; a server that listens may still load, so it is retried."""
         decode = WIRES[peer.wire].decode
-        last: list[str] = []
-        for _ in range(20):
+        ends = time.monotonic() + READY_TIMEOUT_S
+        while True:
             try:
                 replies = self._load(peer, process, 0.0)["replies"]
-            except subprocess.CalledProcessError as error:
-                last = error.stderr.strip().splitlines()[-1:]
-                time.sleep(2.0)
+            except RuntimeError as error:
+                if time.monotonic() > ends:
+                    raise RuntimeError(f"the server does not answer: {error}") from error
+                time.sleep(0.5)
             else:
                 return [decode(bytes.fromhex(reply)) for reply in replies]
-        raise RuntimeError(f"the server does not answer: {''.join(last)}")
 
-    def _measure(self, peer: Peer, process: Process, figures: Figures, rate: float) -> None:
+    def _measure(self, peer: Peer, process: Process, result: Result, rate: float) -> None:
+        seconds = self.seconds / 2 if result.network == "stub" else self.seconds
         self._load(peer, process, WARM_UP_S, clients=CLIENTS)
-        one = self._load(peer, process, self.seconds)
-        before = process.cpu_s()
-        many = self._load(peer, process, self.seconds, clients=CLIENTS)
-        used_s, count = process.cpu_s() - before, len(many["latencies_ms"])
-        figures.memory_mib.append(process.memory_mib())
-        figures.one_p50_ms.append(percentile(one["latencies_ms"], 0.5))
-        figures.one_p99_ms.append(percentile(one["latencies_ms"], 0.99))
-        figures.per_s.append(count / many["duration_s"])
-        figures.p50_ms.append(percentile(many["latencies_ms"], 0.5))
-        figures.p99_ms.append(percentile(many["latencies_ms"], 0.99))
-        figures.cpu_ms.append(used_s / count * 1e3 if count else float("nan"))
-        loads = [one, many]
+        for clients in CONCURRENCIES:
+            before = process.cpu_s()
+            output = self._load(peer, process, seconds, clients=clients)
+            used_s, count = process.cpu_s() - before, len(output["latencies_ms"])
+            self._record(result, f"clients_{clients}", output)
+            result.add(f"clients_{clients}.per_s", count / output["duration_s"])
+            result.add(f"clients_{clients}.cpu_ms", used_s / count * 1e3)
+        result.add("memory_mib", process.memory_mib())
         if rate > 0:
-            arrivals = self._load(peer, process, self.seconds, rate=rate)
-            figures.open_p50_ms.append(percentile(arrivals["latencies_ms"], 0.5))
-            figures.open_p99_ms.append(percentile(arrivals["latencies_ms"], 0.99))
-            loads.append(arrivals)
-        figures.errors += sum(sum(load["errors"].values()) for load in loads)
+            self._record(result, "arrivals", self._load(peer, process, seconds, rate=rate))
+
+    @staticmethod
+    def _record(result: Result, load: str, output: dict[str, Any]) -> None:
+        latencies_ms, errors = output["latencies_ms"], output["errors"]
+        result.errors += sum(errors.values())
+        if not latencies_ms:
+            raise RuntimeError(f"no call succeeded: {errors}")
+        for share in (50, 99):
+            result.add(f"{load}.p{share}_ms", percentile(latencies_ms, share / 100))
 
 
 def open_rate(results: list[Result]) -> float:
-    """Return 60% of the lowest throughput, which every server can sustain; 0 without results."""
-    each = [statistics.median(result.figures.per_s) for result in results if result.figures.per_s]
-    return 0.6 * min(each) if each else 0.0
+    """Return the arrivals per second that every server sustains; 0 without results."""
+    name = f"clients_{CLIENTS}.per_s"
+    each = [statistics.median(one.figures[name]) for one in results if one.figures.get(name)]
+    return SHARE * min(each) if each else 0.0

@@ -1,27 +1,9 @@
-"""The servers that are compared: their packages, processes and settings."""
+"""The servers that are compared: their packages, wires and settings."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import psutil
-
-from benchmarks.compare.environments import CACHE
-from resnet50_server.runtime.cpus import cpus
-
-SERVERS = Path(__file__).resolve().parent / "servers"
-MAX_BATCH_SIZE = 16
-START_TIMEOUT_S = 180.0
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -33,7 +15,8 @@ class Peer:
         wire: Key of `wires.WIRES`.
         packages: Requirements of its environment; none for ours.
         script: File in `servers/`; "" for ours.
-        flags: Of our server, with the real network.
+        arguments: Of the script, after the port; of our server, with the real network.
+        environment: Variables of its process, as name and value.
         settings: Its settings, for the page.
     """
 
@@ -41,12 +24,13 @@ class Peer:
     wire: str
     packages: tuple[str, ...] = ()
     script: str = ""
-    flags: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
     settings: str = ""
 
     @property
     def key(self) -> str:
-        """Return its name on the command line and of its environment."""
+        """Return its name on the command line."""
         return re.sub("[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
@@ -55,12 +39,18 @@ class Peer:
         return not self.script
 
 
+# High throughput as the manual names it; no token in the home folder, no report of usage.
+RAY = (
+    ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),
+    ("RAY_AUTH_MODE", "disabled"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+)
 PEERS = (
     Peer(
         "this (torch)",
         "resnet50",
-        flags=("--engine", "torch"),
-        settings="`--engine torch`, one decode thread; batches of at most 16",
+        arguments=("--engine", "torch"),
+        settings="`--engine torch`",
     ),
     Peer(
         "this (default engine)",
@@ -79,124 +69,51 @@ PEERS = (
         "base64",
         ("litserve>=0.2.13",),
         "litserve_server.py",
-        settings="one worker, `max_batch_size=16`, `batch_timeout=0`; base64 in JSON",
+        settings="HTTP, base64 in JSON; one worker, `max_batch_size=16`, `batch_timeout=0.002`,"
+        " `fast_queue=True`",
     ),
     Peer(
         "mosec",
         "body",
         ("mosec>=0.9",),
         "mosec_server.py",
-        settings="one worker, `max_batch_size=16`, `max_wait_time=1` ms",
+        settings="HTTP, the body is the JPEG; one worker, `max_batch_size=16`,"
+        " `max_wait_time=1` ms",
+    ),
+    Peer(
+        "BentoML",
+        "base64-list",
+        ("bentoml>=1.4",),
+        "bentoml_server.py",
+        settings="HTTP, base64 in JSON; one worker, `batchable=True`, `max_batch_size=16`,"
+        " `max_latency_ms=60000`",
+    ),
+    Peer(
+        "Ray Serve (HTTP)",
+        "body",
+        ("ray[serve]>=2.50",),
+        "ray_server.py",
+        ("http",),
+        RAY,
+        settings="HTTP, the body is the JPEG; one replica, `@serve.batch(max_batch_size=16,"
+        " batch_wait_timeout_s=0.001)`, computed in a thread;"
+        " `RAY_SERVE_THROUGHPUT_OPTIMIZED=1`",
+    ),
+    Peer(
+        "Ray Serve (gRPC)",
+        "wrapped",
+        ("ray[serve]>=2.50",),
+        "ray_server.py",
+        ("grpc",),
+        RAY,
+        settings="the gRPC proxy, otherwise the same",
+    ),
+    Peer(
+        "PyTriton",
+        "triton",
+        ("nvidia-pytriton>=0.7",),
+        "pytriton_server.py",
+        settings="Triton's HTTP with a BYTES tensor; one Python function, `max_batch_size=16`,"
+        " `max_queue_delay_microseconds=1000`",
     ),
 )
-
-
-@dataclass(frozen=True)
-class Process:
-    """A running server: its address, its root process, and how it is measured (Linux)."""
-
-    address: str
-    root: psutil.Process = field(repr=False)
-
-    def members(self) -> list[psutil.Process]:
-        """Return the server's process and all below it."""
-        return [self.root, *self.root.children(recursive=True)]
-
-    def cpu_s(self) -> float:
-        """Return the CPU time of all members, and of the children that have ended, in seconds."""
-        total = 0.0
-        for member in self.members():
-            try:
-                times = member.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += times.user + times.system
-            total += times.children_user + times.children_system
-        return total
-
-    def memory_mib(self) -> float:
-        """Return the memory of all members, shared pages counted once (PSS), in MiB."""
-        total = 0
-        for member in self.members():
-            try:
-                total += member.memory_full_info().pss
-            except psutil.NoSuchProcess:
-                continue
-        return total / 2**20
-
-
-@contextmanager
-def running(peer: Peer, python: Path, weights: Path, log: Path, *, stub: bool) -> Iterator[Process]:
-    """Run a server until the block ends.
-
-    Args:
-        peer: The server.
-        python: Of its environment.
-        weights: State dict in a variant's directory.
-        log: File for its output.
-        stub: Whether it serves constant probabilities instead of the network.
-
-    Raises:
-        RuntimeError: It does not listen within `START_TIMEOUT_S`, or has ended.
-    """
-    port = _free_port()
-    threads = cpus()
-    environment = os.environ | {
-        "NETWORK": "stub" if stub else str(weights),
-        "THREADS": str(threads),
-        "MAX_BATCH_SIZE": str(MAX_BATCH_SIZE),
-        "OMP_NUM_THREADS": str(threads),
-        # OpenMP's threads that wait by spinning take the cores that the load generator shares.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    if peer.ours:
-        command = [sys.executable, "-m", "resnet50_server", "serve", "--log-level", "error"]
-        command += ["--listen", f"127.0.0.1:{port}", "--variants", f"compared={weights.parent}"]
-        command += ["--max-batch-size", str(MAX_BATCH_SIZE), "--engine-threads", str(threads)]
-        command += ["--graph-cache-dir", str(CACHE / "graphs"), "--no-listen-while-loading"]
-        command += ("--engine", "null") if stub else peer.flags
-    else:
-        command = [str(python), str(SERVERS / peer.script), str(port)]
-        environment.pop("PYTHONPATH", None)
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    process = Process(f"127.0.0.1:{port}", psutil.Process(child.pid))
-    try:
-        _wait_until_listening(child, port, log)
-        yield process
-    finally:
-        _end(process, child)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _wait_until_listening(child: subprocess.Popen, port: int, log: Path) -> None:
-    ends = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < ends:
-        if child.poll() is not None:
-            break
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", port)):
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"the server does not listen; its output ends: {log.read_text()[-2000:]}")
-
-
-def _end(process: Process, child: subprocess.Popen) -> None:
-    try:
-        members = process.members()
-    except psutil.NoSuchProcess:
-        members = []
-    child.send_signal(signal.SIGTERM)
-    psutil.wait_procs(members, timeout=20)
-    for member in members:
-        if member.is_running():
-            member.kill()
-    child.wait()

@@ -1,77 +1,47 @@
-"""Page and plot of a comparison, from its recorded results."""
+"""Page of a comparison, from its recorded results."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from dataclasses import dataclass
-from typing import Any
 
-from benchmarks.compare.measure import CLIENTS, Result
+from benchmarks.compare.results import CLIENTS, CONCURRENCIES, Result, Run
 
 NETWORKS = {
     "resnet50": "The network",
     "stub": "A stub network: the cost of the server, decoding and transform",
 }
-# Figure, its heading, and whether less is better.
-COLUMNS = (
-    ("one_p50_ms", "1 client: p50, ms", True),
-    ("one_p99_ms", "p99, ms", True),
-    ("per_s", f"{CLIENTS} clients: images/s", False),
-    ("p50_ms", "p50, ms", True),
-    ("p99_ms", "p99, ms", True),
-    ("cpu_ms", "CPU per image, ms", True),
-    ("memory_mib", "memory, MiB", True),
-    ("open_p50_ms", "arrivals: p50, ms", True),
-    ("open_p99_ms", "p99, ms", True),
-)
-NAMES = {
-    "one_p50_ms": "p50 with one client",
-    "one_p99_ms": "p99 with one client",
-    "per_s": "throughput",
-    "p50_ms": f"p50 with {CLIENTS} clients",
-    "p99_ms": f"p99 with {CLIENTS} clients",
-    "cpu_ms": "CPU per image",
-    "memory_mib": "memory",
-    "open_p50_ms": "p50 under arrivals",
-    "open_p99_ms": "p99 under arrivals",
-}
 OURS = "this"
+# A figure: its name in results, its heading and its name in a sentence, whether less is better.
+Figure = tuple[str, str, str, bool]
+THROUGHPUT: tuple[Figure, ...] = (
+    *(
+        (
+            f"clients_{clients}.per_s",
+            f"images/s, {_clients}",
+            f"throughput with {_clients}",
+            False,
+        )
+        for clients in CONCURRENCIES
+        for _clients in [f"{clients} client" + "s" * (clients > 1)]
+    ),
+    (f"clients_{CLIENTS}.cpu_ms", "CPU per image, ms", "CPU per image", True),
+    ("memory_mib", "memory, MiB", "memory", True),
+)
+LATENCY: tuple[Figure, ...] = (
+    ("clients_1.p50_ms", "1 client: p50, ms", "p50 with one client", True),
+    ("clients_1.p99_ms", "p99, ms", "p99 with one client", True),
+    (f"clients_{CLIENTS}.p50_ms", f"{CLIENTS} clients: p50, ms", f"p50 with {CLIENTS}", True),
+    (f"clients_{CLIENTS}.p99_ms", "p99, ms", f"p99 with {CLIENTS} clients", True),
+    ("arrivals.p50_ms", "arrivals: p50, ms", "p50 under arrivals", True),
+    ("arrivals.p99_ms", "p99, ms", "p99 under arrivals", True),
+)
 
 
-@dataclass(frozen=True)
-class Run:
-    """Circumstances of the results.
-
-    Attributes:
-        command: Command that made them.
-        machine: Processor, cores, memory and system, as a sentence.
-        versions: Packages that all servers share.
-        date: ISO date.
-        threads: PyTorch's threads, in each server.
-        turns: Turns.
-        seconds: Duration of each load.
-        rates: Poisson arrivals per second, by network.
-        load_average: Processes that wanted a core, 1-minute mean, before the first turn.
-        environment: Environment variable that all servers run with.
-    """
-
-    command: str
-    machine: str
-    versions: str
-    date: str
-    threads: int
-    turns: int
-    seconds: float
-    rates: dict[str, float]
-    load_average: float
-    environment: str = ""
-
-
-def median(values: list[float]) -> float:
-    """Return the median of the turns that have a value; nan of none."""
-    some = [value for value in values if not math.isnan(value)]
-    return statistics.median(some) if some else math.nan
+def better(one: Result, other: Result, figure: Figure) -> bool:
+    """Return whether all turns of one result are better than all turns of the other."""
+    name, _, _, less = figure
+    (low, high), (least, greatest) = one.range(name), other.range(name)
+    return high < least if less else low > greatest
 
 
 def losses(results: list[Result]) -> list[str]:
@@ -79,20 +49,19 @@ def losses(results: list[Result]) -> list[str]:
     lines = []
     for network in NETWORKS:
         measured = [one for one in results if one.network == network and not one.failure]
-        ours = [one for one in measured if one.name.startswith(OURS)]
-        for figure, _, less in COLUMNS:
-            for own in ours:
-                mine = median(getattr(own.figures, figure))
-                better = []
-                for peer in measured:
-                    value = median(getattr(peer.figures, figure))
-                    if not peer.name.startswith(OURS) and (value < mine if less else value > mine):
-                        better.append(f"{peer.name} {_number(value)}")
-                if better:
+        for own in measured:
+            if not own.name.startswith(OURS):
+                continue
+            for figure in THROUGHPUT + LATENCY:
+                peers = [
+                    f"{peer.name} {number(peer.median(figure[0]))}"
+                    for peer in measured
+                    if not peer.name.startswith(OURS) and better(peer, own, figure)
+                ]
+                if peers:
                     where = "stub network" if network == "stub" else own.name
-                    lines.append(
-                        f"* {NAMES[figure]}, {where}: {_number(mine)} against {', '.join(better)}."
-                    )
+                    mine = number(own.median(figure[0]))
+                    lines.append(f"* {figure[2]}, {where}: {mine} against {', '.join(peers)}.")
     return lines
 
 
@@ -100,113 +69,96 @@ def page(results: list[Result], run: Run) -> str:
     """Return the page as Markdown."""
     lost = losses(results) or ["* Nothing in this run."]
     rates = ", ".join(f"{rate:.1f}/s ({network})" for network, rate in run.rates.items())
+    counts = ", ".join(str(clients) for clients in CONCURRENCIES)
+    load_average = max((one.load_average for one in results), default=0.0)
     parts = [
         "# Comparison with other servers",
         "",
         "`make compare` installs other Python model servers, each in its own virtual environment"
         " below `.cache/compare`, serves the same ResNet50 with them, checks that all answer"
-        f" alike, and rewrites this page. This run: `{run.command}`, {run.date}.",
+        f" alike, and rewrites this page. This run: `{run.command}`.",
         "",
         f"{run.machine}; {run.versions}. The 1-minute load average before the run was"
-        f" {run.load_average:.1f}{_busy(run)}.",
+        f" {load_average:.1f}{_busy(load_average)}.",
         "",
-        "![Throughput and CPU per image of each server](../images/comparison.svg)",
+        "![Throughput, latency and CPU of each server](../images/comparison.svg)",
         "",
         "## Method",
         "",
         "* The same state dict (random weights, which changes nothing of the time), float32, and"
-        " torchvision's `IMAGENET1K_V2` transform; eight JPEGs of 512 x 384, one per request. The"
-        " peers decode with Pillow.",
-        f"* {run.threads} threads of PyTorch in every server, and batches of at most 16, where a"
-        f" server batches{_environment(run)}. One load generator for"
-        " gRPC and HTTP, a process of its own, shares the cores.",
+        " torchvision's `IMAGENET1K_V2` transform; eight JPEGs of 512 x 384, one per request. All"
+        " decode with Pillow, the peers one image after the other as part of the batch, this"
+        " server in its decode thread.",
+        f"* {run.threads} threads of PyTorch in every server, one worker, and batches of at most"
+        f" 16, where a server batches; `OMP_NUM_THREADS={run.threads}` and"
+        " `OMP_WAIT_POLICY=PASSIVE` in all. Without the latter, OpenMP's threads spin while they"
+        " wait, which slows every server on cores that others need. One load generator for gRPC"
+        " and HTTP, a process of its own, shares the cores.",
+        "* Each peer has the options that its documentation recommends for throughput; they are"
+        " listed under [settings](#settings), and the programs are in"
+        " `benchmarks/compare/servers`.",
         "* Before its load, each server answers all images: five categories and their"
         " probabilities within 0.001 of plain PyTorch. A server that answers otherwise is not"
         " measured.",
-        f"* One server at a time, {run.turns} turns over all of them; the figures are medians of"
-        f" the turns, {run.seconds:g} s per load: one client, {CLIENTS} clients (closed loop),"
-        f" Poisson arrivals at 60% of the slowest server's throughput: {rates or 'not measured'}.",
-        "* CPU and memory are of all processes of a server; shared memory counts once. CPU per"
-        " image is the figure that other processes on the machine affect least.",
-        "* The raw figures, per turn, are in [comparison.json](comparison.json).",
+        f"* One server at a time, {run.turns} turns over all of them. A load takes"
+        f" {run.seconds:g} s, half of it with the stub: {counts} clients, each of which waits for"
+        " its answer, and then Poisson arrivals at 70% of the slowest server's throughput with"
+        f" {CLIENTS} clients: {rates or 'not measured'}. The first turn finds that rate.",
+        "* A cell is the median of the turns, and their least and greatest value. The p99 of such"
+        " short loads is nearly the slowest call.",
+        f"* CPU is of the load with {CLIENTS} clients. CPU and memory are of all processes of a"
+        " server; shared memory counts once.",
+        "* The figures of each turn are in [comparison.json](data/comparison.json).",
         "",
     ]
     for network, title in NETWORKS.items():
-        parts += [f"## {title}", "", *_table(results, network), ""]
-    parts += ["## Where this server loses", "", *lost, "", "## Settings", ""]
-    parts += ["| server | versions | settings |", "|---|---|---|"]
-    for result in _each(results):
-        parts.append(f"| {result.name} | {result.versions} | {result.settings} |")
-    failed = [one for one in results if one.failure]
-    if failed:
-        parts += ["", "## Not measured", ""]
-        for one in failed:
-            reason = " ".join(one.failure.split())[:300]
-            parts.append(f"* {one.name}, {one.network}: {reason}")
+        parts += [f"## {title}", "", *_table(results, network, THROUGHPUT), ""]
+        parts += [*_table(results, network, LATENCY), ""]
+    parts += [
+        "## Where this server loses",
+        "",
+        "A peer is listed if its worst turn is better than this server's best one.",
+        "",
+        *lost,
+        "",
+        "## Settings",
+        "",
+        "| server | versions | settings | measured (UTC) |",
+        "|---|---|---|---|",
+    ]
+    for one in {result.name: result for result in reversed(results)}.values():
+        parts.append(f"| {one.name} | {one.versions} | {one.settings} | {one.measured} |")
     return "\n".join(parts) + "\n"
 
 
-def _environment(run: Run) -> str:
-    return f"; `{run.environment}`" if run.environment else ""
-
-
-def _busy(run: Run) -> str:
-    if run.load_average <= 0.5:
+def _busy(load_average: float) -> str:
+    if load_average <= 0.7:
         return ""
     return ": **other processes ran at the same time**, so only large differences mean anything"
 
 
-def _each(results: list[Result]) -> list[Result]:
-    return list({result.name: result for result in reversed(results)}.values())[::-1]
-
-
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a figure with three digits, or n/a."""
     if math.isnan(value):
         return "n/a"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _table(results: list[Result], network: str) -> list[str]:
-    headings = ["server", *(heading for _, heading, _ in COLUMNS), "errors"]
+def _cell(result: Result, name: str) -> str:
+    text, (low, high) = number(result.median(name)), result.range(name)
+    return text if low == high or math.isnan(low) else f"{text} ({number(low)} to {number(high)})"
+
+
+def _table(results: list[Result], network: str, figures: tuple[Figure, ...]) -> list[str]:
+    headings = ["server", *(heading for _, heading, _, _ in figures), "errors"]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for one in results:
-        if one.network != network or one.failure:
+        if one.network != network:
             continue
-        cells = [_number(median(getattr(one.figures, figure))) for figure, _, _ in COLUMNS]
-        lines.append(f"| {one.name} | " + " | ".join(cells) + f" | {one.figures.errors} |")
+        if one.failure:
+            reason = " ".join(one.failure.split()).replace("|", "\\|")[:300]
+            cells = [f"failed: {reason}", *[""] * len(figures)]
+        else:
+            cells = [*(_cell(one, name) for name, _, _, _ in figures), str(one.errors)]
+        lines.append(f"| {one.name} | " + " | ".join(cells) + " |")
     return lines
-
-
-def plot(results: list[Result]) -> str:
-    """Return bars of throughput and CPU per image as SVG, for light and dark mode."""
-    import io
-
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    from benchmarks.plots import FAINT, INK, _with_dark_mode
-
-    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "resnet50", "font.size": 10}
-    shown = [one for one in results if one.network == "resnet50" and not one.failure][::-1]
-    figure, panels = pyplot.subplots(
-        1, 2, sharey=True, figsize=(8, 0.8 + 0.35 * len(shown)), layout="constrained"
-    )
-    titles = {"per_s": f"images/s, {CLIENTS} clients", "cpu_ms": "CPU per image, ms"}
-    colors = ["#0969da" if one.name.startswith(OURS) else "#8c959f" for one in shown]
-    for panel, (name, title) in zip(panels, titles.items(), strict=True):
-        values = [median(getattr(one.figures, name)) for one in shown]
-        bars: Any = panel.barh([one.name for one in shown], values, color=colors)
-        panel.bar_label(bars, [_number(value) for value in values], padding=3, color=INK)
-        panel.margins(x=0.18)
-        panel.set_title(title, color=INK, fontsize=10)
-        panel.tick_params(colors=INK, which="both")
-        panel.grid(axis="x", color=FAINT, linewidth=0.5)
-        panel.set_axisbelow(True)
-        for spine in panel.spines.values():
-            spine.set_color(FAINT)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    pyplot.close(figure)
-    return _with_dark_mode(out.getvalue())

@@ -8,6 +8,8 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+
 from resnet50.v1 import image_pb2, inference_pb2
 
 
@@ -53,6 +55,23 @@ def _base64(jpeg: bytes) -> bytes:
     return json.dumps({"image": base64.b64encode(jpeg).decode()}).encode()
 
 
+def _base64_list(jpeg: bytes) -> bytes:
+    return json.dumps({"images": [base64.b64encode(jpeg).decode()]}).encode()
+
+
+def _json_list(reply: bytes) -> Answer:
+    (fields,) = json.loads(reply)
+    return Answer(fields["indices"], fields["probabilities"])
+
+
+def _wrapped(jpeg: bytes) -> bytes:
+    return BytesValue(value=jpeg).SerializeToString()
+
+
+def _wrapped_json(reply: bytes) -> Answer:
+    return _json(StringValue.FromString(reply).value.encode())
+
+
 def _triton_header(jpeg: bytes) -> bytes:
     described = {
         "name": "image",
@@ -72,13 +91,16 @@ def _triton_response(reply: bytes) -> Answer:
     return Answer(outputs["indices"], outputs["probabilities"])
 
 
+JSON = {"Content-Type": "application/json"}
 WIRES = {
     "resnet50": Wire(
         "/resnet50.v1.InferenceService/Classify", _classify_request, _classify_response
     ),
     "grpc": Wire("/peer.Classifier/Classify", bytes, _json),
     "body": Wire("/inference", bytes, _json, lambda _: {"Content-Type": "image/jpeg"}),
-    "base64": Wire("/predict", _base64, _json, lambda _: {"Content-Type": "application/json"}),
+    "wrapped": Wire("/peer.Classifier/Classify", _wrapped, _wrapped_json),
+    "base64": Wire("/predict", _base64, _json, lambda _: JSON),
+    "base64-list": Wire("/predict", _base64_list, _json_list, lambda _: JSON),
     "triton": Wire(
         "/v2/models/classifier/infer",
         _triton_request,
