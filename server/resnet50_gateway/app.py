@@ -19,15 +19,19 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .body import BodyReader
+from .embeddings import EmbeddingRoutes
 from .exchange import FORWARDED, REQUEST_ID, TIMEOUT_HEADER, request_id_of
 from .images import ImageRoutes
 from .live import LiveFigures
+from .open_inference import OpenInferenceRoutes
+from .openapi import OpenApiRoutes
 from .problems import ClientDisconnected, Problem
 from .rpc import RpcRoutes
 from .settings import Settings
 from .stream import StreamRoutes
 from .upstream import Upstream
 from .variants import VariantRoutes
+from .weaviate import WeaviateRoutes
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +57,11 @@ def create_app(settings: Settings, upstream: Upstream, closing: asyncio.Event) -
         *ImageRoutes(settings, upstream, bodies).routes(),
         *VariantRoutes(settings, upstream).routes(),
         *StreamRoutes(settings, upstream).routes(),
+        *EmbeddingRoutes(settings, upstream, bodies).routes(),
+        *WeaviateRoutes(settings, upstream, bodies).routes(),
+        *OpenInferenceRoutes(settings, upstream, bodies).routes(),
         *RpcRoutes(settings, upstream, bodies).routes(),
+        *OpenApiRoutes().routes(),
         *LiveFigures(settings.metrics, closing).routes(),
     ]
     if settings.console:

@@ -29,11 +29,15 @@ def vector_of(embedding: result_pb2.Embedding) -> np.ndarray[Any, Any]:
     return np.frombuffer(embedding.values, _DTYPES[embedding.type])
 
 
-def to_json(message: Message) -> dict[str, Any]:
+def to_json(message: Message, *, original_names: bool = False) -> dict[str, Any]:
     """Return a message as an object of JSON.
 
     Fields of messages are left out if they are absent; others are always there, with their default
     if it was not sent.
+
+    Args:
+        message: The message.
+        original_names: Whether members are named as in the proto, snake_case.
     """
     full_name = message.DESCRIPTOR.full_name
     if full_name == STATUS:
@@ -43,19 +47,20 @@ def to_json(message: Message) -> dict[str, Any]:
         if field.has_presence and not message.HasField(field.name):
             continue
         value = getattr(message, field.name)
+        name = field.name if original_names else field.json_name
         if full_name == EMBEDDING and field.name == "values":
             assert isinstance(message, result_pb2.Embedding)
             content["values"] = vector_of(message).tolist()
         elif field.is_repeated:
-            content[field.json_name] = [_value(field, one) for one in value]
+            content[name] = [_value(field, one, original_names) for one in value]
         else:
-            content[field.json_name] = _value(field, value)
+            content[name] = _value(field, value, original_names)
     return content
 
 
-def _value(field: Any, value: Any) -> Any:
+def _value(field: Any, value: Any, original_names: bool) -> Any:
     if field.message_type is not None:
-        return to_json(value)
+        return to_json(value, original_names=original_names)
     if field.enum_type is not None:
         named = field.enum_type.values_by_number.get(value)
         return value if named is None else named.name

@@ -106,6 +106,13 @@ class Servers(Group):
         str | None,
         Field(description="Name in the servers' certificates, if it is not that of the address."),
     ] = None
+    weaviate_variant: Annotated[
+        str | None,
+        Field(
+            description="Variant of the vectors for Weaviate (POST /vectors). Default: the servers'"
+            " default variant."
+        ),
+    ] = None
     metrics: Annotated[
         list[str],
         NoDecode,
