@@ -15,7 +15,7 @@ from .settings import Settings
 MAX_PIPELINED = 8
 # Of one WebSocket message; websockets limits their bytes, not their number.
 MAX_FRAGMENTS = 1024
-# After a response to a request whose body has not been read: closing at once would lose it.
+# After a response to a request whose body is still arriving: closing at once would lose it.
 LINGER_S = 2.0
 
 
@@ -45,6 +45,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._refused = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close the connection if there are too many; start the time limit of its headers."""
@@ -58,6 +59,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Stop the timers."""
         self._stop(self._header_timer)
         self._stop(self._send_timer)
+        self._stop(self._linger_timer)
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -95,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop(self._header_timer)
         self._header_timer = None
         # Data of several requests may have been counted once as a whole, and by header.
-        counted = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        counted = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if self._refused:
             return
         if counted > self._settings.max_header_bytes:
@@ -112,14 +114,20 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End the body."""
-        if not self._refused:
-            super().on_message_complete()
+        if self._refused:
+            return
+        super().on_message_complete()
+        if self._linger_timer is not None:
+            self._stop(self._linger_timer)
+            self._linger_timer = None
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
-        """Close the connection if the body of the request was not read: it may never end."""
+        """Close the connection if the rest of a body that was not read takes long."""
         if self.cycle.more_body and not self.transport.is_closing():
-            self._refused = True
-            self.loop.call_later(LINGER_S, self.transport.close)
+            self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
         super().on_response_complete()
 
     def handle_websocket_upgrade(self) -> None:
