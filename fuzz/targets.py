@@ -85,9 +85,9 @@ def checked(target: Target, content: bytes) -> None:
     Raises:
         Exception: Whatever the target raises; `Finding` if it takes too much.
     """
-    peak, started = _peak_bytes(), time.thread_time()
+    peak, started = peak_bytes(), time.thread_time()
     target(content)
-    took, grown = time.thread_time() - started, _peak_bytes() - peak
+    took, grown = time.thread_time() - started, peak_bytes() - peak
     if took > MAX_CPU_S:
         raise Finding(f"took {took:.1f} s of CPU, the bound is {MAX_CPU_S:g} s")
     # The peak only rises, so a rise is this input's; what stays below an earlier one is not seen.
@@ -95,7 +95,8 @@ def checked(target: Target, content: bytes) -> None:
         raise Finding(f"took {grown} bytes of memory, the bound is {MAX_GROWTH_BYTES}")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Return the most memory that this process has used, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -68,7 +68,7 @@ async def calls_of(
     """
     async with AsyncExitStack() as stack:
         channels = []
-        connection = _connection(plan, access)
+        connection = connection_of(plan, access)
         for _, server in itertools.product(range(plan.channels), plan.servers):
             one = replace(connection, addresses=(server,))
             # Channels to one address would share a connection.
@@ -85,7 +85,13 @@ async def calls_of(
             yield UnaryCalls(plan, channels, images)
 
 
-def _connection(plan: Plan, access: Profile) -> Connection:
+def connection_of(plan: Plan, access: Profile) -> Connection:
+    """Return the connection options of a plan's calls.
+
+    Args:
+        plan: The benchmark.
+        access: As `calls_of`.
+    """
     # The plan names the variant.
     arguments = replace(access, server=None, timeout_s=None, variant=None).arguments()
     priority = arguments.pop("priority", "interactive")

@@ -83,7 +83,7 @@ class Servers:
         }
 
 
-def _servers(
+def servers_of_options(
     server: Annotated[
         list[str] | None,
         typer.Option(
@@ -184,6 +184,7 @@ def _servers(
         ),
     ] = None,
 ) -> Servers:
+    """Return the servers and the connection options that a command's options name."""
     flags = Profile(
         server=tuple(server) if server else None,
         priority=priority.value if priority is not None else None,
@@ -200,13 +201,13 @@ def _servers(
 
 
 def with_servers(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command: its parameter `servers` becomes the options of `_servers`."""
+    """Decorate a command: its parameter `servers` becomes the options of `servers_of_options`."""
     own = inspect.signature(command, eval_str=True).parameters
-    options = inspect.signature(_servers, eval_str=True).parameters
+    options = inspect.signature(servers_of_options, eval_str=True).parameters
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
-        servers = _servers(**{name: arguments.pop(name) for name in options})
+        servers = servers_of_options(**{name: arguments.pop(name) for name in options})
         command(**arguments, servers=servers)
 
     parameters = [

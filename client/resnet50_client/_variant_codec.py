@@ -23,7 +23,7 @@ from ._types.variants import (
 )
 
 
-def _transform(message: variant_pb2.Transform) -> Transform:
+def transform_of(message: variant_pb2.Transform) -> Transform:
     """Convert preprocessing; older servers leave out what their variants do not have."""
     size = message.input_size
     square = (message.crop, message.crop)
@@ -68,7 +68,7 @@ def variant(message: variant_pb2.Variant) -> Variant:
         embedding_space=message.embedding_space,
         category_count=message.category_count,
         categories=tuple(message.categories),
-        transform=_transform(message.transform),
+        transform=transform_of(message.transform),
         published_accuracy=PublishedAccuracy(
             accuracy.dataset,
             accuracy.acc_at_1,

@@ -51,7 +51,7 @@ class WatchedFile:
         """
         with self._lock:
             try:
-                changed = self._fingerprint is None or self._fingerprint != _fingerprint(
+                changed = self._fingerprint is None or self._fingerprint != fingerprint_of(
                     os.stat(self.path)
                 )
             except OSError as error:
@@ -78,13 +78,14 @@ class WatchedFile:
         self._content = content
         # Something other than a regular file, such as a shell's <(command), can be read only once.
         settled = time.time() - status.st_mtime > SETTLED_S or not stat.S_ISREG(status.st_mode)
-        self._fingerprint = _fingerprint(status) if settled else None
+        self._fingerprint = fingerprint_of(status) if settled else None
 
     def _named(self, error: OSError) -> OSError:
         return OSError(error.errno, f"{self._argument}: {error.strerror}", self.path)
 
 
-def _fingerprint(status: os.stat_result) -> _Fingerprint:
+def fingerprint_of(status: os.stat_result) -> _Fingerprint:
+    """Return numbers that change with a regular file; none for other kinds of files."""
     if not stat.S_ISREG(status.st_mode):
         return ()
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -31,6 +31,7 @@ from resnet50_server.auth.tokens import Tokens
 from resnet50_server.engines.devices import cuda_available, thread_initializer
 from resnet50_server.events import CompositeEvents
 from resnet50_server.images.limits import ImageLimits
+from resnet50_server.images.pixel_budget import PixelBudget
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool, decode_threads
 from resnet50_server.inference.pipeline import Pipeline
@@ -274,7 +275,7 @@ def build(
         limits,
         events,
         cache,
-        settings.max_decode_pixels,
+        PixelBudget(settings.max_decode_pixels or limits.max_pixels),
     )
     traffic = TrafficRouter(variants, pipeline.infer)
     directory = None

@@ -146,7 +146,7 @@ class Line:
         """Take whatever comes and pass nothing on, neither bytes nor ends."""
         self._flows.clear()
 
-    def _accept(self, listener: socket.socket) -> None:
+    def accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             client, _ = listener.accept()
             self.connections += 1
@@ -191,7 +191,7 @@ async def line_to(address: str) -> AsyncIterator[Line]:
         listener.setblocking(False)
         line.address = f"127.0.0.1:{listener.getsockname()[1]}"
         loop = asyncio.get_running_loop()
-        loop.add_reader(listener, line._accept, listener)
+        loop.add_reader(listener, line.accept, listener)
         try:
             yield line
         finally:

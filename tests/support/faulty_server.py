@@ -28,6 +28,7 @@ import resnet50_server.inference.pipeline
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.cli.main import run
 from resnet50_server.engines.stub_engines import TimedEngine
+from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 
 # A decoder may be off by a little.
@@ -78,14 +79,14 @@ def in_decoder(fault: Callable[[], object]) -> None:
 
 
 def in_loop(fault: Callable[[], object], watchdog_s: float = 2.0) -> None:
-    compute = resnet50_server.inference.pipeline.Pipeline._compute
+    infer = Pipeline.infer
 
-    def compute_or_not(pipeline, source, *arguments):
+    def infer_or_not(pipeline, source, *arguments):
         if is_marked(source):
             fault()
-        return compute(pipeline, source, *arguments)
+        return infer(pipeline, source, *arguments)
 
-    resnet50_server.inference.pipeline.Pipeline._compute = compute_or_not
+    Pipeline.infer = infer_or_not
     _serve.LoopWatchdog = partial(LoopWatchdog, watchdog_s)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from resnet50_server.errors import (
 )
 from resnet50_server.images.background import Background
 from resnet50_server.images.limits import ImageLimits
+from resnet50_server.images.pixel_budget import PixelBudget
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
 from resnet50_server.inference.quotas import Limits
@@ -53,15 +55,27 @@ class Pool:
 class Bench:
     """A pipeline with a cache. An image is bytes, of which the first is what the engine answers."""
 
-    def __init__(self, cache: ResponseCache | None = None, **policy) -> None:
-        self.cache = cache or ResponseCache(MIB)
+    def __init__(
+        self,
+        *,
+        cached: bool = True,
+        decode: Callable[..., np.ndarray] | None = None,
+        pixel_budget: PixelBudget | None = None,
+        **policy,
+    ) -> None:
+        self.cache = ResponseCache(MIB)
         self.pool = Pool()
         self.decoded: list[bytes] = []
         self.scheduler = Scheduler(BatchPolicy(**policy), VirtualThreads())
         pool: Any = self.pool
-        pipeline: Any = Pipeline(Admission(Limits()), pool, ImageLimits(), cache=self.cache)
-        pipeline._decode = self.decode
-        self.pipeline = pipeline
+        self.pipeline = Pipeline(
+            Admission(Limits()),
+            pool,
+            ImageLimits(),
+            cache=self.cache if cached else None,
+            pixel_budget=pixel_budget,
+            decode_image=decode or self.decode,
+        )
         self.variant = self.load()
         self.engine = self.variant.built.engine
 

@@ -87,7 +87,7 @@ def read_frames(
                     return
                 else:
                     clock.reconnected()
-                for frame in _decoded(container, source, stop):
+                for frame in decoded_frames(container, source, stop):
                     if outage is not None:
                         outage.end()
                         outage = None
@@ -162,10 +162,19 @@ def _clock(container: InputContainer, live: bool) -> Clock:
     return Clock(float(rate) if rate else None, restarts=live or permitted, live=live)
 
 
-def _decoded(
+def decoded_frames(
     container: InputContainer, source: Source, stop: threading.Event
 ) -> Iterator[av.VideoFrame]:
-    """Yield decodable frames in presentation order."""
+    """Yield decodable frames in presentation order.
+
+    Args:
+        container: The opened source.
+        source: Its name and options.
+        stop: Ends the frames once it is set.
+
+    Raises:
+        OSError: Reading fails, or there is no decodable frame.
+    """
     import av
 
     stream = container.streams.video[0]

@@ -27,7 +27,7 @@ _CAMERA = re.compile(r"/dev/video\d+")
 _PLAYLISTS = ("hls", "dash")
 _MAX_THREADS = 8  # each holds a frame or more of its own
 _UNALIGNED = 1  # AV_CODEC_FLAG_UNALIGNED
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def cpus() -> int:
     else:
         affinity = os.cpu_count() or 1
     try:
-        quota, period = _CPU_QUOTA.read_text().split()
+        quota, period = CPU_QUOTA.read_text().split()
         return max(1, min(affinity, int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup v2, or no quota
         return affinity

@@ -44,7 +44,7 @@ _C = 0.5 - _A * np.log(4 * _A)
 _SYSTEM_GAMMA = 1.2
 _LUMINANCE = np.array([0.2627, 0.6780, 0.0593])  # of BT.2020
 # BT.2087: linear BT.2020 to linear BT.709.
-_TO_BT709 = np.array(
+TO_BT709 = np.array(
     [
         [1.6605, -0.5876, -0.0728],
         [-0.1246, 1.1329, -0.0083],
@@ -105,7 +105,7 @@ def to_bt709(signal: Floats, transfer: Transfer) -> Floats:
         light = pq_to_light(signal) if transfer == "pq" else hlg_to_light(signal)
         brightest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
         light = light * compress(brightest) / brightest / SDR_PEAK
-    return cast("Floats", (light @ _TO_BT709.T).clip(0, 1) ** (1 / _SDR_GAMMA))
+    return cast("Floats", (light @ TO_BT709.T).clip(0, 1) ** (1 / _SDR_GAMMA))
 
 
 @cache

@@ -48,7 +48,7 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
         return int(seconds * 1000) if seconds else GRPC_NEVER_MS
 
     return [
-        *_compression_options(grpc.__version__),
+        *compression_options(grpc.__version__),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
@@ -76,7 +76,7 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def _compression_options(version: str) -> list[tuple[str, int]]:
+def compression_options(version: str) -> list[tuple[str, int]]:
     """Return the options that bound decompressed messages by `max_message_bytes`.
 
     gRPC stops decompressing at the limit since 1.84; older releases decompress first and check

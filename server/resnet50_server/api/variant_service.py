@@ -172,7 +172,7 @@ def _describe_unloaded(
         activation=_ACTIVATIONS[spec.activation]
         if spec.categories
         else variant_pb2.ACTIVATION_NONE,
-        transform=_describe_transform(spec.transform),
+        transform=describe_transform(spec.transform),
         description=spec.description,
     )
     if spec.published is not None:
@@ -180,7 +180,7 @@ def _describe_unloaded(
     return variant
 
 
-def _describe_transform(transform: Transform) -> variant_pb2.Transform:
+def describe_transform(transform: Transform) -> variant_pb2.Transform:
     """Describe preprocessing, so that a client can do it too."""
     height, width = transform.input_size
     message = variant_pb2.Transform(

@@ -29,6 +29,7 @@ from resnet50_server.runtime.worker_threads import WorkerThreads
 from .batch import BatchPolicy, InFlightBatch
 from .deadlines import DeadlinePolicy
 from .hang_detector import HangDetector
+from .latency import JitterMargin
 from .queue import (
     TIMER_SLACK_S,
     CancelCounts,
@@ -234,6 +235,11 @@ class Scheduler:
     def idle(self) -> bool:
         """True while no batch is in flight."""
         return not self._in_flight
+
+    @property
+    def margin(self) -> JitterMargin:
+        """How much later than expected answers leave."""
+        return self._deadlines.margin
 
     @property
     def queues(self) -> list[VariantQueue]:

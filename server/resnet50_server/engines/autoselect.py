@@ -187,7 +187,7 @@ class CpuEngines:
             onnx.save(onnx_graph(network(), transform), path)
             if not spec.quantized:
                 kind = _installed(GRAPH_RUNTIMES["fp32"])[0]
-                graph = _load_graph(kind, path, "fp32", self._plan)
+                graph = load_graph(kind, path, "fp32", self._plan)
                 _require_match(spec, graph, TorchEngine(network(), transform, "cpu", "fp32"))
 
         # The number of categories is part of the key: weights are only checked at the export.
@@ -203,7 +203,7 @@ class CpuEngines:
 
     def _load_graph(self, kind: str, graph: Path, precision: str) -> Engine:
         try:
-            return _load_graph(kind, graph, precision, self._plan)
+            return load_graph(kind, graph, precision, self._plan)
         except Exception as error:  # each runtime has its own classes
             if is_out_of_memory(error):
                 raise  # the file is not damaged
@@ -227,7 +227,7 @@ class CpuEngines:
         def measure() -> dict[str, float]:
             for kind, build in builders.items():
                 built[kind] = build()
-            return {kind: _images_per_s(engine, images, top_k) for kind, engine in built.items()}
+            return {kind: images_per_s(engine, images, top_k) for kind, engine in built.items()}
 
         versions = [importlib.metadata.version(kind) for kind in builders]
         key = _key(_processor(), [*builders, *versions], size, asdict(self._plan), precision)
@@ -279,7 +279,15 @@ def _installed(kinds: list[str] | tuple[str, ...]) -> list[str]:
     ]
 
 
-def _load_graph(kind: str, graph: Path, precision: str, plan: CpuPlan) -> Engine:
+def load_graph(kind: str, graph: Path, precision: str, plan: CpuPlan) -> Engine:
+    """Open an exported graph with a runtime.
+
+    Args:
+        kind: "onnxruntime" or "openvino".
+        graph: The graph's file.
+        precision: E.g. "fp32".
+        plan: Threads and instances.
+    """
     if kind == "onnxruntime":
         from .onnxruntime_engine import OnnxRuntimeEngine
 
@@ -309,7 +317,8 @@ def _require_match(spec: VariantSpec, graph: Engine, pytorch: Engine) -> None:
         )
 
 
-def _images_per_s(engine: Engine, images: Images, top_k: int) -> float:
+def images_per_s(engine: Engine, images: Images, top_k: int) -> float:
+    """Return the throughput of an engine for batches of these images, after a warm-up."""
     engine.run(images, top_k, False)
     times = []
     for _ in range(BENCHMARK_BATCHES):

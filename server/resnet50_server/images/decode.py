@@ -118,7 +118,7 @@ def decode(
     """
     if isinstance(source, bytes):
         with contextlib.ExitStack() as reserved:
-            pixels = _decode_encoded(
+            pixels = decode_file(
                 source, transform, limits, lambda size: reserved.enter_context(reserve(size)), warn
             )
             return resize_and_crop(pixels, transform)
@@ -136,7 +136,7 @@ def decode(
         return resize_and_crop(rgb, transform)
 
 
-def _decode_encoded(
+def decode_file(
     encoded: bytes,
     transform: Transform,
     limits: ImageLimits,
@@ -157,7 +157,7 @@ def _decode_encoded(
         reserve(file.cost_pixels)
         pixels = _decode_plain_jpeg(file, on_truncated)
         if pixels is None:
-            pixels = _decode_pillow(file, transform.background, on_truncated)
+            pixels = decode_with_pillow(file, transform.background, on_truncated)
         upright = UPRIGHT.get(_orientation(file.image))
         file.reader.check_time()
         # A copy, as torch takes no negative strides, and `ascontiguousarray` leaves that of a
@@ -204,10 +204,16 @@ def _load(image: Image.Image, on_truncated: OnTruncated) -> None:
         on_truncated()
 
 
-def _decode_pillow(
+def decode_with_pillow(
     file: CheckedFile, background: Color | None, on_truncated: OnTruncated
 ) -> NDArray[np.uint8]:
-    """Return uint8 [height, width, 3] as stored."""
+    """Return uint8 [height, width, 3] as stored.
+
+    Args:
+        file: An opened file.
+        background: Colour that transparent pixels are composited on; None drops alpha.
+        on_truncated: See `OnTruncated`.
+    """
     image = opened = file.image
     _load(opened, on_truncated)
     check_exif_tags(opened)  # a PNG may have it behind its pixels

@@ -79,7 +79,7 @@ def resample(
         uint8 [new height, new width, channels].
     """
     if interpolation in PILLOW_ONLY or sys.modules.get("torch") is None:
-        return _resample_by_pillow(pixels, size, interpolation)
+        return resample_by_pillow(pixels, size, interpolation)
     import torch
     from torch.nn import functional
 
@@ -95,7 +95,7 @@ def resample(
     return out
 
 
-def _resample_by_pillow(
+def resample_by_pillow(
     pixels: NDArray[np.uint8],
     size: tuple[int, int],
     interpolation: Interpolation,
@@ -121,7 +121,7 @@ def _resample_by_pillow(
     return np.dstack([np.asarray(plane) for plane in resized])
 
 
-def _resample_part(
+def resample_part(
     pixels: NDArray[np.uint8],
     size: tuple[int, int],
     rows: range,
@@ -154,7 +154,7 @@ def _resample_part(
     radius = RADIUS[interpolation]
     top, bottom, box_top, box_bottom = _source(rows, size[0], pixels.shape[0], radius)
     left, right, box_left, box_right = _source(columns, size[1], pixels.shape[1], radius)
-    return _resample_by_pillow(
+    return resample_by_pillow(
         np.ascontiguousarray(pixels[top:bottom, left:right]),
         (len(rows), len(columns)),
         interpolation,
@@ -221,7 +221,7 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
             rows.start : rows.stop, columns.start : columns.stop
         ]
     elif resizes_part(height, width, transform):
-        pixels = _resample_part(pixels, size, rows, columns, transform.interpolation)
+        pixels = resample_part(pixels, size, rows, columns, transform.interpolation)
     else:
         pixels = _resized(pixels, size, transform)[
             rows.start : rows.stop, columns.start : columns.stop

@@ -72,7 +72,9 @@ class Pipeline:
         limits: Of a single image.
         events: Told of every image that is answered.
         cache: Stores results; None to compute every image.
-        max_decode_pixels: How many are decoded at once; None for one image of the largest size.
+        pixel_budget: Bounds the pixels that are decoded at once; None for one image of the largest
+            size.
+        decode_image: Decodes an image instead of `decode`, in virtual time for example.
     """
 
     def __init__(
@@ -82,15 +84,16 @@ class Pipeline:
         limits: ImageLimits,
         events: ServerEvents | None = None,
         cache: ResponseCache | None = None,
-        max_decode_pixels: int | None = None,
+        pixel_budget: PixelBudget | None = None,
+        decode_image: Callable[..., NDArray[np.uint8]] | None = None,
     ) -> None:
         self.admission = admission
         self.decode_pool = decode_pool
         self.limits = limits
         self.events = events or ServerEvents()
         self._cache = cache
-        self._decode = partial(decode, limits=limits)
-        self._pixels = PixelBudget(max_decode_pixels or limits.max_pixels)
+        self._decode = partial(decode_image or decode, limits=limits)
+        self._pixels = pixel_budget or PixelBudget(limits.max_pixels)
 
     def infer(self, source: Source, task: InferenceTask, context: RequestContext) -> Inference:
         """Compute one image that has its permit.

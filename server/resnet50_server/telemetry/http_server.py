@@ -120,8 +120,11 @@ class MetricsServer(ThreadingMixIn, TCPServer):
 class _Handler(MetricsHandler):
     """Handles one request; prometheus_client formats the metrics."""
 
-    timeout = CLIENT_TIMEOUT_S
     server: MetricsServer
+
+    def setup(self) -> None:
+        self.timeout = CLIENT_TIMEOUT_S
+        super().setup()
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path

@@ -122,7 +122,7 @@ class Tracing(ServerEvents):
 
     def call_started(self, context: RequestContext) -> None:
         """Start its span if it is sampled."""
-        parent, sampled = _parent(context.metadata)
+        parent, sampled = parent_of(context.metadata)
         if not (random() < self._ratio if sampled is None else sampled):
             return
         method = self._methods.get(context.method, context.method)
@@ -281,7 +281,7 @@ def _resource() -> Resource:
     return resource
 
 
-def _parent(metadata: Metadata) -> tuple[Context, bool | None]:
+def parent_of(metadata: Metadata) -> tuple[Context, bool | None]:
     """Return the client's trace context and whether it is sampled.
 
     An empty context and None if there is none, or it is malformed.

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import resnet50_bench
 import resnet50_cli
 from resnet50_cli.app import app
-from resnet50_cli.connection_options import _servers
+from resnet50_cli.connection_options import servers_of_options
 from resnet50_cli.output import printable
 from resnet50_client import InvalidImageError
 from resnet50_client._profiles import ENVIRONMENT
@@ -258,7 +258,7 @@ def test_every_connection_option_goes_with_every_command(command, source, ca, pl
         assert metadata["x-priority"] == "bulk", method
         assert metadata["x-caller-key"] == "alice", method
     if source == "profile":
-        assert options.keys() == inspect.signature(_servers).parameters.keys()
+        assert options.keys() == inspect.signature(servers_of_options).parameters.keys()
         # Flags of some commands, or of none.
         own = ("TOKEN", "TIMEOUT_S", "VARIANT", "COMPRESSION", "WAIT_FOR_READY")
         elsewhere = {f"RESNET50_{name}" for name in own}

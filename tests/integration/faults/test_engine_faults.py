@@ -55,8 +55,8 @@ class Load:
 
     def __init__(self) -> None:
         self.calls = self.frames = 0
-        self._enough = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self.enough = False
+        self.tasks: list[asyncio.Task[None]] = []
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -66,32 +66,32 @@ class Load:
         async with contextlib.AsyncExitStack() as stack:
             for kind in KINDS:
                 caller = await stack.enter_async_context(Caller(kind, addresses))
-                load._tasks += [asyncio.create_task(load._call(caller)) for _ in range(4)]
-                load._tasks.append(asyncio.create_task(load._stream(caller)))
+                load.tasks += [asyncio.create_task(load.call(caller)) for _ in range(4)]
+                load.tasks.append(asyncio.create_task(load.stream(caller)))
             await load.go_on()
             yield load
             await load.go_on()
-            load._enough = True
-            await asyncio.gather(*load._tasks)
+            load.enough = True
+            await asyncio.gather(*load.tasks)
 
     async def go_on(self) -> None:
         """Wait until as many have been answered again."""
         calls, frames = self.calls + 40, self.frames + 40
 
         def more() -> bool:
-            failed = [one for one in self._tasks if one.done() and one.exception()]
+            failed = [one for one in self.tasks if one.done() and one.exception()]
             return bool(failed) or (self.calls >= calls and self.frames >= frames)
 
         await until(more)
 
-    async def _call(self, caller: Caller) -> None:
-        while not self._enough:
+    async def call(self, caller: Caller) -> None:
+        while not self.enough:
             await caller.classify(GOOD[0])
             self.calls += 1
 
-    async def _stream(self, caller: Caller) -> None:
+    async def stream(self, caller: Caller) -> None:
         def images():
-            while not self._enough:
+            while not self.enough:
                 yield GOOD[1]
 
         number = 0
@@ -151,7 +151,7 @@ async def test_blocked_event_loop_ends_the_process(fault):
         status, errors = await asyncio.to_thread(process.wait_until_ended)
     assert status == 1, errors
     assert "Timeout (0:00:02)!" in errors
-    assert "in compute_or_not" in errors
+    assert "in infer_or_not" in errors
 
 
 # A decoder that hangs, or crashes

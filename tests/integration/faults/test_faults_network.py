@@ -8,10 +8,9 @@ import os
 import grpc
 import pytest
 
-import resnet50_client._channels
 import resnet50_server.api.listen
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
-from resnet50_client import DeadlineExceededError, RetryPolicy
+from resnet50_client import DeadlineExceededError, RetryPolicy, _channels
 from tests.support.clients import Caller, items
 from tests.support.faults import line_to
 from tests.support.pictures import encode, picture
@@ -112,12 +111,12 @@ async def test_server_notices_a_silent_line_and_lets_its_callers_go(monkeypatch)
 
 async def test_stream_on_a_silent_line_goes_on_over_another_one(kind, monkeypatch):
     """As soon as keepalive says so: after 35 s unless told otherwise, here after two."""
-    usual = resnet50_client._channels.channel_options
+    usual = _channels.channel_options
     quick = dict.fromkeys(
         ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"), 1000
     )
     monkeypatch.setattr(
-        resnet50_client._channels,
+        _channels,
         "channel_options",
         lambda: [(name, quick.get(name, value)) for name, value in usual()],
     )

@@ -139,36 +139,36 @@ class Leaving(inference_pb2_grpc.InferenceServiceServicer):
         self._details = "CANCELLED" if code is grpc.StatusCode.CANCELLED else "going away"
         self.calls = 0
 
-    def _begin(self, context) -> bool:
+    def begin(self, context) -> bool:
         """Count a call; return whether it is one to end."""
         self.calls += 1
         return self.calls % 2 == 1
 
-    def _leave(self, context) -> None:
+    def leave(self, context) -> None:
         context.abort(self._code, self._details)
 
     def Classify(self, request, context):
-        if self._begin(context):
-            self._leave(context)
+        if self.begin(context):
+            self.leave(context)
         return inference_pb2.ClassifyResponse(classification=result_pb2.Classification())
 
     def ClassifyUpload(self, parts, context):
-        leaves = self._begin(context)
+        leaves = self.begin(context)
         options = next(parts).options
         content = b""
         for number, part in enumerate(parts):
             if leaves and number == 2:
-                self._leave(context)
+                self.leave(context)
             content += part.chunk
         if hashlib.sha256(content).digest() != options.sha256:
             context.abort(grpc.StatusCode.DATA_LOSS, f"{len(content)} bytes")
         return inference_pb2.ClassifyResponse(classification=result_pb2.Classification())
 
     def ClassifyStream(self, parts, context):
-        leaves = self._begin(context)
+        leaves = self.begin(context)
         next(parts)  # the config
         if leaves:
-            self._leave(context)
+            self.leave(context)
         for part in parts:
             yield inference_pb2.ClassifyStreamResponse(
                 frame_id=part.frame.frame_id, classification={}
@@ -211,9 +211,9 @@ async def test_upload_that_is_cut_is_sent_again_from_its_first_chunk(kind, code)
 
 async def test_upload_is_sent_as_often_as_the_policy_says_and_no_more(kind):
     with leaving(grpc.StatusCode.UNAVAILABLE) as (address, servicer):
-        servicer._begin = lambda context: True
+        servicer.begin = lambda context: True
         sent = []
-        servicer._leave = lambda context: (sent.append(1), Leaving._leave(servicer, context))
+        servicer.leave = lambda context: (sent.append(1), Leaving.leave(servicer, context))
         async with Caller(kind, address, retry=QUICK) as client:
             with pytest.raises(resnet50_client.UnavailableError, match="going away"):
                 await client.classify(LARGE)

@@ -218,7 +218,7 @@ async def test_upload_beyond_max_uploads_is_refused_before_it_is_sent():
 
 async def test_no_more_pixels_are_decoded_at_once_than_allowed(monkeypatch):
     lock, decoding, most = threading.Lock(), 0, 0
-    decode_pillow = resnet50_server.images.decode._decode_pillow
+    decode_pillow = resnet50_server.images.decode.decode_with_pillow
 
     def counted(*arguments):
         nonlocal decoding, most
@@ -231,7 +231,7 @@ async def test_no_more_pixels_are_decoded_at_once_than_allowed(monkeypatch):
             with lock:
                 decoding -= 1
 
-    monkeypatch.setattr(resnet50_server.images.decode, "_decode_pillow", counted)
+    monkeypatch.setattr(resnet50_server.images.decode, "decode_with_pillow", counted)
     image = image_pb2.Image(encoded=encode(photo_like(1500, 1000)))
     request = inference_pb2.ClassifyRequest(image=image)
     limits = {"max_image_pixels": 2_000_000, "max_decode_pixels": 2_000_000}

@@ -17,6 +17,7 @@ from resnet50_client import (
 )
 from resnet50_client.testing import FakeServer
 from tests.support.clients import Caller, classify_once, items
+from tests.support.faults import line_to
 
 
 @pytest.fixture
@@ -165,12 +166,13 @@ async def test_variant_without_a_name_is_that_of_the_client(kind, server):
 
 
 async def test_derived_client_shares_connections_and_their_end(kind, server):
-    client = Caller(kind, server.address)
-    other = derived(client, timeout_s=5.0)  # before the first call
-    await other.classify(b"image")
-    await client.classify(b"image")
-    assert client.client._calls.channels is other.client._calls.channels
-    await other.close()
+    async with line_to(server.address) as line:
+        client = Caller(kind, line.address)
+        other = derived(client, timeout_s=5.0)  # before the first call
+        await other.classify(b"image")
+        await client.classify(b"image")
+        assert line.connections == 1
+        await other.close()
     with pytest.raises(RuntimeError, match="is closed"):
         await client.classify(b"image")
 

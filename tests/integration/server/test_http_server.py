@@ -123,7 +123,7 @@ async def test_other_paths_and_methods_are_refused():
 
 
 async def test_stalled_clients_are_bounded_and_block_no_others(monkeypatch):
-    monkeypatch.setattr(http_server._Handler, "timeout", 300)  # they are not cut by themselves
+    monkeypatch.setattr(http_server, "CLIENT_TIMEOUT_S", 300)  # they are not cut by themselves
     async with serving(**ON) as server, contextlib.AsyncExitStack() as stalled:
         where = urlsplit(server.metrics_url)
         for start in (b"", b"GET /met", RAW[:-2]) * 20:
@@ -135,7 +135,7 @@ async def test_stalled_clients_are_bounded_and_block_no_others(monkeypatch):
 
 
 async def test_stalled_connection_is_closed(monkeypatch):
-    monkeypatch.setattr(http_server._Handler, "timeout", 0.1)
+    monkeypatch.setattr(http_server, "CLIENT_TIMEOUT_S", 0.1)
     async with serving(**ON) as server:
         where = urlsplit(server.metrics_url)
         reader, writer = await asyncio.open_connection(where.hostname, where.port)

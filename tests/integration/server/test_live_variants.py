@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from functools import partial
 
 import grpc
 import numpy as np
@@ -298,7 +299,7 @@ async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):
     put(folder, "mine", 1)
     async with administrator(folder, **REAL) as admin:
         before = await admin.load("mine")
-        build_engine, opened = loader.build_engine, []
+        build_engine, opened, closed = loader.build_engine, [], []
 
         def other(prepared, settings):
             """Open what a mixed-up graph would be: other weights under the same digest."""
@@ -307,13 +308,15 @@ async def test_engine_of_wrong_weights_never_answers(tmp_path, monkeypatch):
             assert spec.name == "mine"
             wrong = put(tmp_path / "other", "mine", 2)
             moved = type(spec)(**vars(spec) | {"directory": wrong})
-            opened.append(build_engine(loader.prepare_variant(moved, settings), settings))
-            return opened[-1]
+            built = build_engine(loader.prepare_variant(moved, settings), settings)
+            opened.append(built.engine)
+            monkeypatch.setattr(built.engine, "close", partial(closed.append, built.engine))
+            return built
 
         monkeypatch.setattr(loader, "build_engine", other)
         with refused("FAILED_PRECONDITION", "the engine's output does not match these weights"):
             await replace(admin, "mine")
-        assert not hasattr(opened[0].engine, "_network")  # closed: its memory is free
+        assert closed == opened and len(opened) == 1
         assert (await ask(admin, PICTURES[0], "mine")).variant.digest == before.digest
 
 

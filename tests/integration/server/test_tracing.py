@@ -338,7 +338,7 @@ async def test_failing_tracing_fails_no_request(monkeypatch, caplog):
     def fail(_):
         raise RuntimeError("no trace")
 
-    monkeypatch.setattr(tracing, "_parent", fail)
+    monkeypatch.setattr(tracing, "parent_of", fail)
     async with traced() as (server, collector), connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         reply = await stub.Classify(REQUEST, metadata=TRACED)

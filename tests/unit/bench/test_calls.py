@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from resnet50_bench.calls import _connection
+from resnet50_bench.calls import connection_of
 from resnet50_bench.plan import Load, Plan
 from resnet50_client._profiles import Profile
 
@@ -18,7 +18,7 @@ def test_connection_options_of_a_profile_apply_to_a_benchmark():
         wait_for_ready=True,
     )
     plan = Plan(load=Load(concurrency=1), servers=("localhost:1",))
-    connection = _connection(plan, profile)
+    connection = connection_of(plan, profile)
     assert connection.addresses == plan.servers
     assert (connection.timeout_s, connection.retry.attempts) == (plan.timeout_s, 1)
     assert (connection.priority, connection.caller_key) == ("bulk", "user-1")

@@ -17,6 +17,7 @@ from resnet50_cli.top.variant_status import VariantStatus, VariantStatusPoller
 from resnet50_client import Client, Variant
 from resnet50_metrics.scrape import Endpoint, ScrapeError
 from tests.support.exporting import Exported, exporting
+from tests.support.threads import join_threads
 
 NO_STATUSES = VariantStatusPoller({})
 
@@ -108,7 +109,7 @@ def test_a_look_that_goes_on_is_not_begun_a_second_time(monkeypatch):
         assert "no response within" in seen(one).servers[0].failure
     assert len(polls) == 1
     release.set()
-    one._thread.join()
+    join_threads("poll gpu-1:9464")
     assert one.failure == "unknown host"
 
 

@@ -180,7 +180,7 @@ def test_advice_knows_the_words_of_the_oldest_grpc():
 
 def test_second_change_within_mtime_granularity_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "resnet50_client._watched_file._fingerprint", lambda status: (status.st_size,)
+        "resnet50_client._watched_file.fingerprint_of", lambda status: (status.st_size,)
     )
     path = tmp_path / "file"
     path.write_bytes(b"one")

@@ -6,17 +6,18 @@ import logging
 import os
 import re
 import socket
-from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 import trustme
 
-from resnet50_client import RetryPolicy, UnavailableError
-from resnet50_client._resolver import Resolver
+from resnet50_client import RetryPolicy, UnavailableError, _resolver
+from resnet50_client._resolver import REFRESH_S, Resolver
 from resnet50_client._tls import CertificateSources
 from resnet50_client._watched_file import WatchedFile
 from resnet50_client.testing import FakeServer
 from tests.support.clients import Caller, items
+from tests.support.threads import join_threads
 
 QUICK = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.01)
 
@@ -127,13 +128,18 @@ def test_changed_addresses_are_logged(monkeypatch, caplog):
         "getaddrinfo",
         lambda host, port, **_: [(socket.AF_INET, 1, 6, "", (hosts[host], port))],
     )
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(_resolver, "time", SimpleNamespace(monotonic=lambda: clock.now))
     resolver = Resolver(["a:1", "b:2"])
     resolver.wait(60)
+    join_threads("resolve names")
     assert "10.0.0.1:1" in one_line(caplog, "^server: addresses are now ")
     hosts["a"] = "10.0.0.9"
-    resolver._look_up(Future())
+    for _ in range(2):
+        clock.now += REFRESH_S
+        assert resolver.target  # starts a lookup
+        join_threads("resolve names")
     assert "10.0.0.9:1" in lines(caplog)[-1]
-    resolver._look_up(Future())
     assert len(lines(caplog)) == 2
 
 

@@ -30,7 +30,7 @@ from resnet50_client import (
 from resnet50_client.images import put_image, read_image
 from resnet50_client.preprocess import Preprocessor
 from resnet50_server.api.image_source import parse_image
-from resnet50_server.api.variant_service import _describe_transform
+from resnet50_server.api.variant_service import describe_transform
 from resnet50_server.images.background import parse_background
 from resnet50_server.images.decode import decode
 from resnet50_server.images.limits import ImageLimits
@@ -64,7 +64,7 @@ TRANSFORMS = [
 
 def variant(transform: Transform, **changes: Any) -> Any:
     """Return as much of a variant as a preprocessor needs, as the server describes it."""
-    described = _variant_codec._transform(_describe_transform(transform))
+    described = _variant_codec.transform_of(describe_transform(transform))
     return SimpleNamespace(name="own", transform=replace(described, **changes))
 
 

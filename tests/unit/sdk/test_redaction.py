@@ -103,7 +103,7 @@ class Container:
 
 
 def decoded(container: Container, source: str):
-    return reader._decoded(container, Source(source, SourceOptions()), threading.Event())
+    return reader.decoded_frames(container, Source(source, SourceOptions()), threading.Event())
 
 
 class Clock:

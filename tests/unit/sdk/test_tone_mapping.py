@@ -70,7 +70,7 @@ def test_grey_stays_grey_and_white_is_white(transfer):
 
 def hdr_of(sdr: np.ndarray) -> np.ndarray:
     """Return PQ R'G'B' of BT.2020 that shows BT.709 colours as they are, white at `SDR_PEAK`."""
-    light = SDR_PEAK * (sdr / 255) ** 2.4 @ np.linalg.inv(tone_mapping._TO_BT709).T
+    light = SDR_PEAK * (sdr / 255) ** 2.4 @ np.linalg.inv(tone_mapping.TO_BT709).T
     return light_to_pq(light.clip(0))
 
 

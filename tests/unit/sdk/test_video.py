@@ -471,7 +471,7 @@ def test_files_are_decoded_by_several_threads(opened, tmp_path, monkeypatch):
 
 def test_cpus_follow_a_container_quota(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(video_source, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(video_source, "CPU_QUOTA", tmp_path / "cpu.max")
     for text, cpus in (("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8)):
         (tmp_path / "cpu.max").write_text(text)
         assert video_source.cpus() == cpus

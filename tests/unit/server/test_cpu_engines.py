@@ -314,7 +314,7 @@ def test_a_graph_that_finds_no_memory_is_kept(mine, exported, monkeypatch):
     def open_graph(*_):
         raise RuntimeError("bad allocation")
 
-    monkeypatch.setattr(autoselect, "_load_graph", open_graph)
+    monkeypatch.setattr(autoselect, "load_graph", open_graph)
     with pytest.raises(RuntimeError, match="bad allocation"):
         open_variant(mine, exported, engine="onnxruntime")
     assert path.exists()
@@ -347,7 +347,7 @@ def test_auto_takes_the_fastest_and_measures_a_machine_once(mine, cache, monkeyp
         measured.append(type(engine).__name__)
         return rates[measured[-1]]
 
-    monkeypatch.setattr(autoselect, "_images_per_s", rate)
+    monkeypatch.setattr(autoselect, "images_per_s", rate)
     assert open_variant(mine, cache).kind == "onnxruntime"
     assert sorted(measured) == sorted(rates)
     rates["OpenVinoEngine"] = 9.0

@@ -73,7 +73,7 @@ def test_slot_that_cannot_grow_stays_whole(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(size, dtype=dtype)
 
-    monkeypatch.setattr(cuda_device, "_event", lambda **_: None)
+    monkeypatch.setattr(cuda_device, "new_event", lambda **_: None)
     monkeypatch.setattr(torch, "empty", empty)
     slot = Slot()
     slot.allocate(8, 8)

@@ -394,7 +394,7 @@ def test_missing_memory_is_not_the_images_fault(monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("resnet50_server.images.decode._decode_pillow", fail)
+    monkeypatch.setattr("resnet50_server.images.decode.decode_with_pillow", fail)
     with pytest.raises(MemoryError):
         decoded(encode(picture()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -25,9 +24,13 @@ class VirtualThreads:
         count: How many there are.
         running: Calls that run now.
         most: Calls that have run at once.
+        latest: Those that were made last.
     """
 
+    latest: VirtualThreads
+
     def __init__(self, count: int, *_: object) -> None:
+        VirtualThreads.latest = self
         self.count = count
         self.running = self.most = 0
 
@@ -68,8 +71,9 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def threads_of(pool: Any) -> int:
-    return pool._threads.count
+def thread_count() -> int:
+    """Return how many threads the pool of this test has."""
+    return VirtualThreads.latest.count
 
 
 def test_decode_timeout_answers_and_starts_a_spare_thread():
@@ -79,11 +83,11 @@ def test_decode_timeout_answers_and_starts_a_spare_thread():
             await pool.submit(lambda: 25.0)
         assert (e.value.field, e.value.kind) == ("image", "timeout")
         assert now() == LIMIT_S
-        assert (pool.stuck, pool.busy, threads_of(pool)) == (1, 1, 2)
+        assert (pool.stuck, pool.busy, thread_count()) == (1, 1, 2)
         assert await pool.submit(lambda: 1.0) == 1.0
         assert now() == 11.0
         await asyncio.sleep(15.0)  # the call has returned after all
-        assert (pool.stuck, pool.busy, threads_of(pool)) == (0, 0, 1)
+        assert (pool.stuck, pool.busy, thread_count()) == (0, 0, 1)
         assert await asyncio.gather(pool.submit(lambda: 1.0), pool.submit(lambda: 1.0)) == [
             1.0,
             1.0,
@@ -128,13 +132,13 @@ def test_stuck_threads_are_replaced_up_to_a_bound():
         for _ in range(1 + pool.spares):
             with pytest.raises(InvalidImage):
                 await pool.submit(lambda: 51.0)
-        assert threads_of(pool) == pool.stuck == 1 + pool.spares
+        assert thread_count() == pool.stuck == 1 + pool.spares
         # None is free until the first of them returns, a second later.
         assert await pool.submit(lambda: 1.0) == 1.0
         assert now() == 52.0
         assert faults == []
         await asyncio.sleep(100.0)
-        assert (pool.stuck, pool.busy, threads_of(pool)) == (0, 0, 1)
+        assert (pool.stuck, pool.busy, thread_count()) == (0, 0, 1)
         assert faults == []
 
     virtual_time.run(call())
@@ -203,7 +207,7 @@ def test_pool_without_a_spare_thread_continues(monkeypatch, caplog):
             await pool.submit(lambda: 15.0)
         assert await pool.submit(lambda: 1.0) == 1.0
         assert now() == 16.0
-        assert (pool.stuck, threads_of(pool), faults) == (0, 1, [])
+        assert (pool.stuck, thread_count(), faults) == (0, 1, [])
 
     virtual_time.run(call())
     assert "can't start new thread" in caplog.text

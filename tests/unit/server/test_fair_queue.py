@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 
 from resnet50_server.batching.fair_queue import DEFAULT_DEADLINE_S, FairQueue
 from resnet50_server.context import BULK_EVERY
@@ -75,7 +77,25 @@ def test_removed_items_leave_from_any_position():
         queue.remove(entry, 0.0)
     assert len(queue) == 50
     assert sorted(popped(queue)) == sorted(entry.item for entry in entries[150:])
-    assert queue._backlog == {}
+
+
+def test_flow_is_released_with_its_last_item():
+    class Flow:
+        pass
+
+    queue: FairQueue[str] = FairQueue()
+    for leave in ("pop", "remove"):
+        flow = Flow()
+        released = weakref.ref(flow)
+        first, second = queue.push("a", 0.0, flow=flow), queue.push("b", 0.0, flow=flow)
+        if leave == "pop":
+            assert popped(queue) == ["a", "b"]
+        else:
+            queue.remove(second, 0.0)
+            queue.remove(first, 0.0)
+        del flow, first, second
+        gc.collect()
+        assert released() is None
 
 
 def test_bulk_waits_behind_interactive_whatever_its_deadline():

@@ -61,7 +61,7 @@ def raises(*_, **__):
     raise RuntimeError("not a refusal")
 
 
-@pytest.mark.parametrize("step", ["_decode_encoded", "resize_and_crop"])
+@pytest.mark.parametrize("step", ["decode_file", "resize_and_crop"])
 def test_error_that_is_no_refusal_is_found(monkeypatch, step):
     monkeypatch.setattr(decode, step, raises)
     with pytest.raises(RuntimeError):
@@ -79,7 +79,7 @@ def test_refused_upload_of_a_sound_image_is_found(monkeypatch):
 
 def test_memory_beyond_the_bound_is_found(monkeypatch):
     peaks = iter([2**30, 2**30 + 100 * 2**20])
-    monkeypatch.setattr(targets, "_peak_bytes", lambda: next(peaks))
+    monkeypatch.setattr(targets, "peak_bytes", lambda: next(peaks))
     with pytest.raises(Finding, match="bytes of memory"):
         checked(targets.images, encode(picture()))
 

@@ -5,9 +5,11 @@ import contextlib
 import logging
 import socket
 import time
+from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from resnet50_server.api.listen import is_local, listen
 from resnet50_server.auth.tls import DAY_S, TlsReloader
@@ -214,16 +216,15 @@ def test_pair_replaced_while_it_is_read_is_read_again(ca, files, monkeypatch):
     certificates = TlsReloader(files.cert, files.key)
     certificates.current()
     second, third = certs.issue(ca, days=400), certs.issue(ca, days=500)
-    read = TlsReloader._read
+    load = serialization.load_pem_private_key
 
-    def replaced_meanwhile(self):
-        found = read(self)
-        monkeypatch.setattr(TlsReloader, "_read", read)
+    def replaced_meanwhile(*arguments):
+        monkeypatch.setattr(serialization, "load_pem_private_key", load)
         files.put(third)
-        return found
+        return load(*arguments)
 
     files.put(second)
-    monkeypatch.setattr(TlsReloader, "_read", replaced_meanwhile)
+    monkeypatch.setattr(serialization, "load_pem_private_key", replaced_meanwhile)
     assert certificates.current().certificate == certs.chain(second)
     assert certificates.current().certificate == certs.chain(third)
 
@@ -232,7 +233,7 @@ def test_files_that_do_not_change_are_not_read_again(files, monkeypatch):
     monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
     certificates = TlsReloader(files.cert, files.key)
     certificates.current()
-    monkeypatch.setattr(TlsReloader, "_read", None)
+    monkeypatch.setattr(Path, "read_bytes", None)
     for _ in range(3):
         certificates.current()
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 import resnet50_server.inference.decode_pool
-import resnet50_server.inference.pipeline
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.context import RequestContext
@@ -42,7 +41,6 @@ class Bench:
 
     def __init__(self, monkeypatch, decode_s: float, batch_s: float) -> None:
         self.decoded = 0
-        monkeypatch.setattr(resnet50_server.inference.pipeline, "decode", self._decode)
         monkeypatch.setattr(
             resnet50_server.inference.decode_pool,
             "WorkerThreads",
@@ -59,7 +57,10 @@ class Bench:
         )
         self.pool = DecodePool(1)
         self.pipeline = Pipeline(
-            Admission(Limits(requests=8, bytes=2**20)), self.pool, ImageLimits()
+            Admission(Limits(requests=8, bytes=2**20)),
+            self.pool,
+            ImageLimits(),
+            decode_image=self._decode,
         )
 
     def ask(

@@ -73,7 +73,7 @@ def test_part_of_an_image_is_the_same_part_of_the_resized_one():
     size = (77, 1541)
     expected = resize.resample(pixels, size, "bilinear").astype(int)
     for rows, columns in ((range(77), range(100)), (range(5, 9), range(1441, 1541))):
-        found = resize._resample_part(pixels, size, rows, columns, "bilinear")
+        found = resize.resample_part(pixels, size, rows, columns, "bilinear")
         cut = expected[rows.start : rows.stop, columns.start : columns.stop]
         assert np.abs(found - cut).max() <= 1
 
@@ -83,13 +83,13 @@ def test_panorama_is_answered_from_its_middle(size, monkeypatch):
     """However long it is, as many pixels as the crop has are made of it."""
     transform = TRANSFORMS["232-224-bilinear"]
     made = []
-    by_pillow = resize._resample_by_pillow
+    by_pillow = resize.resample_by_pillow
 
     def counted(pixels, size, *arguments):
         made.append(pixels.size + 3 * size[0] * size[1])
         return by_pillow(pixels, size, *arguments)
 
-    monkeypatch.setattr(resize, "_resample_by_pillow", counted)
+    monkeypatch.setattr(resize, "resample_by_pillow", counted)
     encoded = encode(Image.new("RGB", size, (200, 100, 50)))
     found = decode(encoded, transform, ImageLimits(max_pixels=4_000_000))
     assert (found == (200, 100, 50)).all()

@@ -16,11 +16,11 @@ from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.images.background import Background
 from resnet50_server.images.source import RawImage
+from resnet50_server.inference import response_cache
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.inference.response_cache import (
     MAX_INLINE_HASH_BYTES,
     PURGE_CHUNK,
-    SHARD_BYTES,
     CacheKey,
     ResponseCache,
     content_digest,
@@ -282,14 +282,16 @@ async def test_drop_removes_the_results_of_one_owner_only():
 
 
 @in_virtual_time
-async def test_large_cache_is_sharded_evenly():
-    cache = ResponseCache(4 * SHARD_BYTES)
+async def test_large_cache_is_sharded_evenly(monkeypatch):
+    cache = ResponseCache(MIB)
+    await keep(cache, "v", content_digest(b""), result())
+    monkeypatch.setattr(response_cache, "SHARD_BYTES", 70 * cache.memory_bytes)
+    cache = ResponseCache(4 * response_cache.SHARD_BYTES)
     digests = [content_digest(bytes([number])) for number in range(200)]
     for digest in digests:
         await keep(cache, "v", digest, result())
     assert all([await is_kept(cache, "v", digest) for digest in digests])
-    assert [len(shard) > 20 for shard in cache._shards] == [True] * 4
-    assert len(cache) == 200
+    assert (len(cache), cache.evictions) == (200, 0)
     cache.drop("v")
     for _ in range(5):
         await asyncio.sleep(0)

@@ -220,7 +220,7 @@ async def test_late_batch_sheds_its_most_urgent_request():
         await asyncio.sleep(0.1)
         bench.submit(2, within=3.5)  # as a batch of two it would be there after 3.4 s
         rest = [bench.submit(number) for number in (3, 4)[:others]]
-        bench.scheduler._deadlines.margin.seconds = 0.2
+        bench.scheduler.margin.seconds = 0.2
         await asyncio.gather(running, *rest)
         assert bench.engine.batches == batches
 
@@ -229,7 +229,7 @@ async def test_late_batch_sheds_its_most_urgent_request():
 async def test_each_batch_before_a_request_may_be_late():
     bench = Bench(BatchPolicy(max_batch_size=1))
     await bench.submit(0)
-    bench.scheduler._deadlines.margin.seconds = 0.1
+    bench.scheduler.margin.seconds = 0.1
     waiting = [bench.submit(number) for number in (1, 2)]  # none of them has a deadline
     with pytest.raises(DeadlineUnreachable):
         bench.submit(3, within=1.05)

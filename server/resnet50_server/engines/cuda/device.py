@@ -62,9 +62,9 @@ class Slot:
 
     def __init__(self) -> None:
         self.free()
-        self.started, self.arrived, self.begun, self.computed = (_event() for _ in range(4))
+        self.started, self.arrived, self.begun, self.computed = (new_event() for _ in range(4))
         # A waiting thread sleeps, and leaves its CPU to decoding.
-        self.done = _event(blocking=True)
+        self.done = new_event(blocking=True)
 
     def allocate(self, pixel_bytes: int, answer_bytes: int) -> None:
         """Replace the buffers by new ones, on the current device; no batch uses the slot.
@@ -298,7 +298,7 @@ def _stream(priority: int = 0) -> torch.cuda.Stream:
     return torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
 
 
-def _event(blocking: bool = False) -> torch.cuda.Event:
+def new_event(blocking: bool = False) -> torch.cuda.Event:
     """Return an event; with `blocking`, a thread that waits for it sleeps."""
     event = torch.cuda.Event(enable_timing=True, blocking=blocking)  # type: ignore[no-untyped-call]
     return event
