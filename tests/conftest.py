@@ -6,6 +6,11 @@ import os
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine is slow, and a failure of that kind says nothing about the code.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 # Servers that tests start keep nothing in the user's folders, and find nothing there.
 _cache = tempfile.TemporaryDirectory(prefix="resnet50-tests-")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ._batch_sizes import MAX_BATCH_IMAGES, BatchSizes, message_bytes
+from ._batch_sizes import MAX_BATCH_IMAGES, BatchSizes
 from ._bulk_images import (
     BatchCall,
     BulkImage,
@@ -25,6 +25,7 @@ from ._outcomes import OutcomeQueue
 from ._preprocessed import ImageContent
 from ._retries import MAX_SENDS, backoff_s
 from ._retry_queue import RetryQueue
+from ._unsent_images import UnsentImages
 from .errors import (
     DataLossError,
     DeadlineExceededError,
@@ -85,8 +86,7 @@ class Batches(Generic[Result]):
         self._reading = 0
         self._exhausted = False
         self._source_failure: BaseException | None = None
-        self._small: collections.deque[BulkImage] = collections.deque()
-        self._large: collections.deque[BulkImage] = collections.deque()
+        self._unsent = UnsentImages(self._sizes)
         # Images to send again; those that may break connections apart.
         self._retries, self._suspects = RetryQueue(), RetryQueue()
         self._asked_at = -math.inf  # when `next_call` was last called
@@ -104,7 +104,7 @@ class Batches(Generic[Result]):
         """Return True if another image is to be read now."""
         if self.ended:
             return False
-        waiting = len(self._small) + len(self._large) + self._reading
+        waiting = len(self._unsent) + self._reading
         return self.bytes < MAX_BYTES and waiting < max(READ_AHEAD, self.window)
 
     @property
@@ -132,8 +132,7 @@ class Batches(Generic[Result]):
         self._reading -= 1
         self._unanswered += 1
         self._bytes += image.bytes
-        large = message_bytes([image]) > self._sizes.max_bytes
-        (self._large if large else self._small).append(image)
+        self._unsent.add(image)
 
     def add_error(self, index: int, key: Any, source: Any, error: ImageError) -> None:
         """Add an image that cannot be read."""
@@ -170,8 +169,8 @@ class Batches(Generic[Result]):
     def wait_s(self) -> float | None:
         """Return the seconds until `next_call` may return a call without any event; or None."""
         times = [self._retries.due, self._suspects.due]
-        if self._small and not self._no_more_soon():
-            times.append(self._small[0].send_by)
+        if (send_by := self._unsent.send_by) is not None and not self._no_more_soon():
+            times.append(send_by)
         # Those that were due for the last `next_call` wait for an answer to another call.
         due = min((due for due in times if due > self._asked_at), default=math.inf)
         return max(0.0, due - self._clock()) if due < math.inf else None
@@ -191,17 +190,7 @@ class Batches(Generic[Result]):
             if rest:
                 self._retries.push(due, list(rest))
             return taken
-        if self._large and (not self._small or self._large[0].index < self._small[0].index):
-            return [self._large.popleft()]
-        # With a slow source a part of a batch is sent, rather than waiting for the rest.
-        complete = len(self._small) >= count or self._no_more_soon()
-        if self._small and (
-            complete
-            or now >= self._small[0].send_by
-            or message_bytes(self._small) >= self._sizes.max_bytes
-        ):
-            return self._sizes.take(self._small, count)
-        return [self._large.popleft()] if self._large else []
+        return self._unsent.take(count, now, self._no_more_soon())
 
     def _without_expired(self, images: list[BulkImage], now: float) -> list[BulkImage]:
         """Give images whose time is over their error; return the others."""

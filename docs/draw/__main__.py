@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from docs.generate.pages import update
+
 from . import batches, delivery, kubernetes, overview, request, split, swap, throughput, top
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
@@ -43,18 +45,12 @@ def main(
     parser = argparse.ArgumentParser(prog="python -m docs.draw", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     options = parser.parse_args(arguments)
-    stale = 0
-    for name, draw in pictures.items():
-        path, text = folder / name, draw()
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        stale += 1
-        if options.check:
-            print(f"{name} is not what docs/draw draws: run `make pictures`", file=sys.stderr)
-        else:
-            path.write_text(text, encoding="utf-8")
-            print(f"wrote {name}")
-    return 1 if options.check and stale else 0
+    return update(
+        {folder / name: draw() for name, draw in pictures.items()},
+        folder,
+        options.check,
+        "is not what docs/draw draws: run `make pictures`",
+    )
 
 
 if __name__ == "__main__":

@@ -52,15 +52,12 @@ def main(
     parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     options = parser.parse_args(arguments)
-    stale = pages.stale(folder, generators)
-    for path, text in stale.items():
-        name = path.relative_to(folder.parents[1])
-        if options.check:
-            print(f"{name} is not what the code generates: run `make reference`", file=sys.stderr)
-        else:
-            path.write_text(text, encoding="utf-8")
-            print(f"wrote {name}")
-    return 1 if options.check and stale else 0
+    return pages.update(
+        pages.stale(folder, generators),
+        folder.parents[1],
+        options.check,
+        "is not what the code generates: run `make reference`",
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Text outside of the marks is written by hand.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -46,6 +47,29 @@ def generated(text: str, generators: Mapping[str, Section]) -> str:
         return f"{found['begin']}\n{content}\n\n{found['end']}"
 
     return _SECTION.sub(section, text)
+
+
+def update(texts: Mapping[Path, str], root: Path, check: bool, problem: str) -> int:
+    """Write the files that are not current, or name them; return the exit code.
+
+    Args:
+        texts: The current text of each file.
+        root: Files are named relative to it.
+        check: Name them instead of writing.
+        problem: Follows the name of a file that is not current.
+    """
+    stale = 0
+    for path, text in texts.items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        name = path.relative_to(root)
+        if check:
+            print(f"{name} {problem}", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {name}")
+    return 1 if check and stale else 0
 
 
 def stale(folder: Path, generators: Mapping[str, Section]) -> dict[Path, str]:

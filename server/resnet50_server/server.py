@@ -224,7 +224,7 @@ def build(
     certificates = certificates_of(settings)
     tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
     specs = [parse_variant(argument) for argument in settings.variants]
-    admission = Admission(_admission_limits(settings))
+    admission = Admission(Limits.of(settings))
     variants = VariantRegistry(specs, settings.default_variant)
     variants.on_loaded(lambda _: on_loaded())
     readiness = Readiness(variants, lambda: admission.draining, failed)
@@ -394,17 +394,3 @@ def _tracing(settings: Settings) -> Tracing | None:
     from resnet50_server.telemetry.tracing import Tracing
 
     return Tracing(settings.otlp_endpoint, settings.trace_ratio, methods(settings))
-
-
-def _admission_limits(settings: Settings) -> Limits:
-    return Limits(
-        requests=settings.max_requests,
-        bytes=settings.max_request_bytes,
-        streams=settings.max_streams,
-        uploads=settings.max_uploads,
-        requests_per_caller=settings.max_requests_per_caller,
-        bytes_per_caller=settings.max_request_bytes_per_caller,
-        streams_per_caller=settings.max_streams_per_caller,
-        uploads_per_caller=settings.max_uploads_per_caller,
-        rate_per_caller=settings.max_rate_per_caller,
-    )

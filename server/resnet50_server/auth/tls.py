@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 
 from resnet50_server.errors import UnusableSetting
 
-from .file_watch import FileChangeDetector
+from .file_watch import ReloadedFiles
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +72,14 @@ class TlsReloader:
         self._key = key
         self._client_ca = client_ca
         self._clock = clock
-        self._files = FileChangeDetector(*filter(None, (cert, key, client_ca)))
         self._lock = threading.Lock()
-        self._last_error = ""
         self._warn_at = 0.0
-        self._files.changed()
-        self._current = self._read()
-        self._check_expiry(self._current)
+        self._files = ReloadedFiles(
+            self._read,
+            *filter(None, (cert, key, client_ca)),
+            kept="certificate",
+            check=self._check_expiry,
+        )
         self._announce()
 
     @property
@@ -91,37 +92,22 @@ class TlsReloader:
         # If another thread is already checking, use the current one.
         if self._lock.acquire(blocking=False):
             try:
-                if self._files.changed():
-                    self._reload()
+                if self._files.reload():
+                    self._announce()
                 self._warn_of_expiry()
             finally:
                 self._lock.release()
-        return self._current
-
-    def _reload(self) -> None:
-        try:
-            bundle = self._read()
-            if bundle != self._current:
-                self._check_expiry(bundle)
-        except UnusableSetting as error:
-            if str(error) != self._last_error:
-                self._last_error = str(error)
-                log.error("%s; continuing with the previous certificate", error)
-            return
-        self._last_error = ""
-        if bundle != self._current:
-            self._current = bundle
-            self._announce()
+        return self._files.value
 
     def _announce(self) -> None:
-        log.info("tls_cert: %s: valid until %s", self._cert, _date(self._current.expires_at))
+        log.info("tls_cert: %s: valid until %s", self._cert, _date(self._files.value.expires_at))
         self._warn_at = 0.0
         if os.name == "posix" and _mode(self._key) & stat.S_IROTH:
             log.warning("tls_key: %s is readable by every user of this machine", self._key)
         self._warn_of_expiry()
 
     def _warn_of_expiry(self) -> None:
-        now, expires_at = self._clock(), self._current.expires_at
+        now, expires_at = self._clock(), self._files.value.expires_at
         if expires_at - now > EXPIRY_WARNING_S or now < self._warn_at:
             return
         self._warn_at = now + DAY_S

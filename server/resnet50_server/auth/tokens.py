@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from resnet50_server.errors import UnusableSetting
 
-from .file_watch import FileChangeDetector
+from .file_watch import ReloadedFiles
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -97,12 +98,9 @@ class Tokens:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
-        self._file = FileChangeDetector(path)
-        self._last_error = ""
-        self._file.changed()
+        self._file = ReloadedFiles(partial(read_tokens, path), path, kept="tokens")
         self._check_at = clock() + CHECK_INTERVAL_S
         self._checking = False
-        self._tokens = read_tokens(path)
         self._announce()
 
     def find(self, secret: str) -> Token | None:
@@ -117,33 +115,20 @@ class Tokens:
             else:
                 loop.run_in_executor(None, self._check)
         # The timing of the lookup reveals at most something about the digest, not the secret.
-        return self._tokens.get(digest_of(secret))
+        return self._file.value.get(digest_of(secret))
 
     def _check(self) -> None:
         try:
-            if self._file.changed():
-                self._reload()
+            if self._file.reload():
+                self._announce()
         except Exception:
             log.exception("tokens_file: %s could not be checked, retrying", self._path)
         finally:
             self._checking = False
 
-    def _reload(self) -> None:
-        try:
-            tokens = read_tokens(self._path)
-        except UnusableSetting as error:
-            if str(error) != self._last_error:
-                self._last_error = str(error)
-                log.error("%s; continuing with the previous tokens", error)
-            return
-        self._last_error = ""
-        if tokens != self._tokens:
-            self._tokens = tokens
-            self._announce()
-
     def _announce(self) -> None:
         names = (
-            ", ".join(token.name for token in self._tokens.values())
+            ", ".join(token.name for token in self._file.value.values())
             or "none: all requests are rejected"
         )
         log.info("tokens_file: %s: %s", self._path, names)

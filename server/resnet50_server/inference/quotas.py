@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from resnet50_server.context import INTERACTIVE, limit_for
 from resnet50_server.errors import Overloaded
+from resnet50_server.settings import Settings
 
 # Any response releases capacity, so clients need not wait long before a retry.
 RETRY_AFTER_S = 0.1
@@ -42,6 +43,21 @@ class Limits:
     streams_per_caller: int = 1024
     uploads_per_caller: int = 1024
     rate_per_caller: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Return the limits that are set."""
+        return cls(
+            requests=settings.max_requests,
+            bytes=settings.max_request_bytes,
+            streams=settings.max_streams,
+            uploads=settings.max_uploads,
+            requests_per_caller=settings.max_requests_per_caller,
+            bytes_per_caller=settings.max_request_bytes_per_caller,
+            streams_per_caller=settings.max_streams_per_caller,
+            uploads_per_caller=settings.max_uploads_per_caller,
+            rate_per_caller=settings.max_rate_per_caller,
+        )
 
     def of_bulk(self) -> Limits:
         """Return how much of the limits on images bulk requests may take."""
