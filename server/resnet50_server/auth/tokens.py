@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,7 +97,7 @@ class Tokens:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
-        self._file = ReloadedFiles(partial(read_tokens, path), path, kept="tokens")
+        self._file = ReloadedFiles(lambda: read_tokens(path), path, kept="tokens")
         self._check_at = clock() + CHECK_INTERVAL_S
         self._checking = False
         self._announce()

@@ -303,7 +303,7 @@ async def test_unary_call_goes_on_until_a_server_is_there(kind, name):
         call = asyncio.ensure_future(
             client.classify(PNG) if name == "classify" else client.list_variants()
         )
-        await asyncio.to_thread(retries.made.wait)
+        assert await asyncio.to_thread(retries.made.wait, 60)
         async with serving(listen=[address]):
             assert len(await call)
 
@@ -314,7 +314,7 @@ async def test_variant_change_is_retried_only_before_it_is_sent(kind):
     address = free_address()
     async with Caller(kind, address, **policy) as client:
         call = asyncio.ensure_future(client.unload_variant("unknown"))
-        await asyncio.to_thread(retries.made.wait)
+        assert await asyncio.to_thread(retries.made.wait, 60)
         assert all(error.never_sent for error in retries.errors)
         async with serving(listen=[address]):
             with pytest.raises(resnet50_client.PermissionDeniedError):

@@ -429,7 +429,7 @@ async def test_closing_a_client_wakes_what_waits_for_its_next_attempt(kind, name
     call = asyncio.ensure_future(
         client.classify(PNG) if name == "classify" else collect(client, [PNG])
     )
-    await asyncio.to_thread(watching.waits.wait)
+    assert await asyncio.to_thread(watching.waits.wait, 60)
     await client.close()
     with pytest.raises(CallCancelledError, match=r"127\.0\.0\.1:1: the client was closed"):
         await call

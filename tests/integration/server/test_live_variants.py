@@ -558,7 +558,7 @@ async def test_closing_engine_delays_no_batch_of_others():
         unloaded.engine.close = close
         unloading = asyncio.create_task(server.parts.control.unload(names[1]))
         try:
-            await asyncio.to_thread(closing.wait)
+            assert await asyncio.to_thread(closing.wait, 60)
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             request = inference_pb2.ClassifyRequest(image=PICTURES[0])
             for _ in range(4):  # more than there are engine threads

@@ -139,7 +139,7 @@ async def test_hung_engine_is_not_closed_or_awaited(hung, monkeypatch, caplog):
         scheduler.add("a", engine), image(0), top_k=1, with_embedding=False, context=context()
     )
     try:
-        await asyncio.to_thread(entered.wait)
+        assert await asyncio.to_thread(entered.wait, 60)
         scheduler.hung = hung
         await devices.close()
         with pytest.raises(ShuttingDown):

@@ -138,7 +138,7 @@ async def test_file_whose_disk_hangs_holds_up_no_call(path, clock, monkeypatch):
     clock.now_s += 1.1
     try:
         assert tokens.find(SECRET)  # as before, until it is read
-        await asyncio.to_thread(reading.wait)
+        assert await asyncio.to_thread(reading.wait, 60)
         clock.now_s += 1.1
         assert tokens.find(SECRET)
     finally:
