@@ -68,7 +68,7 @@ class Bench:
         self.decoded: list[bytes] = []
         self.scheduler = Scheduler(BatchPolicy(**policy), VirtualThreads())
         pool: Any = self.pool
-        self.pipeline = Pipeline(
+        self.pipeline: Any = Pipeline(
             Admission(Limits()),
             pool,
             ImageLimits(),

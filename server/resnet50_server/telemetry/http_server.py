@@ -123,7 +123,7 @@ class _Handler(MetricsHandler):
     server: MetricsServer
 
     def setup(self) -> None:
-        self.timeout = CLIENT_TIMEOUT_S
+        self.request.settimeout(CLIENT_TIMEOUT_S)
         super().setup()
 
     def do_GET(self) -> None:
