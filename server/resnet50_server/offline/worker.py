@@ -22,6 +22,7 @@ from resnet50_server.errors import EngineFailed, InvalidRequest, ServingError
 from resnet50_server.images.background import parse_background
 from resnet50_server.images.decode_guard import silence_decoders
 from resnet50_server.images.limits import ImageLimits, check_encoded, check_length
+from resnet50_server.images.pixel_budget import PixelBudget
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool, decode_threads
 from resnet50_server.inference.pipeline import InferenceTask, Pipeline
@@ -238,7 +239,7 @@ class ImageWorker:
             Admission(Limits()),
             self._decode_pool,
             self._limits,
-            max_decode_pixels=settings.max_decode_pixels,
+            pixel_budget=PixelBudget(settings.max_decode_pixels or self._limits.max_pixels),
         )
         return variants
 
