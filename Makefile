@@ -18,7 +18,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip console nginx languages bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures clean
+.PHONY: help demo serve test coverage oip console nginx languages bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -163,6 +163,9 @@ pictures: $(VENV)/installed  ## Draw docs/images from text, simulations and docs
 	$(BIN)/python -m docs.draw
 	$(BIN)/python -m docs.draw.graph
 	$(BIN)/python -m benchmarks.plots
+
+screenshots: $(VENV)/installed  ## Photograph the report of `resnet50 bench`; needs Chromium
+	$(BIN)/python -m docs.draw.screenshot
 
 dist: $(VENV)/installed  ## Build wheel and sdist into dist/; the same sources give the same bytes
 	rm -rf dist

@@ -8,6 +8,7 @@ GitHub shows as well; the navigation is here instead of in them.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,18 @@ def unlink_directories(app: Sphinx, doctree: nodes.document) -> None:
             link.replace_self(link.children)
 
 
+def copy_screenshots(app: Sphinx, error: Exception | None) -> None:
+    """Copy the images of `<picture>` elements, which Sphinx does not see, beside the pages."""
+    if error is None and app.builder.format == "html":
+        images = Path(app.outdir) / "docs" / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        for path in ROOT.glob("docs/images/*.png"):
+            shutil.copy(path, images)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the functions above to the build."""
     app.connect("source-read", add_navigation)
     app.connect("doctree-read", unlink_directories)
+    app.connect("build-finished", copy_screenshots)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

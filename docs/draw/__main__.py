@@ -13,14 +13,28 @@ from pathlib import Path
 
 from docs.generate.pages import update
 
-from . import batches, delivery, kubernetes, overview, request, split, swap, throughput, top
+from . import (
+    batches,
+    bench,
+    delivery,
+    kubernetes,
+    overview,
+    recovery,
+    request,
+    split,
+    swap,
+    throughput,
+    top,
+)
 
 FOLDER = Path(__file__).resolve().parents[1] / "images"
 PICTURES: dict[str, Callable[[], str]] = {
     "batches.svg": batches.draw,
+    "bench.svg": bench.draw,
     "delivery.svg": delivery.draw,
     "kubernetes.svg": kubernetes.draw,
     "overview.svg": overview.draw,
+    "recovery.svg": recovery.draw,
     "request-steps.svg": request.draw_steps,
     "request-times.svg": request.draw_times,
     "swap.svg": swap.draw,

@@ -78,8 +78,8 @@ class PermissionDenied(ServingError):
         remedy = (
             "call with a token that has it"
             if has_tokens
-            else "only tokens have it, and this server has none: start it with --tokens-file, and"
-            " with --variants-dir to load variants"
+            else "only tokens have it, and this server has none: start it with --variants-dir and"
+            " --tokens-file"
         )
         super().__init__(
             f"authorization: {caller} does not have the scope {scope!r}, which this method needs;"

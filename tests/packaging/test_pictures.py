@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from docs.draw import delivery
+from docs.draw import delivery, screenshot
 from docs.draw.__main__ import PICTURES, main
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -46,6 +46,27 @@ def test_picture_is_on_a_page_with_alternative_text(file):
         if (page.parent / target).resolve() == file
     ]
     assert shown and all(len(alternative) > 30 for alternative in shown)
+
+
+def test_screenshots_show_the_report_of_the_data():
+    assert screenshot.stale() == [], "run `make screenshots`"
+
+
+def test_screenshot_of_another_report_is_found(monkeypatch, tmp_path):
+    other = tmp_path / "bench.json"
+    other.write_bytes(screenshot.DATA.read_bytes() + b" ")
+    monkeypatch.setattr(screenshot, "SOURCES", (other, *screenshot.SOURCES[1:]))
+    assert screenshot.stale() == ["bench-report-light.png", "bench-report-dark.png"]
+
+
+def test_screenshots_are_on_a_page_with_alternative_text():
+    page = DOCS / "how-to" / "load-test.md"
+    (shown,) = re.findall(r"<picture>.*?</picture>", page.read_text(), re.S)
+    dark, light = re.findall(r'src(?:set)?="([^"]+)"', shown)
+    assert (page.parent / dark).resolve() == screenshot.path_of("dark")
+    assert (page.parent / light).resolve() == screenshot.path_of("light")
+    (alternative,) = re.findall(r'alt="([^"]+)"', shown)
+    assert len(alternative) > 30
 
 
 def test_titles_of_pictures_are_sentences():
