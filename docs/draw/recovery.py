@@ -18,8 +18,9 @@ def draw() -> str:
     """Return the picture."""
     data: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8"))
     steps = data["steps"]
-    first, step = steps[0]["begin_s"], steps[1]["begin_s"] - steps[0]["begin_s"]
-    last = steps[-1]["begin_s"] + step
+    first: float = steps[0]["begin_s"]
+    step: float = steps[1]["begin_s"] - first
+    last: float = steps[-1]["begin_s"] + step
     top_ms = 1000.0 * data["deadline_s"]
     picture = Picture(640, 368, "Latency and failed calls before and after an overload ends")
     overload, load = f"{data['overload']:.0%}", f"{data['load']:.0%}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -96,4 +95,4 @@ if __name__ == "__main__":
         prog="python -m docs.draw.screenshot", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--chromium", default="chromium", help="the browser's command")
-    sys.exit(take(parser.parse_args().chromium))
+    take(parser.parse_args().chromium)
