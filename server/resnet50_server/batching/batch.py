@@ -120,14 +120,14 @@ class InFlightBatch:
     def resolve(self, output: BatchOutput, event: BatchEvent) -> None:
         """Give each request its result; those with NaN or Inf in it fail."""
         finite = _finite(output)
-        # Clients get no result of a shadow, so it says nothing about the variant's health.
-        judged = [
-            good
-            for good, request in zip(finite, self.requests, strict=True)
-            if not request.context.shadow
-        ]
-        self.queue.health.record(len(judged), judged.count(False))
         event.non_finite = finite.count(False)
+        judged = failed = 0
+        for position, request in enumerate(self.requests):
+            if not request.context.shadow:
+                # Clients get no result of a shadow, so it says nothing about the variant's health.
+                judged += 1
+                failed += not finite[position]
+        self.queue.health.record(judged, failed)
         for position, request in enumerate(self.requests):
             if request.future.done():
                 continue

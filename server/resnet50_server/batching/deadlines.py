@@ -158,20 +158,45 @@ class DeadlinePolicy:
                 batches += count
                 compute_s += self._compute_s(other, min(count * size, other.accepted), size)
         limit = queue.batch_size(queue.limit.current(now), deadline - now)
-        full_s = self._compute_s(queue, limit, limit)
         before, place = divmod(position := queue.count_before(due, bulk), limit)
         images = limit if before or queue.accepted >= limit else place + 1
-        starts = self._start_after(batches + before, compute_s + before * full_s, now)
+        before_s = compute_s + (before * self._compute_s(queue, limit, limit) if before else 0.0)
+        starts = self._start_after(batches + before, before_s, now)
         dispatched_at = max(ready, now if self._prefetch else starts)
+        own_s = queue.latency.batch_s(images)
         # Each batch before its own may be late as well, by as long as it takes.
-        longest_s = compute_s + before * full_s + queue.latency.batch_s(images)
-        margin_s = min(longest_s, self.margin.seconds * (batches + before + 1))
-        ends = queue.estimate_finish(images, dispatched_at, starts)
+        margin_s = min(before_s + own_s, self.margin.seconds * (batches + before + 1))
+        ends = max(dispatched_at + queue.preparation.batch_s(images), starts) + own_s
         if ends + margin_s > deadline + TIMER_SLACK_S:
             raise deadline_error(deadline - now, ends - now, margin_s)
-        if bulk:
-            return  # it delays no other image
-        # This image pushes the last one of each batch behind it into the next batch.
+        # Bulk delays no other image.
+        if not bulk and queue.accepted >= (before + 1) * limit:
+            self._check_moved(queue, position, limit, (batches, compute_s), now)
+
+    def _check_moved(
+        self,
+        queue: VariantQueue,
+        position: int,
+        limit: int,
+        others: tuple[int, float],
+        now: float,
+    ) -> None:
+        """Refuse an image that would make an accepted one late.
+
+        It pushes the last image of each batch behind it into the next batch.
+
+        Args:
+            queue: The queue of its variant.
+            position: How many of its images go first.
+            limit: How many images a batch has.
+            others: How many batches go first besides, and how long they take, in seconds.
+            now: Loop time.
+
+        Raises:
+            DeadlineUnreachable: It would.
+        """
+        batches, compute_s = others
+        full_s, before = self._compute_s(queue, limit, limit), position // limit
         last = (before + 1) * limit - 1
         while (entry := queue.peek_at(last)) is not None:
             before += 1
@@ -196,7 +221,7 @@ class DeadlinePolicy:
         delay_s = self._policy.max_queue_delay_ms / 1e3
         chosen, best = None, (0, now, 0.0)
         for queue in self._queues:
-            if (due := queue.earliest_due()) is None:
+            if (due := queue.waiting.earliest_due()) is None:
                 continue
             start, images = now, len(queue.waiting)
             if delay_s > 0.0 and images < queue.batch_size(queue.limit.current(now)):
@@ -221,7 +246,9 @@ class DeadlinePolicy:
         """
         if only_bulk:
             self._bulk_weight.reset()
-        elif any(other.waiting.only_bulk for other in self._queues if other is not queue):
+        elif len(self._queues) > 1 and any(
+            other.waiting.only_bulk for other in self._queues if other is not queue
+        ):
             self._bulk_weight.add_interactive(queue.latency.batch_s(images))
 
     def on_answered(self, batch: InFlightBatch) -> None:

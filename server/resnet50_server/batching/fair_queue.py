@@ -176,6 +176,13 @@ class FairQueue(Generic[Item]):
             self._enqueue(entry, virtual_deadline(now, None))
         return entry
 
+    def earliest_due(self) -> float | None:
+        """Return the earliest virtual deadline of a ready item; None if there is none."""
+        due = self._ready[0][0] if self._ready else None
+        if self._bulk and self._is_bulk_next() and (bulk := self._bulk.earliest_due()) is not None:
+            return bulk if due is None else min(due, bulk)
+        return due
+
     def peek(self) -> Entry[Item] | None:
         """Return the entry that `pop` would return."""
         return self._bulk.peek() if self._bulk and self._is_bulk_next() else self.peek_at(0)

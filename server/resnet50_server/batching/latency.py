@@ -22,10 +22,6 @@ GROWTH = 2
 EFFICIENT = 0.96
 
 
-def _unpadded(images: int) -> int:
-    return images
-
-
 class LatencyModel:
     """t(b) = α + β·b seconds for a batch of b images, fitted online.
 
@@ -35,7 +31,7 @@ class LatencyModel:
 
     Args:
         padded: Returns how many images the device computes for a batch; see `Engine.padded`. The
-            batch is observed, and estimated, as one of that size.
+            batch is observed, and estimated, as one of that size. None for its own size.
         memory: Time constant of the forgetting, in batches.
         steady: Whether batches of one size take about as long unless the device is slowed down.
             Then a batch that is much faster than expected shows that it no longer is, and those
@@ -48,12 +44,12 @@ class LatencyModel:
 
     def __init__(
         self,
-        padded: Callable[[int], int] = _unpadded,
+        padded: Callable[[int], int] | None = None,
         memory: int = 200,
         steady: bool = False,
     ) -> None:
         self.alpha_s = self.beta_s = 0.0
-        self._padded = padded
+        self._padded = padded or int
         self._keep = 1.0 - 1.0 / memory
         self._steady = steady
         self._recent: deque[float] = deque(maxlen=RECENT)

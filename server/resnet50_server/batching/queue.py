@@ -227,12 +227,6 @@ class VariantQueue:
 
         request.future.add_done_callback(discard_if_cancelled)
 
-    def earliest_due(self) -> float | None:
-        """Return the earliest virtual deadline of a waiting request; None if there is none."""
-        # If bulk is next, a more urgent request may be behind it.
-        heads = (self.waiting.peek(), self.waiting.peek_at(0))
-        return min((head.due for head in heads if head is not None), default=None)
-
     def oldest_arrival(self) -> float:
         """Return when the longest-waiting request arrived, in loop time."""
         return min(entry.item.arrived for entry in self.waiting)
@@ -277,14 +271,14 @@ class VariantQueue:
                 # The callback of a future that was cancelled just now has not run yet.
                 if not entry.item.future.done():
                     batch.append(entry)
-            first = min(
-                (entry for entry in batch if entry.item.deadline is not None),
-                key=lambda entry: entry.item.deadline or 0.0,
-                default=None,
-            )
-            if first is None or first.item.deadline is None:
+            first, deadline = None, math.inf
+            for entry in batch:
+                due = entry.item.context.deadline
+                if due is not None and due < deadline:
+                    first, deadline = entry, due
+            if first is None:
                 break
-            deadline = first.item.deadline + TIMER_SLACK_S
+            deadline += TIMER_SLACK_S
             ends = self._expected_end(first.item, len(batch), now, device_free_at)
             late_s = min(margin_s, self.latency.batch_s(len(batch))) if self.waiting else 0.0
             if ends + late_s <= deadline:

@@ -287,15 +287,16 @@ class Scheduler:
         if len(self._in_flight) >= self.workers + self.prefetch:
             return False
         now = self._loop.time()
-        free_at = self._deadlines.free_at(now)
         if self._retries:
             # These requests have waited longest.
+            free_at = self._deadlines.free_at(now)
             if retry := self._retries.pop(now, free_at):
                 self._submit_to_engine(retry, now, free_at)
             return True
         queue, start = self._deadlines.next_queue(now)
         if queue is None:
             return False
+        free_at = self._deadlines.free_at(now)
         images, limit = len(queue.waiting), queue.batch_size(queue.limit.current(now))
         if len(self._in_flight) >= self.workers and images < limit:
             # Requests that arrive until the device is free could join: submit it only so early

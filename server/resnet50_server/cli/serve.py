@@ -13,7 +13,7 @@ from resnet50_server.errors import UnusableSetting, WeightsError
 from resnet50_server.images.decode_guard import silence_decoders
 from resnet50_server.lifecycle.load_errors import EXPECTED_ERRORS
 from resnet50_server.runtime.loop_watchdog import LoopWatchdog
-from resnet50_server.runtime.memory import return_memory
+from resnet50_server.runtime.memory import keep_freed_memory, return_memory
 from resnet50_server.runtime.streams import announce, complain
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
@@ -36,6 +36,7 @@ async def serve(settings: Settings) -> int:
         event loop with 1 (`LoopWatchdog`), a second signal with 128 plus its number.
     """
     silence_decoders()
+    keep_freed_memory()
     gateway = None
     if settings.http_listen is not None:
         try:

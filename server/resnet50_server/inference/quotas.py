@@ -128,9 +128,11 @@ class Quotas:
         if rate := self.limits.rate_per_caller:
             usage.next_at = max(usage.next_at, self._clock()) + 1.0 / rate
         self._callers[caller] = usage
-        for counted in (self.total, usage):
-            counted.requests += 1
-            counted.bytes += length
+        total = self.total
+        total.requests += 1
+        total.bytes += length
+        usage.requests += 1
+        usage.bytes += length
 
     def add_bytes(self, usage: Usage, length: int) -> None:
         """Count more bytes of an image that is counted."""
@@ -139,10 +141,13 @@ class Quotas:
 
     def remove_request(self, caller: str, usage: Usage, length: int) -> None:
         """Count an image no longer."""
-        for counted in (self.total, usage):
-            counted.requests -= 1
-            counted.bytes -= length
-        self._forget(caller, usage)
+        total = self.total
+        total.requests -= 1
+        total.bytes -= length
+        usage.requests -= 1
+        usage.bytes -= length
+        if not usage.requests:
+            self._forget(caller, usage)
 
     def add(self, what: str, caller: str, usage: Usage, count: int) -> None:
         """Count streams or uploads.
