@@ -59,6 +59,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
             "docs/how-to/secure",
             "docs/how-to/monitor",
             "docs/how-to/watch-live",
+            "docs/how-to/console",
             "docs/how-to/trace",
             "docs/how-to/load-test",
             "docs/how-to/troubleshoot",

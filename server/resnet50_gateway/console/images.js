@@ -1,7 +1,7 @@
 /** The view of images: drop, categories, timing, nearest images. */
 
 import { byId, element, show, svg, terms } from "./dom.js";
-import { bytes, cosine, count, percent, shortDigest } from "./format.js";
+import { bytes, cosine, count, milliseconds, percent, shortDigest } from "./format.js";
 import { ImageMemory } from "./memory.js";
 import { bars, showError, timing } from "./parts.js";
 import { imageSnippets, showSnippets } from "./snippets.js";
@@ -70,12 +70,14 @@ export class ImagesView {
     this.result.setAttribute("aria-busy", "true");
     let error = null;
     let image = null;
+    const began = performance.now();
     try {
       const answer = embeds
         ? await gateway.embed(file, query, signal)
         : await gateway.classify(file, { ...query, include_embedding: true }, signal);
+      const roundTrip = performance.now() - began;
       const embedding = answer.embedding ?? answer.classification?.embedding;
-      image = await this.#memory.add(file, answer, embedding, query);
+      image = await this.#memory.add(file, answer, embedding, { query, roundTrip });
     } catch (failure) {
       error = failure;
     }
@@ -129,6 +131,7 @@ export class ImagesView {
         ["Digest", element("code", { title: variant.digest }, shortDigest(variant.digest))],
         ["Batch", `${count(times.batchSize)} ${Number(times.batchSize) === 1 ? "image" : "images"}`],
         ["Cache", CACHE[times.cache]],
+        ["Round trip", milliseconds(image.roundTrip)],
         ["File", `${file.name || "pasted"}, ${bytes(file.size)}`],
       ]),
     );

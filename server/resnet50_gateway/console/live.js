@@ -2,7 +2,7 @@
 
 import { Chart, colourOf } from "./chart.js";
 import { byId, element, show } from "./dom.js";
-import { bytes, count, milliseconds, number, percent, seconds } from "./format.js";
+import { bytes, count, number, percent, seconds } from "./format.js";
 import { CallError } from "./gateway.js";
 import { showError } from "./parts.js";
 
@@ -11,10 +11,10 @@ const RETRY_MS = 2000;
 /** Title, format, options, and the values of a variant's metrics. */
 const BY_VARIANT = [
   ["Images/s", number, { least: 1 }, (metrics) => [metrics.images_per_s]],
-  ["Latency, p50 / p99", milliseconds, {}, ({ stages }) => pair(stages.total)],
+  ["Latency p50 / p99, ms", number, {}, ({ stages }) => pair(stages.total)],
   ["Images in a batch", number, { least: 1 }, (metrics) => [metrics.batch_mean]],
   ["Images in the queue", count, { least: 1 }, (metrics) => [metrics.queue_images]],
-  ["Engine, p50 / p99", milliseconds, {}, ({ stages }) => pair(stages.compute)],
+  ["Engine p50 / p99, ms", number, {}, ({ stages }) => pair(stages.compute)],
 ];
 
 export class LiveView {
@@ -26,7 +26,11 @@ export class LiveView {
   constructor(context) {
     this.#context = context;
     this.charts = BY_VARIANT.map(([title, format, options]) => new Chart(title, format, options));
-    this.devices = new Chart("Devices busy", percent, { least: 1, shared: false });
+    this.devices = new Chart("Devices busy", percent, {
+      least: 1,
+      shared: false,
+      axis: percent,
+    });
     byId("live-charts").append(
       ...[...this.charts, this.devices].map((chart) =>
         element("div", { class: "panel" }, chart.element),
@@ -99,6 +103,7 @@ export class LiveView {
           element("span", { class: "hint engine" }, engines.join(", ")),
         ),
       ),
+      element("span", { class: "hint plain" }, "dashed: 99th percentile"),
     );
   }
 
@@ -111,7 +116,7 @@ export class LiveView {
       ["Rejected/s", number(refused), refused > 0],
       ["In flight", count(total.inside_requests)],
       ["Streams", count(total.open_streams)],
-      ["Dropped frames/s", number(total.dropped_per_s)],
+      ["Dropped/s", number(total.dropped_per_s)],
       ["Memory", bytes(total.memory_bytes)],
     ];
     show(

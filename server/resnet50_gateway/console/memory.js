@@ -12,15 +12,16 @@ export class ImageMemory {
    * @param {File} file
    * @param {object} answer Of the gateway.
    * @param {{values: number[], space: string}|undefined} embedding
+   * @param {object} facts Of the call, kept beside it.
    */
-  async add(file, answer, embedding, query) {
+  async add(file, answer, embedding, facts) {
     const thumbnail = await thumbnailOf(file);
     this.#numbers += 1;
     const image = {
       number: this.#numbers,
       file,
       answer,
-      query,
+      ...facts,
       thumbnail,
       space: embedding?.space,
       unit: unitOf(embedding?.values),

@@ -30,7 +30,7 @@ export class VideoView {
     this.#context = context;
     this.options = byId("video-options");
     this.video = byId("video");
-    this.chart = new Chart("Round trip, p50 / p99", milliseconds, { seconds: 30, shared: false });
+    this.chart = new Chart("Round trip p50 / p99, ms", number, { seconds: 30, shared: false });
     byId("video-chart").append(this.chart.element);
     this.options.addEventListener("submit", (event) => event.preventDefault());
     byId("webcam").addEventListener("click", () => this.#startCamera());
