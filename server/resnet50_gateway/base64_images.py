@@ -32,6 +32,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
         )
     try:
         content = json.loads(body)
+        if b"\\u" in body:
+            # Texts with half a surrogate pair cannot be sent on.
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise invalid("body", f"is no JSON: {error}") from None
     if not isinstance(content, dict):

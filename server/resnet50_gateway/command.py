@@ -16,7 +16,7 @@ from .settings import Settings, unknown_environment
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Loggers that write a line for each malformed request, which clients can cause.
-_CLIENT_NOISE = ("uvicorn.error", "websockets")
+_CLIENT_NOISE = ("uvicorn.error", "websockets", "python_multipart")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

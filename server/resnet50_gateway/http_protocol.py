@@ -17,6 +17,7 @@ MAX_PIPELINED = 8
 MAX_FRAGMENTS = 1024
 # After a response to a request whose body is still arriving: closing at once would lose it.
 LINGER_S = 2.0
+_BODY = (b"content-length", b"transfer-encoding")
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -102,6 +103,9 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if counted > self._settings.max_header_bytes:
             self._refuse_headers()
+        elif self.parser.should_upgrade() and any(name in _BODY for name, _ in self.headers):
+            # It would be read to its end before the upgrade, without a limit.
+            self._refuse(400, "content-length: a request for an upgrade has no body")
         elif len(self.pipeline) >= MAX_PIPELINED:
             self._refuse(503, f"more than {MAX_PIPELINED} requests are queued on this connection")
         else:
@@ -132,6 +136,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol."""
+        if self._refused:
+            return
         self._stop(self._header_timer)
         self._header_timer = None
         super().handle_websocket_upgrade()

@@ -148,7 +148,7 @@ class ImageRoutes:
 
 def json_response(content: Any, headers: dict[str, str] | None = None) -> Response:
     """Return a response of JSON."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(content, separators=(",", ":"))
     return Response(text, media_type="application/json", headers=headers)
 
 

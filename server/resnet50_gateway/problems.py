@@ -117,7 +117,7 @@ class Problem(Exception):
             "requestId": request_id,
         }
         return Response(
-            json.dumps(content, ensure_ascii=False),
+            json.dumps(content),
             self.status,
             headers=self.headers(),
             media_type=PROBLEM_JSON,

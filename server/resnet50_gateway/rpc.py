@@ -159,7 +159,7 @@ def _from_json(method: MethodDescriptor, content: bytes) -> bytes:
     """
     try:
         message = json_format.Parse(content or b"{}", GetMessageClass(method.input_type)())
-    except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+    except (json_format.ParseError, ValueError, RecursionError) as error:
         raise invalid(
             "body", f"is no {method.input_type.name} as JSON: {_one_line(error)}"
         ) from None

@@ -167,3 +167,10 @@ def test_metadata_of_open_inference(http):
     assert http.post("/v2/repository/index").json()[0]["state"] == "READY"
     assert http.get("/v2/models/pets").status_code == 404
     assert http.post("/v2/repository/models/pets/load").status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/vectors", "/v2/models/resnet50/infer"])
+def test_half_a_surrogate_pair_is_refused(http, path):
+    response = http.post(path, content=b'{"input": "x", "id": "\\ud800", "\\ud800": 1}')
+    assert response.status_code == 400
+    assert b"body: is no JSON" in response.content

@@ -163,6 +163,21 @@ def test_malformed_http_is_refused(url):
         assert answer == b"" or answer.startswith(b"HTTP/1.1 400"), sent
 
 
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [(b"Content-Length: 99999999", b"400"), (b"X-Long: " + b"a" * 20_000, b"431")],
+)
+def test_an_upgrade_with_a_body_or_large_headers_is_refused(url, header, status):
+    with connection(url) as opened:
+        opened.sendall(
+            b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            + header
+            + b"\r\n\r\n"
+        )
+        assert read_to_end(opened).startswith(b"HTTP/1.1 " + status)
+
+
 def test_a_gateway_drains(address, photo):
     running = GatewayProcess("--server", address)
     url = running.wait_until_listening()
