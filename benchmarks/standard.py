@@ -1,13 +1,14 @@
 """The standard set: python -m benchmarks.standard [--quick]; `make bench` runs it.
 
 It loads servers on this machine as `resnet50 bench` would, runs other benchmarks of this folder,
-and writes their output into docs/benchmarks/results.md, between its two marks. It takes about
-twenty minutes; with --quick a few, and nothing is written. It prints each part once it has it.
+and writes their output into docs/benchmarks/results.md, between its two marks, and the figures of
+each load into docs/benchmarks/data/results.json. It takes about twenty minutes; with --quick a few, and nothing is written. It prints each part once it has it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -24,11 +25,13 @@ from benchmarks.process import server
 from resnet50_bench.benchmark import bench
 from resnet50_bench.environment import machine, versions
 from resnet50_bench.plan import Load, Plan
+from resnet50_bench.result import Bench
 from resnet50_bench.table import costs, latencies, stages
 from resnet50_cli.formatting import Grid
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "docs" / "benchmarks" / "results.md"
+DATA = PAGE.parent / "data" / "results.json"
 BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 SHARES = (0.5, 0.8, 0.95, 1.1, 1.3)
 # Other benchmarks to run, and their parts.
@@ -87,8 +90,13 @@ def servers(folder: Path, seconds: float) -> Iterator[Served]:
     )
 
 
-def report(quick: bool) -> Iterator[str]:
-    """Run everything; give it as parts of Markdown."""
+def report(quick: bool, data: dict[str, Any]) -> Iterator[str]:
+    """Run everything; yield it as parts of Markdown.
+
+    Args:
+        quick: Measure briefly, and only a part.
+        data: Gets the figures, by the server's title and the load's name.
+    """
     seconds = 2.0 if quick else 8.0
     yield _heading()
     with tempfile.TemporaryDirectory(prefix="resnet50-") as folder:
@@ -100,6 +108,7 @@ def report(quick: bool) -> Iterator[str]:
                 found = {
                     name: bench(Plan(**vars(plan) | where)) for name, plan in served.plans.items()
                 }
+                data[served.title] = {name: figures(one) for name, one in found.items()}
                 for grid in (latencies, stages, costs):
                     yield _joined({name: grid(one) for name, one in found.items()})
                 if served.swept and not quick:
@@ -107,6 +116,7 @@ def report(quick: bool) -> Iterator[str]:
                         **where, load=Load(rate_per_s=1.0), duration_s=seconds, timeout_s=1.0
                     )
                     swept = bench(plan, SHARES)
+                    data[served.title]["Poisson arrivals"] = figures(swept)
                     yield "Poisson arrivals, deadline 1 s, latency from the intended time:\n"
                     yield from (_markdown(latencies(swept)), _markdown(stages(swept)))
     for script, measures in SCRIPTS.items():
@@ -121,6 +131,13 @@ def report(quick: bool) -> Iterator[str]:
             )
             yield "\n".join(f"    {line}" for line in done.stdout.splitlines())
         yield ""
+
+
+def figures(found: Bench) -> dict[str, Any]:
+    """Return the figures of a benchmark by load, with its plan and environment."""
+    fields: dict[str, Any] = json.loads(found.to_json())
+    # Distributions of single runs; the loads have their quantiles.
+    return {name: value for name, value in fields.items() if name not in ("runs", "probes")}
 
 
 def _heading() -> str:
@@ -155,7 +172,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="briefly; write nothing")
     quick = parser.parse_args().quick
     parts = []
-    for part in report(quick):
+    data: dict[str, Any] = {}
+    for part in report(quick, data):
         print(part, flush=True)
         parts.append(part)
     if quick:
@@ -164,6 +182,8 @@ def main() -> None:
     page = PAGE.read_text()
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    DATA.parent.mkdir(exist_ok=True)
+    DATA.write_text(json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":
