@@ -1,6 +1,7 @@
 """Plots of docs/benchmarks/results.md: python -m benchmarks.plots; `make pictures` runs it.
 
-latency-load.svg   p50, p99 and failed calls against the offered load, fp32 and int8
+latency-load.svg   p50, p99 and failed calls against the offered load, fp32 and int8, with the
+                   throughput that each sustains
 
 They are drawn from the tables that `make bench` has written into the page, so a plot and its
 figures are of one run. Colours follow the reader's light or dark mode.
@@ -29,6 +30,8 @@ DARK = {
     "#bc4c00": "#f0883e",
 }
 _ROW = re.compile(r"^\| (\d+)%: ([\d.]+)/s \|(.*)\|$", re.MULTILINE)
+# Answers/s of a closed loop.
+_CLOSED = re.compile(r"^\| 16 [^|]+\| [\d.]+ \| ([\d.]+) \|", re.MULTILINE)
 
 
 class Point(NamedTuple):
@@ -67,6 +70,21 @@ def sweep(page: str, title: str) -> list[Point]:
     return points
 
 
+def sustained(page: str, title: str) -> float:
+    """Return the largest throughput of a closed loop in a section, in images/s.
+
+    Raises:
+        ValueError: The page has no such section, or no closed loop in it.
+    """
+    section = page.partition(f"\n### {title}")[2].partition("\n### ")[0]
+    found = [float(rate) for rate in _CLOSED.findall(section.partition("Poisson arrivals")[0])]
+    if not found:
+        raise ValueError(
+            f"docs/benchmarks/results.md has no closed loop below {title!r}: run `make bench`"
+        )
+    return max(found)
+
+
 def latency_against_load(page: str) -> str:
     """Return the plot as SVG."""
     figure, (axes, below) = pyplot.subplots(
@@ -84,6 +102,8 @@ def latency_against_load(page: str) -> str:
         axes.plot(rates, [point.p99_ms for point in points], "o--", color=COLORS[name], alpha=0.6)
         failed = [point.failed * 100 for point in points]
         below.plot(rates, failed, "o-", color=COLORS[name], clip_on=False)
+        for one in (axes, below):
+            one.axvline(sustained(page, title), color=COLORS[name], linestyle=":", linewidth=1)
         second = points[1]
         axes.annotate(
             name,
@@ -100,7 +120,7 @@ def latency_against_load(page: str) -> str:
     axes.set_ylabel("latency, ms (p50; p99 dashed)", color=INK)
     below.set_ylim(0, 60)
     below.set_ylabel("failed, %", color=INK)
-    below.set_xlabel("offered load, images/s (Poisson arrivals, deadline 1 s)", color=INK)
+    below.set_xlabel("offered load, images/s (Poisson arrivals, deadline 1 s); dotted: sustained", color=INK)
     for one in (axes, below):
         one.tick_params(colors=INK, which="both")
         one.grid(color=FAINT, linewidth=0.5)
