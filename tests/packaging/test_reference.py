@@ -232,3 +232,9 @@ def test_protos_become_tables_with_links_and_comments():
     ):
         assert line in text.splitlines(), text
     assert "Of animals." not in text
+
+
+def test_methods_of_a_protocol_become_one_table():
+    lines = grpc_api.methods(descriptors()).splitlines()
+    row = "| `Feed` | stream of [`Food`](#food) → `google.rpc.Status` | Feeds them all. |"
+    assert lines == ["| method | messages | description |", "| --- | --- | --- |", row]
