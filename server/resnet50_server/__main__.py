@@ -1,6 +1,21 @@
-"""`python -m resnet50_server` is the command `resnet50-server`."""
+"""The command `resnet50-server`, also as `python -m resnet50_server`."""
 
-from resnet50_server.cli.main import run
+from __future__ import annotations
+
+import sys
+
+from resnet50_server.runtime.extras import missing_package
+
+
+def main() -> None:
+    """Run the command line; exit with status 2 if a package that it needs is not installed."""
+    try:
+        from resnet50_server.cli.main import run
+    except ModuleNotFoundError as error:
+        print(missing_package(error), file=sys.stderr)
+        sys.exit(2)
+    run()
+
 
 if __name__ == "__main__":
-    run()
+    main()

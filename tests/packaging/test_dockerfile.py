@@ -50,7 +50,7 @@ def test_image_runs_the_command_of_make_serve(monkeypatch):
     # `python -m resnet50_server` is what the installed command runs.
     assert python == ["-m", "resnet50_server"]
     scripts = PROJECT["project"]["scripts"]
-    assert scripts[image.entrypoint[0]] == "resnet50_server.cli.main:run"
+    assert scripts[image.entrypoint[0]] == "resnet50_server.__main__:main"
     # The image's user sets the variants by the environment instead of the option.
     assert (image.command[1:], option) == ([verb], "--variants")
     assert "RESNET50_VARIANTS" not in image.environment

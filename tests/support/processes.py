@@ -23,7 +23,7 @@ from typing import IO, Any, Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = {
-    "resnet50-server": "resnet50_server.cli.main:run",
+    "resnet50-server": "resnet50_server.__main__:main",
     "resnet50": "resnet50_cli.__main__:main",
 }
 MODULES = {"resnet50-server": "resnet50_server", "resnet50": "resnet50_cli"}

@@ -137,6 +137,7 @@ def run() -> NoReturn:
     The process ends at once: a thread may still be busy with work that is not needed any more, and
     the interpreter would wait for it.
     """
+    from resnet50_server.runtime.extras import missing_package
     from resnet50_server.runtime.fatal import open_stack_file
     from resnet50_server.runtime.streams import complain, flush
 
@@ -144,6 +145,9 @@ def run() -> NoReturn:
     faulthandler.enable(open_stack_file())
     try:
         status = main()
+    except ModuleNotFoundError as error:
+        complain(missing_package(error))
+        status = 2
     except Exception:
         complain(traceback.format_exc())
         status = 1

@@ -92,6 +92,19 @@ def test_a_missing_package_is_one_sentence(module, arguments, sentence):
     assert (done.returncode, done.stderr, done.stdout) == (2, f"{sentence}\n", "")
 
 
+@pytest.mark.parametrize("module", ["typer", "pydantic", "grpc_health", "prometheus_client"])
+def test_server_without_a_package_is_one_sentence(module):
+    script = (
+        f"import sys; sys.modules[{module!r}] = None;"
+        "sys.argv = ['resnet50-server', 'serve', '--variants', 'x=random:0', '--engine', 'null',"
+        "'--listen', '127.0.0.1:0', '--metrics-listen', '127.0.0.1:0'];"
+        "from resnet50_server.__main__ import main; main()"
+    )
+    done = python("-c", script)
+    sentence = f"resnet50-server needs {module}: install resnet50-serving with the extra [server]"
+    assert (done.returncode, done.stderr, done.stdout) == (2, f"{sentence}\n", "")
+
+
 def test_video_without_its_extra_is_one_sentence(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"")
     with puppet_server(Puppet("cat")) as address:
