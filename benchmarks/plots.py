@@ -120,7 +120,9 @@ def latency_against_load(page: str) -> str:
     axes.set_ylabel("latency, ms (p50; p99 dashed)", color=INK)
     below.set_ylim(0, 60)
     below.set_ylabel("failed, %", color=INK)
-    below.set_xlabel("offered load, images/s (Poisson arrivals, deadline 1 s); dotted: sustained", color=INK)
+    below.set_xlabel(
+        "offered load, images/s (Poisson arrivals, deadline 1 s); dotted: sustained", color=INK
+    )
     for one in (axes, below):
         one.tick_params(colors=INK, which="both")
         one.grid(color=FAINT, linewidth=0.5)

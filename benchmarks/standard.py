@@ -2,7 +2,8 @@
 
 It loads servers on this machine as `resnet50 bench` would, runs other benchmarks of this folder,
 and writes their output into docs/benchmarks/results.md, between its two marks, and the figures of
-each load into docs/benchmarks/data/results.json. It takes about twenty minutes; with --quick a few, and nothing is written. It prints each part once it has it.
+each load into docs/benchmarks/data/results.json. It takes about twenty minutes; with --quick a few,
+and nothing is written. It prints each part once it has it.
 """
 
 from __future__ import annotations
