@@ -64,6 +64,10 @@ console: $(VENV)/installed  ## The browser console in Chromium, 3 minutes; needs
 console-pictures: $(VENV)/installed  ## Draw the pictures of docs/how-to/console.md, 3 minutes; needs chromium
 	$(BIN)/python -m tests.e2e.console_pictures
 
+ray: $(VENV)/installed  ## Bulk runs on a Ray cluster of this machine, whose processes are killed, 6 minutes
+	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
+	$(BIN)/python -m pytest tests/e2e/ray_data.py
+
 nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
 	$(BIN)/python -m tests.e2e.nginx
 

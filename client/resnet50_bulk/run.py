@@ -18,9 +18,7 @@ from .source import FileFingerprint, ImageContent, Source
 Outcome: TypeAlias = ImageResult | Exception
 """An image's result, the error of an image that fails each time, or `Unanswered`."""
 
-RunCall: TypeAlias = Callable[
-    [Collection[tuple[str, ImageContent]]], Generator[tuple[str, Outcome], None, None]
-]
+RunCall: TypeAlias = "Callable[[Images], Generator[tuple[str, Outcome], None, None]]"
 """Computes named images, lazily and in any order."""
 
 
@@ -103,7 +101,7 @@ class Run:
             EmbeddingSpaceChanged: The weights changed during the run.
             OSError: The checkpoint cannot be written.
         """
-        missing = _Images(self._source, self._missing(), stop)
+        missing = Images(self._source, self._missing(), stop)
         self._observer.on_start(len(self._names), len(self._names) - len(missing))
         results = 0
         try:
@@ -206,7 +204,7 @@ def opened_run(
             yield Run(source, names, output, checkpoint, existing, observer)
 
 
-class _Images(Collection[tuple[str, ImageContent]]):
+class Images(Collection[tuple[str, ImageContent]]):
     """Pairs (name, image), with the fingerprints of their files.
 
     A collection, because the SDK reads the files of a collection in parallel.
@@ -217,24 +215,28 @@ class _Images(Collection[tuple[str, ImageContent]]):
         stop: No image follows after this is set.
 
     Attributes:
-        fingerprints: Of each file since before it was read.
+        source: The images.
+        names: Those to compute.
+        stop: Set when no image shall follow.
+        fingerprints: Of each file since before it was read; a call that reads images in another
+            way than by iteration adds them.
     """
 
     def __init__(self, source: Source, names: Sequence[str], stop: threading.Event) -> None:
         self.fingerprints: dict[str, FileFingerprint] = {}
-        self._source = source
-        self._names = names
-        self._stop = stop
+        self.source = source
+        self.names = names
+        self.stop = stop
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __contains__(self, pair: object) -> bool:
-        return isinstance(pair, tuple) and pair[0] in self._names
+        return isinstance(pair, tuple) and pair[0] in self.names
 
     def __iter__(self) -> Iterator[tuple[str, ImageContent]]:
-        for name, image in self._source.images(self._names):
-            if self._stop.is_set():
+        for name, image in self.source.images(self.names):
+            if self.stop.is_set():
                 return
-            self.fingerprints[name] = self._source.fingerprint(name)
+            self.fingerprints[name] = self.source.fingerprint(name)
             yield name, image

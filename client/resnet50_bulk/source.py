@@ -60,6 +60,10 @@ class FileSource:
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = paths
 
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state of a copy in another process, which reads images by their names."""
+        return {"_paths": ()}
+
     def names(self) -> Iterable[str]:
         """See `Source`."""
         return self._paths

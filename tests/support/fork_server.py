@@ -34,7 +34,7 @@ PROGRAMS = {
         "resnet50_cli.app",
         (
             *("PIL.Image", "grpc.experimental", "jinja2", "numpy.random", "psutil"),
-            "resnet50_cli.__main__",
+            *("resnet50_cli.__main__", "resnet50_server.offline"),
             *("resnet50_cli.classify", "resnet50_cli.health", "resnet50_bench.command"),
             *(f"resnet50_cli.{name}.command" for name in COMMAND_PACKAGES),
         ),

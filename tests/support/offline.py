@@ -36,16 +36,16 @@ def write_images(folder: Path, count: int, broken: int = 0) -> list[str]:
 
 
 def start_local(*arguments: object, **settings: Any) -> Any:
-    """Start `resnet50 embed --local` with settings of the worker; by default the null engine."""
+    """Start `resnet50 embed` with settings of the worker; by default the null engine."""
     environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
     for name, value in {"engine": "null", **settings}.items():
         environment[f"RESNET50_{name.upper()}"] = str(value)
-    return start("resnet50", "embed", "--local", *arguments, environment=environment)
+    return start("resnet50", "embed", *arguments, environment=environment)
 
 
 def embed_local(*arguments: object, **settings: Any) -> tuple[int, str, str]:
     """Return exit code, stdout and stderr of a run."""
-    process = start_local(*arguments, **settings)
+    process = start_local("--local", *arguments, **settings)
     stdout, stderr = process.communicate(timeout=240)
     return process.wait(), stdout, stderr
 

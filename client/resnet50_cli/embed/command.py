@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -89,6 +89,18 @@ def embed(
             " come from the server's environment variables.",
         ),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="As --local, by workers on the Ray cluster at this address: HOST:PORT, auto for"
+            " the one of this machine, or local to start one for this run.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers of --ray.")] = 1,
+    worker_cpus: Annotated[int, typer.Option(min=1, help="CPUs of each worker of --ray.")] = 1,
+    worker_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker of --ray.")] = 0.0,
     timeout_s: StreamTimeout = None,
     concurrency: BulkConcurrency = None,
     as_json: AsJson = False,
@@ -100,22 +112,30 @@ def embed(
     run at a time can write to OUT.
     """
     output = _output(out)
-    if local and (timeout_s is not None or concurrency is not None):
+    offline = local or ray is not None
+    if offline and (timeout_s is not None or concurrency is not None):
         raise typer.BadParameter(
-            "--timeout-s and --concurrency are for servers; leave them out", param_hint="--local"
+            "--timeout-s and --concurrency are for servers; leave them out",
+            param_hint="--local" if local else "--ray",
         )
+    on_ray: dict[str, Any] | None = None
+    if ray is not None:
+        on_ray = {"address": ray, "count": workers}
+        on_ray |= {"num_cpus": worker_cpus, "num_gpus": worker_gpus}
     left_out = LeftOut()
     with reporting_errors(), progress_bar() as bar:
         names = chosen_names(files or [], files_from, null)
         source: Source
-        source = source_of(list(names), left_out) if local else FileSource(_images(names, left_out))
+        source = (
+            source_of(list(names), left_out) if offline else FileSource(_images(names, left_out))
+        )
         observer = _Progress(bar)
         with opened_run(source, output, append=append, restart=restart, observer=observer) as run:
             try:
                 with reporting_errors(), stop_signals() as stop, ExitStack() as stack:
                     embedder: Embedder
-                    if local:
-                        opened = local_embedder(variant, l2_normalize, background)
+                    if offline:
+                        opened = local_embedder(variant, l2_normalize, background, on_ray)
                         embedder = stack.enter_context(opened)
                     else:
                         client = stack.enter_context(servers.client(timeout_s))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Protocol, cast
 
 from resnet50_bulk.checkpoint import ImageResult
 from resnet50_bulk.provenance import Provenance
-from resnet50_bulk.run import Outcome, Unanswered
-from resnet50_bulk.source import ImageContent
+from resnet50_bulk.run import Images, Outcome, Unanswered
 from resnet50_client import Client
 from resnet50_client.types import Embedding, Variant
 
@@ -31,9 +30,7 @@ class Embedder(Protocol):
 
     provenance: Provenance
 
-    def __call__(
-        self, images: Collection[tuple[str, ImageContent]]
-    ) -> Generator[tuple[str, Outcome], None, None]:
+    def __call__(self, images: Images) -> Generator[tuple[str, Outcome], None, None]:
         """Compute images; see `RunCall`."""
 
 
@@ -69,9 +66,7 @@ class ServerEmbedder:
         found = client.get_variant(variant)
         self.provenance = provenance_of_variant(found, l2_normalize, background or "")
 
-    def __call__(
-        self, images: Collection[tuple[str, ImageContent]]
-    ) -> Generator[tuple[str, Outcome], None, None]:
+    def __call__(self, images: Images) -> Generator[tuple[str, Outcome], None, None]:
         """See `Embedder`; ends after `MAX_UNANSWERED` images in a row without an answer."""
         in_a_row = 0
         with closing(
@@ -129,9 +124,9 @@ def provenance_of_variant(variant: Variant, l2_normalized: bool, background: str
 
 @contextmanager
 def local_embedder(
-    variant: str | None, l2_normalize: bool, background: str | None
+    variant: str | None, l2_normalize: bool, background: str | None, ray: dict[str, Any] | None
 ) -> Iterator[Embedder]:
-    """Open an embedder on this machine.
+    """Open an embedder on this machine, or on a Ray cluster.
 
     The server is looked up by name, because no module of the client imports it.
 
@@ -139,6 +134,7 @@ def local_embedder(
         variant: As --variants of `resnet50-server serve`; None for its first one.
         l2_normalize: Scale vectors to length 1.
         background: Background of transparent pixels; None for the variant's.
+        ray: Attributes of `RayWorkers`; None for this machine.
 
     Raises:
         typer.Exit: The server is not installed.
@@ -149,9 +145,12 @@ def local_embedder(
         offline = importlib.import_module(f"{SERVER}.offline")
     except ModuleNotFoundError as error:
         exit_missing("embed --local", "offline", (error.name or "").partition(".")[0])
+    workers = None if ray is None else offline.RayWorkers(**ray)
     try:
         with closing(
-            offline.LocalEmbedder(variant, l2_normalize=l2_normalize, background=background)
+            offline.open_embedder(
+                variant, l2_normalize=l2_normalize, background=background, workers=workers
+            )
         ) as embedder:
             yield embedder
     except offline.WorkerFailed as error:

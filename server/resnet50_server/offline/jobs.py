@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from resnet50_bulk.arrow_rows import CategoryColumn
 from resnet50_bulk.outputs import Output, output_at
-from resnet50_bulk.run import opened_run
+from resnet50_bulk.provenance import Provenance
+from resnet50_bulk.run import Images, Outcome, opened_run
 from resnet50_bulk.sources import Names, source_of
 
 from .local import LocalCall, LocalClassifier, LocalEmbedder
 from .progress import OnProgress, ProgressObserver
+from .workers import RayWorkers
+
+
+class BulkCall(Protocol):
+    """Computes the results of a run, in this process or on Ray.
+
+    Attributes:
+        provenance: Provenance of the results, as far as it is known before the first of them.
+        labels: Names of the variant's categories.
+    """
+
+    provenance: Provenance
+    labels: Sequence[str]
+
+    def __call__(self, images: Images, /) -> Generator[tuple[str, Outcome], None, None]:
+        """Compute images; see `RunCall`."""
+
+    def close(self) -> None:
+        """Free what computes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,7 @@ def embed(
     append: bool = False,
     restart: bool = False,
     on_progress: OnProgress | None = None,
+    workers: RayWorkers | None = None,
     **options: Any,
 ) -> Summary:
     """Compute the embeddings of all images of a source on this machine.
@@ -60,6 +82,7 @@ def embed(
         append: Add the images that the output does not contain to it. Otherwise it is replaced.
         restart: Discard the checkpoint of an interrupted job.
         on_progress: Called with the progress every 10 s; None to log it.
+        workers: Workers on a Ray cluster; None for this process.
         **options: Settings of `resnet50-server serve`, e.g. `device`, `max_batch_size`.
 
     Raises:
@@ -69,7 +92,9 @@ def embed(
     """
     output = output_at(Path(out))
     with closing(
-        LocalEmbedder(variant, l2_normalize=l2_normalize, background=background, **options)
+        open_embedder(
+            variant, l2_normalize=l2_normalize, background=background, workers=workers, **options
+        )
     ) as call:
         return _run(source, output, call, append, restart, on_progress)
 
@@ -84,6 +109,7 @@ def classify(
     append: bool = False,
     restart: bool = False,
     on_progress: OnProgress | None = None,
+    workers: RayWorkers | None = None,
     **options: Any,
 ) -> Summary:
     """Classify all images of a source on this machine; otherwise as `embed`.
@@ -97,6 +123,7 @@ def classify(
         append: See `embed`.
         restart: See `embed`.
         on_progress: See `embed`.
+        workers: See `embed`.
         **options: See `embed`.
 
     Raises:
@@ -110,10 +137,53 @@ def classify(
         return _run(source, output, call, append, restart, on_progress)
 
 
+def open_embedder(
+    variant: str | None = None,
+    *,
+    l2_normalize: bool = False,
+    background: str | None = None,
+    workers: RayWorkers | None = None,
+    **options: Any,
+) -> BulkCall:
+    """Open the call that computes the embeddings of a run; the caller closes it.
+
+    Args:
+        variant: See `embed`.
+        l2_normalize: See `embed`.
+        background: See `embed`.
+        workers: See `embed`.
+        **options: See `embed`.
+
+    Raises:
+        ValueError: An argument is wrong, or Ray is not installed.
+        WorkerFailed: The variant cannot be loaded.
+    """
+    arguments = {
+        "variant": variant,
+        "l2_normalize": l2_normalize,
+        "background": background,
+        **options,
+    }
+    if workers is not None:
+        return _ray_call(LocalEmbedder, workers, arguments)
+    return LocalEmbedder(**arguments)
+
+
+def _ray_call(kind: type[LocalCall], workers: RayWorkers, arguments: dict[str, Any]) -> BulkCall:
+    # Imported here: Ray is optional.
+    try:
+        from .ray_data import RayCall
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"Ray workers need {error.name}: install resnet50-serving with the extra [ray]"
+        ) from error
+    return RayCall(kind, workers, arguments)
+
+
 def _run(
     source: Names,
     output: Output,
-    call: LocalCall,
+    call: BulkCall,
     append: bool,
     restart: bool,
     on_progress: OnProgress | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class LocalCall:
 
     def __init__(self, worker: ImageWorker, provenance: Provenance, top_k: int = 0) -> None:
         self.provenance = provenance
-        self.labels = worker.variant.spec.categories
+        self.labels: Sequence[str] = worker.variant.spec.categories
         self._worker = worker
         self._top_k = top_k
 
@@ -126,7 +126,7 @@ class LocalClassifier(LocalCall):
         worker = ImageWorker(variant, background=background, **options)
         try:
             loaded = worker.variant
-            top_k = _checked_top_k(top_k, loaded.spec.name, len(loaded.spec.categories))
+            top_k = checked_top_k(top_k, loaded.spec.name, len(loaded.spec.categories))
         except ValueError:
             worker.close()
             raise
@@ -139,7 +139,17 @@ class LocalClassifier(LocalCall):
         super().__init__(worker, provenance, top_k)
 
 
-def _checked_top_k(top_k: int | None, name: str, categories: int) -> int:
+def checked_top_k(top_k: int | None, name: str, categories: int) -> int:
+    """Return the number of categories per image.
+
+    Args:
+        top_k: The number; None for 5, or all if the variant has fewer.
+        name: Name of the variant.
+        categories: Number of its categories.
+
+    Raises:
+        ValueError: The variant has fewer.
+    """
     if not categories:
         raise ValueError(
             f"variant: {name} has no classification head: compute its embeddings, or name a variant"

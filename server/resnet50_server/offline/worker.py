@@ -19,7 +19,7 @@ from resnet50_server.batching.result import Result
 from resnet50_server.context import RequestContext
 from resnet50_server.engines.devices import cuda_device_count, thread_initializer
 from resnet50_server.errors import EngineFailed, InvalidRequest, ServingError
-from resnet50_server.images.background import parse_background
+from resnet50_server.images.background import Background, parse_background
 from resnet50_server.images.decode_guard import silence_decoders
 from resnet50_server.images.limits import ImageLimits, check_encoded, check_length
 from resnet50_server.images.pixel_budget import PixelBudget
@@ -81,7 +81,7 @@ class ImageWorker:
     def __init__(
         self, variant: str | None = None, *, background: str | None = None, **options: Any
     ) -> None:
-        self._background = _background(background)
+        self._background = parsed_background(background)
         self._settings = settings = worker_settings(variant, options)
         self._limits = ImageLimits.of(settings)
         self._fault: FatalError | None = None
@@ -277,7 +277,12 @@ def _devices(spec: VariantSpec, settings: Settings) -> Sequence[str]:
     return [device]
 
 
-def _background(text: str | None) -> Any:
+def parsed_background(text: str | None) -> Background | None:
+    """Return a background; None for the variant's.
+
+    Raises:
+        ValueError: It is no background.
+    """
     if text is None:
         return None
     try:

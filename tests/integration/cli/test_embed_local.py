@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
 import pyarrow.parquet
 import pytest
 
+from resnet50_client import AsyncClient
 from resnet50_server.offline import Progress, classify, embed
 from tests.integration.cli.test_extras import without
 from tests.support.offline import (
@@ -24,7 +27,7 @@ from tests.support.offline import (
 )
 from tests.support.outputs import read_output
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import until
+from tests.support.serving import serving, until
 
 # Each batch takes so long that a run can be killed in its middle.
 SLOW = {"engine": "timed", "timed_alpha_ms": 100, "timed_beta_ms": 0}
@@ -58,7 +61,7 @@ async def test_killed_run_of_2000_files_has_each_once(tmp_path):
     broken = write_images(folder, 2000, broken=20)
     kept: set[str] = set()
     for _ in range(2):
-        process = start_local(folder, "--out", out, **SLOW)
+        process = start_local("--local", folder, "--out", out, **SLOW)
         await until(partial_has_more(partial, len(kept)))
         process.kill()
         process.communicate(timeout=60)
@@ -73,7 +76,7 @@ async def test_killed_run_of_2000_files_has_each_once(tmp_path):
 async def test_interrupted_run_keeps_its_images(tmp_path):
     out, folder = tmp_path / "out.npz", tmp_path / "d"
     write_images(folder, 600)
-    process = start_local(folder, "--out", out, "--json", **SLOW)
+    process = start_local("--local", folder, "--out", out, "--json", **SLOW)
     await until(lambda: saved(tmp_path / "out.npz.partial"))
     process.send_signal(signal.SIGINT)
     stdout, said = process.communicate(timeout=60)
@@ -160,36 +163,54 @@ def test_embed_returns_counts_and_tells_its_progress(tmp_path):
     assert str(seen[-1]).startswith("30 of 30 images, 2 failed, ")
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".lance"])
-def test_classify_writes_categories_by_falling_probability(suffix, tmp_path):
-    folder, out = tmp_path / "d", tmp_path / f"out{suffix}"
+def rows_of(out: Path) -> Any:
+    if out.suffix == ".parquet":
+        return pyarrow.parquet.read_table(out)
+    return lance.dataset(str(out)).to_table()
+
+
+async def test_categories_are_the_served_ones(tmp_path):
+    folder, out = tmp_path / "d", tmp_path / "out.parquet"
     folder.mkdir()
     for number in range(3):
         (folder / f"{number}.jpg").write_bytes(encode(photo_like(64, 48, number), "JPEG"))
+    options = {"engine": "torch", "device": "cpu", "max_batch_size": 1}
+    async with (
+        serving(variants=["one=random:1"], **options) as server,
+        AsyncClient(server.addresses[0]) as client,
+    ):
+        served = [
+            await client.classify(folder / f"{number}.jpg", top_k=3, min_probability=0.0)
+            for number in range(3)
+        ]
+    await asyncio.to_thread(classify, folder, out, variant="one=random:1", top_k=3, **options)
+    for row, result in zip(rows_of(out).to_pylist(), served, strict=True):
+        assert row["categories"] == [
+            {"index": one.index, "label": one.label, "probability": np.float32(one.probability)}
+            for one in result
+        ]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".lance"])
+def test_classifications_are_appended_with_errors_in_place(suffix, tmp_path):
+    folder, out = tmp_path / "d", tmp_path / f"out{suffix}"
+    write_images(folder, 3)
     (folder / "x.jpg").write_bytes(b"")
-    options = {"variant": "one=random:1", "engine": "torch", "device": "cpu", "top_k": 3}
+    options = {"top_k": 3, **NULL}
     summary = classify(folder, out, **options)
     assert (summary.written, summary.failed) == (3, 1)
-    if suffix == ".parquet":
-        rows = pyarrow.parquet.read_table(out)
-    else:
-        rows = lance.dataset(str(out)).to_table()
-    provenance = json.loads(rows.schema.metadata[b"resnet50.classification"])
-    assert (provenance["variant"], provenance["dimension"]) == ("one", 3)
-    *good, bad = rows.to_pylist()
+    provenance = json.loads(rows_of(out).schema.metadata[b"resnet50.classification"])
+    assert (provenance["dtype"], provenance["dimension"]) == ("categories", 3)
+    *good, bad = rows_of(out).to_pylist()
     assert (bad["path"], bad["categories"]) == (str(folder / "x.jpg"), None)
     assert "0 bytes" in bad["error"]
-    assert [row["path"] for row in good] == [str(folder / f"{n}.jpg") for n in range(3)]
-    for row in good:
-        assert row["error"] is None
-        assert len({one["index"] for one in row["categories"]}) == 3
-        assert all(one["label"] for one in row["categories"])
-        probabilities = [one["probability"] for one in row["categories"]]
-        assert probabilities == sorted(probabilities, reverse=True)
+    assert [row["path"] for row in good] == [str(folder / f"0000{n}.png") for n in range(3)]
+    assert all(len(row["categories"]) == 3 and row["error"] is None for row in good)
     with pytest.raises(ValueError, match="dimension is 3 there, 2 now"):
         classify(folder, out, append=True, **options | {"top_k": 2})
     (folder / "x.jpg").write_bytes(encode(photo_like(64, 48, 9), "JPEG"))
     assert classify(folder, out, append=True, **options).written == 1
+    assert rows_of(out).column("error").null_count == 4
 
 
 @pytest.mark.parametrize("top_k", [0, 1001])

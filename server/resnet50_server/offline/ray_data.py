@@ -1,0 +1,263 @@
+"""Bulk runs on Ray Data: workers on the machines of a cluster, and one process that writes.
+
+Blocks of names go to a pool of actors, each of which reads, decodes and computes its images. The
+results return to the process of the run, which saves them in its checkpoint. If an actor or its
+machine is lost, Ray computes its blocks again on another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from resnet50_bulk.checkpoint import ImageResult
+from resnet50_bulk.error_text import error_text
+from resnet50_bulk.image_files import STDIN
+from resnet50_bulk.provenance import CATEGORIES, DTYPE, Provenance
+from resnet50_bulk.run import Images, Outcome
+from resnet50_bulk.source import Source
+from resnet50_server.errors import WeightsError
+from resnet50_server.inference.decode_pool import decode_threads
+from resnet50_server.settings import ENV_PREFIX
+from resnet50_server.variants.spec import parse_variant
+
+from .local import LocalCall, LocalClassifier, checked_top_k
+from .options import worker_settings
+from .worker import WorkerFailed, parsed_background
+from .workers import LOCAL, RayWorkers
+
+# Images of a task. A lost worker's tasks are computed again; a task costs about 10 ms.
+BLOCK_IMAGES = 256
+# Tasks that a worker computes at once, so that its engine is busy between two of them.
+TASKS_AT_ONCE = 2
+CONNECT_TIMEOUT_S = 10.0
+
+
+class ImageFailed(Exception):
+    """An image failed on a worker; the text is that of its error there."""
+
+
+class RayCall:
+    """Computes the results of a bulk run on a Ray cluster.
+
+    Args:
+        kind: Computes them on a worker.
+        workers: The workers.
+        arguments: Arguments of `kind`. Settings of this process's environment are theirs, too.
+
+    Attributes:
+        provenance: Provenance of the results; the workers add what their weights determine.
+        labels: Names of the variant's categories.
+
+    Raises:
+        ValueError: An argument is wrong.
+        WorkerFailed: The variant does not exist, or the cluster cannot be reached.
+    """
+
+    def __init__(
+        self, kind: type[LocalCall], workers: RayWorkers, arguments: dict[str, Any]
+    ) -> None:
+        self._kind, self._workers = kind, workers
+        self._arguments = arguments = _threads(workers) | arguments
+        names = ("variant", "background", "l2_normalize", "top_k")
+        options = {key: value for key, value in arguments.items() if key not in names}
+        settings = worker_settings(arguments.get("variant"), options)
+        parsed_background(arguments.get("background"))
+        try:
+            spec = parse_variant(settings.variants[0])
+        except WeightsError as error:
+            raise WorkerFailed(str(error)) from error
+        classifies = issubclass(kind, LocalClassifier)
+        if classifies:
+            checked_top_k(arguments.get("top_k"), spec.name, len(spec.categories))
+        self.labels = spec.categories
+        self.provenance = Provenance(
+            *(spec.name, "", "", 0, bool(arguments.get("l2_normalize"))),
+            background=arguments.get("background") or "",
+            dtype=CATEGORIES if classifies else DTYPE,
+            transform=spec.transform.digest,
+        )
+        self._started = not ray.is_initialized()
+        if self._started:
+            _connect(workers)
+
+    def close(self) -> None:
+        """Disconnect from the cluster, and stop it if it was started for this run."""
+        if self._started:
+            ray.shutdown()
+
+    def __call__(self, images: Images) -> Generator[tuple[str, Outcome], None, None]:
+        """Yield the names and results of images, in the order in which they are computed.
+
+        Raises:
+            WorkerFailed: The workers cannot load the variant, or do not compute any more.
+        """
+        if STDIN in images.names:
+            raise ValueError(
+                "the workers of --ray cannot read the standard input: pass the image's file"
+            )
+        names = iter(images.names)
+        blocks = []
+        while block := list(islice(names, BLOCK_IMAGES)):
+            blocks.append(pa.table({"name": pa.array(map(os.fsencode, block), pa.binary())}))
+            for name in block:
+                images.fingerprints[name] = images.source.fingerprint(name)
+        if not blocks:
+            return
+        environment = {
+            key: value for key, value in os.environ.items() if key.startswith(ENV_PREFIX)
+        }
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        workers = self._workers
+        found = ray.data.from_arrow(blocks).map_batches(
+            _Worker,
+            fn_constructor_args=(
+                *(self._kind, self._arguments, images.source),
+                *(environment, os.getcwd()),
+            ),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=workers.count,
+                max_tasks_in_flight_per_actor=2 * TASKS_AT_ONCE,
+                max_concurrent_calls_per_actor=TASKS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=workers.num_cpus,
+            num_gpus=workers.num_gpus or None,
+        )
+        try:
+            for table in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield from _outcomes(table)
+                if images.stop.is_set():
+                    return
+        except RayError as error:
+            raise WorkerFailed(f"the Ray workers failed: {_last_line(error)}") from error
+
+
+class _Worker:
+    """An actor that computes blocks of images.
+
+    Args:
+        kind: Computes them.
+        arguments: Arguments of `kind`.
+        source: The images.
+        environment: Settings.
+        directory: Directory that relative paths start from, if this machine has it.
+    """
+
+    def __init__(
+        self,
+        kind: type[LocalCall],
+        arguments: dict[str, Any],
+        source: Source,
+        environment: dict[str, str],
+        directory: str,
+    ) -> None:
+        os.environ.update(environment)
+        with suppress(OSError):
+            os.chdir(directory)
+        self._call = kind(**arguments)  # type: ignore[arg-type]
+        self._source = source
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Compute a block: a column of names to columns of names, vectors and errors."""
+        names = [os.fsdecode(name) for name in block.column("name").to_pylist()]
+        found = dict(self._call(self._source.images(names)))
+        vectors: list[bytes | None] = []
+        errors: list[bytes | None] = []
+        for name in names:
+            outcome = found.get(name, OSError("the source does not contain it any more"))
+            failed = isinstance(outcome, Exception)
+            vectors.append(None if isinstance(outcome, Exception) else outcome.vector.tobytes())
+            text = error_text(outcome) if isinstance(outcome, Exception) else ""
+            errors.append(text.encode("utf-8", "backslashreplace") if failed else None)
+        return pa.table(
+            {
+                "name": block.column("name"),
+                "vector": pa.array(vectors, pa.binary()),
+                "error": pa.array(errors, pa.binary()),
+                "provenance": pa.array([self._call.provenance.to_json()] * len(names), pa.string()),
+            }
+        )
+
+
+def _outcomes(table: pa.Table) -> Iterator[tuple[str, Outcome]]:
+    provenances: dict[str, Provenance] = {}
+    for row in table.to_pylist():
+        name = os.fsdecode(row["name"])
+        if row["error"] is not None:
+            yield name, ImageFailed(row["error"].decode())
+            continue
+        text = row["provenance"]
+        provenance = provenances.setdefault(text, Provenance.from_json(text))
+        yield name, ImageResult(np.frombuffer(row["vector"], provenance.row_dtype), provenance)
+
+
+def _threads(workers: RayWorkers) -> dict[str, Any]:
+    """Return the settings by which a worker keeps to its CPUs, unless the environment has them."""
+    on_cpu = not workers.num_gpus
+    settings: dict[str, Any] = {
+        "engine_threads": workers.num_cpus,
+        "decode_threads": decode_threads(workers.num_cpus, on_cpu),
+        "instances": 1,
+    }
+    return {
+        name: value
+        for name, value in settings.items()
+        if f"{ENV_PREFIX}{name.upper()}" not in os.environ
+    }
+
+
+def _connect(workers: RayWorkers) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if workers.address == LOCAL:
+        cpus = max(os.cpu_count() or 1, workers.count * workers.num_cpus + 1)
+        options |= {"address": LOCAL, "num_cpus": cpus, "include_dashboard": False}
+    else:
+        options["address"] = workers.address
+        _check_reachable(workers.address)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RayError, ValueError) as error:
+        raise _unreachable(workers.address, error) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Check that a cluster accepts connections: Ray ends the process if it does not.
+
+    Raises:
+        WorkerFailed: It does not.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> WorkerFailed:
+    return WorkerFailed(
+        f"--ray: no Ray cluster at {address} ({_last_line(error)}); start one with `ray start"
+        f" --head`, or name {LOCAL!r} for one on this machine"
+    )
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
