@@ -60,7 +60,7 @@ class StoreSource:
     def images(self, names: Sequence[str]) -> Iterator[tuple[str, ImageContent]]:
         """See `Source`."""
         for name in names:
-            yield name, StoreFile(name)
+            yield name, StoreFile(name, self._fingerprints[name].size)
 
 
 class StoreFile:
@@ -68,10 +68,15 @@ class StoreFile:
 
     Args:
         address: Its address.
+        size: Its size in bytes; None if unknown.
+
+    Attributes:
+        size: Its size in bytes; None if unknown.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, size: int | None = None) -> None:
         self._address = address
+        self.size = size
 
     def read(self, size: int, /) -> bytes:
         """Return its content, up to a number of bytes.

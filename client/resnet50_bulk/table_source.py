@@ -57,13 +57,15 @@ class TableSource:
                 yield from (f"{table}#{row}" for row in range(_length(table)))
             return
         seen = set()
-        for name, _ in self._rows([self._name]):
-            if name in seen:
-                raise ValueError(
-                    f"column {self._name!r} contains {name!r} twice: name a column of unique values"
-                )
-            seen.add(name)
-            yield name
+        for table in self._tables:
+            for name in _column(table, self._name, 0):
+                if name in seen:
+                    raise ValueError(
+                        f"column {self._name!r} contains {str(name)!r} twice: name a column of"
+                        " unique values"
+                    )
+                seen.add(name)
+                yield str(name)
 
     def fingerprint(self, name: str) -> FileFingerprint:
         """See `Source`."""
@@ -73,25 +75,34 @@ class TableSource:
         """See `Source`."""
         missing = iter(names)
         wanted = next(missing, None)
-        columns = {self._image, self._name} - {None}
-        for name, value in self._rows([column for column in columns if column is not None]):
-            if wanted is None:
-                return
-            if name == wanted:
-                yield name, _content(value)
-                wanted = next(missing, None)
-
-    def _rows(self, columns: list[str]) -> Iterator[tuple[str, Any]]:
-        """Yield the names and values of all rows."""
         for table in self._tables:
-            row = 0
-            for batch in _batches(table, columns):
-                found = batch.to_pydict()
-                values = found.get(self._image, [None] * len(batch))
-                names = found[self._name] if self._name is not None else [None] * len(batch)
-                for name, value in zip(names, values, strict=True):
-                    yield (f"{table}#{row}" if name is None else str(name)), value
-                    row += 1
+            # Tables, and the start of one, are passed over without reading their images.
+            first = None if wanted is None else self._row_of(table, wanted)
+            if first is None:
+                continue
+            for name, value in self._rows(table, first):
+                if wanted is None:
+                    return
+                if name == wanted:
+                    yield name, _content(value)
+                    wanted = next(missing, None)
+
+    def _row_of(self, table: str, name: str) -> int | None:
+        """Return the number of the row of a name; None if the table does not have it."""
+        if self._name is None:
+            prefix, _, row = name.rpartition("#")
+            return int(row) if prefix == table else None
+        names = map(str, _column(table, self._name, 0))
+        return next((row for row, found in enumerate(names) if found == name), None)
+
+    def _rows(self, table: str, first: int) -> Iterator[tuple[str, Any]]:
+        """Yield the names and values of a table's rows from the first one on."""
+        values = _column(table, self._image, first)
+        if self._name is None:
+            for row, value in enumerate(values, first):
+                yield f"{table}#{row}", value
+        else:
+            yield from zip(map(str, _column(table, self._name, first)), values, strict=True)
 
 
 def _content(value: Any) -> ImageContent:
@@ -120,13 +131,29 @@ def _length(table: str) -> int:
         return int(_parquet(table, file).metadata.num_rows)
 
 
-def _batches(table: str, columns: list[str]) -> Iterator[Any]:
+def _column(table: str, column: str, first: int) -> Iterator[Any]:
+    """Yield the values of a column from a row on, without reading the groups of rows before it."""
     if table.endswith(".lance"):
         dataset = optional_module("lance", ".lance", "lance").dataset(table)
-        yield from dataset.to_batches(columns=columns, batch_size=ROWS, scan_in_order=True)
+        for batch in dataset.to_batches(
+            columns=[column], batch_size=ROWS, scan_in_order=True, offset=first
+        ):
+            yield from batch.column(0).to_pylist()
         return
     with open_file(table) as file:
-        yield from _parquet(table, file).iter_batches(ROWS, columns=columns)
+        parquet = _parquet(table, file)
+        groups = []
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if groups or first < rows:
+                groups.append(group)
+            else:
+                first -= rows
+        if not groups:
+            return
+        for batch in parquet.iter_batches(ROWS, row_groups=groups, columns=[column]):
+            yield from batch.column(0)[first:].to_pylist()
+            first = max(0, first - len(batch))
 
 
 def _parquet(table: str, file: Any) -> Any:

@@ -14,6 +14,8 @@ from resnet50_bulk.checkpoint import EmbeddingSpaceChanged
 from resnet50_bulk.file_names import name_to_text
 from resnet50_bulk.image_files import LeftOut, find_images
 from resnet50_bulk.outputs import Output, output_at
+from resnet50_bulk.progress import Progress as BulkProgress
+from resnet50_bulk.progress import ProgressObserver
 from resnet50_bulk.run import Run, RunObserver, Unanswered, opened_run
 from resnet50_bulk.source import FileSource, Source
 from resnet50_bulk.sources import source_of
@@ -47,6 +49,9 @@ from ..output import (
     warn,
 )
 from .embedder import Embedder, ServerEmbedder, local_embedder
+
+# Between lines of progress where there is no terminal.
+LINE_INTERVAL_S = 60.0
 
 
 @with_servers
@@ -161,28 +166,36 @@ def embed(
 
 
 class _Progress(RunObserver):
-    """Shows a run's progress.
+    """Shows a run's progress: a bar on a terminal, else a line each minute.
 
     Args:
-        bar: The progress bar.
+        bar: The progress bar, which is disabled where there is no terminal.
     """
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
+        self._lines = ProgressObserver(self._print, LINE_INTERVAL_S)
+
+    def _print(self, progress: BulkProgress) -> None:
+        if self._bar.disable and progress.done < progress.total:
+            print_note(str(progress))
 
     def on_start(self, total: int, done: int) -> None:
         """See `RunObserver`."""
         self._task = self._bar.add_task("embedding", total=total, completed=done)
+        self._lines.on_start(total, done)
 
     def on_result(self, name: str) -> None:
         """See `RunObserver`."""
         self._bar.advance(self._task)
+        self._lines.count()
 
     def on_failed(self, name: str, error: Exception) -> None:
         """See `RunObserver`."""
         warn(f"{name}: {error_text(error)}")
         if not isinstance(error, Unanswered):
             self._bar.advance(self._task)
+            self._lines.count(failed=True)
 
     def on_omitted(self, count: int) -> None:
         """See `RunObserver`."""

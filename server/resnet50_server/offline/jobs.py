@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from resnet50_bulk.arrow_rows import CategoryColumn
 from resnet50_bulk.outputs import Output, output_at
+from resnet50_bulk.progress import OnProgress, ProgressObserver
 from resnet50_bulk.provenance import Provenance
 from resnet50_bulk.run import Images, Outcome, opened_run
 from resnet50_bulk.sources import Names, source_of
 
 from .local import LocalCall, LocalClassifier, LocalEmbedder
-from .progress import OnProgress, ProgressObserver
 from .workers import RayWorkers
 
 

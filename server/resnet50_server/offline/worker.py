@@ -48,6 +48,8 @@ _Done: TypeAlias = "SimpleQueue[tuple[str, int, Future[Result]]]"
 
 # Files are read by as many threads: a disk needs few, network file systems many.
 READERS = 16
+# Counted for an image whose size is not known before it is read: a pipe, an address of a table.
+UNKNOWN_BYTES = 4 * 2**20
 # Errors of one image. Others are of the device or the variant, and end the work.
 OF_IMAGE = (InvalidRequest, EngineFailed, OSError)
 
@@ -211,9 +213,9 @@ class ImageWorker:
                 size = os.stat(image).st_size
             except OSError:
                 return 0  # reading it will fail with the reason
-            if size:
-                return min(size, self._limits.max_bytes)
-        return self._limits.max_bytes
+        else:
+            size = getattr(image, "size", None) or 0
+        return min(size or UNKNOWN_BYTES, self._limits.max_bytes)
 
     async def _open(self) -> list[LoadedVariant]:
         """Load the variant on each device, and start the parts of a server that compute."""

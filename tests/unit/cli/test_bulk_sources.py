@@ -162,6 +162,38 @@ def test_order_is_kept_over_many_batches_of_rows(tmp_path):
     assert [name for name, _ in source.images(["5", "250", "299"])] == ["5", "250", "299"]
 
 
+def test_rows_before_the_wanted_ones_are_not_read(tmp_path, monkeypatch):
+    numbers = list(range(100))
+    images = [str(number).encode() for number in numbers]
+    first, second = tmp_path / "0.parquet", tmp_path / "1.parquet"
+    pyarrow.parquet.write_table(
+        pa.table({"id": numbers, "image": images}), first, row_group_size=10
+    )
+    write_table(second, id=[100], image=[b"100"])
+    read_columns = []
+    iter_batches = pyarrow.parquet.ParquetFile.iter_batches
+
+    def recorded(self, rows, row_groups, columns):
+        read_columns.append((*columns, row_groups[0]))
+        return iter_batches(self, rows, row_groups=row_groups, columns=columns)
+
+    source = source_of([first, second])
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", recorded)
+    assert dict(source.images(["57", "100"])) == {"57": b"57", "100": b"100"}
+    assert ("image", 5) in read_columns
+    assert ("image", 0) in read_columns  # of the second table
+    assert read_columns.count(("image", 0)) == 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".lance"])
+def test_rows_without_names_are_found_by_number(suffix, tmp_path):
+    images = [str(number).encode() for number in range(100)]
+    path = write_table(tmp_path / f"t{suffix}", image=images)
+    source = source_of(path)
+    wanted = [f"{path}#{number}" for number in (40, 77)]
+    assert list(source.images(wanted)) == [(wanted[0], b"40"), (wanted[1], b"77")]
+
+
 def test_row_without_an_image_is_an_error_in_its_place(tmp_path):
     source = source_of(write_table(tmp_path / "t.parquet", id=[1, 2], image=[b"A", None]))
     (_, one), (_, two) = source.images(["1", "2"])

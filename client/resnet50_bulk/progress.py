@@ -1,4 +1,4 @@
-"""Progress of a job: images done, rate and remaining time."""
+"""Progress of a run: images done, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from resnet50_bulk.run import RunObserver
+from .run import RunObserver
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ INTERVAL_S = 10.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a job.
+    """Progress of a run.
 
     Attributes:
         done: Images with a result or an error, those of earlier runs included.
@@ -48,17 +48,22 @@ OnProgress: TypeAlias = Callable[[Progress], None]
 
 
 class ProgressObserver(RunObserver):
-    """Reports the progress of a run every `INTERVAL_S`.
+    """Reports the progress of a run every `interval_s`, and at its end.
 
     Args:
         on_progress: Called with the progress; None to log it.
+        interval_s: In seconds.
         clock: Tells the time, in seconds.
     """
 
     def __init__(
-        self, on_progress: OnProgress | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        on_progress: OnProgress | None = None,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_progress = on_progress or (lambda progress: log.info("%s", progress))
+        self._interval_s = interval_s
         self._clock = clock
         self._total = self._before = self._done = self._failed = 0
         self._started = self._reported = 0.0
@@ -70,23 +75,24 @@ class ProgressObserver(RunObserver):
 
     def on_result(self, name: str) -> None:
         """See `RunObserver`."""
-        self._count()
+        self.count()
 
     def on_failed(self, name: str, error: Exception) -> None:
         """See `RunObserver`."""
         log.warning("%s: %s", name, error)
-        self._failed += 1
-        self._count()
+        self.count(failed=True)
 
     def on_omitted(self, count: int) -> None:
         """See `RunObserver`."""
         log.warning("%d images of an earlier run are not among these and are omitted", count)
 
-    def _count(self) -> None:
+    def count(self, *, failed: bool = False) -> None:
+        """Count an image that is done, and report the progress if it is time."""
         self._done += 1
+        self._failed += failed
         now = self._clock()
         done = self._before + self._done
-        if now - self._reported >= INTERVAL_S or done == self._total:
+        if now - self._reported >= self._interval_s or done == self._total:
             self._reported = now
             rate = self._done / max(now - self._started, 1e-9)
             self._on_progress(Progress(done, self._failed, self._total, rate))
