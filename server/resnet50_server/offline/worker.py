@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -33,7 +34,7 @@ from resnet50_server.lifecycle.load_errors import EXPECTED_ERRORS, error_text
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant, LoadProgress
 from resnet50_server.lifecycle.loader import load_variant
 from resnet50_server.runtime.cpus import cpus
-from resnet50_server.runtime.fatal import FatalError
+from resnet50_server.runtime.fatal import DecodingHung, EngineHung, FatalError
 from resnet50_server.settings import Settings
 from resnet50_server.variants.spec import VariantSpec, parse_variant
 
@@ -48,6 +49,8 @@ _Done: TypeAlias = "SimpleQueue[tuple[str, int, Future[Result]]]"
 
 # Files are read by as many threads: a disk needs few, network file systems many.
 READERS = 16
+# How long other threads have to end after the main thread, if one never returns.
+EXIT_GRACE_S = 2.0
 # Counted for an image whose size is not known before it is read: a pipe, an address of a table.
 UNKNOWN_BYTES = 4 * 2**20
 # Errors of one image. Others are of the device or the variant, and end the work.
@@ -247,12 +250,21 @@ class ImageWorker:
 
     def _fail(self, fault: FatalError) -> None:
         self._fault = fault
+        if isinstance(fault, (EngineHung, DecodingHung)):
+            threading.Thread(target=_end_process, name="end the process", daemon=True).start()
 
     def _submit(self, coroutine: Coroutine[Any, Any, Value]) -> Future[Value]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
         return self._submit(coroutine).result()
+
+
+def _end_process() -> None:
+    """End the process after its main thread: Python would wait for threads that never return."""
+    threading.main_thread().join()
+    time.sleep(EXIT_GRACE_S)
+    os._exit(1)
 
 
 def _put(done: _Done, name: str, size: int, future: Future[Result]) -> None:

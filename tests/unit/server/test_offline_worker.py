@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import subprocess
+import sys
 from contextlib import closing
 
 import numpy as np
@@ -150,6 +152,29 @@ def test_stopped_engine_ends_the_work_with_its_reason(monkeypatch):
         with pytest.raises(WorkerFailed, match=r"fail"):
             for _ in worker.run((str(number), JPEG) for number in range(10_000)):
                 pass
+
+
+HANGING = """
+import threading
+from resnet50_server.engines.stub_engines import NullEngine
+from resnet50_server.offline import ImageWorker, WorkerFailed
+
+with ImageWorker(engine="null", engine_timeout_s=0.2) as worker:
+    NullEngine.run = lambda *_: threading.Event().wait()
+    try:
+        list(worker.run([("a", open(0, "rb").read())]))
+    except WorkerFailed as error:
+        print("failed:", error, flush=True)
+"""
+
+
+def test_hanging_engine_ends_the_work_and_the_process():
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING], input=JPEG, capture_output=True, timeout=200
+    )
+    assert done.stdout.startswith(b"failed: "), done.stderr
+    assert b"engine_timeout_s" in done.stdout
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize(
