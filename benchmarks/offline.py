@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class BareLoop:
         options: Settings of the worker.
     """
 
-    def __init__(self, worker: ImageWorker, options: dict[str, object]) -> None:
+    def __init__(self, worker: ImageWorker, options: dict[str, Any]) -> None:
         settings = worker_settings(None, dict(options))
         self._engine = worker.variant.built.engine
         self._size = settings.max_batch_size
@@ -88,7 +89,7 @@ def compute(worker: ImageWorker, files: list[Path]) -> int:
 
 def measure(engine: str, batch: int, images: int, pairs: int) -> str:
     """Return a line with the ratio of one engine."""
-    options: dict[str, object] = {"engine": engine, "device": "cpu", "max_batch_size": batch}
+    options: dict[str, Any] = {"engine": engine, "device": "cpu", "max_batch_size": batch}
     with tempfile.TemporaryDirectory() as folder, ImageWorker("one=random:1", **options) as worker:
         files = [Path(folder) / f"{number:04}.jpg" for number in range(images)]
         photos = [encode(photo_like(500, 375, seed), "JPEG") for seed in range(8)]

@@ -142,7 +142,7 @@ def _column(table: str, column: str, first: int) -> Iterator[Any]:
         return
     with open_file(table) as file:
         parquet = _parquet(table, file)
-        groups = []
+        groups: list[int] = []
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
             if groups or first < rows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -81,7 +81,7 @@ class RayCall:
         classifies = issubclass(kind, LocalClassifier)
         if classifies:
             checked_top_k(arguments.get("top_k"), spec.name, len(spec.categories))
-        self.labels = spec.categories
+        self.labels: Sequence[str] = spec.categories
         self.provenance = Provenance(
             *(spec.name, "", "", 0, bool(arguments.get("l2_normalize"))),
             background=arguments.get("background") or "",
@@ -169,7 +169,7 @@ class _Worker:
         os.environ.update(environment)
         with suppress(OSError):
             os.chdir(directory)
-        self._call = kind(**arguments)  # type: ignore[arg-type]
+        self._call = kind(**arguments)
         self._source = source
 
     def __call__(self, block: pa.Table) -> pa.Table:
