@@ -59,7 +59,7 @@ oip: $(VENV)/installed  ## Public clients of the Open Inference Protocol against
 	$(BIN)/python -m tests.e2e.oip
 
 console: $(VENV)/installed  ## The browser console in Chromium, 3 minutes; needs chromium (Debian's package, or CHROMIUM=PATH)
-	$(BIN)/python -m pytest -p no:xdist tests/e2e/console.py
+	$(BIN)/python -m pytest -p no:xdist -o python_files='browser_*.py' tests/e2e/console
 
 console-pictures: $(VENV)/installed  ## Draw the pictures of docs/how-to/console.md, 3 minutes; needs chromium
 	$(BIN)/python -m tests.e2e.console_pictures

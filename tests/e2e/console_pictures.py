@@ -20,8 +20,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from resnet50_client import Client
-from tests.e2e.console import CHROMIUM, TIMEOUT_MS
 from tests.support.administering import ADMIN, tokens_file
+from tests.support.consoles import CHROMIUM, TIMEOUT_MS
 from tests.support.gateways import gateway
 from tests.support.serving import server_processes
 
@@ -30,7 +30,8 @@ PICTURES = ROOT / "docs" / "images"
 CACHE = ROOT / ".cache" / "console"
 SIZES = {"digits": 48, "digits-64": 64}
 SIDE = 256
-COLOURS = 200
+DIGIT_S = 4
+COLOURS = 256
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 
 
@@ -82,8 +83,12 @@ def draw(browser: Browser, url: str, address: str, images: list[bytes]) -> None:
 
     def show_video(page: Page) -> None:
         clip = {"name": "digits.webm", "mimeType": "video/webm", "buffer": clip_of(images)}
+        page.select_option("#video-options [name=rate]", "5")
         page.set_input_files("#video-file", [clip])
-        page.wait_for_timeout(12_000)
+        page.wait_for_timeout(8_000)
+        position = "document.getElementById('video').currentTime"
+        while page.evaluate(position) % DIGIT_S < DIGIT_S - 1:
+            page.wait_for_timeout(100)
 
     def show_live(page: Page) -> None:
         with calling(address, images):
@@ -115,8 +120,9 @@ def draw(browser: Browser, url: str, address: str, images: list[bytes]) -> None:
             save(page, name)
         context.close()
 
-    visit("classify", show_images, "console-images")
-    visit("classify", show_images, "console-images-dark", color_scheme="dark")
+    tall = {"width": 1280, "height": 940}
+    visit("classify", show_images, "console-images", viewport=tall)
+    visit("classify", show_images, "console-images-dark", viewport=tall, color_scheme="dark")
     visit("classify", show_images, "console-phone", viewport=PHONE)
     visit("video", show_video, "console-video", color_scheme="dark")
     visit("variants", show_variants, "console-variants", viewport={"width": 1280, "height": 1100})
@@ -161,14 +167,14 @@ def encoded(picture: Image.Image) -> bytes:
 
 
 def clip_of(images: list[bytes]) -> bytes:
-    """Return a video of digits, each shown for a second."""
+    """Return a video of digits, each shown for DIGIT_S seconds, five frames a second."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="webm") as container:
-        stream = container.add_stream("libvpx", rate=30)
+        stream = container.add_stream("libvpx", rate=5)
         stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
         for content in images:
             frame = av.VideoFrame.from_image(Image.open(io.BytesIO(content)))
-            for _ in range(30):
+            for _ in range(5 * DIGIT_S):
                 container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return buffer.getvalue()

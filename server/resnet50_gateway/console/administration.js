@@ -53,7 +53,7 @@ export class AdministrationView {
     try {
       await this.#context.variants.refresh();
     } catch (error) {
-      this.#fail(error);
+      this.#context.reportConnection(error);
       return;
     }
     if (this.#splitsVisible) await this.#readSplits();

@@ -5,6 +5,8 @@ import { element, svg } from "./dom.js";
 const WIDTH = 100;
 const HEIGHT = 100;
 const COLOURS = 6;
+/** Values further apart, in seconds, are not connected. */
+const GAP_S = 5;
 const colours = new Map();
 
 /** Return the class of a series' colour: the same for a name in every chart. */
@@ -124,8 +126,11 @@ export class Chart {
     const now = this.points.at(-1).time;
     let path = "";
     let pen = "M";
+    let previous = now;
     for (const { time, values } of this.points) {
       const value = values[name]?.[index];
+      if (time - previous > GAP_S) pen = "M";
+      previous = time;
       if (!Number.isFinite(value)) {
         pen = "M";
         continue;

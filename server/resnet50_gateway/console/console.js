@@ -13,7 +13,7 @@ const RETRY_MS = 3000;
 
 const gateway = new Gateway();
 const variants = new Variants(gateway);
-const context = { gateway, variants, askForToken, confirm, announce };
+const context = { gateway, variants, askForToken, confirm, announce, reportConnection };
 const views = {
   classify: new ImagesView(context),
   video: new VideoView(context),
@@ -45,12 +45,16 @@ async function connect() {
   clearTimeout(retry);
   try {
     await variants.refresh();
-    showError(byId("connection-error"), null);
   } catch (error) {
-    showState(error.needsToken ? "warn" : "bad", error.needsToken ? "needs a token" : "unreachable");
-    showError(byId("connection-error"), error, askForToken);
+    reportConnection(error);
     if (!error.needsToken) retry = setTimeout(connect, RETRY_MS);
   }
+}
+
+/** Show that the variants cannot be read. */
+function reportConnection(error) {
+  showState(error.needsToken ? "warn" : "bad", error.needsToken ? "needs a token" : "unreachable");
+  showError(byId("connection-error"), error, askForToken);
 }
 
 function showState(state, text) {
@@ -59,6 +63,7 @@ function showState(state, text) {
 }
 
 variants.onChange(() => {
+  showError(byId("connection-error"), null);
   const standard = variants.default;
   if (standard === undefined) showState("warn", "loading");
   else if (standard.state === "VARIANT_STATE_READY") showState("good", "ready");

@@ -84,7 +84,7 @@ export class ImagesView {
     if (signal.aborted) return;
     this.result.setAttribute("aria-busy", "false");
     if (error !== null) {
-      const place = element("div", { class: "error" });
+      const place = element("div", { class: "error", role: "alert" });
       showError(place, error, this.#context.askForToken);
       show(this.result, place);
     } else {

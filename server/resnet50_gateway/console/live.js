@@ -62,7 +62,7 @@ export class LiveView {
       const told = error instanceof CallError;
       showError(
         byId("live-error"),
-        told ? error : new CallError("The gateway has gone away.", { code: "UNAVAILABLE" }),
+        told ? error : new CallError("The gateway does not respond.", { code: "UNAVAILABLE" }),
         this.#context.askForToken,
       );
       // A gateway without metrics, or one that wants a token, answers the same until then.

@@ -87,7 +87,11 @@ with ${client("AdminClient", hasToken)} as client:
 export function showSnippets(panel, snippets) {
   const languages = Object.keys(snippets);
   const chosen = languages.includes(panel.dataset.language) ? panel.dataset.language : languages[0];
-  const code = element("pre", { tabindex: "0", "aria-label": `${chosen} code` }, snippets[chosen]);
+  const code = element(
+    "pre",
+    { role: "tabpanel", tabindex: "0", "aria-label": `The call in ${chosen}` },
+    snippets[chosen],
+  );
   const tabs = languages.map((language) =>
     element(
       "button",

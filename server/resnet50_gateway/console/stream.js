@@ -14,6 +14,7 @@ export class FrameStream {
   #answers = [];
   #frames = 0;
   #ended = false;
+  #finished = false;
 
   sent = 0;
   delivered = 0;
@@ -46,7 +47,8 @@ export class FrameStream {
 
   /** Whether a frame would be sent. */
   get ready() {
-    return this.#socket.readyState === WebSocket.OPEN && this.#pending.size < MOST_PENDING;
+    const open = this.#socket.readyState === WebSocket.OPEN && !this.#finished;
+    return open && this.#pending.size < MOST_PENDING;
   }
 
   get pending() {
@@ -56,7 +58,7 @@ export class FrameStream {
   /** Send a frame, a JPEG. */
   async send(blob) {
     const content = await blob.arrayBuffer();
-    if (this.#socket.readyState !== WebSocket.OPEN) return;
+    if (this.#finished || this.#socket.readyState !== WebSocket.OPEN) return;
     this.#frames += 1;
     const message = new Uint8Array(FRAME_ID_BYTES + content.byteLength);
     new DataView(message.buffer).setBigUint64(0, BigInt(this.#frames));
@@ -68,6 +70,8 @@ export class FrameStream {
 
   /** Send no more frames; the answers of those that were sent still arrive. */
   finish() {
+    if (this.#finished) return;
+    this.#finished = true;
     if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send('{"end": true}');
     else this.#socket.close();
   }

@@ -21,6 +21,11 @@ export class VideoView {
   #context;
   #stream = null;
   #camera = null;
+  /** Name of the file that plays; null for the camera. */
+  #name = null;
+  /** Number of starts and stops; a start that waited for the camera meanwhile has no effect. */
+  #attempt = 0;
+  #frameError = "";
   #timer = 0;
   #nextFrame = 0;
   #canvas = document.createElement("canvas");
@@ -33,6 +38,11 @@ export class VideoView {
     this.chart = new Chart("Round trip p50 / p99, ms", number, { seconds: 30, shared: false });
     byId("video-chart").append(this.chart.element);
     this.options.addEventListener("submit", (event) => event.preventDefault());
+    // The other options hold for the next frame.
+    for (const option of ["variant", "delivery"])
+      this.options.elements[option].addEventListener("change", () => {
+        if (this.#stream !== null && !this.video.ended) this.#open();
+      });
     byId("webcam").addEventListener("click", () => this.#startCamera());
     byId("video-file").addEventListener("change", ({ target }) => {
       const [file] = target.files;
@@ -40,82 +50,118 @@ export class VideoView {
       if (file) this.#startFile(file);
     });
     byId("stop").addEventListener("click", () => this.#stop("stopped"));
-    this.video.addEventListener("ended", () => this.#stop("the video has ended"));
+    this.video.addEventListener("ended", () => {
+      // The answers of the last frames still arrive.
+      if (this.#stream === null) return;
+      byId("video-state").textContent = "waiting for the last answers";
+      this.#stream.finish();
+    });
     this.#showFigures();
   }
 
   show() {}
 
   hide() {
-    this.#stop("stopped");
+    this.#stop(this.#stream === null ? "" : "stopped");
   }
 
   async #startCamera() {
-    this.#stop("");
-    showError(byId("video-error"), null);
+    const attempt = this.#start();
+    let camera;
     try {
       if (!navigator.mediaDevices)
-        throw new CallError("Browsers give pages the camera over HTTPS and on localhost only.", {
-          code: "NO_CAMERA",
-        });
-      this.#camera = await navigator.mediaDevices.getUserMedia({ video: { width: 1280 } });
+        throw new Error("Browsers give pages the camera over HTTPS and on localhost only.");
+      camera = await navigator.mediaDevices.getUserMedia({ video: { width: 1280 } });
     } catch (error) {
-      const text = CAMERA_ERRORS[error.name] ?? error.message;
-      this.#fail(new CallError(text, { code: error.code ?? "NO_CAMERA" }));
+      if (attempt !== this.#attempt) return;
+      this.#fail(new CallError(CAMERA_ERRORS[error.name] ?? error.message, { code: "NO_CAMERA" }));
       return;
     }
-    this.video.srcObject = this.#camera;
-    this.#play(null);
+    if (attempt !== this.#attempt) {
+      stopTracks(camera);
+      return;
+    }
+    this.#camera = camera;
+    for (const track of camera.getTracks())
+      track.addEventListener("ended", () => this.#stop("the camera has stopped"));
+    this.video.srcObject = camera;
+    this.#play(null, attempt);
   }
 
   #startFile(file) {
-    this.#stop("");
-    showError(byId("video-error"), null);
+    const attempt = this.#start();
     this.video.src = URL.createObjectURL(file);
-    this.#play(file.name);
+    this.#play(file.name, attempt);
+  }
+
+  /** Stop the video that is shown; return the number of the attempt to show another one. */
+  #start() {
+    this.#stop("");
+    this.#frameError = "";
+    showError(byId("video-error"), null);
+    return this.#attempt;
   }
 
   /** Play and send frames; the name of a file, or null for the camera. */
-  async #play(name) {
+  async #play(name, attempt) {
     try {
       await this.video.play();
-    } catch (error) {
-      if (error.name === "AbortError") return;
+    } catch {
+      if (attempt !== this.#attempt) return;
       this.#stop("");
       this.#fail(
         new CallError(`${name ?? "camera"}: the browser cannot play it`, { code: "NO_VIDEO" }),
       );
       return;
     }
+    if (attempt !== this.#attempt) return;
+    this.#name = name;
+    this.chart.clear();
+    byId("video-empty").hidden = true;
+    byId("stop").disabled = false;
+    this.#timer = setInterval(() => this.#showFigures(), FIGURES_MS);
+    this.#open();
+  }
+
+  /** Open a stream with the options; it replaces the one that is open. */
+  #open() {
     const { gateway } = this.#context;
     const { variant, delivery, rate } = this.options.elements;
+    this.#stream?.finish();
     const query = { delivery: delivery.value, variant: variant.value };
     const stream = new FrameStream(gateway.openStream({ ...query, top_k: TOP_K }), gateway.token, {
-      onAnswer: (result, latency) => this.#showAnswer(result, latency),
-      onFrameError: (error) => showError(byId("video-error"), error),
+      onAnswer: (result) => {
+        if (this.#stream === stream) this.#showAnswer(result);
+      },
+      onFrameError: (error) => {
+        // Every frame may have the same one.
+        if (error.message !== this.#frameError) showError(byId("video-error"), error);
+        this.#frameError = error.message;
+      },
       onEnd: (error) => {
         if (this.#stream !== stream) return;
-        this.#stop(error === null ? "the server has ended the stream" : "");
+        const reason = this.video.ended ? "the video has ended" : "the server has ended the stream";
+        this.#stop(error === null ? reason : "");
         if (error !== null) this.#fail(error);
       },
     });
     this.#stream = stream;
-    this.chart.clear();
-    byId("video-empty").hidden = true;
-    byId("stop").disabled = false;
     byId("video-state").textContent = "streaming";
     showSnippets(
       byId("video-call"),
-      videoSnippets(name, query, Number(rate.value), gateway.token !== ""),
+      videoSnippets(this.#name, query, Number(rate.value), gateway.token !== ""),
     );
-    this.#timer = setInterval(() => this.#showFigures(), FIGURES_MS);
     this.#nextFrame = 0;
     this.#captureNext(stream);
   }
 
   /** Send the frames that the video shows, at most so many a second as the options say. */
   #captureNext(stream) {
-    this.video.requestVideoFrameCallback(async (now) => {
+    const { video } = this;
+    const next = (video.requestVideoFrameCallback ?? requestAnimationFrame).bind(
+      video.requestVideoFrameCallback ? video : window,
+    );
+    next(async (now) => {
       if (this.#stream !== stream) return;
       const period = 1000 / Number(this.options.elements.rate.value);
       if (now >= this.#nextFrame) {
@@ -175,11 +221,12 @@ export class VideoView {
   }
 
   #stop(reason) {
+    this.#attempt += 1;
     clearInterval(this.#timer);
     this.#showFigures();
     this.#stream?.finish();
     this.#stream = null;
-    this.#camera?.getTracks().forEach((track) => track.stop());
+    stopTracks(this.#camera);
     this.#camera = null;
     this.video.pause();
     this.video.srcObject = null;
@@ -193,4 +240,9 @@ export class VideoView {
     byId("video-empty").hidden = false;
     byId("caption").hidden = true;
   }
+}
+
+/** Switch a camera off. */
+function stopTracks(camera) {
+  for (const track of camera?.getTracks() ?? []) track.stop();
 }

@@ -62,6 +62,15 @@ def test_page_refers_to_files_beside_it(page):
                 assert (CONSOLE / target).is_file()
 
 
+def test_page_names_all_modules_so_that_they_load_at_once(page):
+    preloaded = {
+        attributes["href"]
+        for tag, attributes in page.tags
+        if tag == "link" and attributes["rel"] == "modulepreload"
+    }
+    assert preloaded | {"console.js"} == {path.name for path in SCRIPTS}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_file_names_no_other_site(path):
     assert set(re.findall(r"(?:https?:)?//[\w.]+\.[\w./-]+", path.read_text())) <= {
