@@ -18,7 +18,8 @@ const STATES = {
 export class AdministrationView {
   #context;
   #timer = 0;
-  #splitsVisible = true;
+  #shown = false;
+  #mayReadSplits = true;
 
   /** @param {object} context See `console.js`. */
   constructor(context) {
@@ -37,36 +38,35 @@ export class AdministrationView {
   }
 
   show() {
-    this.#splitsVisible = true;
+    this.#shown = true;
+    this.#mayReadSplits = true;
     this.#poll();
   }
 
   hide() {
+    this.#shown = false;
     clearTimeout(this.#timer);
-    this.#timer = 0;
   }
 
   /** Read variants and splits now, and every few seconds while the view is shown. */
   async #poll() {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#poll(), POLL_MS);
     try {
       await this.#context.variants.refresh();
+      if (this.#mayReadSplits) await this.#readSplits();
     } catch (error) {
       this.#context.reportConnection(error);
-      return;
     }
-    if (this.#splitsVisible) await this.#readSplits();
+    clearTimeout(this.#timer);
+    if (this.#shown) this.#timer = setTimeout(() => this.#poll(), POLL_MS);
   }
 
   async #readSplits() {
     try {
       const { reports = [] } = await this.#context.gateway.administer("ListTrafficSplits", {});
-      show(byId("splits-list"), reports.map((report) => this.#split(report)));
-      byId("splits-list").hidden = false;
+      keepFocus(() => show(byId("splits-list"), reports.map((report) => this.#split(report))));
     } catch (error) {
-      // Without an admin token the list is not read again until there is one.
-      this.#splitsVisible = false;
+      // Until there is another token the answer is the same.
+      this.#mayReadSplits = !error.needsToken && error.code !== "UNIMPLEMENTED";
       const text = error.needsToken ? "To see and change splits, enter an admin token." : error.message;
       show(byId("splits-list"), element("li", { class: "hint" }, text));
     }
@@ -142,11 +142,11 @@ export class AdministrationView {
       const text = told(await gateway.administer(method, message));
       this.#notice(text);
       announce(text);
-      this.#splitsVisible = true;
+      this.#mayReadSplits = true;
     } catch (error) {
       this.#fail(error);
     }
-    if (this.#timer) this.#poll();
+    if (this.#shown) this.#poll();
   }
 
   #notice(text) {
@@ -159,9 +159,7 @@ export class AdministrationView {
   }
 
   #showVariants(list) {
-    const focused = document.activeElement?.dataset?.action;
-    show(byId("variants-list"), list.map((variant) => this.#variant(variant)));
-    if (focused) document.querySelector(`[data-action=${CSS.escape(focused)}]`)?.focus();
+    keepFocus(() => show(byId("variants-list"), list.map((variant) => this.#variant(variant))));
   }
 
   #variant(variant) {
@@ -265,6 +263,13 @@ export class AdministrationView {
       ]),
     );
   }
+}
+
+/** Replace buttons, and focus the one that had the focus. */
+function keepFocus(replace) {
+  const focused = document.activeElement?.dataset?.action;
+  replace();
+  if (focused) document.querySelector(`[data-action="${CSS.escape(focused)}"]`)?.focus();
 }
 
 function stageOf({ stage = "" }) {

@@ -1,5 +1,7 @@
 /** Calls of the gateway that serves this page. */
 
+/** Loading reads, builds and checks weights, which takes minutes on some devices. */
+export const CHANGE_TIMEOUT_MS = 900_000;
 const ROOT = new URL("../", document.baseURI);
 
 /** A call that failed, with the words of the server. */
@@ -57,7 +59,11 @@ export class Gateway {
   administer(method, message) {
     return this.#fetch(`resnet50.v1.VariantService/${method}`, {
       method: "POST",
-      headers: { "content-type": "application/json", "connect-protocol-version": "1" },
+      headers: {
+        "content-type": "application/json",
+        "connect-protocol-version": "1",
+        "connect-timeout-ms": String(CHANGE_TIMEOUT_MS),
+      },
       body: JSON.stringify(message),
     });
   }

@@ -1,7 +1,7 @@
 /** The same call as a command of curl, and in Python with the SDK. */
 
 import { element } from "./dom.js";
-import { urlOf } from "./gateway.js";
+import { CHANGE_TIMEOUT_MS, urlOf } from "./gateway.js";
 
 /** The port of gRPC is not known here; this is its default. */
 const SERVER = `${location.hostname || "localhost"}:50051`;
@@ -70,7 +70,7 @@ export function changeSnippets(method, message, function_, values, hasToken) {
   const positional = first === undefined ? "" : python(first[1]);
   return {
     curl: `curl ${shell(urlOf(`resnet50.v1.VariantService/${method}`))} \\
-  -H 'Content-Type: application/json' \\
+  -H 'Content-Type: application/json' -H 'Connect-Timeout-Ms: ${CHANGE_TIMEOUT_MS}' \\
   -d ${shell(JSON.stringify(message))}${header(hasToken)}`,
     Python: `${imports(hasToken)}from resnet50_client.admin import AdminClient
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
 from playwright.sync_api import expect
 
 from tests.support.administering import ADMIN, APP
@@ -67,10 +72,34 @@ def test_split_shows_agreement_until_it_is_ended(secured_visit):
     expect(page.locator("#best")).to_have_text("tabby cat")
     page.click("nav a[href='#variants']")
     expect(page.locator(".split")).to_contain_text("Agreement100 %")
+    page.get_by_role("button", name="End the split of animals").focus()
+    with page.expect_response("**/ListTrafficSplits"):  # the list is read again, the focus stays
+        page.locator("#refresh").dispatch_event("click")
+    expect(page.get_by_role("button", name="End the split of animals")).to_be_focused()
     page.get_by_role("button", name="End the split of animals").click()
     page.click("#confirm-yes")
     expect(page.locator("#variants-notice")).to_have_text("The split of animals has ended.")
     expect(page.locator(".split")).to_have_count(0)
+
+
+@pytest.mark.parametrize("language", ["curl", "Python"])
+def test_shown_change_can_be_repeated_elsewhere(secured_visit, secured, tmp_path, language):
+    page = secured_visit.open("variants")
+    secured_visit.use_token(ADMIN)
+    page.get_by_role("button", name="Make default: animals-next").click()
+    expect(page.locator("#variants-notice")).to_contain_text("animals-next is the default")
+    page.click(f"#variants-call [role=tab] >> text={language}")
+    shown = page.locator("#variants-call pre").text_content()
+    program = ["bash", "-c"] if language == "curl" else [sys.executable, "-c"]
+    done = subprocess.run(
+        [*program, shown.replace("127.0.0.1:50051", secured[0])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"RESNET50_TOKEN": ADMIN, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "animals-next" in done.stdout, done.stderr
 
 
 def test_change_without_the_scope_shows_the_servers_words(secured_visit):

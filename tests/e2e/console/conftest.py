@@ -46,8 +46,8 @@ def url(server) -> Iterator[str]:
 
 
 @pytest.fixture
-def secured(tmp_path) -> Iterator[str]:
-    """Yield the URL of a gateway before a server with tokens and variants to load."""
+def secured(tmp_path) -> Iterator[tuple[str, str]]:
+    """Yield the addresses of a server with tokens and variants to load: of gRPC, of its gateway."""
     for name in ("animals", "animals-next", "animals-later"):
         describe(tmp_path / "variants" / name, LABELS)
     with server_processes() as start:
@@ -58,8 +58,9 @@ def secured(tmp_path) -> Iterator[str]:
             *("--variants-dir", str(tmp_path / "variants")),
             *("--tokens-file", str(tokens_file(tmp_path))),
         )
-        with gateway(process.wait_until_listening()) as found:
-            yield found
+        address = process.wait_until_listening()
+        with gateway(address) as found:
+            yield address, found
 
 
 @pytest.fixture
@@ -69,4 +70,4 @@ def visit(browser, url) -> Iterator[Visit]:
 
 @pytest.fixture
 def secured_visit(browser, secured) -> Iterator[Visit]:
-    yield from visiting(browser, secured)
+    yield from visiting(browser, secured[1])
