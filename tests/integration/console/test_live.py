@@ -174,6 +174,14 @@ def test_listeners_beyond_the_limit_are_refused(server):
         assert problem(response)["limit"] == MAX_LISTENERS
 
 
+def test_listeners_that_have_left_do_not_count(server):
+    address, metrics = server
+    with gateway(address, options=("--metrics", metrics)) as url, client(url) as http:
+        for _ in range(MAX_LISTENERS + 2):
+            with figures(http) as events:
+                next(events)
+
+
 def test_gateway_stops_while_a_client_listens(server):
     address, metrics = server
     with contextlib.ExitStack() as listening:
