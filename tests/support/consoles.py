@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import av
 import numpy as np
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from tests.support.pictures import encode, photo_like
 
@@ -56,7 +56,9 @@ class Visit:
 
     def choose(self, *names: str) -> None:
         """Choose images by the chooser of files."""
-        files = [{"name": name, "mimeType": "image/jpeg", "buffer": IMAGE} for name in names]
+        files: list[FilePayload] = [
+            {"name": name, "mimeType": "image/jpeg", "buffer": IMAGE} for name in names
+        ]
         self.page.set_input_files("#file", files)
 
     def use_token(self, token: str) -> None:
