@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,18 +18,27 @@ SERVER = [*PROGRAM, "--listen", "127.0.0.1:0"]
 
 
 @contextmanager
-def server(*arguments: str) -> Iterator[tuple[str, int]]:
-    """Run a server; give its address and process id."""
+def server(*arguments: str, checkout: Path | None = None) -> Iterator[tuple[str, int]]:
+    """Run a server; give its address and process id.
+
+    Args:
+        *arguments: Of `serve`.
+        checkout: Root of the tree whose server it is; None for the installed one.
+    """
     if "--variants" not in arguments:
         arguments = ("--variants", "IMAGENET1K_V2", *arguments)
-    with listening([*SERVER, "--log-level", "error", *arguments]) as address_and_pid:
+    command = [*SERVER, "--log-level", "error", *arguments]
+    path = {} if checkout is None else {"PYTHONPATH": str(checkout / "server")}
+    with listening(command, os.environ | path) as address_and_pid:
         yield address_and_pid
 
 
 @contextmanager
-def listening(command: Sequence[str]) -> Iterator[tuple[str, int]]:
+def listening(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
     """Run a command whose first line ends with its address; give that and its process id."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None  # a pipe, as asked for
     try:
         yield process.stdout.readline().split()[-1], process.pid

@@ -181,8 +181,10 @@ class VariantQueue:
         """
         if arrived - self.measured_at > REMEASURE_AFTER_S:
             return 0.0
-        models = (self.preparation, self.latency)
-        return sum(min(model.shortest_s, model.batch_s(1)) for model in models)
+        preparation, latency = self.preparation, self.latency
+        return min(preparation.shortest_s, preparation.batch_s(1)) + min(
+            latency.shortest_s, latency.batch_s(1)
+        )
 
     @property
     def accepted(self) -> int:
