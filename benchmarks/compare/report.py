@@ -85,10 +85,10 @@ def page(results: list[Result], run: Run) -> str:
         "",
         "## Method",
         "",
-        "* The same state dict (random weights, which changes nothing of the time), float32, and"
-        " torchvision's `IMAGENET1K_V2` transform; eight JPEGs of 512 x 384, one per request. All"
-        " decode with Pillow, the peers one image after the other as part of the batch, this"
-        " server in its decode thread.",
+        "* The same state dict (random weights, which changes nothing of the time), float32,"
+        " channels-last memory, and torchvision's `IMAGENET1K_V2` transform; eight JPEGs of"
+        " 512 x 384, one per request. All decode with Pillow, the peers one image after the other"
+        " as part of the batch, this server in its decode thread.",
         f"* {run.threads} threads of PyTorch in every server, one worker, and batches of at most"
         f" 16, where a server batches; `OMP_NUM_THREADS={run.threads}` and"
         " `OMP_WAIT_POLICY=PASSIVE` in all. Without the latter, OpenMP's threads spin while they"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
-from network import MAX_BATCH_SIZE, Network
+from limits import MAX_BATCH_SIZE
 
 # Calls that would take longer are refused.
 MAX_LATENCY_MS = 60_000
@@ -25,6 +25,8 @@ class Classifier:
     """Decodes the images of a batch and computes them."""
 
     def __init__(self) -> None:
+        from network import Network
+
         self.network = Network()
 
     @bentoml.api(

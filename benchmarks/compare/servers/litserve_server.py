@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import litserve
-from network import MAX_BATCH_SIZE, Network
+from limits import MAX_BATCH_SIZE
 
 # LitServe waits in steps of 1 ms.
 BATCH_TIMEOUT_S = 0.002
@@ -18,6 +18,8 @@ class Classifier(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the network."""
+        from network import Network
+
         self.network = Network()
 
     # LitServe validates the body by the annotation of `request`; none means any JSON.

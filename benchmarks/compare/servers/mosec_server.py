@@ -6,8 +6,8 @@ import json
 import sys
 from typing import Any
 
+from limits import MAX_BATCH_SIZE, MAX_WAIT_S
 from mosec import Server, Worker
-from network import MAX_BATCH_SIZE, MAX_WAIT_S, Network
 
 PORT = sys.argv[1]
 # mosec parses the command line itself.
@@ -19,6 +19,8 @@ class Classifier(Worker):
 
     def __init__(self) -> None:
         super().__init__()
+        from network import Network
+
         self.network = Network()
 
     def deserialize(self, data: bytes) -> Any:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from network import MAX_BATCH_SIZE, MAX_WAIT_S, TOP_K, Network
+from limits import MAX_BATCH_SIZE, MAX_WAIT_S, TOP_K
+from network import Network
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig

@@ -9,10 +9,9 @@ import signal
 import sys
 from typing import Any
 
-import grpc
 import ray
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
-from network import MAX_BATCH_SIZE, MAX_WAIT_S, Network
+from limits import MAX_BATCH_SIZE, MAX_WAIT_S
 from ray import serve
 from starlette.requests import Request
 
@@ -22,6 +21,8 @@ class Classifier:
     """Decodes the images of a batch and computes them, in a thread beside the event loop."""
 
     def __init__(self) -> None:
+        from network import Network
+
         self.network = Network()
 
     def _compute(self, jpegs: list[bytes]) -> list[dict[str, Any]]:
@@ -41,18 +42,6 @@ class Classifier:
         return StringValue(value=json.dumps(await self._batch(request.value)))
 
 
-def add_to_server(servicer: Any, server: Any) -> None:
-    """Register the method as generated code does; Ray Serve puts its own handler behind it."""
-    handler = grpc.unary_unary_rpc_method_handler(
-        servicer.Classify,
-        request_deserializer=BytesValue.FromString,
-        response_serializer=StringValue.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("peer.Classifier", {"Classify": handler}),)
-    )
-
-
 def main(port: int, protocol: str) -> None:
     """Serve until SIGTERM."""
     ray.init(
@@ -67,7 +56,7 @@ def main(port: int, protocol: str) -> None:
     rpc = None
     if protocol == "grpc":
         http["port"] = 0
-        rpc = {"port": port, "grpc_servicer_functions": ["ray_server.add_to_server"]}
+        rpc = {"port": port, "grpc_servicer_functions": ["ray_grpc.add_to_server"]}
     serve.start(http_options=http, grpc_options=rpc)
     app = Classifier.bind()  # type: ignore[attr-defined]
     serve.run(app, name="classifier", route_prefix="/inference")
