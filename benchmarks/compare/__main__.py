@@ -41,7 +41,7 @@ def options() -> argparse.Namespace:
         metavar="PEER",
         help=f"measure these, separated by commas, and keep the other rows; of {','.join(keys)}",
     )
-    parser.add_argument("--seconds", type=float, default=6.0, help="per load, default 6")
+    parser.add_argument("--seconds", type=float, default=4.0, help="per load, default 4")
     parser.add_argument("--turns", type=int, default=3, help="default 3")
     parser.add_argument(
         "--quick", action="store_true", help=f"2 turns of 2 s; write into {QUICK.relative_to(ROOT)}"

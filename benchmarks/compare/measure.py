@@ -20,7 +20,7 @@ from benchmarks.compare.process import Process, running
 from benchmarks.compare.results import CLIENTS, CONCURRENCIES, Result
 from benchmarks.compare.wires import WIRES, Answer
 
-WARM_UP_S = 2.0
+WARM_UP_S = 1.0
 READY_TIMEOUT_S = 60.0
 # The open loop's share of the slowest server's throughput.
 SHARE = 0.7
@@ -73,7 +73,7 @@ class Bench:
         images: JPEG files.
         weights: State dict in a variant's directory.
         expected: Probabilities of each image.
-        seconds: Duration of each load of the network; the stub's take half as long.
+        seconds: Duration of each load of the network; the stub takes half of it, arrivals twice.
         log: File for the output of servers.
     """
 
@@ -136,7 +136,7 @@ class Bench:
             result.add(f"clients_{clients}.cpu_ms", used_s / count * 1e3)
         result.add("memory_mib", process.memory_mib())
         if rate > 0:
-            self._record(result, "arrivals", self._load(peer, process, seconds, rate=rate))
+            self._record(result, "arrivals", self._load(peer, process, 2 * seconds, rate=rate))
 
     @staticmethod
     def _record(result: Result, load: str, output: dict[str, Any]) -> None:

@@ -102,8 +102,8 @@ def page(results: list[Result], run: Run) -> str:
         " measured.",
         f"* One server at a time, {run.turns} turns over all of them. A load takes"
         f" {run.seconds:g} s, half of it with the stub: {counts} clients, each of which waits for"
-        " its answer, and then Poisson arrivals at 70% of the slowest server's throughput with"
-        f" {CLIENTS} clients: {rates or 'not measured'}. The first turn finds that rate.",
+        " its answer, and then, for twice that time, Poisson arrivals at 70% of the slowest"
+        f" server's throughput with {CLIENTS} clients: {rates or 'not measured'}. The first turn finds that rate.",
         "* A cell is the median of the turns, and their least and greatest value. The p99 of such"
         " short loads is nearly the slowest call.",
         f"* CPU is of the load with {CLIENTS} clients. CPU and memory are of all processes of a"
