@@ -7,7 +7,6 @@ docs/images/comparison.svg. With --only it replaces the rows of some servers and
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -44,7 +43,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="per load, default 4")
     parser.add_argument("--turns", type=int, default=3, help="default 3")
     parser.add_argument(
-        "--quick", action="store_true", help=f"2 turns of 2 s; write into {QUICK.relative_to(ROOT)}"
+        "--quick", action="store_true", help=f"1 turn of 1 s; write into {QUICK.relative_to(ROOT)}"
     )
     parser.add_argument("--redraw", action="store_true", help="only write page and plot again")
     parser.add_argument("--install", action="store_true", help="only install the peers")
@@ -53,7 +52,7 @@ def options() -> argparse.Namespace:
     if unknown := set(asked.peers) - set(keys):
         parser.error(f"--only: {', '.join(sorted(unknown))}: not among {', '.join(keys)}")
     if asked.quick:
-        asked.seconds, asked.turns = 2.0, 2
+        asked.seconds, asked.turns = 1.0, 1
     return asked
 
 
@@ -90,15 +89,12 @@ def blank(peer: Peer, network: str) -> Result:
     return Result(peer.name, network, peer.settings)
 
 
-def plan(
-    ready: dict[Peer, Ready], kept: list[Result], load_average: float
-) -> dict[tuple[Peer, str], Result]:
+def plan(ready: dict[Peer, Ready], kept: list[Result]) -> dict[tuple[Peer, str], Result]:
     """Return the results in the order of the page.
 
     Args:
         ready: Peers that are measured, whose results are blank.
         kept: Results of an earlier run, which the others keep.
-        load_average: Before this run.
     """
     known = {(one.name, one.network): one for one in kept}
     now = datetime.now(timezone.utc).isoformat(" ", "minutes")[:16]
@@ -110,7 +106,7 @@ def plan(
             result = blank(peer, network)
             if peer in ready:
                 result.versions, result.failure = ready[peer].versions, ready[peer].failure
-                result.measured, result.load_average = now, load_average
+                result.measured = now
             elif (result.name, network) in known:
                 result = known[result.name, network]
             else:
@@ -157,13 +153,12 @@ def main() -> None:
 
 def run_all(asked: argparse.Namespace, data: Path) -> None:
     """Install and measure the peers that are asked for."""
-    load_average = os.getloadavg()[0]
     peers = [peer for peer in PEERS if peer.key in asked.peers]
     ready = {peer: prepare(peer) for peer in peers}
     if asked.install:
         return
     kept, old = load(data) if asked.only and data.exists() else ([], None)
-    results = plan(ready, kept, load_average)
+    results = plan(ready, kept)
     rates = dict(old.rates) if old else {}
     where = machine()
     run = Run(
@@ -172,7 +167,6 @@ def run_all(asked: argparse.Namespace, data: Path) -> None:
         f" {where['system']}",
         versions=f"torch {version('torch')}, torchvision {version('torchvision')}",
         threads=cpus(),
-        turns=asked.turns,
         seconds=asked.seconds,
     )
     folder = CACHE / "data"

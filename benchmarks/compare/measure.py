@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.compare.answers import check
 from benchmarks.compare.load import Load
 from benchmarks.compare.peers import Peer
@@ -22,6 +24,8 @@ from benchmarks.compare.wires import WIRES, Answer
 
 WARM_UP_S = 1.0
 READY_TIMEOUT_S = 60.0
+# Time over which the use by other processes is measured.
+IDLE_S = 0.5
 # The open loop's share of the slowest server's throughput.
 SHARE = 0.7
 
@@ -95,6 +99,7 @@ class Bench:
         """
         stub = result.network == "stub"
         self.log.write_text("")
+        result.add("others_percent", psutil.cpu_percent(IDLE_S))
         try:
             with running(peer, python, self.weights, self.log, stub=stub) as process:
                 answers = self._answers(peer, process)

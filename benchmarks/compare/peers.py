@@ -50,12 +50,13 @@ PEERS = (
         "this (torch)",
         "resnet50",
         arguments=("--engine", "torch"),
-        settings="`--engine torch`",
+        settings="gRPC; `--engine torch`, `--max-batch-size 16`, `--engine-threads 2`, one decode"
+        " thread",
     ),
     Peer(
         "this (default engine)",
         "resnet50",
-        settings="`--engine auto`, otherwise the same",
+        settings="`--engine auto`: the fastest that is installed, otherwise the same",
     ),
     Peer(
         "grpc.aio",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from benchmarks.compare.results import CLIENTS, CONCURRENCIES, Result, Run
 
@@ -11,6 +12,8 @@ NETWORKS = {
     "stub": "A stub network: the cost of the server, decoding and transform",
 }
 OURS = "this"
+# Other processes that use more make a run unfit to be quoted.
+QUIET_PERCENT = 5.0
 # A figure: its name in results, its heading and its name in a sentence, whether less is better.
 Figure = tuple[str, str, str, bool]
 THROUGHPUT: tuple[Figure, ...] = (
@@ -38,14 +41,25 @@ LATENCY: tuple[Figure, ...] = (
 
 
 def better(one: Result, other: Result, figure: Figure) -> bool:
-    """Return whether all turns of one result are better than all turns of the other."""
+    """Return whether the median of one result is better than that of the other."""
     name, _, _, less = figure
-    (low, high), (least, greatest) = one.range(name), other.range(name)
-    return high < least if less else low > greatest
+    mine, theirs = one.median(name), other.median(name)
+    return mine < theirs if less else mine > theirs
 
 
-def losses(results: list[Result]) -> list[str]:
-    """Return a line per figure and network in which a peer is better than this server is."""
+def clear(one: Result, other: Result, figure: Figure) -> bool:
+    """Return whether no turn of one result is as good or bad as a turn of the other."""
+    (low, high), (least, greatest) = one.range(figure[0]), other.range(figure[0])
+    return high < least or greatest < low
+
+
+def losses(results: list[Result], *, clearly: bool) -> list[str]:
+    """Return a line per figure and network in which a peer is better than this server is.
+
+    Args:
+        results: The results.
+        clearly: Whether in every turn; False for those whose turns overlap.
+    """
     lines = []
     for network in NETWORKS:
         measured = [one for one in results if one.network == network and not one.failure]
@@ -56,7 +70,9 @@ def losses(results: list[Result]) -> list[str]:
                 peers = [
                     f"{peer.name} {number(peer.median(figure[0]))}"
                     for peer in measured
-                    if not peer.name.startswith(OURS) and better(peer, own, figure)
+                    if not peer.name.startswith(OURS)
+                    and better(peer, own, figure)
+                    and clear(peer, own, figure) == clearly
                 ]
                 if peers:
                     where = "stub network" if network == "stub" else own.name
@@ -67,10 +83,8 @@ def losses(results: list[Result]) -> list[str]:
 
 def page(results: list[Result], run: Run) -> str:
     """Return the page as Markdown."""
-    lost = losses(results) or ["* Nothing in this run."]
     rates = ", ".join(f"{rate:.1f}/s ({network})" for network, rate in run.rates.items())
     counts = ", ".join(str(clients) for clients in CONCURRENCIES)
-    load_average = max((one.load_average for one in results), default=0.0)
     parts = [
         "# Comparison with other servers",
         "",
@@ -78,10 +92,13 @@ def page(results: list[Result], run: Run) -> str:
         " below `.cache/compare`, serves the same ResNet50 with them, checks that all answer"
         f" alike, and rewrites this page. This run: `{run.command}`.",
         "",
-        f"{run.machine}; {run.versions}. The 1-minute load average before the run was"
-        f" {load_average:.1f}{_busy(load_average)}.",
+        f"{run.machine}; {run.versions}. {_busy(results)}",
         "",
         "![Throughput, latency and CPU of each server](../images/comparison.svg)",
+        "",
+        "## In short",
+        "",
+        *_short(results),
         "",
         "## Method",
         "",
@@ -100,10 +117,11 @@ def page(results: list[Result], run: Run) -> str:
         "* Before its load, each server answers all images: five categories and their"
         " probabilities within 0.001 of plain PyTorch. A server that answers otherwise is not"
         " measured.",
-        f"* One server at a time, {run.turns} turns over all of them. A load takes"
+        f"* One server at a time, {_turns(results)} turns over all of them. A load takes"
         f" {run.seconds:g} s, half of it with the stub: {counts} clients, each of which waits for"
         " its answer, and then, for twice that time, Poisson arrivals at 70% of the slowest"
-        f" server's throughput with {CLIENTS} clients: {rates or 'not measured'}. The first turn finds that rate.",
+        f" server's throughput with {CLIENTS} clients: {rates or 'not measured'}. The first turn"
+        " finds that rate.",
         "* A cell is the median of the turns, and their least and greatest value. The p99 of such"
         " short loads is nearly the slowest call.",
         f"* CPU is of the load with {CLIENTS} clients. CPU and memory are of all processes of a"
@@ -117,24 +135,63 @@ def page(results: list[Result], run: Run) -> str:
     parts += [
         "## Where this server loses",
         "",
-        "A peer is listed if its worst turn is better than this server's best one.",
+        "Peers that are better in every turn:",
         "",
-        *lost,
+        *(losses(results, clearly=True) or ["* None in this run."]),
+        "",
+        "Peers that are better in the median, though some turns are not:",
+        "",
+        *(losses(results, clearly=False) or ["* None in this run."]),
         "",
         "## Settings",
         "",
         "| server | versions | settings | measured (UTC) |",
         "|---|---|---|---|",
     ]
-    for one in {result.name: result for result in reversed(results)}.values():
+    for one in {result.name: result for result in results}.values():
         parts.append(f"| {one.name} | {one.versions} | {one.settings} | {one.measured} |")
     return "\n".join(parts) + "\n"
 
 
-def _busy(load_average: float) -> str:
-    if load_average <= 0.7:
+def _short(results: list[Result]) -> list[str]:
+    """Return a line per network: the servers in the order of their throughput."""
+    lines = []
+    for network, title in NETWORKS.items():
+        name = f"clients_{CLIENTS}.per_s"
+        measured = [
+            one
+            for one in results
+            if one.network == network and not one.failure and one.figures.get(name)
+        ]
+        ordered = sorted(measured, key=lambda one: one.median(name), reverse=True)
+        each = ", ".join(f"{one.name} {number(one.median(name))}" for one in ordered)
+        lines.append(f"* {title.partition(':')[0]}, images/s with {CLIENTS} clients: {each}.")
+    lines.append(
+        "* The network takes most of the time, so its engine matters more than the server: compare"
+        " the peers with `this (torch)`, which computes as they do, and the cost of serving with"
+        " the stub."
+    )
+    return lines
+
+
+def _turns(results: list[Result]) -> str:
+    counts = {len(one.figures.get("memory_mib", [])) for one in results if not one.failure} or {0}
+    least, most = min(counts), max(counts)
+    return str(most) if least == most else f"{least} to {most}"
+
+
+def _busy(results: list[Result]) -> str:
+    shares = [share for one in results for share in one.figures.get("others_percent", [])]
+    if not shares:
         return ""
-    return ": **other processes ran at the same time**, so only large differences mean anything"
+    median, most = statistics.median(shares), max(shares)
+    text = (
+        f"Before each start of a server, other processes used {median:.0f}% of the processor"
+        f" (median; at most {most:.0f}%)"
+    )
+    if median <= QUIET_PERCENT:
+        return text + "."
+    return text + ": **the machine was busy**, so only large differences mean anything."
 
 
 def number(value: float) -> str:

@@ -24,12 +24,12 @@ class Result:
         settings: The server's.
         versions: Of its packages.
         measured: Time of the first turn, ISO 8601 without seconds, UTC.
-        load_average: Processes that wanted a core, 1-minute mean, before the run.
         largest_difference: Between its probabilities and PyTorch's.
         failure: Reason why it could not be installed, started or compared; "" if it was.
         errors: Failed calls.
         figures: By name, a value per turn: `clients_N.{per_s,cpu_ms,p50_ms,p99_ms}` of N clients in
-            a closed loop, `arrivals.{p50_ms,p99_ms}`, `memory_mib`.
+            a closed loop, `arrivals.{p50_ms,p99_ms}`, `memory_mib`; `others_percent`, the
+            use of the processor by other processes before the server started.
     """
 
     name: str
@@ -37,7 +37,6 @@ class Result:
     settings: str
     versions: str = ""
     measured: str = ""
-    load_average: float = 0.0
     largest_difference: float = 0.0
     failure: str = ""
     errors: int = 0
@@ -45,7 +44,7 @@ class Result:
 
     def add(self, figure: str, value: float) -> None:
         """Add the value of a turn."""
-        self.figures.setdefault(figure, []).append(value)
+        self.figures.setdefault(figure, []).append(round(value, 3))
 
     def median(self, figure: str) -> float:
         """Return the median over the turns; nan if the figure was not measured."""
@@ -67,7 +66,6 @@ class Run:
         machine: Processor, cores, memory and system, as a sentence.
         versions: Packages that all servers share.
         threads: PyTorch's threads, in each server.
-        turns: Turns.
         seconds: Duration of each load of the network.
         rates: Poisson arrivals per second, by network.
     """
@@ -76,7 +74,6 @@ class Run:
     machine: str
     versions: str
     threads: int
-    turns: int
     seconds: float
     rates: dict[str, float] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -16,7 +17,12 @@ from ray import serve
 from starlette.requests import Request
 
 
-@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 1})
+@serve.deployment(
+    max_ongoing_requests=1000,
+    ray_actor_options={"num_cpus": 1},
+    graceful_shutdown_timeout_s=1,
+    graceful_shutdown_wait_loop_s=0.1,
+)
 class Classifier:
     """Decodes the images of a batch and computes them, in a thread beside the event loop."""
 
@@ -24,13 +30,16 @@ class Classifier:
         from network import Network
 
         self.network = Network()
+        # One thread, so that OpenMP keeps one pair of threads.
+        self.pool = ThreadPoolExecutor(1)
 
     def _compute(self, jpegs: list[bytes]) -> list[dict[str, Any]]:
         return self.network.predict([self.network.decode(one) for one in jpegs])
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=MAX_WAIT_S)
     async def _batch(self, jpegs: list[bytes]) -> list[dict[str, Any]]:
-        return await asyncio.to_thread(self._compute, jpegs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.pool, self._compute, jpegs)
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         """Return the answer, which becomes JSON."""

@@ -34,7 +34,7 @@ RESULTS = [
     ),
     Result("LitServe", "resnet50", "t", failure="not installed: no matching\ndistribution"),
 ]
-RUN = Run("python -m benchmarks.compare", "A CPU", "torch 9", 2, 2, 3.0)
+RUN = Run("python -m benchmarks.compare", "A CPU", "torch 9", 2, 3.0)
 
 
 def test_the_check_accepts_answers_within_the_tolerance():
@@ -84,16 +84,26 @@ def test_the_page_names_command_and_machine():
     assert "A CPU; torch 9" in text
 
 
+def test_the_page_counts_the_turns_that_were_measured():
+    assert "2 turns over all" in page(RESULTS, RUN)
+    other = Result("BentoML", "resnet50", "u", figures={"memory_mib": [1.0, 2.0, 3.0]})
+    assert "2 to 3 turns over all" in page([*RESULTS, other], RUN)
+
+
 def test_the_page_warns_of_a_busy_machine():
-    assert "**other processes" not in page(RESULTS, RUN)
-    busy = Result("BentoML", "resnet50", "u", load_average=4.0)
-    assert "before the run was 4.0: **other processes" in page([*RESULTS, busy], RUN)
+    assert "busy" not in page(RESULTS, RUN)
+    busy = Result("BentoML", "resnet50", "u", figures={"others_percent": [40.0]})
+    assert "used 40% of the processor (median; at most 40%): **the machine" in page([busy], RUN)
 
 
-def test_a_loss_is_a_peer_better_in_every_turn():
-    assert losses(RESULTS) == [
-        "* throughput with 16 clients, this (torch): 10.5 against mosec 30.0."
-    ]
+def test_a_clear_loss_is_a_peer_better_in_every_turn():
+    line = "* throughput with 16 clients, this (torch): 10.5 against mosec 30.0."
+    assert losses(RESULTS, clearly=True) == [line]
+
+
+def test_a_loss_may_be_within_the_spread_of_the_turns():
+    line = "* CPU per image, this (torch): 10.5 against mosec 9.0."
+    assert losses(RESULTS, clearly=False) == [line]
 
 
 def test_results_survive_their_file(tmp_path):
@@ -186,7 +196,7 @@ def test_calls_to_a_closed_port_are_errors(bench):
 
 def test_measuring_one_peer_keeps_the_rows_of_others():
     litserve = next(peer for peer in PEERS if peer.name == "LitServe")
-    results = plan({litserve: Ready(Path("python"), "litserve 3")}, RESULTS, 0.1)
+    results = plan({litserve: Ready(Path("python"), "litserve 3")}, RESULTS)
     assert list(results.values())[:2] == [RESULTS[0], results[litserve, "resnet50"]]
     assert RESULTS[1] in results.values()
     assert results[litserve, "resnet50"].failure == ""
@@ -195,5 +205,5 @@ def test_measuring_one_peer_keeps_the_rows_of_others():
 
 def test_the_stub_is_measured_once_behind_this_server():
     ready = {peer: Ready(Path("python"), "1") for peer in PEERS}
-    stubs = [one.name for (_, network), one in plan(ready, [], 0.0).items() if network == "stub"]
+    stubs = [one.name for (_, network), one in plan(ready, []).items() if network == "stub"]
     assert stubs[0] == "this" and len(stubs) == len(PEERS) - 1
