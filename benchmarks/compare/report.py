@@ -148,7 +148,8 @@ def page(results: list[Result], run: Run) -> str:
         "| server | versions | settings | measured (UTC) |",
         "|---|---|---|---|",
     ]
-    for one in {result.name: result for result in results}.values():
+    each = {result.name: result for result in reversed(results)}
+    for one in reversed(each.values()):
         parts.append(f"| {one.name} | {one.versions} | {one.settings} | {one.measured} |")
     return "\n".join(parts) + "\n"
 
