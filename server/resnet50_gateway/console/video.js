@@ -8,7 +8,6 @@ import { bars, showError } from "./parts.js";
 import { showSnippets, videoSnippets } from "./snippets.js";
 import { FrameStream } from "./stream.js";
 
-const TOP_K = 5;
 const JPEG_QUALITY = 0.85;
 const FIGURES_MS = 500;
 const CAMERA_ERRORS = {
@@ -129,7 +128,7 @@ export class VideoView {
     const { variant, delivery, rate } = this.options.elements;
     this.#stream?.finish();
     const query = { delivery: delivery.value, variant: variant.value };
-    const stream = new FrameStream(gateway.openStream({ ...query, top_k: TOP_K }), gateway.token, {
+    const stream = new FrameStream(gateway.openStream(query), gateway.token, {
       onAnswer: (result) => {
         if (this.#stream === stream) this.#showAnswer(result);
       },
