@@ -1,4 +1,4 @@
-"""Both clients of the SDK, and the worked example of a custom variant."""
+"""Both clients of the SDK, a server for all tests, and the worked example of a custom variant."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ import pytest
 from filelock import FileLock
 
 from tests.support.clients import KINDS
+from tests.support.serving import ServerProcess, server_processes
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -30,6 +32,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def kind(request: pytest.FixtureRequest) -> type:
     """The class of a client: `Client`, then `AsyncClient`."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def null_process() -> Iterator[ServerProcess]:
+    """A server process with the null engine, which no test changes or stops."""
+    with server_processes() as start:
+        process = start("--variants", "IMAGENET1K_V2", "--engine", "null")
+        process.wait_until_listening()
+        yield process
+
+
+@pytest.fixture(scope="session")
+def null_address(null_process: ServerProcess) -> str:
+    """Its address."""
+    return null_process.address
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from prometheus_client.parser import text_string_to_metric_families
 
 from resnet50_server.server import Server
+from tests.support.serving import until_result
 
 # host:0 takes a free port.
 ON = {"metrics_listen": "127.0.0.1:0"}
@@ -63,10 +64,4 @@ async def scrape(server: Server) -> Scrape:
 
 async def scrape_once(server: Server, settled: Callable[[Scrape], bool]) -> Scrape:
     """Scrape until the server has counted the results that its clients have received."""
-
-    async def settle() -> Scrape:
-        while not settled(found := await scrape(server)):
-            await asyncio.sleep(0.01)
-        return found
-
-    return await asyncio.wait_for(settle(), 60)
+    return await until_result(lambda: scrape(server), settled)

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.context import RequestContext
@@ -23,6 +25,8 @@ from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support import processes
 from tests.support.processes import ForkedProcess
+
+Value = TypeVar("Value")
 
 # An engine that takes no time.
 DECODING = {"engine": "timed", "timed_alpha_ms": 0.0, "timed_beta_ms": 0.0}
@@ -86,6 +90,20 @@ def engines_of(server: Server) -> list[Engine]:
     return [queue.engine for queue in queues_of(server)]
 
 
+def computed(server: Server) -> list[list[NDArray[np.uint8]]]:
+    """Return the list to which the images of each batch are added from now on."""
+    (engine,) = engines_of(server)
+    run = engine.run
+    batches: list[list[NDArray[np.uint8]]] = []
+
+    def record(images: list[NDArray[np.uint8]], *arguments: Any) -> Any:
+        batches.append([np.array(image) for image in images])
+        return run(images, *arguments)
+
+    setattr(engine, "run", record)  # noqa: B010
+    return batches
+
+
 def gate(server: Server) -> threading.Event:
     """Make the engine wait for an event before each batch."""
     (engine,) = engines_of(server)
@@ -110,6 +128,17 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
+async def until_result(
+    ask: Callable[[], Awaitable[Value]], accepted: Callable[[Value], object]
+) -> Value:
+    """Call a function until its result is accepted, and return that; fail within a minute."""
+    limit = time.monotonic() + UNTIL_S
+    while not accepted(result := await ask()):
+        assert time.monotonic() < limit, f"within {UNTIL_S:g} s: {result!r}"
+        await asyncio.sleep(0.005)
+    return result
+
+
 class ServerProcess:
     """`resnet50-server serve` as a process; `address` is known once it is ready.
 
@@ -128,6 +157,7 @@ class ServerProcess:
         fault: str | None = None,
     ) -> None:
         serve = ["serve", "--listen", "127.0.0.1:0", *arguments]
+        self.address = ""
         self.process: ForkedProcess | subprocess.Popen[str]
         if environment is not None:
             self.process = subprocess.Popen(
@@ -147,7 +177,8 @@ class ServerProcess:
         assert self.process.stdout is not None and self.process.stderr is not None
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), line + self.process.stderr.read()
-        return line.removeprefix("listening on ").strip()
+        self.address = line.removeprefix("listening on ").strip()
+        return self.address
 
     def wait_until_ended(self) -> tuple[int, str]:
         """Wait for its own end; return the exit code and what was written to stderr."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator
@@ -20,7 +19,7 @@ from resnet50.v1 import (
 )
 from tests.support.administering import ADMIN, administered
 from tests.support.pictures import encode, picture
-from tests.support.serving import connected, queues_of
+from tests.support.serving import connected, queues_of, until_result
 
 PNG = encode(picture())
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
@@ -57,9 +56,7 @@ class Operator:
 
     async def compared(self, images: int) -> variant_pb2.TrafficReport:
         """Return the report once so many images have been compared."""
-        while (report := await self.report()).comparison.images < images:
-            await asyncio.sleep(0.01)
-        return report
+        return await until_result(self.report, lambda report: report.comparison.images >= images)
 
     def classify(self, image: bytes = PNG, key: str | None = None, **options):
         request = inference_pb2.ClassifyRequest(

@@ -22,27 +22,9 @@ from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support import processes
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import engines_of, gate, server_processes, serving, until
-
-
-@pytest.fixture(scope="module")
-def server():
-    with server_processes() as start:
-        process = start("--variants", "IMAGENET1K_V2", "--engine", "null")
-        process.address = process.wait_until_listening()
-        yield process
-
+from tests.support.serving import engines_of, gate, serving, until, until_result
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A folder of two pictures; to generate the sixteen of the default takes most of a second."""
-    folder = tmp_path_factory.mktemp("photos")
-    for seed in range(2):
-        (folder / f"{seed}.jpg").write_bytes(encode(photo_like(320, 240, seed), "JPEG"))
-    return folder
 
 
 def bench(*arguments: object) -> subprocess.CompletedProcess:
@@ -68,8 +50,8 @@ QUICK = ("--warm-up-s", 0, "--requests", 40)
     ],
     ids=lambda arguments: " ".join(map(str, arguments)),
 )
-def test_every_shape_is_measured_under_every_load(server, arguments, photos):
-    done = bench(photos, "--server", server.address, *arguments, *QUICK, "--json")
+def test_every_shape_is_measured_under_every_load(null_address, arguments, photos):
+    done = bench(photos, "--server", null_address, *arguments, *QUICK, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     (run,) = found["runs"]
@@ -85,10 +67,10 @@ def test_every_shape_is_measured_under_every_load(server, arguments, photos):
     assert found["variant"]["engine"] == "null"
 
 
-def test_table_files_and_costs_of_the_server(server, tmp_path):
+def test_table_files_and_costs_of_the_server(null_process, null_address, tmp_path):
     out, html = tmp_path / "bench.json", tmp_path / "bench.html"
     done = bench(
-        *("--server", server.address, "--server-pid", server.process.pid),
+        *("--server", null_address, "--server-pid", null_process.process.pid),
         *("--duration-s", 2, "--warm-up-s", 0.2, "--out", out, "--html", html),
     )
     assert done.returncode == 0, done.stderr
@@ -105,10 +87,10 @@ def test_table_files_and_costs_of_the_server(server, tmp_path):
     assert "<svg" in html.read_text()
 
 
-def test_sweep_finds_the_capacity_and_measures_shares_of_it(server, photos, tmp_path):
+def test_sweep_finds_the_capacity_and_measures_shares_of_it(null_address, photos, tmp_path):
     out, html = tmp_path / "bench.json", tmp_path / "bench.html"
     done = bench(
-        *(photos, "--server", server.address, "--sweep", "20%..80%x2", "--raw"),
+        *(photos, "--server", null_address, "--sweep", "20%..80%x2", "--raw"),
         *("--duration-s", 0.5, "--warm-up-s", 0.1, "--out", out, "--html", html),
     )
     assert done.returncode == 0, done.stderr
@@ -126,28 +108,28 @@ def test_sweep_finds_the_capacity_and_measures_shares_of_it(server, photos, tmp_
     assert {row["load"] for row in told["rows"]} > {"capacity"}
 
 
-def test_comparison_warns_of_what_differs(server, photos, tmp_path):
+def test_comparison_warns_of_what_differs(null_address, photos, tmp_path):
     files = tmp_path / "one.json", tmp_path / "two.json"
     for file, call in zip(files, ("classify", "embed"), strict=True):
-        arguments = (photos, "--server", server.address, "--call", call, *QUICK)
+        arguments = (photos, "--server", null_address, "--call", call, *QUICK)
         assert bench(*arguments, "--out", file).returncode == 0
     done = bench("--compare", *files)
     assert done.returncode == 0
     assert "plan, operation: classify against embed" in done.stderr
 
 
-def test_own_images_are_sent_and_broken_ones_count_as_errors(server, tmp_path):
+def test_own_images_are_sent_and_broken_ones_count_as_errors(null_address, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(photo_like(32, 32)))
     (tmp_path / "b.jpg").write_bytes(b"nothing")
-    done = bench(tmp_path, "--server", server.address, *QUICK, "--json")
+    done = bench(tmp_path, "--server", null_address, *QUICK, "--json")
     assert done.returncode == 0, done.stderr
     (run,) = json.loads(done.stdout)["runs"]
     assert run["errors"] == {"INVALID_ARGUMENT": 20}
     assert run["good_share"] == 0.5
 
 
-def test_exit_codes_tell_what_went_wrong(server, tmp_path):
-    address = server.address
+def test_exit_codes_tell_what_went_wrong(null_address, tmp_path):
+    address = null_address
     unreachable = bench("--server", "127.0.0.1:1")
     assert (unreachable.returncode, "127.0.0.1:1" in unreachable.stderr) == (3, True)
     unknown = bench("--server", address, "--variant", "cats")
@@ -303,8 +285,9 @@ async def test_a_server_that_comes_back_is_found_again(shape):
         assert (await call(0, loop.time() + 10)).code == OK
     assert (await call(1, loop.time() + 10)).code == "UNAVAILABLE"
     async with serving(listen=list(work.servers)):
-        while (outcome := await call(2, loop.time() + 10)).code == "UNAVAILABLE":
-            await asyncio.sleep(0.05)
+        outcome = await until_result(
+            lambda: call(2, loop.time() + 10), lambda outcome: outcome.code != "UNAVAILABLE"
+        )
         assert outcome.code == OK
         await stack.__aexit__(None, None, None)
 

@@ -20,24 +20,6 @@ from resnet50_bench.processes import LoadProcesses
 from resnet50_bench.result import Bench
 from resnet50_bench.sample_images import images_of
 from tests.support.commands import environment
-from tests.support.pictures import encode, photo_like
-from tests.support.serving import server_processes
-
-
-@pytest.fixture(scope="module")
-def server():
-    with server_processes() as start:
-        process = start("--variants", "IMAGENET1K_V2", "--engine", "null")
-        process.address = process.wait_until_listening()
-        yield process
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for seed in range(3):
-        (folder / f"{seed}.jpg").write_bytes(encode(photo_like(64, 48, seed), "JPEG"))
-    return folder
 
 
 def command(*arguments: object) -> list[str]:
@@ -71,8 +53,8 @@ QUICK = ("--warm-up-s", 0, "--processes", 2)
     ],
     ids=lambda arguments: " ".join(map(str, arguments)),
 )
-def test_each_process_makes_its_part_of_the_calls(server, photos, arguments):
-    done = bench(photos, "--server", server.address, *arguments, *QUICK, "--requests", 41, "--json")
+def test_each_process_makes_its_part_of_the_calls(null_address, photos, arguments):
+    done = bench(photos, "--server", null_address, *arguments, *QUICK, "--requests", 41, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     (run,) = found["runs"]
@@ -82,11 +64,11 @@ def test_each_process_makes_its_part_of_the_calls(server, photos, arguments):
     assert (found["plan"]["processes"], run["load"]) == (2, found["plan"]["load"])
 
 
-def test_repeated_runs_are_in_table_file_and_report(server, photos, tmp_path):
+def test_repeated_runs_are_in_table_file_and_report(null_process, null_address, photos, tmp_path):
     out, html = tmp_path / "bench.json", tmp_path / "bench.html"
     done = bench(
-        *(photos, "--server", server.address, *QUICK, "--duration-s", 0.5, "--repeat", 3),
-        *("--server-pid", server.process.pid, "--out", out, "--html", html),
+        *(photos, "--server", null_address, *QUICK, "--duration-s", 0.5, "--repeat", 3),
+        *("--server-pid", null_process.process.pid, "--out", out, "--html", html),
     )
     assert done.returncode == 0, done.stderr
     assert "from 2 processes, 3 runs" in done.stdout
@@ -104,9 +86,9 @@ def test_repeated_runs_are_in_table_file_and_report(server, photos, tmp_path):
     assert "~1.00" in compared.stdout
 
 
-def test_a_sweep_from_several_processes_finds_the_capacity(server, photos):
+def test_a_sweep_from_several_processes_finds_the_capacity(null_address, photos):
     done = bench(
-        *(photos, "--server", server.address, "--sweep", "30%..60%x2", "--processes", 2),
+        *(photos, "--server", null_address, "--sweep", "30%..60%x2", "--processes", 2),
         *("--duration-s", 0.4, "--warm-up-s", 0.1, "--repeat", 2, "--json"),
     )
     assert done.returncode == 0, done.stderr
@@ -116,8 +98,8 @@ def test_a_sweep_from_several_processes_finds_the_capacity(server, photos):
     assert found["capacity_per_s"] > 0
 
 
-def test_interruption_reports_the_calls_of_all_processes(server, photos):
-    arguments = (photos, "--server", server.address, *QUICK, "--duration-s", 600, "--json")
+def test_interruption_reports_the_calls_of_all_processes(null_address, photos):
+    arguments = (photos, "--server", null_address, *QUICK, "--duration-s", 600, "--json")
     process = subprocess.Popen(
         command(*arguments),
         stdout=subprocess.PIPE,
@@ -138,8 +120,8 @@ def test_interruption_reports_the_calls_of_all_processes(server, photos):
 
 
 @pytest.mark.parametrize("victim", ["a load process", "the command"])
-def test_a_killed_process_ends_all_others(server, photos, victim):
-    arguments = (photos, "--server", server.address, *QUICK, "--duration-s", 600)
+def test_a_killed_process_ends_all_others(null_address, photos, victim):
+    arguments = (photos, "--server", null_address, *QUICK, "--duration-s", 600)
     process = subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     )
@@ -153,16 +135,16 @@ def test_a_killed_process_ends_all_others(server, photos, victim):
     wait_for(lambda: not any(_is_alive(child) for child in children))
 
 
-def test_more_processes_than_calls_in_flight_are_refused(server):
-    done = bench("--server", server.address, "--concurrency", 2, "--processes", 3)
+def test_more_processes_than_calls_in_flight_are_refused(null_address):
+    done = bench("--server", null_address, "--concurrency", 2, "--processes", 3)
     assert done.returncode == 2
     assert "processes: is 3, must not exceed concurrency, which is 2" in done.stderr
 
 
-def test_processes_are_used_for_several_runs(server, photos):
+def test_processes_are_used_for_several_runs(null_address, photos):
     plan = Plan(
         load=Load(concurrency=4),
-        servers=(server.address,),
+        servers=(null_address,),
         files=(str(photos),),
         warm_up_s=0.0,
         requests=20,

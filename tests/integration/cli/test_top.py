@@ -17,7 +17,6 @@ import pytest
 
 from tests.support import processes
 from tests.support.exporting import Exported, exporting
-from tests.support.serving import server_processes
 
 COMMAND = [sys.executable, "-m", "resnet50_cli", "top"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
@@ -81,12 +80,10 @@ def test_wrong_addresses_are_wrong_usage(arguments):
     assert "Traceback" not in done.stderr
 
 
-def test_states_of_variants_come_from_the_servers_themselves(metrics):
-    with server_processes() as start:
-        server = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
-        # One that does not answer is no fault here.
-        both = ("--server", "127.0.0.1:1", "--server", server)
-        done = top("--once", "--json", *QUICK, "--metrics", metrics, *both)
+def test_states_of_variants_come_from_the_servers_themselves(metrics, null_address):
+    # One that does not answer is no fault here.
+    both = ("--server", "127.0.0.1:1", "--server", null_address)
+    done = top("--once", "--json", *QUICK, "--metrics", metrics, *both)
     ((name, status),) = json.loads(done.stdout)["variant_status"].items()
     assert (name, status["state"], status["trained"]) == ("IMAGENET1K_V2", "ready", False)
     assert status["acc_at_1"] == pytest.approx(80.858)

@@ -25,7 +25,7 @@ from resnet50_client.admin import AdminClient, AsyncAdminClient
 from resnet50_metrics.scrape import Endpoint, fetch
 from tests.support.administering import ADMIN, administered, builds_paused, describe
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import DECODING, serving
+from tests.support.serving import DECODING, serving, until_result
 
 JPEG = encode(photo_like(64, 48), "JPEG")
 
@@ -119,8 +119,9 @@ async def test_variants_that_come_and_go_are_shown_as_they_are(tmp_path: Path, m
         async def shown_while_it_loads(replace: bool) -> str:
             with builds_paused(monkeypatch) as opened:
                 loading = asyncio.create_task(admin.load_variant("digits", replace=replace))
-                while all(one.loading is None for one in await admin.list_variants()):
-                    await asyncio.sleep(0.005)
+                await until_result(
+                    admin.list_variants, lambda variants: any(one.loading for one in variants)
+                )
                 seen = await shown()
                 opened.set()
                 await loading

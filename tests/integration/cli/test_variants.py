@@ -21,7 +21,7 @@ from resnet50_server.server import Server
 from tests.support import processes
 from tests.support.administering import ADMIN, APP, administered, builds_paused, describe
 from tests.support.pictures import encode, picture
-from tests.support.serving import queues_of, serving
+from tests.support.serving import queues_of, serving, until_result
 
 
 @pytest.fixture
@@ -246,5 +246,7 @@ async def test_interrupted_load_goes_on_in_the_server(folder, monkeypatch):
                 assert b"Traceback" not in told
             opened.set()
         with Client(server.addresses[0], token=ADMIN) as client:
-            while (await asyncio.to_thread(client.list_variants))[-1].state != "ready":
-                await asyncio.sleep(0.005)
+            await until_result(
+                lambda: asyncio.to_thread(client.list_variants),
+                lambda variants: variants[-1].state == "ready",
+            )

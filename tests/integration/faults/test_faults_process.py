@@ -16,7 +16,7 @@ from resnet50_server.cli.main import main
 from tests.support.clients import KINDS, Caller, items
 from tests.support.faults import JumpingClock
 from tests.support.pictures import encode, picture
-from tests.support.serving import DECODING, gate, server_processes, serving, until
+from tests.support.serving import DECODING, gate, server_processes, serving, until, until_result
 
 PNG = encode(picture())
 REQUEST = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
@@ -225,11 +225,10 @@ async def test_clock_jumps_disturb_no_calls_streams_or_file_watches(tmp_path, ca
                 secrets.append(new(f"after-{len(secrets)}"))
                 newest = [("authorization", f"Bearer {secrets[-1]}")]
 
-                async def taken(metadata=newest) -> None:
-                    while await stub.Classify(REQUEST, metadata=metadata).code() is not OK:
-                        await asyncio.sleep(0.05)
-
-                await asyncio.wait_for(taken(), 30)
+                await until_result(
+                    lambda metadata=newest: stub.Classify(REQUEST, metadata=metadata).code(),
+                    lambda code: code is OK,
+                )
             await stream.done_writing()
         status, errors = await asyncio.to_thread(server.terminate)
     assert status == 0, errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+from collections.abc import Awaitable
 
 import grpc
 
@@ -30,6 +31,15 @@ def empty(server) -> bool:
         or server.parts.admission.callers
         or any(variant.pending or variant.requests for variant in found.variants)
     )
+
+
+async def code_of(call: Awaitable) -> str:
+    """Return the name of the status code that a call ends with."""
+    try:
+        await call
+    except grpc.RpcError as error:
+        return error.code().name
+    return "OK"
 
 
 async def test_overload_is_answered_or_refused_without_leaks():
@@ -68,16 +78,8 @@ async def test_unreachable_deadlines_are_refused_the_rest_met():
     slower = TIMED | {"timed_beta_ms": 4.0}
     async with serving(**slower) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        codes: collections.Counter[str] = collections.Counter()
-
-        async def call() -> None:
-            try:
-                await stub.Classify(REQUEST, timeout=1.0)
-                codes["OK"] += 1
-            except grpc.RpcError as error:
-                codes[error.code().name] += 1
-
-        await asyncio.gather(*(call() for _ in range(600)))
+        calls = (code_of(stub.Classify(REQUEST, timeout=1.0)) for _ in range(600))
+        codes = collections.Counter(await asyncio.gather(*calls))
         assert set(codes) <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
         assert codes["OK"] > 0
         await until(lambda: empty(server))
@@ -97,17 +99,9 @@ async def test_hopeless_requests_are_refused_before_decoding(monkeypatch):
     timed = {"engine": "timed", "timed_alpha_ms": 400.0, "max_batch_size": 1}
     async with serving(**timed, **ON) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        codes: collections.Counter[str] = collections.Counter()
-
-        async def call() -> None:
-            try:
-                await stub.Classify(photo, timeout=5.0)
-                codes["OK"] += 1
-            except grpc.RpcError as error:
-                codes[error.code().name] += 1
-
-        await call()  # shows how long the engine takes
-        await asyncio.gather(*(call() for _ in range(100)))
+        first = await code_of(stub.Classify(photo, timeout=5.0))  # shows how long the engine takes
+        calls = (code_of(stub.Classify(photo, timeout=5.0)) for _ in range(100))
+        codes = collections.Counter([first, *await asyncio.gather(*calls)])
         await until(lambda: empty(server))
         found = await scrape_once(
             server, lambda scrape: sum(scrape.of("resnet50_requests_total", "code").values()) == 101

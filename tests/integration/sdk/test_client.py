@@ -27,13 +27,6 @@ RGB = np.asarray(photo_like(64, 48))
 PNG = encode(Image.fromarray(RGB))
 
 
-@pytest.fixture(scope="module")
-def untrained_server():
-    """A process that serves a real network, whose answers depend on the pixels."""
-    with server_processes() as start:
-        yield start("--variants", "untrained=random:0").wait_until_listening()
-
-
 class ScriptedServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Fails with the codes it was given, one a call, then answers."""
 
@@ -503,34 +496,30 @@ async def test_one_client_serves_many_threads():
     assert [len(result) for result in results] == list(range(1, 33))
 
 
-def test_async_client_belongs_to_one_loop():
-    with server_processes() as start:
-        address = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
-        client = AsyncClient(address)
+def test_async_client_belongs_to_one_loop(null_address):
+    client = AsyncClient(null_address)
 
-        async def call() -> None:
-            await client.classify(PNG)
+    async def call() -> None:
+        await client.classify(PNG)
 
-        first = asyncio.new_event_loop()
-        first.run_until_complete(call())
-        with pytest.raises(RuntimeError, match="another event loop"):
-            asyncio.run(call())
-        first.run_until_complete(client.close())
-        first.close()
+    first = asyncio.new_event_loop()
+    first.run_until_complete(call())
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(call())
+    first.run_until_complete(client.close())
+    first.close()
 
 
-async def test_closed_clients_leave_no_thread_behind():
-    with server_processes() as start:
-        address = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
-        with Client(address) as client:
+async def test_closed_clients_leave_no_thread_behind(null_address):
+    with Client(null_address) as client:
+        client.classify(PNG)
+    before = set(threading.enumerate())
+    for _ in range(5):
+        with Client(null_address) as client:
             client.classify(PNG)
-        before = set(threading.enumerate())
-        for _ in range(5):
-            with Client(address) as client:
-                client.classify(PNG)
-        del client
-        gc.collect()
-        await until(lambda: not set(threading.enumerate()) - before)
+    del client
+    gc.collect()
+    await until(lambda: not set(threading.enumerate()) - before)
 
 
 async def test_closing_a_client_that_waits_to_retry_ends_its_calls(kind, monkeypatch):

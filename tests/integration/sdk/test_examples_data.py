@@ -19,17 +19,9 @@ from resnet50_client import Client, frames_from_video
 from tests.support.clips import fill, write_clip
 from tests.support.examples import run_example
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import server_processes
 
 RGB = np.asarray(photo_like(64, 48))
 PNG = encode(Image.fromarray(RGB))
-
-
-@pytest.fixture(scope="module")
-def address():
-    """A process that serves a real network, whose answers depend on the pixels."""
-    with server_processes() as start:
-        yield start("--variants", "untrained=random:0").wait_until_listening()
 
 
 @pytest.fixture
@@ -41,10 +33,10 @@ def paths(tmp_path) -> list[str]:
     return [str(tmp_path / f"{number}.png") for number in range(5)]
 
 
-def test_table_gets_vectors_and_the_error_of_a_bad_image(address, paths, tmp_path):
+def test_table_gets_vectors_and_the_error_of_a_bad_image(untrained_server, paths, tmp_path):
     table, out = tmp_path / "photos.csv", tmp_path / "photos.parquet"
     pd.DataFrame({"path": paths, "price": range(5)}).to_csv(table, index=False)
-    said = run_example("bulk_to_parquet", table, out, "--server", address)
+    said = run_example("bulk_to_parquet", table, out, "--server", untrained_server)
     assert said == f"{out}: 1 images failed\n"
     rows = pq.read_table(out)
     vectors = rows.schema.field("vector").type
@@ -52,21 +44,21 @@ def test_table_gets_vectors_and_the_error_of_a_bad_image(address, paths, tmp_pat
     assert rows["price"].to_pylist() == list(range(5))
     assert [vector.is_valid for vector in rows["vector"]] == [True, True, False, True, True]
     assert [error is None for error in rows["error"].to_pylist()] == [True, True, False, True, True]
-    with Client(address) as client:
+    with Client(untrained_server) as client:
         expected = client.embed(paths[4]).vector
     np.testing.assert_allclose(rows["vector"][4].as_py(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_column_of_a_filtered_frame_is_embedded(address, paths):
+def test_column_of_a_filtered_frame_is_embedded(untrained_server, paths):
     frame = pd.DataFrame({"path": paths}).drop(2)  # its index has a gap
-    with Client(address) as client:
+    with Client(untrained_server) as client:
         batch = client.embed_batch(frame["path"])
     assert np.stack(list(batch.vectors)).shape == (4, 2048) and not batch.errors
 
 
-def test_workers_of_a_data_loader_preprocess(address, paths):
+def test_workers_of_a_data_loader_preprocess(untrained_server, paths):
     good = [path for path in paths if "2.png" not in path]
-    lines = run_example("dataloader", *good, "--workers", 1, "--server", address)
+    lines = run_example("dataloader", *good, "--workers", 1, "--server", untrained_server)
     assert [line.split(": ")[0] for line in lines.splitlines()] == good
 
 
@@ -93,16 +85,16 @@ class Vectors(Dataset):
         return self.client.embed(PNG, timeout_s=60).vector
 
 
-def test_batches_of_a_data_loader_are_images(address):
-    with Client(address) as client:
+def test_batches_of_a_data_loader_are_images(untrained_server):
+    with Client(untrained_server) as client:
         expected = client.embed(PNG).vector
         images = chain.from_iterable(DataLoader(Tensors(), batch_size=3))
         vectors = [result.vector for result in client.embed_many(images)]
     np.testing.assert_allclose(vectors, [expected] * 8, rtol=1e-4, atol=1e-4)
 
 
-def test_worker_of_a_data_loader_uses_the_client(address):
-    with Client(address) as client:
+def test_worker_of_a_data_loader_uses_the_client(untrained_server):
+    with Client(untrained_server) as client:
         expected = client.embed(PNG).vector
         loader = DataLoader(
             Vectors(client), batch_size=2, num_workers=1, multiprocessing_context="spawn"
@@ -111,10 +103,10 @@ def test_worker_of_a_data_loader_uses_the_client(address):
     np.testing.assert_allclose(vectors, [expected] * 4, rtol=1e-4, atol=1e-4)
 
 
-def test_arrays_of_opencv_are_the_image_they_show(address):
+def test_arrays_of_opencv_are_the_image_they_show(untrained_server):
     bgr = cv2.imdecode(np.frombuffer(PNG, np.uint8), cv2.IMREAD_COLOR)
     encoded = cv2.imencode(".png", bgr)[1]
-    with Client(address) as client:
+    with Client(untrained_server) as client:
         expected = client.embed(PNG).vector
         for image in (encoded.reshape(-1), encoded.reshape(-1, 1)):
             np.testing.assert_allclose(client.embed(image).vector, expected, rtol=1e-4, atol=1e-4)
@@ -122,21 +114,21 @@ def test_arrays_of_opencv_are_the_image_they_show(address):
         np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_orientation_of_exif_is_applied_to_every_form(address, tmp_path):
+def test_orientation_of_exif_is_applied_to_every_form(untrained_server, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
     path = tmp_path / "turned.png"
     Image.fromarray(RGB).save(path, exif=exif)
     upright = np.rot90(RGB, -1)
-    with Client(address) as client:
+    with Client(untrained_server) as client:
         expected = client.embed(np.ascontiguousarray(upright)).vector
         for image in (path, path.read_bytes(), Image.open(path), upright):
             np.testing.assert_allclose(client.embed(image).vector, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_gray_arrays_are_images_and_floats_are_explained(address):
+def test_gray_arrays_are_images_and_floats_are_explained(untrained_server):
     gray = RGB[:, :, 0]
-    with Client(address) as client:
+    with Client(untrained_server) as client:
         expected = client.embed(np.repeat(gray[:, :, None], 3, axis=2)).vector
         for image in (gray, gray[:, :, None]):
             np.testing.assert_allclose(client.embed(image).vector, expected, rtol=1e-4, atol=1e-4)
@@ -151,8 +143,8 @@ def clip(tmp_path):
     return write_clip(tmp_path / "clip.mkv", frames)
 
 
-def test_opencv_camera_is_classified_to_its_end(address, clip):
-    lines = run_example("opencv_camera", clip, "--server", address).splitlines()
+def test_opencv_camera_is_classified_to_its_end(untrained_server, clip):
+    lines = run_example("opencv_camera", clip, "--server", untrained_server).splitlines()
     counts = [int(part.split()[0]) for part in lines[-1].split(", ")]
     assert counts[0] + counts[2] == 10 and counts[1] == 0, lines[-1]
 
@@ -172,23 +164,23 @@ with av.open(arguments[arguments.index("-i") + 1]) as container:
 """
 
 
-def test_raw_video_of_a_pipe_is_classified(address, clip, tmp_path):
+def test_raw_video_of_a_pipe_is_classified(untrained_server, clip, tmp_path):
     program = tmp_path / "bin" / "ffmpeg"
     program.parent.mkdir()
     program.write_text(FFMPEG.format(python=sys.executable))
     program.chmod(0o755)
-    said = run_example("ffmpeg_pipe", clip, "--server", address, path=program.parent)
+    said = run_example("ffmpeg_pipe", clip, "--server", untrained_server, path=program.parent)
     lines = said.splitlines()
     times = [f"{number / 5:.1f}" for number in range(10)]
     assert [line.split(" s: ")[0] for line in lines] == times
     assert all("%" in line for line in lines)
 
 
-def test_container_in_a_pipe_is_classified(address, clip):
+def test_container_in_a_pipe_is_classified(untrained_server, clip):
     copy = "import shutil, sys; shutil.copyfileobj(open(sys.argv[1], 'rb'), sys.stdout.buffer)"
     with (
         subprocess.Popen([sys.executable, "-c", copy, str(clip)], stdout=subprocess.PIPE) as pipe,
-        Client(address) as client,
+        Client(untrained_server) as client,
     ):
         answers = list(client.classify_stream(frames_from_video(pipe.stdout), top_k=1))
     assert [answer.error for answer in answers] == [None] * 10

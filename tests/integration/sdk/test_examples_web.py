@@ -16,20 +16,13 @@ from fastapi.testclient import TestClient
 from resnet50_client import Client
 from tests.support.examples import EXAMPLES, load_example
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import server_processes
 
 JPEG = encode(photo_like(64, 48), "JPEG")
 
 
-@pytest.fixture(scope="module")
-def address():
-    with server_processes() as start:
-        yield start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
-
-
 @pytest.fixture
-def environment(address, monkeypatch):
-    monkeypatch.setenv("RESNET50_SERVER", address)
+def environment(null_address, monkeypatch):
+    monkeypatch.setenv("RESNET50_SERVER", null_address)
 
 
 def check_answer(body: dict) -> None:
@@ -170,7 +163,7 @@ def test_celery_prefork_workers_share_a_used_client(environment, tmp_path):
     assert kind == "InvalidImageError" and "image" in text
 
 
-def test_threads_share_one_client(address):
-    with Client(address) as client, concurrent.futures.ThreadPoolExecutor(16) as threads:
+def test_threads_share_one_client(null_address):
+    with Client(null_address) as client, concurrent.futures.ThreadPoolExecutor(16) as threads:
         results = list(threads.map(lambda k: client.classify(JPEG, top_k=k), range(1, 65)))
     assert [len(result) for result in results] == list(range(1, 65))

@@ -15,9 +15,7 @@ from resnet50.v1 import result_pb2
 from resnet50_client import (
     AsyncClient,
     CallCancelledError,
-    CallObserver,
     Classification,
-    Client,
     DeadlineExceededError,
     OverloadedError,
     RetryPolicy,
@@ -25,6 +23,7 @@ from resnet50_client import (
     UnavailableError,
 )
 from tests.support.clients import Caller, outcomes
+from tests.support.frame_sources import AsyncFrames, Watching
 from tests.support.pictures import encode, photo_like
 from tests.support.scripted_stream import (
     Stream,
@@ -412,16 +411,6 @@ async def test_servers_that_are_killed_at_any_frame_cost_none(kind):
 # Closing
 
 
-class Watching(CallObserver):
-    """Tells when a call is about to wait for its next attempt."""
-
-    def __init__(self) -> None:
-        self.waits = threading.Event()
-
-    def call_retried(self, call, error, pause_s):
-        self.waits.set()
-
-
 @pytest.mark.parametrize("name", ["classify_stream", "classify"])
 async def test_closing_a_client_wakes_what_waits_for_its_next_attempt(kind, name):
     watching = Watching()
@@ -466,56 +455,6 @@ async def test_stream_first_read_after_close_opens_no_channel(kind):
 # Sources
 
 
-class Frames:
-    """Frames without end, unless `count` says one; tells whether they were closed."""
-
-    def __init__(self, count: int | None = None) -> None:
-        self.count = count
-        self.closed = threading.Event()
-        self.resume = threading.Event()
-        self.hold_at: int | None = None
-
-    def __iter__(self):
-        try:
-            number = 0
-            while number != self.count:
-                if number == self.hold_at:
-                    self.resume.wait(60)
-                yield PNG
-                number += 1
-        finally:
-            self.closed.set()
-
-
-class AsyncFrames(Frames):
-    """The same, asynchronous."""
-
-    def __init__(self, count: int | None = None) -> None:
-        super().__init__(count)
-        self.forever = asyncio.Event()
-
-    async def __aiter__(self):
-        try:
-            number = 0
-            while number != self.count:
-                if number == self.hold_at:
-                    await self.forever.wait()
-                yield PNG
-                number += 1
-        finally:
-            self.closed.set()
-
-    __iter__ = None
-
-
-SOURCES = [(Client, Frames), (AsyncClient, Frames), (AsyncClient, AsyncFrames)]
-
-
-@pytest.fixture(params=SOURCES, ids=lambda pair: f"{pair[0].__name__}-{pair[1].__name__}")
-def sourced(request):
-    return request.param
-
-
 async def fails(stream: Stream) -> AsyncIterator:
     # Not before a frame is there: closing a generator that has not begun runs none of its code.
     async for _ in stream.frames():
@@ -540,8 +479,7 @@ async def test_source_is_closed_when_its_stream_ends_before_it(sourced, script):
 
 async def test_source_is_closed_with_its_client_while_being_read(sourced):
     kind, make = sourced
-    frames = make()
-    frames.hold_at = 2
+    frames = make(hold_at=2)
     async with scripted_stream(healthy) as server:
         client = Caller(kind, server.address)
         stream = outcomes(client, frames)

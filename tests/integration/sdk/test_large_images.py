@@ -12,14 +12,7 @@ from resnet50_client import InvalidImageError, VideoFrame
 from resnet50_client.testing import FakeServer
 from tests.support.clients import Caller
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import server_processes, serving
-
-
-@pytest.fixture(scope="module")
-def untrained_server():
-    """A process that serves a real network, whose answers depend on the pixels."""
-    with server_processes() as start:
-        yield start("--variants", "untrained=random:0").wait_until_listening()
+from tests.support.serving import serving
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from resnet50_client import RetryPolicy
 from resnet50_client import _channel_config as channel_config
 from resnet50_client import _resolver as resolver_module
 from tests.support.clients import Caller, items
+from tests.support.serving import until, until_result
 
 PNG = b"anything: the server does not look"
 POLICY = RetryPolicy(initial_backoff_s=0.02, max_backoff_s=0.1)
@@ -166,8 +167,7 @@ async def test_server_that_moved_is_found_while_its_old_address_hangs(kind, serv
         # Shorter than gRPC's own time limit for connecting, 20 s.
         async with Caller(kind, names, retry=POLICY, timeout_s=18.0) as client:
             call = asyncio.ensure_future(client.classify(PNG))
-            while not servers.asked_by:
-                await asyncio.sleep(0.01)
+            await until(lambda: servers.asked_by)
             servers.hosts = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}
             assert (await call).variant.name == "127.0.0.1"
 
@@ -201,11 +201,11 @@ async def test_names_that_are_not_known_are_unavailable_until_they_are(kind, ser
         with pytest.raises(resnet50_client.UnavailableError):
             [one async for one in items(client, "classify_many", [PNG])]
         servers.hosts = {"a.invalid": ["127.0.0.1"], "b.invalid": ["127.0.0.1"]}
-        found = None
-        while (
-            found is None
-        ):  # names are looked up again within a second, and each call is made once
+
+        async def found() -> set[str]:
             with contextlib.suppress(resnet50_client.UnavailableError):
-                found = await seen(client, 1)
-            await asyncio.sleep(0.01)
-        assert found == {"127.0.0.1"}
+                return await seen(client, 1)
+            return set()
+
+        # Names are looked up again within a second, and each call is made once.
+        assert await until_result(found, bool) == {"127.0.0.1"}

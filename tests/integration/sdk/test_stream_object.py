@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ from resnet50_client import (
 from resnet50_client.testing import FakeServer
 from tests.support import scripted_stream as scripted
 from tests.support.clients import Caller
+from tests.support.frame_sources import AsyncFrames, Frames, Watching
 from tests.support.pictures import encode, photo_like
 from tests.support.scripted_stream import answer, at_first, dropped, healthy, mute, scripted_stream
 from tests.support.serving import until
@@ -66,71 +67,6 @@ async def close(stream: Stream | AsyncStream) -> None:
 async def cancel(stream: Stream | AsyncStream) -> None:
     """Cancel a stream from another thread."""
     await asyncio.to_thread(stream.cancel)
-
-
-class Frames:
-    """Frames without end; blocks before frame `hold_at` until `resume` is set."""
-
-    def __init__(self, hold_at: int | None = None) -> None:
-        self.hold_at = hold_at
-        self.before: Callable[[int], object] = lambda number: None
-        self.blocked = threading.Event()
-        self.resume = threading.Event()
-        self.closed = threading.Event()
-
-    def __iter__(self):
-        try:
-            number = 0
-            while True:
-                self.before(number)
-                if number == self.hold_at:
-                    self.blocked.set()
-                    self.resume.wait(60)
-                yield PNG
-                number += 1
-        finally:
-            self.closed.set()
-
-
-class AsyncFrames(Frames):
-    """The same, asynchronous; a frame that is blocked never comes."""
-
-    async def __aiter__(self):
-        try:
-            number = 0
-            while True:
-                self.before(number)
-                if number == self.hold_at:
-                    self.blocked.set()
-                    await asyncio.Event().wait()
-                yield PNG
-                number += 1
-        finally:
-            self.closed.set()
-
-    __iter__ = None
-
-
-SOURCES = [(Client, Frames), (AsyncClient, Frames), (AsyncClient, AsyncFrames)]
-
-
-@pytest.fixture(params=SOURCES, ids=lambda pair: f"{pair[0].__name__}-{pair[1].__name__}")
-def sourced(request):
-    return request.param
-
-
-class Watching(CallObserver):
-    """Records the ends of calls; tells when one waits for its next attempt."""
-
-    def __init__(self) -> None:
-        self.waits = threading.Event()
-        self.ended: list[tuple[str, BaseException | None]] = []
-
-    def call_retried(self, call, error, pause_s):
-        self.waits.set()
-
-    def call_ended(self, call):
-        self.ended.append((call.code, call.error))
 
 
 # Cancelling

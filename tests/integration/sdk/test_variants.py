@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from resnet50_client import (
@@ -18,6 +16,7 @@ from tests.support.administering import ADMIN, APP, administered, builds_paused,
 from tests.support.clients import Caller
 from tests.support.pictures import encode, photo_like
 from tests.support.secured import fronting, unavailable
+from tests.support.serving import until_result
 
 PNG = encode(photo_like(32, 32))
 
@@ -145,5 +144,4 @@ async def test_server_goes_on_with_a_load_whose_caller_gave_up(kind, folder, mon
 
 
 async def until_states(client: Caller, expected: dict[str, str]) -> None:
-    while await states(client) != expected:
-        await asyncio.sleep(0.005)
+    await until_result(lambda: states(client), lambda found: found == expected)

@@ -35,7 +35,7 @@ from tests.support.secured import (
     server_credentials,
     unavailable,
 )
-from tests.support.serving import serving, until
+from tests.support.serving import serving, until, until_result
 
 PNG = encode(photo_like(32, 32))
 TOKEN = "a-very-secret-token"
@@ -407,12 +407,15 @@ def hashed(**secrets: str) -> bytes:
 
 async def until_accepted(client: Caller) -> None:
     """Wait until the server has read its tokens again."""
-    while True:
+
+    async def accepted() -> bool:
         try:
             await client.classify(PNG)
-            return
         except UnauthenticatedError:
-            await asyncio.sleep(0.05)
+            return False
+        return True
+
+    await until_result(accepted, bool)
 
 
 async def test_everything_is_renewed_under_load_without_a_failed_call(kind, ca, other_ca, tmp_path):

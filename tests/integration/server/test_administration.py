@@ -31,7 +31,7 @@ from tests.support.administering import (
     refused,
 )
 from tests.support.scrape import ON, scrape
-from tests.support.serving import connected, engines_of, queues_of, until
+from tests.support.serving import connected, engines_of, queues_of, until, until_result
 from tests.support.weights import calm, custom_variant
 
 
@@ -265,8 +265,7 @@ async def test_unload_answers_calls_ends_streams_then_frees_engine(folder, tmp_p
         waiting = asyncio.ensure_future(admin.classify("digits"))
         await until(lambda: queues_of(admin.server)[1].waiting)
         unloading = asyncio.create_task(admin.unload("digits"))
-        while (await admin.states())["digits"] != DRAINING:
-            await asyncio.sleep(0.005)
+        await until_result(admin.states, lambda states: states["digits"] == DRAINING)
         with refused("NOT_FOUND", "IMAGENET1K_V2"):
             await admin.classify("digits")
         with refused("FAILED_PRECONDITION", "another variant"):
@@ -348,5 +347,4 @@ async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypa
         with pytest.raises(asyncio.CancelledError):
             await loading
         opened.set()
-        while (await admin.states())["digits"] != READY:
-            await asyncio.sleep(0.005)
+        await until_result(admin.states, lambda states: states["digits"] == READY)

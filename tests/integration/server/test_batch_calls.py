@@ -14,6 +14,7 @@ from tests.support.pictures import encode, picture
 from tests.support.scrape import ON, scrape
 from tests.support.serving import (
     DECODING,
+    computed,
     connected,
     engines_of,
     gate,
@@ -80,14 +81,12 @@ async def test_bad_image_of_a_batch_fails_alone():
         serving(max_image_bytes=60_000, **DECODING) as server,
         connected(server) as channel,
     ):
-        (engine,) = engines_of(server)
-        computed, run = [], engine.run
-        engine.run = lambda images, *rest: computed.extend(images) or run(images, *rest)
+        batches = computed(server)
         images = [PNG, b"not an image", OTHER, b"", bytes(60_001), PNG[:200], PNG]
         reply = await stub_of(channel).ClassifyBatch(batch(*images))
     error, result = "error", "classification"
     assert outcomes(reply) == [result, error, result, error, error, error, result]
-    assert len(computed) == 3
+    assert sum(map(len, batches)) == 3
     refused = reply.results[4].error
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert "max_image_bytes" in refused.message
@@ -126,14 +125,12 @@ async def test_batch_with_too_many_categories_is_refused():
 
 async def test_images_of_a_batch_share_the_engines_batches():
     async with serving(max_batch_size=16) as server, connected(server) as channel:
-        (engine,) = engines_of(server)
-        sizes, run = [], engine.run
-        engine.run = lambda images, *rest: sizes.append(len(images)) or run(images, *rest)
-        (queue,), opened = queues_of(server), gate(server)
+        batches, (queue,), opened = computed(server), queues_of(server), gate(server)
         call = stub_of(channel).ClassifyBatch(batch(*[OTHER] * 64))
         await until(lambda: len(queue.waiting) >= 48)
         opened.set()
         await call
+    sizes = list(map(len, batches))
     assert sum(sizes) == 64
     assert sizes.count(16) >= 3
 
@@ -227,11 +224,9 @@ async def test_repeated_image_of_a_batch_is_computed_once():
         serving(response_cache_bytes=2**20) as server,
         connected(server) as channel,
     ):
-        (engine,) = engines_of(server)
-        computed, run = [], engine.run
-        engine.run = lambda images, *rest: computed.extend(images) or run(images, *rest)
+        batches = computed(server)
         reply = await stub_of(channel).ClassifyBatch(batch(*[OTHER] * 8))
-    assert len(computed) == 1
+    assert list(map(len, batches)) == [1]
     assert len({one.classification.SerializeToString() for one in reply.results}) == 1
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client._aio_status import keep_status
 from tests.support.pictures import encode, picture
-from tests.support.serving import DECODING, connected, engines_of, gate, queues_of, serving, until
+from tests.support.serving import DECODING, computed, connected, gate, queues_of, serving, until
 
 PNG = encode(picture())
 CLASSIFY = "/resnet50.v1.InferenceService/Classify"
@@ -179,12 +179,7 @@ async def test_interactive_request_overtakes_bulk_and_finds_room():
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         white = image_pb2.Image(encoded=encode(Image.new("RGB", (32, 32), "white")))
-        opened, (queue,), (engine,) = gate(server), queues_of(server), engines_of(server)
-        gated, order = engine.run, []
-
-        def recorded(images, *arguments):
-            order.extend("white" if (one == 255).all() else "other" for one in images)
-            return gated(images, *arguments)
+        opened, (queue,), batches = gate(server), queues_of(server), computed(server)
 
         def classify(count: int) -> list[asyncio.Task]:
             calls = (stub.Classify(REQUEST, metadata=bulk) for _ in range(count))
@@ -193,11 +188,10 @@ async def test_interactive_request_overtakes_bulk_and_finds_room():
         async def all_frames() -> list[inference_pb2.ClassifyStreamResponse]:
             return [reply async for reply in stream_of(channel, 9, metadata=bulk)]
 
-        engine.run = recorded
         try:
             # One in the engine, and as many waiting as bulk may.
             calls = classify(1)
-            await until(lambda: order)
+            await until(lambda: batches)
             calls += classify(6)
             await until(lambda: len(queue.waiting) == 6)
             request = inference_pb2.ClassifyRequest(image=white)
@@ -208,7 +202,7 @@ async def test_interactive_request_overtakes_bulk_and_finds_room():
         finally:
             opened.set()
         await asyncio.gather(*calls)
-        assert order[:2] == ["other", "white"]
+        assert [(image == 255).all() for (image,) in batches[:2]] == [False, True]
         # Frames wait for room instead of being refused.
         assert all(frame.HasField("classification") for frame in await frames)
 

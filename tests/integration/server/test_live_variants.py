@@ -29,7 +29,15 @@ from tests.support.administering import (
     refused,
 )
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import DECODING, connected, engines_of, queues_of, serving, until
+from tests.support.serving import (
+    DECODING,
+    connected,
+    engines_of,
+    queues_of,
+    serving,
+    until,
+    until_result,
+)
 from tests.support.weights import calm, custom_variant, publish
 
 # Small images: what is tested is which weights answer, not how fast.
@@ -145,8 +153,7 @@ async def test_replies_across_a_swap_carry_the_right_digest(tmp_path):
             assert answer[0] == expected[digest][number][0]
             assert answer[1] == pytest.approx(expected[digest][number][1], abs=2e-3)
         # The replaced variant is freed by itself.
-        while len(await listed(admin)) > 2:
-            await asyncio.sleep(0.005)
+        await until_result(lambda: listed(admin), lambda variants: len(variants) <= 2)
         assert len(engines_of(admin.server)) == 2
 
 
@@ -211,8 +218,7 @@ async def test_upload_begun_before_a_swap_gets_the_new_weights(tmp_path):
         put(folder, "mine", 2)
         new = (await replace(admin, "mine")).variant
         # The old weights do not wait for clients that still send.
-        while len(await listed(admin)) > 2:
-            await asyncio.sleep(0.005)
+        await until_result(lambda: listed(admin), lambda variants: len(variants) <= 2)
         await upload.write(inference_pb2.ClassifyUploadRequest(chunk=content[50:]))
         await upload.done_writing()
         reply = await upload
@@ -471,14 +477,12 @@ async def test_watched_folder_loads_replaces_and_unloads(tmp_path):
     options = REAL | {"watch_variants_s": 0.05}
     async with administrator(folder, **options) as admin:
 
-        async def digest_of(name: str) -> str:
-            found = [one for one in await listed(admin) if (one.name, one.state) == (name, READY)]
-            return found[0].digest if found else ""
+        async def digest() -> str:
+            ready = [one for one in await listed(admin) if (one.name, one.state) == ("mine", READY)]
+            return ready[0].digest if ready else ""
 
         async def changed(before: str) -> str:
-            while (now := await digest_of("mine")) == before:
-                await asyncio.sleep(0.005)
-            return now
+            return await until_result(digest, lambda now: now != before)
 
         put(folder, "mine", 1)
         first = await changed("")
@@ -487,21 +491,21 @@ async def test_watched_folder_loads_replaces_and_unloads(tmp_path):
         assert (await ask(admin, PICTURES[0], "mine")).variant.digest == second
         # Half a file: the served variant keeps serving, and the reason is shown.
         (folder / "mine" / "weights.pth").write_bytes(b"half")
-        while not [one for one in await listed(admin) if "broken" in one.last_failure]:
-            await asyncio.sleep(0.005)
-        assert await digest_of("mine") == second
+        await until_result(
+            lambda: listed(admin),
+            lambda variants: any("broken" in one.last_failure for one in variants),
+        )
+        assert await digest() == second
         shutil.rmtree(folder / "mine")
         assert await changed(second) == ""
-        while len(await listed(admin)) > 1:
-            await asyncio.sleep(0.005)
+        await until_result(lambda: listed(admin), lambda variants: len(variants) <= 1)
         with refused("NOT_FOUND", "untrained"):
             await ask(admin, PICTURES[0], "mine")
 
 
 async def test_variant_of_a_removed_directory_is_unloaded_when_unused(folder, tmp_path, caplog):
     async with administrator(folder, watch_variants_s=0.01) as admin:
-        while (await admin.states()).get("digits") != READY:
-            await asyncio.sleep(0.005)
+        await until_result(admin.states, lambda states: states.get("digits") == READY)
         await set_default(admin, "digits")
         shutil.rmtree(folder / "digits")
         await until(
@@ -509,8 +513,7 @@ async def test_variant_of_a_removed_directory_is_unloaded_when_unused(folder, tm
         )
         assert list(await admin.states()) == ["digits", "IMAGENET1K_V2"]
         await set_default(admin, "IMAGENET1K_V2")
-        while "digits" in await admin.states():
-            await asyncio.sleep(0.005)
+        await until_result(admin.states, lambda states: "digits" not in states)
         assert caplog.text.count("digits is the default, for requests that name no variant") == 1
 
 

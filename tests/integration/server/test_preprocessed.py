@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import grpc
@@ -13,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2, variant_pb2_grpc
 from tests.support.administering import ADMIN, administered, describe, refused
 from tests.support.pictures import encode, picture
-from tests.support.serving import DECODING, connected, engines_of, serving
+from tests.support.serving import DECODING, computed, connected, serving, until_result
 
 PNG = image_pb2.Image(encoded=encode(picture()))
 METADATA = (("authorization", f"Bearer {ADMIN}"), ("x-caller-key", "a"))
@@ -95,15 +94,7 @@ async def test_mismatch_tells_programs_the_expected_digest():
 
 async def test_no_refused_image_reaches_the_engine():
     async with serving(**DECODING) as server, connected(server) as channel:
-        (engine,) = engines_of(server)
-        run, batches = engine.run, []
-
-        def record(images, *arguments):
-            batches.append(len(images))
-            return run(images, *arguments)
-
-        engine.run = record
-        transform = await transform_of(channel)
+        batches, transform = computed(server), await transform_of(channel)
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         good = image(transform).preprocessed
         for code, pixels, digest, options in (
@@ -120,7 +111,7 @@ async def test_no_refused_image_reaches_the_engine():
                 await stub.Classify(classify(image_pb2.Image(preprocessed=fields), **options))
         assert batches == []
         await stub.Classify(classify(image_pb2.Image(preprocessed=good)))
-        assert batches == [1]
+        assert list(map(len, batches)) == [1]
 
 
 def parts(pixels: bytes, digest: str, **options) -> list:
@@ -132,15 +123,7 @@ def parts(pixels: bytes, digest: str, **options) -> list:
 
 async def test_upload_takes_preprocessed_pixels():
     async with serving(**DECODING) as server, connected(server) as channel:
-        (engine,) = engines_of(server)
-        run, seen = engine.run, []
-
-        def record(images, *arguments):
-            seen.extend(np.array(one) for one in images)
-            return run(images, *arguments)
-
-        engine.run = record
-        transform = await transform_of(channel)
+        batches, transform = computed(server), await transform_of(channel)
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         good = image(transform).preprocessed
         pixels, digest = good.pixels, good.transform_digest
@@ -168,8 +151,8 @@ async def test_upload_takes_preprocessed_pixels():
         ):
             with refused(code, text):
                 await stub.ClassifyUpload(iter(sent))
-    assert len(seen) == 1
-    assert seen[0].tobytes() == pixels
+    ((seen,),) = batches
+    assert seen.tobytes() == pixels
 
 
 class Split:
@@ -253,8 +236,9 @@ async def test_shadow_skips_them_if_the_candidate_cannot(tmp_path, same):
         await split.set(shadow_percent=100.0)
         call = split.inference.Classify(classify(split.image, top_k=1), metadata=METADATA)
         assert (await call).variant.name == "one"
-        while not ((report := await split.report()).skipped or report.comparison.images):
-            await asyncio.sleep(0.01)
+        report = await until_result(
+            split.report, lambda report: report.skipped or report.comparison.images
+        )
     assert (report.comparison.images, report.skipped, report.failed) == (
         (1, 0, 0) if same else (0, 1, 0)
     )

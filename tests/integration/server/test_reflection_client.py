@@ -6,7 +6,6 @@ import base64
 import warnings
 
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import server_processes
 
 with warnings.catch_warnings():
     # The package's own, about its dependencies.
@@ -14,20 +13,18 @@ with warnings.catch_warnings():
     from grpc_requests import Client as ReflectionClient
 
 
-def test_public_client_over_reflection_gets_a_classification():
-    with server_processes() as start:
-        address = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            client = ReflectionClient.get_by_endpoint(address)
-            reply = client.request(
-                "resnet50.v1.InferenceService",
-                "Classify",
-                {
-                    "options": {"top_k": 2},
-                    "image": {"encoded": base64.b64encode(encode(photo_like(32, 32)))},
-                },
-            )
+def test_public_client_over_reflection_gets_a_classification(null_address):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        client = ReflectionClient.get_by_endpoint(null_address)
+        reply = client.request(
+            "resnet50.v1.InferenceService",
+            "Classify",
+            {
+                "options": {"top_k": 2},
+                "image": {"encoded": base64.b64encode(encode(photo_like(32, 32)))},
+            },
+        )
     assert {
         "grpc.health.v1.Health",
         "resnet50.v1.InferenceService",

@@ -20,7 +20,7 @@ from resnet50_server.errors import ShuttingDown
 from resnet50_server.rollout.shadow import MAX_WAITING
 from tests.support.pictures import PHOTOS, encode, photo_like
 from tests.support.scrape import ON, scrape_once
-from tests.support.serving import DECODING, until
+from tests.support.serving import DECODING, until, until_result
 from tests.support.traffic import (
     PNG,
     V1,
@@ -157,8 +157,9 @@ async def test_candidate_that_fails_fails_nobody(tmp_path):
         engine_of(operator, V1).run = fail
         for number in range(20):
             assert (await operator.classify()).variant.name == V2
-            while (report := await operator.report()).failed <= number:
-                await asyncio.sleep(0.005)
+            report = await until_result(
+                operator.report, lambda report, number=number: report.failed > number
+            )
         assert (report.failed, report.skipped) == (20, 0)
         assert not report.HasField("comparison")
         assert not operator.server.failed.is_set()

@@ -12,7 +12,7 @@ from resnet50.v1 import (
 )
 from resnet50_server.rollout.split import Split
 from tests.support.administering import APP, describe
-from tests.support.serving import DECODING, until
+from tests.support.serving import DECODING, until, until_result
 from tests.support.traffic import (
     PNG,
     V1,
@@ -176,8 +176,7 @@ async def test_failures_are_counted_on_the_side_where_they_happen(tmp_path):
             waiting = operator.classify(image=PNG)
             await until(lambda: operator.server.snapshot().requests)
             waiting.cancel()
-            while (await operator.report()).variant_answers.failed == 2:
-                await asyncio.sleep(0.005)
+            await until_result(operator.report, lambda report: report.variant_answers.failed != 2)
         finally:
             opened.set()
 

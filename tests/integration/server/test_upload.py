@@ -14,7 +14,7 @@ from PIL import Image
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client._aio_status import keep_status
 from tests.support.pictures import encode, photo_like
-from tests.support.serving import DECODING, connected, server_processes, serving, until
+from tests.support.serving import DECODING, computed, connected, server_processes, serving, until
 
 JPEG = encode(photo_like(640, 480), "JPEG", quality=95)
 Request = inference_pb2.ClassifyUploadRequest
@@ -53,23 +53,14 @@ def raw_options(sha256: bytes = b"", **changes) -> Request:
 
 @pytest.mark.parametrize("size", [7000, 10**9])
 async def test_uploaded_raw_pixels_match_a_unary_call(size):
-    with server_processes() as start:
-        address = start("--variants", "untrained=random:0").wait_until_listening()
-        async with grpc.aio.insecure_channel(address) as channel:
-            stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            pixels = RAW.tobytes()
-            reply = await upload(
-                channel, raw_options(hashlib.sha256(pixels).digest()), *chunks(pixels, size)
-            )
-            image = image_pb2.Image(raw=layout(pixels=pixels))
-            alone = await stub.Classify(inference_pb2.ClassifyRequest(image=image))
-    found, expected = (
-        [one.index for one in one.classification.categories] for one in (reply, alone)
-    )
-    assert found == expected
-    assert reply.classification.categories[0].probability == pytest.approx(
-        alone.classification.categories[0].probability, rel=1e-3
-    )
+    async with serving(**DECODING) as server, connected(server) as channel:
+        batches, pixels = computed(server), RAW.tobytes()
+        await upload(channel, raw_options(hashlib.sha256(pixels).digest()), *chunks(pixels, size))
+        image = image_pb2.Image(raw=layout(pixels=pixels))
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        await stub.Classify(inference_pb2.ClassifyRequest(image=image))
+    (uploaded,), (alone,) = batches
+    assert np.array_equal(uploaded, alone)
 
 
 @pytest.mark.parametrize(
@@ -130,21 +121,16 @@ async def test_upload_in_any_chunk_size_matches_a_unary_call(size):
 
 
 async def test_uploaded_pixels_arrive_whole():
-    """Through a real network: the answer depends on every part of the picture."""
-    with server_processes() as start:
-        address = start("--variants", "untrained=random:0").wait_until_listening()
-        async with grpc.aio.insecure_channel(address) as channel:
-            stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            requests = [
-                inference_pb2.EmbedUploadRequest(options=inference_pb2.EmbedUploadOptions()),
-                *(inference_pb2.EmbedUploadRequest(chunk=one.chunk) for one in chunks(JPEG)),
-            ]
-            uploaded = await stub.EmbedUpload(iter(requests))
-            alone = await stub.Embed(
-                inference_pb2.EmbedRequest(image=image_pb2.Image(encoded=JPEG))
-            )
-    one, two = (np.frombuffer(one.embedding.values, "<f4") for one in (uploaded, alone))
-    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+    async with serving(**DECODING) as server, connected(server) as channel:
+        batches, stub = computed(server), inference_pb2_grpc.InferenceServiceStub(channel)
+        requests = [
+            inference_pb2.EmbedUploadRequest(options=inference_pb2.EmbedUploadOptions()),
+            *(inference_pb2.EmbedUploadRequest(chunk=one.chunk) for one in chunks(JPEG)),
+        ]
+        await stub.EmbedUpload(iter(requests))
+        await stub.Embed(inference_pb2.EmbedRequest(image=image_pb2.Image(encoded=JPEG)))
+    (uploaded,), (alone,) = batches
+    assert np.array_equal(uploaded, alone)
 
 
 async def test_digest_is_verified():

@@ -302,13 +302,7 @@ async def test_replaced_variant_is_not_referenced_once_freed(folder):
     await served.control.load_initial()
     old = weakref.ref(served.variants.loaded[0])
     await served.control.load("x", replace=True)
-
-    async def gone() -> None:
-        while old() is not None:
-            await asyncio.sleep(0.01)
-            gc.collect()
-
-    await asyncio.wait_for(gone(), 10)
+    await until(lambda: gc.collect() is not None and old() is None)
 
 
 async def test_name_is_removed_with_its_last_variant_in_memory(folder):

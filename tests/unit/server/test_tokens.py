@@ -19,6 +19,7 @@ from resnet50_server.auth.tokens import MAX_TOKENS, Token, Tokens, read_tokens
 from resnet50_server.cli.main import main
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.runtime import file_lock
+from tests.support.serving import until
 
 SECRET = "r50_vhRyQvRA5QPb1gD5GJGJNZ1Xy2a4kOe7mCk1rNvWxhE"
 
@@ -143,8 +144,7 @@ async def test_file_whose_disk_hangs_holds_up_no_call(path, clock, monkeypatch):
         assert tokens.find(SECRET)
     finally:
         released.set()
-    while tokens.find("another secret") is None:
-        await asyncio.sleep(0.005)
+    await until(lambda: tokens.find("another secret"))
     assert tokens.find(SECRET) is None
 
 

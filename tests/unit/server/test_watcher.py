@@ -16,6 +16,7 @@ from resnet50_server.variants.directory import VariantsDirectory
 from resnet50_server.variants.spec import VariantSpec, parse_variant
 from tests.support.administering import describe
 from tests.support.fake_variants import EACH, Served, described, served
+from tests.support.serving import until
 
 
 @pytest.fixture
@@ -114,16 +115,14 @@ async def test_missing_variants_dir_unloads_nothing(folder, caplog):
         return stamps()
 
     watched.directory.fingerprints = count
-    while looks < 4:
-        await asyncio.sleep(0.001)
+    await until(lambda: looks >= 4)
     assert server.names == ["x", "y"]
     assert caplog.text.count("is not a directory") == 1
     assert "Traceback" not in caplog.text
     # Once it is there again, changes are seen.
     (folder.parent / "unmounted").rename(folder)
     shutil.rmtree(folder / "y")
-    while server.names != ["x"]:
-        await asyncio.sleep(0.001)
+    await until(lambda: server.names == ["x"])
     watching.cancel()
 
 
@@ -279,8 +278,7 @@ async def test_hung_disk_is_reported_and_blocks_one_thread_only(folder, monkeypa
     finally:
         directory.answers.set()
     directory.hangs = False
-    while threading.active_count() > before:
-        await asyncio.sleep(0.01)
+    await until(lambda: threading.active_count() <= before)
     assert (await server.control.load("x")).variant.spec.name == "x"
 
 
@@ -291,12 +289,10 @@ async def test_watcher_reports_a_hung_disk_and_recovers(folder, caplog):
     directory.hangs = True
     await watch.start()
     watching = asyncio.create_task(watch.run())
-    while "cannot be scanned" not in caplog.text:
-        await asyncio.sleep(0.001)
+    await until(lambda: "cannot be scanned" in caplog.text)
     assert "did not answer within 0.05 s" in caplog.text
     assert "Traceback" not in caplog.text
     directory.hangs = False
     directory.answers.set()
-    while server.names != ["a", "x", "y"]:
-        await asyncio.sleep(0.001)
+    await until(lambda: server.names == ["a", "x", "y"])
     watching.cancel()
