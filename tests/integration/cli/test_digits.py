@@ -18,7 +18,7 @@ def served(digits, directory: Path, *arguments: str) -> tuple[list[Classificatio
     data = digits.digits()
 
     async def call(address: str) -> tuple[list[Classification], Variant]:
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, timeout_s=120.0) as client:
             await client.wait_until_ready()
             held_out = data.held_out
             results = await asyncio.gather(*(client.classify(image, top_k=1) for image in held_out))

@@ -48,7 +48,8 @@ def served(built, tmp_path_factory) -> Iterator[str]:
     save_file(weights, exchanged / "weights.safetensors")
     with server_processes() as start:
         server = start(
-            *("--variants", f"digits={directory}", "--variants", f"exchanged={exchanged}")
+            *("--variants", f"digits={directory}", "--variants", f"exchanged={exchanged}"),
+            *("--engine", "torch", "--device", "cpu"),
         )
         yield server.wait_until_listening()
 

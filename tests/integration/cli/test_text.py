@@ -214,8 +214,11 @@ def ca():
     return authority()
 
 
-@pytest.mark.parametrize("source", ["flags", "environment", "profile"])
-@pytest.mark.parametrize("command", EVERY)
+# Environment and profile are read by `with_servers`, which all commands share.
+@pytest.mark.parametrize(
+    ("command", "source"),
+    [*((command, "flags") for command in EVERY), ("classify", "environment"), ("embed", "profile")],
+)
 def test_every_connection_option_goes_with_every_command(command, source, ca, places, tmp_path):
     files = Files(tmp_path)
     pair = files.client(ca, "operator")

@@ -168,7 +168,7 @@ async def test_variant_without_a_name_is_that_of_the_client(kind, server):
 async def test_derived_client_shares_connections_and_their_end(kind, server):
     async with line_to(server.address) as line:
         client = Caller(kind, line.address)
-        other = derived(client, timeout_s=5.0)  # before the first call
+        other = derived(client, timeout_s=60.0)  # before the first call
         await other.classify(b"image")
         await client.classify(b"image")
         assert line.connections == 1

@@ -53,12 +53,12 @@ ONE_IMAGE = {
 }
 
 
-@pytest.mark.parametrize("method", MANY)
 @pytest.mark.parametrize("one", ONE_IMAGE)
-def test_single_image_where_many_are_expected_is_refused(client, method, one):
-    name = "images" if method.endswith("many") else "frames"
-    with pytest.raises(TypeError, match=rf"^{name}: is one image \(.*\[image\].*classify"):
-        getattr(client, method)(ONE_IMAGE[one])
+def test_single_image_where_many_are_expected_is_refused(client, one):
+    for method in MANY:
+        name = "images" if method.endswith("many") else "frames"
+        with pytest.raises(TypeError, match=rf"^{name}: is one image \(.*\[image\].*classify"):
+            getattr(client, method)(ONE_IMAGE[one])
 
 
 @pytest.mark.parametrize("method", MANY)
@@ -141,20 +141,21 @@ def cases():
         if method.endswith("many"):
             del options["request_id"]  # each call has one of its own
         for name, values in options.items():
-            for value in values:
-                yield method, name, value
+            yield method, name, values
 
 
-@pytest.mark.parametrize(("method", "name", "value"), list(cases()))
-async def test_wrong_option_is_refused_at_the_call(client, method, name, value):
+@pytest.mark.parametrize(("method", "name", "values"), list(cases()))
+async def test_wrong_option_is_refused_at_the_call(client, method, name, values):
     """The message names the option, its value, and what it may be."""
-    with pytest.raises(ValueError, match=rf"{name}: is .*must be") as refused:
-        called = getattr(client, method)(UnreadSource() if method in MANY else PNG, **{name: value})
-        await called  # only a call with one answer comes to this
-    assert repr(value) in str(refused.value)
-    if name not in ("priority", "caller_key"):
-        assert isinstance(refused.value, InvalidRequestError)
-        assert refused.value.field in (name, f"options.{name}", f"config.{name}", "options.type")
+    for value in values:
+        source = UnreadSource() if method in MANY else PNG
+        with pytest.raises(ValueError, match=rf"{name}: is .*must be") as refused:
+            await getattr(client, method)(source, **{name: value})  # awaited with one answer only
+        assert repr(value) in str(refused.value)
+        if name not in ("priority", "caller_key"):
+            fields = (name, f"options.{name}", f"config.{name}", "options.type")
+            assert isinstance(refused.value, InvalidRequestError)
+            assert refused.value.field in fields
 
 
 @pytest.mark.parametrize("value", SINGLE_ONLY["timeout_s"])

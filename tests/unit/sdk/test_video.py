@@ -125,7 +125,6 @@ def test_frames_above_a_message_are_jpegs_by_default(size, encoding, is_raw, tmp
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
-@pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize(
     "matrix, full_range, format",
     [
@@ -146,15 +145,17 @@ def test_frames_above_a_message_are_jpegs_by_default(size, encoding, is_raw, tmp
         ("bt601", True, "yuvj422p"),
     ],
 )
-def test_colours_come_out_right(matrix, full_range, format, colour, encoding, tmp_path):
-    frame = fill(yuv_of(colour, matrix or "bt601", full_range), 64, 48, format)
+def test_colours_come_out_right(matrix, full_range, format, encoding, tmp_path):
+    frames = [
+        fill(yuv_of(colour, matrix or "bt601", full_range), 64, 48, format) for colour in COLOURS
+    ]
     codec = {"nv12": "rawvideo", "yuvj422p": "mjpeg"}.get(format, "ffv1")
     path = write_clip(
-        tmp_path / "clip.mkv", [frame], codec=codec, matrix=matrix, full_range=full_range
+        tmp_path / "clip.mkv", frames, codec=codec, matrix=matrix, full_range=full_range
     )
-    given = one_frame(path, encoding=encoding)
-    assert given.pixel_format in (("I420", "NV12") if encoding == "raw" else (None,))
-    np.testing.assert_allclose(rgb_of(given)[24, 32], colour, atol=5)
+    for given, colour in zip(frames_from_video(path, encoding=encoding), COLOURS, strict=True):
+        assert given.pixel_format in (("I420", "NV12") if encoding == "raw" else (None,))
+        np.testing.assert_allclose(rgb_of(given)[24, 32], colour, atol=5)
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
