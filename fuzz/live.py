@@ -32,7 +32,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from fuzz import seeds
+from fuzz import seed_images
 from fuzz.calls import ALLOWED, SECRET
 from fuzz.live_calls import Sent, Source
 from fuzz.live_server import ANSWER_S, Server
@@ -126,7 +126,7 @@ class Senders:
         self._lock = threading.Lock()
         self._good = [
             image_pb2.Image(encoded=content)
-            for name, content in seeds.images(64).items()
+            for name, content in seed_images.images(64).items()
             if name in ("jpeg", "png", "webp", "gif", "bmp", "tiff")
         ]
         self.answers: list[Any] = []

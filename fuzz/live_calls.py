@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from fuzz import seeds
+from fuzz import seed_images, seeds
 from fuzz.message_mutations import mutated_messages
 from fuzz.mutations import mutated
 from fuzz.seeds import INFERENCE
@@ -57,8 +57,8 @@ class Source:
 
     def __init__(self, seed: int, photos: tuple[bytes, ...] = ()) -> None:
         self.seed = seed
-        self._files = [*seeds.images(24).values(), *seeds.images(200).values(), *photos]
-        self._raw = list(seeds.raw_images().values())
+        self._files = [*seed_images.images(24).values(), *seed_images.images(200).values(), *photos]
+        self._raw = list(seed_images.raw_images().values())
         self._calls = [call for calls in seeds.calls().values() for call in calls]
         self._oip_calls = seeds.oip_calls()
         self._messages = [
@@ -134,7 +134,7 @@ def _frames(draw: Random, image: image_pb2.Image) -> tuple[str, list[bytes]]:
     kind = draw.choice(("Classify", "Embed"))
     part = getattr(inference_pb2, kind + "StreamRequest")
     config = getattr(inference_pb2, kind + "StreamConfig")()
-    good = seeds.raw_images()["PIXEL_FORMAT_RGB padded by 0"]
+    good = seed_images.raw_images()["PIXEL_FORMAT_RGB padded by 0"]
     frames = [image, image_pb2.Image(raw=good), image]
     parts = [part(config=config)]
     parts += [

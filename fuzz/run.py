@@ -1,9 +1,10 @@
 """Fuzz decoding and parsing, guided by coverage: python -m fuzz.run [TARGET ...] [--seconds N].
 
-Each target (`targets.py`) has its share of the time, in a process of its own, and begins with what
-`seeds.py` makes and with the corpus that is kept in `fuzz/corpus`. What reaches new code is kept in
-`.cache/fuzz`, for the next run; `--keep` moves what adds coverage into `fuzz/corpus`, where tests
-replay it. An input that breaks a promise ends its target's run; how to repeat it is printed.
+Each target (`targets.py`) has its share of the time, in a process of its own, and begins with the
+inputs of `seeds.py` and `seed_images.py` and with the corpus of `fuzz/corpus`. Inputs that reach new
+code are kept in `.cache/fuzz`, for the next run; `--keep` moves those that add coverage into
+`fuzz/corpus`, where tests replay them. An input that breaks a promise ends its target's run; how to
+repeat it is printed.
 
 Our own modules, Pillow's and tomllib are instrumented. What is written in C is not: libjpeg-turbo,
 libtiff, libwebp, Pillow's decoders and protobuf's parser are reached by what the Python before them
@@ -84,14 +85,14 @@ def fuzz(name: str, arguments: list[str]) -> NoReturn:
 
 def inputs() -> dict[str, list[bytes]]:
     """Return what fuzzing begins with, by target: what is sound, and what has one thing wrong."""
-    from fuzz import seeds
+    from fuzz import seed_images, seeds
     from fuzz.calls import call_bytes
     from fuzz.targets import raw_bytes
 
     calls = [call for sent in seeds.calls().values() for call in sent]
-    raw = [*seeds.raw_images().values(), *seeds.wrong_raw_images()]
+    raw = [*seed_images.raw_images().values(), *seed_images.wrong_raw_images()]
     return {
-        "images": list(seeds.images().values()),
+        "images": list(seed_images.images().values()),
         "raw": [raw_bytes(message) for message in raw],
         "calls": [call_bytes(*call) for call in (*calls, *seeds.wrong_calls())],
         "replies": seeds.replies(),

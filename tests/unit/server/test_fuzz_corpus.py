@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fuzz import calls, seeds, targets
+from fuzz import calls, seed_images, seeds, targets
 from fuzz.run import inputs
 from fuzz.targets import TARGETS, Finding, checked
 from resnet50_server.errors import InvalidImage, InvalidRequest
@@ -45,7 +45,7 @@ def test_what_fuzzing_begins_with_keeps_the_promises(name):
 def test_sound_images_are_decoded():
     """Else the mutations of them would never get far."""
     refused = []
-    for name, content in seeds.images().items():
+    for name, content in seed_images.images().items():
         try:
             decode.decode(content, targets.TRANSFORM, targets.LIMITS)
         except InvalidImage:
@@ -85,7 +85,9 @@ def test_memory_beyond_the_bound_is_found(monkeypatch):
 
 
 def test_rows_beyond_the_pixels_are_not_read(monkeypatch):
-    raw = next(message for name, message in seeds.raw_images().items() if "NV12 padded" in name)
+    raw = next(
+        message for name, message in seed_images.raw_images().items() if "NV12 padded" in name
+    )
     monkeypatch.setattr(pixels, "lengths", lambda _: (10**6, 0))
     with pytest.raises(ValueError, match="size of buffer"):
         checked(targets.raw, targets.raw_bytes(raw, lie=-30))
