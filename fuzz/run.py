@@ -1,8 +1,8 @@
 """Fuzz decoding and parsing, guided by coverage: python -m fuzz.run [TARGET ...] [--seconds N].
 
 Each target (`targets.py`) has its share of the time, in a process of its own, and begins with the
-inputs of `seeds.py` and `seed_images.py` and with the corpus of `fuzz/corpus`. Inputs that reach new
-code are kept in `.cache/fuzz`, for the next run; `--keep` moves those that add coverage into
+inputs of `seeds.py` and `seed_images.py` and with the corpus of `fuzz/corpus`. Inputs that reach
+new code are kept in `.cache/fuzz`, for the next run; `--keep` moves those that add coverage into
 `fuzz/corpus`, where tests replay them. An input that breaks a promise ends its target's run; how to
 repeat it is printed.
 

@@ -9,7 +9,7 @@ import pytest
 from resnet50.v1 import inference_pb2
 from resnet50_server.api.call import Received
 from resnet50_server.api.stream_reader import StreamReader
-from resnet50_server.errors import Stalled
+from resnet50_server.errors import InvalidRequest, Stalled
 from tests.support import virtual_time
 
 IDLE_S = 10.0
@@ -35,3 +35,15 @@ def test_time_in_which_the_server_is_busy_is_not_idle():
         reader.close()
 
     virtual_time.run(read())
+
+
+@pytest.mark.parametrize("number", [6, 7])
+async def test_frame_id_that_does_not_increase_is_refused(number):
+    messages: asyncio.Queue[Received] = asyncio.Queue()
+    reader = StreamReader(messages.get, IDLE_S)
+    for one in (7, number):
+        messages.put_nowait(frame(one))
+    assert (await anext(reader)).message.frame_id == 7
+    with pytest.raises(InvalidRequest, match=f"is {number} after 7"):
+        await anext(reader)
+    reader.close()
