@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
 
-# `expected` first: it leads to the tests' modules.
-from benchmarks.expected import Picture  # isort: skip
+from benchmarks.expected import Picture
 from benchmarks.ledger import LOST, WRONG
 from benchmarks.load import PATIENCE_S, Load, Question
 from resnet50_client import FrameAnswer

@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-# `expected` first: it leads to the tests' modules.
-from benchmarks.expected import Expected, Picture, Wrong  # isort: skip
+from benchmarks.expected import Expected, Picture, Wrong
 from benchmarks.ledger import LOST, WRONG, Ledger
 from benchmarks.timeline import Timeline
 from resnet50_client import AsyncClient, Classification, Client, Embedding, VariantRef

@@ -25,8 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import page
-
-# `expected` first: it leads to the tests' modules.
 from benchmarks.frames import latest, many, stream
 from benchmarks.kills import Retries
 from benchmarks.ledger import CANCELLED, LOST, REFUSED, RIGHT, WRONG, Ledger

@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.network import Network
-
-# `expected` first: it leads to the tests' modules.
-from benchmarks.expected import Checkpoint, Expected, large_pictures, make, pictures  # isort: skip
+from benchmarks.expected import Checkpoint, Expected, large_pictures, make, pictures
 from benchmarks.load import Question
+from benchmarks.network import Network
 from benchmarks.process import ServerProcess
 from benchmarks.timeline import Timeline
 from resnet50_client import Client

@@ -10,8 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-# `expected` first: it leads to the tests' modules.
-from benchmarks.expected import Picture, pictures  # isort: skip
+from benchmarks.expected import Picture, pictures
 from benchmarks.frames import Answers, Frames
 from benchmarks.ledger import LOST, WRONG
 from benchmarks.load import PATIENCE_S, Load, Question, describe
