@@ -171,7 +171,6 @@ def start(
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
     text: bool = True,
-    folder: Path | None = None,
 ) -> ForkedProcess | subprocess.Popen[Any]:
     """Start a command.
 
@@ -182,9 +181,8 @@ def start(
         entry: "module:function" that runs in the command's place.
         stdin, stdout, stderr: As for `subprocess.Popen`: PIPE, DEVNULL or a descriptor.
         text: Whether pipes are of str.
-        folder: Its working directory; default: that of this process.
     """
-    words = [os.fsdecode(one) if isinstance(one, bytes) else str(one) for one in arguments]
+    words = [str(one) for one in arguments]
     if any(file >= 0 and os.isatty(file) for file in (stdin, stdout, stderr)):
         return subprocess.Popen(
             [sys.executable, "-m", MODULES[program], *words],
@@ -192,7 +190,6 @@ def start(
             stdout=stdout,
             stderr=stderr,
             env=environment,
-            cwd=folder,
             text=text,
         )
     with _starting:
@@ -201,7 +198,7 @@ def start(
         "entry": entry or ENTRIES[program],
         "arguments": words,
         "environment": dict(os.environ) if environment is None else environment,
-        "folder": os.fspath(folder or os.getcwd()),
+        "folder": os.getcwd(),
     }
     ours, theirs = socket.socketpair()
     theirs_to_close, sent, pipes = [theirs.detach()], [], []
@@ -235,7 +232,6 @@ def run(
     input: Any = None,
     text: bool = True,
     timeout: float = 120.0,
-    folder: Path | None = None,
 ) -> subprocess.CompletedProcess[Any]:
     """Run a command to its end, as `subprocess.run` does with captured output."""
     process = start(
@@ -245,7 +241,6 @@ def run(
         entry=entry,
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
         text=text,
-        folder=folder,
     )
     try:
         output, errors = process.communicate(input, timeout)
