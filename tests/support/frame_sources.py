@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from resnet50_client import AsyncClient, CallObserver, Client
 from tests.support.pictures import encode, photo_like
@@ -52,7 +53,7 @@ class AsyncFrames(Frames):
         finally:
             self.closed.set()
 
-    __iter__ = None
+    __iter__: Any = None  # it is iterated over asynchronously only
 
 
 # The class of a client, and that of a source which it takes.
