@@ -48,8 +48,7 @@ def served(built, tmp_path_factory) -> Iterator[str]:
     save_file(weights, exchanged / "weights.safetensors")
     with server_processes() as start:
         server = start(
-            *("--variants", f"digits={directory}", "--variants", f"exchanged={exchanged}"),
-            *("--engine", "torch", "--device", "cpu"),
+            *("--variants", f"digits={directory}", "--variants", f"exchanged={exchanged}")
         )
         yield server.wait_until_listening()
 
@@ -123,9 +122,11 @@ def test_compared_variants_differ_where_their_heads_do(digits, held_out, served)
     assert all(os.path.exists(one["path"]) for one in compared["differing_images"])
 
 
-def test_variants_of_two_servers_are_compared(null_server, null_address, tmp_path):
+def test_variants_of_two_servers_are_compared(null_server, tmp_path):
     folder = image_folder(tmp_path / "val", tench=2)
-    found = evaluated(folder, "--compare-server", null_address, server=null_server)
+    with server_processes() as start:
+        other = start("--variants", "IMAGENET1K_V2", "--engine", "null").wait_until_listening()
+        found = evaluated(folder, "--compare-server", other, server=null_server)
     assert found["comparison"]["agreement"] == 1.0
     assert found["comparison"]["difference_at_1"]["p_value"] == 1.0
 

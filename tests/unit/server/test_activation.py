@@ -41,12 +41,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory):
-    """A cache: each network is exported once for all tests."""
-    return tmp_path_factory.mktemp("graphs")
-
-
-@pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
     return [np.asarray(photo_like(CROP, CROP, 100 + seed)) for seed in range(3)]
 
@@ -83,8 +77,8 @@ def opened(argument: str, cache, **options):
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, "auto"])
-def test_sigmoid_head_answers_as_plain_torch(folder, graphs, images, expected, engine):
-    built = opened(f"tags={folder / 'tags'}", graphs, engine=engine)
+def test_sigmoid_head_answers_as_plain_torch(folder, tmp_path, images, expected, engine):
+    built = opened(f"tags={folder / 'tags'}", tmp_path, engine=engine)
     output = built.engine.run(images, COUNT, True)
     assert np.abs(in_order(output) - expected[0]).max() < 1e-4
     assert (expected[0].sum(axis=1) > 1.5).any()  # so that softmax would not pass
@@ -92,8 +86,8 @@ def test_sigmoid_head_answers_as_plain_torch(folder, graphs, images, expected, e
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, "auto"])
-def test_network_without_head_embeds_as_plain_torch(folder, graphs, images, expected, engine):
-    built = opened(f"vectors={folder / 'vectors'}", graphs, engine=engine)
+def test_network_without_head_embeds_as_plain_torch(folder, tmp_path, images, expected, engine):
+    built = opened(f"vectors={folder / 'vectors'}", tmp_path, engine=engine)
     output = built.engine.run(images, 0, True)
     assert output.indices.shape == output.probabilities.shape == (len(images), 0)
     assert np.abs(output.embeddings - expected[1]).max() < 1e-4 * expected[1].max()
@@ -113,14 +107,14 @@ def test_cuda_engine_computes_both_on_the_host(folder, images, expected, name):
 
 
 @pytest.mark.parametrize("name", ["tags", "vectors"])
-def test_int8_made_by_the_server_keeps_them(folder, graphs, tmp_path, images, expected, name):
+def test_int8_made_by_the_server_keeps_them(folder, tmp_path, images, expected, name):
     calibration = tmp_path / "calibration"
     calibration.mkdir()
     for seed in range(16):
         (calibration / f"{seed}.png").write_bytes(encode(photo_like(CROP, CROP, seed)))
     built = opened(
         f"{name}={folder / name}",
-        graphs,
+        tmp_path / "cache",
         engine="onnxruntime",
         precision="int8",
         calibration_dir=calibration,
@@ -134,12 +128,12 @@ def test_int8_made_by_the_server_keeps_them(folder, graphs, tmp_path, images, ex
         assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.95
 
 
-def test_graph_of_another_activation_is_not_reused(folder, graphs, tmp_path, images):
+def test_graph_of_another_activation_is_not_reused(folder, tmp_path, images):
     other = weights.custom_variant(
         tmp_path / "plain", weights.calm(3, COUNT), COUNT, transform=TRANSFORM
     )
-    sigmoid = opened(f"tags={folder / 'tags'}", graphs, engine="onnxruntime")
-    softmax = opened(f"plain={other}", graphs, engine="onnxruntime")
+    sigmoid = opened(f"tags={folder / 'tags'}", tmp_path, engine="onnxruntime")
+    softmax = opened(f"plain={other}", tmp_path, engine="onnxruntime")
     assert sigmoid.digest == softmax.digest
     sums = softmax.engine.run(images, COUNT, False).probabilities.sum(axis=1)
     assert np.abs(sums - 1).max() < 1e-4
