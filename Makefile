@@ -145,6 +145,7 @@ check: $(VENV)/installed  ## Lint, types, drift of generated files, proto and Do
 	$(BIN)/python -m docs.generate --check
 	$(BIN)/python protos/generate.py --descriptor-set .cache/protos.binpb
 	$(BIN)/buf lint .cache/protos.binpb --config buf.yaml
+	$(BIN)/buf breaking .cache/protos.binpb --against protos/released.binpb --config buf.yaml
 	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/installed  ## Rewrite the code in the project's style

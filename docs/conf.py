@@ -33,6 +33,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
             "docs/how-to/call-from-a-web-service",
             "docs/how-to/bulk",
             "docs/how-to/embed-millions-offline",
+            "docs/how-to/vector-stores",
             "docs/how-to/stream-video",
             "docs/how-to/preprocess-at-the-client",
             "docs/how-to/open-inference-protocol",

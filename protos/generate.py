@@ -3,6 +3,8 @@
     python protos/generate.py            regenerate
     python protos/generate.py --check    exit 1 if the committed stubs are not what would be made
     python protos/generate.py --descriptor-set FILE   write what `buf lint` reads
+    python protos/generate.py --released   write released.binpb, at a release: what `buf breaking`
+                                           compares later contracts with
 
 The toolchain is an old one, in an environment of its own: its stubs work on every protobuf from
 4.25 on and every grpcio from 1.62 on, those of a newer one on newer releases only
@@ -33,6 +35,8 @@ PROTOS = sorted((ROOT / "resnet50" / "v1").glob("*.proto"))
 # Compiled to a descriptor set, not to stubs, which would register it in protobuf's default pool.
 OIP_PROTO = ROOT / "oip" / "open_inference.proto"
 OIP_DESCRIPTORS = ROOT / "resnet50/oip/open_inference.binpb"
+# Of the last release.
+RELEASED = ROOT / "released.binpb"
 CACHE = ROOT.parent / ".cache" / "protoc"
 
 
@@ -125,7 +129,11 @@ def main() -> int:
     parser.add_argument(
         "--oip-descriptor-set", metavar="FILE", help="the same of the Open Inference Protocol"
     )
+    parser.add_argument("--released", action="store_true", help=f"write {RELEASED.name} only")
     options = parser.parse_args()
+    if options.released:
+        protoc("--include_imports", f"--descriptor_set_out={RELEASED}")
+        return 0
     if options.oip_descriptor_set:
         out = Path(options.oip_descriptor_set).resolve()
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,10 @@ import pytest
 import resnet50_client
 
 # Names of the other public modules are exported by the package too.
-MODULES = ("", ".admin", ".opentelemetry", ".preprocess", ".testing", ".types", ".video")
+MODULES = (
+    *("", ".admin", ".lancedb", ".opentelemetry"),
+    *(".preprocess", ".testing", ".types", ".video"),
+)
 
 
 def public_names(module: str) -> dict[str, Any]:

@@ -98,7 +98,10 @@ def test_headings_of_a_reference_page_skip_no_level(page):
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
-MODULES = ("", ".admin", ".opentelemetry", ".preprocess", ".testing", ".types", ".video")
+MODULES = (
+    *("", ".admin", ".lancedb", ".opentelemetry"),
+    *(".preprocess", ".testing", ".types", ".video"),
+)
 
 
 def test_every_public_name_of_the_sdk_has_one_heading():
