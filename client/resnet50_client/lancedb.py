@@ -42,6 +42,7 @@ class ImageEmbeddings(EmbeddingFunction):
         space: Name of the embedding space; None for that of the variant at the table's creation.
         l2_normalize: Whether vectors are scaled to length 1, so that `L2` and `cosine` give one
             order.
+        max_retries: LanceDB's; has no effect, as the SDK retries.
     """
 
     server: str | list[str] | None = None
@@ -115,16 +116,24 @@ class ImageEmbeddings(EmbeddingFunction):
         return [found.vector]
 
     def compute_source_embeddings_with_retry(
-        self, *args: Any, **kwargs: Any
+        self, images: Iterable[Any], *_: Any, **__: Any
     ) -> list[NDArray[np.float32] | None]:
-        """Return what `compute_source_embeddings` does: the SDK retries what can be retried."""
-        return self.compute_source_embeddings(*args, **kwargs)
+        """Return what `compute_source_embeddings` does: the SDK retries what can be retried.
+
+        Args:
+            images: As there.
+        """
+        return self.compute_source_embeddings(images)
 
     def compute_query_embeddings_with_retry(
-        self, *args: Any, **kwargs: Any
+        self, query: Any, *_: Any, **__: Any
     ) -> list[NDArray[np.float32]]:
-        """Return what `compute_query_embeddings` does: the SDK retries what can be retried."""
-        return self.compute_query_embeddings(*args, **kwargs)
+        """Return what `compute_query_embeddings` does: the SDK retries what can be retried.
+
+        Args:
+            query: As there.
+        """
+        return self.compute_query_embeddings(query)
 
     @property
     def _client(self) -> Client:

@@ -31,6 +31,7 @@ RECORDED = ROOT / "tests" / "integration" / "server" / "oip_requests.json"
 CLIENTS = {
     "tritonclient": ("tritonclient[grpc]==2.73.0", "pillow"),
     "kserve": ("kserve==0.21.0", "pillow"),
+    "mlserver": ("mlserver==1.7.1", "pillow"),
 }
 BEGIN, END = "<!-- conformance: written by make oip -->", "<!-- end of conformance -->"
 # Larger requests are made by tests instead of being kept.

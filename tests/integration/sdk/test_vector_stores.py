@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from lancedb.embeddings import get_registry
 from lancedb.pydantic import LanceModel, Vector
+from PIL import Image
 from qdrant_client import QdrantClient
 
 from resnet50_cli.output import SOME_FAILED
@@ -73,12 +74,11 @@ def test_table_finds_the_image_that_is_searched_for(addresses, folder, tmp_path)
     table = lancedb.connect(tmp_path / "db").create_table("t", schema=schema_of())
     files = [folder / name for name in ("0.png", "1.png", "3.png")]
     table.add(rows_of(*files))
-    for file in files:
-        found = table.search(file.read_bytes()).limit(1).to_list()
-        assert (found[0]["image"], found[0]["_distance"]) == (
-            file.read_bytes(),
-            pytest.approx(0, abs=1e-4),
-        )
+    queries = (files[0].read_bytes(), str(files[1]), Image.open(files[2]))
+    for file, query in zip(files, queries, strict=True):
+        (found,) = table.search(query).limit(1).to_list()
+        assert found["image"] == file.read_bytes()
+        assert found["_distance"] == pytest.approx(0, abs=1e-4)
     with Client(addresses[0]) as client:
         expected = client.embed(files[0], l2_normalize=True).vector
     kept = table.search(files[0].read_bytes()).limit(1).to_list()[0]["vector"]
