@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 DIMENSION = 2048
 
 
-@register("resnet50")
+@register("resnet50")  # type: ignore[no-untyped-call]
 class ImageEmbeddings(EmbeddingFunction):
     """Computes the vectors of a table's images, and of the images that it is searched for.
 
@@ -62,7 +62,7 @@ class ImageEmbeddings(EmbeddingFunction):
             ValueError: The function was not made by `create`.
             Resnet50Error: The server does not answer, or does not have the variant.
         """
-        kept: dict[str, Any] = super().safe_model_dump()
+        kept: dict[str, Any] = super().safe_model_dump()  # type: ignore[no-untyped-call]
         if self.space is None:
             found = self._client.get_variant(self.variant)
             self.variant, self.space = found.name, found.embedding_space
