@@ -35,6 +35,7 @@ BUILT = ROOT / ".cache" / "languages"
 GOOGLEAPIS = Path(google.rpc.status_pb2.__file__).parents[2]
 GO_PACKAGE = "resnet50-go-example"
 GO_LIBRARIES = "/usr/share/gocode"  # of Debian's golang-*-dev packages
+PROGRAMS = ("npm", "go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
 # Unavailable so often, then an answer; gRPC makes up to four attempts.
 UNAVAILABLE = 2
 TIMEOUT_S = 120.0
@@ -256,6 +257,8 @@ def start_servers(folder: Path, start: Callable[..., ServerProcess]) -> tuple[st
 
 def main() -> int:
     """Build and run all programs; print what failed."""
+    if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
+        sys.exit(f"{', '.join(missing)} missing; .ci/run has the packages of Debian")
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as directory, server_processes() as start:
         folder = Path(directory)

@@ -1,5 +1,6 @@
 // A connection to the server: protos, TLS, token, and retries that gRPC makes by itself.
 import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import * as grpc from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 import type { ProtoGrpcType as Contract } from "./generated/inference.js";
@@ -8,7 +9,7 @@ import type { InferenceServiceClient } from "./generated/resnet50/v1/InferenceSe
 
 // The options that `npm run types` generates the types for.
 const definition = loadSync(["resnet50/v1/inference.proto", "google/rpc/error_details.proto"], {
-  includeDirs: [new URL("../protos", import.meta.url).pathname],
+  includeDirs: [fileURLToPath(new URL("../protos", import.meta.url))],
   longs: Number,
   enums: String,
   defaults: true,
@@ -16,7 +17,7 @@ const definition = loadSync(["resnet50/v1/inference.proto", "google/rpc/error_de
 });
 export const api = grpc.loadPackageDefinition(definition) as unknown as Contract & ErrorDetails;
 
-// Calls about images may be repeated; an upload too, as long as gRPC still has all its chunks.
+// Calls about images may be repeated: gRPC does so by itself while servers are unavailable.
 const SERVICE = "resnet50.v1.InferenceService";
 const SERVICE_CONFIG = {
   loadBalancingConfig: [{ round_robin: {} }],
