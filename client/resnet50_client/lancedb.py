@@ -83,7 +83,7 @@ class ImageEmbeddings(EmbeddingFunction):
             EmbeddingSpaceError: The variant now has other weights than those of the table.
             Resnet50Error: An image could not be computed.
         """
-        listed: list[Any] = self.sanitize_input(images)
+        listed: Any = self.sanitize_input(images)
         rows = [row for row, image in enumerate(listed) if image is not None]
         vectors: list[NDArray[np.float32] | None] = [None] * len(listed)
         if not rows:
@@ -101,7 +101,9 @@ class ImageEmbeddings(EmbeddingFunction):
                 raise error
         return vectors
 
-    def compute_query_embeddings(self, query: Any, *_: Any, **__: Any) -> list[NDArray[np.float32]]:
+    def compute_query_embeddings(
+        self, query: Any, *_: Any, **__: Any
+    ) -> list[NDArray[np.float32] | None]:
         """Return the vector of an image that a table is searched for, in a list.
 
         Args:
@@ -127,7 +129,7 @@ class ImageEmbeddings(EmbeddingFunction):
 
     def compute_query_embeddings_with_retry(
         self, query: Any, *_: Any, **__: Any
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[NDArray[np.float32] | None]:
         """Return what `compute_query_embeddings` does: the SDK retries what can be retried.
 
         Args:
@@ -138,7 +140,8 @@ class ImageEmbeddings(EmbeddingFunction):
     @property
     def _client(self) -> Client:
         if self._connection is None:
-            self._connection = Client(self.server)
+            named = {} if self.server is None else {"server": self.server}
+            self._connection = Client.from_environment(**named)
         return self._connection
 
     def _check_space(self, space: str | None) -> None:

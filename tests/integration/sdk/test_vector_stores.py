@@ -56,11 +56,11 @@ def serve_from(address: str) -> None:
 
 def schema_of(**arguments: Any) -> type[LanceModel]:
     """Return the schema of a table of image files, and their vectors."""
-    embeddings = ImageEmbeddings.create(server=SERVER, **arguments)
+    embeddings = ImageEmbeddings.create(**{"server": SERVER} | arguments)
 
     class Picture(LanceModel):
         image: bytes | None = embeddings.SourceField()
-        vector: Vector(2048) | None = embeddings.VectorField()
+        vector: Vector(2048) | None = embeddings.VectorField()  # type: ignore[valid-type]
 
     return Picture
 
@@ -113,18 +113,15 @@ def test_table_takes_no_function_of_another_variant(addresses, folder, tmp_path)
 
 
 def test_table_keeps_variant_and_space_but_no_token(addresses, tmp_path, monkeypatch):
-    monkeypatch.setenv("RESNET50_TOKEN", "secret")
-    serve_from(addresses[0])
-    table = lancedb.connect(tmp_path / "db").create_table("t", schema=schema_of())
+    for name, value in {"SERVER": addresses[0], "VARIANT": "dogs", "TOKEN": "secret"}.items():
+        monkeypatch.setenv(f"RESNET50_{name}", value)
+    monkeypatch.setenv("RESNET50_INSECURE_TOKEN", "true")
+    table = lancedb.connect(tmp_path / "db").create_table("t", schema=schema_of(server=None))
     (kept,) = json.loads(table.schema.metadata[b"embedding_functions"])
     with Client(addresses[0]) as client:
-        variant = client.get_variant("cats")
+        space = client.get_variant("dogs").embedding_space
     assert kept["name"] == "resnet50"
-    assert kept["model"] == {
-        "server": SERVER,
-        "variant": "cats",
-        "space": variant.embedding_space,
-    }
+    assert kept["model"] == {"server": None, "variant": "dogs", "space": space}
 
 
 def test_invalid_image_is_dropped_or_refused_as_asked(addresses, folder, tmp_path, caplog):
