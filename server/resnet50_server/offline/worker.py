@@ -92,7 +92,8 @@ class ImageWorker:
         self._fault: FatalError | None = None
         self._loop = asyncio.new_event_loop()
         self._closing = ExitStack()
-        thread = threading.Thread(target=self._loop.run_forever, name="offline")
+        # Not waited for by a program, or a Ray actor, that ends without `close`.
+        thread = threading.Thread(target=self._loop.run_forever, name="offline", daemon=True)
         thread.start()
         self._closing.callback(self._loop.close)
         self._closing.callback(thread.join)
