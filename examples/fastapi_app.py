@@ -58,12 +58,12 @@ STATUSES: dict[type[Resnet50Error], int] = {
 
 @app.exception_handler(Resnet50Error)
 def respond(request: Request, error: Resnet50Error) -> JSONResponse:
-    """Answer every error of the SDK with JSON, and log those that no user can cure."""
+    """Answer with JSON; users see the errors of their images only, the log has all others."""
     status = next((STATUSES[kind] for kind in STATUSES if isinstance(error, kind)), 500)
-    if status == 500:
-        log.error("request %s failed: %s", error.request_id, error)
-        return JSONResponse({"detail": "server error", "request_id": error.request_id}, 500)
-    content = {"detail": error.message, "field": getattr(error, "field", None)}
+    if isinstance(error, InvalidRequestError):
+        return JSONResponse({"detail": error.message, "field": error.field}, status)
+    log.warning("request %s failed: %s", error.request_id, error)
+    content = {"detail": "retry later" if status == 503 else "server error"}
     delay_s = getattr(error, "retry_after_s", None) or 1.0
     headers = {"Retry-After": str(math.ceil(delay_s))} if status == 503 else None
-    return JSONResponse(content, status, headers)
+    return JSONResponse(content | {"request_id": error.request_id}, status, headers)
