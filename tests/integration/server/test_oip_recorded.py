@@ -65,4 +65,4 @@ def test_recorded_call_is_answered_as_it_was(index, answers):
 def test_recorded_calls_are_of_each_client_and_method():
     methods = {call["method"].rpartition("/")[2] for call in RECORDED}
     assert methods >= {method.name for method in SERVICE.methods}
-    assert {call["client"] for call in RECORDED} == {"tritonclient", "kserve"}
+    assert {call["client"] for call in RECORDED} == {"tritonclient", "kserve", "mlserver"}
