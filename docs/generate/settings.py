@@ -1,15 +1,17 @@
-"""The settings of the server, by group."""
+"""The settings of the server and of the gateway, by group."""
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from resnet50_server.settings import ENV_PREFIX, Settings, groups
+import resnet50_gateway.settings as gateway
+import resnet50_server.settings as server
 
 from .markdown import code, codes, escaped, link, table
 
@@ -18,34 +20,41 @@ _FLAG = re.compile(r"(?<![`\w-])--([a-z][a-z0-9-]*)")
 _UNITS = {"GiB": 2**30, "MiB": 2**20}
 
 
-def section() -> str:
-    """Return a table of contents, and a heading for each group and each setting."""
+def section(program: str = "server") -> str:
+    """Return a table of contents, and a heading for each group and each setting.
+
+    Args:
+        program: "server" or "gateway".
+    """
+    source: Any = {"server": server, "gateway": gateway}[program]
+    groups, fields = source.groups(), source.Settings.model_fields
     contents = table(
         ("group", "settings"),
         (
             (f"[{title}](#{title.lower().replace(' ', '-')})", ", ".join(map(link, names)))
-            for title, names in groups().items()
+            for title, names in groups.items()
         ),
     )
     parts = [contents]
-    for title, names in groups().items():
+    for title, names in groups.items():
         parts.append(f"## {title}")
-        parts += [_setting(name, Settings.model_fields[name]) for name in names]
+        parts += [_setting(name, fields, source.ENV_PREFIX) for name in names]
     return "\n\n".join(parts)
 
 
-def _setting(name: str, field: FieldInfo) -> str:
+def _setting(name: str, fields: dict[str, FieldInfo], prefix: str) -> str:
+    field = fields[name]
     flag = f"--{name.replace('_', '-')}"
     flags = [flag, f"--no-{flag[2:]}"] if field.annotation is bool else [flag]
-    facts = [codes(flags), code(ENV_PREFIX + name.upper()), _values(field), *_default(field)]
-    text = _FLAG.sub(_linked, escaped(field.description or ""))
+    facts = [codes(flags), code(prefix + name.upper()), _values(field), *_default(field)]
+    text = _FLAG.sub(partial(_linked, fields), escaped(field.description or ""))
     return f"### {name}\n\n{' · '.join(facts)}\n\n{text}"
 
 
-def _linked(flag: re.Match[str]) -> str:
+def _linked(fields: dict[str, FieldInfo], flag: re.Match[str]) -> str:
     """Return a link from a flag in a description to its setting."""
     name = flag[1].replace("-", "_")
-    return f"[`{flag[0]}`](#{name})" if name in Settings.model_fields else code(flag[0])
+    return f"[`{flag[0]}`](#{name})" if name in fields else code(flag[0])
 
 
 def _values(field: FieldInfo) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -44,14 +45,8 @@ CONTENT_SECURITY_POLICY = (
 _CODES = {404: "NOT_FOUND", 405: "UNIMPLEMENTED", 400: "INVALID_ARGUMENT"}
 
 
-def create_app(settings: Settings, upstream: Upstream, closing: asyncio.Event) -> ASGIApp:
-    """Return the application.
-
-    Args:
-        settings: Of the gateway.
-        upstream: The servers.
-        closing: Set when the gateway stops; endless responses end then.
-    """
+def routes_of(settings: Settings, upstream: Upstream, closing: asyncio.Event) -> list[BaseRoute]:
+    """Return the routes; the arguments are those of `create_app`."""
     bodies = BodyReader(settings)
     routes: list[BaseRoute] = [
         *ImageRoutes(settings, upstream, bodies).routes(),
@@ -70,6 +65,17 @@ def create_app(settings: Settings, upstream: Upstream, closing: asyncio.Event) -
             Route("/console", _to_console),
             Mount("/console", StaticFiles(directory=CONSOLE, html=True)),
         ]
+    return routes
+
+
+def create_app(settings: Settings, upstream: Upstream, closing: asyncio.Event) -> ASGIApp:
+    """Return the application.
+
+    Args:
+        settings: Of the gateway.
+        upstream: The servers.
+        closing: Set when the gateway stops; endless responses end then.
+    """
     middleware = []
     if settings.cors_origin:
         middleware.append(
@@ -90,12 +96,13 @@ def create_app(settings: Settings, upstream: Upstream, closing: asyncio.Event) -
             )
         )
     app = Starlette(
-        routes=routes,
+        routes=routes_of(settings, upstream, closing),
         middleware=middleware,
         exception_handlers={
             Problem: _problem,
             HTTPException: _http_problem,
             ClientDisconnected: _disconnected,
+            Exception: _failed,
         },
     )
     return RequestGate(app, settings)
@@ -123,9 +130,12 @@ class RequestGate:
         request = HTTPConnection(scope)
         request_id = request_id_of(request)
         in_console = scope["path"].startswith(("/console", "/docs"))
+        started, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = request_id
                 headers["x-content-type-options"] = "nosniff"
@@ -147,6 +157,17 @@ class RequestGate:
             # Starlette has responded with 500 before it raises, unless the response had begun.
             log.exception("request %s failed", request_id)
         finally:
+            if log.isEnabledFor(logging.DEBUG):
+                path = scope["raw_path"][:256].decode("latin-1")  # has no control characters
+                took_ms = (time.perf_counter() - started) * 1e3
+                log.debug(
+                    "%s %s: %d in %.1f ms, request %s",
+                    scope["method"],
+                    path,
+                    status,
+                    took_ms,
+                    request_id,
+                )
             self._requests -= 1
             self._by_client[client] -= 1
             if not self._by_client[client]:
@@ -186,6 +207,13 @@ def _http_problem(request: Request, error: Exception) -> Response:
     response = Problem(code, what, status=error.status_code).response(request_id_of(request))
     response.headers.update(error.headers or {})
     return response
+
+
+def _failed(request: Request, _: Exception) -> Response:
+    """Return the response to an error of the gateway itself, whose reason is logged."""
+    request_id = request_id_of(request)
+    message = f"internal error; the gateway's log has the reason under request id {request_id}"
+    return Problem("INTERNAL", message).response(request_id)
 
 
 def _disconnected(request: Request, _: Exception) -> Response:

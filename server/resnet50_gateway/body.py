@@ -12,7 +12,7 @@ from typing import Any
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from .problems import ClientDisconnected, Problem, invalid
 from .settings import Settings
@@ -33,11 +33,6 @@ class BodyReader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._reserved = 0
-
-    @property
-    def reserved_bytes(self) -> int:
-        """Bytes of the bodies in flight."""
-        return self._reserved
 
     @asynccontextmanager
     async def read(self, request: Request, *, json: bool = False) -> AsyncIterator[bytes]:
@@ -67,17 +62,14 @@ class BodyReader:
         try:
             announced = request.headers.get("content-length", "")
             if _LENGTH.fullmatch(announced):
-                # Refused before any of it is read.
-                _check_size(int(announced), limit, setting)
-                self._reserve(int(announced))
-                reserved = int(announced)
+                _check_size(int(announced), limit, setting)  # before any of it is read
             content = bytearray()
             async for chunk in self._chunks(request.receive):
+                # Counted as it arrives: announced bytes take no memory.
+                self._reserve(len(chunk))
+                reserved += len(chunk)
                 content += chunk
                 _check_size(len(content), limit, setting)
-                if len(content) > reserved:
-                    self._reserve(len(content) - reserved)
-                    reserved = len(content)
             yield bytes(content)
         finally:
             self._reserved -= reserved
@@ -102,8 +94,8 @@ class BodyReader:
         while more:
             limit_s = min(settings.body_idle_timeout_s, ends_at - time.monotonic())
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, limit_s))
-            except asyncio.TimeoutError:
+                message = await _within(max(0.0, limit_s), receive)
+            except TimeoutError:
                 raise Problem(
                     "DEADLINE_EXCEEDED",
                     f"body: it paused for {settings.body_idle_timeout_s:g} s"
@@ -118,6 +110,31 @@ class BodyReader:
             if chunk := message.get("body", b""):
                 yield chunk
             more = message.get("more_body", False)
+
+
+async def _within(limit_s: float, receive: Receive) -> Message:
+    """Return the next message; not by `wait_for`, which makes a task on Python below 3.12.
+
+    Raises:
+        TimeoutError: There is none in time.
+    """
+    task, late = asyncio.current_task(), False
+    assert task is not None
+
+    def on_timeout() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(limit_s, on_timeout)
+    try:
+        return await receive()
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        raise TimeoutError from None
+    finally:
+        timer.cancel()
 
 
 def parts_of(content: bytes, content_type: str, max_parts: int) -> list[tuple[str, bytes]]:

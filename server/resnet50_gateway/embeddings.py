@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +12,11 @@ from starlette.routing import BaseRoute, Route
 
 from resnet50.v1 import inference_pb2
 
-from .base64_images import decode_image, parse_object
 from .body import BodyReader
 from .exchange import Exchange
 from .images import json_response
 from .inference import EMBED, infer_batch
+from .json_input import decode_image, in_parser_thread, parse_object
 from .json_messages import vector_of
 from .problems import Problem, invalid, problem_of_status
 from .query import parse
@@ -67,7 +66,7 @@ class EmbeddingRoutes:
         parse(request.query_params, _QUERY)
         exchange = Exchange(request, self._upstream, self._settings.timeout_s)
         async with self._bodies.read(request, json=True) as body:
-            content = await asyncio.to_thread(_parse, body, self._settings.max_images)
+            content = await in_parser_thread(_parse, body, self._settings.max_images)
             options = inference_pb2.EmbedOptions(variant=content.variant)
             answer = await exchange.run(
                 infer_batch(

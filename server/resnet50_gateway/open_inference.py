@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from typing import Any
@@ -13,10 +12,10 @@ from starlette.routing import BaseRoute, Route
 
 from resnet50.oip.messages import METHODS, message_class
 
-from .base64_images import parse_object
 from .body import BodyReader
 from .exchange import Exchange
 from .images import OCTET_STREAM, json_response
+from .json_input import in_parser_thread, parse_object
 from .json_messages import to_json
 from .problems import Problem, invalid
 from .settings import Settings
@@ -138,7 +137,7 @@ class OpenInferenceRoutes:
         length = request.headers.get(HEADER_LENGTH)
         async with self._bodies.read(request, json=length is None) as body:
             header, binary = _split(body, length, self._settings.max_json_bytes)
-            message, as_binary = await asyncio.to_thread(_parse, request, header, binary)
+            message, as_binary = await in_parser_thread(_parse, request, header, binary)
             content = message.SerializeToString()
             limit = self._settings.max_message_bytes
             if len(content) > limit:

@@ -27,7 +27,7 @@ LISTENING = "listening on"
 
 
 async def serve(settings: Settings) -> int:
-    """Serve until SIGTERM, SIGINT, or the end of standard input if the server is the parent.
+    """Serve until SIGTERM, SIGINT, or the end of the server if it is the parent.
 
     Returns:
         The exit code: 0 after a drain, 2 if an address or a file of a setting cannot be used.
@@ -51,7 +51,13 @@ async def serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop)
     if inherited_file(settings.listen) is not None:
         # The server, the parent, writes nothing: it has ended when the pipe closes.
-        loop.add_reader(sys.stdin.fileno(), stop)
+        parent = sys.stdin.fileno()
+
+        def end_with_parent() -> None:
+            loop.remove_reader(parent)
+            stop()
+
+        loop.add_reader(parent, end_with_parent)
     following = None if tls is None else asyncio.create_task(tls.follow_changes())
     try:
         await server.run_on(listener, None if tls is None else tls.context)

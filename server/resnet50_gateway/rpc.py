@@ -6,11 +6,11 @@ Protocols: https://connectrpc.com/docs/protocol and gRPC's PROTOCOL-WEB.md.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -27,6 +27,7 @@ from resnet50.v1 import inference_pb2, variant_pb2
 
 from .body import BodyReader
 from .exchange import Exchange
+from .json_input import in_parser_thread
 from .problems import DETAILS_KEY, Problem, invalid
 from .settings import Settings
 from .upstream import Upstream
@@ -95,10 +96,10 @@ class RpcRoutes:
         exchange = Exchange(request, self._upstream, self._settings.timeout_s, CONNECT_TIMEOUT)
         as_json = content_type == JSON
         async with self._bodies.read(request, json=as_json) as body:
-            message = await _on_thread_if_large(_from_json, method, body) if as_json else body
+            message = await _in_thread_if_large(_from_json, method, body) if as_json else body
             content = await self._call(method, message, exchange)
         if as_json:
-            content = await _on_thread_if_large(_to_json, method, content)
+            content = await _in_thread_if_large(_to_json, method, content)
         return Response(content, media_type=content_type)
 
     async def _grpc_web(self, request: Request, content_type: str) -> Response:
@@ -143,12 +144,12 @@ class RpcRoutes:
         return method
 
 
-async def _on_thread_if_large(function: object, method: MethodDescriptor, content: bytes) -> bytes:
-    assert callable(function)
+async def _in_thread_if_large(
+    function: Callable[[MethodDescriptor, bytes], bytes], method: MethodDescriptor, content: bytes
+) -> bytes:
     if len(content) <= INLINE_BYTES:
-        result: bytes = function(method, content)
-        return result
-    return await asyncio.to_thread(function, method, content)
+        return function(method, content)
+    return await in_parser_thread(function, method, content)
 
 
 def _from_json(method: MethodDescriptor, content: bytes) -> bytes:

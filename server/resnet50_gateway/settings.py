@@ -140,6 +140,9 @@ class Limits(Group):
     max_streams: Annotated[
         int, Field(ge=1, description="Maximum open WebSockets; further ones are rejected.")
     ] = 64
+    max_streams_per_client: Annotated[
+        int, Field(ge=1, description="Like --max-streams, per IP address.")
+    ] = 16
     max_header_bytes: Annotated[
         int,
         Field(ge=1024, le=2**20, description="Maximum size of the URL and headers of a request."),
@@ -196,6 +199,14 @@ class Timeouts(Group):
     body_timeout_s: Annotated[
         float, Field(gt=0, description="Time limit for a whole body, in seconds.")
     ] = 120.0
+    stream_idle_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Maximum time between the messages of a WebSocket, in seconds; then it is"
+            " closed.",
+        ),
+    ] = 300.0
     keep_alive_s: Annotated[
         float,
         Field(gt=0, description="Idle connections are closed after this long, in seconds."),

@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import re
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,7 +54,7 @@ class StreamRoutes:
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
         self._settings = settings
         self._upstream = upstream
-        self._open = 0
+        self._by_client: Counter[str] = Counter()
 
     def routes(self) -> list[BaseRoute]:
         """Return the route."""
@@ -61,9 +62,12 @@ class StreamRoutes:
 
     async def _serve(self, socket: WebSocket) -> None:
         await socket.accept()
-        self._open += 1
+        client = socket.client.host if socket.client is not None else ""
+        self._by_client[client] += 1
         try:
-            self._check(socket)
+            self._check_origin(socket)
+            self._check_limit("max_streams", sum(self._by_client.values()))
+            self._check_limit("max_streams_per_client", self._by_client[client])
             await self._run(socket)
         except Problem as problem:
             with suppress(WebSocketDisconnect, RuntimeError):
@@ -72,10 +76,12 @@ class StreamRoutes:
         except WebSocketDisconnect:
             pass
         finally:
-            self._open -= 1
+            self._by_client[client] -= 1
+            if not self._by_client[client]:
+                del self._by_client[client]
 
-    def _check(self, socket: WebSocket) -> None:
-        """Refuse pages of other origins, which browsers let open a WebSocket, and too many streams.
+    def _check_origin(self, socket: WebSocket) -> None:
+        """Refuse pages of other origins, which browsers let open a WebSocket.
 
         Raises:
             Problem: It is refused.
@@ -92,11 +98,19 @@ class StreamRoutes:
                 " --cors-origin",
                 field="origin",
             )
-        if self._open > self._settings.max_streams:
+
+    def _check_limit(self, setting: str, count: int) -> None:
+        """Refuse a stream beyond a limit.
+
+        Raises:
+            Problem: It is refused.
+        """
+        limit: int = getattr(self._settings, setting)
+        if count > limit:
             raise Problem(
                 "RESOURCE_EXHAUSTED",
-                f"max_streams: {self._settings.max_streams} streams are open; retry in 1 s",
-                limit=self._settings.max_streams,
+                f"{setting}: {limit} streams are open; retry in 1 s",
+                limit=limit,
                 retry_after_s=1.0,
             )
 
@@ -134,11 +148,11 @@ class StreamRoutes:
         message: dict[str, Any] | None,
     ) -> None:
         """Send the frames of a client to the server until the client ends them."""
-        request = task.message("StreamRequest")
+        request, idle_s = task.message("StreamRequest"), self._settings.stream_idle_timeout_s
         try:
             await call.write(request(config=config).SerializeToString())
             while True:
-                message = message or await _receive(socket, None)
+                message = message or await _receive(socket, idle_s)
                 if (content := message.get("bytes")) is None:
                     _require_end(message.get("text") or "")
                     await call.done_writing()
@@ -196,7 +210,7 @@ def _config(socket: WebSocket) -> tuple[Task, Any]:
     return task, task.message("StreamConfig")(options=task.options(**values), **stream)
 
 
-async def _receive(socket: WebSocket, timeout_s: float | None) -> dict[str, Any]:
+async def _receive(socket: WebSocket, timeout_s: float) -> dict[str, Any]:
     """Return the next message.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet50.oip.messages import message_class
 
-from .base64_images import decode_image
+from .json_input import decode_image
 from .problems import invalid
 
 BINARY_SIZE = "binary_data_size"

@@ -6,7 +6,6 @@ every answer as JSON, errors included.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -15,11 +14,11 @@ from starlette.routing import BaseRoute, Route
 
 from resnet50.v1 import inference_pb2
 
-from .base64_images import decode_image, parse_object
 from .body import BodyReader
 from .exchange import Exchange
 from .images import json_response
 from .inference import EMBED, infer
+from .json_input import decode_image, in_parser_thread, parse_object
 from .json_messages import vector_of
 from .problems import Problem, invalid
 from .settings import Settings
@@ -63,7 +62,7 @@ class WeaviateRoutes:
         try:
             exchange = Exchange(request, self._upstream, self._settings.timeout_s)
             async with self._bodies.read(request, json=True) as body:
-                name, image = await asyncio.to_thread(_parse, body)
+                name, image = await in_parser_thread(_parse, body)
                 options = inference_pb2.EmbedOptions(variant=self._settings.weaviate_variant or "")
                 answer = await exchange.run(
                     infer(EMBED, image, options, exchange, self._settings.max_message_bytes)

@@ -1,9 +1,10 @@
 """Public clients of the Open Inference Protocol against a real server: `make oip`.
 
 Each client is installed into an environment of its own and makes its calls (`oip_*_session.py`)
-through a recorder. What worked and what was refused becomes the table of
-docs/how-to/open-inference-protocol.md; the requests, as the clients wrote them, become
-tests/integration/server/oip_requests.json, which `make test` sends again.
+through a recorder, over gRPC and over REST through a gateway. What worked and what was refused
+becomes the tables of docs/how-to/open-inference-protocol.md; the requests, as the clients wrote
+them, become oip_requests.json of tests/integration/server and tests/integration/gateway, which
+`make test` sends again.
 
 Not a test of pytest: the clients want other versions of protobuf than the server's environment has.
 """
@@ -22,6 +23,8 @@ from typing import Any
 
 import grpc
 
+from tests.e2e.http_recorder import http_recorder
+from tests.support.gateways import gateway
 from tests.support.serving import server_processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +36,12 @@ CLIENTS = {
     "kserve": ("kserve==0.21.0", "pillow"),
     "mlserver": ("mlserver==1.7.1", "pillow"),
 }
+# Over REST, through the gateway: the environment, and the clients by their names in its session.
+REST_CLIENTS = {
+    "tritonclient": ("tritonclient[http]==2.73.0", "pillow"),
+    "kserve": ("kserve==0.21.0", "pillow"),
+}
+RECORDED_REST = ROOT / "tests" / "integration" / "gateway" / "oip_requests.json"
 BEGIN, END = "<!-- conformance: written by make oip -->", "<!-- end of conformance -->"
 # Larger requests are made by tests instead of being kept.
 MAX_RECORDED_BYTES = 16_384
@@ -99,42 +108,60 @@ def recorder(address: str) -> Iterator[tuple[Recorder, str]]:
         server.stop(None).wait()
 
 
-def interpreter(name: str) -> Path:
-    """Return the interpreter of a client's environment, made on first use."""
+def interpreter(name: str, packages: tuple[str, ...]) -> Path:
+    """Return the interpreter of an environment with packages, made on first use."""
     home = ENVIRONMENTS / name
     python = home / "bin" / "python"
     finished = home / "installed"
     if not finished.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *CLIENTS[name]], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
         finished.touch()
     return python
 
 
-def run_session(name: str, address: str) -> list[dict[str, str]]:
+def run_session(python: Path, session: str, *arguments: str) -> list[dict[str, str]]:
     """Make a client's calls; return how they went.
 
     Raises:
         SystemExit: The session ended with an error of its own.
     """
-    session = Path(__file__).with_name(f"oip_{name}_session.py")
-    done = subprocess.run(
-        [interpreter(name), session, address], capture_output=True, text=True, timeout=600
-    )
+    command = [python, Path(__file__).with_name(session), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:
-        sys.exit(f"the session of {name} failed:\n{done.stdout}{done.stderr}")
+        sys.exit(f"{session} failed:\n{done.stdout}{done.stderr}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def table(name: str, calls: list[dict[str, str]]) -> str:
+def table(title: str, calls: list[dict[str, str]]) -> str:
     """Return the table of a client's calls."""
-    rows = [f"| `{CLIENTS[name][0]}` | |", "|---|---|"]
+    rows = [f"| {title} | |", "|---|---|"]
     for call in calls:
         detail = call["detail"].split("; ")[0].replace("|", "\\|")
         code = call["outcome"].removeprefix("refused: ").removeprefix("StatusCode.")
-        outcome = "works" if call["outcome"] == "works" else f"`{code}`: {detail}"
+        refused = f"`{code}`: {detail}" if code else detail
+        outcome = "works" if call["outcome"] == "works" else refused
         rows.append(f"| {call['call']} | {outcome} |")
     return "\n".join(rows)
+
+
+def run_rest_sessions(address: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Make the calls of the REST clients through a gateway; return requests and tables."""
+    recorded: list[dict[str, Any]] = []
+    tables = []
+    with gateway(address) as url:
+        for name, packages in REST_CLIENTS.items():
+            python = interpreter(f"{name}-rest", packages)
+            with http_recorder(url.removeprefix("http://")) as (requests, front):
+                calls = run_session(python, "oip_http_session.py", name, front)
+            tables.append(table(f"`{packages[0]}` over REST", calls))
+            print(f"{name} over REST: {len(calls)} calls, {len(requests)} requests")
+            recorded += [
+                {"client": name, **request}
+                for request in requests
+                if len(request["body"]) <= MAX_RECORDED_BYTES
+            ]
+    return recorded, tables
 
 
 def main() -> int:
@@ -145,8 +172,9 @@ def main() -> int:
         address = start(*arguments).wait_until_listening()
         for name in CLIENTS:
             with recorder(address) as (handler, front):
-                calls = run_session(name, front)
-            tables.append(table(name, calls))
+                python = interpreter(name, CLIENTS[name])
+                calls = run_session(python, f"oip_{name}_session.py", front)
+            tables.append(table(f"`{CLIENTS[name][0]}`", calls))
             print(f"{name}: {len(calls)} calls, {len(handler.calls)} RPCs")
             recorded += [
                 {
@@ -158,7 +186,10 @@ def main() -> int:
                 for method, requests, code in handler.calls
                 if sum(map(len, requests)) <= MAX_RECORDED_BYTES
             ]
+        requests, rest_tables = run_rest_sessions(address)
     RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
+    RECORDED_REST.write_text(json.dumps(requests, indent=1) + "\n")
+    tables += rest_tables
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     body = "\n\n".join(tables)

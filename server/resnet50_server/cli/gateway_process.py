@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import socket
 import sys
@@ -167,5 +166,4 @@ class GatewayProcess:
             pass_fds=(file,),
             # SIGINT of a terminal is for this process, which ends the gateway.
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )

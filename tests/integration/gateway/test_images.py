@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +83,13 @@ def test_batch_vectors_are_rows_of_float32(http, photo):
     assert response.headers["x-embedding-count"] == "2"
 
 
+def test_an_array_of_a_batch_fails_as_a_whole(http, photo):
+    files = [("image", photo), ("image", b"no image")]
+    accept = {"accept": "application/octet-stream"}
+    found = problem(http.post("/v1/embed:batch", files=files, headers=accept))
+    assert (found["status"], found["field"]) == (400, "image[1]")
+
+
 @pytest.mark.parametrize(
     ("path", "request_", "status", "field"),
     [
@@ -152,10 +157,3 @@ def test_variants_are_listed(http):
 def test_health_and_readiness(http):
     assert http.get("/healthz").status_code == 200
     assert http.get("/readyz").status_code == 200
-
-
-def test_live_figures_are_server_sent_events(http):
-    with http.stream("GET", "/v1/live") as response:
-        assert response.headers["content-type"].startswith("text/event-stream")
-        line = next(line for line in response.iter_lines() if line)
-    assert isinstance(json.loads(line.removeprefix("data: ")), dict)

@@ -1,19 +1,31 @@
-"""Images within JSON: base64, bare or as a data URI. URLs are refused, never fetched."""
+"""JSON bodies, and images within them: base64, bare or as a data URI. URLs are never fetched."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
 import re
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from .problems import invalid
 
 # Each list or object of JSON takes much more memory than its two characters.
 MAX_BRACKETS = 400_000
+# Parsing takes up to 16 times the memory of a body, so that few are parsed at once.
+_PARSERS = ThreadPoolExecutor(2, thread_name_prefix="json")
 _DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+=-]+)*;base64,", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+Value = TypeVar("Value")
+
+
+async def in_parser_thread(parse: Callable[..., Value], *arguments: object) -> Value:
+    """Return the result of a function that parses a body, called in one of two threads."""
+    return await asyncio.get_running_loop().run_in_executor(_PARSERS, parse, *arguments)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
