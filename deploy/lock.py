@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = Path(__file__).with_suffix("")
-EXTRAS = ("server", "heif", "cpu", "cli", "top", "otel", "remote")
+EXTRAS = ("server", "http", "heif", "cpu", "cli", "top", "otel", "remote")
 PYPI = "https://pypi.org/simple"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # Packages that differ between the CPU and the CUDA build of PyTorch.
