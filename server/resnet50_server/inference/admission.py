@@ -329,4 +329,4 @@ class Permit:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._admission._release(self._caller, self._usage, self._bytes)
+        self.release()

@@ -161,10 +161,11 @@ def test_commands_of_the_section_on_the_command_line_run(folder):
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RESNET50_SERVER": server.wait_until_listening(),
             "RESNET50_TOKEN": ADMIN,
+            "RESNET50_ENGINE": "null",  # `embed --local`; no weights here
         }
         for command in commands(block):
             # The loads of a sweep take 10 s each.
             shorter = " --duration-s 0.2 --warm-up-s 0" if " bench " in command else ""
             run(command + shorter, folder, environment)
-    for output in ("vectors.parquet", "answers.csv", "report.html"):
+    for output in ("vectors.parquet", "vectors.lance", "answers.csv", "report.html"):
         assert (folder / output).stat().st_size > 0

@@ -169,12 +169,12 @@ with ImageWorker(engine="null", engine_timeout_s=0.2) as worker:
 
 
 def test_hanging_engine_ends_the_work_and_the_process():
+    # Raises if the process has not ended.
     done = subprocess.run(
         [sys.executable, "-c", HANGING], input=JPEG, capture_output=True, timeout=200
     )
     assert done.stdout.startswith(b"failed: "), done.stderr
     assert b"engine_timeout_s" in done.stdout
-    assert done.returncode == 1
 
 
 @pytest.mark.parametrize(
