@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated
 
 import typer
@@ -93,8 +94,8 @@ def splits(
         finally:
             _print(found, as_json)
         return
-    with contextlib.suppress(KeyboardInterrupt):  # a normal exit
-        _watch(_polls(servers, timeout_s, interval_s), as_json)
+    with contextlib.suppress(KeyboardInterrupt), _interrupts() as received:  # a normal exit
+        _watch(_polls(servers, timeout_s, interval_s, received), as_json)
 
 
 @with_servers
@@ -120,9 +121,31 @@ def _poll(servers: Servers, timeout_s: float | None, found: Found) -> None:
     )
 
 
-def _polls(servers: Servers, timeout_s: float | None, interval_s: float) -> Iterator[Found]:
-    """Poll forever; an unreachable server is polled again the next time."""
-    while True:
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Return a list that grows with each Ctrl-C, which interrupts as usual, too.
+
+    KeyboardInterrupt alone is lost where Python ignores exceptions, for example while an object of
+    gRPC is finalised.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _polls(
+    servers: Servers, timeout_s: float | None, interval_s: float, interrupts: Collection[int]
+) -> Iterator[Found]:
+    """Poll until Ctrl-C; an unreachable server is polled again the next time."""
+    while not interrupts:
         found: Found = []
         try:
             _poll(servers, timeout_s, found)
