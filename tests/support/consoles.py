@@ -44,6 +44,8 @@ class Visit:
         page.on("console", lambda message: self._log(message.type, message.text))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
+        # A dialog that opens before Playwright listens is not seen: so from the beginning.
+        page.on("filechooser", lambda _: None)
 
     def _log(self, kind: str, text: str) -> None:
         if kind in ("error", "warning") and not text.startswith(FAILED):
