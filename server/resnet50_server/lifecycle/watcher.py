@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from functools import partial
 
 from resnet50_server.errors import DiskTimeout, NotNow, ServingError
@@ -12,27 +11,10 @@ from resnet50_server.variants.directory import Fingerprint, VariantsDirectory
 from resnet50_server.variants.disk import ALL_FILES_S, Disk
 
 from .control import VariantControl
+from .load_retries import LoadRetries
 from .registry import VariantRegistry
 
 log = logging.getLogger(__name__)
-
-# The longest pause before a load that failed for a transient reason is retried.
-MAX_RETRY_PAUSE_S = 300.0
-
-
-@dataclass(frozen=True)
-class _Retry:
-    """A directory that could not be loaded for a transient reason.
-
-    Attributes:
-        fingerprint: Of its files then; it is retried at once when they change.
-        pause_s: The pause before the next attempt, in seconds.
-        due_s: Time of the next attempt, on the event loop's clock.
-    """
-
-    fingerprint: Fingerprint
-    pause_s: float
-    due_s: float
 
 
 class DirectoryWatcher:
@@ -68,7 +50,7 @@ class DirectoryWatcher:
         # files change, which includes loads by an administrator.
         self._last: dict[str, Fingerprint] = {}
         self._applied = control.applied
-        self._retries: dict[str, _Retry] = {}
+        self._retries = LoadRetries(interval_s)
         self._logged: dict[str, str] = {}
         self._skipped: set[str] = set()
         self._problem = ""
@@ -111,7 +93,7 @@ class DirectoryWatcher:
         """Scan once, and apply what has not changed since the last scan."""
         found = await self._disk.run(self._directory.fingerprints)
         last, self._last = self._last, found
-        self._retries = {name: one for name, one in self._retries.items() if name in found}
+        self._retries.keep(found)
         for name in sorted(found.keys() | self._applied.keys()):
             fingerprint = found.get(name)
             if self._directory.is_official(name):
@@ -124,7 +106,7 @@ class DirectoryWatcher:
                 if fingerprint is None:
                     await self._unload(name)
                     del self._applied[name]
-                elif self._is_due(name, fingerprint):
+                elif self._retries.is_due(name, fingerprint):
                     await self._load(name, fingerprint)
             except ServingError as error:
                 # The unload of the default, for instance, is attempted at each scan.
@@ -133,13 +115,6 @@ class DirectoryWatcher:
                     log.warning("variants_dir: %s: %s", name, error)
             else:
                 self._logged.pop(name, None)
-
-    def _is_due(self, name: str, fingerprint: Fingerprint) -> bool:
-        """Return whether to load a directory now, for the first time or again."""
-        retry = self._retries.get(name)
-        if retry is None or retry.fingerprint != fingerprint:
-            return True
-        return asyncio.get_running_loop().time() >= retry.due_s
 
     async def _load(self, name: str, fingerprint: Fingerprint) -> None:
         """Load a directory; a failure is final until its files change, or is retried.
@@ -150,26 +125,18 @@ class DirectoryWatcher:
         try:
             await self._control.load(name, replace=True)  # updates `_applied`
         except DiskTimeout:
-            self._schedule_retry(name, fingerprint)
+            self._retries.schedule(name, fingerprint)
             raise
         except NotNow as error:
             if error.transient:
-                self._schedule_retry(name, fingerprint)
+                self._retries.schedule(name, fingerprint)
             else:
                 self._applied[name] = fingerprint
             raise
         except ServingError:  # a bad name, or a link out of the directory
             self._applied[name] = fingerprint
             raise
-        self._retries.pop(name, None)
-
-    def _schedule_retry(self, name: str, fingerprint: Fingerprint) -> None:
-        """Schedule another attempt, after twice the last pause."""
-        before, pause_s = self._retries.get(name), self._interval_s
-        if before is not None and before.fingerprint == fingerprint:
-            pause_s = min(MAX_RETRY_PAUSE_S, 2 * before.pause_s)
-        due_s = asyncio.get_running_loop().time() + pause_s
-        self._retries[name] = _Retry(fingerprint, pause_s, due_s)
+        self._retries.forget(name)
 
     async def _unload(self, name: str) -> None:
         spec = self._variants.by_name(name)

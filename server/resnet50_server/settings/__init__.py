@@ -1,4 +1,4 @@
-"""The server's settings: `groups` declares the options, this module reads and checks them."""
+"""The server's settings: the modules beside this one declare them, this one reads and checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from .groups import (
     Observability,
     Variants,
 )
-from .limits import Limits, Timeouts
+from .limits import Limits
+from .timeouts import Timeouts
 
 ENV_PREFIX = "RESNET50_"
 # Variables of the client, which may share an environment with a server; tests/packaging compares.
