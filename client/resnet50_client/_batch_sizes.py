@@ -19,14 +19,14 @@ from .errors import (
 # Images of one call. More cost a server no less, and delay the first result.
 MAX_BATCH_IMAGES = 32
 # Of each image's message, in bytes: tags, lengths and the fields of raw pixels.
-_OVERHEAD_BYTES = 64
+OVERHEAD_BYTES = 64
 # A proxy's refusal of a message that is too long (413 of HTTP), without its limit.
 _REFUSED_BY_PROXY = re.compile("http2 header with status: 413")
 
 
 def message_bytes(images: Iterable[BulkImage]) -> int:
     """Return the size of the message of these images, or a little more."""
-    return sum(image.content_bytes + _OVERHEAD_BYTES for image in images)
+    return sum(image.content_bytes + OVERHEAD_BYTES for image in images)
 
 
 class BatchSizes:

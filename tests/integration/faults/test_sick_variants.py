@@ -286,14 +286,16 @@ async def test_stream_on_an_unhealthy_variant_moves_to_another_server(kind):
         assert failed == (list(range(MIN_NON_FINITE)) if sick.batches else [])
 
 
-async def test_upload_to_a_variant_that_turns_unhealthy_is_refused():
+@pytest.mark.parametrize("cache_bytes", [0, 2**24])
+async def test_upload_to_a_variant_that_turns_unhealthy_is_refused(cache_bytes):
     Part = inference_pb2.ClassifyUploadRequest
     options = inference_pb2.ClassifyOptions(variant=V1)
     async with (
-        serving(**BOTH) as server,
+        serving(**BOTH, response_cache_bytes=cache_bytes) as server,
         connected(server) as channel,
         Caller(KINDS[1], server.addresses[0], retry=ONCE) as caller,
     ):
+        await caller.classify(PNG, variant=V1)  # which the cache stores
         upload = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload()
         begin = inference_pb2.ClassifyUploadOptions(options=options)
         await upload.write(Part(options=begin))

@@ -116,6 +116,8 @@ async def test_bad_batch_is_refused_as_a_whole(request_, field, text):
 
 async def test_batch_with_too_many_categories_is_refused():
     async with serving() as server, connected(server) as channel:
+        most = await stub_of(channel).ClassifyBatch(batch(*[OTHER] * 20, top_k=1000))
+        assert sum(len(one.classification.categories) for one in most.results) == 20_000
         with pytest.raises(grpc.RpcError) as refused:
             await stub_of(channel).ClassifyBatch(batch(*[OTHER] * 21, top_k=1000))
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT

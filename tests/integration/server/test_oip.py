@@ -140,6 +140,12 @@ async def test_classification_extension_sends_labels():
     assert float(labels[0].split(":")[0]) >= float(labels[1].split(":")[0])
 
 
+async def test_as_many_labels_as_a_response_may_have_are_sent():
+    async with oip() as (_, channel):
+        response = await infer(channel, labels_of("PROBABILITIES", 1000, images=20))
+    assert list(response.outputs[0].shape) == [20, 1000]
+
+
 def with_input(**fields: Any) -> Any:
     request = files_request(PNG)
     for name, value in fields.items():

@@ -328,6 +328,23 @@ async def test_ordered_stream_holds_its_sender_back(monkeypatch):
     assert [reply.frame_id for reply in replies] == list(range(400))
 
 
+async def test_stream_without_a_window_fills_two_batches(monkeypatch):
+    async with serving(max_batch_size=3) as server:
+        gate = Gate(server, monkeypatch)
+        async with connected(server) as channel:
+            call = open_stream(channel)
+            await call.write(config())
+            for number in range(20):
+                await call.write(frame(number))
+            await gate.entered.get()
+            await until(lambda: server.snapshot().requests >= 6)
+            await stalled(server, lambda: server.snapshot().requests)
+            assert server.snapshot().requests == 6
+            call.cancel()
+            gate.let(20)
+            await until(lambda: not server.snapshot().requests)
+
+
 @pytest.mark.parametrize("delivery", [ORDERED, LATEST])
 async def test_caller_that_reads_no_answers_stops_being_read(delivery):
     async with serving() as server, connected(server) as channel:

@@ -218,6 +218,11 @@ async def test_byte_limit_holds_while_the_image_arrives():
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_upload_of_exactly_the_limit_is_answered():
+    async with serving(max_image_bytes=len(JPEG)) as server, connected(server) as channel:
+        assert (await upload(channel, options(), *chunks(JPEG))).classification.categories
+
+
 async def test_stalled_upload_is_cut():
     async with serving(upload_idle_timeout_s=0.2) as server, connected(server) as channel:
         call = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload()

@@ -92,6 +92,22 @@ def test_image_that_is_refused_until_its_time_is_over_fails():
     assert run.clock.now <= 105.0
 
 
+def test_image_is_not_sent_again_at_its_deadline():
+    run = Run(timeout_s=5.0)
+    run.add(1)
+    (call,) = run.calls()
+    run.batches.failed(call, OverloadedError("full", retry_after_s=5.0))
+    (outcome,) = run.taken()
+    assert isinstance(outcome.error, OverloadedError)
+    run.add(1)
+    (call,) = run.calls()
+    run.batches.failed(call, OverloadedError("full", retry_after_s=1.0))
+    run.later(5.0)  # the program was busy until the deadline
+    assert run.calls() == []
+    (outcome,) = run.taken()
+    assert isinstance(outcome.error, OverloadedError)
+
+
 def test_run_fails_if_no_server_is_reachable_in_time():
     run = Run(timeout_s=5.0)
     run.add(3)

@@ -14,7 +14,7 @@ from resnet50_client import (
     ServerError,
     UnavailableError,
 )
-from resnet50_client._batch_sizes import MAX_BATCH_IMAGES
+from resnet50_client._batch_sizes import MAX_BATCH_IMAGES, OVERHEAD_BYTES, message_bytes
 from resnet50_client._batches import (
     LINGER_S,
     MAX_BYTES,
@@ -58,6 +58,15 @@ def test_batch_has_at_most_the_bytes_of_a_message():
     run.add(12, size)
     run.end()
     assert [len(call.images) for call in run.calls()] == [4, 4, 4]
+
+
+def test_batch_may_have_exactly_the_bytes_of_a_message():
+    run = Run()
+    run.widen()
+    run.add(8, UPLOAD_ABOVE_BYTES // 4 - OVERHEAD_BYTES)
+    run.end()
+    calls = run.calls()
+    assert [message_bytes(call.images) for call in calls] == [UPLOAD_ABOVE_BYTES] * 2
 
 
 def test_large_image_is_a_call_of_its_own():

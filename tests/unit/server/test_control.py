@@ -43,6 +43,32 @@ async def test_variant_of_a_new_traffic_split_is_not_unloaded(folder):
     assert server.names == ["a", "b"]
 
 
+async def test_variant_out_of_service_does_not_become_the_default(folder):
+    server = await served(folder, "a=random:0", "b=random:1")
+    server.variants.find("b").queue.health.fail("NaN", "load it again")
+    with pytest.raises(NotNow, match="b is out of service: NaN"):
+        server.control.set_default("b")
+    assert server.variants.default.name == "a"
+
+
+async def test_cancelled_load_leaves_its_name_free(folder):
+    entered, never = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        entered.set()
+        await never.wait()
+
+    server = await served(folder, "a=random:0")
+    server.engines.wait = wait
+    loading = asyncio.create_task(server.control.load("x"))
+    await entered.wait()
+    server.control.close()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert server.variants.by_name("x") is None
+    assert server.variants.failures == {"x": "the load was cancelled"}
+
+
 async def test_startup_and_admin_loads_run_one_at_a_time(folder):
     at_once, most = 0, 0
 

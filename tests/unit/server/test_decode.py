@@ -334,6 +334,16 @@ def test_declared_pixels_are_limited_before_decoding():
         decoded(bomb)
 
 
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_image_of_exactly_the_pixel_limit_is_decoded(file_format):
+    content = encode(picture(40, 40), file_format)
+    limits = ImageLimits(max_pixels=1600, max_jpeg_pixels=1600)
+    assert decode(content, SQUARE, limits).shape == (32, 32, 3)
+    lower = ImageLimits(max_pixels=1599, max_jpeg_pixels=1599)
+    with pytest.raises(InvalidImage, match="1599"):
+        decode(content, SQUARE, lower)
+
+
 @pytest.mark.parametrize("pixel_format", [PixelFormat.RGB, PixelFormat.GRAY])
 def test_memory_is_reserved_for_raw_pixels_too(pixel_format):
     reserved = []

@@ -9,7 +9,7 @@ import pytest
 from resnet50.v1 import inference_pb2
 from resnet50_server.api.call import Received
 from resnet50_server.api.stream_reader import StreamReader
-from resnet50_server.errors import InvalidRequest, Stalled
+from resnet50_server.errors import InvalidRequest, ShuttingDown, Stalled
 from tests.support import virtual_time
 
 IDLE_S = 10.0
@@ -46,4 +46,25 @@ async def test_frame_id_that_does_not_increase_is_refused(number):
     assert (await anext(reader)).message.frame_id == 7
     with pytest.raises(InvalidRequest, match=f"is {number} after 7"):
         await anext(reader)
+    reader.close()
+
+
+async def test_stop_does_not_cancel_a_task_that_starts_a_frame():
+    messages: asyncio.Queue[Received] = asyncio.Queue()
+    reader = StreamReader(messages.get, IDLE_S)
+    messages.put_nowait(frame(0))
+    reading, started = asyncio.Event(), asyncio.Event()
+
+    async def read() -> None:
+        await anext(reader)
+        reading.set()
+        await started.wait()  # as for a permit
+        with pytest.raises(ShuttingDown):
+            await anext(reader)
+
+    task = asyncio.create_task(read())
+    await reading.wait()
+    reader.stop(ShuttingDown())
+    started.set()
+    await task
     reader.close()
