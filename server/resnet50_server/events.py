@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from resnet50_server.context import RequestContext
 
@@ -124,26 +124,37 @@ class ServerEvents:
         """Receive a batch that has left the engine."""
 
 
+EVENTS = tuple(name for name in vars(ServerEvents) if not name.startswith("_"))
+"""Names of all events."""
+
+
 class CompositeEvents(ServerEvents):
     """Several listeners as one. A listener that raises affects neither the others nor requests.
 
     Args:
-        listeners: Each receives everything; `add` adds more while the server runs.
+        listeners: Each receives the events whose methods it overrides; `add` adds more while the
+            server runs.
 
     Attributes:
         errors: How many events of each listener raised, by the name of its class.
     """
 
     def __init__(self, listeners: Iterable[ServerEvents] = ()) -> None:
-        self._listeners: list[ServerEvents] = []
+        # By event: the names and the bound methods of the listeners that receive it.
+        self._receivers: dict[str, list[tuple[str, Callable[..., None]]]] = {
+            event: [] for event in EVENTS
+        }
         self.errors: dict[str, int] = {}
         for listener in listeners:
             self.add(listener)
 
     def add(self, listener: ServerEvents) -> None:
         """Deliver all events from now on to one more listener."""
-        self._listeners.append(listener)
-        self.errors.setdefault(type(listener).__name__, 0)
+        name = type(listener).__name__
+        self.errors.setdefault(name, 0)
+        for event, receivers in self._receivers.items():
+            if getattr(type(listener), event) is not getattr(ServerEvents, event):
+                receivers.append((name, getattr(listener, event)))
 
     def call_started(self, context: RequestContext) -> None:
         """Deliver it to all."""
@@ -174,11 +185,10 @@ class CompositeEvents(ServerEvents):
         self._deliver("batch_ended", batch)
 
     def _deliver(self, event: str, *values: Any) -> None:
-        for listener in self._listeners:
+        for name, receive in self._receivers[event]:
             try:
-                getattr(listener, event)(*values)
+                receive(*values)
             except Exception:
-                name = type(listener).__name__
                 self.errors[name] += 1
                 log.exception(
                     "%s failed to record %s; its data is incomplete, requests are not affected",

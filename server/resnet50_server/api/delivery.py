@@ -7,6 +7,7 @@ taken than a fixed number; HTTP/2 flow control holds back the rest at the client
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -52,32 +53,41 @@ async def ordered(
     Raises:
         Exception: From `frames` or a frame, after all earlier frames have been answered.
     """
-    free = asyncio.Semaphore(window)
-    in_flight: asyncio.Queue[tuple[Pending[Reply], int] | None] = asyncio.Queue()
+    free, ended = window, False
+    in_flight: deque[tuple[Pending[Reply], int]] = deque()
+    started, freed = asyncio.Event(), asyncio.Event()
 
     async def read() -> None:
+        nonlocal free, ended
         try:
             async for frame in frames:
                 slots = max(1, min(slots_of(frame), window))
-                for _ in range(slots):
-                    await free.acquire()
-                in_flight.put_nowait((await start(frame), slots))
+                while free < slots:
+                    freed.clear()
+                    await freed.wait()
+                free -= slots
+                in_flight.append((await start(frame), slots))
+                started.set()
                 del frame  # else it would be referenced until the next one arrives
         finally:
-            in_flight.put_nowait(None)
+            ended = True
+            started.set()
 
     try:
         async with _running(read(), "read frames") as reading:
-            while (started := await in_flight.get()) is not None:
-                pending, slots = started
+            while in_flight or not ended:
+                if not in_flight:
+                    started.clear()
+                    await started.wait()
+                    continue
+                pending, slots = in_flight.popleft()
                 await write(await pending)
-                for _ in range(slots):
-                    free.release()
+                free += slots
+                freed.set()
             await reading
     finally:
-        while not in_flight.empty():
-            if (left := in_flight.get_nowait()) is not None:
-                left[0].cancel()
+        for pending, _ in in_flight:
+            pending.cancel()
 
 
 async def latest(

@@ -13,7 +13,6 @@ from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_server.errors import InvalidRequest, ShuttingDown
 from resnet50_server.images.source import size_bytes
 from resnet50_server.inference.pipeline import Pipeline
-from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import TrafficRouter
 from resnet50_server.settings import Settings
@@ -23,6 +22,7 @@ from .frame_stream import FrameStream
 from .image_batch import ImageBatch
 from .image_source import parse_image, transform_digest
 from .stream_reader import MessageReader, StreamReader
+from .task_cache import TaskCache, TaskType
 from .tasks import ClassifyTask, EmbedTask, Options, Task, wants_embedding
 from .upload import Part, Upload
 
@@ -83,6 +83,7 @@ class InferenceServicer:
         self._limits = limits
         self._router = router
         self._streams: set[MessageReader] = set()
+        self._tasks = TaskCache(variants)
 
     def drain(self) -> None:
         """Accept no more images; streams end after their frames in flight."""
@@ -154,12 +155,11 @@ class InferenceServicer:
         self,
         message: image_pb2.Image,
         options: Options,
-        task_type: type[ClassifyTask] | type[EmbedTask],
+        task_type: TaskType,
         call: Call,
     ) -> Any:
         started = time.perf_counter()
-        variant = self._resolve_variant(options, call, map(transform_digest, (message,)))
-        task = task_type(options, variant)
+        task = self._task(task_type, options, call, (transform_digest(message),))
         with task.variant.in_use():
             image = parse_image(message, self._pipeline.limits)
             assert call.permit is not None  # set by the guard
@@ -168,9 +168,7 @@ class InferenceServicer:
             result = await self._pipeline.infer(image, inference, call)
         return task.response(result, self._pipeline.record(inference, call, result, started))
 
-    async def _batch(
-        self, request: Any, task_type: type[ClassifyTask] | type[EmbedTask], call: Call
-    ) -> Any:
+    async def _batch(self, request: Any, task_type: TaskType, call: Call) -> Any:
         limit = self._limits.max_images_per_call
         if not 1 <= len(request.images) <= limit:
             raise InvalidRequest(
@@ -179,8 +177,7 @@ class InferenceServicer:
                 " (max_images_per_call); split them into several calls",
             )
         digests = map(transform_digest, request.images)
-        variant = self._resolve_variant(request.options, call, digests)
-        task = task_type(request.options, variant)
+        task = self._task(task_type, request.options, call, digests)
         with task.variant.in_use():
             assert call.permit is not None  # set by the guard
             call.permit.add_bytes(call.message_bytes)
@@ -194,7 +191,7 @@ class InferenceServicer:
     async def _upload(
         self,
         parts: AsyncIterator[Part],
-        task_type: type[ClassifyTask] | type[EmbedTask],
+        task_type: TaskType,
         call: Call,
     ) -> Any:
         started, limits = time.perf_counter(), self._limits
@@ -203,9 +200,8 @@ class InferenceServicer:
                 parts, self._pipeline, call, limits.upload_idle_timeout_s, limits.upload_timeout_s
             )
             described = await upload.options()
-            options, digest = described.options, described.transform_digest
-            variant = self._resolve_variant(options, call, (digest,))
-            task: Task = task_type(options, variant)
+            digests = (described.transform_digest,)
+            task = self._task(task_type, described.options, call, digests)
             with task.variant.receiving():
                 image = await upload.image(task.variant.spec.transform)
         task = task.rebind()  # the variant may have been replaced while the image arrived
@@ -215,54 +211,27 @@ class InferenceServicer:
             result = await self._pipeline.infer(image, inference, call)
         return task.response(result, self._pipeline.record(inference, call, result, started))
 
-    async def _stream(self, task_type: type[ClassifyTask] | type[EmbedTask], call: Call) -> None:
+    async def _stream(self, task_type: TaskType, call: Call) -> None:
         limits = self._limits
         call.stream = reader = StreamReader(call.grpc.read, limits.stream_idle_timeout_s)
         with self.open_stream(reader):
             config = await reader.config()
-            options: Options = config.options
-            task = task_type(options, self._resolve_variant(options, call))
+            task = self._task(task_type, config.options, call)
             stream = FrameStream(reader, self._pipeline, self._router, task, call)
             await stream.run(config, limits.max_frames_in_flight, limits.frames_in_flight)
 
-    def _resolve_variant(
-        self, options: Options, call: Call, transform_digests: Iterable[str] = ()
-    ) -> LoadedVariant:
-        return resolve_variant(
-            self._router,
-            self._variants.find(options.variant),
+    def _task(
+        self,
+        task_type: TaskType,
+        options: Options,
+        call: Call,
+        transform_digests: Iterable[str] = (),
+    ) -> Task:
+        """Return the checked options of a call for the variant that computes it."""
+        variant = self._router.resolve(
             call,
+            self._variants.find(options.variant),
             with_embedding=wants_embedding(options),
             transform_digests=transform_digests,
         )
-
-
-def resolve_variant(
-    router: TrafficRouter,
-    requested: LoadedVariant,
-    call: Call,
-    *,
-    with_embedding: bool,
-    transform_digests: Iterable[str] = (),
-) -> LoadedVariant:
-    """Return the variant that computes a call: the requested one, or a candidate of its split.
-
-    Args:
-        router: Chooses.
-        requested: The requested one.
-        call: The RPC; its `variant` is set.
-        with_embedding: Whether it asks for embeddings.
-        transform_digests: Of the transforms that its images were preprocessed by; "" for none.
-
-    Raises:
-        VariantUnhealthy: It is out of service.
-    """
-    variant = router.resolve(
-        call,
-        requested,
-        with_embedding=with_embedding,
-        transform_digests=filter(None, transform_digests),
-    )
-    call.variant = variant.spec.name
-    variant.require_health()
-    return variant
+        return self._tasks.get(task_type, options, variant)

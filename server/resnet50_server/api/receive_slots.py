@@ -7,6 +7,7 @@ control stops the message of a call that does not read after `listen.UNREAD_BYTE
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from resnet50_server.errors import Overloaded, Stalled
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.quotas import RETRY_AFTER_S, Limits, message_slots
 
+# Timers of uvloop are due at whole milliseconds.
+TIMER_SLACK_S = 1e-3
+
 
 @dataclass(eq=False, slots=True)
 class _Arriving:
@@ -23,12 +27,14 @@ class _Arriving:
 
     Attributes:
         task: Waits for it.
+        ends: When it times out, in loop time.
         reading: Whether it has a slot.
         late: Whether it timed out.
         replaced: Whether it was cancelled in favour of another caller.
     """
 
     task: asyncio.Task[Any]
+    ends: float
     reading: bool = False
     late: bool = False
     replaced: bool = False
@@ -76,6 +82,9 @@ class ReceiveSlots:
         )
         self._arriving: dict[str, dict[_Arriving, None]] = {}
         self._count = 0
+        # One timer for all calls, due when the first of them times out, or before.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
 
     def __len__(self) -> int:
         return self._count
@@ -93,10 +102,10 @@ class ReceiveSlots:
         """
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        arriving = _Arriving(task)
+        arriving = _Arriving(task, loop.time() + self.timeout_s)
         self._add(caller, arriving)
-        # Not wait_for, which makes a task of its own on Python below 3.12.
-        timer = loop.call_later(self.timeout_s, self._time_out, arriving)
+        if arriving.ends < self._timer_at:
+            self._set_timer(loop, arriving.ends)
         try:
             with self._slots.try_acquire(caller) or await self._slots.acquire(caller):
                 arriving.reading = True
@@ -119,7 +128,6 @@ class ReceiveSlots:
                 ) from None
             raise
         finally:
-            timer.cancel()
             self._remove(caller, arriving)
 
     def _add(self, caller: str, arriving: _Arriving) -> None:
@@ -147,9 +155,24 @@ class ReceiveSlots:
         if not mine:
             del self._arriving[caller]
 
-    def _time_out(self, arriving: _Arriving) -> None:
-        arriving.late = True
-        arriving.task.cancel()
+    def _set_timer(self, loop: asyncio.AbstractEventLoop, ends: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = ends
+        self._timer = loop.call_at(ends, self._check_timeouts, loop)
+
+    def _check_timeouts(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel the calls that have timed out, and wait for the next one."""
+        self._timer, self._timer_at = None, math.inf
+        in_time = math.inf
+        for arriving in [each for mine in self._arriving.values() for each in mine]:
+            if arriving.ends > loop.time() + TIMER_SLACK_S:
+                in_time = min(in_time, arriving.ends)
+            elif not arriving.late:
+                arriving.late = True
+                arriving.task.cancel()
+        if in_time < math.inf:
+            self._set_timer(loop, in_time)
 
     def _overloaded(self, message: str) -> Overloaded:
         return Overloaded(message.partition(" ")[0], message, RETRY_AFTER_S)

@@ -81,7 +81,7 @@ class Authenticator:
         """
         if self._tokens is not None:
             return self._by_token(self._tokens, metadata)
-        return Caller(_peer_name(peer, auth_context), _MAY_INFER)
+        return _caller_without_token(_peer_name(peer, auth_context))
 
     def peer_identity(self, peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> Caller:
         """Return the caller of a request that needs no token, such as a health check.
@@ -101,6 +101,11 @@ class Authenticator:
                 "TOKEN_EXPIRED", f"the token {token.name!r} has expired; use a new one"
             )
         return Caller(f"token:{token.name}", token.scopes, by_token=True)
+
+
+@lru_cache(maxsize=4096)
+def _caller_without_token(name: str) -> Caller:
+    return Caller(name, _MAY_INFER)
 
 
 def _peer_name(peer: str, auth_context: Mapping[str, Iterable[bytes]]) -> str:

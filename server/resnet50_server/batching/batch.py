@@ -81,12 +81,12 @@ class InFlightBatch:
 
     def engine_call(self) -> Callable[[], BatchOutput]:
         """Return the call that computes it."""
-        return partial(
-            self.queue.engine.run,
-            [request.image for request in self.requests],
-            max(request.top_k for request in self.requests),
-            any(request.with_embedding for request in self.requests),
-        )
+        images, top_k, with_embedding = [], 0, False
+        for request in self.requests:
+            images.append(request.image)
+            top_k = max(top_k, request.top_k)
+            with_embedding = with_embedding or request.with_embedding
+        return partial(self.queue.engine.run, images, top_k, with_embedding)
 
     def to_event(self, output: BatchOutput | None, now: float, device: str) -> BatchEvent:
         """Return the event of a batch that has just left the engine.
@@ -127,14 +127,13 @@ class InFlightBatch:
                 # Clients get no result of a shadow, so it says nothing about the variant's health.
                 judged += 1
                 failed += not finite[position]
-        self.queue.health.record(judged, failed)
-        for position, request in enumerate(self.requests):
             if request.future.done():
                 continue
             if finite[position]:
                 request.future.set_result(self._result(output, position, event))
             else:
                 request.future.set_exception(EngineFailed("the model produced NaN or Inf"))
+        self.queue.health.record(judged, failed)
 
     def _result(self, output: BatchOutput, position: int, event: BatchEvent) -> Result:
         request = self.requests[position]
@@ -155,8 +154,9 @@ class InFlightBatch:
 
 def _finite(output: BatchOutput) -> list[bool]:
     """Return for each image of a batch whether its output is finite."""
-    finite = np.asarray(np.isfinite(output.probabilities).all(axis=1))
+    # By ufuncs alone: the methods of arrays are wrapped in Python.
+    finite = np.logical_and.reduce(np.isfinite(output.probabilities), axis=1)
     if output.embeddings is not None:
-        finite = finite & np.isfinite(output.embeddings).all(axis=1)
+        finite = finite & np.logical_and.reduce(np.isfinite(output.embeddings), axis=1)
     listed: list[bool] = finite.tolist()
     return listed

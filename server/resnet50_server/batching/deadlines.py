@@ -50,7 +50,7 @@ class DeadlinePolicy:
 
     def worker_free_times(self, now: float) -> list[float]:
         """Return when each of the device's workers is free, in loop time; sorted."""
-        busy = sorted(max(now, batch.expected_end) for batch in self._in_flight)[-self._workers :]
+        busy = sorted([max(now, batch.expected_end) for batch in self._in_flight])[-self._workers :]
         return [now] * (self._workers - len(busy)) + busy
 
     def free_at(self, now: float) -> float:
@@ -270,6 +270,8 @@ class DeadlinePolicy:
 
     def _compute_s(self, queue: VariantQueue, images: int, limit: int) -> float:
         """Return how long a worker is busy with images of a variant, in seconds."""
+        if not images:
+            return 0.0
         compute_s = queue.latency.estimate_s(images, limit)
         if self._prefetch:
             return compute_s
@@ -285,4 +287,7 @@ class DeadlinePolicy:
     def _wait_s(self, queue: VariantQueue, images: int, now: float) -> float:
         """Return how long an image waits behind so many others of its queue, in seconds."""
         compute_s = self._compute_s(queue, images, queue.limit.current(now))
-        return self._start_after(*self._retry_backlog(), now) - now + compute_s / self._workers
+        starts = self.free_at(now)
+        if self._retries:
+            starts = self._start_after(*self._retry_backlog(), now)
+        return starts - now + compute_s / self._workers

@@ -158,7 +158,9 @@ class FairQueue(Generic[Item]):
             flow: The stream, for example, that it belongs to; None if it is a single item.
             bulk: Whether it goes into the bulk lane.
         """
-        self._count(flow, 1)
+        self._length += 1
+        if flow is None:
+            self._without_flow += 1
         if bulk:
             if self._bulk is None:
                 self._bulk = FairQueue()
@@ -199,9 +201,12 @@ class FairQueue(Generic[Item]):
                 return bulk
             self._bulk_weight.add_interactive()
         entry = self._ready.pop(0)[2]
-        self._count(entry.flow, -1)
         entry.taken = True
-        self._enqueue_next_of_flow(entry, now)
+        self._length -= 1
+        if entry.flow is None:
+            self._without_flow -= 1
+        else:
+            self._enqueue_next_of_flow(entry, now)
         return entry
 
     def put_back(self, entry: Entry[Item]) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,15 +62,41 @@ class PendingRequest:
         return self.context.deadline
 
 
-@dataclass(eq=False, slots=True)
-class Undecoded:
-    """An accepted image that is still being decoded.
+class Undecoded(AbstractContextManager[None]):
+    """An accepted image while it is being decoded: in the queue until the `with` block ends.
+
+    Args:
+        queue: The queue of such images.
+        context: The context of its request.
+        loop: Tells the time.
 
     Attributes:
         deadline: In loop time; None for none.
     """
 
-    deadline: float | None
+    __slots__ = ("_entry", "_loop", "_queue", "deadline")
+
+    def __init__(
+        self,
+        queue: FairQueue[Undecoded],
+        context: RequestContext,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.deadline = context.deadline
+        self._queue = queue
+        self._loop = loop
+        self._entry = queue.push(
+            self,
+            loop.time(),
+            deadline=context.deadline,
+            flow=context.stream,
+            bulk=context.bulk,
+        )
+
+    def __exit__(self, *_: object) -> None:
+        entry = self._entry
+        del self._entry  # it refers to this object
+        self._queue.remove(entry, self._loop.time())
 
 
 @dataclass(eq=False, slots=True)
@@ -247,6 +274,8 @@ class VariantQueue:
         head = self.waiting.peek_at(0) or self.waiting.peek()
         if head is not None and head.item.deadline is not None:
             within_s = min(within_s, head.item.deadline - head.item.arrived)
+        if within_s == math.inf:
+            return limit
         return self.latency.size(limit, within_s / BATCHES_PER_DEADLINE)
 
     def take_batch(

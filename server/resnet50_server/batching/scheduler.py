@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from contextvars import Context
 from functools import partial
 
@@ -105,6 +105,8 @@ class Scheduler:
             engine_timeout_s, self._in_flight, workers, self._on_hung
         )
         self._woken = False
+        # Batches, timers and errors of the device belong to no request.
+        self._context = Context()
         self._timer: asyncio.TimerHandle | None = None
         self._closing: BaseException | None = None
 
@@ -171,14 +173,12 @@ class Scheduler:
         if not self._woken and len(self._in_flight) < self.workers + self.prefetch:
             # In the loop's next iteration: requests that arrive in this one share the batch.
             self._woken = True
-            # In an empty context: batches, timers and errors of the device belong to no request.
-            self._loop.call_soon(self._dispatch, context=Context())
+            self._loop.call_soon(self._dispatch, context=self._context)
         return future
 
-    @contextmanager
     def accept(
         self, queue: VariantQueue, context: RequestContext, decode_s: float = 0.0
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Accept an image that is decoded in the `with` block, and submitted after it.
 
         Until then it counts like a waiting one, so that images that cannot be answered in time are
@@ -195,17 +195,7 @@ class Scheduler:
         now = self._loop.time()
         self._check_open(queue, context)
         self._deadlines.check(queue, context, now, now + decode_s)
-        entry = queue.undecoded.push(
-            Undecoded(context.deadline),
-            now,
-            deadline=context.deadline,
-            flow=context.stream,
-            bulk=context.bulk,
-        )
-        try:
-            yield
-        finally:
-            queue.undecoded.remove(entry, self._loop.time())
+        return Undecoded(queue.undecoded, context, self._loop)
 
     async def remove(self, queue: VariantQueue, reason: ServingError, timeout_s: float) -> bool:
         """Close a queue, fail its waiting requests, and wait for its batches in flight.
@@ -277,15 +267,14 @@ class Scheduler:
             self._timer.cancel()
             self._timer = None
         try:
-            while self._closing is None and self._dispatch_one():
+            slots = self.workers + self.prefetch
+            while self._closing is None and len(self._in_flight) < slots and self._dispatch_one():
                 pass
         except Exception as error:
             self._fatal(FatalError(FAILED), error)
 
     def _dispatch_one(self) -> bool:
         """Form and submit one batch; return whether there may be another."""
-        if len(self._in_flight) >= self.workers + self.prefetch:
-            return False
         now = self._loop.time()
         if self._retries:
             # These requests have waited longest.
@@ -347,7 +336,7 @@ class Scheduler:
             # The next prefetched batch.
             self._in_flight[self.workers - 1].on_device_free(now)
         try:
-            self._resolve(batch, output, error, event)
+            self._resolve(batch, output, error, event, now)
         except Exception as failure:
             # The engine's error, or its output is malformed.
             event.failed, event.compute_s = True, 0.0
@@ -363,6 +352,7 @@ class Scheduler:
         output: BatchOutput | None,
         error: BaseException | None,
         event: BatchEvent,
+        now: float,
     ) -> None:
         """Give the requests of a batch their results, and update the estimates."""
         if output is None:
@@ -371,7 +361,7 @@ class Scheduler:
             # E.g. SystemExit: it must end neither a thread nor the event loop.
             raise RuntimeError(f"the engine raised {error!r}") from error
         was_expected = batch.queue.latency.covers(len(batch))
-        batch.update_estimates(output, self._loop.time())
+        batch.update_estimates(output, now)
         batch.resolve(output, event)
         self._retries.on_computed(batch)
         if was_expected:

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import NoReturn
 
 from resnet50_server.context import limit_for
@@ -86,7 +85,7 @@ class Admission:
             Overloaded: A limit is reached; names it.
             ShuttingDown: The server is draining.
         """
-        usage = self._checked(caller, length, bulk, self._next_frame_bytes())
+        usage = self._checked(caller, length, bulk, self._next_frame_bytes() if self._queue else 0)
         if self._queue:
             self._frames_turn = True
             self._cancel_reservation()
@@ -98,7 +97,8 @@ class Admission:
         Raises:
             ShuttingDown: The server is draining.
         """
-        self._check_open()
+        if self.draining:
+            raise self._closed()
         quotas = self._quotas
         usage = quotas.of(caller)
         if self._queue or quotas.exceeded(usage, length, bulk) or quotas.rate_delay_s(usage):
@@ -143,7 +143,8 @@ class Admission:
             Overloaded: Too many are open; names the limit.
             ShuttingDown: The server is draining.
         """
-        self._check_open()
+        if self.draining:
+            raise self._closed()
         with self._counted("streams", caller):
             yield
 
@@ -175,14 +176,15 @@ class Admission:
         finally:
             self._quotas.add(what, caller, usage, -1)
 
-    def _check_open(self) -> None:
-        if self.draining:
-            self.refused_while_draining += 1
-            raise ShuttingDown()
+    def _closed(self) -> ShuttingDown:
+        """Count a request that comes while the server drains; return its error."""
+        self.refused_while_draining += 1
+        return ShuttingDown()
 
     def _checked(self, caller: str, length: int, bulk: bool, reserved_bytes: int = 0) -> Usage:
         """Return the usage of a caller that may have one more image."""
-        self._check_open()
+        if self.draining:
+            raise self._closed()
         quotas = self._quotas
         usage = quotas.of(caller)
         if (limit := quotas.exceeded(usage, length, bulk, reserved_bytes)) is not None:
@@ -261,7 +263,7 @@ class Admission:
 
     def _next_frame_bytes(self) -> int:
         """Return the bytes that are reserved for the next frame, if it is the frames' turn."""
-        head = self._queue.head(bulk=False) if self._queue and self._frames_turn else None
+        head = self._queue.head(bulk=False) if self._frames_turn else None
         return 0 if head is None else head.length
 
     def _reserve(self, length: int) -> None:
@@ -316,17 +318,11 @@ class Permit:
             self._admission._check_bulk(self._caller, self._usage, self._bytes)
             self._bulk = True
 
-    def release(self) -> None:
+    def release(self, *_: object) -> None:
         """Count the image no longer; once."""
         self._admission._release(self._caller, self._usage, self._bytes)
 
     def __enter__(self) -> Permit:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
+    __exit__ = release

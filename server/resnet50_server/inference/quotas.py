@@ -146,7 +146,7 @@ class Quotas:
         total.bytes -= length
         usage.requests -= 1
         usage.bytes -= length
-        if not usage.requests:
+        if not usage.requests and usage.is_idle:
             self._forget(caller, usage)
 
     def add(self, what: str, caller: str, usage: Usage, count: int) -> None:
@@ -161,7 +161,8 @@ class Quotas:
         self._callers[caller] = usage
         for counted in (self.total, usage):
             setattr(counted, what, getattr(counted, what) + count)
-        self._forget(caller, usage)
+        if usage.is_idle:
+            self._forget(caller, usage)
 
     def exceeded(
         self, usage: Usage, length: int, bulk: bool, reserved_bytes: int = 0
@@ -268,9 +269,7 @@ class Quotas:
 
     def _forget(self, caller: str, usage: Usage) -> None:
         """Drop the usage of an idle caller, unless its rate has to be remembered."""
-        if not usage.is_idle:
-            return
-        if usage.next_at <= self._clock():
+        if not usage.next_at or usage.next_at <= self._clock():
             self._callers.pop(caller, None)
         elif len(self._callers) > self._sweep_above:
             now = self._clock()

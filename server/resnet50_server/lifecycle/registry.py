@@ -201,12 +201,7 @@ class VariantRegistry:
         Raises:
             VariantNotFound: There is none.
         """
-        if not name:
-            return self.default
-        found = self._names.get(strip_enum_prefix(name))
-        if found is None:
-            raise VariantNotFound(field, name, sorted(self._names))
-        return self._entries[found].spec
+        return self._entry(name, field).spec
 
     def find(self, name: str, field: str = "options.variant") -> LoadedVariant:
         """Return the loaded variant for a name or alias; arguments as for `resolve`.
@@ -215,19 +210,26 @@ class VariantRegistry:
             VariantNotFound: There is none.
             VariantLoading: It is not loaded yet.
         """
-        spec = self.resolve(name, field)
-        loaded = self.loaded_variant(spec)
-        if loaded is None:
+        entry = self._entry(name, field)
+        if entry.loaded is None:
             raise VariantLoading(
-                f"variant {spec.name} is still being loaded; wait until ListVariants shows it"
+                f"variant {entry.spec.name} is still being loaded; wait until ListVariants shows it"
                 " as ready (at the start: until the server's health is SERVING), or call another"
                 " server"
             )
-        return loaded
+        return entry.loaded
 
     def set_default(self, variant: LoadedVariant) -> None:
         """Make a variant the one for requests that name none."""
         self._default = variant.spec.name
+
+    def _entry(self, name: str, field: str) -> _Entry:
+        if not name:
+            return self._entries[self._default]
+        found = self._names.get(strip_enum_prefix(name))
+        if found is None:
+            raise VariantNotFound(field, name, sorted(self._names))
+        return self._entries[found]
 
     def _taken_name(self, spec: VariantSpec) -> str | None:
         """Return a name or alias of a variant that is in use already; None if all are free."""

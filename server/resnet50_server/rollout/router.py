@@ -185,28 +185,26 @@ class TrafficRouter(ServerEvents):
         with_embedding: bool,
         transform_digests: Iterable[str] = (),
     ) -> LoadedVariant:
-        """Return the variant that computes a request.
+        """Return the variant that computes a request: the requested one, or a candidate.
 
         Args:
-            call: The request.
+            call: The request; its `asked` and `variant` are set.
             variant: The requested variant.
             with_embedding: Whether it asks for embeddings. Embeddings of two variants must not be
                 mixed in one index unnoticed, so the candidate computes them only if the split
                 allows it.
-            transform_digests: Of the request's preprocessed images. The candidate computes them
-                only if its transform is the same.
+            transform_digests: Of the transforms that its images were preprocessed by; "" for none.
+                The candidate computes them only if its transform is the same.
+
+        Raises:
+            VariantUnhealthy: The variant is out of service.
         """
-        call.asked = name = variant.spec.name
-        if (active := self._active(name)) is None:
-            return variant
-        if with_embedding and not active.split.canary_embeddings:
-            return variant
-        canary = active.split.is_canary(call.key or call.caller.name)
-        candidate = active.candidate if canary else None
-        if candidate is None:
-            return variant
-        expected = candidate.spec.transform.digest
-        return candidate if all(one == expected for one in transform_digests) else variant
+        call.asked = variant.spec.name
+        if self._splits and (active := self._active(call.asked)) is not None:
+            variant = self._choose(active, variant, call, with_embedding, transform_digests)
+        call.variant = variant.spec.name
+        variant.require_health()
+        return variant
 
     def requested_variant(self, call: RequestContext) -> LoadedVariant:
         """Return the variant that a request named, whether or not a candidate computes it.
@@ -273,6 +271,24 @@ class TrafficRouter(ServerEvents):
             return  # requests that the candidate had started still count
         if (share := active.share(call.variant, active.stats)) is not None:
             share.failed += 1
+
+    def _choose(
+        self,
+        active: ActiveSplit,
+        variant: LoadedVariant,
+        call: RequestContext,
+        with_embedding: bool,
+        transform_digests: Iterable[str],
+    ) -> LoadedVariant:
+        """Return one of the two variants of a split; arguments as for `resolve`."""
+        if with_embedding and not active.split.canary_embeddings:
+            return variant
+        canary = active.split.is_canary(call.key or call.caller.name)
+        candidate = active.candidate if canary else None
+        if candidate is None:
+            return variant
+        suitable = ("", candidate.spec.transform.digest)
+        return candidate if all(one in suitable for one in transform_digests) else variant
 
     def _active(self, variant: str) -> ActiveSplit | None:
         """Return a variant's split unless it has ended."""

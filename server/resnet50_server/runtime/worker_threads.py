@@ -121,10 +121,12 @@ class WorkerThreads:
 
     def _next_call(self) -> tuple[Callable[[], Any], Callback] | None:
         """Wait for a call; None if the thread shall end."""
-        while threading.main_thread().is_alive():
-            with contextlib.suppress(Empty):
+        while True:
+            try:
                 return self._calls.get(timeout=POLL_INTERVAL_S)
-        return None
+            except Empty:
+                if not threading.main_thread().is_alive():
+                    return None
 
     def _post_result(self, callback: Callback, result: Any, error: BaseException | None) -> None:
         """Pass a result to the loop; wakes it unless another result already has."""
@@ -132,8 +134,10 @@ class WorkerThreads:
         if not self._waking:
             self._waking = True
             assert self._loop is not None  # a call was submitted
-            with contextlib.suppress(RuntimeError):  # the loop is closed
+            try:
                 self._loop.call_soon_threadsafe(self._run_callbacks)
+            except RuntimeError:  # the loop is closed
+                self._results.clear()
 
     def _run_callbacks(self) -> None:
         # Reset first: a result that is posted from now on wakes the loop again.

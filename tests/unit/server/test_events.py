@@ -25,17 +25,25 @@ class Recorder(ServerEvents):
     def __init__(self) -> None:
         self.seen: list[tuple] = []
 
-    def __getattribute__(self, name: str):
-        if name in EVENTS:
-            return lambda *values: self.seen.append((name, *values))
-        return super().__getattribute__(name)
-
 
 class Broken(ServerEvents):
-    def __getattribute__(self, name: str):
-        if name in EVENTS:
-            raise KeyError(name)
-        return super().__getattribute__(name)
+    pass
+
+
+def _record(event: str):
+    return lambda self, *values: self.seen.append((event, *values))
+
+
+def _fail(event: str):
+    def fail(self, *values):
+        raise KeyError(event)
+
+    return fail
+
+
+for _event in EVENTS:
+    setattr(Recorder, _event, _record(_event))
+    setattr(Broken, _event, _fail(_event))
 
 
 def test_every_event_is_in_the_list_of_this_test():

@@ -29,7 +29,7 @@ from resnet50_server.variants.spec import EMBEDDING_DIMENSION, VariantSpec
 from ..call import EOF, Call, Received
 from ..delivery import ordered
 from ..image_batch import ImageBatch
-from ..inference_service import CallLimits, InferenceServicer, resolve_variant
+from ..inference_service import CallLimits, InferenceServicer
 from ..status import is_server_error, to_status
 from ..stream_reader import MessageReader
 from ..variant_service import VariantServicer
@@ -219,10 +219,9 @@ class OipServicer:
         call.permit.add_bytes(call.message_bytes)
         with requested.in_use():
             images = await self._images(tensor, requested, call)
-        variant = resolve_variant(
-            self._router,
-            requested,
+        variant = self._router.resolve(
             call,
+            requested,
             with_embedding=any(output.name == EMBEDDING for output in outputs),
             transform_digests=[requested.spec.transform.digest] * (tensor.datatype == "FP32"),
         )
