@@ -55,6 +55,8 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
         ],
         "How to operate a server": [
             "docs/how-to/deploy",
+            "docs/how-to/helm",
+            "docs/how-to/kserve",
             "docs/how-to/size-a-deployment",
             "docs/how-to/tune-latency-and-throughput",
             "docs/how-to/run-on-a-gpu",
@@ -69,6 +71,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
         ],
         "Reference": [
             "docs/reference/settings",
+            "docs/reference/helm-values",
             "docs/reference/command-line",
             "docs/reference/sdk",
             "docs/reference/grpc",

@@ -1,4 +1,4 @@
-"""Regenerate the reference pages, or check that they are current.
+"""Regenerate the reference pages and the schema of the Helm chart, or check that they are current.
 
 python -m docs.generate            regenerate
 python -m docs.generate --check    exit 1 if a page is not what the code generates
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from . import (
@@ -17,6 +17,7 @@ from . import (
     errors,
     exit_codes,
     grpc_api,
+    helm,
     metrics,
     pages,
     sdk,
@@ -33,7 +34,12 @@ GENERATORS: dict[str, pages.Section] = {
     "errors": errors.section,
     "exit-codes": exit_codes.section,
     "metrics": metrics.section,
+    "helm-values": helm.section,
     "sdk": sdk.section,
+}
+# Functions that return the current text of a file from the present one.
+FILES: dict[str, Callable[[str], str]] = {
+    "deploy/helm/resnet50/values.schema.json": helm.schema,
 }
 
 
@@ -52,9 +58,15 @@ def main(
     parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     options = parser.parse_args(arguments)
+    root = folder.parents[1]
+    files = {
+        path: generate(path.read_text(encoding="utf-8"))
+        for path, generate in ((root / name, generate) for name, generate in FILES.items())
+        if path.exists()
+    }
     return pages.update(
-        pages.stale(folder, generators),
-        folder.parents[1],
+        pages.stale(folder, generators) | files,
+        root,
         options.check,
         "is not what the code generates: run `make reference`",
     )

@@ -91,8 +91,10 @@ def test_compose_file_is_what_compose_takes():
 
 
 def test_yaml_parses_and_kustomize_names_every_manifest():
+    templates = DEPLOY / "helm" / "resnet50" / "templates"
     for path in DEPLOY.rglob("*.y*ml"):
-        assert documents(path), path
+        if path.parent != templates:
+            assert documents(path), path
     named = set(manifests()["Kustomization"]["resources"])
     assert named == {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
 
@@ -103,6 +105,7 @@ def test_yaml_parses_and_kustomize_names_every_manifest():
 @pytest.mark.parametrize("path", [*FILES, *PAGES], ids=lambda path: path.name)
 def test_every_environment_name_is_a_setting(path):
     known = {ENV_PREFIX + name.upper() for name in (*Settings.model_fields, *CLIENT_ENVIRONMENT)}
+    known.add("RESNET50_GATEWAY")  # the prefix of the gateway's, in a template
     assert set(re.findall(rf"{ENV_PREFIX}[A-Z0-9_]*[A-Z0-9]", path.read_text())) <= known
 
 
