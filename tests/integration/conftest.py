@@ -13,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import trustme
 from filelock import FileLock
 
+from tests.support.certs import authority
 from tests.support.clients import KINDS
 from tests.support.serving import ServerProcess, server_processes
 
@@ -32,6 +34,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def kind(request: pytest.FixtureRequest) -> type:
     """The class of a client: `Client`, then `AsyncClient`."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def ca() -> trustme.CA:
+    """Return an authority for certificates."""
+    return authority()
+
+
+@pytest.fixture(scope="session")
+def other_ca() -> trustme.CA:
+    """Return another authority."""
+    return authority()
 
 
 @pytest.fixture(scope="session")

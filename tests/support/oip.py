@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50.oip.messages import SERVICE, message_class
+from tests.support.serving import connected, serving
 
 ModelInferRequest = message_class("ModelInferRequest")
 
@@ -71,3 +74,15 @@ def split(content: bytes) -> list[str]:
         elements.append(content[position + 4 : position + 4 + length].decode())
         position += 4 + length
     return elements
+
+
+@contextlib.asynccontextmanager
+async def oip(**settings: Any) -> AsyncIterator[tuple[Any, grpc.aio.Channel]]:
+    """Run a server with the protocol; yield it, and a channel."""
+    async with serving(oip=True, **settings) as server, connected(server) as channel:
+        yield server, channel
+
+
+async def infer(channel: grpc.aio.Channel, request: Any, **options: Any) -> Any:
+    """Call ModelInfer."""
+    return await rpc(channel, "ModelInfer")(request, **options)

@@ -17,7 +17,12 @@ from google.rpc import error_details_pb2, status_pb2
 from resnet50_client._aio_status import keep_status
 from tests.support.certs import EC, chain
 from tests.support.certs import replace as put
+from tests.support.clients import Caller, items
+from tests.support.pictures import encode, photo_like
 from tests.support.serving import serving
+
+PNG = encode(photo_like(32, 32))
+TOKEN = "a-very-secret-token"
 
 
 @dataclass
@@ -177,3 +182,22 @@ async def fronting(
         finally:
             await public.stop(0)
             await asyncio.sleep(0)
+
+
+async def every_call(client: Caller) -> None:
+    """Make a call of each kind."""
+    await client.wait_until_ready(timeout_s=30)
+    assert await client.health() == "SERVING"
+    assert (await client.classify(PNG)).top.label == "tench"
+    assert (await client.embed(large_png())).vector.shape == (2048,)
+    assert len(await client.list_variants()) == 1
+    assert (await client.get_variant()).name == "IMAGENET1K_V2"
+    for name in ("classify_stream", "embed_stream"):
+        assert len([item async for item in items(client, name, [PNG] * 3)]) == 3
+    for name in ("classify_many", "embed_many"):  # single calls at first, then batches
+        assert len([item async for item in items(client, name, [PNG] * 60)]) == 60
+
+
+def large_png() -> bytes:
+    """Return one that goes by upload; data after a PNG's end is ignored."""
+    return PNG + bytes(5 * 2**20)

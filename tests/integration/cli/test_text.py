@@ -24,7 +24,6 @@ from resnet50_cli.output import printable
 from resnet50_client import InvalidImageError
 from resnet50_client._profiles import ENVIRONMENT
 from resnet50_client.testing import FakeServer
-from tests.support.certs import authority
 from tests.support.exporting import Exported, exporting
 from tests.support.pictures import encode, photo_like
 from tests.support.puppet_server import Puppet, puppet_server
@@ -207,11 +206,6 @@ def test_commands_write_through_one_module_only():
         # `__main__` writes of packages without which `output` cannot be imported.
         if path.name not in ("output.py", "__main__.py"):
             assert not names & {"print", "Console", "typer.echo", "typer.secho"}, path
-
-
-@pytest.fixture(scope="module")
-def ca():
-    return authority()
 
 
 # Environment and profile are read by `with_servers`, which all commands share.

@@ -12,12 +12,6 @@ from resnet50_client.testing import FakeServer
 from tests.support.clients import Caller, items
 
 
-@pytest.fixture
-def server():
-    with FakeServer(categories=("cat", "dog"), dimension=8) as fake:
-        yield fake
-
-
 class Provider:
     """Returns a token with a number that grows."""
 

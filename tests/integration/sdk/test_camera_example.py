@@ -6,18 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from resnet50_client.testing import FakeServer
-from tests.support.clips import fill, write_clip
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "camera.py"
-
-
-@pytest.fixture
-def clip(tmp_path) -> Path:
-    frames = [fill((20 * number, 128, 128), 64, 48, "yuv420p") for number in range(10)]
-    return write_clip(tmp_path / "clip.mkv", frames)
 
 
 def started(clip: Path, server: FakeServer) -> subprocess.Popen[str]:

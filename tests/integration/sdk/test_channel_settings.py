@@ -26,19 +26,12 @@ from resnet50_client import (
 )
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES
 from resnet50_client.admin import AdminClient
-from resnet50_client.testing import FakeServer
 from tests.support.clients import Caller, items
 from tests.support.faults import line_to
 from tests.support.serving import serving, until
 
 ONCE = RetryPolicy(attempts=1)
 LARGE = bytes(UPLOAD_ABOVE_BYTES + 1)
-
-
-@pytest.fixture
-def server():
-    with FakeServer(categories=("cat", "dog"), dimension=8) as fake:
-        yield fake
 
 
 # Interceptors

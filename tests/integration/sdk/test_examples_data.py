@@ -16,7 +16,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from resnet50_client import Client, frames_from_video
-from tests.support.clips import fill, write_clip
 from tests.support.examples import run_example
 from tests.support.pictures import encode, photo_like
 
@@ -135,12 +134,6 @@ def test_gray_arrays_are_images_and_floats_are_explained(untrained_server):
         for image in (RGB / 255, torch.rand(3, 48, 64)):
             with pytest.raises(ValueError, match=r"float(32|64).*uint8"):
                 client.embed(image)
-
-
-@pytest.fixture
-def clip(tmp_path):
-    frames = [fill((20 * number, 128, 128), 64, 48, "yuv420p") for number in range(10)]
-    return write_clip(tmp_path / "clip.mkv", frames)
 
 
 def test_opencv_camera_is_classified_to_its_end(untrained_server, clip):

@@ -15,15 +15,8 @@ from resnet50_client import (
     UnavailableError,
     VariantNotFoundError,
 )
-from resnet50_client.testing import FakeServer
 from tests.support.clients import Caller, classify_once, items
 from tests.support.faults import line_to
-
-
-@pytest.fixture
-def server():
-    with FakeServer(categories=("cat", "dog"), dimension=8) as fake:
-        yield fake
 
 
 def derived(caller: Caller, **options) -> Caller:

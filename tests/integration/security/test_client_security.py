@@ -17,39 +17,25 @@ from resnet50_client import (
     AsyncClient,
     CallCancelledError,
     Client,
-    PermissionDeniedError,
     RetryPolicy,
     UnauthenticatedError,
     UnavailableError,
 )
 from tests.support import certs
-from tests.support.certs import authority
 from tests.support.clients import Caller, items
-from tests.support.pictures import encode, photo_like
 from tests.support.secured import (
+    PNG,
+    TOKEN,
     Files,
     bundle,
+    every_call,
     fronting,
-    overloaded,
     replaced,
     server_credentials,
-    unavailable,
 )
 from tests.support.serving import serving, until, until_result
 
-PNG = encode(photo_like(32, 32))
-TOKEN = "a-very-secret-token"
 ONCE = RetryPolicy(attempts=1)
-
-
-@pytest.fixture(scope="module")
-def ca():
-    return authority()
-
-
-@pytest.fixture(scope="module")
-def other_ca():
-    return authority()
 
 
 @pytest.fixture
@@ -77,25 +63,6 @@ def parts_of(client: Client | AsyncClient) -> list[object]:
             found[id(one)] = one
             left += gc.get_referents(one)
     return [one for one in found.values() if type(one).__module__.startswith("resnet50_client")]
-
-
-async def every_call(client: Caller) -> None:
-    """Make a call of each kind."""
-    await client.wait_until_ready(timeout_s=30)
-    assert await client.health() == "SERVING"
-    assert (await client.classify(PNG)).top.label == "tench"
-    assert (await client.embed(large_png())).vector.shape == (2048,)
-    assert len(await client.list_variants()) == 1
-    assert (await client.get_variant()).name == "IMAGENET1K_V2"
-    for name in ("classify_stream", "embed_stream"):
-        assert len([item async for item in items(client, name, [PNG] * 3)]) == 3
-    for name in ("classify_many", "embed_many"):  # single calls at first, then batches
-        assert len([item async for item in items(client, name, [PNG] * 60)]) == 60
-
-
-def large_png() -> bytes:
-    """Return one that goes by upload; data after a PNG's end is ignored."""
-    return PNG + bytes(5 * 2**20)
 
 
 async def refusal(client: Caller) -> UnavailableError:
@@ -284,113 +251,6 @@ async def test_half_renewed_certificate_waits_for_its_key(kind, ca, files):
         replaced(files.key, new_key)
         await client.classify(PNG)
     assert [one.client for one in front.seen] == ["old"] * 5 + ["new"]
-
-
-# Tokens
-
-
-async def test_token_goes_with_every_call(kind, ca):
-    async with fronting(server_credentials(ca)) as front:
-        front.tokens = {TOKEN}
-        async with Caller(kind, front.address, ca=bundle(ca), token=TOKEN) as client:
-            await every_call(client)
-    methods = {
-        *("Check", "Classify", "Embed", "EmbedUpload", "ListVariants", "GetVariant"),
-        *("ClassifyStream", "EmbedStream", "ClassifyBatch", "EmbedBatch"),
-    }
-    assert set(front.methods()) == methods
-    assert set(front.authorizations) == {f"Bearer {TOKEN}"}
-
-
-async def test_missing_wrong_and_unfit_tokens_are_told_apart(kind):
-    async with fronting() as front:
-        front.tokens = {TOKEN, "other"}
-        front.allowed = lambda token: token == TOKEN
-        for arguments, expected in (
-            ({}, UnauthenticatedError),
-            ({"token": "wrong"}, UnauthenticatedError),
-            ({"token": "other"}, PermissionDeniedError),
-        ):
-            async with Caller(kind, front.address, **arguments) as client:
-                with pytest.raises(expected):
-                    await client.classify(PNG)
-                with pytest.raises(expected):
-                    [item async for item in items(client, "classify_many", [PNG])]
-                with pytest.raises(expected):
-                    await client.wait_until_ready(timeout_s=30)
-
-
-async def test_function_gives_each_call_its_token(kind):
-    given = iter(["one", "two", "three"])
-    async with (
-        fronting() as front,
-        Caller(kind, front.address, token=lambda: next(given)) as client,
-    ):
-        await client.health()
-        await client.classify(PNG)
-        [item async for item in items(client, "embed_many", [PNG])]
-    assert front.authorizations == ["Bearer one", "Bearer two", "Bearer three"]
-
-
-async def test_token_file_is_read_again_when_it_changes(kind, tmp_path):
-    path = tmp_path / "token"
-    path.write_text("first\n")
-    async with fronting() as front, Caller(kind, front.address, token_file=path) as client:
-        await client.health()
-        replaced(path, "second\n")
-        await client.health()
-        path.write_text("thirds")  # in place, of the same length
-        await client.health()
-        path.write_text("")  # about to be written
-        await client.health()
-        path.unlink()
-        await client.health()
-        path.write_text("fourth")
-        await client.health()
-    told = ["first", "second", "thirds", "thirds", "thirds", "fourth"]
-    assert front.authorizations == [f"Bearer {token}" for token in told]
-
-
-async def test_retries_keep_the_token(kind):
-    retry = RetryPolicy(initial_backoff_s=0.01, overload_attempts=2)
-    async with fronting() as front:
-        front.tokens = {TOKEN}
-        front.failures = [unavailable(), overloaded()]
-        async with Caller(kind, front.address, token=TOKEN, retry=retry) as client:
-            await client.classify(PNG)
-    assert front.authorizations == [f"Bearer {TOKEN}"] * 3
-
-
-async def test_resumed_stream_takes_the_token_of_the_moment(kind):
-    given = ["one", "two"]
-    async with fronting() as front:
-        front.cut_after = 5
-        options = {"token": lambda: given.pop(0), "retry": RetryPolicy(initial_backoff_s=0.01)}
-        async with Caller(kind, front.address, **options) as client:
-            answers = [one async for one in items(client, "classify_stream", [PNG] * 20)]
-    assert [answer.result.top.label for answer in answers] == ["tench"] * 20
-    assert front.methods() == ["ClassifyStream", "ClassifyStream"]
-    assert front.authorizations == ["Bearer one", "Bearer two"]
-
-
-async def test_token_function_error_does_not_show_its_value(kind):
-    async with (
-        fronting() as front,
-        Caller(kind, front.address, token=lambda: f"Bearer {TOKEN}\n") as client,
-    ):
-        for call in (client.classify(PNG), anext(items(client, "classify_stream", [PNG]))):
-            with pytest.raises(ValueError, match=r"^token: must be visible ASCII") as error:
-                await call
-            assert TOKEN not in str(error.value)
-    assert front.seen == []
-
-
-async def test_token_leaves_the_machine_in_clear_text_only_if_allowed(kind):
-    with pytest.raises(ValueError, match=r"^token: would be sent to models\.example:1 in plain"):
-        Caller(kind, "models.example:1", token=TOKEN)
-    for allowed in ({"insecure_token": True}, {"tls": True}):
-        async with Caller(kind, "models.example:1", token=TOKEN, **allowed):
-            pass
 
 
 # The server's own TLS and tokens

@@ -11,17 +11,11 @@ from typer.testing import CliRunner
 
 from resnet50_cli.app import app
 from tests.support import processes
-from tests.support.certs import authority
 from tests.support.pictures import encode, photo_like
 from tests.support.secured import Files, bundle, fronting, server_credentials
 
 TOKEN = "a-very-secret-token"
 QUICK = ("--duration-s", "0.2", "--warm-up-s", "0", "--json")
-
-
-@pytest.fixture(scope="module")
-def ca():
-    return authority()
 
 
 @pytest.fixture

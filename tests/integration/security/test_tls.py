@@ -67,11 +67,6 @@ def certificate(leaf: trustme.LeafCert) -> x509.Certificate:
 
 
 @pytest.fixture
-def ca() -> trustme.CA:
-    return certs.authority()
-
-
-@pytest.fixture
 def files(ca, tmp_path) -> certs.Files:
     return certs.Files(tmp_path, certs.issue(ca))
 

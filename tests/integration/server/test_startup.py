@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import http.server
 import os
@@ -10,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -22,7 +20,6 @@ import resnet50_server.lifecycle.engine_builder
 import resnet50_server.lifecycle.loader
 import resnet50_server.server
 from resnet50.v1 import (
-    image_pb2,
     inference_pb2,
     inference_pb2_grpc,
     variant_pb2,
@@ -31,14 +28,12 @@ from resnet50.v1 import (
 from resnet50_server.api.grpc_server import SERVICES
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.cli.serve import serve
-from resnet50_server.engines.stub_engines import NullEngine
 from resnet50_server.runtime import streams
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support import weights
-from tests.support.pictures import encode, picture
+from tests.support.gated_server import SERVING, classify, gated, health
 from tests.support.serving import (
-    DECODING,
     connected,
     engines_of,
     server_processes,
@@ -47,8 +42,6 @@ from tests.support.serving import (
 )
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-SERVING = health_pb2.HealthCheckResponse.SERVING
-PNG = encode(picture())
 
 
 async def serve_and_flush(settings: Settings) -> int:
@@ -56,24 +49,6 @@ async def serve_and_flush(settings: Settings) -> int:
     code = await serve(settings)
     assert streams.flush(60)
     return code
-
-
-def classify(channel: grpc.aio.Channel, variant: str = "", **call):
-    request = inference_pb2.ClassifyRequest(
-        options=inference_pb2.ClassifyOptions(variant=variant),
-        image=image_pb2.Image(encoded=PNG),
-    )
-    return inference_pb2_grpc.InferenceServiceStub(channel).Classify(request, **call)
-
-
-async def health(channel: grpc.aio.Channel) -> set[int]:
-    """Return the health of everything that has one."""
-    stub = health_pb2_grpc.HealthStub(channel)
-    replies = [
-        await stub.Check(health_pb2.HealthCheckRequest(service=service))
-        for service in ("", *SERVICES)
-    ]
-    return {reply.status for reply in replies}
 
 
 async def alive(channel: grpc.aio.Channel) -> bool:
@@ -85,39 +60,6 @@ async def listed(channel: grpc.aio.Channel) -> dict[str, variant_pb2.Variant]:
     stub = variant_pb2_grpc.VariantServiceStub(channel)
     reply = await stub.ListVariants(variant_pb2.ListVariantsRequest())
     return {variant.name: variant for variant in reply.variants}
-
-
-class GatedEngine(NullEngine):
-    """Computes nothing while its gate is closed; knows its batches."""
-
-    def __init__(self, categories: int) -> None:
-        super().__init__(categories)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.batches: list[int] = []
-
-    def run(self, images, top_k, with_embeddings):
-        self.batches.append(len(images))
-        assert self.gate.wait(60)
-        return super().run(images, top_k, with_embeddings)
-
-
-@contextlib.asynccontextmanager
-async def gated(monkeypatch, **settings) -> AsyncIterator[tuple[Server, GatedEngine]]:
-    """Run a server whose engine is warm and whose gate is closed."""
-    engine = GatedEngine(1000)
-    monkeypatch.setattr(resnet50_server.lifecycle.engine_builder, "NullEngine", lambda *_: engine)
-    async with serving(**settings) as server:
-        engine.batches.clear()
-        engine.gate.clear()
-        try:
-            yield server, engine
-        finally:
-            engine.gate.set()
-
-
-def waiting(server: Server) -> int:
-    return sum(variant.pending for variant in server.snapshot().variants)
 
 
 # While weights load
@@ -268,98 +210,6 @@ async def test_server_answers_on_each_address_and_unix_socket(tmp_path):
         for target in server.addresses:
             async with grpc.aio.insecure_channel(target) as channel:
                 assert (await classify(channel)).timing.batch_size == 1
-
-
-# Callers that leave, callers that are late
-
-
-async def test_cancelled_call_never_reaches_the_engine(monkeypatch):
-    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
-        running = classify(channel)
-        await until(lambda: engine.batches == [1])
-        leaving, staying = classify(channel), classify(channel)
-        await until(lambda: waiting(server) == 2)
-        leaving.cancel()
-        await until(lambda: waiting(server) == 1)
-        engine.gate.set()
-        assert (await running).timing.batch_size == 1
-        assert (await staying).timing.batch_size == 1
-        assert engine.batches == [1, 1]
-        assert (server.snapshot().requests, server.snapshot().bytes) == (0, 0)
-
-
-async def test_cancel_during_a_batch_does_not_disturb_it(monkeypatch):
-    async with (
-        gated(monkeypatch, max_queue_delay_ms=10_000, max_batch_size=2) as (server, engine),
-        connected(server) as channel,
-    ):
-        leaving, staying = classify(channel), classify(channel)
-        await until(lambda: engine.batches == [2])
-        leaving.cancel()
-        await until(lambda: server.snapshot().requests == 1)
-        engine.gate.set()
-        assert (await staying).timing.batch_size == 2
-        again = await asyncio.gather(classify(channel), classify(channel))
-        assert [reply.timing.batch_size for reply in again] == [2, 2]
-
-
-async def test_call_expiring_in_the_queue_never_reaches_the_engine(monkeypatch):
-    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
-        running = classify(channel)
-        await until(lambda: engine.batches == [1])
-        late = classify(channel, timeout=1.5)
-        await until(lambda: waiting(server) == 1)
-        assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: waiting(server) == 0 and server.snapshot().requests == 1)
-        engine.gate.set()
-        await running
-        await classify(channel)
-        assert engine.batches == [1, 1]
-
-
-class ObservedDecode:
-    """The real decode, which waits for its gate; knows which threads came."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.gate = threading.Event()
-        self.threads: list[threading.Thread] = []
-        self.left = 0
-        module: Any = resnet50_server.inference.pipeline
-        self._decode = module.decode
-        monkeypatch.setattr(module, "decode", self)
-
-    def __call__(self, *arguments, **limits):
-        self.threads.append(threading.current_thread())
-        assert self.gate.wait(20)
-        self.left += 1
-        return self._decode(*arguments, **limits)
-
-
-async def test_call_expiring_in_decoding_never_reaches_the_engine(monkeypatch):
-    decode = ObservedDecode(monkeypatch)
-    async with gated(monkeypatch) as (server, engine), connected(server) as channel:
-        late = classify(channel, timeout=1.5)
-        await until(lambda: len(decode.threads) == 1)
-        assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: server.snapshot().requests == 0)
-        decode.gate.set()
-        engine.gate.set()
-        await classify(channel)
-        assert engine.batches == [1]
-
-
-async def test_decoding_leaves_the_event_loop_free(monkeypatch):
-    decode = ObservedDecode(monkeypatch)
-    async with serving(decode_threads=2, **DECODING) as server, connected(server) as channel:
-        calls = [classify(channel) for _ in range(2)]
-        await until(lambda: len(decode.threads) == 2)  # both at once
-        assert await health(channel) == {SERVING}
-        assert decode.left == 0
-        decode.gate.set()
-        for call in calls:
-            await call
-    assert threading.main_thread() not in decode.threads
-    assert len(set(decode.threads)) == 2
 
 
 # A server error

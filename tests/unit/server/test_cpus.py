@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resnet50_server.engines.devices import set_threads
-from resnet50_server.runtime.cpus import CpuBudget, read_cpu_budget
+from resnet50_server.runtime.cpus import CpuBudget, CpuPlan, read_cpu_budget
 from tests.support.serving import server_processes
 
 NULL = ("--variants", "IMAGENET1K_V2", "--engine", "null")
@@ -203,3 +203,21 @@ def test_server_logs_its_cpu_budget_once():
     assert line.endswith(
         "decode threads: 1; an engine on the CPU: 1 batches at once, threads of each: 1"
     )
+
+
+@pytest.mark.parametrize(
+    ("cores", "instances", "each", "expected"),
+    [
+        (1, None, None, (1, 1)),
+        (2, None, None, (1, 2)),
+        (8, None, None, (1, 8)),
+        (17, None, None, (2, 8)),
+        (64, None, None, (8, 8)),
+        (64, 4, None, (4, 16)),
+        (2, 4, None, (4, 1)),
+        (8, None, 3, (1, 3)),
+    ],
+)
+def test_cores_are_divided(cores, instances, each, expected):
+    threads = CpuPlan.divide(cores, instances, each)
+    assert (threads.instances, threads.threads) == expected

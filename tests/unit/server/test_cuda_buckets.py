@@ -85,7 +85,7 @@ def test_all_slots_are_had_once_the_last_one_is_given_back():
         thread = threading.Thread(target=take_all)
         thread.start()
         assert not others
-    assert have_all.wait(10)
+    assert have_all.wait(60)
     thread.join()
     assert sorted(others) == ["a", "b"]
     with pool.acquire(), pool.acquire():

@@ -45,7 +45,7 @@ async def test_large_images_wait_in_order_and_a_small_one_does_not():
         with budget.reserve(SMALL_PIXELS):
             pass
         assert order == []
-    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    await asyncio.wait_for(asyncio.gather(*waiting), 60)
     assert order == [0, 1, 2]
     with budget.reserve(2 * LARGE):
         pass
@@ -58,7 +58,7 @@ async def test_image_does_not_overtake_waiting_ones():
         await settle()
         with pytest.raises(BudgetFull), budget.reserve(LARGE // 4):
             pass
-    (await asyncio.wait_for(waiting, 10)).release()
+    (await asyncio.wait_for(waiting, 60)).release()
 
 
 async def test_image_larger_than_the_budget_is_decoded_alone():

@@ -5,121 +5,24 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
-import math
-import weakref
-from types import MethodType
 
-import numpy as np
 import pytest
 
-from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.retry import (
     MAX_ATTEMPTS,
     MAX_CONSECUTIVE_FAILURES,
-    OOM_LIMIT_S,
     RetryQueue,
 )
-from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.batching.variant_health import MIN_NON_FINITE
 from resnet50_server.errors import (
     DeadlineUnreachable,
-    DoesNotFit,
     EngineFailed,
     ShuttingDown,
     VariantUnhealthy,
 )
-from resnet50_server.events import BatchEvent, ServerEvents
-from tests.support.virtual_device import FakeEngine, VirtualThreads, context, image
+from tests.support.retry_bench import SELF_TEST, Bench, FaultyEngine, answered, failed
+from tests.support.virtual_device import context, image
 from tests.support.virtual_time import in_virtual_time
-
-SELF_TEST = 128  # the value of its pixels
-
-
-class FaultyEngine(FakeEngine):
-    """Fails the next runs, or all, and on batches larger than there is memory for.
-
-    Attributes:
-        failures: How many runs from now on fail.
-        memory: Images that fit.
-        broken: Whether every run fails.
-    """
-
-    def __init__(self, alpha: float = 1.0, **options: float) -> None:
-        super().__init__(alpha, **options)
-        self.failures = 0
-        self.memory = math.inf
-        self.broken = False
-
-    def run(self, images, top_k, with_embeddings):
-        output = super().run(images, top_k, with_embeddings)
-        if len(images) > self.memory:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
-        if self.broken or self.failures:
-            self.failures = max(0, self.failures - 1)
-            raise ValueError("what the engine says")
-        return output
-
-
-class Seen(ServerEvents):
-    def __init__(self) -> None:
-        self.batches: list[BatchEvent] = []
-
-    def batch_ended(self, batch: BatchEvent) -> None:
-        self.batches.append(batch)
-
-
-class Bench:
-    def __init__(
-        self, size: int = 32, workers: int = 1, prefetch: int = 0, **engine: float
-    ) -> None:
-        self.seen, self.engine, self.fatal = Seen(), FaultyEngine(**engine), []
-        self.scheduler = Scheduler(
-            BatchPolicy(max_batch_size=size),
-            VirtualThreads(workers),
-            self.fatal.append,
-            workers,
-            prefetch,
-            self.seen,
-            "cpu",
-        )
-        self.queue = self.scheduler.add("v", self.engine)
-
-    def submit(self, number: int, within: float | None = None):
-        return self.scheduler.submit(
-            self.queue,
-            image(number),
-            top_k=1,
-            with_embedding=False,
-            context=context(within=within),
-        )
-
-    async def outcomes(self, numbers) -> dict[int, object]:
-        """Return what each of some images got, given together: its number, or the error's kind."""
-        calls = {number: self.submit(number) for number in numbers}
-        await asyncio.wait(calls.values())
-        return {
-            number: type(call.exception()) if call.exception() else int(call.result().indices[0])
-            for number, call in calls.items()
-        }
-
-    async def recover(self) -> None:
-        """Compute a self-test of the variant and put it into service, as `lifecycle` does."""
-        await self.scheduler.submit(
-            self.queue,
-            image(1),
-            top_k=1,
-            with_embedding=True,
-            context=context(shadow=True, bulk=True),
-        )
-        self.queue.health.recover()
-
-
-def answered(numbers) -> dict[int, object]:
-    return {number: number for number in numbers}
-
-
-def failed(numbers) -> dict[int, object]:
-    return {number: EngineFailed for number in numbers}
 
 
 @pytest.mark.parametrize("size", [1, 2, 32])
@@ -343,110 +246,6 @@ async def test_exception_that_ends_processes_fails_its_batch_only(kind):
     assert await bench.outcomes(range(2)) == failed(range(2))
     bench.engine.error = None
     assert await bench.outcomes(range(2)) == answered(range(2))
-
-
-# Memory
-
-
-@in_virtual_time
-async def test_oom_halves_the_batch_and_later_ones_stay_small():
-    bench = Bench()
-    bench.engine.memory = 10
-    assert await bench.outcomes(range(32)) == answered(range(32))
-    sizes = [len(batch) for batch in bench.engine.batches]
-    assert sizes == [32, 16, 8, 8, 8, 8]
-    bench.engine.batches.clear()
-    assert await bench.outcomes(range(20)) == answered(range(20))
-    assert [len(batch) for batch in bench.engine.batches] == [8, 8, 4]
-    assert [batch.out_of_memory for batch in bench.seen.batches[:3]] == [True, True, False]
-
-
-@in_virtual_time
-async def test_halving_a_batch_does_not_use_up_its_retry():
-    bench = Bench()
-    bench.engine.memory, bench.engine.failures = 10, 1
-    assert await bench.outcomes(range(32)) == answered(range(32))
-
-
-@in_virtual_time
-async def test_failed_batch_releases_memory_before_its_retry():
-    bench, taken, left = Bench(), [], []
-    compute = bench.engine.run
-
-    def run(images, *arguments):
-        left.append(sum(one() is not None for one in taken))
-        activations = np.zeros(1)
-        taken.append(weakref.ref(activations))
-        return compute(images, *arguments)  # raises through this frame
-
-    bench.engine.memory = 1
-    bench.engine.run = MethodType(lambda _, *arguments: run(*arguments), bench.engine)
-    assert await bench.outcomes(range(4)) == answered(range(4))
-    assert left == [0] * 6
-
-
-@in_virtual_time
-async def test_batch_size_limit_ends_after_a_while():
-    bench = Bench()
-    bench.engine.memory = 10
-    await bench.outcomes(range(32))
-    bench.engine.memory = math.inf
-    await asyncio.sleep(OOM_LIMIT_S - 7.0)
-    await bench.outcomes(range(32))
-    assert len(bench.engine.batches[-1]) == 8
-    await asyncio.sleep(7.0)
-    await bench.outcomes(range(32))
-    assert len(bench.engine.batches[-1]) == 32
-
-
-@in_virtual_time
-async def test_out_of_memory_is_logged_once(caplog):
-    bench = Bench(alpha=0.1)
-    bench.engine.memory = 3
-    for _ in range(3):
-        await bench.outcomes(range(32))
-    (record,) = caplog.records
-    assert "no memory for a batch of 32" in record.getMessage()
-    assert "can't allocate memory" in record.getMessage()
-
-
-@in_virtual_time
-async def test_oom_does_not_lose_the_device_while_anything_fits():
-    bench = Bench(size=8)
-    bench.engine.memory = 1
-    for _ in range(3 * MAX_CONSECUTIVE_FAILURES):
-        assert await bench.outcomes(range(8)) == answered(range(8))
-    assert bench.fatal == []
-    assert [SELF_TEST] not in bench.engine.batches
-
-
-@in_virtual_time
-async def test_image_too_large_for_memory_fails_after_few_runs():
-    bench = Bench(size=32)
-    bench.engine.memory = 0
-    calls = [bench.submit(number) for number in range(32)]
-    await asyncio.wait(calls)
-    for call in calls:
-        assert isinstance(call.exception(), DoesNotFit)
-        assert (call.exception().limit, call.exception().retry_after_s) == ("device_memory", 5.0)
-        assert "cpu has no memory left" in str(call.exception())
-    assert [len(batch) for batch in bench.engine.batches] == [32, 16, 8, 4, 2, 1]
-    for _ in range(MAX_CONSECUTIVE_FAILURES - 1):
-        await bench.outcomes([1])
-    await asyncio.sleep(2.0)
-    assert bench.fatal[0].status == 70  # a new process may have more
-
-
-@in_virtual_time
-async def test_deadline_estimates_follow_smaller_batches():
-    bench = Bench(size=8)
-    await bench.outcomes(range(8))
-    bench.engine.memory = 2
-    await bench.outcomes(range(8))
-    running = [bench.submit(number, within=3.1) for number in range(6)]  # three batches, 1 s each
-    with pytest.raises(DeadlineUnreachable):
-        bench.submit(7, within=3.5)
-    await asyncio.wait(running)
 
 
 @in_virtual_time

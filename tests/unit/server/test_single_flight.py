@@ -357,7 +357,7 @@ async def test_cancelled_image_releases_its_decode_memory():
         await asyncio.sleep(DECODE_S + 0.01)  # it waits for the memory
     await asyncio.sleep(DECODE_S / 2)  # it waits for a thread
     cancelled.cancel()
-    assert await asyncio.wait_for(bench.uses(bench.ask(8)), 10) == ["none"]
+    assert await asyncio.wait_for(bench.uses(bench.ask(8)), 60) == ["none"]
     assert bench.engine.batches == [[8]]
 
 

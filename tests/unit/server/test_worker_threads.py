@@ -20,7 +20,7 @@ async def test_calls_run_concurrently_and_return_results(threads):
     meeting = threading.Barrier(2)  # breaks, and fails the calls, unless both are there
 
     def meet(number: int) -> int:
-        meeting.wait(timeout=10)
+        meeting.wait(timeout=60)
         return number
 
     assert await asyncio.gather(
@@ -61,7 +61,7 @@ async def test_cancelled_future_gets_no_result(threads):
 
     def wait() -> None:
         loop.call_soon_threadsafe(entered.set)
-        assert leave.wait(timeout=10)
+        assert leave.wait(timeout=60)
 
     running = threads.submit(wait)
     await entered.wait()
