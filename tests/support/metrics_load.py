@@ -37,7 +37,9 @@ class Load:
         self.client = client
         self.stub = inference_pb2_grpc.InferenceServiceStub(channel)
         self.channel = channel
-        (self.engine,) = engines_of(server)
+        engine: Any
+        (engine,) = engines_of(server)
+        self.engine = engine
         (self.queue,) = queues_of(server)
         self.calls: Counter[tuple[str, str, str]] = Counter()
         self.images: Counter[str] = Counter()
