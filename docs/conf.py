@@ -81,6 +81,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
             "docs/reference/limits",
             "docs/reference/formats",
             "docs/reference/variant-format",
+            "docs/reference/variants-file",
             "docs/reference/metrics",
             "docs/reference/spans",
             "docs/reference/compatibility",

@@ -16,6 +16,7 @@ from resnet50_server.telemetry.snapshot import (
     CacheSnapshot,
     ServerSnapshot,
     SplitSnapshot,
+    VariantsFileSnapshot,
     VariantSnapshot,
 )
 
@@ -109,4 +110,5 @@ def _snapshot() -> ServerSnapshot:
             )
         ],
         cache=CacheSnapshot({(_VARIANT, "hit"): 0}, 0, 0, 0),
+        variants_file=VariantsFileSnapshot("", 0, 0, "", []),
     )

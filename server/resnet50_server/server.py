@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,22 +22,21 @@ from resnet50_server.api.grpc_server import (
 from resnet50_server.api.health import HealthReporter
 from resnet50_server.api.inference_service import CallLimits, InferenceServicer
 from resnet50_server.api.listen import certificates_of
-from resnet50_server.api.memory_bound import describe, memory_bound
 from resnet50_server.api.variant_service import VariantServicer
 from resnet50_server.auth.identity import Authenticator
 from resnet50_server.auth.tls import TlsReloader
 from resnet50_server.auth.tokens import Tokens
-from resnet50_server.engines.devices import cuda_available, thread_initializer
+from resnet50_server.engines.devices import thread_initializer
 from resnet50_server.events import CompositeEvents
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import PixelBudget
 from resnet50_server.inference.admission import Admission
-from resnet50_server.inference.decode_pool import DecodePool, decode_threads
+from resnet50_server.inference.decode_pool import DecodePool
 from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.inference.quotas import Limits
 from resnet50_server.inference.response_cache import ResponseCache
 from resnet50_server.lifecycle.control import VariantControl
-from resnet50_server.lifecycle.devices import Devices, cpu_plan
+from resnet50_server.lifecycle.devices import Devices
 from resnet50_server.lifecycle.loader import load_variant
 from resnet50_server.lifecycle.memory_budget import MemoryBudget
 from resnet50_server.lifecycle.readiness import Readiness
@@ -47,9 +45,12 @@ from resnet50_server.lifecycle.self_test import SelfTests
 from resnet50_server.lifecycle.spec_source import SpecSource
 from resnet50_server.lifecycle.watcher import DirectoryWatcher
 from resnet50_server.rollout.router import TrafficRouter
-from resnet50_server.runtime.cpus import cpu_budget, cpus
+from resnet50_server.rollout.variants_file import declared_variants
+from resnet50_server.rollout.variants_file_watcher import VariantsFileWatcher
 from resnet50_server.runtime.fatal import FatalError
+from resnet50_server.runtime.memory import read_memory_limit
 from resnet50_server.settings import Settings
+from resnet50_server.sizes import choose_decode_threads, fit_memory
 from resnet50_server.snapshot import take_snapshot
 from resnet50_server.telemetry.gauges import GaugeCollector
 from resnet50_server.telemetry.http_server import MetricsServer
@@ -58,7 +59,6 @@ from resnet50_server.telemetry.loop_lag import LoopLagProbe
 from resnet50_server.telemetry.metrics import Metrics
 from resnet50_server.telemetry.snapshot import ServerSnapshot
 from resnet50_server.variants.directory import VariantsDirectory
-from resnet50_server.variants.spec import VariantSpec, parse_variant
 
 if TYPE_CHECKING:
     from resnet50_server.telemetry.tracing import Tracing
@@ -85,6 +85,7 @@ class Parts:
     variants: VariantRegistry
     control: VariantControl
     watcher: DirectoryWatcher | None
+    variants_file: VariantsFileWatcher | None
     self_tests: SelfTests
     traffic: TrafficRouter
     inference: InferenceServicer
@@ -112,7 +113,6 @@ class Server:
         self._parts: Parts | None = None
         # Closes the parts in the reverse of the order in which they were built.
         self._closing = AsyncExitStack()
-        self._watching: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()
 
     @property
@@ -160,9 +160,12 @@ class Server:
         if parts.watcher is not None:
             await parts.watcher.start()
         await parts.control.load_initial()
-        if parts.watcher is not None:
-            self._watching = asyncio.create_task(parts.watcher.run(), name="watch variants_dir")
-            self._closing.callback(self._watching.cancel)
+        if parts.variants_file is not None:
+            parts.variants_file.set_splits()
+        for watcher in (parts.watcher, parts.variants_file):
+            if watcher is not None:
+                watching = asyncio.create_task(watcher.run(), name=type(watcher).__name__)
+                self._closing.callback(watching.cancel)
         parts.readiness.started = True
         parts.health.update()
         if not settings.listen_while_loading:
@@ -223,9 +226,10 @@ def build(
         events.add(RequestLog())
     certificates = certificates_of(settings)
     tokens = None if settings.tokens_file is None else Tokens(settings.tokens_file)
-    specs = [parse_variant(argument) for argument in settings.variants]
+    declared = declared_variants(settings)
+    settings = fit_memory(settings, declared.specs, read_memory_limit())
     admission = Admission(Limits.of(settings))
-    variants = VariantRegistry(specs, settings.default_variant)
+    variants = VariantRegistry(declared.specs, declared.default)
     variants.on_loaded(lambda _: on_loaded())
     readiness = Readiness(variants, lambda: admission.draining, failed)
     health = HealthReporter(
@@ -255,7 +259,7 @@ def build(
         )
         closing.push_async_callback(metrics_server.close)
     decode_pool = DecodePool(
-        _decode_threads(settings, specs),
+        choose_decode_threads(settings),
         settings.decode_timeout_s,
         fail,
         initialize=thread_initializer(1, settings),
@@ -281,6 +285,7 @@ def build(
     directory = None
     if settings.variants_dir is not None:
         directory = VariantsDirectory(settings.variants_dir)
+    if directory is not None or settings.variants_file is not None:
         events.add(traffic)
     budget = MemoryBudget(
         variants,
@@ -300,6 +305,11 @@ def build(
     watcher = None
     if settings.watch_variants_s and directory is not None:
         watcher = DirectoryWatcher(directory, variants, control, settings.watch_variants_s)
+    variants_file = None
+    if settings.variants_file is not None:
+        variants_file = VariantsFileWatcher(
+            settings.variants_file, declared, variants, control, traffic
+        )
     self_tests = SelfTests(variants)
     closing.callback(self_tests.close)
     limits_of_calls = CallLimits.of(settings)
@@ -343,6 +353,7 @@ def build(
         variants,
         control,
         watcher,
+        variants_file,
         self_tests,
         traffic,
         inference,
@@ -359,25 +370,6 @@ def build(
         metrics.registry.register(GaugeCollector(partial(take_snapshot, parts)))
         closing.callback(LoopLagProbe(metrics.lag).close)
     return parts
-
-
-def _decode_threads(settings: Settings, specs: Sequence[VariantSpec]) -> int:
-    """Return how many threads decode, and log how the CPUs and the memory are divided."""
-    # The stub engines need no CPU, like an engine on a GPU.
-    on_cpu = not settings.stub_engine and (settings.device == "cpu" or not cuda_available())
-    threads = settings.decode_threads or decode_threads(cpus(), engine_on_cpu=on_cpu)
-    plan = cpu_plan(settings)
-    log.info(
-        "CPU budget: %s; decode threads: %d; an engine on the CPU: %d batches at once, threads"
-        " of each: %d",
-        cpu_budget(),
-        threads,
-        plan.instances,
-        plan.threads,
-    )
-    largest = max(math.prod(spec.transform.input_size) for spec in specs)
-    log.info("%s", describe(memory_bound(settings, plan.instances, largest)))
-    return threads
 
 
 def _metrics(settings: Settings) -> Metrics:

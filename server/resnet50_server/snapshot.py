@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from resnet50_server.inference.response_cache import CacheStats, ResponseCache
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import TrafficRouter
+from resnet50_server.rollout.variants_file_watcher import VariantsFileWatcher
 from resnet50_server.telemetry.snapshot import (
     CacheSnapshot,
     ServerSnapshot,
     SplitSnapshot,
+    VariantsFileSnapshot,
     VariantSnapshot,
 )
 
@@ -48,6 +50,7 @@ def take_snapshot(parts: Parts) -> ServerSnapshot:
         variants=_variants(parts.variants),
         splits=_splits(parts.traffic),
         cache=None if parts.cache is None else _cache(parts.cache, parts.variants),
+        variants_file=None if parts.variants_file is None else _variants_file(parts.variants_file),
     )
 
 
@@ -102,6 +105,17 @@ def _splits(traffic: TrafficRouter) -> list[SplitSnapshot]:
         )
         for active in traffic.splits
     ]
+
+
+def _variants_file(watcher: VariantsFileWatcher) -> VariantsFileSnapshot:
+    changes = watcher.changes
+    return VariantsFileSnapshot(
+        revision=watcher.revision,
+        applied=changes.applied,
+        refused=changes.refused,
+        problem=changes.problem,
+        differences=list(watcher.differences),
+    )
 
 
 def _cache(cache: ResponseCache, registry: VariantRegistry) -> CacheSnapshot:

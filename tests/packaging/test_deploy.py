@@ -16,7 +16,11 @@ from jsonschema import Draft202012Validator
 from resnet50_client._addresses import DEFAULT_PORT
 from resnet50_server.api.grpc_server import SERVICES
 from resnet50_server.api.memory_bound import memory_bound, total
+from resnet50_server.rollout.split import Split
+from resnet50_server.rollout.variants_file import parse_variants_file
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings
+from resnet50_server.variants.spec import parse_variant
+from tests.support.administering import describe
 from tests.support.deployments import (
     DEPLOY,
     KUBERNETES,
@@ -249,7 +253,11 @@ def test_each_probe_has_exactly_one_handler(names):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("names", [("tls",), ("admin",), ("tls", "admin")], ids="-".join)
+@pytest.mark.parametrize(
+    "names",
+    [("tls",), ("admin",), ("tls", "admin"), ("variants-file",), ("admin", "variants-file")],
+    ids="-".join,
+)
 def test_components_are_valid_for_kubernetes(names, version):
     for manifest in with_components(*names).values():
         kubernetes_validate.validate(manifest, version, strict=True)
@@ -272,6 +280,63 @@ def test_admin_component_enables_loads_and_splits(monkeypatch):
     told = settings_with(monkeypatch, "admin")
     assert told.tokens_file.parent == mount_of(objects, "tokens")
     assert told.variants_dir == mount_of(objects, "custom-variants")
+
+
+def test_variants_file_component_mounts_a_file_that_the_server_takes(monkeypatch):
+    folder = KUBERNETES / "components" / "variants-file"
+    (generator,) = yaml.safe_load((folder / "kustomization.yaml").read_text())["configMapGenerator"]
+    objects = with_components("variants-file")
+    told = settings_with(monkeypatch, "variants-file")
+    (volume,) = [
+        one
+        for one in objects["Deployment"]["spec"]["template"]["spec"]["volumes"]
+        if one["name"] == "variants-file"
+    ]
+    assert volume["configMap"]["name"] == generator["name"]
+    # Another name for each content would restart all pods.
+    assert generator["options"]["disableNameSuffixHash"] is True
+    assert told.variants_file == mount_of(objects, "variants-file") / generator["files"][0]
+    (mount,) = [one for one in server_of(objects)["volumeMounts"] if one["name"] == "variants-file"]
+    assert "subPath" not in mount  # the kubelet does not update those
+    file = folder / generator["files"][0]
+    declared = parse_variants_file(file, file.read_bytes())
+    assert [spec.name for spec in declared.specs] == ["IMAGENET1K_V2"]
+
+
+def test_examples_in_the_comments_of_the_variants_file_are_right(tmp_path):
+    text = (KUBERNETES / "components" / "variants-file" / "variants.toml").read_text()
+    text = re.sub(r"^# (?=\[\[|\w+ = )", "", text, flags=re.MULTILINE)
+    describe(tmp_path / "pets", parse_variant("IMAGENET1K_V2").categories)
+    text = text.replace("/custom-variants/pets-2", "pets")
+    declared = parse_variants_file(tmp_path / "variants.toml", text.encode())
+    assert [spec.name for spec in declared.specs] == ["IMAGENET1K_V2", "pets"]
+    assert declared.splits == (Split("IMAGENET1K_V2", "pets", 5.0, 10.0),)
+
+
+@pytest.mark.parametrize("name", ["weights-image", "weights-init"])
+def test_component_replaces_the_claim_and_its_job(name):
+    objects = with_components(name)
+    assert not {"Job", "PersistentVolumeClaim"} & set(objects)
+    for version in ("1.33", VERSIONS[1]) if name == "weights-image" else VERSIONS:
+        for manifest in objects.values():
+            kubernetes_validate.validate(manifest, version, strict=True)
+    pod = objects["Deployment"]["spec"]["template"]["spec"]
+    (volume,) = [one for one in pod["volumes"] if one["name"] == "weights"]
+    assert set(volume) == {"name", "image" if name == "weights-image" else "emptyDir"}
+    assert mount_of(objects, "weights") == Path(variables(server_of(objects))["TORCH_HOME"])
+
+
+def test_init_container_downloads_what_the_server_serves(monkeypatch):
+    objects = with_components("weights-init")
+    (fetch,) = objects["Deployment"]["spec"]["template"]["spec"]["initContainers"]
+    told = settings_with(monkeypatch, "weights-init")
+    assert fetch["args"] == ["variants", "download", *told.variants]
+    assert variables(fetch)["TORCH_HOME"] == variables(server_of(objects))["TORCH_HOME"]
+    assert fetch["securityContext"] == server_of(objects)["securityContext"]
+    writable = {one["mountPath"] for one in fetch["volumeMounts"] if not one.get("readOnly")}
+    assert {variables(fetch)["TORCH_HOME"], variables(fetch)["HOME"]} <= writable
+    (rule,) = objects["NetworkPolicy"]["spec"]["egress"]
+    assert {one["port"] for one in rule["ports"]} == {53, 443}
 
 
 def test_canary_overlay_has_both_variants_within_the_memory_limit(monkeypatch):

@@ -22,7 +22,7 @@ RANKS = [
     {"offline", "rollout"},
     {"api"},
     {"telemetry"},
-    {"server", "snapshot"},
+    {"server", "sizes", "snapshot"},
     {"cli"},
     {"__main__"},
 ]

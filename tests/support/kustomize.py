@@ -12,6 +12,8 @@ from .deployments import KUBERNETES, manifests
 # The key by which Kubernetes merges a list: the field of an element that is its identity.
 MERGE_KEYS = {"volumeMounts": "mountPath", "ports": "port"}
 DEFAULT_KEY = "name"
+# Lists that Kubernetes replaces as a whole.
+ATOMIC = {"egress", "ingress"}
 
 
 def base() -> dict[str, dict[str, Any]]:
@@ -47,8 +49,10 @@ def merged(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
             del new[name]
         elif isinstance(value, dict) and isinstance(old.get(name), dict):
             new[name] = merged(old[name], value)
+        elif name in ATOMIC:
+            new[name] = value
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            new[name] = merged_list(old[name], value, MERGE_KEYS.get(name, DEFAULT_KEY))
+            new[name] = merged_list(old.get(name, []), value, MERGE_KEYS.get(name, DEFAULT_KEY))
         else:
             new[name] = value
     return new

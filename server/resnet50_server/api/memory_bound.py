@@ -56,7 +56,10 @@ class Part(NamedTuple):
 
 
 def memory_bound(
-    settings: Settings, instances: int = 1, input_pixels: int = QUEUED_IMAGE_PIXELS
+    settings: Settings,
+    instances: int = 1,
+    input_pixels: int = QUEUED_IMAGE_PIXELS,
+    variants: int | None = None,
 ) -> list[Part]:
     """Return the parts of what the server takes at most, in the main memory.
 
@@ -64,14 +67,16 @@ def memory_bound(
         settings: How it serves.
         instances: Batches that an engine on the CPU computes at once.
         input_pixels: Pixels of the largest network input of the variants.
+        variants: Number of variants; None for those of `settings.variants`.
     """
     message = settings.max_message_bytes
     precision = "fp32" if settings.precision == "auto" else settings.precision
-    variant = estimate_memory(
+    variant_bytes = estimate_memory(
         PARAMETERS, precision, settings.engine, settings.instances or instances
     )
     engines = not settings.stub_engine
-    variants = settings.max_variants_bytes or variant * len(settings.variants)
+    count = len(settings.variants) if variants is None else variants
+    all_variants = settings.max_variants_bytes or variant_bytes * count
     receiving = message_slots(settings.max_receive_bytes, message) + SIDE_SERVICES * SIDE_RECEIVED
     streams = settings.max_streams
     decoded = settings.max_decode_pixels or settings.max_image_pixels
@@ -79,7 +84,7 @@ def memory_bound(
     unread = 2 * settings.max_requests + streams + settings.max_uploads + PROBE_STREAMS
     return [
         Part("the process", PROCESS_BYTES),
-        Part("variants", variants if engines else 0),
+        Part("variants", all_variants if engines else 0),
         Part(
             "images in flight",
             COPIES_IN_FLIGHT * max(settings.max_request_bytes, _largest_image(settings)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnet50_server.errors import WeightsError
+from resnet50_server.errors import UnusableSetting, WeightsError
 from resnet50_server.variants.checkpoints import sha256, verify_official, weights_directory
 from resnet50_server.variants.download import (
     fetch,
@@ -43,10 +43,10 @@ WeightsDirectory = Annotated[
 
 @contextlib.contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Print an error of weights, and exit with status 1."""
+    """Print an error of weights or of a file, and exit with status 1."""
     try:
         yield
-    except WeightsError as error:
+    except (WeightsError, UnusableSetting) as error:
         print(f"resnet50-server: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
 
@@ -108,6 +108,28 @@ def download(
                 fetch(spec, directory)
             verify_official(spec, path)
             console.print(f"{spec.name}: {path}", highlight=False)
+
+
+@variants.command("check-file")
+def check_file(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="File for serve --variants-file.")],
+) -> None:
+    """Check a variants file and the descriptions of its variants; weights are not read."""
+    from resnet50_server.rollout.variants_file import parse_variants_file, read_variants_file
+
+    with _errors_shown():
+        declared = parse_variants_file(path, read_variants_file(path))
+    console = _console()
+    console.print(f"revision {declared.revision}", highlight=False)
+    for spec in declared.specs:
+        default = " (default)" if spec.name == declared.default else ""
+        console.print(f"variant {spec.argument}{default}", highlight=False)
+    for split in declared.splits:
+        console.print(
+            f"split {split.variant} → {split.candidate}: canary {split.canary_percent:g}%, shadow"
+            f" {split.shadow_percent:g}%",
+            highlight=False,
+        )
 
 
 @variants.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -117,6 +117,30 @@ class VariantControl:
         """
         return await self._exclusive(self._unload(name))
 
+    async def apply(
+        self,
+        specs: Sequence[VariantSpec],
+        keep: Collection[str],
+        switch: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """Load several variants, serve all of them at once, and unload others; or change nothing.
+
+        Returns once the memory of the unloaded ones is free.
+
+        Args:
+            specs: To load; they replace those of their names.
+            keep: Names of all variants that are to be loaded afterwards. With `evict_variants`,
+                others may be evicted for them.
+            switch: Called once all are loaded, with a function that lets them serve; makes others
+                the default and changes the traffic splits, so that no variant that is not kept is
+                in use. If it raises before it calls that function, nothing has changed.
+
+        Raises:
+            NotNow: A variant cannot be loaded; says why, and which ones were evicted for it.
+            Exception: The error of `switch`.
+        """
+        await self._exclusive(self._apply(specs, keep, switch))
+
     def set_default(self, name: str) -> tuple[LoadedVariant, str]:
         """Make a variant the default; return it and the name of the previous default.
 
@@ -203,6 +227,56 @@ class VariantControl:
             self.applied[spec.name] = fingerprint
         return loaded
 
+    async def _apply(
+        self,
+        specs: Sequence[VariantSpec],
+        keep: Collection[str],
+        switch: Callable[[Callable[[], None]], None],
+    ) -> None:
+        staged: list[LoadedVariant] = []
+        begun: list[str] = []
+        evicted: list[str] = []
+        try:
+            for spec in specs:
+                progress = self._variants.begin_load(spec, replace=True)
+                begun.append(spec.name)
+                reserve = partial(self._reserve, spec, progress, evicted, keep=keep)
+                staged.append(await self._load_variant(spec, progress, reserve))
+                self._variants.stage(staged[-1])
+            switch(partial(self._serve, staged))
+        except Exception as error:
+            text = error_text(error)
+            if evicted:
+                text += f"; evicted for it, and not loaded again: {', '.join(evicted)}"
+            name = begun[-1] if begun else ""
+            self._roll_back(begun, text)
+            clear_tracebacks(error)  # its frames refer to weights
+            raise client_error(name, text, error) from error
+        except BaseException:
+            for name in begun:
+                self._variants.rollback(name, "the load was cancelled")
+            raise
+        others = [spec for spec in self._variants.specs if spec.name not in keep]
+        unloads = []
+        for spec in others:
+            if (variant := self._variants.loaded_variant(spec)) is not None:
+                self._variants.unpublish(variant)
+                unloads.append(self._start_unload(variant, self._drain_timeout_s))
+        await asyncio.gather(*unloads)
+
+    def _serve(self, staged: Sequence[LoadedVariant]) -> None:
+        for variant in staged:
+            if (replaced := self._variants.commit(variant)) is not None:
+                self._start_unload(replaced, REPLACED_DRAIN_S)
+
+    def _roll_back(self, begun: Sequence[str], text: str) -> None:
+        """End loads of which one has failed, and free those that are loaded already."""
+        for name in begun:
+            failed = name == begun[-1]
+            reason = text if failed else f"{begun[-1]} could not be loaded together with it"
+            if (staged := self._variants.rollback(name, reason)) is not None:
+                self._start_unload(staged, self._drain_timeout_s)
+
     async def _activate(
         self, spec: VariantSpec, progress: LoadProgress, evicted: list[str] | None = None
     ) -> Loaded:
@@ -223,19 +297,23 @@ class VariantControl:
         progress: LoadProgress,
         evicted: list[str] | None,
         needed_bytes: int,
+        *,
+        keep: Collection[str] = (),
     ) -> None:
         """Wait until there is memory for a variant, evicting others if that is allowed.
 
         Raises:
             NotNow: There is too little. Nothing was evicted, unless its memory cannot be freed.
         """
-        startup = evicted is None
+        choose = partial(
+            self._budget.evictions, spec, needed_bytes, startup=evicted is None, keep=keep
+        )
         # Rejected at once if even evictions and draining variants would not free enough.
-        self._budget.evictions(spec, needed_bytes, startup=startup)
+        choose()
         while self._unloads and not self._budget.fits(needed_bytes):
             progress.stage = "evicting"
             await asyncio.wait(self._unloads, return_when=asyncio.FIRST_COMPLETED)
-        chosen = self._budget.evictions(spec, needed_bytes, startup=startup)
+        chosen = choose()
         if evicted is None or not chosen:
             return
         progress.stage = "evicting"

@@ -145,6 +145,11 @@ def prepare_variant(spec: VariantSpec, settings: Settings) -> PreparedVariant:
 
     device, precision = choose_device(spec, settings)
     weights = read_weights(spec, weights_directory(settings.weights_dir), settings.download)
+    if not weights.digest.startswith(spec.digest):
+        raise WeightsError(
+            f"{spec.name}: the SHA-256 of its weights begins with {weights.digest[:12]}, and"
+            f" {spec.digest} was asked for; put the right weights there, or change the digest"
+        )
     set_threads(cpu_plan(settings).threads)
     reference = ReferenceOutput.compute(spec, weights)
     parameters = parameter_count(spec, weights)

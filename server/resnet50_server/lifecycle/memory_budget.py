@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from resnet50_server.errors import NotNow
 from resnet50_server.variants.spec import VariantSpec
@@ -42,7 +42,12 @@ class MemoryBudget:
         return not self._max_bytes or used + needed_bytes <= self._max_bytes
 
     def evictions(
-        self, spec: VariantSpec, needed_bytes: int, *, startup: bool
+        self,
+        spec: VariantSpec,
+        needed_bytes: int,
+        *,
+        startup: bool,
+        keep: Collection[str] = (),
     ) -> list[LoadedVariant]:
         """Choose the variants to evict, assuming that all draining ones will be freed.
 
@@ -53,6 +58,7 @@ class MemoryBudget:
             spec: The variant to load.
             needed_bytes: The memory that it needs.
             startup: Whether the settings name it; such a variant evicts none.
+            keep: Names of variants that are not evicted.
 
         Raises:
             NotNow: There is too little memory, even with evictions.
@@ -63,7 +69,7 @@ class MemoryBudget:
         missing = sum(one.built.memory_bytes for one in kept) + needed_bytes - self._max_bytes
         chosen: list[LoadedVariant] = []
         if self._evict and not startup:
-            for one in sorted(self._evictable(spec), key=lambda one: one.last_used):
+            for one in sorted(self._evictable({spec.name, *keep}), key=lambda one: one.last_used):
                 if missing <= 0:
                     break
                 chosen.append(one)
@@ -86,8 +92,8 @@ class MemoryBudget:
             f" allowed; {advice}"
         )
 
-    def _evictable(self, spec: VariantSpec) -> list[LoadedVariant]:
-        needed = (self._variants.default.name, spec.name)
+    def _evictable(self, keep: Collection[str]) -> list[LoadedVariant]:
+        needed = {self._variants.default.name, *keep}
         return [
             one
             for one in self._variants.loaded

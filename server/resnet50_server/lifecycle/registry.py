@@ -24,11 +24,13 @@ class _Entry:
         spec: Of the loaded variant; while there is none, of the one that is loading.
         loaded: Serves requests; None before the first load.
         progress: Of a load in progress; None if there is none.
+        staged: Is loaded, and does not serve yet; None if there is none.
     """
 
     spec: VariantSpec
     loaded: LoadedVariant | None = None
     progress: LoadProgress | None = None
+    staged: LoadedVariant | None = None
 
 
 class VariantRegistry:
@@ -81,9 +83,9 @@ class VariantRegistry:
 
     @property
     def loaded(self) -> list[LoadedVariant]:
-        """All variants that use memory: those that serve and those that drain."""
-        serving = [entry.loaded for entry in self._entries.values() if entry.loaded is not None]
-        return [*serving, *self.draining]
+        """All variants that use memory: those that serve, are staged or drain."""
+        found = [one for entry in self._entries.values() for one in (entry.loaded, entry.staged)]
+        return [*(one for one in found if one is not None), *self.draining]
 
     def on_loaded(self, listener: Callable[[str], object]) -> None:
         """Call a function with the name of each variant just before it starts to serve."""
@@ -128,6 +130,10 @@ class VariantRegistry:
         entry.progress = LoadProgress()
         return entry.progress
 
+    def stage(self, variant: LoadedVariant) -> None:
+        """Keep a loaded variant that does not serve yet; `commit` or `rollback` must follow."""
+        self._entries[variant.spec.name].staged = variant
+
     def commit(self, variant: LoadedVariant) -> LoadedVariant | None:
         """Start to serve a variant: lookup returns it from now on.
 
@@ -140,6 +146,7 @@ class VariantRegistry:
         entry = self._entries[name]
         replaced = entry.loaded
         entry.spec, entry.loaded, entry.progress = variant.spec, variant, None
+        entry.staged = None
         variant.queue.health.on_change(partial(self._on_health, variant))
         self.failures.pop(name, None)
         if replaced is not None:
@@ -147,13 +154,22 @@ class VariantRegistry:
             self._retire(replaced)
         return replaced
 
-    def rollback(self, name: str, reason: str) -> None:
-        """End a load that failed; a variant already loaded under the name continues to serve."""
+    def rollback(self, name: str, reason: str) -> LoadedVariant | None:
+        """End a load that failed; a variant already loaded under the name continues to serve.
+
+        Returns:
+            The staged variant, which is now in `draining`; None if there was none.
+        """
         self.record_failure(name, reason)
         entry = self._entries[name]
         entry.progress = None
+        staged, entry.staged = entry.staged, None
         if entry.loaded is None:
             self._unregister(name)
+        if staged is not None:
+            staged.retired = True
+            self.draining.append(staged)
+        return staged
 
     def record_failure(self, name: str, reason: str) -> None:
         """Record why the last load under a name failed."""

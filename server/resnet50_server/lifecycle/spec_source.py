@@ -34,6 +34,10 @@ class SpecSource:
         self._disk = Disk(str(directory), timeout_s)
         self._startup = {spec.name: spec.argument for spec in startup}
 
+    def declare(self, specs: list[VariantSpec]) -> None:
+        """Replace the variants of the settings."""
+        self._startup = {spec.name: spec.argument for spec in specs}
+
     async def argument(self, name: str) -> str:
         """Return what `parse_variant` takes for a name.
 

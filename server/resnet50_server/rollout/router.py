@@ -18,7 +18,7 @@ from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.variants.spec import VariantSpec
 
 from .shadow import Compute, ShadowRequest, ShadowWorker, output_of
-from .split import SideStats, Split, SplitStats
+from .split import SideStats, Split, SplitStats, category_difference, obstacle
 
 log = logging.getLogger(__name__)
 
@@ -139,17 +139,9 @@ class TrafficRouter(ServerEvents):
         candidate = self._loaded("split.candidate", split.candidate)
         if (problem := candidate.queue.health.problem) is not None:
             raise NotNow(f"split.candidate: {split.candidate} is out of service: {problem}")
-        for field, one in (("split.variant", variant), ("split.candidate", candidate)):
-            if not one.spec.categories:
-                raise NotNow(
-                    f"{field}: {one.spec.name} has no classification head, and a split compares"
-                    " categories: choose variants that have one"
-                )
-        if split.canary_percent and (difference := _difference(variant, candidate)):
-            raise NotNow(
-                f"split.canary_percent: {difference}; its answers would mean something else to"
-                " callers who asked for the variant: compare such weights with shadow_percent only"
-            )
+        if (found := obstacle(split, variant.spec, candidate.spec)) is not None:
+            field, reason = found
+            raise NotNow(f"split.{field}: {reason}")
         if active is not None:
             self.delete(split.variant)
         active = self._splits[split.variant] = ActiveSplit(
@@ -315,7 +307,7 @@ class TrafficRouter(ServerEvents):
             variant, candidate = active.variant, active.candidate
             if variant is None or candidate is None or successor not in (variant, candidate):
                 continue
-            difference = _difference(variant, candidate)
+            difference = category_difference(variant.spec, candidate.spec)
             # Without categories there is nothing to compare either.
             if difference and (active.split.canary_percent or not successor.spec.categories):
                 self._end(active, difference)
@@ -341,15 +333,3 @@ class TrafficRouter(ServerEvents):
 def _count(share: SideStats, result: Result, image: ImageEvent) -> None:
     share.answered += 1
     share.total_s.add(image.total_s)
-
-
-def _difference(variant: LoadedVariant, candidate: LoadedVariant) -> str | None:
-    """Say how the categories of two variants differ; None if they are the same, in one order."""
-    ours, theirs = variant.spec.categories, candidate.spec.categories
-    names = f"{candidate.spec.name} has other categories than {variant.spec.name}"
-    if len(ours) != len(theirs):
-        return f"{names}: {len(theirs)} instead of {len(ours)}"
-    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-        if one != other:
-            return f"{names}: number {index} is {other[:64]!r} instead of {one[:64]!r}"
-    return None

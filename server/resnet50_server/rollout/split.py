@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.errors import InvalidRequest
+from resnet50_server.variants.spec import VariantSpec
 
 # Medians and the like are of so many, the latest.
 WINDOW = 1000
@@ -74,6 +75,36 @@ class Split:
         drawn = hashlib.sha256("\n".join((self.variant, self.candidate, key)).encode()).digest()
         place = int.from_bytes(drawn[:8], "big") * STEPS >> 64
         return place < round(self.canary_percent * STEPS / 100)
+
+
+def obstacle(split: Split, variant: VariantSpec, candidate: VariantSpec) -> tuple[str, str] | None:
+    """Return why two variants cannot have a split: the field, and the reason; None if they can."""
+    for field_name, one in (("variant", variant), ("candidate", candidate)):
+        if not one.categories:
+            return (
+                field_name,
+                f"{one.name} has no classification head, and a split compares categories: choose"
+                " variants that have one",
+            )
+    if split.canary_percent and (difference := category_difference(variant, candidate)):
+        return (
+            "canary_percent",
+            f"{difference}; its answers would mean something else to callers who asked for the"
+            " variant: compare such weights with shadow_percent only",
+        )
+    return None
+
+
+def category_difference(variant: VariantSpec, candidate: VariantSpec) -> str | None:
+    """Say how the categories of two variants differ; None if they are the same, in one order."""
+    ours, theirs = variant.categories, candidate.categories
+    names = f"{candidate.name} has other categories than {variant.name}"
+    if len(ours) != len(theirs):
+        return f"{names}: {len(theirs)} instead of {len(ours)}"
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if one != other:
+            return f"{names}: number {index} is {other[:64]!r} instead of {one[:64]!r}"
+    return None
 
 
 class RecentValues:

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from pathlib import Path
 
-_Read: TypeAlias = Callable[[Path], tuple[float | None, Path]]
+from .cgroups import lines, smallest
 
 
 @dataclass(frozen=True)
@@ -93,16 +90,8 @@ def read_cpu_budget(affinity: int, root: Path = Path("/")) -> CpuBudget:
         affinity: Processors that the process may run on.
         root: Directory with `proc/self/cgroup`, `proc/self/mountinfo` and their mount points.
     """
-    quotas = [
-        (quota, file)
-        for folder, read in _cgroups(root)
-        for quota, file in [read(folder)]
-        if quota is not None
-    ]
-    if not quotas:
-        return CpuBudget(affinity)
-    quota, file = min(quotas)
-    return CpuBudget(affinity, quota, Path("/") / file.relative_to(root))
+    found = smallest(root, "cpu", _v2, _v1)
+    return CpuBudget(affinity) if found is None else CpuBudget(affinity, *found)
 
 
 def _affinity() -> int:
@@ -111,54 +100,16 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _cgroups(root: Path) -> Iterator[tuple[Path, _Read]]:
-    """Yield the directories of this process's cgroup and its ancestors, each with its reader."""
-    paths = _cgroup_paths(root)
-    for line in _lines(root / "proc/self/mountinfo"):
-        # 31 23 0:28 / /sys/fs/cgroup rw,relatime shared:1 - cgroup2 cgroup2 rw
-        before, _, after = line.partition(" - ")
-        mount, kind = before.split(), after.split()
-        if len(mount) < 5 or len(kind) < 3:
-            continue
-        if kind[0] == "cgroup2":
-            path, read = paths.get(""), _v2
-        elif kind[0] == "cgroup" and "cpu" in kind[2].split(","):
-            path, read = paths.get("cpu"), _v1
-        else:
-            continue
-        shown, point = PurePosixPath(_unescaped(mount[3])), _unescaped(mount[4])
-        top = root / point.lstrip("/")
-        below = PurePosixPath()
-        # A path outside the mount belongs to a namespace that is invisible here; then the top of
-        # the mount is the nearest directory that can be read.
-        if path is not None and ".." not in path.parts and path.is_relative_to(shown):
-            below = path.relative_to(shown)
-        for folder in (below, *below.parents) if below.parts else (below,):
-            yield top / folder, read
-
-
-def _cgroup_paths(root: Path) -> dict[str, PurePosixPath]:
-    """Return the paths of this process's cgroups by their v1 controller; v2 has the key ""."""
-    paths = {}
-    for line in _lines(root / "proc/self/cgroup"):
-        # 0::/kubepods/pod1, or 4:cpu,cpuacct:/docker/1
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        for controller in controllers.split(","):
-            paths[controller] = PurePosixPath(path)
-    return paths
-
-
 def _v2(folder: Path) -> tuple[float | None, Path]:
     """Return the quota of `cpu.max`, e.g. "max 100000" or "150000 100000", and the file."""
     file = folder / "cpu.max"
-    return _ratio(" ".join(_lines(file)).split()), file
+    return _ratio(" ".join(lines(file)).split()), file
 
 
 def _v1(folder: Path) -> tuple[float | None, Path]:
     """Return the quota of `cpu.cfs_quota_us`, -1 for none, over its period, and the file."""
     file = folder / "cpu.cfs_quota_us"
-    return _ratio([*_lines(file), *_lines(folder / "cpu.cfs_period_us")]), file
+    return _ratio([*lines(file), *lines(folder / "cpu.cfs_period_us")]), file
 
 
 def _ratio(numbers: list[str]) -> float | None:
@@ -167,15 +118,3 @@ def _ratio(numbers: list[str]) -> float | None:
         return None
     quota, period = map(int, numbers)
     return quota / period if quota and period else None
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text().splitlines()
-    except (OSError, ValueError):  # not Linux, or not readable
-        return []
-
-
-def _unescaped(path: str) -> str:
-    """Return a path of mountinfo, which writes special characters as octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)

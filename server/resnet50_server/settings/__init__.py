@@ -137,10 +137,13 @@ class Settings(
 
     @model_validator(mode="after")
     def _coherent(self) -> Settings:
-        if not self.variants:
+        if self.variants_file is not None:
+            self._require_one_source()
+        elif not self.variants:
             raise ValueError(
                 "variants: name at least one, such as --variants IMAGENET1K_V2,"
-                " --variants mine=DIRECTORY or --variants untrained=random:0"
+                " --variants mine=DIRECTORY or --variants untrained=random:0, or declare them in"
+                " --variants-file"
             )
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
@@ -181,6 +184,20 @@ class Settings(
                 f" ({self.max_message_bytes}); set at least that"
             )
         return self
+
+    def _require_one_source(self) -> None:
+        """Refuse settings that would change the variants beside `variants_file`."""
+        for name, key in (("variants", "[[variant]]"), ("default_variant", "default")):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}: is declared by variants_file; remove {name}"
+                    f" ({ENV_PREFIX}{name.upper()}), and set {key} in the file"
+                )
+        if self.watch_variants_s:
+            raise ValueError(
+                "watch_variants_s: variants_file declares the variants and is watched; remove one"
+                " of them"
+            )
 
     @classmethod
     def settings_customise_sources(

@@ -156,12 +156,20 @@ class Variants(Group):
         NoDecode,
         Field(
             description="Variant to serve: a name from torchvision, NAME=DIRECTORY or"
-            " NAME=random:SEED. Repeat for several. Required.",
+            " NAME=random:SEED. Repeat for several. This or --variants-file is required.",
         ),
     ] = []
     default_variant: Annotated[
         str | None,
         Field(description="Variant of requests that name none. Default: the first of --variants."),
+    ] = None
+    variants_file: Annotated[
+        Path | None,
+        Field(
+            description="TOML file that declares variants, default and traffic splits, instead of"
+            " --variants and --default-variant. Its changes are applied while serving:"
+            " docs/reference/variants-file.md."
+        ),
     ] = None
     variants_dir: Annotated[
         Path | None,

@@ -13,7 +13,13 @@ from prometheus_client.registry import Collector
 from resnet50_server.runtime.loop import LoopTimeout, call_on_loop
 
 from .logs import lines_dropped
-from .snapshot import CacheSnapshot, ServerSnapshot, SplitSnapshot, VariantSnapshot
+from .snapshot import (
+    CacheSnapshot,
+    ServerSnapshot,
+    SplitSnapshot,
+    VariantsFileSnapshot,
+    VariantSnapshot,
+)
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +116,7 @@ class GaugeCollector(Collector):
             *_of_variants(state.variants),
             *_of_splits(state.splits),
             *(() if state.cache is None else _of_cache(state.cache)),
+            *(() if state.variants_file is None else _of_variants_file(state.variants_file)),
         )
 
 
@@ -219,6 +226,35 @@ def _of_cache(cache: CacheSnapshot) -> Iterator[Metric]:
         "resnet50_cache_bytes",
         "Memory of the response cache (response_cache_bytes).",
         value=cache.bytes,
+    )
+
+
+def _of_variants_file(file: VariantsFileSnapshot) -> Iterator[Metric]:
+    yield _filled(
+        GaugeMetricFamily(
+            "resnet50_variants_file_info",
+            "1 for the active revision of the variants file: the SHA-256 of that content.",
+            labels=["revision"],
+        ),
+        [([file.revision], 1.0)],
+    )
+    yield _filled(
+        CounterMetricFamily(
+            "resnet50_variants_file_changes",
+            "Changes of the variants file by outcome: applied or refused.",
+            labels=["outcome"],
+        ),
+        (([key], count) for key, count in (("applied", file.applied), ("refused", file.refused))),
+    )
+    yield GaugeMetricFamily(
+        "resnet50_variants_file_refused",
+        "1 while the content of the variants file is refused and an earlier one is active, else 0.",
+        value=float(bool(file.problem)),
+    )
+    yield GaugeMetricFamily(
+        "resnet50_variants_file_differences",
+        "Differences between the server and the active revision, as by administrators' changes.",
+        value=len(file.differences),
     )
 
 

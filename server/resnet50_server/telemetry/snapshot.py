@@ -66,6 +66,25 @@ class SplitSnapshot:
 
 
 @dataclass(frozen=True)
+class VariantsFileSnapshot:
+    """The variants file.
+
+    Attributes:
+        revision: The active revision: the SHA-256 of that content, 64 hex digits.
+        applied: Changes that were applied, without the first content.
+        refused: Changes that were refused.
+        problem: Why its content of now is not applied; empty if it is.
+        differences: Differences between the server and the active revision.
+    """
+
+    revision: str
+    applied: int
+    refused: int
+    problem: str
+    differences: Sequence[str]
+
+
+@dataclass(frozen=True)
 class CacheSnapshot:
     """The response cache.
 
@@ -104,6 +123,7 @@ class ServerSnapshot:
         variants: The loaded ones.
         splits: All traffic splits.
         cache: The response cache; None if it is off.
+        variants_file: The variants file; None without one.
     """
 
     ready: bool
@@ -123,3 +143,4 @@ class ServerSnapshot:
     variants: Sequence[VariantSnapshot]
     splits: Sequence[SplitSnapshot]
     cache: CacheSnapshot | None
+    variants_file: VariantsFileSnapshot | None = None

@@ -63,6 +63,7 @@ class VariantSpec:
         seed: The seed of a random variant; None for others.
         aliases: Other names in requests.
         published: Published accuracy; None if unknown.
+        digest: Beginning of the SHA-256 that its weights must have; empty for any.
     """
 
     name: str
@@ -76,6 +77,7 @@ class VariantSpec:
     published: PublishedAccuracy | None = None
     activation: Activation = "softmax"
     thresholds: tuple[float, ...] = field(default=(), repr=False)
+    digest: str = ""
 
     @property
     def argument(self) -> str:
