@@ -12,8 +12,8 @@ class VariantServiceStub(object):
     DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
     unless the server was started with a directory to load from (variants_dir). One variant is loaded
     or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
-    completed even if the client cancels. Changes are not persistent: a restarted server loads the
-    variants of its settings and has no traffic splits.
+    completed even if the client cancels. Changes are not persistent: a restarted server has the
+    variants of its settings, and the traffic splits of its variants file (variants_file) only.
     """
 
     def __init__(self, channel):
@@ -71,8 +71,8 @@ class VariantServiceServicer(object):
     DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
     unless the server was started with a directory to load from (variants_dir). One variant is loaded
     or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
-    completed even if the client cancels. Changes are not persistent: a restarted server loads the
-    variants of its settings and has no traffic splits.
+    completed even if the client cancels. Changes are not persistent: a restarted server has the
+    variants of its settings, and the traffic splits of its variants file (variants_file) only.
     """
 
     def ListVariants(self, request, context):
@@ -205,8 +205,8 @@ class VariantService(object):
     DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
     unless the server was started with a directory to load from (variants_dir). One variant is loaded
     or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
-    completed even if the client cancels. Changes are not persistent: a restarted server loads the
-    variants of its settings and has no traffic splits.
+    completed even if the client cancels. Changes are not persistent: a restarted server has the
+    variants of its settings, and the traffic splits of its variants file (variants_file) only.
     """
 
     @staticmethod

@@ -24,8 +24,8 @@ class VariantServiceStub:
     DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
     unless the server was started with a directory to load from (variants_dir). One variant is loaded
     or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
-    completed even if the client cancels. Changes are not persistent: a restarted server loads the
-    variants of its settings and has no traffic splits.
+    completed even if the client cancels. Changes are not persistent: a restarted server has the
+    variants of its settings, and the traffic splits of its variants file (variants_file) only.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -107,8 +107,8 @@ class VariantServiceAsyncStub:
     DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
     unless the server was started with a directory to load from (variants_dir). One variant is loaded
     or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
-    completed even if the client cancels. Changes are not persistent: a restarted server loads the
-    variants of its settings and has no traffic splits.
+    completed even if the client cancels. Changes are not persistent: a restarted server has the
+    variants of its settings, and the traffic splits of its variants file (variants_file) only.
     """
 
     ListVariants: grpc.aio.UnaryUnaryMultiCallable[
@@ -189,8 +189,8 @@ class VariantServiceServicer(metaclass=abc.ABCMeta):
     DeleteTrafficSplit) need a token with the scope "admin" (PERMISSION_DENIED) and are UNIMPLEMENTED
     unless the server was started with a directory to load from (variants_dir). One variant is loaded
     or unloaded at a time; a concurrent change is FAILED_PRECONDITION. A change that has started is
-    completed even if the client cancels. Changes are not persistent: a restarted server loads the
-    variants of its settings and has no traffic splits.
+    completed even if the client cancels. Changes are not persistent: a restarted server has the
+    variants of its settings, and the traffic splits of its variants file (variants_file) only.
     """
 
     @abc.abstractmethod
