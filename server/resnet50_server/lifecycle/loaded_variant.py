@@ -75,6 +75,7 @@ class LoadedVariant:
             could not be closed.
         replaced_by: The variant loaded under its name after it; None if there is none.
         last_used: Time of the last request or frame, on the clock of `time.monotonic`.
+        streams: End its open streams; see `add_stream`.
     """
 
     spec: VariantSpec
@@ -89,7 +90,7 @@ class LoadedVariant:
     leaked: bool = False
     replaced_by: LoadedVariant | None = None
     last_used: float = field(default_factory=time.monotonic)
-    _streams: set[Callable[[ServingError], None]] = field(default_factory=set)
+    streams: set[Callable[[ServingError], None]] = field(default_factory=set)
     _in_use: _InUse = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,15 +125,15 @@ class LoadedVariant:
         Args:
             stop: Ends the stream after its frames in flight, with the given error.
         """
-        self._streams.add(stop)
+        self.streams.add(stop)
 
     def remove_stream(self, stop: Callable[[ServingError], None]) -> None:
         """Unregister a stream that has ended or has switched to another variant."""
-        self._streams.discard(stop)
+        self.streams.discard(stop)
 
     def stop_streams(self, reason: ServingError) -> None:
         """End all open streams after their frames in flight."""
-        for stop in self._streams:
+        for stop in self.streams:
             stop(reason)
 
     def require_health(self) -> None:

@@ -405,6 +405,20 @@ async def test_cancelled_stream_frees_what_it_had_queued(monkeypatch):
             assert gate.entered.qsize() == 1  # frame 1 never came to the engine
 
 
+async def test_stream_that_has_ended_is_registered_no_longer():
+    async with serving() as server, connected(server) as channel:
+        (variant,) = server.parts.variants.loaded
+        await converse(channel, config(), frame(0))
+        with pytest.raises(grpc.RpcError, match="frame_id"):
+            await converse(channel, config(), frame(1), frame(1))
+        cancelled = open_stream(channel)
+        await cancelled.write(config())
+        await until(lambda: variant.streams)
+        cancelled.cancel()
+        await until(lambda: not server.snapshot().streams)
+        assert variant.streams == set()
+
+
 async def test_drain_answers_queued_frames_and_names_the_last(monkeypatch):
     async with serving(max_batch_size=1) as server:
         gate = Gate(server, monkeypatch)

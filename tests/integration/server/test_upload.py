@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
+import io
 import os
 import struct
 import zlib
@@ -204,6 +207,24 @@ async def test_hopeless_upload_ends_after_its_first_chunk(start, text):
             await call
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert text in refused.value.details()
+
+
+async def test_header_behind_long_metadata_is_checked_as_it_arrives():
+    async with serving() as server, connected(server) as channel:
+        small = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(small, "JPEG")
+        start, sizes = small.getvalue()[:2], small.getvalue()[2:]
+        at = sizes.index(b"\xff\xc0") + 5  # of the height, in the frame header
+        huge = sizes[:at] + struct.pack(">HH", 60_000, 60_000) + sizes[at + 4 :]
+        comment = b"\xff\xfe" + struct.pack(">H", 60_002) + bytes(60_000)
+        call = inference_pb2_grpc.InferenceServiceStub(channel).ClassifyUpload()
+        await call.write(options())
+        for part in chunks(start + 3 * comment + huge):
+            await call.write(part)
+        with contextlib.suppress(asyncio.InvalidStateError):
+            await call.write(Request(chunk=bytes(300_000)))  # and no end
+        with pytest.raises(grpc.RpcError, match="max_jpeg_pixels"):
+            await keep_status(call)
 
 
 async def test_byte_limit_holds_while_the_image_arrives():

@@ -386,11 +386,12 @@ async def test_released_bytes_of_a_caller_admit_its_bulk_frames():
 async def test_bulk_frames_wait_behind_interactive_but_not_forever():
     frames = Frames(Admission(Limits(requests=1)))
     await frames.ask("a0")
-    await frames.ask("b0", bulk=True)
+    await frames.ask("b0", "b1", bulk=True)
     await frames.ask(*(f"a{number}" for number in range(1, 41)))
-    while len(frames.admitted) < 41:
+    while len(frames.admitted) < 42:
         await frames.answer(frames.admitted[-1])
     assert frames.admitted.index("b0") == BULK_EVERY
+    assert frames.admitted.index("b1") == 2 * BULK_EVERY
 
 
 async def test_frames_admitted_before_bulk_waits_give_it_no_turn():

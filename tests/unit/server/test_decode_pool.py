@@ -250,6 +250,24 @@ def test_stuck_thread_of_a_cancelled_call_is_counted():
     virtual_time.run(call())
 
 
+def test_call_cancelled_as_a_thread_becomes_free_does_not_run():
+    async def call() -> None:
+        pool, ran = DecodePool(1, LIMIT_S), []
+
+        def decode() -> float:
+            ran.append(now())
+            return 1.0
+
+        running, cancelled = pool.submit(lambda: 5.0), pool.submit(decode)
+        # In the same iteration of the loop, before the callbacks of the future.
+        asyncio.get_running_loop().call_at(5.0 - 1e-10, cancelled.cancel)
+        assert await running == 5.0
+        await asyncio.sleep(2.0)
+        assert (ran, pool.waiting, pool.busy, pool.cancelled) == ([], 0, 0, 1)
+
+    virtual_time.run(call())
+
+
 def test_cancelled_call_leaves_the_queue_at_once():
     async def call() -> None:
         pool = DecodePool(1, LIMIT_S)

@@ -72,10 +72,39 @@ async def test_latest_answers_more_frames_than_may_be_unsent():
     assert sorted(replies) == list(range(count))
 
 
+async def test_latest_stops_reading_while_its_caller_takes_nothing():
+    read = 0
+
+    async def frames() -> AsyncIterator[int]:
+        nonlocal read
+        while True:  # a sender who never stops
+            yield read
+            read += 1
+            await asyncio.sleep(0)
+
+    async def start(frame: int) -> asyncio.Future[int]:
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer.set_result(frame)
+        return answer
+
+    async def write(reply: int) -> None:
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(latest(frames(), start, lambda old, new: old, write, 2))
+    before = -1
+    while read != before and read < 100 * MAX_UNSENT:
+        before = read
+        for _ in range(100):
+            await asyncio.sleep(0)
+    assert MAX_UNSENT <= read <= 2 * MAX_UNSENT
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_latest_stream_ends_after_a_failed_computation():
     fails: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     succeeds: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    pending = [fails, succeeds]
+    pending, starts = [fails, succeeds], 0
     taken = 0
     tasks_before = asyncio.all_tasks()
 
@@ -87,6 +116,8 @@ async def test_latest_stream_ends_after_a_failed_computation():
             await asyncio.sleep(0)
 
     async def start(frame: int) -> asyncio.Future[str]:
+        nonlocal starts
+        starts += 1
         return pending.pop(0)
 
     replies: list[str] = []
@@ -106,7 +137,7 @@ async def test_latest_stream_ends_after_a_failed_computation():
     with pytest.raises(ShuttingDown):
         await reading
     assert replies[-1] == "answered"
-    assert taken == read_by_then
+    assert (taken, starts) == (read_by_then, 2)
     assert asyncio.all_tasks() == tasks_before
 
 

@@ -13,6 +13,7 @@ import pytest
 from resnet50_server.batching.retry import (
     MAX_CONSECUTIVE_FAILURES,
     OOM_LIMIT_S,
+    AdaptiveBatchLimit,
 )
 from resnet50_server.errors import (
     DeadlineUnreachable,
@@ -71,6 +72,13 @@ async def test_batch_size_limit_ends_after_a_while():
     await asyncio.sleep(7.0)
     await bench.outcomes(range(32))
     assert len(bench.engine.batches[-1]) == 32
+
+
+def test_larger_batch_without_memory_does_not_raise_the_limit():
+    limit = AdaptiveBatchLimit(32)
+    assert limit.on_out_of_memory(16, 0.0)
+    assert not limit.on_out_of_memory(32, 1.0)  # was on the engine already
+    assert limit.current(2.0) == 8
 
 
 @in_virtual_time

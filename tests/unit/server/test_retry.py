@@ -217,6 +217,20 @@ async def test_unloading_waits_for_retries():
 
 
 @in_virtual_time
+async def test_unloading_waits_for_a_retry_behind_another_variant():
+    bench, engine = Bench(size=4, workers=2), FaultyEngine()
+    bench.engine.memory, engine.failures = 2, 1
+    queue = bench.scheduler.add("w", engine)
+    for number in range(4):
+        bench.submit(number)
+    call = bench.scheduler.submit(queue, image(7), top_k=1, with_embedding=False, context=context())
+    await asyncio.sleep(1.5)  # both workers compute halves of the other batch
+    assert await bench.scheduler.remove(queue, ShuttingDown("w goes"), 60.0)
+    assert call.done()
+    assert call.result().indices.tolist() == [7]
+
+
+@in_virtual_time
 async def test_closing_fails_requests_that_would_be_retried():
     bench = Bench(size=4)
     bench.engine.failures = 1

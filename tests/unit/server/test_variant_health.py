@@ -40,11 +40,12 @@ def test_variant_is_unhealthy_once_most_outputs_are_nan():
     assert health.seen == [health.problem]
 
 
-def test_few_overflowing_images_leave_the_variant_healthy():
+@pytest.mark.parametrize("non_finite", [15, 16])
+def test_few_overflowing_images_leave_the_variant_healthy(non_finite):
     health = Health()
     for second in range(100):
         health.now = float(second)
-        health.record(32, 15)
+        health.record(32, non_finite)
         assert health.problem is None
 
 
