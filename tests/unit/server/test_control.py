@@ -343,3 +343,12 @@ async def test_name_is_removed_with_its_last_variant_in_memory(folder):
     old.release()
     await until(lambda: not server.variants.draining)
     assert removed == ["x"]
+
+
+async def test_name_stays_while_the_replacement_of_its_variant_serves(folder):
+    server, removed = await served(folder, "a=random:0"), []
+    server.variants.on_removed(removed.append)
+    await server.control.load("x")
+    await server.control.load("x", replace=True)
+    await until(lambda: not server.variants.draining)
+    assert removed == []
