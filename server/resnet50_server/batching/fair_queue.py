@@ -81,6 +81,9 @@ class FairQueue(Generic[Item]):
 
     Bulk items have a lane of their own, first come, first served, and fair between flows too. They
     go when nothing else waits; otherwise one item in `BULK_EVERY` is bulk.
+
+    Attributes:
+        without_flow: Number of items without a flow.
     """
 
     def __init__(self) -> None:
@@ -91,7 +94,7 @@ class FairQueue(Generic[Item]):
         self._backlog: dict[Hashable, deque[Entry[Item]]] = {}
         self._numbers = itertools.count()
         self._length = 0
-        self._without_flow = 0
+        self.without_flow = 0
         self._bulk: FairQueue[Item] | None = None
         self._bulk_weight = BulkWeight()
 
@@ -106,11 +109,6 @@ class FairQueue(Generic[Item]):
             yield from entries
         if self._bulk:
             yield from self._bulk
-
-    @property
-    def without_flow(self) -> int:
-        """Number of items without a flow."""
-        return self._without_flow
 
     @property
     def only_bulk(self) -> bool:
@@ -160,7 +158,7 @@ class FairQueue(Generic[Item]):
         """
         self._length += 1
         if flow is None:
-            self._without_flow += 1
+            self.without_flow += 1
         if bulk:
             if self._bulk is None:
                 self._bulk = FairQueue()
@@ -204,7 +202,7 @@ class FairQueue(Generic[Item]):
         entry.taken = True
         self._length -= 1
         if entry.flow is None:
-            self._without_flow -= 1
+            self.without_flow -= 1
         else:
             self._enqueue_next_of_flow(entry, now)
         return entry
@@ -234,7 +232,7 @@ class FairQueue(Generic[Item]):
     def _count(self, flow: Hashable | None, change: int) -> None:
         self._length += change
         if flow is None:
-            self._without_flow += change
+            self.without_flow += change
 
     def _is_bulk_next(self) -> bool:
         """Return whether the bulk lane, which is not empty, goes next."""

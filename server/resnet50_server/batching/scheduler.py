@@ -39,7 +39,7 @@ from .queue import (
     fail_pending,
 )
 from .result import Result
-from .retry import AdaptiveBatchLimit, RetryBatch, RetryQueue
+from .retry import AdaptiveBatchLimit, RetryQueue
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ class Scheduler:
             # These requests have waited longest.
             free_at = self._deadlines.free_at(now)
             if retry := self._retries.pop(now, free_at):
-                self._submit_to_engine(retry, now, free_at)
+                self._submit_to_engine(*retry, now=now, free_at=free_at)
             return True
         queue, start = self._deadlines.next_queue(now)
         if queue is None:
@@ -297,13 +297,25 @@ class Scheduler:
         only_bulk = queue.waiting.only_bulk
         requests = queue.take_batch(limit, now, free_at, self._deadlines.margin.seconds)
         if requests:
-            self._submit_to_engine(RetryBatch(queue, requests), now, free_at)
+            self._submit_to_engine(queue, requests, now=now, free_at=free_at)
             self._deadlines.on_dispatched(queue, len(requests), only_bulk)
         return True
 
-    def _submit_to_engine(self, formed: RetryBatch, now: float, free_at: float) -> None:
+    def _submit_to_engine(
+        self,
+        queue: VariantQueue,
+        requests: list[PendingRequest],
+        attempts: int = 0,
+        is_self_test: bool = False,
+        *,
+        now: float,
+        free_at: float,
+    ) -> None:
         batch = InFlightBatch(
-            *formed,
+            queue,
+            requests,
+            attempts,
+            is_self_test,
             dispatched_at=now,
             device_free_at=free_at,
             device_was_idle=len(self._in_flight) < self.workers,

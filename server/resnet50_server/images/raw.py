@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +40,8 @@ def check_raw(raw: RawImage, max_pixels: int) -> None:
     Raises:
         InvalidImage: Names the field, what it is and what it must be.
     """
-    check_layout(raw, max_pixels)
-    full, least = lengths(raw)
+    layout = raw.width, raw.height, raw.pixel_format, raw.row_stride_bytes
+    full, least = _checked_lengths(*layout, raw.color_matrix, raw.color_range, max_pixels)
     if not least <= len(raw.pixels) <= full:
         wanted = str(full) if full == least else f"{least} to {full}"
         row = raw.row_stride_bytes or raw.width * _CHANNELS.get(raw.pixel_format, 1)
@@ -49,6 +50,23 @@ def check_raw(raw: RawImage, max_pixels: int) -> None:
             f"has {len(raw.pixels)} bytes, {raw.width} x {raw.height} in {_format_name(raw)} with"
             f" rows of {row} bytes needs {wanted}",
         )
+
+
+@lru_cache(maxsize=256)  # cameras send one layout again and again
+def _checked_lengths(
+    width: int,
+    height: int,
+    pixel_format: int,
+    row_stride_bytes: int,
+    color_matrix: int,
+    color_range: int,
+    max_pixels: int,
+) -> tuple[int, int]:
+    """Return `lengths` of a layout; refuse it as `check_layout` does."""
+    layout = (width, height, pixel_format, row_stride_bytes, b"", color_matrix, color_range)
+    raw = RawImage(*layout)
+    check_layout(raw, max_pixels)
+    return lengths(raw)
 
 
 def check_layout(raw: RawImage, max_pixels: int) -> None:

@@ -71,7 +71,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Frames that wait to be admitted."""
-        return len(self._queue)
+        return self._queue.waiting
 
     def admit(self, caller: str, length: int = 0, *, bulk: bool = False) -> Permit:
         """Return a permit for one image; leaving the `with` block releases it.
@@ -85,8 +85,10 @@ class Admission:
             Overloaded: A limit is reached; names it.
             ShuttingDown: The server is draining.
         """
-        usage = self._checked(caller, length, bulk, self._next_frame_bytes() if self._queue else 0)
-        if self._queue:
+        usage = self._checked(
+            caller, length, bulk, self._next_frame_bytes() if self._queue.waiting else 0
+        )
+        if self._queue.waiting:
             self._frames_turn = True
             self._cancel_reservation()
         return self._grant(caller, usage, length, bulk)
@@ -101,7 +103,11 @@ class Admission:
             raise self._closed()
         quotas = self._quotas
         usage = quotas.of(caller)
-        if self._queue or quotas.exceeded(usage, length, bulk) or quotas.rate_delay_s(usage):
+        if (
+            self._queue.waiting
+            or quotas.exceeded(usage, length, bulk)
+            or quotas.rate_delay_s(usage)
+        ):
             return None
         return self._grant(caller, usage, length, bulk)
 
@@ -200,7 +206,7 @@ class Admission:
 
     def _refuse(self, limit: str, caller: str, usage: Usage, length: int, bulk: bool) -> NoReturn:
         """Refuse a single request; reserve the next capacity for one if it is their turn."""
-        if limit in SHARED_LIMITS and self._queue and not self._frames_turn:
+        if limit in SHARED_LIMITS and self._queue.waiting and not self._frames_turn:
             self._reserve(length)
         raise self._quotas.overloaded(limit, caller, usage, bulk=bulk, waiting=self.waiting)
 
@@ -222,13 +228,13 @@ class Admission:
     def _release(self, caller: str, usage: Usage, length: int) -> None:
         """Count an image no longer; admit waiting frames in its place."""
         self._quotas.remove_request(caller, usage, length)
-        if self._queue:
+        if self._queue.waiting:
             self._queue.resume(caller)
             self._admit_waiting()
 
     def _admit_waiting(self) -> None:
         """Admit waiting frames as far as there is capacity."""
-        while self._queue and any(self._admit_next(bulk) for bulk in self._queue.lanes()):
+        while self._queue.waiting and any(self._admit_next(bulk) for bulk in self._queue.lanes()):
             pass
 
     def _admit_next(self, bulk: bool) -> bool:

@@ -34,6 +34,9 @@ class AdmissionQueue:
 
     A caller that has reached its own limits is parked, so that no other waits behind it and each
     release costs the same however many wait. Event loop only.
+
+    Attributes:
+        waiting: How many frames wait.
     """
 
     def __init__(self) -> None:
@@ -42,10 +45,7 @@ class AdmissionQueue:
         self._ready: tuple[dict[str, dict[Waiter, None]], ...] = ({}, {})
         self._parked: tuple[dict[str, dict[Waiter, None]], ...] = ({}, {})
         self._since_bulk = 0
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
+        self.waiting = 0
 
     def push(self, waiter: Waiter) -> None:
         """Append a frame to its caller's."""
@@ -54,7 +54,7 @@ class AdmissionQueue:
         if images is None:
             images = lane.setdefault(waiter.caller, {})
         images[waiter] = None
-        self._count += 1
+        self.waiting += 1
 
     def remove(self, waiter: Waiter) -> None:
         """Remove a frame that was cancelled or admitted."""
@@ -62,7 +62,7 @@ class AdmissionQueue:
             images = lane.get(waiter.caller)
             if images is not None and waiter in images:
                 del images[waiter]
-                self._count -= 1
+                self.waiting -= 1
                 if not images:
                     del lane[waiter.caller]
                 return
@@ -84,7 +84,7 @@ class AdmissionQueue:
         del images[waiter]
         if images:
             lane[waiter.caller] = images
-        self._count -= 1
+        self.waiting -= 1
         if waiter.bulk:
             self._since_bulk = 0
         elif self._ready[True]:
@@ -106,5 +106,5 @@ class AdmissionQueue:
         waiters = [waiter for lane in lanes for images in lane.values() for waiter in images]
         for lane in lanes:
             lane.clear()
-        self._count = 0
+        self.waiting = 0
         return waiters
