@@ -1,12 +1,13 @@
-"""Cost of the HTTP gateway: python -m benchmarks.gateway.
+"""Cost of the HTTP gateway, and its return after SIGKILL: python -m benchmarks.gateway [NAME ...].
 
-CPU of the gateway's process for a request of each of its doors, beside the server's for the same
-image: over gRPC directly, and from the gateway. The null engine, one small JPEG, the five most
-probable categories. Turns alternate between the doors; figures are medians, and medians of the
-ratios of pairs with their range. Linux.
+cost    CPU of the gateway's process for a request of each of its doors, beside the server's for the
+        same image: over gRPC directly, and from the gateway. The null engine, one small JPEG, the
+        five most probable categories. Turns alternate between the doors; figures are medians, and
+        medians of the ratios of pairs with their range
+kill    how long it takes until an HTTP request is answered again after the gateway that `serve
+        --http-listen` started is killed
 
-It also kills the gateway that `serve --http-listen` started, and measures how long it takes until
-an HTTP request is answered again.
+Linux.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import grpc
 import websockets
 
+from benchmarks.measures import parser_of
 from benchmarks.overhead import CLASSIFY, cpu_of, ratio
 from benchmarks.process import PROGRAM, cpu_s, listening, server
 from resnet50.v1 import image_pb2, inference_pb2
@@ -137,8 +139,12 @@ async def call_directly(channel: grpc.aio.Channel) -> None:
     await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
 
 
-async def measure() -> None:
-    """Measure the doors and print."""
+async def measure(turns: int) -> None:
+    """Measure the doors and print.
+
+    Args:
+        turns: Of each start, after one that warms up.
+    """
     by_server: dict[str, list[float]] = {}
     by_gateway: dict[str, list[float]] = {}
     for _ in range(STARTS):
@@ -154,7 +160,7 @@ async def measure() -> None:
                 for name, request in requests().items():
                     doors[name] = partial(send_all, host, int(port), request)
                 doors["WebSocket, a frame"] = partial(stream_all, host, int(port))
-                for turn in range(TURNS + 1):
+                for turn in range(turns + 1):
                     for name, work in doors.items():
                         before = cpu_s(gateway_pid)
                         spent = await cpu_of(server_pid, CALLS, work())
@@ -233,6 +239,16 @@ def _children(pid: int) -> list[str]:
     ]
 
 
+def main() -> None:
+    """Run the command line."""
+    parser = parser_of(__doc__, ["cost", "kill"])
+    parser.add_argument("--turns", type=int, default=TURNS, help=f"of cost; default: {TURNS}")
+    arguments = parser.parse_args()
+    if "cost" in (arguments.what or ["cost"]):
+        asyncio.run(measure(arguments.turns))
+    if "kill" in (arguments.what or ["kill"]):
+        asyncio.run(measure_kills())
+
+
 if __name__ == "__main__":
-    asyncio.run(measure())
-    asyncio.run(measure_kills())
+    main()

@@ -10,6 +10,7 @@ two; figures are medians of the ratios of pairs, with their range. Linux.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
 from collections.abc import Awaitable, Callable
@@ -64,8 +65,12 @@ def calling(
     return call_all
 
 
-async def measure() -> None:
-    """Measure and print."""
+async def measure(turns: int) -> None:
+    """Measure and print.
+
+    Args:
+        turns: Of each start, after one that warms up.
+    """
     one = inference_pb2.ClassifyRequest(image=undecoded())
     many = inference_pb2.ClassifyBatchRequest(images=[undecoded()] * IMAGES)
     batches = CALLS // IMAGES
@@ -81,18 +86,25 @@ async def measure() -> None:
     for _ in range(STARTS):
         with server("--engine", "null", "--oip", "--max-message-bytes", str(2**24)) as served:
             async with grpc.aio.insecure_channel(served[0]) as channel:
-                for turn in range(TURNS + 1):
+                for turn in range(turns + 1):
                     for name, call in work.items():
                         used = await cpu_of(served[1], CALLS, call(channel))
                         if turn:  # the first warms up
                             spent[name].append(used)
     for name, each in spent.items():
         print(f"cpu     {name}: {statistics.median(each):.3f} ms an image")
-    pairs = f"{STARTS * TURNS} pairs, {STARTS} starts"
+    pairs = f"{STARTS * turns} pairs, {STARTS} starts"
     print(f"unary   OIP / own: {ratio(spent['ModelInfer'], spent['Classify'])}, {pairs}")
     found = ratio(spent["ModelInfer of 32"], spent["ClassifyBatch"])
     print(f"batch   OIP / own: {found}, {pairs}")
 
 
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--turns", type=int, default=TURNS, help=f"default: {TURNS}")
+    asyncio.run(measure(parser.parse_args().turns))
+
+
 if __name__ == "__main__":
-    asyncio.run(measure())
+    main()

@@ -1,4 +1,4 @@
-"""The commands `resnet50` and `resnet50-server`, with their subcommands and options."""
+"""The commands `resnet50`, `resnet50-server` and `resnet50-gateway`: subcommands and options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import typer
 from resnet50_cli.app import app as client_app
 from resnet50_cli.connection_options import PANEL as CONNECTION
 from resnet50_cli.output import EXIT_CODES_HELP as CLIENT_EXIT_CODES
+from resnet50_gateway.command import EXIT_CODES_HELP as GATEWAY_EXIT_CODES
+from resnet50_gateway.command import app as gateway_app
 from resnet50_server.cli.main import EXIT_CODES_HELP as SERVER_EXIT_CODES
 from resnet50_server.cli.main import app as server_app
 
@@ -22,7 +24,14 @@ from .markdown import code, codes, escaped, link, paragraphs, table
 _OPTIONS = "Options"
 _CONNECTION_HEADING = "Connection options"
 # The same for most commands; they are on a page of their own.
-_EXIT_CODES = re.compile(f"{re.escape(CLIENT_EXIT_CODES)}|{re.escape(SERVER_EXIT_CODES)}")
+_EXIT_CODES = re.compile(
+    "|".join(map(re.escape, (CLIENT_EXIT_CODES, SERVER_EXIT_CODES, GATEWAY_EXIT_CODES)))
+)
+# Pages of the commands whose options are settings.
+_SETTINGS = {
+    "resnet50-server serve": "[Settings](settings.md)",
+    "resnet50-gateway": "[HTTP](http.md#listening)",
+}
 _VALUES = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
@@ -31,6 +40,7 @@ def section() -> str:
     commands = [
         *_leaves(typer.main.get_command(client_app), "resnet50"),
         *_leaves(typer.main.get_command(server_app), "resnet50-server"),
+        *_leaves(typer.main.get_command(gateway_app), "resnet50-gateway"),
     ]
     contents = table(
         ("command", ""),
@@ -70,8 +80,8 @@ def _command(name: str, command: Any) -> str:
     parts = [f"## {name}", f"```text\n{' '.join(words)}\n```", paragraphs(command.help)]
     if parameters.arguments:
         parts.append(parameters.table(parameters.arguments, "argument"))
-    if name == "resnet50-server serve":
-        parts.append("[Settings](settings.md) describes the options.")
+    if name in _SETTINGS:
+        parts.append(f"{_SETTINGS[name]} describes the options.")
     else:
         panels = dict(parameters.panels)
         connection = panels.pop(CONNECTION, None)

@@ -1,4 +1,4 @@
-"""The metrics that a server exports: names, labels, types and help texts."""
+"""The metrics of a server and of a gateway: names, labels, types and help texts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import Metric
 
+from resnet50_gateway import metrics as gateway
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidImage, Unauthenticated
 from resnet50_server.events import ImageEvent
@@ -27,14 +28,30 @@ _VARIANT, _CANDIDATE, _METHOD = "variant", "candidate", "Classify"
 _OF_BUCKETS = {"le"}
 
 
-def section() -> str:
-    """Return a table of all families."""
-    rows = sorted(asyncio.run(_families()))
+def section(program: str = "server") -> str:
+    """Return a table of all families.
+
+    Args:
+        program: "server" or "gateway".
+    """
+    families = asyncio.run(_of_server()) if program == "server" else _of_gateway()
+    rows = sorted(_row(family) for family in families if family.name.startswith("resnet50_"))
     return table(("name", "labels", "type", "meaning"), rows)
 
 
-async def _families() -> list[tuple[str, str, str, str]]:
-    """Return name, labels, type and help text of each family of a server that counted a bit."""
+def _of_gateway() -> list[Metric]:
+    """Return the families of a gateway that counted a bit."""
+    metrics = gateway.Metrics(version="")
+    metrics.request_started()
+    metrics.request_ended(gateway.OTHER, 200, 0.0, 1, 1)
+    metrics.stream_opened()
+    metrics.stream_ended(gateway.OTHER, None, 0, 0)
+    metrics.call_ended("", "OK")
+    return list(metrics.registry.collect())
+
+
+async def _of_server() -> list[Metric]:
+    """Return the families of a server that counted a bit."""
     metrics = Metrics({_METHOD: False}, {_METHOD}, version="")
     metrics.init_series([_VARIANT])
     # Families show their labels once they have counted.
@@ -45,8 +62,7 @@ async def _families() -> list[tuple[str, str, str, str]]:
     metrics.image_answered(ImageEvent(call, _VARIANT, 0.0, 0.0, 0.0, 0.0, 0.0, 1))
     metrics.registry.register(GaugeCollector(_snapshot))
     # Gauges wait for the event loop.
-    families = await asyncio.to_thread(lambda: list(metrics.registry.collect()))
-    return [_row(family) for family in families if family.name.startswith("resnet50_")]
+    return await asyncio.to_thread(lambda: list(metrics.registry.collect()))
 
 
 def _row(family: Metric) -> tuple[str, str, str, str]:

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 import resnet50_gateway.settings as gateway
 import resnet50_server.settings as server
+from resnet50_settings.groups import groups_of
 
 from .markdown import code, codes, escaped, link, table
 
@@ -27,7 +28,7 @@ def section(program: str = "server") -> str:
         program: "server" or "gateway".
     """
     source: Any = {"server": server, "gateway": gateway}[program]
-    groups, fields = source.groups(), source.Settings.model_fields
+    groups, fields = groups_of(source.Settings), source.Settings.model_fields
     contents = table(
         ("group", "settings"),
         (

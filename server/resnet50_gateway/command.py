@@ -7,16 +7,23 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
+import typer
 
-from .settings import Settings, unknown_environment
+from resnet50_settings.command import run_command
+from resnet50_settings.flags import Flags
 
+from .release import release
+from .settings import ENV_PREFIX, Settings, unknown_environment
+
+EXIT_CODES_HELP = "Exit codes: 0 success; 1 failure; 2 wrong usage or settings."
+FLAGS = Flags(Settings, ENV_PREFIX, unknown_environment)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Loggers that write a line for each malformed request, which clients can cause.
 _CLIENT_NOISE = ("uvicorn.error", "websockets", "python_multipart")
+
+app = typer.Typer(name="resnet50-gateway", pretty_exceptions_enable=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,31 +35,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 after a drain, 1 for a failure, 2 for settings that cannot be used.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if unknown := unknown_environment():
-        print(f"resnet50-gateway: environment: unknown setting {unknown[0]}", file=sys.stderr)
-        return 2
-    try:
-        settings = Settings(_cli_parse_args=given)  # type: ignore[call-arg]
-    except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
-            where = "".join(f"{part}: " for part in problem["loc"])
-            print(f"resnet50-gateway: {where}{reason}", file=sys.stderr)
-        return 2
-    except SettingsError as error:
-        print(f"resnet50-gateway: {error}", file=sys.stderr)
-        return 2
+    given = None if arguments is None else list(arguments)
+    return run_command(app, "resnet50-gateway", given)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"resnet50-gateway {release()}")
+        raise typer.Exit
+
+
+@app.command(epilog=EXIT_CODES_HELP)
+@FLAGS.declare
+def serve(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    **flags: Any,
+) -> int:
+    """Forward HTTP requests to gRPC servers until SIGTERM, then finish those in flight.
+
+    Each option is also an environment variable (--max-body-bytes: RESNET50_GATEWAY_MAX_BODY_BYTES;
+    lists are separated by commas). Flags override the environment.
+    """
+    settings = FLAGS.read(flags)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     if settings.log_level != "debug":
         for name in _CLIENT_NOISE:
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    from .process import serve
+    from .process import serve as run_gateway
 
     loop = _new_event_loop()
     try:
-        return loop.run_until_complete(serve(settings))
+        return loop.run_until_complete(run_gateway(settings))
     finally:
         loop.close()
 

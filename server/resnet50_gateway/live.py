@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -22,7 +22,11 @@ from resnet50_metrics.interval import Interval
 from resnet50_metrics.scrape import Endpoint, Scrape, ScrapeError, fetch
 from resnet50_metrics.server_metrics import ServerMetrics
 
+from .exchange import Exchange
 from .problems import Problem
+from .settings import Settings
+from .upstream import Upstream
+from .variants import LIST_VARIANTS
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +41,15 @@ class LiveFigures:
     """Figures of servers; they are scraped while at least one client listens.
 
     Args:
-        urls: Of the metrics of each server.
+        settings: With the addresses of the servers' metrics.
+        upstream: The servers, which decide whether a client may see the figures.
         closing: Set when the gateway stops; the events end then.
-
-    Raises:
-        ValueError: A URL is not valid.
     """
 
-    def __init__(self, urls: Sequence[str], closing: asyncio.Event) -> None:
-        self._endpoints = [Endpoint.of(url) for url in urls]
+    def __init__(self, settings: Settings, upstream: Upstream, closing: asyncio.Event) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._endpoints = [Endpoint.of(url) for url in settings.metrics]
         self._closing = closing
         self._scrapes: dict[Endpoint, Scrape] = {}
         self._newest: str | None = None
@@ -57,7 +61,7 @@ class LiveFigures:
         """Return the route."""
         return [Route("/v1/live", self._live)]
 
-    async def _live(self, _: Request) -> Response:
+    async def _live(self, request: Request) -> Response:
         if not self._endpoints:
             raise Problem(
                 "NOT_FOUND",
@@ -72,6 +76,9 @@ class LiveFigures:
                 limit=MAX_LISTENERS,
                 retry_after_s=10.0,
             )
+        # The figures name variants and show their traffic: they need the token that a list needs.
+        exchange = Exchange(request, self._upstream, self._settings.timeout_s)
+        await exchange.run(exchange.call(LIST_VARIANTS, b""))
         return StreamingResponse(
             self._events(),
             media_type="text/event-stream",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
@@ -14,6 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from .images import json_response
+from .release import release
 
 
 class OpenApiRoutes:
@@ -45,10 +45,7 @@ def description() -> dict[str, Any]:
     """Return the description of the paths, as OpenAPI 3.1."""
     text = files(__package__).joinpath("openapi.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
-    try:
-        found["info"]["version"] = version("resnet50-serving")
-    except PackageNotFoundError:  # run from its sources
-        found["info"]["version"] = "unknown"
+    found["info"]["version"] = release()
     return found
 
 

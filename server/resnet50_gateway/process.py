@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -16,6 +16,8 @@ import uvicorn
 from .addresses import inherited_file, split_address
 from .app import create_app
 from .http_protocol import protocols
+from .metrics import Metrics, create_metrics_app
+from .release import release
 from .settings import Settings
 from .tls import TlsContext
 from .upstream import Upstream
@@ -23,7 +25,6 @@ from .upstream import Upstream
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
-LISTENING = "listening on"
 
 
 async def serve(settings: Settings) -> int:
@@ -35,12 +36,17 @@ async def serve(settings: Settings) -> int:
     closing = asyncio.Event()
     try:
         tls = None if settings.tls_cert is None else TlsContext(settings)
-        upstream = Upstream(settings)
-        listener = _listen(settings.listen)
+        metrics = Metrics(release())
+        upstream = Upstream(settings, metrics)
+        listener = _listen("listen", settings.listen)
+        exporter = None
+        if settings.metrics_listen is not None:
+            exporter = _listen("metrics_listen", settings.metrics_listen)
     except OSError as error:
         print(f"resnet50-gateway: {error}", file=sys.stderr)
         return 2
-    server = GatewayServer(settings, create_app(settings, upstream, closing))
+    server = GatewayServer(settings, create_app(settings, upstream, metrics, closing))
+    lines = [f"listening on {_url(listener, tls is not None)}"]
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -58,12 +64,16 @@ async def serve(settings: Settings) -> int:
             stop()
 
         loop.add_reader(parent, end_with_parent)
-    following = None if tls is None else asyncio.create_task(tls.follow_changes())
+    beside = [] if tls is None else [asyncio.create_task(tls.follow_changes())]
+    if exporter is not None:
+        lines.append(f"metrics on {_url(exporter, False)}")
+        exporting = GatewayServer(settings, create_metrics_app(metrics))
+        beside.append(asyncio.create_task(exporting.run_on(exporter, None, [])))
     try:
-        await server.run_on(listener, None if tls is None else tls.context)
+        await server.run_on(listener, None if tls is None else tls.context, lines)
     finally:
-        if following is not None:
-            following.cancel()
+        for task in beside:
+            task.cancel()
         await upstream.close()
     return 0
 
@@ -98,13 +108,21 @@ class GatewayServer(uvicorn.Server):
         )
         self._settings = settings
 
-    async def run_on(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Accept connections until `should_exit`, then drain."""
-        self._listener, self._tls = listener, tls
+    async def run_on(
+        self, listener: socket.socket, tls: ssl.SSLContext | None, lines: Sequence[str]
+    ) -> None:
+        """Accept connections until `should_exit`, then drain.
+
+        Args:
+            listener: Listens.
+            tls: For its connections.
+            lines: Printed once connections are accepted.
+        """
+        self._listener, self._tls, self._lines = listener, tls, lines
         await self.serve()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections and print the address."""
+        """Accept connections and print the lines."""
         self.config.backlog = BACKLOG
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
@@ -121,10 +139,8 @@ class GatewayServer(uvicorn.Server):
         )
         self.servers = [server]
         self.started = True
-        host, port = self._listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        scheme = "http" if self._tls is None else "https"
-        print(f"{LISTENING} {scheme}://{shown}:{port}", flush=True)
+        for line in self._lines:
+            print(line, flush=True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -132,8 +148,19 @@ class GatewayServer(uvicorn.Server):
         yield
 
 
-def _listen(address: str) -> socket.socket:
+def _url(listener: socket.socket, encrypted: bool) -> str:
+    """Return the URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if encrypted else 'http'}://{shown}:{port}"
+
+
+def _listen(setting: str, address: str) -> socket.socket:
     """Return a listening socket.
+
+    Args:
+        setting: The name of the setting with the address.
+        address: host:port, or an inherited socket.
 
     Raises:
         OSError: The address cannot be bound; names it.
@@ -146,6 +173,6 @@ def _listen(address: str) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise OSError(
-            f"listen: cannot listen on {address}: {error.strerror or error}; stop the process that"
-            " listens there, or set another address with --listen"
+            f"{setting}: cannot listen on {address}: {error.strerror or error}; stop the process"
+            f" that listens there, or set another address with --{setting.replace('_', '-')}"
         ) from error

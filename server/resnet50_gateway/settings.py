@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from resnet50_metrics.scrape import Endpoint
+from resnet50_settings.groups import Group
 
 from .addresses import inherited_file, is_host_and_port, is_local
 
 ENV_PREFIX = "RESNET50_GATEWAY_"
-
-
-class Group(BaseModel):
-    """Options that belong together.
-
-    Attributes:
-        title: Heading in docs/reference/http.md.
-    """
-
-    title: ClassVar[str]
 
 
 class Network(Group):
@@ -238,7 +229,7 @@ class Timeouts(Group):
 
 
 class Observability(Group):
-    """Logs."""
+    """Logs and metrics."""
 
     title = "Observability"
 
@@ -246,12 +237,19 @@ class Observability(Group):
         Literal["debug", "info", "warning", "error"],
         Field(description="Minimum level of log messages. debug logs a line per request."),
     ] = "info"
+    metrics_listen: Annotated[
+        str | None,
+        Field(
+            description="Address of the gateway's own /metrics over plaintext HTTP, without a"
+            " token: host:port, or host:0 (a free port, printed at the start). Default: disabled."
+        ),
+    ] = None
 
 
 class Settings(Network, Servers, Limits, Timeouts, Observability, BaseSettings):
-    """Forward HTTP requests to gRPC servers until SIGTERM.
+    """All options of `resnet50-gateway`.
 
-    Each option is also an environment variable (--max-body-bytes: RESNET50_GATEWAY_MAX_BODY_BYTES;
+    Each is a flag (--max-body-bytes) and an environment variable (RESNET50_GATEWAY_MAX_BODY_BYTES;
     lists are separated by commas). Flags override the environment.
     """
 
@@ -260,11 +258,6 @@ class Settings(Network, Servers, Limits, Timeouts, Observability, BaseSettings):
         extra="forbid",
         env_ignore_empty=True,
         frozen=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-        cli_prog_name="resnet50-gateway",
     )
 
     @property
@@ -285,6 +278,13 @@ class Settings(Network, Servers, Limits, Timeouts, Observability, BaseSettings):
     def _listen_address(cls, address: str) -> str:
         if not is_host_and_port(address) and inherited_file(address) is None:
             raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:8080")
+        return address
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _metrics_address(cls, address: str | None) -> str | None:
+        if address is not None and not is_host_and_port(address):
+            raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:9465")
         return address
 
     @field_validator("server")
@@ -329,15 +329,6 @@ class Settings(Network, Servers, Limits, Timeouts, Observability, BaseSettings):
                 " read and change the traffic"
             )
         return self
-
-
-def groups() -> dict[str, list[str]]:
-    """Return the names of the settings by the title of their group."""
-    return {
-        base.title: [name for name in base.__annotations__ if name in Settings.model_fields]
-        for base in Settings.__mro__
-        if issubclass(base, Group) and base not in (Settings, Group)
-    }
 
 
 def unknown_environment() -> list[str]:

@@ -121,23 +121,28 @@ class StreamRoutes:
         token = _token(first)
         if token is not None:
             first = None
-        call = self._upstream.stream(task.path("Stream"), metadata_of(socket, token))
+        server = self._upstream.next_server()
+        call = server.stream(task.path("Stream"), metadata_of(socket, token))
         sending = asyncio.ensure_future(self._forward_frames(socket, call, task, config, first))
         answering = asyncio.ensure_future(_forward_answers(socket, call, task))
+        code = grpc.StatusCode.CANCELLED
         try:
             await asyncio.wait((sending, answering), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()  # raises if the client has disconnected, or sent what is wrong
                 await answering
             answering.result()
+            code = grpc.StatusCode.OK
             await socket.close(DONE)
         except grpc.aio.AioRpcError as error:
+            code = error.code()
             raise problem_of(error) from None
         finally:
             call.cancel()
             sending.cancel()
             answering.cancel()
             await asyncio.gather(sending, answering, return_exceptions=True)
+            server.count(code)
 
     async def _forward_frames(
         self,

@@ -12,6 +12,7 @@ import grpc
 
 from resnet50_client._aio_status import keep_status
 
+from .metrics import Metrics
 from .problems import Problem, problem_of
 from .settings import Settings
 
@@ -25,6 +26,37 @@ HEALTH_TIMEOUT_S = 2.0
 MAX_RECONNECT_MS = 1000
 
 
+class Server:
+    """One gRPC server.
+
+    Args:
+        address: Its address.
+        channel: To it.
+        metrics: Counts its calls.
+
+    Attributes:
+        channel: As given.
+    """
+
+    def __init__(self, address: str, channel: grpc.aio.Channel, metrics: Metrics) -> None:
+        self.channel = channel
+        self._address = address
+        self._metrics = metrics
+
+    def count(self, code: grpc.StatusCode) -> None:
+        """Count a call that has ended."""
+        self._metrics.call_ended(self._address, code.name)
+
+    def stream(self, method: str, metadata: Metadata) -> Any:
+        """Open a stream of requests and responses, of bytes; its caller counts it."""
+        return keep_status(self.channel.stream_stream(method)(metadata=metadata))
+
+    def is_broken(self) -> bool:
+        """Return whether there is no connection to it; one is tried if there is none."""
+        state = self.channel.get_state(try_to_connect=True)
+        return state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
 class Upstream:
     """Channels to servers. Calls go to one after the other, and to the next if one is unavailable.
 
@@ -32,12 +64,13 @@ class Upstream:
 
     Args:
         settings: Addresses and TLS.
+        metrics: Counts calls.
 
     Raises:
         OSError: A file of TLS cannot be read.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         credentials = _credentials(settings)
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", -1),
@@ -53,19 +86,22 @@ class Upstream:
         if settings.server_name is not None:
             options.append(("grpc.ssl_target_name_override", settings.server_name))
             options.append(("grpc.default_authority", settings.server_name))
-        self.addresses = tuple(settings.server)
-        self._channels = [
-            grpc.aio.insecure_channel(address, options)
-            if credentials is None or address.startswith("unix:")
-            else grpc.aio.secure_channel(address, credentials, options)
-            for address in self.addresses
+        self._servers = [
+            Server(
+                address,
+                grpc.aio.insecure_channel(address, options)
+                if credentials is None or address.startswith("unix:")
+                else grpc.aio.secure_channel(address, credentials, options),
+                metrics,
+            )
+            for address in settings.server
         ]
         self._turns = itertools.count()
 
     async def close(self) -> None:
         """Close the channels; calls in flight are cancelled."""
-        for channel in self._channels:
-            await channel.close(0)
+        for server in self._servers:
+            await server.channel.close(0)
 
     async def call(
         self,
@@ -120,15 +156,15 @@ class Upstream:
 
         return await self._first_answer(start, True, on_call, write)
 
-    def stream(self, method: str, metadata: Metadata) -> Any:
-        """Open a stream of requests and responses, of bytes, at one server."""
-        return keep_status(self._in_order()[0].stream_stream(method)(metadata=metadata))
+    def next_server(self) -> Server:
+        """Return a server for a stream, another one each time."""
+        return self._in_order()[0]
 
     async def serving(self) -> bool:
         """Return whether one of the servers reports that it is serving."""
-        for channel in self._in_order():
+        for server in self._in_order():
             try:
-                call: Any = channel.unary_unary(HEALTH_METHOD)
+                call: Any = server.channel.unary_unary(HEALTH_METHOD)
                 if await call(_WHOLE_SERVER, timeout=HEALTH_TIMEOUT_S) == _SERVING:
                     return True
             except grpc.aio.AioRpcError:
@@ -142,34 +178,35 @@ class Upstream:
         on_call: Callable[[Any], None] | None,
         write: Callable[[Any], Awaitable[None]] | None = None,
     ) -> bytes:
-        channels = self._in_order()
-        for left, channel in zip(reversed(range(len(channels))), channels, strict=True):
-            call: Any = start(channel)
+        servers = self._in_order()
+        for left, server in zip(reversed(range(len(servers))), servers, strict=True):
+            call: Any = start(server.channel)
             if on_call is not None:
                 on_call(call)
             try:
                 if write is not None:
                     await write(call)
                 response: bytes = await call
+                server.count(grpc.StatusCode.OK)
                 return response
             except grpc.aio.AioRpcError as error:
                 code = error.code()
+                server.count(code)
                 if code is grpc.StatusCode.UNAVAILABLE and repeatable and left:
                     continue
                 raise problem_of(error) from None
+            except asyncio.CancelledError:
+                server.count(grpc.StatusCode.CANCELLED)
+                raise
         raise Problem("UNAVAILABLE", "no server is configured; set --server")
 
-    def _in_order(self) -> list[grpc.aio.Channel]:
-        """Return the channels, another one first each time, those without a connection last."""
-        first = next(self._turns) % len(self._channels)
-        channels = self._channels[first:] + self._channels[:first]
-        if len(channels) == 1:
-            return channels
-        return sorted(channels, key=_is_broken)
-
-
-def _is_broken(channel: grpc.aio.Channel) -> bool:
-    return channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+    def _in_order(self) -> list[Server]:
+        """Return the servers, another one first each time, those without a connection last."""
+        first = next(self._turns) % len(self._servers)
+        servers = self._servers[first:] + self._servers[:first]
+        if len(servers) == 1:
+            return servers
+        return sorted(servers, key=Server.is_broken)
 
 
 def _credentials(settings: Settings) -> grpc.ChannelCredentials | None:

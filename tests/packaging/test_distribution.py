@@ -28,7 +28,7 @@ from tests.support.serving import server_processes
 
 PACKAGES = {
     *("resnet50", "resnet50_bench", "resnet50_bulk", "resnet50_cli", "resnet50_client"),
-    *("resnet50_gateway", "resnet50_metrics", "resnet50_server"),
+    *("resnet50_gateway", "resnet50_metrics", "resnet50_server", "resnet50_settings"),
 }
 METADATA = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"}
 # Dependencies of the extras, none of which the SDK needs.

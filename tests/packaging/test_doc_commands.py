@@ -11,10 +11,11 @@ import pytest
 import typer
 
 from resnet50_cli.app import app as client
+from resnet50_gateway.command import app as gateway
 from resnet50_server.cli.main import app as server
 from tests.support.tutorials import ROOT, Block, blocks
 
-PROGRAMS = {"resnet50": client, "resnet50-server": server}
+PROGRAMS = {"resnet50": client, "resnet50-server": server, "resnet50-gateway": gateway}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SHELL = {"sh", "bash", "console"}
 # Ends a command within a line.

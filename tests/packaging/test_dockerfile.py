@@ -24,7 +24,7 @@ else:
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = ("cuda", "cpu")
 OURS = {
-    *("resnet50", "resnet50_server", "resnet50_gateway"),
+    *("resnet50", "resnet50_server", "resnet50_gateway", "resnet50_settings"),
     *("resnet50_client", "resnet50_cli", "resnet50_bench", "resnet50_metrics", "resnet50_bulk"),
 }
 SERVER = ROOT / "server"

@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 
-from resnet50_server.cli.flags import read_settings, with_flags
+from resnet50_server.cli.flags import FLAGS
 from resnet50_server.settings import ENV_PREFIX, Settings, unknown_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,9 +33,9 @@ def settings_of(
     assert unknown_environment() == []
     found: list[Settings] = []
 
-    @with_flags
+    @FLAGS.declare
     def serve(**flags: Any) -> None:
-        found.append(read_settings(flags))
+        found.append(FLAGS.read(flags))
 
     app = typer.Typer()
     app.command()(serve)

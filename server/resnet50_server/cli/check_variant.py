@@ -20,7 +20,7 @@ from resnet50_server.variants.spec import NAME, VariantSpec, official_specs, par
 from resnet50_server.variants.transform_file import transform_json
 from resnet50_server.variants.transform_text import parse_transform_text
 
-from .flags import read_settings
+from .flags import FLAGS
 
 if TYPE_CHECKING:
     from resnet50_server.lifecycle.dry_run import DryRun
@@ -88,7 +88,7 @@ def check(
     """
     argument = _argument(variant)
     flags = {"device": device, "precision": precision, "engine": engine, "config": config}
-    settings = read_settings({**flags, "weights_dir": weights_dir, "variants": [argument]})
+    settings = FLAGS.read({**flags, "weights_dir": weights_dir, "variants": [argument]})
     report = Report(variant)
     _check(report, argument, settings, transform_text, seconds)
     if as_json:

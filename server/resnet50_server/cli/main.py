@@ -15,7 +15,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .flags import WrongSettings, read_settings, with_flags
+from resnet50_settings.command import run_command
+
+from .flags import FLAGS
 from .tokens import tokens
 from .variants import variants
 
@@ -43,16 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 (failure), 2 (wrong usage); others are in docs/reference/exit-codes.md.
     """
-    try:
-        status = app(arguments, prog_name="resnet50-server", standalone_mode=False)
-    except WrongSettings as error:
-        for problem in error.problems:
-            print(f"resnet50-server: {problem}", file=sys.stderr)
-        return 2
-    except _UsageError as error:
-        print(f"resnet50-server: {_usage(error)}", file=sys.stderr)
-        return 2
-    return int(status or 0)
+    return run_command(app, "resnet50-server", arguments)
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,7 +71,7 @@ def _options(
 
 
 @app.command(epilog=EXIT_CODES_HELP)
-@with_flags
+@FLAGS.declare
 def serve(**flags: Any) -> int:
     """Serve variants over gRPC until SIGTERM, then finish the requests in flight.
 
@@ -89,7 +82,7 @@ def serve(**flags: Any) -> int:
     # Read when grpc is imported. Its C core would log a line for each malformed header that a
     # client sends, up to 18 MB a second.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    settings = read_settings(flags)
+    settings = FLAGS.read(flags)
     from resnet50_server.runtime.streams import unblocked_stderr
     from resnet50_server.telemetry import logs
 
@@ -102,17 +95,6 @@ def serve(**flags: Any) -> int:
     # Not asyncio.run, which waits for threads.
     with unblocked_stderr(), contextlib.closing(_new_event_loop()) as loop:
         return loop.run_until_complete(run_server(settings))
-
-
-# The class above the usage errors of typer, which does not export it.
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-
-
-def _usage(error: Any) -> str:
-    """Return the message of a usage error, on one line."""
-    text = error.format_message().rstrip(".").replace("\n", " ")
-    command = error.ctx.command_path if error.ctx is not None else "resnet50-server"
-    return f"{text}. Try '{command} --help'."
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

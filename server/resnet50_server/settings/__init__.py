@@ -22,7 +22,6 @@ from .groups import (
     Cache,
     Compute,
     General,
-    Group,
     Network,
     Observability,
     Variants,
@@ -210,15 +209,6 @@ class Settings(
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources by falling priority: flags, environment, the file of `--config`."""
         return init_settings, env_settings, _ConfigFile(settings_cls)
-
-
-def groups() -> dict[str, list[str]]:
-    """Return the names of the settings by the title of their group, in the order of the help."""
-    return {
-        base.title: [name for name in base.__annotations__ if name in Settings.model_fields]
-        for base in Settings.__mro__
-        if issubclass(base, Group) and base not in (Settings, Group)
-    }
 
 
 class _ConfigFile(PydanticBaseSettingsSource):

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pydantic_settings import NoDecode
+
+from resnet50_settings.groups import Group
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 EngineKind = Literal["auto", "torch", "onnxruntime", "openvino", "null", "timed"]
-
-
-class Group(BaseModel):
-    """Options that belong together.
-
-    Attributes:
-        title: Heading in the help and in docs/reference/settings.md.
-    """
-
-    title: ClassVar[str]
 
 
 class Network(Group):

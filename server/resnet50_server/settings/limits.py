@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .groups import Group
+from resnet50_settings.groups import Group
 
 
 class Limits(Group):

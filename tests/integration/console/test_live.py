@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 from resnet50_client import Client
 from resnet50_gateway.live import MAX_LISTENERS
+from resnet50_server.cli.main import main
 from tests.support.gateways import GatewayProcess, client, gateway, problem
 from tests.support.pictures import encode, picture
 from tests.support.serving import server_processes
@@ -135,6 +137,28 @@ def test_metrics_of_another_program_are_a_failure(server, text, failure):
         event = next(events)
     assert event["servers"][0]["failure"] == failure
     assert event["total"] is None
+
+
+def test_figures_need_a_token_that_the_server_accepts(tmp_path):
+    path = tmp_path / "tokens.toml"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["tokens", "new", "charts", "--file", str(path)]) == 0
+    token = printed.getvalue().strip()
+    with server_processes() as start:
+        server = start(
+            *("--variants", "IMAGENET1K_V2", "--engine", "null", "--tokens-file", str(path)),
+            *("--metrics-listen", "127.0.0.1:0", "--no-listen-while-loading"),
+        )
+        address = server.wait_until_listening()
+        metrics = f"{server.process.stdout.readline().split()[-1]}/metrics"
+        with gateway(address, options=("--metrics", metrics)) as url:
+            with client(url) as http:
+                assert problem(http.get("/v1/live"))["reason"] == "TOKEN_MISSING"
+            with client(url, headers={"authorization": f"Bearer {'x' * 48}"}) as http:
+                assert problem(http.get("/v1/live"))["reason"] == "TOKEN_UNKNOWN"
+            allowed = client(url, headers={"authorization": f"Bearer {token}"})
+            with allowed as http, figures(http) as events:
+                assert next(events)["total"]["variants"][0]["name"] == "IMAGENET1K_V2"
 
 
 def test_gateway_without_metrics_says_how_to_name_them(server):

@@ -14,6 +14,7 @@ import pytest
 import websockets
 
 from resnet50_gateway.app import routes_of
+from resnet50_gateway.metrics import Metrics
 from resnet50_gateway.openapi import description
 from resnet50_gateway.settings import Settings
 from resnet50_gateway.upstream import Upstream
@@ -189,7 +190,7 @@ def test_no_origin_is_allowed_by_default(http, photo):
 
 async def test_the_description_has_every_path():
     settings = Settings(console=False)
-    upstream = Upstream(settings)
+    upstream = Upstream(settings, Metrics("1"))
     paths = {
         (route.path, method)
         for route in routes_of(settings, upstream, asyncio.Event())

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import resnet50_server.cli.serve
 import resnet50_server.settings
 from resnet50_server.cli.main import app, main
-from resnet50_server.settings import ENV_PREFIX, Settings, groups
+from resnet50_server.settings import ENV_PREFIX, Settings
+from resnet50_settings.groups import groups_of
 from tests.support.faults import unprivileged
 
 VARIANT = ("--variants", "x=random:0")
@@ -208,9 +209,9 @@ def assert_refused(served: Served, capsys, arguments: list[str], parts: list[str
 
 def test_help_has_every_setting_in_the_panel_of_its_group(served):
     shown = help_of("serve")
-    texts = re.split("|".join(f"─ {title} ─" for title in groups()), shown)
-    panels = dict(zip(groups(), texts[1:], strict=True))
-    for title, names in groups().items():
+    texts = re.split("|".join(f"─ {title} ─" for title in groups_of(Settings)), shown)
+    panels = dict(zip(groups_of(Settings), texts[1:], strict=True))
+    for title, names in groups_of(Settings).items():
         text = " ".join(panels[title].replace("│", " ").split())
         for name in names:
             assert f"--{name.replace('_', '-')} " in text
