@@ -106,7 +106,10 @@ def create_app(
             Exception: _failed,
         },
     )
-    paths = {one.app if isinstance(one, Mount) else one.endpoint: one.path for one in routes}
+    # The first path of endpoints with several is the shortest.
+    paths = {
+        one.app if isinstance(one, Mount) else one.endpoint: one.path for one in reversed(routes)
+    }
     return RequestGate(app, settings, metrics, paths)
 
 

@@ -72,7 +72,7 @@ async def test_requests_are_counted_by_route_and_status(address, photo):
 
 
 async def test_calls_are_counted_by_server_and_code(address, photo):
-    servers = ("--server", address, "--server", "127.0.0.1:1")
+    servers = ("--server", "127.0.0.1:1", "--server", address)
     with measured(*servers) as (url, metrics), client(url) as http:
         for _ in range(2):
             assert http.post("/v1/classify", content=photo).status_code == 200
@@ -109,11 +109,11 @@ async def test_streams_are_counted_by_their_end(address, photo):
 
 async def test_requests_beyond_a_limit_are_counted(address, photo):
     options = ("--server", address, "--max-requests", "1")
-    with measured(*options) as (url, metrics), client(url) as http:
+    with measured(*options) as (url, metrics), client(url) as http, client(url) as other:
 
         def slow() -> Iterator[bytes]:
             yield photo[:100]
-            assert client(url).post("/v1/classify", content=photo).status_code == 503
+            assert other.post("/v1/classify", content=photo).status_code == 503
             yield photo[100:]
 
         assert http.post("/v1/classify", content=slow()).status_code == 200
