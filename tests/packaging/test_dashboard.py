@@ -1,4 +1,4 @@
-"""Dashboard and docs use the names that a server exports, and all of them."""
+"""Dashboard and docs use the names that servers and gateways export; docs list all of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import promql_parser
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from resnet50_client import AsyncClient
+from resnet50_gateway import metrics as gateway
 from resnet50_server.context import RequestContext
 from resnet50_server.errors import InvalidImage, Unauthenticated
 from resnet50_server.rollout.split import Split
@@ -57,10 +59,21 @@ async def exported() -> str:
         return (await get(server, "/metrics"))[1]
 
 
+def exported_by_gateway() -> str:
+    metrics = gateway.Metrics("1")
+    metrics.request_started()
+    metrics.request_ended("/v1/classify", 200, 0.1, 1, 1)
+    metrics.stream_opened()
+    metrics.stream_ended("/v1/stream", None, 1, 1)
+    metrics.call_ended("a:1", "OK")
+    text = generate_latest(metrics.registry).decode()
+    return text[text.index("# HELP resnet50_") :]  # the server has those of the process as well
+
+
 @pytest.fixture(scope="module")
 def families() -> SimpleNamespace:
-    """Return what a server exports: labels by the names of samples and of families, and kinds."""
-    text = asyncio.run(exported())
+    """Return what is exported: labels by the names of samples and of families, and kinds."""
+    text = asyncio.run(exported()) + exported_by_gateway()
     found = SimpleNamespace(labels={}, names={}, kinds={})
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -128,7 +141,8 @@ def test_legend_names_labels_that_the_result_has(panel, families):
 def test_dashboard_shows_every_family(families):
     shown = {selector.name for expression in EXPRESSIONS for selector in selectors(expression)}
     suffix = re.compile(r"_(bucket|sum|count)$")
-    of_ours = {name for name in families.names if name.startswith("resnet50_")}
+    # It is a dashboard of servers.
+    of_ours = {name for name in families.names if re.match("resnet50_(?!gateway_)", name)}
     assert of_ours <= shown | {suffix.sub("", name) for name in shown}
 
 
