@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .groups import Group
+from resnet50_settings.groups import Group
 
 
 class Timeouts(Group):
