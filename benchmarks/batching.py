@@ -27,8 +27,9 @@ from typing import Any
 import grpc
 
 from benchmarks.measures import parser_of
+from benchmarks.overhead import undecoded
 from benchmarks.process import cpu_s, server
-from resnet50.v1 import image_pb2, inference_pb2
+from resnet50.v1 import inference_pb2
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.queue import VariantQueue
 from resnet50_server.batching.scheduler import Scheduler
@@ -93,11 +94,8 @@ def timed() -> tuple[str, ...]:
 
 
 def request() -> bytes:
-    """Return a request whose image costs next to nothing to decode."""
-    raw = image_pb2.RawImage(
-        width=8, height=8, pixel_format=image_pb2.PIXEL_FORMAT_GRAY, pixels=bytes(64)
-    )
-    return inference_pb2.ClassifyRequest(image=image_pb2.Image(raw=raw)).SerializeToString()
+    """Return a request whose image only has to be cropped."""
+    return inference_pb2.ClassifyRequest(image=undecoded()).SerializeToString()
 
 
 async def send(

@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
@@ -38,14 +37,13 @@ from resnet50_server.runtime.fatal import DecodingHung, EngineHung, FatalError
 from resnet50_server.settings import Settings
 from resnet50_server.variants.spec import VariantSpec, parse_variant
 
+from .in_flight import InFlight
 from .options import worker_settings
 
 Outcome: TypeAlias = Result | Exception
 """An image's result, or why it has none: `OSError` for unreadable files, else a `ServingError`."""
 
 Value = TypeVar("Value")
-# Names, bytes and results.
-_Done: TypeAlias = "SimpleQueue[tuple[str, int, Future[Result]]]"
 
 # Files are read by as many threads: a disk needs few, network file systems many.
 READERS = 16
@@ -151,37 +149,33 @@ class ImageWorker:
         Raises:
             WorkerFailed: The device is lost, or the variant does not compute any more.
         """
-        done: _Done = SimpleQueue()
-        in_flight = in_flight_bytes = 0
+        infer = partial(self._infer, top_k=top_k, with_embedding=with_embedding)
+        in_flight = InFlight(self._loop, infer)
         iterator = iter(images)
         waiting = next(iterator, None)
         try:
-            while waiting is not None or in_flight:
+            while waiting is not None or in_flight.images:
                 size = 0 if waiting is None else self._size(waiting[1])
-                fits = in_flight_bytes + size <= self._settings.max_request_bytes
-                if waiting is not None and (not in_flight or (fits and in_flight < self.window)):
-                    name, image = waiting
-                    future = self._submit(self._infer(name, image, top_k, with_embedding))
-                    future.add_done_callback(partial(_put, done, name, size))
-                    in_flight += 1
-                    in_flight_bytes += size
+                if waiting is not None and self._has_room(in_flight, size):
+                    in_flight.start(*waiting, size)
                     waiting = next(iterator, None)
-                    if done.empty():
+                    if not in_flight.any_ended():
                         continue
-                name, size, future = done.get()
-                in_flight -= 1
-                in_flight_bytes -= size
-                yield name, self._outcome(future)
+                for name, task in in_flight.ended():
+                    yield name, self._outcome(task)
         finally:
             # Of a caller that takes no more results, or of a lost device.
-            while in_flight:
-                done.get()[2].exception()
-                in_flight -= 1
+            in_flight.wait()
 
-    def _outcome(self, future: Future[Result]) -> Outcome:
-        error = future.exception()
+    def _has_room(self, in_flight: InFlight, size: int) -> bool:
+        """Return whether an image of so many bytes may be in flight too; one alone always may."""
+        fits = in_flight.bytes + size <= self._settings.max_request_bytes
+        return not in_flight.images or (fits and in_flight.images < self.window)
+
+    def _outcome(self, task: asyncio.Task[Result]) -> Outcome:
+        error = task.exception()
         if error is None:
-            return future.result()
+            return task.result()
         if isinstance(error, OF_IMAGE) and self._fault is None:
             return error
         if isinstance(error, (ServingError, FatalError)):
@@ -266,10 +260,6 @@ def _end_process() -> None:
     threading.main_thread().join()
     time.sleep(EXIT_GRACE_S)
     os._exit(1)
-
-
-def _put(done: _Done, name: str, size: int, future: Future[Result]) -> None:
-    done.put((name, size, future))
 
 
 def _read(image: str | Path | Readable, limits: ImageLimits) -> bytes:

@@ -229,6 +229,10 @@ def changed(**replaced: object) -> dict[str, object]:
             changed(bn1__bias=torch.full((64,), math.nan)),
             ["bn1.bias contains NaN or infinity"],
         ),
+        (
+            changed(bn1__bias=torch.full((64,), 1e39, dtype=torch.float64)),
+            ["bn1.bias contains NaN or infinity, or values beyond float32"],
+        ),
         (changed(bn1__bias=[0.0] * 64), ["bn1.bias is a list, not a tensor"]),
         (
             {"state_dict": weights.hollow(), "epoch": 90},
@@ -244,6 +248,7 @@ def changed(**replaced: object) -> dict[str, object]:
     ],
     ids=[
         *("missing keys", "unknown keys", "DataParallel", "wrong shape", "class count", "NaN"),
+        "beyond float32",
         *("no tensor", "state_dict inside", "model inside", "a list", "numbered", "a module"),
     ],
 )
