@@ -59,3 +59,26 @@ async def test_slot_is_passed_to_the_next_call():
     arrived.set()
     assert await asyncio.gather(first, second) == [True, True]
     assert len(slots) == 0
+
+
+@in_virtual_time
+async def test_each_message_has_the_whole_time_from_its_own_start():
+    slots, never, arrived = ReceiveSlots(MIB, MIB, MIB, 10, 5.0), asyncio.Event(), asyncio.Event()
+    loop, ended = asyncio.get_running_loop(), {}
+
+    async def read(name: str, message: asyncio.Event) -> None:
+        try:
+            await slots.read(name, message.wait)
+        except (Stalled, Overloaded):
+            ended[name] = loop.time()
+
+    tasks = [asyncio.create_task(read("first", arrived))]
+    await asyncio.sleep(2.0)
+    tasks.append(asyncio.create_task(read("second", never)))
+    await asyncio.sleep(1.0)
+    arrived.set()
+    slots.timeout_s = 1.0
+    tasks.append(asyncio.create_task(read("third", never)))
+    await asyncio.gather(*tasks)
+    assert ended == {"third": 4.0, "second": 7.0}
+    assert len(slots) == 0
