@@ -18,7 +18,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip console console-pictures nginx ray languages bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
+.PHONY: help demo serve test coverage oip console console-pictures proxies ray languages bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,8 +68,9 @@ ray: $(VENV)/installed  ## Bulk runs on a Ray cluster of this machine, whose pro
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
 	$(BIN)/python -m pytest tests/e2e/ray_data.py
 
-nginx: $(VENV)/installed  ## Try deploy/nginx.conf before two servers; needs nginx
-	$(BIN)/python -m tests.e2e.nginx
+proxies: $(VENV)/installed  ## Try nginx, HAProxy and Envoy with the configurations of deploy/, 5 minutes; needs nginx
+	$(BIN)/python -m pip install --quiet --editable '.[dev,proxies]'
+	$(BIN)/python -m tests.e2e.proxies
 
 languages: $(VENV)/installed  ## Build and run the examples in Node and Go against servers; needs npm, and Go with gRPC
 	$(BIN)/python -m tests.e2e.languages
@@ -106,11 +107,13 @@ kills: $(VENV)/installed  ## Kill one of two servers every 10 s under load, 3 mi
 swaps: $(VENV)/installed  ## Replace weights 100 times under load, 10 minutes; writes docs/benchmarks/reliability.md
 	$(BIN)/python -m benchmarks.swaps --write
 
-netfaults: $(VENV)/installed  ## Lose, delay, cut and move the network between clients and servers, 8 minutes; needs root
+netfaults: $(VENV)/installed  ## Lose, delay, cut and move the network between clients and servers, 10 minutes; needs root
 	$(BIN)/python -m benchmarks.netfaults --write
+	$(BIN)/python -m benchmarks.new_servers --write
 
-netfaults-short: $(VENV)/installed  ## The same within a minute, without judging times; what CI runs
+netfaults-short: $(VENV)/installed  ## The same within two minutes, without judging times; what CI runs
 	$(BIN)/python -m benchmarks.netfaults --short
+	$(BIN)/python -m benchmarks.new_servers --short
 
 hostile-floor: $(VENV)/installed  ## The attacks of hostile files, on the oldest Pillow that is allowed
 	$(BIN)/pip install -q --upgrade --no-deps --target $(VENV)/hostile-floor pillow==$(PILLOW_FLOOR)

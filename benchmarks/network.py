@@ -202,21 +202,27 @@ class Network:
         lines = ["127.0.0.1 localhost"]
         lines += [f"{self.addresses[server]} {name}" for name, server in servers.items()]
         self._hosts.write_text("\n".join(lines) + "\n")
-        if before is None:
-            run("mount", "--bind", str(self._hosts), "/etc/hosts")
-            # gRPC also asks for IPv6 addresses, which the file has not: a name server that refuses
-            # at once, or each lookup would wait 13 s for one that cannot be reached from here.
-            self._resolv_conf.write_text("nameserver 127.0.0.1\n")
-            run("mount", "--bind", str(self._resolv_conf), "/etc/resolv.conf")
+        with contextlib.ExitStack() as stack:
+            if before is None:
+                run("mount", "--bind", str(self._hosts), "/etc/hosts")
+                stack.callback(self._hosts.unlink)
+                stack.callback(run, "umount", "/etc/hosts")
+                # gRPC also asks for IPv6 addresses, which the file does not have: a name server
+                # that refuses at once, or each lookup would wait 13 s for an unreachable one.
+                stack.enter_context(self.name_server())
+            else:
+                stack.callback(self._hosts.write_text, before)
+            yield
+
+    @contextlib.contextmanager
+    def name_server(self) -> Iterator[None]:
+        """Have the client's names looked up at port 53 of its own 127.0.0.1."""
+        self._resolv_conf.write_text("nameserver 127.0.0.1\n")
+        run("mount", "--bind", str(self._resolv_conf), "/etc/resolv.conf")
         try:
             yield
         finally:
-            if before is None:
-                run("umount", "/etc/resolv.conf")
-                run("umount", "/etc/hosts")
-                self._hosts.unlink()
-            else:
-                self._hosts.write_text(before)
+            run("umount", "/etc/resolv.conf")
 
     # How it is done
 

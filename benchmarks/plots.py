@@ -1,18 +1,22 @@
-"""Plots of docs/benchmarks/results.md: python -m benchmarks.plots; `make pictures` runs it.
+"""Plots of docs/benchmarks: python -m benchmarks.plots; `make pictures` runs it.
 
 latency-load.svg   p50, p99 and failed calls against the offered load, fp32 and int8, with the
                    throughput that each sustains
+scale-out.svg      simulated throughput and p99 against the number of replicas
+new-replica.svg    simulated share of the newest replica after a scale-up and in a rolling update
 
-They are drawn from the tables that `make bench` has written into the page, so a plot and its
-figures are of one run. Colours follow the reader's light or dark mode.
+The first is drawn from the tables that `make bench` has written into results.md, the others from
+data/scale-out.json, which `python -m benchmarks.scale_out --write` writes with its page: a plot and
+its figures are of one run. Colours follow the reader's light or dark mode.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib import pyplot
@@ -20,7 +24,14 @@ from matplotlib import pyplot
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 IMAGES = DOCS / "images"
 PANEL, INK, FAINT = "#ffffff", "#1f2328", "#d1d9e0"
-COLORS = {"fp32": "#0969da", "bf16": "#8250df", "int8": "#bc4c00"}
+BLUE, VIOLET, ORANGE = "#0969da", "#8250df", "#bc4c00"
+COLORS = {"fp32": BLUE, "bf16": VIOLET, "int8": ORANGE}
+BY_POLICY = {
+    "round robin by each client": BLUE,
+    "fewer calls of two": VIOLET,
+    "fewest calls of all": ORANGE,
+}
+BY_AGE = {"never": ORANGE, "120 s": VIOLET, "30 s": BLUE}
 DARK = {
     PANEL: "#0d1117",
     INK: "#f0f6fc",
@@ -123,7 +134,59 @@ def latency_against_load(page: str) -> str:
     below.set_xlabel(
         "offered load, images/s (Poisson arrivals, deadline 1 s); dotted: sustained", color=INK
     )
-    for one in (axes, below):
+    return _svg(figure, axes, below)
+
+
+def by_replicas(data: dict[str, Any]) -> str:
+    """Return the plot of throughput and p99 by number of replicas as SVG."""
+    figure, (above, axes) = pyplot.subplots(
+        2, figsize=(6.67, 4.6), sharex=True, layout="constrained", facecolor=PANEL
+    )
+    for policy, color in BY_POLICY.items():
+        points = [one for one in data["sizes"] if one["policy"] == policy]
+        counts = [one["replicas"] for one in points]
+        per_replica = [one["answered"] / one["replicas"] for one in points]
+        above.plot(counts, per_replica, "o-", color=color)
+        axes.plot(counts, [one["p99_ms"] for one in points], "o-", color=color, label=policy)
+    above.set_ylim(bottom=0)
+    above.set_ylabel("answers/s of each replica", color=INK)
+    axes.set_xscale("log")
+    axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("p99, ms", color=INK)
+    axes.set_xlabel("replicas (simulated, 80% load, 32 clients)", color=INK)
+    axes.legend(facecolor=PANEL, edgecolor=FAINT, labelcolor=INK)
+    return _svg(figure, above, axes)
+
+
+def newest_share(data: dict[str, Any]) -> str:
+    """Return the plot of the newest replica's share over time as SVG."""
+    figure, panels = pyplot.subplots(
+        2, figsize=(6.67, 4.6), sharex=True, layout="constrained", facecolor=PANEL
+    )
+    for axes, title in zip(panels, ("scale-up, 4 to 5", "rolling update of 10"), strict=True):
+        for age, color in BY_AGE.items():
+            course = data["courses"][f"{title}, {age}"]
+            times = [one["at_s"] for one in course]
+            axes.plot(times, [one["share"] for one in course], color=color, label=age)
+        axes.axhline(1, color=FAINT, linewidth=1)
+        axes.set_ylim(0, 1.5)
+        axes.set_title(title, color=INK, fontsize=10, loc="left")
+        axes.set_ylabel("of an equal share", color=INK)
+    panels[0].legend(
+        title="connections end after",
+        facecolor=PANEL,
+        edgecolor=FAINT,
+        labelcolor=INK,
+        loc="lower right",
+    ).get_title().set_color(INK)
+    panels[1].set_xlabel("seconds from the change (simulated)", color=INK)
+    return _svg(figure, *panels)
+
+
+def _svg(figure: Any, *panels: Any) -> str:
+    """Return a figure in the project's style as SVG."""
+    for one in panels:
         one.tick_params(colors=INK, which="both")
         one.grid(color=FAINT, linewidth=0.5)
         one.set_facecolor(PANEL)
@@ -153,6 +216,9 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     page = (DOCS / "benchmarks" / "results.md").read_text()
     (IMAGES / "latency-load.svg").write_text(latency_against_load(page))
+    data = json.loads((DOCS / "benchmarks" / "data" / "scale-out.json").read_text())
+    (IMAGES / "scale-out.svg").write_text(by_replicas(data))
+    (IMAGES / "new-replica.svg").write_text(newest_share(data))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ from resnet50_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Seconds that calls have to end after their connection reached its maximum age.
-CONNECTION_GRACE_S = 60
 KEEPALIVE_TIMEOUT_S = 20
 # Limit for the TLS handshake and first HTTP/2 frame of a connection; gRPC's default is two minutes,
 # and each such connection takes memory.
@@ -57,7 +55,7 @@ def server_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_connection_idle_ms", ms(settings.connection_idle_timeout_s)),
         ("grpc.max_connection_age_ms", ms(settings.max_connection_age_s)),
-        ("grpc.max_connection_age_grace_ms", ms(CONNECTION_GRACE_S)),
+        ("grpc.max_connection_age_grace_ms", ms(settings.max_connection_age_grace_s)),
         # Two servers on one port would share its calls at random; make the second fail instead.
         ("grpc.so_reuseport", 0),
         # Detects peers that vanished without closing the connection.

@@ -101,9 +101,19 @@ class Network(Group):
             ge=0,
             le=10**6,
             description="Close connections of this age, in seconds, so that clients balance their"
-            " load again; calls in flight get another minute. 0: never.",
+            " load again; calls in flight get `max_connection_age_grace_s` more. 0: never.",
         ),
     ] = 0.0
+    max_connection_age_grace_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=10**6,
+            description="Seconds that calls in flight have when their connection reaches its"
+            " maximum age; calls that still run are then ended with UNAVAILABLE, which the SDK"
+            " retries, and streams, which it resumes at another server.",
+        ),
+    ] = 60.0
     connection_idle_timeout_s: Annotated[
         float,
         Field(
