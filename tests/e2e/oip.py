@@ -1,11 +1,10 @@
 """Public clients of the Open Inference Protocol against a real server: `make oip`.
 
 Each client is installed into an environment of its own and makes its calls (`oip_*_session.py`)
-through a recorder, over gRPC and over REST through a gateway; so does Weaviate's client of its
-container for images (`weaviate/main.go`). What worked and what was refused becomes the tables of
-docs/how-to/open-inference-protocol.md and weaviate.md; the requests, as the clients wrote them,
-become oip_requests.json of tests/integration/server and recorded_requests.json of
-tests/integration/gateway, which `make test` sends again.
+through a recorder, over gRPC and over REST through a gateway. What worked and what was refused
+becomes the tables of docs/how-to/open-inference-protocol.md; the requests, as the clients wrote
+them, become oip_requests.json of tests/integration/server and tests/integration/gateway, which
+`make test` sends again.
 
 Not a test of pytest: the clients want other versions of protobuf than the server's environment has.
 """
@@ -14,10 +13,9 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +30,6 @@ from tests.support.serving import server_processes
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".cache" / "oip"
 PAGE = ROOT / "docs" / "how-to" / "open-inference-protocol.md"
-WEAVIATE_PAGE = ROOT / "docs" / "how-to" / "weaviate.md"
 RECORDED = ROOT / "tests" / "integration" / "server" / "oip_requests.json"
 CLIENTS = {
     "tritonclient": ("tritonclient[grpc]==2.73.0", "pillow"),
@@ -44,9 +41,7 @@ REST_CLIENTS = {
     "tritonclient": ("tritonclient[http]==2.73.0", "pillow"),
     "kserve": ("kserve==0.21.0", "pillow"),
 }
-RECORDED_REST = ROOT / "tests" / "integration" / "gateway" / "recorded_requests.json"
-# The newest whose package builds with Go 1.19, Debian's.
-WEAVIATE = "github.com/weaviate/weaviate@v1.19.13"
+RECORDED_REST = ROOT / "tests" / "integration" / "gateway" / "oip_requests.json"
 SESSIONS = Path(__file__).parent
 BEGIN, END = "<!-- conformance: written by make oip -->", "<!-- end of conformance -->"
 # Larger requests are made by tests instead of being kept.
@@ -126,19 +121,6 @@ def interpreter(name: str, packages: tuple[str, ...]) -> Path:
     return python
 
 
-def weaviate_session() -> Path:
-    """Return the program of Weaviate's client, built on first use."""
-    home = ENVIRONMENTS / "weaviate"
-    program = home / "session"
-    if not program.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(__file__).parent / "weaviate" / "main.go", home)
-        (home / "go.mod").unlink(missing_ok=True)
-        for command in (["mod", "init", "session"], ["get", WEAVIATE], ["build", "-o", program]):
-            subprocess.run(["go", *command], cwd=home, check=True)
-    return program
-
-
 def run_session(*command: Path | str) -> list[dict[str, str]]:
     """Make a client's calls; return how they went.
 
@@ -163,25 +145,17 @@ def table(title: str, calls: list[dict[str, str]]) -> str:
     return "\n".join(rows)
 
 
-def run_rest_sessions(address: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def run_rest_sessions(address: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Make the calls of the REST clients through a gateway; return requests and tables."""
     recorded: list[dict[str, Any]] = []
-    tables = {}
-    sessions = {
-        name: (
-            f"`{packages[0]}` over REST",
-            [interpreter(f"{name}-rest", packages), SESSIONS / "oip_http_session.py", name],
-        )
-        for name, packages in REST_CLIENTS.items()
-    }
-    release = WEAVIATE.rpartition("@")[2]
-    sessions["weaviate"] = (f"Weaviate {release}, `img2vec-neural/clients`", [weaviate_session()])
+    tables = []
     with gateway(address) as url:
-        for name, (title, command) in sessions.items():
+        for name, packages in REST_CLIENTS.items():
+            python = interpreter(f"{name}-rest", packages)
             with http_recorder(url.removeprefix("http://")) as (requests, front):
-                calls = run_session(*command, front)
-            tables[name] = table(title, calls)
-            print(f"{name} over HTTP: {len(calls)} calls, {len(requests)} requests")
+                calls = run_session(python, SESSIONS / "oip_http_session.py", name, front)
+            tables.append(table(f"`{packages[0]}` over REST", calls))
+            print(f"{name} over REST: {len(calls)} calls, {len(requests)} requests")
             recorded += [
                 {"client": name, **request}
                 for request in requests
@@ -190,16 +164,8 @@ def run_rest_sessions(address: str) -> tuple[list[dict[str, Any]], dict[str, str
     return recorded, tables
 
 
-def write_tables(page: Path, tables: Iterable[str]) -> None:
-    """Replace the tables of a page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    body = "\n\n".join(tables)
-    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
-
-
 def main() -> int:
-    """Run all sessions; write the pages' tables and the recorded requests."""
+    """Run all sessions; write the page's tables and the recorded requests."""
     tables, recorded = [], []
     arguments = ("--variants", "IMAGENET1K_V2", "--engine", "null", "--oip")
     with server_processes() as start:
@@ -223,8 +189,10 @@ def main() -> int:
         requests, rest_tables = run_rest_sessions(address)
     RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
     RECORDED_REST.write_text(json.dumps(requests, indent=1) + "\n")
-    write_tables(WEAVIATE_PAGE, [rest_tables.pop("weaviate")])
-    write_tables(PAGE, [*tables, *rest_tables.values()])
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    body = "\n\n".join([*tables, *rest_tables])
+    PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
     return 0
 
 
