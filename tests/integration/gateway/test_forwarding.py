@@ -133,6 +133,8 @@ def test_tokens_decide_about_each_method(secured, photo):
         found = problem(missing)
         assert (found["status"], found["reason"]) == (401, "TOKEN_MISSING")
         assert missing.headers["www-authenticate"] == "Bearer"
+        vectors = http.post("/vectors", json={"id": "1", "image": "/9j/"})
+        assert (vectors.status_code, list(vectors.json())) == (401, ["error"])
         unknown = http.post("/v1/classify", content=photo, headers=bearer("x" * 48))
         assert problem(unknown)["reason"] == "TOKEN_UNKNOWN"
         right = http.post("/v1/classify", content=photo, headers=bearer(infer))
