@@ -12,10 +12,13 @@ from hypothesis import settings
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
-# Servers that tests start keep nothing in the user's folders, and find nothing there.
-_cache = tempfile.TemporaryDirectory(prefix="resnet50-tests-")
-os.environ["RESNET50_GRAPH_CACHE_DIR"] = _cache.name
-if "PYTEST_XDIST_WORKER" in os.environ:
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Servers that tests start keep nothing in the user's folders, and find nothing there. One cache
+    # for all processes that run tests, which have this process's environment: a graph is exported
+    # once, and an engine is chosen once.
+    _cache = tempfile.TemporaryDirectory(prefix="resnet50-tests-")
+    os.environ["RESNET50_GRAPH_CACHE_DIR"] = _cache.name
+else:
     # As many processes compute as there are CPUs: with threads of their own for each operation,
     # PyTorch takes a fifth more CPU time. Servers set their threads explicitly.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from typing import Any
+from pathlib import Path
+
+from tests.support import processes
 
 
 def environment(server: str | None = None) -> dict[str, str]:
@@ -14,21 +15,25 @@ def environment(server: str | None = None) -> dict[str, str]:
     return found if server is None else found | {"RESNET50_SERVER": server}
 
 
-def resnet50(*arguments: object, server: str | None = None, **options: Any) -> Any:
-    """Run the command to its end."""
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "resnet50_cli",
-            *(os.fspath(_text(argument)) for argument in arguments),
-        ],
-        capture_output=True,
-        env=environment(server),
-        timeout=120,
-        **options,
+def resnet50(
+    *arguments: object,
+    server: str | None = None,
+    input: bytes | None = None,
+    folder: Path | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command to its end.
+
+    Args:
+        arguments: Its arguments; bytes as they are, whatever they are in Unicode.
+        server: Of its environment.
+        input: Its stdin.
+        folder: Its working directory; default: that of this process.
+    """
+    return processes.run(
+        "resnet50",
+        *arguments,
+        environment=environment(server),
+        input=input,
+        text=False,
+        folder=folder,
     )
-
-
-def _text(argument: object) -> str | bytes:
-    return argument if isinstance(argument, bytes) else str(argument)

@@ -1,4 +1,4 @@
-"""Runs one of the two commands in a fork of an interpreter that has imported it already.
+"""Runs a command in a fork of an interpreter that has imported it already.
 
     python -m tests.support.fork_server PROGRAM SOCKET
 
@@ -23,13 +23,16 @@ from typing import Any
 from typer.testing import CliRunner
 
 COMMAND_PACKAGES = ("embed", "evaluate", "stream", "top", "variants")
-# Each program's typer app, and modules that it imports only when it needs them. Not torch, which
-# stub engines do without.
-PROGRAMS = {
-    "resnet50-server": (
+SERVER_MODULES = ("resnet50_server.cli.serve", "numpy.random", "uvloop")
+# Each program's typer app, if it has one, and modules that it imports only when it needs them. Not
+# torch, which stub engines do without, but for servers with another engine.
+PROGRAMS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "resnet50-server": ("resnet50_server.cli.main", SERVER_MODULES),
+    "resnet50-server with torch": (
         "resnet50_server.cli.main",
-        ("resnet50_server.cli.serve", "numpy.random", "uvloop"),
+        (*SERVER_MODULES, "resnet50_server.engines.autoselect", "resnet50_server.engines.devices"),
     ),
+    "resnet50-gateway": (None, ("resnet50_gateway.process", "uvloop")),
     "resnet50": (
         "resnet50_cli.app",
         (
@@ -105,15 +108,16 @@ def main() -> None:
     for name in modules:
         importlib.import_module(name)
     # Typer imports what a help text or a usage error needs once it has one to print.
-    for arguments in (["--help"], ["--no-such-option"]):
-        CliRunner().invoke(importlib.import_module(app).app, arguments)
+    if app is not None:
+        for arguments in (["--help"], ["--no-such-option"]):
+            CliRunner().invoke(importlib.import_module(app).app, arguments)
     gc.freeze()  # what it looks at it copies
     request = wait_for_request(control)
     open_streams()
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = [program, *request["arguments"]]
+    sys.argv = [program.partition(" ")[0], *request["arguments"]]
     sys.modules["__main__"].__package__ = None  # by which usage errors name the program
     module, _, function = request["entry"].partition(":")
     getattr(importlib.import_module(module), function)()

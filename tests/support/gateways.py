@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+
+from tests.support import processes
 
 # Of requests that succeed, on a loaded machine.
 TIMEOUT_S = 60.0
@@ -20,18 +21,17 @@ TIMEOUT_S = 60.0
 class GatewayProcess:
     """`resnet50-gateway` as a process; `url` is known once it is ready.
 
+    It is a fork of one that has imported the gateway (`processes`).
+
     Args:
         arguments: Of the command.
         environment: Beside this process's own.
     """
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "resnet50_gateway", "--listen", "127.0.0.1:0", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | (environment or {}),
+        self.process = processes.start(
+            *("resnet50-gateway", "--listen", "127.0.0.1:0", *arguments),
+            environment=os.environ | (environment or {}),
         )
 
     def wait_until_listening(self) -> str:
@@ -44,6 +44,7 @@ class GatewayProcess:
     def wait_until_ended(self) -> tuple[int, str]:
         """Wait for its own end; return the exit code and what was written to stderr."""
         _, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode is not None
         return self.process.returncode, errors
 
     def terminate(self) -> tuple[int, str]:

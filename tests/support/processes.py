@@ -1,9 +1,9 @@
-"""Processes of the commands `resnet50` and `resnet50-server`, without the time that imports take.
+"""Processes of the project's commands, without the time that imports take.
 
-A new interpreter imports for 0.6 s (client) or 0.9 s (server) of CPU time before it does anything;
-a fork of one that has done so takes 0.01 s. What only a new interpreter shows has to be started as
-one: variables that are read before a program runs (LD_PRELOAD, MALLOC_ARENA_MAX), missing packages,
-entry points.
+A new interpreter imports for 0.6 s (client), 0.9 s (server) or 5 s (server with PyTorch) of CPU
+time before it does anything; a fork of one that has done so takes 0.01 s. What only a new
+interpreter shows has to be started as one: variables that are read before a program runs
+(LD_PRELOAD, MALLOC_ARENA_MAX), missing packages, entry points.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from typing import IO, Any, Literal
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = {
     "resnet50-server": "resnet50_server.__main__:main",
+    "resnet50-server with torch": "resnet50_server.__main__:main",
+    "resnet50-gateway": "resnet50_gateway.command:run",
     "resnet50": "resnet50_cli.__main__:main",
 }
 MODULES = {"resnet50-server": "resnet50_server", "resnet50": "resnet50_cli"}
-Program = Literal["resnet50-server", "resnet50"]
+Program = Literal["resnet50-server", "resnet50-server with torch", "resnet50-gateway", "resnet50"]
 
 
 class ForkedProcess:
@@ -136,8 +138,8 @@ class _ForkServer:
             # OpenBLAS's threads would not survive a fork.
             "OPENBLAS_NUM_THREADS": "1",
         }
-        if program == "resnet50-server":
-            # The command sets it before it imports grpc, which reads it then.
+        if program != "resnet50":
+            # The commands set it before they import grpc, which reads it then.
             environment["GRPC_VERBOSITY"] = "NONE"
         with theirs:
             self._process = subprocess.Popen(
@@ -171,6 +173,7 @@ def start(
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
     text: bool = True,
+    folder: Path | None = None,
 ) -> ForkedProcess | subprocess.Popen[Any]:
     """Start a command.
 
@@ -181,15 +184,17 @@ def start(
         entry: "module:function" that runs in the command's place.
         stdin, stdout, stderr: As for `subprocess.Popen`: PIPE, DEVNULL or a descriptor.
         text: Whether pipes are of str.
+        folder: Its working directory; default: that of this process.
     """
-    words = [str(one) for one in arguments]
+    words = [os.fsdecode(one) if isinstance(one, bytes) else str(one) for one in arguments]
     if any(file >= 0 and os.isatty(file) for file in (stdin, stdout, stderr)):
         return subprocess.Popen(
-            [sys.executable, "-m", MODULES[program], *words],
+            [sys.executable, "-m", ENTRIES[program].split(".")[0], *words],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             env=environment,
+            cwd=folder,
             text=text,
         )
     with _starting:
@@ -198,7 +203,7 @@ def start(
         "entry": entry or ENTRIES[program],
         "arguments": words,
         "environment": dict(os.environ) if environment is None else environment,
-        "folder": os.getcwd(),
+        "folder": os.fspath(folder or os.getcwd()),
     }
     ours, theirs = socket.socketpair()
     theirs_to_close, sent, pipes = [theirs.detach()], [], []
@@ -232,6 +237,7 @@ def run(
     input: Any = None,
     text: bool = True,
     timeout: float = 120.0,
+    folder: Path | None = None,
 ) -> subprocess.CompletedProcess[Any]:
     """Run a command to its end, as `subprocess.run` does with captured output."""
     process = start(
@@ -241,6 +247,7 @@ def run(
         entry=entry,
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
         text=text,
+        folder=folder,
     )
     try:
         output, errors = process.communicate(input, timeout)

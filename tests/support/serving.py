@@ -170,6 +170,8 @@ class ServerProcess:
         elif fault is not None:
             entry = "tests.support.faulty_server:main"
             self.process = processes.start("resnet50-server", fault, *serve, entry=entry)
+        elif {"null", "timed"}.isdisjoint(arguments):
+            self.process = processes.start("resnet50-server with torch", *serve)
         else:
             self.process = processes.start("resnet50-server", *serve)
 

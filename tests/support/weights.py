@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,7 @@ def calm(seed: int = 0, categories: int = 1000) -> StateDict:
     for key in state:
         if key.endswith(("bn3.weight", "bn3.bias")):
             state[key] = state[key] * 0.05
-    model = resnet50(weights=None, num_classes=categories)
-    model.load_state_dict(state)
-    embeddings = run(model.eval(), photos())[1]
+    embeddings = run(torchvision_model(state), photos())[1]
     centre = embeddings.mean(dim=0)
     weight = state["fc.weight"]
     weight = weight * (SHARPNESS / ((embeddings - centre) @ weight.T).std())
@@ -114,7 +113,7 @@ def trained_like_int8(seed: int = 0) -> StateDict:
 
 def int8_of(state: StateDict) -> StateDict:
     """Return a float state dict of 1000 categories in the format of torchvision's int8 files."""
-    model = quantization.resnet50(weights=None, quantize=False)
+    model = unfilled(lambda: quantization.resnet50(weights=None, quantize=False))
     model.load_state_dict(state)
     model.eval()
     # As torchvision's quantize_model, but calibrated with photos instead of noise.
@@ -204,9 +203,16 @@ def torchvision_model(state: StateDict) -> ResNet:
         torch.backends.quantized.engine = "fbgemm"
         model = quantization.resnet50(weights=None, quantize=True)
     else:
-        model = resnet50(weights=None, num_classes=len(state["fc.bias"]))
+        model = unfilled(lambda: resnet50(weights=None, num_classes=len(state["fc.bias"])))
     model.load_state_dict(state)
     return model.eval()
+
+
+def unfilled(build: Callable[[], Any]) -> Any:
+    """Return a network whose numbers are to be loaded; drawing them takes most of a test's time."""
+    with torch.device("meta"):
+        network = build()
+    return network.to_empty(device="cpu")
 
 
 def run(model: ResNet, images: Tensor) -> tuple[Tensor, Tensor]:

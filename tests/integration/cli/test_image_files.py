@@ -97,12 +97,16 @@ def test_names_are_read_from_a_list_on_stdin(null, null_address, tmp_path):
     names = [b"d/b c.jpg", b"d/" + LATIN, b"d/sub"]
     content = b"".join(name + (b"\0" if null else b"\n") for name in names)
     flags = ["--files-from", "-", *(["-0"] if null else [])]
-    done = resnet50("classify", "d/a.jpg", *flags, server=null_address, cwd=tmp_path, input=content)
+    done = resnet50(
+        "classify", "d/a.jpg", *flags, server=null_address, folder=tmp_path, input=content
+    )
     assert done.returncode == 0, done.stderr
     shown = [line.partition(b": ")[0] for line in done.stdout.splitlines()]
     assert shown == [b"d/a.jpg", b"d/b c.jpg", rb"d/caf\udce9.jpg", b"d/sub/x.png"]
     out = tmp_path / "v.npz"
-    done = resnet50("embed", *flags, "--out", out, server=null_address, cwd=tmp_path, input=content)
+    done = resnet50(
+        "embed", *flags, "--out", out, server=null_address, folder=tmp_path, input=content
+    )
     assert (done.returncode, len(np.load(out)["paths"])) == (0, 3)
     assert embedded(out, Path("d"))[2] == "sub/x.png"
     assert folder.is_dir()

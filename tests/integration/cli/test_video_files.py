@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from resnet50_client.video.tone_mapping import to_bt709
 from resnet50_server.engines.reference_check import fixed_image
 from resnet50_server.engines.stub_engines import NullEngine
 from tests.support.clips import deep_frame, fill, hold_turned, write_clip, yuv_of
+from tests.support.command_runs import resnet50
 from tests.support.serving import serving
 from tests.support.video_server import ending, refusing, silent, video_server
 
@@ -47,15 +45,7 @@ def images(monkeypatch) -> list[np.ndarray]:
 
 async def stream(source: object, *arguments: object, server: Any) -> tuple[int, str, str]:
     """Run the command; return its exit code, stdout and stderr."""
-    environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "resnet50_cli", "stream", str(source), *map(str, arguments)),
-        env=environment | {"RESNET50_SERVER": server.addresses[0]},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    stdout, stderr = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode, stdout.decode(), stderr.decode()
+    return await resnet50("stream", source, *arguments, server=server)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

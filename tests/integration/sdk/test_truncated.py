@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from PIL import Image
 
 from resnet50_client import InvalidImageError
 from tests.support.clients import KINDS, Caller, items
+from tests.support.commands import resnet50
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, server_processes
 
@@ -68,26 +66,16 @@ async def test_truncated_image_is_refused_by_default(kind, servers):
             await caller.classify(TRUNCATED)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[bytes]:
-    environment = {key: value for key, value in os.environ.items() if "RESNET50" not in key}
-    return subprocess.run(
-        [sys.executable, "-m", "resnet50_cli", *map(str, arguments)],
-        capture_output=True,
-        env=environment,
-        timeout=120,
-    )
-
-
 def test_commands_warn_of_truncated_images(servers, tmp_path):
     (tmp_path / "whole.jpg").write_bytes(WHOLE)
     (tmp_path / "part.jpg").write_bytes(TRUNCATED)
-    text = run("classify", tmp_path, "--server", servers[0])
+    text = resnet50("classify", tmp_path, "--server", servers[0])
     assert (text.returncode, len(text.stdout.splitlines())) == (0, 2)
     (line,) = text.stderr.decode().splitlines()
     assert "part.jpg: the image is truncated" in line
-    as_json = run("classify", tmp_path, "--json", "--server", servers[0])
+    as_json = resnet50("classify", tmp_path, "--json", "--server", servers[0])
     found = [json.loads(line)["warnings"] for line in as_json.stdout.splitlines()]
     assert found == [["truncated"], []]
-    embedded = run("embed", tmp_path, "--out", tmp_path / "v.npz", "--server", servers[0])
+    embedded = resnet50("embed", tmp_path, "--out", tmp_path / "v.npz", "--server", servers[0])
     assert embedded.returncode == 0
     assert b"part.jpg: the image is truncated" in embedded.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torchvision.models import resnet50
 
 from resnet50_server.engines.cuda.engine import CudaEngine
 from resnet50_server.engines.reference_check import ReferenceOutput
@@ -41,6 +40,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A graph cache, so that each graph is exported once."""
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
     return [np.asarray(photo_like(CROP, CROP, 100 + seed)) for seed in range(3)]
 
@@ -48,14 +53,13 @@ def images() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def expected(images) -> tuple[np.ndarray, np.ndarray]:
     """Sigmoid probabilities and embeddings by torchvision's own network."""
-    model = resnet50(weights=None, num_classes=COUNT)
-    model.load_state_dict(weights.calm(3, COUNT))
+    model = weights.torchvision_model(weights.calm(3, COUNT))
     mean, std = (torch.tensor(TRANSFORM[key]).view(3, 1, 1) for key in ("mean", "std"))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
     pooled: list[torch.Tensor] = []
     model.avgpool.register_forward_hook(lambda *call: pooled.append(call[2]))
     with torch.inference_mode():
-        probabilities = model.eval()((pixels - mean) / std).sigmoid().numpy()
+        probabilities = model((pixels - mean) / std).sigmoid().numpy()
     return probabilities, pooled[0].flatten(1).numpy()
 
 
@@ -77,8 +81,8 @@ def opened(argument: str, cache, **options):
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, "auto"])
-def test_sigmoid_head_answers_as_plain_torch(folder, tmp_path, images, expected, engine):
-    built = opened(f"tags={folder / 'tags'}", tmp_path, engine=engine)
+def test_sigmoid_head_answers_as_plain_torch(folder, cache, images, expected, engine):
+    built = opened(f"tags={folder / 'tags'}", cache, engine=engine)
     output = built.engine.run(images, COUNT, True)
     assert np.abs(in_order(output) - expected[0]).max() < 1e-4
     assert (expected[0].sum(axis=1) > 1.5).any()  # so that softmax would not pass
@@ -86,8 +90,8 @@ def test_sigmoid_head_answers_as_plain_torch(folder, tmp_path, images, expected,
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, "auto"])
-def test_network_without_head_embeds_as_plain_torch(folder, tmp_path, images, expected, engine):
-    built = opened(f"vectors={folder / 'vectors'}", tmp_path, engine=engine)
+def test_network_without_head_embeds_as_plain_torch(folder, cache, images, expected, engine):
+    built = opened(f"vectors={folder / 'vectors'}", cache, engine=engine)
     output = built.engine.run(images, 0, True)
     assert output.indices.shape == output.probabilities.shape == (len(images), 0)
     assert np.abs(output.embeddings - expected[1]).max() < 1e-4 * expected[1].max()
@@ -107,14 +111,14 @@ def test_cuda_engine_computes_both_on_the_host(folder, images, expected, name):
 
 
 @pytest.mark.parametrize("name", ["tags", "vectors"])
-def test_int8_made_by_the_server_keeps_them(folder, tmp_path, images, expected, name):
+def test_int8_made_by_the_server_keeps_them(folder, cache, tmp_path, images, expected, name):
     calibration = tmp_path / "calibration"
     calibration.mkdir()
     for seed in range(16):
         (calibration / f"{seed}.png").write_bytes(encode(photo_like(CROP, CROP, seed)))
     built = opened(
         f"{name}={folder / name}",
-        tmp_path / "cache",
+        cache,
         engine="onnxruntime",
         precision="int8",
         calibration_dir=calibration,
@@ -128,12 +132,12 @@ def test_int8_made_by_the_server_keeps_them(folder, tmp_path, images, expected, 
         assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.95
 
 
-def test_graph_of_another_activation_is_not_reused(folder, tmp_path, images):
+def test_graph_of_another_activation_is_not_reused(folder, cache, tmp_path, images):
     other = weights.custom_variant(
         tmp_path / "plain", weights.calm(3, COUNT), COUNT, transform=TRANSFORM
     )
-    sigmoid = opened(f"tags={folder / 'tags'}", tmp_path, engine="onnxruntime")
-    softmax = opened(f"plain={other}", tmp_path, engine="onnxruntime")
+    sigmoid = opened(f"tags={folder / 'tags'}", cache, engine="onnxruntime")
+    softmax = opened(f"plain={other}", cache, engine="onnxruntime")
     assert sigmoid.digest == softmax.digest
     sums = softmax.engine.run(images, COUNT, False).probabilities.sum(axis=1)
     assert np.abs(sums - 1).max() < 1e-4

@@ -29,7 +29,6 @@ from resnet50_server.engines.topk import top_k_of
 from resnet50_server.errors import WeightsError
 from resnet50_server.lifecycle.engine_builder import BuiltEngine, build_engine, prepare_variant
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
-from resnet50_server.runtime.cpus import CpuPlan
 from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import parse_variant
@@ -63,6 +62,12 @@ def exported(mine, tmp_path_factory) -> Path:
     cache = tmp_path_factory.mktemp("graphs")
     open_variant(mine, cache, engine="onnxruntime").engine.close()
     return cache
+
+
+@pytest.fixture(scope="module")
+def caffe_graphs(tmp_path_factory) -> Path:
+    """A graph cache for weights that Caffe trained."""
+    return tmp_path_factory.mktemp("caffe graphs")
 
 
 @pytest.fixture
@@ -127,7 +132,7 @@ def test_float_weights_are_computed_as_by_pytorch(mine, exported, kind):
 
 
 @pytest.mark.parametrize("kind", ["torch", *GRAPHS])
-def test_bgr_of_0_to_255_and_not_square_is_computed_as_by_torchvision(tmp_path, kind):
+def test_bgr_of_0_to_255_and_not_square_is_computed_as_by_torchvision(tmp_path, caffe_graphs, kind):
     transform = {
         "resize": [48, 80],
         "mean": [103.53, 116.28, 123.675],
@@ -137,7 +142,7 @@ def test_bgr_of_0_to_255_and_not_square_is_computed_as_by_torchvision(tmp_path, 
     }
     state = weights.calm(3, CATEGORIES)
     directory = weights.custom_variant(tmp_path / "caffe", state, CATEGORIES, transform=transform)
-    opened = open_variant(f"caffe={directory}", tmp_path / "cache", engine=kind)
+    opened = open_variant(f"caffe={directory}", caffe_graphs, engine=kind)
     images = [np.asarray(photo_like(80, 48, seed)) for seed in range(3)]
     bgr = torch.from_numpy(np.stack(images)[..., ::-1].copy()).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(transform[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -260,10 +265,12 @@ def test_wrong_category_count_is_refused_with_a_cached_graph(mine, exported, tmp
 
 def test_graphs_are_keyed_by_weights_and_transform(tmp_path):
     arguments = []
-    for name, seed, crop in (("one", 3, CROP), ("two", 4, CROP), ("three", 3, 32)):
+    state = weights.calm(3, CATEGORIES)
+    other = state | {"fc.bias": state["fc.bias"] + 1.0}
+    for name, numbers, crop in (("one", state, CROP), ("two", other, CROP), ("three", state, 32)):
         transform = weights.TRANSFORM | {"resize": crop, "crop": crop}
         directory = weights.custom_variant(
-            tmp_path / name, weights.calm(seed, CATEGORIES), CATEGORIES, transform=transform
+            tmp_path / name, numbers, CATEGORIES, transform=transform
         )
         arguments.append(f"{name}={directory}")
     for argument in arguments:
@@ -496,24 +503,6 @@ os.kill(os.getpid(), signal.SIGTERM)
         [sys.executable, "-c", program, graph], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "stopping\n"), done.stderr
-
-
-@pytest.mark.parametrize(
-    ("cores", "instances", "each", "expected"),
-    [
-        (1, None, None, (1, 1)),
-        (2, None, None, (1, 2)),
-        (8, None, None, (1, 8)),
-        (17, None, None, (2, 8)),
-        (64, None, None, (8, 8)),
-        (64, 4, None, (4, 16)),
-        (2, 4, None, (4, 1)),
-        (8, None, 3, (1, 3)),
-    ],
-)
-def test_cores_are_divided(cores, instances, each, expected):
-    threads = CpuPlan.divide(cores, instances, each)
-    assert (threads.instances, threads.threads) == expected
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 5, 37])
