@@ -24,15 +24,15 @@ from typer.testing import CliRunner
 
 COMMAND_PACKAGES = ("embed", "evaluate", "stream", "top", "variants")
 SERVER_MODULES = ("resnet50_server.cli.serve", "numpy.random", "uvloop")
-# Each program's typer app, if it has one, and modules that it imports only when it needs them. Not
-# torch, which stub engines do without, but for servers with another engine.
-PROGRAMS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+# Each program's typer app, and modules that it imports only when it needs them. Not torch, which
+# stub engines do without, but for servers with another engine.
+PROGRAMS = {
     "resnet50-server": ("resnet50_server.cli.main", SERVER_MODULES),
     "resnet50-server with torch": (
         "resnet50_server.cli.main",
         (*SERVER_MODULES, "resnet50_server.engines.autoselect", "resnet50_server.engines.devices"),
     ),
-    "resnet50-gateway": (None, ("resnet50_gateway.process", "uvloop")),
+    "resnet50-gateway": ("resnet50_gateway.command", ("resnet50_gateway.process", "uvloop")),
     "resnet50": (
         "resnet50_cli.app",
         (
@@ -108,9 +108,8 @@ def main() -> None:
     for name in modules:
         importlib.import_module(name)
     # Typer imports what a help text or a usage error needs once it has one to print.
-    if app is not None:
-        for arguments in (["--help"], ["--no-such-option"]):
-            CliRunner().invoke(importlib.import_module(app).app, arguments)
+    for arguments in (["--help"], ["--no-such-option"]):
+        CliRunner().invoke(importlib.import_module(app).app, arguments)
     gc.freeze()  # what it looks at it copies
     request = wait_for_request(control)
     open_streams()

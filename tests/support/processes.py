@@ -28,7 +28,8 @@ ENTRIES = {
     "resnet50-gateway": "resnet50_gateway.command:run",
     "resnet50": "resnet50_cli.__main__:main",
 }
-MODULES = {"resnet50-server": "resnet50_server", "resnet50": "resnet50_cli"}
+# Packages that `python -m` runs as these programs.
+MODULES = {program: entry.partition(".")[0] for program, entry in ENTRIES.items()}
 Program = Literal["resnet50-server", "resnet50-server with torch", "resnet50-gateway", "resnet50"]
 
 
@@ -189,7 +190,7 @@ def start(
     words = [os.fsdecode(one) if isinstance(one, bytes) else str(one) for one in arguments]
     if any(file >= 0 and os.isatty(file) for file in (stdin, stdout, stderr)):
         return subprocess.Popen(
-            [sys.executable, "-m", ENTRIES[program].split(".")[0], *words],
+            [sys.executable, "-m", MODULES[program], *words],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
