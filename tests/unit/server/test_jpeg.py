@@ -18,6 +18,7 @@ from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.pixel_budget import BudgetFull
 from resnet50_server.images.signatures import JPEG_START as START
 from resnet50_server.images.transform import Transform
+from resnet50_server.settings import Settings
 from tests.support import hostile
 from tests.support.pictures import PHOTOS, encode, photo_like
 
@@ -311,3 +312,9 @@ def test_coefficients_of_a_progressive_jpeg_count_as_memory():
     with pytest.raises(InvalidImage, match=r"several scans, which takes 3 MiB") as refused:
         decoded(LARGE["progressive"], tight)
     assert refused.value.kind == "too_complex"
+
+
+@pytest.mark.parametrize(("asked", "pixels"), [(None, 5_000_000), (3_000_000, 3_000_000)])
+def test_jpegs_may_declare_five_times_the_pixels_by_default(asked, pixels):
+    settings = Settings(variants=["x=random:0"], max_image_pixels=1_000_000, max_jpeg_pixels=asked)
+    assert ImageLimits.of(settings).max_jpeg_pixels == pixels
