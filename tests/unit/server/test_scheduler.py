@@ -61,6 +61,20 @@ async def test_full_queue_is_refused_at_once():
 
 
 @in_virtual_time
+async def test_bulk_leaves_a_share_of_the_queue_to_interactive_requests():
+    bench = Bench(BatchPolicy(max_batch_size=1, max_queue_size=4))
+    calls = [bench.submit(0)]
+    await asyncio.sleep(0.1)
+    calls += [bench.submit(number, bulk=True) for number in (1, 2, 3)]
+    with pytest.raises(QueueFull, match=r"max_queue_size \(4\): 3 .* the rest is for interactive"):
+        bench.submit(4, bulk=True)
+    calls.append(bench.submit(5))
+    with pytest.raises(QueueFull, match=r"max_queue_size \(4\): 4 "):
+        bench.submit(6)
+    await asyncio.gather(*calls)
+
+
+@in_virtual_time
 async def test_cancelled_request_leaves_the_queue_and_costs_nothing():
     bench = Bench(BatchPolicy(max_queue_size=2))
     running = bench.submit(0)
