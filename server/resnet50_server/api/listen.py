@@ -257,7 +257,7 @@ def _require_free_socket(path: str) -> None:
             pass
         except OSError as error:
             raise OSError(
-                f"listen: cannot listen on unix:{path}: {os.strerror(error.errno or 0)}, so it"
+                f"listen: cannot listen on unix:{path}: {error.strerror or error}, so it"
                 " is unknown whether another server does; set another path with --listen"
             ) from error
     raise OSError(
