@@ -8,7 +8,7 @@ import pytest
 
 from resnet50_client import Client
 from resnet50_client._addresses import is_local
-from resnet50_client._auth import Credentials
+from resnet50_client._auth import Bearer, Credentials
 from resnet50_client._config import Connection
 from resnet50_client._tls import CertificateSources, advice
 from resnet50_client._watched_file import WatchedFile
@@ -208,6 +208,18 @@ def test_swapped_link_is_seen(tmp_path):
     link.unlink()
     link.symlink_to("two")
     assert watched.content() == b"two"
+
+
+def test_token_stays_while_its_file_is_being_replaced(tmp_path):
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    bearer = Bearer.of(None, path)
+    path.write_text("")
+    assert bearer.token() == "first"
+    path.unlink()
+    assert bearer.token() == "first"
+    path.write_text("second\n")
+    assert bearer.token() == "second"
 
 
 def test_pipe_is_read_once():

@@ -61,6 +61,17 @@ def test_classification_is_a_sequence_of_its_categories():
         result[3]
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_vector_of_a_response_has_to_be_finite(number):
+    vector = result_pb2.Embedding(
+        values=np.array([0.5, number], "<f4").tobytes(),
+        type=result_pb2.EMBEDDING_TYPE_FLOAT32,
+        dimension=2,
+    )
+    with pytest.raises(resnet50_client.ServerError, match="not finite"):
+        _codec.embedding(inference_pb2.EmbedResponse(embedding=vector))
+
+
 def test_classification_without_categories_is_false():
     assert classification()
     empty = classification(0)

@@ -311,6 +311,14 @@ def test_tags_that_share_their_bytes_are_refused_by_any_pillow():
     check_tiff_tags(hostile.exif(*hostile.tags_that_share(2, 20), (282, 5, 1, 8)))
 
 
+@pytest.mark.parametrize("at", [33, -12], ids=["before the pixels", "behind the pixels"])
+def test_exif_of_a_png_is_checked_wherever_it_is(at):
+    exif = hostile.exif((273, 4, 2**19 + 1, 8), padding=4 * 2**19)
+    content = encode(picture(32, 32))
+    with pytest.raises(InvalidImage, match="more numbers than 524288"):
+        decoded(content[:at] + hostile.chunk(b"eXIf", exif) + content[at:])
+
+
 def test_numbers_of_tags_are_limited():
     content = hostile.exif((273, 4, 2**19 + 1, 8), padding=4 * 2**19)
     with pytest.raises(InvalidImage, match="more numbers than 524288"):
