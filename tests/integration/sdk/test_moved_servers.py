@@ -31,8 +31,8 @@ class Names:
 
     def getaddrinfo(self, host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(host, str) and host.endswith(".test"):
-            self.lookups.append(host)
-            host = self.address
+            name, host = host, self.address  # before a test sees that it was looked up
+            self.lookups.append(name)
         return self._getaddrinfo(host, port, *arguments, **options)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_server.api.image_batch import IMAGES_PER_TURN
+from resnet50_server.batching.queue import fail_pending
+from resnet50_server.errors import ShuttingDown
 from tests.support.pictures import encode, picture
 from tests.support.scrape import ON, scrape
 from tests.support.serving import (
@@ -207,6 +209,20 @@ async def test_drain_completes_a_batch_that_was_admitted():
         assert outcomes(await call) == ["classification"] * 12
         await stopping
     assert permits.count(1) <= 2  # the call keeps those that it has, until no image is left
+
+
+async def test_batch_that_a_server_cannot_complete_fails_whole():
+    """So that the client sends it to another server."""
+    async with serving(max_batch_size=1) as server, connected(server) as channel:
+        (queue,), opened = queues_of(server), gate(server)
+        call = stub_of(channel).ClassifyBatch(batch(PNG, OTHER, PNG))
+        await until(lambda: len(queue.waiting) == 2)
+        fail_pending([entry.item for entry in queue.waiting], ShuttingDown)
+        with pytest.raises(grpc.RpcError) as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        opened.set()
+        await until(lambda: not server.snapshot().requests)
 
 
 async def test_deadline_of_a_batch_ends_all_its_images():
