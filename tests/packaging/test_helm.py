@@ -26,7 +26,16 @@ from tests.support.deployments import (
     settings_of,
     variables,
 )
-from tests.support.helm import CHART, HELM_LABELS, RELEASE, of_kind, pod_of, render, server_of
+from tests.support.helm import (
+    CHART,
+    HELM_LABELS,
+    RELEASE,
+    chart,
+    of_kind,
+    pod_of,
+    render,
+    server_of,
+)
 from tests.support.kubernetes import VERSIONS, kubernetes_errors
 from tests.support.kustomize import apply_component, base
 
@@ -212,9 +221,9 @@ def test_lint_has_no_finding_but_the_missing_icon():
 
 
 def test_chart_has_the_version_of_the_project():
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    description = yaml.safe_load((CHART / "Chart.yaml").read_text())
     (image,) = base_kustomization()["images"]
-    assert chart["appVersion"] == image["newTag"]
+    assert description["appVersion"] == image["newTag"]
 
 
 def base_kustomization() -> dict[str, Any]:
@@ -446,3 +455,17 @@ def test_unknown_key_of_a_custom_resource_is_found(option):
         if is_custom(manifest):
             manifest["spec"]["unknown"] = 1
             assert any("unknown" in message for message in schema_errors(manifest))
+
+
+def test_packaged_chart_contains_the_linked_files(tmp_path):
+    archive = helm_python.package(CHART, destination=tmp_path)
+    with helm_python.Chart.load(archive) as packaged:
+        files = {one["name"] for one in packaged.files}
+        assert {"files/prometheus-rule.yaml", "files/dashboard.json"} <= files
+        rendered = packaged.render(OPTIONS["monitoring"], name=RELEASE, namespace="resnet50")
+    assert "Resnet50QueueAge" in rendered["resnet50/templates/prometheus-rule.yaml"]
+
+
+def test_notes_name_the_address_and_the_protection_of_the_servers():
+    notes = chart().render(TLS, name="vision", namespace="prod")["resnet50/templates/NOTES.txt"]
+    assert "vision.prod.svc.cluster.local:50051 (TLS)" in notes
