@@ -20,7 +20,15 @@ CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "resnet50"
 # Settings that templates/_settings.tpl derives from other values, or that need a volume.
 DERIVED = {
     *("listen", "tls_cert", "tls_key", "tls_client_ca", "allow_plaintext", "metrics_listen"),
-    *("tokens_file", "variants", "variants_dir", "weights_dir", "download", "graph_cache_dir"),
+    *(
+        "tokens_file",
+        "variants",
+        "variants_file",
+        "variants_dir",
+        "weights_dir",
+        "download",
+        "graph_cache_dir",
+    ),
     *("oip", "oip_model_name", "http_listen", "config"),
 }
 # Settings of the gateway that the server gives it.

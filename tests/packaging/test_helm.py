@@ -15,6 +15,8 @@ import yaml
 
 from docs.generate import helm as generated
 from resnet50_server.api.memory_bound import memory_bound, total
+from resnet50_server.rollout.split import Split
+from resnet50_server.rollout.variants_file import parse_variants_file
 from resnet50_server.settings import Settings
 from tests.support.custom_resources import is_custom, schema_errors
 from tests.support.deployments import (
@@ -41,6 +43,22 @@ from tests.support.kustomize import apply_component, base
 
 TLS = {"tls": {"secretName": "resnet50-tls"}}
 TOKENS = {"tokens": {"secretName": "resnet50-tokens"}}
+VARIANTS_FILE = """
+[[variant]]
+name = "IMAGENET1K_V2"
+
+[[variant]]
+name = "IMAGENET1K_V1"
+
+[[variant]]
+name = "untrained"
+seed = 1
+
+[[split]]
+variant = "IMAGENET1K_V2"
+candidate = "IMAGENET1K_V1"
+canary_percent = 5
+"""
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "names": {"fullnameOverride": "vision", "image": {"digest": f"sha256:{'0' * 64}"}},
@@ -55,6 +73,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "new claim": {"weights": {"persistentVolumeClaim": {"storageClassName": "nfs"}}},
     "weights in the image": {"weights": {"source": "image"}},
     "image volume": {"weights": {"source": "imageVolume", "imageVolume": {"reference": "r/w:1"}}},
+    "variants file": {"variantsFile": VARIANTS_FILE},
     "own variants": {"variants": ["mine=/variants/mine"]},
     "tls": TLS,
     "mtls": {"tls": {**TLS["tls"], "clientCaSecretName": "clients"}},
@@ -282,18 +301,58 @@ def test_default_job_is_that_of_kustomize():
     assert plain(found["spec"]) == plain(expected["spec"])
 
 
-@pytest.mark.parametrize(
-    ("component", "values"), [("tls", TLS), ("admin", OPTIONS["admin"])], ids=["tls", "admin"]
-)
-def test_option_is_the_component_of_kustomize(component, values):
-    objects = base()
+COMPONENTS = {
+    "tls": TLS,
+    "admin": OPTIONS["admin"],
+    "variants-file": OPTIONS["variants file"],
+    "weights-init": OPTIONS["init container"],
+    "weights-image": {
+        "weights": {
+            "source": "imageVolume",
+            "imageVolume": {"reference": "registry.example.com/resnet50-weights:1"},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_option_is_the_component_of_kustomize(component):
+    objects, rendered = base(), render(COMPONENTS[component])
     apply_component(objects, component)
-    (expected,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
-    found = server_of(render(values))
-    for server in (expected, found):
-        for key in ("image", "imagePullPolicy"):
-            server.pop(key, None)
-    assert plain(found) == plain(expected)
+    pods = (objects["Deployment"]["spec"]["template"]["spec"], pod_of(rendered))
+    for pod in pods:
+        for container in (*pod["containers"], *pod.get("initContainers", [])):
+            for key in ("image", "imagePullPolicy"):
+                container.pop(key, None)
+        for volume in pod["volumes"]:  # of the weights and of the file: prefixed by the release
+            volume.get("persistentVolumeClaim", {}).pop("claimName", None)
+    assert plain(pods[1]) == plain(pods[0])
+    assert ("Job" in objects) == ("Job" in kinds(rendered))
+    policies = objects["NetworkPolicy"], of_kind(rendered, "NetworkPolicy")
+    assert plain(policies[1]["spec"]) == plain(policies[0]["spec"])
+
+
+def test_variants_file_is_mounted_and_its_official_weights_are_fetched(tmp_path):
+    objects = render(OPTIONS["variants file"])
+    server = variables(server_of(objects))
+    assert server["RESNET50_VARIANTS_FILE"] == "/etc/resnet50/variants.toml"
+    assert "RESNET50_VARIANTS" not in server
+    config = of_kind(objects, "ConfigMap")
+    (volume,) = [one for one in pod_of(objects)["volumes"] if one["name"] == "variants-file"]
+    assert volume["configMap"]["name"] == config["metadata"]["name"]
+    file = tmp_path / "variants.toml"
+    file.write_text(config["data"][file.name])
+    declared = parse_variants_file(file, file.read_bytes())
+    assert declared.splits == (Split("IMAGENET1K_V2", "IMAGENET1K_V1", 5.0, 0.0),)
+    (fetch,) = pod_of(objects, "Job")["containers"]
+    assert fetch["args"] == ["variants", "download", "IMAGENET1K_V2", "IMAGENET1K_V1"]
+
+
+def test_change_of_the_variants_file_restarts_no_pod():
+    changed = VARIANTS_FILE.replace("canary_percent = 5", "canary_percent = 20")
+    one, other = render({"variantsFile": VARIANTS_FILE}), render({"variantsFile": changed})
+    assert of_kind(one, "ConfigMap") != of_kind(other, "ConfigMap")
+    assert of_kind(one, "Deployment") == of_kind(other, "Deployment")
 
 
 # Values
@@ -322,6 +381,8 @@ def test_option_is_the_component_of_kustomize(component, values):
         ({"probes": {"startup": {"grpc": {}}}}, "additional properties 'grpc' not allowed"),
         ({"admin": {"enabled": True}}, "admin.enabled: needs tokens.secretName"),
         ({"tls": {"clientCaSecretName": "c"}}, "tls.clientCaSecretName: needs tls.secretName"),
+        ({"variantsFile": "default ="}, "variantsFile: is not TOML: "),
+        ({"variantsFile": 'default = "a"'}, "variantsFile: declare at least one [[variant]]"),
         ({"weights": {"source": "imageVolume"}}, "weights.imageVolume.reference: name the image"),
     ],
     ids=lambda one: json.dumps(one)[:40] if isinstance(one, dict) else "",

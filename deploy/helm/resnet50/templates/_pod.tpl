@@ -24,10 +24,23 @@ grpc:
 {{- end }}
 {{- end -}}
 
+{{- /* The variants file, in JSON. */ -}}
+{{- define "resnet50.variantsFile" -}}
+{{- $file := fromToml .Values.variantsFile -}}
+{{- with $file.Error }}{{ fail (print "variantsFile: is not TOML: " .) }}{{ end -}}
+{{- if not $file.variant }}{{ fail "variantsFile: declare at least one [[variant]]" }}{{ end -}}
+{{ toJson $file }}
+{{- end -}}
+
 {{- /* The official weights to download, as a list in JSON. */ -}}
 {{- define "resnet50.downloads" -}}
 {{- $names := .Values.weights.download -}}
-{{- if not $names -}}
+{{- if $names -}}
+{{- else if .Values.variantsFile -}}
+{{- range (include "resnet50.variantsFile" . | fromJson).variant -}}
+{{- if not (or (hasKey . "directory") (hasKey . "seed")) }}{{ $names = append $names .name }}{{ end -}}
+{{- end -}}
+{{- else -}}
 {{- range .Values.variants }}{{ if not (contains "=" .) }}{{ $names = append $names . }}{{ end }}{{ end -}}
 {{- end -}}
 {{ toJson $names }}

@@ -32,11 +32,15 @@ decode_threads: {{ max 1 (div (add $cpus 2) 3) }}
 {{- $settings := dict
   "listen" "0.0.0.0:50051"
   "metrics_listen" "0.0.0.0:9464"
-  "variants" $values.variants
   "graph_cache_dir" "/cache"
   "download" false
 -}}
 {{- $settings = merge (deepCopy $values.settings) (include "resnet50.threads" . | fromYaml) $settings -}}
+{{- if $values.variantsFile -}}
+{{- $_ := set $settings "variants_file" "/etc/resnet50/variants.toml" -}}
+{{- else -}}
+{{- $_ := set $settings "variants" $values.variants -}}
+{{- end -}}
 {{- if $values.tls.secretName -}}
 {{- $settings = merge $settings (dict "tls_cert" "/tls/tls.crt" "tls_key" "/tls/tls.key") -}}
 {{- else -}}
