@@ -19,22 +19,15 @@ from .markdown import code, escaped, table
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "resnet50"
 # Settings that templates/_settings.tpl derives from other values, or that need a volume.
 DERIVED = {
-    *("listen", "tls_cert", "tls_key", "tls_client_ca", "allow_plaintext", "metrics_listen"),
-    *(
-        "tokens_file",
-        "variants",
-        "variants_file",
-        "variants_dir",
-        "weights_dir",
-        "download",
-        "graph_cache_dir",
-    ),
-    *("oip", "oip_model_name", "http_listen", "config"),
+    *("listen", "metrics_listen", "http_listen", "allow_plaintext", "config", "download"),
+    *("tls_cert", "tls_key", "tls_client_ca", "tokens_file", "oip", "oip_model_name"),
+    *("variants", "variants_file", "variants_dir", "weights_dir", "graph_cache_dir"),
 }
 # Settings of the gateway that the server gives it.
 GIVEN = {
-    *("listen", "tls_cert", "tls_key", "tls_client_ca", "allow_plaintext", "metrics"),
-    *("server", "server_tls", "server_ca", "server_cert", "server_key", "server_name"),
+    *("listen", "metrics_listen", "metrics", "allow_plaintext"),
+    *("tls_cert", "tls_key", "tls_client_ca", "server", "server_name"),
+    *("server_tls", "server_ca", "server_cert", "server_key"),
 }
 _GROUP = re.compile(r"^# -- (.+) --$")
 _KEY = re.compile(r"^( *)(\w+):")

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from docs.generate import helm as generated
+from resnet50_gateway import settings as gateway_settings
 from resnet50_server.api.memory_bound import memory_bound, total
 from resnet50_server.rollout.split import Split
 from resnet50_server.rollout.variants_file import parse_variants_file
@@ -139,10 +140,15 @@ def settings_with(values: dict[str, Any], patch: pytest.MonkeyPatch) -> Settings
     server = server_of(render(values))
     assert server["args"][0] == "serve"
     told = Dockerfile().environment | variables(server)
-    gateway = {name for name in told if name.startswith("RESNET50_GATEWAY_")}
-    return settings_of(
+    gateway = {name for name in told if name.startswith(gateway_settings.ENV_PREFIX)}
+    settings = settings_of(
         server["args"][1:], {name: told[name] for name in set(told) - gateway}, patch
     )
+    for name in gateway:
+        patch.setenv(name, told[name])
+    assert gateway_settings.unknown_environment() == []
+    gateway_settings.Settings()
+    return settings
 
 
 def assert_valid(objects: list[dict[str, Any]], *versions: str) -> None:
@@ -484,6 +490,19 @@ def test_tls_leaves_no_plaintext_port_but_metrics(monkeypatch):
 
 
 # Monitoring
+
+
+def test_gateway_metrics_are_scraped_where_the_gateway_runs():
+    values = {"http": {"enabled": True}, "podMonitor": {"enabled": True}}
+    objects = render(values)
+    server = server_of(objects)
+    ports = {one["name"]: one["containerPort"] for one in server["ports"]}
+    address = variables(server)["RESNET50_GATEWAY_METRICS_LISTEN"]
+    assert address.endswith(f":{ports['http-metrics']}")
+    endpoints = of_kind(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert [one["port"] for one in endpoints] == ["metrics", "http-metrics"]
+    _, scrapes = of_kind(objects, "NetworkPolicy")["spec"]["ingress"]
+    assert {one["port"] for one in scrapes["ports"]} == {"metrics", "http-metrics"}
 
 
 def test_rule_and_dashboard_are_those_of_deploy():

@@ -21,15 +21,16 @@ from resnet50_client.admin import AdminClient
 from tests.support.certs import authority, chain, issue
 from tests.support.containers import contained, isolates
 from tests.support.deployments import DEPLOY, Dockerfile, variables
-from tests.support.helm import pod_of, render
+from tests.support.helm import of_kind, pod_of, render
 from tests.support.pictures import encode, picture
 
 TOKEN = "t" * 43
 # Without weights, and on ports that are free on this machine.
+ANY_PORT = "0.0.0.0:0"
 REPLACED = {
     "RESNET50_ENGINE": "null",
-    "RESNET50_LISTEN": "0.0.0.0:0",
-    "RESNET50_METRICS_LISTEN": "0.0.0.0:0",
+    "RESNET50_LISTEN": ANY_PORT,
+    "RESNET50_METRICS_LISTEN": ANY_PORT,
 }
 
 
@@ -78,7 +79,7 @@ def running(
     image = Dockerfile()
     told = image.environment | variables(container) | REPLACED
     if "RESNET50_HTTP_LISTEN" in told:
-        told["RESNET50_HTTP_LISTEN"] = "0.0.0.0:0"
+        told |= dict.fromkeys(("RESNET50_HTTP_LISTEN", "RESNET50_GATEWAY_METRICS_LISTEN"), ANY_PORT)
     mounts = {one["mountPath"]: secrets.get(one["name"]) for one in container["volumeMounts"]}
     command, environment = contained(
         [sys.executable, "-m", "resnet50_server", *container["args"]],
@@ -128,6 +129,24 @@ def test_container_serves_and_drains_on_a_read_only_root(pod, volumes, tmp_path)
         ready = f"{local(addresses['metrics'])}/readyz"
         with urllib.request.urlopen(ready, timeout=60) as answer:
             assert answer.status == 200
+
+
+def test_container_has_the_variants_and_the_default_of_the_variants_file(tmp_path):
+    content = (
+        'default = "second"\n'
+        '[[variant]]\nname = "first"\nseed = 1\n[[variant]]\nname = "second"\nseed = 2\n'
+    )
+    objects = render({"variantsFile": content})
+    file = tmp_path / "config" / "variants.toml"
+    file.parent.mkdir()
+    file.write_text(of_kind(objects, "ConfigMap")["data"][file.name])
+    with (
+        running(pod_of(objects), {"variants-file": file.parent}, tmp_path / "root") as addresses,
+        Client(local(addresses["listening"]), timeout_s=60) as client,
+    ):
+        client.wait_until_ready(timeout_s=60)
+        assert {one.name for one in client.list_variants()} == {"first", "second"}
+        assert client.classify(encode(picture())).variant.name == "second"
 
 
 def test_contained_process_writes_to_its_volumes_only(tmp_path):

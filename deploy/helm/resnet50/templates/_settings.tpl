@@ -73,6 +73,7 @@ HOME: /tmp
 RESNET50_{{ upper $name }}: {{ include "resnet50.text" $value | quote }}
 {{- end }}{{ end }}
 {{- if $values.http.enabled }}
+RESNET50_GATEWAY_METRICS_LISTEN: 0.0.0.0:9465
 {{- range $name, $value := $values.http.settings }}{{ if not (kindIs "invalid" $value) }}
 RESNET50_GATEWAY_{{ upper $name }}: {{ include "resnet50.text" $value | quote }}
 {{- end }}{{ end }}
