@@ -13,7 +13,7 @@ from .deployments import ROOT
 
 # Any user id but those of the image and of this machine, in group 0 as on OpenShift.
 USER = "12345:0"
-SYSTEM = ("bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
+SYSTEM = ("bin", "dev", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
 
 
 def isolates() -> bool:
@@ -59,15 +59,19 @@ def contained(
         return list(command), dict(_moved(environment, volumes, root))
     code = {ROOT, *map(Path, (sys.prefix, sys.base_prefix, *sys.path))}
     bound = {path: path for path in (*(Path("/", name) for name in SYSTEM), *code)}
-    bound |= {Path(path): source for path, source in volumes.items() if source is not None}
-    steps = [f"mount -t tmpfs -o mode=755 root {root}"]
-    for path, source in sorted(bound.items()):
-        above = any(path != one and path.is_relative_to(one) for one in bound)
-        if source.is_dir() and not above:
-            target = root / path.relative_to("/")
-            steps += [f"mkdir -p {target}", f"mount --rbind {source} {target}"]
-            if source not in map(Path, ("/dev", "/proc", "/sys")):
-                steps.append(f"mount -o remount,bind,ro {target}")
+    # Volumes may be below /etc, where nothing can be made in that of this machine.
+    steps = [f"mount -t tmpfs -o mode=755 root {root}", f"cp -a /etc {root}/etc"]
+    mounted = [
+        (path, source)
+        for path, source in sorted(bound.items())
+        if source.is_dir() and not any(path != one and path.is_relative_to(one) for one in bound)
+    ]
+    mounted += [(Path(path), source) for path, source in volumes.items() if source is not None]
+    for path, source in mounted:
+        target = root / path.relative_to("/")
+        steps += [f"mkdir -p {target}", f"mount --rbind {source} {target}"]
+        if source not in map(Path, ("/dev", "/proc", "/sys")):
+            steps.append(f"mount -o remount,bind,ro {target}")
     for empty in (path for path, source in volumes.items() if source is None):
         target = root / empty.lstrip("/")
         steps += [f"mkdir -p {target}", f"mount -t tmpfs -o mode=1777 volume {target}"]
