@@ -66,9 +66,9 @@ console: $(VENV)/installed  ## The browser console in Chromium, 3 minutes; needs
 console-pictures: $(VENV)/installed  ## Draw the pictures of docs/how-to/console.md, 3 minutes; needs chromium
 	$(BIN)/python -m tests.e2e.console_pictures
 
-ray: $(VENV)/installed  ## Bulk runs on a Ray cluster of this machine, whose processes are killed, 6 minutes
+ray: $(VENV)/installed  ## Servers and bulk runs on a Ray cluster of this machine, whose processes are killed, 12 minutes
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
-	$(BIN)/python -m pytest tests/e2e/ray_data.py
+	$(BIN)/python -m pytest -p no:xdist -W default tests/e2e/ray_serve.py tests/e2e/ray_data.py
 
 proxies: $(VENV)/installed  ## Try nginx, HAProxy and Envoy with the configurations of deploy/, 5 minutes; needs nginx
 	$(BIN)/python -m pip install --quiet --editable '.[dev,proxies]'

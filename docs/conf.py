@@ -58,6 +58,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
             "docs/how-to/helm",
             "docs/how-to/kserve",
             "docs/how-to/load-balance",
+            "docs/how-to/ray",
             "docs/how-to/size-a-deployment",
             "docs/how-to/tune-latency-and-throughput",
             "docs/how-to/run-on-a-gpu",

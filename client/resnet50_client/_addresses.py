@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+Server: TypeAlias = str | Sequence[str] | Callable[[], str | Sequence[str]]
+"""An address, several, or a function that returns the current ones."""
 DEFAULT_SERVER = "localhost:50051"
 DEFAULT_PORT = 50051
 # Schemes of gRPC targets.
 GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
+
+
+def function_of(server: Server) -> Callable[[], str | Sequence[str]] | None:
+    """Return the `server` argument if it is a function; None if it is addresses.
+
+    Raises:
+        TypeError: It is a coroutine function.
+    """
+    if not callable(server):
+        return None
+    called = getattr(server, "__call__", server)  # noqa: B004  the method of an object
+    if inspect.iscoroutinefunction(server) or inspect.iscoroutinefunction(called):
+        raise TypeError(
+            "server: is a coroutine function, must be a function; it is called in a thread"
+        )
+    return server
 
 
 def addresses_of(server: str | Sequence[str]) -> tuple[str, ...]:

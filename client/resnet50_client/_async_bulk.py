@@ -200,7 +200,8 @@ class _Run(Generic[Result]):
 
     async def _start(self) -> None:
         """Open the channels and start the tasks with the first call."""
-        channels = await self._calls.open()  # also checks the event loop
+        # Also checks the event loop.
+        channels = await self._calls.open(self._connection.timeout_s)
         if self._channels is not None:
             return
         self._channels, self._loop = channels, asyncio.get_running_loop()

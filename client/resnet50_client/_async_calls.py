@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +17,7 @@ import grpc
 from ._aio_status import CancelledCallError, keep_status, reply_of
 from ._channels import Channels
 from ._config import Connection
-from ._resolver import FIRST_LOOKUP_S, Resolver
+from ._resolver import AGAIN_S, FIRST_LOOKUP_S, Resolver
 from ._retries import Attempts
 from ._unary import SingleCall
 from .errors import Resnet50Error
@@ -69,23 +70,30 @@ class AsyncCalls:
         """Return the channels, once the server's name was looked up.
 
         Args:
-            timeout_s: Timeout in seconds of the first lookup.
+            timeout_s: Timeout in seconds of the first lookup; that of names is shorter.
 
         Raises:
             CallCancelledError: The client is closed.
+            UnavailableError: The function of `server` has not returned an address in time.
             RuntimeError: The client belongs to another event loop.
         """
         loop = asyncio.get_running_loop()
         if self.closed:
             raise self._connection.closed()
         if self.channels is None:
-            resolver = Resolver(self._connection.addresses)
+            resolver = Resolver(self._connection.addresses, self._connection.function)
             self.channels, self._loop = Channels(self._connection, resolver, grpc.aio), loop
         if self._loop is not loop:
             raise RuntimeError(
                 f"{self._owner} was used on another event loop; create one for each loop"
             )
-        await self.channels.resolver.wait_async(timeout_s)
+        resolver, ends = self.channels.resolver, time.monotonic() + timeout_s
+        await resolver.wait_async(timeout_s)
+        while (problem := resolver.problem) is not None:
+            if (left_s := ends - time.monotonic()) <= 0:
+                raise self._connection.unavailable(problem)
+            await self.pause(self.channels, min(left_s, AGAIN_S))
+            await resolver.wait_async(left_s)
         return self.channels
 
     async def close(self) -> None:

@@ -171,7 +171,7 @@ class AsyncStream(AsyncIterator[FrameAnswer[Result]], Generic[Result]):
             # Before the check below, so that another thread that cancels either finds the loop, or
             # is noticed.
             self._loop = asyncio.get_running_loop()
-            channels = await exchange.unless_cancelled(self._calls.open())
+            channels = await exchange.unless_cancelled(self._calls.open(self._connection.timeout_s))
             if channels is None:
                 raise self._connection.cancelled()
             channels.wake_at_close(exchange)

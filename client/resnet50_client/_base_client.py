@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ class BaseClient:
 
     def __init__(
         self,
-        server: str | Sequence[str] = DEFAULT_SERVER,
+        server: str | Sequence[str] | Callable[[], str | Sequence[str]] = DEFAULT_SERVER,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
@@ -63,7 +63,11 @@ class BaseClient:
         Args:
             server: "host:port" (balanced over all addresses of the name), "unix:PATH", or a list of
                 "host:port" to balance over. gRPC resolves one name, again when a connection ends;
-                the names of a list are resolved every 30 s, and again while calls fail.
+                the names of a list are resolved every 30 s, and again while calls fail. Or a
+                function that returns such addresses, e.g. `resnet50_client.ray.RayServers`: a
+                thread calls it every 2 s while calls are made, and again while they fail. Calls in
+                flight stay at their server; the last addresses are kept if it fails or returns
+                none; until it returns the first ones, calls wait.
             timeout_s: Timeout of a call in seconds, retries included; `math.inf` for no limit.
             retry: Policy for retrying failed calls.
             priority: "interactive", or "bulk" for calls that yield to interactive traffic.
@@ -100,7 +104,8 @@ class BaseClient:
         Raises:
             ValueError: An argument is invalid, or the token would be sent in plaintext to another
                 machine.
-            TypeError: Interceptors or a token are for the other kind of client.
+            TypeError: Interceptors or a token are for the other kind of client, or `server` is a
+                coroutine function.
             OSError: A file cannot be read.
         """
         # For pickle; before any other variable exists.
@@ -176,6 +181,30 @@ class BaseClient:
 
         profile = Profile.of_environment()
         return cls(**{**profile.arguments(), **overrides})
+
+    @classmethod
+    def from_ray(
+        cls: type[Self], app: str = "resnet50", *, address: str = "auto", **overrides: Any
+    ) -> Self:
+        """Create a client of the servers that `resnet50-server ray deploy` has deployed.
+
+        It follows servers as they start and stop. Connects this process to the Ray cluster, unless
+        it is connected.
+
+        Args:
+            app: Name of the application.
+            address: Address of the cluster, e.g. "10.0.0.1:6379"; "auto" for the one of this
+                machine or of RAY_ADDRESS.
+            overrides: Other arguments of the client.
+
+        Raises:
+            ModuleNotFoundError: Ray is not installed; the extra `[ray]` has it.
+            ConnectionError: The cluster cannot be reached.
+            ValueError: An argument is invalid.
+        """
+        from .ray import RayServers  # Ray is large
+
+        return cls(RayServers(app, address=address), **overrides)
 
     def with_options(
         self: Self,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import grpc
 
-from ._addresses import addresses_of, is_local, split
+from ._addresses import Server, addresses_of, function_of, is_local, split
 from ._arguments import check_choice, check_name, check_request_id, check_seconds
 from ._auth import Credentials
 from ._channel_config import ChannelConfig
@@ -48,7 +48,7 @@ class Connection:
     """Connection options of a client.
 
     Attributes:
-        addresses: Address of one server, or of several replicas.
+        addresses: Address of one server, or of several replicas; () if a function returns them.
         timeout_s: Default timeout of calls in seconds.
         retry: Policy for retrying failed calls.
         priority: Default priority of calls.
@@ -58,6 +58,7 @@ class Connection:
         extra: Metadata that is sent with every call.
         request_id: ID of the calls; None for an ID of its own for each.
         channel: Settings of channels.
+        function: Returns the current addresses; None if they are fixed.
     """
 
     addresses: tuple[str, ...]
@@ -70,11 +71,12 @@ class Connection:
     extra: Metadata = ()
     request_id: str | None = None
     channel: ChannelConfig = field(default_factory=ChannelConfig)
+    function: Callable[[], str | Sequence[str]] | None = None
 
     @classmethod
     def to(
         cls,
-        server: str | Sequence[str],
+        server: Server,
         timeout_s: float,
         retry: RetryPolicy | None,
         priority: Priority = "interactive",
@@ -88,20 +90,23 @@ class Connection:
 
         Raises:
             ValueError: One is invalid, or the token would be sent in plaintext to another machine.
+            TypeError: `server` is a coroutine function.
         """
         credentials = credentials or Credentials()
-        addresses = addresses_of(server)
+        function = function_of(server)
+        addresses = () if callable(server) else addresses_of(server)
         connection = cls(
             addresses,
             timeout_s,
             retry or RetryPolicy(),
             credentials=credentials,
             channel=channel or ChannelConfig(),
+            function=function,
         ).with_options(priority=priority, caller_key=caller_key, variant=variant, metadata=metadata)
         connection.attempts(None)
         connection.server_name()
         if credentials.bearer and not (credentials.secure or credentials.insecure_token):
-            for address in addresses:
+            for address in addresses or ("the addresses of a function",):
                 if not is_local(address):
                     raise ValueError(
                         f"token: would be sent to {address} in plaintext, readable in transit;"
@@ -207,10 +212,10 @@ class Connection:
             # The name that gRPC derives from a path is in no certificate.
             return "localhost" if self.addresses[0].startswith("unix") else None
         hosts = {split(address)[0] for address in self.addresses}
-        if len(hosts) > 1:
+        if len(hosts) != 1:  # none are known yet if a function returns them
             raise ValueError(
-                "server_name: with TLS, a list of several hosts needs a name that all their"
-                " certificates contain"
+                "server_name: with TLS, several hosts, or a function, need a name that the"
+                " certificates of all servers contain"
             )
         return hosts.pop()
 
@@ -290,6 +295,8 @@ class Connection:
         )
 
     def __str__(self) -> str:
+        if self.function is not None:
+            return f"{getattr(self.function, '__qualname__', type(self.function).__name__)}()"
         return ", ".join(self.addresses)
 
 

@@ -201,7 +201,7 @@ class _Run(Generic[Result]):
             raise RuntimeError(
                 "these results were begun before a fork; the child process needs a call of its own"
             )
-        self._channels = self._calls.open()
+        self._channels = self._calls.open(self._connection.timeout_s)
         self._process = os.getpid()
         self._channels.wake_at_close(self)
         if self._channels.closing.is_set():

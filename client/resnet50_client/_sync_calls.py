@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeAlias, TypeVar
@@ -11,7 +12,7 @@ import grpc
 from ._auth import NEEDS_ASYNC
 from ._channels import Channels
 from ._config import Connection
-from ._resolver import FIRST_LOOKUP_S, Resolver
+from ._resolver import AGAIN_S, FIRST_LOOKUP_S, Resolver
 from ._retries import Attempts
 from ._unary import SingleCall
 from .errors import Resnet50Error
@@ -52,20 +53,29 @@ class Calls:
         bearer = connection.credentials.bearer
         if bearer is not None and bearer.asynchronous:
             raise TypeError(NEEDS_ASYNC)
-        self.channels = Channels(connection, Resolver(connection.addresses), grpc)
+        self.channels = Channels(
+            connection, Resolver(connection.addresses, connection.function), grpc
+        )
 
     def open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:
         """Return the channels, once the server's name was looked up.
 
         Args:
-            timeout_s: Timeout in seconds of the first lookup.
+            timeout_s: Timeout in seconds of the first lookup; that of names is shorter.
 
         Raises:
             CallCancelledError: The client is closed.
+            UnavailableError: The function of `server` has not returned an address in time.
         """
         if self.closed:
             raise self._connection.closed()
-        self.channels.resolver.wait(timeout_s)
+        resolver, ends = self.channels.resolver, time.monotonic() + timeout_s
+        resolver.wait(timeout_s)
+        while (problem := resolver.problem) is not None:
+            if (left_s := ends - time.monotonic()) <= 0:
+                raise self._connection.unavailable(problem)
+            self.pause(self.channels, min(left_s, AGAIN_S))
+            resolver.wait(left_s)
         return self.channels
 
     def close(self) -> None:

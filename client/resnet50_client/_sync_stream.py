@@ -164,7 +164,7 @@ class Stream(Iterator[FrameAnswer[Result]], Generic[Result]):
         """Return the next answer; None at the end."""
         exchange = self._exchange
         if self._channels is None:
-            channels = self._calls.open()
+            channels = self._calls.open(self._connection.timeout_s)
             channels.wake_at_close(exchange)
             self._channels = channels
             self._observation.start()

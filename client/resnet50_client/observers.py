@@ -31,7 +31,7 @@ class ObservedCall:
 
     Attributes:
         method: Full name, e.g. "resnet50.v1.InferenceService/Classify".
-        servers: The client's server addresses, as given.
+        servers: The client's server addresses, as given; () if a function returns them.
         metadata: Sent with each attempt; `CallObserver.call_started` may add ASCII text, also an
             "x-request-id" for a call without `request_id`.
         request_id: ID of the call in the server's log.

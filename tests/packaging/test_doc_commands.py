@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -38,9 +39,13 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 def problems(words: list[str]) -> Iterator[str]:
     """Yield the options, and the subcommand, that a command does not have."""
-    command = typer.main.get_command(PROGRAMS[words[0]])
+    command: Any = typer.main.get_command(PROGRAMS[words[0]])
     options = {"--help"}
     for word in words[1:]:
+        if word == "--":  # of `ray deploy`: options of `serve` follow
+            program: Any = typer.main.get_command(server)
+            command, options = program.commands["serve"], set()
+            continue
         known = getattr(command, "commands", {})
         if word in known:
             command = known[word]
@@ -68,7 +73,10 @@ def test_commands_of_the_page_exist(page):
 
 @pytest.mark.parametrize(
     "line",
-    ["resnet50 clasify a.jpg", "resnet50 classify --topk 3 a.jpg", "A=1 resnet50-server serve --x"],
+    [
+        *("resnet50 clasify a.jpg", "resnet50 classify --topk 3 a.jpg"),
+        *("A=1 resnet50-server serve --x", "resnet50-server ray deploy -- --x"),
+    ],
 )
 def test_a_command_that_does_not_exist_is_found(line):
     block = Block(Path("page.md"), 1, "sh", f"true && {line}\n", None, None)

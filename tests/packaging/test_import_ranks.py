@@ -19,7 +19,7 @@ RANKS = [
     {"batching"},
     {"lifecycle"},
     {"inference"},
-    {"offline", "rollout"},
+    {"offline", "ray", "rollout"},
     {"api"},
     {"telemetry"},
     {"server", "sizes", "snapshot"},
@@ -30,7 +30,7 @@ RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 GRPC = ("grpc", "grpc_channelz", "grpc_health", "grpc_reflection", "resnet50")
 # Third-party modules that only these packages, or modules, may import.
 CONFINED = {
-    GRPC: {"api"},
+    GRPC: {"api", "ray.variants"},
     ("torch", "torchvision"): {"engines", "variants", "images.resize", "images.transform"},
     ("prometheus_client",): {"telemetry"},
     ("opentelemetry",): {"telemetry"},

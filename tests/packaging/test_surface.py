@@ -179,7 +179,7 @@ def test_methods_of_both_clients_are_alike(blocking, asynchronous, name):
         expected = returned.replace("types.", "types.Async", 1)
         assert inspect.signature(asynchronous).return_annotation == expected
     else:
-        changed = name in ("from_profile", "from_environment", "with_options")
+        changed = name in ("from_profile", "from_environment", "from_ray", "with_options")
         assert inspect.iscoroutinefunction(asynchronous) is not changed
         assert inspect.signature(asynchronous).return_annotation == returned
 

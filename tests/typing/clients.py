@@ -43,6 +43,8 @@ def construct(observers: list[CallObserver]) -> Client:
     Client("a:50051", ca=b"-----BEGIN CERTIFICATE-----", priority="bulk", observers=observers)
     assert_type(Client.from_environment(), Client)
     assert_type(Client.from_profile("prod", timeout_s=1.0), Client)
+    Client(lambda: ["a:50051", "b:50051"])
+    assert_type(Client.from_ray("shop", address="10.0.0.1:6379", timeout_s=1.0), Client)
     derived = Client().with_options(variant="IMAGENET1K_V1", metadata={"x-tenant": "a"})
     assert_type(derived, Client)
     return derived

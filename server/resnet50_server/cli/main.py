@@ -18,6 +18,7 @@ import typer
 from resnet50_settings.command import run_command
 
 from .flags import FLAGS
+from .ray import ray
 from .tokens import tokens
 from .variants import variants
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(variants, name="variants")
 app.add_typer(tokens, name="tokens")
+app.add_typer(ray, name="ray")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+from functools import partial
 
 from resnet50_server.api.grpc_logs import filter_grpc_logs
 from resnet50_server.errors import UnusableSetting, WeightsError
@@ -14,7 +15,7 @@ from resnet50_server.images.decode_guard import silence_decoders
 from resnet50_server.lifecycle.load_errors import EXPECTED_ERRORS
 from resnet50_server.runtime.loop_watchdog import LoopWatchdog
 from resnet50_server.runtime.memory import keep_freed_memory, return_memory
-from resnet50_server.runtime.streams import announce, complain
+from resnet50_server.runtime.streams import announce, call_at_stdin_end, complain
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 
@@ -27,7 +28,7 @@ FAULT_STOP_S = 15.0
 
 
 async def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; return the process's exit code.
+    """Serve until SIGTERM, SIGINT or `stop_with_stdin`; return the process's exit code.
 
     Returns:
         0 after a drain, 1 if the server could not start, 2 if a file or an address that a setting
@@ -51,6 +52,8 @@ async def serve(settings: Settings) -> int:
     filter_grpc_logs(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if settings.stop_with_stdin:
+        call_at_stdin_end(partial(loop.call_soon_threadsafe, stopping.set))
     watchdog = LoopWatchdog()
     starting = asyncio.create_task(server.start(), name="start")
     failed = asyncio.create_task(server.failed.wait(), name="wait for a fatal error")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -29,6 +28,7 @@ from resnet50_bulk.run import Images, Outcome
 from resnet50_bulk.source import Source
 from resnet50_server.errors import WeightsError
 from resnet50_server.inference.decode_pool import decode_threads
+from resnet50_server.ray.cluster import Unreachable, connect, last_line
 from resnet50_server.settings import ENV_PREFIX
 from resnet50_server.variants.spec import parse_variant
 
@@ -41,7 +41,6 @@ from .workers import LOCAL, RayWorkers
 BLOCK_IMAGES = 256
 # Tasks that a worker computes at once, so that its engine is busy between two of them.
 TASKS_AT_ONCE = 2
-CONNECT_TIMEOUT_S = 10.0
 
 
 class ImageFailed(Exception):
@@ -144,7 +143,7 @@ class RayCall:
                 if images.stop.is_set():
                     return
         except RayError as error:
-            raise WorkerFailed(f"the Ray workers failed: {_last_line(error)}") from error
+            raise WorkerFailed(f"the Ray workers failed: {last_line(str(error))}") from error
 
 
 class _Worker:
@@ -222,42 +221,12 @@ def _threads(workers: RayWorkers) -> dict[str, Any]:
 
 
 def _connect(workers: RayWorkers) -> None:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {}
     if workers.address == LOCAL:
         cpus = max(os.cpu_count() or 1, workers.count * workers.num_cpus + 1)
-        options |= {"address": LOCAL, "num_cpus": cpus, "include_dashboard": False}
-    else:
-        options["address"] = workers.address
-        _check_reachable(workers.address)
+        options = {"num_cpus": cpus, "include_dashboard": False}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        ray.init(**options)
-    except (ConnectionError, RayError, ValueError) as error:
-        raise _unreachable(workers.address, error) from error
-
-
-def _check_reachable(address: str) -> None:
-    """Check that a cluster accepts connections: Ray ends the process if it does not.
-
-    Raises:
-        WorkerFailed: It does not.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
-        return  # "auto"
-    try:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise _unreachable(address, error) from error
-
-
-def _unreachable(address: str, error: Exception) -> WorkerFailed:
-    return WorkerFailed(
-        f"--ray: no Ray cluster at {address} ({_last_line(error)}); start one with `ray start"
-        f" --head`, or name {LOCAL!r} for one on this machine"
-    )
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        connect(workers.address, **options)
+    except Unreachable as error:
+        raise WorkerFailed(f"--ray: {error}, or name {LOCAL!r} for one on this machine") from error

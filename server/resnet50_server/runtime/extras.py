@@ -12,4 +12,5 @@ def missing_package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package.startswith("resnet50") or not package:
         raise error
-    return f"resnet50-server needs {package}: install resnet50-serving with the extra [server]"
+    extra = "ray" if package == "ray" else "server"
+    return f"resnet50-server needs {package}: install resnet50-serving with the extra [{extra}]"

@@ -1,12 +1,14 @@
-"""stdout and stderr of a server: threads write them, so that no caller waits for a reader."""
+"""Standard streams of a server: threads write and read them, so that no caller waits."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from .line_writer import LineStream, LineWriter
@@ -46,6 +48,20 @@ def flush(timeout_s: float = FLUSH_S) -> bool:
     ends = time.monotonic() + timeout_s
     written = [one.flush(max(0.0, ends - time.monotonic())) for one in (STDERR, STDOUT)]
     return all(written)
+
+
+def call_at_stdin_end(function: Callable[[], object]) -> None:
+    """Call a function in a thread when standard input ends; its content is ignored."""
+
+    def read() -> None:
+        # An input that cannot be read, e.g. of a daemon, has ended.
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
+            function()
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -399,7 +399,7 @@ class Observability(Group):
 
 
 class General(Group):
-    """The configuration file."""
+    """The configuration file, and the process."""
 
     title = "General"
 
@@ -407,3 +407,10 @@ class General(Group):
         Path | None,
         Field(description="TOML file with these settings, named with underscores."),
     ] = None
+    stop_with_stdin: Annotated[
+        bool,
+        Field(
+            description="Stop, as on SIGTERM, when standard input ends: for a parent process that"
+            " keeps the other end of a pipe, and may be killed."
+        ),
+    ] = False

@@ -50,6 +50,14 @@ def test_what_is_no_address_is_refused(server):
         Connection.to(server, 1.0, None)
 
 
+def test_coroutine_function_of_addresses_is_refused():
+    async def servers():
+        return "localhost:1"
+
+    with pytest.raises(TypeError, match=r"^server: is a coroutine function"):
+        Connection.to(servers, 1.0, None)
+
+
 @pytest.mark.parametrize("timeout_s", [0, -1, math.nan])
 def test_timeout_must_be_above_zero(timeout_s):
     with pytest.raises(ValueError, match="timeout_s"):

@@ -144,6 +144,18 @@ def test_one_remote_address_is_enough_to_withhold_the_token():
         Client(["localhost:1", "models.example:1"], token="x")
 
 
+def test_token_is_not_sent_in_plaintext_to_addresses_of_a_function():
+    with pytest.raises(ValueError, match=r"^token: would be sent to the addresses of a function"):
+        Client(lambda: "localhost:1", token="x")
+    with Client(lambda: "localhost:1", token="x", insecure_token=True):
+        pass
+
+
+def test_function_of_addresses_needs_a_server_name_with_tls():
+    with pytest.raises(ValueError, match=r"^server_name: with TLS, several hosts, or a function"):
+        Client(lambda: "localhost:1", tls=True)
+
+
 def test_several_hosts_need_the_name_of_their_certificates(ca):
     with pytest.raises(ValueError, match=r"^server_name: "):
         Client(["127.0.0.1:1", "127.0.0.2:1"], ca=bundle(ca))

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from resnet50_client import _resolver as module
-from resnet50_client._resolver import AGAIN_S, REFRESH_S, Resolver
+from resnet50_client._resolver import AGAIN_S, POLL_S, REFRESH_S, Resolver
 from tests.support.threads import join_threads
 
 
@@ -61,7 +61,7 @@ def names(monkeypatch):
 
 def looked_up(resolver: Resolver) -> str:
     """Wait for the lookup that is due, if one is; return the target."""
-    assert resolver.target  # starts it
+    _ = resolver.target  # starts it
     join_threads("resolve names")
     return resolver.target
 
@@ -221,3 +221,98 @@ async def test_event_loop_runs_on_while_names_are_looked_up(names, monkeypatch):
     assert resolver.target == "ipv4:10.0.0.1:1,10.0.0.2:1"
     assert names.asked == ["a", "b"]
     assert threading.main_thread() not in names.threads
+
+
+class Listed:
+    """A function that returns addresses, as a test says.
+
+    Attributes:
+        result: It is returned; an error is raised.
+        calls: Number of calls.
+    """
+
+    def __init__(self, result: object) -> None:
+        self.result = result
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def test_addresses_of_a_function_follow_it(names):
+    function = Listed(["10.0.0.1:1"])
+    resolver = Resolver((), function)
+    assert function.calls == 0
+    assert looked_up(resolver) == "dns:///10.0.0.1:1"
+    function.result = ["10.0.0.2:1", "10.0.0.1:1"]
+    assert looked_up(resolver) == "dns:///10.0.0.1:1"
+    names.now += POLL_S
+    assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.2:1"
+    assert function.calls == 2
+
+
+def test_order_of_a_functions_addresses_does_not_matter(names):
+    function = Listed(["10.0.0.1:1", "10.0.0.2:1"])
+    resolver = Resolver((), function)
+    first = looked_up(resolver)
+    function.result = ("10.0.0.2:1", "10.0.0.1:1", "10.0.0.1:1")
+    names.now += POLL_S
+    assert looked_up(resolver) == first
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (OSError("no such host"), "the function failed: OSError: no such host"),
+        ([], "the function returned"),
+        (["a:http"], "the function returned 'a:http' is neither host:port"),
+        (None, "the function returned of type NoneType is neither an address"),
+    ],
+    ids=["error", "none", "invalid", "type"],
+)
+def test_failing_function_keeps_the_last_addresses(names, caplog, result, text):
+    function = Listed("10.0.0.1:1")
+    resolver = Resolver((), function)
+    first = looked_up(resolver)
+    function.result = result
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            names.now += POLL_S
+            assert looked_up(resolver) == first
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"server: {text}")
+    assert resolver.problem is None
+
+
+def test_function_is_called_again_soon_while_calls_fail(names):
+    function = Listed(["10.0.0.1:1"])
+    resolver = Resolver((), function)
+    looked_up(resolver)
+    names.now += AGAIN_S
+    looked_up(resolver)
+    assert function.calls == 1
+    resolver.failed()
+    looked_up(resolver)
+    assert function.calls == 2
+
+
+def test_names_that_a_function_returns_are_resolved(names):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    resolver = Resolver((), Listed(["a:1", "b:1"]))
+    assert looked_up(resolver) == "ipv4:10.0.0.1:1,10.0.0.2:1"
+    assert names.asked == ["a", "b"]
+
+
+def test_without_a_first_address_there_is_a_problem(names):
+    function = Listed(LookupError("nothing is deployed"))
+    resolver = Resolver((), function)
+    assert resolver.problem == "the function has not returned yet"
+    looked_up(resolver)
+    assert resolver.problem == "the function failed: LookupError: nothing is deployed"
+    function.result = "10.0.0.1:1"
+    names.now += AGAIN_S
+    looked_up(resolver)
+    assert resolver.problem is None
