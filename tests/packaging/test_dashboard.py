@@ -42,10 +42,12 @@ DOCUMENTED = [
 ADDED = {"instance", "job"}
 
 
-async def exported() -> str:
+async def exported(file: Path) -> str:
     both = ["IMAGENET1K_V1", "IMAGENET1K_V2"]
+    file.write_text("".join(f'[[variant]]\nname = "{name}"\n' for name in both))
+    options = {"variants": [], "variants_file": file, "response_cache_bytes": 2**20}
     async with (
-        serving(variants=both, response_cache_bytes=2**20, **ON) as server,
+        serving(**options, **ON) as server,
         AsyncClient(server.addresses[0]) as client,
     ):
         await client.classify(encode(picture()))
@@ -71,9 +73,10 @@ def exported_by_gateway() -> str:
 
 
 @pytest.fixture(scope="module")
-def families() -> SimpleNamespace:
+def families(tmp_path_factory) -> SimpleNamespace:
     """Return what is exported: labels by the names of samples and of families, and kinds."""
-    text = asyncio.run(exported()) + exported_by_gateway()
+    file = tmp_path_factory.mktemp("file") / "variants.toml"
+    text = asyncio.run(exported(file)) + exported_by_gateway()
     found = SimpleNamespace(labels={}, names={}, kinds={})
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name
