@@ -12,6 +12,7 @@ from pathlib import Path
 from resnet50_server.auth.file_watch import FileChangeDetector
 from resnet50_server.errors import NotNow, ServingError, UnusableSetting, WeightsError
 from resnet50_server.lifecycle.control import VariantControl
+from resnet50_server.lifecycle.load_retries import LoadRetries
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.variants.disk import FEW_FILES_S, Disk
 from resnet50_server.variants.spec import VariantSpec
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 
 # Between two checks of the file, in seconds: one `stat` in a thread.
 CHECK_INTERVAL_S = 1.0
-# The longest pause before a change that the file declares is attempted again.
-MAX_RETRY_PAUSE_S = 300.0
 
 
 @dataclass
@@ -45,21 +44,6 @@ class FileChanges:
     applied: int = 0
     refused: int = 0
     problem: str = ""
-
-
-@dataclass
-class _Refused:
-    """A content that could not be applied.
-
-    Attributes:
-        revision: Its revision; empty if the file could not be read.
-        pause_s: The pause before the next attempt, in seconds.
-        due_s: Time of the next attempt, on the event loop's clock; infinite for none.
-    """
-
-    revision: str
-    pause_s: float
-    due_s: float
 
 
 class VariantsFileWatcher:
@@ -103,7 +87,9 @@ class VariantsFileWatcher:
         self._disk = Disk(f"variants_file: {path}", timeout_s)
         self._detector = FileChangeDetector(path)
         self._content: bytes | None = None  # of the last check
-        self._refused: _Refused | None = None
+        self._retries = LoadRetries(interval_s)
+        self._refused: str | None = None  # revision of the last refused content; "" if unreadable
+        self._wrong = False  # whether the file itself was the reason
 
     @property
     def revision(self) -> str:
@@ -150,7 +136,7 @@ class VariantsFileWatcher:
         elif settled and self._is_due(revision):
             try:
                 await self._apply(content)
-            except (ServingError, UnusableSetting, WeightsError) as error:
+            except Exception as error:
                 self._refuse(revision, error)
         self._compare()
 
@@ -160,23 +146,14 @@ class VariantsFileWatcher:
             return self._content
         return read_variants_file(self._path)
 
-    def _is_due(self, revision: str) -> bool:
-        """Return whether to apply a content now, for the first time or again."""
-        if self._refused is None or self._refused.revision != revision:
-            return True
-        return asyncio.get_running_loop().time() >= self._refused.due_s
-
     def _refuse(self, revision: str, error: Exception) -> None:
         """Log and count an error once; schedule another attempt unless the file itself is wrong."""
         expected = isinstance(error, (ServingError, UnusableSetting, WeightsError))
-        before, pause_s = self._refused, self._interval_s
-        repeated = before is not None and before.revision == revision
-        if before is not None and repeated:
-            pause_s = min(MAX_RETRY_PAUSE_S, 2 * before.pause_s)
-        wrong = isinstance(error, UnusableSetting)
-        due_s = float("inf") if wrong else asyncio.get_running_loop().time() + pause_s
-        self._refused = _Refused(revision, pause_s, due_s)
-        self.changes.refused += not repeated
+        self.changes.refused += revision != self._refused
+        self._refused = revision
+        self._wrong = isinstance(error, UnusableSetting)
+        if not self._wrong:
+            self._retries.schedule(str(self._path), (revision,))
         problem = str(error) if expected else repr(error)
         problem = problem.removeprefix("variants_file: ").removeprefix(f"{self._path}: ")
         if problem != self.changes.problem:
@@ -185,10 +162,16 @@ class VariantsFileWatcher:
                 self._path,
                 problem,
                 self.revision[:12],
-                "" if wrong else "; retrying",
+                "" if self._wrong else "; retrying",
                 exc_info=None if expected else error,
             )
         self.changes.problem = problem
+
+    def _is_due(self, revision: str) -> bool:
+        """Return whether to apply a content now, for the first time or again."""
+        if revision == self._refused and self._wrong:
+            return False
+        return self._retries.is_due(str(self._path), (revision,))
 
     async def _apply(self, content: bytes) -> None:
         """Change the server's variants and splits to those of a content.
@@ -209,6 +192,7 @@ class VariantsFileWatcher:
             if self._control.source is not None:
                 self._control.source.declare(declared.specs)
             self._declared, self._refused = declared, None
+            self._retries.forget(str(self._path))
             self.changes.applied += 1
             self.changes.problem = ""
             self._log_active("; ".join(changed))
