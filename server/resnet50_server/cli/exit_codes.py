@@ -41,7 +41,7 @@ SERVE = (
     ExitCode(
         "2",
         "The configuration is invalid: a flag, an environment variable, a key of the file, a"
-        " certificate or the tokens file. One line for each problem.",
+        " certificate, the tokens file or the variants file. One line for each problem.",
         "Does not help.",
     ),
     ExitCode(

@@ -149,3 +149,11 @@ def test_server_in_a_cgroup_logs_its_limit_and_the_lowered_limits():
         assert "of their defaults: max_streams " in limits[0]
     elif found is None:
         assert limits == []
+
+
+def test_the_page_on_sizes_shows_what_the_log_shows(caplog):
+    caplog.set_level(logging.INFO)
+    fit_memory(settings(), SPECS, limit(5120))
+    page = (Path(__file__).resolve().parents[3] / "docs/how-to/size-a-deployment.md").read_text()
+    (line,) = [one for one in page.splitlines() if one.startswith("memory limit ")]
+    assert line.removesuffix("...") in caplog.text
