@@ -24,7 +24,7 @@ V1 = "33 31 0:30 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n
 
 
 def settings(**values: Any) -> Settings:
-    return Settings(variants=["IMAGENET1K_V2"], **values)
+    return Settings(variants=["IMAGENET1K_V2"], instances=1, **values)
 
 
 def limit(mib: int) -> MemoryLimit:
