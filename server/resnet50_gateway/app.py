@@ -23,7 +23,7 @@ from .exchange import FORWARDED, REQUEST_ID, TIMEOUT_HEADER, request_id_of
 from .images import ImageRoutes
 from .live import LiveFigures
 from .metrics import Metrics
-from .open_inference import OpenInferenceRoutes
+from .open_inference import OpenInferenceRoutes, error_response
 from .openapi import OpenApiRoutes
 from .problems import ClientDisconnected, Problem
 from .request_gate import RequestGate
@@ -127,7 +127,11 @@ def _http_problem(request: Request, error: Exception) -> Response:
         404: f"path: {request.url.path[:128]!r} does not exist; /openapi.json lists the paths",
         405: f"method: {request.method} is not allowed here",
     }.get(error.status_code, error.detail)
-    response = Problem(code, what, status=error.status_code).response(request_id_of(request))
+    problem = Problem(code, what, status=error.status_code)
+    if request.url.path.startswith("/v2/"):
+        response = error_response(problem)
+    else:
+        response = problem.response(request_id_of(request))
     response.headers.update(error.headers or {})
     return response
 

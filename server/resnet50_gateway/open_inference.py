@@ -28,6 +28,16 @@ _LENGTH = re.compile(r"[0-9]{1,9}")
 _NO_OIP = "the server does not speak the Open Inference Protocol; start it with --oip"
 
 
+def error_response(problem: Problem) -> Response:
+    """Return a problem in the protocol's form, {"error": "..."}."""
+    message = problem.message
+    if problem.code == "UNIMPLEMENTED" and message == "Method not found!":
+        message = _NO_OIP
+    response = json_response({"error": message}, problem.headers())
+    response.status_code = problem.status
+    return response
+
+
 class OpenInferenceRoutes:
     """The routes of the protocol. Errors are {"error": "..."}, as its clients expect.
 
@@ -69,12 +79,7 @@ class OpenInferenceRoutes:
                 response: Response = await handle(request)
                 return response
             except Problem as problem:
-                message = problem.message
-                if problem.code == "UNIMPLEMENTED" and message == "Method not found!":
-                    message = _NO_OIP
-                answer = json_response({"error": message}, problem.headers())
-                answer.status_code = problem.status
-                return answer
+                return error_response(problem)
 
         return Route(path, endpoint, methods=[method])
 

@@ -137,7 +137,8 @@ def table(title: str, calls: list[dict[str, str]]) -> str:
     """Return the table of a client's calls."""
     rows = [f"| {title} | |", "|---|---|"]
     for call in calls:
-        detail = call["detail"].split("; ")[0].replace("|", "\\|")
+        detail = call["detail"].splitlines()[0] if call["detail"] else ""
+        detail = detail.split("; ")[0].replace("|", "\\|")
         code = call["outcome"].removeprefix("refused: ").removeprefix("StatusCode.")
         refused = f"`{code}`: {detail}" if code else detail
         outcome = "works" if call["outcome"] == "works" else refused

@@ -174,3 +174,17 @@ def test_half_a_surrogate_pair_is_refused(http, path):
     response = http.post(path, content=b'{"input": "x", "id": "\\ud800", "\\ud800": 1}')
     assert response.status_code == 400
     assert b"body: is no JSON" in response.content
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/trace/setting", 404),
+        ("GET", "/v2/systemsharedmemory/status", 404),
+        ("GET", "/v2/models/resnet50/infer", 405),
+    ],
+)
+def test_paths_below_v2_have_errors_of_the_protocol(http, method, path, status):
+    response = http.request(method, path)
+    assert response.status_code == status
+    assert list(response.json()) == ["error"]
