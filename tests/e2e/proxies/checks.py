@@ -207,7 +207,7 @@ def _rests(count: Callable[[], int], total: int, whose: str) -> None:
             break
         time.sleep(0.02)
     if last * len(MESSAGE) > HELD_BYTES:
-        raise NotAsPromised(f"{whose} {last * len(MESSAGE) / 2**20:.1f} MiB that nobody has read")
+        raise NotAsPromised(f"{whose} {last * len(MESSAGE) / 2**20:.1f} MiB that were never read")
 
 
 def _answers(client: Client) -> bool:
