@@ -14,6 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from resnet50_client._addresses import DEFAULT_PORT
+from resnet50_gateway import settings as gateway_settings
 from resnet50_server.api.grpc_server import SERVICES
 from resnet50_server.api.memory_bound import memory_bound, total
 from resnet50_server.rollout.split import Split
@@ -109,7 +110,9 @@ def test_yaml_parses_and_kustomize_names_every_manifest():
 @pytest.mark.parametrize("path", [*FILES, *PAGES], ids=lambda path: path.name)
 def test_every_environment_name_is_a_setting(path):
     known = {ENV_PREFIX + name.upper() for name in (*Settings.model_fields, *CLIENT_ENVIRONMENT)}
-    known.add("RESNET50_GATEWAY")  # the prefix of the gateway's, in a template
+    prefix = gateway_settings.ENV_PREFIX
+    known |= {prefix + name.upper() for name in gateway_settings.Settings.model_fields}
+    known.add(prefix.rstrip("_"))  # in a template, before the name of a setting
     assert set(re.findall(rf"{ENV_PREFIX}[A-Z0-9_]*[A-Z0-9]", path.read_text())) <= known
 
 
