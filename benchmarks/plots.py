@@ -1,6 +1,6 @@
 """Plots of docs/benchmarks: python -m benchmarks.plots; `make pictures` runs it.
 
-latency-load.svg   p50, p99 and failed calls against the offered load, fp32 and int8, with the
+latency-load.svg   p50, p90 and failed calls against the offered load, fp32 and int8, with the
                    throughput that each sustains
 scale-out.svg      simulated throughput and p99 against the number of replicas
 new-replica.svg    simulated share of the newest replica after a scale-up and in a rolling update
@@ -51,13 +51,13 @@ class Point(NamedTuple):
     Attributes:
         rate: Offered images a second.
         p50_ms: Median latency in milliseconds.
-        p99_ms: 99th percentile of the latency in milliseconds.
+        p90_ms: 90th percentile of the latency in milliseconds.
         failed: Share of the calls that failed, 0 to 1.
     """
 
     rate: float
     p50_ms: float
-    p99_ms: float
+    p90_ms: float
     failed: float
 
 
@@ -73,7 +73,7 @@ def sweep(page: str, title: str) -> list[Point]:
         cells = [cell.strip() for cell in rest.split("|")]
         if len(cells) == 9:  # the table of latencies, not that of stages
             failed = float(cells[8].rstrip("%")) / 100
-            points.append(Point(float(rate), float(cells[3]), float(cells[5]), failed))
+            points.append(Point(float(rate), float(cells[3]), float(cells[4]), failed))
     if not points:
         raise ValueError(
             f"docs/benchmarks/results.md has no sweep below {title!r}: run `make bench`"
@@ -110,7 +110,7 @@ def latency_against_load(page: str) -> str:
         points = sweep(page, title)
         rates = [point.rate for point in points]
         axes.plot(rates, [point.p50_ms for point in points], "o-", color=COLORS[name])
-        axes.plot(rates, [point.p99_ms for point in points], "o--", color=COLORS[name], alpha=0.6)
+        axes.plot(rates, [point.p90_ms for point in points], "o--", color=COLORS[name], alpha=0.6)
         failed = [point.failed * 100 for point in points]
         below.plot(rates, failed, "o-", color=COLORS[name], clip_on=False)
         for one in (axes, below):
@@ -128,7 +128,7 @@ def latency_against_load(page: str) -> str:
     axes.set_yscale("log")
     axes.set_yticks([10, 30, 100, 300, 1000], ["10", "30", "100", "300", "1000"])
     axes.set_xlim(left=0)
-    axes.set_ylabel("latency, ms (p50; p99 dashed)", color=INK)
+    axes.set_ylabel("latency, ms (p50; p90 dashed)", color=INK)
     below.set_ylim(0, 60)
     below.set_ylabel("failed, %", color=INK)
     below.set_xlabel(
