@@ -103,6 +103,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
         ],
         "Measurements": [
             "docs/benchmarks/results",
+            "docs/benchmarks/results-amx",
             "docs/benchmarks/comparison",
             "docs/benchmarks/reliability",
             "docs/benchmarks/scale-out",
