@@ -32,7 +32,7 @@ def stages(title: str, load: str) -> dict[str, float]:
         load: The row's name.
     """
     row = re.search(
-        rf"^\| {load} \| [\d.]+ ((?:\| [\d.]+ / [\d.]+ ){{5}})\|$", section(title), re.M
+        rf"^\| {load} \| [\d.]+ ((?:\| [\d.]+ / (?:[\d.]+|-) ){{5}})\|$", section(title), re.M
     )
     if row is None:
         raise ValueError(f"docs/benchmarks/results.md has no stages of {load!r}: run `make bench`")
