@@ -1,18 +1,18 @@
-"""Figures of docs/benchmarks/results.md, as `make bench` has written them into the page."""
+"""Figures of docs/benchmarks/results-amx.md, a run of `make bench`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "benchmarks" / "results.md"
+PAGE = Path(__file__).resolve().parents[1] / "benchmarks" / "results-amx.md"
 
 
 def section(title: str) -> str:
     """Return the section of the page whose heading begins with `title`."""
     found = PAGE.read_text(encoding="utf-8").partition(f"\n### {title}")[2]
     if not found:
-        raise ValueError(f"docs/benchmarks/results.md has no section {title!r}: run `make bench`")
+        raise ValueError(f"docs/benchmarks/results-amx.md has no section {title!r}")
     return found.partition("\n### ")[0]
 
 
@@ -35,7 +35,7 @@ def stages(title: str, load: str) -> dict[str, float]:
         rf"^\| {load} \| [\d.]+ ((?:\| [\d.]+ / (?:[\d.]+|-) ){{5}})\|$", section(title), re.M
     )
     if row is None:
-        raise ValueError(f"docs/benchmarks/results.md has no stages of {load!r}: run `make bench`")
+        raise ValueError(f"docs/benchmarks/results-amx.md has no stages of {load!r}")
     medians = [float(median) for median in re.findall(r"([\d.]+) /", row[1])]
     return dict(zip(("decode", "queue", "compute", "server", "outside"), medians, strict=True))
 
