@@ -87,11 +87,13 @@ class OpenInferenceRoutes:
         return json_response(_snake(await self._call(request, "ServerMetadata")))
 
     async def _live(self, _: Request) -> Response:
-        return Response()
+        return json_response({"live": True})
 
     async def _ready(self, request: Request) -> Response:
         answer = await self._call(request, "ServerReady")
-        return Response(status_code=200 if answer.ready else 503)
+        response = json_response({"ready": answer.ready})
+        response.status_code = 200 if answer.ready else 503
+        return response
 
     async def _model_ready(self, request: Request) -> Response:
         answer = await self._call(request, "ModelReady", **_named(request))

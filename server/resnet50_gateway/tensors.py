@@ -36,7 +36,8 @@ def request_message(
     Raises:
         Problem: A member is wrong; names it.
     """
-    _only(header, ("id", "parameters", "inputs", "outputs"), "")
+    # KServe's client repeats the model of the path in `model_name` and `model_version`.
+    _only(header, ("id", "parameters", "inputs", "outputs", "model_name", "model_version"), "")
     request_id = header.get("id", "")
     if not isinstance(request_id, str):
         raise invalid("id", "must be a text")

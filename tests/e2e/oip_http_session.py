@@ -115,6 +115,7 @@ def kserve_calls(address: str) -> None:
     from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
     from kserve.constants.constants import PredictorProtocol
 
+    loop = asyncio.new_event_loop()  # the client keeps connections of one loop
     client = InferenceRESTClient(RESTConfig(protocol=PredictorProtocol.REST_V2.value))
     base = f"http://{address}"
 
@@ -122,14 +123,14 @@ def kserve_calls(address: str) -> None:
         given = InferInput("IMAGE", list(values.shape), datatype)
         given.set_data_from_numpy(values, binary_data=binary)
         request = InferRequest(model_name=model, infer_inputs=[given])
-        answer = asyncio.run(client.infer(base, request, model_name=model))
+        answer = loop.run_until_complete(client.infer(base, request, model_name=model))
         return [output.name for output in answer.outputs]
 
     file = np.array([[png()]], dtype=np.object_)
     pixels = np.asarray(picture())[None]
-    report("is_server_live", lambda: asyncio.run(client.is_server_live(base)))
-    report("is_server_ready", lambda: asyncio.run(client.is_server_ready(base)))
-    report("is_model_ready", lambda: asyncio.run(client.is_model_ready(base, MODEL)))
+    report("is_server_live", lambda: loop.run_until_complete(client.is_server_live(base)))
+    report("is_server_ready", lambda: loop.run_until_complete(client.is_server_ready(base)))
+    report("is_model_ready", lambda: loop.run_until_complete(client.is_model_ready(base, MODEL)))
     report("infer BYTES, binary", lambda: infer(file, "BYTES"))
     report("infer UINT8, binary", lambda: infer(pixels, "UINT8"))
     report("infer UINT8, JSON", lambda: infer(pixels, "UINT8", binary=False))

@@ -40,5 +40,5 @@ def test_recorded_request_is_answered_as_it_was(http, call):
 
 
 def test_recorded_requests_are_of_every_client():
-    assert {call["client"] for call in RECORDED} == {"tritonclient"}
+    assert {call["client"] for call in RECORDED} == {"tritonclient", "kserve"}
     assert sum(call["path"].endswith("/infer") for call in RECORDED) >= 10
