@@ -342,7 +342,8 @@ def test_command_deploys_shows_and_deletes(cluster, app):
 
 def test_command_says_why_servers_do_not_start(cluster, app):
     where = ("--app", app, "--address", cluster.address)
-    done = run("deploy", *where, "--", "--variants=one=random:1", "--device=cuda:7")
+    options = ["--variants=one=random:1", "--device=cuda:7", "--allow-plaintext"]
+    done = run("deploy", *where, "--", *options)
     assert done.returncode == 1
     assert "cuda" in done.stderr
 

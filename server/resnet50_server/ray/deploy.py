@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import suppress
 
@@ -56,6 +57,7 @@ class Deployment:
         return []
 
     def _run(self) -> None:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             # Calls do not go through Ray's proxies.
             serve.start(proxy_location="Disabled")
