@@ -30,7 +30,8 @@ class GatewayProcess:
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.process = processes.start(
-            *("resnet50-gateway", "--listen", "127.0.0.1:0", *arguments),
+            "resnet50-gateway",
+            *("--listen", "127.0.0.1:0", *arguments),
             environment=os.environ | (environment or {}),
         )
 
