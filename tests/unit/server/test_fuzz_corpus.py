@@ -88,7 +88,8 @@ def test_rows_beyond_the_pixels_are_not_read(monkeypatch):
     raw = next(
         message for name, message in seed_images.raw_images().items() if "NV12 padded" in name
     )
-    raw.row_stride_bytes = raw.width + 2  # a layout that no other test has: checked ones are remembered
+    # A layout that no other test has: checked ones are remembered.
+    raw.row_stride_bytes = raw.width + 2
     monkeypatch.setattr(pixels, "lengths", lambda _: (10**6, 0))
     with pytest.raises(ValueError, match="size of buffer"):
         checked(targets.raw, targets.raw_bytes(raw, lie=-30))
