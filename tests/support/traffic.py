@@ -31,6 +31,7 @@ class Operator:
 
     def __init__(self, server, channel: grpc.aio.Channel) -> None:
         self.server = server
+        self.channel = channel
         self.variants = variant_pb2_grpc.VariantServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
 

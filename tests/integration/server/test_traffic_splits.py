@@ -12,6 +12,7 @@ from resnet50.v1 import (
 )
 from resnet50_server.rollout.split import Split
 from tests.support.administering import APP, describe
+from tests.support.oip import files_request, rpc
 from tests.support.serving import DECODING, until, until_result
 from tests.support.traffic import (
     PNG,
@@ -238,3 +239,20 @@ async def test_split_needs_two_variants_shares_and_a_token_that_may(tmp_path):
         with refused("UNIMPLEMENTED", "DeleteTrafficSplit", "--variants-dir"):
             await operator.delete(V2)
         assert await operator.reports() == []
+
+
+@pytest.mark.parametrize("files", [(b"no image",), (PNG, b"no image")], ids=["one", "two"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["call", "stream"])
+async def test_failures_of_the_open_inference_protocol_are_counted(tmp_path, files, streamed):
+    async with operated(tmp_path, oip=True, **DECODING) as operator:
+        await operator.split(V2, V1, shadow_percent=100.0)
+        request = files_request(*files, model_name=V2)
+        if streamed:
+            call = rpc(operator.channel, "ModelStreamInfer")
+            (answer,) = [one async for one in call(iter([request]), metadata=metadata())]
+            assert answer.error_message
+        else:
+            with refused("INVALID_ARGUMENT"):
+                await rpc(operator.channel, "ModelInfer")(request, metadata=metadata())
+        report = await operator.report()
+        assert (report.variant_answers.failed, report.candidate_answers.failed) == (1, 0)
