@@ -67,14 +67,15 @@ def contained(
         if source.is_dir() and not any(path != one and path.is_relative_to(one) for one in bound)
     ]
     mounted += [(Path(path), source) for path, source in volumes.items() if source is not None]
+    # First: the repository may be below one of them, as in /tmp.
+    for empty in (path for path, source in volumes.items() if source is None):
+        target = root / empty.lstrip("/")
+        steps += [f"mkdir -p {target}", f"mount -t tmpfs -o mode=1777 volume {target}"]
     for path, source in mounted:
         target = root / path.relative_to("/")
         steps += [f"mkdir -p {target}", f"mount --rbind {source} {target}"]
         if source not in map(Path, ("/dev", "/proc", "/sys")):
             steps.append(f"mount -o remount,bind,ro {target}")
-    for empty in (path for path, source in volumes.items() if source is None):
-        target = root / empty.lstrip("/")
-        steps += [f"mkdir -p {target}", f"mount -t tmpfs -o mode=1777 volume {target}"]
     steps.append(f"mount -o remount,ro {root}")
     variables = [f"{name}={value}" for name, value in environment.items()]
     inner = ["chroot", f"--userspec={USER}", "--groups=0", root, "env", "-i", *variables, *command]
