@@ -41,6 +41,7 @@ _TOKEN = re.compile(
     r"|(?P<digest>\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,}\b)"
     r"|(?P<number>\d+(?:,\d{3})*(?:\.\d+)?)"
     r"|(?P<space>[ \t]+)"
+    r"|(?P<rule>─+)"
     r"|(?P<text>.)"
 )
 _NUMBER = r"(\d+(?:,\d{3})*(?:\.\d+)?)"
@@ -130,6 +131,8 @@ def _pattern(shown: str) -> tuple[str, list[tuple[str, bool]]]:
             elif token["number"]:
                 parts.append(_NUMBER)
                 numbers.append((token["number"], rest.startswith("%")))
+            elif token["rule"]:
+                parts.append("─+")  # as wide as its table
             else:
                 parts.append(r"[ \t]+" if token["space"] else re.escape(token[0]))
         parts.append(r"\n")
