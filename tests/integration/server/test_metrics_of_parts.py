@@ -137,7 +137,7 @@ def fail(*_: object) -> None:
     raise KeyError("a listener's own mistake")
 
 
-# Fails on everything that it is told.
+# A listener that raises for each event.
 Broken = type("Broken", (ServerEvents,), dict.fromkeys(EVENTS, fail))
 
 
