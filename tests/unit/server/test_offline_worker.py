@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import subprocess
 import sys
+import threading
 from contextlib import closing
 
 import numpy as np
@@ -17,6 +19,7 @@ from resnet50_server.batching.result import Result
 from resnet50_server.engines.stub_engines import NullEngine
 from resnet50_server.errors import InvalidImage
 from resnet50_server.offline import ImageWorker, LocalEmbedder, WorkerFailed
+from resnet50_server.offline.in_flight import InFlight
 from tests.support.counted_engine import counted_engine
 from tests.support.offline import BROKEN
 from tests.support.pictures import encode, photo_like
@@ -141,6 +144,28 @@ def test_bytes_in_flight_are_bounded(engine):
         before = [(len(taken), name) for name, _ in worker.run(images())]
     assert {name for _, name in before} == {str(number) for number in range(8)}
     assert all(count <= done + 3 for done, (count, _) in enumerate(before))
+
+
+def test_bytes_of_ended_images_are_in_flight_no_longer():
+    async def infer(name, image):
+        return name
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        in_flight = InFlight(loop, infer)
+        in_flight.start("a", b"12", 2)
+        in_flight.start("b", b"123", 3)
+        assert (in_flight.images, in_flight.bytes) == (2, 5)
+        names = []
+        while in_flight.images:
+            names += [name for name, _ in in_flight.ended()]
+        assert (names, in_flight.bytes) == (["a", "b"], 0)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def test_stopped_engine_ends_the_work_with_its_reason(monkeypatch):
