@@ -67,8 +67,10 @@ log = logging.getLogger(__name__)
 
 # When gRPC stops it cancels the calls that have arrived but that it has not handed over yet, and
 # their clients see CANCELLED (grpc/grpc#41785). So calls are rejected first, until none has arrived
-# for the former time, and at most for the latter.
-DRAIN_QUIET_S = 0.02
+# for `DRAIN_QUIET_S`, and for `MAX_REJECT_S` at most. A wait that ends later than `MAX_LATE_S` shows
+# nothing: the loop was stalled, and calls that arrived meanwhile have not been handed over.
+DRAIN_QUIET_S = 0.05
+MAX_LATE_S = 0.01
 MAX_REJECT_S = 1.0
 
 
@@ -184,10 +186,11 @@ class Server:
             return
         admission, loop = self._parts.admission, asyncio.get_running_loop()
         ends = loop.time() + min(MAX_REJECT_S, self._settings.drain_timeout_s)
-        while loop.time() < ends:
+        while (now := loop.time()) < ends:
             before = admission.refused_while_draining
             await asyncio.sleep(DRAIN_QUIET_S)
-            if admission.refused_while_draining == before:
+            in_time = loop.time() - now <= DRAIN_QUIET_S + MAX_LATE_S
+            if in_time and admission.refused_while_draining == before:
                 break
 
     async def stop(self) -> None:

@@ -53,6 +53,10 @@ class FileChangeDetector:
         seen, self._seen = self._seen, tuple(stamps) if settled else None
         return not settled or seen != self._seen
 
+    def reset(self) -> None:
+        """Report a change at the next call, because the files could not be read."""
+        self._seen = None
+
 
 class ReloadedFiles(Generic[Value]):
     """The value of files, read again when they change; while they are invalid the previous one.
@@ -99,6 +103,9 @@ class ReloadedFiles(Generic[Value]):
                 return False
             self._check(value)
         except UnusableSetting as error:
+            if isinstance(error.__cause__, OSError):
+                # Of the disk, perhaps only now: the files may be valid, and look unchanged.
+                self._detector.reset()
             if str(error) != self._last_error:
                 self._last_error = str(error)
                 log.error("%s; continuing with the previous %s", error, self._kept)

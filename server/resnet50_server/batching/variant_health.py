@@ -36,17 +36,21 @@ class NonFiniteMonitor:
         # Start of each bucket, results, non-finite results.
         self._buckets: deque[list[float]] = deque()
 
+    def __len__(self) -> int:
+        """Return how many buckets of `BUCKET_S` are remembered."""
+        return len(self._buckets)
+
     def record(self, results: int, non_finite: int) -> str | None:
         """Count the results of a batch; return the problem if too many are non-finite."""
         now = self._clock()
         if not self._buckets or now >= self._buckets[-1][0] + BUCKET_S:
             self._buckets.append([now, 0, 0])
+        while self._buckets[0][0] <= now - WINDOW_S:
+            self._buckets.popleft()
         self._buckets[-1][1] += results
         self._buckets[-1][2] += non_finite
         if not non_finite:
             return None
-        while self._buckets[0][0] <= now - WINDOW_S:
-            self._buckets.popleft()
         total = int(sum(bucket[1] for bucket in self._buckets))
         failed = int(sum(bucket[2] for bucket in self._buckets))
         if failed < MIN_NON_FINITE or failed <= MAX_NON_FINITE_SHARE * total:

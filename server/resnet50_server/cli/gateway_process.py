@@ -127,19 +127,19 @@ class GatewayProcess:
         announced = False
         while True:
             started = time.monotonic()
-            self._process = process = await self._spawn(metrics_url())
-            assert process.stdout is not None
-            if await process.stdout.readline() and not announced:
-                announce(f"http on {self.url}")
-                announced = True
-            code = await process.wait()
+            try:
+                self._process = process = await self._spawn(metrics_url())
+            except OSError as error:  # the system's limit of processes, files or memory
+                ended = f"cannot be started ({error.strerror or error})"
+            else:
+                assert process.stdout is not None
+                if await process.stdout.readline() and not announced:
+                    announce(f"http on {self.url}")
+                    announced = True
+                ended = f"ended with exit code {await process.wait()}"
             lived_s = time.monotonic() - started
             backoff_s = MIN_BACKOFF_S if lived_s > HEALTHY_S else backoff_s
-            log.error(
-                "the HTTP gateway ended with exit code %d; it is started again in %g s",
-                code,
-                backoff_s,
-            )
+            log.error("the HTTP gateway %s; it is started again in %g s", ended, backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 

@@ -101,7 +101,11 @@ class MetricsServer(ThreadingMixIn, TCPServer):
                 self.shutdown_request(request)
                 return
         self._connections[request] = None
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the system's limit of threads; the base class closes the connection
+            self._forget(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Handle a connection."""
@@ -110,11 +114,14 @@ class MetricsServer(ThreadingMixIn, TCPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._connections.pop(request, None)
-            self._free.release()
+            self._forget(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore clients that disconnect; the default prints a traceback."""
+
+    def _forget(self, request: Any) -> None:
+        self._connections.pop(request, None)
+        self._free.release()
 
 
 class _Handler(MetricsHandler):

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
@@ -24,7 +25,7 @@ from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support.clients import Caller, items
 from tests.support.pictures import encode, picture
-from tests.support.serving import server_processes
+from tests.support.serving import server_processes, serving, until
 
 PNG = encode(picture())
 LARGE = bytes(range(256)) * 20_000  # 20 chunks
@@ -122,6 +123,24 @@ async def test_calls_during_stop_are_refused_as_unavailable():
             codes = set(await asyncio.gather(*callers))
         assert await asyncio.to_thread(process.process.wait, 60) == 0
     assert codes == {grpc.StatusCode.UNAVAILABLE}
+
+
+async def test_calls_that_arrive_while_the_loop_is_stalled_are_refused_as_unavailable():
+    # On a busy machine the loop runs late. When the pause that shows that no call comes any more is
+    # over, those that came meanwhile have not been handed over, and gRPC would cancel them.
+    request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
+    async with serving() as server:
+        with grpc.insecure_channel(server.addresses[0], [("grpc.enable_retries", 0)]) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            await asyncio.to_thread(stub.Classify, request)
+            rejecting = asyncio.create_task(server.reject_new())
+            await until(lambda: server.snapshot().draining)
+            calls = [stub.Classify.future(request) for _ in range(50)]
+            time.sleep(5 * resnet50_server.server.DRAIN_QUIET_S)
+            await rejecting
+            await server.stop()
+            codes = [await asyncio.to_thread(call.code) for call in calls]
+    assert set(codes) == {grpc.StatusCode.UNAVAILABLE}
 
 
 # A client whose server goes away

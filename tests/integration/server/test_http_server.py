@@ -108,6 +108,23 @@ async def test_server_whose_event_loop_is_stuck_is_not_alive(monkeypatch):
         assert await health(server) == (200, 200, 1)
 
 
+async def test_probes_answer_again_once_threads_can_be_started(monkeypatch):
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if "process_request_thread" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async with serving(**ON) as server:
+        with monkeypatch.context() as without_threads:
+            without_threads.setattr(threading.Thread, "start", fail)
+            for _ in range(http_server.MAX_CONNECTIONS + 1):
+                with pytest.raises(OSError):  # noqa: PT011  # closed in one way or another
+                    await asyncio.to_thread(fetch, f"{server.metrics_url}/livez")
+        assert await health(server) == (200, 200, 1)
+
+
 async def test_other_paths_and_methods_are_refused():
     async with serving(**ON) as server:
         assert (await get(server, "/"))[0] == 404

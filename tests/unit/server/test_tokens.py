@@ -215,6 +215,27 @@ def test_broken_token_file_keeps_the_tokens_and_logs_once(path, clock, caplog, b
     assert tokens.find(SECRET) is None
 
 
+def test_file_that_its_disk_failed_to_read_is_read_again_though_it_looks_the_same(
+    path, clock, monkeypatch
+):
+    monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
+    tokens, fails = Tokens(path, clock), True
+
+    def read(path: Path) -> dict[bytes, Token]:
+        if fails:
+            raise UnusableSetting("tokens_file", "cannot be read") from OSError(5, "I/O error")
+        return read_tokens(path)
+
+    monkeypatch.setattr("resnet50_server.auth.tokens.read_tokens", read)
+    replace(path, entry("cameras", "another secret"))
+    clock.now_s += 1.1
+    assert tokens.find(SECRET)
+    fails = False
+    clock.now_s += 1.1
+    assert tokens.find(SECRET) is None
+    assert tokens.find("another secret")
+
+
 def test_token_file_is_checked_again_after_any_error(path, clock, monkeypatch):
     def fail(_: watched.FileChangeDetector) -> bool:
         raise RuntimeError("out of threads")

@@ -7,11 +7,13 @@ import pytest
 from resnet50_server.batching.batch import BatchPolicy
 from resnet50_server.batching.scheduler import Scheduler
 from resnet50_server.batching.variant_health import (
+    BUCKET_S,
     MAX_RETEST_S,
     MIN_NON_FINITE,
     RETEST_S,
     STABLE_S,
     WINDOW_S,
+    NonFiniteMonitor,
     VariantHealth,
 )
 from resnet50_server.errors import EngineFailed, VariantUnhealthy
@@ -60,6 +62,15 @@ def test_results_older_than_a_minute_are_forgotten():
     assert (
         health.problem == f"{MIN_NON_FINITE} of its last {MIN_NON_FINITE} results have NaN or Inf"
     )
+
+
+def test_healthy_variant_remembers_no_more_than_a_minute_of_results():
+    now = 0.0
+    monitor = NonFiniteMonitor(lambda: now)
+    for _ in range(1000):
+        now += BUCKET_S
+        assert monitor.record(32, 0) is None
+    assert len(monitor) == WINDOW_S / BUCKET_S
 
 
 def test_results_neither_change_nor_end_a_problem():
