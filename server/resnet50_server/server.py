@@ -67,8 +67,8 @@ log = logging.getLogger(__name__)
 
 # When gRPC stops it cancels the calls that have arrived but that it has not handed over yet, and
 # their clients see CANCELLED (grpc/grpc#41785). So calls are rejected first, until none has arrived
-# for `DRAIN_QUIET_S`, and for `MAX_REJECT_S` at most. A wait that ends later than `MAX_LATE_S` shows
-# nothing: the loop was stalled, and calls that arrived meanwhile have not been handed over.
+# for `DRAIN_QUIET_S`, and for `MAX_REJECT_S` at most. A wait that ends more than `MAX_LATE_S` late
+# shows nothing: the loop was stalled, and calls that arrived meanwhile have not been handed over.
 DRAIN_QUIET_S = 0.05
 MAX_LATE_S = 0.01
 MAX_REJECT_S = 1.0

@@ -120,7 +120,7 @@ async def test_probes_answer_again_once_threads_can_be_started(monkeypatch):
         with monkeypatch.context() as without_threads:
             without_threads.setattr(threading.Thread, "start", fail)
             for _ in range(http_server.MAX_CONNECTIONS + 1):
-                with pytest.raises(OSError):  # noqa: PT011  # closed in one way or another
+                with pytest.raises(OSError):  # closed in one way or another
                     await asyncio.to_thread(fetch, f"{server.metrics_url}/livez")
         assert await health(server) == (200, 200, 1)
 
